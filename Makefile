@@ -1,0 +1,54 @@
+# make demo: depth maps of the example photos and a score. make test: lint, types, layers, tests. The plain pip lines
+# stand in README.md.
+#   PYTHON=python3.12         the Python that makes the virtual environment
+#   VENV=/somewhere/else      where it lies
+#   PIP_ARGS='--index-url …'  for every pip call, e.g. an index with the CPU-only build of torch
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+OUT ?= out
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: demo test clean
+
+export TIMEFORMAT :=   -> %R s
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+BIN := $(VENV)/bin
+CORE := $(VENV)/.installed-core
+DEV := $(VENV)/.installed-dev
+
+demo: $(CORE)
+	@echo "Predicting examples/photos"
+	@time $(BIN)/openmarigold predict examples/photos --output-dir $(OUT) --overwrite
+	@echo "Evaluating examples/benchmark"
+	@time $(BIN)/openmarigold evaluate --benchmark examples/benchmark
+	@echo "Written to $(OUT)/ (depth in *_depth.npy and *_depth.png, to look at: *_depth_colored.png)"
+	@ls -l $(OUT)
+
+test: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+	@time $(BIN)/python -m pytest
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "$(PYTHON) must be Python 3.10 or newer with the venv module; install it (Debian: python3-venv) or set PYTHON" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(CORE): pyproject.toml constraints.txt | $(BIN)/python
+	@time $(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e .
+	@touch $@
+
+# The dev extra holds the core too, so its stamp renews both.
+$(DEV): pyproject.toml constraints.txt | $(BIN)/python
+	@time $(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@touch $(CORE) $@
+
+clean:
+	rm -rf $(VENV) $(OUT) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

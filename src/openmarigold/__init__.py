@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Depth from a single photo with a small diffusion model, following Marigold (Ke et al., CVPR 2024).
+
+>>> import openmarigold
+>>> predictor = openmarigold.Predictor.load()  # doctest: +SKIP
+>>> predictor("photo.jpg").depth  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from openmarigold.batch import BatchResult, predict_files
+    from openmarigold.config import PredictConfig
+    from openmarigold.errors import (
+        CheckpointError,
+        DataError,
+        ImageError,
+        InvalidValueError,
+        MissingExtraError,
+        NumericalError,
+        OpenMarigoldError,
+        OutputError,
+        RecipeError,
+    )
+    from openmarigold.evaluation import DepthEstimator, Report, evaluate
+    from openmarigold.predictor import DepthPrediction, Predictor
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BatchResult",
+    "CheckpointError",
+    "DataError",
+    "DepthEstimator",
+    "DepthPrediction",
+    "ImageError",
+    "InvalidValueError",
+    "MissingExtraError",
+    "NumericalError",
+    "OpenMarigoldError",
+    "OutputError",
+    "PredictConfig",
+    "Predictor",
+    "RecipeError",
+    "Report",
+    "__version__",
+    "evaluate",
+    "predict_files",
+]
+
+# Imported when first asked for (PEP 562), so that `import openmarigold` and `--help` stay fast.
+_MODULES = {
+    "batch": ("BatchResult", "predict_files"),
+    "config": ("PredictConfig",),
+    "errors": (
+        "CheckpointError",
+        "DataError",
+        "ImageError",
+        "InvalidValueError",
+        "MissingExtraError",
+        "NumericalError",
+        "OpenMarigoldError",
+        "OutputError",
+        "RecipeError",
+    ),
+    "evaluation": ("DepthEstimator", "Report", "evaluate"),
+    "predictor": ("DepthPrediction", "Predictor"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Depth maps: normalisation for training, masks on the latent grid, colours.
+
+Paper: §3.2 (affine-invariant depth normalisation, eq. 3).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, UInt8
+
+from openmarigold.errors import DataError, InvalidValueError
+
+# ColorBrewer's "Spectral" in 11 classes, from red (near) to violet (far).
+_SPECTRAL = (
+    (158, 1, 66),
+    (213, 62, 79),
+    (244, 109, 67),
+    (253, 174, 97),
+    (254, 224, 139),
+    (255, 255, 191),
+    (230, 245, 152),
+    (171, 221, 164),
+    (102, 194, 165),
+    (50, 136, 189),
+    (94, 79, 162),
+)
+_LEVELS_PER_CLASS = 256
+
+
+def normalise_depth(
+    depth: Float[np.ndarray, "h w"],
+    valid_mask: Bool[np.ndarray, "h w"],
+    *,
+    quantiles: tuple[float, float] = (0.02, 0.98),
+    invalid: Literal["far", "raw"] = "far",
+) -> Float32[np.ndarray, "h w"]:
+    """Training target in [-1, 1]: the quantiles of the valid pixels become -1 (near) and +1 (far), the rest is clipped.
+
+    Args:
+        depth: any affine function of planar depth, for example metric depth [m].
+        valid_mask: True = use this pixel; only these set the quantiles.
+        quantiles: shares of the valid pixels, linear interpolation between neighbours.
+        invalid: invalid pixels are put on the far plane (+1) with "far"; "raw" normalises whatever they hold, as the
+            published code does (Hypersim holes, stored as 0, become -1; NaN becomes +1).
+
+    Raises:
+        DataError: no valid pixel, a valid pixel that is not finite, or both quantiles equal.
+
+    Paper: §3.2, eq. 3.
+    """
+    valid_depth = depth[valid_mask]
+    if valid_depth.size == 0:
+        raise DataError("the depth map has no valid pixel; skip this sample")
+    near, far = np.quantile(valid_depth.astype(np.float64), quantiles)
+    if not (np.isfinite(near) and np.isfinite(far)):
+        raise DataError("valid pixels of the depth map are not finite; mark them invalid")
+    if far <= near:
+        raise DataError(f"the depth map is constant ({near:g} at both quantiles); skip this sample")
+    with np.errstate(invalid="ignore"):  # inf - inf in pixels that are replaced below
+        norm_depth = np.clip((depth - near) / (far - near) * 2.0 - 1.0, -1.0, 1.0)
+    unknown = np.isnan(norm_depth) if invalid == "raw" else ~valid_mask
+    return np.where(unknown, 1.0, norm_depth).astype(np.float32)
+
+
+def to_affine(norm_depth: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """Affine depth in [0, 1] (near 0, far 1) of a normalised depth, clipped to [-1, 1] first."""
+    return (np.clip(norm_depth, -1.0, 1.0) + 1.0) / 2.0
+
+
+def latent_valid_mask(valid_mask: Bool[np.ndarray, "... h w"], *, factor: int = 8) -> Bool[np.ndarray, "... hl wl"]:
+    """Mask on the latent grid [... h/factor w/factor]: a cell is valid only if all its pixels are.
+
+    The decoder of a latent cell sees all its pixels, so one invalid pixel spoils the cell. Paper: supplement, training.
+
+    Raises:
+        InvalidValueError: a side that is not a multiple of `factor`.
+    """
+    *lead, height, width = valid_mask.shape
+    if height % factor or width % factor:
+        raise InvalidValueError(f"a mask of {height}x{width} does not divide into cells of {factor}; pad it first")
+    cells = valid_mask.reshape(*lead, height // factor, factor, width // factor, factor)
+    return np.asarray(cells.all(axis=(-3, -1)))
+
+
+def colourise(affine_depth: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Picture of an affine depth in the Spectral colour map: 0 (near) is red, 1 (far) violet.
+
+    Values outside [0, 1] take the end colours; pixels that are not a number become black.
+    """
+    positions = np.linspace(0, len(_SPECTRAL) - 1, (len(_SPECTRAL) - 1) * _LEVELS_PER_CLASS + 1)
+    channels = np.array(_SPECTRAL, dtype=np.float64).T
+    table = np.stack([np.interp(positions, np.arange(len(_SPECTRAL)), channel) for channel in channels], axis=-1)
+    table = np.concatenate([np.rint(table), np.zeros((1, 3))]).astype(np.uint8)  # last row: not a number
+    level = np.clip(affine_depth, 0.0, 1.0) * (len(positions) - 1)
+    return table[np.where(np.isnan(level), len(positions), np.rint(level)).astype(np.intp)]

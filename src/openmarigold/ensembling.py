@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Joint alignment of several predictions of one photo, their consensus and its uncertainty.
+
+Each member d_i is known up to a positive scale s_i and a shift t_i. The paper chooses them so that the aligned members
+d'_i = s_i·d_i + t_i differ least from each other, with a regulariser against the trivial solution s = 0. Here the gauge
+is fixed instead: the aligned members have mean variance 1. What is minimised is then
+
+    Σ_{i<j} mean_px (d'_i − d'_j)²  =  n·Σ_i w_i² − wᵀC w,    w_i = s_i·std(d_i),  Σ_i w_i² = n,
+
+where the shifts make all means equal and C is the members' correlation matrix: the leading eigenvector of C is the
+minimum. No iteration over pixels, no starting point, and the result does not depend on the members' own affine maps.
+
+Paper: §3.4 (test-time ensembling), eq. 4; the published solver is `solver="reference"`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Float32, Float64
+
+from openmarigold.errors import InvalidValueError, MissingExtraError, NumericalError
+
+REDUCTIONS = ("median", "mean")
+SOLVERS = ("closed_form", "reference")
+
+_CHUNK_PIXELS = 1 << 15  # float64 copies of a chunk stay in the cache and far below the size of the members
+_CONSTANT_SPREAD = 1e-6  # standard deviation, relative to the magnitude, that float32 rounding can produce
+_MIN_RANGE = 1e-6
+_EIGENVALUE_TIE = 1e-9
+_POWER_ITERATIONS = 1000
+
+# The published solver: regulariser weight, size of the copy it works on, and diffusers' stopping rule for BFGS.
+_REGULARISER = 0.02
+_SOLVER_RESOLUTION = 1024
+_SOLVER_ITERATIONS = 2
+_SOLVER_TOLERANCE = 1e-3
+_DIFFERENCE_STEP = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble:
+    """Consensus of aligned members.
+
+    Member i contributes `scale[i] * members[i] + shift[i]`, in the frame of `depth`; a scale of 0 means that the member
+    was constant or contradicted the others, and contributes its vote as a flat map.
+    """
+
+    depth: Float32[np.ndarray, "h w"]
+    """Affine depth: the nearest pixel 0, the farthest 1; all 0 if every member is constant."""
+    uncertainty: Float32[np.ndarray, "h w"]
+    """Median absolute deviation of the aligned members (standard deviation for the mean), in units of `depth`, ≥ 0."""
+    scale: Float64[np.ndarray, " n"]
+    shift: Float64[np.ndarray, " n"]
+
+
+def ensemble(
+    members: Float32[np.ndarray, "n h w"], *, reduction: str = "median", solver: str = "closed_form"
+) -> Ensemble:
+    """Consensus of `n` members [n h w], each an affine depth with its own unknown scale and shift.
+
+    The result does not change when a member is mapped by a·d + b (a > 0) or when members change places (up to
+    rounding). One member comes back normalised to [0, 1]. The median of an even count is the mean of the middle two
+    ("reference" takes the lower one, as the published code does).
+
+    Args:
+        members: at least one; finite.
+        reduction: "median" or "mean" over the aligned members.
+        solver: "closed_form", or "reference": the published cost minimised by scipy's BFGS (slow, for comparison).
+
+    Raises:
+        InvalidValueError: no member, or an unknown reduction or solver.
+        NumericalError: a member with a value that is not finite.
+        MissingExtraError: "reference" without scipy.
+
+    Paper: §3.4.
+    """
+    if members.size == 0:
+        raise InvalidValueError(f"members of shape {members.shape} hold no pixel; give at least one map")
+    for name, value, accepted in (("reduction", reduction, REDUCTIONS), ("solver", solver, SOLVERS)):
+        if value not in accepted:
+            raise InvalidValueError(f"{name}={value!r} is not one of {', '.join(accepted)}")
+    flat = members.reshape(len(members), -1)
+    mean, covariance = _moments(flat)
+    if not np.isfinite(covariance).all():
+        raise NumericalError("ensemble members hold values that are not finite; the network's output is broken")
+    if solver == "closed_form":
+        scale = _consensus_scale(covariance, magnitude=np.abs(mean))
+        shift = -scale * mean
+    else:
+        scale, shift = _reference_scale_shift(members, reduction=reduction)
+    depth, uncertainty = _reduce(flat, scale, shift, reduction=reduction, lower_median=solver == "reference")
+    nearest, extent = float(depth.min()), max(float(np.ptp(depth)), _MIN_RANGE)
+    return Ensemble(
+        depth=((depth - nearest) / extent).reshape(members.shape[1:]),
+        uncertainty=(uncertainty / extent).reshape(members.shape[1:]),
+        scale=scale / extent,
+        shift=(shift - nearest) / extent,
+    )
+
+
+def pairwise_cost(
+    gram: Float64[np.ndarray, "n n"],
+    mean: Float64[np.ndarray, " n"],
+    scale: Float64[np.ndarray, " n"],
+    shift: Float64[np.ndarray, " n"],
+) -> float:
+    """Σ_{i<j} √ mean_px (d'_i − d'_j)² of the aligned members, without touching a pixel.
+
+    Args:
+        gram: mean over the pixels of d_i·d_j.
+        mean: mean over the pixels of d_i.
+        scale: of each member.
+        shift: of each member.
+
+    Paper: eq. 4, first term (the published code sums the roots, the paper takes one root of the sum).
+    """
+    offset = shift[:, None] - shift[None, :]
+    scaled_mean = scale * mean
+    scaled_gram = scale[:, None] * scale[None, :] * gram
+    power = np.diag(scaled_gram)
+    squared = power[:, None] + power[None, :] - 2.0 * scaled_gram
+    squared += 2.0 * offset * (scaled_mean[:, None] - scaled_mean[None, :]) + offset**2
+    pairs = np.triu_indices(len(scale), k=1)
+    return float(np.sqrt(np.maximum(squared[pairs], 0.0)).sum())
+
+
+def _moments(
+    flat: Float32[np.ndarray, "n pixels"],
+) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, "n n"]]:
+    """Means and covariance matrix of the members over the pixels, in float64, a chunk at a time."""
+    covariance = np.zeros((len(flat), len(flat)))
+    with np.errstate(invalid="ignore"):  # the caller reports what is not finite
+        mean = flat.mean(axis=1, dtype=np.float64)
+        for start in range(0, flat.shape[1], _CHUNK_PIXELS):
+            centred = flat[:, start : start + _CHUNK_PIXELS] - mean[:, None]
+            covariance += centred @ centred.T
+    return mean, covariance / flat.shape[1]
+
+
+def _consensus_scale(
+    covariance: Float64[np.ndarray, "n n"], *, magnitude: Float64[np.ndarray, " n"]
+) -> Float64[np.ndarray, " n"]:
+    """Scales s_i ≥ 0 that minimise the pairwise distances under the gauge Σ_i s_i²·var(d_i) = n; see the module.
+
+    Constant members get scale 0. Where the leading eigenvector has negative entries (a member runs against the
+    others), depth must not be turned inside out: the objective is maximised over w ≥ 0 by projected power iteration
+    from equal weights, which never lowers it; a member that contradicts the consensus ends at scale 0.
+    """
+    spread = np.sqrt(np.diag(covariance))
+    varying = spread > _CONSTANT_SPREAD * np.maximum(magnitude, spread)
+    scale = np.zeros(len(spread))
+    if not varying.any():
+        return scale
+    spread = spread[varying]
+    correlation = covariance[np.ix_(varying, varying)] / np.outer(spread, spread)
+    values, vectors = np.linalg.eigh(correlation)
+    # Equal weights projected on the leading eigenspace: fixes the sign, and the choice where eigenvalues tie.
+    leading = vectors[:, values >= values[-1] * (1.0 - _EIGENVALUE_TIE)]
+    weights = leading @ leading.sum(axis=0)
+    if weights.min() <= 0.0:
+        weights = _nonnegative_weights(correlation)
+    weights *= np.sqrt(len(weights) / np.sum(weights**2))
+    scale[varying] = weights / spread
+    return scale
+
+
+def _nonnegative_weights(correlation: Float64[np.ndarray, "n n"]) -> Float64[np.ndarray, " n"]:
+    """Weights w ≥ 0 of length 1 at which wᵀC w is stationary, ascending from equal weights."""
+    weights = np.full(len(correlation), len(correlation) ** -0.5)
+    for _ in range(_POWER_ITERATIONS):
+        ascended = np.maximum(correlation @ weights, 0.0)
+        length = np.linalg.norm(ascended)
+        if length < _EIGENVALUE_TIE:  # the members cancel: none is preferred
+            break
+        ascended /= length
+        converged = np.abs(ascended - weights).max() < 1e-12
+        weights = ascended
+        if converged:
+            break
+    return weights
+
+
+def _reduce(
+    flat: Float32[np.ndarray, "n pixels"],
+    scale: Float64[np.ndarray, " n"],
+    shift: Float64[np.ndarray, " n"],
+    *,
+    reduction: str,
+    lower_median: bool,
+) -> tuple[Float32[np.ndarray, " pixels"], Float32[np.ndarray, " pixels"]]:
+    """Reduction of the aligned members and its spread, a chunk at a time (the aligned members are never all held)."""
+    centre = np.empty(flat.shape[1], dtype=np.float32)
+    deviation = np.empty(flat.shape[1], dtype=np.float32)
+    factor, offset = scale.astype(np.float32)[:, None], shift.astype(np.float32)[:, None]
+    for start in range(0, flat.shape[1], _CHUNK_PIXELS):
+        chunk = slice(start, start + _CHUNK_PIXELS)
+        aligned = flat[:, chunk] * factor + offset
+        if reduction == "mean":
+            centre[chunk] = aligned.mean(axis=0)
+            deviation[chunk] = aligned.std(axis=0, ddof=1) if len(aligned) > 1 else 0.0
+        else:
+            centre[chunk] = _median(aligned, lower=lower_median)
+            deviation[chunk] = _median(np.abs(aligned - centre[chunk]), lower=lower_median)
+    return centre, deviation
+
+
+def _median(values: Float[np.ndarray, "n pixels"], *, lower: bool) -> Float[np.ndarray, " pixels"]:
+    """Median over the members; of an even count the mean of the middle two, or the lower one."""
+    ordered = np.sort(values, axis=0)
+    low, high = (len(values) - 1) // 2, len(values) // 2
+    return ordered[low] if lower or low == high else (ordered[low] + ordered[high]) / 2
+
+
+def _reference_scale_shift(
+    members: Float32[np.ndarray, "n h w"], *, reduction: str
+) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
+    """Scales and shifts by the published recipe: BFGS from min-max normalisation, two iterations as in diffusers.
+
+    Deviation: the cost is float64 and its finite differences have a step of 1e-4. The published code steps 1.5e-8 in
+    float32, below the resolution of the numbers it steps, so that its gradient is rounding noise.
+    """
+    try:
+        from scipy.optimize import minimize
+    except ImportError as error:
+        raise MissingExtraError("scipy", "dev") from error
+    flat = _shrink(members).reshape(len(members), -1)
+    low, high = flat.min(axis=1).astype(np.float64), flat.max(axis=1).astype(np.float64)
+    initial_scale = 1.0 / np.maximum(high - low, _MIN_RANGE)
+    solution = minimize(
+        reference_cost,
+        np.concatenate([initial_scale, -initial_scale * low]),
+        args=(flat, *_moments(flat), reduction),
+        method="BFGS",
+        tol=_SOLVER_TOLERANCE,
+        options={"maxiter": _SOLVER_ITERATIONS, "eps": _DIFFERENCE_STEP},
+    )
+    scale, shift = np.split(solution.x, 2)
+    return scale, shift
+
+
+def reference_cost(
+    parameters: Float64[np.ndarray, " two_n"],
+    flat: Float32[np.ndarray, "n pixels"],
+    mean: Float64[np.ndarray, " n"],
+    covariance: Float64[np.ndarray, "n n"],
+    reduction: str,
+) -> float:
+    """Published cost at (scales, shifts): pairwise distances + 0.02·(|nearest| + |1 − farthest|) of the consensus."""
+    scale, shift = np.split(parameters, 2)
+    consensus, _ = _reduce(flat, scale, shift, reduction=reduction, lower_median=True)
+    regulariser = abs(float(consensus.min())) + abs(1.0 - float(consensus.max()))
+    return pairwise_cost(covariance + np.outer(mean, mean), mean, scale, shift) + _REGULARISER * regulariser
+
+
+def _shrink(members: Float32[np.ndarray, "n h w"]) -> Float32[np.ndarray, "n hs ws"]:
+    """Members with a longer side of at most 1024 px, by picking the pixel nearest to each new centre."""
+    height, width = members.shape[1:]
+    longer = max(height, width)
+    if longer <= _SOLVER_RESOLUTION:
+        return members
+    rows, columns = (
+        ((np.arange(count) + 0.5) * side / count).astype(np.intp)
+        for side, count in ((side, max(1, side * _SOLVER_RESOLUTION // longer)) for side in (height, width))
+    )
+    return members[:, rows][:, :, columns]

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors meant for users: each message says what was given, what is accepted and what to do.
+
+OpenMarigoldError
+├── InvalidValueError (ValueError)     a setting or argument that is not accepted
+│   └── RecipeError                    a training recipe with unknown or contradictory keys
+├── ImageError (ValueError)            an input image that cannot be read
+├── CheckpointError (ValueError)       a checkpoint that is missing, incomplete or not understood
+├── DataError (ValueError)             a data set or benchmark that is missing, incomplete or damaged
+├── OutputError (OSError)              a result that cannot be written
+├── NumericalError (ArithmeticError)   non-finite values in a network's output
+└── MissingExtraError (ImportError)    an optional dependency that is not installed
+"""
+
+from __future__ import annotations
+
+
+class OpenMarigoldError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class InvalidValueError(OpenMarigoldError, ValueError):
+    """A setting or argument that is not accepted."""
+
+
+class RecipeError(InvalidValueError):
+    """A training recipe with unknown or contradictory keys."""
+
+
+class ImageError(OpenMarigoldError, ValueError):
+    """An input image that cannot be read."""
+
+
+class CheckpointError(OpenMarigoldError, ValueError):
+    """A checkpoint that is missing, incomplete or not understood."""
+
+
+class DataError(OpenMarigoldError, ValueError):
+    """A data set or benchmark that is missing, incomplete or damaged."""
+
+
+class OutputError(OpenMarigoldError, OSError):
+    """A result that cannot be written."""
+
+
+class NumericalError(OpenMarigoldError, ArithmeticError):
+    """Non-finite values in a network's output."""
+
+
+class MissingExtraError(OpenMarigoldError, ImportError):
+    """An optional dependency that is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f'{package} is not installed; it belongs to an optional part: pip install "openmarigold[{extra}]"'
+        )
+
+
+def one_line(error: BaseException) -> str:
+    """What another library's error says, on one line of readable length, after the name of its class."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from openmarigold.alignment import align_depth, align_disparity, fit_scale_shift
+from openmarigold.errors import DataError, InvalidValueError
+
+EVERYWHERE = np.ones((3, 4), dtype=bool)
+
+
+def random_maps() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.random((3, 4), dtype=np.float32), rng.random((3, 4)) + 1.0
+
+
+def test_fit_equals_numpys_least_squares():
+    pred, gt = random_maps()
+    valid_mask = EVERYWHERE.copy()
+    valid_mask[0, :2] = False
+    system = np.stack([pred[valid_mask], np.ones(valid_mask.sum())], axis=1)
+    expected = np.linalg.lstsq(system, gt[valid_mask], rcond=None)[0]
+    np.testing.assert_allclose(fit_scale_shift(pred, gt, valid_mask), expected, rtol=1e-6)
+
+
+def test_invalid_pixels_never_influence_the_fit():
+    pred, gt = random_maps()
+    valid_mask = EVERYWHERE.copy()
+    valid_mask[1, 1] = False
+    expected = fit_scale_shift(pred, gt, valid_mask)
+    pred[1, 1], gt[1, 1] = np.nan, np.inf
+    assert fit_scale_shift(pred, gt, valid_mask) == expected
+
+
+def test_fit_keeps_its_precision_far_from_zero():
+    pred = 1e6 + np.linspace(0.0, 1.0, 12).reshape(3, 4)
+    scale, shift = fit_scale_shift(pred, 2.0 * (pred - 1e6) + 1.0, EVERYWHERE)
+    assert scale == pytest.approx(2.0, rel=1e-8)
+    assert scale * 1e6 + shift == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, -1e5])
+def test_constant_prediction_becomes_the_mean(value):
+    _, gt = random_maps()
+    assert fit_scale_shift(np.full((3, 4), value, np.float32), gt, EVERYWHERE) == (0.0, gt.mean())
+
+
+def test_align_depth_fills_the_whole_map():
+    pred, _ = random_maps()
+    gt = 3.0 * pred.astype(np.float64) + 0.5
+    valid_mask = EVERYWHERE.copy()
+    valid_mask[2] = False
+    np.testing.assert_allclose(align_depth(pred, gt, valid_mask), gt, rtol=1e-6)
+
+
+def test_align_disparity_fits_in_inverse_depth_and_caps_it():
+    disparity = np.array([[0.1, 0.2, 0.4, -1.0]])
+    gt = np.array([[1 / 0.3, 1 / 0.5, 1 / 0.9, 0.0]])
+    aligned = align_disparity(disparity, gt, np.array([[True, True, True, False]]))
+    np.testing.assert_allclose(aligned[0, :3], gt[0, :3], rtol=1e-9)
+    assert aligned[0, 3] == pytest.approx(1000.0)
+
+
+def test_maps_that_cannot_be_aligned_are_refused():
+    pred, gt = random_maps()
+    with pytest.raises(DataError, match="no valid pixel"):
+        fit_scale_shift(pred, gt, ~EVERYWHERE)
+    with pytest.raises(DataError, match="not positive"):
+        align_disparity(pred, gt * 0.0, EVERYWHERE)
+    with pytest.raises(InvalidValueError, match="prediction is not finite"):
+        fit_scale_shift(pred * np.float32(np.nan), gt, EVERYWHERE)
+    with pytest.raises(DataError, match="ground truth is not finite"):
+        fit_scale_shift(pred, gt * np.inf, EVERYWHERE)

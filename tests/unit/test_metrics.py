@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from openmarigold.errors import DataError, InvalidValueError
+from openmarigold.metrics import METRICS, delta, depth_metrics
+
+GT = np.array([[1.0, 2.0, 4.0, 5.0]])
+PRED = np.array([[1.0, 1.0, 8.0, 5.0]])
+EVERYWHERE = np.ones((1, 4), dtype=bool)
+
+# By hand: differences 0, −1, 4, 0; ratios 1, 2, 2, 1; log2 ratios 0, −1, 1, 0.
+BY_HAND = {
+    "abs_rel": (0.5 + 1.0) / 4,
+    "sq_rel": (0.5 + 4.0) / 4,
+    "rmse": math.sqrt(17 / 4),
+    "rmse_log": math.log(2) * math.sqrt(2 / 4),
+    "log10": math.log10(2) * 2 / 4,
+    "delta1": 0.5,
+    "delta2": 0.5,
+    "delta3": 0.5,  # 1.25³ = 1.953 < 2
+    "i_rmse": math.sqrt((0.5**2 + 0.125**2) / 4),
+    "silog": 100 * math.log(2) * math.sqrt(2 / 4),
+}
+
+
+def test_all_metrics_by_hand():
+    assert depth_metrics(PRED, GT, EVERYWHERE) == pytest.approx(BY_HAND)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_each_metric_alone_gives_the_same(name):
+    assert METRICS[name](PRED, GT, EVERYWHERE) == pytest.approx(BY_HAND[name])
+
+
+def test_delta_is_strict():
+    gt = np.array([[4.0, 4.0]])
+    assert delta(np.array([[5.0, 4.999]]), gt, np.ones((1, 2), bool)) == 0.5
+
+
+def test_silog_ignores_a_common_scale_and_rmse_log_does_not():
+    scores = depth_metrics(3.0 * GT, GT, EVERYWHERE)
+    assert scores["silog"] == pytest.approx(0.0, abs=1e-6)
+    assert scores["rmse_log"] == pytest.approx(math.log(3.0))
+
+
+def test_invalid_pixels_do_not_count():
+    pred, gt = PRED.copy(), GT.copy()
+    pred[0, 1], gt[0, 2] = np.nan, 0.0
+    scores = depth_metrics(pred, gt, np.array([[True, False, False, True]]))
+    assert scores["abs_rel"] == 0.0
+    assert scores["delta1"] == 1.0
+
+
+def test_values_that_would_give_nonsense_are_refused():
+    with pytest.raises(DataError, match="no valid pixel"):
+        depth_metrics(PRED, GT, ~EVERYWHERE)
+    with pytest.raises(DataError, match="ground truth is not positive"):
+        depth_metrics(PRED, GT * 0.0, EVERYWHERE)
+    for bad in (-1.0, 0.0, np.nan, np.inf):
+        # A negative prediction has ratios below every threshold: delta would call it correct.
+        with pytest.raises(InvalidValueError, match="prediction is not positive"):
+            delta(np.where(GT == 2.0, bad, GT), GT, EVERYWHERE)

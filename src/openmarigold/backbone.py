@@ -1,0 +1,367 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The networks: U-Net and VAE from diffusers; widening, latents, loading, saving and export to ONNX.
+
+A checkpoint is a folder in diffusers layout (docs/architecture.md). Shapes: `b` batch, `C` channels of the VAE's
+latent, `h = H / 8`, `w = W / 8`. Paper: §3.2 (network), §3.3 (fine-tuning protocol).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from openmarigold.checkpoint import EMBEDDING_FILE, ONNX_FILES, read_checkpoint
+from openmarigold.diffusion import NoiseSchedule
+from openmarigold.errors import CheckpointError, MissingExtraError, OutputError, one_line
+from openmarigold.files import atomic_directory
+
+Vae = AutoencoderKL | AutoencoderTiny
+VAE_CLASSES: dict[str, type[AutoencoderKL] | type[AutoencoderTiny]] = {
+    "AutoencoderKL": AutoencoderKL,
+    "AutoencoderTiny": AutoencoderTiny,
+}
+EMBEDDING_KEY = "empty_prompt_embedding"
+
+
+def widen_conv_in(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The same U-Net with a first layer of twice the input channels, for [rgb_latent, noisy depth_latent].
+
+    The weights are repeated and halved and the bias is kept, so two equal latents give exactly the pretrained
+    activation. Changes `unet` in place; do it before an optimizer holds its parameters. Paper: §3.2.
+    """
+    old = unet.conv_in
+    new = nn.Conv2d(2 * old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding)  # pyright: ignore
+    with torch.no_grad():
+        new.weight.copy_(torch.cat([old.weight, old.weight], dim=1) * 0.5)
+        assert new.bias is not None and old.bias is not None
+        new.bias.copy_(old.bias)
+    unet.conv_in = new.to(old.weight.device, old.weight.dtype)
+    unet.register_to_config(in_channels=new.in_channels)
+    return unet
+
+
+def latent_channels(vae: Vae) -> int:
+    """Channels C of the latent that `vae` encodes to."""
+    return int(vae.config["latent_channels"])
+
+
+def encode_to_latent(vae: Vae, image: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b C h w"]:
+    """Scaled latent of images in [-1, 1]: the mode of the encoder's distribution, never a sample. Paper: §3.2."""
+    encoded: Any = vae.encode(image)
+    latent = encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mode()
+    return latent * vae.config["scaling_factor"]
+
+
+def decode_to_image(vae: Vae, latent: Float[Tensor, "b C h w"]) -> Float[Tensor, "b 3 H W"]:
+    """Decoded image, about [-1, 1] but not clipped, of a scaled latent."""
+    decoded: Any = vae.decode(latent / vae.config["scaling_factor"])
+    return decoded.sample
+
+
+def decode_from_latent(vae: Vae, latent: Float[Tensor, "b C h w"]) -> Float[Tensor, "b 1 H W"]:
+    """Decoded depth, about [-1, 1] but not clipped: the mean of the three decoded channels. Paper: §3.2."""
+    return decode_to_image(vae, latent).mean(dim=1, keepdim=True)
+
+
+def load_unet(folder: Path) -> UNet2DConditionModel:
+    """U-Net from a diffusers folder with safetensors weights, float32, in evaluation mode.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    return _load(UNet2DConditionModel, folder)
+
+
+def load_vae(folder: Path) -> Vae:
+    """VAE (`AutoencoderKL` or `AutoencoderTiny`, as its config.json says), float32, in evaluation mode.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the class is another one.
+    """
+    try:
+        name = json.loads((folder / "config.json").read_text())["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder / 'config.json'} cannot be read ({one_line(error)}); get the checkpoint again"
+        ) from error
+    if name not in VAE_CLASSES:
+        raise CheckpointError(f"{folder}: {name!r} is not a supported autoencoder; use one of {', '.join(VAE_CLASSES)}")
+    return _load(VAE_CLASSES[name], folder)
+
+
+def _load(model_class: Any, folder: Path) -> Any:
+    variant = None if (folder / "diffusion_pytorch_model.safetensors").is_file() else "fp16"
+    try:
+        # low_cpu_mem_usage would leave parameters without values where a file lacks them.
+        model, info = model_class.from_pretrained(
+            folder,
+            variant=variant,
+            use_safetensors=True,
+            local_files_only=True,
+            torch_dtype=torch.float32,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+        )
+    except Exception as error:  # diffusers and safetensors raise many kinds for damaged files
+        raise CheckpointError(
+            f"{folder} cannot be loaded ({one_line(error)}); it must hold config.json and whole .safetensors weights"
+        ) from error
+    for problem in ("missing_keys", "unexpected_keys"):  # diffusers only warns, and keeps random weights
+        if info.get(problem):
+            names = ", ".join(sorted(info[problem])[:3])
+            raise CheckpointError(
+                f"{folder}: the weights do not fit config.json ({problem.replace('_', ' ')}: {names}); get both from "
+                "the same checkpoint"
+            )
+    return model.eval()
+
+
+def load_empty_prompt_embedding(directory: Path) -> Float[Tensor, "1 n d"]:
+    """The constant embedding of the empty prompt: the stored one, or computed once from the text encoder.
+
+    Published checkpoints hold a CLIP text encoder and tokenizer; "" becomes two tokens (begin, end). Paper: §3.3.
+
+    Raises:
+        CheckpointError: neither the stored tensor nor a text encoder is there.
+    """
+    stored = directory / EMBEDDING_FILE
+    if stored.is_file():
+        try:
+            return load_file(stored)[EMBEDDING_KEY].float()
+        except Exception as error:
+            raise CheckpointError(f"{stored} cannot be read ({one_line(error)}); get the checkpoint again") from error
+    if not (directory / "text_encoder").is_dir() or not (directory / "tokenizer").is_dir():
+        raise CheckpointError(
+            f"{directory} holds neither {EMBEDDING_FILE} nor text_encoder/ and tokenizer/; one of the two is needed"
+        )
+    try:
+        from transformers import CLIPTextModel, CLIPTokenizer
+    except ImportError as error:
+        raise MissingExtraError("transformers", "torch") from error
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(directory / "tokenizer", local_files_only=True)
+        encoder_dir = directory / "text_encoder"
+        text_encoder = CLIPTextModel.from_pretrained(
+            encoder_dir,
+            variant=None if (encoder_dir / "model.safetensors").is_file() else "fp16",
+            local_files_only=True,
+            use_safetensors=True,
+            torch_dtype=torch.float32,
+        ).eval()
+    except Exception as error:
+        raise CheckpointError(f"{directory}/text_encoder cannot be loaded ({one_line(error)})") from error
+    tokens = tokenizer("", padding="do_not_pad", truncation=True, return_tensors="pt").input_ids
+    with torch.no_grad():
+        return text_encoder(tokens)[0].float()
+
+
+def save_checkpoint(
+    directory: Path,
+    *,
+    vae: Vae,
+    unet: UNet2DConditionModel | None = None,
+    empty_prompt_embedding: Float[Tensor, "1 n d"] | None = None,
+    schedule: NoiseSchedule | None = None,
+    index: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Writes a checkpoint folder in diffusers layout, atomically; `index` joins `model_index.json`.
+
+    Without `unet` only `vae/` is written (a trained autoencoder). `dtype` is how weights are stored.
+    """
+    with atomic_directory(directory) as folder:
+        _save_network(vae, folder / "vae", dtype)
+        if unet is None:
+            return
+        assert schedule is not None and empty_prompt_embedding is not None
+        _save_network(unet, folder / "unet", dtype)
+        save_tensors({EMBEDDING_KEY: empty_prompt_embedding.float()}, folder / EMBEDDING_FILE)
+        (folder / "scheduler").mkdir()
+        _write_json(folder / "scheduler" / "scheduler_config.json", schedule.to_config())
+        components = {
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", type(vae).__name__],
+            "scheduler": ["diffusers", "DDIMScheduler"],
+            "text_encoder": [None, None],
+            "tokenizer": [None, None],
+        }
+        _write_json(folder / "model_index.json", {**(index or {}), **components})
+
+
+def hash_of_weights(model: Vae | UNet2DConditionModel) -> str:
+    """SHA-256 of a network's configuration and weights."""
+    config = {key: value for key, value in model.config.items() if not key.startswith("_")}  # not where it lies
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Writes a safetensors file that others may read as the folder allows.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
+    """
+    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    try:
+        save_file(contiguous, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # what the library makes of an error of the operating system
+        raise OSError(one_line(error)) from error
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
+def _save_network(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
+    # A copy through the state dict: the model in training keeps its own precision.
+    folder.mkdir()
+    state = {name: value.to(dtype) for name, value in model.state_dict().items()}
+    save_tensors(state, folder / "diffusion_pytorch_model.safetensors")
+    model.save_config(folder)  # pyright: ignore[reportCallIssue]
+    if isinstance(model, AutoencoderTiny):
+        # It registers a setting that its own constructor does not take, which diffusers then warns about.
+        config = json.loads((folder / "config.json").read_text())
+        config.pop("block_out_channels", None)
+        _write_json(folder / "config.json", config)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(dict(content), indent=2) + "\n", encoding="utf-8")
+
+
+class _Encoder(nn.Module):
+    def __init__(self, vae: Vae) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, sample: Tensor) -> Tensor:
+        return encode_to_latent(self.vae, sample)
+
+
+class _Decoder(nn.Module):
+    def __init__(self, vae: Vae) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return decode_from_latent(self.vae, latent)
+
+
+class _Denoiser(nn.Module):
+    def __init__(self, unet: UNet2DConditionModel, empty_prompt_embedding: Tensor) -> None:
+        super().__init__()
+        self.unet = unet
+        self.register_buffer("context", empty_prompt_embedding)
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        context = self.context.expand(sample.shape[0], -1, -1)  # pyright: ignore
+        return self.unet(sample, timestep, encoder_hidden_states=context).sample
+
+
+def export_onnx(checkpoint_dir: Path, destination: Path) -> None:
+    """Writes `checkpoint_dir` as a checkpoint folder of ONNX networks that runs without torch.
+
+    Sizes stay free: batch, and any image size that is a multiple of 8. Weights are stored in half precision and widened
+    when a session loads them; all arithmetic is float32. The empty-prompt embedding is folded into the U-Net.
+
+    Raises:
+        CheckpointError: the folder is no whole depth checkpoint with safetensors weights.
+        OutputError: `destination` holds something else than an exported checkpoint, which would be lost.
+        MissingExtraError: the package onnx is not installed.
+    """
+    try:
+        import onnx  # noqa: F401 - tested here so that the message names the extra
+    except ImportError as error:
+        raise MissingExtraError("onnx", "export") from error
+    source = read_checkpoint(checkpoint_dir)
+    if source.weights != "safetensors":
+        raise CheckpointError(f"{checkpoint_dir} holds ONNX networks already; give a folder with safetensors weights")
+    _check_replaceable(destination)
+    index = json.loads((checkpoint_dir / "model_index.json").read_text(encoding="utf-8"))
+    vae, unet = load_vae(checkpoint_dir / "vae"), load_unet(checkpoint_dir / "unet")
+    denoiser = _Denoiser(unet, load_empty_prompt_embedding(checkpoint_dir)).eval()
+    channels = latent_channels(vae)
+    # Odd latent sizes make the U-Net's up-sampling follow the skip connections' sizes; with even ones the tracer
+    # would record a fixed factor of 2 and fail on latents that are not divisible by its depth.
+    h, w = 9, 7
+    sample = torch.zeros(1, 2 * channels, h, w)
+    image, latent = torch.zeros(1, 3, 8 * h, 8 * w), torch.zeros(1, channels, h, w)
+    with atomic_directory(destination) as folder:
+        _export(_Encoder(vae), {"sample": image}, "latent", folder / "vae_encoder")
+        _export(denoiser, {"sample": sample, "timestep": torch.tensor([999])}, "prediction", folder / "unet")
+        _export(_Decoder(vae), {"latent": latent}, "depth", folder / "vae_decoder")
+        (folder / "scheduler").mkdir()
+        _write_json(folder / "scheduler" / "scheduler_config.json", source.schedule.to_config())
+        kept = {key: value for key, value in index.items() if not isinstance(value, list)}
+        networks = {"vae_encoder": "OnnxModel", "unet": "OnnxModel", "vae_decoder": "OnnxModel"}
+        components = {name: ["onnxruntime", kind] for name, kind in networks.items()}
+        components["scheduler"] = ["diffusers", "DDIMScheduler"]
+        _write_json(folder / "model_index.json", {**kept, "latent_channels": channels, **components})
+
+
+def _check_replaceable(destination: Path) -> None:
+    if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
+        return
+    if not all((destination / file).is_file() for file in ("model_index.json", *ONNX_FILES.values())):
+        raise OutputError(
+            f"{destination} exists and is no exported checkpoint; choose a new folder, so that nothing is lost"
+        )
+
+
+def _export(module: nn.Module, inputs: dict[str, Tensor], output: str, folder: Path) -> None:
+    import onnx
+
+    folder.mkdir()
+    names = {0: "batch", 2: "height", 3: "width"}
+    axes = {name: names for name, value in inputs.items() if value.ndim == 4} | {output: names}
+    path = folder / "model.onnx"
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer warns about every shape test, which odd sizes take care of
+        torch.onnx.export(
+            module.eval(),
+            tuple(inputs.values()),
+            path,
+            input_names=list(inputs),
+            output_names=[output],
+            dynamic_axes=axes,
+            opset_version=17,
+            dynamo=False,
+        )
+    model = onnx.load(path)
+    _store_weights_in_half(model)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+def _store_weights_in_half(model: Any) -> None:
+    """Replaces float32 weights of 256 or more values by float16 ones and a Cast, which sessions fold when they load."""
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    casts = []
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if tensor.data_type != TensorProto.FLOAT or values.size < 256:
+            continue
+        name = tensor.name
+        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}.half"))
+        casts.append(helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)

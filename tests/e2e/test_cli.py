@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands as a user runs them, in a process of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tiny import make_photo
+
+# The environment finds the package installed or, in a checkout, on the path of this process.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "COLUMNS": "100"}
+
+
+def openmarigold(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "openmarigold", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+
+
+def assert_one_error_line(result: subprocess.CompletedProcess[str], *parts: str, status: int = 2) -> None:
+    assert result.returncode == status, result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    for part in parts:
+        assert part in lines[0]
+
+
+def names_in(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir()) if directory.exists() else []
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(make_photo(48, 64)).save(path)
+    return path
+
+
+def test_predict_writes_results_and_a_summary(photo: Path, tmp_path: Path, onnx_checkpoint: Path) -> None:
+    result = openmarigold("predict", photo, "--output-dir", tmp_path / "out", "--checkpoint", onnx_checkpoint)
+    assert result.returncode == 0, result.stderr
+    assert names_in(tmp_path / "out") == ["photo_depth.npy", "photo_depth.png", "photo_depth_colored.png"]
+    assert result.stdout.startswith("1 predicted, 0 skipped, 0 failed in ")
+    assert result.stderr == ""
+
+
+def test_identical_bytes_alone_among_five_and_again(photo_dir: Path, tmp_path: Path, onnx_checkpoint: Path) -> None:
+    settings = ("--checkpoint", onnx_checkpoint, "--ensemble-size", 2)
+    runs = {"alone": [photo_dir / "c.png"], "five": [photo_dir], "again": [photo_dir / "c.png"]}
+    for name, inputs in runs.items():
+        assert openmarigold("predict", *inputs, "--output-dir", tmp_path / name, *settings).returncode == 0
+    assert len(names_in(tmp_path / "five")) == 20
+    assert len(names_in(tmp_path / "alone")) == 4
+    for path in (tmp_path / "alone").iterdir():
+        assert len({(tmp_path / name / path.name).read_bytes() for name in runs}) == 1, path.name
+
+
+def test_json_uncertainty_and_skipping(photo: Path, tmp_path: Path, onnx_checkpoint: Path) -> None:
+    out = tmp_path / "out"
+    command = ("predict", photo, "--output-dir", out, "--checkpoint", onnx_checkpoint, "--ensemble-size", 2, "--json")
+    first = json.loads(openmarigold(*command).stdout)
+    assert [Path(path).name for path in first["written"]] == [
+        "photo_depth.npy",
+        "photo_depth.png",
+        "photo_depth_colored.png",
+        "photo_uncertainty.npy",
+    ]
+    assert (first["num_predicted"], first["skipped"], first["failed"]) == (1, [], [])
+    assert first["load_s"] > 0
+    assert len(first["predict_s"]) == 1
+    uncertainty = np.load(out / "photo_uncertainty.npy")
+    assert (uncertainty.shape, uncertainty.dtype) == ((48, 64), np.float32)
+    stamps = [path.stat().st_mtime_ns for path in sorted(out.iterdir())]
+    second = json.loads(openmarigold(*command).stdout)
+    assert (second["num_predicted"], second["skipped"]) == (0, [str(photo)])
+    assert [path.stat().st_mtime_ns for path in sorted(out.iterdir())] == stamps
+    assert json.loads(openmarigold(*command, "--overwrite").stdout)["num_predicted"] == 1
+
+
+def test_torch_checkpoint_gives_the_same_picture(
+    photo: Path, tmp_path: Path, tiny_checkpoint: Path, onnx_checkpoint: Path
+) -> None:
+    for name, checkpoint in {"torch": tiny_checkpoint, "onnx": onnx_checkpoint}.items():
+        command = ("predict", photo, "--output-dir", tmp_path / name, "--checkpoint", checkpoint, "--device", "cpu")
+        assert openmarigold(*command).returncode == 0
+    ours, other = (np.load(tmp_path / name / "photo_depth.npy") for name in ("torch", "onnx"))
+    np.testing.assert_allclose(ours, other, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("case", ["missing", "empty", "truncated", "not an image", "empty folder"])
+def test_bad_photos(case: str, tmp_path: Path, onnx_checkpoint: Path) -> None:
+    path, out = tmp_path / "bad.png", tmp_path / "out"
+    Image.fromarray(make_photo(48, 64)).save(path)
+    if case == "missing":
+        path.unlink()
+    elif case == "empty":
+        path.write_bytes(b"")
+    elif case == "truncated":
+        path.write_bytes(path.read_bytes()[:2000])
+    elif case == "not an image":
+        path.write_text("hello")
+    else:
+        path.unlink()
+        path.mkdir()
+    result = openmarigold("predict", path, "--output-dir", out, "--checkpoint", onnx_checkpoint)
+    assert_one_error_line(result, str(path), status=1)
+    assert "0 predicted, 0 skipped, 1 failed" in result.stdout
+    assert names_in(out) == []
+
+
+def test_one_bad_photo_among_good_ones(photo_dir: Path, tmp_path: Path, onnx_checkpoint: Path) -> None:
+    (photo_dir / "b.png").write_bytes((photo_dir / "b.png").read_bytes()[:500])
+    result = openmarigold("predict", photo_dir, "-o", tmp_path / "out", "--checkpoint", onnx_checkpoint, "--json")
+    assert_one_error_line(result, "b.png", status=1)
+    report = json.loads(result.stdout)
+    assert report["num_predicted"] == 4
+    assert [Path(entry["path"]).name for entry in report["failed"]] == ["b.png"]
+    assert len(names_in(tmp_path / "out")) == 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--ensemble-size", 0), "ensemble_size=0 is not accepted; give a whole number, 1 or above"),
+        (("--processing-resolution", 770), "processing_resolution=770 is not a multiple of 8; try 768"),
+        (("--num-inference-steps", 0), "num_inference_steps=0 is not accepted; give a whole number, 1 to 1000"),
+        (("--device", "tpu"), "device='tpu' is not known; use auto, cpu"),
+        (("--device", "cuda"), "device='cuda' does not run ONNX networks, cpu does"),
+    ],
+)
+def test_bad_settings(
+    arguments: tuple[object, ...], message: str, photo: Path, tmp_path: Path, onnx_checkpoint: Path
+) -> None:
+    out = tmp_path / "out"
+    result = openmarigold("predict", photo, "--output-dir", out, "--checkpoint", onnx_checkpoint, *arguments)
+    assert_one_error_line(result, message)
+    assert names_in(out) == []
+
+
+def test_no_input(tmp_path: Path) -> None:
+    assert_one_error_line(openmarigold("predict", "--output-dir", tmp_path / "out"), "no input given")
+
+
+@pytest.mark.parametrize("name", ["file", "file/sub"])
+def test_output_folder_that_cannot_be_written(name: str, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    # The checkpoint does not exist either: the folder is looked at first.
+    result = openmarigold("predict", photo, "--output-dir", tmp_path / name, "--checkpoint", tmp_path / "none")
+    assert_one_error_line(result, f"cannot write to output folder {tmp_path / name}", "choose a folder")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "content"),
+    [
+        ("onnx", "unet/model.onnx", "half"),
+        ("onnx", "vae_decoder/model.onnx", None),
+        ("torch", "unet/diffusion_pytorch_model.safetensors", "half"),
+        ("torch", "vae/diffusion_pytorch_model.safetensors", None),
+        ("torch", "vae/config.json", "half"),
+        ("torch", "model_index.json", "half"),
+        ("torch", "scheduler/scheduler_config.json", None),
+        ("torch", "empty_prompt_embedding.safetensors", None),
+    ],
+)
+def test_damaged_checkpoints(
+    kind: str,
+    file: str,
+    content: str | None,
+    photo: Path,
+    tmp_path: Path,
+    tiny_checkpoint: Path,
+    onnx_checkpoint: Path,
+) -> None:
+    checkpoint, out = tmp_path / "damaged", tmp_path / "out"
+    shutil.copytree({"torch": tiny_checkpoint, "onnx": onnx_checkpoint}[kind], checkpoint)
+    path = checkpoint / file
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    result = openmarigold("predict", photo, "--output-dir", out, "--checkpoint", checkpoint)
+    assert_one_error_line(result, str(path))
+    assert names_in(out) == []
+
+
+def test_checkpoint_that_is_none(photo: Path, tmp_path: Path) -> None:
+    result = openmarigold("predict", photo, "-o", tmp_path / "out", "--checkpoint", tmp_path / "marigold")
+    assert_one_error_line(result, "marigold is not a folder; give a downloaded folder with model_index.json")
+
+
+def test_unknown_recipe_key(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('kind = "depth"\nlearning_rat = 1.0\n')
+    command = ("train", "--recipe", recipe, "--data-dir", tmp_path, "--output-dir", tmp_path / "run")
+    assert_one_error_line(openmarigold(*command), "learning_rat", "recipe.toml")
+    assert not (tmp_path / "run").exists()
+
+
+def test_usage_errors(tmp_path: Path) -> None:
+    result = openmarigold("predict", "a.jpg", "--output-dir", tmp_path, "--ensemble", 3)
+    assert result.returncode == 2
+    assert "Unrecognized options" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert openmarigold().returncode == 2
+
+
+def test_interrupt_leaves_whole_files(photo_dir: Path, tmp_path: Path, onnx_checkpoint: Path) -> None:
+    for index in range(200):
+        shutil.copy(photo_dir / "a.png", photo_dir / f"more{index}.png")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "openmarigold", "predict", photo_dir, "-o", out, "--checkpoint", onnx_checkpoint]
+    command += ["--num-inference-steps", "50"]
+    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    deadline = time.monotonic() + 60
+    while len(names_in(out)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr.strip() == "interrupted"
+    assert not [name for name in names_in(out) if "partial" in name]
+    for path in out.glob("*.npy"):
+        assert np.load(path).shape
+
+
+def test_export_then_predict(photo: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    exported = tmp_path / "exported"
+    result = openmarigold("export", tiny_checkpoint, "--output-dir", exported)
+    assert result.returncode == 0, result.stderr
+    result = openmarigold("predict", photo, "--output-dir", tmp_path / "out", "--checkpoint", exported)
+    assert result.returncode == 0, result.stderr
+
+
+def test_evaluate(tmp_path: Path, onnx_checkpoint: Path) -> None:
+    benchmark = tmp_path / "benchmark"
+    rows = np.mgrid[:24, :32][0]
+    for name in ("room-a", "room-b"):
+        (benchmark / name).mkdir(parents=True)
+        Image.fromarray(make_photo(24, 32)).save(benchmark / name / "rgb.jpg")
+        Image.fromarray((1000 * (1 + rows / 24)).astype(np.uint16)).save(benchmark / name / "depth.png")
+        (benchmark / name / "meta.json").write_text(json.dumps({"depth_scale": 1000}))
+    entries = [{"name": name, "kind": "room", "place": name} for name in ("room-a", "room-b")]
+    (benchmark / "manifest.json").write_text(json.dumps(entries))
+    command = ("evaluate", "--benchmark", benchmark, "--checkpoint", onnx_checkpoint, "--baselines")
+
+    table = openmarigold(*command)
+    assert table.returncode == 0, table.stderr
+    assert table.stderr == ""
+    for text in ("tiny-8-onnx", "constant", "image row", "room", "2 places", "all"):
+        assert text in table.stdout
+    reports = json.loads(openmarigold(*command, "--json").stdout)
+    assert list(reports) == ["tiny-8-onnx", "constant", "image row"]
+    assert reports["image row"]["kinds"]["all"]["abs_rel"] < reports["constant"]["kinds"]["all"]["abs_rel"]
+    assert [image["name"] for image in reports["constant"]["images"]] == ["room-a", "room-b"]
+
+    assert_one_error_line(openmarigold("evaluate", "--benchmark", tmp_path / "none"), "manifest.json cannot be read")
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    seconds = []
+    for _ in range(5):
+        before = os.times()
+        result = openmarigold("--help")
+        after = os.times()
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
+        assert result.returncode == 0
+        assert all(name in result.stdout for name in ("predict", "evaluate", "train", "export"))
+    # Processor time, so that other jobs on the machine do not count; it takes about 0.1 s.
+    assert min(seconds) < 0.3
+
+    for command in ("", "predict", "evaluate", "train", "export"):
+        code = (
+            f"import sys; from openmarigold.cli import main\ntry: main([*{command!r}.split(), '--help'])\n"
+            "except SystemExit: pass\n"
+            "print([name for name in ('torch', 'onnxruntime', 'numpy', 'PIL') if name in sys.modules])"
+        )
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
+        assert result.stdout.strip().endswith("[]"), result.stderr
+
+
+def test_version() -> None:
+    from openmarigold import __version__
+
+    assert openmarigold("--version").stdout == f"openmarigold {__version__}\n"

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The three recipes in a row, killed and resumed, down to a prediction; and what bad recipes and data are told."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from openmarigold.backbone import load_unet, load_vae
+from openmarigold.errors import CheckpointError, DataError, RecipeError
+from openmarigold.predictor import Predictor
+from openmarigold.seeding import generator_for
+from openmarigold.training import latents, train
+from openmarigold.training.latents import LatentCache
+from openmarigold.training.loop import make_accelerator
+from openmarigold.training.recipe import DataConfig
+from training_data import AUTOENCODER, DEPTH, GENERATOR, write_training_data
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data, recipes, a trained autoencoder and a trained generator."""
+    folder = tmp_path_factory.mktemp("training")
+    write_training_data(folder / "data")
+    for name, text in (("autoencoder", AUTOENCODER), ("generator", GENERATOR), ("depth", DEPTH)):
+        (folder / f"{name}.toml").write_text(text)
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        for name in ("autoencoder", "generator"):
+            train(folder / f"{name}.toml", data_dir=folder / "data", output_dir=folder / name, device="cpu")
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def in_workspace(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(workspace)
+    return workspace
+
+
+def losses(run_dir: Path) -> list[float]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(len(rows)))
+    return [row["loss"] for row in rows]
+
+
+def test_recipes_in_a_row_end_in_a_model_that_predicts(in_workspace: Path) -> None:
+    checkpoint = train(
+        Path("depth.toml"), data_dir=in_workspace / "data", output_dir=in_workspace / "whole", device="cpu"
+    )
+    assert len(losses(in_workspace / "whole")) == 12
+    generator, depth = load_unet(Path("generator/checkpoint/unet")), load_unet(checkpoint / "unet")
+    assert generator.config["in_channels"] == 4
+    assert depth.config["in_channels"] == 8
+    # The autoencoder stays frozen: the same weights from the first recipe to the last.
+    first, last = load_vae(Path("autoencoder/checkpoint/vae")), load_vae(checkpoint / "vae")
+    for name, value in first.state_dict().items():
+        assert torch.equal(value.half(), last.state_dict()[name].half()), name
+    stored = load_file(checkpoint / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {value.dtype for value in stored.values()} == {torch.float16}
+    rgb = np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)
+    prediction = Predictor.load(checkpoint)(rgb)
+    assert prediction.depth.shape == (40, 56)
+    assert 0 <= prediction.depth.min() <= prediction.depth.max() <= 1
+
+
+def test_killed_run_resumes_with_the_same_losses(in_workspace: Path) -> None:
+    reference = in_workspace / "uninterrupted"
+    train(Path("depth.toml"), data_dir=in_workspace / "data", output_dir=reference, device="cpu")
+    killed = in_workspace / "killed"
+    command = [sys.executable, "-m", "openmarigold", "train", "--recipe", "depth.toml"]
+    command += ["--data-dir", "data", "--output-dir", str(killed)]
+    process = subprocess.Popen(command, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not list((killed / "states").glob("step-0000000[3-9]")):
+        assert process.poll() is None, process.stderr.read().decode()  # pyright: ignore[reportOptionalMemberAccess]
+        assert time.monotonic() < deadline, "the run did not save a state in time"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert len(losses(killed)) < 12, "the run ended before it was killed"
+    train(Path("depth.toml"), data_dir=in_workspace / "data", output_dir=killed, device="cpu")
+    assert losses(killed) == losses(reference)
+    ours, theirs = load_unet(killed / "checkpoint" / "unet"), load_unet(reference / "checkpoint" / "unet")
+    for name, value in ours.state_dict().items():
+        assert torch.equal(value, theirs.state_dict()[name]), name
+    assert sorted(path.name for path in (killed / "states").iterdir()) == ["step-00000012"]
+
+
+def test_stopping_early_and_resuming_equals_one_run(in_workspace: Path) -> None:
+    """Also for a recipe that averages weights and draws its views anew each step."""
+    settings = {"data_dir": in_workspace / "data", "device": "cpu"}
+    train(Path("autoencoder.toml"), output_dir=in_workspace / "halved", stop_after_steps=3, **settings)
+    assert not (in_workspace / "halved" / "checkpoint").exists()
+    train(Path("autoencoder.toml"), output_dir=in_workspace / "halved", **settings)
+    assert losses(in_workspace / "halved") == losses(in_workspace / "autoencoder")
+
+
+def test_changed_recipe_does_not_resume(in_workspace: Path) -> None:
+    Path("changed.toml").write_text(AUTOENCODER.replace("learning_rate = 1e-3", "learning_rate = 2e-3"))
+    before = (in_workspace / "autoencoder" / "recipe.json").read_bytes()
+    with pytest.raises(CheckpointError, match=r"optimization\.learning_rate changed"):
+        train(Path("changed.toml"), data_dir=in_workspace / "data", output_dir=in_workspace / "autoencoder")
+    assert (in_workspace / "autoencoder" / "recipe.json").read_bytes() == before
+    Path("changed.toml").write_text(
+        AUTOENCODER.replace("photos = 0.5, synthetic = 0.5", "synthetic = 0.5, photos = 0.5")
+    )
+    with pytest.raises(CheckpointError, match=r"data\.sources changed"):
+        train(Path("changed.toml"), data_dir=in_workspace / "data", output_dir=in_workspace / "autoencoder")
+
+
+def test_changed_base_or_data_does_not_resume(in_workspace: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    train(Path("depth.toml"), data_dir=in_workspace / "data", output_dir=output, device="cpu", stop_after_steps=1)
+    other = write_training_data(tmp_path / "data", num_pairs=5)
+    with pytest.raises(CheckpointError, match="autoencoder or data changed since"):
+        train(Path("depth.toml"), data_dir=other, output_dir=output, device="cpu")
+    shutil.copytree("generator/checkpoint", tmp_path / "generator")
+    weights = tmp_path / "generator" / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["conv_out.bias"] += 1
+    save_file(tensors, weights, metadata={"format": "pt"})
+    Path("generator/checkpoint").rename("generator/original")
+    shutil.copytree(tmp_path / "generator", "generator/checkpoint")
+    try:
+        with pytest.raises(CheckpointError, match="generator changed since"):
+            train(Path("depth.toml"), data_dir=in_workspace / "data", output_dir=output, device="cpu")
+    finally:
+        shutil.rmtree("generator/checkpoint")
+        Path("generator/original").rename("generator/checkpoint")
+
+
+def test_no_resume_forgets_everything(in_workspace: Path, tmp_path: Path) -> None:
+    settings = {"data_dir": in_workspace / "data", "output_dir": tmp_path / "run", "device": "cpu"}
+    train(Path("autoencoder.toml"), **settings, stop_after_steps=5)
+    train(Path("autoencoder.toml"), **settings, stop_after_steps=2, resume=False)
+    assert [path.name for path in (tmp_path / "run" / "states").iterdir()] == ["step-00000002"]
+    assert losses(tmp_path / "run") == losses(in_workspace / "autoencoder")[:2]
+
+
+def test_validation_lines_are_not_repeated(in_workspace: Path, tmp_path: Path) -> None:
+    settings = {"data_dir": in_workspace / "data", "output_dir": tmp_path / "run", "device": "cpu"}
+    for _ in range(2):
+        train(Path("generator.toml"), **settings)
+    lines = (tmp_path / "run" / "validation.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [6]
+
+
+def test_interrupted_encoding_continues(in_workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The latents of an encoding that was killed between two marks are those of one that was not."""
+    monkeypatch.setattr(latents, "CHUNK", 2)
+    monkeypatch.setattr(latents, "SAVE_PERIOD", 2)
+    settings = {
+        "config": DataConfig(sources={"synthetic": 1.0}, size=(32, 48), num_variants=2),
+        "vae": load_vae(Path("autoencoder/checkpoint/vae")),
+        "seed": 0,
+        "data_dir": in_workspace / "data",
+        "accelerator": make_accelerator("no", "cpu"),
+        "with_depth": True,
+    }
+    LatentCache(**settings, cache_dir=tmp_path / "whole")
+    (whole,) = (tmp_path / "whole").iterdir()
+    encode, calls = LatentCache._encode, []
+
+    def failing(*arguments: object) -> np.ndarray:
+        calls.append(1)
+        if len(calls) == 10:  # in the fifth chunk of six, after the mark behind the fourth
+            raise KeyboardInterrupt
+        return encode(*arguments)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(LatentCache, "_encode", staticmethod(failing))
+    with pytest.raises(KeyboardInterrupt):
+        LatentCache(**settings, cache_dir=tmp_path / "killed")
+    (killed,) = (tmp_path / "killed").iterdir()
+    assert json.loads((killed / "progress.json").read_text()) == {"encoded": 8}
+    LatentCache(**settings, cache_dir=tmp_path / "killed")
+    assert len(calls) == 10 + 4, "only the two chunks after the mark are encoded again"
+    for name in ("rgb.npy", "depth.npy", "valid_mask.npy"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_latents_are_encoded_once(in_workspace: Path) -> None:
+    output = in_workspace / "cached"
+    train(Path("depth.toml"), data_dir=in_workspace / "data", output_dir=output, stop_after_steps=1)
+    (cache,) = (output / "latents").iterdir()
+    written = (cache / "rgb.npy").stat().st_mtime_ns
+    train(Path("depth.toml"), data_dir=in_workspace / "data", output_dir=output, stop_after_steps=2)
+    assert (cache / "rgb.npy").stat().st_mtime_ns == written
+    assert json.loads((cache / "progress.json").read_text()) == {"encoded": 12}
+
+
+def test_missing_data_and_base(in_workspace: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no photos-\*\.tar in .*--data-dir"):
+        train(Path("autoencoder.toml"), data_dir=tmp_path, output_dir=tmp_path / "run")
+    Path("orphan.toml").write_text(DEPTH.replace("generator/checkpoint", "nowhere"))
+    with pytest.raises(CheckpointError, match="nowhere/vae"):
+        train(Path("orphan.toml"), data_dir=in_workspace / "data", output_dir=tmp_path / "run")
+
+
+def test_unknown_key_is_one_line_on_the_command_line(in_workspace: Path, tmp_path: Path) -> None:
+    Path("typo.toml").write_text(DEPTH.replace("learning_rate", "learning_rat"))
+    with pytest.raises(RecipeError, match=r"did you mean optimization\.learning_rate"):
+        train(Path("typo.toml"), data_dir=in_workspace / "data", output_dir=tmp_path / "run")
+    command = [sys.executable, "-m", "openmarigold", "train", "--recipe", "typo.toml"]
+    command += ["--data-dir", "data", "--output-dir", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stderr.strip().count("\n") == 0
+    assert "unknown key optimization.learning_rat; did you mean optimization.learning_rate?" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_kinds_are_drawn_as_often_as_asked(in_workspace: Path, tmp_path: Path) -> None:
+    config = DataConfig(sources={"synthetic": 1.0}, size=(32, 48), num_variants=2, kind_weights={"street": 4.0})
+    cache = LatentCache(
+        config,
+        vae=load_vae(Path("autoencoder/checkpoint/vae")),
+        seed=0,
+        data_dir=in_workspace / "data",
+        cache_dir=tmp_path,
+        accelerator=make_accelerator("no", "cpu"),
+        with_depth=True,
+    )
+    everything = np.load(next(tmp_path.glob("*/rgb.npy"))).astype(np.float32).reshape(12, -1)
+    drawn = cache.draw(generator_for(0, "test"), 3000).rgb.reshape(3000, -1)
+    index = np.array([np.flatnonzero((everything == latent).all(axis=1))[0] for latent in drawn])
+    counts = np.bincount(index, minlength=12) / 3000
+    # Eight views of rooms with weight 1, four of streets with weight 4: one in 24, four in 24.
+    np.testing.assert_allclose(counts, [1 / 24] * 8 + [4 / 24] * 4, atol=0.02)
+    nothing = dataclasses.replace(config, kind_weights={"rooms": 0.0, "street": 0.0})
+    with pytest.raises(RecipeError, match="leaves nothing of source synthetic"):
+        LatentCache(
+            nothing,
+            vae=load_vae(Path("autoencoder/checkpoint/vae")),
+            seed=0,
+            data_dir=in_workspace / "data",
+            cache_dir=tmp_path,
+            accelerator=make_accelerator("no", "cpu"),
+            with_depth=True,
+        )

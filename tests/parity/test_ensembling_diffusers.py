@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ensembling against diffusers' MarigoldDepthPipeline.ensemble_depth.
+
+Diffusers minimises with finite differences of 1.5e-8 in float32 maps, whose values near 1 are 6e-8 apart: its gradient
+is rounding noise and its result changes by per cents when the input changes by 1e-7 (asserted below). So the solvers
+are compared with one difference step that float32 can represent, and otherwise by the cost that both minimise.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from openmarigold import ensembling
+from openmarigold.ensembling import ensemble, reference_cost
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+optimize = pytest.importorskip("scipy.optimize")
+
+CASES = [(2, 0), (3, 1), (4, 2), (5, 3), (10, 4)]
+EVERY_CASE = pytest.mark.parametrize(("count", "seed"), CASES)
+
+
+def members_of(count: int, seed: int, *, height: int = 48, width: int = 64) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:height, :width]
+    depth = 0.6 * rows / height + 0.2 * np.sin(columns / 9.0) + 0.1 * np.cos(rows / 5.0)
+    depth = (depth - depth.min()) / np.ptp(depth)
+    scale = rng.uniform(0.6, 1.0, (count, 1, 1))
+    shift = rng.uniform(0.0, 1.0 - scale)
+    return np.clip(scale * depth + shift + 0.02 * rng.standard_normal((count, height, width)), 0, 1).astype(np.float32)
+
+
+def theirs(members: np.ndarray, reduction: str = "median") -> tuple[np.ndarray, np.ndarray]:
+    depth, uncertainty = diffusers.MarigoldDepthPipeline.ensemble_depth(
+        torch.from_numpy(members)[:, None], output_uncertainty=True, reduction=reduction
+    )
+    return depth[0, 0].numpy(), uncertainty[0, 0].numpy()
+
+
+@pytest.fixture
+def meaningful_differences(monkeypatch):
+    """Diffusers' call of BFGS with our difference step; everything else of it as it is. Keeps the last solution."""
+    minimize = optimize.minimize
+    seen = {}
+
+    def patched(function, start, *, options, **arguments):
+        options = options | {"eps": ensembling._DIFFERENCE_STEP}
+        seen["function"], seen["start"] = function, start
+        seen["solution"] = minimize(function, start, options=options, **arguments)
+        return seen["solution"]
+
+    monkeypatch.setattr(optimize, "minimize", patched)
+    return seen
+
+
+@EVERY_CASE
+@pytest.mark.parametrize("reduction", ["median", "mean"])
+def test_reference_solver(count, seed, reduction, meaningful_differences):
+    members = members_of(count, seed)
+    depth, uncertainty = theirs(members, reduction)
+    evaluations = meaningful_differences["solution"].nfev
+    assert evaluations > 2 * count, "the solver left its starting point"
+    result = ensemble(members, solver="reference", reduction=reduction)
+    np.testing.assert_allclose(result.depth, depth, atol=1e-3)
+    np.testing.assert_allclose(result.uncertainty, uncertainty, atol=1e-3)
+
+
+@EVERY_CASE
+def test_cost_at_given_scales_and_shifts(count, seed, meaningful_differences):
+    members = members_of(count, seed)
+    theirs(members)
+    their_cost, start = meaningful_differences["function"], meaningful_differences["start"]
+    flat = members.reshape(count, -1)
+    rng = np.random.default_rng(seed)
+    for strength in (0.0, 0.1, 1.0):
+        parameters = start + strength * rng.standard_normal(2 * count)
+        ours = reference_cost(parameters, flat, *ensembling._moments(flat), "median")
+        assert ours == pytest.approx(their_cost(parameters), rel=1e-5)
+
+
+def test_maps_larger_than_the_solvers_resolution(meaningful_differences):
+    members = members_of(2, 5, height=21, width=1300)
+    depth, _ = theirs(members)
+    np.testing.assert_allclose(ensemble(members, solver="reference").depth, depth, atol=1e-3)
+
+
+def test_the_published_solution_is_not_reproducible():
+    """Why the comparison above needs a common difference step."""
+    changes = []
+    for seed in range(6):
+        members = members_of(5, seed)
+        changes.append(np.abs(theirs(members)[0] - theirs(members + np.float32(1e-7))[0]).max())
+    assert max(changes) > 5e-3
+    for seed in range(6):
+        members = members_of(5, seed)
+        change = np.abs(ensemble(members).depth - ensemble(members + np.float32(1e-7)).depth).max()
+        assert change < 2e-6
+
+
+def test_closed_form_is_closer_to_the_truth_than_the_published_solution():
+    """Mean absolute error against the common map, after the best affine fit, over 10 ensembles of 5."""
+    rows, columns = np.mgrid[:48, :64]
+    truth = 0.6 * rows / 48 + 0.2 * np.sin(columns / 9.0) + 0.1 * np.cos(rows / 5.0)
+
+    def error(depth: np.ndarray) -> float:
+        fit = np.polyfit(depth.ravel().astype(np.float64), truth.ravel(), 1)
+        return float(np.abs(np.polyval(fit, depth.ravel()) - truth.ravel()).mean())
+
+    ours, published = [], []
+    for seed in range(10):
+        members = members_of(5, seed)
+        ours.append(error(ensemble(members).depth))
+        published.append(error(theirs(members)[0]))
+    assert np.mean(ours) <= np.mean(published)

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures: tiny checkpoints with random weights, real classes, built in about a second each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from PIL import Image
+
+from openmarigold.backbone import export_onnx, save_checkpoint
+from openmarigold.diffusion import NoiseSchedule
+
+INDEX = {
+    "_class_name": "MarigoldDepthPipeline",
+    "prediction_type": "depth",
+    "scale_invariant": True,
+    "shift_invariant": True,
+    "default_denoising_steps": 2,
+    "default_processing_resolution": 64,
+}
+
+
+def make_vae(kind: str) -> AutoencoderKL | AutoencoderTiny:
+    """Eight pixels a latent cell; 4 channels with `AutoencoderKL`, 8 with `AutoencoderTiny`."""
+    if kind == "kl":
+        return AutoencoderKL(
+            block_out_channels=(8, 8, 16, 16),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=4,
+        )
+    return AutoencoderTiny(
+        latent_channels=8,
+        encoder_block_out_channels=(8,) * 4,
+        decoder_block_out_channels=(8,) * 4,
+        num_encoder_blocks=(1, 1, 1, 1),
+        num_decoder_blocks=(1, 1, 1, 1),
+        scaling_factor=1.0,
+    )
+
+
+def make_unet(latent_channels: int) -> UNet2DConditionModel:
+    """Two down-samplings: latents that are not divisible by 4 take the less travelled path."""
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=2 * latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=(8, 16, 16),
+        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=16,
+        attention_head_dim=8,
+        norm_num_groups=4,
+    )
+
+
+def make_checkpoint(directory: Path, kind: str) -> Path:
+    """Writes a checkpoint whose weights are exact in half precision, as ONNX files store them."""
+    with torch.random.fork_rng():
+        torch.manual_seed(11)
+        vae = make_vae(kind)
+        unet = make_unet(int(vae.config["latent_channels"]))
+        embedding = torch.randn(1, 2, 16)
+        with torch.no_grad():
+            # Fresh decoders give nearly constant maps, which would prove little.
+            last, gain = (vae.decoder.conv_out, 3.0) if kind == "kl" else (vae.decoder.layers[-1], 20.0)
+            last.weight.mul_(gain)
+    save_checkpoint(
+        directory,
+        vae=vae,
+        unet=unet,
+        empty_prompt_embedding=embedding.half().float(),
+        schedule=NoiseSchedule(),
+        index=INDEX,
+        dtype=torch.float16,
+    )
+    return directory
+
+
+def make_photo(height: int, width: int, *, seed: int = 0) -> np.ndarray:
+    """Smooth colours with some noise, uint8 [h w 3]."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:height, :width]
+    phases = rng.uniform(0, 6, (3, 1, 1))
+    smooth = 0.5 + 0.3 * np.sin(rows / 9 + phases) * np.cos(columns / 13 - phases)
+    noisy = smooth + rng.normal(0, 0.05, smooth.shape)
+    return np.ascontiguousarray((255 * np.clip(noisy, 0, 1)).astype(np.uint8).transpose(1, 2, 0))
+
+
+@pytest.fixture(scope="session")
+def kl_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("kl") / "tiny-kl", "kl")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny-8", "tiny")
+
+
+@pytest.fixture(scope="session")
+def kl_onnx_checkpoint(kl_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("kl-onnx") / "tiny-kl-onnx"
+    export_onnx(kl_checkpoint, directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def onnx_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("onnx") / "tiny-8-onnx"
+    export_onnx(tiny_checkpoint, directory)
+    return directory
+
+
+@pytest.fixture
+def photo_dir(tmp_path: Path) -> Path:
+    """Five photos of different sizes, named a.png to e.png."""
+    directory = tmp_path / "photos"
+    directory.mkdir()
+    for index, (height, width) in enumerate([(48, 64), (64, 48), (50, 70), (33, 90), (64, 64)]):
+        Image.fromarray(make_photo(height, width, seed=index)).save(directory / f"{'abcde'[index]}.png")
+    return directory

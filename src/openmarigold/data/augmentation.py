@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random variations of a sample. Geometry moves colour and depth together; appearance changes colour only."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageFilter
+
+from openmarigold.data.sources import Sample
+
+
+def random_view(
+    sample: Sample,
+    rng: np.random.Generator,
+    *,
+    size: tuple[int, int],
+    min_scale: float,
+    aspect_jitter: float,
+) -> Sample:
+    """A random part of `sample`, resized to `size` (height, width) and mirrored half of the time.
+
+    Args:
+        min_scale: smallest part, as a share of the largest crop of that shape that fits; in (0, 1].
+        aspect_jitter: largest stretch of one side against the other; 0.1 = up to 10 %.
+
+    Depth is sampled nearest, since a mean over an edge would invent surfaces; its values stay as they are, because
+    depth is normalised per image afterwards and a crop only shifts and scales it.
+    """
+    height, width = sample.rgb.shape[:2]
+    aspect = size[1] / size[0] * np.exp(rng.uniform(-1, 1) * np.log1p(aspect_jitter))
+    crop_height = min(height, width / aspect)
+    # Uniform in the logarithm: a halved view is as likely as its double.
+    crop_height *= np.exp(rng.uniform(np.log(min_scale), 0.0))
+    crop_width = crop_height * aspect
+    # A full view may come out larger than the picture by a rounding error.
+    left, top = rng.uniform(0, max(0.0, width - crop_width)), rng.uniform(0, max(0.0, height - crop_height))
+    box = (left, top, min(left + crop_width, width), min(top + crop_height, height))
+    mirrored = rng.random() < 0.5
+    width_height = (size[1], size[0])
+    rgb = np.asarray(Image.fromarray(sample.rgb).resize(width_height, Image.Resampling.BILINEAR, box=box))
+    depth = None
+    if sample.depth is not None:
+        depth = np.asarray(Image.fromarray(sample.depth).resize(width_height, Image.Resampling.NEAREST, box=box))
+    if mirrored:
+        rgb = rgb[:, ::-1]
+        depth = depth[:, ::-1] if depth is not None else None
+    return Sample(
+        rgb=np.ascontiguousarray(rgb),
+        depth=np.ascontiguousarray(depth) if depth is not None else None,
+        kind=sample.kind,
+    )
+
+
+def random_appearance(
+    rgb: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator, *, strength: float
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The same view through another camera: exposure, white balance, contrast, saturation, blur, noise, JPEG.
+
+    Args:
+        strength: 0 changes nothing, 1 is strong; scales both how often and how far.
+    """
+    if strength <= 0:
+        return rgb
+    image = rgb.astype(np.float32) / 255.0
+    if rng.random() < 0.8:
+        gamma = np.exp(rng.normal(0, 0.3 * strength))
+        gains = np.exp(rng.normal(0, 0.08 * strength, 3) + rng.normal(0, 0.15 * strength)).astype(np.float32)
+        image = np.clip(image, 0, 1) ** np.float32(gamma) * gains
+        grey = image.mean(axis=2, keepdims=True)
+        saturation = 0.0 if rng.random() < 0.1 * strength else np.exp(rng.normal(0, 0.35 * strength))
+        image = grey + (image - grey) * np.float32(saturation)
+        contrast = np.exp(rng.normal(0, 0.2 * strength))
+        image = (image - grey.mean()) * np.float32(contrast) + grey.mean()
+    if rng.random() < 0.3 * strength:
+        noise_std = rng.uniform(0.005, 0.04)
+        image = image + rng.standard_normal(image.shape, dtype=np.float32) * np.float32(noise_std)
+    varied = Image.fromarray((np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8))
+    if rng.random() < 0.25 * strength:
+        varied = varied.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.5)))
+    if rng.random() < 0.3 * strength:
+        buffer = io.BytesIO()
+        varied.save(buffer, "JPEG", quality=int(rng.integers(35, 90)))
+        varied = Image.open(buffer).convert("RGB")
+    return np.asarray(varied)

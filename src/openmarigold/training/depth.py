@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipe kind "depth": Marigold's fine-tuning protocol. Paper: §3.3, figure 2.
+
+Only the U-Net is trained. It sees the image latent beside the noisy latent of the normalised depth map, which the
+frozen autoencoder encodes like an image, and learns to denoise it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor, nn
+
+from openmarigold.backbone import (
+    Vae,
+    hash_of_weights,
+    latent_channels,
+    load_empty_prompt_embedding,
+    load_unet,
+    load_vae,
+    save_checkpoint,
+    widen_conv_in,
+)
+from openmarigold.diffusion import NoiseSchedule
+from openmarigold.errors import RecipeError
+from openmarigold.evaluation import evaluate, predictor_estimator, read_manifest
+from openmarigold.predictor import Predictor
+from openmarigold.seeding import generator_for
+from openmarigold.training.generator import draw_timesteps, noisy_latent_and_target
+from openmarigold.training.latents import LatentCache
+from openmarigold.training.loss import masked_latent_loss
+from openmarigold.training.noise import multi_resolution_noise
+from openmarigold.training.recipe import DepthRecipe
+
+
+class DepthTask:
+    """Denoising of depth latents beside image latents, with annealed multi-resolution noise and a masked loss."""
+
+    def __init__(
+        self,
+        recipe: DepthRecipe,
+        *,
+        data_dir: Path,
+        cache_dir: Path,
+        benchmark_dir: Path | None,
+        accelerator: Accelerator,
+    ) -> None:
+        self._recipe, self._benchmark_dir = recipe, benchmark_dir
+        if benchmark_dir is not None:
+            read_manifest(benchmark_dir)  # a wrong folder is said now, not after the last step
+        self._vae: Vae = load_vae(recipe.generator / "vae")
+        unet = load_unet(recipe.generator / "unet")
+        channels = latent_channels(self._vae)
+        if unet.config["in_channels"] == channels:
+            widen_conv_in(unet)
+        elif unet.config["in_channels"] != 2 * channels:
+            raise RecipeError(
+                f"{recipe.generator}: the U-Net takes {unet.config['in_channels']} channels; it must take {channels} "
+                f"(an image generator) or {2 * channels} (a depth model) to match the autoencoder"
+            )
+        self.model: nn.Module = unet
+        self._base = hash_of_weights(unet)
+        self._embedding = load_empty_prompt_embedding(recipe.generator).to(accelerator.device)
+        self._schedule = NoiseSchedule(rescale_betas_zero_snr=recipe.timesteps.zero_terminal_snr)
+        self._latents = LatentCache(
+            recipe.data,
+            vae=self._vae,
+            seed=recipe.seed,
+            data_dir=data_dir,
+            cache_dir=cache_dir,
+            accelerator=accelerator,
+            with_depth=True,
+        )
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        return {"generator": self._base, "autoencoder or data": self._latents.fingerprint}
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        rng = generator_for(self._recipe.seed, "depth", step)
+        batch_size, num_train_timesteps = self._recipe.optimization.batch_size, self._schedule.num_train_timesteps
+        latents = self._latents.draw(rng, batch_size)
+        timesteps = draw_timesteps(
+            rng, batch_size, config=self._recipe.timesteps, num_train_timesteps=num_train_timesteps
+        )
+        config = self._recipe.noise
+        share = timesteps / num_train_timesteps if config.annealed else np.ones(batch_size)
+        noise = multi_resolution_noise(
+            latents.depth.shape,
+            strength=torch.from_numpy((config.strength * share).astype(np.float32)),
+            generator=torch.Generator().manual_seed(int(rng.integers(2**62))),
+            normalisation=config.normalisation,
+        )
+        return {
+            "rgb_latent": latents.rgb,
+            "depth_latent": latents.depth,
+            "valid_mask": latents.valid_mask,
+            "noise": noise.numpy(),
+            "timesteps": timesteps,
+        }
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        noisy, wanted = noisy_latent_and_target(
+            batch["depth_latent"], batch["noise"], batch["timesteps"], self._schedule
+        )
+        sample = torch.cat([batch["rgb_latent"], noisy], dim=1)
+        context = self._embedding.expand(len(sample), -1, -1)
+        predicted = model(sample, batch["timesteps"], encoder_hidden_states=context).sample.float()
+        return masked_latent_loss(predicted, wanted, batch["valid_mask"])
+
+    def save(self, directory: Path) -> None:
+        assert isinstance(self.model, UNet2DConditionModel)
+        defaults = self._recipe.checkpoint
+        save_checkpoint(
+            directory,
+            vae=self._vae,
+            unet=self.model,
+            empty_prompt_embedding=self._embedding,
+            schedule=self._schedule,
+            index={
+                "_class_name": "MarigoldDepthPipeline",
+                "name": defaults.name,
+                "prediction_type": "depth",
+                "scale_invariant": True,
+                "shift_invariant": True,
+                "default_denoising_steps": defaults.num_inference_steps,
+                "default_processing_resolution": defaults.processing_resolution,
+                "default_final_step": defaults.final_step,
+                "processing_side": defaults.processing_side,
+            },
+            dtype=torch.float16 if defaults.half_precision else torch.float32,
+        )
+
+    def validate(self, directory: Path) -> dict[str, float]:
+        """Zero-shot AbsRel and delta1 on the benchmark, through the same predictor and protocol that users have."""
+        if self._benchmark_dir is None:
+            return {}
+        predictor = Predictor.load(directory, device=self._embedding.device.type)
+        scores = evaluate(self._benchmark_dir, predictor_estimator(predictor)).kinds
+        return {
+            f"{kind}_{name}": score.metrics[name] for kind, score in scores.items() for name in ("abs_rel", "delta1")
+        }

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Latents of augmented views, computed once with the frozen autoencoder and kept on disk.
+
+The encoder is most of a training step of a small U-Net, and it is frozen: each sample is encoded in `num_variants`
+random variants, then reused. Half precision on disk; the folder is named after everything that the latents depend on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from jaxtyping import Bool, Float32
+
+from openmarigold.backbone import Vae, encode_to_latent, hash_of_weights, latent_channels
+from openmarigold.data.augmentation import random_appearance
+from openmarigold.data.sources import Source
+from openmarigold.depth import latent_valid_mask, normalise_depth
+from openmarigold.errors import DataError, RecipeError
+from openmarigold.files import write_atomically
+from openmarigold.seeding import generator_for
+from openmarigold.training.recipe import DataConfig
+from openmarigold.training.views import Mixture
+
+LOGGER = logging.getLogger(__name__)
+CHUNK = 16  # views encoded at once
+SAVE_PERIOD = 64  # chunks between progress marks
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentBatch:
+    """Latents of some views; without depth (photos) the last two are zeros and False."""
+
+    rgb: Float32[np.ndarray, "b C h w"]
+    depth: Float32[np.ndarray, "b C h w"]
+    valid_mask: Bool[np.ndarray, "b 1 h w"]
+
+
+class LatentCache:
+    """All variants of all samples of a recipe's sources, as latents in memory-mapped files."""
+
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        vae: Vae,
+        seed: int,
+        data_dir: Path,
+        cache_dir: Path,
+        accelerator: Accelerator,
+        with_depth: bool,
+    ) -> None:
+        """Opens the cache, encoding what is missing; an interrupted encoding continues where it was.
+
+        Args:
+            with_depth: also encode normalised depth; without it only colour is kept.
+        """
+        self._config, self._seed, self._with_depth = config, seed, with_depth
+        self._mixture = Mixture(config, data_dir=data_dir)
+        sizes = [len(source) for source in self._mixture.sources]
+        self._starts = np.cumsum([0, *sizes]) * config.num_variants
+        self._cumulative = np.cumsum(_view_shares(config, self._mixture.sources))
+        self.fingerprint = self._fingerprint(vae, accelerator)
+        folder = cache_dir / self.fingerprint[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        progress_path = folder / "progress.json"
+        # Before the first mark nothing in the files counts, and an interruption may have left them without a header.
+        mode = "r+" if progress_path.is_file() else "w+"
+        height, width = config.size[0] // 8, config.size[1] // 8
+        latent_shape = (int(self._starts[-1]), latent_channels(vae), height, width)
+        depth_shape = latent_shape if with_depth else (0, *latent_shape[1:])
+        mask_shape = (depth_shape[0], 1, height, width)
+        self._rgb = np.lib.format.open_memmap(folder / "rgb.npy", mode, np.float16, latent_shape)
+        self._depth = np.lib.format.open_memmap(folder / "depth.npy", mode, np.float16, depth_shape)
+        self._valid_mask = np.lib.format.open_memmap(folder / "valid_mask.npy", mode, np.bool_, mask_shape)
+        self._encode_missing(vae.to(accelerator.device), progress_path, accelerator)
+
+    def draw(self, rng: np.random.Generator, batch_size: int) -> LatentBatch:
+        """Latents of `batch_size` random views, sources and kinds in the recipe's shares."""
+        if self._config.kind_weights:
+            index = np.searchsorted(self._cumulative, rng.random(batch_size) * self._cumulative[-1], side="right")
+        else:
+            shares = np.array(list(self._config.sources.values()))
+            chosen = rng.choice(len(shares), size=batch_size, p=shares / shares.sum())
+            index = rng.integers(self._starts[chosen], self._starts[chosen + 1])
+        rgb = self._rgb[index].astype(np.float32)
+        if not self._with_depth:
+            return LatentBatch(rgb=rgb, depth=np.zeros_like(rgb), valid_mask=np.zeros_like(rgb[:, :1], dtype=bool))
+        return LatentBatch(rgb=rgb, depth=self._depth[index].astype(np.float32), valid_mask=self._valid_mask[index])
+
+    def _encode_missing(self, vae: Vae, progress_path: Path, accelerator: Accelerator) -> None:
+        total = int(self._starts[-1])
+        done = json.loads(progress_path.read_text())["encoded"] if progress_path.is_file() else 0
+        if done >= total:
+            return
+        LOGGER.info("encoding %d views", total - done)
+        starts = list(range(done, total, CHUNK))
+
+        def views(start: int) -> list[tuple[np.ndarray, np.ndarray | None, np.ndarray]]:
+            return [self._view(index) for index in range(start, min(start + CHUNK, total))]
+
+        with ThreadPoolExecutor(max_workers=1) as executor:
+            pending = executor.submit(views, starts[0])
+            for number, start in enumerate(starts):
+                chunk = pending.result()
+                if number + 1 < len(starts):
+                    pending = executor.submit(views, starts[number + 1])
+                stop = start + len(chunk)
+                self._rgb[start:stop] = self._encode(vae, [rgb for rgb, _, _ in chunk], accelerator)
+                if self._with_depth:
+                    deep = [i for i, (_, depth, _) in enumerate(chunk) if depth is not None]
+                    if deep:
+                        depths = [depth for _, depth, _ in chunk if depth is not None]
+                        self._depth[start + np.array(deep)] = self._encode(vae, depths, accelerator)
+                    self._valid_mask[start:stop] = np.stack([valid for _, _, valid in chunk])
+                if number % SAVE_PERIOD == SAVE_PERIOD - 1 or stop == total:
+                    for array in (self._rgb, self._depth, self._valid_mask):
+                        array.flush()
+                    text = json.dumps({"encoded": stop})
+                    write_atomically(progress_path, lambda path, text=text: path.write_text(text))
+                    LOGGER.info("encoded %d of %d views", stop, total)
+
+    def _view(self, index: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+        """Colour and normalised depth as [3 H W] in [-1, 1], and the latent mask [1 h w], of view number `index`."""
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        sample_index = (index - int(self._starts[number])) // self._config.num_variants
+        rng = generator_for(self._seed, "view", index)
+        view = self._mixture.vary(self._mixture.sources[number].read(sample_index), rng)
+        rgb = random_appearance(view.rgb, rng, strength=self._config.appearance)
+        image = np.ascontiguousarray(rgb.transpose(2, 0, 1)).astype(np.float32) / 127.5 - 1.0
+        height, width = self._config.size
+        nothing = np.zeros((1, height // 8, width // 8), dtype=bool)
+        if view.depth is None:
+            return image, None, nothing
+        valid_mask = view.depth > 0
+        try:
+            norm_depth = normalise_depth(view.depth, valid_mask)
+        except DataError:  # no depth at all, or a single plane: nothing to learn from
+            return image, None, nothing
+        if self._config.invalid_is_far:
+            valid_mask = np.ones_like(valid_mask)
+        return image, np.repeat(norm_depth[None], 3, axis=0), latent_valid_mask(valid_mask)[None]
+
+    def _fingerprint(self, vae: Vae, accelerator: Accelerator) -> str:
+        digest = hashlib.sha256(hash_of_weights(vae).encode())
+        # Shares and weights are applied when drawing; the views themselves do not depend on them, only on the order.
+        described = dataclasses.asdict(self._config)
+        del described["kind_weights"], described["sources"]
+        sources = [[source.name, source.contents] for source in self._mixture.sources]
+        where = [accelerator.device.type, accelerator.mixed_precision, self._with_depth]
+        digest.update(json.dumps([described, sources, where, self._seed], sort_keys=True).encode())
+        return digest.hexdigest()
+
+    @staticmethod
+    def _encode(vae: Vae, images: list[np.ndarray], accelerator: Accelerator) -> np.ndarray:
+        batch = torch.from_numpy(np.stack(images)).to(accelerator.device, memory_format=torch.channels_last)
+        with torch.no_grad(), accelerator.autocast():
+            return encode_to_latent(vae, batch).float().cpu().numpy()
+
+
+def _view_shares(config: DataConfig, sources: list[Source]) -> np.ndarray:
+    """Probability of each view, up to a factor, in the order in which they are kept."""
+    shares = []
+    for source in sources:
+        weights = np.array([config.kind_weights.get(kind, 1.0) for kind in source.kinds])
+        if weights.sum() == 0:
+            raise RecipeError(f"kind_weights leaves nothing of source {source.name}; give one of its kinds a weight")
+        shares.append(np.repeat(weights, config.num_variants) * config.sources[source.name] / weights.sum())
+    return np.concatenate(shares)

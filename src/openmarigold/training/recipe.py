@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training recipes: TOML files of three kinds, each a frozen dataclass whose fields are all the knobs there are.
+
+Torch-free, so that a mistake in a recipe is reported before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from openmarigold.config import MAX_INFERENCE_STEPS, check_processing_resolution
+from openmarigold.errors import InvalidValueError, MissingExtraError, RecipeError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizationConfig:
+    """How weights are moved. Paper: §4.1 (Adam, 3e-5, batch 32, exponential decay after a warm-up of 100 steps)."""
+
+    num_steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int = 100
+    decay: Literal["exponential", "cosine"] = "exponential"
+    final_learning_rate_factor: float = 0.01
+    weight_decay: float = 0.0
+    gradient_clip: float = 0.0
+    """Largest gradient norm; 0 = no clipping, as in the paper."""
+    ema_decay: float = 0.0
+    """Decay of the moving average of weights that is saved and validated; 0 = none, as in the paper."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+
+    def __post_init__(self) -> None:
+        _require(self.num_steps >= 1, f"num_steps={self.num_steps} must be at least 1")
+        _require(self.batch_size >= 1, f"batch_size={self.batch_size} must be at least 1")
+        _require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be above 0")
+        _require(0 <= self.ema_decay < 1, f"ema_decay={self.ema_decay} must be in [0, 1)")
+        _require(self.gradient_clip >= 0, f"gradient_clip={self.gradient_clip} must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """When things are saved and validated. None of it changes what is learnt."""
+
+    save_period_s: float = 180.0
+    validation_period: int = 0
+    """Steps between validations; 0 = only at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which samples, and how they are varied."""
+
+    sources: dict[str, float]
+    """Source name -> share of samples."""
+    size: tuple[int, int]
+    """Height and width of a training view [px], multiples of 8."""
+    min_scale: float = 1.0
+    aspect_jitter: float = 0.0
+    appearance: float = 0.0
+    """Strength of the random changes of colour, 0 to 1."""
+    num_variants: int = 1
+    """Random variants of each sample whose latents are computed once and kept (generator and depth)."""
+    invalid_is_far: bool = False
+    """Learn pixels without depth as the far plane instead of masking them: right where they are all sky."""
+    max_depth: dict[str, float] = field(default_factory=dict)
+    """Kind of sample -> largest depth that counts [m]; farther pixels are as good as without depth. So a view through
+    a window does not squeeze the room into a sliver of the normalised range."""
+    kind_weights: dict[str, float] = field(default_factory=dict)
+    """Kind of sample -> how often it is drawn within its source, 1 where not given (generator and depth)."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.sources), "sources is empty; name at least one, such as { synthetic = 1.0 }")
+        _require(all(share > 0 for share in self.sources.values()), "every share in sources must be above 0")
+        _require(all(weight >= 0 for weight in self.kind_weights.values()), "every kind_weights must be 0 or above")
+        for side in self.size:
+            _require(side > 0 and side % 8 == 0, f"size={list(self.size)}: {side} is not a multiple of 8")
+        _require(0 < self.min_scale <= 1, f"min_scale={self.min_scale} must be in (0, 1]")
+        _require(self.num_variants >= 1, f"num_variants={self.num_variants} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderModelConfig:
+    """Shape of the autoencoder: diffusers' AutoencoderTiny, downsampling by 8."""
+
+    latent_channels: int = 4
+    width: int = 64
+    encoder_blocks: tuple[int, ...] = (1, 3, 3, 3)
+    decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
+
+    def __post_init__(self) -> None:
+        for name in ("encoder_blocks", "decoder_blocks"):
+            _require(len(getattr(self, name)) == 4, f"{name} needs four entries (three halvings)")
+        for name in ("latent_channels", "width"):
+            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderLossConfig:
+    """What the autoencoder is asked for."""
+
+    depth_share: float = 0.3
+    """Share of samples with depth whose depth map, normalised and repeated to three channels, is the picture."""
+    latent_noise_std: float = 0.0
+    """Noise added to latents before decoding, so that small errors of the U-Net decode to small errors."""
+    latent_regularisation: float = 0.0
+    """Weight that keeps each latent channel near mean 0 and standard deviation 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetModelConfig:
+    """Shape of the U-Net: diffusers' UNet2DConditionModel, cross-attention from the second level down."""
+
+    block_out_channels: tuple[int, ...] = (64, 128, 256)
+    layers_per_block: int = 2
+    head_dim: int = 64
+    cross_attention_dim: int = 64
+
+    def __post_init__(self) -> None:
+        widths = self.block_out_channels
+        _require(len(widths) >= 2, f"block_out_channels={list(widths)} needs two levels or more")
+        for width in widths:  # group normalisation has 32 groups
+            _require(
+                width > 0 and width % 32 == 0, f"block_out_channels={list(widths)}: {width} is not a multiple of 32"
+            )
+        for name in ("layers_per_block", "head_dim", "cross_attention_dim"):
+            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseConfig:
+    """Annealed multi-resolution noise. Paper: §3.3."""
+
+    strength: float = 0.9
+    annealed: bool = True
+    normalisation: Literal["sample", "batch"] = "sample"
+    """Standard deviation over each sample, or over the whole batch as in the published code."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimestepConfig:
+    """Which timesteps are trained, and on which noise schedule."""
+
+    last_share: float = 0.0
+    """Share of samples trained at the last timestep, where one-step prediction starts; the rest is uniform."""
+    zero_terminal_snr: bool = True
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.last_share <= 1, f"last_share={self.last_share} must be in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointDefaults:
+    """What the finished checkpoint recommends to those who use it."""
+
+    name: str
+    num_inference_steps: int = 1
+    processing_resolution: int = 384
+    processing_side: Literal["longer", "shorter"] = "longer"
+    """Which side of a photo processing_resolution is; the longer one in published checkpoints."""
+    final_step: Literal["reference", "clean"] = "clean"
+    half_precision: bool = False
+    """Store weights in float16, half the size; they are widened to float32 when they are loaded."""
+
+    def __post_init__(self) -> None:
+        try:
+            check_processing_resolution(self.processing_resolution)
+        except InvalidValueError as error:
+            raise RecipeError(str(error)) from error
+        steps = self.num_inference_steps
+        _require(1 <= steps <= MAX_INFERENCE_STEPS, f"num_inference_steps={steps} must be 1 to {MAX_INFERENCE_STEPS}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderRecipe:
+    """Trains the autoencoder whose latent space everything else lives in."""
+
+    kind: Literal["autoencoder"]
+    data: DataConfig
+    optimization: OptimizationConfig
+    model: AutoencoderModelConfig = field(default_factory=AutoencoderModelConfig)
+    loss: AutoencoderLossConfig = field(default_factory=AutoencoderLossConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    seed: int = 2024
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorRecipe:
+    """Trains an empty-prompt image generator in the latent space of `autoencoder`."""
+
+    kind: Literal["generator"]
+    autoencoder: Path
+    """Checkpoint folder whose vae/ is used, frozen."""
+    data: DataConfig
+    optimization: OptimizationConfig
+    model: UNetModelConfig = field(default_factory=UNetModelConfig)
+    timesteps: TimestepConfig = field(default_factory=TimestepConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    seed: int = 2024
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthRecipe:
+    """Fine-tunes the U-Net of `generator` to denoise depth, the method of the paper (§3.3)."""
+
+    kind: Literal["depth"]
+    generator: Path
+    """Checkpoint folder of an image generator (unet/, vae/, empty-prompt embedding or text encoder)."""
+    data: DataConfig
+    optimization: OptimizationConfig
+    checkpoint: CheckpointDefaults
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    timesteps: TimestepConfig = field(default_factory=TimestepConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    seed: int = 2024
+
+
+Recipe = AutoencoderRecipe | GeneratorRecipe | DepthRecipe
+KINDS: dict[str, type[Recipe]] = {
+    "autoencoder": AutoencoderRecipe,
+    "generator": GeneratorRecipe,
+    "depth": DepthRecipe,
+}
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in the TOML file `path`; relative paths in it are taken from the current folder.
+
+    Raises:
+        RecipeError: the file is missing or not TOML, or has an unknown, missing or wrong key.
+    """
+    try:
+        import tomllib
+    except ImportError:  # Python 3.10
+        try:
+            import tomli as tomllib  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise MissingExtraError("tomli", "train") from error
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read as a recipe: {error}; it must be a TOML file") from error
+    return parse_recipe(table, where=str(path))
+
+
+def parse_recipe(table: Mapping[str, Any], *, where: str) -> Recipe:
+    """The recipe in a parsed TOML (or JSON) table; `where` starts every error message."""
+    kind = table.get("kind")
+    if kind not in KINDS:
+        raise RecipeError(f"{where}: kind={kind!r} is not a kind of recipe; use one of {', '.join(KINDS)}")
+    return _build(KINDS[kind], table, where=where, prefix="")
+
+
+def to_table(recipe: Recipe) -> dict[str, Any]:
+    """The resolved recipe as JSON-ready values; `parse_recipe` accepts it again."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, tuple):
+            return list(value)
+        return str(value) if isinstance(value, Path) else value
+
+    return plain(dataclasses.asdict(recipe))
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise RecipeError(message)
+
+
+def _build(target: Any, table: Any, *, where: str, prefix: str) -> Any:
+    if not isinstance(table, Mapping):
+        raise RecipeError(f"{where}: [{prefix.rstrip('.')}] must be a table, not {table!r}")
+    hints = typing.get_type_hints(target)
+    for key in table:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            advice = f"did you mean {prefix}{near[0]}?" if near else f"accepted: {', '.join(hints)}"
+            raise RecipeError(f"{where}: unknown key {prefix}{key}; {advice}")
+    for entry in dataclasses.fields(target):
+        optional = entry.default is not dataclasses.MISSING or entry.default_factory is not dataclasses.MISSING
+        if entry.name not in table and not optional:
+            raise RecipeError(f"{where}: {prefix}{entry.name} is missing; a recipe of this kind needs it")
+    values = {key: _convert(hints[key], value, where=where, name=f"{prefix}{key}") for key, value in table.items()}
+    try:
+        return target(**values)
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {prefix}{error}") from error
+
+
+def _convert(hint: Any, value: Any, *, where: str, name: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, where=where, prefix=f"{name}.")
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal and value in arguments:
+        return value
+    if origin is tuple and isinstance(value, list):
+        expected = arguments if Ellipsis not in arguments else (arguments[0],) * len(value)
+        if len(expected) == len(value):
+            return tuple(
+                _convert(item, part, where=where, name=name) for item, part in zip(expected, value, strict=True)
+            )
+    if origin is dict and isinstance(value, Mapping):
+        return {
+            str(key): _convert(arguments[1], item, where=where, name=f"{name}.{key}") for key, item in value.items()
+        }
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) and type(value) is hint:
+        return value
+    accepted = (
+        f"one of {', '.join(map(repr, arguments))}" if origin is Literal else getattr(hint, "__name__", str(hint))
+    )
+    raise RecipeError(f"{where}: {name}={value!r} is not accepted; it must be {accepted}")

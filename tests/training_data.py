@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tiny data folder in the format of the training sources, and recipes that train on it in seconds."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+AUTOENCODER = """
+kind = "autoencoder"
+data = { sources = { photos = 0.5, synthetic = 0.5 }, size = [32, 32], min_scale = 0.5, appearance = 1.0 }
+model = { latent_channels = 4, width = 8, encoder_blocks = [0, 1, 1, 1], decoder_blocks = [1, 1, 1, 0] }
+loss = { depth_share = 0.5, latent_noise_std = 0.1, latent_regularisation = 0.01 }
+optimization = { num_steps = 8, batch_size = 2, learning_rate = 1e-3, warmup_steps = 2, ema_decay = 0.9 }
+"""
+
+GENERATOR = """
+kind = "generator"
+autoencoder = "autoencoder/checkpoint"
+data = { sources = { photos = 0.5, synthetic = 0.5 }, size = [32, 48] }
+model = { block_out_channels = [32, 32], layers_per_block = 1, head_dim = 16, cross_attention_dim = 16 }
+optimization = { num_steps = 6, batch_size = 2, learning_rate = 1e-3, warmup_steps = 2, gradient_clip = 1.0 }
+"""
+
+DEPTH = """
+kind = "depth"
+generator = "generator/checkpoint"
+data = { sources = { synthetic = 1.0 }, size = [32, 48], min_scale = 0.5, appearance = 1.0, num_variants = 2 }
+timesteps = { last_share = 0.25 }
+run = { save_period_s = 0.0, validation_period = 5 }
+checkpoint = { name = "tiny", processing_resolution = 48, half_precision = true }
+
+[optimization]
+num_steps = 12
+batch_size = 2
+learning_rate = 1e-3
+warmup_steps = 2
+decay = "cosine"
+gradient_clip = 1.0
+ema_decay = 0.9
+mixed_precision = "bf16"
+"""
+
+
+def write_training_data(folder: Path, *, num_photos: int = 6, num_pairs: int = 6) -> Path:
+    """Writes photos/ and synthetic/ with pictures of slanted planes, sky in the upper corner of every third."""
+    rng = np.random.default_rng(5)
+    (folder / "photos").mkdir(parents=True)
+    (folder / "synthetic").mkdir()
+    with tarfile.open(folder / "photos" / "photos-00.tar", "w") as archive:
+        for number in range(num_photos):
+            _add(archive, f"p-{number}.jpg", _jpeg(_picture(rng)))
+    with tarfile.open(folder / "synthetic" / "train-00.tar", "w") as archive:
+        for number in range(num_pairs):
+            kind = "rooms" if number < 4 else "street"
+            row, column = np.mgrid[0:48, 0:64]
+            depth = 1.0 + rng.uniform(0, 0.1) * row + rng.uniform(0, 0.1) * column
+            code = np.clip(np.rint(np.log(depth / 0.1) / np.log(1000.0) * 4095), 1, 4095).astype(np.uint16)
+            if number % 3 == 0:
+                code[:16, :16] = 0
+            buffer = io.BytesIO()
+            Image.fromarray(code).save(buffer, "PNG")
+            _add(archive, f"{kind}-{number}.rgb.jpg", _jpeg(_picture(rng)))
+            _add(archive, f"{kind}-{number}.depth.png", buffer.getvalue())
+    return folder
+
+
+def _picture(rng: np.random.Generator) -> np.ndarray:
+    return rng.integers(0, 255, (6, 8, 3), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+
+
+def _jpeg(rgb: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    archive.addfile(member, io.BytesIO(data))

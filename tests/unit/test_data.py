@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sources and augmentation: what is read, and that colour and depth move together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from openmarigold.data.augmentation import random_appearance, random_view
+from openmarigold.data.sources import Sample, Source
+from openmarigold.errors import DataError, RecipeError
+from openmarigold.seeding import generator_for
+from openmarigold.training.recipe import DataConfig
+from openmarigold.training.views import Mixture
+from training_data import write_training_data
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_training_data(tmp_path_factory.mktemp("data"))
+
+
+def test_pairs_are_read_in_metres(data_dir: Path) -> None:
+    source = Source("synthetic", data_dir)
+    assert source.keys == ["rooms-0", "rooms-1", "rooms-2", "rooms-3", "street-4", "street-5"]
+    sample = source.read(1)
+    assert sample.rgb.shape == (48, 64, 3) and sample.rgb.dtype == np.uint8
+    assert sample.depth is not None and sample.kind == "rooms"
+    # A plane that starts at 1 m; one step of the code is 0.17 %.
+    assert sample.depth[0, 0] == pytest.approx(1.0, rel=0.002)
+    slope = np.diff(sample.depth[:, 0])
+    assert slope.min() >= 0 and slope.max() < 0.11
+    sky = source.read(0).depth
+    assert sky is not None and bool((sky[:16, :16] == 0).all()) and bool((sky[16:] > 0).all())
+    source.close()
+
+
+def test_photos_have_no_depth(data_dir: Path) -> None:
+    source = Source("photos", data_dir)
+    assert len(source) == 6 and source.read(5).depth is None
+    source.close()
+
+
+def test_broken_data_is_named(data_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="unknown data source 'holidays'; use one of photos"):
+        Source("holidays", data_dir)
+    with pytest.raises(DataError, match="no train-"):
+        Source("synthetic", tmp_path)
+    (tmp_path / "photos").mkdir()
+    shard = tmp_path / "photos" / "photos-00.tar"
+    shard.write_bytes(b"this is not an archive")
+    with pytest.raises(DataError, match="not a whole tar file"):
+        Source("photos", tmp_path)
+    whole = (data_dir / "photos" / "photos-00.tar").read_bytes()
+    start = whole.index(b"\xff\xd8")
+    shard.write_bytes(whole[:start] + bytes(200) + whole[start + 200 :])
+    source = Source("photos", tmp_path)
+    with pytest.raises(DataError, match="sample p-0 of source photos is damaged"):
+        source.read(0)
+    source.read(1)
+    source.close()
+
+
+def test_colour_and_depth_stay_together() -> None:
+    """Depth equal to the picture's brightness must stay so under every view."""
+    ramp = np.linspace(20, 235, 96 * 128).reshape(96, 128)
+    sample = Sample(
+        rgb=np.repeat(ramp.astype(np.uint8)[:, :, None], 3, axis=2), depth=ramp.astype(np.float32), kind="x"
+    )
+    mirrored = 0
+    for index in range(40):
+        view = random_view(sample, generator_for(0, "view", index), size=(48, 64), min_scale=0.4, aspect_jitter=0.2)
+        assert view.rgb.shape == (48, 64, 3) and view.depth is not None and view.kind == "x"
+        np.testing.assert_allclose(view.rgb[:, :, 0], view.depth, atol=5)
+        mirrored += bool(view.depth[0, 0] > view.depth[0, -1])
+    assert 8 < mirrored < 32
+
+
+def test_full_view_keeps_everything() -> None:
+    rgb = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)
+    view = random_view(
+        Sample(rgb=rgb, depth=None, kind="x"), generator_for(0, "x", 3), size=(24, 32), min_scale=1.0, aspect_jitter=0.0
+    )
+    assert np.array_equal(view.rgb, rgb) or np.array_equal(view.rgb, rgb[:, ::-1])
+
+
+def test_full_views_of_any_shape_fit() -> None:
+    """Rounding must not put a view outside the picture."""
+    sample = Sample(rgb=np.zeros((288, 384, 3), np.uint8), depth=None, kind="x")
+    for index in range(300):
+        rng = generator_for(0, "full", index)
+        view = random_view(sample, rng, size=(192, 256), min_scale=1.0, aspect_jitter=0.1)
+        assert view.rgb.shape == (192, 256, 3)
+
+
+def test_appearance_changes_colour_within_range_and_zero_changes_nothing() -> None:
+    rgb = np.random.default_rng(0).integers(0, 255, (32, 40, 3), dtype=np.uint8)
+    assert np.array_equal(random_appearance(rgb, generator_for(0, "a", 0), strength=0.0), rgb)
+    changed = [random_appearance(rgb, generator_for(0, "a", i), strength=1.0) for i in range(20)]
+    assert all(image.shape == rgb.shape and image.dtype == np.uint8 for image in changed)
+    assert sum(not np.array_equal(image, rgb) for image in changed) > 15
+
+
+def test_depths_beyond_the_limit_of_their_kind_do_not_count(data_dir: Path) -> None:
+    config = DataConfig(sources={"synthetic": 1.0}, size=(48, 64), max_depth={"rooms": 1.5, "street": 1.7})
+    mixture = Mixture(config, data_dir=data_dir)
+    for index in range(6):
+        original = mixture.sources[0].read(index).depth
+        limited = mixture.vary(mixture.sources[0].read(index), generator_for(0, "x", index)).depth
+        assert original is not None and limited is not None
+        limit = 1.5 if index < 4 else 1.7
+        assert limited.max() < limit
+        assert np.isclose((limited > 0).mean(), ((original > 0) & (original < limit)).mean())
+
+
+def test_mixture_draws_sources_in_their_shares(data_dir: Path) -> None:
+    config = DataConfig(sources={"photos": 3.0, "synthetic": 1.0}, size=(16, 16))
+    mixture = Mixture(config, data_dir=data_dir)
+    deep = [mixture.view(generator_for(0, "draw", i)).depth is not None for i in range(400)]
+    assert np.mean(deep) == pytest.approx(0.25, abs=0.07)
+
+
+def test_kinds_that_the_data_does_not_have_are_named(data_dir: Path) -> None:
+    config = DataConfig(sources={"synthetic": 1.0}, size=(16, 16), max_depth={"room": 15.0})
+    with pytest.raises(RecipeError, match="there is no kind 'room'; the data has rooms, street"):
+        Mixture(config, data_dir=data_dir)

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loss, learning rate, timesteps, state and the widened first layer."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from openmarigold.backbone import (
+    export_onnx,
+    load_empty_prompt_embedding,
+    load_unet,
+    load_vae,
+    save_tensors,
+    widen_conv_in,
+)
+from openmarigold.diffusion import NoiseSchedule
+from openmarigold.errors import CheckpointError, OutputError
+from openmarigold.seeding import generator_for
+from openmarigold.training.generator import draw_timesteps, make_unet, noisy_latent_and_target
+from openmarigold.training.loop import learning_rate_factor
+from openmarigold.training.loss import latent_regularisation, masked_latent_loss
+from openmarigold.training.recipe import OptimizationConfig, TimestepConfig, UNetModelConfig
+from openmarigold.training.state import check_recipe, latest_state, load_state, save_state
+from tiny import make_checkpoint
+
+
+@pytest.mark.parametrize("channels", [4, 8])
+def test_widened_unet_equals_the_generator_on_equal_latents(channels: int) -> None:
+    torch.manual_seed(0)
+    unet = make_unet(
+        UNetModelConfig(block_out_channels=(32, 32), layers_per_block=1, head_dim=16, cross_attention_dim=8),
+        channels=channels,
+    ).eval()
+    latent, context = torch.randn(2, channels, 6, 7), torch.randn(2, 2, 8)
+    bias = unet.conv_in.bias.detach().clone()  # pyright: ignore[reportOptionalMemberAccess]
+    with torch.no_grad():
+        before = unet(latent, 500, encoder_hidden_states=context).sample
+        widen_conv_in(unet)
+        after = unet(torch.cat([latent, latent], dim=1), 500, encoder_hidden_states=context).sample
+    torch.testing.assert_close(after, before)
+    assert unet.config["in_channels"] == unet.conv_in.in_channels == 2 * channels
+    torch.testing.assert_close(unet.conv_in.bias.detach(), bias, rtol=0, atol=0)  # pyright: ignore
+
+
+def test_masked_cells_never_touch_the_loss() -> None:
+    torch.manual_seed(0)
+    prediction = torch.randn(2, 4, 5, 6, requires_grad=True)
+    wanted = torch.randn(2, 4, 5, 6)
+    valid_mask = torch.rand(2, 1, 5, 6) > 0.4
+    loss = masked_latent_loss(prediction, wanted, valid_mask)
+    loss.backward()
+    assert prediction.grad is not None
+    chosen = valid_mask.expand_as(wanted)
+    assert bool((prediction.grad[~chosen] == 0).all()) and bool((prediction.grad[chosen] != 0).all())
+    oracle = ((prediction.detach() - wanted)[chosen] ** 2).mean()
+    torch.testing.assert_close(loss.detach(), oracle)
+    spoiled = wanted.masked_fill(~chosen, float("nan"))
+    torch.testing.assert_close(masked_latent_loss(prediction, spoiled, valid_mask).detach(), oracle)
+
+
+def test_loss_without_a_valid_cell_is_zero_not_nan() -> None:
+    prediction = torch.randn(1, 4, 3, 3, requires_grad=True)
+    loss = masked_latent_loss(prediction, torch.zeros(1, 4, 3, 3), torch.zeros(1, 1, 3, 3, dtype=torch.bool))
+    loss.backward()
+    assert loss.item() == 0
+    assert prediction.grad is not None and bool((prediction.grad == 0).all())
+
+
+def test_latent_regularisation_is_zero_for_standard_channels() -> None:
+    latent = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert latent_regularisation(latent).item() < 1e-3
+    assert latent_regularisation(3 * latent + 1).item() == pytest.approx(5.0, rel=0.05)
+
+
+def test_learning_rate_of_the_paper() -> None:
+    """Published values at 3e-5: 5k -> 1.21e-5, 10k -> 4.8e-6, 18k -> 1.1e-6, 25k -> 3e-7."""
+    config = OptimizationConfig(num_steps=25000, batch_size=32, learning_rate=3e-5)
+    for step, expected in ((5000, 1.21e-5), (10000, 4.8e-6), (18000, 1.1e-6), (25000, 3e-7)):
+        assert 3e-5 * learning_rate_factor(step, config) == pytest.approx(expected, rel=0.03)
+    assert 0 < learning_rate_factor(0, config) < learning_rate_factor(99, config) < 1
+    cosine = OptimizationConfig(num_steps=300, batch_size=1, learning_rate=1.0, decay="cosine")
+    assert learning_rate_factor(200, cosine) == pytest.approx(0.505)
+    assert learning_rate_factor(300, cosine) == pytest.approx(0.01)
+
+
+def test_timesteps_are_uniform_with_the_asked_share_at_the_last() -> None:
+    rng = generator_for(0, "test")
+    drawn = draw_timesteps(rng, 20000, config=TimestepConfig(last_share=0.3), num_train_timesteps=1000)
+    assert (drawn == 999).mean() == pytest.approx(0.3 + 0.7 / 1000, abs=0.01)
+    uniform = draw_timesteps(rng, 20000, config=TimestepConfig(), num_train_timesteps=1000)
+    assert uniform.min() == 0 and uniform.max() == 999
+    assert uniform.mean() == pytest.approx(499.5, abs=8)
+
+
+def test_noisy_latent_and_velocity_sample_by_sample() -> None:
+    schedule = NoiseSchedule()
+    clean, noise = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2)
+    timesteps = torch.tensor([0, 500, 999])
+    noisy, wanted = noisy_latent_and_target(clean, noise, timesteps, schedule)
+    for i, timestep in enumerate(timesteps.tolist()):
+        alpha = schedule.alphas_cumprod[timestep]
+        torch.testing.assert_close(noisy[i], (alpha**0.5 * clean[i] + (1 - alpha) ** 0.5 * noise[i]).float())
+        torch.testing.assert_close(wanted[i], (alpha**0.5 * noise[i] - (1 - alpha) ** 0.5 * clean[i]).float())
+    # Zero terminal SNR: at the last timestep nothing of the depth is left and the target is the depth itself.
+    torch.testing.assert_close(noisy[2], noise[2])
+    torch.testing.assert_close(wanted[2], -clean[2])
+
+
+def test_state_round_trip_and_damage(tmp_path: Path) -> None:
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    average = {name: value.detach() * 2 for name, value in model.named_parameters()}
+    recipe = {"seed": 1, "run": {"save_period_s": 1}}
+    for step in (3, 12):
+        save_state(
+            tmp_path, step=step, recipe=recipe, inputs={"base": "1"}, model=model, average=average, optimizer=optimizer
+        )
+    state = latest_state(tmp_path)
+    assert state == tmp_path / "step-00000012"
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000012"]
+
+    other = torch.nn.Linear(3, 2)
+    fresh = torch.optim.AdamW(other.parameters(), lr=0.1)
+    restored = {name: torch.zeros_like(value) for name, value in other.named_parameters()}
+    arguments = {"model": other, "average": restored, "optimizer": fresh}
+    assert load_state(state, inputs={"base": "1"}, **arguments) == 12
+    torch.testing.assert_close(other.weight, model.weight, rtol=0, atol=0)
+    torch.testing.assert_close(restored["bias"], average["bias"], rtol=0, atol=0)
+    for mine, theirs in zip(
+        fresh.state_dict()["state"].values(), optimizer.state_dict()["state"].values(), strict=True
+    ):
+        for key in mine:
+            torch.testing.assert_close(mine[key], theirs[key], rtol=0, atol=0)
+
+    check_recipe(state, recipe | {"run": {"save_period_s": 9}})
+    with pytest.raises(CheckpointError, match="another recipe \\(seed changed\\)"):
+        check_recipe(state, {**recipe, "seed": 2})
+    with pytest.raises(CheckpointError, match="from something else \\(base changed since\\)"):
+        load_state(state, inputs={"base": "2"}, **arguments)
+    (state / "tensors.safetensors").write_bytes((state / "tensors.safetensors").read_bytes()[:-20])
+    with pytest.raises(CheckpointError, match="cannot be resumed"):
+        load_state(state, inputs={"base": "1"}, **arguments)
+    (state / "state.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="cannot be resumed"):
+        check_recipe(state, recipe)
+
+
+def test_checkpoint_folder_is_what_diffusers_reads(tmp_path: Path) -> None:
+    from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+
+    folder = make_checkpoint(tmp_path / "tiny", "tiny")
+    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", use_safetensors=True)
+    vae = AutoencoderTiny.from_pretrained(folder, subfolder="vae", use_safetensors=True)
+    scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+    assert scheduler.config["timestep_spacing"] == "trailing"
+    for ours, theirs in ((load_unet(folder / "unet"), unet), (load_vae(folder / "vae"), vae)):
+        for name, value in ours.state_dict().items():
+            assert torch.equal(value, theirs.state_dict()[name])
+    assert "block_out_channels" not in json.loads((folder / "vae" / "config.json").read_text())
+
+
+def test_embedding_needs_a_tensor_or_a_text_encoder(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"empty_prompt_embedding\.safetensors nor text_encoder/"):
+        load_empty_prompt_embedding(tmp_path)
+    (tmp_path / "empty_prompt_embedding.safetensors").write_bytes(b"not a tensor")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_empty_prompt_embedding(tmp_path)
+
+
+def test_generators_differ_by_every_part_of_their_name() -> None:
+    draws = {
+        generator_for(*arguments).random()
+        for arguments in ((1, "a", 0), (2, "a", 0), (1, "b", 0), (1, "a", 1), (1, "a", 2), (-1, "a", 0), (1, "a", 0, 1))
+    }
+    assert len(draws) == 7
+    assert np.array_equal(generator_for(5, "x", 3).random(4), generator_for(5, "x", 3).random(4))
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected"])
+def test_weights_that_do_not_fit_their_configuration_are_refused(tmp_path: Path, change: str) -> None:
+    folder = make_checkpoint(tmp_path / "tiny", "tiny") / "unet"
+    path = folder / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    if change == "missing":
+        del tensors["conv_out.bias"]
+    else:
+        tensors["conv_extra.bias"] = torch.zeros(3)
+    save_tensors(tensors, path)
+    with pytest.raises(CheckpointError, match=f"{change} keys: conv_"):
+        load_unet(folder)
+
+
+def test_weights_can_be_read_by_others(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        save_tensors({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == 0o644
+    with pytest.raises(OSError, match="No such file"):
+        save_tensors({"x": torch.zeros(1)}, tmp_path / "missing" / "x.safetensors")
+
+
+def test_empty_prompt_embedding_of_a_published_layout(tmp_path: Path) -> None:
+    """Begin and end of text through the checkpoint's own text encoder, also from a half-precision download."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    vocabulary = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2, "a": 3}
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    CLIPTokenizer(
+        str(tmp_path / "tokenizer" / "vocab.json"), str(tmp_path / "tokenizer" / "merges.txt")
+    ).save_pretrained(tmp_path / "tokenizer")
+    torch.manual_seed(0)
+    config = CLIPTextConfig(
+        vocab_size=4, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, eos_token_id=1
+    )
+    encoder = CLIPTextModel(config).eval()
+    encoder.save_pretrained(tmp_path / "text_encoder")
+    with torch.no_grad():
+        expected = encoder(torch.tensor([[0, 1]]))[0]
+    embedding = load_empty_prompt_embedding(tmp_path)
+    assert embedding.shape == (1, 2, 8)
+    torch.testing.assert_close(embedding, expected)
+    weights = tmp_path / "text_encoder" / "model.safetensors"
+    weights.rename(weights.with_name("model.fp16.safetensors"))
+    torch.testing.assert_close(load_empty_prompt_embedding(tmp_path), expected)
+
+
+def test_export_refuses_to_replace_what_it_did_not_make(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "tiny", "tiny")
+    precious = tmp_path / "models"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("years of work")
+    for destination in (precious, precious / "thesis.txt", checkpoint):
+        with pytest.raises(OutputError, match="exists and is no exported checkpoint"):
+            export_onnx(checkpoint, destination)
+    assert (precious / "thesis.txt").read_text() == "years of work"
+    export_onnx(checkpoint, tmp_path / "onnx")
+    export_onnx(checkpoint, tmp_path / "onnx")
+    with pytest.raises(CheckpointError, match="ONNX networks already"):
+        export_onnx(tmp_path / "onnx", tmp_path / "again")

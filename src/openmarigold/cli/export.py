@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`openmarigold export`: a checkpoint to ONNX networks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from openmarigold.errors import MissingExtraError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Turn a checkpoint with safetensors weights into one that runs without torch, in ONNX format (extra `export`)."""
+
+    checkpoint_dir: tyro.conf.Positional[Path]
+    """Checkpoint folder."""
+    output_dir: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
+    """Folder to write; replaced if it is there."""
+
+
+def run_export(command: Export) -> int:
+    """Exports and returns the exit status."""
+    try:
+        from openmarigold.backbone import export_onnx
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("openmarigold"):
+            raise
+        raise MissingExtraError(error.name, "export") from error
+
+    export_onnx(command.checkpoint_dir, command.output_dir)
+    print(f"ONNX checkpoint -> {command.output_dir}")
+    return 0

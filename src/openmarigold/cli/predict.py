@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`openmarigold predict`: photos to depth maps."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar
+from openmarigold.config import PredictConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Predict the depth of photos.
+
+    For each photo: STEM_depth.npy (float32, 0 near to 1 far), STEM_depth.png (16 bits), STEM_depth_colored.png (near is
+    red), and STEM_uncertainty.npy where ensemble-size is above 1.
+    """
+
+    inputs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="INPUT...", help_behavior_hint="")]
+    """Photos, and folders of photos (not folders within)."""
+    output_dir: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
+    """Folder of the results; made where it is missing."""
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Predict again where all results are there already; otherwise such photos are skipped."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print what was done as JSON."""
+    config: tyro.conf.OmitArgPrefixes[PredictConfig] = field(default_factory=PredictConfig)
+
+
+def run_predict(command: Predict) -> int:
+    """Predicts, prints what was done, and returns the exit status."""
+    from openmarigold.batch import Event, predict_files
+
+    started = time.perf_counter()
+    with progress_bar("photos") as (advance, note):
+
+        def report(event: Event) -> None:
+            if event.error is not None:
+                note(f"error: {event.error}")
+            advance(event.done, event.total)
+
+        result = predict_files(
+            command.inputs,
+            output_dir=command.output_dir,
+            config=command.config,
+            overwrite=command.overwrite,
+            report=report,
+        )
+    total_s = time.perf_counter() - started
+    if command.json:
+        print(json.dumps({**result.to_dict(), "total_s": round(total_s, 3)}, indent=2))
+    else:
+        photos = sum(result.predict_s)
+        each = f", {photos / result.num_predicted:.2f} s a photo" if result.num_predicted else ""
+        print(
+            f"{result.num_predicted} predicted, {len(result.skipped)} skipped, {len(result.failed)} failed in "
+            f"{total_s:.2f} s (model loaded in {result.load_s:.2f} s{each}) -> {command.output_dir}"
+        )
+    return EXIT_SOME_FAILED if result.failed else 0

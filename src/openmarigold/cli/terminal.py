@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all commands share: exit statuses, the progress bar, brief errors."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from openmarigold.errors import OpenMarigoldError
+
+EXIT_SOME_FAILED = 1
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+@contextlib.contextmanager
+def progress_bar(label: str) -> Iterator[tuple[Callable[[int, int], None], Callable[[str], None]]]:
+    """Yields (advance(done, total), note(line)): a bar on a terminal's stderr, only the notes elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None, lambda line: print(line, file=sys.stderr)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns: tuple[Any, ...] = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+        task = progress.add_task(label, total=None)
+        yield (
+            lambda done, total: progress.update(task, completed=done, total=total),
+            lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+        )
+
+
+@contextlib.contextmanager
+def brief_errors() -> Iterator[None]:
+    """Turns errors of the operating system that have no message of ours into one line."""
+    try:
+        yield
+    except (OpenMarigoldError, BrokenPipeError):
+        raise
+    except MemoryError as error:
+        raise OpenMarigoldError("out of memory; try a smaller processing_resolution or batch_size") from error
+    except OSError as error:
+        raise OpenMarigoldError(f"{error.strerror or error}: {error.filename or 'input or output'}") from error

@@ -101,6 +101,24 @@ def test_killed_run_resumes_with_the_same_losses(in_workspace: Path) -> None:
     assert sorted(path.name for path in (killed / "states").iterdir()) == ["step-00000012"]
 
 
+@pytest.mark.parametrize("start_noise", ["gaussian", "zeros"])
+def test_end_to_end_objective_learns_and_resumes(in_workspace: Path, tmp_path: Path, start_noise: str) -> None:
+    recipe = tmp_path / "end_to_end.toml"
+    objective = f'objective = {{ kind = "end_to_end", start_noise = "{start_noise}" }}\n'
+    text = DEPTH.replace("[optimization]", f"{objective}[optimization]").replace("num_steps = 12", "num_steps = 40")
+    recipe.write_text(text)
+    settings = {"data_dir": in_workspace / "data", "device": "cpu"}
+    train(recipe, output_dir=tmp_path / "halved", stop_after_steps=15, **settings)
+    checkpoint = train(recipe, output_dir=tmp_path / "halved", **settings)
+    train(recipe, output_dir=tmp_path / "whole", **settings)
+    found = losses(tmp_path / "halved")
+    assert found == losses(tmp_path / "whole")
+    assert np.mean(found[-10:]) < np.mean(found[:10])
+    assert json.loads((checkpoint / "model_index.json").read_text())["start_noise"] == start_noise
+    rgb = np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)
+    assert np.ptp(Predictor.load(checkpoint)(rgb).depth) > 0
+
+
 def test_stopping_early_and_resuming_equals_one_run(in_workspace: Path) -> None:
     """Also for a recipe that averages weights and draws its views anew each step."""
     settings = {"data_dir": in_workspace / "data", "device": "cpu"}
@@ -170,7 +188,7 @@ def test_interrupted_encoding_continues(in_workspace: Path, tmp_path: Path, monk
         "seed": 0,
         "data_dir": in_workspace / "data",
         "accelerator": make_accelerator("no", "cpu"),
-        "with_depth": True,
+        "depth_form": "latents",
     }
     LatentCache(**settings, cache_dir=tmp_path / "whole")
     (whole,) = (tmp_path / "whole").iterdir()
@@ -233,7 +251,7 @@ def test_kinds_are_drawn_as_often_as_asked(in_workspace: Path, tmp_path: Path) -
         data_dir=in_workspace / "data",
         cache_dir=tmp_path,
         accelerator=make_accelerator("no", "cpu"),
-        with_depth=True,
+        depth_form="latents",
     )
     everything = np.load(next(tmp_path.glob("*/rgb.npy"))).astype(np.float32).reshape(12, -1)
     drawn = cache.draw(generator_for(0, "test"), 3000).rgb.reshape(3000, -1)
@@ -250,5 +268,5 @@ def test_kinds_are_drawn_as_often_as_asked(in_workspace: Path, tmp_path: Path) -
             data_dir=in_workspace / "data",
             cache_dir=tmp_path,
             accelerator=make_accelerator("no", "cpu"),
-            with_depth=True,
+            depth_form="latents",
         )

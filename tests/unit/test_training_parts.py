@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from openmarigold.alignment import fit_scale_shift
 from openmarigold.backbone import (
     export_onnx,
     load_empty_prompt_embedding,
@@ -25,7 +26,7 @@ from openmarigold.errors import CheckpointError, OutputError
 from openmarigold.seeding import generator_for
 from openmarigold.training.generator import draw_timesteps, make_unet, noisy_latent_and_target
 from openmarigold.training.loop import learning_rate_factor
-from openmarigold.training.loss import latent_regularisation, masked_latent_loss
+from openmarigold.training.loss import affine_invariant_loss, latent_regularisation, masked_latent_loss
 from openmarigold.training.recipe import OptimizationConfig, TimestepConfig, UNetModelConfig
 from openmarigold.training.state import check_recipe, latest_state, load_state, save_state
 from tiny import make_checkpoint
@@ -71,6 +72,37 @@ def test_loss_without_a_valid_cell_is_zero_not_nan() -> None:
     loss.backward()
     assert loss.item() == 0
     assert prediction.grad is not None and bool((prediction.grad == 0).all())
+
+
+def test_affine_invariant_loss_is_the_error_left_by_a_least_squares_fit() -> None:
+    torch.manual_seed(0)
+    prediction, wanted = torch.randn(3, 1, 6, 7), torch.randn(3, 1, 6, 7)
+    valid_mask = torch.rand(3, 1, 6, 7) > 0.3
+    errors = []
+    for p, d, m in zip(prediction.numpy(), wanted.numpy(), valid_mask.numpy(), strict=True):
+        scale, shift = fit_scale_shift(p, d, m)
+        errors.append(np.abs(scale * p + shift - d)[m])
+    expected = np.concatenate(errors).mean()
+    assert affine_invariant_loss(prediction, wanted, valid_mask).item() == pytest.approx(expected, rel=1e-5)
+    stretched = prediction * torch.tensor([0.5, 2.0, 3.0]).view(3, 1, 1, 1) + 0.7
+    assert affine_invariant_loss(stretched, wanted, valid_mask).item() == pytest.approx(expected, rel=1e-5)
+    assert affine_invariant_loss(2 * wanted - 1, wanted, valid_mask).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_affine_invariant_loss_ignores_invalid_pixels_and_survives_flat_maps() -> None:
+    torch.manual_seed(0)
+    prediction = torch.randn(2, 1, 5, 6, requires_grad=True)
+    valid_mask = torch.rand(2, 1, 5, 6) > 0.4
+    wanted = torch.randn(2, 1, 5, 6).masked_fill(~valid_mask, float("nan"))
+    affine_invariant_loss(prediction, wanted, valid_mask).backward()
+    assert prediction.grad is not None and bool(prediction.grad.isfinite().all())
+    assert bool((prediction.grad[~valid_mask] == 0).all()) and bool((prediction.grad[valid_mask] != 0).any())
+    flat = torch.zeros(2, 1, 5, 6, requires_grad=True)
+    loss = affine_invariant_loss(flat, wanted, valid_mask)
+    loss.backward()
+    assert np.isfinite(loss.item()) and flat.grad is not None and bool(flat.grad.isfinite().all())
+    nothing = affine_invariant_loss(prediction, wanted, torch.zeros_like(valid_mask))
+    assert nothing.item() == 0
 
 
 def test_latent_regularisation_is_zero_for_standard_channels() -> None:

@@ -2,7 +2,8 @@
 """Recipe kind "depth": Marigold's fine-tuning protocol. Paper: §3.3, figure 2.
 
 Only the U-Net is trained. It sees the image latent beside the noisy latent of the normalised depth map, which the
-frozen autoencoder encodes like an image, and learns to denoise it.
+frozen autoencoder encodes like an image, and learns to denoise it. The second objective, "end_to_end", goes one step
+from the last timestep through the frozen decoder and compares depth maps (Garcia et al. 2024).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from openmarigold.backbone import (
     Vae,
+    decode_from_latent,
     hash_of_weights,
     latent_channels,
     load_empty_prompt_embedding,
@@ -25,20 +27,20 @@ from openmarigold.backbone import (
     save_checkpoint,
     widen_conv_in,
 )
-from openmarigold.diffusion import NoiseSchedule
+from openmarigold.diffusion import NoiseSchedule, to_clean_and_noise
 from openmarigold.errors import RecipeError
 from openmarigold.evaluation import evaluate, predictor_estimator, read_manifest
 from openmarigold.predictor import Predictor
 from openmarigold.seeding import generator_for
 from openmarigold.training.generator import draw_timesteps, noisy_latent_and_target
 from openmarigold.training.latents import LatentCache
-from openmarigold.training.loss import masked_latent_loss
+from openmarigold.training.loss import affine_invariant_loss, masked_latent_loss
 from openmarigold.training.noise import multi_resolution_noise
 from openmarigold.training.recipe import DepthRecipe
 
 
 class DepthTask:
-    """Denoising of depth latents beside image latents, with annealed multi-resolution noise and a masked loss."""
+    """Denoising of depth latents beside image latents with a masked loss, or one step to a depth map."""
 
     def __init__(
         self,
@@ -50,9 +52,10 @@ class DepthTask:
         accelerator: Accelerator,
     ) -> None:
         self._recipe, self._benchmark_dir = recipe, benchmark_dir
+        self._end_to_end = recipe.objective.kind == "end_to_end"
         if benchmark_dir is not None:
             read_manifest(benchmark_dir)  # a wrong folder is said now, not after the last step
-        self._vae: Vae = load_vae(recipe.generator / "vae")
+        self._vae: Vae = load_vae(recipe.generator / "vae").requires_grad_(False)
         unet = load_unet(recipe.generator / "unet")
         channels = latent_channels(self._vae)
         if unet.config["in_channels"] == channels:
@@ -73,7 +76,7 @@ class DepthTask:
             data_dir=data_dir,
             cache_dir=cache_dir,
             accelerator=accelerator,
-            with_depth=True,
+            depth_form="maps" if self._end_to_end else "latents",
         )
 
     @property
@@ -82,35 +85,60 @@ class DepthTask:
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         rng = generator_for(self._recipe.seed, "depth", step)
-        batch_size, num_train_timesteps = self._recipe.optimization.batch_size, self._schedule.num_train_timesteps
-        latents = self._latents.draw(rng, batch_size)
-        timesteps = draw_timesteps(
-            rng, batch_size, config=self._recipe.timesteps, num_train_timesteps=num_train_timesteps
-        )
-        config = self._recipe.noise
-        share = timesteps / num_train_timesteps if config.annealed else np.ones(batch_size)
-        noise = multi_resolution_noise(
-            latents.depth.shape,
-            strength=torch.from_numpy((config.strength * share).astype(np.float32)),
-            generator=torch.Generator().manual_seed(int(rng.integers(2**62))),
-            normalisation=config.normalisation,
-        )
+        latents = self._latents.draw(rng, self._recipe.optimization.batch_size)
+        if self._end_to_end:
+            assert latents.norm_depth is not None
+            zeros = self._recipe.objective.start_noise == "zeros"
+            start = np.zeros_like(latents.rgb) if zeros else rng.standard_normal(latents.rgb.shape, dtype=np.float32)
+            return {"rgb_latent": latents.rgb, "start": start, "norm_depth": latents.norm_depth}
+        assert latents.depth is not None and latents.valid_mask is not None
+        timesteps, noise = self._draw_noise(rng, latents.depth.shape)
         return {
             "rgb_latent": latents.rgb,
             "depth_latent": latents.depth,
             "valid_mask": latents.valid_mask,
-            "noise": noise.numpy(),
+            "noise": noise,
             "timesteps": timesteps,
         }
 
+    def _draw_noise(self, rng: np.random.Generator, shape: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+        config, num_train_timesteps = self._recipe.noise, self._schedule.num_train_timesteps
+        timesteps = draw_timesteps(
+            rng, shape[0], config=self._recipe.timesteps, num_train_timesteps=num_train_timesteps
+        )
+        share = timesteps / num_train_timesteps if config.annealed else np.ones(shape[0])
+        noise = multi_resolution_noise(
+            shape,
+            strength=torch.from_numpy((config.strength * share).astype(np.float32)),
+            generator=torch.Generator().manual_seed(int(rng.integers(2**62))),
+            normalisation=config.normalisation,
+        )
+        return timesteps, noise.numpy()
+
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return self._end_to_end_loss(model, batch) if self._end_to_end else self._denoising_loss(model, batch)
+
+    def _denoising_loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         noisy, wanted = noisy_latent_and_target(
             batch["depth_latent"], batch["noise"], batch["timesteps"], self._schedule
         )
-        sample = torch.cat([batch["rgb_latent"], noisy], dim=1)
-        context = self._embedding.expand(len(sample), -1, -1)
-        predicted = model(sample, batch["timesteps"], encoder_hidden_states=context).sample.float()
+        predicted = self._denoise(model, batch["rgb_latent"], noisy, batch["timesteps"])
         return masked_latent_loss(predicted, wanted, batch["valid_mask"])
+
+    def _end_to_end_loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        start, last = batch["start"], self._schedule.num_train_timesteps - 1
+        timesteps = torch.full((len(start),), last, device=start.device)
+        predicted = self._denoise(model, batch["rgb_latent"], start, timesteps)
+        clean, _ = to_clean_and_noise(
+            start, predicted, *self._schedule.coefficients(last), prediction_type=self._schedule.prediction_type
+        )
+        decoded = decode_from_latent(self._vae, clean).float().clamp(-1.0, 1.0)
+        return affine_invariant_loss(decoded, batch["norm_depth"], ~batch["norm_depth"].isnan())
+
+    def _denoise(self, model: nn.Module, rgb_latent: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
+        context = self._embedding.expand(len(noisy), -1, -1)
+        sample = torch.cat([rgb_latent, noisy], dim=1)
+        return model(sample, timesteps, encoder_hidden_states=context).sample.float()
 
     def save(self, directory: Path) -> None:
         assert isinstance(self.model, UNet2DConditionModel)
@@ -131,6 +159,7 @@ class DepthTask:
                 "default_processing_resolution": defaults.processing_resolution,
                 "default_final_step": defaults.final_step,
                 "processing_side": defaults.processing_side,
+                "start_noise": self._recipe.objective.start_noise,
             },
             dtype=torch.float16 if defaults.half_precision else torch.float32,
         )

@@ -76,7 +76,7 @@ class GeneratorTask:
             data_dir=data_dir,
             cache_dir=cache_dir,
             accelerator=accelerator,
-            with_depth=False,
+            depth_form="none",
         )
         self._schedule = NoiseSchedule(rescale_betas_zero_snr=recipe.timesteps.zero_terminal_snr)
         torch.manual_seed(recipe.seed)  # diffusers initialises from the global generator

@@ -13,6 +13,7 @@ import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -34,13 +35,26 @@ CHUNK = 16  # views encoded at once
 SAVE_PERIOD = 64  # chunks between progress marks
 
 
+DepthForm = Literal["none", "latents", "maps"]
+
+
 @dataclasses.dataclass(frozen=True)
 class LatentBatch:
-    """Latents of some views; without depth (photos) the last two are zeros and False."""
+    """Some views: colour as latents, depth in the form that the cache was made for (`DepthForm`), None otherwise."""
 
     rgb: Float32[np.ndarray, "b C h w"]
-    depth: Float32[np.ndarray, "b C h w"]
-    valid_mask: Bool[np.ndarray, "b 1 h w"]
+    depth: Float32[np.ndarray, "b C h w"] | None = None
+    valid_mask: Bool[np.ndarray, "b 1 h w"] | None = None
+    """Cells of `depth` that count; all False for a photo, whose `depth` is 0."""
+    norm_depth: Float32[np.ndarray, "b 1 H W"] | None = None
+    """Normalised depth in [-1, 1], NaN where a pixel does not count."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _View:
+    rgb: Float32[np.ndarray, "3 H W"]
+    norm_depth: Float32[np.ndarray, "H W"] | None
+    valid_mask: Bool[np.ndarray, "H W"]
 
 
 class LatentCache:
@@ -55,14 +69,14 @@ class LatentCache:
         data_dir: Path,
         cache_dir: Path,
         accelerator: Accelerator,
-        with_depth: bool,
+        depth_form: DepthForm,
     ) -> None:
         """Opens the cache, encoding what is missing; an interrupted encoding continues where it was.
 
         Args:
-            with_depth: also encode normalised depth; without it only colour is kept.
+            depth_form: what is kept of the depth: nothing, the latents of the normalised maps, or the maps themselves.
         """
-        self._config, self._seed, self._with_depth = config, seed, with_depth
+        self._config, self._seed, self._form = config, seed, depth_form
         self._mixture = Mixture(config, data_dir=data_dir)
         sizes = [len(source) for source in self._mixture.sources]
         self._starts = np.cumsum([0, *sizes]) * config.num_variants
@@ -73,13 +87,18 @@ class LatentCache:
         progress_path = folder / "progress.json"
         # Before the first mark nothing in the files counts, and an interruption may have left them without a header.
         mode = "r+" if progress_path.is_file() else "w+"
-        height, width = config.size[0] // 8, config.size[1] // 8
-        latent_shape = (int(self._starts[-1]), latent_channels(vae), height, width)
-        depth_shape = latent_shape if with_depth else (0, *latent_shape[1:])
-        mask_shape = (depth_shape[0], 1, height, width)
-        self._rgb = np.lib.format.open_memmap(folder / "rgb.npy", mode, np.float16, latent_shape)
-        self._depth = np.lib.format.open_memmap(folder / "depth.npy", mode, np.float16, depth_shape)
-        self._valid_mask = np.lib.format.open_memmap(folder / "valid_mask.npy", mode, np.bool_, mask_shape)
+        total, (height, width) = int(self._starts[-1]), config.size
+        latent_shape = (latent_channels(vae), height // 8, width // 8)
+
+        def array(name: str, dtype: type, *shape: int) -> np.ndarray:
+            return np.lib.format.open_memmap(folder / f"{name}.npy", mode, dtype, (total, *shape))
+
+        self._arrays = {"rgb": array("rgb", np.float16, *latent_shape)}
+        if depth_form == "latents":
+            self._arrays["depth"] = array("depth", np.float16, *latent_shape)
+            self._arrays["valid_mask"] = array("valid_mask", np.bool_, 1, *latent_shape[1:])
+        elif depth_form == "maps":
+            self._arrays["norm_depth"] = array("norm_depth", np.float16, 1, height, width)
         self._encode_missing(vae.to(accelerator.device), progress_path, accelerator)
 
     def draw(self, rng: np.random.Generator, batch_size: int) -> LatentBatch:
@@ -90,10 +109,8 @@ class LatentCache:
             shares = np.array(list(self._config.sources.values()))
             chosen = rng.choice(len(shares), size=batch_size, p=shares / shares.sum())
             index = rng.integers(self._starts[chosen], self._starts[chosen + 1])
-        rgb = self._rgb[index].astype(np.float32)
-        if not self._with_depth:
-            return LatentBatch(rgb=rgb, depth=np.zeros_like(rgb), valid_mask=np.zeros_like(rgb[:, :1], dtype=bool))
-        return LatentBatch(rgb=rgb, depth=self._depth[index].astype(np.float32), valid_mask=self._valid_mask[index])
+        drawn = {name: array[index] for name, array in self._arrays.items()}
+        return LatentBatch(**{n: a if a.dtype == np.bool_ else a.astype(np.float32) for n, a in drawn.items()})
 
     def _encode_missing(self, vae: Vae, progress_path: Path, accelerator: Accelerator) -> None:
         total = int(self._starts[-1])
@@ -103,7 +120,7 @@ class LatentCache:
         LOGGER.info("encoding %d views", total - done)
         starts = list(range(done, total, CHUNK))
 
-        def views(start: int) -> list[tuple[np.ndarray, np.ndarray | None, np.ndarray]]:
+        def views(start: int) -> list[_View]:
             return [self._view(index) for index in range(start, min(start + CHUNK, total))]
 
         with ThreadPoolExecutor(max_workers=1) as executor:
@@ -113,40 +130,43 @@ class LatentCache:
                 if number + 1 < len(starts):
                     pending = executor.submit(views, starts[number + 1])
                 stop = start + len(chunk)
-                self._rgb[start:stop] = self._encode(vae, [rgb for rgb, _, _ in chunk], accelerator)
-                if self._with_depth:
-                    deep = [i for i, (_, depth, _) in enumerate(chunk) if depth is not None]
-                    if deep:
-                        depths = [depth for _, depth, _ in chunk if depth is not None]
-                        self._depth[start + np.array(deep)] = self._encode(vae, depths, accelerator)
-                    self._valid_mask[start:stop] = np.stack([valid for _, _, valid in chunk])
+                self._arrays["rgb"][start:stop] = self._encode(vae, [view.rgb for view in chunk], accelerator)
+                if self._form == "latents":
+                    self._keep_depth_latents(start, chunk, vae, accelerator)
+                elif self._form == "maps":
+                    self._arrays["norm_depth"][start:stop, 0] = [_marked_depth(view) for view in chunk]
                 if number % SAVE_PERIOD == SAVE_PERIOD - 1 or stop == total:
-                    for array in (self._rgb, self._depth, self._valid_mask):
-                        array.flush()
+                    for array in self._arrays.values():
+                        array.flush()  # pyright: ignore[reportAttributeAccessIssue]
                     text = json.dumps({"encoded": stop})
                     write_atomically(progress_path, lambda path, text=text: path.write_text(text))
                     LOGGER.info("encoded %d of %d views", stop, total)
 
-    def _view(self, index: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-        """Colour and normalised depth as [3 H W] in [-1, 1], and the latent mask [1 h w], of view number `index`."""
+    def _keep_depth_latents(self, start: int, chunk: list[_View], vae: Vae, accelerator: Accelerator) -> None:
+        masks = [latent_valid_mask(view.valid_mask)[None] for view in chunk]
+        self._arrays["valid_mask"][start : start + len(chunk)] = masks
+        deep = [i for i, view in enumerate(chunk) if view.norm_depth is not None]
+        if deep:
+            maps = [np.repeat(view.norm_depth[None], 3, axis=0) for view in chunk if view.norm_depth is not None]
+            self._arrays["depth"][start + np.array(deep)] = self._encode(vae, maps, accelerator)
+
+    def _view(self, index: int) -> _View:
+        """View number `index`: colour and normalised depth in [-1, 1]."""
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         sample_index = (index - int(self._starts[number])) // self._config.num_variants
         rng = generator_for(self._seed, "view", index)
         view = self._mixture.vary(self._mixture.sources[number].read(sample_index), rng)
         rgb = random_appearance(view.rgb, rng, strength=self._config.appearance)
         image = np.ascontiguousarray(rgb.transpose(2, 0, 1)).astype(np.float32) / 127.5 - 1.0
-        height, width = self._config.size
-        nothing = np.zeros((1, height // 8, width // 8), dtype=bool)
+        nothing = np.zeros(self._config.size, dtype=bool)
         if view.depth is None:
-            return image, None, nothing
+            return _View(image, None, nothing)
         valid_mask = view.depth > 0
         try:
             norm_depth = normalise_depth(view.depth, valid_mask)
         except DataError:  # no depth at all, or a single plane: nothing to learn from
-            return image, None, nothing
-        if self._config.invalid_is_far:
-            valid_mask = np.ones_like(valid_mask)
-        return image, np.repeat(norm_depth[None], 3, axis=0), latent_valid_mask(valid_mask)[None]
+            return _View(image, None, nothing)
+        return _View(image, norm_depth, np.ones_like(valid_mask) if self._config.invalid_is_far else valid_mask)
 
     def _fingerprint(self, vae: Vae, accelerator: Accelerator) -> str:
         digest = hashlib.sha256(hash_of_weights(vae).encode())
@@ -154,7 +174,7 @@ class LatentCache:
         described = dataclasses.asdict(self._config)
         del described["kind_weights"], described["sources"]
         sources = [[source.name, source.contents] for source in self._mixture.sources]
-        where = [accelerator.device.type, accelerator.mixed_precision, self._with_depth]
+        where = [accelerator.device.type, accelerator.mixed_precision, self._form]
         digest.update(json.dumps([described, sources, where, self._seed], sort_keys=True).encode())
         return digest.hexdigest()
 
@@ -163,6 +183,12 @@ class LatentCache:
         batch = torch.from_numpy(np.stack(images)).to(accelerator.device, memory_format=torch.channels_last)
         with torch.no_grad(), accelerator.autocast():
             return encode_to_latent(vae, batch).float().cpu().numpy()
+
+
+def _marked_depth(view: _View) -> Float32[np.ndarray, "H W"]:
+    """Normalised depth with NaN where a pixel does not count."""
+    nothing = np.full(view.valid_mask.shape, np.nan, dtype=np.float32)
+    return nothing if view.norm_depth is None else np.where(view.valid_mask, view.norm_depth, nothing)
 
 
 def _view_shares(config: DataConfig, sources: list[Source]) -> np.ndarray:

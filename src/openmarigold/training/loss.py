@@ -6,6 +6,8 @@ from __future__ import annotations
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+MIN_VARIANCE = 1e-6  # of a prediction in [-1, 1] that is fitted; below it the map is constant but for rounding
+
 
 def masked_latent_loss(
     prediction: Float[Tensor, "b C h w"], target: Float[Tensor, "b C h w"], valid_mask: Bool[Tensor, "b 1 h w"]
@@ -19,6 +21,27 @@ def masked_latent_loss(
     error = (prediction - target).masked_fill(~valid_mask, 0.0)
     count = weight.sum() * prediction.shape[1]
     return error.square().sum() / count.clamp(min=1.0)
+
+
+def affine_invariant_loss(
+    prediction: Float[Tensor, "b 1 H W"], target: Float[Tensor, "b 1 H W"], valid_mask: Bool[Tensor, "b 1 H W"]
+) -> Float[Tensor, ""]:
+    """Mean absolute error over the valid pixels of the whole batch, after the best scale and shift of each image.
+
+    Scale and shift are the least-squares fit of `prediction` to `target`, in closed form, and carry gradients. A
+    constant prediction is fitted by its shift alone; a batch without valid pixels gives 0. Garcia et al. 2024,
+    "Fine-tuning image-conditional diffusion models is easier than you think", eq. 5.
+    """
+    weight = valid_mask.to(prediction.dtype)
+    # Zeroed before any product: a NaN in an invalid pixel would survive a product with 0.
+    prediction, target = prediction.masked_fill(~valid_mask, 0.0), target.masked_fill(~valid_mask, 0.0)
+    count = weight.sum(dim=(1, 2, 3), keepdim=True).clamp(min=1.0)
+    centred = (prediction - prediction.sum(dim=(1, 2, 3), keepdim=True) / count) * weight
+    wanted = (target - target.sum(dim=(1, 2, 3), keepdim=True) / count) * weight
+    variance = centred.square().sum(dim=(1, 2, 3), keepdim=True) / count
+    covariance = (centred * wanted).sum(dim=(1, 2, 3), keepdim=True) / count
+    scale = covariance / variance.clamp(min=MIN_VARIANCE)
+    return (scale * centred - wanted).abs().sum() / weight.sum().clamp(min=1.0)
 
 
 def latent_regularisation(latent: Float[Tensor, "b C h w"]) -> Float[Tensor, ""]:

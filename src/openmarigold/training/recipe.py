@@ -156,6 +156,24 @@ class TimestepConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What the depth fine-tune minimises."""
+
+    kind: Literal["denoising", "end_to_end"] = "denoising"
+    """denoising: the paper's loss on latents, at every timestep. end_to_end: one step from the last timestep, decoded,
+    against the depth map itself after the best scale and shift (Garcia et al. 2024); [noise] and
+    timesteps.last_share do not matter then."""
+    start_noise: Literal["gaussian", "zeros"] = "gaussian"
+    """What end_to_end starts from, in training as in prediction: plain noise, or zeros as in Garcia et al."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.kind == "end_to_end" or self.start_noise == "gaussian",
+            'start_noise="zeros" is for kind="end_to_end"; a denoiser starts from noise',
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointDefaults:
     """What the finished checkpoint recommends to those who use it."""
 
@@ -215,6 +233,7 @@ class DepthRecipe:
     data: DataConfig
     optimization: OptimizationConfig
     checkpoint: CheckpointDefaults
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     timesteps: TimestepConfig = field(default_factory=TimestepConfig)
     run: RunConfig = field(default_factory=RunConfig)

@@ -56,6 +56,7 @@ class DepthTask:
         if benchmark_dir is not None:
             read_manifest(benchmark_dir)  # a wrong folder is said now, not after the last step
         self._vae: Vae = load_vae(recipe.generator / "vae").requires_grad_(False)
+        self._vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         unet = load_unet(recipe.generator / "unet")
         channels = latent_channels(self._vae)
         if unet.config["in_channels"] == channels:

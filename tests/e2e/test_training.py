@@ -23,9 +23,10 @@ from openmarigold.errors import CheckpointError, DataError, RecipeError
 from openmarigold.predictor import Predictor
 from openmarigold.seeding import generator_for
 from openmarigold.training import latents, train
+from openmarigold.training.depth import DepthTask
 from openmarigold.training.latents import LatentCache
 from openmarigold.training.loop import make_accelerator
-from openmarigold.training.recipe import DataConfig
+from openmarigold.training.recipe import DataConfig, DepthRecipe, read_recipe
 from training_data import AUTOENCODER, DEPTH, GENERATOR, write_training_data
 
 
@@ -240,6 +241,24 @@ def test_unknown_key_is_one_line_on_the_command_line(in_workspace: Path, tmp_pat
     assert done.stderr.strip().count("\n") == 0
     assert "unknown key optimization.learning_rat; did you mean optimization.learning_rate?" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_noise_on_colour_latents_stays_within_its_limit(in_workspace: Path, tmp_path: Path) -> None:
+    settings = {"data_dir": in_workspace / "data", "cache_dir": tmp_path / "latents", "benchmark_dir": None}
+    tasks = []
+    for value in (0.0, 0.5):
+        (tmp_path / "noisy.toml").write_text(
+            DEPTH.replace("num_variants = 2", f"num_variants = 2, latent_noise = {value}")
+        )
+        recipe = read_recipe(tmp_path / "noisy.toml")
+        assert isinstance(recipe, DepthRecipe)
+        recipe = dataclasses.replace(recipe, optimization=dataclasses.replace(recipe.optimization, batch_size=64))
+        tasks.append(DepthTask(recipe, accelerator=make_accelerator("no", "cpu"), **settings))
+    assert len(list((tmp_path / "latents").iterdir())) == 1, "the noise is drawn anew each step, not encoded"
+    plain, noisy = (task.batch(3)["rgb_latent"] for task in tasks)
+    spread = (noisy - plain).std(axis=(1, 2, 3))
+    assert 0.0 < spread.min() < 0.1 and 0.4 < spread.max() < 0.55
+    np.testing.assert_array_equal(noisy, tasks[1].batch(3)["rgb_latent"])
 
 
 def test_kinds_are_drawn_as_often_as_asked(in_workspace: Path, tmp_path: Path) -> None:

@@ -87,20 +87,28 @@ class DepthTask:
     def batch(self, step: int) -> dict[str, np.ndarray]:
         rng = generator_for(self._recipe.seed, "depth", step)
         latents = self._latents.draw(rng, self._recipe.optimization.batch_size)
+        rgb_latent = self._with_noise(rng, latents.rgb)
         if self._end_to_end:
             assert latents.norm_depth is not None
             zeros = self._recipe.objective.start_noise == "zeros"
             start = np.zeros_like(latents.rgb) if zeros else rng.standard_normal(latents.rgb.shape, dtype=np.float32)
-            return {"rgb_latent": latents.rgb, "start": start, "norm_depth": latents.norm_depth}
+            return {"rgb_latent": rgb_latent, "start": start, "norm_depth": latents.norm_depth}
         assert latents.depth is not None and latents.valid_mask is not None
         timesteps, noise = self._draw_noise(rng, latents.depth.shape)
         return {
-            "rgb_latent": latents.rgb,
+            "rgb_latent": rgb_latent,
             "depth_latent": latents.depth,
             "valid_mask": latents.valid_mask,
             "noise": noise,
             "timesteps": timesteps,
         }
+
+    def _with_noise(self, rng: np.random.Generator, rgb_latent: np.ndarray) -> np.ndarray:
+        largest = self._recipe.data.latent_noise
+        if not largest:
+            return rgb_latent
+        std = rng.uniform(0.0, largest, size=(len(rgb_latent), 1, 1, 1)).astype(np.float32)
+        return rgb_latent + std * rng.standard_normal(rgb_latent.shape, dtype=np.float32)
 
     def _draw_noise(self, rng: np.random.Generator, shape: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
         config, num_train_timesteps = self._recipe.noise, self._schedule.num_train_timesteps

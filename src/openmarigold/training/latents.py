@@ -170,9 +170,9 @@ class LatentCache:
 
     def _fingerprint(self, vae: Vae, accelerator: Accelerator) -> str:
         digest = hashlib.sha256(hash_of_weights(vae).encode())
-        # Shares and weights are applied when drawing; the views themselves do not depend on them, only on the order.
+        # Shares, weights and noise are applied when drawing; the views do not depend on them, only on the order.
         described = dataclasses.asdict(self._config)
-        del described["kind_weights"], described["sources"]
+        del described["kind_weights"], described["sources"], described["latent_noise"]
         sources = [[source.name, source.contents] for source in self._mixture.sources]
         where = [accelerator.device.type, accelerator.mixed_precision, self._form]
         digest.update(json.dumps([described, sources, where, self._seed], sort_keys=True).encode())

@@ -64,7 +64,10 @@ class DataConfig:
     min_scale: float = 1.0
     aspect_jitter: float = 0.0
     appearance: float = 0.0
-    """Strength of the random changes of colour, 0 to 1."""
+    """Strength of the random changes of colour: 0 none, 1 strong; above it they are more frequent and larger still."""
+    latent_noise: float = 0.0
+    """Largest standard deviation of the noise on a colour latent, drawn for each sample (depth only): the model is not
+    to live on fine detail, in which renders and photos differ most."""
     num_variants: int = 1
     """Random variants of each sample whose latents are computed once and kept (generator and depth)."""
     invalid_is_far: bool = False
@@ -82,6 +85,7 @@ class DataConfig:
         for side in self.size:
             _require(side > 0 and side % 8 == 0, f"size={list(self.size)}: {side} is not a multiple of 8")
         _require(0 < self.min_scale <= 1, f"min_scale={self.min_scale} must be in (0, 1]")
+        _require(self.latent_noise >= 0, f"latent_noise={self.latent_noise} must be 0 or above")
         _require(self.num_variants >= 1, f"num_variants={self.num_variants} must be at least 1")
 
 

@@ -185,7 +185,7 @@ def test_files_that_are_no_images(tmp_path):
     (tmp_path / "folder.jpg").mkdir()
     for name, message in (
         ("empty.jpg", "is empty"),
-        ("text.jpg", "is not an image that can be read; accepted are .jpeg, .jpg, .png"),
+        ("text.jpg", r"is not an image that can be read; accepted are \.avif, .*\.jpeg, \.jpg, .*\.png, "),
         ("folder.jpg", "is a folder"),
         ("missing.jpg", "does not exist"),
         ("x" * 300, "cannot be read"),

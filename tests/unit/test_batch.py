@@ -11,7 +11,13 @@ from PIL import Image
 from openmarigold.batch import Event, predict_files
 from openmarigold.config import PredictConfig
 from openmarigold.errors import CheckpointError, InvalidValueError, OutputError
+from openmarigold.manifest import MANIFEST_NAME
 from tiny import make_photo
+
+
+def results_in(directory: Path) -> list[Path]:
+    """Result files, in folders within too; the manifest is none."""
+    return sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
 
 
 @pytest.fixture
@@ -22,15 +28,15 @@ def config(onnx_checkpoint: Path) -> PredictConfig:
 def test_folder_is_predicted_in_order(photo_dir: Path, tmp_path: Path, config: PredictConfig) -> None:
     (photo_dir / "notes.txt").write_text("no photo")
     (photo_dir / "._a.png").write_bytes(b"left behind by a file manager")
-    (photo_dir / "within").mkdir()
-    Image.fromarray(make_photo(16, 16)).save(photo_dir / "within" / "f.png")
+    (photo_dir / ".hidden").mkdir()
+    Image.fromarray(make_photo(16, 16)).save(photo_dir / ".hidden" / "f.png")
     events: list[Event] = []
     result = predict_files([photo_dir], output_dir=tmp_path / "out", config=config, report=events.append)
     assert [event.path.name for event in events] == ["a.png", "b.png", "c.png", "d.png", "e.png"]
     assert [(event.done, event.total, event.error) for event in events[-1:]] == [(5, 5, None)]
     assert result.num_predicted == len(result.predict_s) == 5
     assert not result.failed
-    assert sorted(result.written) == sorted((tmp_path / "out").iterdir())
+    assert sorted(result.written) == results_in(tmp_path / "out")
     assert len(result.written) == 15
     assert np.load(tmp_path / "out" / "c_depth.npy").shape == (50, 70)
 
@@ -38,7 +44,7 @@ def test_folder_is_predicted_in_order(photo_dir: Path, tmp_path: Path, config: P
 def test_bytes_do_not_depend_on_company(photo_dir: Path, tmp_path: Path, config: PredictConfig) -> None:
     for name, inputs in {"alone": [photo_dir / "c.png"], "five": [photo_dir], "again": [photo_dir]}.items():
         predict_files(inputs, output_dir=tmp_path / name, config=config)
-    for path in (tmp_path / "alone").iterdir():
+    for path in results_in(tmp_path / "alone"):
         contents = {(tmp_path / name / path.name).read_bytes() for name in ("alone", "five", "again")}
         assert len(contents) == 1, path.name
 
@@ -60,14 +66,14 @@ def test_bad_files_are_counted_and_stop_nothing(photo_dir: Path, tmp_path: Path,
     assert "holds no photo; accepted are" in messages["empty"]
     assert all(name in message and "\n" not in message for name, message in messages.items())
     assert len(events) == events[-1].total == events[-1].done == 7
-    assert sorted(path.name[:2] for path in (tmp_path / "out").iterdir()) == ["d_"] * 3 + ["e_"] * 3
+    assert sorted(path.name[:2] for path in results_in(tmp_path / "out")) == ["d_"] * 3 + ["e_"] * 3
 
 
 def test_existing_results_are_skipped(photo_dir: Path, tmp_path: Path, config: PredictConfig) -> None:
     out = tmp_path / "out"
     predict_files([photo_dir], output_dir=out, config=config)
     (out / "b_depth.png").unlink()
-    before = {path: path.stat().st_mtime_ns for path in out.iterdir() if path.name[0] != "b"}
+    before = {path: path.stat().st_mtime_ns for path in results_in(out) if path.name[0] != "b"}
     result = predict_files([photo_dir], output_dir=out, config=config)
     assert (len(result.skipped), result.num_predicted) == (4, 1)
     assert {path: path.stat().st_mtime_ns for path in before} == before

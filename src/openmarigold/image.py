@@ -122,6 +122,7 @@ def rgb_to_planes(rgb: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> Flo
     """The photo in [-1, 1], resized with anti-aliasing to `size` (height, width): what the networks see.
 
     Equals `resize` of the whole: its filter works along rows first, each row on its own, so that strips change no byte.
+    (For photos a hundred times as high as wide Pillow takes columns first, which changes the last bit.)
     """
     height, width = rgb.shape[:2]
     rows = max(1, _STRIP_PIXELS // width)

@@ -30,6 +30,8 @@ IMAGE_SUFFIXES = frozenset({".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", 
 _FORMATS = frozenset({"JPEG", "MPO", "PNG", "WEBP", "TIFF", "AVIF", "BMP", "GIF", "JPEG2000", "PPM", "TGA"})
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
 MAX_ASPECT = 8  # of photos whose size is given by the shorter side; a strip must not need a lot of memory
 MAX_PROCESSING_PIXELS = 2**24  # the networks hold about a kilobyte a pixel
 
@@ -53,6 +55,7 @@ def read_rgb(
     """
     path = Path(path)
     colour = parse_colour(background)
+    head = b""
     try:
         if path.is_dir():
             raise ImageError(f"{path} is a folder, not an image file")
@@ -85,6 +88,11 @@ def read_rgb(
             raise
         raise ImageError(f"{path}{'' if str(error).startswith(('is ', 'has ')) else ':'} {error}") from error
     except UnidentifiedImageError as error:
+        if head[:4] in _TIFF_MAGIC:
+            raise ImageError(
+                f"{path} is a TIFF file that is damaged or of a kind that cannot be read, such as three float channels: "
+                "save it with 8 or 16 bits, or as .exr"
+            ) from error
         raise ImageError(f"{path} is not an image that can be read; {_accepted()}") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path} {_TOO_LARGE}") from error

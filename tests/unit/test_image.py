@@ -266,15 +266,29 @@ def test_strips_change_nothing(monkeypatch, orientation, mode):
     np.testing.assert_array_equal(as_rgb(image), at_once)
 
 
-def test_16_bit_colour_in_tiff(tmp_path):
-    # Little-endian, uncompressed, 16 bits for each of three samples: (tag, type, count, value or offset).
-    pixels = np.random.default_rng(1).integers(0, 65536, (4, 5, 3), dtype=np.uint16)
-    entries = [(256, 3, 1, 5), (257, 3, 1, 4), (258, 3, 3, 8), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 14)]
-    entries += [(277, 3, 1, 3), (278, 3, 1, 4), (279, 4, 1, pixels.nbytes)]
-    body = struct.pack("<HHH", 16, 16, 16) + pixels.astype("<u2").tobytes()
+def tiff_of_three_channels(pixels: np.ndarray) -> bytes:
+    """Little-endian, uncompressed TIFF file of [h w 3], uint16 or float32, which Pillow cannot write."""
+    height, width, _ = pixels.shape
+    bits = 8 * pixels.itemsize
+    start = 8 + 12  # after the head: three counts of bits, three kinds of numbers, then the pixels
+    entries = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, 8), (259, 3, 1, 1), (262, 3, 1, 2)]
+    entries += [(273, 4, 1, start), (277, 3, 1, 3), (278, 3, 1, height), (279, 4, 1, pixels.nbytes), (339, 3, 3, 14)]
+    kind = 3 if pixels.dtype.kind == "f" else 1
+    body = struct.pack("<6H", bits, bits, bits, kind, kind, kind) + pixels.tobytes()
     directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
-    (tmp_path / "deep.tif").write_bytes(struct.pack("<2sHI", b"II", 42, 8 + len(body)) + body + directory)
+    return struct.pack("<2sHI", b"II", 42, 8 + len(body)) + body + directory
+
+
+def test_16_bit_colour_in_tiff(tmp_path):
+    pixels = np.random.default_rng(1).integers(0, 65536, (4, 5, 3), dtype=np.uint16)
+    (tmp_path / "deep.tif").write_bytes(tiff_of_three_channels(pixels))
     np.testing.assert_allclose(read_rgb(tmp_path / "deep.tif"), pixels / 257, atol=1.0)
+
+
+def test_float_colour_in_tiff_is_refused_with_what_to_do(tmp_path):
+    (tmp_path / "float.tif").write_bytes(tiff_of_three_channels(np.zeros((4, 5, 3), np.float32)))
+    with pytest.raises(ImageError, match=r"such as three float channels: save it with 8 or 16 bits, or as \.exr"):
+        read_rgb(tmp_path / "float.tif")
 
 
 def test_float_tiff(tmp_path):

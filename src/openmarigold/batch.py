@@ -135,7 +135,7 @@ class _Run:
         """Finds out what is wrong with the settings before any photo is read."""
         parse_colour(self.config.background)
         check_output(self.output)
-        _ = self.checkpoint
+        _ = self.request
 
     @cached_property
     def checkpoint(self) -> Any:
@@ -173,7 +173,9 @@ class _Run:
             rgb = read_rgb(photo, background=self.config.background, note=notes.append)
         except _PHOTO_ERRORS as error:
             return self.fail(result, photo, _one_line(photo, error), input_sha256), None
+        loaded_s = self.outcome.load_s
         predictor = self._load()
+        started += self.outcome.load_s - loaded_s
         try:
             record, outputs = self._make(predictor, rgb, result, photo, paths, input_sha256)
         except _PHOTO_ERRORS as error:
@@ -198,7 +200,10 @@ class _Run:
     def fail(self, result: str, photo: Path, message: str, input_sha256: str | None = None) -> str:
         """Counts a photo without results, and returns why it has none."""
         self.outcome.failed.append((photo, message))
-        self.manifest.append(result, "failed", input=str(photo), input_sha256=input_sha256, error=message)
+        details: dict[str, Any] = {"input": str(photo), "input_sha256": input_sha256, "error": message}
+        if names := self._names_of_earlier_runs(result):
+            details["replaces"] = names
+        self.manifest.append(result, "failed", **details)
         return message
 
     def _load(self) -> Predictor:
@@ -258,12 +263,12 @@ class _Run:
         files of two kinds that look like one set. What was planned is noted first, for the run after such a kill.
         """
         last = self.manifest.last(result) or {}
-        earlier = last.get("outputs") or {}
+        new = {path.name for path in paths}
         if last.get("status") == "done":
             if last.get("request") == self.request and last.get("input_sha256") == input_sha256:
-                return {name: size for name, size in earlier.items() if name not in {path.name for path in paths}}
+                return {name: size for name, size in last["outputs"].items() if name not in new}
             self.outcome.renewed.append(photo)
-        names = sorted({*earlier, *last.get("replaces", []), *(path.name for path in paths)})
+        names = sorted({*self._names_of_earlier_runs(result), *new})
         self.manifest.append(result, "started", input=str(photo), replaces=names)
         try:
             for name in names:
@@ -271,6 +276,11 @@ class _Run:
         except OSError as error:
             raise OutputError(f"cannot replace {error.filename}: {error.strerror}; check its permissions") from error
         return {}
+
+    def _names_of_earlier_runs(self, result: str) -> list[str]:
+        """Files that the last line about a result calls done or about to be replaced."""
+        last = self.manifest.last(result) or {}
+        return sorted({*last.get("outputs", ()), *last.get("replaces", ())})
 
     def _paths(self, result: str) -> list[Path]:
         path = self.output_dir / result
@@ -315,11 +325,11 @@ def _list_photos(inputs: Sequence[Path], output_dir: Path) -> tuple[dict[str, Pa
             if not found and not any(problem[0] == path for problem in problems):
                 problems.append((path, f"{path} holds no photo; accepted are {', '.join(sorted(IMAGE_SUFFIXES))}"))
         for photo in found:
-            resolved = photo.resolve()
-            if resolved in seen:
-                continue
             if not photo.exists():
                 problems.append((photo, f"{photo} does not exist; check the name"))
+                continue
+            resolved = photo.resolve()
+            if resolved in seen:
                 continue
             result = (photo.relative_to(base).parent / photo.stem).as_posix()
             other = photos.setdefault(result, photo)

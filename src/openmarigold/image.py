@@ -90,7 +90,7 @@ def read_rgb(
     except UnidentifiedImageError as error:
         if head[:4] in _TIFF_MAGIC:
             raise ImageError(
-                f"{path} is a TIFF file that is damaged or of a kind that cannot be read, such as three float channels: "
+                f"{path} is a TIFF file that is damaged or of a kind that is not read, such as three float channels: "
                 "save it with 8 or 16 bits, or as .exr"
             ) from error
         raise ImageError(f"{path} is not an image that can be read; {_accepted()}") from error

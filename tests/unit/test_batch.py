@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -242,6 +243,26 @@ def test_files_of_a_run_that_was_killed_while_writing_are_not_trusted(
     result = predict_files([photo], output_dir=out, config=config)
     assert result.num_predicted == 1
     assert {path.name: path.read_bytes() for path in results_in(out)} == expected
+
+
+def test_a_failure_does_not_forget_earlier_files(photo_dir: Path, tmp_path: Path, config: PredictConfig) -> None:
+    photo, out = photo_dir / "a.png", tmp_path / "out"
+    content = photo.read_bytes()
+    predict_files([photo], output_dir=out, config=config)
+    photo.write_bytes(content[:500])
+    assert len(predict_files([photo], output_dir=out, config=config).failed) == 1
+    assert len(results_in(out)) == 3, "what is there stays until there is something better"
+    photo.write_bytes(content)
+    npz = OutputConfig(format=("npz",))
+    predict_files([photo], output_dir=out, config=replace(config, seed=3), output=npz)
+    assert [path.name for path in results_in(out)] == ["a_depth.npz"]
+
+
+def test_loading_is_not_counted_as_predicting(photo_dir: Path, tmp_path: Path, config: PredictConfig) -> None:
+    started = time.perf_counter()
+    result = predict_files([photo_dir], output_dir=tmp_path / "out", config=config)
+    assert result.load_s > 0
+    assert result.load_s + sum(result.predict_s) <= time.perf_counter() - started
 
 
 def test_several_frames_are_said_once(photo_dir: Path, tmp_path: Path, config: PredictConfig) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from openmarigold.batch import BatchResult, predict_files
-    from openmarigold.config import PredictConfig
+    from openmarigold.config import OutputConfig, PredictConfig
     from openmarigold.errors import (
         CheckpointError,
         DataError,
@@ -41,6 +41,7 @@ __all__ = [
     "MissingExtraError",
     "NumericalError",
     "OpenMarigoldError",
+    "OutputConfig",
     "OutputError",
     "PredictConfig",
     "Predictor",
@@ -54,7 +55,7 @@ __all__ = [
 # Imported when first asked for (PEP 562), so that `import openmarigold` and `--help` stay fast.
 _MODULES = {
     "batch": ("BatchResult", "predict_files"),
-    "config": ("PredictConfig",),
+    "config": ("OutputConfig", "PredictConfig"),
     "errors": (
         "CheckpointError",
         "DataError",

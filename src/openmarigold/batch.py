@@ -1,21 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many photos to many result files: one bad photo is reported and counted, and never stops the others."""
+"""Many photos to many result files: one bad photo is reported and counted, and never stops the others.
+
+The manifest in the output folder says what is finished (see `manifest`); a run that was killed goes on from there.
+"""
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import UInt8
+
+from openmarigold import __version__
 from openmarigold.checkpoint import read_checkpoint
-from openmarigold.config import PredictConfig
+from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import InvalidValueError, OpenMarigoldError, OutputError
-from openmarigold.export import result_paths, write_prediction
-from openmarigold.image import IMAGE_SUFFIXES, read_rgb
+from openmarigold.export import check_output, result_paths, write_prediction
+from openmarigold.image import IMAGE_SUFFIXES, parse_colour, read_rgb
+from openmarigold.manifest import Manifest, file_size
 from openmarigold.predictor import Predictor
+from openmarigold.provenance import checkpoint_sha256, file_sha256
+
+# Settings that say where the model lies and how it is run, but not what comes out: the checkpoint counts by its hash.
+_WITHOUT_EFFECT = frozenset({"checkpoint", "device", "batch_size"})
+_PHOTO_ERRORS = (OpenMarigoldError, MemoryError, OSError)
+_QUANTITY = "affine depth in [0, 1], near 0; true depth is about scale * depth + shift"
 
 
 @dataclass
@@ -25,7 +41,9 @@ class BatchResult:
     written: list[Path] = field(default_factory=list)
     """Result files."""
     skipped: list[Path] = field(default_factory=list)
-    """Photos whose results were there already."""
+    """Photos whose results were there already, made from the same photo with the same settings."""
+    renewed: list[Path] = field(default_factory=list)
+    """Photos that were predicted again because their results were of another photo or of other settings."""
     failed: list[tuple[Path, str]] = field(default_factory=list)
     """Photos without results, each with one line that says why."""
     num_predicted: int = 0
@@ -39,6 +57,7 @@ class BatchResult:
         return {
             "written": [str(path) for path in self.written],
             "skipped": [str(path) for path in self.skipped],
+            "renewed": [str(path) for path in self.renewed],
             "failed": [{"path": str(path), "error": message} for path, message in self.failed],
             "num_predicted": self.num_predicted,
             "load_s": round(self.load_s, 3),
@@ -48,12 +67,13 @@ class BatchResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Progress: one more of `total` photos is done, or failed with `error`."""
+    """Progress: one more of `total` photos is done, or failed with `error`; a `note` is worth saying in either case."""
 
     path: Path
     done: int
     total: int
     error: str | None = None
+    note: str | None = None
 
 
 def predict_files(
@@ -61,88 +81,219 @@ def predict_files(
     *,
     output_dir: Path,
     config: PredictConfig,
+    output: OutputConfig | None = None,
     overwrite: bool = False,
     report: Callable[[Event], object] = lambda event: None,
 ) -> BatchResult:
-    """Predicts photos, and the photos in folders (not in folders within), in the given order and sorted by name.
+    """Predicts photos and all photos in folders, in the given order and sorted by path within a folder.
 
-    Results that are there already and complete for these settings are kept unless `overwrite`; incomplete ones, as an
-    interrupted run or a smaller ensemble leaves them, are made anew. The model is loaded for the first photo that
-    can be read, after everything that can be wrong with folders and settings has been found.
+    Results of a folder keep its layout: `folder/a/b.jpg` becomes `output_dir/a/b_depth.npy`. Results that the manifest
+    of the output folder calls done for the same photo and settings are kept unless `overwrite`; others are made anew.
+    The model is loaded for the first photo that can be read, after everything that can be wrong with folders and
+    settings has been found.
 
     Raises:
-        OutputError: the output folder cannot be written.
-        InvalidValueError: no input, or the output folder is among the input folders.
+        OutputError: the output folder or its manifest cannot be written.
+        InvalidValueError: no input, the output folder is an input, or a setting that is not accepted.
+        MissingExtraError: a format or colour map without its extra.
         CheckpointError: the checkpoint cannot be used.
     """
     inputs = [Path(path) for path in inputs]
     if not inputs:
         raise InvalidValueError("no input given; name photos or folders of photos")
+    run = _Run(config, output or OutputConfig(), output_dir, overwrite)
     _check_output_dir(output_dir, inputs)
-    read_checkpoint(config.checkpoint)
-
-    result = BatchResult()
+    run.check()
     photos, problems = _list_photos(inputs, output_dir)
     total = len(photos) + len(problems)
-    done = 0
+    notes: set[str] = set()
+    for done, (path, problem) in enumerate(problems, start=1):
+        run.fail("", path, problem)
+        report(Event(path=path, done=done, total=total, error=problem))
+    for done, (result, path) in enumerate(photos.items(), start=len(problems) + 1):
+        error, note = run.predict(result, path)
+        if note is not None and notes:  # one is enough; the manifest holds all
+            note = None
+        notes.update([note] if note else [])
+        report(Event(path=path, done=done, total=total, error=error, note=note))
+    return run.outcome
 
-    def finish(path: Path, error: str | None = None) -> None:
-        nonlocal done
-        done += 1
-        if error is not None:
-            result.failed.append((path, error))
-        report(Event(path=path, done=done, total=total, error=error))
 
-    for path, problem in problems:
-        finish(path, problem)
-    predictor: Predictor | None = None
-    for photo in photos:
-        paths = result_paths(output_dir, photo.stem, uncertainty=config.ensemble_size > 1)
-        if not overwrite and all(path.is_file() for path in paths):
-            result.skipped.append(photo)
-            finish(photo)
-            continue
+class _Run:
+    """What all photos of one call share: settings, manifest, and the model from the first photo on."""
+
+    def __init__(self, config: PredictConfig, output: OutputConfig, output_dir: Path, overwrite: bool) -> None:
+        self.config = config
+        self.output = output
+        self.output_dir = output_dir
+        self.overwrite = overwrite
+        self.manifest = Manifest(output_dir)
+        self.outcome = BatchResult()
+        self._predictor: Predictor | None = None
+
+    def check(self) -> None:
+        """Finds out what is wrong with the settings before any photo is read."""
+        parse_colour(self.config.background)
+        check_output(self.output)
+        _ = self.request
+
+    @cached_property
+    def checkpoint(self) -> Any:
+        return read_checkpoint(self.config.checkpoint)
+
+    @cached_property
+    def request(self) -> dict[str, Any]:
+        """Every setting that shapes the results; those left to the checkpoint have its defaults."""
+        request: dict[str, Any] = {"checkpoint_sha256": checkpoint_sha256(self.checkpoint.directory)}
+        for setting in fields(self.config):
+            if setting.name not in _WITHOUT_EFFECT:
+                value = getattr(self.config, setting.name)
+                request[setting.name] = (
+                    getattr(self.checkpoint, f"default_{setting.name}", None) if value is None else value
+                )
+        return {**request, "colour_map": self.output.colour_map}
+
+    def predict(self, result: str, photo: Path) -> tuple[str | None, str | None]:
+        """Predicts one photo unless it is done; returns its error, if any, and a note, if any.
+
+        Raises:
+            OpenMarigoldError: what is wrong for every photo: the model cannot be loaded, or the manifest not written.
+        """
+        paths = self._paths(result)
         started = time.perf_counter()
+        notes: list[str] = []
+        input_sha256 = None
         try:
-            rgb = read_rgb(photo)
-        except OpenMarigoldError as error:
-            finish(photo, str(error))
-            continue
-        except MemoryError:
-            finish(photo, f"{photo} does not fit into memory; make it smaller first")
-            continue
-        if predictor is None:
-            loading = time.perf_counter()
-            predictor = Predictor.load(config.checkpoint, device=config.device)
-            result.load_s = time.perf_counter() - loading
-            started += result.load_s
+            input_sha256 = file_sha256(photo) if photo.is_file() else None
+            if not self.overwrite and self.manifest.is_done(
+                result, request=self.request, input_sha256=input_sha256, outputs=[path.name for path in paths]
+            ):
+                self.outcome.skipped.append(photo)
+                return None, None
+            rgb = read_rgb(photo, background=self.config.background, note=notes.append)
+        except _PHOTO_ERRORS as error:
+            return self.fail(result, photo, _one_line(photo, error), input_sha256), None
+        loaded_s = self.outcome.load_s
+        predictor = self._load()
+        started += self.outcome.load_s - loaded_s
         try:
-            prediction = predictor(
-                rgb,
-                num_inference_steps=config.num_inference_steps,
-                ensemble_size=config.ensemble_size,
-                processing_resolution=config.processing_resolution,
-                seed=config.seed,
-                batch_size=config.batch_size,
-                final_step=config.final_step,
-            )
-            # What is there of an earlier run is incomplete or was asked to be replaced.
-            written = write_prediction(
-                prediction.depth, prediction.uncertainty, output_dir=output_dir, stem=photo.stem, overwrite=True
-            )
-            _remove_stale(output_dir, photo.stem, written)
-        except OpenMarigoldError as error:
-            message = str(error)
-            finish(photo, message if str(photo) in message else f"{photo}: {message}")
-            continue
-        except MemoryError:
-            finish(photo, f"{photo}: out of memory; try a smaller processing_resolution or ensemble_size")
-            continue
-        result.written.extend(written)
-        result.num_predicted += 1
-        result.predict_s.append(time.perf_counter() - started)
-        finish(photo)
-    return result
+            record, outputs = self._make(predictor, rgb, result, photo, paths, input_sha256)
+        except _PHOTO_ERRORS as error:
+            return self.fail(result, photo, _one_line(photo, error), input_sha256), None
+        seconds = time.perf_counter() - started
+        self.manifest.append(
+            result,
+            "done",
+            input=str(photo),
+            input_sha256=input_sha256,
+            request=self.request,
+            provenance=record,
+            outputs=outputs,
+            seconds=round(seconds, 3),
+            **({"notes": notes} if notes else {}),
+        )
+        self.outcome.written.extend(paths)
+        self.outcome.num_predicted += 1
+        self.outcome.predict_s.append(seconds)
+        return None, notes[0] if notes else None
+
+    def fail(self, result: str, photo: Path, message: str, input_sha256: str | None = None) -> str:
+        """Counts a photo without results, and returns why it has none."""
+        self.outcome.failed.append((photo, message))
+        details: dict[str, Any] = {"input": str(photo), "input_sha256": input_sha256, "error": message}
+        if names := self._names_of_earlier_runs(result):
+            details["replaces"] = names
+        self.manifest.append(result, "failed", **details)
+        return message
+
+    def _load(self) -> Predictor:
+        if self._predictor is None:
+            started = time.perf_counter()
+            self._predictor = Predictor.load(self.config.checkpoint, device=self.config.device)
+            self.outcome.load_s = time.perf_counter() - started
+        return self._predictor
+
+    def _make(
+        self,
+        predictor: Predictor,
+        rgb: UInt8[np.ndarray, "h w 3"],
+        result: str,
+        photo: Path,
+        paths: Sequence[Path],
+        input_sha256: str | None,
+    ) -> tuple[dict[str, Any], dict[str, int | None]]:
+        """Writes the results of a photo; returns their provenance, and every file that is valid now with its size."""
+        config = self.config
+        prediction = predictor(
+            rgb,
+            num_inference_steps=config.num_inference_steps,
+            ensemble_size=config.ensemble_size,
+            processing_resolution=config.processing_resolution,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            final_step=config.final_step,
+        )
+        record = {
+            "software": f"openmarigold {__version__}",
+            "quantity": _QUANTITY,
+            "input_sha256": input_sha256,
+            "checkpoint": None,  # its name, in a place of its own
+            **self.request,
+            **prediction.settings,
+        }
+        folder = (self.output_dir / result).parent
+        kept = self._make_room(result, photo, paths, input_sha256)
+        write_prediction(
+            prediction.depth,
+            prediction.uncertainty,
+            output_dir=folder,
+            stem=Path(result).name,
+            output=self.output,
+            provenance=record,
+            overwrite=True,
+        )
+        return record, {**kept, **{path.name: file_size(path) for path in paths}}
+
+    def _make_room(
+        self, result: str, photo: Path, paths: Sequence[Path], input_sha256: str | None
+    ) -> dict[str, int | None]:
+        """Files of an earlier run that stay valid beside new ones, with their sizes.
+
+        If they are of another photo or of other settings, they are removed: a kill between two new files must not leave
+        files of two kinds that look like one set. What was planned is noted first, for the run after such a kill.
+        """
+        last = self.manifest.last(result) or {}
+        new = {path.name for path in paths}
+        if last.get("status") == "done":
+            if last.get("request") == self.request and last.get("input_sha256") == input_sha256:
+                return {name: size for name, size in last["outputs"].items() if name not in new}
+            self.outcome.renewed.append(photo)
+        names = sorted({*self._names_of_earlier_runs(result), *new})
+        self.manifest.append(result, "started", input=str(photo), replaces=names)
+        try:
+            for name in names:
+                ((self.output_dir / result).parent / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot replace {error.filename}: {error.strerror}; check its permissions") from error
+        return {}
+
+    def _names_of_earlier_runs(self, result: str) -> list[str]:
+        """Files that the last line about a result calls done or about to be replaced."""
+        last = self.manifest.last(result) or {}
+        return sorted({*last.get("outputs", ()), *last.get("replaces", ())})
+
+    def _paths(self, result: str) -> list[Path]:
+        path = self.output_dir / result
+        return result_paths(path.parent, path.name, uncertainty=self.config.ensemble_size > 1, output=self.output)
+
+
+def _one_line(photo: Path, error: Exception) -> str:
+    """What went wrong with a photo, by its name."""
+    if isinstance(error, MemoryError):
+        return f"{photo}: out of memory; try a smaller photo, processing_resolution or ensemble_size"
+    if isinstance(error, OSError) and not isinstance(error, OpenMarigoldError):
+        return f"{photo} cannot be read: {error.strerror or error}; check its permissions"
+    return str(error) if str(photo) in str(error) else f"{photo}: {error}"
 
 
 def _check_output_dir(output_dir: Path, inputs: Sequence[Path]) -> None:
@@ -162,45 +313,46 @@ def _check_output_dir(output_dir: Path, inputs: Sequence[Path]) -> None:
         ) from error
 
 
-def _list_photos(inputs: Sequence[Path], output_dir: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """Photos in order, each once, and inputs that cannot be predicted with the reason."""
-    photos: dict[Path, Path] = {}
-    stems: dict[str, Path] = {}
-    problems = []
+def _list_photos(inputs: Sequence[Path], output_dir: Path) -> tuple[dict[str, Path], list[tuple[Path, str]]]:
+    """Photos in order, each once, by their results' path without suffixes; and inputs with the reason why not."""
+    photos: dict[str, Path] = {}
+    seen: set[Path] = set()
+    problems: list[tuple[Path, str]] = []
     for path in inputs:
-        try:
-            found = _photos_in(path) if path.is_dir() else [path]
-        except OSError as error:
-            problems.append((path, f"{path} cannot be read: {error.strerror}; check its permissions"))
-            continue
-        if not found:
-            accepted = ", ".join(sorted(IMAGE_SUFFIXES))
-            problems.append((path, f"{path} holds no photo; accepted are {accepted}, not in folders within"))
+        base, found = path.parent, [path]
+        if path.is_dir():
+            base, found = path, sorted(_photos_in(path, output_dir, problems))
+            if not found and not any(problem[0] == path for problem in problems):
+                problems.append((path, f"{path} holds no photo; accepted are {', '.join(sorted(IMAGE_SUFFIXES))}"))
         for photo in found:
-            resolved = photo.resolve()
-            if resolved in photos:
-                continue
             if not photo.exists():
                 problems.append((photo, f"{photo} does not exist; check the name"))
                 continue
-            other = stems.setdefault(photo.stem, photo)
+            resolved = photo.resolve()
+            if resolved in seen:
+                continue
+            result = (photo.relative_to(base).parent / photo.stem).as_posix()
+            other = photos.setdefault(result, photo)
             if other is not photo:
                 problems.append((photo, f"{photo} has the same result names as {other}; rename one of them"))
                 continue
-            photos[resolved] = photo
-    return list(photos.values()), problems
+            seen.add(resolved)
+    return photos, problems
 
 
-def _photos_in(folder: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
+def _photos_in(folder: Path, output_dir: Path, problems: list[tuple[Path, str]]) -> Iterator[Path]:
+    """Photos in a folder and in those within, but not in hidden ones, links to folders and the output folder."""
 
+    def unreadable(error: OSError) -> None:
+        path = Path(error.filename)
+        problems.append((path, f"{path} cannot be read: {error.strerror}; check its permissions"))
 
-def _remove_stale(output_dir: Path, stem: str, written: Sequence[Path]) -> None:
-    """Removes an uncertainty map that belongs to an earlier prediction of more members."""
-    for path in result_paths(output_dir, stem, uncertainty=True):
-        if path not in written:
-            path.unlink(missing_ok=True)
+    resolved = output_dir.resolve()
+    for parent, folders, files in os.walk(folder, onerror=unreadable):
+        folders[:] = [
+            name for name in folders if not name.startswith(".") and (Path(parent) / name).resolve() != resolved
+        ]
+        for name in files:
+            path = Path(parent) / name
+            if path.suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".") and path.is_file():
+                yield path

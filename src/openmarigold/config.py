@@ -6,11 +6,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from openmarigold.errors import InvalidValueError
 
 FinalStep = Literal["reference", "clean"]
+FileFormat = Literal["npy", "png", "npz", "exr"]
 
 MAX_INFERENCE_STEPS = 1000
 LATENT_FACTOR = 8
@@ -35,6 +36,8 @@ class PredictConfig:
     None: the checkpoint's default."""
     seed: int = 2024
     """Seed of the noise. The same photo and seed give the same depth, alone or among others."""
+    background: str = "white"
+    """Colour behind transparent pixels: a name as in CSS, or #rrggbb."""
     batch_size: int = 4
     """Ensemble members that are denoised at once on a GPU. On a CPU they run one after another."""
     device: str = "auto"
@@ -55,6 +58,31 @@ class PredictConfig:
         if not isinstance(self.device, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise InvalidValueError(f"device={self.device!r} is not known; use auto, cpu, cuda, cuda:1 or mps")
         check_final_step(self.final_step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig:
+    """Which files a prediction becomes.
+
+    Raises:
+        InvalidValueError: a value that is not accepted.
+    """
+
+    format: tuple[FileFormat, ...] = ("npy", "png")
+    """Kinds of files, one or more: npy (float32), png (16 bits, and in colours), npz (depth, uncertainty and provenance
+    in one file), exr (float32, extra `exr`)."""
+    colour_map: str = "Spectral"
+    """Colours of the picture: Spectral (near is red), or any colour map of matplotlib (extra `plots`)."""
+    inverted: bool = False
+    """Also write 16 bits with near = white, far = black, as ControlNet and its kin expect."""
+    uncertainty_picture: bool = False
+    """Also write the uncertainty as a picture, white where it is largest."""
+
+    def __post_init__(self) -> None:
+        known = get_args(FileFormat)
+        if not self.format or not set(self.format) <= set(known):
+            given = ", ".join(map(repr, self.format)) or "nothing"
+            raise InvalidValueError(f"format: {given} is not known; give one or more of {', '.join(known)}")
 
 
 def check_processing_resolution(value: object) -> None:

@@ -1,29 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Result files of one photo: depth as numbers (.npy), as 16-bit greys, in colours, and its uncertainty."""
+"""Result files of one photo: depth as numbers, as 16-bit greys and in colours, and its uncertainty."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from glob import escape as glob_escape
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, UInt16
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from openmarigold.depth import colourise
+from openmarigold.config import OutputConfig
+from openmarigold.depth import colour_table, colourise, uncertainty_picture
 from openmarigold.errors import InvalidValueError, OutputError
+from openmarigold.exr import require_exr, write_exr
 from openmarigold.files import write_atomically
+from openmarigold.provenance import RECORD_NAME, to_json
+
+_STRIP_ROWS = 256
+
+_Writer: TypeAlias = Callable[[Path], object]
 
 
-def result_paths(output_dir: Path, stem: str, *, uncertainty: bool) -> list[Path]:
-    """Paths that `write_prediction` writes, in its order; `uncertainty` adds the fourth.
+def result_paths(output_dir: Path, stem: str, *, uncertainty: bool, output: OutputConfig | None = None) -> list[Path]:
+    """Paths that `write_prediction` writes, in its order; `uncertainty` says whether there is one.
 
     >>> [path.name for path in result_paths(Path("out"), "cat", uncertainty=False)]
     ['cat_depth.npy', 'cat_depth.png', 'cat_depth_colored.png']
     """
-    suffixes = ["_depth.npy", "_depth.png", "_depth_colored.png"] + ["_uncertainty.npy"] * uncertainty
-    return [output_dir / f"{stem}{suffix}" for suffix in suffixes]
+    output = output or OutputConfig()
+    wanted = {
+        "_depth.npy": "npy" in output.format,
+        "_depth.png": "png" in output.format,
+        "_depth_colored.png": "png" in output.format,
+        "_depth_inverted.png": output.inverted,
+        "_uncertainty.npy": uncertainty and "npy" in output.format,
+        "_uncertainty.png": uncertainty and output.uncertainty_picture,
+        "_depth.npz": "npz" in output.format,
+        "_depth.exr": "exr" in output.format,
+    }
+    return [output_dir / f"{stem}{suffix}" for suffix, is_wanted in wanted.items() if is_wanted]
+
+
+def check_output(output: OutputConfig) -> None:
+    """Checks that everything which the settings ask for can be written here, before anything is predicted.
+
+    Raises:
+        InvalidValueError: no such colour map.
+        MissingExtraError: a format or colour map without its extra.
+    """
+    if "exr" in output.format:
+        require_exr()
+    if "png" in output.format:
+        colour_table(output.colour_map)
 
 
 def write_prediction(
@@ -32,21 +64,28 @@ def write_prediction(
     *,
     output_dir: Path,
     stem: str,
+    output: OutputConfig | None = None,
+    provenance: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> list[Path]:
     """Paths of the files written for one prediction; each appears whole or not at all.
 
     `<stem>_depth.npy` float32, affine depth in [0, 1]; `<stem>_depth.png` the same × 65535, rounded, 16 bits;
-    `<stem>_depth_colored.png` Spectral colours, near = red; `<stem>_uncertainty.npy` float32, where there is one.
-    The folder is made where it is missing. Nothing is written unless everything may be.
+    `<stem>_depth_colored.png` colours, in Spectral near = red; `<stem>_uncertainty.npy` float32, where there is one;
+    `<stem>_depth.npz` with `depth`, `uncertainty` and `openmarigold`; `<stem>_depth.exr` with the channels Y (depth)
+    and uncertainty; `<stem>_depth_inverted.png` 16 bits, near = 65535; `<stem>_uncertainty.png` greys. PNG, npz and EXR
+    carry the provenance. The folder is made where it is missing. Nothing is written unless everything may be.
 
     Raises:
-        InvalidValueError: a stem that is empty or names another folder.
+        InvalidValueError: a stem that is empty or names another folder, or a colour map that is not known.
+        MissingExtraError: a format or colour map without its extra.
         OutputError: a file exists and `overwrite` is off, or the folder cannot be written.
     """
     if not stem or Path(stem).name != stem:
         raise InvalidValueError(f"stem={stem!r} is not a plain file name; give it without a folder")
-    paths = result_paths(output_dir, stem, uncertainty=uncertainty is not None)
+    output = output or OutputConfig()
+    check_output(output)
+    paths = result_paths(output_dir, stem, uncertainty=uncertainty is not None, output=output)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         existing = [path for path in paths if path.exists()]
@@ -54,24 +93,65 @@ def write_prediction(
         raise OutputError(f"cannot write to {output_dir}: {error.strerror or error}; choose another folder") from error
     if existing and not overwrite:
         raise OutputError(f"{existing[0]} exists; allow overwriting or choose another folder")
-    writers: list[Callable[[BinaryIO], object]] = [
-        lambda file: np.save(file, depth.astype(np.float32)),
-        lambda file: Image.fromarray(to_uint16(depth)).save(file, format="PNG"),
-        lambda file: Image.fromarray(colourise(depth)).save(file, format="PNG"),
-    ]
-    if uncertainty is not None:
-        writers.append(lambda file: np.save(file, uncertainty.astype(np.float32)))
-    for path, writer in zip(paths, writers, strict=True):
-        write_atomically(path, _with_open_file(writer))
+    depth = depth.astype(np.float32, copy=False)
+    uncertainty = None if uncertainty is None else uncertainty.astype(np.float32, copy=False)
+    writers = _writers(depth, uncertainty, output, provenance or {})
+    for path in paths:
+        _remove_leftovers(path)
+        write_atomically(path, writers[path.name.removeprefix(stem)])
     return paths
 
 
 def to_uint16(affine_depth: Float[np.ndarray, "h w"]) -> UInt16[np.ndarray, "h w"]:
     """Affine depth [0, 1] as 16-bit greys, rounded to the nearest level (truncation would shift by half a level)."""
-    return np.rint(np.clip(affine_depth, 0.0, 1.0) * np.float64(65535.0)).astype(np.uint16)
+    greys = np.empty(affine_depth.shape, dtype=np.uint16)
+    for top in range(0, len(greys), _STRIP_ROWS):
+        strip = affine_depth[top : top + _STRIP_ROWS]
+        greys[top : top + _STRIP_ROWS] = np.rint(np.clip(strip, 0.0, 1.0) * np.float64(65535.0))
+    return greys
 
 
-def _with_open_file(writer: Callable[[BinaryIO], object]) -> Callable[[Path], None]:
+def _writers(
+    depth: Float[np.ndarray, "h w"],
+    uncertainty: Float[np.ndarray, "h w"] | None,
+    output: OutputConfig,
+    provenance: Mapping[str, Any],
+) -> dict[str, _Writer]:
+    """What writes each kind of file, by the end of its name. Pictures are made only when they are written."""
+
+    def png(picture: Callable[[], np.ndarray], content: str) -> _Writer:
+        def save(file: BinaryIO) -> None:
+            info = PngInfo()
+            if provenance:
+                info.add_text(RECORD_NAME, to_json({**provenance, "content": content}))
+            Image.fromarray(picture()).save(file, format="PNG", pnginfo=info)
+
+        return _with_open_file(save)
+
+    arrays = {"depth": depth} if uncertainty is None else {"depth": depth, "uncertainty": uncertainty}
+    record = to_json({**provenance, "content": f"{' and '.join(arrays)}, float32"}) if provenance else None
+    entries = arrays if record is None else {**arrays, RECORD_NAME: np.array(record)}
+    channels = {"Y" if name == "depth" else name: values for name, values in arrays.items()}
+    spread = depth if uncertainty is None else uncertainty
+    return {
+        "_depth.npy": _with_open_file(lambda file: np.save(file, depth)),
+        "_depth.png": png(lambda: to_uint16(depth), "depth x 65535, near 0"),
+        "_depth_colored.png": png(lambda: colourise(depth, colour_map=output.colour_map), "depth in colours"),
+        "_depth_inverted.png": png(lambda: np.uint16(65535) - to_uint16(depth), "(1 - depth) x 65535, near 65535"),
+        "_uncertainty.npy": _with_open_file(lambda file: np.save(file, spread)),
+        "_uncertainty.png": png(lambda: uncertainty_picture(spread), "uncertainty, white where it is largest"),
+        "_depth.npz": _with_open_file(lambda file: np.savez(file, **entries)),  # pyright: ignore[reportArgumentType]
+        "_depth.exr": lambda path: write_exr(path, channels, {} if record is None else {RECORD_NAME: record}),
+    }
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes what processes that were killed while writing this file have left, by the names of `write_atomically`."""
+    for leftover in path.parent.glob(f".{glob_escape(path.name)}.*.partial"):
+        leftover.unlink(missing_ok=True)
+
+
+def _with_open_file(writer: Callable[[BinaryIO], object]) -> _Writer:
     """A writer of paths from a writer of open files: NumPy and Pillow choose suffixes and formats by a path's name."""
 
     def write(path: Path) -> None:

@@ -20,7 +20,7 @@ from openmarigold.diffusion import NoiseSchedule, member_noise
 from openmarigold.engines import Engine, Latent, open_engine
 from openmarigold.ensembling import ensemble
 from openmarigold.errors import InvalidValueError, NumericalError
-from openmarigold.image import as_rgb, pad_to_multiple, processing_size, resize, unpad
+from openmarigold.image import as_rgb, pad_to_multiple, processing_size, resize, rgb_to_planes, unpad
 
 ImageInput: TypeAlias = Image | np.ndarray | str | Path
 
@@ -175,10 +175,7 @@ class Predictor:
         # 1. The photo in [-1, 1], at the size that the networks see, padded to whole latent cells.
         height, width = rgb.shape[:2]
         size = processing_size(height, width, processing_resolution=resolution, side=self.processing_side)
-        image = np.ascontiguousarray(rgb.transpose(2, 0, 1), dtype=np.float32) / np.float32(255) * 2 - 1
-        if size != (height, width):
-            image = resize(image, size, antialias=True)
-        image = pad_to_multiple(image, multiple=LATENT_FACTOR)[None]
+        image = pad_to_multiple(rgb_to_planes(rgb, size), multiple=LATENT_FACTOR)[None]
 
         # 2. Its latent, computed once whatever the number of members and steps.
         rgb_latent = self.engine.encode(image)
@@ -211,7 +208,7 @@ class Predictor:
             depth = resize(depth, (height, width), antialias=False)
             uncertainty = None if uncertainty is None else resize(uncertainty, (height, width), antialias=False)
         return DepthPrediction(
-            depth=np.clip(depth, 0, 1).astype(np.float32, copy=False),
+            depth=np.clip(depth, 0, 1, out=depth).astype(np.float32, copy=False),
             uncertainty=None if uncertainty is None else uncertainty.astype(np.float32, copy=False),
             settings={
                 "checkpoint": self.name,
@@ -240,8 +237,9 @@ def _starting_noise(
     rgb: UInt8[np.ndarray, "H W 3"], shape: tuple[int, int, int], config: PredictConfig
 ) -> Float[np.ndarray, "n C h w"]:
     """Standard normal noise that depends on the seed, the photo's content and the member, and on nothing else."""
-    digest = hashlib.sha256(repr(rgb.shape).encode() + np.ascontiguousarray(rgb).tobytes()).digest()
-    key = int.from_bytes(digest[:8], "little")
+    digest = hashlib.sha256(repr(rgb.shape).encode())
+    digest.update(np.ascontiguousarray(rgb).data)
+    key = int.from_bytes(digest.digest()[:8], "little")
     members = range(config.ensemble_size)
     return np.stack([member_noise(shape, seed=config.seed, image_key=key, member=member) for member in members])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -37,7 +38,9 @@ def assert_one_error_line(result: subprocess.CompletedProcess[str], *parts: str,
 
 
 def names_in(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir()) if directory.exists() else []
+    """Names of result files; the manifest is none."""
+    names = (path.name for path in directory.iterdir()) if directory.exists() else ()
+    return sorted(name for name in names if name != "manifest.jsonl")
 
 
 @pytest.fixture
@@ -62,8 +65,8 @@ def test_identical_bytes_alone_among_five_and_again(photo_dir: Path, tmp_path: P
         assert openmarigold("predict", *inputs, "--output-dir", tmp_path / name, *settings).returncode == 0
     assert len(names_in(tmp_path / "five")) == 20
     assert len(names_in(tmp_path / "alone")) == 4
-    for path in (tmp_path / "alone").iterdir():
-        assert len({(tmp_path / name / path.name).read_bytes() for name in runs}) == 1, path.name
+    for path in names_in(tmp_path / "alone"):
+        assert len({(tmp_path / name / path).read_bytes() for name in runs}) == 1, path
 
 
 def test_json_uncertainty_and_skipping(photo: Path, tmp_path: Path, onnx_checkpoint: Path) -> None:
@@ -81,11 +84,33 @@ def test_json_uncertainty_and_skipping(photo: Path, tmp_path: Path, onnx_checkpo
     assert len(first["predict_s"]) == 1
     uncertainty = np.load(out / "photo_uncertainty.npy")
     assert (uncertainty.shape, uncertainty.dtype) == ((48, 64), np.float32)
-    stamps = [path.stat().st_mtime_ns for path in sorted(out.iterdir())]
+    stamps = [(out / name).stat().st_mtime_ns for name in names_in(out)]
     second = json.loads(openmarigold(*command).stdout)
     assert (second["num_predicted"], second["skipped"]) == (0, [str(photo)])
-    assert [path.stat().st_mtime_ns for path in sorted(out.iterdir())] == stamps
+    assert [(out / name).stat().st_mtime_ns for name in names_in(out)] == stamps
     assert json.loads(openmarigold(*command, "--overwrite").stdout)["num_predicted"] == 1
+
+
+def test_formats_and_inspect(photo: Path, tmp_path: Path, onnx_checkpoint: Path) -> None:
+    out = tmp_path / "out"
+    command = ("predict", photo, "-o", out, "--checkpoint", onnx_checkpoint, "--ensemble-size", 2, "--seed", 5)
+    options = ("--format", "npy", "npz", "exr", "--inverted", "--uncertainty-picture")
+    assert openmarigold(*command, *options).returncode == 0
+    names = ["photo_depth.exr", "photo_depth.npy", "photo_depth.npz", "photo_depth_inverted.png"]
+    assert names_in(out) == [*names, "photo_uncertainty.npy", "photo_uncertainty.png"]
+    for name in names_in(out):
+        record = json.loads(openmarigold("inspect", out / name, "--json").stdout)
+        assert (record["seed"], record["ensemble_size"], record["checkpoint"]) == (5, 2, "tiny-8-onnx"), name
+        assert len(record["checkpoint_sha256"]) == len(record["input_sha256"]) == 64
+    table = openmarigold("inspect", out / "photo_depth.exr").stdout
+    assert re.search(r"^seed +5$", table, re.MULTILINE)
+    assert_one_error_line(openmarigold("inspect", photo), "photo.jpg carries no provenance")
+
+    again = openmarigold(*command[:-1], 6, *options)
+    assert again.stdout.startswith("1 predicted (1 again: settings or photo changed), 0 skipped, 0 failed in ")
+    assert openmarigold(*command[:-1], 6, *options).stdout.startswith("0 predicted, 1 skipped, 0 failed in ")
+    bad = openmarigold(*command, "--colour-map", "viridus")
+    assert_one_error_line(bad, "colour_map='viridus' is not known; try viridis")
 
 
 def test_torch_checkpoint_gives_the_same_picture(
@@ -276,11 +301,11 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         after = os.times()
         seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
         assert result.returncode == 0
-        assert all(name in result.stdout for name in ("predict", "evaluate", "train", "export"))
+        assert all(name in result.stdout for name in ("predict", "inspect", "evaluate", "train", "export"))
     # Processor time, so that other jobs on the machine do not count; it takes about 0.1 s.
     assert min(seconds) < 0.3
 
-    for command in ("", "predict", "evaluate", "train", "export"):
+    for command in ("", "predict", "inspect", "evaluate", "train", "export"):
         code = (
             f"import sys; from openmarigold.cli import main\ntry: main([*{command!r}.split(), '--help'])\n"
             "except SystemExit: pass\n"

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +13,16 @@ import pytest
 from PIL import Image
 
 from openmarigold.batch import Event, predict_files
-from openmarigold.config import PredictConfig
+from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import CheckpointError, InvalidValueError, OutputError
+from openmarigold.manifest import MANIFEST_NAME, Manifest
+from openmarigold.provenance import checkpoint_sha256, file_sha256, read_provenance
 from tiny import make_photo
+
+
+def results_in(directory: Path) -> list[Path]:
+    """Result files, in folders within too; the manifest is none."""
+    return sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
 
 
 @pytest.fixture
@@ -22,15 +33,15 @@ def config(onnx_checkpoint: Path) -> PredictConfig:
 def test_folder_is_predicted_in_order(photo_dir: Path, tmp_path: Path, config: PredictConfig) -> None:
     (photo_dir / "notes.txt").write_text("no photo")
     (photo_dir / "._a.png").write_bytes(b"left behind by a file manager")
-    (photo_dir / "within").mkdir()
-    Image.fromarray(make_photo(16, 16)).save(photo_dir / "within" / "f.png")
+    (photo_dir / ".hidden").mkdir()
+    Image.fromarray(make_photo(16, 16)).save(photo_dir / ".hidden" / "f.png")
     events: list[Event] = []
     result = predict_files([photo_dir], output_dir=tmp_path / "out", config=config, report=events.append)
     assert [event.path.name for event in events] == ["a.png", "b.png", "c.png", "d.png", "e.png"]
     assert [(event.done, event.total, event.error) for event in events[-1:]] == [(5, 5, None)]
     assert result.num_predicted == len(result.predict_s) == 5
     assert not result.failed
-    assert sorted(result.written) == sorted((tmp_path / "out").iterdir())
+    assert sorted(result.written) == results_in(tmp_path / "out")
     assert len(result.written) == 15
     assert np.load(tmp_path / "out" / "c_depth.npy").shape == (50, 70)
 
@@ -38,7 +49,7 @@ def test_folder_is_predicted_in_order(photo_dir: Path, tmp_path: Path, config: P
 def test_bytes_do_not_depend_on_company(photo_dir: Path, tmp_path: Path, config: PredictConfig) -> None:
     for name, inputs in {"alone": [photo_dir / "c.png"], "five": [photo_dir], "again": [photo_dir]}.items():
         predict_files(inputs, output_dir=tmp_path / name, config=config)
-    for path in (tmp_path / "alone").iterdir():
+    for path in results_in(tmp_path / "alone"):
         contents = {(tmp_path / name / path.name).read_bytes() for name in ("alone", "five", "again")}
         assert len(contents) == 1, path.name
 
@@ -60,14 +71,14 @@ def test_bad_files_are_counted_and_stop_nothing(photo_dir: Path, tmp_path: Path,
     assert "holds no photo; accepted are" in messages["empty"]
     assert all(name in message and "\n" not in message for name, message in messages.items())
     assert len(events) == events[-1].total == events[-1].done == 7
-    assert sorted(path.name[:2] for path in (tmp_path / "out").iterdir()) == ["d_"] * 3 + ["e_"] * 3
+    assert sorted(path.name[:2] for path in results_in(tmp_path / "out")) == ["d_"] * 3 + ["e_"] * 3
 
 
 def test_existing_results_are_skipped(photo_dir: Path, tmp_path: Path, config: PredictConfig) -> None:
     out = tmp_path / "out"
     predict_files([photo_dir], output_dir=out, config=config)
     (out / "b_depth.png").unlink()
-    before = {path: path.stat().st_mtime_ns for path in out.iterdir() if path.name[0] != "b"}
+    before = {path: path.stat().st_mtime_ns for path in results_in(out) if path.name[0] != "b"}
     result = predict_files([photo_dir], output_dir=out, config=config)
     assert (len(result.skipped), result.num_predicted) == (4, 1)
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -115,3 +126,166 @@ def test_everything_is_checked_before_weights_are_loaded(
         predict_files([photo_dir], output_dir=tmp_path / "out", config=PredictConfig(checkpoint=tmp_path / "no"))
     result = predict_files([tmp_path / "missing.png"], output_dir=tmp_path / "out", config=config)
     assert len(result.failed) == 1
+
+
+def test_folders_within_keep_their_layout(photo_dir: Path, tmp_path: Path, config: PredictConfig) -> None:
+    for folder in ("b", "a/deep"):
+        (photo_dir / folder).mkdir(parents=True)
+        shutil.copy(photo_dir / "e.png", photo_dir / folder / "a.png")
+    shutil.copy(photo_dir / "e.png", photo_dir / "b" / "z.v2.png")
+    (photo_dir / "elsewhere").symlink_to(tmp_path, target_is_directory=True)
+    out = photo_dir / "results"  # inside the input: results are not taken for photos
+    events: list[Event] = []
+    for _ in range(2):
+        result = predict_files([photo_dir], output_dir=out, config=config, report=events.append)
+        assert result.failed == []
+    assert [event.path.relative_to(photo_dir).as_posix() for event in events[:8]] == [
+        *("a/deep/a.png", "a.png", "b/a.png", "b/z.v2.png", "b.png", "c.png", "d.png", "e.png"),
+    ]
+    assert len(result.skipped) == 8
+    assert len(results_in(out)) == 24
+    np.testing.assert_array_equal(np.load(out / "a/deep/a_depth.npy"), np.load(out / "e_depth.npy"))
+    assert np.load(out / "b/z.v2_depth.npy").shape == (64, 64)
+    assert not np.array_equal(np.load(out / "a_depth.npy").shape, np.load(out / "b/a_depth.npy").shape)
+    assert sorted(line["result"] for line in Manifest(out).lines() if line["status"] == "done") == sorted(
+        ["a", "a/deep/a", "b", "b/a", "b/z.v2", "c", "d", "e"]
+    )
+
+
+def test_the_manifest_says_what_was_done(photo_dir: Path, tmp_path: Path, config: PredictConfig) -> None:
+    (photo_dir / "b.png").write_bytes(b"no photo")
+    out = tmp_path / "out"
+    predict_files([photo_dir / "a.png", photo_dir / "b.png"], output_dir=out, config=config)
+    started, done, failed = (json.loads(line) for line in (out / MANIFEST_NAME).read_text().splitlines())
+    assert (started["result"], started["status"]) == ("a", "started")
+    assert (done["result"], done["status"], done["input"]) == ("a", "done", str(photo_dir / "a.png"))
+    assert done["input_sha256"] == file_sha256(photo_dir / "a.png")
+    assert done["request"] == {
+        "checkpoint_sha256": checkpoint_sha256(config.checkpoint or Path()),
+        "num_inference_steps": 1,
+        "ensemble_size": 1,
+        "processing_resolution": 64,
+        "seed": 2024,
+        "background": "white",
+        "final_step": "reference",
+        "colour_map": "Spectral",
+    }
+    assert done["outputs"] == {path.name: path.stat().st_size for path in results_in(out)}
+    assert 0 < done["seconds"] < 100
+    assert (failed["result"], failed["status"]) == ("b", "failed")
+    assert "is not an image" in failed["error"]
+    record = read_provenance(out / "a_depth.png")
+    assert {**record, "content": None} == {**done["provenance"], "content": None}
+    assert read_provenance(out / "a_depth.npy") == done["provenance"]
+    assert record["checkpoint"] == "tiny-8-onnx"
+    assert done["request"].items() <= record.items()
+
+
+@pytest.mark.parametrize("change", ["seed", "background", "checkpoint", "colour_map", "photo"])
+def test_other_settings_are_predicted_again(
+    photo_dir: Path, tmp_path: Path, config: PredictConfig, kl_onnx_checkpoint: Path, change: str
+) -> None:
+    photo, out, output = photo_dir / "a.png", tmp_path / "out", OutputConfig()
+    predict_files([photo], output_dir=out, config=config)
+    if change == "photo":
+        Image.fromarray(make_photo(40, 40)).save(photo)
+    elif change == "colour_map":
+        output = OutputConfig(colour_map="viridis")
+    else:
+        values = {"seed": 7, "background": "black", "checkpoint": kl_onnx_checkpoint}
+        config = replace(config, **{change: values[change]})
+    for expected in (1, 0):
+        result = predict_files([photo], output_dir=out, config=config, output=output)
+        assert (result.num_predicted, len(result.renewed), len(result.skipped)) == (expected, expected, 1 - expected)
+    assert result.to_dict()["renewed"] == []
+
+
+def test_settings_without_effect_and_defaults_that_are_spelt_out(
+    photo_dir: Path, tmp_path: Path, config: PredictConfig, onnx_checkpoint: Path
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(onnx_checkpoint, moved)
+    predict_files([photo_dir / "a.png"], output_dir=tmp_path / "out", config=config)
+    same = PredictConfig(
+        checkpoint=moved, num_inference_steps=1, processing_resolution=64, final_step="reference", batch_size=1
+    )
+    result = predict_files([photo_dir / "a.png"], output_dir=tmp_path / "out", config=replace(same, device="cpu"))
+    assert len(result.skipped) == 1
+
+
+def test_a_format_is_added_and_old_files_of_other_settings_go(
+    photo_dir: Path, tmp_path: Path, config: PredictConfig
+) -> None:
+    photo, out = photo_dir / "a.png", tmp_path / "out"
+    predict_files([photo], output_dir=out, config=config)
+    npz = OutputConfig(format=("npz",))
+    result = predict_files([photo], output_dir=out, config=config, output=npz)
+    assert (result.num_predicted, result.renewed) == (1, [])
+    assert len(results_in(out)) == 4
+    both = OutputConfig(format=("npy", "png", "npz"))
+    assert len(predict_files([photo], output_dir=out, config=config, output=both).skipped) == 1
+    result = predict_files([photo], output_dir=out, config=replace(config, seed=3), output=npz)
+    assert result.renewed == [photo]
+    assert [path.name for path in results_in(out)] == ["a_depth.npz"], "the others were made with another seed"
+
+
+def test_files_of_a_run_that_was_killed_while_writing_are_not_trusted(
+    photo_dir: Path, tmp_path: Path, config: PredictConfig
+) -> None:
+    photo, out = photo_dir / "a.png", tmp_path / "out"
+    predict_files([photo], output_dir=out, config=config)
+    expected = {path.name: path.read_bytes() for path in results_in(out)}
+    # What a run with another seed and an ensemble has left of itself when it is killed before its last file.
+    Manifest(out).append("a", "started", replaces=[*expected, "a_uncertainty.npy"])
+    (out / "a_depth.npy").write_bytes(expected["a_depth.npy"][::-1])
+    (out / "a_uncertainty.npy").write_bytes(b"of the other run")
+    (out / ".a_depth.png.99999999.partial").write_bytes(b"half a picture")
+    result = predict_files([photo], output_dir=out, config=config)
+    assert result.num_predicted == 1
+    assert {path.name: path.read_bytes() for path in results_in(out)} == expected
+
+
+def test_a_failure_does_not_forget_earlier_files(photo_dir: Path, tmp_path: Path, config: PredictConfig) -> None:
+    photo, out = photo_dir / "a.png", tmp_path / "out"
+    content = photo.read_bytes()
+    predict_files([photo], output_dir=out, config=config)
+    photo.write_bytes(content[:500])
+    assert len(predict_files([photo], output_dir=out, config=config).failed) == 1
+    assert len(results_in(out)) == 3, "what is there stays until there is something better"
+    photo.write_bytes(content)
+    npz = OutputConfig(format=("npz",))
+    predict_files([photo], output_dir=out, config=replace(config, seed=3), output=npz)
+    assert [path.name for path in results_in(out)] == ["a_depth.npz"]
+
+
+def test_loading_is_not_counted_as_predicting(photo_dir: Path, tmp_path: Path, config: PredictConfig) -> None:
+    started = time.perf_counter()
+    result = predict_files([photo_dir], output_dir=tmp_path / "out", config=config)
+    assert result.load_s > 0
+    assert result.load_s + sum(result.predict_s) <= time.perf_counter() - started
+
+
+def test_several_frames_are_said_once(photo_dir: Path, tmp_path: Path, config: PredictConfig) -> None:
+    frames = [Image.fromarray(make_photo(20, 30, seed=seed)) for seed in range(3)]
+    for name in ("f.gif", "g.gif", "h.tif"):
+        frames[0].save(photo_dir / name, save_all=True, append_images=frames[1:])
+    events: list[Event] = []
+    out = tmp_path / "out"
+    predict_files([photo_dir], output_dir=out, config=config, report=events.append)
+    assert [event.note for event in events if event.note] == [
+        f"{photo_dir / 'f.gif'} has 3 frames or pages; the first is used"
+    ]
+    noted = [line["result"] for line in Manifest(out).lines() if line.get("notes")]
+    assert noted == ["f", "g", "h"]
+
+
+def test_wrong_output_settings_are_found_before_anything_is_read(
+    photo_dir: Path, tmp_path: Path, config: PredictConfig
+) -> None:
+    with pytest.raises(InvalidValueError, match="background='whitish' is not a colour"):
+        predict_files([photo_dir], output_dir=tmp_path / "out", config=replace(config, background="whitish"))
+    with pytest.raises(InvalidValueError, match="colour_map='spectral' is not known; try Spectral"):
+        predict_files(
+            [photo_dir], output_dir=tmp_path / "out", config=config, output=OutputConfig(colour_map="spectral")
+        )
+    assert not list((tmp_path / "out").iterdir())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import openmarigold
-from openmarigold.config import PredictConfig
+from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import InvalidValueError
 
 
@@ -51,4 +51,16 @@ def test_every_setting_is_read() -> None:
     package = Path(openmarigold.__file__).parent
     code = "".join((package / name).read_text() for name in ("batch.py", "predictor.py"))
     unread = [field.name for field in fields(PredictConfig) if f"config.{field.name}" not in code]
+    assert not unread
+
+
+def test_no_format_is_refused() -> None:
+    with pytest.raises(InvalidValueError, match="nothing is not known; give one or more of npy, png, npz, exr"):
+        OutputConfig(format=())
+
+
+def test_every_output_setting_is_read() -> None:
+    package = Path(openmarigold.__file__).parent
+    code = "".join((package / name).read_text() for name in ("batch.py", "export.py"))
+    unread = [field.name for field in fields(OutputConfig) if f"output.{field.name}" not in code]
     assert not unread

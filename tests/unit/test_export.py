@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from openmarigold.depth import colourise
-from openmarigold.errors import InvalidValueError, OutputError
+from openmarigold.config import OutputConfig
+from openmarigold.depth import colourise, uncertainty_picture
+from openmarigold.errors import InvalidValueError, MissingExtraError, OutputError
 from openmarigold.export import result_paths, to_uint16, write_prediction
+from openmarigold.exr import read_exr
 
 DEPTH = np.linspace(0.0, 1.0, 12, dtype=np.float32).reshape(3, 4)
 
@@ -69,3 +73,82 @@ def test_stems_that_leave_the_folder_are_refused(tmp_path, stem):
     with pytest.raises(InvalidValueError, match="not a plain file name"):
         write_prediction(DEPTH, output_dir=tmp_path, stem=stem)
     assert not list(tmp_path.iterdir())
+
+
+def test_every_format_holds_the_same_depth(tmp_path):
+    output = OutputConfig(format=("npz", "exr"), inverted=True, uncertainty_picture=True)
+    paths = write_prediction(DEPTH, DEPTH / 10, output_dir=tmp_path, stem="cat", output=output)
+    names = ["cat_depth_inverted.png", "cat_uncertainty.png", "cat_depth.npz", "cat_depth.exr"]
+    assert [path.name for path in paths] == names
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+    with np.load(paths[2], allow_pickle=False) as entries:
+        np.testing.assert_array_equal(entries["depth"], DEPTH)
+        np.testing.assert_array_equal(entries["uncertainty"], DEPTH / 10)
+    channels = read_exr(paths[3])
+    assert set(channels) == {"Y", "uncertainty"}
+    np.testing.assert_array_equal(channels["Y"], DEPTH)
+    np.testing.assert_array_equal(channels["uncertainty"], DEPTH / 10)
+    with Image.open(paths[0]) as inverted:
+        assert inverted.mode == "I;16"
+        np.testing.assert_array_equal(np.asarray(inverted), 65535 - to_uint16(DEPTH))
+    with Image.open(paths[1]) as picture:
+        np.testing.assert_array_equal(np.asarray(picture), uncertainty_picture(DEPTH / 10))
+
+
+def test_without_uncertainty_there_is_none_in_any_format(tmp_path):
+    output = OutputConfig(format=("npy", "npz", "exr"), uncertainty_picture=True)
+    paths = write_prediction(DEPTH, output_dir=tmp_path, stem="cat", output=output)
+    assert [path.name for path in paths] == ["cat_depth.npy", "cat_depth.npz", "cat_depth.exr"]
+    assert set(read_exr(paths[2])) == {"Y"}
+    with np.load(paths[1]) as entries:
+        assert set(entries) == {"depth"}
+
+
+def test_colour_maps_of_matplotlib_by_name(tmp_path):
+    import matplotlib
+
+    viridis = colourise(DEPTH, colour_map="viridis")
+    ends = np.rint(255 * np.array(matplotlib.colormaps["viridis"]([0.0, 1.0]))[:, :3])
+    np.testing.assert_array_equal(viridis[[0, -1], [0, -1]], ends)
+    path = write_prediction(DEPTH, output_dir=tmp_path, stem="cat", output=OutputConfig(colour_map="viridis"))[2]
+    with Image.open(path) as picture:
+        np.testing.assert_array_equal(np.asarray(picture), viridis)
+    # Our own Spectral interpolates between the same 11 colours, matplotlib's in 256 steps.
+    difference = colourise(DEPTH).astype(int) - colourise(DEPTH, colour_map="Spectral_r")[::-1, ::-1]
+    assert np.abs(difference).max() <= 2
+    with pytest.raises(InvalidValueError, match=r"colour_map='viridus' is not known; try viridis"):
+        write_prediction(DEPTH, output_dir=tmp_path / "none", stem="cat", output=OutputConfig(colour_map="viridus"))
+    assert not (tmp_path / "none").exists()
+
+
+def test_missing_extras_are_named_before_anything_is_written(tmp_path, monkeypatch):
+    for module in ("OpenEXR", "matplotlib"):
+        monkeypatch.setitem(sys.modules, module, None)
+    for output, extra in (
+        (OutputConfig(format=("npy", "exr")), r"OpenEXR is not installed.*\[exr\]"),
+        (OutputConfig(colour_map="viridis"), r"matplotlib is not installed.*\[plots\]"),
+    ):
+        with pytest.raises(MissingExtraError, match=extra):
+            write_prediction(DEPTH, output_dir=tmp_path / "out", stem="cat", output=output)
+    assert not (tmp_path / "out").exists()
+    write_prediction(DEPTH, output_dir=tmp_path / "out", stem="cat")
+
+
+def test_pictures_of_uncertainty():
+    uncertainty = np.full((100, 100), 0.1)
+    uncertainty[0, 0] = 5.0
+    uncertainty[50:] = 0.05
+    picture = uncertainty_picture(uncertainty)
+    assert picture[0, 0] == picture[10, 10] == 255, "an outlier does not darken the rest"
+    assert picture[60, 0] == 128
+    assert not uncertainty_picture(np.zeros((4, 5))).any()
+    sparse = np.zeros((100, 100))
+    sparse[3, 4] = 1.0
+    assert uncertainty_picture(sparse).max() == 255
+
+
+def test_leftovers_of_killed_processes_are_removed(tmp_path):
+    for name in (".cat_depth.npy.4194305.partial", ".cat_depth.png.7.partial", ".dog_depth.npy.7.partial"):
+        (tmp_path / name).touch()
+    write_prediction(DEPTH, output_dir=tmp_path, stem="cat")
+    assert [path.name for path in tmp_path.glob(".*")] == [".dog_depth.npy.7.partial"]

@@ -2,15 +2,21 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import sys
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from openmarigold import image as image_module
+from openmarigold import pixels as pixels_module
 from openmarigold.errors import ImageError, InvalidValueError, OpenMarigoldError
-from openmarigold.image import as_rgb, pad_to_multiple, processing_size, read_rgb, resize, unpad
+from openmarigold.exr import write_exr
+from openmarigold.hdr import tone_map
+from openmarigold.image import as_rgb, pad_to_multiple, processing_size, read_rgb, resize, rgb_to_planes, unpad
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
@@ -32,6 +38,48 @@ def png_of_16_bits(pixels: np.ndarray, colour_type: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
+
+
+def icc_profile(gamma: float, *, space: bytes = b"RGB ") -> bytes:
+    """ICC profile with the primaries of sRGB and another curve."""
+
+    def fixed(*values: float) -> bytes:
+        return struct.pack(f">{len(values)}i", *(round(value * 65536) for value in values))
+
+    curve = b"curv" + bytes(4) + struct.pack(">IHH", 1, round(gamma * 256), 0)
+    white = b"XYZ " + bytes(4) + fixed(0.9642, 1.0, 0.8249)
+    if space == b"GRAY":
+        tags = {b"wtpt": white, b"kTRC": curve}
+    else:
+        primaries = ((0.4360, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141))
+        tags = {b"wtpt": white}
+        for name, primary in zip((b"r", b"g", b"b"), primaries, strict=True):
+            tags |= {name + b"XYZ": b"XYZ " + bytes(4) + fixed(*primary), name + b"TRC": curve}
+    start, table, data = 128 + 4 + 12 * len(tags), b"", b""
+    for name, content in tags.items():
+        table += name + struct.pack(">II", start + len(data), len(content))
+        data += content
+    head = bytes(4) + struct.pack(">I", 0x02100000) + b"mntr" + space + b"XYZ " + bytes(12) + b"acsp" + bytes(28)
+    head = (head + fixed(0.9642, 1.0, 0.8249)).ljust(124, b"\0")
+    body = head + struct.pack(">I", len(tags)) + table + data
+    return struct.pack(">I", len(body) + 4) + body
+
+
+def radiance(rgbe: np.ndarray, *, runs: bool, order: str = "-Y {h} +X {w}") -> bytes:
+    """Radiance file of mantissas and exponents [h w 4], with run lengths or without."""
+    height, width, _ = rgbe.shape
+    content = f"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n{order.format(h=height, w=width)}\n".encode()
+    for line in rgbe:
+        if not runs:
+            content += line.tobytes()
+            continue
+        content += bytes([2, 2, width >> 8, width & 255])
+        for component in line.T:
+            content += bytes([128 + 5, component[0]])  # the first five are equal; then literally
+            for start in range(5, width, 100):
+                part = component[start : start + 100]
+                content += bytes([len(part)]) + part.tobytes()
+    return content
 
 
 @pytest.mark.parametrize("name", ["photo.png", "photo.webp", "photo.tif", "PHOTO.PNG"])
@@ -179,13 +227,214 @@ def test_damaged_files_never_raise_anything_else(tmp_path, kind):
             assert rgb.dtype == np.uint8
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA"])
+def test_icc_profiles_lead_to_srgb(tmp_path, mode):
+    grey = Image.new("L", (3, 2), 55)
+    grey = grey.convert("RGB").quantize() if mode == "P" else grey.convert(mode)
+    space = b"GRAY" if mode in ("L", "LA") else b"RGB "
+    path = saved(tmp_path, grey, icc_profile=icc_profile(1.0, space=space))
+    linear = 55 / 255
+    expected = round(255 * (1.055 * linear ** (1 / 2.4) - 0.055))
+    np.testing.assert_allclose(read_rgb(path), expected, atol=1)
+
+
+def test_profiles_of_srgb_damaged_ones_and_those_of_another_space_change_nothing(tmp_path):
+    for profile in (b"sRGB IEC61966-2.1", b"damaged", icc_profile(1.0)[:200], icc_profile(1.0, space=b"GRAY")):
+        np.testing.assert_array_equal(read_rgb(saved(tmp_path, Image.fromarray(RGB), icc_profile=profile)), RGB)
+
+
+def test_the_background_can_be_chosen(tmp_path):
+    pixels = np.array([[[10, 20, 30, 255], [10, 20, 30, 0]]], dtype=np.uint8)
+    path = saved(tmp_path, Image.fromarray(pixels))
+    for image in (path, Image.fromarray(pixels), pixels):
+        assert as_rgb(image, background="#102030").tolist() == [[[10, 20, 30], [16, 32, 48]]]
+        assert as_rgb(image, background="black")[0, 1].tolist() == [0, 0, 0]
+    with pytest.raises(InvalidValueError, match="background='blak' is not a colour; use a name as in CSS"):
+        read_rgb(path, background="blak")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "CMYK", "I;16", "1"])
+def test_strips_change_nothing(monkeypatch, orientation, mode):
+    colours = np.random.default_rng(5).integers(0, 256, (7, 11, 3), dtype=np.uint8)
+    image = Image.fromarray(colours)
+    image = Image.fromarray(colours[..., 0].astype(np.uint16) * 200) if mode == "I;16" else image.convert(mode)
+    image.getexif()[0x0112] = orientation
+    at_once = as_rgb(image)
+    assert at_once.shape[:2] == ((7, 11) if orientation < 5 else (11, 7))
+    monkeypatch.setattr(pixels_module, "_STRIP_PIXELS", 22)
+    np.testing.assert_array_equal(as_rgb(image), at_once)
+
+
+def tiff_of_three_channels(pixels: np.ndarray) -> bytes:
+    """Little-endian, uncompressed TIFF file of [h w 3], uint16 or float32, which Pillow cannot write."""
+    height, width, _ = pixels.shape
+    bits = 8 * pixels.itemsize
+    start = 8 + 12  # after the head: three counts of bits, three kinds of numbers, then the pixels
+    entries = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, 8), (259, 3, 1, 1), (262, 3, 1, 2)]
+    entries += [(273, 4, 1, start), (277, 3, 1, 3), (278, 3, 1, height), (279, 4, 1, pixels.nbytes), (339, 3, 3, 14)]
+    kind = 3 if pixels.dtype.kind == "f" else 1
+    body = struct.pack("<6H", bits, bits, bits, kind, kind, kind) + pixels.tobytes()
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+    return struct.pack("<2sHI", b"II", 42, 8 + len(body)) + body + directory
+
+
+def test_16_bit_colour_in_tiff(tmp_path):
+    pixels = np.random.default_rng(1).integers(0, 65536, (4, 5, 3), dtype=np.uint16)
+    (tmp_path / "deep.tif").write_bytes(tiff_of_three_channels(pixels))
+    np.testing.assert_allclose(read_rgb(tmp_path / "deep.tif"), pixels / 257, atol=1.0)
+
+
+def test_float_colour_in_tiff_is_refused_with_what_to_do(tmp_path):
+    (tmp_path / "float.tif").write_bytes(tiff_of_three_channels(np.zeros((4, 5, 3), np.float32)))
+    with pytest.raises(ImageError, match=r"such as three float channels: save it with 8 or 16 bits, or as \.exr"):
+        read_rgb(tmp_path / "float.tif")
+
+
+def test_float_tiff(tmp_path):
+    path = saved(tmp_path, Image.fromarray(np.array([[0.0, 0.2, 1.0]], dtype=np.float32)), "float.tif")
+    assert read_rgb(path)[0, :, 1].tolist() == [0, 51, 255]
+
+
+LIGHT = np.random.default_rng(6).uniform(0.0, 1.0, (9, 12, 3)).astype(np.float32) ** 4
+
+
+@pytest.mark.parametrize("factor", [1e-6, 0.3, 1.0, 1e5])
+def test_tone_mapping_does_not_depend_on_the_unit_of_light(factor):
+    picture = tone_map(LIGHT)
+    assert picture.min() < 60
+    assert picture.max() == 255
+    np.testing.assert_allclose(tone_map(LIGHT * np.float32(factor)), picture, atol=1)
+
+
+def test_tone_mapping_keeps_the_order_of_greys_and_survives_anything():
+    ramp = np.repeat(np.geomspace(1e-3, 1e3, 64, dtype=np.float32)[None, :, None], 3, axis=2)
+    levels = tone_map(ramp)[0].astype(int)
+    assert (levels == levels[:, :1]).all()
+    assert (np.diff(levels[:, 0]) >= 0).all()
+    assert len(set(levels[:, 0])) > 40
+    assert not tone_map(np.zeros((2, 2, 3), np.float32)).any()
+    odd = LIGHT.copy()
+    odd[0, :4] = np.array([np.nan, np.inf, -np.inf, -1.0], np.float32)[:, None]
+    assert tone_map(odd)[0, :4, 0].tolist() == [0, 255, 0, 0]
+
+
+def test_exr_pictures(tmp_path):
+    colours = dict(zip("RGB", np.moveaxis(LIGHT, -1, 0), strict=True))
+    write_exr(tmp_path / "plain.exr", colours, {})
+    np.testing.assert_array_equal(read_rgb(tmp_path / "plain.exr"), tone_map(LIGHT))
+    layered = {f"beauty.{name}": values for name, values in colours.items()} | {"Z": LIGHT[..., 0]}
+    write_exr(tmp_path / "layered.exr", layered, {})
+    np.testing.assert_array_equal(read_rgb(tmp_path / "layered.exr"), tone_map(LIGHT))
+    write_exr(tmp_path / "grey.exr", {"Y": LIGHT[..., 0]}, {})
+    np.testing.assert_array_equal(read_rgb(tmp_path / "grey.exr"), tone_map(np.repeat(LIGHT[..., :1], 3, axis=2)))
+    alpha = np.ones(LIGHT.shape[:2], np.float32)
+    alpha[:4] = 0
+    premultiplied = {name: values * alpha for name, values in colours.items()}
+    write_exr(tmp_path / "alpha.exr", {**premultiplied, "A": alpha}, {})
+    assert (read_rgb(tmp_path / "alpha.exr", background="#102030")[:4] == [16, 32, 48]).all()
+    write_exr(tmp_path / "depth.exr", {"Z": LIGHT[..., 0]}, {})
+    with pytest.raises(ImageError, match=r"depth\.exr has the channels Z; a picture has R, G and B, or Y"):
+        read_rgb(tmp_path / "depth.exr")
+
+
+def test_damaged_exr_files_are_image_errors_and_print_nothing(tmp_path, capfd):
+    path = tmp_path / "light.exr"
+    write_exr(path, dict(zip("RGB", np.moveaxis(LIGHT, -1, 0), strict=True)), {})
+    content = path.read_bytes()
+    for length in (5, 100, 400, len(content) - 9):
+        path.write_bytes(content[:length])
+        with pytest.raises(ImageError, match=r"light\.exr is damaged or no OpenEXR file") as caught:
+            read_rgb(path)
+        assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+    os.write(2, b"stderr is back")
+    assert capfd.readouterr().err == "stderr is back"
+
+
+@pytest.mark.parametrize("runs", [False, True])
+def test_radiance_pictures(tmp_path, runs):
+    rgbe = np.random.default_rng(7).integers(0, 256, (6, 300, 4), dtype=np.uint8)
+    rgbe[:, :5] = rgbe[:, :1]
+    rgbe[..., 3] = 128 + rgbe[..., 3] % 4
+    rgbe[2, 7, 3] = 0  # darkness
+    linear = rgbe[..., :3] * np.exp2(rgbe[..., 3:].astype(np.float32) - 136)
+    linear[2, 7] = 0
+    path = tmp_path / "light.hdr"
+    path.write_bytes(radiance(rgbe, runs=runs))
+    np.testing.assert_array_equal(read_rgb(path), tone_map(linear.astype(np.float32)))
+    path.write_bytes(radiance(rgbe, runs=runs, order="+Y {h} -X {w}"))
+    np.testing.assert_array_equal(read_rgb(path), tone_map(linear.astype(np.float32))[::-1, ::-1])
+    path.write_bytes(radiance(rgbe, runs=runs, order="+X {h} -Y {w}"))
+    np.testing.assert_array_equal(read_rgb(path), tone_map(linear.astype(np.float32)).swapaxes(0, 1))
+    content = radiance(rgbe, runs=runs)
+    for damaged in (content[:200], content[:-1], content[:30], content.replace(b"-Y 6", b"-Q 6"), b"#?RADIANCE"):
+        path.write_bytes(damaged)
+        with pytest.raises(ImageError, match=r"light\.hdr is damaged"):
+            read_rgb(path)
+
+
+def test_bombs_of_linear_light_are_refused_before_decoding(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)  # refused above 80
+    write_exr(tmp_path / "bomb.exr", {"Y": LIGHT[..., 0]}, {})
+    (tmp_path / "bomb.hdr").write_bytes(b"#?RADIANCE\n\n-Y 40000 +X 40000\n" + bytes(100))
+    for name in ("bomb.exr", "bomb.hdr"):
+        with pytest.raises(ImageError, match=f"{name} has more pixels than can be read safely"):
+            read_rgb(tmp_path / name)
+
+
+def test_heic_and_avif(tmp_path, monkeypatch):
+    import pillow_heif
+
+    smooth = np.repeat(np.linspace(20, 230, 64, dtype=np.uint8)[None, :, None], 48, axis=0).repeat(3, axis=2)
+    pillow_heif.from_pillow(Image.fromarray(smooth)).save(tmp_path / "phone.heic", quality=95)
+    Image.fromarray(smooth).save(tmp_path / "photo.avif", quality=95)
+    for name in ("phone.heic", "photo.avif"):
+        np.testing.assert_allclose(read_rgb(tmp_path / name), smooth, atol=6)
+    content = (tmp_path / "phone.heic").read_bytes()
+    (tmp_path / "half.heic").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ImageError, match=r"half\.heic"):
+        read_rgb(tmp_path / "half.heic")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ImageError, match=r'phone\.heic: pillow-heif is not installed.*openmarigold\[heif\]"$'):
+        read_rgb(tmp_path / "phone.heic")
+    np.testing.assert_allclose(read_rgb(tmp_path / "photo.avif"), smooth, atol=6)
+
+
+def test_exr_without_its_extra(tmp_path, monkeypatch):
+    write_exr(tmp_path / "light.exr", {"Y": LIGHT[..., 0]}, {})
+    monkeypatch.setitem(sys.modules, "OpenEXR", None)
+    with pytest.raises(ImageError, match=r'light\.exr: OpenEXR is not installed.*openmarigold\[exr\]"$'):
+        read_rgb(tmp_path / "light.exr")
+
+
+def test_the_first_of_several_frames(tmp_path):
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "lime", "blue")]
+    for name in ("film.gif", "film.webp", "pages.tif"):
+        said: list[str] = []
+        options = {"lossless": True} if name.endswith("webp") else {}
+        path = saved(tmp_path, frames[0], name, save_all=True, append_images=frames[1:], **options)
+        assert (read_rgb(path, note=said.append) == [255, 0, 0]).all()
+        assert said == [f"{path} has 3 frames or pages; the first is used"]
+    said = []
+    read_rgb(saved(tmp_path, frames[0], "one.gif"), note=said.append)
+    read_rgb(saved(tmp_path, frames[0], "phone.mpo", save_all=True, append_images=frames[1:]), note=said.append)
+    assert said == []
+
+
+def test_formats_that_would_start_other_programs_are_refused(tmp_path):
+    path = saved(tmp_path, Image.fromarray(RGB), "drawing.eps")
+    with pytest.raises(ImageError, match=r"drawing\.eps is of format EPS; accepted are"):
+        read_rgb(path)
+
+
 def test_files_that_are_no_images(tmp_path):
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.jpg").write_text("not a photo")
     (tmp_path / "folder.jpg").mkdir()
     for name, message in (
         ("empty.jpg", "is empty"),
-        ("text.jpg", "is not an image that can be read; accepted are .jpeg, .jpg, .png"),
+        ("text.jpg", r"is not an image that can be read; accepted are \.avif, .*\.jpeg, \.jpg, .*\.png, "),
         ("folder.jpg", "is a folder"),
         ("missing.jpg", "does not exist"),
         ("x" * 300, "cannot be read"),
@@ -315,3 +564,23 @@ def test_every_image_error_is_one_of_ours():
 )
 def test_size_by_the_shorter_side(height, width, expected):
     assert processing_size(height, width, processing_resolution=96, side="shorter") == expected
+
+
+@pytest.mark.parametrize(
+    "size", [((300, 400), (96, 128)), ((7, 5000), (8, 768)), ((600, 7), (768, 8)), ((30, 40), (96, 40))]
+)
+def test_large_photos_are_resized_in_strips_with_the_same_bytes(monkeypatch, size):
+    (height, width), target = size
+    rgb = np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    whole = resize(rgb.transpose(2, 0, 1).astype(np.float32) / np.float32(255) * 2 - 1, target, antialias=True)
+    np.testing.assert_array_equal(rgb_to_planes(rgb, target), whole)
+    enlarged = resize(whole, (height, width), antialias=False)
+    monkeypatch.setattr(image_module, "_STRIP_PIXELS", 1000)
+    np.testing.assert_array_equal(rgb_to_planes(rgb, target), whole)
+    np.testing.assert_array_equal(resize(whole, (height, width), antialias=False), enlarged)
+
+
+def test_a_native_size_that_would_need_too_much_memory_is_refused():
+    assert processing_size(4096, 4096, processing_resolution=0) == (4096, 4096)
+    with pytest.raises(InvalidValueError, match=r"processing_resolution=0 with a photo of 12000x8000 would need more"):
+        processing_size(8000, 12000, processing_resolution=0)

@@ -19,6 +19,7 @@ PUBLIC = {
     "MissingExtraError",
     "NumericalError",
     "OpenMarigoldError",
+    "OutputConfig",
     "OutputError",
     "PredictConfig",
     "Predictor",

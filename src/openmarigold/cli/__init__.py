@@ -18,6 +18,7 @@ import tyro
 
 from openmarigold.cli.evaluate import Evaluate, run_evaluate
 from openmarigold.cli.export import Export, run_export
+from openmarigold.cli.inspect import Inspect, run_inspect
 from openmarigold.cli.predict import Predict, run_predict
 from openmarigold.cli.terminal import EXIT_ERROR, EXIT_INTERRUPTED, brief_errors
 from openmarigold.cli.train import Train, run_train
@@ -25,12 +26,14 @@ from openmarigold.errors import OpenMarigoldError
 
 Command: TypeAlias = (
     Annotated[Predict, tyro.conf.subcommand("predict")]
+    | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Export, tyro.conf.subcommand("export")]
 )
 _RUN: dict[type, Callable[[Any], int]] = {
     Predict: run_predict,
+    Inspect: run_inspect,
     Evaluate: run_evaluate,
     Train: run_train,
     Export: run_export,

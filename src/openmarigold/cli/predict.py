@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 
 from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar
-from openmarigold.config import PredictConfig
+from openmarigold.config import OutputConfig, PredictConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,17 +20,19 @@ class Predict:
     """Predict the depth of photos.
 
     For each photo: STEM_depth.npy (float32, 0 near to 1 far), STEM_depth.png (16 bits), STEM_depth_colored.png (near is
-    red), and STEM_uncertainty.npy where ensemble-size is above 1.
+    red), and STEM_uncertainty.npy where ensemble-size is above 1; manifest.jsonl says what is done. A run that was
+    interrupted goes on where it was. Exit status: 0 all done, 1 some photos failed, 2 an error, 130 interrupted.
     """
 
     inputs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="INPUT...", help_behavior_hint="")]
-    """Photos, and folders of photos (not folders within)."""
+    """Photos, and folders of photos with those in the folders within."""
     output_dir: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
     """Folder of the results; made where it is missing."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Predict again where all results are there already; otherwise such photos are skipped."""
+    """Predict again what is done already; otherwise photos with results of the same settings are skipped."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print what was done as JSON."""
+    output: tyro.conf.OmitArgPrefixes[tyro.conf.FlagCreatePairsOff[OutputConfig]] = field(default_factory=OutputConfig)
     config: tyro.conf.OmitArgPrefixes[PredictConfig] = field(default_factory=PredictConfig)
 
 
@@ -44,12 +46,15 @@ def run_predict(command: Predict) -> int:
         def report(event: Event) -> None:
             if event.error is not None:
                 note(f"error: {event.error}")
+            if event.note is not None:
+                note(f"note: {event.note} (of further files such notes stand in the manifest)")
             advance(event.done, event.total)
 
         result = predict_files(
             command.inputs,
             output_dir=command.output_dir,
             config=command.config,
+            output=command.output,
             overwrite=command.overwrite,
             report=report,
         )
@@ -57,10 +62,11 @@ def run_predict(command: Predict) -> int:
     if command.json:
         print(json.dumps({**result.to_dict(), "total_s": round(total_s, 3)}, indent=2))
     else:
+        renewed = f" ({len(result.renewed)} again: settings or photo changed)" if result.renewed else ""
         photos = sum(result.predict_s)
         each = f", {photos / result.num_predicted:.2f} s a photo" if result.num_predicted else ""
         print(
-            f"{result.num_predicted} predicted, {len(result.skipped)} skipped, {len(result.failed)} failed in "
+            f"{result.num_predicted} predicted{renewed}, {len(result.skipped)} skipped, {len(result.failed)} failed in "
             f"{total_s:.2f} s (model loaded in {result.load_s:.2f} s{each}) -> {command.output_dir}"
         )
     return EXIT_SOME_FAILED if result.failed else 0

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`openmarigold inspect`: where a result file comes from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect:
+    """Print where a result file comes from: checkpoint, settings, hashes."""
+
+    file: tyro.conf.Positional[Path]
+    """Result of `predict`: .png, .npz, .exr, or .npy beside its manifest."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print it as JSON."""
+
+
+def run_inspect(command: Inspect) -> int:
+    """Prints the record and returns the exit status."""
+    from openmarigold.provenance import read_provenance
+
+    record = read_provenance(command.file)
+    if command.json:
+        print(json.dumps(record, indent=2))
+        return 0
+    width = max((len(name) for name in record), default=0)
+    for name, value in record.items():
+        print(f"{name:<{width}}  {value}")
+    return 0

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The manifest of an output folder: one JSON object a line, appended as each photo begins, is done or fails.
+
+It is the only truth about what is finished. A photo is done if its last line says so, for the same photo and settings,
+and every file that the line names is there with the size that it names. A line is one write of an append-only file: a
+process killed at any moment leaves whole lines and at most one cut one, which is skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from openmarigold.errors import OutputError
+
+MANIFEST_NAME = "manifest.jsonl"
+
+Status = Literal["started", "done", "failed"]
+
+
+class Manifest:
+    """The manifest of `output_dir`; nothing is read or written before it is asked for."""
+
+    def __init__(self, output_dir: Path) -> None:
+        self.output_dir = output_dir
+        self.path = output_dir / MANIFEST_NAME
+        self._last: dict[str, dict[str, Any]] | None = None
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Every whole line, oldest first.
+
+        Raises:
+            OutputError: the file cannot be read.
+        """
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise OutputError(f"cannot read {self.path}: {error.strerror}; check its permissions") from error
+        lines = []
+        for line in content.splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:  # cut by a kill or a full disk
+                continue
+            if isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("result", "status")):
+                lines.append(entry)
+        return lines
+
+    def last(self, result: str) -> dict[str, Any] | None:
+        """The last line about a result (its path in the output folder, without suffixes), if there is one."""
+        if self._last is None:
+            self._last = {entry["result"]: entry for entry in self.lines()}
+        return self._last.get(result)
+
+    def append(self, result: str, status: Status, **fields: Any) -> None:
+        """Adds a line.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        entry = {"result": result, "status": status, **fields}
+        if self._last is None:
+            self.last(result)
+        assert self._last is not None
+        content = (json.dumps(entry, ensure_ascii=True) + "\n").encode()
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
+            try:
+                end = os.lseek(descriptor, 0, os.SEEK_END)
+                if end and _byte_before(descriptor, end) != b"\n":
+                    content = b"\n" + content  # after a cut line
+                if os.write(descriptor, content) < len(content):
+                    raise OSError(28, "No space left on device")
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {self.path}: {error.strerror or error}; check the folder and free space"
+            ) from error
+        self._last[result] = entry
+
+    def is_done(
+        self, result: str, *, request: Mapping[str, Any], input_sha256: str | None, outputs: Sequence[str]
+    ) -> bool:
+        """Whether all `outputs` (file names) of a result are there, made from this photo with these settings."""
+        entry = self.last(result)
+        if entry is None or entry["status"] != "done":
+            return False
+        if entry.get("request") != request or entry.get("input_sha256") != input_sha256:
+            return False
+        sizes = entry.get("outputs")
+        if not isinstance(sizes, dict) or not set(outputs) <= set(sizes):
+            return False
+        folder = (self.output_dir / result).parent
+        return all(file_size(folder / name) == sizes[name] for name in outputs)
+
+    def provenance_of(self, path: Path) -> dict[str, Any] | None:
+        """The record of a result file as it was done last, if its size is still that one."""
+        found: dict[str, Any] | None = None
+        for entry in self.lines():
+            if (self.output_dir / entry["result"]).parent.resolve() != path.parent:
+                continue
+            outputs = entry.get("outputs")
+            if isinstance(outputs, dict) and path.name in outputs:
+                found = entry if outputs[path.name] == file_size(path) else None
+            elif entry["status"] == "started" and found is not None and found["result"] == entry["result"]:
+                found = None  # replaced by a run that did not get to its end
+        record = None if found is None else found.get("provenance")
+        return record if isinstance(record, dict) else None
+
+
+def file_size(path: Path) -> int | None:
+    """Size in bytes; None where there is no file."""
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except OSError:
+        return None
+
+
+def _byte_before(descriptor: int, end: int) -> bytes:
+    os.lseek(descriptor, end - 1, os.SEEK_SET)
+    return os.read(descriptor, 1)

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a result comes from: hashes of photos and checkpoints, and the record that each result file carries.
+
+The record is one JSON object: in PNG a text chunk, in npz an entry, in OpenEXR a header attribute, each named
+`openmarigold`. A .npy file has no place for it; the manifest beside it says the same. Records hold no time of day, so
+that the same photo and settings give the same bytes again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import zipfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from openmarigold.errors import ImageError, InvalidValueError, OutputError
+from openmarigold.exr import read_exr_header
+from openmarigold.files import write_atomically
+from openmarigold.manifest import Manifest
+
+RECORD_NAME = "openmarigold"
+
+CACHE_FROM_BYTES = 2**28  # hashing this much takes about a third of a second; less is not worth a cache entry
+
+_BLOCK_BYTES = 2**20
+_NETWORK_FOLDERS = ("unet", "vae", "vae_encoder", "vae_decoder")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def checkpoint_sha256(directory: Path) -> str:
+    """One SHA-256 over everything in a checkpoint folder that shapes a prediction, in hexadecimal digits.
+
+    That is: the weights (ONNX, safetensors) and configurations of the networks, the stored embedding of the empty
+    prompt, and the scheduler; not the text encoder, which is only read to make that embedding, nor model_index.json,
+    whose defaults stand in the record as settings. Hashed are the lines `<path> <SHA-256 of the file>`, sorted, so that
+    neither the folder's place nor its name counts. Files from 256 MiB are hashed once and remembered in the user's
+    cache folder by path, size and time of change.
+    """
+    found = [*directory.glob("*.safetensors"), *directory.glob("scheduler/scheduler_config.json")]
+    for folder in _NETWORK_FOLDERS:
+        for pattern in ("config.json", "*.safetensors", "*.onnx", "*.onnx.data"):
+            found += directory.glob(f"{folder}/{pattern}")
+    lines = sorted(f"{path.relative_to(directory).as_posix()} {_remembered_sha256(path)}\n" for path in found)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def to_json(record: Mapping[str, Any]) -> str:
+    """The record as ASCII text on one line, keys in the given order."""
+    return json.dumps(record, ensure_ascii=True, default=str)
+
+
+def read_provenance(path: Path) -> dict[str, Any]:
+    """The record of a result file; of a .npy file, and of others without one, what the manifest beside it says.
+
+    Raises:
+        ImageError: the file is missing or damaged.
+        InvalidValueError: there is no record.
+        MissingExtraError: an .exr file without the extra `exr`.
+    """
+    if not path.is_file():
+        raise ImageError(f"{path} does not exist or is no file; check the name")
+    text = _embedded_text(path)
+    if text is None:
+        record = _from_manifest(path)
+        if record is None:
+            raise InvalidValueError(
+                f"{path} carries no provenance, and no manifest beside it names it; only results of `openmarigold "
+                "predict` do"
+            )
+        return record
+    try:
+        record = json.loads(text)
+    except ValueError as error:
+        raise InvalidValueError(f"{path}: its provenance is not valid JSON; predict the photo again") from error
+    if not isinstance(record, dict):
+        raise InvalidValueError(f"{path}: its provenance is no JSON object; predict the photo again")
+    return record
+
+
+def cache_dir() -> Path:
+    """The user's folder for what can be computed again."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "openmarigold"
+
+
+def _remembered_sha256(path: Path) -> str:
+    status = path.stat()
+    if status.st_size < CACHE_FROM_BYTES:
+        return file_sha256(path)
+    resolved = str(path.resolve())
+    known = {"path": resolved, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    entry = cache_dir() / "sha256" / f"{hashlib.sha256(resolved.encode()).hexdigest()}.json"
+    with suppress(OSError, ValueError, AttributeError):  # no entry, or not one of ours
+        remembered = json.loads(entry.read_text(encoding="utf-8"))
+        digest = remembered.pop("sha256", None)
+        if remembered == known and isinstance(digest, str):
+            return digest
+    digest = file_sha256(path)
+    with suppress(OSError, OutputError):  # a cache that cannot be written costs only time
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        content = json.dumps({**known, "sha256": digest})
+        write_atomically(entry, lambda temporary: temporary.write_text(content, encoding="utf-8"))
+    return digest
+
+
+def _embedded_text(path: Path) -> str | None:
+    """The record's text in a PNG, npz or EXR file; None for other files and for those without one."""
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".png":
+            with Image.open(path) as image:
+                return getattr(image, "text", {}).get(RECORD_NAME)
+        if suffix == ".npz":
+            with np.load(path, allow_pickle=False) as entries:
+                return str(entries[RECORD_NAME]) if RECORD_NAME in entries else None
+    except (OSError, ValueError, SyntaxError, EOFError, zipfile.BadZipFile) as error:
+        raise ImageError(f"{path} is damaged or cannot be read; predict the photo again") from error
+    return read_exr_header(path).get(RECORD_NAME) if suffix == ".exr" else None
+
+
+def _from_manifest(path: Path) -> dict[str, Any] | None:
+    """The record of a result in the manifest of its folder or of one above, where results keep their layout."""
+    path = path.resolve()
+    for folder in path.parents:
+        manifest = Manifest(folder)
+        if manifest.path.is_file():
+            return manifest.provenance_of(path)
+    return None

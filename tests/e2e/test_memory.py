@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The memory bound of docs/predict.md, on a photo of 100 megapixels."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+BASE_MIB = 300
+BYTES_A_PIXEL = 16
+
+MEASURE = """
+import resource, sys
+from openmarigold.cli import run
+status = run(sys.argv[1:])
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print("peak", peak / (2**20 if sys.platform == "darwin" else 2**10))
+sys.exit(status)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="the peak is asked of getrusage")
+@pytest.mark.parametrize("size", [(11180, 8944), (54800, 1825)], ids=["100 megapixels", "panorama 30:1"])
+def test_memory_of_large_photos(tmp_path: Path, onnx_checkpoint: Path, size: tuple[int, int]) -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    photo = tmp_path / "large.jpg"
+    Image.fromarray(colours).resize(size, Image.Resampling.BILINEAR).save(photo, quality=90)
+    arguments = ("predict", photo, "-o", tmp_path / "out", "--checkpoint", onnx_checkpoint)
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURE, *map(str, arguments)], env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    peak_mib = float(result.stdout.split()[-1])
+    assert peak_mib < BASE_MIB + BYTES_A_PIXEL * size[0] * size[1] / 2**20
+    assert np.load(tmp_path / "out" / "large_depth.npy", mmap_mode="r").shape == size[::-1]

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from openmarigold.errors import OutputError
+from openmarigold.manifest import Manifest
+
+REQUEST = {"seed": 1, "background": "white"}
+
+
+def finished(folder: Path) -> Manifest:
+    """A manifest whose result `a/cat` is done with two files."""
+    (folder / "a").mkdir()
+    (folder / "a" / "cat_depth.npy").write_bytes(b"12345")
+    (folder / "a" / "cat_depth.png").write_bytes(b"123")
+    manifest = Manifest(folder)
+    manifest.append(
+        "a/cat",
+        "done",
+        request=REQUEST,
+        input_sha256="00",
+        outputs={"cat_depth.npy": 5, "cat_depth.png": 3},
+        provenance={"seed": 1},
+    )
+    return manifest
+
+
+def is_done(folder: Path, **changes: object) -> bool:
+    given: dict = {"request": REQUEST, "input_sha256": "00", "outputs": ["cat_depth.npy"], **changes}
+    return Manifest(folder).is_done("a/cat", **given)
+
+
+def test_nothing_is_written_before_something_is_appended(tmp_path):
+    manifest = Manifest(tmp_path)
+    assert manifest.lines() == []
+    assert manifest.last("cat") is None
+    assert not manifest.path.exists()
+
+
+def test_done_means_the_same_photo_settings_and_files(tmp_path):
+    finished(tmp_path)
+    assert is_done(tmp_path)
+    assert is_done(tmp_path, outputs=["cat_depth.npy", "cat_depth.png"])
+    assert not is_done(tmp_path, outputs=["cat_depth.npy", "cat_depth.exr"])
+    assert not is_done(tmp_path, request={**REQUEST, "seed": 2})
+    assert not is_done(tmp_path, input_sha256="01")
+    assert not Manifest(tmp_path).is_done("cat", request=REQUEST, input_sha256="00", outputs=["cat_depth.npy"])
+
+
+@pytest.mark.parametrize("change", ["missing", "truncated", "folder"])
+def test_files_that_are_not_as_noted_are_not_done(tmp_path, change):
+    finished(tmp_path)
+    path = tmp_path / "a" / "cat_depth.npy"
+    path.unlink()
+    if change == "truncated":
+        path.write_bytes(b"12")
+    elif change == "folder":
+        path.mkdir()
+    assert not is_done(tmp_path)
+
+
+@pytest.mark.parametrize("status", ["started", "failed"])
+def test_the_last_line_counts(tmp_path, status):
+    finished(tmp_path).append("a/cat", status)
+    assert not is_done(tmp_path)
+
+
+def test_a_cut_line_is_skipped_and_does_not_spoil_the_next(tmp_path):
+    manifest = finished(tmp_path)
+    whole = manifest.path.read_bytes()
+    for cut in (1, 20, len(whole) - 1):
+        manifest.path.write_bytes(whole + whole[:cut])
+        assert is_done(tmp_path), cut
+        Manifest(tmp_path).append("dog", "failed", error="none")
+        assert Manifest(tmp_path).last("dog")["error"] == "none"
+        assert is_done(tmp_path)
+
+
+def test_lines_that_are_no_entries_are_skipped(tmp_path):
+    manifest = finished(tmp_path)
+    with manifest.path.open("ab") as file:
+        file.write(b'[1]\n{"result": 3}\n\xff\xfe\n\n')
+    assert len(Manifest(tmp_path).lines()) == 1
+
+
+def test_provenance_is_that_of_the_file_that_is_there(tmp_path):
+    manifest = finished(tmp_path)
+    path = tmp_path / "a" / "cat_depth.npy"
+    assert manifest.provenance_of(path) == {"seed": 1}
+    assert manifest.provenance_of(tmp_path / "cat_depth.npy") is None
+    manifest.append("a/dog", "started")
+    assert manifest.provenance_of(path) == {"seed": 1}
+    manifest.append("a/cat", "started")
+    assert manifest.provenance_of(path) is None, "it may be of the run that has not got to its end"
+    manifest.append("a/cat", "done", outputs={"cat_depth.npy": 5}, provenance={"seed": 2})
+    assert manifest.provenance_of(path) == {"seed": 2}
+    path.write_bytes(b"other")
+    assert manifest.provenance_of(path) == {"seed": 2}, "only the size is compared"
+    path.write_bytes(b"longer than before")
+    assert manifest.provenance_of(path) is None
+
+
+def test_a_manifest_that_cannot_be_used_is_an_output_error(tmp_path):
+    (tmp_path / "manifest.jsonl").mkdir()
+    with pytest.raises(OutputError, match=r"cannot read .*manifest\.jsonl"):
+        Manifest(tmp_path).lines()
+    with pytest.raises(OutputError, match=r"cannot write .*manifest\.jsonl"):
+        Manifest(tmp_path / "missing").append("cat", "done")

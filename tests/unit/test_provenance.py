@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from openmarigold import provenance
+from openmarigold.config import OutputConfig
+from openmarigold.errors import ImageError, InvalidValueError
+from openmarigold.export import write_prediction
+from openmarigold.manifest import Manifest
+from openmarigold.provenance import cache_dir, checkpoint_sha256, file_sha256, read_provenance
+
+DEPTH = np.linspace(0.0, 1.0, 12, dtype=np.float32).reshape(3, 4)
+RECORD = {"software": "openmarigold", "seed": 7, "checkpoint": "näno"}
+EVERYTHING = OutputConfig(format=("npy", "png", "npz", "exr"), inverted=True, uncertainty_picture=True)
+
+
+def test_hash_of_a_file(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc" * 10**6)
+    assert file_sha256(tmp_path / "file") == hashlib.sha256(b"abc" * 10**6).hexdigest()
+
+
+@pytest.mark.parametrize("fixture", ["onnx_checkpoint", "tiny_checkpoint"])
+def test_hash_of_a_checkpoint_is_that_of_what_shapes_a_prediction(request, fixture, tmp_path):
+    original = request.getfixturevalue(fixture)
+    copy = tmp_path / "other name"
+    shutil.copytree(original, copy)
+    sha256 = checkpoint_sha256(original)
+    assert len(sha256) == 64
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps({**index, "name": "renamed"}))
+    (copy / "README.md").write_text("notes")
+    assert checkpoint_sha256(copy) == sha256
+    for path in sorted(copy.rglob("*")):
+        counts = path.suffix in (".onnx", ".safetensors") or path.name in ("config.json", "scheduler_config.json")
+        if path.is_file() and counts:
+            content = path.read_bytes()
+            path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+            assert checkpoint_sha256(copy) != sha256, path
+            path.write_bytes(content)
+    assert checkpoint_sha256(copy) == sha256
+
+
+def test_large_files_are_hashed_once(tmp_path, monkeypatch, onnx_checkpoint):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "cache"))
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(onnx_checkpoint, copy)
+    plain = checkpoint_sha256(copy)
+    assert not cache_dir().exists(), "small files are not worth an entry"
+
+    monkeypatch.setattr(provenance, "CACHE_FROM_BYTES", 0)
+    hashed: list[Path] = []
+    monkeypatch.setattr(provenance, "file_sha256", lambda path: hashed.append(path) or file_sha256(path))
+    assert checkpoint_sha256(copy) == plain
+    assert len(hashed) == len(list((cache_dir() / "sha256").iterdir())) == 4
+    hashed.clear()
+    assert checkpoint_sha256(copy) == plain
+    assert hashed == []
+
+    unet = copy / "unet" / "model.onnx"
+    unet.write_bytes(unet.read_bytes() + b"x")
+    assert checkpoint_sha256(copy) != plain
+    assert hashed == [unet]
+    for entry in (cache_dir() / "sha256").iterdir():
+        entry.write_text("[damaged")
+    hashed.clear()
+    assert checkpoint_sha256(copy) != plain
+    assert len(hashed) == 4
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_but_time(tmp_path, monkeypatch, onnx_checkpoint):
+    (tmp_path / "cache").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "cache"))
+    plain = checkpoint_sha256(onnx_checkpoint)
+    monkeypatch.setattr(provenance, "CACHE_FROM_BYTES", 0)
+    assert checkpoint_sha256(onnx_checkpoint) == plain
+
+
+def test_every_result_tells_where_it_comes_from(tmp_path):
+    paths = write_prediction(DEPTH, DEPTH / 9, output_dir=tmp_path, stem="cat", output=EVERYTHING, provenance=RECORD)
+    assert len(paths) == 8
+    carrying = [path for path in paths if path.suffix != ".npy"]
+    contents = [read_provenance(path) for path in carrying]
+    assert all({**content, "content": None} == {**RECORD, "content": None} for content in contents)
+    assert len({content["content"] for content in contents if "float32" not in content["content"]}) == 4
+    with pytest.raises(InvalidValueError, match=r"cat_depth\.npy carries no provenance, and no manifest"):
+        read_provenance(paths[0])
+    Manifest(tmp_path).append(
+        "cat", "done", outputs={path.name: path.stat().st_size for path in paths}, provenance=RECORD
+    )
+    assert read_provenance(paths[0]) == RECORD
+
+
+def test_the_same_prediction_gives_the_same_bytes(tmp_path):
+    for name in ("first", "second"):
+        write_prediction(DEPTH, DEPTH / 9, output_dir=tmp_path / name, stem="cat", output=EVERYTHING, provenance=RECORD)
+    for path in (tmp_path / "first").iterdir():
+        assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize("suffix", ["_depth.png", "_depth.npz", "_depth.exr"])
+def test_results_of_others_and_damaged_ones(tmp_path, suffix):
+    write_prediction(DEPTH, output_dir=tmp_path, stem="cat", output=EVERYTHING)
+    path = tmp_path / f"cat{suffix}"
+    with pytest.raises(InvalidValueError, match="carries no provenance"):
+        read_provenance(path)
+    path.write_bytes(b"nothing")
+    with pytest.raises(ImageError, match=f"cat{suffix} is damaged"):
+        read_provenance(path)
+    with pytest.raises(ImageError, match="does not exist or is no file"):
+        read_provenance(tmp_path / "missing.png")

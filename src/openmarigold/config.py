@@ -13,6 +13,7 @@ from openmarigold.errors import InvalidValueError
 FinalStep = Literal["reference", "clean"]
 
 MAX_INFERENCE_STEPS = 1000
+INVARIANCES = ("affine", "scale", "absolute")
 LATENT_FACTOR = 8
 
 

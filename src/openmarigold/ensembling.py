@@ -8,8 +8,8 @@ A checkpoint states what its depth is known up to, the `invariance`:
 - "absolute": nothing; members are comparable as they are and are only reduced.
 
 The paper chooses scales and shifts so that the aligned members d'_i = s_i·d_i + t_i differ least from each other, with
-a regulariser against the trivial solution s = 0. Here the gauge is fixed instead: the aligned members have mean variance
-1 ("scale": mean power 1). What is minimised is then
+a regulariser against the trivial solution s = 0. Here the gauge is fixed instead: the aligned members have mean
+variance 1 ("scale": mean power 1). What is minimised is then
 
     Σ_{i<j} mean_px (d'_i − d'_j)²  =  n·Σ_i w_i² − wᵀC w,    w_i = s_i·std(d_i),  Σ_i w_i² = n,
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,6 +86,10 @@ def make_checkpoint(directory: Path, kind: str) -> Path:
         dtype=torch.float16,
     )
     return directory
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def make_photo(height: int, width: int, *, seed: int = 0) -> np.ndarray:

@@ -79,7 +79,12 @@ def predict_files(
     if not inputs:
         raise InvalidValueError("no input given; name photos or folders of photos")
     _check_output_dir(output_dir, inputs)
-    read_checkpoint(config.checkpoint)
+    read_checkpoint(
+        config.checkpoint,
+        variant=config.variant,
+        revision=config.revision,
+        local_files_only=config.local_files_only,
+    )
 
     result = BatchResult()
     photos, problems = _list_photos(inputs, output_dir)
@@ -113,19 +118,11 @@ def predict_files(
             continue
         if predictor is None:
             loading = time.perf_counter()
-            predictor = Predictor.load(config.checkpoint, device=config.device)
+            predictor = Predictor.from_config(config)
             result.load_s = time.perf_counter() - loading
             started += result.load_s
         try:
-            prediction = predictor(
-                rgb,
-                num_inference_steps=config.num_inference_steps,
-                ensemble_size=config.ensemble_size,
-                processing_resolution=config.processing_resolution,
-                seed=config.seed,
-                batch_size=config.batch_size,
-                final_step=config.final_step,
-            )
+            prediction = predictor(rgb, **config.call_options)
             # What is there of an earlier run is incomplete or was asked to be replaced.
             written = write_prediction(
                 prediction.depth, prediction.uncertainty, output_dir=output_dir, stem=photo.stem, overwrite=True

@@ -126,7 +126,8 @@ class NoiseSchedule:
                 f"the scheduler is {class_name}; only {' and '.join(_SCHEDULER_CLASSES)} are supported"
             )
         sampler = _SCHEDULER_CLASSES[class_name]
-        merged = (_LCM_DEFAULTS if sampler == "lcm" else _DIFFUSERS_DEFAULTS) | dict(config) | {"sampler": sampler}
+        defaults = _LCM_DEFAULTS if sampler == "lcm" else _DIFFUSERS_DEFAULTS
+        merged: dict[str, Any] = {**defaults, **config, "sampler": sampler}
         for name, supported in _ONLY_SUPPORTED.items():
             if merged[name] != supported:
                 raise CheckpointError(

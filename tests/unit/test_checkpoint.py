@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,12 +12,9 @@ from openmarigold.checkpoint import read_checkpoint
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError
 from openmarigold.predictor import Predictor
+from tiny import edit_json
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-def edit_json(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def truncate(path: Path) -> None:
@@ -64,7 +59,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "_class_name is 'StableDiffusionPipeline'; accepted is MarigoldDepthPipeline",
     ),
     "normals": (lambda d: edit_json(d / "model_index.json", prediction_type="normals"), "is 'normals'; only depth"),
-    "metric": (lambda d: edit_json(d / "model_index.json", scale_invariant=False), "scale_invariant is false"),
+    "shift only": (
+        lambda d: edit_json(d / "model_index.json", scale_invariant=False),
+        "scale_invariant is false and shift_invariant true, which is not supported",
+    ),
+    "start noise": (
+        lambda d: edit_json(d / "model_index.json", start_noise="ones"),
+        "model_index.json: start_noise='ones' is not known; use gaussian or zeros",
+    ),
     "odd resolution": (
         lambda d: edit_json(d / "model_index.json", default_processing_resolution=770),
         "model_index.json: processing_resolution=770 is not a multiple of 8",
@@ -75,15 +77,15 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no scheduler": (lambda d: shutil.rmtree(d / "scheduler"), "scheduler_config.json is missing"),
     "other scheduler": (
-        lambda d: edit_json(d / "scheduler/scheduler_config.json", _class_name="LCMScheduler"),
-        "scheduler_config.json: the scheduler is LCMScheduler; only DDIMScheduler is supported",
+        lambda d: edit_json(d / "scheduler/scheduler_config.json", _class_name="PNDMScheduler"),
+        "scheduler_config.json: the scheduler is PNDMScheduler; only DDIMScheduler and LCMScheduler are supported",
     ),
     "no unet": (lambda d: shutil.rmtree(d / "unet"), "unet is missing"),
     "broken config": (lambda d: (d / "vae/config.json").write_text("no"), "config.json is not valid JSON"),
     "no weights": (lambda d: (d / "vae" / WEIGHTS).unlink(), f"{WEIGHTS} is missing"),
     "pickled weights": (
         lambda d: (d / "vae" / WEIGHTS).rename(d / "vae/diffusion_pytorch_model.bin"),
-        "diffusion_pytorch_model.bin is a pickle, which is never loaded: get the .safetensors file",
+        "diffusion_pytorch_model.bin is a pickle, which is never loaded: get the .safetensors file, or convert it",
     ),
     "truncated weights": (lambda d: truncate(d / "unet" / WEIGHTS), f"{WEIGHTS} is truncated"),
     "empty weights": (lambda d: (d / "unet" / WEIGHTS).write_bytes(b""), f"{WEIGHTS} is truncated (0 bytes)"),

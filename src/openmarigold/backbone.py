@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,24 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from openmarigold.checkpoint import EMBEDDING_FILE, ONNX_FILES, read_checkpoint, weight_files
+from openmarigold.checkpoint import (
+    EMBEDDING_FILE,
+    ONNX_FILES,
+    PIPELINE_CLASSES,
+    Checkpoint,
+    read_checkpoint,
+    weight_files,
+)
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, MissingExtraError, OutputError, one_line
 from openmarigold.files import atomic_directory
-from openmarigold.prompt import load_empty_prompt_embedding, write_embedding
+from openmarigold.integrity import count_parameters, write_sums
+from openmarigold.prompt import (
+    copy_text_encoder,
+    load_empty_prompt_embedding,
+    write_constant_text_encoder,
+    write_embedding,
+)
 from openmarigold.tensors import read_tensors, save_tensors
 
 Vae = AutoencoderKL | AutoencoderTiny
@@ -181,6 +196,59 @@ def save_checkpoint(
         _write_json(folder / "model_index.json", {**(index or {}), **components})
 
 
+def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: torch.dtype) -> None:
+    """Writes a checkpoint as a folder that `diffusers.MarigoldDepthPipeline.from_pretrained` loads, with SHA256SUMS.
+
+    It predicts the same there as here, from the same starting noise and size: where our default is to end on the clean
+    latent, the scheduler is told so (`set_alpha_to_one`). The text encoder is copied where there is one, else one is
+    written that knows the empty prompt only (`prompt.write_constant_text_encoder`).
+
+    Raises:
+        CheckpointError: the source holds ONNX networks, or is damaged.
+        OutputError: the destination holds files already, or cannot be written.
+    """
+    if source.weights != "safetensors":
+        raise CheckpointError(f"{source.directory} holds ONNX networks; give the checkpoint that they were made from")
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise OutputError(f"{destination} exists and is not empty; choose a new folder, so that nothing is lost")
+    networks = {"unet": load_unet, "vae": load_vae}
+    loaded = {name: load(source.directory / name, variant=source.variant) for name, load in networks.items()}
+    embedding = load_empty_prompt_embedding(source.directory, variant=source.variant)
+    schedule = source.schedule
+    if source.default_final_step == "clean" and schedule.sampler == "ddim":
+        schedule = replace(schedule, set_alpha_to_one=True)
+    index = {key: value for key, value in source.index.items() if not isinstance(value, list)}
+    index |= {
+        "_class_name": PIPELINE_CLASSES[0],
+        "prediction_type": "depth",
+        "default_denoising_steps": source.default_num_inference_steps,
+        "default_processing_resolution": source.default_processing_resolution,
+        "start_noise": source.default_start_noise,
+        "unet": ["diffusers", type(loaded["unet"]).__name__],
+        "vae": ["diffusers", type(loaded["vae"]).__name__],
+        "scheduler": ["diffusers", schedule.class_name],
+    }
+    with atomic_directory(destination) as folder:
+        for name, network in loaded.items():
+            _save_network(network, folder / name, dtype)
+        (folder / "scheduler").mkdir()
+        _write_json(folder / "scheduler" / "scheduler_config.json", schedule.to_config())
+        write_embedding(embedding, folder / EMBEDDING_FILE)
+        copied = copy_text_encoder(source.directory, folder)
+        if not copied and embedding.shape[1] == 2:
+            write_constant_text_encoder(embedding, folder)
+            copied = True
+        library = "transformers" if copied else None
+        index |= {
+            "text_encoder": [library, "CLIPTextModel" if copied else None],
+            "tokenizer": [library, "CLIPTokenizer" if copied else None],
+        }
+        _write_json(folder / "model_index.json", index)
+        for path in (*source.directory.glob("README.md"), *source.directory.glob("LICEN[SC]E*")):
+            shutil.copyfile(path, folder / path.name)
+        write_sums(folder)
+
+
 def hash_of_weights(model: Vae | UNet2DConditionModel) -> str:
     """SHA-256 of a network's configuration and weights."""
     config = {key: value for key, value in model.config.items() if not key.startswith("_")}  # not where it lies
@@ -275,7 +343,8 @@ def export_onnx(checkpoint_dir: Path, destination: Path) -> None:
         networks = {"vae_encoder": "OnnxModel", "unet": "OnnxModel", "vae_decoder": "OnnxModel"}
         components = {name: ["onnxruntime", kind] for name, kind in networks.items()}
         components["scheduler"] = ["diffusers", source.schedule.class_name]
-        _write_json(folder / "model_index.json", {**kept, "latent_channels": channels, **components})
+        kept |= {"latent_channels": channels, "num_parameters": count_parameters(source)}
+        _write_json(folder / "model_index.json", {**kept, **components})
 
 
 def _check_replaceable(destination: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 from PIL.Image import Image
 
-from openmarigold.checkpoint import read_checkpoint
+from openmarigold.checkpoint import Checkpoint, read_checkpoint
 from openmarigold.config import (
     LATENT_FACTOR,
     Dtype,
@@ -121,8 +121,15 @@ class Predictor:
             revision=config.revision,
             local_files_only=config.local_files_only,
         )
+        return cls.from_checkpoint(found, device=config.device, dtype=config.dtype)
+
+    @classmethod
+    def from_checkpoint(
+        cls, found: Checkpoint, *, device: str = PredictConfig.device, dtype: Dtype = PredictConfig.dtype
+    ) -> Predictor:
+        """The predictor for a checkpoint that has been read. Raises what `load` raises."""
         return cls(
-            open_engine(found, device=config.device, dtype=config.dtype),
+            open_engine(found, device=device, dtype=dtype),
             schedule=found.schedule,
             name=found.name,
             default_num_inference_steps=found.default_num_inference_steps,
@@ -249,6 +256,15 @@ class Predictor:
             timestep_spacing=spacing,
             start_noise=start_noise,
         )
+
+    def try_out(self) -> None:
+        """Predicts a small ramp, so that damaged networks show before the first photo.
+
+        Raises:
+            NumericalError: the networks returned values that are not finite.
+        """
+        ramp = np.linspace(0, 255, 64 * 64).astype(np.uint8).reshape(64, 64)
+        self(ramp, processing_resolution=64)
 
     def _warn_of_leading(self, spacing: str) -> None:
         if spacing == "leading" and not self._warned:

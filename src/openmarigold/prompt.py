@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,20 @@ def _encode_empty_prompt(directory: Path) -> Float[Tensor, "1 n d"]:
         return text_encoder(tokens)[0].float()
 
 
+def copy_text_encoder(source: Path, destination: Path) -> bool:
+    """Copies `text_encoder/` (configuration and safetensors weights) and `tokenizer/`; False where they are missing."""
+    folders = [source / name for name in ("text_encoder", "tokenizer")]
+    if not all(folder.is_dir() for folder in folders):
+        return False
+    weights = {path.name for path in weight_files(folders[0], stem=TEXT_ENCODER_STEM)[1]}
+    for folder in folders:
+        (destination / folder.name).mkdir()
+        for path in sorted(folder.iterdir()):
+            if path.is_file() and (path.suffix in (".json", ".txt") or path.name in weights):
+                shutil.copyfile(path, destination / folder.name / path.name)
+    return True
+
+
 def write_constant_text_encoder(embedding: Float[Tensor, "1 2 d"], folder: Path) -> None:
     """Writes `text_encoder/` and `tokenizer/` whose embedding of "" is `embedding`, for other pipelines to read.
 
@@ -146,7 +161,11 @@ def write_constant_text_encoder(embedding: Float[Tensor, "1 2 d"], folder: Path)
         norm = parts.final_layer_norm
         norm.weight.copy_((first - last) / 2 * sign * math.sqrt(1.0 + norm.eps))
         norm.bias.copy_((first + last) / 2)
-    model.save_pretrained(folder / "text_encoder")
+    model.config.save_pretrained(folder / "text_encoder")
+    # Named as in published files, which every release of transformers understands.
+    state = {f"text_model.{name.removeprefix('text_model.')}": value for name, value in model.state_dict().items()}
+    state = {name: value for name, value in state.items() if not name.endswith("position_ids")}
+    save_tensors(state, folder / "text_encoder" / f"{TEXT_ENCODER_STEM}.safetensors")
     # Written by hand: these four files are what every release of transformers reads.
     start, end = "<|startoftext|>", "<|endoftext|>"
     special = {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": end}

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from PIL import Image
 
 from openmarigold.backbone import export_onnx, save_checkpoint
 from openmarigold.diffusion import NoiseSchedule
+from openmarigold.tensors import save_tensors
 
 INDEX = {
     "_class_name": "MarigoldDepthPipeline",
@@ -84,6 +87,43 @@ def make_checkpoint(directory: Path, kind: str) -> Path:
         dtype=torch.float16,
     )
     return directory
+
+
+def add_text_encoder(directory: Path, *, width: int = 16) -> torch.Tensor:
+    """Writes text_encoder/ and tokenizer/ as published checkpoints have them; returns the embedding of ""."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    with torch.random.fork_rng():
+        torch.manual_seed(12)
+        config = CLIPTextConfig(
+            vocab_size=2,
+            hidden_size=width,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=1,
+        )
+        model = CLIPTextModel(config).eval()
+    config.save_pretrained(directory / "text_encoder")
+    state = {f"text_model.{name.removeprefix('text_model.')}": value for name, value in model.state_dict().items()}
+    save_tensors(state, directory / "text_encoder" / "model.safetensors")
+    (directory / "tokenizer").mkdir()
+    (directory / "tokenizer" / "vocab.json").write_text('{"<|startoftext|>": 0, "<|endoftext|>": 1}')
+    (directory / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    CLIPTokenizer.from_pretrained(directory / "tokenizer", model_max_length=77).save_pretrained(directory / "tokenizer")
+    edit_json(
+        directory / "model_index.json",
+        text_encoder=["transformers", "CLIPTextModel"],
+        tokenizer=["transformers", "CLIPTokenizer"],
+    )
+    with torch.no_grad():
+        return model(torch.tensor([[0, 1]]))[0]
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def make_photo(height: int, width: int, *, seed: int = 0) -> np.ndarray:

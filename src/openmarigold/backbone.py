@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import shutil
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,34 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from openmarigold.checkpoint import EMBEDDING_FILE, ONNX_FILES, read_checkpoint
+from openmarigold.checkpoint import (
+    EMBEDDING_FILE,
+    ONNX_FILES,
+    PIPELINE_CLASSES,
+    Checkpoint,
+    read_checkpoint,
+    weight_files,
+)
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, MissingExtraError, OutputError, one_line
 from openmarigold.files import atomic_directory
+from openmarigold.integrity import count_parameters, write_sums
+from openmarigold.prompt import (
+    copy_text_encoder,
+    load_empty_prompt_embedding,
+    write_constant_text_encoder,
+    write_embedding,
+)
+from openmarigold.tensors import read_tensors, save_tensors
 
 Vae = AutoencoderKL | AutoencoderTiny
 VAE_CLASSES: dict[str, type[AutoencoderKL] | type[AutoencoderTiny]] = {
     "AutoencoderKL": AutoencoderKL,
     "AutoencoderTiny": AutoencoderTiny,
 }
-EMBEDDING_KEY = "empty_prompt_embedding"
+_OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def widen_conv_in(unet: UNet2DConditionModel) -> UNet2DConditionModel:
@@ -77,96 +91,76 @@ def decode_from_latent(vae: Vae, latent: Float[Tensor, "b C h w"]) -> Float[Tens
     return decode_to_image(vae, latent).mean(dim=1, keepdim=True)
 
 
-def load_unet(folder: Path) -> UNet2DConditionModel:
-    """U-Net from a diffusers folder with safetensors weights, float32, in evaluation mode.
+def load_unet(folder: Path, *, variant: str | None = None, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
+    """U-Net from a diffusers folder with safetensors weights, in evaluation mode.
 
     Raises:
         CheckpointError: a file is missing or damaged.
     """
-    return _load(UNet2DConditionModel, folder)
+    return _load(UNet2DConditionModel, folder, variant=variant, dtype=dtype)
 
 
-def load_vae(folder: Path) -> Vae:
-    """VAE (`AutoencoderKL` or `AutoencoderTiny`, as its config.json says), float32, in evaluation mode.
+def load_vae(folder: Path, *, variant: str | None = None, dtype: torch.dtype = torch.float32) -> Vae:
+    """VAE (`AutoencoderKL` or `AutoencoderTiny`, as its config.json says), in evaluation mode.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the class is another one.
     """
+    name = _read_config(folder).get("_class_name")
+    if name not in VAE_CLASSES:
+        raise CheckpointError(f"{folder}: {name!r} is not a supported autoencoder; use one of {', '.join(VAE_CLASSES)}")
+    return _load(VAE_CLASSES[name], folder, variant=variant, dtype=dtype)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
     try:
-        name = json.loads((folder / "config.json").read_text())["_class_name"]
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return {key: config[key] for key in config}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{folder / 'config.json'} cannot be read ({one_line(error)}); get the checkpoint again"
         ) from error
-    if name not in VAE_CLASSES:
-        raise CheckpointError(f"{folder}: {name!r} is not a supported autoencoder; use one of {', '.join(VAE_CLASSES)}")
-    return _load(VAE_CLASSES[name], folder)
 
 
-def _load(model_class: Any, folder: Path) -> Any:
-    variant = None if (folder / "diffusion_pytorch_model.safetensors").is_file() else "fp16"
+def _load(model_class: Any, folder: Path, *, variant: str | None, dtype: torch.dtype) -> Any:
+    """The network without a second copy of its weights at any time, unlike diffusers' own loading."""
+    config = _read_config(folder)
     try:
-        # low_cpu_mem_usage would leave parameters without values where a file lacks them.
-        model, info = model_class.from_pretrained(
-            folder,
-            variant=variant,
-            use_safetensors=True,
-            local_files_only=True,
-            torch_dtype=torch.float32,
-            low_cpu_mem_usage=False,
-            output_loading_info=True,
-        )
-    except Exception as error:  # diffusers and safetensors raise many kinds for damaged files
+        with torch.device("meta"):
+            model = model_class.from_config(config)
+    except Exception as error:  # whatever a constructor makes of wrong values
         raise CheckpointError(
-            f"{folder} cannot be loaded ({one_line(error)}); it must hold config.json and whole .safetensors weights"
+            f"{folder} cannot be loaded ({one_line(error)}); get config.json and weights from the same checkpoint"
         ) from error
-    for problem in ("missing_keys", "unexpected_keys"):  # diffusers only warns, and keeps random weights
-        if info.get(problem):
-            names = ", ".join(sorted(info[problem])[:3])
+    expected = model.state_dict()
+    state: dict[str, Tensor] = {}
+    for path in weight_files(folder, variant=variant)[1]:
+        for stored_name, tensor in read_tensors(path, dtype=dtype):
+            name = _current_name(stored_name, expected)
+            if name in expected and tensor.shape != expected[name].shape:
+                raise CheckpointError(
+                    f"{folder} cannot be loaded: {name} has shape {list(tensor.shape)} in {path.name} and "
+                    f"{list(expected[name].shape)} by config.json; get both from the same checkpoint"
+                )
+            state[name] = tensor
+    for problem, names in (("missing", expected.keys() - state.keys()), ("unknown", state.keys() - expected.keys())):
+        if names:
             raise CheckpointError(
-                f"{folder}: the weights do not fit config.json ({problem.replace('_', ' ')}: {names}); get both from "
-                "the same checkpoint"
+                f"{folder} cannot be loaded: the weights do not fit config.json ({problem}: "
+                f"{', '.join(sorted(names)[:3])}); get both from the same checkpoint"
             )
+    model.load_state_dict(state, strict=True, assign=True)
+    model.register_to_config(_name_or_path=str(folder))
     return model.eval()
 
 
-def load_empty_prompt_embedding(directory: Path) -> Float[Tensor, "1 n d"]:
-    """The constant embedding of the empty prompt: the stored one, or computed once from the text encoder.
-
-    Published checkpoints hold a CLIP text encoder and tokenizer; "" becomes two tokens (begin, end). Paper: §3.3.
-
-    Raises:
-        CheckpointError: neither the stored tensor nor a text encoder is there.
-    """
-    stored = directory / EMBEDDING_FILE
-    if stored.is_file():
-        try:
-            return load_file(stored)[EMBEDDING_KEY].float()
-        except Exception as error:
-            raise CheckpointError(f"{stored} cannot be read ({one_line(error)}); get the checkpoint again") from error
-    if not (directory / "text_encoder").is_dir() or not (directory / "tokenizer").is_dir():
-        raise CheckpointError(
-            f"{directory} holds neither {EMBEDDING_FILE} nor text_encoder/ and tokenizer/; one of the two is needed"
-        )
-    try:
-        from transformers import CLIPTextModel, CLIPTokenizer
-    except ImportError as error:
-        raise MissingExtraError("transformers", "torch") from error
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(directory / "tokenizer", local_files_only=True)
-        encoder_dir = directory / "text_encoder"
-        text_encoder = CLIPTextModel.from_pretrained(
-            encoder_dir,
-            variant=None if (encoder_dir / "model.safetensors").is_file() else "fp16",
-            local_files_only=True,
-            use_safetensors=True,
-            torch_dtype=torch.float32,
-        ).eval()
-    except Exception as error:
-        raise CheckpointError(f"{directory}/text_encoder cannot be loaded ({one_line(error)})") from error
-    tokens = tokenizer("", padding="do_not_pad", truncation=True, return_tensors="pt").input_ids
-    with torch.no_grad():
-        return text_encoder(tokens)[0].float()
+def _current_name(name: str, expected: Mapping[str, Any]) -> str:
+    """Name of a weight of today's attention layers; files from before diffusers 0.14 (all VAEs of SD 2) have others."""
+    if name in expected:
+        return name
+    for old, new in _OLD_ATTENTION_NAMES.items():
+        name = name.replace(f".{old}.", f".{new}.")
+    return name
 
 
 def save_checkpoint(
@@ -189,17 +183,70 @@ def save_checkpoint(
             return
         assert schedule is not None and empty_prompt_embedding is not None
         _save_network(unet, folder / "unet", dtype)
-        save_tensors({EMBEDDING_KEY: empty_prompt_embedding.float()}, folder / EMBEDDING_FILE)
+        write_embedding(empty_prompt_embedding, folder / EMBEDDING_FILE)
         (folder / "scheduler").mkdir()
         _write_json(folder / "scheduler" / "scheduler_config.json", schedule.to_config())
         components = {
             "unet": ["diffusers", "UNet2DConditionModel"],
             "vae": ["diffusers", type(vae).__name__],
-            "scheduler": ["diffusers", "DDIMScheduler"],
+            "scheduler": ["diffusers", schedule.class_name],
             "text_encoder": [None, None],
             "tokenizer": [None, None],
         }
         _write_json(folder / "model_index.json", {**(index or {}), **components})
+
+
+def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: torch.dtype) -> None:
+    """Writes a checkpoint as a folder that `diffusers.MarigoldDepthPipeline.from_pretrained` loads, with SHA256SUMS.
+
+    It predicts the same there as here, from the same starting noise and size: where our default is to end on the clean
+    latent, the scheduler is told so (`set_alpha_to_one`). The text encoder is copied where there is one, else one is
+    written that knows the empty prompt only (`prompt.write_constant_text_encoder`).
+
+    Raises:
+        CheckpointError: the source holds ONNX networks, or is damaged.
+        OutputError: the destination holds files already, or cannot be written.
+    """
+    if source.weights != "safetensors":
+        raise CheckpointError(f"{source.directory} holds ONNX networks; give the checkpoint that they were made from")
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise OutputError(f"{destination} exists and is not empty; choose a new folder, so that nothing is lost")
+    networks = {"unet": load_unet, "vae": load_vae}
+    loaded = {name: load(source.directory / name, variant=source.variant) for name, load in networks.items()}
+    embedding = load_empty_prompt_embedding(source.directory, variant=source.variant)
+    schedule = source.schedule
+    if source.default_final_step == "clean" and schedule.sampler == "ddim":
+        schedule = replace(schedule, set_alpha_to_one=True)
+    index = {key: value for key, value in source.index.items() if not isinstance(value, list)}
+    index |= {
+        "_class_name": PIPELINE_CLASSES[0],
+        "prediction_type": "depth",
+        "default_denoising_steps": source.default_num_inference_steps,
+        "default_processing_resolution": source.default_processing_resolution,
+        "start_noise": source.default_start_noise,
+        "unet": ["diffusers", type(loaded["unet"]).__name__],
+        "vae": ["diffusers", type(loaded["vae"]).__name__],
+        "scheduler": ["diffusers", schedule.class_name],
+    }
+    with atomic_directory(destination) as folder:
+        for name, network in loaded.items():
+            _save_network(network, folder / name, dtype)
+        (folder / "scheduler").mkdir()
+        _write_json(folder / "scheduler" / "scheduler_config.json", schedule.to_config())
+        write_embedding(embedding, folder / EMBEDDING_FILE)
+        copied = copy_text_encoder(source.directory, folder)
+        if not copied and embedding.shape[1] == 2:
+            write_constant_text_encoder(embedding, folder)
+            copied = True
+        library = "transformers" if copied else None
+        index |= {
+            "text_encoder": [library, "CLIPTextModel" if copied else None],
+            "tokenizer": [library, "CLIPTokenizer" if copied else None],
+        }
+        _write_json(folder / "model_index.json", index)
+        for path in (*source.directory.glob("README.md"), *source.directory.glob("LICEN[SC]E*")):
+            shutil.copyfile(path, folder / path.name)
+        write_sums(folder)
 
 
 def hash_of_weights(model: Vae | UNet2DConditionModel) -> str:
@@ -210,22 +257,6 @@ def hash_of_weights(model: Vae | UNet2DConditionModel) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Writes a safetensors file that others may read as the folder allows.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written.
-    """
-    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    try:
-        save_file(contiguous, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # what the library makes of an error of the operating system
-        raise OSError(one_line(error)) from error
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
 
 
 def _save_network(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
@@ -311,8 +342,9 @@ def export_onnx(checkpoint_dir: Path, destination: Path) -> None:
         kept = {key: value for key, value in index.items() if not isinstance(value, list)}
         networks = {"vae_encoder": "OnnxModel", "unet": "OnnxModel", "vae_decoder": "OnnxModel"}
         components = {name: ["onnxruntime", kind] for name, kind in networks.items()}
-        components["scheduler"] = ["diffusers", "DDIMScheduler"]
-        _write_json(folder / "model_index.json", {**kept, "latent_channels": channels, **components})
+        components["scheduler"] = ["diffusers", source.schedule.class_name]
+        kept |= {"latent_channels": channels, "num_parameters": count_parameters(source)}
+        _write_json(folder / "model_index.json", {**kept, **components})
 
 
 def _check_replaceable(destination: Path) -> None:

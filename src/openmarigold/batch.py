@@ -29,7 +29,7 @@ from openmarigold.predictor import Predictor
 from openmarigold.provenance import checkpoint_sha256, file_sha256
 
 # Settings that say where the model lies and how it is run, but not what comes out: the checkpoint counts by its hash.
-_WITHOUT_EFFECT = frozenset({"checkpoint", "device", "batch_size"})
+_WITHOUT_EFFECT = frozenset({"checkpoint", "revision", "local_files_only", "device", "batch_size"})
 _PHOTO_ERRORS = (OpenMarigoldError, MemoryError, OSError)
 _QUANTITY = "affine depth in [0, 1], near 0; true depth is about scale * depth + shift"
 
@@ -139,7 +139,13 @@ class _Run:
 
     @cached_property
     def checkpoint(self) -> Any:
-        return read_checkpoint(self.config.checkpoint)
+        config = self.config
+        return read_checkpoint(
+            config.checkpoint,
+            variant=config.variant,
+            revision=config.revision,
+            local_files_only=config.local_files_only,
+        )
 
     @cached_property
     def request(self) -> dict[str, Any]:
@@ -209,7 +215,7 @@ class _Run:
     def _load(self) -> Predictor:
         if self._predictor is None:
             started = time.perf_counter()
-            self._predictor = Predictor.load(self.config.checkpoint, device=self.config.device)
+            self._predictor = Predictor.from_config(self.config)
             self.outcome.load_s = time.perf_counter() - started
         return self._predictor
 
@@ -223,16 +229,7 @@ class _Run:
         input_sha256: str | None,
     ) -> tuple[dict[str, Any], dict[str, int | None]]:
         """Writes the results of a photo; returns their provenance, and every file that is valid now with its size."""
-        config = self.config
-        prediction = predictor(
-            rgb,
-            num_inference_steps=config.num_inference_steps,
-            ensemble_size=config.ensemble_size,
-            processing_resolution=config.processing_resolution,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            final_step=config.final_step,
-        )
+        prediction = predictor(rgb, **self.config.call_options)
         record = {
             "software": f"openmarigold {__version__}",
             "quantity": _QUANTITY,

@@ -1,29 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a checkpoint folder says: its kind, its defaults, its noise schedule, and whether it is whole.
 
-Reads JSON and file sizes only; no weights are loaded and torch is not needed. A checkpoint is a folder in diffusers
-layout, see docs/architecture.md.
+Reads JSON, file sizes and headers only; no weights are loaded and torch is not needed. A checkpoint is a folder in
+diffusers layout, see docs/architecture.md, or the id of such a folder on the Hugging Face hub.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from openmarigold.config import FinalStep, check_final_step, check_processing_resolution
+from openmarigold import hub
+from openmarigold.config import (
+    FinalStep,
+    Invariance,
+    StartNoise,
+    check_final_step,
+    check_processing_resolution,
+    check_start_noise,
+)
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, InvalidValueError
 
 EMBEDDED_DIR = Path(__file__).parent / "weights"
 ONNX_FILES = {name: f"{name}/model.onnx" for name in ("vae_encoder", "unet", "vae_decoder")}
-SAFETENSORS_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
+NETWORK_STEM = "diffusion_pytorch_model"
+TEXT_ENCODER_STEM = "model"
 EMBEDDING_FILE = "empty_prompt_embedding.safetensors"
 PIPELINE_CLASSES = ("MarigoldDepthPipeline", "MarigoldPipeline")
 FALLBACK_PROCESSING_RESOLUTION = 768
-FALLBACK_INFERENCE_STEPS = {"trailing": 4, "leading": 10}
+FALLBACK_INFERENCE_STEPS = {"trailing": 4, "leading": 10, "lcm": 1}
+# (scale_invariant, shift_invariant) of model_index.json
+INVARIANCE_OF: dict[tuple[bool, bool], Invariance] = {
+    (True, True): "affine",
+    (True, False): "scale",
+    (False, False): "absolute",
+}
+
+_FINGERPRINT_BLOCKS, _FINGERPRINT_BLOCK_BYTES = 64, 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,35 +53,46 @@ class Checkpoint:
     directory: Path
     name: str
     weights: Literal["onnx", "safetensors"]
+    variant: str | None
+    """Which files of the networks are read: None the plain ones (else those named fp16), "fp16" those named so."""
     schedule: NoiseSchedule
     latent_channels: int
+    invariance: Invariance
+    """What the depth is known up to: its own scale and shift ("affine"), its own scale ("scale"), or nothing."""
     default_num_inference_steps: int
     default_processing_resolution: int
     default_final_step: FinalStep
+    default_start_noise: StartNoise
     processing_side: Literal["longer", "shorter"]
     """The side of the photo that a processing resolution gives: the longer one in published checkpoints."""
+    index: Mapping[str, Any] = field(repr=False)
+    """All of model_index.json."""
 
 
-def read_checkpoint(directory: Path | None = None) -> Checkpoint:
-    """The checkpoint in `directory`; None is the model that comes with the package.
+def read_checkpoint(
+    checkpoint: Path | None = None,
+    *,
+    variant: str | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> Checkpoint:
+    """The checkpoint in a folder or of a hub id; None is the model that comes with the package.
+
+    Args:
+        checkpoint: folder, or `owner/name` on the hub where there is no such folder.
+        variant: "fp16" reads the files named so; None the plain ones, and those named fp16 where there are no others.
+        revision: branch, tag or commit of a hub repository.
+        local_files_only: take a hub repository as it was downloaded before.
 
     Raises:
         CheckpointError: a file is missing, empty, truncated or not understood, or the checkpoint predicts something
-            other than affine-invariant depth.
+            other than depth, or a hub repository cannot be had.
+        MissingExtraError: a hub id without the extra `torch`.
     """
-    if directory is None:
-        directory = EMBEDDED_DIR
-        if not (directory / "model_index.json").is_file():
-            raise CheckpointError("the embedded model is missing from this installation; install openmarigold again")
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise CheckpointError(
-            f"checkpoint {directory} is not a folder; give a downloaded folder with model_index.json, or none for the "
-            "embedded model"
-        )
+    directory, name = _locate(checkpoint, variant=variant, revision=revision, local_files_only=local_files_only)
     index_path = directory / "model_index.json"
     index = _read_json(index_path)
-    _check_kind(index, index_path)
+    invariance = _check_kind(index, index_path)
     scheduler_path = directory / "scheduler" / "scheduler_config.json"
     scheduler_config = _read_json(scheduler_path)
     try:
@@ -70,13 +101,21 @@ def read_checkpoint(directory: Path | None = None) -> Checkpoint:
         raise CheckpointError(f"{scheduler_path}: {error}") from error
 
     weights = _kind_of_weights(directory)
-    channels = _check_onnx(directory, index) if weights == "onnx" else _check_safetensors(directory)
+    if weights == "onnx":
+        if variant is not None:
+            raise CheckpointError(f"{directory} holds ONNX networks, which have no variant {variant!r}; leave it out")
+        channels = _check_onnx(directory, index)
+    else:
+        channels = _check_safetensors(directory, variant)
     try:
-        steps = _integer(index, "default_denoising_steps", FALLBACK_INFERENCE_STEPS[schedule.timestep_spacing])
+        fallback = FALLBACK_INFERENCE_STEPS["lcm" if schedule.sampler == "lcm" else schedule.timestep_spacing]
+        steps = _integer(index, "default_denoising_steps", fallback)
         resolution = _integer(index, "default_processing_resolution", FALLBACK_PROCESSING_RESOLUTION)
         final_step = index.get("default_final_step") or "reference"
+        start_noise = index.get("start_noise") or _inferred_start_noise(index, schedule, steps)
         check_processing_resolution(resolution)
         check_final_step(final_step)
+        check_start_noise(start_noise)
         processing_side = index.get("processing_side") or "longer"
         if processing_side not in ("longer", "shorter"):
             raise InvalidValueError(f"processing_side={processing_side!r} is not known; use longer or shorter")
@@ -84,18 +123,163 @@ def read_checkpoint(directory: Path | None = None) -> Checkpoint:
         raise CheckpointError(f"{index_path}: {error}") from error
     return Checkpoint(
         directory=directory,
-        name=str(index.get("name") or directory.resolve().name),
+        name=str(index.get("name") or name),
         weights=weights,
+        variant=variant,
         schedule=schedule,
         latent_channels=channels,
+        invariance=invariance,
         default_num_inference_steps=steps,
         default_processing_resolution=resolution,
         default_final_step=final_step,
+        default_start_noise=start_noise,
         processing_side=processing_side,
+        index=index,
     )
 
 
-def _check_kind(index: Mapping[str, Any], path: Path) -> None:
+def weight_files(
+    folder: Path, *, stem: str = NETWORK_STEM, variant: str | None = None
+) -> tuple[str | None, list[Path]]:
+    """(variant, safetensors files) of one network: a single file, or the shards that its index names.
+
+    Without `variant` the plain files, else those named fp16. Only names are looked at.
+
+    Raises:
+        CheckpointError: none are there, only pickled ones, or a shard is missing.
+    """
+    for candidate in (variant,) if variant else (None, "fp16"):
+        infix = f".{candidate}" if candidate else ""
+        single = folder / f"{stem}{infix}.safetensors"
+        if single.is_file():
+            return candidate, [single]
+        # diffusers and transformers have named the index of a variant in two ways.
+        names = dict.fromkeys((f"{stem}.safetensors.index{infix}.json", f"{stem}{infix}.safetensors.index.json"))
+        for index_path in (folder / name for name in names):
+            if index_path.is_file():
+                return candidate, _shards(index_path)
+    wanted = folder / f"{stem}{f'.{variant}' if variant else ''}.safetensors"
+    raise CheckpointError(f"{wanted} is missing{_what_is_there(folder, stem)}")
+
+
+def _shards(index_path: Path) -> list[Path]:
+    weight_map = _read_json(index_path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index_path} has no weight_map; get the checkpoint again")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(f"{index_path} names {name!r}, which is no safetensors file beside it")
+        if not (index_path.parent / name).is_file():
+            raise CheckpointError(f"{index_path.parent / name} is missing, which {index_path.name} names")
+    return [index_path.parent / name for name in names]
+
+
+def _what_is_there(folder: Path, stem: str) -> str:
+    """The rest of the message about missing weights: other variants, or how to convert a pickle."""
+    others = sorted(path.name for path in folder.glob(f"{stem}*.safetensors"))
+    if others:
+        return f"; the folder holds {', '.join(others[:3])}: choose with --variant"
+    pickles = sorted(path for suffix in ("bin", "pt", "ckpt") for path in folder.glob(f"*.{suffix}"))
+    if not pickles:
+        return "; a checkpoint is a whole folder in diffusers layout"
+    pickle = pickles[0]
+    return (
+        f"; {pickle.name} is a pickle, which is never loaded: get the .safetensors file, or convert it (in "
+        f"{pickle.parent}): {conversion_command(pickle.name)}"
+    )
+
+
+def conversion_command(name: str) -> str:
+    """Shell line that turns a pickled weight file into a safetensors one; `weights_only` runs no code in the pickle."""
+    target = f"{name.rsplit('.', 1)[0].replace('pytorch_model', TEXT_ENCODER_STEM)}.safetensors"
+    if name.startswith(NETWORK_STEM):
+        target = f"{name.rsplit('.', 1)[0]}.safetensors"
+    return (
+        'python -c "import torch; from safetensors.torch import save_file; '
+        f"w = torch.load('{name}', map_location='cpu', weights_only=True); "
+        f"save_file({{k: v.contiguous().clone() for k, v in w.items()}}, '{target}', {{'format': 'pt'}})\""
+    )
+
+
+def user_cache_dir() -> Path:
+    r"""Where small files are kept that belong to a checkpoint whose own folder cannot be written.
+
+    `OPENMARIGOLD_CACHE_DIR`, or the platform's place: `~/.cache/openmarigold` (or `XDG_CACHE_HOME`) on Linux,
+    `~/Library/Caches/openmarigold` on macOS, `%LOCALAPPDATA%\openmarigold\Cache` on Windows.
+    """
+    chosen = os.environ.get("OPENMARIGOLD_CACHE_DIR")
+    if chosen:
+        return Path(chosen)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "openmarigold" / "Cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "openmarigold"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "openmarigold"
+
+
+def cached_embedding_path(directory: Path, *, variant: str | None = None) -> Path:
+    """Where the user cache has, or would have, the empty-prompt embedding of the checkpoint in `directory`.
+
+    The name is a hash of the U-Net's weight files: of their headers, sizes and 64 blocks each, which takes
+    milliseconds. So it is found without a text encoder, which may never have been downloaded.
+    """
+    digest = hashlib.sha256()
+    for path in weight_files(directory / "unet", variant=variant)[1]:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header_size = int.from_bytes(file.read(8), "little")
+            digest.update(size.to_bytes(8, "little") + file.read(min(header_size, size)))
+            for block in range(_FINGERPRINT_BLOCKS):
+                file.seek(max(0, size - _FINGERPRINT_BLOCK_BYTES) * block // (_FINGERPRINT_BLOCKS - 1))
+                digest.update(file.read(_FINGERPRINT_BLOCK_BYTES))
+    return user_cache_dir() / f"empty-prompt-{digest.hexdigest()[:32]}.safetensors"
+
+
+def _locate(
+    checkpoint: Path | None, *, variant: str | None, revision: str | None, local_files_only: bool
+) -> tuple[Path, str]:
+    """Folder and name of a checkpoint argument."""
+    if checkpoint is None:
+        if not (EMBEDDED_DIR / "model_index.json").is_file():
+            raise CheckpointError("the embedded model is missing from this installation; install openmarigold again")
+        return EMBEDDED_DIR, EMBEDDED_DIR.name
+    directory = Path(checkpoint)
+    hub_id = hub.as_hub_id(directory)
+    if hub_id is not None:
+        settings: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
+        directory = hub.download(hub_id, _network_patterns(variant), **settings)
+        # The text encoder (1.4 GB) only where the embedding that it makes is not known yet.
+        known = (directory / EMBEDDING_FILE).is_file() or _kind_of_weights(directory) == "onnx"
+        if not known and not cached_embedding_path(directory, variant=variant).is_file():
+            hub.download(hub_id, _text_encoder_patterns(variant), **settings)
+        return directory, hub_id
+    if not directory.is_dir():
+        raise CheckpointError(
+            f"checkpoint {directory} is not a folder; give a downloaded folder with model_index.json, the id "
+            "owner/name of one on the Hugging Face hub, or none for the embedded model"
+        )
+    return directory, directory.resolve().name
+
+
+def _network_patterns(variant: str | None) -> list[str]:
+    weights = [f"{name}/{pattern}" for name in ("unet", "vae") for pattern in _weight_patterns(NETWORK_STEM, variant)]
+    configs = ["model_index.json", "scheduler/*.json", "unet/config.json", "vae/config.json"]
+    return [*configs, *weights, *ONNX_FILES.values(), EMBEDDING_FILE, "README.md", "LICENSE*"]
+
+
+def _text_encoder_patterns(variant: str | None) -> list[str]:
+    weights = [f"text_encoder/{pattern}" for pattern in _weight_patterns(TEXT_ENCODER_STEM, variant)]
+    return ["tokenizer/*", "text_encoder/config.json", *weights]
+
+
+def _weight_patterns(stem: str, variant: str | None) -> list[str]:
+    infix = f".{variant}" if variant else ""
+    indices = {f"{stem}.safetensors.index{infix}.json", f"{stem}{infix}.safetensors.index.json"}
+    return [f"{stem}{infix}.safetensors", f"{stem}{infix}-*-of-*.safetensors", *sorted(indices)]
+
+
+def _check_kind(index: Mapping[str, Any], path: Path) -> Invariance:
     if index.get("_class_name", PIPELINE_CLASSES[0]) not in PIPELINE_CLASSES:
         raise CheckpointError(
             f"{path}: _class_name is {index['_class_name']!r}; accepted is {PIPELINE_CLASSES[0]}, a depth checkpoint"
@@ -104,9 +288,32 @@ def _check_kind(index: Mapping[str, Any], path: Path) -> None:
         raise CheckpointError(
             f"{path}: prediction_type is {index['prediction_type']!r}; only depth checkpoints are supported"
         )
-    for key in ("scale_invariant", "shift_invariant"):
-        if index.get(key) is False:
-            raise CheckpointError(f"{path}: {key} is false; only affine-invariant depth checkpoints are supported")
+    invariances = [index.get(key) is not False for key in ("scale_invariant", "shift_invariant")]
+    if (invariances[0], invariances[1]) not in INVARIANCE_OF:
+        raise CheckpointError(
+            f"{path}: scale_invariant is false and shift_invariant true, which is not supported; depth is affine (both "
+            "true), known up to its scale (scale_invariant only), or absolute (both false)"
+        )
+    return INVARIANCE_OF[invariances[0], invariances[1]]
+
+
+def _inferred_start_noise(index: Mapping[str, Any], schedule: NoiseSchedule, steps: int) -> StartNoise:
+    """What a checkpoint that does not say so (`start_noise`) was trained to start from.
+
+    Checkpoints fine-tuned end to end (E2E-FT) start from zeros, and their files do not tell. Among published ones they
+    are those that ask for one trailing DDIM step without zero terminal SNR: v1-0 is leading and asks for ten, v1-1 has
+    zero terminal SNR and asks for four, LCM has its own scheduler. What this package trains states
+    `default_final_step` and starts from noise.
+    """
+    end_to_end = (
+        schedule.sampler == "ddim"
+        and schedule.timestep_spacing == "trailing"
+        and not schedule.rescale_betas_zero_snr
+        and steps == 1
+        and index.get("default_denoising_steps") == 1
+        and "default_final_step" not in index
+    )
+    return "zeros" if end_to_end else "gaussian"
 
 
 def _kind_of_weights(directory: Path) -> Literal["onnx", "safetensors"]:
@@ -128,27 +335,25 @@ def _check_onnx(directory: Path, index: Mapping[str, Any]) -> int:
         raise CheckpointError(f"{directory / 'model_index.json'}: {error}") from error
 
 
-def _check_safetensors(directory: Path) -> int:
+def _check_safetensors(directory: Path, variant: str | None) -> int:
+    """The latent's channels, after all files have been looked at."""
     configs = {}
-    for name in ("unet", "vae"):
+    for name in ("vae", "unet"):
         folder = directory / name
         if not folder.is_dir():
             raise CheckpointError(
                 f"{folder} is missing; a checkpoint holds unet/ and vae/ with config.json and weights"
             )
         configs[name] = _read_json(folder / "config.json")
-        weights = next((folder / file for file in SAFETENSORS_NAMES if (folder / file).is_file()), None)
-        if weights is None:
-            pickled = (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.ckpt"))
-            hint = (
-                f"; {pickled[0].name} is a pickle, which is never loaded: get the .safetensors file" if pickled else ""
-            )
-            raise CheckpointError(f"{folder / SAFETENSORS_NAMES[0]} is missing{hint}")
-        check_safetensors_file(weights)
+        for path in weight_files(folder, variant=variant)[1]:
+            check_safetensors_file(path)
     embedding = directory / EMBEDDING_FILE
     if embedding.is_file():
         check_safetensors_file(embedding)
-    elif not (directory / "text_encoder").is_dir() or not (directory / "tokenizer").is_dir():
+    elif (directory / "text_encoder").is_dir() and (directory / "tokenizer").is_dir():
+        for path in weight_files(directory / "text_encoder", stem=TEXT_ENCODER_STEM)[1]:
+            check_safetensors_file(path)
+    elif not cached_embedding_path(directory, variant=variant).is_file():
         raise CheckpointError(
             f"{embedding} is missing, and so are text_encoder/ and tokenizer/; one of the two is needed"
         )
@@ -163,8 +368,8 @@ def _check_safetensors(directory: Path) -> int:
     return channels
 
 
-def check_safetensors_file(path: Path) -> None:
-    """Compares the file's size with what its header announces, without reading the weights.
+def check_safetensors_file(path: Path) -> dict[str, Any]:
+    """The header of the file (name → dtype, shape, data_offsets), its size having been compared with it.
 
     Raises:
         CheckpointError: the file is truncated or not in safetensors format.
@@ -186,6 +391,7 @@ def check_safetensors_file(path: Path) -> None:
     expected = 8 + header_size + end
     if size != expected:
         raise CheckpointError(f"{path} is truncated ({size} of {expected} bytes); get the checkpoint again")
+    return {key: entry for key, entry in header.items() if key != "__metadata__"}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

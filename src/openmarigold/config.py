@@ -4,16 +4,22 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from openmarigold.errors import InvalidValueError
 
 FinalStep = Literal["reference", "clean"]
 FileFormat = Literal["npy", "png", "npz", "exr"]
+StartNoise = Literal["gaussian", "zeros"]
+TimestepSpacing = Literal["leading", "trailing"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Invariance = Literal["affine", "scale", "absolute"]
 
 MAX_INFERENCE_STEPS = 1000
+DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
+INVARIANCES: tuple[Invariance, ...] = ("affine", "scale", "absolute")
 LATENT_FACTOR = 8
 
 
@@ -26,11 +32,21 @@ class PredictConfig:
     """
 
     checkpoint: Path | None = None
-    """Checkpoint folder: ONNX networks, or safetensors weights with the extra `torch`. None: the embedded model."""
+    """Checkpoint folder: ONNX networks, or safetensors weights with the extra `torch`; or the id of one on the Hugging
+    Face hub, such as prs-eth/marigold-depth-v1-1. None: the embedded model."""
+    variant: str | None = None
+    """Weight files to read: fp16 for those named so (half the download). None: the plain ones, else fp16."""
+    revision: str | None = None
+    """Branch, tag or commit of a checkpoint on the hub. None: the newest."""
+    local_files_only: bool = False
+    """Take a checkpoint of the hub as it was downloaded before, without the network."""
     num_inference_steps: int | None = None
     """Denoising steps, 1 to 1000. None: the checkpoint's default."""
     ensemble_size: int = 1
     """Predictions from different noise that are aligned and merged; from 2 on there is an uncertainty map."""
+    ensemble_tolerance: float | None = None
+    """Stop before ensemble-size when one more member changes the merged depth by less than this: mean absolute change,
+    in units of the depth's range, from the third member on. None: always use all."""
     processing_resolution: int | None = None
     """Longer side (embedded model: shorter side) that the networks see [px], a multiple of 8. 0: the photo's own size.
     None: the checkpoint's default."""
@@ -42,14 +58,27 @@ class PredictConfig:
     """Ensemble members that are denoised at once on a GPU. On a CPU they run one after another."""
     device: str = "auto"
     """Where the networks run: auto, cpu, cuda, cuda:1 or mps. ONNX networks run on cpu."""
+    dtype: Dtype = "float32"
+    """Precision of the networks: float32, bfloat16 (half the memory) or float16 (GPUs only)."""
     final_step: FinalStep | None = None
     """Last denoising step: reference (as published, keeps 3 % of the noise) or clean. None: the checkpoint's
     default."""
+    timestep_spacing: TimestepSpacing | None = None
+    """Which timesteps DDIM visits: trailing starts from pure noise, leading (marigold-depth-v1-0) just below it, which
+    few steps do not forgive. None: the checkpoint's own."""
+    start_noise: StartNoise | None = None
+    """What denoising starts from: gaussian noise, or zeros (checkpoints fine-tuned end to end). None: the checkpoint's
+    own."""
 
     def __post_init__(self) -> None:
         if self.num_inference_steps is not None:
             _check_count("num_inference_steps", self.num_inference_steps, maximum=MAX_INFERENCE_STEPS)
         _check_count("ensemble_size", self.ensemble_size)
+        if self.ensemble_tolerance is not None and not 0 < self.ensemble_tolerance < 1:
+            raise InvalidValueError(
+                f"ensemble_tolerance={self.ensemble_tolerance!r} is not accepted; give a number between 0 and 1, such "
+                "as 0.005"
+            )
         _check_count("batch_size", self.batch_size)
         if self.processing_resolution is not None:
             check_processing_resolution(self.processing_resolution)
@@ -58,6 +87,17 @@ class PredictConfig:
         if not isinstance(self.device, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise InvalidValueError(f"device={self.device!r} is not known; use auto, cpu, cuda, cuda:1 or mps")
         check_final_step(self.final_step)
+        check_start_noise(self.start_noise)
+        for name, accepted in (("dtype", DTYPES), ("timestep_spacing", (None, "leading", "trailing"))):
+            if getattr(self, name) not in accepted:
+                choices = " or ".join(value for value in accepted if value)
+                raise InvalidValueError(f"{name}={getattr(self, name)!r} is not known; use {choices}")
+
+    @property
+    def call_options(self) -> dict[str, Any]:
+        """What calling a `Predictor` takes beside the photo: all but what is settled when it or the photo is loaded."""
+        loading = ("checkpoint", "variant", "revision", "local_files_only", "device", "dtype", "background")
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in loading}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +144,12 @@ def check_final_step(value: object) -> None:
     """Accepts None, "reference" and "clean"."""
     if value not in (None, "reference", "clean"):
         raise InvalidValueError(f"final_step={value!r} is not known; use reference or clean")
+
+
+def check_start_noise(value: object) -> None:
+    """Accepts None, "gaussian" and "zeros"."""
+    if value not in (None, "gaussian", "zeros"):
+        raise InvalidValueError(f"start_noise={value!r} is not known; use gaussian or zeros")
 
 
 def _check_count(name: str, value: object, *, maximum: int | None = None) -> None:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The noise schedule, the training targets and the DDIM sampler.
+"""The noise schedule, the training targets and the samplers: DDIM, and multi-step consistency (LCM).
 
 Everything is plain arithmetic with Python floats, so that one set of functions serves NumPy arrays (ONNX Runtime) and
 torch tensors (also on a GPU) without copies. `Latent` stands for either of them.
 
 Paper: §3.1 (diffusion), §3.3 (DDIM inference); zero terminal SNR and trailing timesteps: Lin et al. 2023,
-"Common diffusion noise schedules and sample steps are flawed".
+"Common diffusion noise schedules and sample steps are flawed"; LCM: Luo et al. 2023, "Latent consistency models".
 """
 
 from __future__ import annotations
@@ -27,8 +27,13 @@ BETA_SCHEDULES = ("scaled_linear", "linear")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 TIMESTEP_SPACINGS = ("leading", "trailing")
 FINAL_STEPS = ("reference", "clean")
+SAMPLERS = ("ddim", "lcm")
 
-# What diffusers' DDIMScheduler assumes for keys that a scheduler_config.json leaves out.
+_SCHEDULER_CLASSES = {"DDIMScheduler": "ddim", "LCMScheduler": "lcm"}
+_LCM_FIELDS = ("original_inference_steps", "timestep_scaling")
+_LCM_SIGMA = 0.5  # standard deviation of data in the boundary condition, a constant of the method
+
+# What diffusers' schedulers assume for keys that a scheduler_config.json leaves out.
 _DIFFUSERS_DEFAULTS: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_start": 0.0001,
@@ -43,7 +48,16 @@ _DIFFUSERS_DEFAULTS: dict[str, Any] = {
     "thresholding": False,
     "trained_betas": None,
 }
-# Features of DDIMScheduler that no Marigold checkpoint uses: only these values are accepted.
+_LCM_DEFAULTS: dict[str, Any] = {
+    **_DIFFUSERS_DEFAULTS,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "original_inference_steps": 50,
+    "timestep_scaling": 10.0,
+}
+# Features of the schedulers that no Marigold checkpoint uses: only these values are accepted.
 _ONLY_SUPPORTED: dict[str, Any] = {"clip_sample": False, "thresholding": False, "trained_betas": None}
 
 
@@ -51,7 +65,8 @@ _ONLY_SUPPORTED: dict[str, Any] = {"clip_sample": False, "thresholding": False, 
 class NoiseSchedule:
     """How much noise each timestep carries and in which steps it is removed.
 
-    The defaults are those of the published v1-1 checkpoints: zero terminal SNR and trailing timesteps.
+    The defaults are those of the published v1-1 checkpoints: DDIM, zero terminal SNR and trailing timesteps. The last
+    two fields belong to `sampler="lcm"`, which has its own timesteps and always ends on the clean latent.
 
     Raises:
         InvalidValueError: a value that is not accepted, or `epsilon` together with zero terminal SNR.
@@ -66,12 +81,16 @@ class NoiseSchedule:
     rescale_betas_zero_snr: bool = True
     steps_offset: int = 1
     set_alpha_to_one: bool = False
+    sampler: str = "ddim"
+    original_inference_steps: int = 50
+    timestep_scaling: float = 10.0
 
     def __post_init__(self) -> None:
         for name, accepted in (
             ("beta_schedule", BETA_SCHEDULES),
             ("prediction_type", PREDICTION_TYPES),
             ("timestep_spacing", TIMESTEP_SPACINGS),
+            ("sampler", SAMPLERS),
         ):
             if getattr(self, name) not in accepted:
                 raise InvalidValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(accepted)}")
@@ -83,6 +102,11 @@ class NoiseSchedule:
             )
         if not 0 <= self.steps_offset < self.num_train_timesteps:
             raise InvalidValueError(f"steps_offset={self.steps_offset} is not a timestep; try 0 or 1")
+        if not 1 <= self.original_inference_steps <= self.num_train_timesteps:
+            raise InvalidValueError(
+                f"original_inference_steps={self.original_inference_steps} is outside 1 … {self.num_train_timesteps}; "
+                "try 50"
+            )
         if self.prediction_type == "epsilon" and self.rescale_betas_zero_snr:
             # At SNR 0 the input is the noise itself: predicting it says nothing about the image.
             raise InvalidValueError(
@@ -97,24 +121,36 @@ class NoiseSchedule:
             CheckpointError: another scheduler class, or a feature or value that is not supported.
         """
         class_name = config.get("_class_name", "DDIMScheduler")
-        if class_name != "DDIMScheduler":
-            raise CheckpointError(f"the scheduler is {class_name}; only DDIMScheduler is supported")
-        merged = _DIFFUSERS_DEFAULTS | dict(config)
+        if class_name not in _SCHEDULER_CLASSES:
+            raise CheckpointError(
+                f"the scheduler is {class_name}; only {' and '.join(_SCHEDULER_CLASSES)} are supported"
+            )
+        sampler = _SCHEDULER_CLASSES[class_name]
+        defaults = _LCM_DEFAULTS if sampler == "lcm" else _DIFFUSERS_DEFAULTS
+        merged: dict[str, Any] = {**defaults, **config, "sampler": sampler}
         for name, supported in _ONLY_SUPPORTED.items():
             if merged[name] != supported:
                 raise CheckpointError(
                     f"the scheduler has {name}={merged[name]!r}; only {supported!r} is supported: "
                     "correct scheduler_config.json if the model was trained without it"
                 )
+        names = [field.name for field in fields(cls) if sampler == "lcm" or field.name not in _LCM_FIELDS]
         try:
-            return cls(**{field.name: merged[field.name] for field in fields(cls)})
+            return cls(**{name: merged[name] for name in names})
         except (InvalidValueError, TypeError) as error:  # TypeError: a text where a number belongs
             raise CheckpointError(f"the scheduler is not supported: {error}") from error
 
+    @property
+    def class_name(self) -> str:
+        """The diffusers class that does the same."""
+        return next(name for name, sampler in _SCHEDULER_CLASSES.items() if sampler == self.sampler)
+
     def to_config(self) -> dict[str, Any]:
-        """Content of a `scheduler_config.json` that diffusers' `DDIMScheduler.from_config` understands."""
+        """Content of a `scheduler_config.json` that diffusers' scheduler of this `class_name` understands."""
         unused = {"clip_sample_range": 1.0, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
-        return {"_class_name": "DDIMScheduler"} | dict(sorted((asdict(self) | _ONLY_SUPPORTED | unused).items()))
+        left_out = ("sampler", *(() if self.sampler == "lcm" else _LCM_FIELDS))
+        content = {key: value for key, value in asdict(self).items() if key not in left_out} | _ONLY_SUPPORTED | unused
+        return {"_class_name": self.class_name} | dict(sorted(content.items()))
 
     @cached_property
     def alphas_cumprod(self) -> Float[np.ndarray, " num_train_timesteps"]:
@@ -157,22 +193,87 @@ class NoiseSchedule:
         """The `num_inference_steps` timesteps to visit, strictly decreasing.
 
         Integer arithmetic: floating-point spacing returns one timestep too many for 62 step counts (61, 103, …).
-        `leading` with as many steps as there are timesteps ignores `steps_offset`, which would leave the schedule.
+        `leading` with as many steps as there are timesteps ignores `steps_offset`, which would leave the schedule. LCM
+        picks them evenly from the `original_inference_steps` of its distillation.
 
         >>> NoiseSchedule().timesteps(4)
         [999, 749, 499, 249]
 
         Raises:
-            InvalidValueError: not 1 … num_train_timesteps steps.
+            InvalidValueError: not 1 … num_train_timesteps steps (LCM: 1 … original_inference_steps).
         """
         total, steps = self.num_train_timesteps, num_inference_steps
         if not 1 <= steps <= total:
             raise InvalidValueError(f"num_inference_steps={steps} is outside 1 … {total}; try 1, 4 or 10")
+        if self.sampler == "lcm":
+            original = self.original_inference_steps
+            if steps > original:
+                raise InvalidValueError(
+                    f"num_inference_steps={steps} is more than the {original} that this LCM checkpoint was distilled "
+                    "from; try 1 to 4"
+                )
+            return [(original - original * step // steps) * (total // original) - 1 for step in range(steps)]
         if self.timestep_spacing == "leading":
             stride = total // steps
             offset = min(self.steps_offset, total - 1 - (steps - 1) * stride)
             return [offset + step * stride for step in reversed(range(steps))]
         return [_rounded_ratio(total * left, steps) - 1 for left in range(steps, 0, -1)]
+
+    def step(
+        self,
+        noisy_latent: Latent,
+        prediction: Latent,
+        *,
+        timestep: int,
+        num_inference_steps: int,
+        final_step: str = "reference",
+        noise: Latent | None = None,
+    ) -> Latent:
+        """Latent one step of this schedule's sampler cleaner than `noisy_latent`, same type and shape.
+
+        `noise`, standard normal and of the same shape, is needed where `adds_noise`; `final_step` is DDIM's.
+        """
+        if self.sampler == "lcm":
+            return self.lcm_step(
+                noisy_latent, prediction, timestep=timestep, num_inference_steps=num_inference_steps, noise=noise
+            )
+        return self.ddim_step(
+            noisy_latent,
+            prediction,
+            timestep=timestep,
+            num_inference_steps=num_inference_steps,
+            final_step=final_step,
+        )
+
+    def adds_noise(self, timestep: int, num_inference_steps: int) -> bool:
+        """Whether the step from `timestep` takes fresh noise: all of LCM's but the last."""
+        return self.sampler == "lcm" and timestep != self.timesteps(num_inference_steps)[-1]
+
+    def lcm_step(
+        self,
+        noisy_latent: Latent,
+        prediction: Latent,
+        *,
+        timestep: int,
+        num_inference_steps: int,
+        noise: Latent | None = None,
+    ) -> Latent:
+        """The consistency function of `noisy_latent`, noised again to the next timestep unless this is the last.
+
+        Luo et al. 2023, algorithm 3; the skip and output weights of its boundary condition (section 4.1) are almost 0
+        and 1 at every timestep that is visited.
+        """
+        clean, _ = to_clean_and_noise(
+            noisy_latent, prediction, *self.coefficients(timestep), prediction_type=self.prediction_type
+        )
+        scaled = timestep * self.timestep_scaling
+        skip = _LCM_SIGMA**2 / (scaled**2 + _LCM_SIGMA**2)
+        denoised = scaled / math.sqrt(scaled**2 + _LCM_SIGMA**2) * clean + skip * noisy_latent
+        if not self.adds_noise(timestep, num_inference_steps):
+            return denoised
+        assert noise is not None
+        timesteps = self.timesteps(num_inference_steps)
+        return add_noise(denoised, noise, *self.coefficients(timesteps[timesteps.index(timestep) + 1]))
 
     def ddim_step(
         self,
@@ -243,12 +344,16 @@ def to_clean_and_noise(
     raise InvalidValueError(f"prediction_type={prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}")
 
 
-def member_noise(shape: tuple[int, ...], *, seed: int, image_key: int, member: int) -> Float32[np.ndarray, "..."]:
-    """Standard normal start latent of one ensemble member, a function of the arguments and of nothing else.
+def member_noise(
+    shape: tuple[int, ...], *, seed: int, image_key: int, member: int, step: int = 0
+) -> Float32[np.ndarray, "..."]:
+    """Standard normal latent of one ensemble member, a function of the arguments and of nothing else.
 
-    So a photo gets the same noise alone, in a batch and on another day. All three keys are non-negative.
+    Step 0 is the start latent, step k the fresh noise after k denoising steps (LCM). So a photo gets the same noise
+    alone, in a batch and on another day. All keys are non-negative.
     """
-    bits = np.random.Philox(np.random.SeedSequence([seed, image_key, member]))
+    keys = [seed, image_key, member] + [step] * (step > 0)
+    bits = np.random.Philox(np.random.SeedSequence(keys))
     return np.random.Generator(bits).standard_normal(math.prod(shape), dtype=np.float32).reshape(shape)
 
 

@@ -1,16 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Joint alignment of several predictions of one photo, their consensus and its uncertainty.
 
-Each member d_i is known up to a positive scale s_i and a shift t_i. The paper chooses them so that the aligned members
-d'_i = s_i·d_i + t_i differ least from each other, with a regulariser against the trivial solution s = 0. Here the gauge
-is fixed instead: the aligned members have mean variance 1. What is minimised is then
+A checkpoint states what its depth is known up to, the `invariance`:
+
+- "affine": a positive scale s_i and a shift t_i, each member its own (every published depth checkpoint);
+- "scale": a positive scale; zero is zero, so there are no shifts;
+- "absolute": nothing; members are comparable as they are and are only reduced.
+
+The paper chooses scales and shifts so that the aligned members d'_i = s_i·d_i + t_i differ least from each other, with
+a regulariser against the trivial solution s = 0. Here the gauge is fixed instead: the aligned members have mean
+variance 1 ("scale": mean power 1). What is minimised is then
 
     Σ_{i<j} mean_px (d'_i − d'_j)²  =  n·Σ_i w_i² − wᵀC w,    w_i = s_i·std(d_i),  Σ_i w_i² = n,
 
-where the shifts make all means equal and C is the members' correlation matrix: the leading eigenvector of C is the
-minimum. No iteration over pixels, no starting point, and the result does not depend on the members' own affine maps.
+where the shifts make all means equal and C is the members' correlation matrix ("scale": no shifts, root mean squares in
+the place of standard deviations, and the cosines between members). The leading eigenvector of C, which the n×n Gram
+matrix gives, is the minimum: no iteration over pixels, no gradient, no starting point, and the result does not depend
+on the members' own scales and shifts.
 
-Paper: §3.4 (test-time ensembling), eq. 4; the published solver is `solver="reference"`.
+Paper: §3.4 (test-time ensembling), eq. 4; the published solver is `solver="compat"`.
 """
 
 from __future__ import annotations
@@ -20,10 +28,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float32, Float64
 
+from openmarigold.config import INVARIANCES
 from openmarigold.errors import InvalidValueError, MissingExtraError, NumericalError
 
 REDUCTIONS = ("median", "mean")
-SOLVERS = ("closed_form", "reference")
+SOLVERS = ("closed_form", "compat")
 
 _CHUNK_PIXELS = 1 << 15  # float64 copies of a chunk stay in the cache and far below the size of the members
 _CONSTANT_SPREAD = 1e-6  # standard deviation, relative to the magnitude, that float32 rounding can produce
@@ -48,56 +57,82 @@ class Ensemble:
     """
 
     depth: Float32[np.ndarray, "h w"]
-    """Affine depth: the nearest pixel 0, the farthest 1; all 0 if every member is constant."""
+    """"affine": the nearest pixel 0, the farthest 1; all 0 if every member is constant. "scale": the farthest pixel 1.
+    "absolute": in the members' own units."""
     uncertainty: Float32[np.ndarray, "h w"]
     """Median absolute deviation of the aligned members (standard deviation for the mean), in units of `depth`, ≥ 0."""
     scale: Float64[np.ndarray, " n"]
+    """All 1 for "absolute"."""
     shift: Float64[np.ndarray, " n"]
+    """All 0 for "scale" and "absolute"."""
 
 
 def ensemble(
-    members: Float32[np.ndarray, "n h w"], *, reduction: str = "median", solver: str = "closed_form"
+    members: Float32[np.ndarray, "n h w"],
+    *,
+    invariance: str = "affine",
+    reduction: str = "median",
+    solver: str = "closed_form",
 ) -> Ensemble:
-    """Consensus of `n` members [n h w], each an affine depth with its own unknown scale and shift.
+    """Consensus of `n` members [n h w], each a depth map that is known up to `invariance`.
 
-    The result does not change when a member is mapped by a·d + b (a > 0) or when members change places (up to
-    rounding). One member comes back normalised to [0, 1]. The median of an even count is the mean of the middle two
-    ("reference" takes the lower one, as the published code does).
+    The result does not change when a member is mapped by what the invariance allows, or when members change places (up
+    to rounding). One affine member comes back normalised to [0, 1]. The median of an even count is the mean of the
+    middle two ("compat" takes the lower one, as the published code does).
 
     Args:
-        members: at least one; finite.
+        members: at least one; finite, and not negative where zero means zero ("scale").
+        invariance: "affine", "scale" or "absolute"; see the module.
         reduction: "median" or "mean" over the aligned members.
-        solver: "closed_form", or "reference": the published cost minimised by scipy's BFGS (slow, for comparison).
+        solver: "closed_form", or "compat": the published cost minimised by scipy's BFGS (slow, for comparison).
 
     Raises:
-        InvalidValueError: no member, or an unknown reduction or solver.
+        InvalidValueError: no member, or an unknown invariance, reduction or solver.
         NumericalError: a member with a value that is not finite.
-        MissingExtraError: "reference" without scipy.
+        MissingExtraError: "compat" without scipy.
 
     Paper: §3.4.
     """
     if members.size == 0:
         raise InvalidValueError(f"members of shape {members.shape} hold no pixel; give at least one map")
-    for name, value, accepted in (("reduction", reduction, REDUCTIONS), ("solver", solver, SOLVERS)):
+    for name, value, accepted in (
+        ("invariance", invariance, INVARIANCES),
+        ("reduction", reduction, REDUCTIONS),
+        ("solver", solver, SOLVERS),
+    ):
         if value not in accepted:
             raise InvalidValueError(f"{name}={value!r} is not one of {', '.join(accepted)}")
     flat = members.reshape(len(members), -1)
     mean, covariance = _moments(flat)
     if not np.isfinite(covariance).all():
         raise NumericalError("ensemble members hold values that are not finite; the network's output is broken")
-    if solver == "closed_form":
+    if invariance == "absolute":
+        scale, shift = np.ones(len(members)), np.zeros(len(members))
+    elif solver == "compat":
+        scale, shift = _compat_scale_shift(members, invariance=invariance, reduction=reduction)
+    elif invariance == "scale":
+        gram = covariance + np.outer(mean, mean)
+        scale, shift = _consensus_scale(gram, magnitude=np.zeros(len(members))), np.zeros(len(members))
+    else:
         scale = _consensus_scale(covariance, magnitude=np.abs(mean))
         shift = -scale * mean
-    else:
-        scale, shift = _reference_scale_shift(members, reduction=reduction)
-    depth, uncertainty = _reduce(flat, scale, shift, reduction=reduction, lower_median=solver == "reference")
-    nearest, extent = float(depth.min()), max(float(np.ptp(depth)), _MIN_RANGE)
+    depth, uncertainty = _reduce(flat, scale, shift, reduction=reduction, lower_median=solver == "compat")
+    nearest, extent = _frame(depth, invariance=invariance)
     return Ensemble(
         depth=((depth - nearest) / extent).reshape(members.shape[1:]),
         uncertainty=(uncertainty / extent).reshape(members.shape[1:]),
         scale=scale / extent,
         shift=(shift - nearest) / extent,
     )
+
+
+def _frame(depth: Float32[np.ndarray, " pixels"], *, invariance: str) -> tuple[float, float]:
+    """What becomes 0 and the length that becomes 1 in the consensus: what the invariance leaves free is fixed here."""
+    if invariance == "absolute":
+        return 0.0, 1.0
+    if invariance == "scale":
+        return 0.0, max(float(depth.max()), _MIN_RANGE)
+    return float(depth.min()), max(float(np.ptp(depth)), _MIN_RANGE)
 
 
 def pairwise_cost(
@@ -142,14 +177,16 @@ def _moments(
 def _consensus_scale(
     covariance: Float64[np.ndarray, "n n"], *, magnitude: Float64[np.ndarray, " n"]
 ) -> Float64[np.ndarray, " n"]:
-    """Scales s_i ≥ 0 that minimise the pairwise distances under the gauge Σ_i s_i²·var(d_i) = n; see the module.
+    """Scales s_i ≥ 0 that minimise the pairwise distances under the gauge Σ_i s_i²·C_ii = n; see the module.
 
-    Constant members get scale 0. Where the leading eigenvector has negative entries (a member runs against the
-    others), depth must not be turned inside out: the objective is maximised over w ≥ 0 by projected power iteration
-    from equal weights, which never lowers it; a member that contradicts the consensus ends at scale 0.
+    `covariance` C is the Gram matrix of the centred members, or of the members themselves where zero is zero. Members
+    whose spread is rounding beside their `magnitude` (constant ones) get scale 0. Where the leading eigenvector has
+    negative entries (a member runs against the others), depth must not be turned inside out: the objective is maximised
+    over w ≥ 0 by projected power iteration from equal weights, which never lowers it; a member that contradicts the
+    consensus ends at scale 0.
     """
     spread = np.sqrt(np.diag(covariance))
-    varying = spread > _CONSTANT_SPREAD * np.maximum(magnitude, spread)
+    varying = (spread > _CONSTANT_SPREAD * np.maximum(magnitude, spread)) & (spread > 0.0)
     scale = np.zeros(len(spread))
     if not varying.any():
         return scale
@@ -213,8 +250,8 @@ def _median(values: Float[np.ndarray, "n pixels"], *, lower: bool) -> Float[np.n
     return ordered[low] if lower or low == high else (ordered[low] + ordered[high]) / 2
 
 
-def _reference_scale_shift(
-    members: Float32[np.ndarray, "n h w"], *, reduction: str
+def _compat_scale_shift(
+    members: Float32[np.ndarray, "n h w"], *, invariance: str, reduction: str
 ) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
     """Scales and shifts by the published recipe: BFGS from min-max normalisation, two iterations as in diffusers.
 
@@ -227,31 +264,43 @@ def _reference_scale_shift(
         raise MissingExtraError("scipy", "dev") from error
     flat = _shrink(members).reshape(len(members), -1)
     low, high = flat.min(axis=1).astype(np.float64), flat.max(axis=1).astype(np.float64)
-    initial_scale = 1.0 / np.maximum(high - low, _MIN_RANGE)
+    if invariance == "affine":
+        initial_scale = 1.0 / np.maximum(high - low, _MIN_RANGE)
+        start = np.concatenate([initial_scale, -initial_scale * low])
+    else:
+        start = 1.0 / np.maximum(high, _MIN_RANGE)
     solution = minimize(
-        reference_cost,
-        np.concatenate([initial_scale, -initial_scale * low]),
+        compat_cost,
+        start,
         args=(flat, *_moments(flat), reduction),
         method="BFGS",
         tol=_SOLVER_TOLERANCE,
         options={"maxiter": _SOLVER_ITERATIONS, "eps": _DIFFERENCE_STEP},
     )
-    scale, shift = np.split(solution.x, 2)
-    return scale, shift
+    return _split(solution.x, len(members))
 
 
-def reference_cost(
-    parameters: Float64[np.ndarray, " two_n"],
+def compat_cost(
+    parameters: Float64[np.ndarray, " parameters"],
     flat: Float32[np.ndarray, "n pixels"],
     mean: Float64[np.ndarray, " n"],
     covariance: Float64[np.ndarray, "n n"],
     reduction: str,
 ) -> float:
-    """Published cost at (scales, shifts): pairwise distances + 0.02·(|nearest| + |1 − farthest|) of the consensus."""
-    scale, shift = np.split(parameters, 2)
+    """Published cost at (scales, shifts): pairwise distances + 0.02·(|nearest| + |1 − farthest|) of the consensus.
+
+    `parameters` holds n scales and n shifts, or n scales only.
+    """
+    scale, shift = _split(parameters, len(flat))
     consensus, _ = _reduce(flat, scale, shift, reduction=reduction, lower_median=True)
     regulariser = abs(float(consensus.min())) + abs(1.0 - float(consensus.max()))
     return pairwise_cost(covariance + np.outer(mean, mean), mean, scale, shift) + _REGULARISER * regulariser
+
+
+def _split(
+    parameters: Float64[np.ndarray, " parameters"], count: int
+) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
+    return parameters[:count], parameters[count:] if len(parameters) > count else np.zeros(count)
 
 
 def _shrink(members: Float32[np.ndarray, "n h w"]) -> Float32[np.ndarray, "n hs ws"]:

@@ -4,17 +4,26 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, overload
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, UInt8
 from PIL.Image import Image
 
-from openmarigold.checkpoint import read_checkpoint
-from openmarigold.config import LATENT_FACTOR, FinalStep, PredictConfig
+from openmarigold.checkpoint import Checkpoint, read_checkpoint
+from openmarigold.config import (
+    LATENT_FACTOR,
+    Dtype,
+    FinalStep,
+    Invariance,
+    PredictConfig,
+    StartNoise,
+    TimestepSpacing,
+)
 from openmarigold.depth import to_affine
 from openmarigold.diffusion import NoiseSchedule, member_noise
 from openmarigold.engines import Engine, Latent, open_engine
@@ -23,6 +32,7 @@ from openmarigold.errors import InvalidValueError, NumericalError
 from openmarigold.image import as_rgb, pad_to_multiple, processing_size, resize, rgb_to_planes, unpad
 
 ImageInput: TypeAlias = Image | np.ndarray | str | Path
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +40,15 @@ class DepthPrediction:
     """Depth of one photo, at the photo's size."""
 
     depth: Float[np.ndarray, "h w"]
-    """Affine depth, [0, 1], near 0, far 1; true depth is about `scale * depth + shift`."""
+    """Depth in [0, 1], nearer is smaller. True depth, as the checkpoint's invariance says: "affine" (every
+    published one): `scale * depth + shift`, near plane 0, far plane 1; "scale": `scale * depth`; "absolute": a fixed
+    multiple of `depth` that the checkpoint's authors state."""
     uncertainty: Float[np.ndarray, "h w"] | None
     """Median absolute deviation over the aligned members, in units of `depth`; None for a single member."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """The resolved settings: checkpoint, num_inference_steps, ensemble_size, processing_resolution, seed, final_step,
-    device."""
+    """The resolved settings: checkpoint, invariance, num_inference_steps, ensemble_size, num_members (of which the
+    depth was made; fewer than ensemble_size where ensemble_tolerance stopped), processing_resolution, seed,
+    timestep_spacing, start_noise, final_step, device, dtype."""
 
 
 class Predictor:
@@ -55,6 +68,8 @@ class Predictor:
         default_num_inference_steps: int,
         default_processing_resolution: int,
         default_final_step: FinalStep = "reference",
+        default_start_noise: StartNoise = "gaussian",
+        invariance: Invariance = "affine",
         processing_side: Literal["longer", "shorter"] = "longer",
     ) -> None:
         self.engine = engine
@@ -63,26 +78,65 @@ class Predictor:
         self.default_num_inference_steps = default_num_inference_steps
         self.default_processing_resolution = default_processing_resolution
         self.default_final_step: FinalStep = default_final_step
+        self.default_start_noise: StartNoise = default_start_noise
+        self.invariance: Invariance = invariance
         self.processing_side: Literal["longer", "shorter"] = processing_side
+        self._warned = False
 
     @classmethod
-    def load(cls, checkpoint: Path | str | None = None, *, device: str = PredictConfig.device) -> Predictor:
-        """The predictor for a checkpoint folder; None is the model that comes with the package.
+    def load(
+        cls,
+        checkpoint: Path | str | None = None,
+        *,
+        device: str = PredictConfig.device,
+        dtype: Dtype = PredictConfig.dtype,
+        variant: str | None = PredictConfig.variant,
+        revision: str | None = PredictConfig.revision,
+        local_files_only: bool = PredictConfig.local_files_only,
+    ) -> Predictor:
+        """The predictor for a checkpoint folder or hub id; None is the model that comes with the package.
 
         Raises:
-            CheckpointError: the folder is missing, incomplete, damaged or of another kind.
-            InvalidValueError: the device is not available.
-            MissingExtraError: safetensors weights without the extra `torch`.
+            CheckpointError: the checkpoint is missing, incomplete, damaged, of another kind or cannot be downloaded.
+            InvalidValueError: the device is not available, or does not compute in this precision.
+            MissingExtraError: safetensors weights or a hub id without the extra `torch`.
         """
-        PredictConfig(device=device)
-        found = read_checkpoint(None if checkpoint is None else Path(checkpoint))
+        return cls.from_config(
+            PredictConfig(
+                checkpoint=None if checkpoint is None else Path(checkpoint),
+                device=device,
+                dtype=dtype,
+                variant=variant,
+                revision=revision,
+                local_files_only=local_files_only,
+            )
+        )
+
+    @classmethod
+    def from_config(cls, config: PredictConfig) -> Predictor:
+        """`load` with the checkpoint, device and precision of `config`."""
+        found = read_checkpoint(
+            config.checkpoint,
+            variant=config.variant,
+            revision=config.revision,
+            local_files_only=config.local_files_only,
+        )
+        return cls.from_checkpoint(found, device=config.device, dtype=config.dtype)
+
+    @classmethod
+    def from_checkpoint(
+        cls, found: Checkpoint, *, device: str = PredictConfig.device, dtype: Dtype = PredictConfig.dtype
+    ) -> Predictor:
+        """The predictor for a checkpoint that has been read. Raises what `load` raises."""
         return cls(
-            open_engine(found, device=device),
+            open_engine(found, device=device, dtype=dtype),
             schedule=found.schedule,
             name=found.name,
             default_num_inference_steps=found.default_num_inference_steps,
             default_processing_resolution=found.default_processing_resolution,
             default_final_step=found.default_final_step,
+            default_start_noise=found.default_start_noise,
+            invariance=found.invariance,
             processing_side=found.processing_side,
         )
 
@@ -97,6 +151,9 @@ class Predictor:
         seed: int = ...,
         batch_size: int = ...,
         final_step: FinalStep | None = ...,
+        timestep_spacing: TimestepSpacing | None = ...,
+        start_noise: StartNoise | None = ...,
+        ensemble_tolerance: float | None = ...,
         latents: Float[np.ndarray, "n C h w"] | None = ...,
     ) -> DepthPrediction: ...
     @overload
@@ -110,6 +167,9 @@ class Predictor:
         seed: int = ...,
         batch_size: int = ...,
         final_step: FinalStep | None = ...,
+        timestep_spacing: TimestepSpacing | None = ...,
+        start_noise: StartNoise | None = ...,
+        ensemble_tolerance: float | None = ...,
     ) -> list[DepthPrediction]: ...
     def __call__(
         self,
@@ -121,6 +181,9 @@ class Predictor:
         seed: int = PredictConfig.seed,
         batch_size: int = PredictConfig.batch_size,
         final_step: FinalStep | None = PredictConfig.final_step,
+        timestep_spacing: TimestepSpacing | None = PredictConfig.timestep_spacing,
+        start_noise: StartNoise | None = PredictConfig.start_noise,
+        ensemble_tolerance: float | None = PredictConfig.ensemble_tolerance,
         latents: Float[np.ndarray, "n C h w"] | None = None,
     ) -> DepthPrediction | list[DepthPrediction]:
         """The depth of one photo, or of each photo in a list or tuple; photos may differ in size.
@@ -134,6 +197,10 @@ class Predictor:
             seed: with the photo's content and the member's number it determines the noise.
             batch_size: members denoised at once, on a GPU; on a CPU one after another, so that bytes never change.
             final_step: "reference" or "clean", see `diffusion`; None is the checkpoint's default.
+            timestep_spacing: "trailing" or "leading" for DDIM; None is the checkpoint's own.
+            start_noise: "gaussian", or "zeros" for checkpoints fine-tuned end to end; None is the checkpoint's own.
+            ensemble_tolerance: stop adding members when one more changes the merged depth by less than this (mean
+                absolute change, from the third member on); None uses all of `ensemble_size`.
             latents: starting noise instead of the seed's, one per member, for a single photo.
 
         Raises:
@@ -148,6 +215,9 @@ class Predictor:
             seed=seed,
             batch_size=batch_size,
             final_step=final_step,
+            timestep_spacing=timestep_spacing,
+            start_noise=start_noise,
+            ensemble_tolerance=ensemble_tolerance,
         )
         config = self.resolve(given)
         if not isinstance(rgb, (list, tuple)):
@@ -157,20 +227,59 @@ class Predictor:
         return [self._predict(as_rgb(one), config, None) for one in rgb]
 
     def resolve(self, config: PredictConfig) -> PredictConfig:
-        """`config` with the checkpoint's defaults in place of None."""
-        resolution = config.processing_resolution
+        """`config` with the checkpoint's defaults in place of None.
+
+        Raises:
+            InvalidValueError: a setting that this checkpoint has no use for.
+        """
+        resolution, lcm = config.processing_resolution, self.schedule.sampler == "lcm"
+        for name in ("final_step", "timestep_spacing"):
+            if lcm and getattr(config, name) is not None:
+                raise InvalidValueError(
+                    f"{name} is a setting of DDIM, and {self.name} is an LCM checkpoint; leave it out"
+                )
+        start_noise = config.start_noise or self.default_start_noise
+        if start_noise == "zeros" and config.ensemble_size > 1:
+            raise InvalidValueError(
+                f"ensemble_size={config.ensemble_size} gains nothing with {self.name}: it starts from zeros, so that "
+                "all members are equal; use 1 (or start_noise gaussian)"
+            )
+        spacing = config.timestep_spacing
+        if spacing is None and not lcm:
+            spacing = cast(TimestepSpacing, self.schedule.timestep_spacing)
+            self._warn_of_leading(spacing)
         return replace(
             config,
             num_inference_steps=config.num_inference_steps or self.default_num_inference_steps,
             processing_resolution=self.default_processing_resolution if resolution is None else resolution,
-            final_step=config.final_step or self.default_final_step,
+            final_step=("clean" if lcm else None) or config.final_step or self.default_final_step,
+            timestep_spacing=spacing,
+            start_noise=start_noise,
         )
+
+    def try_out(self) -> None:
+        """Predicts a small ramp, so that damaged networks show before the first photo.
+
+        Raises:
+            NumericalError: the networks returned values that are not finite.
+        """
+        ramp = np.linspace(0, 255, 64 * 64).astype(np.uint8).reshape(64, 64)
+        self(ramp, processing_resolution=64)
+
+    def _warn_of_leading(self, spacing: str) -> None:
+        if spacing == "leading" and not self._warned:
+            self._warned = True
+            _log.warning(
+                "checkpoint %s asks for leading timesteps, which start below pure noise and give poor depth in few "
+                "steps; timestep_spacing trailing mends it, leading keeps it without this warning",
+                self.name,
+            )
 
     def _predict(
         self, rgb: UInt8[np.ndarray, "h w 3"], config: PredictConfig, latents: np.ndarray | None
     ) -> DepthPrediction:
-        resolution, steps, final_step = config.processing_resolution, config.num_inference_steps, config.final_step
-        assert resolution is not None and steps is not None and final_step is not None
+        resolution = config.processing_resolution
+        assert resolution is not None
 
         # 1. The photo in [-1, 1], at the size that the networks see, padded to whole latent cells.
         height, width = rgb.shape[:2]
@@ -179,69 +288,119 @@ class Predictor:
 
         # 2. Its latent, computed once whatever the number of members and steps.
         rgb_latent = self.engine.encode(image)
+        self._check_finite(self.engine.is_finite(rgb_latent), "VAE encoder")
 
-        # 3. One starting noise a member.
+        # 3. Where the random numbers come from: seed, photo, member and step, or the given latents.
         shape = (self.engine.latent_channels, image.shape[2] // LATENT_FACTOR, image.shape[3] // LATENT_FACTOR)
-        noise = _starting_noise(rgb, shape, config) if latents is None else _checked_latents(latents, shape, config)
+        if latents is not None:
+            latents = _checked_latents(latents, shape, config)
+        noise = _Noise(shape, rgb=rgb, seed=config.seed, zeros=config.start_noise == "zeros", latents=latents)
 
-        # 4. Denoising and decoding, as many members at once as the engine does without changing a result.
-        count = min(config.batch_size, self.engine.max_batch_size or config.batch_size)
-        batches = [noise[start : start + count] for start in range(0, len(noise), count)]
-        decoded = np.concatenate(
-            [self.engine.decode(self._denoise(rgb_latent, batch, steps, final_step)) for batch in batches]
-        )
-        if not np.isfinite(decoded).all():
-            raise NumericalError(
-                f"checkpoint {self.name} gave values that are not finite; its weights may be damaged or too large for "
-                "the device's precision"
-            )
-        members = unpad(to_affine(decoded), size)
-
-        # 5. One depth from many members. Paper: §3.4.
-        depth, uncertainty = members[0], None
-        if len(members) > 1:
-            merged = ensemble(members)
-            depth, uncertainty = merged.depth, merged.uncertainty
+        # 4. and 5. Members, and one depth from them. Paper: §3.4.
+        depth, uncertainty, num_members = self._merge(rgb_latent, noise, config, size)
 
         # 6. Back to the photo's size.
         if size != (height, width):
             depth = resize(depth, (height, width), antialias=False)
             uncertainty = None if uncertainty is None else resize(uncertainty, (height, width), antialias=False)
+        names = ("num_inference_steps", "ensemble_size", "processing_resolution", "seed", "timestep_spacing")
         return DepthPrediction(
             depth=np.clip(depth, 0, 1, out=depth).astype(np.float32, copy=False),
             uncertainty=None if uncertainty is None else uncertainty.astype(np.float32, copy=False),
             settings={
                 "checkpoint": self.name,
-                "num_inference_steps": steps,
-                "ensemble_size": config.ensemble_size,
-                "processing_resolution": resolution,
-                "seed": config.seed,
-                "final_step": final_step,
+                "invariance": self.invariance,
+                **{name: getattr(config, name) for name in names},
+                "num_members": num_members,
+                "start_noise": config.start_noise if latents is None else "given",
+                "final_step": config.final_step,
                 "device": self.engine.device,
+                "dtype": self.engine.dtype,
             },
         )
 
-    def _denoise(
-        self, rgb_latent: Latent, noise: Float[np.ndarray, "b C h w"], steps: int, final_step: FinalStep
-    ) -> Latent:
-        latent = self.engine.to_engine(noise)
-        for timestep in self.schedule.timesteps(steps):
+    def _merge(
+        self, rgb_latent: Latent, noise: _Noise, config: PredictConfig, size: tuple[int, int]
+    ) -> tuple[Float32[np.ndarray, "h w"], Float32[np.ndarray, "h w"] | None, int]:
+        """Depth and uncertainty at the processing size, and the number of members that they are made of."""
+        members: list[np.ndarray] = []
+        merged = None
+        # As many members at once as the engine does without changing a result.
+        count = min(config.batch_size, self.engine.max_batch_size or config.batch_size)
+        for first in range(0, config.ensemble_size, count):
+            batch = range(first, min(first + count, config.ensemble_size))
+            decoded = self.engine.decode(self._denoise(rgb_latent, noise, batch, config))
+            self._check_finite(bool(np.isfinite(decoded).all()), "VAE decoder")
+            for member in unpad(to_affine(decoded), size):
+                members.append(member)
+                # Every number of members is looked at, so that the batch size does not decide where to stop.
+                if config.ensemble_tolerance is not None and len(members) > 1:
+                    previous, merged = merged, ensemble(np.stack(members), invariance=self.invariance)
+                    if previous and np.abs(merged.depth - previous.depth).mean() < config.ensemble_tolerance:
+                        return merged.depth, merged.uncertainty, len(members)
+        if len(members) == 1:
+            return members[0], None, 1
+        merged = merged or ensemble(np.stack(members), invariance=self.invariance)
+        return merged.depth, merged.uncertainty, len(members)
+
+    def _denoise(self, rgb_latent: Latent, noise: _Noise, members: range, config: PredictConfig) -> Latent:
+        steps, spacing = config.num_inference_steps, config.timestep_spacing
+        assert steps is not None and config.final_step is not None
+        schedule = self.schedule
+        if spacing not in (None, schedule.timestep_spacing):
+            schedule = replace(schedule, timestep_spacing=spacing)
+        latent = self.engine.to_engine(noise(members))
+        for index, timestep in enumerate(schedule.timesteps(steps), start=1):
             prediction = self.engine.denoise(rgb_latent, latent, timestep=timestep)
-            latent = self.schedule.ddim_step(
-                latent, prediction, timestep=timestep, num_inference_steps=steps, final_step=final_step
+            fresh = self.engine.to_engine(noise(members, step=index)) if schedule.adds_noise(timestep, steps) else None
+            latent = schedule.step(
+                latent,
+                prediction,
+                timestep=timestep,
+                num_inference_steps=steps,
+                final_step=config.final_step,
+                noise=fresh,
             )
+        # What is not finite stays so from step to step: one look at the end, and one wait for a GPU.
+        self._check_finite(self.engine.is_finite(latent), "U-Net")
         return latent
 
+    def _check_finite(self, finite: bool, stage: str) -> None:
+        if finite:
+            return
+        if self.engine.dtype == "float32":
+            cure = "its weights may be damaged: look at it with `openmarigold checkpoint verify`"
+        else:
+            cure = f"{self.engine.dtype} may be too narrow for it: use dtype " + (
+                "bfloat16 or float32" if self.engine.dtype == "float16" else "float32"
+            )
+        raise NumericalError(f"the {stage} of checkpoint {self.name} gave values that are not finite; {cure}")
 
-def _starting_noise(
-    rgb: UInt8[np.ndarray, "H W 3"], shape: tuple[int, int, int], config: PredictConfig
-) -> Float[np.ndarray, "n C h w"]:
-    """Standard normal noise that depends on the seed, the photo's content and the member, and on nothing else."""
-    digest = hashlib.sha256(repr(rgb.shape).encode())
-    digest.update(np.ascontiguousarray(rgb).data)
-    key = int.from_bytes(digest.digest()[:8], "little")
-    members = range(config.ensemble_size)
-    return np.stack([member_noise(shape, seed=config.seed, image_key=key, member=member) for member in members])
+
+class _Noise:
+    """Random latents of a photo's members: at each step a function of seed, photo and member, and of nothing else."""
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        *,
+        rgb: UInt8[np.ndarray, "H W 3"],
+        seed: int,
+        zeros: bool,
+        latents: Float[np.ndarray, "n C h w"] | None,
+    ) -> None:
+        digest = hashlib.sha256(repr(rgb.shape).encode())
+        digest.update(np.ascontiguousarray(rgb).data)
+        self._keys = {"seed": seed, "image_key": int.from_bytes(digest.digest()[:8], "little")}
+        self._shape, self._zeros, self._latents = shape, zeros, latents
+
+    def __call__(self, members: range, *, step: int = 0) -> Float[np.ndarray, "b C h w"]:
+        """Start latents of the members, or the fresh noise after `step` denoising steps."""
+        if step == 0 and self._latents is not None:
+            return self._latents[members.start : members.stop]
+        if step == 0 and self._zeros:
+            return np.zeros((len(members), *self._shape), dtype=np.float32)
+        return np.stack([member_noise(self._shape, **self._keys, member=member, step=step) for member in members])
 
 
 def _checked_latents(

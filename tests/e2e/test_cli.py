@@ -301,11 +301,12 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         after = os.times()
         seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
         assert result.returncode == 0
-        assert all(name in result.stdout for name in ("predict", "inspect", "evaluate", "train", "export"))
+        names = ("predict", "inspect", "evaluate", "train", "export", "checkpoint")
+        assert all(name in result.stdout for name in names)
     # Processor time, so that other jobs on the machine do not count; it takes about 0.1 s.
     assert min(seconds) < 0.3
 
-    for command in ("", "predict", "inspect", "evaluate", "train", "export"):
+    for command in ("", "predict", "inspect", "evaluate", "train", "export", "checkpoint", "checkpoint save"):
         code = (
             f"import sys; from openmarigold.cli import main\ntry: main([*{command!r}.split(), '--help'])\n"
             "except SystemExit: pass\n"
@@ -319,3 +320,40 @@ def test_version() -> None:
     from openmarigold import __version__
 
     assert openmarigold("--version").stdout == f"openmarigold {__version__}\n"
+
+
+def test_checkpoint_info_verify_and_save(photo: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    saved = tmp_path / "saved"
+    result = openmarigold("checkpoint", "save", tiny_checkpoint, "-o", saved, "--dtype", "float16")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"checkpoint -> {saved}\n"
+    result = openmarigold("checkpoint", "verify", saved)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["ok"] * 4
+    report = json.loads(openmarigold("checkpoint", "info", saved, "--json").stdout)
+    text = openmarigold("checkpoint", "info", saved).stdout
+    for part in (report["sha256"], "DDIMScheduler", "affine-invariant depth", "unet ", "licence     not stated"):
+        assert part in text
+
+    weights = saved / "unet" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 64
+    weights.write_bytes(content)
+    result = openmarigold("checkpoint", "verify", saved, "--sha256", report["sha256"])
+    assert result.returncode == 2
+    assert result.stdout.count("WRONG") == 2
+    assert str(weights) in result.stdout
+    assert_one_error_line(openmarigold("checkpoint", "save", saved, "-o", saved), "is not empty; choose a new folder")
+
+
+def test_predict_with_the_settings_of_a_checkpoint(photo: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    common = ("predict", photo, "--checkpoint", tiny_checkpoint, "--device", "cpu")
+    settings = ("--dtype", "bfloat16", "--timestep-spacing", "leading", "--start-noise", "zeros")
+    result = openmarigold(*common, "-o", tmp_path / "out", *settings)
+    assert result.returncode == 0, result.stderr
+    assert np.load(tmp_path / "out" / "photo_depth.npy").shape == (48, 64)
+    result = openmarigold(*common, "-o", tmp_path / "half", "--dtype", "float16")
+    assert_one_error_line(result, "dtype='float16' is not for CPUs")
+    assert_one_error_line(
+        openmarigold(*common, "-o", tmp_path / "half", "--variant", "fp16"), "fp16.safetensors is missing"
+    )

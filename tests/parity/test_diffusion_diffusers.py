@@ -25,7 +25,7 @@ EVERY_SCHEDULE = pytest.mark.parametrize("schedule", SCHEDULES, ids=range(len(SC
 
 
 def scheduler_of(schedule: NoiseSchedule):
-    return diffusers.DDIMScheduler.from_config(schedule.to_config())
+    return getattr(diffusers, schedule.class_name).from_config(schedule.to_config())
 
 
 @EVERY_SCHEDULE
@@ -114,3 +114,58 @@ def test_leading_timesteps_of_every_step_count():
             differing.append(steps)
     assert differing == [1000]
     assert scheduler.timesteps[0] == 1000
+
+
+LCM_SCHEDULES = [
+    NoiseSchedule(sampler="lcm", rescale_betas_zero_snr=False, timestep_spacing="leading"),
+    NoiseSchedule(sampler="lcm", rescale_betas_zero_snr=True, original_inference_steps=100, timestep_scaling=5.0),
+    NoiseSchedule(sampler="lcm", rescale_betas_zero_snr=False, prediction_type="epsilon"),
+    NoiseSchedule(sampler="lcm", rescale_betas_zero_snr=False, prediction_type="sample"),
+]
+EVERY_LCM_SCHEDULE = pytest.mark.parametrize("schedule", LCM_SCHEDULES, ids=range(len(LCM_SCHEDULES)))
+
+
+@EVERY_LCM_SCHEDULE
+def test_lcm_configs_are_understood_both_ways(schedule):
+    scheduler = scheduler_of(schedule)
+    assert NoiseSchedule.from_config(scheduler.config) == schedule
+    ours = {key: value for key, value in schedule.to_config().items() if not key.startswith("_")}
+    assert ours == {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    # Keys that an older file leaves out have diffusers' defaults, which are not those of DDIM.
+    assert NoiseSchedule.from_config({"_class_name": "LCMScheduler"}) == NoiseSchedule.from_config(
+        {"_class_name": "LCMScheduler", **diffusers.LCMScheduler().config}
+    )
+
+
+@EVERY_LCM_SCHEDULE
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, 50])
+def test_lcm_sampling_step_by_step_with_the_same_noise(schedule, steps, monkeypatch):
+    scheduler = scheduler_of(schedule)
+    scheduler.set_timesteps(steps)
+    timesteps = schedule.timesteps(steps)
+    assert timesteps == scheduler.timesteps.tolist()
+    generator = torch.Generator().manual_seed(steps)
+    drawn = torch.randn(steps, 2, 4, 3, 5, generator=generator)
+    remaining = iter(drawn)
+    monkeypatch.setattr("diffusers.schedulers.scheduling_lcm.randn_tensor", lambda *_, **__: next(remaining))
+    theirs = torch.randn(2, 4, 3, 5, generator=generator)
+    ours, ours_in_numpy = theirs, theirs.numpy()
+    for index, timestep in enumerate(timesteps):
+        prediction = torch.randn(theirs.shape, generator=generator)
+        theirs = scheduler.step(prediction, timestep, theirs).prev_sample
+        where = {"timestep": timestep, "num_inference_steps": steps}
+        assert schedule.adds_noise(timestep, steps) == (index < steps - 1)
+        ours = schedule.step(ours, prediction, **where, noise=drawn[index])
+        ours_in_numpy = schedule.step(ours_in_numpy, prediction.numpy(), **where, noise=drawn[index].numpy())
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=2e-5)
+        np.testing.assert_allclose(ours_in_numpy, ours, rtol=1e-5, atol=1e-6)
+    assert len(list(remaining)) == 1, "no noise after the last step"
+
+
+def test_lcm_timesteps_of_every_step_count():
+    schedule = LCM_SCHEDULES[0]
+    scheduler = scheduler_of(schedule)
+    for steps in range(1, 51):
+        scheduler.set_timesteps(steps)
+        assert schedule.timesteps(steps) == scheduler.timesteps.tolist()

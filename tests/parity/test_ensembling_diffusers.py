@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from openmarigold import ensembling
-from openmarigold.ensembling import ensemble, reference_cost
+from openmarigold.ensembling import compat_cost, ensemble
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -32,9 +32,14 @@ def members_of(count: int, seed: int, *, height: int = 48, width: int = 64) -> n
     return np.clip(scale * depth + shift + 0.02 * rng.standard_normal((count, height, width)), 0, 1).astype(np.float32)
 
 
-def theirs(members: np.ndarray, reduction: str = "median") -> tuple[np.ndarray, np.ndarray]:
+def theirs(
+    members: np.ndarray, reduction: str = "median", *, shift_invariant: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     depth, uncertainty = diffusers.MarigoldDepthPipeline.ensemble_depth(
-        torch.from_numpy(members)[:, None], output_uncertainty=True, reduction=reduction
+        torch.from_numpy(members)[:, None],
+        shift_invariant=shift_invariant,
+        output_uncertainty=True,
+        reduction=reduction,
     )
     return depth[0, 0].numpy(), uncertainty[0, 0].numpy()
 
@@ -57,12 +62,12 @@ def meaningful_differences(monkeypatch):
 
 @EVERY_CASE
 @pytest.mark.parametrize("reduction", ["median", "mean"])
-def test_reference_solver(count, seed, reduction, meaningful_differences):
+def test_compat_solver(count, seed, reduction, meaningful_differences):
     members = members_of(count, seed)
     depth, uncertainty = theirs(members, reduction)
     evaluations = meaningful_differences["solution"].nfev
     assert evaluations > 2 * count, "the solver left its starting point"
-    result = ensemble(members, solver="reference", reduction=reduction)
+    result = ensemble(members, solver="compat", reduction=reduction)
     np.testing.assert_allclose(result.depth, depth, atol=1e-3)
     np.testing.assert_allclose(result.uncertainty, uncertainty, atol=1e-3)
 
@@ -76,14 +81,54 @@ def test_cost_at_given_scales_and_shifts(count, seed, meaningful_differences):
     rng = np.random.default_rng(seed)
     for strength in (0.0, 0.1, 1.0):
         parameters = start + strength * rng.standard_normal(2 * count)
-        ours = reference_cost(parameters, flat, *ensembling._moments(flat), "median")
+        ours = compat_cost(parameters, flat, *ensembling._moments(flat), "median")
         assert ours == pytest.approx(their_cost(parameters), rel=1e-5)
+
+
+@EVERY_CASE
+def test_compat_solver_of_scale_only_members(count, seed, meaningful_differences):
+    members = 0.2 + 0.8 * members_of(count, seed)
+    depth, uncertainty = theirs(members, shift_invariant=False)
+    assert meaningful_differences["solution"].nfev > count
+    result = ensemble(members, solver="compat", invariance="scale")
+    np.testing.assert_allclose(result.depth, depth, atol=1e-3)
+    np.testing.assert_allclose(result.uncertainty, uncertainty, atol=1e-3)
+
+
+def pairwise_term(members: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, invariance: str) -> float:
+    """The published pairwise term in our gauge, which both solutions can be put into."""
+    flat = members.reshape(len(members), -1)
+    mean, covariance = ensembling._moments(flat)
+    gram = covariance + np.outer(mean, mean)
+    size = np.sqrt(np.mean(scale**2 * np.diag(covariance if invariance == "affine" else gram)))
+    return ensembling.pairwise_cost(gram, mean, scale / size, shift / size)
+
+
+@pytest.mark.parametrize("shift_invariant", [True, False])
+def test_never_a_worse_pairwise_term_in_the_same_gauge(shift_invariant, monkeypatch):
+    """Over 20 seeded ensembles of 2 to 10 members, without touching diffusers' settings."""
+    minimize, solutions = optimize.minimize, []
+
+    def keeping(*arguments, **settings):
+        solutions.append(minimize(*arguments, **settings))
+        return solutions[-1]
+
+    monkeypatch.setattr(optimize, "minimize", keeping)
+    for seed in range(20):
+        members = members_of(2 + seed % 9, seed)
+        theirs(members, shift_invariant=shift_invariant)
+        invariance = "affine" if shift_invariant else "scale"
+        result = ensemble(members, invariance=invariance)
+        ours = pairwise_term(members, result.scale, result.shift, invariance=invariance)
+        split = ensembling._split(solutions[-1].x, len(members))
+        published = pairwise_term(members, *split, invariance=invariance)
+        assert ours <= published * (1 + 1e-9)
 
 
 def test_maps_larger_than_the_solvers_resolution(meaningful_differences):
     members = members_of(2, 5, height=21, width=1300)
     depth, _ = theirs(members)
-    np.testing.assert_allclose(ensemble(members, solver="reference").depth, depth, atol=1e-3)
+    np.testing.assert_allclose(ensemble(members, solver="compat").depth, depth, atol=1e-3)
 
 
 def test_the_published_solution_is_not_reproducible():

@@ -65,3 +65,25 @@ def test_results_are_finite_and_in_range_whatever_the_members(seed, count, reduc
     assert result.depth.max() in (0.0, 1.0)
     assert np.isfinite(result.uncertainty).all()
     assert (result.uncertainty >= 0).all()
+
+
+@given(seed=SEEDS, count=COUNTS, reduction=REDUCTIONS)
+def test_scales_of_single_members_do_not_matter(seed, count, reduction):
+    members = members_of(seed, count)
+    members -= min(0.0, float(members.min()))
+    scale = np.exp(np.random.default_rng(seed + 1).uniform(-3, 3, (count, 1, 1)))
+    plain = ensemble(members, invariance="scale", reduction=reduction)
+    mapped = ensemble((scale * members).astype(np.float32), invariance="scale", reduction=reduction)
+    np.testing.assert_allclose(mapped.depth, plain.depth, atol=2e-5)
+    np.testing.assert_allclose(mapped.uncertainty, plain.uncertainty, atol=2e-5)
+    assert plain.depth.max() == 1.0
+
+
+@given(seed=SEEDS, count=COUNTS, reduction=REDUCTIONS, invariance=st.sampled_from(["affine", "scale", "absolute"]))
+def test_uncertainty_is_never_nan(seed, count, reduction, invariance):
+    members = np.abs(members_of(seed, count, strength=3.0))
+    members[seed % (count + 1) :] = (seed % 3) / 2
+    result = ensemble(members, invariance=invariance, reduction=reduction)
+    assert np.isfinite(result.depth).all()
+    assert np.isfinite(result.uncertainty).all()
+    assert (result.uncertainty >= 0).all()

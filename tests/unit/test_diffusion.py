@@ -191,7 +191,8 @@ def test_config_round_trip_through_json():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"_class_name": "LCMScheduler"}, "the scheduler is LCMScheduler; only DDIMScheduler"),
+        ({"_class_name": "PNDMScheduler"}, "the scheduler is PNDMScheduler; only DDIMScheduler and LCMScheduler are"),
+        ({"_class_name": "LCMScheduler", "original_inference_steps": 0}, "original_inference_steps=0 is outside 1"),
         ({"clip_sample": True}, "clip_sample=True"),
         ({"thresholding": True}, "thresholding=True"),
         ({"trained_betas": [0.1]}, "trained_betas"),
@@ -233,3 +234,20 @@ def test_member_noise_never_changes():
 
 
 GOLDEN_NOISE = [0.6981938, 1.4880968, -0.22526886, 0.5823053]
+
+
+def test_lcm_refuses_more_steps_than_it_was_distilled_from():
+    schedule = NoiseSchedule(sampler="lcm", rescale_betas_zero_snr=False)
+    assert schedule.timesteps(1) == [999]
+    assert schedule.timesteps(4) == [999, 759, 499, 259]
+    with pytest.raises(InvalidValueError, match=r"num_inference_steps=51 is more than the 50 .* try 1 to 4"):
+        schedule.timesteps(51)
+
+
+def test_noise_of_a_step_depends_on_seed_photo_member_and_step():
+    keys = {"seed": 1, "image_key": 2, "member": 3}
+    start = member_noise((2, 3), **keys)
+    np.testing.assert_array_equal(member_noise((2, 3), **keys, step=0), start)
+    others = [member_noise((2, 3), **{**keys, "step": 1, **change}) for change in ({}, {"step": 2}, {"member": 4})]
+    others += [member_noise((2, 3), **{**keys, "step": 1, **change}) for change in ({"seed": 2}, {"image_key": 3})]
+    assert len({noise.tobytes() for noise in [start, *others]}) == 6

@@ -135,7 +135,7 @@ def test_a_constant_member_lies_at_the_mean_and_takes_no_scale():
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-@pytest.mark.parametrize("solver", ["closed_form", "reference"])
+@pytest.mark.parametrize("solver", ["closed_form", "compat"])
 def test_constant_members_give_zeros(count, solver):
     members = np.broadcast_to(np.linspace(0.1, 0.7, count, dtype=np.float32)[:, None, None], (count, 3, 4))
     result = ensemble(np.ascontiguousarray(members), solver=solver)
@@ -185,13 +185,71 @@ def test_values_that_are_not_finite_are_numerical_errors(value):
 def test_unknown_settings_and_empty_ensembles_are_refused():
     with pytest.raises(InvalidValueError, match="reduction='mode' is not one of median, mean"):
         ensemble(noisy_members(2), reduction="mode")
-    with pytest.raises(InvalidValueError, match="solver='bfgs' is not one of closed_form, reference"):
+    with pytest.raises(InvalidValueError, match="solver='bfgs' is not one of closed_form, compat"):
         ensemble(noisy_members(2), solver="bfgs")
     with pytest.raises(InvalidValueError, match="hold no pixel"):
         ensemble(np.zeros((0, 4, 4), np.float32))
 
 
-def test_reference_without_scipy_names_the_extra(monkeypatch):
+def test_compat_without_scipy_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     with pytest.raises(MissingExtraError, match=r"openmarigold\[dev\]"):
-        ensemble(noisy_members(2), solver="reference")
+        ensemble(noisy_members(2), solver="compat")
+
+
+def scaled_members(count: int, *, strength: float = 0.03, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    depth = 1.0 + scene()
+    noise = strength * rng.standard_normal((count, *depth.shape))
+    return (rng.uniform(0.2, 3.0, (count, 1, 1)) * (depth + noise)).astype(np.float32)
+
+
+def test_scale_only_members_keep_zero_where_it_is():
+    depth = 1.0 + scene()
+    result = ensemble(np.stack([depth, 0.5 * depth, 3.0 * depth]).astype(np.float32), invariance="scale")
+    np.testing.assert_allclose(result.depth, depth / depth.max(), atol=1e-6)
+    np.testing.assert_allclose(result.uncertainty, 0.0, atol=1e-6)
+    assert not result.shift.any()
+    # Aligned as affine members, the nearest pixel would have become 0.
+    assert result.depth.min() > 0.4
+
+
+def test_no_other_scales_of_the_same_mean_power_are_closer():
+    members = scaled_members(5, strength=0.3)
+    result = ensemble(members, invariance="scale")
+    power = np.sqrt(np.mean(members.astype(np.float64) ** 2, axis=(1, 2)))
+
+    def objective(scale: np.ndarray) -> float:
+        scale = scale * np.sqrt(len(scale) / np.sum((scale * power) ** 2))
+        return squared_distances(scale[:, None, None] * members)
+
+    best = objective(result.scale)
+    rng = np.random.default_rng(1)
+    for size in (1e-3, 1e-2, 0.1, 0.5):
+        for _ in range(10):
+            assert objective(result.scale * np.exp(size * rng.standard_normal(5))) > best
+
+
+@pytest.mark.parametrize("solver", ["closed_form", "compat"])
+@pytest.mark.parametrize("reduction", ["median", "mean"])
+def test_absolute_members_are_only_reduced(solver, reduction):
+    members = noisy_members(5)
+    result = ensemble(members, invariance="absolute", solver=solver, reduction=reduction)
+    np.testing.assert_allclose(result.depth, getattr(np, reduction)(members, axis=0), atol=1e-6)
+    np.testing.assert_array_equal(result.scale, np.ones(5))
+    assert not result.shift.any()
+
+
+@pytest.mark.parametrize("invariance", ["scale", "absolute"])
+def test_zero_and_constant_members_stay_finite_whatever_the_invariance(invariance):
+    for members in (np.zeros((3, 4, 5)), np.full((3, 4, 5), 0.3), np.stack([np.zeros((4, 5)), np.ones((4, 5))])):
+        result = ensemble(members.astype(np.float32), invariance=invariance)
+        assert np.isfinite(result.depth).all()
+        assert np.isfinite(result.uncertainty).all()
+    constant = ensemble(np.full((3, 4, 5), 0.3, np.float32), invariance=invariance)
+    np.testing.assert_allclose(constant.depth, 1.0 if invariance == "scale" else 0.3, rtol=1e-6)
+
+
+def test_unknown_invariance_is_refused():
+    with pytest.raises(InvalidValueError, match="invariance='shift' is not one of affine, scale, absolute"):
+        ensemble(noisy_members(2), invariance="shift")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from openmarigold.errors import ImageError, InvalidValueError, NumericalError
 from openmarigold.predictor import DepthPrediction, Predictor
-from tiny import make_photo
+from tiny import edit_json, make_photo
 
 
 @pytest.fixture(scope="module")
@@ -116,12 +117,17 @@ def test_settings_are_resolved(predictor: Predictor) -> None:
     settings = predictor(make_photo(48, 64)).settings
     assert settings == {
         "checkpoint": "tiny-8-onnx",
+        "invariance": "affine",
         "num_inference_steps": 2,
         "ensemble_size": 1,
+        "num_members": 1,
         "processing_resolution": 64,
         "seed": 2024,
+        "timestep_spacing": "trailing",
+        "start_noise": "gaussian",
         "final_step": "reference",
         "device": "cpu",
+        "dtype": "float32",
     }
     clean = predictor(make_photo(48, 64), final_step="clean", num_inference_steps=1)
     assert isinstance(clean, DepthPrediction)
@@ -157,5 +163,145 @@ def test_damaged_weights_do_not_become_a_depth_map(tiny_checkpoint: Path, tmp_pa
     weights = load_file(path)
     weights["conv_in.bias"] = torch.full_like(weights["conv_in.bias"], float("nan"))
     save_file(weights, path, metadata={"format": "pt"})
-    with pytest.raises(NumericalError, match="checkpoint not-finite gave values that are not finite"):
+    with pytest.raises(NumericalError, match=r"the U-Net of checkpoint not-finite .* not finite; .*checkpoint verify"):
         Predictor.load(directory, device="cpu")(make_photo(48, 64))
+
+
+def varied(source: Path, directory: Path, *, scheduler: dict[str, Any] | None = None, **index: Any) -> Path:
+    shutil.copytree(source, directory)
+    edit_json(directory / "scheduler" / "scheduler_config.json", **(scheduler or {}))
+    edit_json(directory / "model_index.json", **index)
+    return directory
+
+
+def test_early_stop_uses_the_first_members_whatever_the_batch_size(tiny_checkpoint: Path) -> None:
+    predictor = Predictor.load(tiny_checkpoint, device="cpu")
+    rgb = make_photo(48, 64)
+    every = predictor(rgb, ensemble_size=8)
+    assert every.settings["num_members"] == 8
+    depths = [predictor(rgb, ensemble_size=count).depth for count in range(2, 9)]
+    changes = [float(np.abs(b - a).mean()) for a, b in itertools.pairwise(depths)]
+    tolerance = 1.001 * changes[1]  # of the third and the fourth member
+    expected = next(count for count, change in enumerate(changes, start=3) if change < tolerance)
+    assert 3 <= expected <= 4
+    predictor.engine.max_batch_size = None  # as on a GPU; the networks are the same
+    results = [
+        predictor(rgb, ensemble_size=8, ensemble_tolerance=tolerance, batch_size=batch_size) for batch_size in (1, 3, 8)
+    ]
+    for result in results:
+        assert result.settings["num_members"] == expected
+        np.testing.assert_allclose(result.depth, depths[expected - 2], atol=1e-5)
+    never = predictor(rgb, ensemble_size=4, ensemble_tolerance=1e-9)
+    assert never.settings["num_members"] == 4
+    np.testing.assert_allclose(never.depth, predictor(rgb, ensemble_size=4).depth, atol=1e-6)
+
+
+def test_early_stop_gives_the_same_bytes_in_any_batch_on_a_cpu(predictor: Predictor) -> None:
+    rgb = make_photo(50, 70)
+    results = [
+        predictor(rgb, ensemble_size=6, ensemble_tolerance=0.02, batch_size=batch_size) for batch_size in (1, 2, 5)
+    ]
+    assert len({result.depth.tobytes() for result in results}) == 1
+    assert len({result.settings["num_members"] for result in results}) == 1
+
+
+def test_scale_only_and_absolute_checkpoints(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    rgb = make_photo(48, 64)
+    scale = Predictor.load(varied(tiny_checkpoint, tmp_path / "scale", shift_invariant=False), device="cpu")
+    absolute = varied(tiny_checkpoint, tmp_path / "absolute", shift_invariant=False, scale_invariant=False)
+    absolute_predictor = Predictor.load(absolute, device="cpu")
+    members = [
+        absolute_predictor(rgb, latents=member_latents[None]).depth
+        for member_latents in np.random.default_rng(1).standard_normal((3, 8, 6, 8)).astype(np.float32)
+    ]
+    latents = np.random.default_rng(1).standard_normal((3, 8, 6, 8)).astype(np.float32)
+    merged = absolute_predictor(rgb, ensemble_size=3, latents=latents)
+    np.testing.assert_allclose(merged.depth, np.median(members, axis=0), atol=1e-6)
+    assert merged.settings["invariance"] == "absolute"
+    scaled = scale(rgb, ensemble_size=3, latents=latents)
+    assert scaled.depth.max() == 1.0
+    assert scaled.depth.min() > 0.0
+    assert scaled.settings["invariance"] == "scale"
+
+
+def test_leading_timesteps_are_warned_of_once(
+    tiny_checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scheduler = {"timestep_spacing": "leading", "rescale_betas_zero_snr": False}
+    predictor = Predictor.load(varied(tiny_checkpoint, tmp_path / "v1-0", scheduler=scheduler), device="cpu")
+    rgb = make_photo(24, 32)
+    predictor(rgb, timestep_spacing="leading")
+    trailing = predictor(rgb, timestep_spacing="trailing")
+    assert not caplog.records
+    first, second = predictor(rgb), predictor(rgb)
+    (record,) = caplog.records
+    assert "v1-0 asks for leading timesteps" in record.getMessage()
+    assert "timestep_spacing trailing mends it" in record.getMessage()
+    np.testing.assert_array_equal(first.depth, second.depth)
+    assert first.settings["timestep_spacing"] == "leading"
+    assert not np.array_equal(first.depth, trailing.depth)
+
+
+def test_settings_that_a_checkpoint_has_no_use_for(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    lcm = {"_class_name": "LCMScheduler", "rescale_betas_zero_snr": False}
+    rgb = make_photo(24, 32)
+    predictor = Predictor.load(varied(tiny_checkpoint, tmp_path / "lcm", scheduler=lcm), device="cpu")
+    for setting in ({"final_step": "clean"}, {"timestep_spacing": "trailing"}):
+        (name,) = setting
+        with pytest.raises(InvalidValueError, match=f"{name} is a setting of DDIM, and lcm is an LCM checkpoint"):
+            predictor(rgb, **setting)
+    with pytest.raises(InvalidValueError, match="num_inference_steps=60 is more than the 50"):
+        predictor(rgb, num_inference_steps=60)
+    depths = [predictor(rgb, num_inference_steps=3, ensemble_size=2, batch_size=size).depth for size in (1, 2)]
+    assert depths[0].tobytes() == depths[1].tobytes()
+    with pytest.raises(InvalidValueError, match=r"ensemble_size=2 gains nothing .* starts from zeros"):
+        Predictor.load(tiny_checkpoint, device="cpu")(rgb, ensemble_size=2, start_noise="zeros")
+
+
+def test_zeros_as_start_noise_do_not_depend_on_the_seed(tiny_checkpoint: Path) -> None:
+    predictor, rgb = Predictor.load(tiny_checkpoint, device="cpu"), make_photo(24, 32)
+    depths = [predictor(rgb, seed=seed, start_noise="zeros").depth for seed in (1, 2)]
+    np.testing.assert_array_equal(*depths)
+    assert not np.array_equal(predictor(rgb, seed=1).depth, depths[0])
+
+
+def test_bfloat16_is_near_float32_and_float16_is_refused_on_cpus(tiny_checkpoint: Path, onnx_checkpoint: Path) -> None:
+    rgb = make_photo(48, 64)
+    narrow = Predictor.load(tiny_checkpoint, device="cpu", dtype="bfloat16")(rgb)
+    exact = Predictor.load(tiny_checkpoint, device="cpu")(rgb)
+    assert narrow.settings["dtype"] == "bfloat16"
+    assert narrow.depth.dtype == np.float32
+    assert 0 < np.abs(narrow.depth - exact.depth).max() < 0.1
+    with pytest.raises(InvalidValueError, match=r"dtype='float16' is not for CPUs, .* use bfloat16"):
+        Predictor.load(tiny_checkpoint, device="cpu", dtype="float16")
+    with pytest.raises(InvalidValueError, match="dtype='bfloat16' is not for ONNX networks"):
+        Predictor.load(onnx_checkpoint, dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("network", "weight", "stage"),
+    [("unet", "conv_out.bias", "U-Net"), ("vae", "encoder.layers.0.bias", "VAE encoder")],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_values_that_are_not_finite_name_the_stage_and_the_cure(
+    network: str, weight: str, stage: str, dtype: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    directory = varied(tiny_checkpoint, tmp_path / "broken")
+    path = directory / network / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    weights[weight][0] = float("inf")
+    save_file(weights, path, metadata={"format": "pt"})
+    cure = "checkpoint verify" if dtype == "float32" else "bfloat16 may be too narrow for it: use dtype float32"
+    with pytest.raises(NumericalError, match=rf"the {stage} of checkpoint broken .* not finite; .*{cure}"):
+        Predictor.load(directory, device="cpu", dtype=dtype)(make_photo(24, 32))
+
+
+def test_a_decoder_that_overflows_is_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    directory = varied(tiny_checkpoint, tmp_path / "broken")
+    path = directory / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    last = sorted(name for name in weights if name.startswith("decoder.") and name.endswith(".bias"))[-1]
+    weights[last][:] = float("nan")
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(NumericalError, match="the VAE decoder of checkpoint broken"):
+        Predictor.load(directory, device="cpu").try_out()

@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeAlias
 
 import tyro
 
+from openmarigold.cli.checkpoint import CheckpointCommand, run_checkpoint
 from openmarigold.cli.evaluate import Evaluate, run_evaluate
 from openmarigold.cli.export import Export, run_export
 from openmarigold.cli.inspect import Inspect, run_inspect
@@ -30,6 +31,7 @@ Command: TypeAlias = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[CheckpointCommand, tyro.conf.subcommand("checkpoint")]
 )
 _RUN: dict[type, Callable[[Any], int]] = {
     Predict: run_predict,
@@ -37,6 +39,7 @@ _RUN: dict[type, Callable[[Any], int]] = {
     Evaluate: run_evaluate,
     Train: run_train,
     Export: run_export,
+    CheckpointCommand: run_checkpoint,
 }
 
 

@@ -41,16 +41,8 @@ def run_evaluate(command: Evaluate) -> int:
 
     read_manifest(command.benchmark)
     config = command.config
-    predictor = Predictor.load(config.checkpoint, device=config.device)
-    estimator = predictor_estimator(
-        predictor,
-        num_inference_steps=config.num_inference_steps,
-        ensemble_size=config.ensemble_size,
-        processing_resolution=config.processing_resolution,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        final_step=config.final_step,
-    )
+    predictor = Predictor.from_config(config)
+    estimator = predictor_estimator(predictor, **config.call_options)
     estimators = {predictor.name: estimator}
     if command.baselines:
         estimators |= {name: make() for name, make in BASELINES.items()}

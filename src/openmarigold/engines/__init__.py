@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from openmarigold.checkpoint import Checkpoint
+from openmarigold.config import Dtype
 
 Latent = Any
 """`[b C h w]` float32 in the engine's own array type: a NumPy array or a tensor on the engine's device."""
@@ -19,6 +20,8 @@ class Engine(Protocol):
     """Encodes images, denoises latents and decodes depth. `h = H / 8`, `w = W / 8`."""
 
     device: str
+    dtype: str
+    """Precision of the networks; latents are float32 whatever it is."""
     latent_channels: int
     max_batch_size: int | None
     """Largest batch whose results are bit for bit those of single images; None where single ones differ too."""
@@ -39,19 +42,23 @@ class Engine(Protocol):
         """The same values as the engine's own array type."""
         ...
 
+    def is_finite(self, latent: Latent) -> bool:
+        """Whether every value is a finite number."""
+        ...
 
-def open_engine(checkpoint: Checkpoint, *, device: str = "auto") -> Engine:
+
+def open_engine(checkpoint: Checkpoint, *, device: str = "auto", dtype: Dtype = "float32") -> Engine:
     """The engine for the checkpoint's kind of weights, with the networks loaded.
 
     Raises:
         CheckpointError: a network file is damaged.
-        InvalidValueError: the device is not available.
+        InvalidValueError: the device is not available, or does not compute in this precision.
         MissingExtraError: safetensors weights without the extra `torch`.
     """
     if checkpoint.weights == "onnx":
         from openmarigold.engines.onnx import OnnxEngine
 
-        return OnnxEngine(checkpoint, device=device)
+        return OnnxEngine(checkpoint, device=device, dtype=dtype)
     from openmarigold.engines.torch import TorchEngine
 
-    return TorchEngine(checkpoint, device=device)
+    return TorchEngine(checkpoint, device=device, dtype=dtype)

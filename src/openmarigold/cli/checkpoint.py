@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`openmarigold checkpoint info|verify|save`: what a checkpoint is, whether it is intact, and a copy of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from openmarigold.cli.terminal import EXIT_ERROR
+from openmarigold.config import Dtype
+from openmarigold.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from openmarigold.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Which checkpoint."""
+
+    checkpoint: tyro.conf.Positional[Path | None] = None
+    """Checkpoint folder, or its id on the Hugging Face hub. None: the embedded model."""
+    variant: str | None = None
+    """Weight files to read: fp16 for those named so. None: the plain ones, else fp16."""
+    revision: str | None = None
+    """Branch, tag or commit of a checkpoint on the hub."""
+    local_files_only: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Take a checkpoint of the hub as it was downloaded before, without the network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info:
+    """Show kind, scheduler, defaults, parameters, size, licence and SHA-256."""
+
+    source: tyro.conf.OmitArgPrefixes[Source] = field(default_factory=Source)
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print all of it, with the hash of each file, as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Check structure, hashes and weights, and predict a small picture. Exit status 2 where something is wrong."""
+
+    source: tyro.conf.OmitArgPrefixes[Source] = field(default_factory=Source)
+    sha256: str | None = None
+    """What `checkpoint info` shows as SHA-256 must be this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Save:
+    """Write a complete folder in diffusers layout for `MarigoldDepthPipeline.from_pretrained` (extra `torch`)."""
+
+    source: tyro.conf.OmitArgPrefixes[Source] = field(default_factory=Source)
+    output_dir: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
+    """Folder to write; new or empty."""
+    dtype: Dtype = "float32"
+    """How the networks' weights are stored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointCommand:
+    """Look at a checkpoint, verify it, or save a complete copy."""
+
+    action: tyro.conf.OmitArgPrefixes[
+        tyro.conf.OmitSubcommandPrefixes[
+            Annotated[Info, tyro.conf.subcommand("info")]
+            | Annotated[Verify, tyro.conf.subcommand("verify")]
+            | Annotated[Save, tyro.conf.subcommand("save")]
+        ]
+    ]
+
+
+def run_checkpoint(command: CheckpointCommand) -> int:
+    """Does what was asked for and returns the exit status."""
+    from openmarigold.checkpoint import read_checkpoint
+
+    action, source = command.action, command.action.source
+    found = read_checkpoint(
+        source.checkpoint,
+        variant=source.variant,
+        revision=source.revision,
+        local_files_only=source.local_files_only,
+    )
+    if isinstance(action, Save):
+        return _save(action, found)
+    return _verify(action, found) if isinstance(action, Verify) else _info(action, found)
+
+
+def _info(action: Info, found: Checkpoint) -> int:
+    from openmarigold.integrity import describe
+
+    content = describe(found)
+    if action.json:
+        print(json.dumps(content, indent=2))
+        return 0
+    for label, text in _lines(content):
+        print(f"{label:<12}{text}")
+    return 0
+
+
+def _lines(content: dict[str, Any]) -> list[tuple[str, str]]:
+    scheduler, defaults = dict(content["scheduler"]), content["defaults"]
+    details = ", ".join(f"{key} {_plain(value)}" for key, value in scheduler.items() if key != "class")
+    parameters = content["parameters"]
+    counts = (
+        "not stated" if parameters is None else ", ".join(f"{name} {count:,}" for name, count in parameters.items())
+    )
+    return [
+        ("name", content["name"]),
+        ("folder", content["directory"]),
+        ("kind", f"{content['kind']}, {content['weights']} weights, {content['latent_channels']} latent channels"),
+        ("scheduler", f"{scheduler['class']}: {details}"),
+        ("defaults", ", ".join(f"{key} {_plain(value)}" for key, value in defaults.items())),
+        ("parameters", counts),
+        ("size", f"{content['bytes']:,} bytes in {len(content['files'])} files"),
+        ("licence", content["licence"] or "not stated"),
+        ("SHA-256", content["sha256"]),
+    ]
+
+
+def _plain(value: object) -> object:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+
+
+def _verify(action: Verify, found: Checkpoint) -> int:
+    from openmarigold.integrity import hash_files, hash_of_sums, verify
+    from openmarigold.predictor import Predictor
+
+    print(f"ok      {found.name}: all files are there and fit together")
+    checks = list(verify(found))
+    if action.sha256 is not None:
+        whole = hash_of_sums(hash_files(found))
+        problem = [] if whole == action.sha256.lower() else [f"the checkpoint has SHA-256 {whole}, not {action.sha256}"]
+        checks.append(("the SHA-256 is the given one", problem))
+    failed = False
+    for name, problems in checks:
+        failed |= bool(problems)
+        for line in problems or [name]:
+            print(f"{'WRONG' if problems else 'ok':<8}{line}")
+    if not failed:
+        Predictor.from_checkpoint(found, device="cpu").try_out()
+        print("ok      a small picture was predicted")
+    return EXIT_ERROR if failed else 0
+
+
+def _save(action: Save, found: Checkpoint) -> int:
+    try:
+        import torch
+
+        from openmarigold.backbone import save_complete_checkpoint
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("openmarigold"):
+            raise
+        raise MissingExtraError(error.name, "torch") from error
+    save_complete_checkpoint(found, action.output_dir, dtype=getattr(torch, action.dtype))
+    print(f"checkpoint -> {action.output_dir}")
+    return 0

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a checkpoint consists of and whether it is intact: parameters, sizes, hashes, finite weights.
+
+Files are read in blocks and no network is loaded, so that neither torch nor much memory is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openmarigold.checkpoint import (
+    EMBEDDING_FILE,
+    ONNX_FILES,
+    TEXT_ENCODER_STEM,
+    Checkpoint,
+    check_safetensors_file,
+    weight_files,
+)
+from openmarigold.errors import CheckpointError
+
+SUMS_FILE = "SHA256SUMS"
+_KINDS = {"affine": "affine-invariant depth", "scale": "scale-invariant depth", "absolute": "absolute depth"}
+_BLOCK_BYTES = 1 << 22
+_FLOAT_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+_BF16_EXPONENT = 0x7F80  # all ones: infinite or not a number
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What `openmarigold checkpoint info` shows, for JSON: kind, scheduler, defaults, parameters, size, hashes."""
+    schedule = checkpoint.schedule
+    sums = hash_files(checkpoint)
+    ddim = {"timestep_spacing": schedule.timestep_spacing, "set_alpha_to_one": schedule.set_alpha_to_one}
+    lcm = {"original_inference_steps": schedule.original_inference_steps}
+    return {
+        "name": checkpoint.name,
+        "directory": str(checkpoint.directory),
+        "kind": _KINDS[checkpoint.invariance],
+        "weights": checkpoint.weights,
+        "scheduler": {
+            "class": schedule.class_name,
+            "prediction_type": schedule.prediction_type,
+            "zero_terminal_snr": schedule.rescale_betas_zero_snr,
+            **(lcm if schedule.sampler == "lcm" else ddim),
+        },
+        "defaults": {
+            "num_inference_steps": checkpoint.default_num_inference_steps,
+            "processing_resolution": checkpoint.default_processing_resolution,
+            "processing_side": checkpoint.processing_side,
+            "start_noise": checkpoint.default_start_noise,
+            "final_step": "clean" if schedule.sampler == "lcm" else checkpoint.default_final_step,
+        },
+        "latent_channels": checkpoint.latent_channels,
+        "parameters": count_parameters(checkpoint),
+        "bytes": sum((checkpoint.directory / name).stat().st_size for name in sums),
+        "licence": stated_licence(checkpoint),
+        "sha256": hash_of_sums(sums),
+        "files": sums,
+    }
+
+
+def checkpoint_files(checkpoint: Checkpoint) -> list[Path]:
+    """The files that a prediction reads, relative to the folder, in a fixed order."""
+    directory, variant = checkpoint.directory, checkpoint.variant
+    files = [directory / "model_index.json", directory / "scheduler" / "scheduler_config.json"]
+    if checkpoint.weights == "onnx":
+        files += [directory / file for file in ONNX_FILES.values()]
+    else:
+        for name in ("unet", "vae"):
+            files += [directory / name / "config.json", *weight_files(directory / name, variant=variant)[1]]
+        if (directory / EMBEDDING_FILE).is_file():
+            files.append(directory / EMBEDDING_FILE)
+        elif (directory / "text_encoder").is_dir():
+            files += weight_files(directory / "text_encoder", stem=TEXT_ENCODER_STEM)[1]
+    return sorted(path.relative_to(directory) for path in files)
+
+
+def hash_files(checkpoint: Checkpoint) -> dict[str, str]:
+    """SHA-256 of each of the checkpoint's files by its name within the folder."""
+    return {path.as_posix(): sha256_of(checkpoint.directory / path) for path in checkpoint_files(checkpoint)}
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, as `sha256sum` prints it."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
+    return digest.hexdigest()
+
+
+def hash_of_sums(sums: dict[str, str]) -> str:
+    """One SHA-256 for a whole checkpoint: that of the lines `sha256sum` would print for its files, sorted by name."""
+    return hashlib.sha256("".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()).hexdigest()
+
+
+def count_parameters(checkpoint: Checkpoint) -> dict[str, int] | None:
+    """Numbers in the weights of U-Net and VAE, from the files' headers; None where ONNX files do not state them."""
+    if checkpoint.weights == "onnx":
+        stated = checkpoint.index.get("num_parameters")
+        return dict(stated) if isinstance(stated, dict) else None
+    counts = {}
+    for name in ("unet", "vae"):
+        files = weight_files(checkpoint.directory / name, variant=checkpoint.variant)[1]
+        shapes = (entry["shape"] for path in files for entry in check_safetensors_file(path).values())
+        counts[name] = sum(math.prod(shape) for shape in shapes)
+    return counts
+
+
+def stated_licence(checkpoint: Checkpoint) -> str | None:
+    """The licence that the folder states: in model_index.json, its model card's front matter, or a licence file."""
+    if isinstance(checkpoint.index.get("license"), str):
+        return checkpoint.index["license"]
+    card = checkpoint.directory / "README.md"
+    if card.is_file():
+        front = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+        line = re.search(r"^license(?:_name)?:\s*(.+)$", front.group(1), re.MULTILINE) if front else None
+        if line:
+            return line.group(1).strip()
+    files = sorted(path.name for path in checkpoint.directory.glob("LICEN[SC]E*"))
+    return f"see {files[0]}" if files else None
+
+
+def verify(checkpoint: Checkpoint) -> Iterator[tuple[str, list[str]]]:
+    """Yields (what was checked, problems found, each one line) as the checks are done.
+
+    Structure, sizes and headers have been checked by reading the checkpoint. Here each hash is compared with the one
+    that the folder states (SHA256SUMS, or the hub's name of the file), and each weight is looked at.
+    """
+    sums = hash_files(checkpoint)
+    stated = _stated_sums(checkpoint)
+    wrong = [
+        f"{checkpoint.directory / name} has SHA-256 {sums[name]}, stated is {stated[name]}; get the checkpoint again"
+        for name in sums
+        if stated.get(name, sums[name]) != sums[name]
+    ]
+    missing = [
+        f"{checkpoint.directory / name} is named in {SUMS_FILE} and missing"
+        for name in stated
+        if name not in sums and not (checkpoint.directory / name).is_file()
+    ]
+    yield f"{len(stated.keys() & sums.keys())} of {len(sums)} hashes are stated and compared", wrong + missing
+    weights = [checkpoint.directory / name for name in sums if name.endswith(".safetensors")]
+    yield f"{len(weights)} weight files hold finite numbers", [line for path in weights for line in _not_finite(path)]
+
+
+def write_sums(directory: Path) -> None:
+    """Writes SHA256SUMS for all files in a folder, in the format of `sha256sum`."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != SUMS_FILE)
+    lines = [f"{sha256_of(path)}  {path.relative_to(directory).as_posix()}\n" for path in files]
+    (directory / SUMS_FILE).write_text("".join(lines), encoding="utf-8")
+
+
+def _stated_sums(checkpoint: Checkpoint) -> dict[str, str]:
+    stated = {}
+    for path in checkpoint_files(checkpoint):
+        # In the hub's cache a large file is a link to one that is named by its SHA-256.
+        target = (checkpoint.directory / path).resolve().name
+        if re.fullmatch(r"[0-9a-f]{64}", target):
+            stated[path.as_posix()] = target
+    sums_path = checkpoint.directory / SUMS_FILE
+    if sums_path.is_file():
+        for line in sums_path.read_text(encoding="utf-8").splitlines():
+            match = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
+            if match is None:
+                raise CheckpointError(f"{sums_path} has a line that is none of sha256sum: {line[:80]!r}")
+            stated[match.group(2)] = match.group(1)
+    return stated
+
+
+def _not_finite(path: Path) -> Iterator[str]:
+    for name, entry in check_safetensors_file(path).items():
+        kind = entry["dtype"]
+        if kind in _FLOAT_TYPES and not all(_is_finite(block, kind) for block in _blocks(path, entry)):
+            yield f"{path}: {name} holds values that are not finite; get the checkpoint again"
+
+
+def _blocks(path: Path, entry: dict[str, Any]) -> Iterator[np.ndarray]:
+    dtype = np.dtype(_FLOAT_TYPES[entry["dtype"]])
+    with path.open("rb") as file:
+        begin = 8 + int.from_bytes(file.read(8), "little")
+        start, end = entry["data_offsets"]
+        file.seek(begin + start)
+        for position in range(start, end, _BLOCK_BYTES):
+            yield np.frombuffer(file.read(min(_BLOCK_BYTES, end - position)), dtype=dtype)
+
+
+def _is_finite(values: np.ndarray, dtype: str) -> bool:
+    if dtype == "BF16":
+        return bool(((values & _BF16_EXPONENT) != _BF16_EXPONENT).all())
+    return bool(np.isfinite(values).all())

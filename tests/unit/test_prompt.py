@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The embedding of the empty prompt is made once, stored, and then needs neither text encoder nor its library."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from openmarigold.checkpoint import EMBEDDING_FILE, cached_embedding_path, read_checkpoint
+from openmarigold.errors import CheckpointError
+from openmarigold.prompt import load_empty_prompt_embedding, write_constant_text_encoder, write_embedding
+from tiny import add_text_encoder
+
+
+@pytest.fixture(autouse=True)
+def user_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("OPENMARIGOLD_CACHE_DIR", str(tmp_path / "user-cache"))
+    return tmp_path / "user-cache"
+
+
+@pytest.fixture
+def published(tiny_checkpoint: Path, tmp_path: Path) -> tuple[Path, torch.Tensor]:
+    """A checkpoint with a text encoder and no stored embedding, and what the encoder makes of ""."""
+    directory = tmp_path / "published"
+    shutil.copytree(tiny_checkpoint, directory)
+    (directory / EMBEDDING_FILE).unlink()
+    return directory, add_text_encoder(directory)
+
+
+def test_it_is_computed_once_and_stored_in_the_folder(published: tuple[Path, torch.Tensor], user_cache: Path) -> None:
+    directory, expected = published
+    torch.testing.assert_close(load_empty_prompt_embedding(directory), expected)
+    assert not user_cache.exists()
+    shutil.rmtree(directory / "text_encoder")
+    read_checkpoint(directory)
+    torch.testing.assert_close(load_empty_prompt_embedding(directory), expected)
+
+
+def test_it_goes_to_the_users_cache_where_the_folder_cannot_be_written(
+    published: tuple[Path, torch.Tensor], user_cache: Path, tmp_path: Path
+) -> None:
+    directory, expected = published
+    (directory / EMBEDDING_FILE).mkdir()  # as good as a read-only folder, which root could write
+    torch.testing.assert_close(load_empty_prompt_embedding(directory), expected)
+    (cached,) = user_cache.iterdir()
+    assert cached == cached_embedding_path(directory)
+
+    # Another copy of the same U-Net, without any text encoder: what the cache knows is enough.
+    other = tmp_path / "other"
+    shutil.copytree(directory, other)
+    for name in ("text_encoder", "tokenizer", EMBEDDING_FILE):
+        shutil.rmtree(other / name)
+    read_checkpoint(other)
+    torch.testing.assert_close(load_empty_prompt_embedding(other), expected)
+
+    cached.write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=re.escape(f"{cached} cannot be read")):
+        load_empty_prompt_embedding(other)
+    torch.testing.assert_close(load_empty_prompt_embedding(directory), expected)  # computed again
+
+
+def test_another_unet_has_another_place_in_the_cache(
+    tiny_checkpoint: Path, kl_checkpoint: Path, user_cache: Path
+) -> None:
+    paths = [cached_embedding_path(path) for path in (tiny_checkpoint, kl_checkpoint)]
+    assert paths[0] != paths[1]
+    assert {path.parent for path in paths} == {user_cache}
+
+
+def test_an_embedding_of_another_size_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "copied"
+    shutil.copytree(tiny_checkpoint, directory)
+    write_embedding(torch.zeros(1, 2, 24), directory / EMBEDDING_FILE)
+    with pytest.raises(CheckpointError, match=r"has shape \[1, 2, 24\]; this U-Net takes \[1, n, 16\]"):
+        load_empty_prompt_embedding(directory)
+
+
+def test_a_pickled_text_encoder_is_refused(published: tuple[Path, torch.Tensor]) -> None:
+    directory, _ = published
+    (directory / "text_encoder" / "model.safetensors").rename(directory / "text_encoder" / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is a pickle, which is never loaded"):
+        read_checkpoint(directory)
+
+
+def test_once_stored_the_text_encoder_is_not_touched(published: tuple[Path, torch.Tensor]) -> None:
+    """In a process of its own: the first load makes the embedding, the second must not import the encoder's class."""
+    directory, _ = published
+    code = (
+        "import sys; from openmarigold import Predictor; "
+        f"Predictor.load({str(directory)!r}, device='cpu'); "
+        "print('transformers.models.clip.modeling_clip' in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    printed = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True).stdout
+        for _ in range(2)
+    ]
+    assert [text.strip() for text in printed] == ["True", "False"]
+
+
+def test_constant_text_encoder_makes_the_same_embedding(tmp_path: Path) -> None:
+    embedding = 3 * torch.randn(1, 2, 16, generator=torch.Generator().manual_seed(3))
+    write_constant_text_encoder(embedding, tmp_path)
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text('{"cross_attention_dim": 16}')
+    shutil.copyfile(
+        tmp_path / "text_encoder" / "model.safetensors", tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    )
+    torch.testing.assert_close(load_empty_prompt_embedding(tmp_path), embedding, rtol=0, atol=1e-6)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from openmarigold.ensembling import ensemble
 from openmarigold.errors import ImageError, InvalidValueError, NumericalError
 from openmarigold.predictor import DepthPrediction, Predictor
 from tiny import edit_json, make_photo
@@ -219,8 +220,8 @@ def test_scale_only_and_absolute_checkpoints(tiny_checkpoint: Path, tmp_path: Pa
     np.testing.assert_allclose(merged.depth, np.median(members, axis=0), atol=1e-6)
     assert merged.settings["invariance"] == "absolute"
     scaled = scale(rgb, ensemble_size=3, latents=latents)
-    assert scaled.depth.max() == 1.0
-    assert scaled.depth.min() > 0.0
+    expected = ensemble(np.stack(members), invariance="scale")
+    np.testing.assert_allclose(scaled.depth, expected.depth, atol=1e-6)
     assert scaled.settings["invariance"] == "scale"
 
 
@@ -271,7 +272,7 @@ def test_bfloat16_is_near_float32_and_float16_is_refused_on_cpus(tiny_checkpoint
     exact = Predictor.load(tiny_checkpoint, device="cpu")(rgb)
     assert narrow.settings["dtype"] == "bfloat16"
     assert narrow.depth.dtype == np.float32
-    assert 0 < np.abs(narrow.depth - exact.depth).max() < 0.1
+    assert 0 < np.abs(narrow.depth - exact.depth).mean() < 0.05
     with pytest.raises(InvalidValueError, match=r"dtype='float16' is not for CPUs, .* use bfloat16"):
         Predictor.load(tiny_checkpoint, device="cpu", dtype="float16")
     with pytest.raises(InvalidValueError, match="dtype='bfloat16' is not for ONNX networks"):

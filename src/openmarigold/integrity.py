@@ -6,7 +6,6 @@ Files are read in blocks and no network is loaded, so that neither torch nor muc
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from openmarigold.checkpoint import (
     weight_files,
 )
 from openmarigold.errors import CheckpointError
+from openmarigold.provenance import checkpoint_sha256, file_sha256
 
 SUMS_FILE = "SHA256SUMS"
 _KINDS = {"affine": "affine-invariant depth", "scale": "scale-invariant depth", "absolute": "absolute depth"}
@@ -60,7 +60,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "parameters": count_parameters(checkpoint),
         "bytes": sum((checkpoint.directory / name).stat().st_size for name in sums),
         "licence": stated_licence(checkpoint),
-        "sha256": hash_of_sums(sums),
+        "sha256": checkpoint_sha256(checkpoint.directory),
         "files": sums,
     }
 
@@ -88,19 +88,10 @@ def hash_files(checkpoint: Checkpoint) -> dict[str, str]:
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, as `sha256sum` prints it."""
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK_BYTES):
-                digest.update(block)
+        return file_sha256(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
-    return digest.hexdigest()
-
-
-def hash_of_sums(sums: dict[str, str]) -> str:
-    """One SHA-256 for a whole checkpoint: that of the lines `sha256sum` would print for its files, sorted by name."""
-    return hashlib.sha256("".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()).hexdigest()
 
 
 def count_parameters(checkpoint: Checkpoint) -> dict[str, int] | None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sys
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from openmarigold.checkpoint import user_cache_dir
 from openmarigold.errors import ImageError, InvalidValueError, OutputError
 from openmarigold.exr import read_exr_header
 from openmarigold.files import write_atomically
@@ -46,14 +45,17 @@ def file_sha256(path: Path) -> str:
 def checkpoint_sha256(directory: Path) -> str:
     """One SHA-256 over everything in a checkpoint folder that shapes a prediction, in hexadecimal digits.
 
-    That is: the weights (ONNX, safetensors) and configurations of the networks, the stored embedding of the empty
-    prompt, and the scheduler; not the text encoder, which is only read to make that embedding, nor model_index.json,
-    whose defaults stand in the record as settings. Hashed are the lines `<path> <SHA-256 of the file>`, sorted, so that
+    That is: the weights (ONNX, safetensors) and configurations of the networks, the scheduler, and the embedding of the
+    empty prompt: the text encoder that makes it where there is one (what it made may be stored beside it later), else
+    the stored one. Not model_index.json, whose defaults stand in the record as settings. Hashed are the lines `<path> <SHA-256 of the file>`, sorted, so that
     neither the folder's place nor its name counts. Files from 256 MiB are hashed once and remembered in the user's
     cache folder by path, size and time of change.
     """
-    found = [*directory.glob("*.safetensors"), *directory.glob("scheduler/scheduler_config.json")]
-    for folder in _NETWORK_FOLDERS:
+    found = [*directory.glob("scheduler/scheduler_config.json")]
+    has_text_encoder = (directory / "text_encoder").is_dir()
+    if not has_text_encoder:
+        found += directory.glob("*.safetensors")
+    for folder in (*_NETWORK_FOLDERS, "text_encoder") if has_text_encoder else _NETWORK_FOLDERS:
         for pattern in ("config.json", "*.safetensors", "*.onnx", "*.onnx.data"):
             found += directory.glob(f"{folder}/{pattern}")
     lines = sorted(f"{path.relative_to(directory).as_posix()} {_remembered_sha256(path)}\n" for path in found)
@@ -93,22 +95,13 @@ def read_provenance(path: Path) -> dict[str, Any]:
     return record
 
 
-def cache_dir() -> Path:
-    """The user's folder for what can be computed again."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "openmarigold"
-
-
 def _remembered_sha256(path: Path) -> str:
     status = path.stat()
     if status.st_size < CACHE_FROM_BYTES:
         return file_sha256(path)
     resolved = str(path.resolve())
     known = {"path": resolved, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
-    entry = cache_dir() / "sha256" / f"{hashlib.sha256(resolved.encode()).hexdigest()}.json"
+    entry = user_cache_dir() / "sha256" / f"{hashlib.sha256(resolved.encode()).hexdigest()}.json"
     with suppress(OSError, ValueError, AttributeError):  # no entry, or not one of ours
         remembered = json.loads(entry.read_text(encoding="utf-8"))
         digest = remembered.pop("sha256", None)

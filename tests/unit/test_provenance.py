@@ -14,7 +14,7 @@ from openmarigold.config import OutputConfig
 from openmarigold.errors import ImageError, InvalidValueError
 from openmarigold.export import write_prediction
 from openmarigold.manifest import Manifest
-from openmarigold.provenance import cache_dir, checkpoint_sha256, file_sha256, read_provenance
+from openmarigold.provenance import checkpoint_sha256, file_sha256, read_provenance
 
 DEPTH = np.linspace(0.0, 1.0, 12, dtype=np.float32).reshape(3, 4)
 RECORD = {"software": "openmarigold", "seed": 7, "checkpoint": "näno"}
@@ -48,18 +48,17 @@ def test_hash_of_a_checkpoint_is_that_of_what_shapes_a_prediction(request, fixtu
 
 
 def test_large_files_are_hashed_once(tmp_path, monkeypatch, onnx_checkpoint):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "cache"))
+    monkeypatch.setenv("OPENMARIGOLD_CACHE_DIR", str(tmp_path / "cache"))
     copy = tmp_path / "checkpoint"
     shutil.copytree(onnx_checkpoint, copy)
     plain = checkpoint_sha256(copy)
-    assert not cache_dir().exists(), "small files are not worth an entry"
+    assert not (tmp_path / "cache").exists(), "small files are not worth an entry"
 
     monkeypatch.setattr(provenance, "CACHE_FROM_BYTES", 0)
     hashed: list[Path] = []
     monkeypatch.setattr(provenance, "file_sha256", lambda path: hashed.append(path) or file_sha256(path))
     assert checkpoint_sha256(copy) == plain
-    assert len(hashed) == len(list((cache_dir() / "sha256").iterdir())) == 4
+    assert len(hashed) == len(list((tmp_path / "cache" / "sha256").iterdir())) == 4
     hashed.clear()
     assert checkpoint_sha256(copy) == plain
     assert hashed == []
@@ -68,7 +67,7 @@ def test_large_files_are_hashed_once(tmp_path, monkeypatch, onnx_checkpoint):
     unet.write_bytes(unet.read_bytes() + b"x")
     assert checkpoint_sha256(copy) != plain
     assert hashed == [unet]
-    for entry in (cache_dir() / "sha256").iterdir():
+    for entry in (tmp_path / "cache" / "sha256").iterdir():
         entry.write_text("[damaged")
     hashed.clear()
     assert checkpoint_sha256(copy) != plain
@@ -77,8 +76,7 @@ def test_large_files_are_hashed_once(tmp_path, monkeypatch, onnx_checkpoint):
 
 def test_a_cache_that_cannot_be_written_costs_nothing_but_time(tmp_path, monkeypatch, onnx_checkpoint):
     (tmp_path / "cache").write_text("no folder")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "cache"))
+    monkeypatch.setenv("OPENMARIGOLD_CACHE_DIR", str(tmp_path / "cache"))
     plain = checkpoint_sha256(onnx_checkpoint)
     monkeypatch.setattr(provenance, "CACHE_FROM_BYTES", 0)
     assert checkpoint_sha256(onnx_checkpoint) == plain

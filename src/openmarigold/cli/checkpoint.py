@@ -127,13 +127,14 @@ def _plain(value: object) -> object:
 
 
 def _verify(action: Verify, found: Checkpoint) -> int:
-    from openmarigold.integrity import hash_files, hash_of_sums, verify
+    from openmarigold.integrity import verify
     from openmarigold.predictor import Predictor
+    from openmarigold.provenance import checkpoint_sha256
 
     print(f"ok      {found.name}: all files are there and fit together")
     checks = list(verify(found))
     if action.sha256 is not None:
-        whole = hash_of_sums(hash_files(found))
+        whole = checkpoint_sha256(found.directory)
         problem = [] if whole == action.sha256.lower() else [f"the checkpoint has SHA-256 {whole}, not {action.sha256}"]
         checks.append(("the SHA-256 is the given one", problem))
     failed = False

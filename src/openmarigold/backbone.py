@@ -31,6 +31,7 @@ from openmarigold.checkpoint import (
     read_checkpoint,
     weight_files,
 )
+from openmarigold.config import Dtype
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, MissingExtraError, OutputError, one_line
 from openmarigold.files import atomic_directory
@@ -196,7 +197,7 @@ def save_checkpoint(
         _write_json(folder / "model_index.json", {**(index or {}), **components})
 
 
-def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: torch.dtype) -> None:
+def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: Dtype) -> None:
     """Writes a checkpoint as a folder that `diffusers.MarigoldDepthPipeline.from_pretrained` loads, with SHA256SUMS.
 
     It predicts the same there as here, from the same starting noise and size: where our default is to end on the clean
@@ -230,7 +231,7 @@ def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: to
     }
     with atomic_directory(destination) as folder:
         for name, network in loaded.items():
-            _save_network(network, folder / name, dtype)
+            _save_network(network, folder / name, getattr(torch, dtype))
         (folder / "scheduler").mkdir()
         _write_json(folder / "scheduler" / "scheduler_config.json", schedule.to_config())
         write_embedding(embedding, folder / EMBEDDING_FILE)

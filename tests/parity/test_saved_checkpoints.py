@@ -15,6 +15,7 @@ from PIL import Image
 
 from openmarigold.backbone import save_complete_checkpoint
 from openmarigold.checkpoint import EMBEDDING_FILE, read_checkpoint
+from openmarigold.config import Dtype
 from openmarigold.errors import CheckpointError, OutputError
 from openmarigold.integrity import verify
 from openmarigold.predictor import Predictor
@@ -46,7 +47,7 @@ def test_diffusers_loads_it_and_predicts_the_same(case: str, request: pytest.Fix
     if has_text_encoder:
         (source / EMBEDDING_FILE).unlink()
         add_text_encoder(source)
-    save_complete_checkpoint(read_checkpoint(source), saved, dtype=torch.float32)
+    save_complete_checkpoint(read_checkpoint(source), saved, dtype="float32")
 
     rgb = make_photo(48, 64)
     predictor = Predictor.load(saved, device="cpu")
@@ -68,18 +69,18 @@ def test_diffusers_loads_it_and_predicts_the_same(case: str, request: pytest.Fix
 
 def test_what_cannot_be_saved_is_refused(tiny_checkpoint: Path, onnx_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds ONNX networks; give the checkpoint that they were made from"):
-        save_complete_checkpoint(read_checkpoint(onnx_checkpoint), tmp_path / "new", dtype=torch.float32)
+        save_complete_checkpoint(read_checkpoint(onnx_checkpoint), tmp_path / "new", dtype="float32")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "kept").write_text("kept")
     with pytest.raises(OutputError, match="exists and is not empty; choose a new folder"):
-        save_complete_checkpoint(read_checkpoint(tiny_checkpoint), tmp_path / "full", dtype=torch.float32)
+        save_complete_checkpoint(read_checkpoint(tiny_checkpoint), tmp_path / "full", dtype="float32")
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_halves_the_files(dtype: torch.dtype, tiny_checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_halves_the_files(dtype: Dtype, tiny_checkpoint: Path, tmp_path: Path) -> None:
     sizes = []
-    for name, precision in {"float32": torch.float32, "half": dtype}.items():
+    for name, precision in {"float32": "float32", "half": dtype}.items():
         save_complete_checkpoint(read_checkpoint(tiny_checkpoint), tmp_path / name, dtype=precision)
         sizes.append((tmp_path / name / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size)
         Predictor.load(tmp_path / name, device="cpu").try_out()

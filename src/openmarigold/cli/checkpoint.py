@@ -149,13 +149,11 @@ def _verify(action: Verify, found: Checkpoint) -> int:
 
 def _save(action: Save, found: Checkpoint) -> int:
     try:
-        import torch
-
         from openmarigold.backbone import save_complete_checkpoint
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("openmarigold"):
             raise
         raise MissingExtraError(error.name, "torch") from error
-    save_complete_checkpoint(found, action.output_dir, dtype=getattr(torch, action.dtype))
+    save_complete_checkpoint(found, action.output_dir, dtype=action.dtype)
     print(f"checkpoint -> {action.output_dir}")
     return 0

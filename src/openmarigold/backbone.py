@@ -197,7 +197,7 @@ def save_checkpoint(
         _write_json(folder / "model_index.json", {**(index or {}), **components})
 
 
-def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: Dtype = "float32") -> None:
+def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: Dtype) -> None:
     """Writes a checkpoint as a folder that `diffusers.MarigoldDepthPipeline.from_pretrained` loads, with SHA256SUMS.
 
     It predicts the same there as here, from the same starting noise and size: where our default is to end on the clean

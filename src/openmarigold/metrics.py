@@ -18,6 +18,9 @@ from jaxtyping import Bool, Float, Float64
 
 from openmarigold.errors import DataError, InvalidValueError
 
+# Depth ratios between neighbours above which they belong to different surfaces.
+_CONTOUR_RATIOS = np.linspace(1.05, 1.25, 10)
+
 
 def abs_rel(
     pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
@@ -85,6 +88,43 @@ def silog(
     """100 × standard deviation of the difference of natural logarithms, ≥ 0: blind to a common scale."""
     p, d = _valid_pixels(pred, gt, valid_mask)
     return float(100.0 * np.std(np.log(p) - np.log(d)))
+
+
+def boundary_f1(
+    pred: Float[np.ndarray, "h w"], gt: Float[np.ndarray, "h w"], valid_mask: Bool[np.ndarray, "h w"]
+) -> float:
+    """F1 of occluding contours, [0, 1], blind to a common scale: Depth Pro's score for sharp boundaries.
+
+    A contour runs between two neighbours, in one of four directions, where the farther is more than t times as far as
+    the nearer. For each of ten ratios t from 1.05 to 1.25, precision and recall of the predicted contours are averaged
+    over the directions and combined; the F1 values are averaged with weights proportional to t. A direction without
+    contours has precision (recall) 0, so a map without any scores 0. Only pairs of valid pixels count: on sparse ground
+    truth there are few.
+
+    Paper: Bochkovskii et al. 2024 (Depth Pro), §3.2 and its published evaluation.
+    """
+    _valid_pixels(pred, gt, valid_mask)
+    levels = len(_CONTOUR_RATIOS)
+    # Number of pairs whose contour is seen up to each ratio, by direction: in both maps, in pred, in gt.
+    counts = np.zeros((3, 4, levels))
+    for axis in (0, 1):
+        first, second = ((slice(None), slice(None, -1)), (slice(None), slice(1, None)))
+        if axis == 0:
+            first, second = first[::-1], second[::-1]
+        pairs = valid_mask[first] & valid_mask[second]
+        near = [depth[first][pairs].astype(np.float64) for depth in (pred, gt)]
+        far = [depth[second][pairs].astype(np.float64) for depth in (pred, gt)]
+        for sign, (over, under) in enumerate(((far, near), (near, far))):
+            # Number of ratios that a pair exceeds: its contour is seen at all of them.
+            in_pred, in_gt = (np.searchsorted(_CONTOUR_RATIOS, a / b) for a, b in zip(over, under, strict=True))
+            for row, exceeded in enumerate((np.minimum(in_pred, in_gt), in_pred, in_gt)):
+                found = np.bincount(exceeded, minlength=levels + 1)
+                counts[row, 2 * axis + sign] = found[::-1].cumsum()[::-1][1:]
+    hits, predicted, true = counts
+    precision = (hits / np.maximum(predicted, 1)).mean(axis=0)
+    recall = (hits / np.maximum(true, 1)).mean(axis=0)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
+    return float(np.average(f1, weights=_CONTOUR_RATIOS))
 
 
 METRICS: MappingProxyType[str, Callable[..., float]] = MappingProxyType(

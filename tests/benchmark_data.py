@@ -33,7 +33,7 @@ def write(path: Path, content: bytes) -> None:
 
 def image_bytes(pixels: np.ndarray, suffix: str = "PNG") -> bytes:
     content = io.BytesIO()
-    Image.fromarray(pixels).save(content, format=suffix)
+    Image.fromarray(pixels).save(content, format=suffix, compress_level=1)
     return content.getvalue()
 
 

@@ -219,7 +219,7 @@ def test_counts_that_differ_are_an_error_unless_allowed(tmp_path: Path) -> None:
     benchmark = open_partial("kitti", tmp_path)
     assert (len(benchmark.entries), benchmark.is_complete) == (1, False)
     (tmp_path / "kitti" / "val" / kitti_paths(0)[1]).unlink()
-    with pytest.raises(DataError, match="holds no image of KITTI.*openmarigold data where kitti"):
+    with pytest.raises(DataError, match=r"holds no image of KITTI.*openmarigold data where kitti"):
         open_partial("kitti", tmp_path)
 
 
@@ -290,7 +290,7 @@ def test_broken_diode(suffix: str, content: bytes, message: str, tmp_path: Path)
     with pytest.raises((DataError, ImageError), match=message):
         only_sample(open_partial("diode", tmp_path))
     (tmp_path / "diode" / f"{name}_depth_mask.npy").unlink()
-    with pytest.raises(DataError, match="1 files are missing, such as .*_depth_mask"):
+    with pytest.raises(DataError, match=r"1 files are missing, such as .*_depth_mask"):
         open_partial("diode", tmp_path)
 
 
@@ -315,7 +315,7 @@ def test_scannet(photo_scale: int, tmp_path: Path) -> None:
 def test_a_list_with_a_line_that_is_no_pair(tmp_path: Path) -> None:
     make_scannet(tmp_path / "scannet", {"scene0406_02/000300": make_depth(24, 32)})
     (tmp_path / "scannet" / "scannet_val_sampled_list_800_1.txt").write_text("scene0406_02/color/000300.jpg\n")
-    with pytest.raises(DataError, match="'scene0406_02/color/000300.jpg' is not `rgb depth`"):
+    with pytest.raises(DataError, match=r"'scene0406_02/color/000300\.jpg' is not `rgb depth`"):
         open_partial("scannet", tmp_path)
 
 

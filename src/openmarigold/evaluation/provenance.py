@@ -10,27 +10,29 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from openmarigold import __version__
 from openmarigold.checkpoint import read_checkpoint
 
-_PACKAGES = ("numpy", "pillow", "onnxruntime", "torch", "diffusers")
+_PACKAGES = ("openmarigold", "numpy", "pillow", "onnxruntime", "torch", "diffusers")
 _WEIGHTS_AND_SETTINGS = {".json", ".onnx", ".safetensors"}
 _CHUNK = 1 << 22
 
 
 def describe_machine() -> dict[str, Any]:
     """Versions of what computes the numbers, and the machine."""
-    versions: dict[str, str | None] = {"openmarigold": __version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
+    versions = {"python": platform.python_version(), **{package: version_of(package) for package in _PACKAGES}}
     return {
         "versions": versions,
         "hardware": {"machine": platform.machine(), "processor": _processor(), "num_cpus": os.cpu_count()},
         "system": platform.system(),
     }
+
+
+def version_of(package: str) -> str | None:
+    """Version of an installed package; None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def hash_of_checkpoint(directory: Path | None) -> str:

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from openmarigold import __version__
 from openmarigold.data.benchmark import Benchmark, BenchmarkSample, hash_of_files
 from openmarigold.data.benchmark_readers import Entry, parse_manifest
 from openmarigold.data.benchmarks import open_folder_benchmark
@@ -29,7 +28,7 @@ from openmarigold.evaluation.contestants import Contestant
 from openmarigold.evaluation.estimators import DepthEstimator, SavedPredictions
 from openmarigold.evaluation.page import write_page
 from openmarigold.evaluation.protocols import AlignmentProtocol, align_sample, choose_protocol, score_sample
-from openmarigold.evaluation.provenance import describe_machine
+from openmarigold.evaluation.provenance import describe_machine, version_of
 from openmarigold.evaluation.report import ImageScore, Report, write_report
 from openmarigold.evaluation.statistics import summarise
 
@@ -157,7 +156,7 @@ class _Run:
                 "protocol": protocol.name,
                 "estimator": contestant.name,
                 "settings": dict(contestant.settings),
-                "version": __version__,
+                "version": version_of("openmarigold"),
             },
             sort_keys=True,
             default=str,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped
 
-from openmarigold.errors import DataError, MissingExtraError, one_line
+from openmarigold.errors import ImageError, MissingExtraError
 
 
 def read_exr(path: Path) -> dict[str, Shaped[np.ndarray, "h w"]]:
@@ -16,16 +16,16 @@ def read_exr(path: Path) -> dict[str, Shaped[np.ndarray, "h w"]]:
 
     Raises:
         MissingExtraError: OpenEXR is not installed.
-        DataError: the file is missing or not an EXR file.
+        ImageError: the file is missing, damaged or of another kind.
     """
     try:
         import OpenEXR
     except ImportError as error:
         raise MissingExtraError("OpenEXR", "exr") from error
     if not path.is_file():
-        raise DataError(f"{path} does not exist; check the name")
+        raise ImageError(f"{path} does not exist; check the name")
     try:
         with OpenEXR.File(str(path), separate_channels=True) as file:
             return {name: np.array(channel.pixels) for name, channel in file.channels().items()}
     except (RuntimeError, ValueError, TypeError) as error:
-        raise DataError(f"{path} is not a whole EXR file ({one_line(error)}); write it again") from error
+        raise ImageError(f"{path} is damaged or no OpenEXR file; write it again") from error

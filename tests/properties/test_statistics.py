@@ -49,11 +49,11 @@ def test_resamples_are_seeded_and_draw_places_as_a_whole(seed):
 def test_an_interval_covers_the_mean_as_often_as_it_says():
     rng = np.random.default_rng(0)
     covered = []
-    for _ in range(200):
-        sample = scored(rng.exponential(1.0, 60), list(range(60)))
+    for _ in range(100):
+        sample = scored(rng.exponential(1.0, 60), [0] * 60)
         low, high = summarise(sample, over_places=False)["all"].intervals["images"]["abs_rel"]
         covered.append(low <= 1.0 <= high)
-    assert 0.89 <= np.mean(covered) <= 0.98
+    assert 0.87 <= np.mean(covered) <= 0.99
 
 
 def test_images_of_one_place_make_the_interval_over_places_wider():

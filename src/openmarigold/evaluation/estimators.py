@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from openmarigold.errors import DataError, one_line
+from openmarigold.errors import DataError, ImageError, one_line
 from openmarigold.exr import read_exr
 from openmarigold.predictor import Predictor
 
@@ -136,7 +136,10 @@ def read_map(path: Path) -> Float[np.ndarray, "h w"]:
         MissingExtraError: an EXR file without OpenEXR.
     """
     if path.suffix == ".exr":
-        channels = read_exr(path)
+        try:
+            channels = read_exr(path)
+        except ImageError as error:
+            raise DataError(str(error)) from error
         name = next((name for name in EXR_CHANNELS if name in channels), next(iter(channels), ""))
         if name not in EXR_CHANNELS and len(channels) != 1:
             raise DataError(f"{path} has channels {', '.join(channels)}; one of {', '.join(EXR_CHANNELS)} is needed")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Least-squares fits of scale and shift between a prediction and ground truth.
+"""Fits of scale and shift between a prediction and ground truth: least squares, and RANSAC in logarithms.
 
 Paper: §4.1 (evaluation protocol: affine-invariant predictions are aligned to the ground truth before measuring).
 """
@@ -10,11 +10,15 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64
 
 from openmarigold.errors import DataError, InvalidValueError
+from openmarigold.seeding import generator_for
 
 # Spread of a prediction, relative to its magnitude, below which its values differ by rounding only.
 _CONSTANT_SPREAD = 1e-10
 # Smallest disparity [1/m] that a fit may give: depth is capped at 1000 m.
 _MIN_DISPARITY = 1e-3
+# Trials of `align_log_ransac`, at most, and the probability of one without outliers after which it stops.
+_MAX_TRIALS = 1000
+_ENOUGH = 0.99
 
 
 def fit_scale_shift(
@@ -28,14 +32,7 @@ def fit_scale_shift(
         DataError: no valid pixel, or ground truth that is not finite on a valid pixel.
         InvalidValueError: a prediction that is not finite on a valid pixel.
     """
-    valid_pred = pred[valid_mask].astype(np.float64)
-    valid_gt = gt[valid_mask].astype(np.float64)
-    if valid_gt.size == 0:
-        raise DataError("the ground truth has no valid pixel; leave this image out")
-    if not np.isfinite(valid_gt).all():
-        raise DataError("the ground truth is not finite on valid pixels; mark them invalid")
-    if not np.isfinite(valid_pred).all():
-        raise InvalidValueError("the prediction is not finite on valid pixels; it cannot be aligned")
+    valid_pred, valid_gt = _valid_pixels(pred, gt, valid_mask)
     pred_mean, gt_mean = valid_pred.mean(), valid_gt.mean()
     # Centring first keeps the normal equations well conditioned for maps far from 0.
     centred = valid_pred - pred_mean
@@ -72,3 +69,95 @@ def align_disparity(
     gt_disparity = np.zeros(gt.shape)
     gt_disparity[valid_mask] = 1.0 / gt[valid_mask].astype(np.float64)
     return 1.0 / np.maximum(align_depth(pred_disparity, gt_disparity, valid_mask), _MIN_DISPARITY)
+
+
+def align_scale(
+    pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
+) -> Float64[np.ndarray, "*shape"]:
+    """The whole prediction times the factor that minimises Σ (scale·pred − gt)² over the valid pixels.
+
+    Raises:
+        DataError, InvalidValueError: see `fit_scale_shift`.
+    """
+    valid_pred, valid_gt = _valid_pixels(pred, gt, valid_mask)
+    power = np.mean(valid_pred**2)
+    scale = np.mean(valid_pred * valid_gt) / power if power > 0 else 0.0
+    return scale * pred.astype(np.float64)
+
+
+def align_log_ransac(
+    pred: Float[np.ndarray, "*shape"],
+    gt: Float[np.ndarray, "*shape"],
+    valid_mask: Bool[np.ndarray, "*shape"],
+    *,
+    seed: int = 0,
+) -> Float64[np.ndarray, "*shape"]:
+    """The whole prediction as depth, fitted by RANSAC to log(1 + gt) and clipped to the largest valid `gt`.
+
+    **It leaks ground truth**: pixels that disagree are left out of the fit, and nothing can be farther than the
+    image's own farthest measurement. Its scores must not stand beside those of another protocol; for the same maps
+    AbsRel on DIODE falls from 31 to 10 % by the protocol alone.
+
+    A trial fits a line through two pixels drawn by `seed`; pixels within the median absolute deviation of the targets
+    of it are its inliers. The trial with the most inliers (then the least squared residual) is fitted again to its
+    inliers by least squares. A line that does not rise is no depth: then the prediction is scaled to the mean of
+    log(1 + gt), as in the published procedure.
+
+    Protocol of Pixel-Perfect Depth and Marigold V2, whose own draws depend on a global seed.
+
+    Raises:
+        DataError: ground truth that is not above -1 on a valid pixel; else see `fit_scale_shift`.
+        InvalidValueError: see `fit_scale_shift`.
+    """
+    x, valid_gt = _valid_pixels(pred, gt, valid_mask)
+    if valid_gt.min() <= -1:
+        raise DataError("the ground truth is not positive on valid pixels; mark them invalid")
+    y = np.log1p(valid_gt)
+    scale, shift = _ransac_line(x, y, generator_for(seed, "log-ransac"))
+    if scale > 0:
+        aligned = scale * pred.astype(np.float64) + shift
+    else:
+        mean = x.mean()
+        aligned = pred.astype(np.float64) * (y.mean() / mean if mean != 0 else 0.0)
+    # Beyond the clip an exponential may overflow; the clip in logarithms is the same.
+    return np.expm1(np.minimum(aligned, y.max()))
+
+
+def _ransac_line(
+    x: Float64[np.ndarray, " n"], y: Float64[np.ndarray, " n"], rng: np.random.Generator
+) -> tuple[float, float]:
+    """Slope and intercept of the line with the most inliers."""
+    tolerance = np.median(np.abs(y - np.median(y)))
+    best, best_inliers = (-1, -np.inf), np.ones(x.size, dtype=bool)
+    trials, needed = 0, float(_MAX_TRIALS)
+    while trials < min(needed, _MAX_TRIALS) and x.size > 1:
+        trials += 1
+        a = int(rng.integers(x.size))
+        b = (a + 1 + int(rng.integers(x.size - 1))) % x.size
+        if x[a] == x[b]:
+            continue
+        slope = (y[b] - y[a]) / (x[b] - x[a])
+        residual = np.abs(y - (y[a] + slope * (x - x[a])))
+        inliers = residual <= tolerance
+        count = int(np.count_nonzero(inliers))
+        score = (count, -float(np.sum(residual[inliers] ** 2)))
+        if score > best:
+            best, best_inliers = score, inliers
+            missed = 1.0 - (count / x.size) ** 2
+            needed = np.log(1.0 - _ENOUGH) / np.log(missed) if 0 < missed < 1 else 0.0
+    return fit_scale_shift(x[best_inliers], y[best_inliers], np.ones(int(best_inliers.sum()), dtype=bool))
+
+
+def _valid_pixels(
+    pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
+) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
+    """Valid pixels of both maps in float64, all finite."""
+    valid_pred = pred[valid_mask].astype(np.float64)
+    valid_gt = gt[valid_mask].astype(np.float64)
+    if valid_gt.size == 0:
+        raise DataError("the ground truth has no valid pixel; leave this image out")
+    if not np.isfinite(valid_gt).all():
+        raise DataError("the ground truth is not finite on valid pixels; mark them invalid")
+    if not np.isfinite(valid_pred).all():
+        raise InvalidValueError("the prediction is not finite on valid pixels; it cannot be aligned")
+    return valid_pred, valid_gt

@@ -10,7 +10,7 @@ Paper: §4.1 (AbsRel and δ1); the other definitions are those of the KITTI and 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from types import MappingProxyType
 
 import numpy as np
@@ -18,45 +18,45 @@ from jaxtyping import Bool, Float, Float64
 
 from openmarigold.errors import DataError, InvalidValueError
 
+# Depth ratios between neighbours above which they belong to different surfaces.
+_CONTOUR_RATIOS = np.linspace(1.05, 1.25, 10)
+# Neighbours whose ratio is nearer to 1 than this, or whose inverse ratio is, are certainly below all of them.
+_NO_CONTOUR = 0.04
+
 
 def abs_rel(
     pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
 ) -> float:
     """Mean of |pred − gt| / gt, ≥ 0."""
-    p, d = _valid_pixels(pred, gt, valid_mask)
-    return float(np.mean(np.abs(p - d) / d))
+    return _FORMULAS["abs_rel"](_valid_pixels(pred, gt, valid_mask))
 
 
 def sq_rel(
     pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
 ) -> float:
     """Mean of (pred − gt)² / gt [m], ≥ 0."""
-    p, d = _valid_pixels(pred, gt, valid_mask)
-    return float(np.mean((p - d) ** 2 / d))
+    return _FORMULAS["sq_rel"](_valid_pixels(pred, gt, valid_mask))
 
 
 def rmse(
     pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
 ) -> float:
     """Root of the mean squared difference [m], ≥ 0."""
-    p, d = _valid_pixels(pred, gt, valid_mask)
-    return float(np.sqrt(np.mean((p - d) ** 2)))
+    return _FORMULAS["rmse"](_valid_pixels(pred, gt, valid_mask))
 
 
 def rmse_log(
     pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
 ) -> float:
     """Root of the mean squared difference of natural logarithms, ≥ 0."""
-    p, d = _valid_pixels(pred, gt, valid_mask)
-    return float(np.sqrt(np.mean((np.log(p) - np.log(d)) ** 2)))
+    return _FORMULAS["rmse_log"](_valid_pixels(pred, gt, valid_mask))
 
 
 def log10(
     pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
 ) -> float:
     """Mean absolute difference of decimal logarithms, ≥ 0."""
-    p, d = _valid_pixels(pred, gt, valid_mask)
-    return float(np.mean(np.abs(np.log10(p) - np.log10(d))))
+    return _FORMULAS["log10"](_valid_pixels(pred, gt, valid_mask))
 
 
 def delta(
@@ -67,24 +67,62 @@ def delta(
     k: int = 1,
 ) -> float:
     """Share of pixels, [0, 1], with max(pred / gt, gt / pred) strictly below 1.25^k."""
-    p, d = _valid_pixels(pred, gt, valid_mask)
-    return float(np.mean(np.maximum(p / d, d / p) < 1.25**k))
+    return _share_below(_valid_pixels(pred, gt, valid_mask), 1.25**k)
 
 
 def i_rmse(
     pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
 ) -> float:
     """Root of the mean squared difference of inverse depth [1/m], ≥ 0."""
-    p, d = _valid_pixels(pred, gt, valid_mask)
-    return float(np.sqrt(np.mean((1.0 / p - 1.0 / d) ** 2)))
+    return _FORMULAS["i_rmse"](_valid_pixels(pred, gt, valid_mask))
 
 
 def silog(
     pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
 ) -> float:
     """100 × standard deviation of the difference of natural logarithms, ≥ 0: blind to a common scale."""
-    p, d = _valid_pixels(pred, gt, valid_mask)
-    return float(100.0 * np.std(np.log(p) - np.log(d)))
+    return _FORMULAS["silog"](_valid_pixels(pred, gt, valid_mask))
+
+
+def boundary_f1(
+    pred: Float[np.ndarray, "h w"], gt: Float[np.ndarray, "h w"], valid_mask: Bool[np.ndarray, "h w"]
+) -> float:
+    """F1 of occluding contours, [0, 1], blind to a common scale: Depth Pro's score for sharp boundaries.
+
+    A contour runs between two neighbours, in one of four directions, where the farther is more than t times as far as
+    the nearer. For each of ten ratios t from 1.05 to 1.25, precision and recall of the predicted contours are averaged
+    over the directions and combined; the F1 values are averaged with weights proportional to t. A direction without
+    contours has precision (recall) 0, so a map without any scores 0. Only pairs of valid pixels count: on sparse ground
+    truth there are few.
+
+    Paper: Bochkovskii et al. 2024 (Depth Pro), §3.2 and its published evaluation.
+    """
+    _valid_pixels(pred, gt, valid_mask)
+    levels = len(_CONTOUR_RATIOS)
+    # Number of pairs whose contour is seen up to each ratio, by direction: in both maps, in pred, in gt.
+    counts = np.zeros((3, 4, levels))
+    for axis in (0, 1):
+        first, second = ((slice(None), slice(None, -1)), (slice(None), slice(1, None)))
+        if axis == 0:
+            first, second = first[::-1], second[::-1]
+        pairs = valid_mask[first] & valid_mask[second]
+        near = [depth[first][pairs].astype(np.float64) for depth in (pred, gt)]
+        far = [depth[second][pairs].astype(np.float64) for depth in (pred, gt)]
+        # Few pairs are a contour in either map; the margin leaves the decision to the exact quotients below.
+        ratios = [b / a for a, b in zip(near, far, strict=True)]
+        some = np.logical_or.reduce([np.abs(ratio - 1.0) > _NO_CONTOUR for ratio in ratios])
+        near, far = ([values[some] for values in maps] for maps in (near, far))
+        for sign, (over, under) in enumerate(((far, near), (near, far))):
+            # Number of ratios that a pair exceeds: its contour is seen at all of them.
+            in_pred, in_gt = (np.searchsorted(_CONTOUR_RATIOS, a / b) for a, b in zip(over, under, strict=True))
+            for row, exceeded in enumerate((np.minimum(in_pred, in_gt), in_pred, in_gt)):
+                found = np.bincount(exceeded, minlength=levels + 1)
+                counts[row, 2 * axis + sign] = found[::-1].cumsum()[::-1][1:]
+    hits, predicted, true = counts
+    precision = (hits / np.maximum(predicted, 1)).mean(axis=0)
+    recall = (hits / np.maximum(true, 1)).mean(axis=0)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
+    return float(np.average(f1, weights=_CONTOUR_RATIOS))
 
 
 METRICS: MappingProxyType[str, Callable[..., float]] = MappingProxyType(
@@ -112,15 +150,52 @@ def depth_metrics(
         DataError: no valid pixel, or ground truth that is not positive and finite on a valid pixel.
         InvalidValueError: a prediction that is not positive and finite on a valid pixel.
     """
-    p, d = _valid_pixels(pred, gt, valid_mask)
-    everywhere = np.ones(p.shape, dtype=bool)
-    return {name: metric(p, d, everywhere) for name, metric in METRICS.items()}
+    pixels = _valid_pixels(pred, gt, valid_mask)
+    deltas = {f"delta{k}": _share_below(pixels, 1.25**k) for k in (1, 2, 3)}
+    return {name: deltas[name] if name in deltas else _FORMULAS[name](pixels) for name in METRICS}
+
+
+class _Pixels:
+    """Valid pixels of both maps in float64, and what several metrics need of them, computed once."""
+
+    def __init__(self, pred: Float64[np.ndarray, " n"], gt: Float64[np.ndarray, " n"]) -> None:
+        self.pred, self.gt = pred, gt
+
+    @cached_property
+    def error(self) -> Float64[np.ndarray, " n"]:
+        return self.pred - self.gt
+
+    @cached_property
+    def ratio(self) -> Float64[np.ndarray, " n"]:
+        """The larger over the smaller of the two, ≥ 1."""
+        return np.maximum(self.pred / self.gt, self.gt / self.pred)
+
+    @cached_property
+    def log_error(self) -> Float64[np.ndarray, " n"]:
+        return np.log(self.pred / self.gt)
+
+
+_FORMULAS: MappingProxyType[str, Callable[[_Pixels], float]] = MappingProxyType(
+    {
+        "abs_rel": lambda x: float(np.mean(np.abs(x.error) / x.gt)),
+        "sq_rel": lambda x: float(np.mean(x.error**2 / x.gt)),
+        "rmse": lambda x: float(np.sqrt(np.mean(x.error**2))),
+        "rmse_log": lambda x: float(np.sqrt(np.mean(x.log_error**2))),
+        "log10": lambda x: float(np.mean(np.abs(x.log_error)) / np.log(10.0)),
+        "i_rmse": lambda x: float(np.sqrt(np.mean((1.0 / x.pred - 1.0 / x.gt) ** 2))),
+        "silog": lambda x: float(100.0 * np.std(x.log_error)),
+    }
+)
+
+
+def _share_below(pixels: _Pixels, limit: float) -> float:
+    return float(np.mean(pixels.ratio < limit))
 
 
 def _valid_pixels(
     pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
-) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
-    """Valid pixels of both maps in float64, all positive and finite.
+) -> _Pixels:
+    """Valid pixels of both maps, all positive and finite.
 
     A negative prediction must not pass: its ratios are below any threshold, so `delta` would count it as correct.
     """
@@ -133,4 +208,4 @@ def _valid_pixels(
         raise InvalidValueError(
             "the prediction is not positive and finite on valid pixels; align it and clip it to at least 0.001 first"
         )
-    return p, d
+    return _Pixels(p, d)

@@ -47,9 +47,9 @@ def checkpoint_sha256(directory: Path) -> str:
 
     That is: the weights (ONNX, safetensors) and configurations of the networks, the scheduler, and the embedding of the
     empty prompt: the text encoder that makes it where there is one (what it made may be stored beside it later), else
-    the stored one. Not model_index.json, whose defaults stand in the record as settings. Hashed are the lines `<path> <SHA-256 of the file>`, sorted, so that
-    neither the folder's place nor its name counts. Files from 256 MiB are hashed once and remembered in the user's
-    cache folder by path, size and time of change.
+    the stored one. Not model_index.json, whose defaults stand in the record as settings. Hashed are the lines `<path>
+    <SHA-256 of the file>`, sorted, so that neither the folder's place nor its name counts. Files from 256 MiB are
+    hashed once and remembered in the user's cache folder by path, size and time of change.
     """
     found = [*directory.glob("scheduler/scheduler_config.json")]
     has_text_encoder = (directory / "text_encoder").is_dir()

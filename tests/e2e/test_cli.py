@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmark_data import make_depth, make_diode, make_folder_benchmark
 from tiny import make_photo
 
 # The environment finds the package installed or, in a checkout, on the path of this process.
@@ -283,14 +284,77 @@ def test_evaluate(tmp_path: Path, onnx_checkpoint: Path) -> None:
     table = openmarigold(*command)
     assert table.returncode == 0, table.stderr
     assert table.stderr == ""
-    for text in ("tiny-8-onnx", "constant", "image row", "room", "2 places", "all"):
+    for text in ("tiny-8-onnx", "constant", "image row", "room", "2 places", "all", "95 % interval over places"):
         assert text in table.stdout
+    # The image row is disparity: another protocol, another table.
+    first, second = table.stdout.split("protocol")[1:]
+    assert "marigold" in first and "constant" in first and "image row" not in first
+    assert "disparity" in second and "image row" in second
     reports = json.loads(openmarigold(*command, "--json").stdout)
     assert list(reports) == ["tiny-8-onnx", "constant", "image row"]
     assert reports["image row"]["kinds"]["all"]["abs_rel"] < reports["constant"]["kinds"]["all"]["abs_rel"]
     assert [image["name"] for image in reports["constant"]["images"]] == ["room-a", "room-b"]
 
     assert_one_error_line(openmarigold("evaluate", "--benchmark", tmp_path / "none"), "manifest.json cannot be read")
+
+
+def test_evaluate_saved_maps_resumed_and_compared(tmp_path: Path, onnx_checkpoint: Path) -> None:
+    benchmark = make_folder_benchmark(tmp_path / "benchmark")
+    photos = [benchmark / name / "rgb.jpg" for name in names_in(benchmark) if (benchmark / name).is_dir()]
+    maps = tmp_path / "maps"
+    for photo in photos:
+        command = ("predict", photo, "-o", maps / photo.parent.name, "--checkpoint", onnx_checkpoint)
+        if photo is photos[0]:
+            assert openmarigold(*command).returncode == 0
+        else:
+            (maps / photo.parent.name).mkdir()
+            np.save(maps / photo.parent.name / "rgb_depth.npy", np.asarray(Image.open(photo).convert("F")))
+    command = ("evaluate", "--benchmark", benchmark, "--predictions", maps)
+    for name, workers in {"a": 1, "b": 2}.items():
+        result = openmarigold(*command, "--output-dir", tmp_path / name, "--num-workers", workers)
+        assert result.returncode == 0, result.stderr
+        assert f"summary.json, images.csv, page.html -> {tmp_path / name}" in result.stdout
+    first, second = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("a", "b"))
+    assert first.pop("times")["images_from_earlier_runs"] == second.pop("times")["images_from_earlier_runs"] == 0
+    assert first == second
+    disparity = openmarigold(*command, "--invariance", "disparity", "-o", tmp_path / "c", "--json")
+    assert json.loads(disparity.stdout)["maps"]["protocol"] == "disparity"
+
+    for words in (("evaluate", "compare"), ("compare",)):
+        result = openmarigold(*words, tmp_path / "a", tmp_path / "b")
+        assert result.returncode == 0, result.stderr
+        assert "6 images of folder, protocol marigold" in result.stdout
+        assert "undecided" in result.stdout
+    assert_one_error_line(openmarigold("compare", tmp_path / "a", tmp_path / "c"), "only runs of one protocol")
+    assert_one_error_line(openmarigold(*command, "--protocol", "metric"), "does not score affine_depth estimates")
+
+    photos[1].write_bytes(b"damaged")
+    result = openmarigold(*command, "-o", tmp_path / "a")
+    assert result.returncode == 2
+    assert "1 of 6 images could not be scored" in result.stderr
+    result = openmarigold(*command, "-o", tmp_path / "a", "--allow-partial")
+    assert result.returncode == 1
+    assert "1 images failed and are not counted" in result.stdout
+
+
+def test_known_benchmarks_and_the_papers_table(tmp_path: Path, onnx_checkpoint: Path) -> None:
+    listed = openmarigold("data", "list").stdout
+    assert all(name in listed for name in ("nyuv2", "kitti", "eth3d", "scannet", "diode", "654", "[mm]"))
+    where = openmarigold("data", "where", "diode", "--data", "/somewhere").stdout
+    assert "/somewhere/diode/val.tar" in where and "https://diode-dataset.org" in where
+    assert_one_error_line(openmarigold("data", "where", "diod"), "unknown benchmark 'diod'; use one of nyuv2")
+
+    make_diode(tmp_path / "data" / "diode", {"indoors/scene_1/scan_1/a": make_depth(24, 32)})
+    known = ("evaluate", "--benchmark", "diode", "--data", tmp_path / "data", "--checkpoint", onnx_checkpoint)
+    assert_one_error_line(openmarigold(*known), "holds 1 images of DIODE", "771 are needed", "--allow-partial")
+    result = openmarigold(*known, "--allow-partial", "--json")
+    assert json.loads(result.stdout)["tiny-8-onnx"]["kinds"]["all"]["num_images"] == 1
+
+    command = ("reproduce", "ensemble", "--data", tmp_path / "data", "--checkpoint", onnx_checkpoint, "-o", tmp_path)
+    result = openmarigold(*command)
+    assert result.returncode == 1, result.stderr
+    assert result.stdout.count("not run") >= 10
+    assert "nyuv2 does not exist; `openmarigold data where nyuv2-train`" in result.stdout.replace("\n", " ")
 
 
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
@@ -301,12 +365,12 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         after = os.times()
         seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
         assert result.returncode == 0
-        names = ("predict", "inspect", "evaluate", "train", "export", "checkpoint")
+        names = ("predict", "inspect", "evaluate", "compare", "reproduce", "data", "train", "export", "checkpoint")
         assert all(name in result.stdout for name in names)
     # Processor time, so that other jobs on the machine do not count; it takes about 0.1 s.
     assert min(seconds) < 0.3
 
-    for command in ("", "predict", "inspect", "evaluate", "train", "export", "checkpoint", "checkpoint save"):
+    for command in ("", *names, "checkpoint save", "data where"):
         code = (
             f"import sys; from openmarigold.cli import main\ntry: main([*{command!r}.split(), '--help'])\n"
             "except SystemExit: pass\n"

@@ -37,6 +37,15 @@ def test_readme_snippet(monkeypatch: pytest.MonkeyPatch) -> None:
     assert names["prediction"].depth.shape == (480, 640)  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def test_evaluation_snippet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    text = (REPOSITORY / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(compile(snippet, "evaluation.md", "exec"), names)
+    assert names["report"].protocol == "marigold"  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_readme_is_short_and_its_links_lead_somewhere() -> None:
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 150

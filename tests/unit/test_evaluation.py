@@ -3,41 +3,31 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from benchmark_data import add_folder_image
+from openmarigold.data.benchmarks import open_folder_benchmark
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.evaluation import (
+    DepthEstimator,
     Estimator,
+    Invariance,
     constant_estimator,
     evaluate,
     image_row_estimator,
-    mean_over_places,
     predictor_estimator,
-    read_sample,
 )
+from openmarigold.evaluation.statistics import summarise
 from openmarigold.predictor import Predictor
-from tiny import make_photo
-
-
-def add_image(benchmark: Path, name: str, kind: str, place: str, depth: np.ndarray, *, scale: int = 1000) -> None:
-    folder = benchmark / name
-    folder.mkdir(parents=True)
-    Image.fromarray(make_photo(*depth.shape)).save(folder / "rgb.jpg")
-    Image.fromarray(np.rint(depth * scale).astype(np.uint16)).save(folder / "depth.png")
-    (folder / "meta.json").write_text(json.dumps({"kind": kind, "place": place, "depth_scale": scale, "invalid": 0}))
-    manifest = benchmark / "manifest.json"
-    entries = json.loads(manifest.read_text()) if manifest.exists() else []
-    manifest.write_text(json.dumps([*entries, {"name": name, "kind": kind, "place": place}]))
 
 
 class Careless:
     """An estimator from elsewhere that returns another size than the photo's."""
 
-    space: Literal["depth", "disparity"] = "depth"
+    invariance: Invariance = "affine_depth"
 
     def __call__(self, rgb: np.ndarray, /) -> np.ndarray:
         return np.ones((2, 2))
@@ -50,15 +40,16 @@ def benchmark(tmp_path: Path) -> Path:
     rows, columns = np.mgrid[:24, :32]
     half_known = 1.0 + columns / 16
     half_known[:, :16] = 0
-    add_image(directory, "room-a-1", "room", "a", 1.0 + rows / 24)
-    add_image(directory, "room-a-2", "room", "a", 1.0 + columns / 32)
-    add_image(directory, "room-b-1", "room", "b", half_known)
-    add_image(directory, "street-c-1", "outdoor", "c", 5 + 70.0 * (columns >= 16), scale=256)
+    add_folder_image(directory, "room-a-1", "room", "a", 1.0 + rows / 24)
+    add_folder_image(directory, "room-a-2", "room", "a", 1.0 + columns / 32)
+    add_folder_image(directory, "room-b-1", "room", "b", half_known)
+    add_folder_image(directory, "street-c-1", "outdoor", "c", 5 + 70.0 * (columns >= 16), scale=256)
     return directory
 
 
 def test_a_perfect_estimate_scores_perfectly(benchmark: Path) -> None:
-    truths = iter([read_sample(benchmark, entry) for entry in json.loads((benchmark / "manifest.json").read_text())])
+    opened = open_folder_benchmark(benchmark)
+    truths = iter([opened.sample(entry) for entry in opened.entries])
     calls: list[tuple[int, int]] = []
     report = evaluate(
         benchmark,
@@ -81,11 +72,12 @@ def test_means_go_over_places_not_images(benchmark: Path) -> None:
     assert report.kinds["all"].metrics["abs_rel"] == pytest.approx(all_places)
     assert [(kind.num_places, kind.num_images) for kind in report.kinds.values()] == [(2, 3), (1, 1), (3, 4)]
     assert json.loads(json.dumps(report.to_dict()))["kinds"]["all"]["num_places"] == 3
-    assert mean_over_places(report.images[:1])["all"].metrics == report.images[0].metrics
+    assert summarise(report.images[:1], over_places=True)["all"].metrics == report.images[0].metrics
 
 
 def test_a_constant_becomes_the_mean_depth(benchmark: Path) -> None:
-    sample = read_sample(benchmark, {"name": "room-b-1", "kind": "room", "place": "b"})
+    opened = open_folder_benchmark(benchmark)
+    sample = opened.sample(opened.entries[2])
     depth = sample.depth[sample.valid_mask]
     score = {image.name: image.metrics for image in evaluate(benchmark, constant_estimator()).images}["room-b-1"]
     assert score["abs_rel"] == pytest.approx(np.mean(np.abs(depth.mean() - depth) / depth))
@@ -93,7 +85,7 @@ def test_a_constant_becomes_the_mean_depth(benchmark: Path) -> None:
 
 def test_image_row_is_exact_on_a_floor(tmp_path: Path) -> None:
     rows = np.mgrid[:24, :32][0]
-    add_image(tmp_path, "floor", "room", "a", 10 / (rows + 2.0))
+    add_folder_image(tmp_path, "floor", "room", "a", 10 / (rows + 2.0))
     report = evaluate(tmp_path, image_row_estimator())
     assert report.kinds["all"].metrics["abs_rel"] < 1e-3
 
@@ -103,14 +95,14 @@ def test_depth_is_clipped_after_the_fit(tmp_path: Path, kind: str, maximum: floa
     depth = np.full((24, 32), 3.0)
     depth[:, 16:] = 6.0
     depth[0, 0] = 0  # invalid, and where the estimate is far out
-    add_image(tmp_path, "one", kind, "a", depth)
+    add_folder_image(tmp_path, "one", kind, "a", depth)
     estimate = depth.copy()
     estimate[0, 0] = 1e6
     assert evaluate(tmp_path, Estimator(lambda rgb: estimate)).kinds["all"].metrics["abs_rel"] < 1e-6
 
     far = np.full((24, 32), 60.0)
     far[:, 16:] = 30.0
-    add_image(tmp_path / "far", "one", kind, "a", far)
+    add_folder_image(tmp_path / "far", "one", kind, "a", far)
     aligned = np.minimum(far, maximum)
     score = evaluate(tmp_path / "far", Estimator(lambda rgb: far)).kinds["all"].metrics["abs_rel"]
     assert score == pytest.approx(np.mean(np.abs(aligned - far) / far), abs=1e-6)
@@ -119,6 +111,7 @@ def test_depth_is_clipped_after_the_fit(tmp_path: Path, kind: str, maximum: floa
 def test_a_predictor_is_an_estimator(benchmark: Path, onnx_checkpoint: Path) -> None:
     predictor = Predictor.load(onnx_checkpoint)
     reports = [evaluate(benchmark, predictor_estimator(predictor, ensemble_size=2)) for _ in range(2)]
+    assert isinstance(predictor_estimator(predictor), DepthEstimator)
     assert reports[0] == reports[1]
     assert reports[0].kinds["all"].metrics["abs_rel"] > 0
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`openmarigold evaluate`: scores on a folder of photos with measured depth."""
+"""`openmarigold evaluate`: scores on photos with measured depth."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from openmarigold.cli.terminal import progress_bar
+from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar
 from openmarigold.config import PredictConfig
 
 if TYPE_CHECKING:
@@ -20,13 +20,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Measure a model on a folder of photos with measured depth.
+    """Measure a model, or depth maps of any tool, on photos with measured depth.
 
-    Per image, scale and shift are fitted to the measured depth; scores are means over the places of a kind.
+    Per image, scale and shift are fitted to the measured depth; scores are means over images or, for a folder, over the
+    places of a kind. `evaluate compare A B` compares the output folders of two runs.
     """
 
     benchmark: Path
-    """Folder with manifest.json and, for each image, a folder with rgb.jpg, depth.png and meta.json."""
+    """Folder, tar or zip with manifest.json and, for each image, a folder with rgb.jpg, depth.png and meta.json. With
+    --data: a name, such as nyuv2 (`openmarigold data list`)."""
+    data: Path | None = None
+    """Folder of the known benchmarks (`openmarigold data where NAME`)."""
+    predictions: Path | None = None
+    """Folder of depth maps (npy, exr, 16-bit png) to score instead of a model."""
+    invariance: Literal["affine_depth", "scale", "metric", "disparity"] = "affine_depth"
+    """What the maps of --predictions are: depth up to scale and shift, up to scale, in metres, or disparity."""
+    protocol: Literal["marigold", "disparity", "log-ransac", "scale", "metric"] | None = None
+    """How maps are aligned. None: disparity for disparity, else marigold."""
+    output_dir: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
+    """Folder of the report: summary.json, images.csv, page.html. An interrupted run goes on."""
+    num_workers: int = 1
+    """Images that are read and scored at the same time; the result does not depend on it."""
+    allow_partial: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Score what is there where images are missing or damaged."""
     baselines: tyro.conf.FlagCreatePairsOff[bool] = False
     """Also score two estimators that do not look at the photo: a constant, and the image row."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -36,37 +52,72 @@ class Evaluate:
 
 def run_evaluate(command: Evaluate) -> int:
     """Scores, prints a table or JSON, and returns the exit status."""
-    from openmarigold.evaluation import BASELINES, evaluate, predictor_estimator, read_manifest
-    from openmarigold.predictor import Predictor
+    from openmarigold.data.benchmarks import open_benchmark, open_folder_benchmark
+    from openmarigold.evaluation.contestants import baseline_contestants, predictor_contestant, saved_contestant
+    from openmarigold.evaluation.runner import evaluate_benchmark
 
-    read_manifest(command.benchmark)
-    config = command.config
-    predictor = Predictor.from_config(config)
-    estimator = predictor_estimator(predictor, **config.call_options)
-    estimators = {predictor.name: estimator}
+    if command.data is None:
+        benchmark = open_folder_benchmark(command.benchmark)
+    else:
+        benchmark = open_benchmark(str(command.benchmark), command.data, allow_partial=command.allow_partial)
+    if command.predictions is None:
+        contestant = predictor_contestant(command.config)
+    else:
+        contestant = saved_contestant(command.predictions, command.invariance)
+    runs = [(contestant, command.protocol, command.output_dir)]
     if command.baselines:
-        estimators |= {name: make() for name, make in BASELINES.items()}
-    reports = {}
-    for name, chosen in estimators.items():
-        with progress_bar(name) as (advance, _):
-            reports[name] = evaluate(command.benchmark, chosen, progress=advance)
+        # They have protocols of their own: the image row is disparity.
+        for baseline in baseline_contestants():
+            folder = None if command.output_dir is None else command.output_dir / baseline.name.replace(" ", "-")
+            runs.append((baseline, None, folder))
+    reports: dict[str, Report] = {}
+    for chosen, protocol, folder in runs:
+        with progress_bar(chosen.name) as (advance, note):
+            reports[chosen.name] = evaluate_benchmark(
+                benchmark,
+                chosen,
+                protocol=protocol,
+                output_dir=folder,
+                num_workers=command.num_workers,
+                allow_partial=command.allow_partial,
+                progress=advance,
+                note=note,
+            )
     if command.json:
         print(json.dumps({name: report.to_dict() for name, report in reports.items()}, indent=2))
     else:
-        _print_table(reports)
-    return 0
+        _print_tables(reports)
+        if command.output_dir is not None:
+            print(f"summary.json, images.csv, page.html -> {command.output_dir}")
+    return EXIT_SOME_FAILED if any(report.failed for report in reports.values()) else 0
 
 
-def _print_table(reports: dict[str, Report]) -> None:
+def _print_tables(reports: dict[str, Report]) -> None:
+    """A table for each protocol, since their scores must not be compared."""
     from rich.console import Console
     from rich.table import Table
 
-    kinds = next(iter(reports.values())).kinds
-    table = Table(title="AbsRel % (lower is better) / delta1 % (higher is better)")
-    table.add_column("estimator")
-    for name, kind in kinds.items():
-        table.add_column(f"{name}\n{kind.num_places} places", justify="right")
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    for protocol in dict.fromkeys(report.protocol for report in reports.values()):
+        chosen = {name: report for name, report in reports.items() if report.protocol == protocol}
+        kinds = next(iter(chosen.values())).kinds
+        table = Table(title=f"AbsRel % (lower is better) / delta1 % (higher is better), protocol {protocol}")
+        table.add_column("estimator")
+        for name, kind in kinds.items():
+            table.add_column(f"{name}\n{_counts(kind.num_places, kind.num_images)}", justify="right")
+        for name, report in chosen.items():
+            scores = (kind.metrics for kind in report.kinds.values())
+            table.add_row(name, *(f"{100 * score['abs_rel']:.1f} / {100 * score['delta1']:.1f}" for score in scores))
+        console.print(table)
     for name, report in reports.items():
-        scores = (kind.metrics for kind in report.kinds.values())
-        table.add_row(name, *(f"{100 * score['abs_rel']:.1f} / {100 * score['delta1']:.1f}" for score in scores))
-    Console(width=None if sys.stdout.isatty() else 100).print(table)
+        for what, intervals in report.kinds["all"].intervals.items():
+            spans = " / ".join(
+                f"{100 * low:.1f}–{100 * high:.1f}" for low, high in (intervals["abs_rel"], intervals["delta1"])
+            )
+            print(f"{name}, all: 95 % interval over {what} {spans}")
+        if report.failed:
+            print(f"{name}: {len(report.failed)} images failed and are not counted")
+
+
+def _counts(num_places: int, num_images: int) -> str:
+    return f"{num_places} places" if num_places == num_images else f"{num_places} places\n{num_images} images"

@@ -1,2 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training data: where samples come from (`sources`) and how they are varied (`augmentation`). No torch here."""
+"""Data sets; no torch here.
+
+For training, where samples come from (`sources`) and how they are varied (`augmentation`). For evaluation, the
+benchmarks (`benchmarks`: the rows; `benchmark`: access to one; `benchmark_readers`, `nyuv2`: formats; `archives`:
+folders, tars and zips).
+"""

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`openmarigold compare` (also `evaluate compare`): whether one run is better than another on the same images."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+if TYPE_CHECKING:
+    from openmarigold.evaluation.compare import Comparison
+
+# Metric, its label, factor and digits.
+_SHOWN = (
+    ("abs_rel", "AbsRel %", 100, 2),
+    ("delta1", "delta1 %", 100, 2),
+    ("rmse", "RMSE m", 1, 3),
+    ("silog", "SILog", 1, 2),
+    ("boundary_f1", "boundary F1 %", 100, 2),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Compare two runs of `evaluate` on the same images by a paired bootstrap."""
+
+    a: tyro.conf.Positional[Path]
+    """Output folder (or summary.json) of a run."""
+    b: tyro.conf.Positional[Path]
+    """Output folder (or summary.json) of another run."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print all metrics as JSON."""
+
+
+def run_compare(command: Compare) -> int:
+    """Compares, prints, and returns the exit status."""
+    from openmarigold.evaluation.compare import compare
+
+    comparison = compare(command.a, command.b)
+    if command.json:
+        print(json.dumps(comparison.to_dict(), indent=2))
+    else:
+        _print_table(comparison)
+    return 0
+
+
+def _print_table(comparison: Comparison) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title=f"{comparison.num_images} images of {comparison.benchmark}, protocol {comparison.protocol}",
+        caption="better: where every 95 % interval of b - a excludes 0",
+    )
+    for heading in ("metric", "a", "b", "b - a"):
+        table.add_column(heading, justify="left" if heading == "metric" else "right")
+    kinds = next(iter(comparison.differences.values())).intervals
+    for what in kinds:
+        table.add_column(f"95 % over {what}", justify="right")
+    table.add_column("better")
+    for metric, label, factor, digits in _SHOWN:
+        difference = comparison.differences[metric]
+        table.add_row(
+            label,
+            *(f"{factor * value:.{digits}f}" for value in (difference.a, difference.b)),
+            f"{factor * difference.difference:+.{digits}f}",
+            *(
+                f"{factor * low:+.{digits}f} … {factor * high:+.{digits}f}"
+                for low, high in difference.intervals.values()
+            ),
+            comparison.verdict(metric),
+        )
+    Console(width=None if sys.stdout.isatty() else 110).print(table)

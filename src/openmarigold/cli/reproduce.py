@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`openmarigold reproduce`: the paper's tables, ours beside the published numbers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar
+from openmarigold.config import PredictConfig
+
+if TYPE_CHECKING:
+    from openmarigold.evaluation.published import Cell
+    from openmarigold.evaluation.reproduce import CellResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduce:
+    """Run a table of the paper and print our numbers beside the published ones.
+
+    Steps, ensemble size, resolution and seed are pinned to the paper's. A run goes on where it was interrupted.
+    """
+
+    table: tyro.conf.Positional[Literal["table1", "ensemble", "steps", "noise", "data-mix"]]
+    """Table 1; the curves of ensemble size and steps; the ablations of training noise and data."""
+    data: Path
+    """Folder of the benchmarks (`openmarigold data where NAME`)."""
+    checkpoint: tuple[str, ...]
+    """Checkpoint folder; for noise and data-mix LABEL=DIR, one or more of the table's rows."""
+    output_dir: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
+    """Folder of the reports, one below it for each cell."""
+    benchmarks: tuple[str, ...] = ()
+    """Only these benchmarks."""
+    allow_partial: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Score what is there where images are missing or damaged; such cells are marked."""
+    num_workers: int = 1
+    """Images that are read and scored at the same time; the result does not depend on it."""
+    device: str = PredictConfig.device
+    """Where the networks run: auto, cpu, cuda, cuda:1 or mps."""
+    batch_size: int = PredictConfig.batch_size
+    """Ensemble members that are denoised at once on a GPU."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print the cells as JSON."""
+
+
+def run_reproduce(command: Reproduce) -> int:
+    """Runs the cells, prints them, and returns the exit status."""
+    from openmarigold.evaluation.reproduce import find_table, parse_checkpoints, reproduce
+
+    table = find_table(command.table)
+    checkpoints = parse_checkpoints(table, command.checkpoint)
+    with progress_bar(command.table) as (advance, note):
+        results = reproduce(
+            table,
+            data_dir=command.data,
+            checkpoints=checkpoints,
+            output_dir=command.output_dir,
+            benchmarks=command.benchmarks,
+            config=PredictConfig(device=command.device, batch_size=command.batch_size),
+            num_workers=command.num_workers,
+            allow_partial=command.allow_partial,
+            progress=advance,
+            note=note,
+        )
+    if command.json:
+        print(json.dumps([result.to_dict() for result in results], indent=2))
+    else:
+        _print_table(table.title, results)
+    return EXIT_SOME_FAILED if any(result.reason is not None for result in results) else 0
+
+
+def _print_table(title: str, results: Sequence[CellResult]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    table = Table(title=f"{title}\nAbsRel % / delta1 %, protocol marigold", caption="~ read off a figure's axis")
+    table.add_column("row")
+    table.add_column("benchmark")
+    for heading in ("published", "ours", "difference"):
+        table.add_column(heading, justify="right")
+    table.add_column("images", justify="right")
+    for result in results:
+        table.add_row(
+            result.cell.row,
+            result.cell.benchmark,
+            _published(result.cell),
+            "quoted only" if result.cell.model is None else _pair(result.ours or (None, None), ".1f", "not run"),
+            _pair(result.difference, "+.1f", ""),
+            _images(result),
+        )
+    console.print(table)
+    reasons: dict[str, list[str]] = {}
+    for result in results:
+        if result.reason is not None:
+            reasons.setdefault(result.reason, []).append(f"{result.cell.row} on {result.cell.benchmark}")
+    for reason, cells in reasons.items():
+        print(f"not run: {'; '.join(cells)}: {reason}")
+
+
+def _published(cell: Cell) -> str:
+    return ("~" if cell.read_off and cell.abs_rel is not None else "") + _pair((cell.abs_rel, cell.delta1), ".1f", "–")
+
+
+def _pair(pair: tuple[float | None, float | None], digits: str, absent: str) -> str:
+    numbers = [format(number, digits) for number in pair if number is not None]
+    return " / ".join(numbers) or absent
+
+
+def _images(result: CellResult) -> str:
+    if result.report is None:
+        return ""
+    count, expected = len(result.report.images), result.report.expected
+    return str(count) if count == expected else f"{count} of {expected}"

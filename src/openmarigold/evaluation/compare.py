@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether one run is better than another on the same images: a paired bootstrap of the difference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from openmarigold.errors import InvalidValueError
+from openmarigold.evaluation.report import Report, read_report
+from openmarigold.evaluation.statistics import Difference, paired_differences
+
+_HIGHER_IS_BETTER = frozenset({"delta1", "delta2", "delta3", "boundary_f1"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Differences of two runs by metric."""
+
+    benchmark: str
+    protocol: str
+    num_images: int
+    differences: Mapping[str, Difference]
+
+    def verdict(self, metric: str) -> str:
+        """Who is better: "a" or "b" where every interval of the difference excludes 0, else "undecided"."""
+        intervals = self.differences[metric].intervals.values()
+        if all(high < 0 for _, high in intervals):
+            return "a" if metric in _HIGHER_IS_BETTER else "b"
+        if all(low > 0 for low, _ in intervals):
+            return "b" if metric in _HIGHER_IS_BETTER else "a"
+        return "undecided"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "benchmark": self.benchmark,
+            "protocol": self.protocol,
+            "num_images": self.num_images,
+            "differences": {
+                name: {**asdict(difference), "better": self.verdict(name)}
+                for name, difference in self.differences.items()
+            },
+        }
+
+
+def compare(a: Path, b: Path) -> Comparison:
+    """Comparison of two runs by their output folders or summary files.
+
+    Raises:
+        DataError: one is missing or damaged.
+        InvalidValueError: they differ in benchmark, protocol, images or the images' files.
+    """
+    return compare_reports(read_report(a), read_report(b))
+
+
+def compare_reports(a: Report, b: Report) -> Comparison:
+    """Comparison of two reports.
+
+    Raises:
+        InvalidValueError: they differ in benchmark, protocol, images or the images' files.
+    """
+    for what in ("benchmark", "protocol"):
+        first, second = getattr(a, what), getattr(b, what)
+        if first != second:
+            raise InvalidValueError(
+                f"the runs have {what} {first} and {second}; only runs of one {what} can be compared"
+            )
+    by_name = {image.name: image for image in b.images}
+    names = [image.name for image in a.images]
+    differing = sorted(set(names) ^ by_name.keys())
+    if differing:
+        raise InvalidValueError(
+            f"{len(differing)} images, such as {differing[0]}, were scored in one run only; score the same images"
+        )
+    changed = [image.name for image in a.images if image.input_hash != by_name[image.name].input_hash]
+    if changed:
+        raise InvalidValueError(
+            f"the files of {len(changed)} images, such as {changed[0]}, changed between the runs; evaluate both again"
+        )
+    ordered = [by_name[name] for name in names]
+    return Comparison(
+        benchmark=a.benchmark,
+        protocol=a.protocol,
+        num_images=len(names),
+        differences=paired_differences(a.images, ordered, over_places=a.over_places),
+    )

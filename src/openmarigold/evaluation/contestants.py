@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Estimators as runs need them: loaded late, and with a description that changes whenever their maps may."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openmarigold.checkpoint import read_checkpoint
+from openmarigold.config import PredictConfig
+from openmarigold.evaluation.estimators import (
+    BASELINES,
+    DepthEstimator,
+    Invariance,
+    SavedPredictions,
+    predictor_estimator,
+)
+from openmarigold.predictor import Predictor
+from openmarigold.provenance import checkpoint_sha256
+
+# What a checkpoint's depth is known up to, in the words of the protocols. An absolute one has no unit of its own.
+_INVARIANCES: Mapping[str, Invariance] = {"affine": "affine_depth", "scale": "scale", "absolute": "scale"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """An estimator for a run: loaded when the first image needs it, and described so that a run can be resumed.
+
+    Attributes:
+        name: what tables call it.
+        load: gives the estimator, or saved predictions.
+        invariance: as the estimator's.
+        settings: everything its maps depend on, such as the hash of its weights; written to the report.
+    """
+
+    name: str
+    load: Callable[[], DepthEstimator | SavedPredictions]
+    invariance: Invariance
+    settings: Mapping[str, Any]
+
+
+def predictor_contestant(config: PredictConfig) -> Contestant:
+    """A checkpoint with settings, the checkpoint's defaults in the place of None.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+    """
+    checkpoint = read_checkpoint(
+        config.checkpoint,
+        variant=config.variant,
+        revision=config.revision,
+        local_files_only=config.local_files_only,
+    )
+    options = {name: value for name, value in config.call_options.items() if name != "batch_size"}
+    defaults = {name: getattr(checkpoint, f"default_{name}", None) for name in options}
+    settings = {name: defaults[name] if value is None else value for name, value in options.items()}
+
+    def load() -> DepthEstimator:
+        return predictor_estimator(Predictor.from_config(config), **config.call_options)
+
+    return Contestant(
+        name=checkpoint.name,
+        load=load,
+        invariance=_INVARIANCES[checkpoint.invariance],
+        settings={
+            "checkpoint": checkpoint.name,
+            "checkpoint_sha256": checkpoint_sha256(checkpoint.directory),
+            "device": config.device,
+            "dtype": config.dtype,
+            **settings,
+        },
+    )
+
+
+def saved_contestant(directory: Path, invariance: Invariance) -> Contestant:
+    """Maps that lie in a folder.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    saved = SavedPredictions(directory, invariance)
+    return Contestant(
+        name=directory.resolve().name,
+        load=lambda: saved,
+        invariance=invariance,
+        settings={"predictions": directory.resolve().name, "invariance": invariance},
+    )
+
+
+def baseline_contestants() -> list[Contestant]:
+    """The estimators of `BASELINES`, which do not look at the photo."""
+    return [
+        Contestant(name=name, load=make, invariance=make().invariance, settings={"baseline": name})
+        for name, make in BASELINES.items()
+    ]

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The paper's tables as rows: published numbers [%] and the settings they were made with.
+
+Paper: table 1, the ablations of noise, data mix, ensemble size and steps. Where a figure shows a curve, only the ends
+of its axis are known, to about a tenth (`read_off`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+SEED = 1234
+PAPER_STEPS, PAPER_ENSEMBLE = 50, 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One number pair of a table: what was run on what, and AbsRel and delta1 as published [%].
+
+    Attributes:
+        row: the table's row.
+        benchmark: name of the benchmark.
+        model: label of the checkpoint it needs; "" is the only one of a table, None a peer, whose number is quoted.
+        read_off: read off a figure's axis.
+    """
+
+    row: str
+    benchmark: str
+    abs_rel: float | None = None
+    delta1: float | None = None
+    model: str | None = ""
+    num_inference_steps: int = PAPER_STEPS
+    ensemble_size: int = PAPER_ENSEMBLE
+    read_off: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperTable:
+    """A table or figure of the paper; `models` are the labels of the checkpoints it needs."""
+
+    name: str
+    title: str
+    cells: tuple[Cell, ...]
+
+    @property
+    def models(self) -> list[str]:
+        return list(dict.fromkeys(cell.model for cell in self.cells if cell.model is not None))
+
+
+_TABLE_1_SETS = ("nyuv2", "kitti", "eth3d", "scannet", "diode")
+_ABLATION_SETS = ("nyuv2-train", "kitti-val")
+
+_PEERS = {
+    "DiverseDepth": "11.7/87.5 19.0/70.4 22.8/69.4 10.9/88.2 37.6/63.1",
+    "MiDaS": "11.1/88.5 23.6/63.0 18.4/75.2 12.1/84.6 33.2/71.5",
+    "LeReS": "9.0/91.6 14.9/78.4 17.1/77.7 9.1/91.7 27.1/76.6",
+    "Omnidata": "7.4/94.5 14.9/83.5 16.6/77.8 7.5/93.6 33.9/74.2",
+    "HDN": "6.9/94.8 11.5/86.7 12.1/83.3 8.0/93.9 24.6/78.0",
+    "DPT": "9.8/90.3 10.0/90.1 7.8/94.6 8.2/93.4 18.2/75.8",
+}
+_NOISE = {
+    "gaussian": "7.7/93.4 14.2/82.1",
+    "multi-resolution": "5.8/96.1 12.1/87.1",
+    "annealed": "5.6/96.5 11.3/88.7",
+}
+# Shares of Hypersim and Virtual KITTI.
+_DATA_MIX = {
+    "100:0": "5.7/96.3 13.7/82.5",
+    "95:5": "5.8/96.2 11.1/88.8",
+    "90:10": "5.6/96.5 11.3/88.7",
+    "50:50": "6.0/96.0 12.8/85.5",
+    "0:100": "13.9/83.4 15.4/79.3",
+}
+
+
+def _row(cell: Cell, benchmarks: tuple[str, ...], numbers: str) -> Iterator[Cell]:
+    for benchmark, pair in zip(benchmarks, numbers.split(), strict=True):
+        abs_rel, delta1 = pair.split("/")
+        yield replace(cell, benchmark=benchmark, abs_rel=float(abs_rel), delta1=float(delta1))
+
+
+def _table_1() -> Iterator[Cell]:
+    for name, numbers in _PEERS.items():
+        yield from _row(Cell(row=name, benchmark="", model=None), _TABLE_1_SETS, numbers)
+    single = Cell(row="Marigold, no ensemble", benchmark="", ensemble_size=1)
+    yield from _row(single, _TABLE_1_SETS, "6.0/95.9 10.5/90.4 7.1/95.1 6.9/94.5 31.0/77.2")
+    ensemble = Cell(row="Marigold, ensemble of 10", benchmark="")
+    yield from _row(ensemble, _TABLE_1_SETS, "5.5/96.4 9.9/91.6 6.5/96.0 6.4/95.1 30.8/77.3")
+
+
+def _trained(numbers: Mapping[str, str]) -> Iterator[Cell]:
+    for label, row in numbers.items():
+        yield from _row(Cell(row=label, benchmark="", model=label), _ABLATION_SETS, row)
+
+
+def _curve(what: str, values: tuple[int, ...], known: Mapping[tuple[int, str], float]) -> Iterator[Cell]:
+    for value in values:
+        for benchmark in _ABLATION_SETS:
+            steps, members = (value, 1) if what == "steps" else (PAPER_STEPS, value)
+            yield Cell(
+                row=f"{value} {what}",
+                benchmark=benchmark,
+                abs_rel=known.get((value, benchmark)),
+                num_inference_steps=steps,
+                ensemble_size=members,
+                read_off=True,
+            )
+
+
+TABLES: Mapping[str, PaperTable] = MappingProxyType(
+    {
+        table.name: table
+        for table in (
+            PaperTable(name="table1", title="Table 1: zero-shot comparison", cells=tuple(_table_1())),
+            PaperTable(
+                name="ensemble",
+                title="Ensemble size, 50 steps",
+                cells=tuple(
+                    _curve(
+                        "members",
+                        (1, 2, 5, 10, 20),
+                        {
+                            (1, "nyuv2-train"): 6.1,
+                            (20, "nyuv2-train"): 5.5,
+                            (1, "kitti-val"): 11.9,
+                            (20, "kitti-val"): 11.2,
+                        },
+                    )
+                ),
+            ),
+            PaperTable(
+                name="steps",
+                title="Denoising steps, no ensemble, the checkpoint's own timestep spacing (leading in the paper)",
+                cells=tuple(_curve("steps", (1, 2, 5, 10, 20, 50), {(1, "nyuv2-train"): 35.0, (1, "kitti-val"): 62.0})),
+            ),
+            PaperTable(name="noise", title="Training noise", cells=tuple(_trained(_NOISE))),
+            PaperTable(
+                name="data-mix", title="Training data, Hypersim : Virtual KITTI", cells=tuple(_trained(_DATA_MIX))
+            ),
+        )
+    }
+)

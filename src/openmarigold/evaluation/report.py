@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run found: scores per image and per kind, with what is needed to repeat it; as JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from openmarigold.errors import DataError
+from openmarigold.evaluation.statistics import KindScore
+from openmarigold.files import write_atomically
+
+SUMMARY_NAME = "summary.json"
+IMAGES_NAME = "images.csv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageScore:
+    """Metrics of one image."""
+
+    name: str
+    kind: str
+    place: str
+    metrics: Mapping[str, float]
+    input_hash: str = ""
+    """SHA-256 of the files it was scored from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Scores per image, and per kind of place with `all` last.
+
+    Attributes:
+        benchmark: name of the row, "folder" for the generic layout.
+        protocol: how predictions were aligned; scores of two protocols are not comparable.
+        over_places: whether means are over places or over images.
+        expected: number of images that the benchmark should have; None where it is not known.
+        settings: of the estimator.
+        provenance: hashes, versions, hardware.
+        failed: images without scores, with the reason.
+        times: everything that differs from run to run.
+    """
+
+    images: Sequence[ImageScore]
+    kinds: Mapping[str, KindScore]
+    benchmark: str = "folder"
+    protocol: str = "marigold"
+    over_places: bool = True
+    expected: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    failed: Mapping[str, str] = field(default_factory=dict)
+    times: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: fractions and metres, not percent."""
+        return {
+            "benchmark": self.benchmark,
+            "protocol": self.protocol,
+            "mean_over": "places" if self.over_places else "images",
+            "expected_images": self.expected,
+            "settings": dict(self.settings),
+            "provenance": dict(self.provenance),
+            "kinds": {
+                name: {
+                    "num_places": kind.num_places,
+                    "num_images": kind.num_images,
+                    **kind.metrics,
+                    "intervals_95": {
+                        what: {metric: list(interval) for metric, interval in intervals.items()}
+                        for what, intervals in kind.intervals.items()
+                    },
+                }
+                for name, kind in self.kinds.items()
+            },
+            "images": [
+                {
+                    "name": image.name,
+                    "kind": image.kind,
+                    "place": image.place,
+                    "input_sha256": image.input_hash,
+                    **image.metrics,
+                }
+                for image in self.images
+            ],
+            "failed": dict(self.failed),
+            "times": dict(self.times),
+        }
+
+
+def write_report(report: Report, output_dir: Path) -> list[Path]:
+    """Paths of `summary.json` and `images.csv`, written atomically."""
+    summary, table = output_dir / SUMMARY_NAME, output_dir / IMAGES_NAME
+    text = json.dumps(report.to_dict(), indent=2, allow_nan=False)
+    write_atomically(summary, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+    rows = [{"name": image.name, "kind": image.kind, "place": image.place, **image.metrics} for image in report.images]
+
+    def write_csv(path: Path) -> None:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_atomically(table, write_csv)
+    return [summary, table]
+
+
+def read_report(path: Path) -> Report:
+    """The report of a run's output folder, or of a summary file.
+
+    Raises:
+        DataError: it is missing, damaged or no summary of a run.
+    """
+    path = path / SUMMARY_NAME if path.is_dir() else path
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read ({error.strerror}); give the --output-dir of `openmarigold evaluate`"
+        ) from error
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON; evaluate again") from error
+    fixed = {"name", "kind", "place", "input_sha256"}
+    try:
+        images = [
+            ImageScore(
+                name=image["name"],
+                kind=image["kind"],
+                place=image["place"],
+                input_hash=image["input_sha256"],
+                metrics={key: float(value) for key, value in image.items() if key not in fixed},
+            )
+            for image in content["images"]
+        ]
+        kinds = {
+            name: KindScore(
+                num_places=kind["num_places"],
+                num_images=kind["num_images"],
+                metrics={
+                    key: value for key, value in kind.items() if key not in ("num_places", "num_images", "intervals_95")
+                },
+                intervals={
+                    what: {metric: (low, high) for metric, (low, high) in intervals.items()}
+                    for what, intervals in kind["intervals_95"].items()
+                },
+            )
+            for name, kind in content["kinds"].items()
+        }
+        return Report(
+            images=images,
+            kinds=kinds,
+            benchmark=content["benchmark"],
+            protocol=content["protocol"],
+            over_places=content["mean_over"] == "places",
+            expected=content["expected_images"],
+            settings=content["settings"],
+            provenance=content["provenance"],
+            failed=content["failed"],
+            times=content["times"],
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path} is no summary of `openmarigold evaluate`; evaluate again") from error

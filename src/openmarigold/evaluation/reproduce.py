@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The paper's tables, run: ours beside the published number, with every setting pinned to the paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openmarigold.checkpoint import read_checkpoint
+from openmarigold.config import PredictConfig
+from openmarigold.data.benchmarks import find_row, open_benchmark
+from openmarigold.errors import DataError, InvalidValueError, MissingExtraError
+from openmarigold.evaluation.contestants import predictor_contestant
+from openmarigold.evaluation.published import SEED, TABLES, Cell, PaperTable
+from openmarigold.evaluation.report import Report
+from openmarigold.evaluation.runner import evaluate_benchmark
+
+PROTOCOL = "marigold"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellResult:
+    """A cell with our report, or the reason why there is none; a peer's cell has neither."""
+
+    cell: Cell
+    report: Report | None = None
+    reason: str | None = None
+
+    @property
+    def ours(self) -> tuple[float, float] | None:
+        """Our AbsRel and delta1 [%]."""
+        if self.report is None:
+            return None
+        metrics = self.report.kinds["all"].metrics
+        return 100 * metrics["abs_rel"], 100 * metrics["delta1"]
+
+    @property
+    def difference(self) -> tuple[float | None, float | None]:
+        """Ours minus the published AbsRel and delta1 [points]."""
+        if self.ours is None:
+            return None, None
+        published = (self.cell.abs_rel, self.cell.delta1)
+        first, second = (None if b is None else a - b for a, b in zip(self.ours, published, strict=True))
+        return first, second
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, in percent."""
+        ours, difference = self.ours, self.difference
+        return {
+            "row": self.cell.row,
+            "benchmark": self.cell.benchmark,
+            "num_inference_steps": self.cell.num_inference_steps if self.cell.model is not None else None,
+            "ensemble_size": self.cell.ensemble_size if self.cell.model is not None else None,
+            "published": {"abs_rel": self.cell.abs_rel, "delta1": self.cell.delta1, "read_off": self.cell.read_off},
+            "ours": None if ours is None else {"abs_rel": ours[0], "delta1": ours[1]},
+            "difference": {"abs_rel": difference[0], "delta1": difference[1]},
+            "complete": None if self.report is None else len(self.report.images) == self.report.expected,
+            "not_run": self.reason,
+        }
+
+
+def parse_checkpoints(table: PaperTable, given: Sequence[str]) -> dict[str, Path]:
+    """Checkpoint folders by label, from `DIR` for a table of one model and `LABEL=DIR` for one of several.
+
+    Raises:
+        InvalidValueError: no checkpoint, or a label that the table does not have.
+        CheckpointError: a checkpoint cannot be used.
+    """
+    labels = table.models
+    if labels == [""]:
+        if len(given) != 1:
+            raise InvalidValueError(f"{table.name} needs one --checkpoint DIR; {len(given)} were given")
+        checkpoints = {"": Path(given[0])}
+    else:
+        checkpoints = {}
+        for item in given:
+            label, equals, directory = item.partition("=")
+            if not equals or label not in labels:
+                raise InvalidValueError(
+                    f"--checkpoint {item} is not LABEL=DIR; the labels of {table.name} are {', '.join(labels)}"
+                )
+            checkpoints[label] = Path(directory)
+        if not checkpoints:
+            raise InvalidValueError(
+                f"{table.name} needs --checkpoint LABEL=DIR for at least one of {', '.join(labels)}"
+            )
+    for directory in checkpoints.values():
+        read_checkpoint(directory)
+    return checkpoints
+
+
+def reproduce(
+    table: PaperTable,
+    *,
+    data_dir: Path,
+    checkpoints: Mapping[str, Path],
+    output_dir: Path,
+    benchmarks: Sequence[str] = (),
+    config: PredictConfig | None = None,
+    num_workers: int = 1,
+    allow_partial: bool = False,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+    note: Callable[[str], object] = lambda line: None,
+) -> list[CellResult]:
+    """Results of a table's cells, each run in a folder of its own below `output_dir`, so that it can be resumed.
+
+    Cells whose data or checkpoint is missing have the reason in the place of a report. `benchmarks` limits the cells;
+    of `config` only the device and the batch size are used.
+
+    Raises:
+        DataError: an unknown benchmark.
+        OutputError: the output folder cannot be written.
+    """
+    for name in benchmarks:
+        find_row(name)
+    config = config or PredictConfig()
+    results = []
+    for cell in table.cells:
+        if benchmarks and cell.benchmark not in benchmarks:
+            continue
+        if cell.model is None:
+            results.append(CellResult(cell=cell))
+            continue
+        if cell.model not in checkpoints:
+            results.append(CellResult(cell=cell, reason=f"no --checkpoint {cell.model}=DIR"))
+            continue
+        settings = PredictConfig(
+            checkpoint=checkpoints[cell.model],
+            num_inference_steps=cell.num_inference_steps,
+            ensemble_size=cell.ensemble_size,
+            processing_resolution=find_row(cell.benchmark).processing_resolution,
+            seed=SEED,
+            final_step="reference",
+            device=config.device,
+            batch_size=config.batch_size,
+        )
+        name = "-".join(filter(None, (cell.benchmark, cell.model.replace(":", "to"))))
+        folder = output_dir / table.name / f"{name}-{cell.num_inference_steps}x{cell.ensemble_size}"
+        try:
+            report = evaluate_benchmark(
+                open_benchmark(cell.benchmark, data_dir, allow_partial=allow_partial),
+                predictor_contestant(settings),
+                protocol=PROTOCOL,
+                output_dir=folder,
+                num_workers=num_workers,
+                allow_partial=allow_partial,
+                progress=progress,
+                note=note,
+            )
+        except (DataError, MissingExtraError) as error:
+            results.append(CellResult(cell=cell, reason=str(error)))
+            continue
+        results.append(CellResult(cell=cell, report=report))
+    return results
+
+
+def find_table(name: str) -> PaperTable:
+    """A table of the paper by name.
+
+    Raises:
+        InvalidValueError: there is none.
+    """
+    if name not in TABLES:
+        raise InvalidValueError(f"table {name!r} is not known; use one of {', '.join(TABLES)}")
+    return TABLES[name]

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a benchmark and an estimator to a report: in memory (`evaluate`), or with workers and resuming.
+
+A run with an output folder appends each image's scores to `scores.jsonl`, under a key of everything that they depend
+on: the image's files, the estimator's settings and weights, the protocol and this package's version. A later run takes
+from there what has the same key, so an interrupted run goes on where it stopped and a changed one starts anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openmarigold.data.benchmark import Benchmark, BenchmarkSample, hash_of_files
+from openmarigold.data.benchmark_readers import Entry, parse_manifest
+from openmarigold.data.benchmarks import open_folder_benchmark
+from openmarigold.errors import DataError, InvalidValueError, OpenMarigoldError, OutputError
+from openmarigold.evaluation.contestants import Contestant
+from openmarigold.evaluation.estimators import DepthEstimator, SavedPredictions
+from openmarigold.evaluation.machine import describe_machine, version_of
+from openmarigold.evaluation.page import write_page
+from openmarigold.evaluation.protocols import AlignmentProtocol, align_sample, choose_protocol, score_sample
+from openmarigold.evaluation.report import ImageScore, Report, write_report
+from openmarigold.evaluation.statistics import summarise
+
+LOG_NAME = "scores.jsonl"
+PAGE_NAME = "page.html"
+
+
+def read_manifest(benchmark_dir: Path) -> list[dict[str, Any]]:
+    """A benchmark folder's list of images.
+
+    Raises:
+        DataError: `manifest.json` is missing, damaged or empty.
+    """
+    return parse_manifest(open_folder_benchmark(benchmark_dir).archive)
+
+
+def evaluate(
+    benchmark_dir: Path,
+    estimator: DepthEstimator,
+    *,
+    protocol: str | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Report:
+    """The estimator's scores on a benchmark in the generic layout; `progress(done, total)` is called after each image.
+
+    Raises:
+        DataError: the benchmark is missing, incomplete or damaged.
+        InvalidValueError: the protocol does not fit, or the estimator returned another size than the photo's.
+    """
+    chosen = choose_protocol(protocol, estimator.invariance)
+    benchmark = open_folder_benchmark(benchmark_dir)
+    images = []
+    for done, entry in enumerate(benchmark.entries, start=1):
+        sample = benchmark.sample(entry)
+        metrics = score_sample(sample, estimator(sample.rgb), chosen)
+        images.append(ImageScore(name=entry.name, kind=entry.kind, place=entry.place, metrics=metrics))
+        if progress is not None:
+            progress(done, len(benchmark.entries))
+    over_places = benchmark.row.average_over_places
+    return Report(
+        images=images,
+        kinds=summarise(images, over_places=over_places),
+        protocol=chosen.name,
+        over_places=over_places,
+    )
+
+
+def evaluate_benchmark(
+    benchmark: Benchmark,
+    contestant: Contestant,
+    *,
+    protocol: str | None = None,
+    output_dir: Path | None = None,
+    num_workers: int = 1,
+    allow_partial: bool = False,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+    note: Callable[[str], object] = lambda line: None,
+) -> Report:
+    """Scores of a contestant on any benchmark; with `output_dir` also the files of `docs/evaluation.md`, resumed.
+
+    Workers read and score images at the same time, the estimator sees one photo at a time: the result does not depend
+    on their number. An image that cannot be scored is noted and the others go on.
+
+    Raises:
+        DataError: an image could not be scored (unless `allow_partial`), or none.
+        InvalidValueError: a protocol or number of workers that is not accepted.
+        OutputError: the output folder cannot be written.
+    """
+    if num_workers < 1:
+        raise InvalidValueError(f"num_workers={num_workers} is not accepted; give 1 or above")
+    run = _Run(benchmark, contestant, choose_protocol(protocol, contestant.invariance))
+    started, wall = datetime.now(timezone.utc), time.perf_counter()
+    with _Log(output_dir) as log, ThreadPoolExecutor(num_workers) as pool:
+        tasks = [pool.submit(run.score, entry, log) for entry in benchmark.entries]
+        images: list[ImageScore] = []
+        failed: dict[str, str] = {}
+        try:
+            for done, (entry, task) in enumerate(zip(benchmark.entries, tasks, strict=True), start=1):
+                try:
+                    images.append(task.result())
+                except OpenMarigoldError as error:
+                    failed[entry.name] = str(error)
+                    note(f"error: {error}")
+                progress(done, len(tasks))
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+        resumed = log.num_found
+    _check_failures(failed, len(tasks), allow_partial)
+    row = benchmark.row
+    report = Report(
+        images=images,
+        kinds=summarise(images, over_places=row.average_over_places),
+        benchmark=row.name,
+        protocol=run.protocol.name,
+        over_places=row.average_over_places,
+        expected=row.expected_count,
+        settings=dict(contestant.settings),
+        provenance={"estimator": contestant.name, **describe_machine(), "inputs_sha256": _hash_of_all(images)},
+        failed=failed,
+        times={
+            "started": started.isoformat(timespec="seconds"),
+            "wall_s": round(time.perf_counter() - wall, 3),
+            "images_from_earlier_runs": resumed,
+        },
+    )
+    if output_dir is not None:
+        write_report(report, output_dir)
+        title = f"{contestant.name} on {row.title}, protocol {run.protocol.name}"
+        write_page(report, run.aligned, output_dir / PAGE_NAME, title=title)
+    return report
+
+
+class _Run:
+    """How one image is scored, and seen again for the page."""
+
+    def __init__(self, benchmark: Benchmark, contestant: Contestant, protocol: AlignmentProtocol) -> None:
+        self.benchmark, self.contestant, self.protocol = benchmark, contestant, protocol
+        self._entries = {entry.name: entry for entry in benchmark.entries}
+        self._estimator: DepthEstimator | SavedPredictions | None = None
+        self._lock = threading.Lock()
+        self._context = json.dumps(
+            {
+                "benchmark": benchmark.row.name,
+                "protocol": protocol.name,
+                "estimator": contestant.name,
+                "settings": dict(contestant.settings),
+                "version": version_of("openmarigold"),
+            },
+            sort_keys=True,
+            default=str,
+        )
+
+    def score(self, entry: Entry, log: _Log) -> ImageScore:
+        files = self.benchmark.files(entry)
+        input_hash = hash_of_files(files)
+        parts = [self._context, entry.name, input_hash]
+        saved = self._saved_predictions()
+        if saved is not None:
+            parts.append(saved.hash_of(entry.name))
+        key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        metrics = log.find(key)
+        if metrics is None:
+            sample = self.benchmark.sample(entry, files)
+            metrics = score_sample(sample, self._predict(sample), self.protocol)
+            log.add(key, entry.name, metrics)
+        return ImageScore(name=entry.name, kind=entry.kind, place=entry.place, metrics=metrics, input_hash=input_hash)
+
+    def aligned(self, name: str) -> tuple[BenchmarkSample, np.ndarray]:
+        """An image and its aligned prediction."""
+        sample = self.benchmark.sample(self._entries[name])
+        return sample, align_sample(sample, self._predict(sample), self.protocol)[0]
+
+    def _saved_predictions(self) -> SavedPredictions | None:
+        """The estimator, where it is saved predictions; a model is not loaded for this."""
+        if "predictions" not in self.contestant.settings:
+            return None
+        estimator = self._load()
+        return estimator if isinstance(estimator, SavedPredictions) else None
+
+    def _load(self) -> DepthEstimator | SavedPredictions:
+        with self._lock:
+            if self._estimator is None:
+                self._estimator = self.contestant.load()
+            return self._estimator
+
+    def _predict(self, sample: BenchmarkSample) -> np.ndarray:
+        estimator = self._load()
+        if isinstance(estimator, SavedPredictions):
+            return estimator.read(sample.name)
+        with self._lock:
+            return np.asarray(estimator(sample.rgb))
+
+
+class _Log:
+    """`scores.jsonl`: a line for each scored image, of this and earlier runs. Without a folder, nothing is kept."""
+
+    def __init__(self, output_dir: Path | None) -> None:
+        self.num_found = 0
+        self._found: dict[str, dict[str, float]] = {}
+        self._lock = threading.Lock()
+        self._file = None
+        if output_dir is None:
+            return
+        path = output_dir / LOG_NAME
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror}; choose another --output-dir") from error
+        self._file.seek(0)
+        self._found = dict(_whole_lines(self._file.read()))
+        if self._file.tell() and not _ends_with_newline(path):
+            self._file.write("\n")  # the line that an interruption cut is left alone
+
+    def find(self, key: str) -> dict[str, float] | None:
+        with self._lock:
+            metrics = self._found.get(key)
+            self.num_found += metrics is not None
+            return metrics
+
+    def add(self, key: str, name: str, metrics: dict[str, float]) -> None:
+        if self._file is None:
+            return
+        with self._lock:
+            self._file.write(json.dumps({"key": key, "name": name, "metrics": metrics}) + "\n")
+            self._file.flush()
+
+    def __enter__(self) -> _Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _whole_lines(text: str) -> Iterator[tuple[str, dict[str, float]]]:
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+            yield entry["key"], {name: float(value) for name, value in entry["metrics"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue  # cut by an interruption; the image is scored again
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read(1) == b"\n"
+
+
+def _check_failures(failed: Mapping[str, str], total: int, allow_partial: bool) -> None:
+    if failed and (len(failed) == total or not allow_partial):
+        name, reason = next(iter(failed.items()))
+        hint = "" if len(failed) == total else "; mend them and run again, or give --allow-partial to report the others"
+        raise DataError(f"{len(failed)} of {total} images could not be scored ({name}: {reason}){hint}")
+
+
+def _hash_of_all(images: list[ImageScore]) -> str:
+    lines = "".join(f"{image.name} {image.input_hash}\n" for image in images)
+    return hashlib.sha256(lines.encode()).hexdigest()

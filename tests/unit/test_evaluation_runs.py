@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs: resumed, with workers, on saved predictions, with failures; their reports, pages and comparisons."""
+
+from __future__ import annotations
+
+import csv
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmark_data import make_depth, make_folder_benchmark, make_kitti
+from openmarigold.config import PredictConfig
+from openmarigold.data.benchmarks import open_benchmark, open_folder_benchmark
+from openmarigold.errors import DataError, InvalidValueError, OutputError
+from openmarigold.evaluation import Estimator, evaluate, evaluate_benchmark, predictor_estimator
+from openmarigold.evaluation.compare import compare
+from openmarigold.evaluation.contestants import (
+    Contestant,
+    baseline_contestants,
+    predictor_contestant,
+    saved_contestant,
+)
+from openmarigold.evaluation.report import read_report
+from openmarigold.predictor import Predictor
+
+
+def look(rgb: np.ndarray) -> np.ndarray:
+    """A stand-in for a model: some function of the photo."""
+    return rgb.astype(np.float32).mean(axis=2) / 255
+
+
+def contestant(estimate: Callable[[np.ndarray], np.ndarray] = look, **settings: Any) -> Contestant:
+    return Contestant(
+        name="look", load=lambda: Estimator(estimate), invariance="affine_depth", settings={"model": "look", **settings}
+    )
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    content = json.loads((folder / "summary.json").read_text())
+    assert content.pop("times")["wall_s"] >= 0
+    return content
+
+
+@pytest.fixture
+def benchmark(tmp_path: Path) -> Path:
+    return make_folder_benchmark(tmp_path / "benchmark")
+
+
+def test_a_run_writes_summary_table_and_page(benchmark: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    opened = open_folder_benchmark(benchmark)
+    report = evaluate_benchmark(opened, contestant(), output_dir=out)
+    assert {path.name for path in out.iterdir()} == {"summary.json", "images.csv", "page.html", "scores.jsonl"}
+    # The same scores as in memory.
+    assert report.kinds == evaluate(benchmark, Estimator(look)).kinds
+
+    content = summary(out)
+    assert (content["benchmark"], content["protocol"], content["mean_over"]) == ("folder", "marigold", "places")
+    assert content["settings"] == {"model": "look"}
+    assert content["provenance"]["estimator"] == "look"
+    assert content["provenance"]["versions"]["numpy"] == np.__version__
+    assert content["provenance"]["hardware"]["num_cpus"] >= 1
+    overall = content["kinds"]["all"]
+    assert (overall["num_places"], overall["num_images"]) == (3, 6)
+    for what in ("images", "places"):
+        low, high = overall["intervals_95"][what]["abs_rel"]
+        assert low <= overall["abs_rel"] <= high
+    assert len({image["input_sha256"] for image in content["images"]}) == 6
+
+    with (out / "images.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == [entry.name for entry in opened.entries]
+    assert float(rows[3]["abs_rel"]) == content["images"][3]["abs_rel"]
+
+    page = (out / "page.html").read_text()
+    assert page.count('src="data:image/jpeg;base64,') == 3 * 3 * 4
+    best = min(content["images"], key=lambda image: image["abs_rel"])["name"]
+    assert page.index("Best") < page.index(best) < page.index("Median") < page.index("Worst")
+    assert read_report(out) == report
+
+
+def test_the_number_of_workers_does_not_matter(benchmark: Path, tmp_path: Path) -> None:
+    for workers in (1, 2, 5):
+        evaluate_benchmark(
+            open_folder_benchmark(benchmark), contestant(), output_dir=tmp_path / str(workers), num_workers=workers
+        )
+    assert summary(tmp_path / "1") == summary(tmp_path / "2") == summary(tmp_path / "5")
+    csvs = {(tmp_path / str(workers) / "images.csv").read_bytes() for workers in (1, 2, 5)}
+    assert len(csvs) == 1
+    with pytest.raises(InvalidValueError, match="num_workers=0 is not accepted"):
+        evaluate_benchmark(open_folder_benchmark(benchmark), contestant(), num_workers=0)
+
+
+def test_an_estimator_sees_one_photo_at_a_time(benchmark: Path) -> None:
+    inside = threading.Semaphore(1)
+
+    def estimate(rgb: np.ndarray) -> np.ndarray:
+        assert inside.acquire(blocking=False)
+        try:
+            return look(rgb)
+        finally:
+            inside.release()
+
+    evaluate_benchmark(open_folder_benchmark(benchmark), contestant(estimate), num_workers=4)
+
+
+class Interrupted:
+    """An estimator during which the user presses Ctrl-C, at the third photo."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def __call__(self, rgb: np.ndarray) -> np.ndarray:
+        self.seen += 1
+        if self.seen == 3:
+            raise KeyboardInterrupt
+        return look(rgb)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_interrupted_run_goes_on(workers: int, benchmark: Path, tmp_path: Path) -> None:
+    evaluate_benchmark(open_folder_benchmark(benchmark), contestant(), output_dir=tmp_path / "whole")
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_benchmark(
+            open_folder_benchmark(benchmark), contestant(Interrupted()), output_dir=out, num_workers=workers
+        )
+    assert not (out / "summary.json").exists()
+    done = len((out / "scores.jsonl").read_text().splitlines())
+    assert 1 <= done <= 5
+    # A line that the interruption cut.
+    with (out / "scores.jsonl").open("a") as file:
+        file.write('{"key": "ab", "na')
+    calls: list[int] = []
+    seen = contestant(lambda rgb: (calls.append(1), look(rgb))[1])
+    report = evaluate_benchmark(open_folder_benchmark(benchmark), seen, output_dir=out, num_workers=workers)
+    assert report.times["images_from_earlier_runs"] == done
+    assert summary(out) == summary(tmp_path / "whole")
+    # What was scored is not predicted again, but for the images on the page.
+    scored_lines = [line for line in (out / "scores.jsonl").read_text().splitlines() if line.endswith("}")]
+    assert len(scored_lines) == 6
+    assert (out / "images.csv").read_bytes() == (tmp_path / "whole" / "images.csv").read_bytes()
+
+
+def test_what_has_changed_is_scored_again(benchmark: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def reused(**settings: Any) -> int:
+        run = evaluate_benchmark(open_folder_benchmark(benchmark), contestant(**settings), output_dir=out)
+        return run.times["images_from_earlier_runs"]
+
+    assert [reused(), reused(), reused(ensemble_size=2), reused(ensemble_size=2), reused()] == [0, 6, 0, 6, 6]
+    Image.fromarray(np.full((24, 32, 3), 40, np.uint8)).save(benchmark / "room-1" / "rgb.jpg")
+    assert reused() == 5
+    run = evaluate_benchmark(open_folder_benchmark(benchmark), contestant(), output_dir=out, protocol="log-ransac")
+    assert (run.protocol, run.times["images_from_earlier_runs"]) == ("log-ransac", 0)
+
+
+def save_predictions(benchmark: Path, folder: Path, estimate: Callable[[np.ndarray], np.ndarray]) -> Path:
+    opened = open_folder_benchmark(benchmark)
+    folder.mkdir()
+    for entry in opened.entries:
+        np.save(folder / f"{entry.name}_depth.npy", estimate(opened.sample(entry).rgb))
+    return folder
+
+
+def test_saved_predictions_score_like_the_model_live(benchmark: Path, tmp_path: Path, onnx_checkpoint: Path) -> None:
+    predictor = Predictor.load(onnx_checkpoint)
+    saved = save_predictions(benchmark, tmp_path / "saved", lambda rgb: predictor(rgb).depth)
+    evaluate_benchmark(
+        open_folder_benchmark(benchmark),
+        predictor_contestant(PredictConfig(checkpoint=onnx_checkpoint)),
+        output_dir=tmp_path / "live",
+    )
+    for workers in (1, 2):
+        evaluate_benchmark(
+            open_folder_benchmark(benchmark),
+            saved_contestant(saved, "affine_depth"),
+            output_dir=tmp_path / str(workers),
+            num_workers=workers,
+        )
+    assert summary(tmp_path / "1") == summary(tmp_path / "2")
+    live, from_files = summary(tmp_path / "live"), summary(tmp_path / "1")
+    differing = {key for key in live if live[key] != from_files[key]}
+    assert differing == {"settings", "provenance"}
+    assert live["settings"]["num_inference_steps"] == 2
+    assert len(live["settings"]["checkpoint_sha256"]) == 64
+    assert evaluate(benchmark, predictor_estimator(predictor)).kinds["all"].metrics == {
+        name: live["kinds"]["all"][name] for name in live["kinds"]["all"] if name not in NOT_METRICS
+    }
+
+    # A changed file is scored again, the others are not.
+    np.save(saved / "room-0_depth.npy", np.random.default_rng(0).random((24, 32)))
+    again = evaluate_benchmark(
+        open_folder_benchmark(benchmark), saved_contestant(saved, "affine_depth"), output_dir=tmp_path / "1"
+    )
+    assert again.times["images_from_earlier_runs"] == 5
+
+
+NOT_METRICS = ("num_places", "num_images", "intervals_95")
+
+
+def test_one_bad_image_never_loses_the_others(benchmark: Path, tmp_path: Path) -> None:
+    (benchmark / "room-1" / "depth.png").write_bytes(b"no image")
+    notes: list[str] = []
+    out = tmp_path / "out"
+    with pytest.raises(DataError, match=r"1 of 6 images could not be scored \(room-1: .*--allow-partial"):
+        evaluate_benchmark(open_folder_benchmark(benchmark), contestant(), output_dir=out, note=notes.append)
+    assert len(notes) == 1
+    report = evaluate_benchmark(open_folder_benchmark(benchmark), contestant(), output_dir=out, allow_partial=True)
+    assert report.times["images_from_earlier_runs"] == 5
+    assert report.kinds["all"].num_images == 5
+    assert list(summary(out)["failed"]) == ["room-1"]
+    for entry in open_folder_benchmark(benchmark).entries:
+        (benchmark / entry.name / "depth.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="6 of 6 images could not be scored"):
+        evaluate_benchmark(open_folder_benchmark(benchmark), contestant(), output_dir=out, allow_partial=True)
+
+
+def test_an_output_folder_that_is_a_file(benchmark: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(OutputError, match="choose another --output-dir"):
+        evaluate_benchmark(open_folder_benchmark(benchmark), contestant(), output_dir=tmp_path / "file")
+
+
+def test_predictions_before_or_after_the_crop(tmp_path: Path) -> None:
+    depth = make_depth(375, 1242, low=3, high=60)
+    make_kitti(tmp_path / "kitti", [depth])
+    opened = open_benchmark("kitti", tmp_path, allow_partial=True)
+    (entry,) = opened.entries
+    sample = opened.sample(entry)
+    scores = []
+    for name, prediction in {"full": depth + 0.5, "cropped": (depth + 0.5)[sample.crop]}.items():
+        # Marigold's scripts write pred_<frame> beside the photo's path; ours write <frame>_depth.
+        path = tmp_path / name / f"{entry.name}_depth.npy"
+        path.parent.mkdir(parents=True)
+        np.save(path, prediction.astype(np.float32))
+        report = evaluate_benchmark(opened, saved_contestant(tmp_path / name, "metric"), allow_partial=True)
+        scores.append(report.images[0].metrics)
+        assert (report.benchmark, report.expected, report.over_places) == ("kitti", 652, False)
+    assert scores[0] == scores[1]
+
+
+# --- Comparisons
+
+
+@pytest.fixture
+def runs(benchmark: Path, tmp_path: Path) -> tuple[Path, Path]:
+    opened = open_folder_benchmark(benchmark)
+    truths = {entry.name: opened.sample(entry).depth for entry in opened.entries}
+    rng = np.random.default_rng(0)
+    for name, error in {"a": 0.6, "b": 0.05}.items():
+        folder = tmp_path / f"maps-{name}"
+        folder.mkdir()
+        for image, depth in truths.items():
+            np.save(folder / f"{image}.npy", depth + error * rng.normal(size=depth.shape))
+        evaluate_benchmark(opened, saved_contestant(folder, "affine_depth"), output_dir=tmp_path / name)
+    return tmp_path / "a", tmp_path / "b"
+
+
+def test_compare(runs: tuple[Path, Path]) -> None:
+    a, b = runs
+    comparison = compare(a, b / "summary.json")
+    difference = comparison.differences["abs_rel"]
+    assert difference.difference == pytest.approx(difference.b - difference.a)
+    assert difference.a == read_report(a).kinds["all"].metrics["abs_rel"]
+    assert (comparison.verdict("abs_rel"), comparison.verdict("delta1")) == ("b", "b")
+    assert comparison.verdict("non_finite") == "undecided"
+    assert difference.share_below == {"images": 1.0, "places": 1.0}
+    turned = compare(b, a)
+    assert turned.verdict("abs_rel") == "a"
+    assert turned.differences["abs_rel"].difference == pytest.approx(-difference.difference)
+    assert json.loads(json.dumps(comparison.to_dict()))["differences"]["abs_rel"]["better"] == "b"
+    same = compare(a, a)
+    assert all(set(d.intervals.values()) == {(0.0, 0.0)} for d in same.differences.values())
+
+
+def test_runs_that_cannot_be_compared(runs: tuple[Path, Path], benchmark: Path, tmp_path: Path) -> None:
+    a, _ = runs
+    opened = open_folder_benchmark(benchmark)
+    row = next(other for other in baseline_contestants() if other.invariance == "disparity")
+    evaluate_benchmark(opened, row, output_dir=tmp_path / "row")
+    with pytest.raises(InvalidValueError, match="the runs have protocol marigold and disparity"):
+        compare(a, tmp_path / "row")
+    opened.entries.pop()
+    evaluate_benchmark(opened, contestant(), output_dir=tmp_path / "fewer")
+    with pytest.raises(InvalidValueError, match="1 images, such as room-5, were scored in one run only"):
+        compare(a, tmp_path / "fewer")
+    Image.fromarray(np.zeros((24, 32, 3), np.uint8)).save(benchmark / "room-0" / "rgb.jpg")
+    evaluate_benchmark(open_folder_benchmark(benchmark), contestant(), output_dir=tmp_path / "changed")
+    with pytest.raises(InvalidValueError, match="the files of 1 images, such as room-0, changed between the runs"):
+        compare(a, tmp_path / "changed")
+    with pytest.raises(DataError, match=r"summary\.json cannot be read \(No such file"):
+        compare(a, benchmark)
+    (tmp_path / "broken.json").write_text("{}")
+    with pytest.raises(DataError, match="is no summary of"):
+        compare(a, tmp_path / "broken.json")

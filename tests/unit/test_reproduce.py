@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmark_data import make_depth, make_diode, make_eth3d, make_nyuv2_extracted, make_scannet
+from openmarigold.config import PredictConfig
+from openmarigold.data.benchmarks import BENCHMARKS
+from openmarigold.errors import CheckpointError, DataError, InvalidValueError
+from openmarigold.evaluation.published import TABLES, Cell, PaperTable
+from openmarigold.evaluation.reproduce import find_table, parse_checkpoints, reproduce
+
+
+def test_tables_hold_the_published_numbers() -> None:
+    table = TABLES["table1"]
+    numbers = {(cell.row, cell.benchmark): (cell.abs_rel, cell.delta1) for cell in table.cells}
+    assert len(numbers) == 8 * 5
+    assert numbers["Marigold, ensemble of 10", "nyuv2"] == (5.5, 96.4)
+    assert numbers["Marigold, no ensemble", "diode"] == (31.0, 77.2)
+    assert numbers["MiDaS", "kitti"] == (23.6, 63.0)
+    ours = [cell for cell in table.cells if cell.model is not None]
+    assert {(cell.num_inference_steps, cell.ensemble_size) for cell in ours} == {(50, 1), (50, 10)}
+    assert TABLES["noise"].models == ["gaussian", "multi-resolution", "annealed"]
+    assert TABLES["data-mix"].models == ["100:0", "95:5", "90:10", "50:50", "0:100"]
+    for other in TABLES.values():
+        assert {cell.benchmark for cell in other.cells} <= set(BENCHMARKS)
+    with pytest.raises(InvalidValueError, match="table 'table2' is not known; use one of table1, ensemble"):
+        find_table("table2")
+
+
+def test_each_cell_is_run_or_listed_with_the_reason(tmp_path: Path, onnx_checkpoint: Path) -> None:
+    data = tmp_path / "data"
+    size = (32, 48)
+    make_eth3d(data / "eth3d", {"office/DSC_1": make_depth(*size)})
+    make_diode(data / "diode", {f"indoors/scene_1/scan_1/{i}": make_depth(*size, seed=i) for i in range(2)})
+    make_scannet(data / "scannet", {"scene0001_00/000000": make_depth(*size)})
+    make_nyuv2_extracted(data / "nyuv2", [make_depth(480, 640)])
+    (data / "diode" / "indoors" / "scene_1" / "scan_1" / "0_depth.npy").write_bytes(b"damaged")
+    # One step and one member, so that it is quick; the settings of the real tables are tested above.
+    sets = ("eth3d", "diode", "scannet", "kitti", "nyuv2")
+    cells = [Cell(row="ours", benchmark=name, abs_rel=6.5, delta1=96.0, num_inference_steps=1, ensemble_size=1)
+             for name in sets]  # fmt: skip
+    cells.append(Cell(row="peer", benchmark="eth3d", abs_rel=7.8, delta1=94.6, model=None))
+    table = PaperTable(name="small", title="small", cells=tuple(cells))
+    wanted = {"data_dir": data, "checkpoints": {"": onnx_checkpoint}, "output_dir": tmp_path / "out"}
+
+    strict = reproduce(table, **wanted)
+    assert all(result.report is None for result in strict)
+    assert "holds 1 images of ETH3D" in (strict[0].reason or "")
+
+    chosen = reproduce(table, **wanted, benchmarks=("eth3d", "diode", "kitti"), allow_partial=True)
+    assert [result.cell.benchmark for result in chosen] == ["eth3d", "diode", "kitti", "eth3d"]
+    eth3d, diode, kitti, peer = chosen
+    assert eth3d.report is not None and diode.report is not None
+    assert eth3d.report.settings["processing_resolution"] == 752
+    assert eth3d.report.settings["seed"] == 1234
+    assert eth3d.report.settings["final_step"] == "reference"
+    assert list(diode.report.failed) == ["indoors/scene_1/scan_1/0"]
+    ours, difference = eth3d.ours, eth3d.difference
+    assert ours is not None and difference[0] == pytest.approx(ours[0] - 6.5)
+    assert "kitti does not exist; `openmarigold data where kitti`" in (kitti.reason or "")
+    assert (peer.report, peer.reason) == (None, None)
+    as_dict = json.loads(json.dumps([result.to_dict() for result in chosen]))
+    assert [item["complete"] for item in as_dict] == [False, False, None, None]
+    assert as_dict[2]["not_run"] == kitti.reason
+    again = reproduce(table, **wanted, benchmarks=("eth3d",), allow_partial=True)[0].report
+    assert again is not None and again.times["images_from_earlier_runs"] == 1
+    with pytest.raises(DataError, match="unknown benchmark 'nyu'"):
+        reproduce(table, **wanted, benchmarks=("nyu",))
+
+
+def test_checkpoints_of_ablations_have_labels(onnx_checkpoint: Path, tmp_path: Path) -> None:
+    assert parse_checkpoints(TABLES["table1"], [str(onnx_checkpoint)]) == {"": onnx_checkpoint}
+    found = parse_checkpoints(TABLES["data-mix"], [f"90:10={onnx_checkpoint}"])
+    assert found == {"90:10": onnx_checkpoint}
+    results = reproduce(TABLES["data-mix"], data_dir=tmp_path, checkpoints=found, output_dir=tmp_path / "out")
+    reasons = {(result.cell.row, result.cell.benchmark): result.reason for result in results}
+    assert reasons["100:0", "kitti-val"] == "no --checkpoint 100:0=DIR"
+    assert "kitti does not exist" in (reasons["90:10", "kitti-val"] or "")
+    with pytest.raises(InvalidValueError, match="table1 needs one --checkpoint DIR; 2 were given"):
+        parse_checkpoints(TABLES["table1"], ["a", "b"])
+    with pytest.raises(InvalidValueError, match="is not LABEL=DIR; the labels of noise are gaussian, multi-resolution"):
+        parse_checkpoints(TABLES["noise"], [str(onnx_checkpoint)])
+    with pytest.raises(InvalidValueError, match="needs --checkpoint LABEL=DIR for at least one of gaussian"):
+        parse_checkpoints(TABLES["noise"], [])
+    with pytest.raises(CheckpointError, match="is not a folder"):
+        parse_checkpoints(TABLES["table1"], [str(tmp_path / "none")])
+    PredictConfig(processing_resolution=BENCHMARKS["eth3d"].processing_resolution)  # is accepted

@@ -68,6 +68,11 @@ class Checkpoint:
     index: Mapping[str, Any] = field(repr=False)
     """All of model_index.json."""
 
+    @property
+    def default_timestep_spacing(self) -> str | None:
+        """Spacing of DDIM's timesteps; None for LCM, which has its own."""
+        return None if self.schedule.sampler == "lcm" else self.schedule.timestep_spacing
+
 
 def read_checkpoint(
     checkpoint: Path | None = None,

@@ -168,6 +168,11 @@ def test_the_manifest_says_what_was_done(photo_dir: Path, tmp_path: Path, config
         "seed": 2024,
         "background": "white",
         "final_step": "reference",
+        "start_noise": "gaussian",
+        "timestep_spacing": "trailing",
+        "ensemble_tolerance": None,
+        "variant": None,
+        "dtype": "float32",
         "colour_map": "Spectral",
     }
     assert done["outputs"] == {path.name: path.stat().st_size for path in results_in(out)}

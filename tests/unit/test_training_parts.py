@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from openmarigold.alignment import fit_scale_shift
 from openmarigold.backbone import (
     export_onnx,
-    load_empty_prompt_embedding,
     load_unet,
     load_vae,
     save_tensors,
@@ -200,14 +199,6 @@ def test_checkpoint_folder_is_what_diffusers_reads(tmp_path: Path) -> None:
     assert "block_out_channels" not in json.loads((folder / "vae" / "config.json").read_text())
 
 
-def test_embedding_needs_a_tensor_or_a_text_encoder(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"empty_prompt_embedding\.safetensors nor text_encoder/"):
-        load_empty_prompt_embedding(tmp_path)
-    (tmp_path / "empty_prompt_embedding.safetensors").write_bytes(b"not a tensor")
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        load_empty_prompt_embedding(tmp_path)
-
-
 def test_generators_differ_by_every_part_of_their_name() -> None:
     draws = {
         generator_for(*arguments).random()
@@ -217,7 +208,7 @@ def test_generators_differ_by_every_part_of_their_name() -> None:
     assert np.array_equal(generator_for(5, "x", 3).random(4), generator_for(5, "x", 3).random(4))
 
 
-@pytest.mark.parametrize("change", ["missing", "unexpected"])
+@pytest.mark.parametrize("change", ["missing", "unknown"])
 def test_weights_that_do_not_fit_their_configuration_are_refused(tmp_path: Path, change: str) -> None:
     folder = make_checkpoint(tmp_path / "tiny", "tiny") / "unet"
     path = folder / "diffusion_pytorch_model.safetensors"
@@ -227,7 +218,7 @@ def test_weights_that_do_not_fit_their_configuration_are_refused(tmp_path: Path,
     else:
         tensors["conv_extra.bias"] = torch.zeros(3)
     save_tensors(tensors, path)
-    with pytest.raises(CheckpointError, match=f"{change} keys: conv_"):
+    with pytest.raises(CheckpointError, match=rf"do not fit config\.json \({change}: conv_"):
         load_unet(folder)
 
 
@@ -240,33 +231,6 @@ def test_weights_can_be_read_by_others(tmp_path: Path) -> None:
     assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == 0o644
     with pytest.raises(OSError, match="No such file"):
         save_tensors({"x": torch.zeros(1)}, tmp_path / "missing" / "x.safetensors")
-
-
-def test_empty_prompt_embedding_of_a_published_layout(tmp_path: Path) -> None:
-    """Begin and end of text through the checkpoint's own text encoder, also from a half-precision download."""
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    vocabulary = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2, "a": 3}
-    (tmp_path / "tokenizer").mkdir()
-    (tmp_path / "tokenizer" / "vocab.json").write_text(json.dumps(vocabulary))
-    (tmp_path / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
-    CLIPTokenizer(
-        str(tmp_path / "tokenizer" / "vocab.json"), str(tmp_path / "tokenizer" / "merges.txt")
-    ).save_pretrained(tmp_path / "tokenizer")
-    torch.manual_seed(0)
-    config = CLIPTextConfig(
-        vocab_size=4, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, eos_token_id=1
-    )
-    encoder = CLIPTextModel(config).eval()
-    encoder.save_pretrained(tmp_path / "text_encoder")
-    with torch.no_grad():
-        expected = encoder(torch.tensor([[0, 1]]))[0]
-    embedding = load_empty_prompt_embedding(tmp_path)
-    assert embedding.shape == (1, 2, 8)
-    torch.testing.assert_close(embedding, expected)
-    weights = tmp_path / "text_encoder" / "model.safetensors"
-    weights.rename(weights.with_name("model.fp16.safetensors"))
-    torch.testing.assert_close(load_empty_prompt_embedding(tmp_path), expected)
 
 
 def test_export_refuses_to_replace_what_it_did_not_make(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def make_checkpoint(directory: Path, kind: str) -> Path:
         embedding = torch.randn(1, 2, 16)
         with torch.no_grad():
             # Fresh decoders give nearly constant maps, which would prove little.
-            last, gain = (vae.decoder.conv_out, 3.0) if kind == "kl" else (vae.decoder.layers[-1], 20.0)
+            last, gain = (vae.decoder.conv_out, 1.2) if kind == "kl" else (vae.decoder.layers[-1], 20.0)
             last.weight.mul_(gain)
     save_checkpoint(
         directory,

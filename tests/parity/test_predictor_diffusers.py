@@ -20,8 +20,8 @@ from openmarigold.image import processing_size
 from openmarigold.predictor import Predictor
 from tiny import edit_json, make_photo
 
-# Ours has ᾱ in float64, diffusers in float32; the tiny KL decoder's last layer enlarges the difference of 1e-7.
-TOLERANCE = {"kl": 2e-5, "tiny": 1e-6}
+# Ours has ᾱ in float64, diffusers in float32, and the tiny KL decoder enlarges it.
+TOLERANCE = {"kl": 1e-5, "tiny": 1e-6}
 
 
 def reference_depth(checkpoint: Path, rgb: np.ndarray, latents: np.ndarray, **settings: Any) -> np.ndarray:

@@ -21,7 +21,7 @@ from openmarigold.integrity import verify
 from openmarigold.predictor import Predictor
 from tiny import add_text_encoder, edit_json, make_photo
 
-TOLERANCE = {"kl": 2e-5, "tiny": 5e-6}  # see test_predictor_diffusers; the embedding has gone through a layer norm
+TOLERANCE = {"kl": 1e-5, "tiny": 5e-6}  # see test_predictor_diffusers; the embedding has gone through a layer norm
 
 LCM = {"_class_name": "LCMScheduler", "rescale_betas_zero_snr": False}
 CASES: dict[str, tuple[str, bool, dict[str, Any], dict[str, Any]]] = {

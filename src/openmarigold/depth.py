@@ -32,6 +32,30 @@ _LEVELS_PER_CLASS = 256
 _STRIP_PIXELS = 2**18
 
 
+def depth_range(
+    depth: Float[np.ndarray, "h w"],
+    valid_mask: Bool[np.ndarray, "h w"],
+    *,
+    quantiles: tuple[float, float] = (0.02, 0.98),
+) -> tuple[float, float]:
+    """What normalisation calls near and far: two quantiles of the valid pixels, near < far, in the unit of `depth`.
+
+    Raises:
+        DataError: no valid pixel, a valid pixel that is not finite, or both quantiles equal.
+
+    Paper: §3.2, eq. 3.
+    """
+    valid_depth = depth[valid_mask]
+    if valid_depth.size == 0:
+        raise DataError("the depth map has no valid pixel; skip this sample")
+    near, far = np.quantile(valid_depth.astype(np.float64), quantiles)
+    if not (np.isfinite(near) and np.isfinite(far)):
+        raise DataError("valid pixels of the depth map are not finite; mark them invalid")
+    if far <= near:
+        raise DataError(f"the depth map is constant ({near:g} at both quantiles); skip this sample")
+    return float(near), float(far)
+
+
 def normalise_depth(
     depth: Float[np.ndarray, "h w"],
     valid_mask: Bool[np.ndarray, "h w"],
@@ -53,14 +77,7 @@ def normalise_depth(
 
     Paper: §3.2, eq. 3.
     """
-    valid_depth = depth[valid_mask]
-    if valid_depth.size == 0:
-        raise DataError("the depth map has no valid pixel; skip this sample")
-    near, far = np.quantile(valid_depth.astype(np.float64), quantiles)
-    if not (np.isfinite(near) and np.isfinite(far)):
-        raise DataError("valid pixels of the depth map are not finite; mark them invalid")
-    if far <= near:
-        raise DataError(f"the depth map is constant ({near:g} at both quantiles); skip this sample")
+    near, far = depth_range(depth, valid_mask, quantiles=quantiles)
     with np.errstate(invalid="ignore"):  # inf - inf in pixels that are replaced below
         norm_depth = np.clip((depth - near) / (far - near) * 2.0 - 1.0, -1.0, 1.0)
     unknown = np.isnan(norm_depth) if invalid == "raw" else ~valid_mask

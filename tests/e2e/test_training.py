@@ -102,10 +102,12 @@ def test_killed_run_resumes_with_the_same_losses(in_workspace: Path) -> None:
     assert sorted(path.name for path in (killed / "states").iterdir()) == ["step-00000012"]
 
 
-@pytest.mark.parametrize("start_noise", ["gaussian", "zeros"])
-def test_end_to_end_objective_learns_and_resumes(in_workspace: Path, tmp_path: Path, start_noise: str) -> None:
+@pytest.mark.parametrize(("start_noise", "error"), [("gaussian", "relative"), ("zeros", "absolute")])
+def test_end_to_end_objective_learns_and_resumes(
+    in_workspace: Path, tmp_path: Path, start_noise: str, error: str
+) -> None:
     recipe = tmp_path / "end_to_end.toml"
-    objective = f'objective = {{ kind = "end_to_end", start_noise = "{start_noise}" }}\n'
+    objective = f'objective = {{ kind = "end_to_end", start_noise = "{start_noise}", error = "{error}" }}\n'
     text = DEPTH.replace("[optimization]", f"{objective}[optimization]").replace("num_steps = 12", "num_steps = 40")
     recipe.write_text(text)
     settings = {"data_dir": in_workspace / "data", "device": "cpu"}

@@ -86,6 +86,10 @@ def test_affine_invariant_loss_is_the_error_left_by_a_least_squares_fit() -> Non
     stretched = prediction * torch.tensor([0.5, 2.0, 3.0]).view(3, 1, 1, 1) + 0.7
     assert affine_invariant_loss(stretched, wanted, valid_mask).item() == pytest.approx(expected, rel=1e-5)
     assert affine_invariant_loss(2 * wanted - 1, wanted, valid_mask).item() == pytest.approx(0.0, abs=1e-6)
+    weight = torch.rand(3, 1, 6, 7)
+    weighted = np.concatenate([e * w[m] for e, w, m in zip(errors, weight.numpy(), valid_mask.numpy(), strict=True)])
+    found = affine_invariant_loss(prediction, wanted, valid_mask, weight.masked_fill(~valid_mask, float("nan")))
+    assert found.item() == pytest.approx(weighted.mean(), rel=1e-5)
 
 
 def test_affine_invariant_loss_ignores_invalid_pixels_and_survives_flat_maps() -> None:

@@ -89,10 +89,11 @@ class DepthTask:
         latents = self._latents.draw(rng, self._recipe.optimization.batch_size)
         rgb_latent = self._with_noise(rng, latents.rgb)
         if self._end_to_end:
-            assert latents.norm_depth is not None
+            assert latents.norm_depth is not None and latents.depth_range is not None
             zeros = self._recipe.objective.start_noise == "zeros"
             start = np.zeros_like(latents.rgb) if zeros else rng.standard_normal(latents.rgb.shape, dtype=np.float32)
-            return {"rgb_latent": rgb_latent, "start": start, "norm_depth": latents.norm_depth}
+            maps = {"norm_depth": latents.norm_depth, "depth_range": latents.depth_range}
+            return {"rgb_latent": rgb_latent, "start": start, **maps}
         assert latents.depth is not None and latents.valid_mask is not None
         timesteps, noise = self._draw_noise(rng, latents.depth.shape)
         return {
@@ -142,7 +143,12 @@ class DepthTask:
             start, predicted, *self._schedule.coefficients(last), prediction_type=self._schedule.prediction_type
         )
         decoded = decode_from_latent(self._vae, clean).float().clamp(-1.0, 1.0)
-        return affine_invariant_loss(decoded, batch["norm_depth"], ~batch["norm_depth"].isnan())
+        norm_depth, weight = batch["norm_depth"], None
+        if self._recipe.objective.error == "relative":
+            near, far = batch["depth_range"].view(-1, 2, 1, 1, 1).unbind(dim=1)
+            half_range = (far - near) / 2.0  # what one unit of norm_depth stands for
+            weight = half_range / (near + (norm_depth + 1.0) * half_range)
+        return affine_invariant_loss(decoded, norm_depth, ~norm_depth.isnan(), weight)
 
     def _denoise(self, model: nn.Module, rgb_latent: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
         context = self._embedding.expand(len(noisy), -1, -1)

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float32
 from openmarigold.backbone import Vae, encode_to_latent, hash_of_weights, latent_channels
 from openmarigold.data.augmentation import random_appearance
 from openmarigold.data.sources import Source
-from openmarigold.depth import latent_valid_mask, normalise_depth
+from openmarigold.depth import depth_range, latent_valid_mask, normalise_depth
 from openmarigold.errors import DataError, RecipeError
 from openmarigold.files import write_atomically
 from openmarigold.seeding import generator_for
@@ -48,12 +48,15 @@ class LatentBatch:
     """Cells of `depth` that count; all False for a photo, whose `depth` is 0."""
     norm_depth: Float32[np.ndarray, "b 1 H W"] | None = None
     """Normalised depth in [-1, 1], NaN where a pixel does not count."""
+    depth_range: Float32[np.ndarray, "b 2"] | None = None
+    """What -1 and 1 of `norm_depth` stand for [m]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _View:
     rgb: Float32[np.ndarray, "3 H W"]
     norm_depth: Float32[np.ndarray, "H W"] | None
+    depth_range: tuple[float, float]
     valid_mask: Bool[np.ndarray, "H W"]
 
 
@@ -99,6 +102,7 @@ class LatentCache:
             self._arrays["valid_mask"] = array("valid_mask", np.bool_, 1, *latent_shape[1:])
         elif depth_form == "maps":
             self._arrays["norm_depth"] = array("norm_depth", np.float16, 1, height, width)
+            self._arrays["depth_range"] = array("depth_range", np.float32, 2)
         self._encode_missing(vae.to(accelerator.device), progress_path, accelerator)
 
     def draw(self, rng: np.random.Generator, batch_size: int) -> LatentBatch:
@@ -135,6 +139,7 @@ class LatentCache:
                     self._keep_depth_latents(start, chunk, vae, accelerator)
                 elif self._form == "maps":
                     self._arrays["norm_depth"][start:stop, 0] = [_marked_depth(view) for view in chunk]
+                    self._arrays["depth_range"][start:stop] = [view.depth_range for view in chunk]
                 if number % SAVE_PERIOD == SAVE_PERIOD - 1 or stop == total:
                     for array in self._arrays.values():
                         array.flush()  # pyright: ignore[reportAttributeAccessIssue]
@@ -160,13 +165,15 @@ class LatentCache:
         image = np.ascontiguousarray(rgb.transpose(2, 0, 1)).astype(np.float32) / 127.5 - 1.0
         nothing = np.zeros(self._config.size, dtype=bool)
         if view.depth is None:
-            return _View(image, None, nothing)
+            return _View(image, None, (0.0, 1.0), nothing)
         valid_mask = view.depth > 0
         try:
+            near_far = depth_range(view.depth, valid_mask)
             norm_depth = normalise_depth(view.depth, valid_mask)
         except DataError:  # no depth at all, or a single plane: nothing to learn from
-            return _View(image, None, nothing)
-        return _View(image, norm_depth, np.ones_like(valid_mask) if self._config.invalid_is_far else valid_mask)
+            return _View(image, None, (0.0, 1.0), nothing)
+        counted = np.ones_like(valid_mask) if self._config.invalid_is_far else valid_mask
+        return _View(image, norm_depth, near_far, counted)
 
     def _fingerprint(self, vae: Vae, accelerator: Accelerator) -> str:
         digest = hashlib.sha256(hash_of_weights(vae).encode())

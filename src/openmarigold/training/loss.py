@@ -24,13 +24,17 @@ def masked_latent_loss(
 
 
 def affine_invariant_loss(
-    prediction: Float[Tensor, "b 1 H W"], target: Float[Tensor, "b 1 H W"], valid_mask: Bool[Tensor, "b 1 H W"]
+    prediction: Float[Tensor, "b 1 H W"],
+    target: Float[Tensor, "b 1 H W"],
+    valid_mask: Bool[Tensor, "b 1 H W"],
+    pixel_weight: Float[Tensor, "b 1 H W"] | None = None,
 ) -> Float[Tensor, ""]:
     """Mean absolute error over the valid pixels of the whole batch, after the best scale and shift of each image.
 
     Scale and shift are the least-squares fit of `prediction` to `target`, in closed form, and carry gradients. A
-    constant prediction is fitted by its shift alone; a batch without valid pixels gives 0. Garcia et al. 2024,
-    "Fine-tuning image-conditional diffusion models is easier than you think", eq. 5.
+    constant prediction is fitted by its shift alone; a batch without valid pixels gives 0. `pixel_weight` multiplies
+    the errors, not the fit. Garcia et al. 2024, "Fine-tuning image-conditional diffusion models is easier than you
+    think", eq. 5.
     """
     weight = valid_mask.to(prediction.dtype)
     # Zeroed before any product: a NaN in an invalid pixel would survive a product with 0.
@@ -41,7 +45,10 @@ def affine_invariant_loss(
     variance = centred.square().sum(dim=(1, 2, 3), keepdim=True) / count
     covariance = (centred * wanted).sum(dim=(1, 2, 3), keepdim=True) / count
     scale = covariance / variance.clamp(min=MIN_VARIANCE)
-    return (scale * centred - wanted).abs().sum() / weight.sum().clamp(min=1.0)
+    error = (scale * centred - wanted).abs()
+    if pixel_weight is not None:
+        error = error * pixel_weight.masked_fill(~valid_mask, 0.0)
+    return error.sum() / weight.sum().clamp(min=1.0)
 
 
 def latent_regularisation(latent: Float[Tensor, "b C h w"]) -> Float[Tensor, ""]:

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from openmarigold import __version__
-from openmarigold.checkpoint import read_checkpoint
+from openmarigold.checkpoint import Checkpoint, read_checkpoint, resolve_settings
 from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import InvalidValueError, OpenMarigoldError, OutputError
 from openmarigold.export import check_output, result_paths, write_prediction
@@ -31,7 +31,11 @@ from openmarigold.provenance import checkpoint_sha256, file_sha256
 # Settings that say where the model lies and how it is run, but not what comes out: the checkpoint counts by its hash.
 _WITHOUT_EFFECT = frozenset({"checkpoint", "revision", "local_files_only", "device", "batch_size"})
 _PHOTO_ERRORS = (OpenMarigoldError, MemoryError, OSError)
-_QUANTITY = "affine depth in [0, 1], near 0; true depth is about scale * depth + shift"
+_QUANTITIES = {
+    "affine": "affine depth in [0, 1], near 0; true depth is about scale * depth + shift",
+    "scale": "depth in [0, 1] up to scale; true depth is about scale * depth",
+    "absolute": "depth in [0, 1]; true depth is a fixed multiple that the checkpoint's authors state",
+}
 
 
 @dataclass
@@ -138,7 +142,7 @@ class _Run:
         _ = self.request
 
     @cached_property
-    def checkpoint(self) -> Any:
+    def checkpoint(self) -> Checkpoint:
         config = self.config
         return read_checkpoint(
             config.checkpoint,
@@ -150,14 +154,15 @@ class _Run:
     @cached_property
     def request(self) -> dict[str, Any]:
         """Every setting that shapes the results; those left to the checkpoint have its defaults."""
-        request: dict[str, Any] = {"checkpoint_sha256": checkpoint_sha256(self.checkpoint.directory)}
-        for setting in fields(self.config):
-            if setting.name not in _WITHOUT_EFFECT:
-                value = getattr(self.config, setting.name)
-                request[setting.name] = (
-                    getattr(self.checkpoint, f"default_{setting.name}", None) if value is None else value
-                )
-        return {**request, "colour_map": self.output.colour_map}
+        resolved = resolve_settings(self.config, self.checkpoint)
+        names = [setting.name for setting in fields(resolved) if setting.name not in _WITHOUT_EFFECT]
+        return {
+            "checkpoint_sha256": checkpoint_sha256(self.checkpoint.directory),
+            "invariance": self.checkpoint.invariance,
+            "processing_side": self.checkpoint.processing_side,
+            **{name: getattr(resolved, name) for name in names},
+            "colour_map": self.output.colour_map,
+        }
 
     def predict(self, result: str, photo: Path) -> tuple[str | None, str | None]:
         """Predicts one photo unless it is done; returns its error, if any, and a note, if any.
@@ -232,7 +237,7 @@ class _Run:
         prediction = predictor(rgb, **self.config.call_options)
         record = {
             "software": f"openmarigold {__version__}",
-            "quantity": _QUANTITY,
+            "quantity": _QUANTITIES[self.checkpoint.invariance],
             "input_sha256": input_sha256,
             "checkpoint": None,  # its name, in a place of its own
             **self.request,

@@ -12,21 +12,24 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 from openmarigold import hub
 from openmarigold.config import (
+    MAX_INFERENCE_STEPS,
     FinalStep,
     Invariance,
+    PredictConfig,
     StartNoise,
+    TimestepSpacing,
     check_final_step,
     check_processing_resolution,
     check_start_noise,
 )
 from openmarigold.diffusion import NoiseSchedule
-from openmarigold.errors import CheckpointError, InvalidValueError
+from openmarigold.errors import CheckpointError, InvalidValueError, one_line
 
 EMBEDDED_DIR = Path(__file__).parent / "weights"
 ONNX_FILES = {name: f"{name}/model.onnx" for name in ("vae_encoder", "unet", "vae_decoder")}
@@ -68,10 +71,52 @@ class Checkpoint:
     index: Mapping[str, Any] = field(repr=False)
     """All of model_index.json."""
 
+
+@runtime_checkable
+class Defaults(Protocol):
+    """What a checkpoint recommends; a `Checkpoint` and a `Predictor` both say it."""
+
     @property
-    def default_timestep_spacing(self) -> str | None:
-        """Spacing of DDIM's timesteps; None for LCM, which has its own."""
-        return None if self.schedule.sampler == "lcm" else self.schedule.timestep_spacing
+    def name(self) -> str: ...
+    @property
+    def schedule(self) -> NoiseSchedule: ...
+    @property
+    def default_num_inference_steps(self) -> int: ...
+    @property
+    def default_processing_resolution(self) -> int: ...
+    @property
+    def default_final_step(self) -> FinalStep: ...
+    @property
+    def default_start_noise(self) -> StartNoise: ...
+
+
+def resolve_settings(config: PredictConfig, defaults: Defaults) -> PredictConfig:
+    """`config` with the checkpoint's defaults in place of None.
+
+    Raises:
+        InvalidValueError: a setting that this checkpoint has no use for.
+    """
+    lcm = defaults.schedule.sampler == "lcm"
+    for name in ("final_step", "timestep_spacing"):
+        if lcm and getattr(config, name) is not None:
+            raise InvalidValueError(
+                f"{name} is a setting of DDIM, and {defaults.name} is an LCM checkpoint; leave it out"
+            )
+    start_noise = config.start_noise or defaults.default_start_noise
+    if start_noise == "zeros" and config.ensemble_size > 1:
+        raise InvalidValueError(
+            f"ensemble_size={config.ensemble_size} gains nothing with {defaults.name}: it starts from zeros, so that "
+            "all members are equal; use 1 (or start_noise gaussian)"
+        )
+    spacing, resolution = config.timestep_spacing, config.processing_resolution
+    return replace(
+        config,
+        num_inference_steps=config.num_inference_steps or defaults.default_num_inference_steps,
+        processing_resolution=defaults.default_processing_resolution if resolution is None else resolution,
+        final_step="clean" if lcm else config.final_step or defaults.default_final_step,
+        timestep_spacing=cast(TimestepSpacing, defaults.schedule.timestep_spacing) if not (spacing or lcm) else spacing,
+        start_noise=start_noise,
+    )
 
 
 def read_checkpoint(
@@ -95,6 +140,15 @@ def read_checkpoint(
         MissingExtraError: a hub id without the extra `torch`.
     """
     directory, name = _locate(checkpoint, variant=variant, revision=revision, local_files_only=local_files_only)
+    try:
+        return _read(directory, name, variant=variant)
+    except (TypeError, KeyError, IndexError, RecursionError) as error:  # JSON of another shape than anybody writes
+        raise CheckpointError(
+            f"{directory} cannot be understood ({one_line(error)}); get the checkpoint again"
+        ) from error
+
+
+def _read(directory: Path, name: str, *, variant: str | None) -> Checkpoint:
     index_path = directory / "model_index.json"
     index = _read_json(index_path)
     invariance = _check_kind(index, index_path)
@@ -115,6 +169,8 @@ def read_checkpoint(
     try:
         fallback = FALLBACK_INFERENCE_STEPS["lcm" if schedule.sampler == "lcm" else schedule.timestep_spacing]
         steps = _integer(index, "default_denoising_steps", fallback)
+        if not 1 <= steps <= MAX_INFERENCE_STEPS:
+            raise InvalidValueError(f"default_denoising_steps is {steps}; 1 to {MAX_INFERENCE_STEPS} is needed")
         resolution = _integer(index, "default_processing_resolution", FALLBACK_PROCESSING_RESOLUTION)
         final_step = index.get("default_final_step") or "reference"
         start_noise = index.get("start_noise") or _inferred_start_noise(index, schedule, steps)

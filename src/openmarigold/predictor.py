@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 from PIL.Image import Image
 
-from openmarigold.checkpoint import Checkpoint, read_checkpoint
+from openmarigold.checkpoint import Checkpoint, read_checkpoint, resolve_settings
 from openmarigold.config import (
     LATENT_FACTOR,
     Dtype,
@@ -232,30 +232,10 @@ class Predictor:
         Raises:
             InvalidValueError: a setting that this checkpoint has no use for.
         """
-        resolution, lcm = config.processing_resolution, self.schedule.sampler == "lcm"
-        for name in ("final_step", "timestep_spacing"):
-            if lcm and getattr(config, name) is not None:
-                raise InvalidValueError(
-                    f"{name} is a setting of DDIM, and {self.name} is an LCM checkpoint; leave it out"
-                )
-        start_noise = config.start_noise or self.default_start_noise
-        if start_noise == "zeros" and config.ensemble_size > 1:
-            raise InvalidValueError(
-                f"ensemble_size={config.ensemble_size} gains nothing with {self.name}: it starts from zeros, so that "
-                "all members are equal; use 1 (or start_noise gaussian)"
-            )
-        spacing = config.timestep_spacing
-        if spacing is None and not lcm:
-            spacing = cast(TimestepSpacing, self.schedule.timestep_spacing)
-            self._warn_of_leading(spacing)
-        return replace(
-            config,
-            num_inference_steps=config.num_inference_steps or self.default_num_inference_steps,
-            processing_resolution=self.default_processing_resolution if resolution is None else resolution,
-            final_step=("clean" if lcm else None) or config.final_step or self.default_final_step,
-            timestep_spacing=spacing,
-            start_noise=start_noise,
-        )
+        resolved = resolve_settings(config, self)
+        if config.timestep_spacing is None:
+            self._warn_of_leading(resolved.timestep_spacing)
+        return resolved
 
     def try_out(self) -> None:
         """Predicts a small ramp, so that damaged networks show before the first photo.
@@ -266,7 +246,7 @@ class Predictor:
         ramp = np.linspace(0, 255, 64 * 64).astype(np.uint8).reshape(64, 64)
         self(ramp, processing_resolution=64)
 
-    def _warn_of_leading(self, spacing: str) -> None:
+    def _warn_of_leading(self, spacing: str | None) -> None:
         if spacing == "leading" and not self._warned:
             self._warned = True
             _log.warning(

@@ -162,6 +162,8 @@ def test_the_manifest_says_what_was_done(photo_dir: Path, tmp_path: Path, config
     assert done["input_sha256"] == file_sha256(photo_dir / "a.png")
     assert done["request"] == {
         "checkpoint_sha256": checkpoint_sha256(config.checkpoint or Path()),
+        "invariance": "affine",
+        "processing_side": "longer",
         "num_inference_steps": 1,
         "ensemble_size": 1,
         "processing_resolution": 64,
@@ -294,3 +296,13 @@ def test_wrong_output_settings_are_found_before_anything_is_read(
             [photo_dir], output_dir=tmp_path / "out", config=config, output=OutputConfig(colour_map="spectral")
         )
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_setting_without_use_is_said_before_any_photo(photo_dir: Path, tmp_path: Path, config: PredictConfig) -> None:
+    out = tmp_path / "out"
+    predict_files([photo_dir / "a.png"], output_dir=out, config=config)
+    before = (out / MANIFEST_NAME).read_bytes()
+    useless = replace(config, start_noise="zeros", ensemble_size=3)
+    with pytest.raises(InvalidValueError, match="ensemble_size=3 gains nothing"):
+        predict_files([photo_dir / "a.png"], output_dir=out, config=useless)
+    assert (out / MANIFEST_NAME).read_bytes() == before, "finished work stays finished"

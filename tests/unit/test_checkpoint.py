@@ -83,6 +83,15 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda d: edit_json(d / "model_index.json", default_denoising_steps="4"),
         "default_denoising_steps is '4'; a whole number is needed",
     ),
+    "no steps": (
+        lambda d: edit_json(d / "model_index.json", default_denoising_steps=0),
+        "default_denoising_steps is 0; 1 to 1000 is needed",
+    ),
+    "channels as table": (lambda d: edit_json(d / "vae/config.json", latent_channels={}), "cannot be understood"),
+    "scheduler as list": (
+        lambda d: edit_json(d / "scheduler/scheduler_config.json", _class_name=["DDIMScheduler"]),
+        "cannot be understood",
+    ),
     "no scheduler": (lambda d: shutil.rmtree(d / "scheduler"), "scheduler_config.json is missing"),
     "other scheduler": (
         lambda d: edit_json(d / "scheduler/scheduler_config.json", _class_name="PNDMScheduler"),

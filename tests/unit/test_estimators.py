@@ -113,3 +113,11 @@ def test_protocols_by_invariance() -> None:
         choose_protocol("metric", "affine_depth")
     with pytest.raises(InvalidValueError, match="protocol='lsq' is not known; use one of marigold, disparity"):
         choose_protocol("lsq", "metric")
+
+
+def test_measured_depth_is_not_taken_for_a_prediction(tmp_path: Path) -> None:
+    """Predictions may lie beside the data, whose own depth.png is not meant."""
+    (tmp_path / "room").mkdir()
+    for name, value in (("depth", 1.0), ("rgb_depth", 2.0)):
+        np.save(tmp_path / "room" / f"{name}.npy", np.full((2, 3), value))
+    assert SavedPredictions(tmp_path, "affine_depth").read("room").mean() == 2.0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openmarigold.checkpoint import read_checkpoint
+from openmarigold.checkpoint import read_checkpoint, resolve_settings
 from openmarigold.config import PredictConfig
 from openmarigold.evaluation.estimators import (
     BASELINES,
@@ -46,6 +46,7 @@ def predictor_contestant(config: PredictConfig) -> Contestant:
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
+        InvalidValueError: a setting that it has no use for.
     """
     checkpoint = read_checkpoint(
         config.checkpoint,
@@ -53,9 +54,8 @@ def predictor_contestant(config: PredictConfig) -> Contestant:
         revision=config.revision,
         local_files_only=config.local_files_only,
     )
-    options = {name: value for name, value in config.call_options.items() if name != "batch_size"}
-    defaults = {name: getattr(checkpoint, f"default_{name}", None) for name in options}
-    settings = {name: defaults[name] if value is None else value for name, value in options.items()}
+    resolved = resolve_settings(config, checkpoint).call_options
+    settings = {name: value for name, value in resolved.items() if name != "batch_size"}
 
     def load() -> DepthEstimator:
         return predictor_estimator(Predictor.from_config(config), **config.call_options)
@@ -67,6 +67,9 @@ def predictor_contestant(config: PredictConfig) -> Contestant:
         settings={
             "checkpoint": checkpoint.name,
             "checkpoint_sha256": checkpoint_sha256(checkpoint.directory),
+            "invariance": checkpoint.invariance,
+            "processing_side": checkpoint.processing_side,
+            "variant": config.variant,
             "device": config.device,
             "dtype": config.dtype,
             **settings,

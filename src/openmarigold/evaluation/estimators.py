@@ -121,8 +121,8 @@ def _stems(name: str) -> Iterable[str]:
         name,
         f"{name}_depth",
         str(published),
-        f"{name}/depth",
         f"{name}/rgb_depth",
+        f"{name}/depth",
         flat,
         f"{flat}_depth",
     )

@@ -165,7 +165,7 @@ class _Run:
     def score(self, entry: Entry, log: _Log) -> ImageScore:
         files = self.benchmark.files(entry)
         input_hash = hash_of_files(files)
-        parts = [self._context, entry.name, input_hash]
+        parts = [self._context, entry.name, str(entry.kind), input_hash]  # the kind sets the range
         saved = self._saved_predictions()
         if saved is not None:
             parts.append(saved.hash_of(entry.name))
@@ -216,7 +216,7 @@ class _Log:
         path = output_dir / LOG_NAME
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a+", encoding="utf-8")
+            self._file = path.open("a+", encoding="utf-8", errors="replace")
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror}; choose another --output-dir") from error
         self._file.seek(0)

@@ -6,6 +6,7 @@ The manifest in the output folder says what is finished (see `manifest`); a run 
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 import time
@@ -30,6 +31,7 @@ from openmarigold.provenance import checkpoint_sha256, file_sha256
 
 # Settings that say where the model lies and how it is run, but not what comes out: the checkpoint counts by its hash.
 _WITHOUT_EFFECT = frozenset({"checkpoint", "revision", "local_files_only", "device", "batch_size"})
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})  # the next photo would fare no better
 _PHOTO_ERRORS = (OpenMarigoldError, MemoryError, OSError)
 _QUANTITIES = {
     "affine": "affine depth in [0, 1], near 0; true depth is about scale * depth + shift",
@@ -190,6 +192,8 @@ class _Run:
         try:
             record, outputs = self._make(predictor, rgb, result, photo, paths, input_sha256)
         except _PHOTO_ERRORS as error:
+            if getattr(error.__cause__, "errno", None) in _NO_ROOM:
+                raise
             return self.fail(result, photo, _one_line(photo, error), input_sha256), None
         seconds = time.perf_counter() - started
         self.manifest.append(

@@ -180,23 +180,24 @@ def processing_size(
     the longer side stays within eight times the resolution, whatever the photo's shape.
 
     Raises:
-        InvalidValueError: the native size of a photo that is too large for the networks.
+        InvalidValueError: a size that is too large for the networks.
 
     >>> processing_size(480, 640, processing_resolution=768)
     (576, 768)
     >>> processing_size(375, 1242, processing_resolution=96, side="shorter")
     (96, 317)
     """
-    if processing_resolution == 0:
-        if height * width > MAX_PROCESSING_PIXELS:
-            raise InvalidValueError(
-                f"processing_resolution=0 with a photo of {width}x{height} would need more memory than is safe (the "
-                f"limit is {MAX_PROCESSING_PIXELS} pixels); give a size in pixels"
-            )
-        return height, width
-    longer, shorter = max(height, width), min(height, width)
-    measured = longer if side == "longer" else max(shorter, -(-longer // MAX_ASPECT))
-    return max(8, height * processing_resolution // measured), max(8, width * processing_resolution // measured)
+    size = height, width
+    if processing_resolution != 0:
+        longer, shorter = max(height, width), min(height, width)
+        measured = longer if side == "longer" else max(shorter, -(-longer // MAX_ASPECT))
+        size = max(8, height * processing_resolution // measured), max(8, width * processing_resolution // measured)
+    if size[0] * size[1] > MAX_PROCESSING_PIXELS:
+        raise InvalidValueError(
+            f"processing_resolution={processing_resolution} with a photo of {width}x{height} would need more memory "
+            f"than is safe (the limit is {MAX_PROCESSING_PIXELS} pixels); give a smaller size in pixels"
+        )
+    return size
 
 
 def pad_to_multiple(array: Shaped[np.ndarray, "*lead h w"], *, multiple: int = 8) -> Shaped[np.ndarray, "*lead hp wp"]:

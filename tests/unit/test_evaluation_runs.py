@@ -301,3 +301,36 @@ def test_runs_that_cannot_be_compared(runs: tuple[Path, Path], benchmark: Path, 
     (tmp_path / "broken.json").write_text("{}")
     with pytest.raises(DataError, match="is no summary of"):
         compare(a, tmp_path / "broken.json")
+
+
+def test_another_kind_of_place_has_another_range_and_is_scored_again(benchmark: Path, tmp_path: Path) -> None:
+    evaluate_benchmark(open_folder_benchmark(benchmark), contestant(), output_dir=tmp_path / "out")
+    manifest = benchmark / "manifest.json"
+    entries = json.loads(manifest.read_text())
+    entries[0]["kind"] = "outdoor" if entries[0]["kind"] != "outdoor" else "room"
+    manifest.write_text(json.dumps(entries))
+    again = evaluate_benchmark(open_folder_benchmark(benchmark), contestant(), output_dir=tmp_path / "out")
+    assert again.times["images_from_earlier_runs"] == 5
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_model_that_cannot_be_loaded_is_said_once(workers: int, benchmark: Path) -> None:
+    attempts: list[int] = []
+
+    def load() -> Estimator:
+        attempts.append(1)
+        raise InvalidValueError("device='cuda' is not available")
+
+    broken = Contestant(name="broken", load=load, invariance="affine_depth", settings={})
+    notes: list[str] = []
+    with pytest.raises(InvalidValueError, match="is not available"):
+        evaluate_benchmark(open_folder_benchmark(benchmark), broken, num_workers=workers, note=notes.append)
+    assert not notes and len(attempts) <= 2 * workers
+
+
+def test_settings_without_use_and_those_of_model_index_are_known_before_loading(tiny_checkpoint: Path) -> None:
+    config = PredictConfig(checkpoint=tiny_checkpoint, start_noise="zeros", ensemble_size=2)
+    with pytest.raises(InvalidValueError, match="gains nothing"):
+        predictor_contestant(config)
+    settings = predictor_contestant(PredictConfig(checkpoint=tiny_checkpoint)).settings
+    assert (settings["invariance"], settings["processing_side"], settings["variant"]) == ("affine", "longer", None)

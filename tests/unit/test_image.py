@@ -584,3 +584,8 @@ def test_a_native_size_that_would_need_too_much_memory_is_refused():
     assert processing_size(4096, 4096, processing_resolution=0) == (4096, 4096)
     with pytest.raises(InvalidValueError, match=r"processing_resolution=0 with a photo of 12000x8000 would need more"):
         processing_size(8000, 12000, processing_resolution=0)
+
+
+def test_a_processing_resolution_that_would_need_too_much_memory_is_refused():
+    with pytest.raises(InvalidValueError, match=r"processing_resolution=65536 with a photo of 640x480 would need more"):
+        processing_size(480, 640, processing_resolution=65536)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -110,6 +111,8 @@ def evaluate_benchmark(
                 try:
                     images.append(task.result())
                 except OpenMarigoldError as error:
+                    if run.load_failed:  # no image's fault, and no image could do better
+                        raise
                     failed[entry.name] = str(error)
                     note(f"error: {error}")
                 progress(done, len(tasks))
@@ -148,6 +151,7 @@ class _Run:
     def __init__(self, benchmark: Benchmark, contestant: Contestant, protocol: AlignmentProtocol) -> None:
         self.benchmark, self.contestant, self.protocol = benchmark, contestant, protocol
         self._entries = {entry.name: entry for entry in benchmark.entries}
+        self.load_failed = False
         self._estimator: DepthEstimator | SavedPredictions | None = None
         self._lock = threading.Lock()
         self._context = json.dumps(
@@ -192,7 +196,11 @@ class _Run:
     def _load(self) -> DepthEstimator | SavedPredictions:
         with self._lock:
             if self._estimator is None:
-                self._estimator = self.contestant.load()
+                try:
+                    self._estimator = self.contestant.load()
+                except BaseException:
+                    self.load_failed = True
+                    raise
             return self._estimator
 
     def _predict(self, sample: BenchmarkSample) -> np.ndarray:
@@ -249,7 +257,9 @@ def _whole_lines(text: str) -> Iterator[tuple[str, dict[str, float]]]:
     for line in text.splitlines():
         try:
             entry = json.loads(line)
-            yield entry["key"], {name: float(value) for name, value in entry["metrics"].items()}
+            metrics = {name: float(value) for name, value in entry["metrics"].items()}
+            if all(map(math.isfinite, metrics.values())):
+                yield entry["key"], metrics
         except (ValueError, KeyError, TypeError, AttributeError):
             continue  # cut by an interruption; the image is scored again
 

@@ -28,7 +28,7 @@ optimization = { num_steps = 6, batch_size = 2, learning_rate = 1e-3, warmup_ste
 
 DEPTH = """
 kind = "depth"
-generator = "generator/checkpoint"
+base = "generator/checkpoint"
 data = { sources = { synthetic = 1.0 }, size = [32, 48], min_scale = 0.5, appearance = 1.0, num_variants = 2 }
 timesteps = { last_share = 0.25 }
 run = { save_period_s = 0.0, validation_period = 5 }

@@ -13,6 +13,7 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -173,10 +174,13 @@ def save_checkpoint(
     schedule: NoiseSchedule | None = None,
     index: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
+    text_encoder_of: Path | None = None,
 ) -> None:
     """Writes a checkpoint folder in diffusers layout, atomically; `index` joins `model_index.json`.
 
-    Without `unet` only `vae/` is written (a trained autoencoder). `dtype` is how weights are stored.
+    Without `unet` only `vae/` is written (a trained autoencoder). `dtype` is how weights are stored. With
+    `text_encoder_of` the folder is complete for diffusers' pipeline: that checkpoint's text encoder is copied or, where
+    it has none that can be read, one is written that knows the empty prompt only.
     """
     with atomic_directory(directory) as folder:
         _save_network(vae, folder / "vae", dtype)
@@ -187,14 +191,36 @@ def save_checkpoint(
         write_embedding(empty_prompt_embedding, folder / EMBEDDING_FILE)
         (folder / "scheduler").mkdir()
         _write_json(folder / "scheduler" / "scheduler_config.json", schedule.to_config())
+        complete = text_encoder_of is not None and _write_text_encoder(text_encoder_of, folder, empty_prompt_embedding)
         components = {
             "unet": ["diffusers", "UNet2DConditionModel"],
             "vae": ["diffusers", type(vae).__name__],
             "scheduler": ["diffusers", schedule.class_name],
-            "text_encoder": [None, None],
-            "tokenizer": [None, None],
+            **_text_components(complete),
         }
         _write_json(folder / "model_index.json", {**(index or {}), **components})
+
+
+def _write_text_encoder(source: Path, folder: Path, embedding: Float[Tensor, "1 n d"]) -> bool:
+    """Copies the text encoder of `source`, else writes a constant one; False where neither can be done."""
+    try:
+        if copy_text_encoder(source, folder):
+            return True
+    except CheckpointError:  # only pickles there, say: training did not need it, and its result must not be lost
+        for name in ("text_encoder", "tokenizer"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    if embedding.shape[1] != 2 or find_spec("transformers") is None:
+        return False
+    write_constant_text_encoder(embedding.cpu(), folder)
+    return True
+
+
+def _text_components(complete: bool) -> dict[str, list[str | None]]:
+    library = "transformers" if complete else None
+    return {
+        "text_encoder": [library, "CLIPTextModel" if complete else None],
+        "tokenizer": [library, "CLIPTokenizer" if complete else None],
+    }
 
 
 def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: Dtype) -> None:
@@ -235,15 +261,7 @@ def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: Dt
         (folder / "scheduler").mkdir()
         _write_json(folder / "scheduler" / "scheduler_config.json", schedule.to_config())
         write_embedding(embedding, folder / EMBEDDING_FILE)
-        copied = copy_text_encoder(source.directory, folder)
-        if not copied and embedding.shape[1] == 2:
-            write_constant_text_encoder(embedding, folder)
-            copied = True
-        library = "transformers" if copied else None
-        index |= {
-            "text_encoder": [library, "CLIPTextModel" if copied else None],
-            "tokenizer": [library, "CLIPTokenizer" if copied else None],
-        }
+        index |= _text_components(_write_text_encoder(source.directory, folder, embedding))
         _write_json(folder / "model_index.json", index)
         for path in (*source.directory.glob("README.md"), *source.directory.glob("LICEN[SC]E*")):
             shutil.copyfile(path, folder / path.name)

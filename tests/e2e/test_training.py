@@ -21,12 +21,12 @@ from safetensors.torch import load_file, save_file
 from openmarigold.backbone import load_unet, load_vae
 from openmarigold.errors import CheckpointError, DataError, RecipeError
 from openmarigold.predictor import Predictor
-from openmarigold.seeding import generator_for
 from openmarigold.training import latents, train
 from openmarigold.training.depth import DepthTask
-from openmarigold.training.latents import LatentCache
+from openmarigold.training.latents import Latents
 from openmarigold.training.loop import make_accelerator
 from openmarigold.training.recipe import DataConfig, DepthRecipe, read_recipe
+from openmarigold.training.views import Mixture, Share
 from training_data import AUTOENCODER, DEPTH, GENERATOR, write_training_data
 
 
@@ -148,7 +148,7 @@ def test_changed_base_or_data_does_not_resume(in_workspace: Path, tmp_path: Path
     output = tmp_path / "run"
     train(Path("depth.toml"), data_dir=in_workspace / "data", output_dir=output, device="cpu", stop_after_steps=1)
     other = write_training_data(tmp_path / "data", num_pairs=5)
-    with pytest.raises(CheckpointError, match="autoencoder or data changed since"):
+    with pytest.raises(CheckpointError, match=r"latents in .* were made with another state of the data"):
         train(Path("depth.toml"), data_dir=other, output_dir=output, device="cpu")
     shutil.copytree("generator/checkpoint", tmp_path / "generator")
     weights = tmp_path / "generator" / "unet" / "diffusion_pytorch_model.safetensors"
@@ -158,7 +158,7 @@ def test_changed_base_or_data_does_not_resume(in_workspace: Path, tmp_path: Path
     Path("generator/checkpoint").rename("generator/original")
     shutil.copytree(tmp_path / "generator", "generator/checkpoint")
     try:
-        with pytest.raises(CheckpointError, match="generator changed since"):
+        with pytest.raises(CheckpointError, match="base changed since"):
             train(Path("depth.toml"), data_dir=in_workspace / "data", output_dir=output, device="cpu")
     finally:
         shutil.rmtree("generator/checkpoint")
@@ -181,54 +181,100 @@ def test_validation_lines_are_not_repeated(in_workspace: Path, tmp_path: Path) -
     assert [json.loads(line)["step"] for line in lines] == [6]
 
 
-def test_interrupted_encoding_continues(in_workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The latents of an encoding that was killed between two marks are those of one that was not."""
-    monkeypatch.setattr(latents, "CHUNK", 2)
-    monkeypatch.setattr(latents, "SAVE_PERIOD", 2)
-    settings = {
-        "config": DataConfig(sources={"synthetic": 1.0}, size=(32, 48), num_variants=2),
-        "vae": load_vae(Path("autoencoder/checkpoint/vae")),
-        "seed": 0,
-        "data_dir": in_workspace / "data",
-        "accelerator": make_accelerator("no", "cpu"),
-        "depth_form": "latents",
-    }
-    LatentCache(**settings, cache_dir=tmp_path / "whole")
-    (whole,) = (tmp_path / "whole").iterdir()
-    encode, calls = LatentCache._encode, []
+def open_latents(workspace: Path, cache_dir: Path | None, config: DataConfig, *, form: str = "latents") -> Latents:
+    return Latents(
+        Mixture(config, data_dir=workspace / "data", seed=0),
+        vae=load_vae(workspace / "autoencoder" / "checkpoint" / "vae"),
+        cache_dir=cache_dir,
+        accelerator=make_accelerator("no", "cpu"),
+        depth_form=form,  # pyright: ignore[reportArgumentType]
+    )
 
-    def failing(*arguments: object) -> np.ndarray:
+
+PAIRS = DataConfig(sources={"synthetic": 1.0}, size=(32, 48), num_variants=2)
+
+
+def test_interrupted_encoding_continues(in_workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The latents of an encoding that was killed between two shards are those of one that was not."""
+    monkeypatch.setattr(latents, "SHARD_BYTES", 1000)  # two views
+    open_latents(in_workspace, tmp_path / "whole", PAIRS)
+    names = sorted(path.name for path in (tmp_path / "whole" / "synthetic").iterdir())
+    assert len(names) == 6
+    encode, calls = Latents._encode, []
+
+    def failing(*arguments: object) -> torch.Tensor:
         calls.append(1)
-        if len(calls) == 10:  # in the fifth chunk of six, after the mark behind the fourth
+        if len(calls) == 10:  # of 24: in the third shard
             raise KeyboardInterrupt
         return encode(*arguments)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(LatentCache, "_encode", staticmethod(failing))
+    monkeypatch.setattr(Latents, "_encode", failing)
     with pytest.raises(KeyboardInterrupt):
-        LatentCache(**settings, cache_dir=tmp_path / "killed")
-    (killed,) = (tmp_path / "killed").iterdir()
-    assert json.loads((killed / "progress.json").read_text()) == {"encoded": 8}
-    LatentCache(**settings, cache_dir=tmp_path / "killed")
-    assert len(calls) == 10 + 4, "only the two chunks after the mark are encoded again"
-    for name in ("rgb.npy", "depth.npy", "valid_mask.npy"):
-        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+        open_latents(in_workspace, tmp_path / "killed", PAIRS)
+    assert sorted(path.name for path in (tmp_path / "killed" / "synthetic").iterdir()) == names[:2]
+    open_latents(in_workspace, tmp_path / "killed", PAIRS)
+    assert len(calls) == 10 + 16, "only the four shards that were not whole are encoded again"
+    for name in names:
+        killed, whole = (tmp_path / run / "synthetic" / name for run in ("killed", "whole"))
+        assert killed.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("form", ["none", "latents", "maps"])
+def test_kept_latents_are_those_computed_anew(in_workspace: Path, tmp_path: Path, form: str) -> None:
+    config = dataclasses.replace(PAIRS, min_scale=0.5, appearance=1.0)
+    indices = np.array([3, 0, 11, 3])
+    found = []
+    for cache_dir in (tmp_path / "kept", None):
+        source = open_latents(in_workspace, cache_dir, config, form=form)
+        batch = {name: torch.from_numpy(value) for name, value in source.batch(indices).items()}
+        found.append(source.encoded(batch))
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        assert torch.equal(value.nan_to_num(9.0), found[1][name].nan_to_num(9.0)), name
 
 
 def test_latents_are_encoded_once(in_workspace: Path) -> None:
     output = in_workspace / "cached"
     train(Path("depth.toml"), data_dir=in_workspace / "data", output_dir=output, stop_after_steps=1)
-    (cache,) = (output / "latents").iterdir()
-    written = (cache / "rgb.npy").stat().st_mtime_ns
+    shard = output / "latents" / "synthetic" / "shard-00000.npy"
+    written = shard.stat().st_mtime_ns
     train(Path("depth.toml"), data_dir=in_workspace / "data", output_dir=output, stop_after_steps=2)
-    assert (cache / "rgb.npy").stat().st_mtime_ns == written
-    assert json.loads((cache / "progress.json").read_text()) == {"encoded": 12}
+    assert shard.stat().st_mtime_ns == written
+
+
+def test_latents_of_another_autoencoder_are_refused(in_workspace: Path, tmp_path: Path) -> None:
+    open_latents(in_workspace, tmp_path / "cache", PAIRS)
+    other = load_vae(in_workspace / "autoencoder" / "checkpoint" / "vae")
+    with torch.no_grad():
+        next(iter(other.parameters())).add_(1.0)
+    mixture = Mixture(PAIRS, data_dir=in_workspace / "data", seed=0)
+    settings = {"accelerator": make_accelerator("no", "cpu"), "depth_form": "latents"}
+    with pytest.raises(CheckpointError, match="made with another state of the autoencoder; remove that folder"):
+        Latents(mixture, vae=other, cache_dir=tmp_path / "cache", **settings)
+    with pytest.raises(CheckpointError, match=r"another state of data\.num_variants, the data|data\.num_variants"):
+        open_latents(in_workspace, tmp_path / "cache", dataclasses.replace(PAIRS, num_variants=4))
+
+
+def test_damaged_shard_is_named(in_workspace: Path, tmp_path: Path) -> None:
+    open_latents(in_workspace, tmp_path / "cache", PAIRS)
+    shard = tmp_path / "cache" / "synthetic" / "shard-00000.npy"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"shard-00000\.npy .*remove it, and it will be encoded again"):
+        open_latents(in_workspace, tmp_path / "cache", PAIRS)
+
+
+def test_data_without_any_valid_depth_is_refused(in_workspace: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"source synthetic: none of its 12 views has valid depth; check the unit"):
+        open_latents(
+            in_workspace, tmp_path / "cache", dataclasses.replace(PAIRS, max_depth={"rooms": 0.1, "street": 0.1})
+        )
 
 
 def test_missing_data_and_base(in_workspace: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no photos-\*\.tar in .*--data-dir"):
         train(Path("autoencoder.toml"), data_dir=tmp_path, output_dir=tmp_path / "run")
     Path("orphan.toml").write_text(DEPTH.replace("generator/checkpoint", "nowhere"))
-    with pytest.raises(CheckpointError, match="nowhere/vae"):
+    with pytest.raises(CheckpointError, match="nowhere is no folder"):
         train(Path("orphan.toml"), data_dir=in_workspace / "data", output_dir=tmp_path / "run")
 
 
@@ -246,8 +292,7 @@ def test_unknown_key_is_one_line_on_the_command_line(in_workspace: Path, tmp_pat
 
 
 def test_noise_on_colour_latents_stays_within_its_limit(in_workspace: Path, tmp_path: Path) -> None:
-    settings = {"data_dir": in_workspace / "data", "cache_dir": tmp_path / "latents", "benchmark_dir": None}
-    tasks = []
+    share = Share(step=3, micro_step=0, group_size=64, rows=slice(0, 64))
     for value in (0.0, 0.5):
         (tmp_path / "noisy.toml").write_text(
             DEPTH.replace("num_variants = 2", f"num_variants = 2, latent_noise = {value}")
@@ -255,39 +300,24 @@ def test_noise_on_colour_latents_stays_within_its_limit(in_workspace: Path, tmp_
         recipe = read_recipe(tmp_path / "noisy.toml")
         assert isinstance(recipe, DepthRecipe)
         recipe = dataclasses.replace(recipe, optimization=dataclasses.replace(recipe.optimization, batch_size=64))
-        tasks.append(DepthTask(recipe, accelerator=make_accelerator("no", "cpu"), **settings))
-    assert len(list((tmp_path / "latents").iterdir())) == 1, "the noise is drawn anew each step, not encoded"
-    plain, noisy = (task.batch(3)["rgb_latent"] for task in tasks)
-    spread = (noisy - plain).std(axis=(1, 2, 3))
-    assert 0.0 < spread.min() < 0.1 and 0.4 < spread.max() < 0.55
-    np.testing.assert_array_equal(noisy, tasks[1].batch(3)["rgb_latent"])
+        settings = {"data_dir": in_workspace / "data", "cache_dir": tmp_path / "latents"}
+        task = DepthTask(recipe, accelerator=make_accelerator("no", "cpu"), **settings)
+        batch = task.batch(share)
+        if not value:
+            assert "rgb_noise" not in batch
+            continue
+        spread = batch["rgb_noise"].std(axis=(1, 2, 3))
+        assert 0.0 < spread.min() < 0.1 and 0.4 < spread.max() < 0.55
+        np.testing.assert_array_equal(batch["rgb_noise"], task.batch(share)["rgb_noise"])
 
 
-def test_kinds_are_drawn_as_often_as_asked(in_workspace: Path, tmp_path: Path) -> None:
-    config = DataConfig(sources={"synthetic": 1.0}, size=(32, 48), num_variants=2, kind_weights={"street": 4.0})
-    cache = LatentCache(
-        config,
-        vae=load_vae(Path("autoencoder/checkpoint/vae")),
-        seed=0,
-        data_dir=in_workspace / "data",
-        cache_dir=tmp_path,
-        accelerator=make_accelerator("no", "cpu"),
-        depth_form="latents",
-    )
-    everything = np.load(next(tmp_path.glob("*/rgb.npy"))).astype(np.float32).reshape(12, -1)
-    drawn = cache.draw(generator_for(0, "test"), 3000).rgb.reshape(3000, -1)
-    index = np.array([np.flatnonzero((everything == latent).all(axis=1))[0] for latent in drawn])
-    counts = np.bincount(index, minlength=12) / 3000
+def test_kinds_are_drawn_as_often_as_asked(in_workspace: Path) -> None:
+    config = dataclasses.replace(PAIRS, kind_weights={"street": 4.0})
+    mixture = Mixture(config, data_dir=in_workspace / "data", seed=0)
+    share = Share(step=0, micro_step=0, group_size=3000, rows=slice(0, 3000))
+    _, chosen, _ = mixture.choose("test", share, 3000)
     # Eight views of rooms with weight 1, four of streets with weight 4: one in 24, four in 24.
-    np.testing.assert_allclose(counts, [1 / 24] * 8 + [4 / 24] * 4, atol=0.02)
+    np.testing.assert_allclose(np.bincount(chosen, minlength=12) / 3000, [1 / 24] * 8 + [4 / 24] * 4, atol=0.02)
     nothing = dataclasses.replace(config, kind_weights={"rooms": 0.0, "street": 0.0})
     with pytest.raises(RecipeError, match="leaves nothing of source synthetic"):
-        LatentCache(
-            nothing,
-            vae=load_vae(Path("autoencoder/checkpoint/vae")),
-            seed=0,
-            data_dir=in_workspace / "data",
-            cache_dir=tmp_path,
-            accelerator=make_accelerator("no", "cpu"),
-            depth_form="latents",
-        )
+        Mixture(nothing, data_dir=in_workspace / "data", seed=0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +29,7 @@ from openmarigold.training.generator import draw_timesteps, make_unet, noisy_lat
 from openmarigold.training.loop import learning_rate_factor
 from openmarigold.training.loss import affine_invariant_loss, latent_regularisation, masked_latent_loss
 from openmarigold.training.recipe import OptimizationConfig, TimestepConfig, UNetModelConfig
-from openmarigold.training.state import check_recipe, latest_state, load_state, save_state
+from openmarigold.training.state import StateWriter, check_recipe, collect_state, latest_state, load_state
 from tiny import make_checkpoint
 
 
@@ -54,7 +56,7 @@ def test_masked_cells_never_touch_the_loss() -> None:
     prediction = torch.randn(2, 4, 5, 6, requires_grad=True)
     wanted = torch.randn(2, 4, 5, 6)
     valid_mask = torch.rand(2, 1, 5, 6) > 0.4
-    loss = masked_latent_loss(prediction, wanted, valid_mask)
+    loss = masked_latent_loss(prediction, wanted, valid_mask).mean
     loss.backward()
     assert prediction.grad is not None
     chosen = valid_mask.expand_as(wanted)
@@ -62,12 +64,12 @@ def test_masked_cells_never_touch_the_loss() -> None:
     oracle = ((prediction.detach() - wanted)[chosen] ** 2).mean()
     torch.testing.assert_close(loss.detach(), oracle)
     spoiled = wanted.masked_fill(~chosen, float("nan"))
-    torch.testing.assert_close(masked_latent_loss(prediction, spoiled, valid_mask).detach(), oracle)
+    torch.testing.assert_close(masked_latent_loss(prediction, spoiled, valid_mask).mean.detach(), oracle)
 
 
 def test_loss_without_a_valid_cell_is_zero_not_nan() -> None:
     prediction = torch.randn(1, 4, 3, 3, requires_grad=True)
-    loss = masked_latent_loss(prediction, torch.zeros(1, 4, 3, 3), torch.zeros(1, 1, 3, 3, dtype=torch.bool))
+    loss = masked_latent_loss(prediction, torch.zeros(1, 4, 3, 3), torch.zeros(1, 1, 3, 3, dtype=torch.bool)).mean
     loss.backward()
     assert loss.item() == 0
     assert prediction.grad is not None and bool((prediction.grad == 0).all())
@@ -82,13 +84,13 @@ def test_affine_invariant_loss_is_the_error_left_by_a_least_squares_fit() -> Non
         scale, shift = fit_scale_shift(p, d, m)
         errors.append(np.abs(scale * p + shift - d)[m])
     expected = np.concatenate(errors).mean()
-    assert affine_invariant_loss(prediction, wanted, valid_mask).item() == pytest.approx(expected, rel=1e-5)
+    assert affine_invariant_loss(prediction, wanted, valid_mask).mean.item() == pytest.approx(expected, rel=1e-5)
     stretched = prediction * torch.tensor([0.5, 2.0, 3.0]).view(3, 1, 1, 1) + 0.7
-    assert affine_invariant_loss(stretched, wanted, valid_mask).item() == pytest.approx(expected, rel=1e-5)
-    assert affine_invariant_loss(2 * wanted - 1, wanted, valid_mask).item() == pytest.approx(0.0, abs=1e-6)
+    assert affine_invariant_loss(stretched, wanted, valid_mask).mean.item() == pytest.approx(expected, rel=1e-5)
+    assert affine_invariant_loss(2 * wanted - 1, wanted, valid_mask).mean.item() == pytest.approx(0.0, abs=1e-6)
     weight = torch.rand(3, 1, 6, 7)
     weighted = np.concatenate([e * w[m] for e, w, m in zip(errors, weight.numpy(), valid_mask.numpy(), strict=True)])
-    found = affine_invariant_loss(prediction, wanted, valid_mask, weight.masked_fill(~valid_mask, float("nan")))
+    found = affine_invariant_loss(prediction, wanted, valid_mask, weight.masked_fill(~valid_mask, float("nan"))).mean
     assert found.item() == pytest.approx(weighted.mean(), rel=1e-5)
 
 
@@ -97,14 +99,14 @@ def test_affine_invariant_loss_ignores_invalid_pixels_and_survives_flat_maps() -
     prediction = torch.randn(2, 1, 5, 6, requires_grad=True)
     valid_mask = torch.rand(2, 1, 5, 6) > 0.4
     wanted = torch.randn(2, 1, 5, 6).masked_fill(~valid_mask, float("nan"))
-    affine_invariant_loss(prediction, wanted, valid_mask).backward()
+    affine_invariant_loss(prediction, wanted, valid_mask).mean.backward()
     assert prediction.grad is not None and bool(prediction.grad.isfinite().all())
     assert bool((prediction.grad[~valid_mask] == 0).all()) and bool((prediction.grad[valid_mask] != 0).any())
     flat = torch.zeros(2, 1, 5, 6, requires_grad=True)
-    loss = affine_invariant_loss(flat, wanted, valid_mask)
+    loss = affine_invariant_loss(flat, wanted, valid_mask).mean
     loss.backward()
     assert np.isfinite(loss.item()) and flat.grad is not None and bool(flat.grad.isfinite().all())
-    nothing = affine_invariant_loss(prediction, wanted, torch.zeros_like(valid_mask))
+    nothing = affine_invariant_loss(prediction, wanted, torch.zeros_like(valid_mask)).mean
     assert nothing.item() == 0
 
 
@@ -155,13 +157,19 @@ def test_state_round_trip_and_damage(tmp_path: Path) -> None:
     optimizer.step()
     average = {name: value.detach() * 2 for name, value in model.named_parameters()}
     recipe = {"seed": 1, "run": {"save_period_s": 1}}
-    for step in (3, 12):
-        save_state(
-            tmp_path, step=step, recipe=recipe, inputs={"base": "1"}, model=model, average=average, optimizer=optimizer
-        )
+    writer = StateWriter(tmp_path, keep=2)
+    settings = {"recipe": recipe, "inputs": {"base": "1"}, "average": average, "optimizer": optimizer}
+    for step in (3, 7, 12):
+        writer.submit(collect_state(step, model=model, **settings))
+    with torch.no_grad():  # what is written in the background is what was submitted
+        expected = model.weight.clone()
+        model.weight.add_(1.0)
+    writer.wait()
+    with torch.no_grad():
+        model.weight.copy_(expected)
     state = latest_state(tmp_path)
     assert state == tmp_path / "step-00000012"
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000012"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000007", "step-00000012"]
 
     other = torch.nn.Linear(3, 2)
     fresh = torch.optim.AdamW(other.parameters(), lr=0.1)
@@ -182,11 +190,43 @@ def test_state_round_trip_and_damage(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="from something else \\(base changed since\\)"):
         load_state(state, inputs={"base": "2"}, **arguments)
     (state / "tensors.safetensors").write_bytes((state / "tensors.safetensors").read_bytes()[:-20])
-    with pytest.raises(CheckpointError, match="cannot be resumed"):
+    with pytest.raises(CheckpointError, match=r"cannot be resumed .*remove it to go on from step-00000007"):
         load_state(state, inputs={"base": "1"}, **arguments)
     (state / "state.json").write_text("{}")
     with pytest.raises(CheckpointError, match="cannot be resumed"):
         check_recipe(state, recipe)
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import torch
+from openmarigold.errors import OutputError
+from openmarigold.training.state import StateWriter, collect_state, latest_state
+
+model = torch.nn.Linear(100, 100)
+optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+model(torch.ones(1, 100)).sum().backward()
+optimizer.step()
+states = Path(sys.argv[1])
+writer = StateWriter(states, keep=1)
+for step in (1, 2):
+    writer.submit(collect_state(step, recipe={}, inputs={}, model=model, average={}, optimizer=optimizer))
+    try:
+        writer.wait()
+    except OutputError as error:
+        print(error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+print(sorted(path.name for path in states.iterdir()))
+"""
+
+
+def test_full_disk_leaves_the_last_state(tmp_path: Path) -> None:
+    """Files may not grow beyond a limit any more: the system's error is that of a full disk, but for its words."""
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True)
+    message, left = done.stdout.splitlines()
+    assert message.startswith("cannot write") and "step-00000002" in message and "free space" in message
+    assert left == "['step-00000001']"
 
 
 def test_checkpoint_folder_is_what_diffusers_reads(tmp_path: Path) -> None:

@@ -4,51 +4,86 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
+import tyro
+
+from openmarigold.cli.terminal import progress_bar
 from openmarigold.errors import MissingExtraError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train a model as a recipe says (extra `train`)."""
+    """Train a model as a recipe says (extra `train`). Several processes or GPUs: start it with `accelerate launch`."""
 
     recipe: Path
     """Recipe file (TOML)."""
     data_dir: Path
-    """Folder of the training data that the recipe names."""
-    output_dir: Path
+    """Folder of the training data: one folder for each source that the recipe names."""
+    output_dir: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
     """Folder of checkpoints, state and logs."""
+    cache_dir: Path | None = None
+    """Folder of the encoded views, which runs may share. None: latents/ in the output folder."""
     benchmark: Path | None = None
     """Benchmark folder for the scores during training."""
+    benchmark_data: Path | None = None
+    """Folder of the benchmarks that the recipe's [validation] names (`openmarigold data where NAME`)."""
+    photos: Path | None = None
+    """Photos whose predicted depth is written to pictures/ at each validation."""
     device: str = "auto"
     """Where to train: auto (an accelerator where there is one) or cpu."""
     resume: bool = True
     """Continue from the state in the output folder, if there is one."""
     stop_after_steps: int | None = None
     """Stop early, with the state saved, when so many steps are done."""
+    dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Check recipe, base and data, make one step, and say what a full run will need. Nothing is written."""
 
 
 def run_train(command: Train) -> int:
     """Trains and returns the exit status."""
     try:
-        from openmarigold.training import train
+        from openmarigold.training import dry_run, train
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("openmarigold"):
             raise
         raise MissingExtraError(error.name, "train") from error
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    directory = train(
-        command.recipe,
-        data_dir=command.data_dir,
-        output_dir=command.output_dir,
-        benchmark_dir=command.benchmark,
-        device=command.device,
-        resume=command.resume,
-        stop_after_steps=command.stop_after_steps,
-    )
-    print("stopped before the end of the recipe" if directory is None else f"checkpoint -> {directory}")
+    paths = {
+        "data_dir": command.data_dir,
+        "output_dir": command.output_dir,
+        "cache_dir": command.cache_dir,
+        "benchmark_dir": command.benchmark,
+        "benchmark_data_dir": command.benchmark_data,
+        "photos_dir": command.photos,
+    }
+    if command.dry_run:
+        print(dry_run(command.recipe, device=command.device, **paths))
+        return 0
+    with progress_bar("training") as (advance, note):
+
+        def watch(progress: Any) -> None:
+            advance(progress.step, progress.num_steps)
+            note(str(progress))
+
+        directory = train(
+            command.recipe,
+            device=command.device,
+            resume=command.resume,
+            stop_after_steps=command.stop_after_steps,
+            watch=watch,
+            **paths,
+        )
+    if is_main_process():
+        print("stopped before the end of the recipe" if directory is None else f"checkpoint -> {directory}")
     return 0
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that speaks for all that `accelerate launch` started."""
+    return os.environ.get("RANK", "0") == "0"

@@ -19,12 +19,14 @@ def random_view(
     size: tuple[int, int],
     min_scale: float,
     aspect_jitter: float,
+    mirrored: bool | None = None,
 ) -> Sample:
     """A random part of `sample`, resized to `size` (height, width) and mirrored half of the time.
 
     Args:
         min_scale: smallest part, as a share of the largest crop of that shape that fits; in (0, 1].
         aspect_jitter: largest stretch of one side against the other; 0.1 = up to 10 %.
+        mirrored: whether the view is mirrored; None = by chance.
 
     Depth is sampled nearest, since a mean over an edge would invent surfaces; its values stay as they are, because
     depth is normalised per image afterwards and a crop only shifts and scales it.
@@ -38,7 +40,8 @@ def random_view(
     # A full view may come out larger than the picture by a rounding error.
     left, top = rng.uniform(0, max(0.0, width - crop_width)), rng.uniform(0, max(0.0, height - crop_height))
     box = (left, top, min(left + crop_width, width), min(top + crop_height, height))
-    mirrored = rng.random() < 0.5
+    by_chance = rng.random() < 0.5
+    mirrored = by_chance if mirrored is None else mirrored
     width_height = (size[1], size[0])
     rgb = np.asarray(Image.fromarray(sample.rgb).resize(width_height, Image.Resampling.BILINEAR, box=box))
     depth = None

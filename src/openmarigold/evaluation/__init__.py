@@ -16,7 +16,7 @@ from openmarigold.evaluation.estimators import (
     predictor_estimator,
 )
 from openmarigold.evaluation.report import ImageScore, Report
-from openmarigold.evaluation.runner import evaluate, evaluate_benchmark, read_manifest
+from openmarigold.evaluation.runner import evaluate, evaluate_benchmark, read_manifest, score_benchmark
 from openmarigold.evaluation.statistics import KindScore
 
 __all__ = [
@@ -34,4 +34,5 @@ __all__ = [
     "image_row_estimator",
     "predictor_estimator",
     "read_manifest",
+    "score_benchmark",
 ]

@@ -13,7 +13,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
@@ -59,15 +59,27 @@ def evaluate(
         DataError: the benchmark is missing, incomplete or damaged.
         InvalidValueError: the protocol does not fit, or the estimator returned another size than the photo's.
     """
+    return score_benchmark(open_folder_benchmark(benchmark_dir), estimator, protocol=protocol, progress=progress)
+
+
+def score_benchmark(
+    benchmark: Benchmark,
+    estimator: DepthEstimator,
+    *,
+    entries: Sequence[Entry] | None = None,
+    protocol: str | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Report:
+    """The estimator's scores on a benchmark, or on some `entries` of it. Raises what `evaluate` raises."""
     chosen = choose_protocol(protocol, estimator.invariance)
-    benchmark = open_folder_benchmark(benchmark_dir)
+    entries = benchmark.entries if entries is None else entries
     images = []
-    for done, entry in enumerate(benchmark.entries, start=1):
+    for done, entry in enumerate(entries, start=1):
         sample = benchmark.sample(entry)
         metrics = score_sample(sample, estimator(sample.rgb), chosen)
         images.append(ImageScore(name=entry.name, kind=entry.kind, place=entry.place, metrics=metrics))
         if progress is not None:
-            progress(done, len(benchmark.entries))
+            progress(done, len(entries))
     over_places = benchmark.row.average_over_places
     return Report(
         images=images,

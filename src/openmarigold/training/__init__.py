@@ -4,82 +4,148 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from openmarigold.errors import InvalidValueError, MissingExtraError
-from openmarigold.training.recipe import AutoencoderRecipe, DepthRecipe, GeneratorRecipe, read_recipe, to_table
+from openmarigold.training.recipe import AutoencoderRecipe, DepthRecipe, GeneratorRecipe, Recipe, read_recipe, to_table
 
 LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPaths:
+    """Where a run reads and writes.
+
+    Attributes:
+        data_dir: folder that holds the recipe's sources (`photos/`, `synthetic/`, `hypersim/`, ...).
+        output_dir: where the run lives.
+        cache_dir: where latents are kept; None: `output_dir / "latents"`. Runs may share one.
+        benchmark_dir: benchmark folder for zero-shot validation of a depth model; None: none.
+        benchmark_data_dir: folder of the benchmarks that the recipe names.
+        photos_dir: photos whose predicted depth is written at each validation; None: none.
+    """
+
+    data_dir: Path
+    output_dir: Path
+    cache_dir: Path | None = None
+    benchmark_dir: Path | None = None
+    benchmark_data_dir: Path | None = None
+    photos_dir: Path | None = None
 
 
 def train(
     recipe_path: Path,
     *,
-    data_dir: Path,
-    output_dir: Path,
-    benchmark_dir: Path | None = None,
     device: str = "auto",
     resume: bool = True,
     stop_after_steps: int | None = None,
+    watch: Callable[[Any], object] | None = None,
+    **paths: Any,
 ) -> Path | None:
     """Trains what the recipe says and returns the checkpoint folder, or None if stopped before the end.
 
     Args:
         recipe_path: TOML file, see `openmarigold.training.recipe`.
-        data_dir: folder that holds the recipe's sources (`photos/`, `synthetic/`).
-        output_dir: where the run lives; an interrupted run there is resumed unless `resume` is False.
-        benchmark_dir: benchmark folder for zero-shot validation of a depth model; None = no validation.
         device: "auto" or "cpu".
+        resume: an interrupted run in the output folder goes on; False starts anew.
         stop_after_steps: stop early with the state saved.
+        watch: called with a `monitor.Progress` now and then; None logs it.
+        paths: as `TrainingPaths`.
 
     Raises:
-        RecipeError: an unknown, missing or wrong key.
+        RecipeError: an unknown, missing, wrong or contradictory key.
         InvalidValueError: a device or count that is not accepted.
         DataError: missing or damaged data.
-        CheckpointError: a base checkpoint or a state that cannot be used.
+        CheckpointError: a base checkpoint, a state or a cache that cannot be used.
         MissingExtraError: torch, diffusers or accelerate is not installed.
+        OutputError: something cannot be written.
     """
+    places = TrainingPaths(**paths)
     recipe = read_recipe(recipe_path)
-    try:
-        from openmarigold.training.loop import make_accelerator, run_training
-        from openmarigold.training.state import check_recipe, latest_state
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error.name or "torch", "train") from error
     if stop_after_steps is not None and stop_after_steps < 1:
         raise InvalidValueError(f"stop_after_steps={stop_after_steps} is not accepted; give 1 or above")
-    if benchmark_dir is not None and not isinstance(recipe, DepthRecipe):
-        LOGGER.warning("the benchmark is not used: a recipe of kind %s makes no depth", recipe.kind)
+    loop, state = _import_parts()
+    _warn_of_unused(recipe, places)
     table = to_table(recipe)
-    state = latest_state(output_dir / "states") if resume else None
-    if state is not None:
-        check_recipe(state, table)  # before latents are encoded for a recipe that does not fit
-    accelerator = make_accelerator(recipe.optimization.mixed_precision, device)
-    if isinstance(recipe, AutoencoderRecipe):
-        from openmarigold.training.autoencoder import AutoencoderTask
-
-        task: Any = AutoencoderTask(recipe, data_dir=data_dir)
-    elif isinstance(recipe, GeneratorRecipe):
-        from openmarigold.training.generator import GeneratorTask
-
-        task = GeneratorTask(recipe, data_dir=data_dir, cache_dir=output_dir / "latents", accelerator=accelerator)
-    else:
-        from openmarigold.training.depth import DepthTask
-
-        task = DepthTask(
-            recipe,
-            data_dir=data_dir,
-            cache_dir=output_dir / "latents",
-            benchmark_dir=benchmark_dir,
-            accelerator=accelerator,
-        )
-    return run_training(
-        task,
+    found = state.latest_state(places.output_dir / "states") if resume else None
+    if found is not None:
+        state.check_recipe(found, table)  # before latents are encoded for a recipe that does not fit
+    accelerator = loop.make_accelerator(recipe.optimization.mixed_precision, device)
+    loop.plan_batches(recipe.optimization, num_processes=accelerator.num_processes)
+    cached = recipe.data.cache and not isinstance(recipe, AutoencoderRecipe)
+    cache_dir = (places.cache_dir or places.output_dir / "latents") if cached else None
+    return loop.run_training(
+        make_task(recipe, places, cache_dir=cache_dir, accelerator=accelerator),
         recipe=table,
         optimization=recipe.optimization,
         run=recipe.run,
-        output_dir=output_dir,
+        output_dir=places.output_dir,
         accelerator=accelerator,
         resume=resume,
         stop_after_steps=stop_after_steps,
+        watch=watch,
     )
+
+
+def dry_run(recipe_path: Path, *, device: str = "auto", **paths: Any) -> Any:
+    """Checks recipe, base, data and benchmarks, makes one step, and returns what a full run will need.
+
+    Nothing is written, and no state is looked at. The result is a `rehearsal.Rehearsal`, whose text says it all.
+
+    Args:
+        recipe_path: as `train`.
+        device: as `train`.
+        paths: as `TrainingPaths`.
+
+    Raises:
+        OpenMarigoldError: whatever `train` would stop at.
+    """
+    places, recipe = TrainingPaths(**paths), read_recipe(recipe_path)
+    loop, _ = _import_parts()
+    from openmarigold.training.rehearsal import rehearse
+
+    _warn_of_unused(recipe, places)
+    accelerator = loop.make_accelerator(recipe.optimization.mixed_precision, device)
+    task = make_task(recipe, places, cache_dir=None, accelerator=accelerator)
+    return rehearse(task, recipe, output_dir=places.output_dir, accelerator=accelerator, cached=recipe.data.cache)
+
+
+def make_task(recipe: Recipe, places: TrainingPaths, *, cache_dir: Path | None, accelerator: Any) -> Any:
+    """The `loop.Task` of a recipe, its networks and data loaded. Raises what `train` raises."""
+    data_dir = places.data_dir
+    if isinstance(recipe, AutoencoderRecipe):
+        from openmarigold.training.autoencoder import AutoencoderTask
+
+        return AutoencoderTask(recipe, data_dir=data_dir)
+    if isinstance(recipe, GeneratorRecipe):
+        from openmarigold.training.generator import GeneratorTask
+
+        return GeneratorTask(recipe, data_dir=data_dir, cache_dir=cache_dir, accelerator=accelerator)
+    from openmarigold.training.depth import DepthTask
+    from openmarigold.training.validation import ValidationPaths
+
+    validation = ValidationPaths(
+        benchmark_dir=places.benchmark_dir,
+        benchmark_data_dir=places.benchmark_data_dir,
+        photos_dir=places.photos_dir,
+    )
+    return DepthTask(recipe, data_dir=data_dir, cache_dir=cache_dir, accelerator=accelerator, validation=validation)
+
+
+def _import_parts() -> tuple[Any, Any]:
+    try:
+        from openmarigold.training import loop, state
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "torch", "train") from error
+    return loop, state
+
+
+def _warn_of_unused(recipe: Recipe, places: TrainingPaths) -> None:
+    if isinstance(recipe, DepthRecipe):
+        return
+    for name in ("benchmark_dir", "benchmark_data_dir", "photos_dir"):
+        if getattr(places, name) is not None:
+            LOGGER.warning("%s is not used: a recipe of kind %s makes no depth", name, recipe.kind)

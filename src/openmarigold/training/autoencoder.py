@@ -16,9 +16,9 @@ from openmarigold.data.augmentation import random_appearance
 from openmarigold.depth import normalise_depth
 from openmarigold.errors import DataError
 from openmarigold.seeding import generator_for
-from openmarigold.training.loss import latent_regularisation
+from openmarigold.training.loss import Loss, latent_regularisation, whole
 from openmarigold.training.recipe import AutoencoderRecipe
-from openmarigold.training.views import Mixture
+from openmarigold.training.views import Mixture, Share
 
 
 class AutoencoderTask:
@@ -26,7 +26,7 @@ class AutoencoderTask:
 
     def __init__(self, recipe: AutoencoderRecipe, *, data_dir: Path) -> None:
         self._recipe = recipe
-        self._views = Mixture(recipe.data, data_dir=data_dir)
+        self.mixture = Mixture(recipe.data, data_dir=data_dir, seed=recipe.seed)
         width, model = recipe.model.width, recipe.model
         torch.manual_seed(recipe.seed)  # diffusers initialises from the global generator
         self.model: nn.Module = AutoencoderTiny(
@@ -40,38 +40,41 @@ class AutoencoderTask:
 
     @property
     def inputs(self) -> dict[str, str]:
-        return {"data": self._views.contents}
+        return {"data": self.mixture.contents}
 
-    def batch(self, step: int) -> dict[str, np.ndarray]:
+    def batch(self, share: Share) -> dict[str, np.ndarray]:
         size, batch_size = self._recipe.data.size, self._recipe.optimization.batch_size
-        images = [self._image(step * batch_size + i) for i in range(batch_size)]
+        offset = share.micro_step * share.group_size
+        rows = slice(offset + share.rows.start, offset + share.rows.stop)
+        images = [self._image(share.step * batch_size + i) for i in range(rows.start, rows.stop)]
         channels = self._recipe.model.latent_channels
         shape = (batch_size, channels, size[0] // 8, size[1] // 8)
-        noise = generator_for(self._recipe.seed, "latent noise", step).standard_normal(shape, dtype=np.float32)
-        return {"image": np.stack(images), "noise": noise}
+        noise = generator_for(self._recipe.seed, "latent noise", share.step).standard_normal(shape, dtype=np.float32)
+        return {"image": np.stack(images), "noise": noise[rows]}
 
     def _image(self, index: int) -> np.ndarray:
         rng = generator_for(self._recipe.seed, "autoencoder", index)
-        view = self._views.view(rng)
+        view = self.mixture.random_sample(rng)
         if view.depth is not None and rng.random() < self._recipe.loss.depth_share:
             try:
-                norm_depth = normalise_depth(view.depth, view.depth > 0)
+                norm_depth = normalise_depth(view.depth, self.mixture.valid_mask(view))
                 return np.repeat(norm_depth[None], 3, axis=0)
             except DataError:  # sky only: train on the colour instead
                 pass
         rgb = random_appearance(view.rgb, rng, strength=self._recipe.data.appearance)
         return np.ascontiguousarray(rgb.transpose(2, 0, 1)).astype(np.float32) / 127.5 - 1.0
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Loss:
         config = self._recipe.loss
         image = batch["image"].contiguous(memory_format=torch.channels_last)
         latent = encode_to_latent(model, image)  # pyright: ignore[reportArgumentType]
         noisy = latent + config.latent_noise_std * batch["noise"]
         decoded = decode_to_image(model, noisy).float()  # pyright: ignore[reportArgumentType]
         error = functional.l1_loss(decoded, image) + functional.mse_loss(decoded, image)
-        return error + config.latent_regularisation * latent_regularisation(latent.float())
+        return whole(error + config.latent_regularisation * latent_regularisation(latent.float()))
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: Path, *, final: bool = True) -> None:
+        del final
         save_checkpoint(directory, vae=self.model)  # pyright: ignore[reportArgumentType]
 
     def validate(self, directory: Path) -> dict[str, float]:
@@ -80,11 +83,13 @@ class AutoencoderTask:
         errors: dict[str, list[float]] = {"rgb": [], "depth": []}
         latents = []
         for index in range(64):
-            view = self._views.view(generator_for(self._recipe.seed, "autoencoder validation", index))
+            view = self.mixture.random_sample(generator_for(self._recipe.seed, "autoencoder validation", index))
             images = {"rgb": view.rgb.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1.0}
             if view.depth is not None:
                 try:
-                    images["depth"] = np.repeat(normalise_depth(view.depth, view.depth > 0)[None], 3, axis=0)
+                    images["depth"] = np.repeat(
+                        normalise_depth(view.depth, self.mixture.valid_mask(view))[None], 3, axis=0
+                    )
                 except DataError:
                     continue
             for name, image in images.items():

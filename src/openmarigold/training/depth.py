@@ -9,6 +9,7 @@ from the last timestep through the frozen decoder and compares depth maps (Garci
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,27 +17,16 @@ from accelerate import Accelerator
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
-from openmarigold.backbone import (
-    Vae,
-    decode_from_latent,
-    hash_of_weights,
-    latent_channels,
-    load_empty_prompt_embedding,
-    load_unet,
-    load_vae,
-    save_checkpoint,
-    widen_conv_in,
-)
-from openmarigold.diffusion import NoiseSchedule, to_clean_and_noise
-from openmarigold.errors import RecipeError
-from openmarigold.evaluation import evaluate, predictor_estimator, read_manifest
-from openmarigold.predictor import Predictor
-from openmarigold.seeding import generator_for
+from openmarigold.backbone import decode_from_latent, latent_channels, save_checkpoint
+from openmarigold.diffusion import to_clean_and_noise
+from openmarigold.training.base import load_base
 from openmarigold.training.generator import draw_timesteps, noisy_latent_and_target
-from openmarigold.training.latents import LatentCache
-from openmarigold.training.loss import affine_invariant_loss, masked_latent_loss
+from openmarigold.training.latents import Latents
+from openmarigold.training.loss import Loss, affine_invariant_loss, masked_latent_loss
 from openmarigold.training.noise import multi_resolution_noise
 from openmarigold.training.recipe import DepthRecipe
+from openmarigold.training.validation import Validation, ValidationPaths
+from openmarigold.training.views import Mixture, Share
 
 
 class DepthTask:
@@ -47,69 +37,61 @@ class DepthTask:
         recipe: DepthRecipe,
         *,
         data_dir: Path,
-        cache_dir: Path,
-        benchmark_dir: Path | None,
+        cache_dir: Path | None,
         accelerator: Accelerator,
+        validation: ValidationPaths | None = None,
     ) -> None:
-        self._recipe, self._benchmark_dir = recipe, benchmark_dir
+        """Loads the base and the data, and encodes what is missing in the cache (`cache_dir` None: none is kept).
+
+        Raises:
+            CheckpointError: the base is damaged or incomplete, or the cache was made from something else.
+            DataError: data or a benchmark is missing or damaged.
+            RecipeError: base, data and recipe do not fit.
+        """
+        self._recipe = recipe
         self._end_to_end = recipe.objective.kind == "end_to_end"
-        if benchmark_dir is not None:
-            read_manifest(benchmark_dir)  # a wrong folder is said now, not after the last step
-        self._vae: Vae = load_vae(recipe.generator / "vae").requires_grad_(False)
-        self._vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        unet = load_unet(recipe.generator / "unet")
-        channels = latent_channels(self._vae)
-        if unet.config["in_channels"] == channels:
-            widen_conv_in(unet)
-        elif unet.config["in_channels"] != 2 * channels:
-            raise RecipeError(
-                f"{recipe.generator}: the U-Net takes {unet.config['in_channels']} channels; it must take {channels} "
-                f"(an image generator) or {2 * channels} (a depth model) to match the autoencoder"
-            )
-        self.model: nn.Module = unet
-        self._base = hash_of_weights(unet)
-        self._embedding = load_empty_prompt_embedding(recipe.generator).to(accelerator.device)
-        self._schedule = NoiseSchedule(rescale_betas_zero_snr=recipe.timesteps.zero_terminal_snr)
-        self._latents = LatentCache(
-            recipe.data,
+        self._validation = Validation(
+            recipe.validation, validation or ValidationPaths(), device=accelerator.device.type
+        )
+        self.mixture = Mixture(recipe.data, data_dir=data_dir, seed=recipe.seed)
+        self._base = load_base(recipe)
+        self._vae: Any = self._base.vae.requires_grad_(False)
+        self._vae.to(memory_format=torch.channels_last)
+        self.model: nn.Module = self._base.unet
+        self._schedule = self._base.schedule
+        self._embedding = self._base.embedding.to(accelerator.device)
+        if recipe.optimization.gradient_checkpointing:
+            self._base.unet.enable_gradient_checkpointing()
+            if self._end_to_end and self._vae._supports_gradient_checkpointing:
+                self._vae.enable_gradient_checkpointing()
+                self._vae.train()  # without effect on its layers, but checkpoints are for training mode only
+        self.latents = Latents(
+            self.mixture,
             vae=self._vae,
-            seed=recipe.seed,
-            data_dir=data_dir,
             cache_dir=cache_dir,
             accelerator=accelerator,
             depth_form="maps" if self._end_to_end else "latents",
+            num_workers=recipe.run.num_workers,
         )
 
     @property
     def inputs(self) -> dict[str, str]:
-        return {"generator": self._base, "autoencoder or data": self._latents.fingerprint}
+        return {"base": self._base.sha256, "autoencoder or data": self.latents.fingerprint}
 
-    def batch(self, step: int) -> dict[str, np.ndarray]:
-        rng = generator_for(self._recipe.seed, "depth", step)
-        latents = self._latents.draw(rng, self._recipe.optimization.batch_size)
-        rgb_latent = self._with_noise(rng, latents.rgb)
+    def batch(self, share: Share) -> dict[str, np.ndarray]:
+        rng, chosen, rows = self.mixture.choose("depth", share, self._recipe.optimization.batch_size)
+        batch = self.latents.batch(chosen[rows])
+        height, width = self.mixture.size_of(self.mixture.source_of(int(chosen[0])))
+        shape = (len(chosen), latent_channels(self._vae), height // 8, width // 8)
+        if self._recipe.data.latent_noise:
+            std = rng.uniform(0.0, self._recipe.data.latent_noise, size=(len(chosen), 1, 1, 1)).astype(np.float32)
+            batch["rgb_noise"] = (std * rng.standard_normal(shape, dtype=np.float32))[rows]
         if self._end_to_end:
-            assert latents.norm_depth is not None and latents.depth_range is not None
             zeros = self._recipe.objective.start_noise == "zeros"
-            start = np.zeros_like(latents.rgb) if zeros else rng.standard_normal(latents.rgb.shape, dtype=np.float32)
-            maps = {"norm_depth": latents.norm_depth, "depth_range": latents.depth_range}
-            return {"rgb_latent": rgb_latent, "start": start, **maps}
-        assert latents.depth is not None and latents.valid_mask is not None
-        timesteps, noise = self._draw_noise(rng, latents.depth.shape)
-        return {
-            "rgb_latent": rgb_latent,
-            "depth_latent": latents.depth,
-            "valid_mask": latents.valid_mask,
-            "noise": noise,
-            "timesteps": timesteps,
-        }
-
-    def _with_noise(self, rng: np.random.Generator, rgb_latent: np.ndarray) -> np.ndarray:
-        largest = self._recipe.data.latent_noise
-        if not largest:
-            return rgb_latent
-        std = rng.uniform(0.0, largest, size=(len(rgb_latent), 1, 1, 1)).astype(np.float32)
-        return rgb_latent + std * rng.standard_normal(rgb_latent.shape, dtype=np.float32)
+            start = np.zeros(shape, dtype=np.float32) if zeros else rng.standard_normal(shape, dtype=np.float32)
+            return {**batch, "start": start[rows]}
+        timesteps, noise = self._draw_noise(rng, shape)
+        return {**batch, "noise": noise[rows], "timesteps": timesteps[rows]}
 
     def _draw_noise(self, rng: np.random.Generator, shape: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
         config, num_train_timesteps = self._recipe.noise, self._schedule.num_train_timesteps
@@ -125,17 +107,20 @@ class DepthTask:
         )
         return timesteps, noise.numpy()
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Loss:
+        batch = self.latents.encoded(batch)
+        if "rgb_noise" in batch:
+            batch["rgb_latent"] = batch["rgb_latent"] + batch["rgb_noise"]
         return self._end_to_end_loss(model, batch) if self._end_to_end else self._denoising_loss(model, batch)
 
-    def _denoising_loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    def _denoising_loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Loss:
         noisy, wanted = noisy_latent_and_target(
             batch["depth_latent"], batch["noise"], batch["timesteps"], self._schedule
         )
         predicted = self._denoise(model, batch["rgb_latent"], noisy, batch["timesteps"])
         return masked_latent_loss(predicted, wanted, batch["valid_mask"])
 
-    def _end_to_end_loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    def _end_to_end_loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Loss:
         start, last = batch["start"], self._schedule.num_train_timesteps - 1
         timesteps = torch.full((len(start),), last, device=start.device)
         predicted = self._denoise(model, batch["rgb_latent"], start, timesteps)
@@ -155,7 +140,8 @@ class DepthTask:
         sample = torch.cat([rgb_latent, noisy], dim=1)
         return model(sample, timesteps, encoder_hidden_states=context).sample.float()
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: Path, *, final: bool = True) -> None:
+        """Writes the checkpoint; the `final` one is complete, with a text encoder for other programs."""
         assert isinstance(self.model, UNet2DConditionModel)
         defaults = self._recipe.checkpoint
         save_checkpoint(
@@ -177,14 +163,13 @@ class DepthTask:
                 "start_noise": self._recipe.objective.start_noise,
             },
             dtype=torch.float16 if defaults.half_precision else torch.float32,
+            text_encoder_of=self._base.directory if final else None,
         )
 
     def validate(self, directory: Path) -> dict[str, float]:
-        """Zero-shot AbsRel and delta1 on the benchmark, through the same predictor and protocol that users have."""
-        if self._benchmark_dir is None:
-            return {}
-        predictor = Predictor.load(directory, device=self._embedding.device.type)
-        scores = evaluate(self._benchmark_dir, predictor_estimator(predictor)).kinds
-        return {
-            f"{kind}_{name}": score.metrics[name] for kind, score in scores.items() for name in ("abs_rel", "delta1")
-        }
+        """Zero-shot AbsRel and delta1 on the benchmarks."""
+        return self._validation.scores(directory)
+
+    def pictures(self, directory: Path, folder: Path) -> dict[str, np.ndarray]:
+        """Depth of the fixed photos, as pictures that are also written to `folder`."""
+        return self._validation.pictures(directory, folder)

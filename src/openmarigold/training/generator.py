@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from openmarigold.backbone import Vae, latent_channels, load_vae, save_checkpoint
 from openmarigold.diffusion import NoiseSchedule, add_noise, target
 from openmarigold.seeding import generator_for
-from openmarigold.training.latents import LatentCache
-from openmarigold.training.loss import masked_latent_loss
+from openmarigold.training.latents import Latents
+from openmarigold.training.loss import Loss, masked_latent_loss
 from openmarigold.training.recipe import GeneratorRecipe, TimestepConfig, UNetModelConfig
+from openmarigold.training.views import Mixture, Share
 
 NUM_PROMPT_TOKENS = 2  # as many as the empty prompt has in Stable Diffusion 2: begin and end of text
 VALIDATION_STEPS = 16
@@ -66,17 +67,19 @@ def noisy_latent_and_target(
 class GeneratorTask:
     """Unconditional latent diffusion: the empty prompt is one random constant that is stored with the checkpoint."""
 
-    def __init__(self, recipe: GeneratorRecipe, *, data_dir: Path, cache_dir: Path, accelerator: Accelerator) -> None:
+    def __init__(
+        self, recipe: GeneratorRecipe, *, data_dir: Path, cache_dir: Path | None, accelerator: Accelerator
+    ) -> None:
         self._recipe = recipe
         self._vae: Vae = load_vae(recipe.autoencoder / "vae")
-        self._latents = LatentCache(
-            recipe.data,
+        self.mixture = Mixture(recipe.data, data_dir=data_dir, seed=recipe.seed)
+        self.latents = Latents(
+            self.mixture,
             vae=self._vae,
-            seed=recipe.seed,
-            data_dir=data_dir,
             cache_dir=cache_dir,
             accelerator=accelerator,
             depth_form="none",
+            num_workers=recipe.run.num_workers,
         )
         self._schedule = NoiseSchedule(rescale_betas_zero_snr=recipe.timesteps.zero_terminal_snr)
         torch.manual_seed(recipe.seed)  # diffusers initialises from the global generator
@@ -88,28 +91,32 @@ class GeneratorTask:
 
     @property
     def inputs(self) -> dict[str, str]:
-        return {"autoencoder or data": self._latents.fingerprint}
+        return {"autoencoder or data": self.latents.fingerprint}
 
-    def batch(self, step: int, what: str = "generator") -> dict[str, np.ndarray]:
-        rng = generator_for(self._recipe.seed, what, step)
-        batch_size = self._recipe.optimization.batch_size
-        clean = self._latents.draw(rng, batch_size).rgb
+    def batch(self, share: Share, what: str = "generator") -> dict[str, np.ndarray]:
+        rng, chosen, rows = self.mixture.choose(what, share, self._recipe.optimization.batch_size)
         timesteps = draw_timesteps(
             rng,
-            batch_size,
+            len(chosen),
             config=self._recipe.timesteps,
             num_train_timesteps=self._schedule.num_train_timesteps,
         )
-        noise = rng.standard_normal(clean.shape, dtype=np.float32)
-        return {"clean": clean, "noise": noise, "timesteps": timesteps}
+        latents = self.latents.batch(chosen[rows])
+        height, width = self.mixture.size_of(self.mixture.source_of(int(chosen[0])))
+        shape = (len(chosen), latent_channels(self._vae), height // 8, width // 8)
+        noise = rng.standard_normal(shape, dtype=np.float32)
+        return {**latents, "noise": noise[rows], "timesteps": timesteps[rows]}
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        noisy, wanted = noisy_latent_and_target(batch["clean"], batch["noise"], batch["timesteps"], self._schedule)
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Loss:
+        batch = self.latents.encoded(batch)
+        clean, timesteps = batch["rgb_latent"], batch["timesteps"]
+        noisy, wanted = noisy_latent_and_target(clean, batch["noise"], timesteps, self._schedule)
         context = self._embedding.expand(len(noisy), -1, -1)
-        predicted = model(noisy, batch["timesteps"], encoder_hidden_states=context).sample.float()
+        predicted = model(noisy, timesteps, encoder_hidden_states=context).sample.float()
         return masked_latent_loss(predicted, wanted, torch.ones_like(wanted[:, :1], dtype=torch.bool))
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: Path, *, final: bool = True) -> None:
+        del final
         assert isinstance(self.model, UNet2DConditionModel)
         save_checkpoint(
             directory,
@@ -123,11 +130,12 @@ class GeneratorTask:
     def validate(self, directory: Path) -> dict[str, float]:
         """Denoising loss of the averaged weights on draws that training does not use."""
         del directory  # the weights that were just saved are the ones in memory
-        device = self._embedding.device
+        device, batch_size = self._embedding.device, self._recipe.optimization.batch_size
         losses = []
         for step in range(VALIDATION_STEPS):
-            arrays = self.batch(step, what="generator validation")
+            share = Share(step=step, micro_step=0, group_size=batch_size, rows=slice(0, batch_size))
+            arrays = self.batch(share, what="generator validation")
             with torch.no_grad():
                 batch = {name: torch.from_numpy(value).to(device) for name, value in arrays.items()}
-                losses.append(float(self.loss(self.model, batch)))
+                losses.append(float(self.loss(self.model, batch).mean))
         return {"loss": float(np.mean(losses))}

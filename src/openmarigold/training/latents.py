@@ -1,209 +1,301 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Latents of augmented views, computed once with the frozen autoencoder and kept on disk.
+"""Latents of training views: computed once by the frozen autoencoder and kept on disk, or anew for each batch.
 
-The encoder is most of a training step of a small U-Net, and it is frozen: each sample is encoded in `num_variants`
-random variants, then reused. Half precision on disk; the folder is named after everything that the latents depend on.
+Both ways give the same numbers: each view is encoded by itself, in float32, and rounded to half precision. The cache is
+a folder of shards, each of which appears whole by a rename, so that any number of processes make it together and an
+interrupted one is continued; `cache.json` says what it was made from.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from jaxtyping import Bool, Float32
+from jaxtyping import Float
+from torch import Tensor
 
 from openmarigold.backbone import Vae, encode_to_latent, hash_of_weights, latent_channels
-from openmarigold.data.augmentation import random_appearance
-from openmarigold.data.sources import Source
-from openmarigold.depth import depth_range, latent_valid_mask, normalise_depth
-from openmarigold.errors import DataError, RecipeError
+from openmarigold.depth import latent_valid_mask
+from openmarigold.errors import CheckpointError, DataError
 from openmarigold.files import write_atomically
-from openmarigold.seeding import generator_for
-from openmarigold.training.recipe import DataConfig
-from openmarigold.training.views import Mixture
+from openmarigold.training.views import Mixture, View
 
 LOGGER = logging.getLogger(__name__)
-CHUNK = 16  # views encoded at once
-SAVE_PERIOD = 64  # chunks between progress marks
-
+SHARD_BYTES = 2**23  # about so much is lost when making a cache is interrupted
+LOG_PERIOD = 20  # shards between progress lines
+CACHE_FILE = "cache.json"
 
 DepthForm = Literal["none", "latents", "maps"]
+"""What is needed of the depth: nothing, latents of the normalised maps, or the maps themselves."""
 
 
-@dataclasses.dataclass(frozen=True)
-class LatentBatch:
-    """Some views: colour as latents, depth in the form that the cache was made for (`DepthForm`), None otherwise."""
+class Latents:
+    """Batches of views as arrays, and their latents.
 
-    rgb: Float32[np.ndarray, "b C h w"]
-    depth: Float32[np.ndarray, "b C h w"] | None = None
-    valid_mask: Bool[np.ndarray, "b 1 h w"] | None = None
-    """Cells of `depth` that count; all False for a photo, whose `depth` is 0."""
-    norm_depth: Float32[np.ndarray, "b 1 H W"] | None = None
-    """Normalised depth in [-1, 1], NaN where a pixel does not count."""
-    depth_range: Float32[np.ndarray, "b 2"] | None = None
-    """What -1 and 1 of `norm_depth` stand for [m]."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _View:
-    rgb: Float32[np.ndarray, "3 H W"]
-    norm_depth: Float32[np.ndarray, "H W"] | None
-    depth_range: tuple[float, float]
-    valid_mask: Bool[np.ndarray, "H W"]
-
-
-class LatentCache:
-    """All variants of all samples of a recipe's sources, as latents in memory-mapped files."""
+    Keys of a batch: `rgb_latent` [b C h w]; for form "latents" `depth_latent` [b C h w] and `valid_mask` [b 1 h w]
+    (cells that count; all False for a photo, whose `depth_latent` is 0); for "maps" `norm_depth` [b 1 H W] (NaN where a
+    pixel does not count) and `depth_range` [b 2] (what -1 and 1 stand for [m]).
+    """
 
     def __init__(
         self,
-        config: DataConfig,
+        mixture: Mixture,
         *,
         vae: Vae,
-        seed: int,
-        data_dir: Path,
-        cache_dir: Path,
+        cache_dir: Path | None,
         accelerator: Accelerator,
         depth_form: DepthForm,
+        num_workers: int = 2,
     ) -> None:
-        """Opens the cache, encoding what is missing; an interrupted encoding continues where it was.
+        """Opens the cache and encodes what is missing in it.
 
         Args:
-            depth_form: what is kept of the depth: nothing, the latents of the normalised maps, or the maps themselves.
+            vae: the frozen autoencoder; moved to the accelerator's device.
+            cache_dir: where latents are kept; None encodes each batch anew.
+            num_workers: threads that read views while others are encoded.
+
+        Raises:
+            CheckpointError: the cache was made from something else.
+            DataError: a sample is damaged, or no view of a source has depth.
+            OutputError: the cache cannot be written.
         """
-        self._config, self._seed, self._form = config, seed, depth_form
-        self._mixture = Mixture(config, data_dir=data_dir)
-        sizes = [len(source) for source in self._mixture.sources]
-        self._starts = np.cumsum([0, *sizes]) * config.num_variants
-        self._cumulative = np.cumsum(_view_shares(config, self._mixture.sources))
-        self.fingerprint = self._fingerprint(vae, accelerator)
-        folder = cache_dir / self.fingerprint[:16]
-        folder.mkdir(parents=True, exist_ok=True)
-        progress_path = folder / "progress.json"
-        # Before the first mark nothing in the files counts, and an interruption may have left them without a header.
-        mode = "r+" if progress_path.is_file() else "w+"
-        total, (height, width) = int(self._starts[-1]), config.size
-        latent_shape = (latent_channels(vae), height // 8, width // 8)
+        self.mixture, self._form = mixture, depth_form
+        self._vae: Any = vae.requires_grad_(False).to(accelerator.device)  # pyright: ignore[reportCallIssue]
+        self._device = accelerator.device
+        self._row = [self._row_type(number) for number in range(len(mixture.sources))]
+        described = self._described(vae)
+        self.fingerprint = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+        self._folder = cache_dir
+        if cache_dir is not None:
+            self._open_cache(cache_dir, described, accelerator, num_workers)
 
-        def array(name: str, dtype: type, *shape: int) -> np.ndarray:
-            return np.lib.format.open_memmap(folder / f"{name}.npy", mode, dtype, (total, *shape))
+    @property
+    def num_views(self) -> int:
+        """Views of all sources."""
+        return int(self.mixture.starts[-1])
 
-        self._arrays = {"rgb": array("rgb", np.float16, *latent_shape)}
-        if depth_form == "latents":
-            self._arrays["depth"] = array("depth", np.float16, *latent_shape)
-            self._arrays["valid_mask"] = array("valid_mask", np.bool_, 1, *latent_shape[1:])
-        elif depth_form == "maps":
-            self._arrays["norm_depth"] = array("norm_depth", np.float16, 1, height, width)
-            self._arrays["depth_range"] = array("depth_range", np.float32, 2)
-        self._encode_missing(vae.to(accelerator.device), progress_path, accelerator)
+    @property
+    def bytes_of_cache(self) -> int:
+        """Size of the whole cache on disk."""
+        counts = np.diff(self.mixture.starts)
+        return int(sum(count * row.itemsize for count, row in zip(counts, self._row, strict=True)))
 
-    def draw(self, rng: np.random.Generator, batch_size: int) -> LatentBatch:
-        """Latents of `batch_size` random views, sources and kinds in the recipe's shares."""
-        if self._config.kind_weights:
-            index = np.searchsorted(self._cumulative, rng.random(batch_size) * self._cumulative[-1], side="right")
-        else:
-            shares = np.array(list(self._config.sources.values()))
-            chosen = rng.choice(len(shares), size=batch_size, p=shares / shares.sum())
-            index = rng.integers(self._starts[chosen], self._starts[chosen + 1])
-        drawn = {name: array[index] for name, array in self._arrays.items()}
-        return LatentBatch(**{n: a if a.dtype == np.bool_ else a.astype(np.float32) for n, a in drawn.items()})
+    def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The views of those numbers as arrays: latents where there is a cache, else pictures for `encoded`."""
+        if self._folder is None:
+            return _stack([self._pictures(self.mixture.view(int(index))) for index in indices])
+        return _stack([self._kept(int(index)) for index in indices])
 
-    def _encode_missing(self, vae: Vae, progress_path: Path, accelerator: Accelerator) -> None:
-        total = int(self._starts[-1])
-        done = json.loads(progress_path.read_text())["encoded"] if progress_path.is_file() else 0
-        if done >= total:
+    def encoded(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A batch with latents; one that has them already as it is."""
+        done = dict(batch)
+        for name in ("rgb", "depth"):
+            if f"{name}_picture" in done:
+                pictures = done.pop(f"{name}_picture")
+                latents = torch.stack([self._encode(picture) for picture in pictures])
+                if name == "depth":  # a picture of zeros stands for no depth
+                    latents = latents * done.pop("has_depth").view(-1, 1, 1, 1)
+                done[f"{name}_latent"] = latents
+        return done
+
+    def _encode(self, picture: Float[Tensor, "3 H W"]) -> Float[Tensor, "C h w"]:
+        # By itself, so that its latent does not depend on its neighbours in a batch; and not under autocast.
+        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+            return encode_to_latent(self._vae, picture[None])[0].half().float()
+
+    def _pictures(self, view: View) -> dict[str, np.ndarray]:
+        found: dict[str, np.ndarray] = {"rgb_picture": view.rgb}
+        if self._form == "latents":
+            deep = view.norm_depth is not None
+            found["depth_picture"] = np.repeat(view.norm_depth[None], 3, axis=0) if deep else np.zeros_like(view.rgb)
+            found["has_depth"] = np.float32(deep)
+            found["valid_mask"] = latent_valid_mask(view.valid_mask)[None]
+        return found | self._maps(view)
+
+    def _maps(self, view: View) -> dict[str, np.ndarray]:
+        if self._form != "maps":
+            return {}
+        nothing = np.full(view.valid_mask.shape, np.nan, dtype=np.float32)
+        norm_depth = nothing if view.norm_depth is None else np.where(view.valid_mask, view.norm_depth, nothing)
+        # Rounded as they are kept, so that a cache changes nothing.
+        norm_depth = norm_depth.astype(np.float16).astype(np.float32)
+        return {"norm_depth": norm_depth[None], "depth_range": np.array(view.depth_range, dtype=np.float32)}
+
+    def _row_type(self, number: int) -> np.dtype:
+        """What is kept of one view of a source."""
+        height, width = self.mixture.size_of(number)
+        latent = (latent_channels(self._vae), height // 8, width // 8)
+        fields: list[Any] = [("rgb_latent", np.float16, latent)]
+        if self._form == "latents":
+            fields += [("depth_latent", np.float16, latent), ("valid_mask", np.bool_, (1, *latent[1:]))]
+        elif self._form == "maps":
+            fields += [("norm_depth", np.float16, (1, height, width)), ("depth_range", np.float32, (2,))]
+        return np.dtype(fields)
+
+    def _described(self, vae: Vae) -> dict[str, Any]:
+        """Everything that latents depend on. Shares, weights and noise do not count: they are for drawing."""
+        config = self.mixture.config
+        names = ("min_scale", "aspect_jitter", "mirror", "appearance", "num_variants", "invalid", "invalid_is_far")
+        settings = {f"data.{name}": getattr(config, name) for name in (*names, "min_depth", "max_depth")}
+        sources = [[source.name, source.contents, *config.size_of(source.name)] for source in self.mixture.sources]
+        return {
+            "the autoencoder": hash_of_weights(vae),
+            "the data": sources,
+            **settings,
+            "the objective": self._form,
+            "the seed": self.mixture.seed,
+        }
+
+    # The cache
+
+    def _open_cache(
+        self, folder: Path, described: Mapping[str, Any], accelerator: Accelerator, num_workers: int
+    ) -> None:
+        if accelerator.is_main_process:
+            _claim(folder, described)
+        accelerator.wait_for_everyone()
+        if not accelerator.is_main_process:  # on another node the folder may be another one
+            _claim(folder, described)
+        shards = [
+            (number, shard)
+            for number in range(len(self.mixture.sources))
+            for shard in range(-(-int(np.diff(self.mixture.starts)[number]) // self._views_in_shard(number)))
+        ]
+        mine = shards[accelerator.process_index :: accelerator.num_processes]
+        missing = [place for place in mine if not self._shard_path(*place).is_file()]
+        if missing:
+            self._make(missing, num_workers)
+        accelerator.wait_for_everyone()
+        self._shards: dict[tuple[int, int], np.ndarray] = {}
+        self._check_depth()
+
+    def _make(self, missing: list[tuple[int, int]], num_workers: int) -> None:
+        LOGGER.info("encoding %d shards of views", len(missing))
+        views = [(place, index) for place in missing for index in self._views_of(*place)]
+        rows: list[np.ndarray] = []
+        read = _ahead(self._read, [index for _, index in views], num_workers=num_workers)
+        done = 0
+        for (place, index), pictures in zip(views, read, strict=True):
+            batch = {
+                name: torch.from_numpy(np.asarray(value))[None].to(self._device) for name, value in pictures.items()
+            }
+            row = np.zeros((), dtype=self._row[place[0]])
+            for name, value in self.encoded(batch).items():
+                row[name] = value[0].cpu().numpy()
+            rows.append(row)
+            if index == self._views_of(*place)[-1]:
+                shard, rows = np.stack(rows), []
+                path = self._shard_path(*place)
+                path.parent.mkdir(exist_ok=True)
+                write_atomically(path, lambda temporary, shard=shard: _write_npy(temporary, shard))
+                done += 1
+                if done % LOG_PERIOD == 0 or done == len(missing):
+                    LOGGER.info("encoded %d of %d shards", done, len(missing))
+
+    def _read(self, index: int) -> dict[str, np.ndarray]:
+        return self._pictures(self.mixture.view(index))
+
+    def _check_depth(self) -> None:
+        """Looks at views of each source until one has depth: usually at one."""
+        if self._form == "none":
             return
-        LOGGER.info("encoding %d views", total - done)
-        starts = list(range(done, total, CHUNK))
+        for number, source in enumerate(self.mixture.sources):
+            start, stop = (int(place) for place in self.mixture.starts[number : number + 2])
+            if not any(self._counts(self._kept(index)) for index in range(start, stop)):
+                raise DataError(
+                    f"source {source.name}: none of its {stop - start} views has valid depth; check the unit of its "
+                    "depth, data.min_depth and data.max_depth"
+                )
 
-        def views(start: int) -> list[_View]:
-            return [self._view(index) for index in range(start, min(start + CHUNK, total))]
+    def _counts(self, row: Mapping[str, np.ndarray]) -> bool:
+        if self._form == "maps":
+            return bool((~np.isnan(row["norm_depth"])).any())
+        return bool(row["valid_mask"].any())
 
-        with ThreadPoolExecutor(max_workers=1) as executor:
-            pending = executor.submit(views, starts[0])
-            for number, start in enumerate(starts):
-                chunk = pending.result()
-                if number + 1 < len(starts):
-                    pending = executor.submit(views, starts[number + 1])
-                stop = start + len(chunk)
-                self._arrays["rgb"][start:stop] = self._encode(vae, [view.rgb for view in chunk], accelerator)
-                if self._form == "latents":
-                    self._keep_depth_latents(start, chunk, vae, accelerator)
-                elif self._form == "maps":
-                    self._arrays["norm_depth"][start:stop, 0] = [_marked_depth(view) for view in chunk]
-                    self._arrays["depth_range"][start:stop] = [view.depth_range for view in chunk]
-                if number % SAVE_PERIOD == SAVE_PERIOD - 1 or stop == total:
-                    for array in self._arrays.values():
-                        array.flush()  # pyright: ignore[reportAttributeAccessIssue]
-                    text = json.dumps({"encoded": stop})
-                    write_atomically(progress_path, lambda path, text=text: path.write_text(text))
-                    LOGGER.info("encoded %d of %d views", stop, total)
+    def _views_in_shard(self, number: int) -> int:
+        return max(1, SHARD_BYTES // self._row[number].itemsize)
 
-    def _keep_depth_latents(self, start: int, chunk: list[_View], vae: Vae, accelerator: Accelerator) -> None:
-        masks = [latent_valid_mask(view.valid_mask)[None] for view in chunk]
-        self._arrays["valid_mask"][start : start + len(chunk)] = masks
-        deep = [i for i, view in enumerate(chunk) if view.norm_depth is not None]
-        if deep:
-            maps = [np.repeat(view.norm_depth[None], 3, axis=0) for view in chunk if view.norm_depth is not None]
-            self._arrays["depth"][start + np.array(deep)] = self._encode(vae, maps, accelerator)
+    def _views_of(self, number: int, shard: int) -> range:
+        start, stop = (int(place) for place in self.mixture.starts[number : number + 2])
+        count = self._views_in_shard(number)
+        return range(start + shard * count, min(start + (shard + 1) * count, stop))
 
-    def _view(self, index: int) -> _View:
-        """View number `index`: colour and normalised depth in [-1, 1]."""
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        sample_index = (index - int(self._starts[number])) // self._config.num_variants
-        rng = generator_for(self._seed, "view", index)
-        view = self._mixture.vary(self._mixture.sources[number].read(sample_index), rng)
-        rgb = random_appearance(view.rgb, rng, strength=self._config.appearance)
-        image = np.ascontiguousarray(rgb.transpose(2, 0, 1)).astype(np.float32) / 127.5 - 1.0
-        nothing = np.zeros(self._config.size, dtype=bool)
-        if view.depth is None:
-            return _View(image, None, (0.0, 1.0), nothing)
-        valid_mask = view.depth > 0
-        try:
-            near_far = depth_range(view.depth, valid_mask)
-            norm_depth = normalise_depth(view.depth, valid_mask)
-        except DataError:  # no depth at all, or a single plane: nothing to learn from
-            return _View(image, None, (0.0, 1.0), nothing)
-        counted = np.ones_like(valid_mask) if self._config.invalid_is_far else valid_mask
-        return _View(image, norm_depth, near_far, counted)
+    def _shard_path(self, number: int, shard: int) -> Path:
+        assert self._folder is not None
+        return self._folder / self.mixture.sources[number].name / f"shard-{shard:05d}.npy"
 
-    def _fingerprint(self, vae: Vae, accelerator: Accelerator) -> str:
-        digest = hashlib.sha256(hash_of_weights(vae).encode())
-        # Shares, weights and noise are applied when drawing; the views do not depend on them, only on the order.
-        described = dataclasses.asdict(self._config)
-        del described["kind_weights"], described["sources"], described["latent_noise"]
-        sources = [[source.name, source.contents] for source in self._mixture.sources]
-        where = [accelerator.device.type, accelerator.mixed_precision, self._form]
-        digest.update(json.dumps([described, sources, where, self._seed], sort_keys=True).encode())
-        return digest.hexdigest()
-
-    @staticmethod
-    def _encode(vae: Vae, images: list[np.ndarray], accelerator: Accelerator) -> np.ndarray:
-        batch = torch.from_numpy(np.stack(images)).to(accelerator.device, memory_format=torch.channels_last)
-        with torch.no_grad(), accelerator.autocast():
-            return encode_to_latent(vae, batch).float().cpu().numpy()
+    def _kept(self, index: int) -> dict[str, np.ndarray]:
+        number = self.mixture.source_of(index)
+        shard, row = divmod(index - int(self.mixture.starts[number]), self._views_in_shard(number))
+        place = (number, shard)
+        if place not in self._shards:
+            self._shards[place] = _open_npy(self._shard_path(*place), self._row[number], len(self._views_of(*place)))
+        kept = self._shards[place][row]
+        names = kept.dtype.names or ()
+        return {name: _widened(kept[name]) for name in names}
 
 
-def _marked_depth(view: _View) -> Float32[np.ndarray, "H W"]:
-    """Normalised depth with NaN where a pixel does not count."""
-    nothing = np.full(view.valid_mask.shape, np.nan, dtype=np.float32)
-    return nothing if view.norm_depth is None else np.where(view.valid_mask, view.norm_depth, nothing)
+def _widened(array: np.ndarray) -> np.ndarray:
+    return np.asarray(array, dtype=np.float32) if array.dtype == np.float16 else np.array(array)
 
 
-def _view_shares(config: DataConfig, sources: list[Source]) -> np.ndarray:
-    """Probability of each view, up to a factor, in the order in which they are kept."""
-    shares = []
-    for source in sources:
-        weights = np.array([config.kind_weights.get(kind, 1.0) for kind in source.kinds])
-        if weights.sum() == 0:
-            raise RecipeError(f"kind_weights leaves nothing of source {source.name}; give one of its kinds a weight")
-        shares.append(np.repeat(weights, config.num_variants) * config.sources[source.name] / weights.sum())
-    return np.concatenate(shares)
+def _stack(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _ahead(make: Callable[[int], Any], items: list[int], *, num_workers: int) -> Iterator[Any]:
+    """`make` of each item in order, computed some items ahead by threads."""
+    depth = 4 * num_workers
+    with ThreadPoolExecutor(num_workers) as executor:
+        pending = [executor.submit(make, item) for item in items[:depth]]
+        for number in range(len(items)):
+            current = pending.pop(0)
+            if number + depth < len(items):
+                pending.append(executor.submit(make, items[number + depth]))
+            yield current.result()
+
+
+def _claim(folder: Path, described: Mapping[str, Any]) -> None:
+    """Writes what a new cache is made from; passes if an existing one was made from the same."""
+    path = folder / CACHE_FILE
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(described, indent=2) + "\n"
+        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        return
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        kept = None
+    expected = json.loads(json.dumps(described))
+    if not isinstance(kept, dict):
+        raise CheckpointError(f"{path} cannot be read; remove {folder} to encode again, or choose another --cache-dir")
+    changed = sorted(key for key in kept.keys() | expected.keys() if kept.get(key) != expected.get(key))
+    if changed:
+        raise CheckpointError(
+            f"the latents in {folder} were made with another state of {', '.join(changed)}; "
+            "remove that folder to encode again, or choose another --cache-dir"
+        )
+
+
+def _write_npy(path: Path, array: np.ndarray) -> None:
+    with path.open("wb") as file:  # np.save would add a suffix to the temporary name
+        np.save(file, array, allow_pickle=False)
+
+
+def _open_npy(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}); remove it, and it will be encoded again") from error
+    if array.dtype != dtype or array.shape != (count,):
+        raise DataError(f"{path} is not what was kept there; remove it, and it will be encoded again")
+    return array

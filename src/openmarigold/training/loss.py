@@ -3,24 +3,52 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 MIN_VARIANCE = 1e-6  # of a prediction in [-1, 1] that is fitted; below it the map is constant but for rounding
 
 
+class Loss(NamedTuple):
+    """A sum of errors and how many were summed, so that the mean can be taken over all processes' samples.
+
+    Attributes:
+        total: sum of the errors, with gradients.
+        count: how many there are; 0 where nothing is valid.
+        per_sample: mean error of each sample, without gradients, NaN where a sample has none; None where samples have
+            no errors of their own.
+    """
+
+    total: Float[Tensor, ""]
+    count: Float[Tensor, ""]
+    per_sample: Float[Tensor, " b"] | None = None
+
+    @property
+    def mean(self) -> Float[Tensor, ""]:
+        """Mean error; 0 if there are none."""
+        return self.total / self.count.clamp(min=1.0)
+
+
+def whole(value: Float[Tensor, ""]) -> Loss:
+    """A loss that is a mean already."""
+    return Loss(value, torch.ones_like(value))
+
+
 def masked_latent_loss(
     prediction: Float[Tensor, "b C h w"], target: Float[Tensor, "b C h w"], valid_mask: Bool[Tensor, "b 1 h w"]
-) -> Float[Tensor, ""]:
-    """Mean squared error over the valid latent cells of the whole batch; 0 if there are none.
+) -> Loss:
+    """Squared errors over the valid latent cells of the whole batch.
 
     Invalid cells take no part, neither in the value nor in the gradient.
     """
     weight = valid_mask.to(prediction.dtype)
     # Zeroed before the square: a NaN in an invalid cell would survive a product with 0.
-    error = (prediction - target).masked_fill(~valid_mask, 0.0)
-    count = weight.sum() * prediction.shape[1]
-    return error.square().sum() / count.clamp(min=1.0)
+    error = (prediction - target).masked_fill(~valid_mask, 0.0).square()
+    per_sample = error.detach().sum(dim=(1, 2, 3)) / (weight.sum(dim=(1, 2, 3)) * prediction.shape[1])
+    return Loss(error.sum(), weight.sum() * prediction.shape[1], per_sample)
 
 
 def affine_invariant_loss(
@@ -28,11 +56,11 @@ def affine_invariant_loss(
     target: Float[Tensor, "b 1 H W"],
     valid_mask: Bool[Tensor, "b 1 H W"],
     pixel_weight: Float[Tensor, "b 1 H W"] | None = None,
-) -> Float[Tensor, ""]:
-    """Mean absolute error over the valid pixels of the whole batch, after the best scale and shift of each image.
+) -> Loss:
+    """Absolute errors over the valid pixels of the whole batch, after the best scale and shift of each image.
 
     Scale and shift are the least-squares fit of `prediction` to `target`, in closed form, and carry gradients. A
-    constant prediction is fitted by its shift alone; a batch without valid pixels gives 0. `pixel_weight` multiplies
+    constant prediction is fitted by its shift alone. `pixel_weight` multiplies
     the errors, not the fit. Garcia et al. 2024, "Fine-tuning image-conditional diffusion models is easier than you
     think", eq. 5.
     """
@@ -48,7 +76,8 @@ def affine_invariant_loss(
     error = (scale * centred - wanted).abs()
     if pixel_weight is not None:
         error = error * pixel_weight.masked_fill(~valid_mask, 0.0)
-    return error.sum() / weight.sum().clamp(min=1.0)
+    per_sample = error.detach().sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3))
+    return Loss(error.sum(), weight.sum(), per_sample)
 
 
 def latent_regularisation(latent: Float[Tensor, "b C h w"]) -> Float[Tensor, ""]:

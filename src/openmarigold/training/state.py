@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The state of a run: everything that the next step depends on, in a folder `step-N` that is always whole.
 
-A new folder appears in one rename before the older one goes, so whenever a run is killed a whole one is there.
-`state.json` says which recipe, inputs (hashes of the base checkpoint and the data) and step it is,
+A new folder appears in one rename before older ones go, so whenever a run is killed, or the disk is full, a whole one
+is there. `state.json` says which recipe, inputs (hashes of the base checkpoint and the data) and step it is,
 `tensors.safetensors` holds weights, their moving average and the optimizer's moments. No loader or generator state:
 batches are functions of the step (docs/architecture.md).
 """
@@ -10,18 +10,28 @@ batches are functions of the step (docs/architecture.md).
 from __future__ import annotations
 
 import json
+import logging
+import os
 import shutil
+import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
-from openmarigold.backbone import save_tensors
 from openmarigold.errors import CheckpointError, one_line
 from openmarigold.files import atomic_directory
+from openmarigold.tensors import save_tensors
+
+LOGGER = logging.getLogger(__name__)
+_OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_SEPARATOR = "/"  # names of weights have dots
 
 
 def latest_state(states_dir: Path) -> Path | None:
@@ -30,31 +40,93 @@ def latest_state(states_dir: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def save_state(
-    states_dir: Path,
-    *,
+@dataclass(frozen=True)
+class State:
+    """What is to be written after `step` finished steps: on the main process of several, empty on the others."""
+
+    step: int
+    described: Mapping[str, Any]
+    tensors: Mapping[str, Tensor] = field(repr=False)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(value.numel() * value.element_size() for value in self.tensors.values())
+
+
+def collect_state(
     step: int,
+    *,
     recipe: Mapping[str, Any],
     inputs: Mapping[str, str],
     model: nn.Module,
     average: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
-) -> None:
-    """Writes the state after `step` finished steps, then removes older ones. A state that is there is kept."""
-    current = states_dir / f"step-{step:08d}"
-    if current.is_dir():
-        return
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    tensors |= {f"average.{name}": value for name, value in average.items()}
-    for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
-    described = {"step": step, "recipe": recipe, "inputs": inputs}
-    with atomic_directory(current) as folder:
-        save_tensors(tensors, folder / "tensors.safetensors")
-        (folder / "state.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
-    for other in states_dir.iterdir():  # older states, and what a killed run left half-written
-        if other != current:
-            shutil.rmtree(other, ignore_errors=True)
+) -> State:
+    """The state after `step` finished steps, in main memory; every process must call it.
+
+    On a CPU tensors are the ones in use, not copies: write them, or copy them, before the next step.
+    """
+    weights, moments = get_state_dict(model, optimizer, options=_OPTIONS)
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, Any] = {}
+    groups = moments.get("param_groups", [])
+    for name, tree in (("model", weights), ("average", _gathered(average)), ("optimizer", moments.get("state", {}))):
+        for path, value in _leaves(tree, name):
+            if isinstance(value, Tensor):
+                tensors[path] = value.detach().cpu()
+            else:
+                scalars[path] = value
+    described = {"step": step, "recipe": recipe, "inputs": inputs, "param_groups": groups, "scalars": scalars}
+    return State(step, described, tensors)
+
+
+class StateWriter:
+    """Writes states one after another, from a thread where memory allows a copy, and removes older ones."""
+
+    def __init__(self, states_dir: Path, *, keep: int) -> None:
+        self._states_dir, self._keep = states_dir, keep
+        self._executor = ThreadPoolExecutor(max_workers=1)
+        self._pending: Future[None] | None = None
+        self.seconds = 0.0
+        """How long the last one took to write."""
+
+    def submit(self, state: State) -> None:
+        """Starts to write `state`, after the one before is done. One that is there already is kept.
+
+        Raises:
+            OutputError: this or the one before could not be written; what was there before it still is.
+        """
+        self.wait()
+        current = self._states_dir / f"step-{state.step:08d}"
+        if current.is_dir():
+            return
+        if state.num_bytes * 1.2 > _available_memory():
+            self._write(state, current)
+            return
+        copied = State(state.step, state.described, {name: value.clone() for name, value in state.tensors.items()})
+        self._pending = self._executor.submit(self._write, copied, current)
+
+    def check(self) -> None:
+        """Raises what went wrong in the background, if anything has."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits for what is being written. Raises `OutputError` if that failed."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _write(self, state: State, current: Path) -> None:
+        started = time.monotonic()
+        with atomic_directory(current) as folder:
+            save_tensors(state.tensors, folder / "tensors.safetensors")
+            (folder / "state.json").write_text(json.dumps(state.described, indent=2), encoding="utf-8")
+        kept = sorted(self._states_dir.glob("step-*"))[-self._keep :]
+        for other in self._states_dir.iterdir():  # older states, and what a killed run left half-written
+            if other not in kept:
+                shutil.rmtree(other, ignore_errors=True)
+        self.seconds = time.monotonic() - started
 
 
 def check_recipe(state: Path, recipe: Mapping[str, Any]) -> None:
@@ -85,29 +157,77 @@ def load_state(
         CheckpointError: the state is damaged, or its base checkpoint or data have changed since.
     """
     described = _described(state)
-    changed = [name for name, value in inputs.items() if described["inputs"].get(name) != value]
+    kept = described["inputs"]
+    changed = [name for name, value in inputs.items() if name != "processes" and kept.get(name) != value]
     if changed:
         raise CheckpointError(
             f"{state} was trained from something else ({', '.join(changed)} changed since); "
             "restore it, choose another --output-dir, or train with --no-resume to start anew"
         )
+    if kept.get("processes") != inputs.get("processes"):
+        LOGGER.warning(
+            "the run had %s processes and goes on with %s: samples come in another order than they would have",
+            kept.get("processes"),
+            inputs.get("processes"),
+        )
     try:
-        tensors = load_file(state / "tensors.safetensors")
-        groups: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
-        for name, value in tensors.items():
-            group, _, rest = name.partition(".")
-            groups[group][rest] = value
-        model.load_state_dict(groups["model"])
-        for name, value in groups["average"].items():
-            average[name].copy_(value)
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in groups["optimizer"].items():
-            index, _, key = name.partition(".")
-            moments.setdefault(int(index), {})[key] = value
-        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+        tensors: dict[str, Any] = {**load_file(state / "tensors.safetensors"), **described["scalars"]}
+        trees: dict[str, dict[str, Any]] = {"model": {}, "average": {}, "optimizer": {}}
+        for path, value in tensors.items():
+            *branches, leaf = path.split(_SEPARATOR)
+            tree: dict[str, Any] = trees
+            for branch in branches:
+                tree = tree.setdefault(branch, {})
+            tree[leaf] = value
+        moments = {"state": trees["optimizer"], "param_groups": described["param_groups"]}
+        set_state_dict(model, optimizer, model_state_dict=trees["model"], optim_state_dict=moments, options=_OPTIONS)
+        _lay_out_like_weights(optimizer)
+        if trees["average"].keys() != average.keys():
+            raise ValueError("the moving average has other weights")
+        for name, value in trees["average"].items():
+            _copy_into(average[name], value)
     except Exception as error:
         raise _damaged(state, error) from error
     return int(described["step"])
+
+
+def _leaves(tree: Any, path: str) -> list[tuple[str, Any]]:
+    if not isinstance(tree, Mapping):
+        return [(path, tree)]
+    return [leaf for name, branch in tree.items() for leaf in _leaves(branch, f"{path}{_SEPARATOR}{name}")]
+
+
+def _gathered(average: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Whole tensors of a moving average that is spread over processes."""
+    return {name: getattr(value, "full_tensor", lambda value=value: value)() for name, value in average.items()}
+
+
+def _copy_into(target: Any, value: Tensor) -> None:
+    if hasattr(target, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor
+
+        value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+    target.copy_(value)
+
+
+def _lay_out_like_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Gives moments the memory layout of their weights: the fused kernel goes through both in the order of memory."""
+    for weight, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+                moments[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+
+
+def _available_memory() -> float:
+    """Main memory that can be had without swapping [bytes]; infinite where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, ValueError, StopIteration):
+        try:
+            return float(os.sysconf("SC_AVPHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, ValueError, OSError):
+            return float("inf")
 
 
 def _described(state: Path) -> dict[str, Any]:
@@ -117,27 +237,31 @@ def _described(state: Path) -> dict[str, Any]:
             "step": int(described["step"]),
             "recipe": dict(described["recipe"]),
             "inputs": dict(described["inputs"]),
+            "param_groups": list(described["param_groups"]),
+            "scalars": dict(described["scalars"]),
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(state, error) from error
 
 
 def _damaged(state: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{state} cannot be resumed ({one_line(error)}); train with --no-resume to start anew")
+    others = sorted(path.name for path in state.parent.glob("step-*") if path != state)
+    older = f"; remove it to go on from {others[-1]}, or" if others else ";"
+    return CheckpointError(f"{state} cannot be resumed ({one_line(error)}){older} train with --no-resume to start anew")
 
 
 def _differences(saved: Mapping[str, Any], current: Mapping[str, Any], prefix: str = "") -> list[str]:
-    # When to save and what to recommend to users may change; everything else changes what is learnt.
+    # When to save, what to look at and what to recommend to users may change; all else changes what is learnt.
     found = []
     for key in sorted(saved.keys() | current.keys()):
         old, new = saved.get(key), current.get(key)
-        if not prefix and key in ("run", "checkpoint"):
+        if not prefix and key in ("run", "checkpoint", "validation"):
             continue
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             nested = _differences(old, new, f"{prefix}{key}.")
             # Draws go by the order of the sources, which equality of tables does not see.
             reordered = key == "sources" and not nested and list(old) != list(new)
             found += [f"{prefix}{key}"] if reordered else nested
-        elif old != new:
+        elif old != new and f"{prefix}{key}" not in ("data.cache", "optimization.compile"):
             found.append(f"{prefix}{key}")
     return found

@@ -1,26 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training views: which sample, which part of it; a function of the given generator alone."""
+"""Training views: what they show, and which of them make up a micro-batch.
+
+A view is one variant of one sample, a function of (seed, its number) alone. Which views a micro-batch holds is a
+function of (seed, step, micro-step). So no order is kept anywhere: a resumed run, and any number of threads, compute
+the same batches.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool, Float32, Int
 
-from openmarigold.data.augmentation import random_view
+from openmarigold.data.augmentation import random_appearance, random_view
 from openmarigold.data.sources import Sample, Source
-from openmarigold.errors import RecipeError
+from openmarigold.depth import depth_range, normalise_depth
+from openmarigold.errors import DataError, RecipeError
+from openmarigold.seeding import generator_for
 from openmarigold.training.recipe import DataConfig
 
 
-class Mixture:
-    """Draws views from several sources with given shares."""
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """One process's part of a micro-batch: `rows` of the `group_size` samples that all processes take at once."""
 
-    def __init__(self, config: DataConfig, *, data_dir: Path) -> None:
-        self._config = config
+    step: int
+    micro_step: int
+    group_size: int
+    rows: slice
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What the networks see of a sample.
+
+    Attributes:
+        rgb: colour, [-1, 1].
+        norm_depth: normalised depth, [-1, 1]; None for a photo, and where there is nothing to learn: no valid pixel, or
+            a single plane.
+        depth_range: what -1 and 1 of `norm_depth` stand for [m].
+        valid_mask: pixels of `norm_depth` that count; all False without it.
+    """
+
+    rgb: Float32[np.ndarray, "3 H W"]
+    norm_depth: Float32[np.ndarray, "H W"] | None
+    depth_range: tuple[float, float]
+    valid_mask: Bool[np.ndarray, "H W"]
+
+
+class Mixture:
+    """The views of several sources, and the order in which training takes them."""
+
+    def __init__(self, config: DataConfig, *, data_dir: Path, seed: int) -> None:
+        """Opens the sources; reads no samples yet.
+
+        Raises:
+            DataError: a source is missing or damaged.
+            RecipeError: a kind that the data does not have, or weights that leave nothing.
+        """
+        self.config, self.seed = config, seed
         self.sources = [Source(name, data_dir) for name in config.sources]
-        shares = np.array(list(config.sources.values()))
         kinds = {kind for source in self.sources for kind in source.kinds}
         for name in ("max_depth", "kind_weights"):
             unknown = sorted(getattr(config, name).keys() - kinds)
@@ -28,25 +70,146 @@ class Mixture:
                 raise RecipeError(
                     f"data.{name}: there is no kind {unknown[0]!r}; the data has {', '.join(sorted(kinds))}"
                 )
-        self._cumulative = np.cumsum(shares / shares.sum())
+        shares = np.array(list(config.sources.values()))
+        self._source_shares = np.cumsum(shares / shares.sum())
+        self.starts = np.cumsum([0, *(len(source) for source in self.sources)]) * config.num_variants
+        self._view_shares = np.cumsum(_view_shares(config, self.sources))
+        self._orders = lru_cache(maxsize=2 * len(self.sources))(self._order)
+        self._turns: tuple[int, np.ndarray, np.ndarray] = (0, np.empty(0, int), np.empty(0, int))
 
     @property
     def contents(self) -> str:
         """Changes when the data is made again or another source comes first."""
         return " ".join(f"{source.name}:{source.contents}" for source in self.sources)
 
-    def view(self, rng: np.random.Generator) -> Sample:
-        """A view of a random sample of a random source."""
-        chosen = min(int(np.searchsorted(self._cumulative, rng.random(), side="right")), len(self.sources) - 1)
-        source = self.sources[chosen]
-        return self.vary(source.read(int(rng.integers(len(source)))), rng)
+    def check_batch(self, samples: int) -> None:
+        """Passes if every source has enough views for a micro-batch of so many samples.
 
-    def vary(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """A random view of `sample`, with depths beyond the recipe's limit for its kind set to 0."""
-        config = self._config
-        limit = config.max_depth.get(sample.kind)
-        if sample.depth is not None and limit is not None:
-            sample = dataclasses.replace(sample, depth=np.where(sample.depth < limit, sample.depth, np.float32(0)))
+        Raises:
+            DataError: one has fewer.
+        """
+        for source in self.sources:
+            views = len(source) * self.config.num_variants
+            if views < samples:
+                raise DataError(
+                    f"source {source.name} has {len(source)} samples, {views} views, and a micro-batch takes "
+                    f"{samples}; give more data, or lower optimization.batch_size or micro_batch_size"
+                )
+
+    def choose(self, what: str, share: Share, batch_size: int) -> tuple[np.random.Generator, np.ndarray, slice]:
+        """Which views make up a micro-batch.
+
+        Returns:
+            The generator for whatever else is random about it, already used for the choice; the numbers of the views
+            that are drawn together (of the whole step with mixture "sample", of the micro-batch otherwise); and which
+            of them this process takes. Every process draws for all, so that their number changes no sample.
+        """
+        if self.config.mixture == "sample":
+            rng = generator_for(self.seed, what, share.step)
+            offset = share.micro_step * share.group_size
+            rows = slice(offset + share.rows.start, offset + share.rows.stop)
+            return rng, self._draw(rng, batch_size), rows
+        rng = generator_for(self.seed, f"{what} micro-batch", share.step, share.micro_step)
+        turn = share.step * (batch_size // share.group_size) + share.micro_step
+        number, earlier = self._turn(turn)
+        return rng, self._next(rng, number, earlier * share.group_size, share.group_size), share.rows
+
+    def _draw(self, rng: np.random.Generator, count: int) -> Int[np.ndarray, " count"]:
+        if self.config.kind_weights:
+            return np.searchsorted(self._view_shares, rng.random(count) * self._view_shares[-1], side="right")
+        shares = np.array(list(self.config.sources.values()))
+        chosen = rng.choice(len(shares), size=count, p=shares / shares.sum())
+        return rng.integers(self.starts[chosen], self.starts[chosen + 1])
+
+    def _turn(self, turn: int) -> tuple[int, int]:
+        """Source of micro-batch number `turn`, and how many earlier ones had the same."""
+        if turn >= self._turns[0]:
+            total = 1024
+            while total <= turn:
+                total *= 2  # the first entries stay the same, whatever the length
+            draws = generator_for(self.seed, "source of a micro-batch").random(total)
+            chosen = np.minimum(np.searchsorted(self._source_shares, draws, side="right"), len(self.sources) - 1)
+            earlier = np.zeros(total, dtype=np.int64)
+            for number in range(len(self.sources)):
+                mine = chosen == number
+                earlier[mine] = np.arange(mine.sum())
+            self._turns = (total, chosen, earlier)
+        _, chosen, earlier = self._turns
+        return int(chosen[turn]), int(earlier[turn])
+
+    def _next(self, rng: np.random.Generator, number: int, position: int, count: int) -> Int[np.ndarray, " count"]:
+        """Views number `position` and on of a source that is gone through again and again."""
+        size, variants = len(self.sources[number]), self.config.num_variants
+        places = position + np.arange(count)
+        samples = np.array([self._orders(number, int(place // size))[place % size] for place in places])
+        return self.starts[number] + samples * variants + rng.integers(variants, size=count)
+
+    def _order(self, number: int, epoch: int) -> np.ndarray:
+        return generator_for(self.seed, "order", number, epoch).permutation(len(self.sources[number]))
+
+    def source_of(self, index: int) -> int:
+        """Number of the source that view number `index` belongs to."""
+        return int(np.searchsorted(self.starts, index, side="right")) - 1
+
+    def size_of(self, number: int) -> tuple[int, int]:
+        """Height and width of the views of a source [px]."""
+        return self.config.size_of(self.sources[number].name)
+
+    def view(self, index: int) -> View:
+        """View number `index`.
+
+        Raises:
+            DataError: its sample is damaged.
+        """
+        config, number = self.config, self.source_of(index)
+        sample_index, variant = divmod(index - int(self.starts[number]), config.num_variants)
+        rng = generator_for(self.seed, "view", index)
+        sample = self._vary(number, sample_index, rng, mirrored=bool(variant % 2) if config.mirror == "both" else None)
+        rgb = random_appearance(sample.rgb, rng, strength=config.appearance)
+        image = np.ascontiguousarray(rgb.transpose(2, 0, 1)).astype(np.float32) / 127.5 - 1.0
+        nothing = View(image, None, (0.0, 1.0), np.zeros(image.shape[1:], dtype=bool))
+        if sample.depth is None:
+            return nothing
+        valid_mask = self.valid_mask(sample)
+        try:
+            near_far = depth_range(sample.depth, valid_mask)
+            norm_depth = normalise_depth(sample.depth, valid_mask, invalid=config.invalid)
+        except DataError:  # no depth at all, or a single plane: nothing to learn from
+            return nothing
+        counted = np.ones_like(valid_mask) if config.invalid_is_far else valid_mask
+        return View(image, norm_depth, near_far, counted)
+
+    def random_sample(self, rng: np.random.Generator) -> Sample:
+        """A view of a random sample of a random source, without changes of colour."""
+        number = min(int(np.searchsorted(self._source_shares, rng.random(), side="right")), len(self.sources) - 1)
+        return self._vary(number, int(rng.integers(len(self.sources[number]))), rng)
+
+    def valid_mask(self, sample: Sample) -> Bool[np.ndarray, "h w"]:
+        """Pixels whose depth counts: above `min_depth` and below the limit of the sample's kind."""
+        assert sample.depth is not None
+        limit = self.config.max_depth.get(sample.kind, np.inf)
+        return (sample.depth > self.config.min_depth) & (sample.depth < limit)
+
+    def _vary(
+        self, number: int, sample_index: int, rng: np.random.Generator, *, mirrored: bool | None = None
+    ) -> Sample:
+        config = self.config
         return random_view(
-            sample, rng, size=config.size, min_scale=config.min_scale, aspect_jitter=config.aspect_jitter
+            self.sources[number].read(sample_index),
+            rng,
+            size=self.size_of(number),
+            min_scale=config.min_scale,
+            aspect_jitter=config.aspect_jitter,
+            mirrored=mirrored,
         )
+
+
+def _view_shares(config: DataConfig, sources: list[Source]) -> np.ndarray:
+    """Probability of each view, up to a factor, in the order of their numbers."""
+    shares = []
+    for source in sources:
+        weights = np.array([config.kind_weights.get(kind, 1.0) for kind in source.kinds])
+        if weights.sum() == 0:
+            raise RecipeError(f"kind_weights leaves nothing of source {source.name}; give one of its kinds a weight")
+        shares.append(np.repeat(weights, config.num_variants) * config.sources[source.name] / weights.sum())
+    return np.concatenate(shares)

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The checkpoint that a depth fine-tune starts from: Stable Diffusion, an image generator of ours, or a Marigold."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from jaxtyping import Float
+from torch import Tensor
+
+from openmarigold import hub
+from openmarigold.backbone import (
+    Vae,
+    hash_of_weights,
+    latent_channels,
+    load_empty_prompt_embedding,
+    load_unet,
+    load_vae,
+    widen_conv_in,
+)
+from openmarigold.diffusion import PREDICTION_TYPES, NoiseSchedule
+from openmarigold.errors import CheckpointError, InvalidValueError, RecipeError, one_line
+from openmarigold.training.recipe import DepthRecipe
+
+_PARTS = ("unet", "vae", "scheduler")
+_HUB_FILES = (
+    "model_index.json",
+    "scheduler/*.json",
+    "empty_prompt_embedding.safetensors",
+    "tokenizer/*",
+    "README.md",
+    "LICENSE*",
+)
+# What diffusers' schedulers assume for keys that their file leaves out.
+_SCHEDULER_DEFAULTS = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "prediction_type": "epsilon",
+}
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base checkpoint with its networks loaded.
+
+    Attributes:
+        directory: where it lies, downloaded if need be.
+        unet: widened to [rgb_latent, noisy depth_latent] if it was not.
+        schedule: the base's noise with the recipe's changes, as training and the finished checkpoint use it.
+        sha256: of the U-Net as it was read and of the embedding.
+    """
+
+    directory: Path
+    variant: str | None
+    unet: UNet2DConditionModel
+    vae: Vae
+    embedding: Float[Tensor, "1 n d"]
+    schedule: NoiseSchedule
+    sha256: str
+
+
+def load_base(recipe: DepthRecipe) -> Base:
+    """The base checkpoint of a recipe, ready for training.
+
+    Raises:
+        CheckpointError: a part is missing or damaged, or it cannot be had from the hub.
+        RecipeError: U-Net and autoencoder do not belong together, or the recipe asks for an impossible schedule.
+    """
+    variant = recipe.base_variant or None
+    directory = locate_base(recipe)
+    for part in _PARTS:
+        if not (directory / part).is_dir():
+            raise CheckpointError(
+                f"{recipe.base} holds no {part}/; the base must be a whole checkpoint in diffusers layout, with "
+                f"{'/, '.join(_PARTS)}/ and text_encoder/ or the empty-prompt embedding"
+            )
+    schedule = _schedule(directory, recipe)  # cheap, before gigabytes are read
+    vae = load_vae(directory / "vae", variant=variant)
+    unet = load_unet(directory / "unet", variant=variant)
+    embedding = load_empty_prompt_embedding(directory, variant=variant)
+    sha256 = hash_of_weights(unet)
+    channels, inputs, outputs = latent_channels(vae), unet.config["in_channels"], unet.config["out_channels"]
+    if outputs != channels or inputs not in (channels, 2 * channels):
+        raise RecipeError(
+            f"{recipe.base}: the U-Net turns {inputs} channels into {outputs}, and the autoencoder's latents have "
+            f"{channels}; needed are {channels} to {channels} (an image generator) or {2 * channels} to {channels} (a "
+            "depth model)"
+        )
+    if inputs == channels:
+        widen_conv_in(unet)
+    return Base(directory, variant, unet, vae, embedding, schedule, sha256)
+
+
+def locate_base(recipe: DepthRecipe) -> Path:
+    """Folder of the base checkpoint; a hub id is downloaded where it is not there yet.
+
+    Raises:
+        CheckpointError: there is no such folder and it cannot be had from the hub.
+    """
+    folder = Path(recipe.base)
+    if folder.is_dir():
+        return folder
+    hub_id = hub.as_hub_id(folder)
+    if hub_id is None:
+        raise CheckpointError(
+            f"the base checkpoint {recipe.base} is no folder; the recipe's `base` is a folder (relative to where the "
+            "command runs) or an id on the hub, owner/name"
+        )
+    infix = f".{recipe.base_variant}" if recipe.base_variant else ""
+    weights = [f"{part}/*" for part in ("unet", "vae", "text_encoder")]
+    patterns = [f"{path}.json" for path in weights] + [f"{path}{infix}.safetensors" for path in weights]
+    return hub.download(hub_id, [*_HUB_FILES, *patterns], revision=recipe.base_revision or None)
+
+
+def _schedule(directory: Path, recipe: DepthRecipe) -> NoiseSchedule:
+    """The base's noise schedule, whatever sampler its file names: training uses its betas and prediction type only."""
+    path = directory / "scheduler" / "scheduler_config.json"
+    try:
+        config: Any = json.loads(path.read_text(encoding="utf-8"))
+        values = {name: config.get(name, default) for name, default in _SCHEDULER_DEFAULTS.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({one_line(error)}); get the checkpoint again") from error
+    wanted = recipe.timesteps
+    if wanted.prediction_type != "base":
+        values["prediction_type"] = wanted.prediction_type
+    if values["prediction_type"] not in PREDICTION_TYPES:
+        raise CheckpointError(
+            f"{path}: prediction_type={values['prediction_type']!r} is not one of {', '.join(PREDICTION_TYPES)}"
+        )
+    if values["prediction_type"] == "epsilon" and wanted.zero_terminal_snr:
+        raise RecipeError(
+            f"{recipe.base} predicts epsilon, which says nothing at zero terminal SNR; set timesteps.prediction_type = "
+            '"v_prediction" (it is learnt anew) or timesteps.zero_terminal_snr = false'
+        )
+    try:
+        schedule = NoiseSchedule(**values, rescale_betas_zero_snr=False)
+    except (InvalidValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return replace(schedule, rescale_betas_zero_snr=wanted.zero_terminal_snr, timestep_spacing=wanted.spacing)

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run says about itself: `metrics.jsonl`, TensorBoard, and a line of progress for whoever watches."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openmarigold.errors import DataError, MissingExtraError, NumericalError
+from openmarigold.files import write_atomically
+
+NUM_BINS = 10
+"""Loss is told apart by timestep in so many equal parts of the schedule, from little to much noise."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How a run stands.
+
+    Attributes:
+        loss: mean over the steps since the last report.
+        wait_share: share of the time in which the device waited for data.
+        remaining_s: time to the last step at the present rate [s].
+        peak_memory: largest memory in use, of the device or (CPU) of the process [bytes].
+    """
+
+    step: int
+    num_steps: int
+    loss: float
+    learning_rate: float
+    steps_per_s: float
+    samples_per_s: float
+    wait_share: float
+    remaining_s: float
+    peak_memory: int
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step} of {self.num_steps}, loss {self.loss:.4f}, lr {self.learning_rate:.2e}, "
+            f"{self.steps_per_s:.2f} it/s, {self.samples_per_s:.1f} samples/s, {100 * self.wait_share:.0f} % waiting "
+            f"for data, {self.peak_memory / 2**30:.1f} GiB, {format_time(self.remaining_s)} to go"
+        )
+
+
+def format_time(seconds: float) -> str:
+    """Hours, minutes and seconds: 1:02:03.
+
+    >>> format_time(3723.4)
+    '1:02:03'
+    """
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+@dataclass(frozen=True)
+class _Step:
+    step: int
+    loss: Tensor
+    num_valid: Tensor
+    learning_rate: float
+    timesteps: np.ndarray | None
+    per_sample: Tensor | None
+
+
+class Monitor:
+    """One line a step in metrics.jsonl; lines of steps that a resumed run repeats are removed first."""
+
+    def __init__(
+        self,
+        output_dir: Path,
+        *,
+        step: int,
+        num_steps: int,
+        batch_size: int,
+        num_train_timesteps: int,
+        tensorboard: bool,
+        device: torch.device,
+        watch: Callable[[Progress], object],
+    ) -> None:
+        self._path = output_dir / "metrics.jsonl"
+        self._num_steps, self._batch_size, self._num_train_timesteps = num_steps, batch_size, num_train_timesteps
+        self._device, self._watch = device, watch
+        self._pending: list[_Step] = []
+        self._started = self._reported = time.monotonic()
+        self._waited = 0.0
+        keep_lines(self._path, before=step)
+        self._board = open_board(output_dir / "tensorboard", step=step) if tensorboard else None
+
+    def waited(self, seconds: float) -> None:
+        """Counts time in which there was no batch."""
+        self._waited += seconds
+
+    def add(
+        self,
+        step: int,
+        *,
+        loss: Tensor,
+        num_valid: Tensor,
+        learning_rate: float,
+        timesteps: np.ndarray | None,
+        per_sample: Tensor | None,
+    ) -> None:
+        """Keeps what a step gave, on its device: nothing waits for it until the next `flush`."""
+        self._pending.append(_Step(step, loss, num_valid, learning_rate, timesteps, per_sample))
+
+    def flush(self) -> None:
+        """Writes the lines of the steps since the last call.
+
+        Raises:
+            NumericalError: a loss is not finite.
+            DataError: in none of many steps there was a valid pixel.
+        """
+        if not self._pending:
+            return
+        now = time.monotonic()
+        window = now - self._reported
+        rows: list[dict[str, Any]] = []
+        for entry in self._pending:
+            value = float(entry.loss)
+            if not math.isfinite(value):
+                raise NumericalError(
+                    f"the loss of step {entry.step} is {value}; lower optimization.learning_rate or set gradient_clip"
+                )
+            row: dict[str, Any] = {
+                "step": entry.step,
+                "loss": value,
+                "learning_rate": entry.learning_rate,
+                "elapsed_s": round(now - self._started, 1),
+            }
+            if entry.timesteps is not None and entry.per_sample is not None:
+                row["loss_by_timestep"] = self._binned(entry.timesteps, entry.per_sample.float().cpu().numpy())
+            rows.append(row)
+        if len(self._pending) >= 10 and not any(float(entry.num_valid) for entry in self._pending):
+            raise DataError(
+                f"none of the last {len(self._pending)} steps had a sample with valid depth; check the unit of the "
+                "data's depth, data.min_depth and data.max_depth"
+            )
+        steps_per_s = len(rows) / window if window > 0 else math.inf
+        last = self._pending[-1]
+        progress = Progress(
+            step=last.step + 1,
+            num_steps=self._num_steps,
+            loss=sum(row["loss"] for row in rows) / len(rows),
+            learning_rate=last.learning_rate,
+            steps_per_s=steps_per_s,
+            samples_per_s=steps_per_s * self._batch_size,
+            wait_share=min(1.0, self._waited / window) if window > 0 else 0.0,
+            remaining_s=(self._num_steps - last.step - 1) / steps_per_s,
+            peak_memory=peak_memory(self._device),
+        )
+        rows[-1] |= {
+            "samples_per_s": round(progress.samples_per_s, 3),
+            "wait_share": round(progress.wait_share, 4),
+            "peak_memory": progress.peak_memory,
+        }
+        with self._path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        self._to_board(rows, progress)
+        self._pending.clear()
+        self._reported, self._waited = now, 0.0
+        self._watch(progress)
+
+    def validated(self, step: int, scores: Mapping[str, float], pictures: Mapping[str, np.ndarray]) -> None:
+        """Shows a validation on the board; the time it took is not the training's."""
+        if self._board is not None:
+            for name, value in scores.items():
+                self._board.add_scalar(f"validation/{name}", value, step)
+            for name, picture in pictures.items():
+                self._board.add_image(f"depth/{name}", picture, step, dataformats="HWC")
+            self._board.flush()
+        self._reported = time.monotonic()
+
+    def close(self) -> None:
+        """Ends the board's file."""
+        if self._board is not None:
+            self._board.close()
+
+    def _binned(self, timesteps: np.ndarray, per_sample: np.ndarray) -> list[float | None]:
+        number = timesteps * NUM_BINS // self._num_train_timesteps
+        known = np.isfinite(per_sample)
+        chosen = [per_sample[known & (number == which)] for which in range(NUM_BINS)]
+        return [float(values.mean()) if values.size else None for values in chosen]
+
+    def _to_board(self, rows: list[dict[str, Any]], progress: Progress) -> None:
+        if self._board is None:
+            return
+        for row in rows:
+            self._board.add_scalar("train/loss", row["loss"], row["step"])
+            self._board.add_scalar("train/learning_rate", row["learning_rate"], row["step"])
+            for number, value in enumerate(row.get("loss_by_timestep", [])):
+                if value is not None:
+                    self._board.add_scalar(f"loss_by_timestep/{number}", value, row["step"])
+        for name in ("samples_per_s", "wait_share", "peak_memory"):
+            self._board.add_scalar(f"speed/{name}", getattr(progress, name), progress.step)
+
+
+def open_board(folder: Path, *, step: int) -> Any:
+    """TensorBoard's writer; what an interrupted run has written from `step` on is hidden by it.
+
+    Raises:
+        MissingExtraError: tensorboard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingExtraError("tensorboard", "train") from error
+    return SummaryWriter(str(folder), purge_step=step)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Largest memory in use so far, of a GPU or else of this process [bytes]."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def keep_lines(path: Path, *, before: int) -> None:
+    """Leaves of a log only the lines of steps below `before`; those that follow are made again."""
+    kept = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] < before:
+                    kept.append(line + "\n")
+            except ValueError:  # a line that the interruption cut
+                break
+    write_atomically(path, lambda partial: partial.write_text("".join(kept), encoding="utf-8"))

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`train --dry-run`: everything that can go wrong early goes wrong now, and what a full run will need."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from openmarigold.training.loop import BatchPlan, TrainingModule, make_optimizer, plan_batches
+from openmarigold.training.loss import Loss
+from openmarigold.training.monitor import format_time, peak_memory
+from openmarigold.training.recipe import AutoencoderRecipe, Recipe
+
+_NUM_SAMPLES = 2  # of each source that are looked at
+_GIB = 2.0**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """What a dry run found, as text for people.
+
+    Attributes:
+        sources: name, number of samples and views, size of the views.
+        loss: of one step.
+        step_s: that step with its data [s]; the first one, so that compilers and caches make it an upper bound.
+        peak_memory: of the device or process [bytes].
+        cache_bytes: latents on disk, and `encode_s`, the time to make them [s]; 0 without a cache.
+        state_bytes: a saved state on disk.
+        free_bytes: left where the run will be written.
+    """
+
+    sources: tuple[tuple[str, int, int, tuple[int, int]], ...]
+    plan: BatchPlan
+    num_steps: int
+    num_parameters: int
+    loss: float
+    step_s: float
+    peak_memory: int
+    cache_bytes: int
+    encode_s: float
+    state_bytes: int
+    keep_states: int
+    free_bytes: int
+
+    def __str__(self) -> str:
+        lines = [
+            f"source {name}: {samples} samples, {views} views of {height}x{width}"
+            for name, samples, views, (height, width) in self.sources
+        ]
+        plan = self.plan
+        lines += [
+            f"batch: {plan.batch_size} = {plan.micro_batch_size} a process x {plan.num_processes} processes x "
+            f"{plan.num_micro_steps} accumulated",
+            f"trained weights: {self.num_parameters / 1e6:.1f} million",
+            f"one step: loss {self.loss:.4f}, {self.step_s:.2f} s, peak memory {self.peak_memory / _GIB:.2f} GiB",
+            f"all {self.num_steps} steps: about {format_time(self.step_s * self.num_steps)}, without validation",
+        ]
+        if self.cache_bytes:
+            lines.append(
+                f"latents: {self.cache_bytes / _GIB:.2f} GiB on disk, about {format_time(self.encode_s)} to encode; "
+                "after that steps do not encode"
+            )
+        # A new state is whole before the oldest goes.
+        needed = self.state_bytes * (self.keep_states + 1) + self.cache_bytes
+        lines.append(
+            f"disk: {self.state_bytes / _GIB:.2f} GiB a state, {needed / _GIB:.2f} GiB in all at most, "
+            f"{self.free_bytes / _GIB:.1f} GiB free"
+        )
+        if needed > self.free_bytes:
+            lines.append("WARNING: the disk is too small for that")
+        return "\n".join(lines)
+
+
+def rehearse(task: Any, recipe: Recipe, *, output_dir: Path, accelerator: Accelerator, cached: bool) -> Rehearsal:
+    """Reads some samples of each source and makes one optimizer step; nothing is written.
+
+    Args:
+        task: built without a cache, so that the step encodes its views itself.
+        cached: whether the full run will keep latents.
+
+    Raises:
+        DataError: a source is too small, or a sample is damaged.
+        RecipeError: the batch cannot be spread over the processes.
+    """
+    optimization, mixture = recipe.optimization, task.mixture
+    plan = plan_batches(optimization, num_processes=accelerator.num_processes, process_index=accelerator.process_index)
+    mixture.check_batch(plan.group_size)
+    variants = recipe.data.num_variants
+    sources = []
+    for number, source in enumerate(mixture.sources):
+        for sample in range(0, len(source), max(1, len(source) // _NUM_SAMPLES)):
+            source.read(sample)
+        sources.append((source.name, len(source), len(source) * variants, mixture.size_of(number)))
+    network = task.model.to(accelerator.device).train()
+    module: Any = TrainingModule(task)
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = make_optimizer(parameters, optimization)
+    started = time.monotonic()
+    loss = torch.zeros(())
+    for micro_step in range(plan.num_micro_steps):
+        arrays = task.batch(plan.share(0, micro_step))
+        batch = {name: torch.from_numpy(value).to(accelerator.device) for name, value in arrays.items()}
+        with accelerator.autocast():
+            found: Loss = Loss(*module(batch))
+        accelerator.backward(found.mean / plan.num_micro_steps)
+        loss = loss + found.mean.detach().cpu() / plan.num_micro_steps
+    optimizer.step()
+    step_s = time.monotonic() - started
+    weights = sum(value.numel() * value.element_size() for value in network.state_dict().values())
+    moments = sum(
+        value.numel() * value.element_size()
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    )
+    encodes = cached and not isinstance(recipe, AutoencoderRecipe)
+    place = next(folder for folder in (output_dir, *output_dir.absolute().parents) if folder.exists())
+    return Rehearsal(
+        sources=tuple(sources),
+        plan=plan,
+        num_steps=optimization.num_steps,
+        num_parameters=sum(parameter.numel() for parameter in parameters),
+        loss=float(loss),
+        step_s=step_s,
+        peak_memory=peak_memory(accelerator.device),
+        cache_bytes=task.latents.bytes_of_cache if encodes else 0,
+        encode_s=_time_to_encode(task, accelerator) if encodes else 0.0,
+        state_bytes=weights * (2 if optimization.ema_decay else 1) + moments,
+        keep_states=recipe.run.keep_states,
+        free_bytes=shutil.disk_usage(place).free,
+    )
+
+
+def _time_to_encode(task: Any, accelerator: Accelerator) -> float:
+    """Seconds for all views of all sources, from one view of each."""
+    total = 0.0
+    for number, source in enumerate(task.mixture.sources):
+        first = task.mixture.starts[number : number + 1]
+        started = time.monotonic()
+        arrays = task.latents.batch(first)
+        latents = task.latents.encoded(
+            {name: torch.from_numpy(value).to(accelerator.device) for name, value in arrays.items()}
+        )
+        next(iter(latents.values())).cpu()  # waits for the device
+        total += (time.monotonic() - started) * len(source) * task.mixture.config.num_variants
+    return total / accelerator.num_processes

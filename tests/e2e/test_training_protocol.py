@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fine-tuning protocol from a Stable Diffusion folder: order of samples, processes, kills, and what comes out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from openmarigold.errors import CheckpointError, DataError, MissingExtraError, RecipeError
+from openmarigold.predictor import Predictor
+from openmarigold.training import dry_run, train
+from openmarigold.training.recipe import DataConfig, OptimizationConfig
+from openmarigold.training.views import Mixture, Share
+from stable_diffusion import write_stable_diffusion
+from training_data import write_training_data
+
+RECIPE = """
+kind = "depth"
+base = "{base}"
+
+[data]
+sources = {{ synthetic = 0.9, synthetic-val = 0.1 }}
+size = [32, 48]
+sizes = {{ synthetic-val = [24, 64] }}
+mixture = "micro_batch"
+mirror = "both"
+num_variants = 2
+max_depth = {{ rooms = 65.0, street = 80.0 }}
+cache = {cache}
+
+[optimization]
+num_steps = {steps}
+batch_size = 4
+micro_batch_size = {micro}
+learning_rate = 3e-4
+warmup_steps = 2
+{more}
+
+[run]
+save_period_s = 0.0
+num_workers = {workers}
+
+[checkpoint]
+name = "tiny-v1"
+num_inference_steps = 4
+processing_resolution = 48
+final_step = "reference"
+"""
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two sources and a tiny Stable Diffusion, as diffusers saves it."""
+    folder = tmp_path_factory.mktemp("protocol")
+    write_training_data(folder / "data", num_pairs=7)
+    other = write_training_data(folder / "more", num_pairs=4)
+    (other / "synthetic" / "train-00.tar").rename(folder / "data" / "synthetic" / "val-00.tar")
+    write_stable_diffusion(folder / "sd", prediction_type="v_prediction")
+    return folder
+
+
+def write_recipe(workspace: Path, name: str, **values: Any) -> Path:
+    settings = {"base": workspace / "sd", "cache": "true", "steps": 8, "micro": 2, "workers": 2, "more": ""} | values
+    path = workspace / f"{name}.toml"
+    path.write_text(RECIPE.format(**settings))
+    return path
+
+
+def run(workspace: Path, name: str, **values: Any) -> Path:
+    recipe = write_recipe(workspace, name, **values)
+    train(recipe, data_dir=workspace / "data", output_dir=workspace / name, device="cpu")
+    return workspace / name
+
+
+def losses(run_dir: Path) -> list[float]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(len(rows)))
+    return [row["loss"] for row in rows]
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(run_dir / "checkpoint" / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def reference(workspace: Path) -> Path:
+    return run(workspace, "reference")
+
+
+def test_diffusers_loads_and_runs_what_comes_out(reference: Path) -> None:
+    from diffusers import MarigoldDepthPipeline
+
+    pipeline = MarigoldDepthPipeline.from_pretrained(reference / "checkpoint")
+    pipeline.set_progress_bar_config(disable=True)
+    rgb = np.random.default_rng(0).integers(0, 255, (32, 48, 3), dtype=np.uint8)
+    image = torch.from_numpy(rgb).permute(2, 0, 1)[None].float() / 255
+    theirs = pipeline(
+        image, num_inference_steps=4, processing_resolution=0, generator=torch.Generator().manual_seed(0)
+    ).prediction
+    assert theirs.shape == (1, 32, 48, 1) and np.ptp(theirs) > 0
+    ours = Predictor.load(reference / "checkpoint")(rgb).depth
+    assert ours.shape == (32, 48) and np.ptp(ours) > 0
+    index = json.loads((reference / "checkpoint" / "model_index.json").read_text())
+    assert index["_class_name"] == "MarigoldDepthPipeline" and index["default_denoising_steps"] == 4
+    scheduler = json.loads((reference / "checkpoint" / "scheduler" / "scheduler_config.json").read_text())
+    assert scheduler["timestep_spacing"] == "trailing" and scheduler["rescale_betas_zero_snr"] is True
+    assert (reference / "checkpoint" / "text_encoder" / "model.safetensors").is_file()
+
+
+def test_latents_from_the_cache_train_as_latents_made_anew(workspace: Path, reference: Path) -> None:
+    anew = run(workspace, "anew", cache="false")
+    assert not (anew / "latents").exists()
+    assert losses(anew) == losses(reference)
+    for name, value in weights(anew).items():
+        assert torch.equal(value, weights(reference)[name]), name
+
+
+@pytest.mark.slow
+def test_five_kills_change_nothing(workspace: Path) -> None:
+    """SIGKILL at random moments of 60 steps, resumed with another number of workers: the same losses and weights."""
+    whole = run(workspace, "whole", steps=60)
+    killed = workspace / "killed"
+    rng = np.random.default_rng(1)
+    for kill in range(6):
+        recipe = write_recipe(workspace, "killed", steps=60, workers=2 + kill % 2)
+        command = [sys.executable, "-m", "openmarigold", "train", "--recipe", str(recipe)]
+        command += ["--data-dir", str(workspace / "data"), "--output-dir", str(killed), "--device", "cpu"]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        if kill == 5:
+            assert process.wait(timeout=300) == 0
+            process.communicate()
+            break
+        before = _steps_done(killed)
+        deadline = time.monotonic() + 120
+        while _steps_done(killed) < before + 3 and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(float(rng.uniform(0, 0.15)))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert _steps_done(killed) < 60, "the run ended before it was killed"
+    assert losses(killed) == losses(whole)
+    for name, value in weights(killed).items():
+        assert torch.equal(value, weights(whole)[name]), name
+
+
+def _steps_done(run_dir: Path) -> int:
+    states = sorted((run_dir / "states").glob("step-*"))
+    return int(states[-1].name.removeprefix("step-")) if states else 0
+
+
+def test_two_processes_with_half_the_micro_batch_learn_the_same(workspace: Path, reference: Path) -> None:
+    recipe = write_recipe(workspace, "two", micro=1)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    command += ["--rdzv-endpoint", "localhost:0", "-m", "openmarigold", "train", "--recipe", str(recipe)]
+    command += ["--data-dir", str(workspace / "data"), "--output-dir", str(workspace / "two"), "--device", "cpu"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    np.testing.assert_allclose(losses(workspace / "two"), losses(reference), rtol=1e-5)
+    # Adam turns the rounding of a gradient near 0 into a whole step, so weights are compared as a whole.
+    ours, theirs = (torch.cat([v.flatten() for v in weights(run).values()]) for run in (workspace / "two", reference))
+    assert (ours - theirs).norm() < 1e-3 * theirs.norm()
+    assert done.stdout.count("checkpoint ->") == 1, "only the main process speaks"
+
+
+def test_eight_bit_moments_average_and_checkpointing_resume(workspace: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    more = 'optimizer = "adamw_8bit"\nema_decay = 0.9\ngradient_checkpointing = true\nmixed_precision = "bf16"'
+    whole = run(workspace, "eight", more=more)
+    recipe = write_recipe(workspace, "eight", more=more)
+    settings = {"data_dir": workspace / "data", "output_dir": workspace / "halves", "device": "cpu"}
+    train(recipe, **settings, stop_after_steps=3)
+    train(recipe, **settings)
+    assert losses(workspace / "halves") == losses(whole)
+
+
+def test_tensorboard_pictures_and_scores(workspace: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    examples = Path(__file__).parents[2] / "examples"
+    recipe = write_recipe(workspace, "seen", steps=2)
+    recipe.write_text(recipe.read_text().replace("[run]", "[run]\ntensorboard = true\nvalidation_period = 1"))
+    output = tmp_path / "run"
+    benchmark = examples / "benchmark"
+    paths = {"data_dir": workspace / "data", "output_dir": output, "photos_dir": examples / "photos"}
+    train(recipe, device="cpu", benchmark_dir=benchmark, **paths)
+    lines = [json.loads(line) for line in (output / "validation.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2] and 0 < lines[0]["all_abs_rel"] < 1
+    photos = sorted(path.stem for path in (examples / "photos").glob("*.jpg"))
+    for step in ("step-00000001", "step-00000002"):
+        assert sorted(path.stem for path in (output / "pictures" / step).iterdir()) == photos
+    board = EventAccumulator(str(output / "tensorboard"))
+    board.Reload()
+    assert {"train/loss", "train/learning_rate", "validation/all_abs_rel"} <= set(board.Tags()["scalars"])
+    assert len(board.Scalars("train/loss")) == 2
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert all(len(row["loss_by_timestep"]) == 10 for row in rows)
+    assert rows[-1]["samples_per_s"] > 0 and 0 <= rows[-1]["wait_share"] <= 1 and rows[-1]["peak_memory"] > 2**20
+
+
+def test_dry_run_says_what_a_run_needs_and_writes_nothing(workspace: Path) -> None:
+    recipe = write_recipe(workspace, "dry")
+    before = sorted(workspace.rglob("*"))
+    report = dry_run(recipe, data_dir=workspace / "data", output_dir=workspace / "dry", device="cpu")
+    assert sorted(workspace.rglob("*")) == before
+    text = str(report)
+    assert "source synthetic: 7 samples, 14 views of 32x48" in text
+    assert "batch: 4 = 2 a process x 1 processes x 2 accumulated" in text
+    assert report.state_bytes > 3 * 4 * report.num_parameters and report.cache_bytes > 0
+
+
+class TestBadInput:
+    """Each stops before damage, with one clear message."""
+
+    def start(self, workspace: Path, recipe: Path, **paths: Path) -> None:
+        train(recipe, data_dir=workspace / "data", output_dir=workspace / "bad", device="cpu", **paths)
+
+    def test_base(self, workspace: Path, tmp_path: Path) -> None:
+        write_stable_diffusion(tmp_path / "epsilon", prediction_type="epsilon")
+        recipe = write_recipe(workspace, "bad", base=tmp_path / "epsilon")
+        with pytest.raises(RecipeError, match=r"predicts epsilon.*timesteps\.prediction_type"):
+            self.start(workspace, recipe)
+        (tmp_path / "epsilon" / "vae").rename(tmp_path / "vae")
+        with pytest.raises(CheckpointError, match="holds no vae/; the base must be a whole checkpoint"):
+            self.start(workspace, recipe)
+        write_stable_diffusion(tmp_path / "wide", prediction_type="v_prediction", in_channels=5)
+        with pytest.raises(RecipeError, match="turns 5 channels into 4, and the autoencoder's latents have 4"):
+            self.start(workspace, write_recipe(workspace, "bad", base=tmp_path / "wide"))
+        with pytest.raises(CheckpointError, match=r"is no folder; the recipe's `base` is a folder"):
+            self.start(workspace, write_recipe(workspace, "bad", base="./nowhere/at/all"))
+
+    def test_recipes_that_contradict_themselves(self) -> None:
+        data: dict[str, Any] = {"sources": {"a": 0.5, "b": 0.5}, "size": (32, 48)}
+        for wrong, message in (
+            ({"sizes": {"b": (24, 64)}}, 'set mixture = "micro_batch"'),
+            ({"sizes": {"c": (24, 64)}, "mixture": "micro_batch"}, "sizes names c, which sources does not"),
+            ({"sizes": {"b": (20, 64)}, "mixture": "micro_batch"}, "20 is not a multiple of 8"),
+            ({"kind_weights": {"x": 2.0}, "mixture": "micro_batch"}, 'kind_weights needs mixture = "sample"'),
+            ({"mirror": "both"}, "even num_variants, not 1"),
+        ):
+            with pytest.raises(RecipeError, match=message):
+                DataConfig(**(data | wrong))
+        with pytest.raises(RecipeError, match="micro_batch_size=3 must divide batch_size=8"):
+            OptimizationConfig(num_steps=1, batch_size=8, learning_rate=1.0, micro_batch_size=3)
+        with pytest.raises(RecipeError, match="decay_steps=5 must be above warmup_steps=100"):
+            OptimizationConfig(num_steps=1, batch_size=8, learning_rate=1.0, decay_steps=5)
+
+    def test_data_smaller_than_a_batch(self, workspace: Path) -> None:
+        recipe = write_recipe(workspace, "bad", micro=16)
+        recipe.write_text(recipe.read_text().replace("batch_size = 4", "batch_size = 16", 1))
+        with pytest.raises(DataError, match="has 7 samples, 14 views, and a micro-batch takes 16"):
+            self.start(workspace, recipe)
+
+    def test_named_benchmarks_need_their_data(self, workspace: Path) -> None:
+        recipe = write_recipe(workspace, "bad")
+        recipe.write_text(recipe.read_text() + '\n[validation]\nbenchmarks = ["nyuv2"]\n')
+        with pytest.raises(RecipeError, match=r"names nyuv2; give .*--benchmark-data"):
+            self.start(workspace, recipe)
+        with pytest.raises(DataError, match="does not exist"):
+            self.start(workspace, recipe, benchmark_data_dir=workspace)
+        with pytest.raises(DataError, match="holds no photos"):
+            self.start(workspace, write_recipe(workspace, "bad"), photos_dir=workspace / "data")
+
+    def test_missing_packages_are_named(self, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+        with pytest.raises(MissingExtraError, match=r"openmarigold\[eight-bit\]"):
+            self.start(workspace, write_recipe(workspace, "bad", more='optimizer = "adamw_8bit"'))
+
+
+def test_every_sample_is_seen_before_any_is_seen_twice(workspace: Path) -> None:
+    config = DataConfig(
+        sources={"synthetic": 0.75, "synthetic-val": 0.25},
+        size=(32, 48),
+        sizes={"synthetic-val": (24, 64)},
+        mixture="micro_batch",
+        mirror="both",
+        num_variants=2,
+    )
+    mixture = Mixture(config, data_dir=workspace / "data", seed=5)
+    taken: dict[int, list[int]] = {0: [], 1: []}
+    for step in range(400):
+        for micro_step in range(2):
+            share = Share(step=step, micro_step=micro_step, group_size=2, rows=slice(0, 2))
+            _, chosen, _ = mixture.choose("depth", share, 4)
+            (number,) = {mixture.source_of(int(index)) for index in chosen}
+            taken[number] += [(int(index) - int(mixture.starts[number])) // 2 for index in chosen]
+    assert len(taken[0]) / 1600 == pytest.approx(0.75, abs=0.04)
+    for number, size in ((0, 7), (1, 4)):
+        for epoch in range(len(taken[number]) // size):
+            assert sorted(taken[number][epoch * size : (epoch + 1) * size]) == list(range(size))
+        assert taken[number][:size] != taken[number][size : 2 * size], "each time in another order"
+
+
+def test_variants_are_the_plain_and_the_mirrored_view(workspace: Path) -> None:
+    config = DataConfig(sources={"synthetic": 1.0}, size=(48, 64), mirror="both", num_variants=2)
+    mixture = Mixture(config, data_dir=workspace / "data", seed=5)
+    for sample in range(7):
+        plain, mirrored = mixture.view(2 * sample), mixture.view(2 * sample + 1)
+        original = mixture.sources[0].read(sample).rgb.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1.0
+        np.testing.assert_array_equal(plain.rgb, original)
+        np.testing.assert_array_equal(mirrored.rgb, original[:, :, ::-1])
+        assert plain.norm_depth is not None and mirrored.norm_depth is not None
+        np.testing.assert_array_equal(mirrored.norm_depth, plain.norm_depth[:, ::-1])
+
+
+def test_holes_can_stay_what_the_published_code_makes_of_them(workspace: Path) -> None:
+    config = DataConfig(sources={"synthetic": 1.0}, size=(48, 64), mirror="both", num_variants=2)
+    for fill, expected in (("far", 1.0), ("raw", -1.0)):
+        mixture = Mixture(dataclasses.replace(config, invalid=fill), data_dir=workspace / "data", seed=5)
+        view = mixture.view(0)  # with a hole in the corner
+        assert view.norm_depth is not None and not view.valid_mask.all()
+        assert set(view.norm_depth[~view.valid_mask].tolist()) == {expected}

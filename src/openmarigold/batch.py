@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from openmarigold import __version__
-from openmarigold.checkpoint import Checkpoint, read_checkpoint, resolve_settings
+from openmarigold.checkpoint import Checkpoint, loaded_variant, read_checkpoint, resolve_settings
 from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import InvalidValueError, OpenMarigoldError, OutputError
 from openmarigold.export import check_output, result_paths, write_prediction
@@ -159,10 +159,11 @@ class _Run:
         resolved = resolve_settings(self.config, self.checkpoint)
         names = [setting.name for setting in fields(resolved) if setting.name not in _WITHOUT_EFFECT]
         return {
-            "checkpoint_sha256": checkpoint_sha256(self.checkpoint.directory),
+            "checkpoint_sha256": checkpoint_sha256(self.checkpoint),
             "invariance": self.checkpoint.invariance,
             "processing_side": self.checkpoint.processing_side,
             **{name: getattr(resolved, name) for name in names},
+            "variant": loaded_variant(self.checkpoint),
             "colour_map": self.output.colour_map,
         }
 

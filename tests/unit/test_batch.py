@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from openmarigold.batch import Event, predict_files
+from openmarigold.checkpoint import read_checkpoint
 from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import CheckpointError, InvalidValueError, OutputError
 from openmarigold.manifest import MANIFEST_NAME, Manifest
@@ -161,7 +162,7 @@ def test_the_manifest_says_what_was_done(photo_dir: Path, tmp_path: Path, config
     assert (done["result"], done["status"], done["input"]) == ("a", "done", str(photo_dir / "a.png"))
     assert done["input_sha256"] == file_sha256(photo_dir / "a.png")
     assert done["request"] == {
-        "checkpoint_sha256": checkpoint_sha256(config.checkpoint or Path()),
+        "checkpoint_sha256": checkpoint_sha256(read_checkpoint(config.checkpoint)),
         "invariance": "affine",
         "processing_side": "longer",
         "num_inference_steps": 1,
@@ -306,3 +307,16 @@ def test_a_setting_without_use_is_said_before_any_photo(photo_dir: Path, tmp_pat
     with pytest.raises(InvalidValueError, match="ensemble_size=3 gains nothing"):
         predict_files([photo_dir / "a.png"], output_dir=out, config=useless)
     assert (out / MANIFEST_NAME).read_bytes() == before, "finished work stays finished"
+
+
+def test_the_variant_that_is_read_is_recorded(photo_dir: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    directory = tmp_path / "half"
+    shutil.copytree(tiny_checkpoint, directory)
+    for name in ("unet", "vae"):
+        weights = directory / name / "diffusion_pytorch_model.safetensors"
+        weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    asked = PredictConfig(checkpoint=directory, num_inference_steps=1, device="cpu")
+    predict_files([photo_dir / "a.png"], output_dir=tmp_path / "out", config=asked)
+    assert read_provenance(tmp_path / "out" / "a_depth.png")["variant"] == "fp16"
+    same = predict_files([photo_dir / "a.png"], output_dir=tmp_path / "out", config=replace(asked, variant="fp16"))
+    assert len(same.skipped) == 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -193,12 +194,15 @@ def _embedded_text(path: Path) -> str | None:
     suffix = path.suffix.lower()
     try:
         if suffix == ".png":
-            with Image.open(path) as image:
-                return getattr(image, "text", {}).get(RECORD_NAME)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow warns of results of 100 megapixels
+                with Image.open(path) as image:
+                    # Texts before the pixels are read at once, others only with the pixels.
+                    return image.info.get(RECORD_NAME) or getattr(image, "text", {}).get(RECORD_NAME)
         if suffix == ".npz":
             with np.load(path, allow_pickle=False) as entries:
                 return str(entries[RECORD_NAME]) if RECORD_NAME in entries else None
-    except (OSError, ValueError, SyntaxError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, zipfile.BadZipFile, Image.DecompressionBombError) as error:
         raise ImageError(f"{path} is damaged or cannot be read; predict the photo again") from error
     return read_exr_header(path).get(RECORD_NAME) if suffix == ".exr" else None
 

@@ -131,3 +131,14 @@ def test_results_are_told_from_photos(tmp_path):
         assert not is_result(path), path
     with pytest.raises(OSError, match="No such file"):
         is_result(tmp_path / "missing.png")
+
+
+def test_a_large_result_is_read_without_a_warning_and_a_bomb_refused(tmp_path, monkeypatch):
+    (path,) = write_prediction(
+        DEPTH, output_dir=tmp_path, stem="cat", output=OutputConfig(format=("png",)), provenance=RECORD
+    )[:1]
+    monkeypatch.setattr(provenance.Image, "MAX_IMAGE_PIXELS", 8)  # of 12: Pillow warns
+    assert read_provenance(path)["seed"] == 7
+    monkeypatch.setattr(provenance.Image, "MAX_IMAGE_PIXELS", 3)  # and refuses
+    with pytest.raises(ImageError, match=r"cat_depth\.png is damaged or cannot be read"):
+        read_provenance(path)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from openmarigold.errors import OutputError
@@ -48,7 +48,7 @@ class Manifest:
                 entry = json.loads(line)
             except ValueError:  # cut by a kill or a full disk
                 continue
-            if isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("result", "status")):
+            if _is_entry(entry):
                 lines.append(entry)
         return lines
 
@@ -116,6 +116,20 @@ class Manifest:
                 found = None  # replaced by a run that did not get to its end
         record = None if found is None else found.get("provenance")
         return record if isinstance(record, dict) else None
+
+
+def _is_entry(entry: object) -> bool:
+    """Whether a line is one of ours. Files that it names may be removed, so none may lie elsewhere than its results."""
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("result", "status")):
+        return False
+    outputs, replaces = entry.get("outputs", {}), entry.get("replaces", [])
+    if not isinstance(outputs, dict) or not isinstance(replaces, list):
+        return False
+    beginning = f"{PurePosixPath(entry['result']).name}_"
+    return all(
+        isinstance(name, str) and name.startswith(beginning) and not set(name) & {"/", "\\", "\0"}
+        for name in (*outputs, *replaces)
+    )
 
 
 def file_size(path: Path) -> int | None:

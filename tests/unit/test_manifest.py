@@ -91,6 +91,27 @@ def test_lines_that_are_no_entries_are_skipped(tmp_path):
     assert len(Manifest(tmp_path).lines()) == 1
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"outputs": ["cat_depth.npy"]},
+        {"outputs": {"../cat_depth.npy": 5}},
+        {"outputs": {"cat_/../../dog.npy": 5}},
+        {"replaces": ["/etc/passwd"]},
+        {"replaces": ["dog_depth.npy"]},
+        {"replaces": [["cat_depth.npy"]]},
+        {"replaces": "cat_depth.npy"},
+    ],
+)
+def test_lines_that_name_files_of_others_are_skipped(tmp_path, fields):
+    """A run removes files of other settings that the manifest names: it must not be led to those of others."""
+    manifest = finished(tmp_path)
+    manifest.append("a/cat", "done", **fields)
+    again = Manifest(tmp_path)
+    assert len(again.lines()) == 1
+    assert again.standing("a/cat")["outputs"] == {"cat_depth.npy": 5, "cat_depth.png": 3}
+
+
 def test_provenance_is_that_of_the_file_that_is_there(tmp_path):
     manifest = finished(tmp_path)
     path = tmp_path / "a" / "cat_depth.npy"

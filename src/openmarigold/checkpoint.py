@@ -517,6 +517,10 @@ def _check_safetensors(directory: Path, variant: str | None) -> int:
             f"{embedding} is missing, and so are text_encoder/ and tokenizer/; one of the two is needed"
         )
 
+    vae_path = directory / "vae" / "config.json"
+    factor = configs["vae"].get("scaling_factor", 1.0)
+    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
+        raise CheckpointError(f"{vae_path}: scaling_factor is {factor!r}; a number above 0 is needed")
     channels, *found = (
         _channels(configs[network], directory / network / "config.json", key)
         for network, key in (("vae", "latent_channels"), ("unet", "in_channels"), ("unet", "out_channels"))

@@ -104,6 +104,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda d: edit_json(d / "vae/config.json", latent_channels={}),
         "vae/config.json: latent_channels is {}; a whole number from 1 on is needed",
     ),
+    "scaling as text": (
+        lambda d: edit_json(d / "vae/config.json", scaling_factor="x"),
+        "vae/config.json: scaling_factor is 'x'; a number above 0 is needed",
+    ),
     "channels as text": (
         lambda d: edit_json(d / "unet/config.json", in_channels="16"),
         "unet/config.json: in_channels is '16'; a whole number from 1 on is needed",
@@ -270,6 +274,13 @@ def test_too_many_steps_for_the_schedule_are_said_before_any_photo(tiny_checkpoi
     )
     with pytest.raises(InvalidValueError, match="num_inference_steps=51 is more than the 50"):
         resolve_settings(PredictConfig(num_inference_steps=51), read_checkpoint(directory))
+
+
+def test_onnx_networks_of_other_channels_than_stated(onnx_checkpoint: Path, tmp_path: Path) -> None:
+    directory = copied(onnx_checkpoint, tmp_path / "other")
+    edit_json(directory / "model_index.json", latent_channels=5)
+    with pytest.raises(CheckpointError, match=r"latent_channels is 5, and the networks have 8; get the checkpoint aga"):
+        Predictor.load(directory)
 
 
 def test_folder_that_is_none(tmp_path: Path) -> None:

@@ -27,7 +27,14 @@ CASES = [
         (*PREDICT, "--sed", "1", "--devise", "cpu"),
         "did you mean --seed, --device? See `openmarigold predict --help`",
     ),
-    ((*PREDICT, "--benchmark", "x"), "did you mean --benchmark of `openmarigold evaluate`"),
+    (
+        (*PREDICT, "--benchmark", "x"),
+        "Unrecognized options: --benchmark, x; did you mean --benchmark of `openmarigold evaluate`",
+    ),
+    (
+        ("checkpoint", "verify", "x", "--dtype", "y"),
+        "--dtype, y; did you mean --dtype of `openmarigold checkpoint save`",
+    ),
     ((*PREDICT, "--ensemble-size", "x"), "--ensemble-size: invalid literal for int() with base 10: 'x'; give --ensem"),
     ((*PREDICT, "--ensemble-size", "0"), "ensemble_size=0 is not accepted; give a whole number, 1 or above"),
     (
@@ -141,3 +148,17 @@ def test_json_is_one_object_after_an_interrupt_and_after_a_fault_of_our_own(
         content = json.loads(capsys.readouterr().out)
         assert content["status"] == status
         assert content["error"].startswith(said)
+
+
+def test_names_and_signs_that_stdout_cannot_encode_end_nothing(tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "PYTHONIOENCODING": "ascii:strict",
+    }
+    command = [sys.executable, "-m", "openmarigold", "data"]
+    listed = subprocess.run([*command, "list"], capture_output=True, env=environment)
+    assert (listed.returncode, listed.stderr) == (0, b"")
+    where = subprocess.run([*command, "where", "diode", "--data", b"\xff"], capture_output=True, env=environment)
+    assert (where.returncode, where.stderr) == (0, b"")
+    assert b"\\udcff" in where.stdout

@@ -59,6 +59,9 @@ _RUN: dict[type, Callable[[Any], int]] = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line and exits."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file name of other bytes, or a dash where only ASCII is printed, must not end a run that has succeeded.
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 

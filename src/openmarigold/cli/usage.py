@@ -52,7 +52,7 @@ def one_line(printed: str, argv: Sequence[str], commands: Sequence[str]) -> str:
     for section in sorted(details, key=lambda section: _position(section[0], argv)):
         heading = section[0].strip()
         if heading.startswith(("Perhaps you meant", "Arguments similar to")):
-            meant.append(_suggestions(section[1:], command))
+            meant.append(_suggestions(section[1:], argv))
         elif heading.startswith("Argument helptext") and len(section) > 1:
             parts.append(f"give {section[1].strip()}")
         elif heading.startswith("Available subcommands:"):
@@ -83,14 +83,19 @@ def _sections(printed: str) -> list[list[str]]:
 def _message(rows: Sequence[str]) -> str:
     """The first section on one line, of each missing argument only its name."""
     if not rows[0].startswith("Missing from"):
-        return " ".join(" ".join(rows).split()).removesuffix(
-            " Arguments are applied to the directly preceding subcommand, so ordering can matter."
-        )
+        # Where tyro knows an option of another command, it says of each option where it stands.
+        applied = [words[0] for row in rows if "(applied to " in row and (words := row.split())]
+        return f"Unrecognized options: {', '.join(applied)}" if applied else " ".join(" ".join(rows).split())
     return " ".join(row.strip() for row in rows if _indent(row) <= 4 and not row.startswith("For full"))
 
 
-def _suggestions(rows: Sequence[str], command: str | None) -> str:
+def _suggestions(rows: Sequence[str], argv: Sequence[str]) -> str:
     """Options that resemble an unknown one: those of the command, else those of others with the command's name."""
+
+    def is_given(place: str) -> bool:
+        words = place.split()[1:]
+        return words == list(argv[: len(words)])
+
     options: dict[str, list[str]] = {}
     name = ""
     for row in rows:
@@ -101,7 +106,7 @@ def _suggestions(rows: Sequence[str], command: str | None) -> str:
             options.setdefault(name, [])
         elif words[:1] == ["in"] and words[-1:] == ["--help"] and name:
             options[name].append(" ".join(words[1:-1]))
-    own = [name for name, places in options.items() if any(f"{place} ".split()[1:2] == [command] for place in places)]
+    own = [name for name, places in options.items() if any(map(is_given, places))]
     others = [f"{name} of `{places[0]}`" for name, places in options.items() if places]
     return " or ".join((own or others)[:_MAX_SUGGESTIONS])
 

@@ -393,10 +393,17 @@ def _locate(
     if hub_id is not None:
         settings: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
         directory = hub.download(hub_id, _network_patterns(variant), **settings)
+        if _kind_of_weights(directory) == "onnx":
+            return directory, hub_id
+        if variant is None and not all(_has_weights(directory / name) for name in ("unet", "vae")):
+            hub.download(hub_id, _network_patterns("fp16"), **settings)
         # The text encoder (1.4 GB) only where the embedding that it makes is not known yet.
-        known = (directory / EMBEDDING_FILE).is_file() or _kind_of_weights(directory) == "onnx"
+        known = (directory / EMBEDDING_FILE).is_file()
         if not known and not cached_embedding_path(directory, variant=variant).is_file():
-            hub.download(hub_id, _text_encoder_patterns(variant), **settings)
+            for candidate in dict.fromkeys((variant, None, "fp16")):
+                hub.download(hub_id, _text_encoder_patterns(candidate), **settings)
+                if _has_weights(directory / "text_encoder", stem=TEXT_ENCODER_STEM):
+                    break
         return directory, hub_id
     if not directory.is_dir():
         raise CheckpointError(
@@ -427,6 +434,13 @@ def _network_patterns(variant: str | None) -> list[str]:
 def _text_encoder_patterns(variant: str | None) -> list[str]:
     weights = [f"text_encoder/{pattern}" for pattern in _weight_patterns(TEXT_ENCODER_STEM, variant)]
     return ["tokenizer/*", "text_encoder/config.json", *weights]
+
+
+def _has_weights(folder: Path, *, stem: str = NETWORK_STEM) -> bool:
+    try:
+        return bool(weight_files(folder, stem=stem)[1])
+    except CheckpointError:
+        return False
 
 
 def _weight_patterns(stem: str, variant: str | None) -> list[str]:

@@ -20,14 +20,14 @@ import numpy as np
 from jaxtyping import UInt8
 
 from openmarigold import __version__
-from openmarigold.checkpoint import Checkpoint, read_checkpoint, resolve_settings
+from openmarigold.checkpoint import Checkpoint, loaded_variant, read_checkpoint, resolve_settings
 from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import InvalidValueError, OpenMarigoldError, OutputError
 from openmarigold.export import check_output, result_paths, write_prediction
 from openmarigold.image import IMAGE_SUFFIXES, parse_colour, read_rgb
 from openmarigold.manifest import Manifest, file_size
 from openmarigold.predictor import Predictor
-from openmarigold.provenance import checkpoint_sha256, file_sha256
+from openmarigold.provenance import checkpoint_sha256, file_sha256, is_result
 
 # Settings that say where the model lies and how it is run, but not what comes out: the checkpoint counts by its hash.
 _WITHOUT_EFFECT = frozenset({"checkpoint", "revision", "local_files_only", "device", "batch_size"})
@@ -52,6 +52,8 @@ class BatchResult:
     """Photos that were predicted again because their results were of another photo or of other settings."""
     failed: list[tuple[Path, str]] = field(default_factory=list)
     """Photos without results, each with one line that says why."""
+    left_out: list[Path] = field(default_factory=list)
+    """Pictures in the given folders that are results of earlier predictions, and no photos."""
     num_predicted: int = 0
     load_s: float = 0.0
     """Time to load the checkpoint [s]."""
@@ -65,6 +67,7 @@ class BatchResult:
             "skipped": [str(path) for path in self.skipped],
             "renewed": [str(path) for path in self.renewed],
             "failed": [{"path": str(path), "error": message} for path, message in self.failed],
+            "left_out": [str(path) for path in self.left_out],
             "num_predicted": self.num_predicted,
             "load_s": round(self.load_s, 3),
             "predict_s": [round(seconds, 3) for seconds in self.predict_s],
@@ -73,7 +76,7 @@ class BatchResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Progress: one more of `total` photos is done, or failed with `error`; a `note` is worth saying in either case."""
+    """Progress: `done` of `total` photos are done or failed, the last one with `error`; a `note` is worth saying."""
 
     path: Path
     done: int
@@ -95,8 +98,9 @@ def predict_files(
 
     Results of a folder keep its layout: `folder/a/b.jpg` becomes `output_dir/a/b_depth.npy`. Results that the manifest
     of the output folder calls done for the same photo and settings are kept unless `overwrite`; others are made anew.
-    The model is loaded for the first photo that can be read, after everything that can be wrong with folders and
-    settings has been found.
+    Results of earlier predictions that lie in a given folder are no photos; one that is named itself is taken. The
+    model is loaded for the first photo that can be read, after everything that can be wrong with folders and settings
+    has been found.
 
     Raises:
         OutputError: the output folder or its manifest cannot be written.
@@ -110,17 +114,19 @@ def predict_files(
     run = _Run(config, output or OutputConfig(), output_dir, overwrite)
     _check_output_dir(output_dir, inputs)
     run.check()
-    photos, problems = _list_photos(inputs, output_dir)
+    photos, problems = _list_photos(inputs, output_dir, run.outcome.left_out)
     total = len(photos) + len(problems)
-    notes: set[str] = set()
+    if left_out := run.outcome.left_out:
+        report(Event(path=left_out[0], done=0, total=total, note=_about_left_out(left_out)))
+    noted = False
     for done, (path, problem) in enumerate(problems, start=1):
         run.fail("", path, problem)
         report(Event(path=path, done=done, total=total, error=problem))
     for done, (result, path) in enumerate(photos.items(), start=len(problems) + 1):
         error, note = run.predict(result, path)
-        if note is not None and notes:  # one is enough; the manifest holds all
-            note = None
-        notes.update([note] if note else [])
+        if note is not None:  # one is enough
+            note = None if noted else f"{note} (of further files such notes stand in the manifest)"
+            noted = True
         report(Event(path=path, done=done, total=total, error=error, note=note))
     return run.outcome
 
@@ -159,10 +165,11 @@ class _Run:
         resolved = resolve_settings(self.config, self.checkpoint)
         names = [setting.name for setting in fields(resolved) if setting.name not in _WITHOUT_EFFECT]
         return {
-            "checkpoint_sha256": checkpoint_sha256(self.checkpoint.directory),
+            "checkpoint_sha256": checkpoint_sha256(self.checkpoint),
             "invariance": self.checkpoint.invariance,
             "processing_side": self.checkpoint.processing_side,
             **{name: getattr(resolved, name) for name in names},
+            "variant": loaded_variant(self.checkpoint),
             "colour_map": self.output.colour_map,
         }
 
@@ -177,6 +184,7 @@ class _Run:
         notes: list[str] = []
         input_sha256 = None
         try:
+            self._check_names(photo, paths)
             input_sha256 = file_sha256(photo) if photo.is_file() else None
             if not self.overwrite and self.manifest.is_done(
                 result, request=self.request, input_sha256=input_sha256, outputs=[path.name for path in paths]
@@ -215,11 +223,27 @@ class _Run:
     def fail(self, result: str, photo: Path, message: str, input_sha256: str | None = None) -> str:
         """Counts a photo without results, and returns why it has none."""
         self.outcome.failed.append((photo, message))
-        details: dict[str, Any] = {"input": str(photo), "input_sha256": input_sha256, "error": message}
-        if names := self._names_of_earlier_runs(result):
-            details["replaces"] = names
-        self.manifest.append(result, "failed", **details)
+        self.manifest.append(result, "failed", input=str(photo), input_sha256=input_sha256, error=message)
         return message
+
+    def _check_names(self, photo: Path, paths: Sequence[Path]) -> None:
+        """Finds out whether the file system takes the names of the results.
+
+        Raises:
+            OutputError: they are too long.
+        """
+        longest = max((path.name for path in paths), key=lambda name: len(os.fsencode(name)))
+        try:
+            (self.output_dir / longest).lstat()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                return  # what else there is shows when files are written, with the right words
+            raise OutputError(
+                f"{photo}: its result {longest} would have a name of {len(os.fsencode(longest))} bytes, which is too "
+                "long for the file system; give the photo a shorter name"
+            ) from error
 
     def _load(self) -> Predictor:
         if self._predictor is None:
@@ -268,7 +292,7 @@ class _Run:
         If they are of another photo or of other settings, they are removed: a kill between two new files must not leave
         files of two kinds that look like one set. What was planned is noted first, for the run after such a kill.
         """
-        last = self.manifest.last(result) or {}
+        last = self.manifest.standing(result) or {}
         new = {path.name for path in paths}
         if last.get("status") == "done":
             if last.get("request") == self.request and last.get("input_sha256") == input_sha256:
@@ -284,8 +308,8 @@ class _Run:
         return {}
 
     def _names_of_earlier_runs(self, result: str) -> list[str]:
-        """Files that the last line about a result calls done or about to be replaced."""
-        last = self.manifest.last(result) or {}
+        """Files that the line which holds for a result calls done or about to be replaced."""
+        last = self.manifest.standing(result) or {}
         return sorted({*last.get("outputs", ()), *last.get("replaces", ())})
 
     def _paths(self, result: str) -> list[Path]:
@@ -304,8 +328,8 @@ def _one_line(photo: Path, error: Exception) -> str:
 
 def _check_output_dir(output_dir: Path, inputs: Sequence[Path]) -> None:
     """Makes the folder and tries to write to it, so that a long run does not end without results."""
-    resolved = output_dir.resolve()
-    if any(path.is_dir() and path.resolve() == resolved for path in inputs):
+    real = os.path.realpath(output_dir)
+    if any(os.path.isdir(path) and os.path.realpath(path) == real for path in inputs):
         raise InvalidValueError(
             f"output folder {output_dir} is also an input, so results would be read as photos; choose another"
         )
@@ -319,46 +343,93 @@ def _check_output_dir(output_dir: Path, inputs: Sequence[Path]) -> None:
         ) from error
 
 
-def _list_photos(inputs: Sequence[Path], output_dir: Path) -> tuple[dict[str, Path], list[tuple[Path, str]]]:
-    """Photos in order, each once, by their results' path without suffixes; and inputs with the reason why not."""
+def _list_photos(
+    inputs: Sequence[Path], output_dir: Path, left_out: list[Path]
+) -> tuple[dict[str, Path], list[tuple[Path, str]]]:
+    """Photos in order, each once, by their results' path without suffixes; and inputs with the reason why not.
+
+    Results of earlier predictions that folders hold are added to `left_out`.
+    """
     photos: dict[str, Path] = {}
-    seen: set[Path] = set()
+    seen: set[str] = set()
     problems: list[tuple[Path, str]] = []
     for path in inputs:
         base, found = path.parent, [path]
-        if path.is_dir():
-            base, found = path, sorted(_photos_in(path, output_dir, problems))
-            if not found and not any(problem[0] == path for problem in problems):
-                problems.append((path, f"{path} holds no photo; accepted are {', '.join(sorted(IMAGE_SUFFIXES))}"))
+        if os.path.isdir(path):
+            before = len(problems), len(left_out)
+            base, found = path, sorted(_photos_in(path, output_dir, problems, left_out))
+            if not found and len(problems) == before[0]:
+                other = ", only results of earlier predictions" if len(left_out) > before[1] else ""
+                accepted = ", ".join(sorted(IMAGE_SUFFIXES))
+                problems.append((path, f"{path} holds no photo{other}; accepted are {accepted}"))
         for photo in found:
-            if not photo.exists():
-                problems.append((photo, f"{photo} does not exist; check the name"))
+            if problem := _why_not_there(photo):
+                problems.append((photo, problem))
                 continue
-            resolved = photo.resolve()
-            if resolved in seen:
+            real = os.path.realpath(photo)
+            if real in seen:
                 continue
             result = (photo.relative_to(base).parent / photo.stem).as_posix()
             other = photos.setdefault(result, photo)
             if other is not photo:
                 problems.append((photo, f"{photo} has the same result names as {other}; rename one of them"))
                 continue
-            seen.add(resolved)
+            seen.add(real)
     return photos, problems
 
 
-def _photos_in(folder: Path, output_dir: Path, problems: list[tuple[Path, str]]) -> Iterator[Path]:
+def _photos_in(
+    folder: Path, output_dir: Path, problems: list[tuple[Path, str]], left_out: list[Path]
+) -> Iterator[Path]:
     """Photos in a folder and in those within, but not in hidden ones, links to folders and the output folder."""
 
     def unreadable(error: OSError) -> None:
         path = Path(error.filename)
         problems.append((path, f"{path} cannot be read: {error.strerror}; check its permissions"))
 
-    resolved = output_dir.resolve()
+    output = os.path.realpath(output_dir)
     for parent, folders, files in os.walk(folder, onerror=unreadable):
-        folders[:] = [
-            name for name in folders if not name.startswith(".") and (Path(parent) / name).resolve() != resolved
-        ]
-        for name in files:
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and os.path.realpath(Path(parent) / name) != output
+        )
+        for name in sorted(files):
             path = Path(parent) / name
-            if path.suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".") and path.is_file():
+            if path.suffix.lower() not in IMAGE_SUFFIXES or name.startswith("."):
+                continue
+            if _is_result(path):
+                left_out.append(path)
+            else:
                 yield path
+
+
+def _is_result(path: Path) -> bool:
+    try:
+        return path.is_file() and is_result(path)
+    except OSError:  # reading it as a photo will say what is wrong
+        return False
+
+
+def _why_not_there(path: Path) -> str | None:
+    """Why there is nothing to read at a path; None where there is something."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        if path.is_symlink():
+            return f"{path} is a link to {os.readlink(path)}, which does not exist; mend or remove the link"
+        return f"{path} does not exist; check the name"
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return f"{path} is a link that leads back to itself; mend or remove the link"
+        advice = "its name" if error.errno == errno.ENAMETOOLONG else "its name and the permissions of its folder"
+        return f"{path} cannot be read: {error.strerror}; check {advice}"
+    return None
+
+
+def _about_left_out(paths: Sequence[Path]) -> str:
+    """What is said of results in the given folders."""
+    if len(paths) == 1:
+        return f"{paths[0]} is the result of an earlier prediction and is left out; name the file to predict it"
+    return (
+        f"{len(paths)} pictures, such as {paths[0]}, are results of earlier predictions and are left out; name a file "
+        "to predict it"
+    )

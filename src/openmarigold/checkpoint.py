@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
@@ -29,7 +33,7 @@ from openmarigold.config import (
     check_start_noise,
 )
 from openmarigold.diffusion import NoiseSchedule
-from openmarigold.errors import CheckpointError, InvalidValueError, one_line
+from openmarigold.errors import CheckpointError, InvalidValueError, OpenMarigoldError, one_line
 
 EMBEDDED_DIR = Path(__file__).parent / "weights"
 ONNX_FILES = {name: f"{name}/model.onnx" for name in ("vae_encoder", "unet", "vae_decoder")}
@@ -46,6 +50,11 @@ INVARIANCE_OF: dict[tuple[bool, bool], Invariance] = {
     (False, False): "absolute",
 }
 
+_log = logging.getLogger(__name__)
+
+_MAX_HEADER_BYTES = 100_000_000  # as the safetensors library has it
+_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+
 _FINGERPRINT_BLOCKS, _FINGERPRINT_BLOCK_BYTES = 64, 4096
 
 
@@ -57,7 +66,8 @@ class Checkpoint:
     name: str
     weights: Literal["onnx", "safetensors"]
     variant: str | None
-    """Which files of the networks are read: None the plain ones (else those named fp16), "fp16" those named so."""
+    """Which files of the networks are to be read: None the plain ones (else those named fp16), "fp16" those named so.
+    `loaded_variant` says what that comes to."""
     schedule: NoiseSchedule
     latent_channels: int
     invariance: Invariance
@@ -109,9 +119,11 @@ def resolve_settings(config: PredictConfig, defaults: Defaults) -> PredictConfig
             "all members are equal; use 1 (or start_noise gaussian)"
         )
     spacing, resolution = config.timestep_spacing, config.processing_resolution
+    num_inference_steps = config.num_inference_steps or defaults.default_num_inference_steps
+    defaults.schedule.timesteps(num_inference_steps)  # too many for it?
     return replace(
         config,
-        num_inference_steps=config.num_inference_steps or defaults.default_num_inference_steps,
+        num_inference_steps=num_inference_steps,
         processing_resolution=defaults.default_processing_resolution if resolution is None else resolution,
         final_step="clean" if lcm else config.final_step or defaults.default_final_step,
         timestep_spacing=cast(TimestepSpacing, defaults.schedule.timestep_spacing) if not (spacing or lcm) else spacing,
@@ -139,12 +151,31 @@ def read_checkpoint(
             other than depth, or a hub repository cannot be had.
         MissingExtraError: a hub id without the extra `torch`.
     """
-    directory, name = _locate(checkpoint, variant=variant, revision=revision, local_files_only=local_files_only)
     try:
-        return _read(directory, name, variant=variant)
+        with readable():
+            directory, name = _locate(checkpoint, variant=variant, revision=revision, local_files_only=local_files_only)
+            return _read(directory, name, variant=variant)
     except (TypeError, KeyError, IndexError, RecursionError) as error:  # JSON of another shape than anybody writes
         raise CheckpointError(
-            f"{directory} cannot be understood ({one_line(error)}); get the checkpoint again"
+            f"{checkpoint} cannot be understood ({one_line(error)}); get the checkpoint again"
+        ) from error
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """Names the file of a checkpoint that the operating system does not give.
+
+    Raises:
+        CheckpointError: in the place of an `OSError`.
+    """
+    try:
+        yield
+    except OpenMarigoldError:
+        raise
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename or 'a file of the checkpoint'} cannot be read: {error.strerror or error}; check its "
+            "permissions and the disk, or get the checkpoint again"
         ) from error
 
 
@@ -171,6 +202,10 @@ def _read(directory: Path, name: str, *, variant: str | None) -> Checkpoint:
         steps = _integer(index, "default_denoising_steps", fallback)
         if not 1 <= steps <= MAX_INFERENCE_STEPS:
             raise InvalidValueError(f"default_denoising_steps is {steps}; 1 to {MAX_INFERENCE_STEPS} is needed")
+        try:
+            schedule.timesteps(steps)
+        except InvalidValueError as error:
+            raise InvalidValueError(f"default_denoising_steps is {steps}: {error}") from error
         resolution = _integer(index, "default_processing_resolution", FALLBACK_PROCESSING_RESOLUTION)
         final_step = index.get("default_final_step") or "reference"
         start_noise = index.get("start_noise") or _inferred_start_noise(index, schedule, steps)
@@ -263,6 +298,52 @@ def conversion_command(name: str) -> str:
     )
 
 
+def network_files(checkpoint: Checkpoint) -> list[Path]:
+    """The files that give the networks and the scheduler when the checkpoint is loaded, and no others in its folder.
+
+    Raises:
+        CheckpointError: one is missing.
+    """
+    directory = checkpoint.directory
+    files = [directory / "scheduler" / "scheduler_config.json"]
+    if checkpoint.weights == "onnx":
+        for path in (directory / file for file in ONNX_FILES.values()):
+            # Networks of more than 2 GB keep their weights in a file beside them, named by the first.
+            files += [path, *path.parent.glob(f"{path.name}[._]data")]
+        return files
+    for folder in (directory / name for name in ("unet", "vae")):
+        files += [folder / "config.json", *weight_files(folder, variant=checkpoint.variant)[1]]
+    return files
+
+
+def text_encoder_files(directory: Path) -> list[Path]:
+    """The files that give the text encoder and its tokenizer; none where either folder is missing.
+
+    Raises:
+        CheckpointError: no weights.
+    """
+    folder, tokenizer = directory / "text_encoder", directory / "tokenizer"
+    if not (folder.is_dir() and tokenizer.is_dir()):
+        return []
+    weights = weight_files(folder, stem=TEXT_ENCODER_STEM)[1]
+    return [folder / "config.json", *weights, *sorted((*tokenizer.glob("*.json"), *tokenizer.glob("*.txt")))]
+
+
+def loaded_variant(checkpoint: Checkpoint) -> str | None:
+    """Which weight files are read, whatever was asked for: "fp16" those named so, None the plain ones.
+
+    Where U-Net and VAE differ, both are named.
+    """
+    if checkpoint.weights == "onnx":
+        return None
+    variants = {
+        name: weight_files(checkpoint.directory / name, variant=checkpoint.variant)[0] for name in ("unet", "vae")
+    }
+    if len(set(variants.values())) == 1:
+        return variants["unet"]
+    return ", ".join(f"{name} {variant or 'plain'}" for name, variant in variants.items())
+
+
 def user_cache_dir() -> Path:
     r"""Where small files are kept that belong to a checkpoint whose own folder cannot be written.
 
@@ -301,7 +382,9 @@ def _locate(
     checkpoint: Path | None, *, variant: str | None, revision: str | None, local_files_only: bool
 ) -> tuple[Path, str]:
     """Folder and name of a checkpoint argument."""
+    given = tuple(name for name, value in (("revision", revision), ("local_files_only", local_files_only)) if value)
     if checkpoint is None:
+        _warn_of_unused(given, "the embedded model")
         if not (EMBEDDED_DIR / "model_index.json").is_file():
             raise CheckpointError("the embedded model is missing from this installation; install openmarigold again")
         return EMBEDDED_DIR, EMBEDDED_DIR.name
@@ -310,17 +393,36 @@ def _locate(
     if hub_id is not None:
         settings: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
         directory = hub.download(hub_id, _network_patterns(variant), **settings)
+        if _kind_of_weights(directory) == "onnx":
+            return directory, hub_id
+        if variant is None and not all(_has_weights(directory / name) for name in ("unet", "vae")):
+            hub.download(hub_id, _network_patterns("fp16"), **settings)
         # The text encoder (1.4 GB) only where the embedding that it makes is not known yet.
-        known = (directory / EMBEDDING_FILE).is_file() or _kind_of_weights(directory) == "onnx"
+        known = (directory / EMBEDDING_FILE).is_file()
         if not known and not cached_embedding_path(directory, variant=variant).is_file():
-            hub.download(hub_id, _text_encoder_patterns(variant), **settings)
+            for candidate in dict.fromkeys((variant, None, "fp16")):
+                hub.download(hub_id, _text_encoder_patterns(candidate), **settings)
+                if _has_weights(directory / "text_encoder", stem=TEXT_ENCODER_STEM):
+                    break
         return directory, hub_id
     if not directory.is_dir():
         raise CheckpointError(
             f"checkpoint {directory} is not a folder; give a downloaded folder with model_index.json, the id "
             "owner/name of one on the Hugging Face hub, or none for the embedded model"
         )
+    _warn_of_unused(given, f"the folder {directory}")
     return directory, directory.resolve().name
+
+
+@cache  # once, however often a checkpoint is read
+def _warn_of_unused(settings: tuple[str, ...], what: str) -> None:
+    if settings:
+        _log.warning(
+            "%s belong%s to checkpoints on the hub and %s not used: the checkpoint is %s",
+            " and ".join(settings),
+            *(("s", "is") if len(settings) == 1 else ("", "are")),
+            what,
+        )
 
 
 def _network_patterns(variant: str | None) -> list[str]:
@@ -332,6 +434,13 @@ def _network_patterns(variant: str | None) -> list[str]:
 def _text_encoder_patterns(variant: str | None) -> list[str]:
     weights = [f"text_encoder/{pattern}" for pattern in _weight_patterns(TEXT_ENCODER_STEM, variant)]
     return ["tokenizer/*", "text_encoder/config.json", *weights]
+
+
+def _has_weights(folder: Path, *, stem: str = NETWORK_STEM) -> bool:
+    try:
+        return bool(weight_files(folder, stem=stem)[1])
+    except CheckpointError:
+        return False
 
 
 def _weight_patterns(stem: str, variant: str | None) -> list[str]:
@@ -349,6 +458,9 @@ def _check_kind(index: Mapping[str, Any], path: Path) -> Invariance:
         raise CheckpointError(
             f"{path}: prediction_type is {index['prediction_type']!r}; only depth checkpoints are supported"
         )
+    for key in ("scale_invariant", "shift_invariant"):
+        if not isinstance(index.get(key), (bool, type(None))):
+            raise CheckpointError(f"{path}: {key} is {index[key]!r}; true or false is needed")
     invariances = [index.get(key) is not False for key in ("scale_invariant", "shift_invariant")]
     if (invariances[0], invariances[1]) not in INVARIANCE_OF:
         raise CheckpointError(
@@ -391,7 +503,7 @@ def _check_onnx(directory: Path, index: Mapping[str, Any]) -> int:
         if path.stat().st_size == 0:
             raise CheckpointError(f"{path} is empty; get the checkpoint again")
     try:
-        return _integer(index, "latent_channels", None)
+        return _integer(index, "latent_channels", None, least=1)
     except InvalidValueError as error:
         raise CheckpointError(f"{directory / 'model_index.json'}: {error}") from error
 
@@ -419,14 +531,27 @@ def _check_safetensors(directory: Path, variant: str | None) -> int:
             f"{embedding} is missing, and so are text_encoder/ and tokenizer/; one of the two is needed"
         )
 
-    channels = configs["vae"].get("latent_channels", 4)
-    found = (configs["unet"].get("in_channels", 4), configs["unet"].get("out_channels", 4))
-    if found != (2 * channels, channels):
+    vae_path = directory / "vae" / "config.json"
+    factor = configs["vae"].get("scaling_factor", 1.0)
+    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
+        raise CheckpointError(f"{vae_path}: scaling_factor is {factor!r}; a number above 0 is needed")
+    channels, *found = (
+        _channels(configs[network], directory / network / "config.json", key)
+        for network, key in (("vae", "latent_channels"), ("unet", "in_channels"), ("unet", "out_channels"))
+    )
+    if found != [2 * channels, channels]:
         raise CheckpointError(
             f"{directory / 'unet' / 'config.json'}: {found[0]} input and {found[1]} output channels do not fit a VAE "
             f"of {channels} latent channels; a depth checkpoint has {2 * channels} and {channels}"
         )
     return channels
+
+
+def _channels(config: Mapping[str, Any], path: Path, key: str) -> int:
+    try:
+        return _integer(config, key, 4, least=1)  # 4 is what diffusers assumes
+    except InvalidValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def check_safetensors_file(path: Path) -> dict[str, Any]:
@@ -441,8 +566,8 @@ def check_safetensors_file(path: Path) -> dict[str, Any]:
             header_size = int.from_bytes(file.read(8), "little")
             if size < 8 or header_size > size - 8:
                 raise CheckpointError(f"{path} is truncated ({size} bytes); get the checkpoint again")
-            header = json.loads(file.read(header_size))
-        end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+            header = json.loads(file.read(min(header_size, _MAX_HEADER_BYTES)))
+        end = max((_end_of_tensor(entry) for key, entry in header.items() if key != "__metadata__"), default=0)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -453,6 +578,26 @@ def check_safetensors_file(path: Path) -> dict[str, Any]:
     if size != expected:
         raise CheckpointError(f"{path} is truncated ({size} of {expected} bytes); get the checkpoint again")
     return {key: entry for key, entry in header.items() if key != "__metadata__"}
+
+
+def safetensors_metadata(path: Path) -> dict[str, str]:
+    """The texts that a safetensors file, which has been checked, carries beside its tensors."""
+    with path.open("rb") as file:
+        metadata = json.loads(file.read(int.from_bytes(file.read(8), "little"))).get("__metadata__")
+    return dict(metadata) if isinstance(metadata, dict) else {}
+
+
+def _end_of_tensor(entry: Mapping[str, Any]) -> int:
+    """Where a tensor's bytes end, after their number has been compared with its shape.
+
+    Raises:
+        ValueError: they differ.
+    """
+    start, end = entry["data_offsets"]
+    itemsize = _ITEM_BYTES.get(entry["dtype"])
+    if not 0 <= start <= end or (itemsize is not None and end - start != itemsize * math.prod(entry["shape"])):
+        raise ValueError("a tensor of another size than its shape says")
+    return end
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -469,9 +614,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _integer(index: Mapping[str, Any], key: str, fallback: int | None) -> int:
+def _integer(index: Mapping[str, Any], key: str, fallback: int | None, *, least: int = 0) -> int:
     value = index.get(key)
     value = fallback if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise InvalidValueError(f"{key} is {value!r}; a whole number is needed")
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InvalidValueError(f"{key} is {value!r}; a whole number from {least} on is needed")
     return value

@@ -31,6 +31,14 @@ SAMPLERS = ("ddim", "lcm")
 
 _SCHEDULER_CLASSES = {"DDIMScheduler": "ddim", "LCMScheduler": "lcm"}
 _LCM_FIELDS = ("original_inference_steps", "timestep_scaling")
+_MAX_TRAIN_TIMESTEPS = 100_000  # a hundred times what anybody uses; each takes memory
+# What a field whose default is of this type must be.
+_TYPES: dict[type, tuple[str, Any]] = {
+    int: ("a whole number", int),
+    float: ("a number", (int, float)),
+    bool: ("true or false", bool),
+    str: ("a text", str),
+}
 _LCM_SIGMA = 0.5  # standard deviation of data in the boundary condition, a constant of the method
 
 # What diffusers' schedulers assume for keys that a scheduler_config.json leaves out.
@@ -94,8 +102,10 @@ class NoiseSchedule:
         ):
             if getattr(self, name) not in accepted:
                 raise InvalidValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(accepted)}")
-        if self.num_train_timesteps < 2:
-            raise InvalidValueError(f"num_train_timesteps={self.num_train_timesteps} is not at least 2; try 1000")
+        if not 2 <= self.num_train_timesteps <= _MAX_TRAIN_TIMESTEPS:
+            raise InvalidValueError(
+                f"num_train_timesteps={self.num_train_timesteps} is outside 2 … {_MAX_TRAIN_TIMESTEPS}; try 1000"
+            )
         if not 0 < self.beta_start < self.beta_end < 1:
             raise InvalidValueError(
                 f"beta_start={self.beta_start}, beta_end={self.beta_end}: 0 < beta_start < beta_end < 1 is needed"
@@ -121,7 +131,7 @@ class NoiseSchedule:
             CheckpointError: another scheduler class, or a feature or value that is not supported.
         """
         class_name = config.get("_class_name", "DDIMScheduler")
-        if class_name not in _SCHEDULER_CLASSES:
+        if not isinstance(class_name, str) or class_name not in _SCHEDULER_CLASSES:
             raise CheckpointError(
                 f"the scheduler is {class_name}; only {' and '.join(_SCHEDULER_CLASSES)} are supported"
             )
@@ -134,10 +144,16 @@ class NoiseSchedule:
                     f"the scheduler has {name}={merged[name]!r}; only {supported!r} is supported: "
                     "correct scheduler_config.json if the model was trained without it"
                 )
-        names = [field.name for field in fields(cls) if sampler == "lcm" or field.name not in _LCM_FIELDS]
+        chosen = [field for field in fields(cls) if sampler == "lcm" or field.name not in _LCM_FIELDS]
+        for field in chosen:
+            what, accepted = _TYPES[type(field.default)]
+            value = merged[field.name]
+            # A truth value is a whole number to Python, and no setting means it so; NaN is a number to JSON.
+            if not isinstance(value, accepted) or (isinstance(value, bool) and accepted is not bool) or value != value:
+                raise CheckpointError(f"{field.name} is {value!r}, which is not {what}; get the checkpoint again")
         try:
-            return cls(**{name: merged[name] for name in names})
-        except (InvalidValueError, TypeError) as error:  # TypeError: a text where a number belongs
+            return cls(**{field.name: merged[field.name] for field in chosen})
+        except InvalidValueError as error:
             raise CheckpointError(f"the scheduler is not supported: {error}") from error
 
     @property

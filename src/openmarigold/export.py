@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from glob import escape as glob_escape
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -17,7 +16,7 @@ from openmarigold.config import OutputConfig
 from openmarigold.depth import colour_table, colourise, uncertainty_picture
 from openmarigold.errors import InvalidValueError, OutputError
 from openmarigold.exr import require_exr, write_exr
-from openmarigold.files import write_atomically
+from openmarigold.files import remove_leftovers, write_atomically
 from openmarigold.provenance import RECORD_NAME, to_json
 
 _STRIP_ROWS = 256
@@ -97,7 +96,7 @@ def write_prediction(
     uncertainty = None if uncertainty is None else uncertainty.astype(np.float32, copy=False)
     writers = _writers(depth, uncertainty, output, provenance or {})
     for path in paths:
-        _remove_leftovers(path)
+        remove_leftovers(path)
         write_atomically(path, writers[path.name.removeprefix(stem)])
     return paths
 
@@ -143,12 +142,6 @@ def _writers(
         "_depth.npz": _with_open_file(lambda file: np.savez(file, **entries)),  # pyright: ignore[reportArgumentType]
         "_depth.exr": lambda path: write_exr(path, channels, {} if record is None else {RECORD_NAME: record}),
     }
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Removes what processes that were killed while writing this file have left, by the names of `write_atomically`."""
-    for leftover in path.parent.glob(f".{glob_escape(path.name)}.*.partial"):
-        leftover.unlink(missing_ok=True)
 
 
 def _with_open_file(writer: Callable[[BinaryIO], object]) -> _Writer:

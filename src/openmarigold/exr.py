@@ -7,6 +7,7 @@ import contextlib
 import io
 import os
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from jaxtyping import Float, Shaped
 from openmarigold.errors import ImageError, MissingExtraError, OutputError, one_line
 
 MAGIC = b"\x76\x2f\x31\x01"
+_one_at_a_time = threading.Lock()  # else one thread would put back what another has turned away
 
 
 def require_exr() -> None:
@@ -49,7 +51,7 @@ def read_exr(path: Path) -> dict[str, Shaped[np.ndarray, "h w"]]:
     """
     openexr = _openexr()
     try:
-        with _silent(), openexr.File(str(path), separate_channels=True) as file:
+        with silent(), openexr.File(str(path), separate_channels=True) as file:
             channels = {name: np.array(channel.pixels) for name, channel in file.channels().items()}
     except Exception as error:  # the binding raises RuntimeError, TypeError, ValueError … for damaged files
         raise ImageError(f"{path} is damaged or no OpenEXR file; write it again") from error
@@ -88,18 +90,18 @@ def write_exr(path: Path, channels: Mapping[str, Float[np.ndarray, "h w"]], head
 def _header(path: Path) -> dict[str, Any]:
     openexr = _openexr()
     try:
-        with _silent(), openexr.File(str(path), header_only=True) as file:
+        with silent(), openexr.File(str(path), header_only=True) as file:
             return dict(file.header())
     except Exception as error:  # see read_exr
         raise ImageError(f"{path} is damaged or no OpenEXR file; write it again") from error
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Drops what the library prints on damaged files: remarks to Python's stdout, where JSON may be awaited, and more
+def silent() -> Iterator[None]:
+    """Drops what libraries in C print on damaged files: remarks to Python's stdout, where JSON may be awaited, and more
     to the process's stderr.
     """
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.ExitStack() as stack:
+    with _one_at_a_time, contextlib.redirect_stdout(io.StringIO()), contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError, ValueError, AttributeError):  # without a stderr there is nothing to drop
             sys.stderr.flush()
             kept = os.dup(2)

@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from glob import escape as glob_escape
 from pathlib import Path
 
 from openmarigold.errors import OutputError
+
+_MAX_NAME_BYTES = 255  # of a file name, on the usual file systems
+_ROOM_BYTES = 24  # what a temporary name adds: two dots, a process id and "partial"
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -19,7 +24,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         OutputError: the folder does not exist or cannot be written, or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{_short_name(path)}.{os.getpid()}.partial")
     try:
         write(temporary)
         os.replace(temporary, path)
@@ -28,6 +33,18 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with suppress(OSError):  # the error above says what is wrong with the path
             temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what processes that were killed while writing this file have left of it."""
+    for leftover in path.parent.glob(f".{glob_escape(_short_name(path))}.*.partial"):
+        leftover.unlink(missing_ok=True)
+
+
+def _short_name(path: Path) -> str:
+    """The file's name or, where a temporary name would be too long with it, a hash of it."""
+    name = os.fsencode(path.name)
+    return path.name if len(name) + _ROOM_BYTES <= _MAX_NAME_BYTES else hashlib.sha256(name).hexdigest()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from jaxtyping import Float32, Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from openmarigold.errors import ImageError, InvalidValueError, MissingExtraError
+from openmarigold.exr import silent
 from openmarigold.hdr import is_linear_light, read_tone_mapped
 from openmarigold.pixels import array_to_rgb, image_to_rgb, parse_colour
 
@@ -76,7 +78,8 @@ def read_rgb(
             with _open(path, head) as image:
                 if image.format is not None and image.format not in _FORMATS:  # None: made from HEIF
                     raise ImageError(f"{path} is of format {image.format}; {_accepted()}")
-                image.load()
+                with silent() if head[:4] in _TIFF_MAGIC else nullcontext():  # libtiff talks to stderr
+                    image.load()
                 frames = getattr(image, "n_frames", 1)
                 if frames > 1 and image.format != "MPO":  # phones keep a preview or a second view in MPO
                     note(f"{path} has {frames} frames or pages; the first is used")

@@ -16,10 +16,12 @@ import numpy as np
 
 from openmarigold.checkpoint import (
     EMBEDDING_FILE,
-    ONNX_FILES,
-    TEXT_ENCODER_STEM,
     Checkpoint,
     check_safetensors_file,
+    loaded_variant,
+    network_files,
+    readable,
+    text_encoder_files,
     weight_files,
 )
 from openmarigold.errors import CheckpointError
@@ -43,6 +45,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "directory": str(checkpoint.directory),
         "kind": _KINDS[checkpoint.invariance],
         "weights": checkpoint.weights,
+        "variant": loaded_variant(checkpoint),
         "scheduler": {
             "class": schedule.class_name,
             "prediction_type": schedule.prediction_type,
@@ -60,24 +63,18 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "parameters": count_parameters(checkpoint),
         "bytes": sum((checkpoint.directory / name).stat().st_size for name in sums),
         "licence": stated_licence(checkpoint),
-        "sha256": checkpoint_sha256(checkpoint.directory),
+        "sha256": checkpoint_sha256(checkpoint),
         "files": sums,
     }
 
 
 def checkpoint_files(checkpoint: Checkpoint) -> list[Path]:
     """The files that a prediction reads, relative to the folder, in a fixed order."""
-    directory, variant = checkpoint.directory, checkpoint.variant
-    files = [directory / "model_index.json", directory / "scheduler" / "scheduler_config.json"]
-    if checkpoint.weights == "onnx":
-        files += [directory / file for file in ONNX_FILES.values()]
-    else:
-        for name in ("unet", "vae"):
-            files += [directory / name / "config.json", *weight_files(directory / name, variant=variant)[1]]
-        if (directory / EMBEDDING_FILE).is_file():
-            files.append(directory / EMBEDDING_FILE)
-        elif (directory / "text_encoder").is_dir():
-            files += weight_files(directory / "text_encoder", stem=TEXT_ENCODER_STEM)[1]
+    directory = checkpoint.directory
+    files = [directory / "model_index.json", *network_files(checkpoint)]
+    if checkpoint.weights != "onnx":
+        stored = directory / EMBEDDING_FILE
+        files += [stored] if stored.is_file() else text_encoder_files(directory)
     return sorted(path.relative_to(directory) for path in files)
 
 
@@ -88,23 +85,25 @@ def hash_files(checkpoint: Checkpoint) -> dict[str, str]:
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, as `sha256sum` prints it."""
-    try:
+    with readable():
         return file_sha256(path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
 
 
 def count_parameters(checkpoint: Checkpoint) -> dict[str, int] | None:
     """Numbers in the weights of U-Net and VAE, from the files' headers; None where ONNX files do not state them."""
     if checkpoint.weights == "onnx":
         stated = checkpoint.index.get("num_parameters")
-        return dict(stated) if isinstance(stated, dict) else None
+        return dict(stated) if isinstance(stated, dict) and all(map(_is_count, stated.values())) else None
     counts = {}
     for name in ("unet", "vae"):
         files = weight_files(checkpoint.directory / name, variant=checkpoint.variant)[1]
         shapes = (entry["shape"] for path in files for entry in check_safetensors_file(path).values())
         counts[name] = sum(math.prod(shape) for shape in shapes)
     return counts
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def stated_licence(checkpoint: Checkpoint) -> str | None:
@@ -177,7 +176,7 @@ def _not_finite(path: Path) -> Iterator[str]:
 
 def _blocks(path: Path, entry: dict[str, Any]) -> Iterator[np.ndarray]:
     dtype = np.dtype(_FLOAT_TYPES[entry["dtype"]])
-    with path.open("rb") as file:
+    with readable(), path.open("rb") as file:
         begin = 8 + int.from_bytes(file.read(8), "little")
         start, end = entry["data_offsets"]
         file.seek(begin + start)

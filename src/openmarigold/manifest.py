@@ -2,8 +2,9 @@
 """The manifest of an output folder: one JSON object a line, appended as each photo begins, is done or fails.
 
 It is the only truth about what is finished. A photo is done if its last line says so, for the same photo and settings,
-and every file that the line names is there with the size that it names. A line is one write of an append-only file: a
-process killed at any moment leaves whole lines and at most one cut one, which is skipped.
+and every file that the line names is there with the size that it names. Lines about failures do not count there: files
+are replaced only after a line that says "started", so a failure before it leaves what was done. A line is one write of
+an append-only file: a process killed at any moment leaves whole lines and at most one cut one, which is skipped.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from openmarigold.errors import OutputError
@@ -27,7 +28,7 @@ class Manifest:
     def __init__(self, output_dir: Path) -> None:
         self.output_dir = output_dir
         self.path = output_dir / MANIFEST_NAME
-        self._last: dict[str, dict[str, Any]] | None = None
+        self._standing: dict[str, dict[str, Any]] | None = None
 
     def lines(self) -> list[dict[str, Any]]:
         """Every whole line, oldest first.
@@ -47,15 +48,18 @@ class Manifest:
                 entry = json.loads(line)
             except ValueError:  # cut by a kill or a full disk
                 continue
-            if isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("result", "status")):
+            if _is_entry(entry):
                 lines.append(entry)
         return lines
 
-    def last(self, result: str) -> dict[str, Any] | None:
-        """The last line about a result (its path in the output folder, without suffixes), if there is one."""
-        if self._last is None:
-            self._last = {entry["result"]: entry for entry in self.lines()}
-        return self._last.get(result)
+    def standing(self, result: str) -> dict[str, Any] | None:
+        """The line that holds for the files of a result (its path in the output folder, without suffixes), if any.
+
+        That is the last one which is no failure.
+        """
+        if self._standing is None:
+            self._standing = {entry["result"]: entry for entry in self.lines() if entry["status"] != "failed"}
+        return self._standing.get(result)
 
     def append(self, result: str, status: Status, **fields: Any) -> None:
         """Adds a line.
@@ -64,9 +68,8 @@ class Manifest:
             OutputError: the file cannot be written.
         """
         entry = {"result": result, "status": status, **fields}
-        if self._last is None:
-            self.last(result)
-        assert self._last is not None
+        self.standing(result)  # read before it is written
+        assert self._standing is not None
         content = (json.dumps(entry, ensure_ascii=True) + "\n").encode()
         try:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
@@ -82,13 +85,14 @@ class Manifest:
             raise OutputError(
                 f"cannot write {self.path}: {error.strerror or error}; check the folder and free space"
             ) from error
-        self._last[result] = entry
+        if status != "failed":
+            self._standing[result] = entry
 
     def is_done(
         self, result: str, *, request: Mapping[str, Any], input_sha256: str | None, outputs: Sequence[str]
     ) -> bool:
         """Whether all `outputs` (file names) of a result are there, made from this photo with these settings."""
-        entry = self.last(result)
+        entry = self.standing(result)
         if entry is None or entry["status"] != "done":
             return False
         if entry.get("request") != request or entry.get("input_sha256") != input_sha256:
@@ -112,6 +116,20 @@ class Manifest:
                 found = None  # replaced by a run that did not get to its end
         record = None if found is None else found.get("provenance")
         return record if isinstance(record, dict) else None
+
+
+def _is_entry(entry: object) -> bool:
+    """Whether a line is one of ours. Files that it names may be removed, so none may lie elsewhere than its results."""
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("result", "status")):
+        return False
+    outputs, replaces = entry.get("outputs", {}), entry.get("replaces", [])
+    if not isinstance(outputs, dict) or not isinstance(replaces, list):
+        return False
+    beginning = f"{PurePosixPath(entry['result']).name}_"
+    return all(
+        isinstance(name, str) and name.startswith(beginning) and not set(name) & {"/", "\\", "\0"}
+        for name in (*outputs, *replaces)
+    )
 
 
 def file_size(path: Path) -> int | None:

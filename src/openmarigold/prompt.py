@@ -11,6 +11,8 @@ import json
 import logging
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from torch import Tensor
 from openmarigold.checkpoint import EMBEDDING_FILE, TEXT_ENCODER_STEM, cached_embedding_path, weight_files
 from openmarigold.errors import CheckpointError, MissingExtraError, OutputError, one_line
 from openmarigold.files import write_atomically
+from openmarigold.provenance import origin_metadata, text_encoder_sha256
 from openmarigold.tensors import save_tensors
 
 EMBEDDING_KEY = "empty_prompt_embedding"
@@ -55,21 +58,23 @@ def load_empty_prompt_embedding(directory: Path, *, variant: str | None = None) 
             f"{directory} holds neither {EMBEDDING_FILE} nor text_encoder/ and tokenizer/; one of the two is needed"
         )
     embedding = _checked(_encode_empty_prompt(directory), directory, directory / "text_encoder")
-    _store(embedding, stored, cached)
+    _store(embedding, text_encoder_sha256(directory), stored, cached)
     return embedding
 
 
-def write_embedding(embedding: Float[Tensor, "1 n d"], path: Path) -> None:
-    """Writes the embedding as a safetensors file."""
-    save_tensors({EMBEDDING_KEY: embedding.float()}, path)
+def write_embedding(embedding: Float[Tensor, "1 n d"], path: Path, *, origin: str | None = None) -> None:
+    """Writes the embedding as a safetensors file; `origin` is the hash of the text encoder that made it."""
+    values = embedding.detach().float().cpu().contiguous()
+    metadata = None if origin is None else origin_metadata(origin, values.numpy().tobytes())
+    save_tensors({EMBEDDING_KEY: values}, path, metadata=metadata)
 
 
-def _store(embedding: Tensor, *paths: Path) -> None:
+def _store(embedding: Tensor, origin: str, *paths: Path) -> None:
     """Writes to the first path that can be written; without one, the text encoder will be needed again."""
     for path in paths:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, lambda temporary: write_embedding(embedding, temporary))
+            write_atomically(path, lambda temporary: write_embedding(embedding, temporary, origin=origin))
             return
         except (OutputError, OSError) as error:
             problem = error
@@ -103,15 +108,35 @@ def _encode_empty_prompt(directory: Path) -> Float[Tensor, "1 n d"]:
     except ImportError as error:
         raise MissingExtraError("transformers", "torch") from error
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(directory / "tokenizer", local_files_only=True)
-        text_encoder = CLIPTextModel.from_pretrained(
-            folder, variant=variant, local_files_only=True, use_safetensors=True, dtype=torch.float32
-        ).eval()
+        with _without_progress_bars():
+            tokenizer = CLIPTokenizer.from_pretrained(directory / "tokenizer", local_files_only=True)
+            text_encoder = CLIPTextModel.from_pretrained(
+                folder, variant=variant, local_files_only=True, use_safetensors=True, dtype=torch.float32
+            ).eval()
     except Exception as error:  # transformers raises many kinds for damaged files
         raise CheckpointError(f"{folder} cannot be loaded ({one_line(error)})") from error
     tokens = tokenizer("", padding="do_not_pad", truncation=True, return_tensors="pt").input_ids
     with torch.no_grad():
         return text_encoder(tokens)[0].float()
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Keeps transformers from drawing bars on stderr, and leaves its setting as it was."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    if not transformers_logging.is_progress_bar_enabled():
+        yield
+        return
+    hub_bars_disabled = are_progress_bars_disabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
+        if hub_bars_disabled:  # enabling the one has enabled the other
+            disable_progress_bars()
 
 
 def copy_text_encoder(source: Path, destination: Path) -> bool:

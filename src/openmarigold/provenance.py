@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from openmarigold.checkpoint import user_cache_dir
-from openmarigold.errors import ImageError, InvalidValueError, OutputError
+from openmarigold.checkpoint import (
+    EMBEDDING_FILE,
+    Checkpoint,
+    cached_embedding_path,
+    check_safetensors_file,
+    network_files,
+    readable,
+    safetensors_metadata,
+    text_encoder_files,
+    user_cache_dir,
+)
+from openmarigold.errors import CheckpointError, ImageError, InvalidValueError, OutputError
 from openmarigold.exr import read_exr_header
 from openmarigold.files import write_atomically
 from openmarigold.manifest import Manifest
@@ -30,7 +41,12 @@ RECORD_NAME = "openmarigold"
 CACHE_FROM_BYTES = 2**28  # hashing this much takes about a third of a second; less is not worth a cache entry
 
 _BLOCK_BYTES = 2**20
-_NETWORK_FOLDERS = ("unet", "vae", "vae_encoder", "vae_decoder")
+_HEAD_BYTES = 2**14
+# How a record begins in PNG (a text chunk) and in OpenEXR (a header attribute), by the first bytes of the file.
+_RECORD_MARKS = {
+    b"\x89PNG": b"tEXt" + RECORD_NAME.encode() + b"\0",
+    b"v/1\x01": RECORD_NAME.encode() + b"\0string\0",
+}
 
 
 def file_sha256(path: Path) -> str:
@@ -42,24 +58,68 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def checkpoint_sha256(directory: Path) -> str:
-    """One SHA-256 over everything in a checkpoint folder that shapes a prediction, in hexadecimal digits.
+def checkpoint_sha256(checkpoint: Checkpoint) -> str:
+    """One SHA-256 over the files of a checkpoint that loading it reads, in hexadecimal digits.
 
-    That is: the weights (ONNX, safetensors) and configurations of the networks, the scheduler, and the embedding of the
-    empty prompt: the text encoder that makes it where there is one (what it made may be stored beside it later), else
-    the stored one. Not model_index.json, whose defaults stand in the record as settings. Hashed are the lines `<path>
-    <SHA-256 of the file>`, sorted, so that neither the folder's place nor its name counts. Files from 256 MiB are
-    hashed once and remembered in the user's cache folder by path, size and time of change.
+    That is: weights and configurations of the networks, in the variant that is read, the scheduler, and the embedding
+    of the empty prompt (`embedding_sha256`). Not model_index.json, whose defaults stand in the record as settings.
+    Hashed are the lines `<path> <SHA-256 of the file>`, sorted, so that neither the folder's place nor its name counts.
+    Files from 256 MiB are hashed once and remembered in the user's cache folder by path, size and time of change.
+
+    Raises:
+        CheckpointError: a file is missing or cannot be read.
     """
-    found = [*directory.glob("scheduler/scheduler_config.json")]
-    has_text_encoder = (directory / "text_encoder").is_dir()
-    if not has_text_encoder:
-        found += directory.glob("*.safetensors")
-    for folder in (*_NETWORK_FOLDERS, "text_encoder") if has_text_encoder else _NETWORK_FOLDERS:
-        for pattern in ("config.json", "*.safetensors", "*.onnx", "*.onnx.data"):
-            found += directory.glob(f"{folder}/{pattern}")
-    lines = sorted(f"{path.relative_to(directory).as_posix()} {_remembered_sha256(path)}\n" for path in found)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    with readable():
+        lines = _hash_lines(network_files(checkpoint), checkpoint.directory)
+        if checkpoint.weights != "onnx":  # there the U-Net holds it
+            lines.append(f"empty prompt {embedding_sha256(checkpoint)}\n")
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def embedding_sha256(checkpoint: Checkpoint) -> str:
+    """SHA-256 of the embedding of the empty prompt that loading uses: of what it comes from, else of its file.
+
+    An embedding that a text encoder of the checkpoint made when it was first loaded states the hash of that text
+    encoder. So the hash is the same before and after, without the text encoder, and on machines that round differently.
+    One that was put there by others, or changed, is hashed itself.
+
+    Raises:
+        CheckpointError: there is none, and no text encoder to make it.
+    """
+    directory = checkpoint.directory
+    stored, cached = directory / EMBEDDING_FILE, cached_embedding_path(directory, variant=checkpoint.variant)
+    path = stored if stored.is_file() else cached
+    if path.is_file():
+        try:
+            check_safetensors_file(path)
+            return _stated_origin(path) or file_sha256(path)
+        except CheckpointError:
+            if path == stored or not text_encoder_files(directory):
+                raise
+    return text_encoder_sha256(directory)
+
+
+def text_encoder_sha256(directory: Path) -> str:
+    """SHA-256 of the files of a checkpoint's text encoder and tokenizer, by the rule of `checkpoint_sha256`."""
+    return hashlib.sha256("".join(sorted(_hash_lines(text_encoder_files(directory), directory))).encode()).hexdigest()
+
+
+def origin_metadata(origin: str, values: bytes) -> dict[str, str]:
+    """What a stored embedding states of the text encoder that made it; `values` are the tensor's bytes."""
+    return {"text_encoder_sha256": origin, "values_sha256": hashlib.sha256(values).hexdigest()}
+
+
+def _stated_origin(path: Path) -> str | None:
+    """The hash of the text encoder that made a stored embedding; None where it is not stated, or of other values."""
+    stated = safetensors_metadata(path)
+    origin = stated.get("text_encoder_sha256")
+    with path.open("rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        return origin if origin and origin_metadata(origin, file.read()).items() <= stated.items() else None
+
+
+def _hash_lines(files: Iterable[Path], directory: Path) -> list[str]:
+    return [f"{path.relative_to(directory).as_posix()} {_remembered_sha256(path)}\n" for path in files]
 
 
 def to_json(record: Mapping[str, Any]) -> str:
@@ -95,6 +155,20 @@ def read_provenance(path: Path) -> dict[str, Any]:
     return record
 
 
+def is_result(path: Path) -> bool:
+    """Whether a picture is a result file of ours: a PNG or EXR file that carries a record.
+
+    Only its beginning is looked at, where records are written.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    mark = next((mark for magic, mark in _RECORD_MARKS.items() if head.startswith(magic)), None)
+    return mark is not None and mark in head
+
+
 def _remembered_sha256(path: Path) -> str:
     status = path.stat()
     if status.st_size < CACHE_FROM_BYTES:
@@ -120,12 +194,15 @@ def _embedded_text(path: Path) -> str | None:
     suffix = path.suffix.lower()
     try:
         if suffix == ".png":
-            with Image.open(path) as image:
-                return getattr(image, "text", {}).get(RECORD_NAME)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow warns of results of 100 megapixels
+                with Image.open(path) as image:
+                    # Texts before the pixels are read at once, others only with the pixels.
+                    return image.info.get(RECORD_NAME) or getattr(image, "text", {}).get(RECORD_NAME)
         if suffix == ".npz":
             with np.load(path, allow_pickle=False) as entries:
                 return str(entries[RECORD_NAME]) if RECORD_NAME in entries else None
-    except (OSError, ValueError, SyntaxError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, zipfile.BadZipFile, Image.DecompressionBombError) as error:
         raise ImageError(f"{path} is damaged or cannot be read; predict the photo again") from error
     return read_exr_header(path).get(RECORD_NAME) if suffix == ".exr" else None
 

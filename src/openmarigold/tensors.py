@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from openmarigold.checkpoint import check_safetensors_file
+from openmarigold.checkpoint import check_safetensors_file, readable
 from openmarigold.errors import CheckpointError
 
 _DTYPES = {
@@ -38,7 +38,7 @@ def read_tensors(path: Path, *, dtype: torch.dtype | None = None) -> Iterator[tu
         CheckpointError: truncated, not in safetensors format, or with numbers of another kind.
     """
     header = check_safetensors_file(path)
-    with path.open("rb") as file:
+    with readable(), path.open("rb") as file:
         begin = 8 + int.from_bytes(file.read(8), "little")
         for name, entry in header.items():
             if entry["dtype"] not in _DTYPES:
@@ -49,20 +49,21 @@ def read_tensors(path: Path, *, dtype: torch.dtype | None = None) -> Iterator[tu
             file.seek(begin + start)
             # In torch's own memory, whose alignment is always the same: kernels round differently on other addresses.
             content = torch.empty(end - start, dtype=torch.uint8)
-            file.readinto(content.numpy().data)
+            if file.readinto(content.numpy().data) != end - start:
+                raise CheckpointError(f"{path} ends within {name}; get the checkpoint again")
             tensor = content.view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
             yield name, tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Writes a safetensors file that others may read as the folder allows.
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a safetensors file that others may read as the folder allows; `metadata` are texts in its header.
 
     Raises:
         OSError: the disk is full or the folder cannot be written.
     """
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     try:
-        save_file(contiguous, path, metadata={"format": "pt"})
+        save_file(contiguous, path, metadata={"format": "pt", **(metadata or {})})
     except SafetensorError as error:  # what the library makes of an error of the operating system
         raise OSError(f"{type(error).__name__}: {' '.join(str(error).split())[:160]}") from error
     mask = os.umask(0)

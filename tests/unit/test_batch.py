@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from openmarigold.batch import Event, predict_files
+from openmarigold.checkpoint import read_checkpoint
 from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import CheckpointError, InvalidValueError, OutputError
 from openmarigold.manifest import MANIFEST_NAME, Manifest
@@ -161,7 +162,7 @@ def test_the_manifest_says_what_was_done(photo_dir: Path, tmp_path: Path, config
     assert (done["result"], done["status"], done["input"]) == ("a", "done", str(photo_dir / "a.png"))
     assert done["input_sha256"] == file_sha256(photo_dir / "a.png")
     assert done["request"] == {
-        "checkpoint_sha256": checkpoint_sha256(config.checkpoint or Path()),
+        "checkpoint_sha256": checkpoint_sha256(read_checkpoint(config.checkpoint)),
         "invariance": "affine",
         "processing_side": "longer",
         "num_inference_steps": 1,
@@ -280,7 +281,8 @@ def test_several_frames_are_said_once(photo_dir: Path, tmp_path: Path, config: P
     out = tmp_path / "out"
     predict_files([photo_dir], output_dir=out, config=config, report=events.append)
     assert [event.note for event in events if event.note] == [
-        f"{photo_dir / 'f.gif'} has 3 frames or pages; the first is used"
+        f"{photo_dir / 'f.gif'} has 3 frames or pages; the first is used (of further files such notes stand in the "
+        "manifest)"
     ]
     noted = [line["result"] for line in Manifest(out).lines() if line.get("notes")]
     assert noted == ["f", "g", "h"]
@@ -306,3 +308,113 @@ def test_a_setting_without_use_is_said_before_any_photo(photo_dir: Path, tmp_pat
     with pytest.raises(InvalidValueError, match="ensemble_size=3 gains nothing"):
         predict_files([photo_dir / "a.png"], output_dir=out, config=useless)
     assert (out / MANIFEST_NAME).read_bytes() == before, "finished work stays finished"
+
+
+def test_results_within_an_input_folder_are_no_photos(photo_dir: Path, tmp_path: Path, config: PredictConfig) -> None:
+    inner = photo_dir / "first"
+    output = OutputConfig(format=("npy", "png", "exr"), inverted=True, uncertainty_picture=True)
+    ensemble = replace(config, ensemble_size=2)
+    first = predict_files([photo_dir], output_dir=inner, config=ensemble, output=output)
+    pictures = sorted(path for path in first.written if path.suffix in (".png", ".exr"))
+    assert len(pictures) == 25
+    (inner / MANIFEST_NAME).unlink()  # the files say it themselves
+    os.rename(inner / "a_depth.png", inner / "renamed.png")
+    Image.fromarray(make_photo(20, 20)).save(inner / "b_depth_photo.png")  # and names say nothing
+
+    events: list[Event] = []
+    second = predict_files([photo_dir], output_dir=tmp_path / "second", config=config, report=events.append)
+    assert (second.num_predicted, second.failed) == (6, [])
+    assert len(second.left_out) == 25
+    assert inner / "renamed.png" in second.left_out
+    notes = [event.note for event in events if event.note]
+    assert notes == [
+        f"25 pictures, such as {second.left_out[0]}, are results of earlier predictions and are left out; name a file "
+        "to predict it"
+    ]
+    assert (events[0].done, events[-1].done, events[-1].total) == (0, 6, 6)
+
+    only = predict_files([inner / "renamed.png"], output_dir=tmp_path / "named", config=config)
+    assert (only.num_predicted, only.left_out) == (1, [])
+    (inner / "b_depth_photo.png").unlink()
+    none = predict_files([inner], output_dir=tmp_path / "none", config=config)
+    assert none.failed[0][1].startswith(f"{inner} holds no photo, only results of earlier predictions; accepted are")
+
+
+@pytest.mark.parametrize("kind", ["unreadable photo", "failing networks"])
+def test_a_failure_with_other_settings_leaves_what_is_done(
+    kind: str, photo_dir: Path, tmp_path: Path, config: PredictConfig
+) -> None:
+    photo, out = photo_dir / "a.png", tmp_path / "out"
+    predict_files([photo], output_dir=out, config=config)
+    before = {path.name: path.read_bytes() for path in results_in(out)}
+    other = replace(config, seed=7)
+    if kind == "unreadable photo":
+        content = photo.read_bytes()
+        photo.write_bytes(content[:500])
+        failed = predict_files([photo], output_dir=out, config=other)
+        photo.write_bytes(content)
+    else:
+        failed = predict_files([photo], output_dir=out, config=replace(other, processing_resolution=8_000_000))
+    assert len(failed.failed) == 1
+    assert {path.name: path.read_bytes() for path in results_in(out)} == before
+    again = predict_files([photo], output_dir=out, config=config)
+    assert (again.skipped, again.num_predicted) == ([photo], 0)
+
+
+def test_names_that_become_too_long_stop_nothing(photo_dir: Path, tmp_path: Path, config: PredictConfig) -> None:
+    fits = "f" * (255 - len("_depth_colored.png"))
+    names = {"fits": f"{fits}.png", "too long": f"{fits}g.png", "in bytes": f"{'ü' * 125}.png"}
+    for name in names.values():
+        shutil.copy(photo_dir / "a.png", photo_dir / name)
+    out = tmp_path / "out"
+    result = predict_files([photo_dir, photo_dir / ("h" * 300)], output_dir=out, config=config)
+    assert result.num_predicted == 6
+    assert (out / f"{fits}_depth_colored.png").is_file()
+    messages = [message for _, message in result.failed]
+    assert messages == [
+        f"{photo_dir / ('h' * 300)} cannot be read: File name too long; check its name",
+        f"{photo_dir / names['too long']}: its result {fits}g_depth_colored.png would have a name of 256 bytes, which "
+        "is too long for the file system; give the photo a shorter name",
+        f"{photo_dir / names['in bytes']}: its result {'ü' * 125}_depth_colored.png would have a name of 268 bytes, "
+        "which is too long for the file system; give the photo a shorter name",
+    ]
+    assert len(results_in(out)) == 18, "nothing is left of those that failed"
+    again = predict_files([photo_dir], output_dir=out, config=config)
+    assert (again.num_predicted, len(again.skipped)) == (0, 6)
+    npy = predict_files([photo_dir], output_dir=tmp_path / "npy", config=config, output=OutputConfig(format=("npy",)))
+    assert len(npy.failed) == 1, "of shorter names one fits"
+
+
+def test_links_that_lead_nowhere_and_in_circles(photo_dir: Path, tmp_path: Path, config: PredictConfig) -> None:
+    (photo_dir / "circle.png").symlink_to(photo_dir / "circle.png")
+    (photo_dir / "nowhere.png").symlink_to(tmp_path / "gone.png")
+    (photo_dir / "folders").symlink_to(photo_dir / "folders", target_is_directory=True)
+    os.mkfifo(photo_dir / "pipe.png")
+    for inputs in ([photo_dir], [photo_dir / "circle.png", photo_dir / "nowhere.png", photo_dir / "pipe.png"]):
+        result = predict_files(inputs, output_dir=tmp_path / "out", config=config)
+        assert [message for _, message in result.failed] == [
+            f"{photo_dir / 'circle.png'} is a link that leads back to itself; mend or remove the link",
+            f"{photo_dir / 'nowhere.png'} is a link to {tmp_path / 'gone.png'}, which does not exist; mend or remove "
+            "the link",
+            f"{photo_dir / 'pipe.png'} is not a regular file",
+        ]
+    assert len(predict_files([photo_dir], output_dir=tmp_path / "out", config=config).skipped) == 5
+    with pytest.raises(OutputError, match="cannot write to output folder"):
+        predict_files([photo_dir], output_dir=photo_dir / "folders", config=config)
+    with pytest.raises(CheckpointError, match="is not a folder"):
+        predict_files([photo_dir], output_dir=tmp_path, config=PredictConfig(checkpoint=photo_dir / "folders"))
+    with pytest.raises(CheckpointError, match="cannot be read: File name too long"):
+        predict_files([photo_dir], output_dir=tmp_path, config=PredictConfig(checkpoint=Path("x" * 300)))
+
+
+def test_the_variant_that_is_read_is_recorded(photo_dir: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    directory = tmp_path / "half"
+    shutil.copytree(tiny_checkpoint, directory)
+    for name in ("unet", "vae"):
+        weights = directory / name / "diffusion_pytorch_model.safetensors"
+        weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    asked = PredictConfig(checkpoint=directory, num_inference_steps=1, device="cpu")
+    predict_files([photo_dir / "a.png"], output_dir=tmp_path / "out", config=asked)
+    assert read_provenance(tmp_path / "out" / "a_depth.png")["variant"] == "fp16"
+    same = predict_files([photo_dir / "a.png"], output_dir=tmp_path / "out", config=replace(asked, variant="fp16"))
+    assert len(same.skipped) == 1

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,10 +18,13 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from openmarigold.backbone import hash_of_weights, load_unet, load_vae
-from openmarigold.checkpoint import read_checkpoint, weight_files
+from openmarigold.checkpoint import loaded_variant, read_checkpoint, resolve_settings, weight_files
+from openmarigold.config import PredictConfig
 from openmarigold.diffusion import NoiseSchedule
-from openmarigold.errors import CheckpointError
+from openmarigold.errors import CheckpointError, InvalidValueError
+from openmarigold.integrity import describe
 from openmarigold.predictor import Predictor
+from openmarigold.provenance import checkpoint_sha256
 from tiny import edit_json
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -58,6 +63,14 @@ def test_older_files_have_fewer_keys(tiny_checkpoint: Path, tmp_path: Path) -> N
     Predictor.load(directory, device="cpu")
 
 
+def reshape_one(path: Path) -> None:
+    """Makes the header state another shape for a tensor, in as many bytes."""
+    content = path.read_bytes()
+    name = b'"conv_out.bias":{"dtype":"F16","shape":[8]'
+    assert name in content
+    path.write_bytes(content.replace(name, name.replace(b"[8]", b"[9]")))
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no index": (lambda d: (d / "model_index.json").unlink(), "model_index.json is missing"),
     "broken index": (lambda d: (d / "model_index.json").write_text("{"), "model_index.json is not valid JSON"),
@@ -81,17 +94,40 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "steps as text": (
         lambda d: edit_json(d / "model_index.json", default_denoising_steps="4"),
-        "default_denoising_steps is '4'; a whole number is needed",
+        "model_index.json: default_denoising_steps is '4'; a whole number from 0 on is needed",
     ),
     "no steps": (
         lambda d: edit_json(d / "model_index.json", default_denoising_steps=0),
         "default_denoising_steps is 0; 1 to 1000 is needed",
     ),
-    "channels as table": (lambda d: edit_json(d / "vae/config.json", latent_channels={}), "cannot be understood"),
+    "channels as table": (
+        lambda d: edit_json(d / "vae/config.json", latent_channels={}),
+        "vae/config.json: latent_channels is {}; a whole number from 1 on is needed",
+    ),
+    "scaling as text": (
+        lambda d: edit_json(d / "vae/config.json", scaling_factor="x"),
+        "vae/config.json: scaling_factor is 'x'; a number above 0 is needed",
+    ),
+    "channels as text": (
+        lambda d: edit_json(d / "unet/config.json", in_channels="16"),
+        "unet/config.json: in_channels is '16'; a whole number from 1 on is needed",
+    ),
     "scheduler as list": (
         lambda d: edit_json(d / "scheduler/scheduler_config.json", _class_name=["DDIMScheduler"]),
-        "cannot be understood",
+        "scheduler_config.json: the scheduler is ['DDIMScheduler']; only DDIMScheduler and LCMScheduler are supported",
     ),
+    "invariance as text": (
+        lambda d: edit_json(d / "model_index.json", scale_invariant="false"),
+        "model_index.json: scale_invariant is 'false'; true or false is needed",
+    ),
+    "more steps than LCM has": (
+        lambda d: (
+            edit_json(d / "scheduler/scheduler_config.json", _class_name="LCMScheduler", rescale_betas_zero_snr=False),
+            edit_json(d / "model_index.json", default_denoising_steps=60),
+        ),
+        "model_index.json: default_denoising_steps is 60: num_inference_steps=60 is more than the 50 that this LCM",
+    ),
+    "tensor of another size than its shape": (lambda d: reshape_one(d / "unet" / WEIGHTS), "is not a safetensors file"),
     "no scheduler": (lambda d: shutil.rmtree(d / "scheduler"), "scheduler_config.json is missing"),
     "other scheduler": (
         lambda d: edit_json(d / "scheduler/scheduler_config.json", _class_name="PNDMScheduler"),
@@ -144,6 +180,107 @@ def test_onnx_files_missing_empty_truncated(name: str, onnx_checkpoint: Path, tm
     path.unlink()
     with pytest.raises(CheckpointError, match=rf"{name}/model\.onnx is missing"):
         read_checkpoint(directory)
+
+
+SCHEDULER_VALUES = {
+    "num_train_timesteps": (1000.5, "1000", None, True, float("nan"), [1000]),
+    "steps_offset": (0.5, "1", False),
+    "beta_start": ("0.00085", None, [0.1], float("nan")),
+    "beta_end": (True, {}),
+    "rescale_betas_zero_snr": (1, "true", None),
+    "set_alpha_to_one": ("no", 0),
+    "beta_schedule": (["linear"], 3),
+    "timestep_spacing": (None, 1),
+    "prediction_type": ({},),
+}
+
+
+@pytest.mark.parametrize("key", SCHEDULER_VALUES)
+def test_wrong_types_in_a_scheduler_are_named_at_once(key: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    directory = copied(tiny_checkpoint, tmp_path / "wrong")
+    path = directory / "scheduler" / "scheduler_config.json"
+    for value in SCHEDULER_VALUES[key]:
+        edit_json(path, **{key: value})
+        with pytest.raises(CheckpointError, match=re.escape(f"{path}: {key} is {value!r}, which is not ")):
+            read_checkpoint(directory)
+    # A number out of range is named too.
+    edit_json(path, **{**json.loads((tiny_checkpoint / "scheduler" / path.name).read_text()), "steps_offset": -1})
+    with pytest.raises(CheckpointError, match="steps_offset=-1 is not a timestep"):
+        read_checkpoint(directory)
+    edit_json(path, steps_offset=1, num_train_timesteps=10**12)
+    with pytest.raises(CheckpointError, match="num_train_timesteps=1000000000000 is outside 2 … 100000; try 1000"):
+        read_checkpoint(directory)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "model_index.json",
+        f"unet/{WEIGHTS}",
+        "vae/config.json",
+        "empty_prompt_embedding.safetensors",
+        "unet/model.onnx",
+    ],
+)
+def test_files_that_cannot_be_read(
+    file: str, tiny_checkpoint: Path, onnx_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As root may read everything, the system's refusal is played."""
+    directory = copied(onnx_checkpoint if file.endswith(".onnx") else tiny_checkpoint, tmp_path / "refused")
+    refused = directory / file
+    real = Path.open
+
+    def refuse(path: Path, *args: Any, **named: Any) -> Any:
+        if path == refused:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path, *args, **named)
+
+    found = read_checkpoint(directory)
+    monkeypatch.setattr(Path, "open", refuse)
+    messages = []
+    for use in (checkpoint_sha256, describe, lambda _: Predictor.load(directory, device="cpu")):
+        try:
+            use(found)
+        except CheckpointError as error:
+            messages.append(str(error))
+    advice = f"{refused} cannot be read: Input/output error; check its permissions"
+    assert messages and all(message.startswith(advice) for message in messages), messages
+
+
+def test_settings_of_the_hub_are_said_to_be_unused_for_folders(
+    tiny_checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = copied(tiny_checkpoint, tmp_path / "local")
+    for _ in range(2):
+        read_checkpoint(directory, revision="main", local_files_only=True)
+    assert [record.getMessage() for record in caplog.records] == [
+        "revision and local_files_only belong to checkpoints on the hub and are not used: the checkpoint is the folder "
+        f"{directory}"
+    ]
+    caplog.clear()
+    read_checkpoint(None, revision="v2")
+    assert caplog.messages == [
+        "revision belongs to checkpoints on the hub and is not used: the checkpoint is the embedded model"
+    ]
+    caplog.clear()
+    read_checkpoint(directory)
+    assert not caplog.messages
+
+
+def test_too_many_steps_for_the_schedule_are_said_before_any_photo(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    directory = copied(tiny_checkpoint, tmp_path / "lcm")
+    edit_json(
+        directory / "scheduler" / "scheduler_config.json", _class_name="LCMScheduler", rescale_betas_zero_snr=False
+    )
+    with pytest.raises(InvalidValueError, match="num_inference_steps=51 is more than the 50"):
+        resolve_settings(PredictConfig(num_inference_steps=51), read_checkpoint(directory))
+
+
+def test_onnx_networks_of_other_channels_than_stated(onnx_checkpoint: Path, tmp_path: Path) -> None:
+    directory = copied(onnx_checkpoint, tmp_path / "other")
+    edit_json(directory / "model_index.json", latent_channels=5)
+    with pytest.raises(CheckpointError, match=r"latent_channels is 5, and the networks have 8; get the checkpoint aga"):
+        Predictor.load(directory)
 
 
 def test_folder_that_is_none(tmp_path: Path) -> None:
@@ -220,6 +357,16 @@ def test_variants(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, 2 * plain, rtol=1e-3, atol=1e-6)
     assert read_checkpoint(directory, variant="fp16").variant == "fp16"
+
+    # What is recorded is what is read, not what was asked for.
+    assert loaded_variant(read_checkpoint(directory)) is None
+    assert loaded_variant(read_checkpoint(directory, variant="fp16")) == "fp16"
+    (directory / "unet" / WEIGHTS).unlink()
+    assert loaded_variant(read_checkpoint(directory)) == "unet fp16, vae plain"
+    (directory / "vae" / WEIGHTS).unlink()
+    found = read_checkpoint(directory)
+    assert loaded_variant(found) == describe(found)["variant"] == "fp16"
+    assert checkpoint_sha256(found) == checkpoint_sha256(read_checkpoint(directory, variant="fp16"))
 
 
 def test_names_of_old_attention_layers(kl_checkpoint: Path, tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def test_config_round_trip_through_json():
         ({"thresholding": True}, "thresholding=True"),
         ({"trained_betas": [0.1]}, "trained_betas"),
         ({"timestep_spacing": "linspace"}, "timestep_spacing='linspace'"),
-        ({"num_train_timesteps": "many"}, "is not supported"),
+        ({"num_train_timesteps": "many"}, "num_train_timesteps is 'many', which is not a whole number"),
     ],
 )
 def test_unsupported_scheduler_configs_are_checkpoint_errors(change, message):

@@ -7,6 +7,7 @@ import csv
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from openmarigold.config import PredictConfig
 from openmarigold.data.benchmarks import open_benchmark, open_folder_benchmark
 from openmarigold.errors import DataError, InvalidValueError, OutputError
 from openmarigold.evaluation import Estimator, evaluate, evaluate_benchmark, predictor_estimator
-from openmarigold.evaluation.compare import compare
+from openmarigold.evaluation.compare import compare, compare_reports
 from openmarigold.evaluation.contestants import (
     Contestant,
     baseline_contestants,
@@ -279,6 +280,16 @@ def test_compare(runs: tuple[Path, Path]) -> None:
     assert json.loads(json.dumps(comparison.to_dict()))["differences"]["abs_rel"]["better"] == "b"
     same = compare(a, a)
     assert all(set(d.intervals.values()) == {(0.0, 0.0)} for d in same.differences.values())
+
+
+def test_few_images_name_no_winner(runs: tuple[Path, Path]) -> None:
+    a, b = (read_report(run) for run in runs)
+    assert len(a.images) == 6
+    for count in (1, 2, 5):
+        fewer = compare_reports(*(replace(run, images=run.images[:count]) for run in (a, b)))
+        assert {fewer.verdict(metric) for metric in fewer.differences} == {"too few images"}
+        assert fewer.to_dict()["differences"]["abs_rel"]["better"] == "too few images"
+    assert compare_reports(a, b).verdict("abs_rel") == "b"
 
 
 def test_runs_that_cannot_be_compared(runs: tuple[Path, Path], benchmark: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openmarigold.checkpoint import EMBEDDING_FILE, read_checkpoint
+from openmarigold.checkpoint import EMBEDDING_FILE, loaded_variant, read_checkpoint
 from openmarigold.errors import CheckpointError
 from openmarigold.hub import as_hub_id
 from openmarigold.predictor import Predictor
@@ -141,6 +141,20 @@ def test_the_text_encoder_is_fetched_once_and_never_where_the_embedding_is_known
     hub.fetched.clear()
     Predictor.load(HUB_ID, device="cpu")
     assert not [name for name in hub.fetched if name.startswith(("text_encoder", "tokenizer"))]
+
+
+def test_a_repository_with_one_kind_of_files_only(hub: Hub) -> None:
+    """Without a variant the plain files are taken, else those named fp16, as in a folder; so is the text encoder."""
+    (hub.folder / EMBEDDING_FILE).unlink()
+    add_text_encoder(hub.folder)
+    for name in ("unet", "vae"):
+        (hub.folder / name / WEIGHTS).unlink()
+    checkpoint = read_checkpoint(Path(HUB_ID))
+    assert loaded_variant(checkpoint) == "fp16"
+    assert "text_encoder/model.safetensors" in hub.fetched
+    hub.fetched.clear()
+    assert loaded_variant(read_checkpoint(Path(HUB_ID), variant="fp16")) == "fp16"
+    assert hub.fetched == [], "nor is the plain text encoder refused with a variant of the networks"
 
 
 def _cached(directory: Path, tmp_path: Path) -> Path:

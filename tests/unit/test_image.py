@@ -6,6 +6,8 @@ import os
 import struct
 import sys
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -589,3 +591,18 @@ def test_a_native_size_that_would_need_too_much_memory_is_refused():
 def test_a_processing_resolution_that_would_need_too_much_memory_is_refused():
     with pytest.raises(InvalidValueError, match=r"processing_resolution=65536 with a photo of 640x480 would need more"):
         processing_size(480, 640, processing_resolution=65536)
+
+
+def test_damaged_tiff_is_refused_without_remarks_of_the_library(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "damaged.tif"
+    noise = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path, compression="tiff_lzw")
+    content = bytearray(path.read_bytes())
+    content[60:200] = bytes(140)
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=r"damaged\.tif is damaged"), ThreadPoolExecutor(4) as pool:
+        list(pool.map(read_rgb, [path] * 8))
+    print("still there", file=sys.stderr)
+    assert capfd.readouterr().err == "still there\n"

@@ -36,7 +36,7 @@ def is_done(folder: Path, **changes: object) -> bool:
 def test_nothing_is_written_before_something_is_appended(tmp_path):
     manifest = Manifest(tmp_path)
     assert manifest.lines() == []
-    assert manifest.last("cat") is None
+    assert manifest.standing("cat") is None
     assert not manifest.path.exists()
 
 
@@ -62,10 +62,15 @@ def test_files_that_are_not_as_noted_are_not_done(tmp_path, change):
     assert not is_done(tmp_path)
 
 
-@pytest.mark.parametrize("status", ["started", "failed"])
-def test_the_last_line_counts(tmp_path, status):
-    finished(tmp_path).append("a/cat", status)
-    assert not is_done(tmp_path)
+def test_the_last_line_that_is_no_failure_counts(tmp_path):
+    manifest = finished(tmp_path)
+    manifest.append("a/cat", "failed", error="out of memory, with other settings")
+    for seen in (manifest, Manifest(tmp_path)):
+        assert seen.standing("a/cat")["status"] == "done"
+    assert is_done(tmp_path)
+    manifest.append("a/cat", "started")
+    manifest.append("a/cat", "failed", error="the disk was full")
+    assert not is_done(tmp_path), "its files were about to be replaced"
 
 
 def test_a_cut_line_is_skipped_and_does_not_spoil_the_next(tmp_path):
@@ -75,7 +80,7 @@ def test_a_cut_line_is_skipped_and_does_not_spoil_the_next(tmp_path):
         manifest.path.write_bytes(whole + whole[:cut])
         assert is_done(tmp_path), cut
         Manifest(tmp_path).append("dog", "failed", error="none")
-        assert Manifest(tmp_path).last("dog")["error"] == "none"
+        assert Manifest(tmp_path).lines()[-1]["error"] == "none"
         assert is_done(tmp_path)
 
 
@@ -84,6 +89,27 @@ def test_lines_that_are_no_entries_are_skipped(tmp_path):
     with manifest.path.open("ab") as file:
         file.write(b'[1]\n{"result": 3}\n\xff\xfe\n\n')
     assert len(Manifest(tmp_path).lines()) == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"outputs": ["cat_depth.npy"]},
+        {"outputs": {"../cat_depth.npy": 5}},
+        {"outputs": {"cat_/../../dog.npy": 5}},
+        {"replaces": ["/etc/passwd"]},
+        {"replaces": ["dog_depth.npy"]},
+        {"replaces": [["cat_depth.npy"]]},
+        {"replaces": "cat_depth.npy"},
+    ],
+)
+def test_lines_that_name_files_of_others_are_skipped(tmp_path, fields):
+    """A run removes files of other settings that the manifest names: it must not be led to those of others."""
+    manifest = finished(tmp_path)
+    manifest.append("a/cat", "done", **fields)
+    again = Manifest(tmp_path)
+    assert len(again.lines()) == 1
+    assert again.standing("a/cat")["outputs"] == {"cat_depth.npy": 5, "cat_depth.png": 3}
 
 
 def test_provenance_is_that_of_the_file_that_is_there(tmp_path):

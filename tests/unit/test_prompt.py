@@ -16,7 +16,8 @@ import torch
 from openmarigold.checkpoint import EMBEDDING_FILE, cached_embedding_path, read_checkpoint
 from openmarigold.errors import CheckpointError
 from openmarigold.prompt import load_empty_prompt_embedding, write_constant_text_encoder, write_embedding
-from tiny import add_text_encoder
+from openmarigold.provenance import checkpoint_sha256
+from tiny import add_text_encoder, edit_json
 
 
 @pytest.fixture(autouse=True)
@@ -89,20 +90,28 @@ def test_a_pickled_text_encoder_is_refused(published: tuple[Path, torch.Tensor])
         read_checkpoint(directory)
 
 
-def test_once_stored_the_text_encoder_is_not_touched(published: tuple[Path, torch.Tensor]) -> None:
-    """In a process of its own: the first load makes the embedding, the second must not import the encoder's class."""
+def test_the_text_encoder_is_read_quietly_and_once(published: tuple[Path, torch.Tensor]) -> None:
+    """In a process of its own: the first load makes the embedding, the second must not import the encoder's class.
+
+    The library's bars do not show, and its own setting stays as it was.
+    """
     directory, _ = published
     code = (
         "import sys; from openmarigold import Predictor; "
         f"Predictor.load({str(directory)!r}, device='cpu'); "
-        "print('transformers.models.clip.modeling_clip' in sys.modules)"
+        "print('transformers.models.clip.modeling_clip' in sys.modules); "
+        "from transformers.utils.logging import is_progress_bar_enabled as of_transformers; "
+        "from huggingface_hub.utils import are_progress_bars_disabled as not_of_hub; "
+        "print(of_transformers(), not not_of_hub())"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    printed = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True).stdout
+    environment.pop("HF_HUB_DISABLE_PROGRESS_BARS", None)
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
         for _ in range(2)
     ]
-    assert [text.strip() for text in printed] == ["True", "False"]
+    assert [run.stdout.split() for run in runs] == [["True", "True", "True"], ["False", "True", "True"]]
+    assert [run.stderr for run in runs] == ["", ""]
 
 
 def test_constant_text_encoder_makes_the_same_embedding(tmp_path: Path) -> None:
@@ -114,3 +123,62 @@ def test_constant_text_encoder_makes_the_same_embedding(tmp_path: Path) -> None:
         tmp_path / "text_encoder" / "model.safetensors", tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
     )
     torch.testing.assert_close(load_empty_prompt_embedding(tmp_path), embedding, rtol=0, atol=1e-6)
+
+
+def sha256_of(directory: Path) -> str:
+    return checkpoint_sha256(read_checkpoint(directory))
+
+
+def test_storing_the_embedding_does_not_change_the_hash(published: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
+    directory, _ = published
+    before = sha256_of(directory)
+    load_empty_prompt_embedding(directory)
+    assert (directory / EMBEDDING_FILE).is_file()
+    assert sha256_of(directory) == before
+    for name in ("text_encoder", "tokenizer"):
+        shutil.rmtree(directory / name)
+    assert sha256_of(directory) == before, "nor does it to remove what is not needed any more"
+
+
+def test_the_hash_is_of_the_embedding_that_is_used(published: tuple[Path, torch.Tensor], user_cache: Path) -> None:
+    directory, expected = published
+    of_encoder = sha256_of(directory)
+    write_embedding(expected + 1, directory / EMBEDDING_FILE)
+    of_other = sha256_of(directory)
+    assert of_other != of_encoder, "it is used in the place of what the text encoder beside it would make"
+    edit_json(directory / "text_encoder" / "config.json", note="not read")
+    assert sha256_of(directory) == of_other
+
+    # One that claims to be of the text encoder, with other values, is hashed itself.
+    (directory / EMBEDDING_FILE).unlink()
+    load_empty_prompt_embedding(directory)
+    content = bytearray((directory / EMBEDDING_FILE).read_bytes())
+    content[-1] ^= 1
+    origin = sha256_of(directory)
+    (directory / EMBEDDING_FILE).write_bytes(content)
+    assert sha256_of(directory) not in (origin, of_encoder, of_other)
+
+    # In the user's cache it counts as in the folder.
+    (directory / EMBEDDING_FILE).unlink()
+    cached = cached_embedding_path(directory)
+    cached.parent.mkdir()
+    write_embedding(expected - 1, cached)
+    of_cached = sha256_of(directory)
+    assert of_cached not in (origin, of_encoder, of_other)
+    cached.write_bytes(b"damaged")
+    assert sha256_of(directory) == origin, "a damaged one is not used"
+
+
+def test_files_that_are_not_read_do_not_count(published: tuple[Path, torch.Tensor]) -> None:
+    directory, _ = published
+    before = sha256_of(directory)
+    weights = (directory / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    for name in ("unet/diffusion_pytorch_model.fp16", "unet/old", "vae/diffusion_pytorch_model.non_ema", "notes"):
+        (directory / f"{name}.safetensors").write_bytes(weights[:-1])
+    (directory / "text_encoder" / "model.fp16.safetensors").write_bytes(b"")
+    (directory / "vae_decoder").mkdir()
+    (directory / "vae_decoder" / "config.json").write_text("{}")
+    (directory / "unet" / "dangling.safetensors").symlink_to(directory / "nowhere")
+    assert sha256_of(directory) == before
+    edit_json(directory / "tokenizer" / "tokenizer_config.json", model_max_length=3)
+    assert sha256_of(directory) != before

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from openmarigold import provenance
+from openmarigold.checkpoint import read_checkpoint
 from openmarigold.config import OutputConfig
 from openmarigold.errors import ImageError, InvalidValueError
 from openmarigold.export import write_prediction
 from openmarigold.manifest import Manifest
-from openmarigold.provenance import checkpoint_sha256, file_sha256, read_provenance
+from openmarigold.provenance import checkpoint_sha256, file_sha256, is_result, read_provenance
 
 DEPTH = np.linspace(0.0, 1.0, 12, dtype=np.float32).reshape(3, 4)
 RECORD = {"software": "openmarigold", "seed": 7, "checkpoint": "näno"}
@@ -31,55 +32,56 @@ def test_hash_of_a_checkpoint_is_that_of_what_shapes_a_prediction(request, fixtu
     original = request.getfixturevalue(fixture)
     copy = tmp_path / "other name"
     shutil.copytree(original, copy)
-    sha256 = checkpoint_sha256(original)
+    sha256 = checkpoint_sha256(read_checkpoint(original))
     assert len(sha256) == 64
     index = json.loads((copy / "model_index.json").read_text())
     (copy / "model_index.json").write_text(json.dumps({**index, "name": "renamed"}))
     (copy / "README.md").write_text("notes")
-    assert checkpoint_sha256(copy) == sha256
+    assert checkpoint_sha256(read_checkpoint(copy)) == sha256
+    found = read_checkpoint(copy)
     for path in sorted(copy.rglob("*")):
         counts = path.suffix in (".onnx", ".safetensors") or path.name in ("config.json", "scheduler_config.json")
         if path.is_file() and counts:
             content = path.read_bytes()
             path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-            assert checkpoint_sha256(copy) != sha256, path
+            assert checkpoint_sha256(found) != sha256, path
             path.write_bytes(content)
-    assert checkpoint_sha256(copy) == sha256
+    assert checkpoint_sha256(read_checkpoint(copy)) == sha256
 
 
 def test_large_files_are_hashed_once(tmp_path, monkeypatch, onnx_checkpoint):
     monkeypatch.setenv("OPENMARIGOLD_CACHE_DIR", str(tmp_path / "cache"))
     copy = tmp_path / "checkpoint"
     shutil.copytree(onnx_checkpoint, copy)
-    plain = checkpoint_sha256(copy)
+    plain = checkpoint_sha256(read_checkpoint(copy))
     assert not (tmp_path / "cache").exists(), "small files are not worth an entry"
 
     monkeypatch.setattr(provenance, "CACHE_FROM_BYTES", 0)
     hashed: list[Path] = []
     monkeypatch.setattr(provenance, "file_sha256", lambda path: hashed.append(path) or file_sha256(path))
-    assert checkpoint_sha256(copy) == plain
+    assert checkpoint_sha256(read_checkpoint(copy)) == plain
     assert len(hashed) == len(list((tmp_path / "cache" / "sha256").iterdir())) == 4
     hashed.clear()
-    assert checkpoint_sha256(copy) == plain
+    assert checkpoint_sha256(read_checkpoint(copy)) == plain
     assert hashed == []
 
     unet = copy / "unet" / "model.onnx"
     unet.write_bytes(unet.read_bytes() + b"x")
-    assert checkpoint_sha256(copy) != plain
+    assert checkpoint_sha256(read_checkpoint(copy)) != plain
     assert hashed == [unet]
     for entry in (tmp_path / "cache" / "sha256").iterdir():
         entry.write_text("[damaged")
     hashed.clear()
-    assert checkpoint_sha256(copy) != plain
+    assert checkpoint_sha256(read_checkpoint(copy)) != plain
     assert len(hashed) == 4
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_but_time(tmp_path, monkeypatch, onnx_checkpoint):
     (tmp_path / "cache").write_text("no folder")
     monkeypatch.setenv("OPENMARIGOLD_CACHE_DIR", str(tmp_path / "cache"))
-    plain = checkpoint_sha256(onnx_checkpoint)
+    plain = checkpoint_sha256(read_checkpoint(onnx_checkpoint))
     monkeypatch.setattr(provenance, "CACHE_FROM_BYTES", 0)
-    assert checkpoint_sha256(onnx_checkpoint) == plain
+    assert checkpoint_sha256(read_checkpoint(onnx_checkpoint)) == plain
 
 
 def test_every_result_tells_where_it_comes_from(tmp_path):
@@ -115,3 +117,28 @@ def test_results_of_others_and_damaged_ones(tmp_path, suffix):
         read_provenance(path)
     with pytest.raises(ImageError, match="does not exist or is no file"):
         read_provenance(tmp_path / "missing.png")
+
+
+def test_results_are_told_from_photos(tmp_path):
+    paths = write_prediction(DEPTH, DEPTH / 9, output_dir=tmp_path, stem="cat", output=EVERYTHING, provenance=RECORD)
+    assert {path.name for path in paths if is_result(path)} == {
+        *("cat_depth.png", "cat_depth_colored.png", "cat_depth_inverted.png", "cat_uncertainty.png", "cat_depth.exr")
+    }
+    without = write_prediction(DEPTH, output_dir=tmp_path, stem="dog", output=EVERYTHING)
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.png").write_bytes(b"tEXtopenmarigold\0 in no picture")
+    for path in (*without, tmp_path / "empty.png", tmp_path / "text.png"):
+        assert not is_result(path), path
+    with pytest.raises(OSError, match="No such file"):
+        is_result(tmp_path / "missing.png")
+
+
+def test_a_large_result_is_read_without_a_warning_and_a_bomb_refused(tmp_path, monkeypatch):
+    (path,) = write_prediction(
+        DEPTH, output_dir=tmp_path, stem="cat", output=OutputConfig(format=("png",)), provenance=RECORD
+    )[:1]
+    monkeypatch.setattr(provenance.Image, "MAX_IMAGE_PIXELS", 8)  # of 12: Pillow warns
+    assert read_provenance(path)["seed"] == 7
+    monkeypatch.setattr(provenance.Image, "MAX_IMAGE_PIXELS", 3)  # and refuses
+    with pytest.raises(ImageError, match=r"cat_depth\.png is damaged or cannot be read"):
+        read_provenance(path)

@@ -2,17 +2,19 @@
 """The commands, one module each. No arithmetic and nothing heavy at import time.
 
 Results are printed to stdout, with `--json` as one JSON object; progress and errors go to stderr. Exit status: 0 all
-done, 1 some photos failed, 2 an error, 130 interrupted.
+done, 1 some photos failed, 2 an error, 130 interrupted. With `--json` the last two print `{"error", "status"}`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, get_args
 
 import tyro
 
@@ -26,7 +28,8 @@ from openmarigold.cli.predict import Predict, run_predict
 from openmarigold.cli.reproduce import Reproduce, run_reproduce
 from openmarigold.cli.terminal import EXIT_ERROR, EXIT_INTERRUPTED, brief_errors
 from openmarigold.cli.train import Train, run_train
-from openmarigold.errors import OpenMarigoldError
+from openmarigold.cli.usage import one_line, unwrapped
+from openmarigold.errors import InvalidValueError, OpenMarigoldError
 
 Command: TypeAlias = (
     Annotated[Predict, tyro.conf.subcommand("predict")]
@@ -39,6 +42,8 @@ Command: TypeAlias = (
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[CheckpointCommand, tyro.conf.subcommand("checkpoint")]
 )
+_logger = logging.getLogger(__name__)
+_NAMES = [get_args(command)[1].name for command in get_args(Command)]
 _RUN: dict[type, Callable[[Any], int]] = {
     Predict: run_predict,
     Inspect: run_inspect,
@@ -54,6 +59,9 @@ _RUN: dict[type, Callable[[Any], int]] = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line and exits."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file name of other bytes, or a dash where only ASCII is printed, must not end a run that has succeeded.
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
@@ -65,39 +73,54 @@ def run(argv: Sequence[str]) -> int:
         print(f"openmarigold {__version__}")
         return 0
     try:
-        with brief_errors():
-            command = parse(argv)
-            return _RUN[type(command)](command)
-    except OpenMarigoldError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_ERROR
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        try:
+            with brief_errors():
+                command = parse(argv)
+                return _RUN[type(command)](command)
+        except OpenMarigoldError as error:
+            message = " ".join(str(error).split())
+            print(f"error: {message}", file=sys.stderr)
+            return _end(argv, message, EXIT_ERROR)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return _end(argv, "interrupted", EXIT_INTERRUPTED)
+        except BrokenPipeError:
+            raise
+        except Exception:  # status 1 says that some photos failed, which this is not
+            _logger.exception("error: a fault of openmarigold itself; please report it with the lines below")
+            return _end(argv, "a fault of openmarigold itself; stderr says more", EXIT_ERROR)
     except BrokenPipeError:  # the reader of stdout has gone, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_ERROR
+
+
+def _end(argv: Sequence[str], message: str, status: int) -> int:
+    """The status of a command that ends early, with an object on stdout for who has asked for JSON."""
+    if "--json" in argv:
+        print(json.dumps({"error": message, "status": status}, indent=2), flush=True)
+    return status
 
 
 def parse(argv: Sequence[str]) -> Command:
     """The command that a command line asks for.
 
     Raises:
-        InvalidValueError: a value that is not accepted.
-        SystemExit: help was asked for, or the usage is wrong; tyro has said so.
+        InvalidValueError: wrong usage, or a value that is not accepted.
+        SystemExit: help was asked for.
     """
     if list(argv[:2]) == ["evaluate", "compare"]:
         argv = argv[1:]  # a subcommand of evaluate's would cost its plain form, `evaluate --benchmark DIR`
     printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(printed):
+        with contextlib.redirect_stderr(printed), unwrapped(argv):
             return tyro.cli(Command, args=list(argv), prog="openmarigold")
     except SystemExit as exit_request:
-        # tyro frames every ValueError of a setting's own check; one line says the same.
+        if not exit_request.code:
+            raise
+        # tyro frames every ValueError of a setting's own check, which is one line by itself.
         error: BaseException | None = exit_request
         while error is not None:
             if isinstance(error, OpenMarigoldError):
                 raise error from None
             error = error.__cause__ or error.__context__
-        sys.stderr.write(printed.getvalue())
-        raise
+        raise InvalidValueError(one_line(printed.getvalue(), argv, _NAMES)) from None

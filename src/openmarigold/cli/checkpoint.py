@@ -106,13 +106,14 @@ def _lines(content: dict[str, Any]) -> list[tuple[str, str]]:
     scheduler, defaults = dict(content["scheduler"]), content["defaults"]
     details = ", ".join(f"{key} {_plain(value)}" for key, value in scheduler.items() if key != "class")
     parameters = content["parameters"]
+    weights = f"{content['weights']} {content['variant'] or ''}".strip()
     counts = (
         "not stated" if parameters is None else ", ".join(f"{name} {count:,}" for name, count in parameters.items())
     )
     return [
         ("name", content["name"]),
         ("folder", content["directory"]),
-        ("kind", f"{content['kind']}, {content['weights']} weights, {content['latent_channels']} latent channels"),
+        ("kind", f"{content['kind']}, {weights} weights, {content['latent_channels']} latent channels"),
         ("scheduler", f"{scheduler['class']}: {details}"),
         ("defaults", ", ".join(f"{key} {_plain(value)}" for key, value in defaults.items())),
         ("parameters", counts),
@@ -134,7 +135,7 @@ def _verify(action: Verify, found: Checkpoint) -> int:
     print(f"ok      {found.name}: all files are there and fit together")
     checks = list(verify(found))
     if action.sha256 is not None:
-        whole = checkpoint_sha256(found.directory)
+        whole = checkpoint_sha256(found)
         problem = [] if whole == action.sha256.lower() else [f"the checkpoint has SHA-256 {whole}, not {action.sha256}"]
         checks.append(("the SHA-256 is the given one", problem))
     failed = False

@@ -52,9 +52,14 @@ def _print_table(comparison: Comparison) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from openmarigold.evaluation.compare import MIN_IMAGES
+
+    caption = "better: where every 95 % interval of b - a excludes 0"
+    if comparison.num_images < MIN_IMAGES:
+        caption = f"{comparison.num_images} are too few to name the better one; score {MIN_IMAGES} images or more"
     table = Table(
         title=f"{comparison.num_images} images of {comparison.benchmark}, protocol {comparison.protocol}",
-        caption="better: where every 95 % interval of b - a excludes 0",
+        caption=caption,
     )
     for heading in ("metric", "a", "b", "b - a"):
         table.add_column(heading, justify="left" if heading == "metric" else "right")

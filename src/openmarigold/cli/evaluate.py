@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -64,6 +64,9 @@ def run_evaluate(command: Evaluate) -> int:
         contestant = predictor_contestant(command.config)
     else:
         contestant = saved_contestant(command.predictions, command.invariance)
+    if ignored := _without_effect(command):
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
+        print(f"warning: not used with{'' if command.predictions else 'out'} --predictions: {options}", file=sys.stderr)
     runs = [(contestant, command.protocol, command.output_dir)]
     if command.baselines:
         # They have protocols of their own: the image row is disparity.
@@ -90,6 +93,15 @@ def run_evaluate(command: Evaluate) -> int:
         if command.output_dir is not None:
             print(f"summary.json, images.csv, page.html -> {command.output_dir}")
     return EXIT_SOME_FAILED if any(report.failed for report in reports.values()) else 0
+
+
+def _without_effect(command: Evaluate) -> list[str]:
+    """Options that differ from their defaults and are not used for what is scored."""
+    if command.predictions is None:
+        return ["invariance"] if command.invariance != Evaluate.invariance else []
+    defaults = PredictConfig()
+    names = (setting.name for setting in fields(PredictConfig))
+    return [name for name in names if getattr(command.config, name) != getattr(defaults, name)]
 
 
 def _print_tables(reports: dict[str, Report]) -> None:

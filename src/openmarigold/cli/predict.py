@@ -47,7 +47,7 @@ def run_predict(command: Predict) -> int:
             if event.error is not None:
                 note(f"error: {event.error}")
             if event.note is not None:
-                note(f"note: {event.note} (of further files such notes stand in the manifest)")
+                note(f"note: {event.note}")
             advance(event.done, event.total)
 
         result = predict_files(

@@ -40,6 +40,12 @@ class OnnxEngine:
         self.dtype = dtype
         self.latent_channels = checkpoint.latent_channels
         self._sessions = {name: _open_session(checkpoint.directory / file) for name, file in ONNX_FILES.items()}
+        stored = self._sessions["vae_encoder"].get_outputs()[0].shape[1]
+        if isinstance(stored, int) and stored != self.latent_channels:
+            raise CheckpointError(
+                f"{checkpoint.directory / 'model_index.json'}: latent_channels is {self.latent_channels}, and the "
+                f"networks have {stored}; get the checkpoint again"
+            )
 
     def encode(self, rgb: Float[np.ndarray, "b 3 H W"]) -> Float[np.ndarray, "b C h w"]:
         return self._run("vae_encoder", sample=rgb)

@@ -12,6 +12,9 @@ from openmarigold.errors import InvalidValueError
 from openmarigold.evaluation.report import Report, read_report
 from openmarigold.evaluation.statistics import Difference, paired_differences
 
+# If chance alone decided each image, five would all agree in more than one run of 20 (2 * 0.5**5), six would not.
+MIN_IMAGES = 6
+TOO_FEW = "too few images"
 _HIGHER_IS_BETTER = frozenset({"delta1", "delta2", "delta3", "boundary_f1"})
 
 
@@ -25,7 +28,12 @@ class Comparison:
     differences: Mapping[str, Difference]
 
     def verdict(self, metric: str) -> str:
-        """Who is better: "a" or "b" where every interval of the difference excludes 0, else "undecided"."""
+        """Who is better: "a" or "b" where every interval of the difference excludes 0, else "undecided".
+
+        Of fewer than `MIN_IMAGES` images nothing can be said, whatever the intervals are: "too few images".
+        """
+        if self.num_images < MIN_IMAGES:
+            return TOO_FEW
         intervals = self.differences[metric].intervals.values()
         if all(high < 0 for _, high in intervals):
             return "a" if metric in _HIGHER_IS_BETTER else "b"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openmarigold.checkpoint import read_checkpoint, resolve_settings
+from openmarigold.checkpoint import loaded_variant, read_checkpoint, resolve_settings
 from openmarigold.config import PredictConfig
 from openmarigold.evaluation.estimators import (
     BASELINES,
@@ -66,10 +66,10 @@ def predictor_contestant(config: PredictConfig) -> Contestant:
         invariance=_INVARIANCES[checkpoint.invariance],
         settings={
             "checkpoint": checkpoint.name,
-            "checkpoint_sha256": checkpoint_sha256(checkpoint.directory),
+            "checkpoint_sha256": checkpoint_sha256(checkpoint),
             "invariance": checkpoint.invariance,
             "processing_side": checkpoint.processing_side,
-            "variant": config.variant,
+            "variant": loaded_variant(checkpoint),
             "device": config.device,
             "dtype": config.dtype,
             **settings,

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wrong usage is one line on stderr with status 2, as other errors are, and an object on stdout where JSON is asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from openmarigold.cli import run
+
+PREDICT = ("predict", "a.jpg", "-o", "out")
+CASES = [
+    (
+        (*PREDICT, "--ensemble", "3"),
+        "Unrecognized options: --ensemble, 3; did you mean --ensemble-size or --ensemble-t",
+    ),
+    (
+        (*PREDICT, "--processing-res", "768"),
+        "--processing-res, 768; did you mean --processing-resolution? See `openmar",
+    ),
+    (
+        (*PREDICT, "--sed", "1", "--devise", "cpu"),
+        "did you mean --seed, --device? See `openmarigold predict --help`",
+    ),
+    (
+        (*PREDICT, "--benchmark", "x"),
+        "Unrecognized options: --benchmark, x; did you mean --benchmark of `openmarigold evaluate`",
+    ),
+    (
+        ("checkpoint", "verify", "x", "--dtype", "y"),
+        "--dtype, y; did you mean --dtype of `openmarigold checkpoint save`",
+    ),
+    ((*PREDICT, "--ensemble-size", "x"), "--ensemble-size: invalid literal for int() with base 10: 'x'; give --ensem"),
+    ((*PREDICT, "--ensemble-size", "0"), "ensemble_size=0 is not accepted; give a whole number, 1 or above"),
+    (
+        (*PREDICT, "--format", "bmp"),
+        "invalid choice 'bmp' for argument '--format'. Expected one of ('npy', 'png', 'npz'",
+    ),
+    ((*PREDICT, "--seed"), "Missing value for argument '--seed'"),
+    (
+        ("predict", "a.jpg"),
+        "Missing from openmarigold predict: -o PATH, --output-dir PATH. See `openmarigold predict --h",
+    ),
+    ((), "Expected one of {predict, inspect, evaluate, compare, reproduce, data, train, export, checkpoint"),
+    (("predct", "a.jpg"), "predct, a.jpg; did you mean predict? See `openmarigold --help`"),
+    (("checkpoint", "inof"), "inof; did you mean info? See `openmarigold checkpoint --help`"),
+    (("zebra",), "Unrecognized options: zebra; there are predict, inspect, evaluate, compare"),
+    (("inspect", "a", f"{'long/' * 40}b"), f"Unrecognized options: {'long/' * 40}b. See `openmarigold inspect --help`"),
+]
+
+
+@pytest.mark.parametrize(("argv", "message"), CASES)
+@pytest.mark.parametrize("columns", ["40", "200"])
+def test_wrong_usage_is_one_line(
+    argv: tuple[str, ...],
+    message: str,
+    columns: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert run(argv) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert not set(line) & set("│─╭╯\x1b")
+
+
+def test_help_is_still_laid_out_for_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = []
+    for columns in ("60", "200"):
+        monkeypatch.setenv("COLUMNS", columns)
+        with pytest.raises(SystemExit) as caught:
+            run(["predict", "--help"])
+        assert not caught.value.code
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        assert "--ensemble-size" in printed.out
+        texts.append(printed.out.splitlines())
+    assert len(texts[0]) > len(texts[1])
+    assert os.environ["COLUMNS"] == "200"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_frames_of_either_kind_are_understood(encoding: str) -> None:
+    """tyro draws none where the encoding of stdout has no lines; pytest's capture looks like that."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "PYTHONIOENCODING": encoding,
+    }
+    command = [sys.executable, "-m", "openmarigold", "checkpoint", "info", "--jsn"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    expected = "error: Unrecognized options: --jsn; did you mean --json? See `openmarigold checkpoint --help`\n"
+    assert (result.returncode, result.stderr) == (2, expected)
+
+
+@pytest.mark.parametrize(
+    ("argv", "part"),
+    [
+        ((*PREDICT, "--ensemble", "3"), "did you mean --ensemble-size"),
+        (("predict", "-o", "out"), "no input given"),
+        (("inspect", "missing.png"), "missing.png does not exist"),
+        (("evaluate", "--benchmark", "missing"), "manifest.json cannot be read"),
+        (("checkpoint", "info", "./missing"), "is not a folder"),
+        (("compare", "a", "b"), "a cannot be read (No such file or directory)"),
+    ],
+)
+def test_json_is_one_object_when_there_is_an_error(
+    argv: tuple[str, ...],
+    part: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run([*argv, "--json"]) == 2
+    printed = capsys.readouterr()
+    content = json.loads(printed.out)
+    assert content["status"] == 2
+    assert part in content["error"]
+    assert printed.err == f"error: {content['error']}\n"
+
+
+def test_json_is_one_object_after_an_interrupt_and_after_a_fault_of_our_own(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    argv = ["inspect", str(tmp_path / "a.png"), "--json"]
+    for error, status, said in ((KeyboardInterrupt, 130, "interrupted"), (RuntimeError, 2, "a fault of openmarigold")):
+
+        def fail(path: Path, error: type[BaseException] = error) -> None:
+            raise error
+
+        monkeypatch.setattr("openmarigold.provenance.read_provenance", fail)
+        assert run(argv) == status
+        content = json.loads(capsys.readouterr().out)
+        assert content["status"] == status
+        assert content["error"].startswith(said)
+
+
+def test_names_and_signs_that_stdout_cannot_encode_end_nothing(tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "PYTHONIOENCODING": "ascii:strict",
+    }
+    command = [sys.executable, "-m", "openmarigold", "data"]
+    listed = subprocess.run([*command, "list"], capture_output=True, env=environment)
+    assert (listed.returncode, listed.stderr) == (0, b"")
+    where = subprocess.run([*command, "where", "diode", "--data", b"\xff"], capture_output=True, env=environment)
+    assert (where.returncode, where.stderr) == (0, b"")
+    assert b"\\udcff" in where.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -13,7 +14,8 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from openmarigold.data.hypersim import SPLIT_CSV
+from openmarigold.data.hypersim import SPLIT_CSV, HypersimReader
+from openmarigold.data.preparation import Frame, Picture
 
 SIZE = (24, 32)
 FOCAL_PX = 27.7
@@ -129,6 +131,15 @@ def _write_hdf5(path: Path, array: np.ndarray, *, name: str = "dataset") -> None
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         file.create_dataset(name, data=array, compression="gzip")
+
+
+class DyingReader(HypersimReader):
+    """Takes its process along when it reads the second frame."""
+
+    def read(self, frame: Frame) -> Picture:
+        if frame.fields["frame"] == 1:
+            os._exit(9)
+        return super().read(frame)
 
 
 # Frames of Scene02, clone, Camera_0, and what becomes of them; its other sequences are good.

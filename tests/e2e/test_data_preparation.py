@@ -129,6 +129,26 @@ def test_hypersim_from_scenes_to_a_source_of_training(tmp_path: Path) -> None:
     assert missing.returncode == 2 and "no public frame of split 'test'" in missing.stderr
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_loses_nothing(vkitti2: Path, tmp_path: Path, workers: int) -> None:
+    options = ("--variants", "fog", "--shard-size", 4, "--crop", "none", "--workers", workers)
+    command = command_line("prepare", "vkitti2", vkitti2, tmp_path / "out", *options)
+    limit = 200_000  # bytes a file; a shard has more
+    result = subprocess.run(
+        ["bash", "-c", f'ulimit -f {limit // 1024}; exec "$@"', "bash", *command],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=120,
+    )
+    assert result.returncode == 2
+    error = result.stderr.strip().splitlines()[-1]
+    assert "cannot write" in error and "File too large; check the folder and free space" in error
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["plan.json"]
+    assert data("prepare", "vkitti2", vkitti2, tmp_path / "out", *options).returncode == 0
+    assert len(ShardedDataset(tmp_path / "out")) == 20
+
+
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     mistakes = {
         ("prepare", "folder", tmp_path, tmp_path / "out"): "dataset.toml cannot be read",

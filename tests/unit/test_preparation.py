@@ -20,7 +20,7 @@ from openmarigold.data.rgbd_folder import FolderReader, read_config
 from openmarigold.data.shards import ShardedDataset
 from openmarigold.data.verification import verify
 from openmarigold.data.vkitti2 import VirtualKitti2Reader, choose_variants, kitti_crop
-from openmarigold.errors import DataError, InvalidValueError
+from openmarigold.errors import DataError, InvalidValueError, OpenMarigoldError
 from raw_data import (
     FOCAL_PX as SMALL_FOCAL_PX,
 )
@@ -30,6 +30,7 @@ from raw_data import (
     HYPERSIM_LEFT_OUT,
     SIZE,
     VKITTI2_DEFECTS,
+    DyingReader,
     hypersim_arrays,
     vkitti2_codes,
     write_good_hypersim_frame,
@@ -549,6 +550,15 @@ def test_the_result_does_not_depend_on_the_processes(hypersim: Path, tmp_path: P
     assert files(tmp_path / "one") == files(tmp_path / "two")
     with pytest.raises(DataError, match=r"prepared with other settings .*shard_size: 3 then, 4 now"):
         prepare(hypersim_reader(hypersim), tmp_path / "two", shard_size=4)
+
+
+def test_a_worker_that_is_ended_from_outside(hypersim: Path, tmp_path: Path) -> None:
+    reader = DyingReader(hypersim, size=SIZE, focal_px=SMALL_FOCAL_PX)
+    with pytest.raises(OpenMarigoldError, match="finished shards are kept: run the same command again, with fewer"):
+        prepare(reader, tmp_path, shard_size=9, workers=2)
+    prepare(hypersim_reader(hypersim), tmp_path, shard_size=9)
+    assert verify(tmp_path) == [] and len(ShardedDataset(tmp_path)) == 5
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_good_frame_at_the_real_size(tmp_path: Path) -> None:

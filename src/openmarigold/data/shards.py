@@ -313,7 +313,7 @@ class ShardWriter:
                 {"name": index["shard"], "bytes": index["bytes"], "sha256": index["sha256"], "samples": count}
                 for index, count in ((index, len(index["samples"])) for index in indices)
             ],
-            "contents": _contents(indices),
+            "contents": contents_sha256(self._plan["depth"], indices),
             "index_sha256": hashlib.sha256((self.folder / INDEX_FILE).read_bytes()).hexdigest(),
             **(facts or {}),
         }
@@ -391,7 +391,7 @@ class ShardedDataset:
         """Opens the data set in `folder`.
 
         Attributes set: `name`, `keys`, `kinds`, `scenes` (lists, in the order of the shards), `sizes` (height and width
-        of each sample), `contents` (one hash over all shards), `valid_range` (depth [m] that training may use,
+        of each sample), `contents` (one hash over all samples), `valid_range` (depth [m] that training may use,
         exclusive), `shard_numbers`, `manifest`.
 
         Raises:
@@ -513,6 +513,13 @@ def is_prepared(folder: Path) -> bool:
     return (folder / MANIFEST_FILE).is_file()
 
 
+def contents_sha256(encoding: Mapping[str, Any], shards: Iterable[Mapping[str, Any]]) -> str:
+    """One hash over all samples: over how depth is stored (the manifest's `depth`), and each shard's name and hash."""
+    lines = [json.dumps(encoding, sort_keys=True)]
+    lines += [f"{shard.get('shard') or shard['name']} {shard['sha256']}" for shard in shards]
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+
+
 def statistics(rgb: UInt8[np.ndarray, "h w 3"], depth: Float32[np.ndarray, "h w"] | None) -> dict[str, Any]:
     """Mean, standard deviation, minimum and maximum of colours [0, 255] and of valid depth [m], and share invalid."""
     found = {"rgb": _moments(rgb)}
@@ -552,11 +559,6 @@ def _index_table(samples: list[tuple[int, dict[str, Any]]], kinds: list[str], sc
         for name, place in row["members"].items():
             target[name.partition(".")[0]] = tuple(place)
     return table
-
-
-def _contents(indices: list[dict[str, Any]]) -> str:
-    lines = "".join(f"{index['shard']} {index['sha256']}\n" for index in indices)
-    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from openmarigold.data.shards import INDEX_FILE, MANIFEST_FILE, ShardedDataset
+from openmarigold.data.shards import INDEX_FILE, MANIFEST_FILE, ShardedDataset, contents_sha256
 from openmarigold.errors import DataError
 from openmarigold.provenance import file_sha256
 
@@ -71,8 +70,7 @@ def _whole(data: ShardedDataset) -> list[Problem]:
     problems = []
     if file_sha256(data.folder / INDEX_FILE) != data.manifest.get("index_sha256"):
         problems.append(Problem(shard=INDEX_FILE, key=None, what="is not the file that was written"))
-    lines = "".join(f"{shard['name']} {shard['sha256']}\n" for shard in data.manifest["shards"])
-    if hashlib.sha256(lines.encode()).hexdigest() != data.contents:
+    if contents_sha256(data.manifest["depth"], data.manifest["shards"]) != data.contents:
         problems.append(Problem(shard=MANIFEST_FILE, key=None, what="`contents` is not the hash of the shards' hashes"))
     return problems
 

@@ -160,7 +160,7 @@ class Checks:
         try:
             depth_range(depth, valid)
         except DataError as error:
-            raise FrameDefectError("constant depth", str(error)) from error
+            raise FrameDefectError("constant depth", "its 2 % and 98 % quantiles are equal") from error
         brightness = float(rgb.mean()) / 255
         if brightness < self.min_brightness:
             raise FrameDefectError("too dark", f"mean brightness {brightness:.4f}", is_error=False)

@@ -361,7 +361,7 @@ def test_known_benchmarks_and_the_papers_table(tmp_path: Path, onnx_checkpoint: 
     assert all(name in listed for name in ("nyuv2", "kitti", "eth3d", "scannet", "diode", "654", "[mm]"))
     where = openmarigold("data", "where", "diode", "--data", "/somewhere").stdout
     assert "/somewhere/diode/val.tar" in where and "https://diode-dataset.org" in where
-    assert_one_error_line(openmarigold("data", "where", "diod"), "unknown benchmark 'diod'; use one of nyuv2")
+    assert_one_error_line(openmarigold("data", "where", "diod"), "unknown data set 'diod'; use one of nyuv2")
 
     make_diode(tmp_path / "data" / "diode", {"indoors/scene_1/scan_1/a": make_depth(24, 32)})
     known = ("evaluate", "--benchmark", "diode", "--data", tmp_path / "data", "--checkpoint", onnx_checkpoint)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,8 +23,9 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("kind", ["folder", "a.tar", "a.zip", "folder of archives"])
 @pytest.mark.parametrize("prefix", ["", "./"])
+@pytest.mark.parametrize("sent", [False, True])
 def test_the_same_files_from_a_folder_a_tar_a_zip_and_in_threads(
-    kind: str, prefix: str, folder: Path, tmp_path: Path
+    kind: str, prefix: str, sent: bool, folder: Path, tmp_path: Path
 ) -> None:
     path = folder
     if kind == "folder of archives":
@@ -37,6 +39,8 @@ def test_the_same_files_from_a_folder_a_tar_a_zip_and_in_threads(
         path = tmp_path / kind
         pack(folder, path, prefix=prefix)
     archive = open_archive(path)
+    if sent:
+        archive = pickle.loads(pickle.dumps(archive))
     assert set(CONTENT) <= archive.names
     names = sorted(CONTENT) * 20
     with ThreadPoolExecutor(4) as pool:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files by name from a folder, a tar or a zip, in any order and from any thread, without unpacking."""
+"""Files by name from a folder, a tar or a zip, in any order and from any thread, without unpacking.
+
+An archive may be sent to another process: what was found goes along, handles do not.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from openmarigold.errors import DataError, one_line
 
@@ -109,6 +112,13 @@ class _Tar:
         # pread keeps no position, so threads share one handle. It lives as long as the archive is used.
         self._handle = path.open("rb")
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_handle"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._handle = self.location.open("rb")
+
     def read(self, name: str) -> bytes:
         if name not in self._places:
             raise missing(self.location, name)
@@ -126,12 +136,22 @@ class _Tar:
 class _Zip:
     def __init__(self, path: Path) -> None:
         self.location = path
-        self._archive = zipfile.ZipFile(path)
-        self._lock = threading.Lock()
+        self._open()
         self._members = {
             info.filename.removeprefix("./"): info for info in self._archive.infolist() if not info.is_dir()
         }
         self.names = frozenset(self._members)
+
+    def _open(self) -> None:
+        self._archive = zipfile.ZipFile(self.location)
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_archive", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
 
     def read(self, name: str) -> bytes:
         if name not in self._members:

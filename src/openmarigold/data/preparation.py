@@ -1,0 +1,434 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a raw data set to a prepared one: frames are read, checked and written to shards, by several processes.
+
+A reader knows one raw data set: which frames there are, and how to make RGB and planar depth of one. All else is here.
+The bytes of every shard are a function of the frames and the settings, whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32, UInt8, UInt16
+from PIL import Image
+
+from openmarigold.data.shards import DepthEncoding, NewSample, Rejection, ShardedDataset, ShardWriter
+from openmarigold.depth import depth_range
+from openmarigold.errors import DataError, InvalidValueError, OpenMarigoldError, one_line
+from openmarigold.files import write_atomically
+
+META_FILE = "meta.csv"
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawDataSet:
+    """What everybody should know about a raw data set before using it."""
+
+    name: str
+    title: str
+    num_images: str
+    size: str
+    licence: str
+    attribution: str
+    where: str
+    """Where the files come from and what to put where; `{root}` is the folder of the user's data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """One picture of a raw data set, not read yet.
+
+    Attributes:
+        name: in messages, lists and reports: its path in the source.
+        key, kind, scene: of the sample it becomes.
+        files: names of its files in the source, by what they hold.
+        fields: what the reader knows about it (camera, variant, number).
+    """
+
+    name: str
+    key: str
+    kind: str
+    scene: str
+    files: Mapping[str, str]
+    fields: Mapping[str, str | int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """The frames of a raw data set, those that cannot be had, and what a user should be told."""
+
+    frames: list[Frame]
+    rejected: list[Rejection] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+class FrameDefectError(Exception):
+    """A frame that does not become a sample, and why."""
+
+    def __init__(self, reason: str, detail: str, *, is_error: bool = True) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+        self.is_error = is_error
+
+
+Picture = tuple[UInt8[np.ndarray, "h w 3"] | bytes, Float32[np.ndarray, "h w"], dict[str, Any]]
+
+
+@runtime_checkable
+class RawReader(Protocol):
+    """A raw data set. Readers are sent to other processes, so they hold no open file that cannot be sent."""
+
+    name: str
+    split: str
+    encoding: DepthEncoding
+    valid_range: tuple[float, float]
+    """Depth [m] that training may use, exclusive at both ends."""
+
+    def settings(self) -> dict[str, Any]:
+        """All that its samples depend on but the frames."""
+        ...
+
+    def list_frames(self) -> Listing:
+        """The frames, in a fixed order.
+
+        Raises:
+            DataError: the source is not what it should be.
+        """
+        ...
+
+    def read(self, frame: Frame) -> Picture:
+        """RGB (or a JPEG file's bytes), planar depth [m] (0 = none), and more for the sample's .json.
+
+        Raises:
+            FrameDefectError: the frame is defective.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checks:
+    """Thresholds of the filter; frames below them are left out, which is no error.
+
+    Attributes:
+        min_valid: least share of pixels with usable depth.
+        min_brightness: least mean of RGB, [0, 1].
+    """
+
+    min_valid: float = 0.05
+    min_brightness: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("min_valid", "min_brightness"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InvalidValueError(f"{name}={getattr(self, name)} must be in [0, 1]")
+
+    def apply(
+        self, rgb: UInt8[np.ndarray, "h w 3"], depth: Float32[np.ndarray, "hd wd"], limits: tuple[float, float]
+    ) -> None:
+        """Checks a frame of depth usable within `limits` (exclusive).
+
+        Raises:
+            FrameDefectError: no usable depth, depth or colour that is the same everywhere, or a threshold not reached.
+        """
+        if rgb.shape[:2] != depth.shape:
+            raise FrameDefectError("wrong size", f"rgb is {_size(rgb)}, depth {_size(depth)}")
+        if int(rgb.min()) == int(rgb.max()):
+            raise FrameDefectError("constant colour", f"every value is {rgb.min()}")
+        valid = (depth > limits[0]) & (depth < limits[1])
+        share = float(valid.mean())
+        if share == 0:
+            raise FrameDefectError("no depth", f"no pixel between {limits[0]:g} and {limits[1]:g} m")
+        if share < self.min_valid:
+            raise FrameDefectError("too little depth", f"{share:.4f} of the pixels have one", is_error=False)
+        try:
+            depth_range(depth, valid)
+        except DataError as error:
+            raise FrameDefectError("constant depth", "its 2 % and 98 % quantiles are equal") from error
+        brightness = float(rgb.mean()) / 255
+        if brightness < self.min_brightness:
+            raise FrameDefectError("too dark", f"mean brightness {brightness:.4f}", is_error=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What `prepare` did."""
+
+    manifest: dict[str, Any]
+    num_shards_kept: int
+    """Shards that an earlier run had finished."""
+
+
+def prepare(
+    reader: RawReader,
+    destination: Path,
+    *,
+    checks: Checks | None = None,
+    limit: int | None = None,
+    shard_size: int = 256,
+    workers: int = 1,
+    facts: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    note: Callable[[str], None] = lambda line: None,
+) -> Prepared:
+    """Writes `destination`, or goes on where an interrupted run of the same settings was.
+
+    Args:
+        reader: of the raw data set.
+        destination: folder of the prepared data set.
+        checks: the filter.
+        limit: only the first so many frames.
+        shard_size: frames a shard.
+        workers: processes; 1 = this one.
+        facts: more for the manifest.
+        progress: called with the frames done and their number.
+        note: called with lines for the user.
+
+    Raises:
+        DataError: the source has no frames, or the folder holds something else.
+        OutputError: the destination cannot be written.
+    """
+    for name, value in (("limit", limit), ("shard_size", shard_size), ("workers", workers)):
+        if value is not None and value < 1:
+            raise InvalidValueError(f"{name}={value} must be at least 1")
+    checks = checks or Checks()
+    listing = reader.list_frames()
+    for line in listing.notes:
+        note(line)
+    frames = listing.frames[:limit]
+    if not frames:
+        raise DataError(f"{reader.name}: the source has no frame of the selection; see `openmarigold data where`")
+    names = "".join(f"{frame.name}\n" for frame in (*frames, *listing.rejected))
+    settings = {
+        **reader.settings(),
+        **asdict(checks),
+        "limit": limit,
+        "shard_size": shard_size,
+        "frames": hashlib.sha256(names.encode()).hexdigest(),
+    }
+    writer = ShardWriter(destination, name=reader.name, split=reader.split, encoding=reader.encoding, settings=settings)
+    writer.begin()
+    units = [
+        _Unit(number, frames[start : start + shard_size], listing.rejected if number == 0 else [])
+        for number, start in enumerate(range(0, len(frames), shard_size))
+    ]
+    todo = [unit for unit in units if not writer.is_done(unit.number)]
+    total, kept = len(frames), len(frames) - sum(len(unit.frames) for unit in todo)
+    progress(kept, total)
+    task = _Task(reader, writer, checks)
+    run = _run_here if workers == 1 or len(todo) < 2 else _run_in_processes
+    run(task, todo, min(workers, len(todo)), lambda done: progress(kept + done, total))
+    low, high = reader.valid_range
+    valid_range = [low, high if np.isfinite(high) else None]
+    manifest = writer.finish(len(units), {"valid_range": valid_range, **(facts or {})})
+    write_meta(destination)
+    return Prepared(manifest=manifest, num_shards_kept=len(units) - len(todo))
+
+
+def write_meta(folder: Path) -> None:
+    """Writes meta.csv, one line a sample: statistics of colour [0, 255] and valid depth [m], share invalid."""
+    data = ShardedDataset(folder)
+    buffer = io.StringIO()
+    moments = ("mean", "std", "min", "max")
+    columns = [f"{what}_{name}" for what in ("rgb", "depth") for name in moments]
+    table = csv.writer(buffer, lineterminator="\n")
+    table.writerow(["key", "kind", "scene", "source", *columns, "invalid_ratio"])
+    for index, key in enumerate(data.keys):
+        info = data.info(index)
+        found = info["statistics"]
+        values = [(found.get(what) or {}).get(name) for what in ("rgb", "depth") for name in moments]
+        table.writerow([key, info["kind"], info["scene"], info.get("source"), *values, found.get("invalid_ratio")])
+    data.close()
+    text = buffer.getvalue()
+    write_atomically(folder / META_FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+# --- What readers share
+
+
+def read_list(path: Path) -> list[str]:
+    """Lines of a list of frames, without empty ones and comments.
+
+    Raises:
+        DataError: it cannot be read or is empty.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read ({one_line(error)}); --list is a text file, a frame a line") from error
+    lines = [line for line in lines if line and not line.startswith("#")]
+    if not lines:
+        raise DataError(f"{path} lists no frame; --list is a text file, a frame a line")
+    return lines
+
+
+def decode_image(data: bytes, what: str) -> Image.Image:
+    """A decoded Pillow image.
+
+    Raises:
+        FrameDefectError: damaged or cut.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise damaged(what, error) from error
+    return image
+
+
+def decode_codes(data: bytes, what: str) -> UInt16[np.ndarray, "h w"]:
+    """Codes of a 16-bit (or 8-bit) grey image.
+
+    Raises:
+        FrameDefectError: damaged, cut, or in colour.
+    """
+    image = decode_image(data, what)
+    if not (image.mode.startswith("I") or image.mode == "L"):
+        raise FrameDefectError("wrong format", f"{what} has Pillow mode {image.mode}, not 16-bit greys")
+    codes = np.asarray(image)
+    if codes.min(initial=0) < 0 or codes.max(initial=0) > 65535:
+        raise FrameDefectError("wrong format", f"{what} has values outside 16 bits")
+    return codes.astype(np.uint16)
+
+
+def damaged(what: str, error: BaseException) -> FrameDefectError:
+    """The defect that a decoder's error stands for."""
+    text = one_line(error)
+    is_cut = isinstance(error, EOFError) or any(sign in text.lower() for sign in ("truncated", "ends within", " eof"))
+    return FrameDefectError("truncated" if is_cut else "damaged", f"{what}: {text}")
+
+
+def check_size(pixels: np.ndarray, size: tuple[int, int], what: str) -> None:
+    """Checks height and width.
+
+    Raises:
+        FrameDefectError: they are others.
+    """
+    if pixels.shape[:2] != size:
+        raise FrameDefectError("wrong size", f"{what} is {_size(pixels)}, not {size[0]}x{size[1]}")
+
+
+def plane_depth(
+    distance: Float32[np.ndarray, "h w"], *, fx: float, fy: float, cx: float, cy: float
+) -> Float32[np.ndarray, "h w"]:
+    """Planar depth of distances along the rays; the centre of the first pixel lies at (0.5, 0.5)."""
+    height, width = distance.shape
+    x = (np.arange(width) + 0.5 - cx) / fx
+    y = (np.arange(height) + 0.5 - cy) / fy
+    ray = np.sqrt(x**2 + (y**2 + 1.0)[:, None])
+    return (distance / ray).astype(np.float32)
+
+
+def _size(pixels: np.ndarray) -> str:
+    return "x".join(map(str, pixels.shape[:2]))
+
+
+# --- Units of work
+
+
+@dataclass(frozen=True)
+class _Unit:
+    number: int
+    frames: list[Frame]
+    rejected: list[Rejection]
+
+
+@dataclass(frozen=True)
+class _Task:
+    reader: RawReader
+    writer: ShardWriter
+    checks: Checks
+
+    def run(self, unit: _Unit, tick: Callable[[], None]) -> None:
+        self.writer.write(unit.number, itertools.chain(unit.rejected, self._items(unit, tick)))
+
+    def _items(self, unit: _Unit, tick: Callable[[], None]) -> Iterator[NewSample | Rejection]:
+        for frame in unit.frames:
+            try:
+                yield self._sample(frame)
+            except FrameDefectError as defect:
+                yield Rejection(name=frame.name, reason=defect.reason, detail=defect.detail, is_error=defect.is_error)
+            tick()
+
+    def _sample(self, frame: Frame) -> NewSample:
+        rgb, depth, info = self.reader.read(frame)
+        pixels = np.asarray(decode_image(rgb, frame.name).convert("RGB")) if isinstance(rgb, bytes) else rgb
+        self.checks.apply(pixels, depth, self.reader.valid_range)
+        return NewSample(key=frame.key, kind=frame.kind, scene=frame.scene, rgb=rgb, depth=depth, info=info)
+
+
+def _run_here(task: _Task, units: Sequence[_Unit], workers: int, progress: Callable[[int], None]) -> None:
+    done = itertools.count(1)
+    for unit in units:
+        task.run(unit, lambda: progress(next(done)))
+
+
+def _run_in_processes(task: _Task, units: Sequence[_Unit], workers: int, progress: Callable[[int], None]) -> None:
+    context = multiprocessing.get_context("spawn")  # the same on every system, and safe beside threads
+    counter, stop = context.Value("q", 0), context.Event()
+    executor = ProcessPoolExecutor(workers, context, _start_worker, (task, counter, stop, os.getpid()))
+    try:
+        pending: set[Future[None]] = {executor.submit(_run_unit, unit) for unit in units}
+        while pending:
+            done, pending = wait(pending, timeout=_POLL_S, return_when=FIRST_COMPLETED)
+            progress(counter.value)
+            for future in done:
+                future.result()
+    except BrokenProcessPool as error:
+        raise OpenMarigoldError(
+            "a worker process was ended from outside, perhaps for want of memory; finished shards are kept: run the "
+            "same command again, with fewer --workers"
+        ) from error
+    finally:
+        stop.set()
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+class _StoppedError(Exception):
+    pass
+
+
+_worker: tuple[_Task, Any, Any] | None = None
+
+
+def _start_worker(task: _Task, counter: Any, stop: Any, parent: int) -> None:
+    global _worker
+    _worker = (task, counter, stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and says stop
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    # A parent that is killed cannot tell its workers.
+    while os.getppid() == parent:
+        time.sleep(_POLL_S)
+    os._exit(1)
+
+
+def _run_unit(unit: _Unit) -> None:
+    assert _worker is not None
+    task, counter, stop = _worker
+
+    def tick() -> None:
+        with counter.get_lock():
+            counter.value += 1
+        if stop.is_set():
+            raise _StoppedError
+
+    task.run(unit, tick)

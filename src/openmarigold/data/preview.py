@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A contact sheet of a prepared data set: RGB beside depth, and what there is to know about each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from openmarigold.data.shards import ShardedDataset
+from openmarigold.depth import colourise, depth_range
+from openmarigold.errors import DataError, InvalidValueError
+from openmarigold.files import write_atomically
+
+_WIDTH = 288
+_GAP = 6
+_TEXT_HEIGHT = 30
+_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
+
+
+def write_preview(folder: Path, output: Path, *, count: int = 24, columns: int = 2) -> int:
+    """Writes a picture of `count` samples, evenly spread over the data set; returns how many there were.
+
+    Depth is coloured from its 2 % (red) to its 98 % quantile (violet), in the range that training uses; pixels without
+    depth are black.
+
+    Raises:
+        DataError: no prepared data set, or a damaged sample.
+        InvalidValueError: an output that is neither .jpg nor .png, or a count below 1.
+        OutputError: the picture cannot be written.
+    """
+    kind = _FORMATS.get(output.suffix.lower())
+    if kind is None:
+        raise InvalidValueError(f"output={output} must end in .jpg or .png")
+    if count < 1:
+        raise InvalidValueError(f"count={count} must be at least 1")
+    data = ShardedDataset(folder)
+    count = min(count, len(data))
+    cells = [_cell(data, round(number)) for number in np.linspace(0, len(data) - 1, count)]
+    data.close()
+    sheet = _sheet(cells, min(columns, count))
+    write_atomically(output, lambda temporary: sheet.save(temporary, kind, quality=90))
+    return count
+
+
+def _sheet(cells: list[Image.Image], columns: int) -> Image.Image:
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    heights = [max(cell.height for cell in row) + _GAP for row in rows]
+    sheet = Image.new("RGB", (columns * (2 * _WIDTH + _GAP) + _GAP, sum(heights) + _GAP), "white")
+    top = _GAP
+    for row, height in zip(rows, heights, strict=True):
+        for column, cell in enumerate(row):
+            sheet.paste(cell, (_GAP + column * (2 * _WIDTH + _GAP), top))
+        top += height
+    return sheet
+
+
+def _cell(data: ShardedDataset, index: int) -> Image.Image:
+    sample = data.read(index)
+    height = max(1, round(_WIDTH * sample.rgb.shape[0] / sample.rgb.shape[1]))
+    cell = Image.new("RGB", (2 * _WIDTH, height + _TEXT_HEIGHT), "white")
+    cell.paste(Image.fromarray(sample.rgb).resize((_WIDTH, height)), (0, 0))
+    second = f"{sample.kind}, {data.scenes[index]}, {sample.rgb.shape[1]}x{sample.rgb.shape[0]}"
+    if sample.depth is not None:
+        # Nearest, so that no depth between two surfaces is invented.
+        picture = Image.fromarray(_coloured(sample.depth, data.valid_range))
+        cell.paste(picture.resize((_WIDTH, height), Image.Resampling.NEAREST), (_WIDTH, 0))
+        second += f"; {_range_text(sample.depth, data.valid_range)}"
+    draw = ImageDraw.Draw(cell)
+    font = ImageFont.load_default()
+    for line, text in enumerate((data.keys[index], second)):
+        draw.text((2, height + 2 + 14 * line), text, fill="black", font=font)
+    return cell
+
+
+def _coloured(depth: Float32[np.ndarray, "h w"], limits: tuple[float, float]) -> UInt8[np.ndarray, "h w 3"]:
+    try:
+        near, far = depth_range(depth, (depth > limits[0]) & (depth < limits[1]))
+    except DataError:  # constant, or nothing in the range
+        near, far = 0.0, float(depth.max()) or 1.0
+    return colourise(np.where(depth > 0, (depth - near) / (far - near), np.nan).astype(np.float32))
+
+
+def _range_text(depth: Float32[np.ndarray, "h w"], limits: tuple[float, float]) -> str:
+    usable = depth[(depth > limits[0]) & (depth < limits[1])]
+    beyond = float((depth >= limits[1]).mean())
+    spread = f"{usable.min():.2f} to {usable.max():.2f} m" if usable.size else "no usable depth"
+    return f"{spread}, {100 * float((depth == 0).mean()):.1f} % none" + (
+        f", {100 * beyond:.1f} % beyond {limits[1]:g} m" if beyond else ""
+    )

@@ -1,0 +1,574 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From raw data to shards: the formulas by hand, every defect by name, the same bytes from any number of processes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from openmarigold.data.hypersim import FOCAL_PX, SPLIT_CSV, HypersimReader, millimetres, tone_map
+from openmarigold.data.preparation import Checks, FrameDefectError, plane_depth, prepare
+from openmarigold.data.preview import write_preview
+from openmarigold.data.rgbd_folder import FolderReader, read_config
+from openmarigold.data.shards import ShardedDataset
+from openmarigold.data.verification import verify
+from openmarigold.data.vkitti2 import VirtualKitti2Reader, choose_variants, kitti_crop
+from openmarigold.errors import DataError, InvalidValueError, OpenMarigoldError
+from raw_data import (
+    FOCAL_PX as SMALL_FOCAL_PX,
+)
+from raw_data import (
+    HYPERSIM_DEFECTS,
+    HYPERSIM_GOOD,
+    HYPERSIM_LEFT_OUT,
+    SIZE,
+    VKITTI2_DEFECTS,
+    DyingReader,
+    hypersim_arrays,
+    vkitti2_codes,
+    write_good_hypersim_frame,
+    write_hypersim,
+    write_split,
+    write_vkitti2,
+)
+
+
+def rejections(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "rejected.jsonl").read_text().splitlines()]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+# --- Formulas
+
+
+def test_tone_map_by_hand() -> None:
+    # 11 valid greys 0, 0.1 ... 1.0: the 90th percentile is the tenth, 0.9, and becomes 0.8.
+    values = np.array([0.1 * number for number in range(11)] + [50.0], dtype=np.float32)
+    valid_mask = np.array([[True] * 11 + [False]])
+    rgb = tone_map(values[None, :, None].repeat(3, axis=2), valid_mask)
+    assert rgb.shape == (1, 12, 3) and rgb[0, 0, 0] == 0
+    for number in (1, 4, 7, 10):
+        linear = 0.8**2.2 / 0.9 * 0.1 * number
+        assert rgb[0, number].tolist() == [math.floor(255 * linear ** (1 / 2.2))] * 3
+    assert rgb[0, 11].tolist() == [255] * 3  # brighter than the exposure allows
+
+
+def test_brightness_weighs_the_channels() -> None:
+    colour = np.zeros((1, 4, 3), dtype=np.float32)
+    colour[..., 1] = 0.5  # brightness 0.59 * 0.5, so green becomes 0.8 / 0.59 ** (1 / 2.2) > 1
+    assert tone_map(colour, np.ones((1, 4), dtype=bool))[0, 0].tolist() == [0, 255, 0]
+    colour[..., 0] = 0.5  # brightness 0.89 * 0.5
+    expected = math.floor(255 * 0.8 / 0.89 ** (1 / 2.2))
+    assert tone_map(colour, np.ones((1, 4), dtype=bool))[0, 0].tolist() == [expected, expected, 0]
+
+
+def test_exposure_of_the_dark_of_nothing_and_of_lamps() -> None:
+    colour = np.full((2, 10, 3), 1e-5, dtype=np.float32)
+    assert tone_map(colour, np.ones((2, 10), dtype=bool)).max() == 0  # too dark to be exposed
+    grey = np.full((2, 10, 3), 0.5, dtype=np.float32)
+    assert tone_map(grey, np.zeros((2, 10), dtype=bool))[0, 0, 0] == math.floor(255 * 0.5 ** (1 / 2.2))
+    grey[0, 0] = np.inf
+    assert tone_map(grey, np.ones((2, 10), dtype=bool))[0, 0].tolist() == [255] * 3
+    grey[0, 0] = -1.0
+    assert tone_map(grey, np.ones((2, 10), dtype=bool))[0, 0].tolist() == [0] * 3
+    grey[:] = np.inf
+    with pytest.raises(FrameDefectError, match="not finite"):
+        tone_map(grey, np.ones((2, 10), dtype=bool))
+
+
+def test_plane_depth_by_hand() -> None:
+    distance = np.full((768, 1024), 10.0, dtype=np.float32)
+    depth = plane_depth(distance, fx=FOCAL_PX, fy=FOCAL_PX, cx=512.0, cy=384.0)
+    # Corner: 511.5 and 383.5 pixels from the middle; sqrt(511.5² + 383.5² + 886.81²) = 1093.2230.
+    assert depth[0, 0] == pytest.approx(10 * 886.81 / 1093.2230, rel=1e-6)
+    assert depth[767, 0] == depth[0, 1023] == depth[767, 1023] == depth[0, 0]
+    # Beside the middle: half a pixel from it on both axes.
+    assert depth[383, 511] == pytest.approx(10 * 886.81 / math.sqrt(0.25 + 0.25 + 886.81**2), rel=1e-6)
+
+
+def test_millimetres_are_cut_and_do_not_wrap_around() -> None:
+    depth = np.array([[1.2349, 65.5351, 66.0, 400.0, np.nan, np.inf, -1.0, 2.0]])
+    valid_mask = np.array([[True] * 7 + [False]])
+    assert millimetres(depth, valid_mask).tolist() == [[1234, 65535, 65535, 65535, 0, 0, 0, 0]]
+
+
+def test_kitti_crop() -> None:
+    assert kitti_crop(375, 1242) == (slice(23, 375), slice(13, 1229))
+    assert kitti_crop(370, 1224) == (slice(18, 370), slice(4, 1220))
+    assert kitti_crop(353, 1217) == (slice(1, 353), slice(0, 1216))
+    with pytest.raises(InvalidValueError, match="300x1242 is smaller"):
+        kitti_crop(300, 1242)
+
+
+# --- Hypersim
+
+
+def hypersim_reader(source: Path, **options: Any) -> HypersimReader:
+    return HypersimReader(source, size=SIZE, focal_px=SMALL_FOCAL_PX, **options)
+
+
+@pytest.fixture(scope="module")
+def hypersim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_hypersim(tmp_path_factory.mktemp("hypersim"))
+
+
+def test_good_frames_pass_and_each_bad_one_is_named(hypersim: Path, tmp_path: Path) -> None:
+    notes: list[str] = []
+    steps: list[tuple[int, int]] = []
+    prepared = prepare(
+        hypersim_reader(hypersim), tmp_path, shard_size=5, note=notes.append, progress=lambda *step: steps.append(step)
+    )
+    data = ShardedDataset(tmp_path)
+    assert data.keys == [*(f"ai_001_001-cam_00-{number:04d}" for number in HYPERSIM_GOOD), "ai_001_002-cam_01-0007"]
+    found = {row["name"]: (row["reason"], row["is_error"]) for row in rejections(tmp_path)}
+    name = "ai_001_001/images/scene_cam_00_final_hdf5/frame.{:04d}.color.hdf5"
+    expected = {name.format(number): (reason, True) for number, reason in HYPERSIM_DEFECTS.items()}
+    expected |= {name.format(number): (reason, False) for number, reason in HYPERSIM_LEFT_OUT.items()}
+    assert found == {**expected, "ai_001_004": ("scene not there", False)}
+    assert notes == [f"1 scenes of the selection are not in {hypersim}, ai_001_004 first"]
+    assert steps[0] == (0, 17) and steps[-1] == (17, 17)
+    counts = prepared.manifest["counts"]
+    assert counts["samples"] == 5 and counts["scenes"] == {"ai_001_001": 4, "ai_001_002": 1}
+    assert sum(counts["defective"].values()) == len(HYPERSIM_DEFECTS)
+    assert verify(tmp_path) == []
+
+
+def test_a_frame_is_what_the_formulas_say(hypersim: Path, tmp_path: Path) -> None:
+    prepare(hypersim_reader(hypersim), tmp_path)
+    data = ShardedDataset(tmp_path)
+    colour, distance, entity = hypersim_arrays(0, SIZE)
+    sample = data.read(0)
+    valid_mask = entity != -1
+    np.testing.assert_array_equal(sample.rgb, tone_map(colour.astype(np.float32), valid_mask))
+    assert sample.depth is not None and sample.kind == "rooms"
+    x, y = 31.5 - 16, 20.5 - 12
+    exact = float(distance[20, 31]) * 27.7 / math.sqrt(x**2 + y**2 + 27.7**2)
+    assert sample.depth[20, 31] == pytest.approx(math.floor(1000 * exact) / 1000)
+    np.testing.assert_array_equal(sample.depth == 0, ~valid_mask)
+    holes, far = data.read(1).depth, data.read(2).depth
+    assert holes is not None and far is not None
+    assert (holes[10:12] == 0).all() and (holes[12:] > 0).all()
+    # 300 m is beyond 16 bits of millimetres, and stays far.
+    assert far[20, -1] == np.float32(65.535) and data.valid_range == (1e-5, 65.0)
+    assert data.info(1)["non_finite_depth"] == 64
+    assert data.info(0)["intrinsics"] == {"fx": 27.7, "fy": 27.7, "cx": 16.0, "cy": 12.0}
+    with (tmp_path / "meta.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["key"] for row in rows] == data.keys
+    valid = sample.depth[sample.depth > 0].astype(np.float64)
+    assert float(rows[0]["depth_mean"]) == pytest.approx(valid.mean(), abs=1e-6)
+    assert float(rows[0]["depth_std"]) == pytest.approx(valid.std(), abs=1e-6)
+    assert float(rows[0]["rgb_mean"]) == pytest.approx(sample.rgb.mean(), abs=1e-6)
+    assert (float(rows[0]["depth_min"]), float(rows[0]["rgb_max"])) == (pytest.approx(valid.min()), sample.rgb.max())
+    assert float(rows[0]["invalid_ratio"]) == pytest.approx(3 / 24, abs=1e-6)
+
+
+def test_selections(hypersim: Path, tmp_path: Path) -> None:
+    def keys(**options: Any) -> list[str]:
+        return [frame.key for frame in hypersim_reader(hypersim, **options).list_frames().frames]
+
+    assert keys(split="test") == ["ai_001_003-cam_00-0000"]
+    assert len(keys(split="all")) == 18
+    assert keys(scenes=("ai_001_002",)) == ["ai_001_002-cam_01-0007"]
+    listed = [
+        "train/ai_001_002/rgb_cam_01_fr0007.png train/ai_001_002/depth_plane_cam_01_fr0007.png",
+        "ai_001_001/images/scene_cam_00_final_hdf5/frame.0009.color.hdf5",
+        "ai_001_001-cam_00-0000",
+    ]
+    expected = ["ai_001_002-cam_01-0007", "ai_001_001-cam_00-0009", "ai_001_001-cam_00-0000"]
+    assert keys(listed=listed) == expected
+    with pytest.raises(DataError, match="'holiday' names no frame"):
+        keys(listed=["holiday"])
+    with pytest.raises(DataError, match="no scene ai_001_004 of the selection"):
+        keys(scenes=("ai_001_004",))
+    with pytest.raises(DataError, match="no public frame of split 'val'; use train, val, test or all"):
+        keys(split="val")
+    with pytest.raises(DataError, match="is no folder"):
+        hypersim_reader(hypersim / "none").list_frames()
+    with pytest.raises(DataError, match="does not exist; it is evermotion_dataset"):
+        hypersim_reader(tmp_path).list_frames()
+    (tmp_path / SPLIT_CSV).write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match="is not Hypersim's split"):
+        hypersim_reader(tmp_path).list_frames()
+
+
+def test_thresholds_and_limit(hypersim: Path, tmp_path: Path) -> None:
+    everything = prepare(hypersim_reader(hypersim), tmp_path / "a", checks=Checks(min_valid=0.0))
+    assert everything.manifest["counts"]["samples"] == 6  # the frame with little depth too
+    strict = prepare(
+        hypersim_reader(hypersim), tmp_path / "b", checks=Checks(min_valid=0.85, min_brightness=0.3), limit=12
+    )
+    counts = strict.manifest["counts"]
+    assert counts["left_out"] == {"scene not there": 1, "too little depth": 3}
+    assert counts["samples"] + sum(counts["defective"].values()) + 3 == 12
+    dark = prepare(hypersim_reader(hypersim), tmp_path / "c", checks=Checks(min_brightness=0.99))
+    assert dark.manifest["counts"]["left_out"]["too dark"] == 5
+    for options in ({"min_valid": 1.5}, {"min_brightness": -0.1}):
+        with pytest.raises(InvalidValueError, match=r"must be in \[0, 1\]"):
+            Checks(**options)
+    with pytest.raises(InvalidValueError, match="workers=0 must be at least 1"):
+        prepare(hypersim_reader(hypersim), tmp_path / "d", workers=0)
+
+
+def test_a_set_without_a_good_frame_is_an_empty_one(tmp_path: Path) -> None:
+    write_split(tmp_path, [("ai_001_001", "cam_00", 0, "True", "train")])
+    (tmp_path / "ai_001_001").mkdir()
+    manifest = prepare(hypersim_reader(tmp_path), tmp_path / "out").manifest
+    assert manifest["counts"]["samples"] == 0 and manifest["counts"]["defective"] == {"missing file": 1}
+    assert len(ShardedDataset(tmp_path / "out")) == 0 and verify(tmp_path / "out") == []
+
+
+# --- Virtual KITTI 2
+
+
+@pytest.fixture(scope="module")
+def vkitti2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_vkitti2(tmp_path_factory.mktemp("vkitti2"))
+
+
+def test_street_frames_pass_and_each_bad_one_is_named(vkitti2: Path, tmp_path: Path) -> None:
+    notes: list[str] = []
+    reader = VirtualKitti2Reader(vkitti2, variants=("clone",), scenes=("Scene02",))
+    prepare(reader, tmp_path, note=notes.append)
+    data = ShardedDataset(tmp_path)
+    good = [number for number in range(10) if number not in VKITTI2_DEFECTS]
+    expected = [f"Scene02-clone-Camera_0-{number:05d}" for number in good]
+    assert data.keys == expected + [f"Scene02-clone-Camera_1-{number:05d}" for number in range(10)]
+    found = {row["name"]: row["reason"] for row in rejections(tmp_path)}
+    name = "Scene02/clone/frames/rgb/Camera_0/rgb_{:05d}.jpg"
+    assert found == {name.format(number): reason for number, reason in VKITTI2_DEFECTS.items()}
+    assert notes == ["Scene02 has 10 frames a camera here, 233 in the full set"]
+    sample = data.read(0)
+    # Crop, centimetres, and the sky as the far plane: outside the range that training uses, and not "no depth".
+    codes = vkitti2_codes(0)[23:375, 13:1229]
+    np.testing.assert_allclose(sample.depth, codes / 100, rtol=1e-6)
+    assert sample.depth is not None and sample.depth[0, 0] == np.float32(655.35) and data.valid_range == (1e-5, 80.0)
+    assert sample.rgb.shape == (352, 1216, 3) and sample.kind == "street"
+    assert data.info(0)["intrinsics"] == {"fx": 725.0087, "fy": 725.0087, "cx": 608.0, "cy": 164.5}
+
+
+def test_uncropped_jpeg_files_are_kept_and_layouts_do_not_matter(vkitti2: Path, tmp_path: Path) -> None:
+    folders = write_vkitti2(tmp_path / "folders", layout="folders")
+    options: dict[str, Any] = {"variants": ("fog",), "scenes": ("Scene01",), "crop": False}
+    prepare(VirtualKitti2Reader(vkitti2, **options), tmp_path / "a", limit=3)
+    prepare(VirtualKitti2Reader(folders, **options), tmp_path / "b", limit=3)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    path = folders / "unpacked-rgb" / "Scene01/fog/frames/rgb/Camera_0/rgb_00001.jpg"
+    data = ShardedDataset(tmp_path / "a")
+    assert data.member(1, "rgb") == path.read_bytes()
+    assert data.sizes[1].tolist() == [375, 1242]
+    assert data.info(1)["intrinsics"] == {"fx": 725.0087, "fy": 725.0087, "cx": 621.0, "cy": 187.5}
+
+
+def test_scenes_and_variants(vkitti2: Path) -> None:
+    def selection(**options: Any) -> tuple[set[str], set[str]]:
+        frames = VirtualKitti2Reader(vkitti2, **options).list_frames().frames
+        return {frame.scene for frame in frames}, {str(frame.fields["variant"]) for frame in frames}
+
+    assert selection() == ({"Scene02"}, {"clone", "morning"})
+    assert selection(split="val") == ({"Scene01"}, {"clone", "morning"})
+    assert selection(variants=("e2e-ft",)) == ({"Scene01", "Scene02"}, {"fog", "morning"})
+    assert selection(variants=("e2e-ft",), split="val") == ({"Scene01"}, {"fog", "morning"})
+    assert len(choose_variants(("published",))) == 6 and len(choose_variants(("all",))) == 10
+    assert choose_variants(("fog", "published", "clone")) == tuple(sorted({"fog", *choose_variants(("published",))}))
+    listed = ["rgb/Scene01/fog/frames/rgb/Camera_1/rgb_00003.jpg depth/whatever.png"]
+    assert selection(listed=listed) == ({"Scene01"}, {"fog"})
+    lost = VirtualKitti2Reader(vkitti2, listed=["Scene20/fog/frames/rgb/Camera_1/rgb_00003.jpg"]).list_frames()
+    assert [rejection.reason for rejection in lost.rejected] == ["missing file"]
+    with pytest.raises(InvalidValueError, match="variant 'snow' is not known; use published"):
+        VirtualKitti2Reader(vkitti2, variants=("snow",))
+    with pytest.raises(InvalidValueError, match="scene 'Scene03' is not known"):
+        VirtualKitti2Reader(vkitti2, scenes=("Scene03",))
+    with pytest.raises(InvalidValueError, match="split='test' is not known"):
+        VirtualKitti2Reader(vkitti2, split="test")
+    with pytest.raises(DataError, match=r"'x\.jpg' names no frame"):
+        selection(listed=["x.jpg"])
+
+
+def test_sources_of_something_else(tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("hello")
+    with pytest.raises(DataError, match="holds no Scene"):
+        VirtualKitti2Reader(tmp_path).list_frames()
+    with pytest.raises(DataError, match="does not exist"):
+        VirtualKitti2Reader(tmp_path / "none").list_frames()
+
+
+# --- Any folder
+
+
+def write_folder(folder: Path, config: str) -> Path:
+    rng = np.random.default_rng(3)
+    for scene in ("hall", "kitchen 1"):
+        for number in range(3):
+            path = folder / scene / "colour" / f"{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)).save(path)
+            codes = (1000 + 10 * np.arange(192) + 100 * number).reshape(12, 16)
+            codes[0, 0], codes[0, 1] = 0, 9999
+            for suffix in ("png", "npy"):
+                target = folder / scene / "depth" / f"{number}.{suffix}"
+                target.parent.mkdir(exist_ok=True)
+                if suffix == "png":
+                    Image.fromarray(codes.astype(np.uint16)).save(target)
+                else:
+                    metres = (codes / 1000).astype(np.float32)
+                    metres[0, :3] = [np.nan, np.inf, -1]
+                    np.save(target, metres[None])
+    (folder / "dataset.toml").write_text(config)
+    return folder
+
+
+PNG = """
+name = "mine"
+rgb = "{place}/colour/{frame}.jpg"
+depth = "{place}/depth/{frame}.png"
+metres_per_unit = 0.002
+kind = "rooms"
+scene = "{place}"
+invalid = [9999]
+licence = "CC0"
+"""
+
+
+def prepare_folder(source: Path, destination: Path, **options: Any) -> ShardedDataset:
+    reader = FolderReader(source, read_config(source / "dataset.toml"), **options)
+    prepare(reader, destination)
+    assert verify(destination) == []
+    return ShardedDataset(destination)
+
+
+def test_png_folder_keeps_codes_and_jpeg_files(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "in", PNG)
+    data = prepare_folder(source, tmp_path / "out")
+    assert data.keys == [f"{place}-{number}" for place in ("hall", "kitchen-1") for number in range(3)]
+    assert data.scenes == ["hall"] * 3 + ["kitchen 1"] * 3 and set(data.kinds) == {"rooms"} and data.name == "mine"
+    depth = data.read(1).depth
+    assert depth is not None and depth[0, :2].tolist() == [0, 0]
+    assert depth[1, 0] == np.float32(0.002 * (1000 + 160 + 100))
+    assert data.encoding.metres_per_unit == 0.002
+    assert data.member(0, "rgb") == (source / "hall" / "colour" / "0.jpg").read_bytes()
+    listed = prepare_folder(source, tmp_path / "listed", listed=["hall/colour/2.jpg hall/depth/2.png"])
+    assert listed.keys == ["hall-2"]
+
+
+def test_distances_become_planar_and_float32(tmp_path: Path) -> None:
+    config = PNG.replace(".png", ".npy").replace("0.002", "1.0") + 'depth_is = "distance"\nfx = 20.0\ncx = 7.0\n'
+    data = prepare_folder(write_folder(tmp_path / "in", config), tmp_path / "out")
+    depth = data.read(0).depth
+    assert depth is not None and depth[0, :3].tolist() == [0, 0, 0]
+    x, y = (5.5 - 7.0) / 20, (4.5 - 6.0) / 20
+    stored = (1000 + 10 * (4 * 16 + 5)) / 1000
+    assert depth[4, 5] == pytest.approx(stored / math.sqrt(1 + x**2 + y**2), rel=1e-6)
+    assert data.encoding.kind == "float32"
+    assert data.info(0)["intrinsics"] == {"fx": 20.0, "fy": 20.0, "cx": 7.0, "cy": 6.0}
+
+
+def test_log_codes_of_a_range(tmp_path: Path) -> None:
+    config = PNG + 'encoding = "log"\nmin_depth = 2.2\nmax_depth = 5.0\n'
+    data = prepare_folder(write_folder(tmp_path / "in", config), tmp_path / "out")
+    depth = data.read(0).depth
+    assert depth is not None
+    stored = 0.002 * (1000 + 10 * np.arange(192).reshape(12, 16))
+    inside = (stored >= 2.2) & (stored <= 5.0)
+    inside[0, :2] = False
+    np.testing.assert_array_equal(depth > 0, inside)
+    np.testing.assert_allclose(depth[inside], stored[inside], rtol=2e-5)
+
+
+def test_exr_depth(tmp_path: Path) -> None:
+    pytest.importorskip("OpenEXR")
+    from openmarigold.exr import write_exr
+
+    source = write_folder(tmp_path / "in", PNG.replace(".png", ".exr").replace("metres_per_unit = 0.002\n", ""))
+    metres = np.linspace(1, 4, 192, dtype=np.float32).reshape(12, 16)
+    for path in sorted(source.rglob("*.npy")):
+        write_exr(path.with_suffix(".exr"), {"Z": metres}, {})
+    (source / "hall" / "depth" / "1.exr").write_bytes(b"nothing")
+    write_exr(source / "hall" / "depth" / "2.exr", {"R": metres, "G": metres}, {})
+    data = prepare_folder(source, tmp_path / "out")
+    assert data.keys == ["hall-0", "kitchen-1-0", "kitchen-1-1", "kitchen-1-2"]
+    np.testing.assert_array_equal(data.read(0).depth, metres)
+    assert [row["reason"] for row in rejections(tmp_path / "out")] == ["damaged", "wrong format"]
+
+
+def test_defects_of_any_folder(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "in", PNG.replace(".png", ".npy"))
+    depth = source / "hall" / "depth"
+    (depth / "0.npy").write_bytes((depth / "0.npy").read_bytes()[:300])
+    (depth / "1.npy").unlink()
+    np.save(depth / "2.npy", np.ones((3, 4, 5)))
+    kitchen = source / "kitchen 1" / "depth"
+    np.save(kitchen / "0.npy", np.linspace(1, 2, 165, dtype=np.float32).reshape(11, 15))
+    np.save(kitchen / "1.npy", np.array("text"))
+    data = prepare_folder(source, tmp_path / "out")
+    assert data.keys == ["kitchen-1-2"]
+    found = {row["name"]: row["reason"] for row in rejections(tmp_path / "out")}
+    assert found == {
+        "hall/colour/0.jpg": "truncated",
+        "hall/colour/1.jpg": "missing file",
+        "hall/colour/2.jpg": "wrong format",
+        "kitchen 1/colour/0.jpg": "wrong size",
+        "kitchen 1/colour/1.jpg": "wrong format",
+    }
+
+
+def test_other_photos_become_png_and_keys_are_unique(tmp_path: Path) -> None:
+    config = PNG.replace("{place}/colour/{frame}.jpg", "{place}/colour/{path}.png").replace("{frame}", "{path}")
+    source = write_folder(tmp_path / "in", config)
+    colour = source / "hall" / "colour"
+    pixels = np.arange(12 * 16 * 4, dtype=np.uint8).reshape(12, 16, 4)
+    for name in ("a b", "a-b", "deep/er"):
+        (colour / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(colour / f"{name}.png")
+        (source / "hall" / "depth" / name).parent.mkdir(exist_ok=True)
+        (source / "hall" / "depth" / f"{name}.png").write_bytes((source / "hall" / "depth" / "0.png").read_bytes())
+    data = prepare_folder(source, tmp_path / "out")
+    assert len(set(data.keys)) == 3 and data.keys[2] == "hall-deep-er" and data.keys[0].startswith("hall-a-b-")
+    assert data.read(0).rgb.shape == (12, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("colour = 1", "unknown key colour; accepted: name"),
+        ("licens = 'x'", "unknown key licens; did you mean licence"),
+        ("fx = 'wide'", "fx='wide' must be a number"),
+        ("max_depth = true", "max_depth=True must be a number"),
+        ("scene = 3", "scene=3 must be a text"),
+        ("invalid = 4", "invalid=4 must be a list of numbers"),
+        ("depth_is = 'sideways'", "must be planar or distance"),
+        ("depth_is = 'distance'", "fx is needed"),
+        ("encoding = 'log'", "needs max_depth"),
+        ("encoding = 'zip'", "must be auto, log or float32"),
+        ("kind = '{type}'", "kind has the field 'type', which rgb="),
+        ("metres_per_unit = 0", "metres_per_unit is needed"),
+        ("min_depth = 3.0\nmax_depth = 2.0", "below max_depth"),
+        ("rgb = 'one.jpg'", "has no field"),
+        ("depth = '{frame}.tiff'", "must end in one of .png, .npy, .exr"),
+        ("name = ", "cannot be read"),
+    ],
+)
+def test_mistakes_in_the_toml_file(change: str, message: str, tmp_path: Path) -> None:
+    key = change.split(" ")[0]
+    lines = [line for line in PNG.splitlines() if not line.startswith(f"{key} ")]
+    (tmp_path / "dataset.toml").write_text("\n".join([*lines, change]))
+    with pytest.raises(DataError, match=r"dataset\.toml") as found:
+        read_config(tmp_path / "dataset.toml")
+    assert message in str(found.value)
+
+
+def test_missing_toml_and_patterns_that_fit_nothing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        read_config(tmp_path / "dataset.toml")
+    (tmp_path / "dataset.toml").write_text('name = "x"')
+    with pytest.raises(DataError, match="rgb is missing"):
+        read_config(tmp_path / "dataset.toml")
+    source = write_folder(tmp_path / "in", PNG.replace(".jpg", ".jpeg"))
+    with pytest.raises(DataError, match=r"has no file like rgb='\{place\}/colour/\{frame\}\.jpeg'; it holds dataset"):
+        prepare_folder(source, tmp_path / "out")
+    source = write_folder(tmp_path / "in", PNG)
+    with pytest.raises(DataError, match=r"'a\.jpg' is not like rgb="):
+        prepare_folder(source, tmp_path / "out", listed=["a.jpg"])
+
+
+# --- Verify and preview
+
+
+def test_every_flipped_byte_is_found(hypersim: Path, tmp_path: Path) -> None:
+    prepare(hypersim_reader(hypersim), tmp_path, shard_size=16)
+    shard = tmp_path / "shard-00000.tar"
+    whole = shard.read_bytes()
+    rng = np.random.default_rng(7)
+    data = ShardedDataset(tmp_path)
+    for position in [*rng.integers(0, len(whole), 6).tolist(), len(whole) - 1]:
+        changed = bytearray(whole)
+        changed[position] ^= 1 << int(rng.integers(8))
+        shard.write_bytes(changed)
+        problems = verify(tmp_path, workers=2)
+        inside = [
+            key
+            for index, key in enumerate(data.keys)
+            if data.shard_numbers[index] == 0
+            and any(start <= position < start + size for start, size, _ in data.places(index).values())
+        ]
+        assert problems[0].what == "its SHA-256 is not that of the manifest"
+        assert [problem.key for problem in problems[1:]] == inside
+        assert all("checksum" in problem.what for problem in problems[1:])
+    shard.write_bytes(whole)
+    assert verify(tmp_path) == []
+    shard.write_bytes(whole[:-1000])
+    assert "bytes, not" in str(verify(tmp_path)[0])
+    shard.unlink()
+    assert [str(problem) for problem in verify(tmp_path)] == [
+        "shard-00000.tar: cannot be read: No such file or directory"
+    ]
+    shard.write_bytes(whole)
+    index = tmp_path / "shard-00001.json"
+    content = json.loads(index.read_text())
+    content["samples"][0]["key"] = "other"
+    index.write_text(json.dumps(content))
+    assert [str(problem) for problem in verify(tmp_path)] == ["shard-00001.json: does not agree with index.npy"]
+    index.unlink()
+    assert "cannot be read (FileNotFoundError)" in str(verify(tmp_path)[0])
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"contents": "', '"contents": "0'))
+    assert "`contents` is not the hash" in str(verify(tmp_path)[0])
+
+
+def test_preview(hypersim: Path, tmp_path: Path) -> None:
+    prepare(hypersim_reader(hypersim), tmp_path / "set")
+    assert write_preview(tmp_path / "set", tmp_path / "sheet.png", count=3) == 3
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        pixels = np.asarray(sheet)
+    # Two columns of RGB beside depth, two rows; the holes of the first sample, its top eighth, are black.
+    assert pixels.shape[1] == 2 * (2 * 288 + 6) + 6
+    assert (pixels[10:20, 6 + 288 + 10 : 6 + 570] == 0).all()
+    assert write_preview(tmp_path / "set", tmp_path / "sheet.jpg") == 5
+    with pytest.raises(InvalidValueError, match=r"must end in \.jpg or \.png"):
+        write_preview(tmp_path / "set", tmp_path / "sheet.gif")
+    with pytest.raises(InvalidValueError, match="count=0"):
+        write_preview(tmp_path / "set", tmp_path / "sheet.jpg", count=0)
+
+
+def test_the_result_does_not_depend_on_the_processes(hypersim: Path, tmp_path: Path) -> None:
+    one = prepare(hypersim_reader(hypersim), tmp_path / "one", shard_size=3)
+    two = prepare(hypersim_reader(hypersim), tmp_path / "two", shard_size=3, workers=2)
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    assert one == two
+    again = prepare(hypersim_reader(hypersim), tmp_path / "two", shard_size=3, workers=2)
+    assert again.num_shards_kept == len(again.manifest["shards"]) == 6
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    with pytest.raises(DataError, match=r"prepared with other settings .*shard_size: 3 then, 4 now"):
+        prepare(hypersim_reader(hypersim), tmp_path / "two", shard_size=4)
+
+
+def test_a_worker_that_is_ended_from_outside(hypersim: Path, tmp_path: Path) -> None:
+    reader = DyingReader(hypersim, size=SIZE, focal_px=SMALL_FOCAL_PX)
+    with pytest.raises(OpenMarigoldError, match="finished shards are kept: run the same command again, with fewer"):
+        prepare(reader, tmp_path, shard_size=9, workers=2)
+    prepare(hypersim_reader(hypersim), tmp_path, shard_size=9)
+    assert verify(tmp_path) == [] and len(ShardedDataset(tmp_path)) == 5
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_good_frame_at_the_real_size(tmp_path: Path) -> None:
+    write_good_hypersim_frame(tmp_path / "ai_001_001", "cam_00", 0, (768, 1024))
+    write_split(tmp_path, [("ai_001_001", "cam_00", 0, "True", "train")])
+    prepare(HypersimReader(tmp_path), tmp_path / "out")
+    data = ShardedDataset(tmp_path / "out")
+    assert data.sizes.tolist() == [[768, 1024]]
+    depth = data.read(0).depth
+    assert depth is not None
+    _, distance, _ = hypersim_arrays(0, (768, 1024))
+    exact = float(distance[767, 0]) * 886.81 / math.sqrt(511.5**2 + 383.5**2 + 886.81**2)
+    assert depth[767, 0] == pytest.approx(math.floor(1000 * exact) / 1000)

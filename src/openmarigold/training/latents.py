@@ -68,7 +68,7 @@ class Latents:
             OutputError: the cache cannot be written.
         """
         self.mixture, self._form = mixture, depth_form
-        self._vae: Any = vae.requires_grad_(False).to(accelerator.device)  # pyright: ignore[reportCallIssue]
+        self._vae: Any = vae.requires_grad_(False).to(accelerator.device)
         self._device = accelerator.device
         self._row = [self._row_type(number) for number in range(len(mixture.sources))]
         described = self._described(vae)
@@ -114,9 +114,9 @@ class Latents:
     def _pictures(self, view: View) -> dict[str, np.ndarray]:
         found: dict[str, np.ndarray] = {"rgb_picture": view.rgb}
         if self._form == "latents":
-            deep = view.norm_depth is not None
-            found["depth_picture"] = np.repeat(view.norm_depth[None], 3, axis=0) if deep else np.zeros_like(view.rgb)
-            found["has_depth"] = np.float32(deep)
+            norm_depth = view.norm_depth
+            picture = np.zeros_like(view.rgb) if norm_depth is None else np.repeat(norm_depth[None], 3, axis=0)
+            found["depth_picture"], found["has_depth"] = picture, np.array(norm_depth is not None, dtype=np.float32)
             found["valid_mask"] = latent_valid_mask(view.valid_mask)[None]
         return found | self._maps(view)
 

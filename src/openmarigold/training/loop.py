@@ -164,9 +164,9 @@ def make_optimizer(parameters: list[nn.Parameter], config: OptimizationConfig) -
     """
     settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     if config.optimizer == "adam":
-        return torch.optim.AdamW(parameters, **settings, **({"fused": True} if config.fused else {"foreach": True}))
+        return torch.optim.AdamW(parameters, fused=config.fused, foreach=not config.fused, **settings)
     try:
-        from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
+        from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
         raise MissingExtraError("bitsandbytes", "eight-bit") from error
     return AdamW8bit(parameters, **settings)

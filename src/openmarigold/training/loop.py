@@ -166,7 +166,7 @@ def make_optimizer(parameters: list[nn.Parameter], config: OptimizationConfig) -
     if config.optimizer == "adam":
         return torch.optim.AdamW(parameters, fused=config.fused, foreach=not config.fused, **settings)
     try:
-        from bitsandbytes.optim import AdamW8bit
+        from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingExtraError("bitsandbytes", "eight-bit") from error
     return AdamW8bit(parameters, **settings)

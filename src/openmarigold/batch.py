@@ -20,17 +20,29 @@ import numpy as np
 from jaxtyping import UInt8
 
 from openmarigold import __version__
-from openmarigold.checkpoint import Checkpoint, read_checkpoint, resolve_settings
+from openmarigold.checkpoint import Checkpoint, read_checkpoint, read_tiny_vae, resolve_settings
 from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import InvalidValueError, OpenMarigoldError, OutputError
 from openmarigold.export import check_output, result_paths, write_prediction
 from openmarigold.image import IMAGE_SUFFIXES, parse_colour, read_rgb
 from openmarigold.manifest import Manifest, file_size
 from openmarigold.predictor import Predictor
-from openmarigold.provenance import checkpoint_sha256, file_sha256
+from openmarigold.provenance import checkpoint_sha256, file_sha256, tiny_vae_sha256
 
 # Settings that say where the model lies and how it is run, but not what comes out: the checkpoint counts by its hash.
-_WITHOUT_EFFECT = frozenset({"checkpoint", "revision", "local_files_only", "device", "batch_size"})
+_WITHOUT_EFFECT = frozenset(
+    {
+        "checkpoint",
+        "revision",
+        "local_files_only",
+        "engine",
+        "device",
+        "compile",
+        "batch_size",
+        "tiny_vae",
+        "tiny_vae_for",
+    }
+)
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})  # the next photo would fare no better
 _PHOTO_ERRORS = (OpenMarigoldError, MemoryError, OSError)
 _QUANTITIES = {
@@ -53,6 +65,8 @@ class BatchResult:
     failed: list[tuple[Path, str]] = field(default_factory=list)
     """Photos without results, each with one line that says why."""
     num_predicted: int = 0
+    engine: str | None = None
+    """What ran the networks; None where no photo needed them."""
     load_s: float = 0.0
     """Time to load the checkpoint [s]."""
     predict_s: list[float] = field(default_factory=list)
@@ -66,6 +80,7 @@ class BatchResult:
             "renewed": [str(path) for path in self.renewed],
             "failed": [{"path": str(path), "error": message} for path, message in self.failed],
             "num_predicted": self.num_predicted,
+            "engine": self.engine,
             "load_s": round(self.load_s, 3),
             "predict_s": [round(seconds, 3) for seconds in self.predict_s],
         }
@@ -164,7 +179,16 @@ class _Run:
             "processing_side": self.checkpoint.processing_side,
             **{name: getattr(resolved, name) for name in names},
             "colour_map": self.output.colour_map,
+            **self._tiny_vae,
         }
+
+    @cached_property
+    def _tiny_vae(self) -> dict[str, str]:
+        """What a small autoencoder changes in the results, if there is one."""
+        tiny_vae = read_tiny_vae(self.config, self.checkpoint)
+        if tiny_vae is None:
+            return {}
+        return {"tiny_vae_sha256": tiny_vae_sha256(tiny_vae), "tiny_vae_for": tiny_vae.used_for}
 
     def predict(self, result: str, photo: Path) -> tuple[str | None, str | None]:
         """Predicts one photo unless it is done; returns its error, if any, and a note, if any.
@@ -226,6 +250,7 @@ class _Run:
             started = time.perf_counter()
             self._predictor = Predictor.from_config(self.config)
             self.outcome.load_s = time.perf_counter() - started
+            self.outcome.engine = self._predictor.engine.name
         return self._predictor
 
     def _make(

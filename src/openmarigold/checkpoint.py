@@ -24,6 +24,7 @@ from openmarigold.config import (
     PredictConfig,
     StartNoise,
     TimestepSpacing,
+    TinyVaeUse,
     check_final_step,
     check_processing_resolution,
     check_start_noise,
@@ -32,10 +33,20 @@ from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, InvalidValueError, one_line
 
 EMBEDDED_DIR = Path(__file__).parent / "weights"
-ONNX_FILES = {name: f"{name}/model.onnx" for name in ("vae_encoder", "unet", "vae_decoder")}
+NETWORKS = ("vae_encoder", "unet", "vae_decoder")
+ConvertedFormat = Literal["onnx", "openvino"]
+StoredDtype = Literal["float32", "float16"]
+# Format of converted networks -> name of a network -> its file, and where the weights lie that are not in it.
+NETWORK_FILES: dict[ConvertedFormat, dict[str, str]] = {
+    "onnx": {name: f"{name}/model.onnx" for name in NETWORKS},
+    "openvino": {name: f"{name}/model.xml" for name in NETWORKS},
+}
+ONNX_FILES = NETWORK_FILES["onnx"]
+COMPANION_SUFFIXES = {"onnx": ".onnx.data", "openvino": ".bin"}
 NETWORK_STEM = "diffusion_pytorch_model"
 TEXT_ENCODER_STEM = "model"
 EMBEDDING_FILE = "empty_prompt_embedding.safetensors"
+TITLES = {"onnx": "ONNX", "openvino": "OpenVINO"}
 PIPELINE_CLASSES = ("MarigoldDepthPipeline", "MarigoldPipeline")
 FALLBACK_PROCESSING_RESOLUTION = 768
 FALLBACK_INFERENCE_STEPS = {"trailing": 4, "leading": 10, "lcm": 1}
@@ -55,7 +66,7 @@ class Checkpoint:
 
     directory: Path
     name: str
-    weights: Literal["onnx", "safetensors"]
+    weights: Literal["onnx", "openvino", "safetensors"]
     variant: str | None
     """Which files of the networks are read: None the plain ones (else those named fp16), "fp16" those named so."""
     schedule: NoiseSchedule
@@ -70,6 +81,23 @@ class Checkpoint:
     """The side of the photo that a processing resolution gives: the longer one in published checkpoints."""
     index: Mapping[str, Any] = field(repr=False)
     """All of model_index.json."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyVae:
+    """A small autoencoder with a checkpoint's latent space, and what it is used for in the place of its own."""
+
+    directory: Path
+    name: str
+    variant: str | None
+    used_for: TinyVaeUse
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The networks that it replaces."""
+        return {"encode": ("vae_encoder",), "decode": ("vae_decoder",), "both": ("vae_encoder", "vae_decoder")}[
+            self.used_for
+        ]
 
 
 @runtime_checkable
@@ -148,6 +176,45 @@ def read_checkpoint(
         ) from error
 
 
+def read_tiny_vae(config: PredictConfig, checkpoint: Checkpoint) -> TinyVae | None:
+    """The small autoencoder that the settings name, a folder or a hub id; None where they name none.
+
+    Raises:
+        CheckpointError: it is missing, damaged, of another class or latent space, or cannot be downloaded.
+        MissingExtraError: a hub id without the extra `torch`.
+    """
+    if config.tiny_vae is None:
+        return None
+    given = Path(config.tiny_vae)
+    hub_id = hub.as_hub_id(given)
+    directory = given
+    if hub_id is not None:
+        patterns = ["config.json", *_weight_patterns(NETWORK_STEM, None)]
+        directory = hub.download(hub_id, patterns, local_files_only=config.local_files_only)
+    elif not given.is_dir():
+        raise CheckpointError(
+            f"tiny_vae {given} is not a folder; give one with config.json and safetensors weights of an "
+            "AutoencoderTiny, or its hub id owner/name, such as madebyollin/taesd"
+        )
+    elif (given / "vae" / "config.json").is_file() and not (given / "config.json").is_file():
+        directory = given / "vae"  # a whole checkpoint, or one of `train autoencoder`
+    path = directory / "config.json"
+    content = _read_json(path)
+    if content.get("_class_name") != "AutoencoderTiny":
+        raise CheckpointError(f"{path}: _class_name is {content.get('_class_name')!r}; accepted is 'AutoencoderTiny'")
+    channels = content.get("latent_channels", 4)
+    if channels != checkpoint.latent_channels:
+        raise CheckpointError(
+            f"{path}: {channels} latent channels do not fit checkpoint {checkpoint.name}, which has "
+            f"{checkpoint.latent_channels}; give an autoencoder with the same latent space"
+        )
+    variant, files = weight_files(directory)
+    for file in files:
+        check_safetensors_file(file)
+    name = hub_id or directory.resolve().name
+    return TinyVae(directory=directory, name=name, variant=variant, used_for=config.tiny_vae_for)
+
+
 def _read(directory: Path, name: str, *, variant: str | None) -> Checkpoint:
     index_path = directory / "model_index.json"
     index = _read_json(index_path)
@@ -160,10 +227,12 @@ def _read(directory: Path, name: str, *, variant: str | None) -> Checkpoint:
         raise CheckpointError(f"{scheduler_path}: {error}") from error
 
     weights = _kind_of_weights(directory)
-    if weights == "onnx":
+    if weights != "safetensors":
         if variant is not None:
-            raise CheckpointError(f"{directory} holds ONNX networks, which have no variant {variant!r}; leave it out")
-        channels = _check_onnx(directory, index)
+            raise CheckpointError(
+                f"{directory} holds {TITLES[weights]} networks, which have no variant {variant!r}; leave it out"
+            )
+        channels = _check_converted(directory, index, weights)
     else:
         channels = _check_safetensors(directory, variant)
     try:
@@ -311,7 +380,7 @@ def _locate(
         settings: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
         directory = hub.download(hub_id, _network_patterns(variant), **settings)
         # The text encoder (1.4 GB) only where the embedding that it makes is not known yet.
-        known = (directory / EMBEDDING_FILE).is_file() or _kind_of_weights(directory) == "onnx"
+        known = (directory / EMBEDDING_FILE).is_file() or _kind_of_weights(directory) != "safetensors"
         if not known and not cached_embedding_path(directory, variant=variant).is_file():
             hub.download(hub_id, _text_encoder_patterns(variant), **settings)
         return directory, hub_id
@@ -326,7 +395,8 @@ def _locate(
 def _network_patterns(variant: str | None) -> list[str]:
     weights = [f"{name}/{pattern}" for name in ("unet", "vae") for pattern in _weight_patterns(NETWORK_STEM, variant)]
     configs = ["model_index.json", "scheduler/*.json", "unet/config.json", "vae/config.json"]
-    return [*configs, *weights, *ONNX_FILES.values(), EMBEDDING_FILE, "README.md", "LICENSE*"]
+    converted = [f"{name}/model.{end}" for name in NETWORKS for end in ("onnx", "onnx.data", "xml", "bin")]
+    return [*configs, *weights, *converted, EMBEDDING_FILE, "README.md", "LICENSE*"]
 
 
 def _text_encoder_patterns(variant: str | None) -> list[str]:
@@ -377,17 +447,26 @@ def _inferred_start_noise(index: Mapping[str, Any], schedule: NoiseSchedule, ste
     return "zeros" if end_to_end else "gaussian"
 
 
-def _kind_of_weights(directory: Path) -> Literal["onnx", "safetensors"]:
-    if any((directory / file).exists() for file in ONNX_FILES.values()):
-        return "onnx"
+def _kind_of_weights(directory: Path) -> Literal["onnx", "openvino", "safetensors"]:
+    for kind, files in NETWORK_FILES.items():
+        if any((directory / file).exists() for file in files.values()):
+            return kind
     return "safetensors"
 
 
-def _check_onnx(directory: Path, index: Mapping[str, Any]) -> int:
-    for file in ONNX_FILES.values():
-        path = directory / file
+def converted_files(directory: Path, kind: ConvertedFormat) -> list[Path]:
+    """The files of converted networks in a folder: for each the network, and its weights where they lie beside it."""
+    paths = [directory / file for file in NETWORK_FILES[kind].values()]
+    companions = [path.with_suffix(COMPANION_SUFFIXES[kind]) for path in paths]
+    return paths + [path for path in companions if path.is_file() or kind == "openvino"]
+
+
+def _check_converted(directory: Path, index: Mapping[str, Any], kind: ConvertedFormat) -> int:
+    for path in converted_files(directory, kind):
         if not path.is_file():
-            raise CheckpointError(f"{path} is missing; an ONNX checkpoint holds {', '.join(ONNX_FILES.values())}")
+            expected = ", ".join(NETWORK_FILES[kind].values())
+            also = ", each with model.bin beside it" if kind == "openvino" else ""
+            raise CheckpointError(f"{path} is missing; an {TITLES[kind]} checkpoint holds {expected}{also}")
         if path.stat().st_size == 0:
             raise CheckpointError(f"{path} is empty; get the checkpoint again")
     try:

@@ -16,10 +16,10 @@ import numpy as np
 
 from openmarigold.checkpoint import (
     EMBEDDING_FILE,
-    ONNX_FILES,
     TEXT_ENCODER_STEM,
     Checkpoint,
     check_safetensors_file,
+    converted_files,
     weight_files,
 )
 from openmarigold.errors import CheckpointError
@@ -69,8 +69,8 @@ def checkpoint_files(checkpoint: Checkpoint) -> list[Path]:
     """The files that a prediction reads, relative to the folder, in a fixed order."""
     directory, variant = checkpoint.directory, checkpoint.variant
     files = [directory / "model_index.json", directory / "scheduler" / "scheduler_config.json"]
-    if checkpoint.weights == "onnx":
-        files += [directory / file for file in ONNX_FILES.values()]
+    if checkpoint.weights != "safetensors":
+        files += converted_files(directory, checkpoint.weights)
     else:
         for name in ("unet", "vae"):
             files += [directory / name / "config.json", *weight_files(directory / name, variant=variant)[1]]
@@ -95,8 +95,8 @@ def sha256_of(path: Path) -> str:
 
 
 def count_parameters(checkpoint: Checkpoint) -> dict[str, int] | None:
-    """Numbers in the weights of U-Net and VAE, from the files' headers; None where ONNX files do not state them."""
-    if checkpoint.weights == "onnx":
+    """Numbers in the weights of U-Net and VAE, from the files' headers; None where converted ones do not state them."""
+    if checkpoint.weights != "safetensors":
         stated = checkpoint.index.get("num_parameters")
         return dict(stated) if isinstance(stated, dict) else None
     counts = {}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from openmarigold.checkpoint import user_cache_dir
+from openmarigold.checkpoint import TinyVae, user_cache_dir, weight_files
 from openmarigold.errors import ImageError, InvalidValueError, OutputError
 from openmarigold.exr import read_exr_header
 from openmarigold.files import write_atomically
@@ -56,10 +56,22 @@ def checkpoint_sha256(directory: Path) -> str:
     if not has_text_encoder:
         found += directory.glob("*.safetensors")
     for folder in (*_NETWORK_FOLDERS, "text_encoder") if has_text_encoder else _NETWORK_FOLDERS:
-        for pattern in ("config.json", "*.safetensors", "*.onnx", "*.onnx.data"):
+        for pattern in ("config.json", "*.safetensors", "*.onnx", "*.onnx.data", "model.xml", "model.bin"):
             found += directory.glob(f"{folder}/{pattern}")
     lines = sorted(f"{path.relative_to(directory).as_posix()} {_remembered_sha256(path)}\n" for path in found)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def files_sha256(paths: Iterable[Path]) -> str:
+    """One SHA-256 over the names and contents of files, in hexadecimal digits; large ones are hashed once."""
+    lines = sorted(f"{path.name} {_remembered_sha256(path)}\n" for path in paths)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def tiny_vae_sha256(tiny_vae: TinyVae) -> str:
+    """SHA-256 over a small autoencoder's configuration and weights, in hexadecimal digits."""
+    files = weight_files(tiny_vae.directory, variant=tiny_vae.variant)[1]
+    return files_sha256([tiny_vae.directory / "config.json", *files])
 
 
 def to_json(record: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeAlias
 
 import tyro
 
+from openmarigold import process
 from openmarigold.cli.checkpoint import CheckpointCommand, run_checkpoint
 from openmarigold.cli.compare import Compare, run_compare
 from openmarigold.cli.data import Data, run_data
@@ -54,6 +55,7 @@ _RUN: dict[type, Callable[[Any], int]] = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line and exits."""
+    process.claim()
     sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 

@@ -64,9 +64,10 @@ def run_predict(command: Predict) -> int:
     else:
         renewed = f" ({len(result.renewed)} again: settings or photo changed)" if result.renewed else ""
         photos = sum(result.predict_s)
+        engine = f"engine {result.engine}, " if result.engine else ""
         each = f", {photos / result.num_predicted:.2f} s a photo" if result.num_predicted else ""
         print(
             f"{result.num_predicted} predicted{renewed}, {len(result.skipped)} skipped, {len(result.failed)} failed in "
-            f"{total_s:.2f} s (model loaded in {result.load_s:.2f} s{each}) -> {command.output_dir}"
+            f"{total_s:.2f} s ({engine}model loaded in {result.load_s:.2f} s{each}) -> {command.output_dir}"
         )
     return EXIT_SOME_FAILED if result.failed else 0

@@ -183,7 +183,7 @@ class DepthTask:
         """Zero-shot AbsRel and delta1 on the benchmark, through the same predictor and protocol that users have."""
         if self._benchmark_dir is None:
             return {}
-        predictor = Predictor.load(directory, device=self._embedding.device.type)
+        predictor = Predictor.load(directory, engine="torch", device=self._embedding.device.type)
         scores = evaluate(self._benchmark_dir, predictor_estimator(predictor)).kinds
         return {
             f"{kind}_{name}": score.metrics[name] for kind, score in scores.items() for name in ("abs_rel", "delta1")

@@ -16,18 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.utils import import_utils
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from openmarigold import process
+from openmarigold.process import hidden
 
-if process.is_ours():
-    # Where transformers is installed, diffusers imports it with its networks, which do not need it: seconds.
-    import_utils._transformers_available = False
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+with hidden("transformers"):  # which diffusers imports with its networks, which do not need it: seconds
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from openmarigold.checkpoint import (
     EMBEDDING_FILE,

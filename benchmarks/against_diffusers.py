@@ -4,9 +4,10 @@
     python benchmarks/against_diffusers.py --folder DIR [--rows exact bf16 ...] [--rounds 3] [--device cuda]
 
 Weights are random, at the full Stable Diffusion 2 architecture (0.95 billion), and lie in DIR, which is made where it
-is missing (3.8 GB, and as much again for what OpenVINO runs). Each pipeline runs in a process of its own, theirs and
-ours by turns; a process predicts once to warm up and then `--repeats` times. Ratios are theirs to ours, of the medians,
-with the smallest and largest ratio of any two neighbouring runs.
+is missing (3.8 GB, and more for what OpenVINO runs). Each pipeline runs in a process of its own, theirs and ours by
+turns; a process predicts once to warm up (unless --cold) and then once for the clock. Ratios are theirs to ours, of the
+medians, with the smallest and the largest of the rounds. With --records the peer's runs are kept and, for the same
+work, used again: an ensemble of ten takes it minutes.
 
 On a CPU the peer is the pipeline as a user calls it, in float32. With `--device cuda` it is its documented recipe, half
 precision and torch.compile of the U-Net, and ours is bfloat16, compiled.
@@ -30,30 +31,27 @@ from typing import Any
 import numpy as np
 
 HEIGHT, WIDTH = 576, 768
-# Row -> (what it is, members, settings of ours, whether the difference is that of the same networks)
-ROWS: dict[str, tuple[str, int, dict[str, Any], bool]] = {
-    "exact": ("1 step, ensemble 1, float32", 1, {"dtype": "float32"}, True),
-    "bf16": ("1 step, ensemble 1, bfloat16", 1, {"dtype": "bfloat16"}, True),
-    "ensemble": ("1 step, ensemble 10, bfloat16", 10, {"dtype": "bfloat16"}, True),
-    "ensemble-tiny": (
-        "1 step, ensemble 10, bfloat16, tiny decoder",
-        10,
-        {"dtype": "bfloat16", "tiny": "decode"},
-        False,
-    ),
-    "tiny": ("1 step, ensemble 1, bfloat16, tiny both ways", 1, {"dtype": "bfloat16", "tiny": "both"}, False),
+# Row -> (what it is, members, settings of ours); a tiny autoencoder of random weights predicts something else.
+ROWS: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "exact": ("1 step, ensemble 1, float32", 1, {"dtype": "float32"}),
+    "bf16": ("1 step, ensemble 1, bfloat16", 1, {"dtype": "bfloat16"}),
+    "tiny": ("1 step, ensemble 1, bfloat16, tiny both ways", 1, {"dtype": "bfloat16", "tiny": "both"}),
+    "ensemble": ("1 step, ensemble 10, bfloat16", 10, {"dtype": "bfloat16"}),
+    "ensemble-tiny": ("1 step, ensemble 10, bfloat16, tiny decoder", 10, {"dtype": "bfloat16", "tiny": "decode"}),
 }
 
 
 def main() -> None:
+    """Runs what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="folder of the weights; made where it is missing")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=["exact", "bf16", "tiny"], help="which comparisons")
-    parser.add_argument("--rounds", type=int, default=1, help="processes of each pipeline, alternating")
-    parser.add_argument("--repeats", type=int, default=2, help="timed predictions of a process")
+    parser.add_argument("--rounds", type=int, default=2, help="processes of each pipeline, by turns")
+    parser.add_argument("--cold", action="store_true", help="time the first prediction of a process")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--engine", default="auto", choices=["auto", "openvino", "torch", "onnx"], help="of ours")
-    parser.add_argument("--peer-records", type=Path, help="JSON lines of earlier runs of the peer, used and added to")
+    parser.add_argument("--records", type=Path, help="file of the peer's runs")
+    parser.add_argument("--peer-only", action="store_true", help="only add to --records")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker is not None:
@@ -61,39 +59,54 @@ def main() -> None:
         return
     make_weights(arguments.folder)
     print(f"{date.today().isoformat()}, {machine(arguments.device)}, {WIDTH}x{HEIGHT}", flush=True)
-    for name in arguments.rows:
-        compare(name, arguments)
+    for members in sorted({ROWS[row][1] for row in arguments.rows}):
+        compare([row for row in arguments.rows if ROWS[row][1] == members], members, arguments)
 
 
-def compare(name: str, arguments: argparse.Namespace) -> None:
-    title, members, settings, same = ROWS[name]
+def compare(rows: list[str], members: int, arguments: argparse.Namespace) -> None:
+    """Runs the peer and ours by turns and prints a line for each row."""
     common = {
         "folder": str(arguments.folder),
         "members": members,
         "device": arguments.device,
-        "repeats": arguments.repeats,
+        "warm": not arguments.cold,
     }
-    ours = {**common, **settings, "who": "ours", "engine": arguments.engine}
-    theirs = {**common, "who": "theirs"}
-    run({**ours, "repeats": 1, "members": 1})  # what is converted once is converted before the clock runs
-    pairs = []
-    for _ in range(arguments.rounds):
-        peer = recorded(theirs, arguments.peer_records) or run(theirs, arguments.peer_records)
-        pairs.append((peer, run(ours)))
-    times = [[seconds for pair in pairs for seconds in pair[side]["seconds"]] for side in (0, 1)]
-    ratio = statistics.median(times[0]) / statistics.median(times[1])
-    low, high = min(times[0]) / max(times[1]), max(times[0]) / min(times[1])
-    peaks = [max(pair[side]["peak_gib"] for pair in pairs) for side in (0, 1)]
-    expected, found = (np.load(pairs[-1][side]["depth"]) for side in (0, 1))
-    difference = np.abs(found - expected)
-    what = "difference" if same else "difference (another autoencoder, random weights)"
-    print(
-        f"{title}: {statistics.median(times[0]):.2f} s against {statistics.median(times[1]):.2f} s "
-        f"({pairs[-1][1]['engine']}), {ratio:.2f} times ({low:.2f} to {high:.2f}); peak memory {peaks[0]:.2f} against "
-        f"{peaks[1]:.2f} GiB, {peaks[1] / peaks[0]:.2f} times; {what} largest {difference.max():.1e}, mean "
-        f"{difference.mean():.1e}, std of the depth {expected.std():.3f}",
-        flush=True,
-    )
+    ours = {row: {**common, **ROWS[row][2], "who": row, "engine": arguments.engine} for row in rows}
+    if not arguments.peer_only:
+        for task in ours.values():  # what is converted once is converted before the clock runs
+            run({**task, "load_only": True})
+    rounds = []
+    for number in range(arguments.rounds):
+        peer = run_peer({**common, "who": "diffusers", "round": number}, arguments.records)
+        if not arguments.peer_only:
+            rounds.append((peer, {row: run(task) for row, task in ours.items()}))
+    for row in rows if rounds else ():
+        times = [(peer["seconds"], answers[row]["seconds"]) for peer, answers in rounds]
+        theirs, own = (statistics.median(side) for side in zip(*times, strict=True))
+        ratios = [peer / mine for peer, mine in times]
+        peaks = [max(peer["peak_gib"] for peer, _ in rounds), max(answers[row]["peak_gib"] for _, answers in rounds)]
+        last_peer, last = rounds[-1][0], rounds[-1][1][row]
+        expected = np.load(last_peer["depth"])
+        difference = np.abs(np.load(last["depth"]) - expected)
+        print(
+            f"{ROWS[row][0]}: {theirs:.2f} s against {own:.2f} s ({last['engine']}), {theirs / own:.2f} times "
+            f"({min(ratios):.2f} to {max(ratios):.2f}); load {last_peer['load_s']:.1f} against {last['load_s']:.1f} s; "
+            f"peak memory {peaks[0]:.2f} against {peaks[1]:.2f} GiB, {peaks[1] / peaks[0]:.2f} times; difference "
+            f"{difference.max():.1e} at most, {difference.mean():.1e} on average, of a depth with std "
+            f"{expected.std():.3f}",
+            flush=True,
+        )
+
+
+def run_peer(task: dict[str, Any], records: Path | None) -> dict[str, Any]:
+    """The peer's answer, or what it answered to the same task in an earlier run that is on record."""
+    answer = recorded(task, records)
+    if answer is None:
+        answer = run(task)
+        if records is not None:
+            with records.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"task": task, "answer": answer}) + "\n")
+    return answer
 
 
 def recorded(task: dict[str, Any], records: Path | None) -> dict[str, Any] | None:
@@ -104,36 +117,30 @@ def recorded(task: dict[str, Any], records: Path | None) -> dict[str, Any] | Non
     return next((line["answer"] for line in lines if line["task"] == task), None)
 
 
-def run(task: dict[str, Any], records: Path | None = None) -> dict[str, Any]:
+def run(task: dict[str, Any]) -> dict[str, Any]:
     """What a process of its own answers to a task."""
     command = [sys.executable, __file__, "--folder", task["folder"], "--worker", json.dumps(task)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         raise SystemExit(result.stderr[-3000:])
-    answer = json.loads(result.stdout.strip().splitlines()[-1])
-    if records is not None:
-        with records.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"task": task, "answer": answer}) + "\n")
-    return answer
+    return json.loads(result.stdout.strip().splitlines()[-1])
 
 
 def work(task: dict[str, Any]) -> None:
-    """Predicts in this process and prints times, peak memory and where the depth was saved."""
+    """Predicts in this process and prints time, peak memory and where the depth was saved."""
     started = time.perf_counter()
     rgb, latents = inputs(task["members"])
-    predict, engine = (load_ours if task["who"] == "ours" else load_theirs)(task, rgb, latents)
-    load_s = time.perf_counter() - started
-    seconds = []
-    for repeat in range(task["repeats"] + 1):
+    predict, engine = (load_theirs if task["who"] == "diffusers" else load_ours)(task, rgb, latents)
+    answer: dict[str, Any] = {"load_s": time.perf_counter() - started, "engine": engine}
+    if not task.get("load_only"):
+        if task["warm"]:
+            predict()
         before = time.perf_counter()
         depth = predict()
-        if repeat or task["repeats"] == 1:  # the first one warms up, unless it is all there is
-            seconds.append(time.perf_counter() - before)
-        if task["repeats"] == 1:
-            break
-    path = Path(task["folder"]).parent / f"depth-{task['who']}.npy"
-    np.save(path, depth)
-    answer = {"seconds": seconds, "load_s": load_s, "peak_gib": peak_gib(), "engine": engine, "depth": str(path)}
+        answer["seconds"] = time.perf_counter() - before
+        path = Path(f"{task['folder']}-depth-{task['who']}-{task['members']}.npy")
+        np.save(path, depth)
+        answer |= {"peak_gib": peak_gib(), "depth": str(path)}
     if task["device"] == "cuda":
         import torch
 
@@ -142,6 +149,7 @@ def work(task: dict[str, Any]) -> None:
 
 
 def load_ours(task: dict[str, Any], rgb: np.ndarray, latents: np.ndarray) -> tuple[Any, str]:
+    """A function that predicts the picture with this package, and its engine."""
     from openmarigold import Predictor
 
     options: dict[str, Any] = {"engine": task["engine"], "device": task["device"], "dtype": task["dtype"]}
@@ -155,6 +163,7 @@ def load_ours(task: dict[str, Any], rgb: np.ndarray, latents: np.ndarray) -> tup
 
 
 def load_theirs(task: dict[str, Any], rgb: np.ndarray, latents: np.ndarray) -> tuple[Any, str]:
+    """A function that predicts the picture with diffusers' pipeline, and its name."""
     import torch
     from diffusers import MarigoldDepthPipeline
     from PIL import Image
@@ -194,6 +203,7 @@ def make_weights(folder: Path) -> None:
 
 
 def write_weights(folder: str) -> None:
+    """Writes the checkpoint, where it is missing, and the tiny autoencoder."""
     import torch
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
@@ -253,6 +263,7 @@ def peak_gib() -> float:
 
 
 def machine(device: str) -> str:
+    """What the pipelines run on."""
     if device == "cuda":
         import torch
 

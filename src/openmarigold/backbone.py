@@ -114,6 +114,21 @@ def load_vae(folder: Path, *, variant: str | None = None, dtype: torch.dtype = t
     return _load(VAE_CLASSES[name], folder, variant=variant, dtype=dtype)
 
 
+def empty_network(folder: Path) -> Any:
+    """The U-Net or VAE that a folder's config.json describes, without memory for its weights (torch device "meta").
+
+    Raises:
+        CheckpointError: config.json is missing or damaged, or describes something else.
+    """
+    config = _read_config(folder)
+    name = config.get("_class_name")
+    classes: dict[Any, Any] = {**VAE_CLASSES, "UNet2DConditionModel": UNet2DConditionModel}
+    if name not in classes:
+        raise CheckpointError(f"{folder}: {name!r} is not supported; use one of {', '.join(classes)}")
+    with torch.device("meta"):
+        return classes[name].from_config(config)
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

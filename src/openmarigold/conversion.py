@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from openmarigold.backbone import (
     Vae,
     decode_from_latent,
+    empty_network,
     encode_to_latent,
     latent_channels,
     load_unet,
@@ -36,6 +38,7 @@ from openmarigold.checkpoint import (
     TinyVae,
     read_checkpoint,
 )
+from openmarigold.config import LATENT_FACTOR
 from openmarigold.errors import CheckpointError, MissingExtraError, OutputError
 from openmarigold.files import atomic_directory
 from openmarigold.folding import fold_constant_context
@@ -122,6 +125,25 @@ def write_network(
     module, inputs, output = _network(source, name, tiny_vae if replaced else None)
     write = {"onnx": _write_onnx, "openvino": _write_openvino}[format]
     write(module.eval(), inputs, output, folder, dtype)
+
+
+def count_network_flops(source: Checkpoint, name: str, height: int, width: int, tiny_vae: TinyVae | None = None) -> int:
+    """Arithmetic of one of `NETWORKS`, as published, for one image of this size [px]; nothing is computed."""
+    h, w = height // LATENT_FACTOR, width // LATENT_FACTOR
+    channels = source.latent_channels
+    with torch.device("meta"):
+        if name == "unet":
+            unet = empty_network(source.directory / "unet")
+            module: nn.Module = _Denoiser(unet, torch.zeros(1, 2, unet.config["cross_attention_dim"]))
+            inputs = [torch.zeros(1, 2 * channels, h, w), torch.zeros(1, dtype=torch.int64)]
+        else:
+            replaced = tiny_vae is not None and name in tiny_vae.networks
+            vae = empty_network(tiny_vae.directory if replaced else source.directory / "vae")
+            module = _Encoder(vae) if name == "vae_encoder" else _Decoder(vae)
+            inputs = [torch.zeros(1, 3, height, width) if name == "vae_encoder" else torch.zeros(1, channels, h, w)]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module.eval()(*inputs)
+    return counter.get_total_flops()
 
 
 def check_format(format: ConvertedFormat) -> None:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, TypeAlias
 import tyro
 
 from openmarigold import process
+from openmarigold.cli.benchmark import BenchmarkCommand, run_benchmark
 from openmarigold.cli.checkpoint import CheckpointCommand, run_checkpoint
 from openmarigold.cli.compare import Compare, run_compare
 from openmarigold.cli.data import Data, run_data
@@ -39,6 +40,7 @@ Command: TypeAlias = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[CheckpointCommand, tyro.conf.subcommand("checkpoint")]
+    | Annotated[BenchmarkCommand, tyro.conf.subcommand("benchmark")]
 )
 _RUN: dict[type, Callable[[Any], int]] = {
     Predict: run_predict,
@@ -50,6 +52,7 @@ _RUN: dict[type, Callable[[Any], int]] = {
     Train: run_train,
     Export: run_export,
     CheckpointCommand: run_checkpoint,
+    BenchmarkCommand: run_benchmark,
 }
 
 

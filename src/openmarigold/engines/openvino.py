@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 
 from openmarigold.checkpoint import Checkpoint, TinyVae, user_cache_dir
-from openmarigold.config import Dtype
+from openmarigold.config import LATENT_FACTOR, Dtype
 from openmarigold.engines.converted import LARGE_BYTES, network_paths
 from openmarigold.errors import CheckpointError, InvalidValueError, MissingExtraError, OpenMarigoldError, one_line
 
@@ -173,6 +174,45 @@ def _forget_pages(files: Iterable[Path]) -> None:
 def computes_in_bfloat16() -> bool:
     """Whether this CPU has instructions for it."""
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def matrix_product(size: int, device: str, dtype: str) -> Callable[[], object]:
+    """A product of square matrices to time: when the call returns, it is done."""
+    from openvino import opset13 as operations
+
+    matrix = np.random.default_rng(0).standard_normal((size, size)).astype(np.float32)
+    left = operations.parameter([size, size], np.float32)
+    model = openvino.Model([operations.matmul(left, matrix, False, False)], [left])
+    request = openvino.compile_model(
+        model, device.upper(), {"INFERENCE_PRECISION_HINT": _PRECISIONS[dtype]}
+    ).create_infer_request()
+    return lambda: request.infer([matrix], share_inputs=True)
+
+
+def count_file_flops(path: Path, height: int, width: int) -> int:
+    """Arithmetic of an ONNX or OpenVINO network for one image of this size [px]: convolutions and matrix products."""
+    model = openvino.Core().read_model(path)
+    shapes = {}
+    for port in model.inputs:
+        shape = port.get_partial_shape()
+        if len(shape) == 4:
+            cells = 1 if shape[1].get_length() == 3 else LATENT_FACTOR
+            shapes[port] = [1, shape[1].get_length(), height // cells, width // cells]
+    model.reshape(shapes)
+    return sum(_operation_flops(operation) for operation in model.get_ops())
+
+
+def _operation_flops(operation: Any) -> int:
+    kind = operation.get_type_name()
+    if kind not in ("Convolution", "GroupConvolution", "MatMul", "ScaledDotProductAttention"):
+        return 0
+    out = math.prod(operation.output(0).get_shape())
+    first, second = (list(operation.input(index).get_shape()) for index in (0, 1))
+    if kind == "MatMul":
+        return 2 * out * (first[-2] if operation.get_attributes()["transpose_a"] else first[-1])
+    if kind == "ScaledDotProductAttention":  # the logits, and their product with the values
+        return 4 * math.prod(first) * second[-2]
+    return 2 * out * math.prod(second[1:] if kind == "Convolution" else second[2:])
 
 
 def _check_dtype(dtype: str) -> None:

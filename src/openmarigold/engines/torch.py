@@ -181,6 +181,12 @@ def has_gpu() -> bool:
     return _choose_device("auto") != "cpu"
 
 
+def matrix_product(size: int, device: str, dtype: str) -> Callable[[], object]:
+    """A product of square matrices to time: when the call returns, it is done."""
+    matrix = torch.randn(size, size, device=device).to(getattr(torch, dtype))
+    return lambda: float((matrix @ matrix)[0, 0])
+
+
 def batch_that_fits(free_bytes: int, image_bytes: float) -> int:
     """How many images fit; one as long as nothing is known about an image.
 

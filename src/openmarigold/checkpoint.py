@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 from openmarigold import hub
 from openmarigold.config import (
     MAX_INFERENCE_STEPS,
+    ConvertedFormat,
     FinalStep,
     Invariance,
     PredictConfig,
@@ -34,8 +35,6 @@ from openmarigold.errors import CheckpointError, InvalidValueError, one_line
 
 EMBEDDED_DIR = Path(__file__).parent / "weights"
 NETWORKS = ("vae_encoder", "unet", "vae_decoder")
-ConvertedFormat = Literal["onnx", "openvino"]
-StoredDtype = Literal["float32", "float16"]
 # Format of converted networks -> name of a network -> its file, and where the weights lie that are not in it.
 NETWORK_FILES: dict[ConvertedFormat, dict[str, str]] = {
     "onnx": {name: f"{name}/model.onnx" for name in NETWORKS},

@@ -20,6 +20,8 @@ Invariance = Literal["affine", "scale", "absolute"]
 EngineName = Literal["auto", "onnx", "openvino", "torch"]
 TinyVaeUse = Literal["decode", "encode", "both"]
 CompileMode = Literal["off", "graphs", "full"]
+ConvertedFormat = Literal["onnx", "openvino"]
+StoredDtype = Literal["float32", "float16"]
 
 MAX_INFERENCE_STEPS = 1000
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")

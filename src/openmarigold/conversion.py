@@ -33,12 +33,10 @@ from openmarigold.checkpoint import (
     NETWORKS,
     TITLES,
     Checkpoint,
-    ConvertedFormat,
-    StoredDtype,
     TinyVae,
     read_checkpoint,
 )
-from openmarigold.config import LATENT_FACTOR
+from openmarigold.config import LATENT_FACTOR, ConvertedFormat, StoredDtype
 from openmarigold.errors import CheckpointError, MissingExtraError, OutputError
 from openmarigold.files import atomic_directory
 from openmarigold.folding import fold_constant_context

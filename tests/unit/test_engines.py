@@ -33,7 +33,14 @@ from tiny import make_photo, make_vae
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def shared_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for all tests, so that each checkpoint is converted once."""
+    monkeypatch.setenv("OPENMARIGOLD_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def cache(shared_cache: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A new one."""
     monkeypatch.setenv("OPENMARIGOLD_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -146,10 +153,20 @@ def test_converted_networks_are_kept_and_made_again_when_damaged(
     (folders[0] / "model.bin").write_bytes((folders[0] / "model.bin").read_bytes()[:-5])  # cut
     np.testing.assert_array_equal(Predictor.load(tiny_checkpoint, engine="openvino")(rgb).depth, first)
     assert made == ["unet"]
+
+
+@pytest.mark.slow
+def test_a_converted_network_that_is_none_is_made_again(
+    tiny_checkpoint: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rgb = make_photo(40, 48)
+    first = Predictor.load(tiny_checkpoint, engine="openvino")(rgb).depth
+    folders = sorted((cache / "converted").iterdir())
+    made = converted_from_now_on(monkeypatch)
     size = (folders[1] / "model.xml").stat().st_size
     (folders[1] / "model.xml").write_bytes(b"?" * size)  # of the same size, but no network
     np.testing.assert_array_equal(Predictor.load(tiny_checkpoint, engine="openvino")(rgb).depth, first)
-    assert made == ["unet", "vae_encoder", "unet", "vae_decoder"]
+    assert made == ["vae_encoder", "unet", "vae_decoder"]
 
 
 def converted_from_now_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -176,6 +193,7 @@ def test_a_damaged_compile_cache_is_removed(onnx_checkpoint: Path, cache: Path) 
     np.testing.assert_array_equal(Predictor.load(onnx_checkpoint, engine="openvino")(rgb).depth, first)
 
 
+@pytest.mark.slow
 def test_other_weights_are_converted_anew(tiny_checkpoint: Path, tmp_path: Path, cache: Path) -> None:
     copied = tmp_path / "copied"
     shutil.copytree(tiny_checkpoint, copied)
@@ -191,7 +209,7 @@ def test_other_weights_are_converted_anew(tiny_checkpoint: Path, tmp_path: Path,
     assert len(list((cache / "converted").iterdir())) == 4  # a U-Net more; the autoencoder is the same
 
 
-@pytest.mark.parametrize("format", ["onnx", "openvino"])
+@pytest.mark.parametrize("format", [pytest.param("onnx", marks=pytest.mark.slow), "openvino"])
 def test_exported_checkpoint_predicts_without_torch(tiny_checkpoint: Path, tmp_path: Path, format: Any) -> None:
     directory = tmp_path / "exported"
     export_checkpoint(read_checkpoint(tiny_checkpoint), directory, format=format, dtype="float32")
@@ -236,7 +254,9 @@ def test_large_onnx_networks_keep_their_weights_beside_them(
         np.testing.assert_allclose(depth, expected, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("used_for", ["decode", "encode", "both"])
+@pytest.mark.parametrize(
+    "used_for", [pytest.param("decode", marks=pytest.mark.slow), pytest.param("encode", marks=pytest.mark.slow), "both"]
+)
 def test_tiny_autoencoder_is_the_same_in_every_engine(
     tiny_checkpoint: Path, onnx_checkpoint: Path, tiny_vae_dir: Path, used_for: Any
 ) -> None:
@@ -299,7 +319,9 @@ def test_a_network_that_does_not_fit_goes_in_tiles(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setitem(engine._networks, "decode", full)
-    np.testing.assert_allclose(engine.decode(latent), expected, rtol=0, atol=1e-4)  # smaller than a tile
+    tiled = engine.decode(latent)
+    assert tiled.shape == expected.shape
+    assert 0 < np.abs(tiled - expected).mean() < expected.std()  # tiles of 4x4 cells, each with statistics of its own
     assert "it decodes in tiles" in caplog.text
     assert not engine._vaes["decode"].use_tiling
 
@@ -348,7 +370,10 @@ def test_command_line_predicts_without_transformers(tiny_checkpoint: Path, photo
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(result.stdout.splitlines()[-1]) == [0, ["torch", "diffusers"]]
-    # A library user's process is left as it is.
+
+
+@pytest.mark.slow
+def test_the_process_of_a_library_user_is_left_as_it_is() -> None:
     code = "import sys, openmarigold.backbone; from diffusers.utils import is_transformers_available as there; "
     code += "print(there(), 'transformers' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

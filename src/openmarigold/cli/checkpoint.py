@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from openmarigold.checkpoint import TITLES, ConvertedFormat, StoredDtype
 from openmarigold.cli.terminal import EXIT_ERROR
-from openmarigold.config import Dtype, PredictConfig, TinyVaeUse
+from openmarigold.config import ConvertedFormat, Dtype, PredictConfig, StoredDtype, TinyVaeUse
 from openmarigold.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -182,7 +181,7 @@ def _save(action: Save, found: Checkpoint) -> int:
 
 
 def _export(action: ExportCheckpoint, found: Checkpoint) -> int:
-    from openmarigold.checkpoint import read_tiny_vae
+    from openmarigold.checkpoint import TITLES, read_tiny_vae
 
     try:
         from openmarigold.conversion import export_checkpoint

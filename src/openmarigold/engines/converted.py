@@ -20,13 +20,12 @@ from openmarigold.checkpoint import (
     NETWORK_FILES,
     NETWORKS,
     Checkpoint,
-    ConvertedFormat,
-    StoredDtype,
     TinyVae,
     cached_embedding_path,
     user_cache_dir,
     weight_files,
 )
+from openmarigold.config import ConvertedFormat, StoredDtype
 from openmarigold.errors import CheckpointError, MissingExtraError, OutputError
 from openmarigold.files import atomic_directory
 from openmarigold.provenance import files_sha256

@@ -80,7 +80,8 @@ class OpenVinoEngine:
 
     def encode(self, rgb: Float[np.ndarray, "b 3 H W"]) -> Float[np.ndarray, "b C h w"]:
         latent = self._run("vae_encoder", sample=rgb)
-        if self._weights:  # large networks: the most memory is needed when the U-Net packs its weights
+        if not self._packed and self.dtype != "float32":
+            # Where memory is to be saved: the most of it is needed when a large U-Net packs its weights.
             self._requests["vae_encoder"].get_compiled_model().release_memory()
         return latent
 

@@ -190,8 +190,8 @@ def matrix_product(size: int, device: str, dtype: str) -> Callable[[], object]:
 def batch_that_fits(free_bytes: int, image_bytes: float) -> int:
     """How many images fit; one as long as nothing is known about an image.
 
-    >>> batch_that_fits(80 * 2**30, 3 * 2**30), batch_that_fits(2**30, 3 * 2**30), batch_that_fits(2**30, 0)
-    (21, 1, 1)
+    >>> [batch_that_fits(free, 3e9) for free in (80_000_000_000, 1_000_000_000)], batch_that_fits(80_000_000_000, 0.0)
+    ([21, 1], 1)
     """
     return max(1, int(_MEMORY_SHARE * free_bytes / image_bytes)) if image_bytes else 1
 

@@ -15,7 +15,8 @@ from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image
 
-from openmarigold.backbone import export_onnx, save_checkpoint
+from openmarigold.backbone import save_checkpoint
+from openmarigold.conversion import export_onnx
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.tensors import save_tensors
 

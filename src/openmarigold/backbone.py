@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The networks: U-Net and VAE from diffusers; widening, latents, loading, saving and export to ONNX.
+"""The networks: U-Net and VAE from diffusers; widening, latents, loading and saving.
 
 A checkpoint is a folder in diffusers layout (docs/architecture.md). Shapes: `b` batch, `C` channels of the VAE's
 latent, `h = H / 8`, `w = W / 8`. Paper: §3.2 (network), §3.3 (fine-tuning protocol).
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
@@ -18,25 +17,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from openmarigold.process import hidden
+
+with hidden("transformers"):  # which diffusers imports with its networks, which do not need it: seconds
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
 from openmarigold.checkpoint import (
     EMBEDDING_FILE,
-    ONNX_FILES,
     PIPELINE_CLASSES,
     Checkpoint,
-    read_checkpoint,
     weight_files,
 )
 from openmarigold.config import Dtype
 from openmarigold.diffusion import NoiseSchedule
-from openmarigold.errors import CheckpointError, MissingExtraError, OutputError, one_line
+from openmarigold.errors import CheckpointError, OutputError, one_line
 from openmarigold.files import atomic_directory
-from openmarigold.integrity import count_parameters, write_sums
+from openmarigold.integrity import write_sums
 from openmarigold.prompt import (
     copy_text_encoder,
     load_empty_prompt_embedding,
@@ -112,6 +113,21 @@ def load_vae(folder: Path, *, variant: str | None = None, dtype: torch.dtype = t
     if name not in VAE_CLASSES:
         raise CheckpointError(f"{folder}: {name!r} is not a supported autoencoder; use one of {', '.join(VAE_CLASSES)}")
     return _load(VAE_CLASSES[name], folder, variant=variant, dtype=dtype)
+
+
+def empty_network(folder: Path) -> Any:
+    """The U-Net or VAE that a folder's config.json describes, without memory for its weights (torch device "meta").
+
+    Raises:
+        CheckpointError: config.json is missing or damaged, or describes something else.
+    """
+    config = _read_config(folder)
+    name = config.get("_class_name")
+    classes: dict[Any, Any] = {**VAE_CLASSES, "UNet2DConditionModel": UNet2DConditionModel}
+    if name not in classes:
+        raise CheckpointError(f"{folder}: {name!r} is not supported; use one of {', '.join(classes)}")
+    with torch.device("meta"):
+        return classes[name].from_config(config)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -190,7 +206,7 @@ def save_checkpoint(
         _save_network(unet, folder / "unet", dtype)
         write_embedding(empty_prompt_embedding, folder / EMBEDDING_FILE)
         (folder / "scheduler").mkdir()
-        _write_json(folder / "scheduler" / "scheduler_config.json", schedule.to_config())
+        write_json(folder / "scheduler" / "scheduler_config.json", schedule.to_config())
         complete = text_encoder_of is not None and _write_text_encoder(text_encoder_of, folder, empty_prompt_embedding)
         components = {
             "unet": ["diffusers", "UNet2DConditionModel"],
@@ -198,7 +214,7 @@ def save_checkpoint(
             "scheduler": ["diffusers", schedule.class_name],
             **_text_components(complete),
         }
-        _write_json(folder / "model_index.json", {**(index or {}), **components})
+        write_json(folder / "model_index.json", {**(index or {}), **components})
 
 
 def _write_text_encoder(source: Path, folder: Path, embedding: Float[Tensor, "1 n d"]) -> bool:
@@ -259,10 +275,10 @@ def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: Dt
         for name, network in loaded.items():
             _save_network(network, folder / name, getattr(torch, dtype))
         (folder / "scheduler").mkdir()
-        _write_json(folder / "scheduler" / "scheduler_config.json", schedule.to_config())
+        write_json(folder / "scheduler" / "scheduler_config.json", schedule.to_config())
         write_embedding(embedding, folder / EMBEDDING_FILE)
         index |= _text_components(_write_text_encoder(source.directory, folder, embedding))
-        _write_json(folder / "model_index.json", index)
+        write_json(folder / "model_index.json", index)
         for path in (*source.directory.glob("README.md"), *source.directory.glob("LICEN[SC]E*")):
             shutil.copyfile(path, folder / path.name)
         write_sums(folder)
@@ -288,131 +304,9 @@ def _save_network(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
         # It registers a setting that its own constructor does not take, which diffusers then warns about.
         config = json.loads((folder / "config.json").read_text())
         config.pop("block_out_channels", None)
-        _write_json(folder / "config.json", config)
+        write_json(folder / "config.json", config)
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file as diffusers does: indented, with a newline at the end."""
     path.write_text(json.dumps(dict(content), indent=2) + "\n", encoding="utf-8")
-
-
-class _Encoder(nn.Module):
-    def __init__(self, vae: Vae) -> None:
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, sample: Tensor) -> Tensor:
-        return encode_to_latent(self.vae, sample)
-
-
-class _Decoder(nn.Module):
-    def __init__(self, vae: Vae) -> None:
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, latent: Tensor) -> Tensor:
-        return decode_from_latent(self.vae, latent)
-
-
-class _Denoiser(nn.Module):
-    def __init__(self, unet: UNet2DConditionModel, empty_prompt_embedding: Tensor) -> None:
-        super().__init__()
-        self.unet = unet
-        self.register_buffer("context", empty_prompt_embedding)
-
-    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
-        context = self.context.expand(sample.shape[0], -1, -1)  # pyright: ignore
-        return self.unet(sample, timestep, encoder_hidden_states=context).sample
-
-
-def export_onnx(checkpoint_dir: Path, destination: Path) -> None:
-    """Writes `checkpoint_dir` as a checkpoint folder of ONNX networks that runs without torch.
-
-    Sizes stay free: batch, and any image size that is a multiple of 8. Weights are stored in half precision and widened
-    when a session loads them; all arithmetic is float32. The empty-prompt embedding is folded into the U-Net.
-
-    Raises:
-        CheckpointError: the folder is no whole depth checkpoint with safetensors weights.
-        OutputError: `destination` holds something else than an exported checkpoint, which would be lost.
-        MissingExtraError: the package onnx is not installed.
-    """
-    try:
-        import onnx  # noqa: F401 - tested here so that the message names the extra
-    except ImportError as error:
-        raise MissingExtraError("onnx", "export") from error
-    source = read_checkpoint(checkpoint_dir)
-    if source.weights != "safetensors":
-        raise CheckpointError(f"{checkpoint_dir} holds ONNX networks already; give a folder with safetensors weights")
-    _check_replaceable(destination)
-    index = json.loads((checkpoint_dir / "model_index.json").read_text(encoding="utf-8"))
-    vae, unet = load_vae(checkpoint_dir / "vae"), load_unet(checkpoint_dir / "unet")
-    denoiser = _Denoiser(unet, load_empty_prompt_embedding(checkpoint_dir)).eval()
-    channels = latent_channels(vae)
-    # Odd latent sizes make the U-Net's up-sampling follow the skip connections' sizes; with even ones the tracer
-    # would record a fixed factor of 2 and fail on latents that are not divisible by its depth.
-    h, w = 9, 7
-    sample = torch.zeros(1, 2 * channels, h, w)
-    image, latent = torch.zeros(1, 3, 8 * h, 8 * w), torch.zeros(1, channels, h, w)
-    with atomic_directory(destination) as folder:
-        _export(_Encoder(vae), {"sample": image}, "latent", folder / "vae_encoder")
-        _export(denoiser, {"sample": sample, "timestep": torch.tensor([999])}, "prediction", folder / "unet")
-        _export(_Decoder(vae), {"latent": latent}, "depth", folder / "vae_decoder")
-        (folder / "scheduler").mkdir()
-        _write_json(folder / "scheduler" / "scheduler_config.json", source.schedule.to_config())
-        kept = {key: value for key, value in index.items() if not isinstance(value, list)}
-        networks = {"vae_encoder": "OnnxModel", "unet": "OnnxModel", "vae_decoder": "OnnxModel"}
-        components = {name: ["onnxruntime", kind] for name, kind in networks.items()}
-        components["scheduler"] = ["diffusers", source.schedule.class_name]
-        kept |= {"latent_channels": channels, "num_parameters": count_parameters(source)}
-        _write_json(folder / "model_index.json", {**kept, **components})
-
-
-def _check_replaceable(destination: Path) -> None:
-    if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
-        return
-    if not all((destination / file).is_file() for file in ("model_index.json", *ONNX_FILES.values())):
-        raise OutputError(
-            f"{destination} exists and is no exported checkpoint; choose a new folder, so that nothing is lost"
-        )
-
-
-def _export(module: nn.Module, inputs: dict[str, Tensor], output: str, folder: Path) -> None:
-    import onnx
-
-    folder.mkdir()
-    names = {0: "batch", 2: "height", 3: "width"}
-    axes = {name: names for name, value in inputs.items() if value.ndim == 4} | {output: names}
-    path = folder / "model.onnx"
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer warns about every shape test, which odd sizes take care of
-        torch.onnx.export(
-            module.eval(),
-            tuple(inputs.values()),
-            path,
-            input_names=list(inputs),
-            output_names=[output],
-            dynamic_axes=axes,
-            opset_version=17,
-            dynamo=False,
-        )
-    model = onnx.load(path)
-    _store_weights_in_half(model)
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
-
-
-def _store_weights_in_half(model: Any) -> None:
-    """Replaces float32 weights of 256 or more values by float16 ones and a Cast, which sessions fold when they load."""
-    import numpy as np
-    from onnx import TensorProto, helper, numpy_helper
-
-    casts = []
-    for tensor in model.graph.initializer:
-        values = numpy_helper.to_array(tensor)
-        if tensor.data_type != TensorProto.FLOAT or values.size < 256:
-            continue
-        name = tensor.name
-        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}.half"))
-        casts.append(helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT))
-    nodes = [*casts, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)

@@ -10,7 +10,8 @@ import errno
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -20,17 +21,29 @@ import numpy as np
 from jaxtyping import UInt8
 
 from openmarigold import __version__
-from openmarigold.checkpoint import Checkpoint, loaded_variant, read_checkpoint, resolve_settings
+from openmarigold.checkpoint import Checkpoint, loaded_variant, read_checkpoint, read_tiny_vae, resolve_settings
 from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import InvalidValueError, OpenMarigoldError, OutputError
 from openmarigold.export import check_output, result_paths, write_prediction
 from openmarigold.image import IMAGE_SUFFIXES, parse_colour, read_rgb
 from openmarigold.manifest import Manifest, file_size
-from openmarigold.predictor import Predictor
-from openmarigold.provenance import checkpoint_sha256, file_sha256, is_result
+from openmarigold.predictor import DepthPrediction, Predictor
+from openmarigold.provenance import checkpoint_sha256, file_sha256, is_result, tiny_vae_sha256
 
 # Settings that say where the model lies and how it is run, but not what comes out: the checkpoint counts by its hash.
-_WITHOUT_EFFECT = frozenset({"checkpoint", "revision", "local_files_only", "device", "batch_size"})
+_WITHOUT_EFFECT = frozenset(
+    {
+        "checkpoint",
+        "revision",
+        "local_files_only",
+        "engine",
+        "device",
+        "compile",
+        "batch_size",
+        "tiny_vae",
+        "tiny_vae_for",
+    }
+)
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})  # the next photo would fare no better
 _PHOTO_ERRORS = (OpenMarigoldError, MemoryError, OSError)
 _QUANTITIES = {
@@ -55,10 +68,12 @@ class BatchResult:
     left_out: list[Path] = field(default_factory=list)
     """Pictures in the given folders that are results of earlier predictions, and no photos."""
     num_predicted: int = 0
+    engine: str | None = None
+    """What ran the networks; None where no photo needed them."""
     load_s: float = 0.0
     """Time to load the checkpoint [s]."""
     predict_s: list[float] = field(default_factory=list)
-    """Time for each predicted photo, from reading to written files [s]."""
+    """Time spent on each predicted photo: reading, predicting, writing [s]. Those of neighbours overlap."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -69,6 +84,7 @@ class BatchResult:
             "failed": [{"path": str(path), "error": message} for path, message in self.failed],
             "left_out": [str(path) for path in self.left_out],
             "num_predicted": self.num_predicted,
+            "engine": self.engine,
             "load_s": round(self.load_s, 3),
             "predict_s": [round(seconds, 3) for seconds in self.predict_s],
         }
@@ -122,13 +138,29 @@ def predict_files(
     for done, (path, problem) in enumerate(problems, start=1):
         run.fail("", path, problem)
         report(Event(path=path, done=done, total=total, error=problem))
-    for done, (result, path) in enumerate(photos.items(), start=len(problems) + 1):
-        error, note = run.predict(result, path)
+    for done, (path, (error, note)) in enumerate(run.predict_all(photos), start=len(problems) + 1):
         if note is not None:  # one is enough
             note = None if noted else f"{note} (of further files such notes stand in the manifest)"
             noted = True
         report(Event(path=path, done=done, total=total, error=error, note=note))
     return run.outcome
+
+
+@dataclass(kw_only=True)
+class _Job:
+    """A photo on its way from reading over prediction to writing."""
+
+    result: str
+    photo: Path
+    paths: list[Path]
+    input_sha256: str | None = None
+    rgb: UInt8[np.ndarray, "h w 3"] | None = None
+    """None where the photo is done already or cannot be read."""
+    prediction: DepthPrediction | None = None
+    error: str | None = None
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    """Spent on this photo, without waiting for others [s]."""
 
 
 class _Run:
@@ -171,54 +203,104 @@ class _Run:
             **{name: getattr(resolved, name) for name in names},
             "variant": loaded_variant(self.checkpoint),
             "colour_map": self.output.colour_map,
+            **self._tiny_vae,
         }
 
-    def predict(self, result: str, photo: Path) -> tuple[str | None, str | None]:
-        """Predicts one photo unless it is done; returns its error, if any, and a note, if any.
+    @cached_property
+    def _tiny_vae(self) -> dict[str, str]:
+        """What a small autoencoder changes in the results, if there is one."""
+        tiny_vae = read_tiny_vae(self.config, self.checkpoint)
+        if tiny_vae is None:
+            return {}
+        return {"tiny_vae_sha256": tiny_vae_sha256(tiny_vae), "tiny_vae_for": tiny_vae.used_for}
+
+    def predict_all(self, photos: Mapping[str, Path]) -> Iterator[tuple[Path, tuple[str | None, str | None]]]:
+        """Yields each photo with its error and a note, if any, in order.
+
+        While one photo is predicted, the next is read and the one before is written, each in a thread of its own. All
+        that is counted and noted in the manifest is so in the order of the photos.
 
         Raises:
             OpenMarigoldError: what is wrong for every photo: the model cannot be loaded, or the manifest not written.
         """
-        paths = self._paths(result)
+        self.manifest.standing("")  # reads what is there, before two threads ask
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+            jobs = [_Job(result=result, photo=photo, paths=self._paths(result)) for result, photo in photos.items()]
+            reading = reader.submit(self._read, jobs[0]) if jobs else None
+            writing: Future[tuple[str | None, str | None]] | None = None
+            for index, job in enumerate(jobs):
+                assert reading is not None
+                reading.result()
+                if index + 1 < len(jobs):
+                    reading = reader.submit(self._read, jobs[index + 1])
+                self._predict(job)
+                if writing is not None:  # one at a time: memory holds three photos at most
+                    yield jobs[index - 1].photo, writing.result()
+                writing = writer.submit(self._finish, job)
+            if writing is not None:
+                yield jobs[-1].photo, writing.result()
+
+    def _read(self, job: _Job) -> None:
+        """Reads a photo unless it is done."""
         started = time.perf_counter()
-        notes: list[str] = []
-        input_sha256 = None
         try:
-            self._check_names(photo, paths)
-            input_sha256 = file_sha256(photo) if photo.is_file() else None
-            if not self.overwrite and self.manifest.is_done(
-                result, request=self.request, input_sha256=input_sha256, outputs=[path.name for path in paths]
-            ):
-                self.outcome.skipped.append(photo)
-                return None, None
-            rgb = read_rgb(photo, background=self.config.background, note=notes.append)
+            self._check_names(job.photo, job.paths)
+            job.input_sha256 = file_sha256(job.photo) if job.photo.is_file() else None
+            names = [path.name for path in job.paths]
+            done = not self.overwrite and self.manifest.is_done(
+                job.result, request=self.request, input_sha256=job.input_sha256, outputs=names
+            )
+            if not done:
+                job.rgb = read_rgb(job.photo, background=self.config.background, note=job.notes.append)
         except _PHOTO_ERRORS as error:
-            return self.fail(result, photo, _one_line(photo, error), input_sha256), None
-        loaded_s = self.outcome.load_s
+            job.error = _one_line(job.photo, error)
+        job.seconds += time.perf_counter() - started
+
+    def _predict(self, job: _Job) -> None:
+        if job.rgb is None:
+            return
         predictor = self._load()
-        started += self.outcome.load_s - loaded_s
+        started = time.perf_counter()
         try:
-            record, outputs = self._make(predictor, rgb, result, photo, paths, input_sha256)
+            job.prediction = predictor(job.rgb, **self.config.call_options)
+        except _PHOTO_ERRORS as error:
+            job.error = _one_line(job.photo, error)
+        job.rgb = None
+        job.seconds += time.perf_counter() - started
+
+    def _finish(self, job: _Job) -> tuple[str | None, str | None]:
+        """Writes the results of a photo and says in the manifest what became of it; its error and a note, if any."""
+        result, photo = job.result, job.photo
+        if job.error is None and job.prediction is None:
+            self.outcome.skipped.append(photo)
+            return None, None
+        if job.prediction is None:
+            assert job.error is not None
+            return self.fail(result, photo, job.error, job.input_sha256), None
+        started = time.perf_counter()
+        try:
+            record, outputs = self._write(job, job.prediction)
         except _PHOTO_ERRORS as error:
             if getattr(error.__cause__, "errno", None) in _NO_ROOM:
                 raise
-            return self.fail(result, photo, _one_line(photo, error), input_sha256), None
-        seconds = time.perf_counter() - started
+            return self.fail(result, photo, _one_line(photo, error), job.input_sha256), None
+        job.prediction = None
+        job.seconds += time.perf_counter() - started
         self.manifest.append(
             result,
             "done",
             input=str(photo),
-            input_sha256=input_sha256,
+            input_sha256=job.input_sha256,
             request=self.request,
             provenance=record,
             outputs=outputs,
-            seconds=round(seconds, 3),
-            **({"notes": notes} if notes else {}),
+            seconds=round(job.seconds, 3),
+            **({"notes": job.notes} if job.notes else {}),
         )
-        self.outcome.written.extend(paths)
+        self.outcome.written.extend(job.paths)
         self.outcome.num_predicted += 1
-        self.outcome.predict_s.append(seconds)
-        return None, notes[0] if notes else None
+        self.outcome.predict_s.append(job.seconds)
+        return None, job.notes[0] if job.notes else None
 
     def fail(self, result: str, photo: Path, message: str, input_sha256: str | None = None) -> str:
         """Counts a photo without results, and returns why it has none."""
@@ -250,19 +332,12 @@ class _Run:
             started = time.perf_counter()
             self._predictor = Predictor.from_config(self.config)
             self.outcome.load_s = time.perf_counter() - started
+            self.outcome.engine = self._predictor.engine.name
         return self._predictor
 
-    def _make(
-        self,
-        predictor: Predictor,
-        rgb: UInt8[np.ndarray, "h w 3"],
-        result: str,
-        photo: Path,
-        paths: Sequence[Path],
-        input_sha256: str | None,
-    ) -> tuple[dict[str, Any], dict[str, int | None]]:
+    def _write(self, job: _Job, prediction: DepthPrediction) -> tuple[dict[str, Any], dict[str, int | None]]:
         """Writes the results of a photo; returns their provenance, and every file that is valid now with its size."""
-        prediction = predictor(rgb, **self.config.call_options)
+        result, photo, paths, input_sha256 = job.result, job.photo, job.paths, job.input_sha256
         record = {
             "software": f"openmarigold {__version__}",
             "quantity": _QUANTITIES[self.checkpoint.invariance],

@@ -23,11 +23,13 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 from openmarigold import hub
 from openmarigold.config import (
     MAX_INFERENCE_STEPS,
+    ConvertedFormat,
     FinalStep,
     Invariance,
     PredictConfig,
     StartNoise,
     TimestepSpacing,
+    TinyVaeUse,
     check_final_step,
     check_processing_resolution,
     check_start_noise,
@@ -36,10 +38,18 @@ from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, InvalidValueError, OpenMarigoldError, one_line
 
 EMBEDDED_DIR = Path(__file__).parent / "weights"
-ONNX_FILES = {name: f"{name}/model.onnx" for name in ("vae_encoder", "unet", "vae_decoder")}
+NETWORKS = ("vae_encoder", "unet", "vae_decoder")
+# Format of converted networks -> name of a network -> its file, and where the weights lie that are not in it.
+NETWORK_FILES: dict[ConvertedFormat, dict[str, str]] = {
+    "onnx": {name: f"{name}/model.onnx" for name in NETWORKS},
+    "openvino": {name: f"{name}/model.xml" for name in NETWORKS},
+}
+ONNX_FILES = NETWORK_FILES["onnx"]
+COMPANION_SUFFIXES = {"onnx": ".onnx.data", "openvino": ".bin"}
 NETWORK_STEM = "diffusion_pytorch_model"
 TEXT_ENCODER_STEM = "model"
 EMBEDDING_FILE = "empty_prompt_embedding.safetensors"
+TITLES = {"onnx": "ONNX", "openvino": "OpenVINO"}
 PIPELINE_CLASSES = ("MarigoldDepthPipeline", "MarigoldPipeline")
 FALLBACK_PROCESSING_RESOLUTION = 768
 FALLBACK_INFERENCE_STEPS = {"trailing": 4, "leading": 10, "lcm": 1}
@@ -64,7 +74,7 @@ class Checkpoint:
 
     directory: Path
     name: str
-    weights: Literal["onnx", "safetensors"]
+    weights: Literal["onnx", "openvino", "safetensors"]
     variant: str | None
     """Which files of the networks are to be read: None the plain ones (else those named fp16), "fp16" those named so.
     `loaded_variant` says what that comes to."""
@@ -80,6 +90,23 @@ class Checkpoint:
     """The side of the photo that a processing resolution gives: the longer one in published checkpoints."""
     index: Mapping[str, Any] = field(repr=False)
     """All of model_index.json."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyVae:
+    """A small autoencoder with a checkpoint's latent space, and what it is used for in the place of its own."""
+
+    directory: Path
+    name: str
+    variant: str | None
+    used_for: TinyVaeUse
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The networks that it replaces."""
+        return {"encode": ("vae_encoder",), "decode": ("vae_decoder",), "both": ("vae_encoder", "vae_decoder")}[
+            self.used_for
+        ]
 
 
 @runtime_checkable
@@ -179,6 +206,45 @@ def readable() -> Iterator[None]:
         ) from error
 
 
+def read_tiny_vae(config: PredictConfig, checkpoint: Checkpoint) -> TinyVae | None:
+    """The small autoencoder that the settings name, a folder or a hub id; None where they name none.
+
+    Raises:
+        CheckpointError: it is missing, damaged, of another class or latent space, or cannot be downloaded.
+        MissingExtraError: a hub id without the extra `torch`.
+    """
+    if config.tiny_vae is None:
+        return None
+    given = Path(config.tiny_vae)
+    hub_id = hub.as_hub_id(given)
+    directory = given
+    if hub_id is not None:
+        patterns = ["config.json", *_weight_patterns(NETWORK_STEM, None)]
+        directory = hub.download(hub_id, patterns, local_files_only=config.local_files_only)
+    elif not given.is_dir():
+        raise CheckpointError(
+            f"tiny_vae {given} is not a folder; give one with config.json and safetensors weights of an "
+            "AutoencoderTiny, or its hub id owner/name, such as madebyollin/taesd"
+        )
+    elif (given / "vae" / "config.json").is_file() and not (given / "config.json").is_file():
+        directory = given / "vae"  # a whole checkpoint, or one of `train autoencoder`
+    path = directory / "config.json"
+    content = _read_json(path)
+    if content.get("_class_name") != "AutoencoderTiny":
+        raise CheckpointError(f"{path}: _class_name is {content.get('_class_name')!r}; accepted is 'AutoencoderTiny'")
+    channels = content.get("latent_channels", 4)
+    if channels != checkpoint.latent_channels:
+        raise CheckpointError(
+            f"{path}: {channels} latent channels do not fit checkpoint {checkpoint.name}, which has "
+            f"{checkpoint.latent_channels}; give an autoencoder with the same latent space"
+        )
+    variant, files = weight_files(directory)
+    for file in files:
+        check_safetensors_file(file)
+    name = hub_id or directory.resolve().name
+    return TinyVae(directory=directory, name=name, variant=variant, used_for=config.tiny_vae_for)
+
+
 def _read(directory: Path, name: str, *, variant: str | None) -> Checkpoint:
     index_path = directory / "model_index.json"
     index = _read_json(index_path)
@@ -191,10 +257,12 @@ def _read(directory: Path, name: str, *, variant: str | None) -> Checkpoint:
         raise CheckpointError(f"{scheduler_path}: {error}") from error
 
     weights = _kind_of_weights(directory)
-    if weights == "onnx":
+    if weights != "safetensors":
         if variant is not None:
-            raise CheckpointError(f"{directory} holds ONNX networks, which have no variant {variant!r}; leave it out")
-        channels = _check_onnx(directory, index)
+            raise CheckpointError(
+                f"{directory} holds {TITLES[weights]} networks, which have no variant {variant!r}; leave it out"
+            )
+        channels = _check_converted(directory, index, weights)
     else:
         channels = _check_safetensors(directory, variant)
     try:
@@ -306,11 +374,8 @@ def network_files(checkpoint: Checkpoint) -> list[Path]:
     """
     directory = checkpoint.directory
     files = [directory / "scheduler" / "scheduler_config.json"]
-    if checkpoint.weights == "onnx":
-        for path in (directory / file for file in ONNX_FILES.values()):
-            # Networks of more than 2 GB keep their weights in a file beside them, named by the first.
-            files += [path, *path.parent.glob(f"{path.name}[._]data")]
-        return files
+    if checkpoint.weights != "safetensors":
+        return files + converted_files(directory, checkpoint.weights)
     for folder in (directory / name for name in ("unet", "vae")):
         files += [folder / "config.json", *weight_files(folder, variant=checkpoint.variant)[1]]
     return files
@@ -334,7 +399,7 @@ def loaded_variant(checkpoint: Checkpoint) -> str | None:
 
     Where U-Net and VAE differ, both are named.
     """
-    if checkpoint.weights == "onnx":
+    if checkpoint.weights != "safetensors":
         return None
     variants = {
         name: weight_files(checkpoint.directory / name, variant=checkpoint.variant)[0] for name in ("unet", "vae")
@@ -393,7 +458,7 @@ def _locate(
     if hub_id is not None:
         settings: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
         directory = hub.download(hub_id, _network_patterns(variant), **settings)
-        if _kind_of_weights(directory) == "onnx":
+        if _kind_of_weights(directory) != "safetensors":
             return directory, hub_id
         if variant is None and not all(_has_weights(directory / name) for name in ("unet", "vae")):
             hub.download(hub_id, _network_patterns("fp16"), **settings)
@@ -428,7 +493,8 @@ def _warn_of_unused(settings: tuple[str, ...], what: str) -> None:
 def _network_patterns(variant: str | None) -> list[str]:
     weights = [f"{name}/{pattern}" for name in ("unet", "vae") for pattern in _weight_patterns(NETWORK_STEM, variant)]
     configs = ["model_index.json", "scheduler/*.json", "unet/config.json", "vae/config.json"]
-    return [*configs, *weights, *ONNX_FILES.values(), EMBEDDING_FILE, "README.md", "LICENSE*"]
+    converted = [f"{name}/model.{end}" for name in NETWORKS for end in ("onnx", "onnx.data", "xml", "bin")]
+    return [*configs, *weights, *converted, EMBEDDING_FILE, "README.md", "LICENSE*"]
 
 
 def _text_encoder_patterns(variant: str | None) -> list[str]:
@@ -489,17 +555,28 @@ def _inferred_start_noise(index: Mapping[str, Any], schedule: NoiseSchedule, ste
     return "zeros" if end_to_end else "gaussian"
 
 
-def _kind_of_weights(directory: Path) -> Literal["onnx", "safetensors"]:
-    if any((directory / file).exists() for file in ONNX_FILES.values()):
-        return "onnx"
+def _kind_of_weights(directory: Path) -> Literal["onnx", "openvino", "safetensors"]:
+    for kind, files in NETWORK_FILES.items():
+        if any((directory / file).exists() for file in files.values()):
+            return kind
     return "safetensors"
 
 
-def _check_onnx(directory: Path, index: Mapping[str, Any]) -> int:
-    for file in ONNX_FILES.values():
-        path = directory / file
+def converted_files(directory: Path, kind: ConvertedFormat) -> list[Path]:
+    """The files of converted networks in a folder: for each the network, and its weights where they lie beside it."""
+    paths = [directory / file for file in NETWORK_FILES[kind].values()]
+    if kind == "openvino":
+        return paths + [path.with_suffix(COMPANION_SUFFIXES[kind]) for path in paths]
+    # Networks of more than 2 GB keep their weights in a file beside them, named by the first: .data or _data.
+    return paths + [companion for path in paths for companion in sorted(path.parent.glob(f"{path.name}[._]data"))]
+
+
+def _check_converted(directory: Path, index: Mapping[str, Any], kind: ConvertedFormat) -> int:
+    for path in converted_files(directory, kind):
         if not path.is_file():
-            raise CheckpointError(f"{path} is missing; an ONNX checkpoint holds {', '.join(ONNX_FILES.values())}")
+            expected = ", ".join(NETWORK_FILES[kind].values())
+            also = ", each with model.bin beside it" if kind == "openvino" else ""
+            raise CheckpointError(f"{path} is missing; an {TITLES[kind]} checkpoint holds {expected}{also}")
         if path.stat().st_size == 0:
             raise CheckpointError(f"{path} is empty; get the checkpoint again")
     try:

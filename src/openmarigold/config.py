@@ -17,10 +17,31 @@ TimestepSpacing = Literal["leading", "trailing"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Invariance = Literal["affine", "scale", "absolute"]
 
+EngineName = Literal["auto", "onnx", "openvino", "torch"]
+TinyVaeUse = Literal["decode", "encode", "both"]
+CompileMode = Literal["off", "graphs", "full"]
+ConvertedFormat = Literal["onnx", "openvino"]
+StoredDtype = Literal["float32", "float16"]
+
 MAX_INFERENCE_STEPS = 1000
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
 INVARIANCES: tuple[Invariance, ...] = ("affine", "scale", "absolute")
 LATENT_FACTOR = 8
+_LOADING = frozenset(
+    {
+        "checkpoint",
+        "variant",
+        "revision",
+        "local_files_only",
+        "engine",
+        "device",
+        "dtype",
+        "tiny_vae",
+        "tiny_vae_for",
+        "compile",
+        "background",
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +75,25 @@ class PredictConfig:
     """Seed of the noise. The same photo and seed give the same depth, alone or among others."""
     background: str = "white"
     """Colour behind transparent pixels: a name as in CSS, or #rrggbb."""
-    batch_size: int = 4
-    """Ensemble members that are denoised at once on a GPU. On a CPU they run one after another."""
+    batch_size: int | None = None
+    """Ensemble members that are denoised at once on a GPU, at most. None: as many as fit into its memory. On a CPU they
+    run one after another."""
+    engine: EngineName = "auto"
+    """What runs the networks: onnx and openvino (extra `openvino`) on a CPU, torch (extra `torch`) on CPUs and GPUs.
+    auto: the fastest that is installed and can run this checkpoint."""
     device: str = "auto"
-    """Where the networks run: auto, cpu, cuda, cuda:1 or mps. ONNX networks run on cpu."""
+    """Where the networks run: auto, cpu, cuda, cuda:1 or mps. ONNX and OpenVINO networks run on cpu."""
     dtype: Dtype = "float32"
     """Precision of the networks: float32, bfloat16 (half the memory) or float16 (GPUs only)."""
+    tiny_vae: str | None = None
+    """Small autoencoder with the checkpoint's latent space, much faster and less exact: folder or hub id of an
+    AutoencoderTiny, such as madebyollin/taesd for checkpoints made from Stable Diffusion 2. None: the checkpoint's
+    own."""
+    tiny_vae_for: TinyVaeUse = "decode"
+    """What tiny-vae is used for: decode, encode or both."""
+    compile: CompileMode = "off"
+    """Engine torch, for many photos of one size: graphs records CUDA graphs, full compiles the networks (a minute or
+    two for each new size)."""
     final_step: FinalStep | None = None
     """Last denoising step: reference (as published, keeps 3 % of the noise) or clean. None: the checkpoint's
     default."""
@@ -79,7 +113,8 @@ class PredictConfig:
                 f"ensemble_tolerance={self.ensemble_tolerance!r} is not accepted; give a number between 0 and 1, such "
                 "as 0.005"
             )
-        _check_count("batch_size", self.batch_size)
+        if self.batch_size is not None:
+            _check_count("batch_size", self.batch_size)
         if self.processing_resolution is not None:
             check_processing_resolution(self.processing_resolution)
         if not _is_integer(self.seed) or self.seed < 0:
@@ -88,7 +123,20 @@ class PredictConfig:
             raise InvalidValueError(f"device={self.device!r} is not known; use auto, cpu, cuda, cuda:1 or mps")
         check_final_step(self.final_step)
         check_start_noise(self.start_noise)
-        for name, accepted in (("dtype", DTYPES), ("timestep_spacing", (None, "leading", "trailing"))):
+        if self.tiny_vae is not None and (not isinstance(self.tiny_vae, str) or not self.tiny_vae):
+            raise InvalidValueError(f"tiny_vae={self.tiny_vae!r} is not accepted; give a folder or a hub id")
+        if self.tiny_vae is None and self.tiny_vae_for != "decode":
+            raise InvalidValueError(
+                f"tiny_vae_for={self.tiny_vae_for!r} has no effect without tiny_vae; give both or none"
+            )
+        choices_of: dict[str, tuple[Any, ...]] = {
+            "dtype": DTYPES,
+            "timestep_spacing": (None, "leading", "trailing"),
+            "engine": get_args(EngineName),
+            "tiny_vae_for": get_args(TinyVaeUse),
+            "compile": get_args(CompileMode),
+        }
+        for name, accepted in choices_of.items():
             if getattr(self, name) not in accepted:
                 choices = " or ".join(value for value in accepted if value)
                 raise InvalidValueError(f"{name}={getattr(self, name)!r} is not known; use {choices}")
@@ -96,8 +144,7 @@ class PredictConfig:
     @property
     def call_options(self) -> dict[str, Any]:
         """What calling a `Predictor` takes beside the photo: all but what is settled when it or the photo is loaded."""
-        loading = ("checkpoint", "variant", "revision", "local_files_only", "device", "dtype", "background")
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in loading}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _LOADING}
 
 
 @dataclass(frozen=True, kw_only=True)

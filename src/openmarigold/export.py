@@ -20,6 +20,9 @@ from openmarigold.files import remove_leftovers, write_atomically
 from openmarigold.provenance import RECORD_NAME, to_json
 
 _STRIP_ROWS = 256
+_PNG_COMPRESSION = (
+    1  # a quarter of the time of Pillow's 6, for a sixth more bytes; writing must keep up with predicting
+)
 
 _Writer: TypeAlias = Callable[[Path], object]
 
@@ -123,7 +126,7 @@ def _writers(
             info = PngInfo()
             if provenance:
                 info.add_text(RECORD_NAME, to_json({**provenance, "content": content}))
-            Image.fromarray(picture()).save(file, format="PNG", pnginfo=info)
+            Image.fromarray(picture()).save(file, format="PNG", pnginfo=info, compress_level=_PNG_COMPRESSION)
 
         return _with_open_file(save)
 

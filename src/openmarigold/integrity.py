@@ -72,7 +72,7 @@ def checkpoint_files(checkpoint: Checkpoint) -> list[Path]:
     """The files that a prediction reads, relative to the folder, in a fixed order."""
     directory = checkpoint.directory
     files = [directory / "model_index.json", *network_files(checkpoint)]
-    if checkpoint.weights != "onnx":
+    if checkpoint.weights == "safetensors":
         stored = directory / EMBEDDING_FILE
         files += [stored] if stored.is_file() else text_encoder_files(directory)
     return sorted(path.relative_to(directory) for path in files)
@@ -90,8 +90,8 @@ def sha256_of(path: Path) -> str:
 
 
 def count_parameters(checkpoint: Checkpoint) -> dict[str, int] | None:
-    """Numbers in the weights of U-Net and VAE, from the files' headers; None where ONNX files do not state them."""
-    if checkpoint.weights == "onnx":
+    """Numbers in the weights of U-Net and VAE, from the files' headers; None where converted ones do not state them."""
+    if checkpoint.weights != "safetensors":
         stated = checkpoint.index.get("num_parameters")
         return dict(stated) if isinstance(stated, dict) and all(map(_is_count, stated.values())) else None
     counts = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, overload
@@ -14,15 +14,18 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 from PIL.Image import Image
 
-from openmarigold.checkpoint import Checkpoint, read_checkpoint, resolve_settings
+from openmarigold.checkpoint import Checkpoint, TinyVae, read_checkpoint, read_tiny_vae, resolve_settings
 from openmarigold.config import (
     LATENT_FACTOR,
+    CompileMode,
     Dtype,
+    EngineName,
     FinalStep,
     Invariance,
     PredictConfig,
     StartNoise,
     TimestepSpacing,
+    TinyVaeUse,
 )
 from openmarigold.depth import to_affine
 from openmarigold.diffusion import NoiseSchedule, member_noise
@@ -48,7 +51,7 @@ class DepthPrediction:
     settings: dict[str, Any] = field(default_factory=dict)
     """The resolved settings: checkpoint, invariance, num_inference_steps, ensemble_size, num_members (of which the
     depth was made; fewer than ensemble_size where ensemble_tolerance stopped), processing_resolution, seed,
-    timestep_spacing, start_noise, final_step, device, dtype."""
+    timestep_spacing, start_noise, final_step, engine, device, dtype; tiny_vae and tiny_vae_for where one was used."""
 
 
 class Predictor:
@@ -71,8 +74,10 @@ class Predictor:
         default_start_noise: StartNoise = "gaussian",
         invariance: Invariance = "affine",
         processing_side: Literal["longer", "shorter"] = "longer",
+        tiny_vae: TinyVae | None = None,
     ) -> None:
         self.engine = engine
+        self.tiny_vae = tiny_vae
         self.schedule = schedule
         self.name = name
         self.default_num_inference_steps = default_num_inference_steps
@@ -82,14 +87,19 @@ class Predictor:
         self.invariance: Invariance = invariance
         self.processing_side: Literal["longer", "shorter"] = processing_side
         self._warned = False
+        self._pending: list[tuple[Any, str]] = []
 
     @classmethod
     def load(
         cls,
         checkpoint: Path | str | None = None,
         *,
+        engine: EngineName = PredictConfig.engine,
         device: str = PredictConfig.device,
         dtype: Dtype = PredictConfig.dtype,
+        tiny_vae: Path | str | None = PredictConfig.tiny_vae,
+        tiny_vae_for: TinyVaeUse = PredictConfig.tiny_vae_for,
+        compile: CompileMode = PredictConfig.compile,
         variant: str | None = PredictConfig.variant,
         revision: str | None = PredictConfig.revision,
         local_files_only: bool = PredictConfig.local_files_only,
@@ -98,14 +108,18 @@ class Predictor:
 
         Raises:
             CheckpointError: the checkpoint is missing, incomplete, damaged, of another kind or cannot be downloaded.
-            InvalidValueError: the device is not available, or does not compute in this precision.
-            MissingExtraError: safetensors weights or a hub id without the extra `torch`.
+            InvalidValueError: the device is not available, or the engine cannot run this checkpoint in this precision.
+            MissingExtraError: the engine is not installed, or a hub id without the extra `torch`.
         """
         return cls.from_config(
             PredictConfig(
                 checkpoint=None if checkpoint is None else Path(checkpoint),
+                engine=engine,
                 device=device,
                 dtype=dtype,
+                tiny_vae=None if tiny_vae is None else str(tiny_vae),
+                tiny_vae_for=tiny_vae_for,
+                compile=compile,
                 variant=variant,
                 revision=revision,
                 local_files_only=local_files_only,
@@ -114,22 +128,36 @@ class Predictor:
 
     @classmethod
     def from_config(cls, config: PredictConfig) -> Predictor:
-        """`load` with the checkpoint, device and precision of `config`."""
+        """`load` with the checkpoint, engine, device and precision of `config`."""
         found = read_checkpoint(
             config.checkpoint,
             variant=config.variant,
             revision=config.revision,
             local_files_only=config.local_files_only,
         )
-        return cls.from_checkpoint(found, device=config.device, dtype=config.dtype)
+        return cls.from_checkpoint(
+            found,
+            engine=config.engine,
+            device=config.device,
+            dtype=config.dtype,
+            tiny_vae=read_tiny_vae(config, found),
+            compile=config.compile,
+        )
 
     @classmethod
     def from_checkpoint(
-        cls, found: Checkpoint, *, device: str = PredictConfig.device, dtype: Dtype = PredictConfig.dtype
+        cls,
+        found: Checkpoint,
+        *,
+        engine: EngineName = PredictConfig.engine,
+        device: str = PredictConfig.device,
+        dtype: Dtype = PredictConfig.dtype,
+        tiny_vae: TinyVae | None = None,
+        compile: CompileMode = PredictConfig.compile,
     ) -> Predictor:
         """The predictor for a checkpoint that has been read. Raises what `load` raises."""
         return cls(
-            open_engine(found, device=device, dtype=dtype),
+            open_engine(found, engine=engine, device=device, dtype=dtype, tiny_vae=tiny_vae, compile=compile),
             schedule=found.schedule,
             name=found.name,
             default_num_inference_steps=found.default_num_inference_steps,
@@ -138,6 +166,7 @@ class Predictor:
             default_start_noise=found.default_start_noise,
             invariance=found.invariance,
             processing_side=found.processing_side,
+            tiny_vae=tiny_vae,
         )
 
     @overload
@@ -149,7 +178,7 @@ class Predictor:
         ensemble_size: int = ...,
         processing_resolution: int | None = ...,
         seed: int = ...,
-        batch_size: int = ...,
+        batch_size: int | None = ...,
         final_step: FinalStep | None = ...,
         timestep_spacing: TimestepSpacing | None = ...,
         start_noise: StartNoise | None = ...,
@@ -165,7 +194,7 @@ class Predictor:
         ensemble_size: int = ...,
         processing_resolution: int | None = ...,
         seed: int = ...,
-        batch_size: int = ...,
+        batch_size: int | None = ...,
         final_step: FinalStep | None = ...,
         timestep_spacing: TimestepSpacing | None = ...,
         start_noise: StartNoise | None = ...,
@@ -179,7 +208,7 @@ class Predictor:
         ensemble_size: int = PredictConfig.ensemble_size,
         processing_resolution: int | None = PredictConfig.processing_resolution,
         seed: int = PredictConfig.seed,
-        batch_size: int = PredictConfig.batch_size,
+        batch_size: int | None = PredictConfig.batch_size,
         final_step: FinalStep | None = PredictConfig.final_step,
         timestep_spacing: TimestepSpacing | None = PredictConfig.timestep_spacing,
         start_noise: StartNoise | None = PredictConfig.start_noise,
@@ -195,7 +224,8 @@ class Predictor:
             processing_resolution: longer side (shorter, where the checkpoint says so) that the networks see [px]; 0 is
                 the photo's own size, None the checkpoint's default.
             seed: with the photo's content and the member's number it determines the noise.
-            batch_size: members denoised at once, on a GPU; on a CPU one after another, so that bytes never change.
+            batch_size: members denoised at once on a GPU, at most; None is as many as fit into its memory. On a CPU
+                they go one after another, so that bytes never change.
             final_step: "reference" or "clean", see `diffusion`; None is the checkpoint's default.
             timestep_spacing: "trailing" or "leading" for DDIM; None is the checkpoint's own.
             start_noise: "gaussian", or "zeros" for checkpoints fine-tuned end to end; None is the checkpoint's own.
@@ -267,6 +297,7 @@ class Predictor:
         image = pad_to_multiple(rgb_to_planes(rgb, size), multiple=LATENT_FACTOR)[None]
 
         # 2. Its latent, computed once whatever the number of members and steps.
+        self._pending.clear()  # of a photo that failed
         rgb_latent = self.engine.encode(image)
         self._check_finite(self.engine.is_finite(rgb_latent), "VAE encoder")
 
@@ -294,10 +325,17 @@ class Predictor:
                 "num_members": num_members,
                 "start_noise": config.start_noise if latents is None else "given",
                 "final_step": config.final_step,
+                "engine": self.engine.name,
                 "device": self.engine.device,
                 "dtype": self.engine.dtype,
+                **self._tiny_vae_settings(),
             },
         )
+
+    def _tiny_vae_settings(self) -> dict[str, Any]:
+        if self.tiny_vae is None:
+            return {}
+        return {"tiny_vae": self.tiny_vae.name, "tiny_vae_for": self.tiny_vae.used_for}
 
     def _merge(
         self, rgb_latent: Latent, noise: _Noise, config: PredictConfig, size: tuple[int, int]
@@ -305,12 +343,10 @@ class Predictor:
         """Depth and uncertainty at the processing size, and the number of members that they are made of."""
         members: list[np.ndarray] = []
         merged = None
-        # As many members at once as the engine does without changing a result.
-        count = min(config.batch_size, self.engine.max_batch_size or config.batch_size)
-        for first in range(0, config.ensemble_size, count):
-            batch = range(first, min(first + count, config.ensemble_size))
+        batches = self._batches(config, rgb_latent.shape)
+        for batch in batches:
             decoded = self.engine.decode(self._denoise(rgb_latent, noise, batch, config))
-            self._check_finite(bool(np.isfinite(decoded).all()), "VAE decoder")
+            self._check_finite(bool(np.isfinite(decoded).all()), "VAE decoder")  # has waited for a GPU, if any
             for member in unpad(to_affine(decoded), size):
                 members.append(member)
                 # Every number of members is looked at, so that the batch size does not decide where to stop.
@@ -322,6 +358,17 @@ class Predictor:
             return members[0], None, 1
         merged = merged or ensemble(np.stack(members), invariance=self.invariance)
         return merged.depth, merged.uncertainty, len(members)
+
+    def _batches(self, config: PredictConfig, shape: Sequence[int]) -> Iterator[range]:
+        """Members that go together: as many as were asked for, fit, and do not change a result by going together."""
+        first = 0
+        while first < config.ensemble_size:
+            # Asked anew each time: an engine learns from the first batch how much memory a member takes.
+            fitting = self.engine.fitting_batch_size(LATENT_FACTOR * shape[2], LATENT_FACTOR * shape[3])
+            limits = (config.batch_size or fitting, self.engine.max_batch_size or config.ensemble_size)
+            last = min(first + min(limits), config.ensemble_size)
+            yield range(first, last)
+            first = last
 
     def _denoise(self, rgb_latent: Latent, noise: _Noise, members: range, config: PredictConfig) -> Latent:
         steps, spacing = config.num_inference_steps, config.timestep_spacing
@@ -341,12 +388,19 @@ class Predictor:
                 final_step=config.final_step,
                 noise=fresh,
             )
-        # What is not finite stays so from step to step: one look at the end, and one wait for a GPU.
+        # What is not finite stays so from step to step: one look at the end.
         self._check_finite(self.engine.is_finite(latent), "U-Net")
         return latent
 
-    def _check_finite(self, finite: bool, stage: str) -> None:
-        if finite:
+    def _check_finite(self, finite: Any, stage: str) -> None:
+        """Raises NumericalError unless `finite`; what only a GPU knows yet is asked for with the next known answer."""
+        if not isinstance(finite, bool):
+            self._pending.append((finite, stage))
+            return
+        answers = [*self._pending, (finite, stage)]
+        self._pending.clear()
+        broken = next((name for answer, name in answers if not answer), None)
+        if broken is None:
             return
         if self.engine.dtype == "float32":
             cure = "its weights may be damaged: look at it with `openmarigold checkpoint verify`"
@@ -354,7 +408,7 @@ class Predictor:
             cure = f"{self.engine.dtype} may be too narrow for it: use dtype " + (
                 "bfloat16 or float32" if self.engine.dtype == "float16" else "float32"
             )
-        raise NumericalError(f"the {stage} of checkpoint {self.name} gave values that are not finite; {cure}")
+        raise NumericalError(f"the {broken} of checkpoint {self.name} gave values that are not finite; {cure}")
 
 
 class _Noise:

@@ -23,6 +23,7 @@ from PIL import Image
 from openmarigold.checkpoint import (
     EMBEDDING_FILE,
     Checkpoint,
+    TinyVae,
     cached_embedding_path,
     check_safetensors_file,
     network_files,
@@ -30,6 +31,7 @@ from openmarigold.checkpoint import (
     safetensors_metadata,
     text_encoder_files,
     user_cache_dir,
+    weight_files,
 )
 from openmarigold.errors import CheckpointError, ImageError, InvalidValueError, OutputError
 from openmarigold.exr import read_exr_header
@@ -71,7 +73,7 @@ def checkpoint_sha256(checkpoint: Checkpoint) -> str:
     """
     with readable():
         lines = _hash_lines(network_files(checkpoint), checkpoint.directory)
-        if checkpoint.weights != "onnx":  # there the U-Net holds it
+        if checkpoint.weights == "safetensors":  # converted U-Nets hold it
             lines.append(f"empty prompt {embedding_sha256(checkpoint)}\n")
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
@@ -120,6 +122,18 @@ def _stated_origin(path: Path) -> str | None:
 
 def _hash_lines(files: Iterable[Path], directory: Path) -> list[str]:
     return [f"{path.relative_to(directory).as_posix()} {_remembered_sha256(path)}\n" for path in files]
+
+
+def files_sha256(paths: Iterable[Path]) -> str:
+    """One SHA-256 over the names and contents of files, in hexadecimal digits; large ones are hashed once."""
+    lines = sorted(f"{path.name} {_remembered_sha256(path)}\n" for path in paths)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def tiny_vae_sha256(tiny_vae: TinyVae) -> str:
+    """SHA-256 over a small autoencoder's configuration and weights, in hexadecimal digits."""
+    files = weight_files(tiny_vae.directory, variant=tiny_vae.variant)[1]
+    return files_sha256([tiny_vae.directory / "config.json", *files])
 
 
 def to_json(record: Mapping[str, Any]) -> str:

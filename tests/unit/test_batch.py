@@ -270,7 +270,7 @@ def test_loading_is_not_counted_as_predicting(photo_dir: Path, tmp_path: Path, c
     started = time.perf_counter()
     result = predict_files([photo_dir], output_dir=tmp_path / "out", config=config)
     assert result.load_s > 0
-    assert result.load_s + sum(result.predict_s) <= time.perf_counter() - started
+    assert result.load_s + max(result.predict_s) <= time.perf_counter() - started  # neighbours overlap
 
 
 def test_several_frames_are_said_once(photo_dir: Path, tmp_path: Path, config: PredictConfig) -> None:

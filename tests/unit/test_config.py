@@ -39,6 +39,8 @@ def test_accepts(settings: dict[str, Any]) -> None:
         ({"num_inference_steps": 1001}, "num_inference_steps=1001"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"seed": -1}, "seed=-1"),
+        ({"tiny_vae": ""}, "tiny_vae='' is not accepted; give a folder or a hub id"),
+        ({"tiny_vae_for": "both"}, "tiny_vae_for='both' has no effect without tiny_vae"),
         ({"device": "tpu"}, "device='tpu' is not known; use auto, cpu"),
     ],
 )
@@ -49,7 +51,7 @@ def test_refuses_with_what_is_accepted(settings: dict[str, Any], message: str) -
 
 def test_every_setting_is_read() -> None:
     package = Path(openmarigold.__file__).parent
-    code = "".join((package / name).read_text() for name in ("batch.py", "predictor.py"))
+    code = "".join((package / name).read_text() for name in ("batch.py", "checkpoint.py", "predictor.py"))
     unread = [field.name for field in fields(PredictConfig) if f"config.{field.name}" not in code]
     assert not unread
 

@@ -127,6 +127,7 @@ def test_settings_are_resolved(predictor: Predictor) -> None:
         "timestep_spacing": "trailing",
         "start_noise": "gaussian",
         "final_step": "reference",
+        "engine": "onnx",
         "device": "cpu",
         "dtype": "float32",
     }
@@ -276,7 +277,7 @@ def test_bfloat16_is_near_float32_and_float16_is_refused_on_cpus(tiny_checkpoint
     with pytest.raises(InvalidValueError, match=r"dtype='float16' is not for CPUs, .* use bfloat16"):
         Predictor.load(tiny_checkpoint, device="cpu", dtype="float16")
     with pytest.raises(InvalidValueError, match="dtype='bfloat16' is not for ONNX networks"):
-        Predictor.load(onnx_checkpoint, dtype="bfloat16")
+        Predictor.load(onnx_checkpoint, engine="onnx", dtype="bfloat16")
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 
 from openmarigold.alignment import fit_scale_shift
 from openmarigold.backbone import (
-    export_onnx,
     load_unet,
     load_vae,
     save_tensors,
     widen_conv_in,
 )
+from openmarigold.conversion import export_onnx
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, OutputError
 from openmarigold.seeding import generator_for

@@ -18,6 +18,8 @@ from typing import Annotated, Any, TypeAlias, get_args
 
 import tyro
 
+from openmarigold import process
+from openmarigold.cli.benchmark import BenchmarkCommand, run_benchmark
 from openmarigold.cli.checkpoint import CheckpointCommand, run_checkpoint
 from openmarigold.cli.compare import Compare, run_compare
 from openmarigold.cli.data import Data, run_data
@@ -41,6 +43,7 @@ Command: TypeAlias = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[CheckpointCommand, tyro.conf.subcommand("checkpoint")]
+    | Annotated[BenchmarkCommand, tyro.conf.subcommand("benchmark")]
 )
 _logger = logging.getLogger(__name__)
 _NAMES = [get_args(command)[1].name for command in get_args(Command)]
@@ -54,11 +57,13 @@ _RUN: dict[type, Callable[[Any], int]] = {
     Train: run_train,
     Export: run_export,
     CheckpointCommand: run_checkpoint,
+    BenchmarkCommand: run_benchmark,
 }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line and exits."""
+    process.claim()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file name of other bytes, or a dash where only ASCII is printed, must not end a run that has succeeded.
         sys.stdout.reconfigure(errors="backslashreplace")

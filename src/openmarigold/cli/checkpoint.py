@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`openmarigold checkpoint info|verify|save`: what a checkpoint is, whether it is intact, and a copy of it."""
+"""`openmarigold checkpoint info|verify|save|export`: what a checkpoint is, whether it is intact, copies of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from openmarigold.cli.terminal import EXIT_ERROR
-from openmarigold.config import Dtype
+from openmarigold.config import ConvertedFormat, Dtype, PredictConfig, StoredDtype, TinyVaeUse
 from openmarigold.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -62,14 +62,32 @@ class Save:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportCheckpoint:
+    """Write a folder of ONNX or OpenVINO networks that predicts without torch (extra `export` or `openvino`)."""
+
+    source: tyro.conf.OmitArgPrefixes[Source] = field(default_factory=Source)
+    output_dir: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
+    """Folder to write; an exported checkpoint that is there is replaced."""
+    format: ConvertedFormat = "onnx"
+    """Kind of files: onnx, or openvino (the fastest on a CPU)."""
+    dtype: StoredDtype = "float16"
+    """How weights are stored: float16 (half the size; arithmetic stays float32), or float32 (every bit is kept)."""
+    tiny_vae: str | None = None
+    """Small autoencoder to put in the place of the checkpoint's own: folder or hub id."""
+    tiny_vae_for: TinyVaeUse = "decode"
+    """What tiny-vae is used for: decode, encode or both."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointCommand:
-    """Look at a checkpoint, verify it, or save a complete copy."""
+    """Look at a checkpoint, verify it, save a complete copy, or export it to other engines."""
 
     action: tyro.conf.OmitArgPrefixes[
         tyro.conf.OmitSubcommandPrefixes[
             Annotated[Info, tyro.conf.subcommand("info")]
             | Annotated[Verify, tyro.conf.subcommand("verify")]
             | Annotated[Save, tyro.conf.subcommand("save")]
+            | Annotated[ExportCheckpoint, tyro.conf.subcommand("export")]
         ]
     ]
 
@@ -87,6 +105,8 @@ def run_checkpoint(command: CheckpointCommand) -> int:
     )
     if isinstance(action, Save):
         return _save(action, found)
+    if isinstance(action, ExportCheckpoint):
+        return _export(action, found)
     return _verify(action, found) if isinstance(action, Verify) else _info(action, found)
 
 
@@ -158,4 +178,25 @@ def _save(action: Save, found: Checkpoint) -> int:
         raise MissingExtraError(error.name, "torch") from error
     save_complete_checkpoint(found, action.output_dir, dtype=action.dtype)
     print(f"checkpoint -> {action.output_dir}")
+    return 0
+
+
+def _export(action: ExportCheckpoint, found: Checkpoint) -> int:
+    from openmarigold.checkpoint import TITLES, read_tiny_vae
+
+    try:
+        from openmarigold.conversion import export_checkpoint
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("openmarigold"):
+            raise
+        raise MissingExtraError(error.name, "export") from error
+    wanted = PredictConfig(
+        tiny_vae=action.tiny_vae,
+        tiny_vae_for=action.tiny_vae_for,
+        local_files_only=action.source.local_files_only,
+    )
+    export_checkpoint(
+        found, action.output_dir, format=action.format, dtype=action.dtype, tiny_vae=read_tiny_vae(wanted, found)
+    )
+    print(f"{TITLES[action.format]} checkpoint -> {action.output_dir}")
     return 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`openmarigold export`: a checkpoint to ONNX networks."""
+"""`openmarigold export`: short for `openmarigold checkpoint export --format onnx`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from openmarigold.errors import MissingExtraError
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Turn a checkpoint with safetensors weights into one that runs without torch, in ONNX format (extra `export`)."""
+    """Turn a checkpoint with safetensors weights into one that runs without torch, in ONNX format (extra `export`).
+
+    Short for `checkpoint export`, which has more formats.
+    """
 
     checkpoint_dir: tyro.conf.Positional[Path]
     """Checkpoint folder."""
@@ -25,7 +28,7 @@ class Export:
 def run_export(command: Export) -> int:
     """Exports and returns the exit status."""
     try:
-        from openmarigold.backbone import export_onnx
+        from openmarigold.conversion import export_onnx
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("openmarigold"):
             raise

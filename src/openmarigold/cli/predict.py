@@ -63,10 +63,11 @@ def run_predict(command: Predict) -> int:
         print(json.dumps({**result.to_dict(), "total_s": round(total_s, 3)}, indent=2))
     else:
         renewed = f" ({len(result.renewed)} again: settings or photo changed)" if result.renewed else ""
-        photos = sum(result.predict_s)
-        each = f", {photos / result.num_predicted:.2f} s a photo" if result.num_predicted else ""
+        photos_s = total_s - result.load_s  # of neighbours, reading, predicting and writing overlap
+        engine = f"engine {result.engine}, " if result.engine else ""
+        each = f", {photos_s / result.num_predicted:.2f} s a photo" if result.num_predicted else ""
         print(
             f"{result.num_predicted} predicted{renewed}, {len(result.skipped)} skipped, {len(result.failed)} failed in "
-            f"{total_s:.2f} s (model loaded in {result.load_s:.2f} s{each}) -> {command.output_dir}"
+            f"{total_s:.2f} s ({engine}model loaded in {result.load_s:.2f} s{each}) -> {command.output_dir}"
         )
     return EXIT_SOME_FAILED if result.failed else 0

@@ -43,8 +43,8 @@ class Reproduce:
     """Images that are read and scored at the same time; the result does not depend on it."""
     device: str = PredictConfig.device
     """Where the networks run: auto, cpu, cuda, cuda:1 or mps."""
-    batch_size: int = PredictConfig.batch_size
-    """Ensemble members that are denoised at once on a GPU."""
+    batch_size: int | None = PredictConfig.batch_size
+    """Ensemble members that are denoised at once on a GPU, at most. None: as many as fit."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print the cells as JSON."""
 

@@ -3,22 +3,33 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+import ctypes
+import importlib.util
+import logging
+import sys
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
-from openmarigold.checkpoint import Checkpoint
-from openmarigold.config import Dtype
+from openmarigold.checkpoint import TITLES, Checkpoint, TinyVae
+from openmarigold.config import CompileMode, Dtype, EngineName
+from openmarigold.engines.converted import LARGE_BYTES, can_keep_converted, weight_bytes
+from openmarigold.errors import InvalidValueError
 
+ChosenEngine = Literal["onnx", "openvino", "torch"]
 Latent = Any
 """`[b C h w]` float32 in the engine's own array type: a NumPy array or a tensor on the engine's device."""
+
+_DRIVERS = {"linux": "libcuda.so.1", "win32": "nvcuda.dll"}
+_log = logging.getLogger(__name__)
 
 
 @runtime_checkable
 class Engine(Protocol):
     """Encodes images, denoises latents and decodes depth. `h = H / 8`, `w = W / 8`."""
 
+    name: str
     device: str
     dtype: str
     """Precision of the networks; latents are float32 whatever it is."""
@@ -42,23 +53,120 @@ class Engine(Protocol):
         """The same values as the engine's own array type."""
         ...
 
-    def is_finite(self, latent: Latent) -> bool:
-        """Whether every value is a finite number."""
+    def is_finite(self, latent: Latent) -> Any:
+        """Whether every value is a finite number; on a GPU a tensor, and asking for its truth waits for the GPU."""
+        ...
+
+    def fitting_batch_size(self, height: int, width: int) -> int:
+        """Images of this size [px] that fit into the memory at once; 1 on a CPU, where batches gain nothing."""
         ...
 
 
-def open_engine(checkpoint: Checkpoint, *, device: str = "auto", dtype: Dtype = "float32") -> Engine:
-    """The engine for the checkpoint's kind of weights, with the networks loaded.
+def choose_engine(
+    checkpoint: Checkpoint,
+    *,
+    engine: EngineName = "auto",
+    device: str = "auto",
+    dtype: Dtype = "float32",
+    tiny_vae: TinyVae | None = None,
+    compile: CompileMode = "off",
+) -> ChosenEngine:
+    """The engine that "auto" stands for: the fastest that is installed and can run this; else the given one.
+
+    ONNX checkpoints: ONNX Runtime, but OpenVINO for large networks and for bfloat16. Safetensors weights: torch on a
+    GPU and for small networks, OpenVINO for large ones on a CPU, where they are converted once.
+
+    Raises:
+        InvalidValueError: the engine cannot run this checkpoint.
+    """
+    if engine != "auto":
+        if engine == "torch" and checkpoint.weights != "safetensors":
+            raise InvalidValueError(
+                f"engine='torch' does not run {TITLES[checkpoint.weights]} networks; use auto, or give --checkpoint a "
+                "folder with safetensors weights"
+            )
+        if engine != "torch" and compile != "off":
+            raise InvalidValueError(f"compile={compile!r} is for engine torch, not {engine}; leave it out")
+        return engine
+    if checkpoint.weights == "openvino":
+        return "openvino"
+    on_cpu = device in ("auto", "cpu")
+    large = weight_bytes(checkpoint) >= LARGE_BYTES
+    if checkpoint.weights == "onnx":
+        pays = on_cpu and (large or dtype == "bfloat16") and compile == "off"
+        return "openvino" if pays and _openvino_computes(dtype) else "onnx"
+    if not on_cpu or compile != "off" or not large or (device == "auto" and _has_gpu()):
+        return "torch"
+    if not (_openvino_computes(dtype) and can_keep_converted(checkpoint)):
+        return "torch"
+    return "openvino"
+
+
+def open_engine(
+    checkpoint: Checkpoint,
+    *,
+    engine: EngineName = "auto",
+    device: str = "auto",
+    dtype: Dtype = "float32",
+    tiny_vae: TinyVae | None = None,
+    compile: CompileMode = "off",
+) -> Engine:
+    """The engine for a checkpoint, with the networks loaded; see `choose_engine` for "auto".
 
     Raises:
         CheckpointError: a network file is damaged.
-        InvalidValueError: the device is not available, or does not compute in this precision.
-        MissingExtraError: safetensors weights without the extra `torch`.
+        InvalidValueError: the device is not available, or the engine cannot run this checkpoint in this precision.
+        MissingExtraError: the engine is not installed.
     """
-    if checkpoint.weights == "onnx":
+    chosen = choose_engine(checkpoint, engine=engine, device=device, dtype=dtype, tiny_vae=tiny_vae, compile=compile)
+    opened: Engine
+    if chosen == "onnx":
         from openmarigold.engines.onnx import OnnxEngine
 
-        return OnnxEngine(checkpoint, device=device, dtype=dtype)
-    from openmarigold.engines.torch import TorchEngine
+        opened = OnnxEngine(checkpoint, device=device, dtype=dtype, tiny_vae=tiny_vae)
+    elif chosen == "openvino":
+        from openmarigold.engines.openvino import OpenVinoEngine
 
-    return TorchEngine(checkpoint, device=device, dtype=dtype)
+        opened = OpenVinoEngine(checkpoint, device=device, dtype=dtype, tiny_vae=tiny_vae)
+    else:
+        from openmarigold.engines.torch import TorchEngine
+
+        opened = TorchEngine(checkpoint, device=device, dtype=dtype, tiny_vae=tiny_vae, compile=compile)
+    _log.info("%s runs on engine %s, %s, %s", checkpoint.name, chosen, opened.device, dtype)
+    return opened
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported, without importing it."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _openvino_computes(dtype: Dtype) -> bool:
+    """Whether OpenVINO is installed and computes in this precision on this CPU."""
+    if not is_installed("openvino") or dtype == "float16":
+        return False
+    if dtype == "float32":
+        return True
+    from openmarigold.engines.openvino import computes_in_bfloat16
+
+    return computes_in_bfloat16()
+
+
+def _has_gpu() -> bool:
+    """Whether torch finds a GPU; torch is imported only where a driver makes that possible."""
+    if sys.platform == "darwin":
+        possible = True
+    else:
+        try:
+            ctypes.CDLL(_DRIVERS.get(sys.platform, ""))
+            possible = sys.platform in _DRIVERS
+        except OSError:
+            possible = False
+    if not possible or not is_installed("torch"):
+        return False
+    from openmarigold.engines.torch import has_gpu
+
+    return has_gpu()

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX Runtime on the CPU: the engine of the embedded model, without torch."""
+"""ONNX Runtime on the CPU: the engine of the embedded model, without torch.
+
+Safetensors weights, where this engine is asked for by name, are converted once and kept (see `converted`).
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ import numpy as np
 import onnxruntime
 from jaxtyping import Float
 
-from openmarigold.checkpoint import ONNX_FILES, Checkpoint
+from openmarigold.checkpoint import Checkpoint, TinyVae
 from openmarigold.config import Dtype
+from openmarigold.engines.converted import network_paths
 from openmarigold.errors import CheckpointError, InvalidValueError, OpenMarigoldError, one_line
 
 
@@ -20,12 +24,21 @@ class OnnxEngine:
     Raises:
         CheckpointError: a network file is damaged.
         InvalidValueError: a device other than the CPU, or another precision than float32.
+        MissingExtraError: networks have to be converted and torch is not installed.
     """
 
+    name = "onnx"
     # Measured: batches of 1 to 5 gave equal bytes. ONNX Runtime does not promise it, and on a CPU batches gain nothing.
     max_batch_size: int | None = 1
 
-    def __init__(self, checkpoint: Checkpoint, *, device: str = "auto", dtype: Dtype = "float32") -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str = "auto",
+        dtype: Dtype = "float32",
+        tiny_vae: TinyVae | None = None,
+    ) -> None:
         if device not in ("auto", "cpu"):
             raise InvalidValueError(
                 f"device={device!r} does not run ONNX networks, cpu does; for a GPU give --checkpoint a folder with "
@@ -33,13 +46,21 @@ class OnnxEngine:
             )
         if dtype != "float32":
             raise InvalidValueError(
-                f"dtype={dtype!r} is not for ONNX networks, which compute in float32; leave it out, or give "
-                "--checkpoint a folder with safetensors weights"
+                f"dtype={dtype!r} is not for ONNX networks, which compute in float32; leave it out, or use "
+                'engine openvino (pip install "openmarigold[openvino]")'
             )
         self.device = "cpu"
         self.dtype = dtype
         self.latent_channels = checkpoint.latent_channels
-        self._sessions = {name: _open_session(checkpoint.directory / file) for name, file in ONNX_FILES.items()}
+        paths = network_paths(checkpoint, "onnx", tiny_vae=tiny_vae)
+        try:
+            self._sessions = {name: _open_session(path) for name, path in paths.items()}
+        except CheckpointError:
+            # What was converted may have been damaged since; the checkpoint's own files stay as they are.
+            if all(path.is_relative_to(checkpoint.directory) for path in paths.values()):
+                raise
+            paths = network_paths(checkpoint, "onnx", tiny_vae=tiny_vae, renew=True)
+            self._sessions = {name: _open_session(path) for name, path in paths.items()}
         stored = self._sessions["vae_encoder"].get_outputs()[0].shape[1]
         if isinstance(stored, int) and stored != self.latent_channels:
             raise CheckpointError(
@@ -69,13 +90,16 @@ class OnnxEngine:
     def is_finite(self, latent: Float[np.ndarray, "b C h w"]) -> bool:
         return bool(np.isfinite(latent).all())
 
+    def fitting_batch_size(self, height: int, width: int) -> int:
+        return 1
+
     def _run(self, name: str, **inputs: np.ndarray) -> np.ndarray:
         try:
             return self._sessions[name].run(None, inputs)[0]  # pyright: ignore[reportReturnType]
         except Exception as error:  # ONNX Runtime's error classes share no public base
             shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in inputs.items())
             raise OpenMarigoldError(
-                f"{ONNX_FILES[name]} failed on {shapes} ({one_line(error)}); try a smaller processing_resolution"
+                f"{name} failed on {shapes} ({one_line(error)}); try a smaller processing_resolution"
             ) from error
 
 

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from openmarigold.checkpoint import Checkpoint
-from openmarigold.config import Dtype
+from openmarigold.checkpoint import Checkpoint, TinyVae
+from openmarigold.config import CompileMode, Dtype
 from openmarigold.errors import InvalidValueError, MissingExtraError, OpenMarigoldError, one_line
 
 try:
@@ -19,40 +21,66 @@ try:
     from torch import Tensor
 
     from openmarigold import backbone
+    from openmarigold.folding import fold_constant_context
 except ModuleNotFoundError as error:
     if error.name is None or error.name.startswith("openmarigold"):
         raise
     raise MissingExtraError(error.name, "torch") from error
+
+_MEMORY_SHARE = 0.8  # of the free memory, for a batch: allocators waste some
+_MPS_BATCH_SIZE = 4  # torch does not say there how much memory a batch took
+_MAX_GRAPHS = 8  # recorded sizes of each network; each keeps its activations
+_log = logging.getLogger(__name__)
 
 
 class TorchEngine:
     """U-Net and VAE as diffusers modules. See `Engine`.
 
     The networks' weights and activations have the given precision; images, latents, the sampler and decoded depth are
-    float32.
+    float32. The empty prompt's context is folded into the U-Net unless `plain`, which is there to compare with. An
+    image that does not fit into the memory goes through the VAE in tiles, whose seams are blended: not the same result,
+    but one.
 
     Raises:
         CheckpointError: a network file is damaged.
-        InvalidValueError: the device is not available, or does not compute in this precision.
+        InvalidValueError: the device is not available, or does not compute in this precision or compile so.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, device: str = "auto", dtype: Dtype = "float32") -> None:
+    name = "torch"
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str = "auto",
+        dtype: Dtype = "float32",
+        tiny_vae: TinyVae | None = None,
+        compile: CompileMode = "off",
+        plain: bool = False,
+    ) -> None:
         self.device = _choose_device(device)
         _check_dtype(dtype, self.device)
+        _check_compile(compile, self.device)
         self.dtype = dtype
         self._dtype = getattr(torch, dtype)
         # Convolutions may choose another algorithm for another batch size: on a CPU bytes must not depend on it.
         self.max_batch_size: int | None = 1 if self.device == "cpu" else None
         self.latent_channels = checkpoint.latent_channels
         files: dict[str, Any] = {"variant": checkpoint.variant, "dtype": self._dtype}
-        self._unet = backbone.load_unet(checkpoint.directory / "unet", **files).to(self.device)  # pyright: ignore
-        self._vae = backbone.load_vae(checkpoint.directory / "vae", **files).to(self.device)  # pyright: ignore
+        unet = backbone.load_unet(checkpoint.directory / "unet", **files)
         embedding = backbone.load_empty_prompt_embedding(checkpoint.directory, variant=checkpoint.variant)
+        self._unet = self._placed(unet if plain else fold_constant_context(unet, embedding))
         self._empty_prompt_embedding = embedding.to(self.device, self._dtype)
+        self._vaes = {name: self._placed(vae) for name, vae in _load_vaes(checkpoint, tiny_vae, self._dtype).items()}
+        self._timesteps: dict[int, Tensor] = {}
+        self._bytes_per_pixel = 0.0  # the most that an image of a batch has needed so far, beside the weights
+        networks = {"encode": self._encode, "denoise": self._denoise, "decode": self._decode}
+        self._networks = {name: _compiled(network, compile) for name, network in networks.items()}
 
     def encode(self, rgb: Float[np.ndarray, "b 3 H W"]) -> Float[Tensor, "b C h w"]:
-        with _inference():
-            return backbone.encode_to_latent(self._vae, self.to_engine(rgb).to(self._dtype)).float()
+        with _inference(), self._tiles_if_needed("encode"):
+            image = self.to_engine(rgb)
+            return self._retried("encode", image)
 
     def denoise(
         self,
@@ -61,21 +89,171 @@ class TorchEngine:
         *,
         timestep: int,
     ) -> Float[Tensor, "b C h w"]:
-        with _inference():
-            sample = torch.cat([rgb_latent.expand_as(noisy_latent), noisy_latent], dim=1).to(self._dtype)
-            embedding = self._empty_prompt_embedding.expand(len(sample), -1, -1)
-            return self._unet(sample, timestep, encoder_hidden_states=embedding, return_dict=False)[0].float()
+        with _inference(), self._measured(noisy_latent):
+            sample = torch.cat([rgb_latent.expand_as(noisy_latent), noisy_latent], dim=1)
+            return self._networks["denoise"](sample, self._timestep(timestep))
 
     def decode(self, depth_latent: Float[Tensor, "b C h w"]) -> Float[np.ndarray, "b H W"]:
-        with _inference():
-            decoded = backbone.decode_to_image(self._vae, depth_latent.to(self._dtype))
-            return decoded.float().mean(dim=1).cpu().numpy()
+        with _inference(), self._tiles_if_needed("decode"), self._measured(depth_latent):
+            return self._retried("decode", depth_latent).cpu().numpy()
 
     def to_engine(self, array: Float[np.ndarray, "b C h w"]) -> Float[Tensor, "b C h w"]:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        if self.device.startswith("cuda"):  # from pinned memory the copy runs beside the GPU's work
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
 
-    def is_finite(self, latent: Float[Tensor, "b C h w"]) -> bool:
-        return bool(torch.isfinite(latent).all())
+    def is_finite(self, latent: Float[Tensor, "b C h w"]) -> Any:
+        finite = torch.isfinite(latent).all()
+        return bool(finite) if self.device == "cpu" else finite
+
+    def fitting_batch_size(self, height: int, width: int) -> int:
+        if self.device == "cpu":
+            return 1
+        if not self.device.startswith("cuda"):
+            return _MPS_BATCH_SIZE
+        free, _ = torch.cuda.mem_get_info(self.device)
+        free += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return batch_that_fits(free, self._bytes_per_pixel * height * width)
+
+    def _encode(self, rgb: Tensor) -> Tensor:
+        return backbone.encode_to_latent(self._vaes["encode"], rgb.to(self._dtype)).float()
+
+    def _denoise(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        context = self._empty_prompt_embedding.expand(len(sample), -1, -1)
+        return self._unet(sample.to(self._dtype), timestep, encoder_hidden_states=context, return_dict=False)[0].float()
+
+    def _decode(self, latent: Tensor) -> Tensor:
+        return backbone.decode_to_image(self._vaes["decode"], latent.to(self._dtype)).float().mean(dim=1)
+
+    def _placed(self, network: Any) -> Any:
+        """The network on the device; where tensor cores convolve, in the layout that they read."""
+        network = network.to(self.device)
+        half_on_cuda = self.device.startswith("cuda") and self._dtype != torch.float32
+        return network.to(memory_format=torch.channels_last) if half_on_cuda else network
+
+    def _timestep(self, timestep: int) -> Tensor:
+        """As a tensor that is on the device already: making one there waits for the GPU."""
+        if timestep not in self._timesteps:
+            self._timesteps[timestep] = torch.tensor([timestep], device=self.device)
+        return self._timesteps[timestep]
+
+    def _retried(self, name: str, value: Tensor) -> Tensor:
+        """An autoencoder's output; in tiles where it does not fit into the memory otherwise."""
+        try:
+            return self._networks[name](value)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+        height, width = value.shape[-2:]
+        _log.warning("the VAE does not fit into the memory at %dx%d: it %ss in tiles", width, height, name)
+        self._vaes[name].enable_tiling()
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        one_by_one = {"encode": self._encode, "decode": self._decode}[name]
+        return torch.cat([one_by_one(one[None]) for one in value])
+
+    @contextmanager
+    def _tiles_if_needed(self, name: str) -> Iterator[None]:
+        """Tiles are for the image at hand alone: what fits is never tiled."""
+        try:
+            yield
+        finally:
+            if getattr(self._vaes[name], "use_tiling", False):
+                self._vaes[name].disable_tiling()
+
+    @contextmanager
+    def _measured(self, latent: Tensor) -> Iterator[None]:
+        """Learns from this batch how much memory an image takes; asks the allocator only, not the GPU."""
+        if not self.device.startswith("cuda"):
+            yield
+            return
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        yield
+        needed = torch.cuda.max_memory_allocated(self.device) - before
+        pixels = 64 * latent.shape[0] * latent.shape[2] * latent.shape[3]
+        self._bytes_per_pixel = max(self._bytes_per_pixel, needed / pixels)
+
+
+def has_gpu() -> bool:
+    """Whether torch finds a CUDA or MPS device."""
+    return _choose_device("auto") != "cpu"
+
+
+def matrix_product(size: int, device: str, dtype: str) -> Callable[[], object]:
+    """A product of square matrices to time: when the call returns, it is done."""
+    matrix = torch.randn(size, size, device=device).to(getattr(torch, dtype))
+    return lambda: float((matrix @ matrix)[0, 0])
+
+
+def batch_that_fits(free_bytes: int, image_bytes: float) -> int:
+    """How many images fit; one as long as nothing is known about an image.
+
+    >>> [batch_that_fits(free, 3e9) for free in (80_000_000_000, 1_000_000_000)], batch_that_fits(80_000_000_000, 0.0)
+    ([21, 1], 1)
+    """
+    return max(1, int(_MEMORY_SHARE * free_bytes / image_bytes)) if image_bytes else 1
+
+
+def _load_vaes(checkpoint: Checkpoint, tiny_vae: TinyVae | None, dtype: torch.dtype) -> dict[str, backbone.Vae]:
+    """The autoencoder of each direction; only those that are used are read."""
+    used_for = () if tiny_vae is None else ("encode", "decode") if tiny_vae.used_for == "both" else (tiny_vae.used_for,)
+    vaes: dict[str, backbone.Vae] = {}
+    if tiny_vae is not None:
+        tiny = backbone.load_vae(tiny_vae.directory, variant=tiny_vae.variant, dtype=dtype)
+        vaes = dict.fromkeys(used_for, tiny)
+    own = [name for name in ("encode", "decode") if name not in used_for]
+    if own:
+        vae = backbone.load_vae(checkpoint.directory / "vae", variant=checkpoint.variant, dtype=dtype)
+        vaes |= dict.fromkeys(own, vae)
+    return vaes
+
+
+def _compiled(network: Callable[..., Tensor], mode: CompileMode) -> Callable[..., Tensor]:
+    if mode == "graphs":
+        return _Graphed(network)
+    if mode == "full":
+        # Recorded as CUDA graphs too, where there is CUDA. A size is compiled when it is first seen.
+        return torch.compile(network, dynamic=False, mode="reduce-overhead" if torch.cuda.is_available() else None)
+    return network
+
+
+class _Graphed:
+    """A network that is recorded as a CUDA graph when a shape comes for the second time, and replayed from then on."""
+
+    def __init__(self, network: Callable[..., Tensor]) -> None:
+        self._network = network
+        self._seen: set[tuple[torch.Size, ...]] = set()
+        self._recorded: OrderedDict[tuple[torch.Size, ...], tuple[Any, tuple[Tensor, ...], Tensor]] = OrderedDict()
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        shapes = tuple(value.shape for value in inputs)
+        if shapes not in self._recorded:
+            if shapes not in self._seen:  # kernels are chosen and memory is found in this first run
+                self._seen.add(shapes)
+                return self._network(*inputs)
+            self._record(shapes, inputs)
+        self._recorded.move_to_end(shapes)
+        graph, buffers, output = self._recorded[shapes]
+        for buffer, value in zip(buffers, inputs, strict=True):
+            buffer.copy_(value)
+        graph.replay()
+        return output.clone()  # the next replay writes to the same place
+
+    def _record(self, shapes: tuple[torch.Size, ...], inputs: tuple[Tensor, ...]) -> None:
+        buffers = tuple(value.clone() for value in inputs)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # as torch's manual asks for, before recording
+            self._network(*buffers)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = self._network(*buffers)
+        self._recorded[shapes] = (graph, buffers, output)
+        if len(self._recorded) > _MAX_GRAPHS:
+            self._recorded.popitem(last=False)
 
 
 @contextmanager
@@ -84,12 +262,16 @@ def _inference() -> Iterator[None]:
         with torch.inference_mode():
             yield
     except RuntimeError as error:
-        # On a CPU torch has no class of its own for it.
-        if not isinstance(error, torch.OutOfMemoryError) and "alloc_cpu" not in str(error):
+        if not _is_out_of_memory(error):
             raise
         raise OpenMarigoldError(
             f"out of memory ({one_line(error)}); try a smaller processing_resolution or batch_size"
         ) from error
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # On a CPU torch has no class of its own for it.
+    return isinstance(error, torch.OutOfMemoryError) or "alloc_cpu" in str(error)
 
 
 def _choose_device(name: str) -> str:
@@ -114,3 +296,8 @@ def _check_dtype(dtype: str, device: str) -> None:
         )
     if dtype == "bfloat16" and device.startswith("cuda") and not torch.cuda.is_bf16_supported():
         raise InvalidValueError("dtype='bfloat16' is not supported by this GPU; use float16 or float32")
+
+
+def _check_compile(mode: CompileMode, device: str) -> None:
+    if mode == "graphs" and not device.startswith("cuda"):
+        raise InvalidValueError(f"compile='graphs' records CUDA graphs, which {device} has not; use off or full")

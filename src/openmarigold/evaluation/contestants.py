@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openmarigold.checkpoint import loaded_variant, read_checkpoint, resolve_settings
+from openmarigold.checkpoint import loaded_variant, read_checkpoint, read_tiny_vae, resolve_settings
 from openmarigold.config import PredictConfig
+from openmarigold.engines import choose_engine
 from openmarigold.evaluation.estimators import (
     BASELINES,
     DepthEstimator,
@@ -18,7 +19,7 @@ from openmarigold.evaluation.estimators import (
     predictor_estimator,
 )
 from openmarigold.predictor import Predictor
-from openmarigold.provenance import checkpoint_sha256
+from openmarigold.provenance import checkpoint_sha256, tiny_vae_sha256
 
 # What a checkpoint's depth is known up to, in the words of the protocols. An absolute one has no unit of its own.
 _INVARIANCES: Mapping[str, Invariance] = {"affine": "affine_depth", "scale": "scale", "absolute": "scale"}
@@ -56,6 +57,12 @@ def predictor_contestant(config: PredictConfig) -> Contestant:
     )
     resolved = resolve_settings(config, checkpoint).call_options
     settings = {name: value for name, value in resolved.items() if name != "batch_size"}
+    tiny_vae = read_tiny_vae(config, checkpoint)
+    if tiny_vae is not None:
+        settings |= {"tiny_vae": tiny_vae.name, "tiny_vae_for": tiny_vae.used_for}
+        settings["tiny_vae_sha256"] = tiny_vae_sha256(tiny_vae)
+    loading: dict[str, Any] = {"device": config.device, "dtype": config.dtype}
+    engine = choose_engine(checkpoint, engine=config.engine, tiny_vae=tiny_vae, compile=config.compile, **loading)
 
     def load() -> DepthEstimator:
         return predictor_estimator(Predictor.from_config(config), **config.call_options)
@@ -70,8 +77,8 @@ def predictor_contestant(config: PredictConfig) -> Contestant:
             "invariance": checkpoint.invariance,
             "processing_side": checkpoint.processing_side,
             "variant": loaded_variant(checkpoint),
-            "device": config.device,
-            "dtype": config.dtype,
+            "engine": engine,
+            **loading,
             **settings,
         },
     )

@@ -72,7 +72,7 @@ class Validation:
             return found
         config = self._config
         estimator = predictor_estimator(
-            Predictor.load(checkpoint, device=self._device),
+            Predictor.load(checkpoint, engine="torch", device=self._device),
             seed=config.seed,
             num_inference_steps=config.num_inference_steps,
             processing_resolution=config.processing_resolution,
@@ -93,7 +93,7 @@ class Validation:
         found: dict[str, np.ndarray] = {}
         if not self._photos:
             return found
-        predictor = Predictor.load(checkpoint, device=self._device)
+        predictor = Predictor.load(checkpoint, engine="torch", device=self._device)
         folder.mkdir(parents=True, exist_ok=True)
         for photo in self._photos:
             rgb = read_rgb(photo)

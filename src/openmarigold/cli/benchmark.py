@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`openmarigold benchmark`: how fast a checkpoint predicts on this machine."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from openmarigold.config import CompileMode, Dtype, EngineName, PredictConfig, TinyVaeUse
+from openmarigold.errors import InvalidValueError
+
+if TYPE_CHECKING:
+    from openmarigold.speed import SpeedReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkCommand:
+    """Measure seconds and GFLOP/s of each network, their share of this machine's rate, memory and start-up."""
+
+    checkpoint: Path | None = None
+    """Checkpoint folder, or its id on the Hugging Face hub. None: the embedded model."""
+    variant: str | None = None
+    """Weight files to read: fp16 for those named so. None: the plain ones, else fp16."""
+    engine: EngineName = "auto"
+    """What runs the networks: onnx, openvino or torch; auto: the fastest that is installed."""
+    device: str = PredictConfig.device
+    """Where the networks run: auto, cpu, cuda, cuda:1 or mps."""
+    dtype: Dtype = "float32"
+    """Precision of the networks."""
+    tiny_vae: str | None = None
+    """Small autoencoder in the place of the checkpoint's own: folder or hub id."""
+    tiny_vae_for: TinyVaeUse = "decode"
+    """What tiny-vae is used for: decode, encode or both."""
+    compile: CompileMode = "off"
+    """Engine torch: off, graphs or full."""
+    size: tuple[int, int] = (640, 480)
+    """Width and height of the photo [px]."""
+    processing_resolution: int | None = None
+    """Side that the networks see [px]. None: the checkpoint's default; 0: the photo's own."""
+    repeats: int = 3
+    """Timed runs, of which the median counts."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print everything as JSON."""
+
+
+def run_benchmark(command: BenchmarkCommand) -> int:
+    """Measures, prints, and returns the exit status."""
+    from openmarigold.speed import measure_speed
+
+    if min(command.size) < 1 or command.repeats < 1:
+        raise InvalidValueError(
+            f"size={command.size} and repeats={command.repeats} are not accepted; give numbers of 1 or above"
+        )
+    config = PredictConfig(
+        checkpoint=command.checkpoint,
+        variant=command.variant,
+        engine=command.engine,
+        device=command.device,
+        dtype=command.dtype,
+        tiny_vae=command.tiny_vae,
+        tiny_vae_for=command.tiny_vae_for,
+        compile=command.compile,
+        processing_resolution=command.processing_resolution,
+    )
+    report = measure_speed(config, size=command.size, repeats=command.repeats)
+    if command.json:
+        print(json.dumps(report.to_dict(), indent=2))
+    else:
+        _print(report)
+    return 0
+
+
+def _print(report: SpeedReport) -> None:
+    photo, seen = ("x".join(map(str, size)) for size in (report.photo_size, report.network_size))
+    print(
+        f"{report.checkpoint}, engine {report.engine}, {report.device}, {report.dtype}; photo {photo}, seen at {seen}"
+    )
+    for name, stage in report.stages.items():
+        details = ""
+        if stage.gflop is not None and stage.gflop_per_s is not None:
+            details = f"  {stage.gflop:10.1f} GFLOP  {stage.gflop_per_s:8.1f} GFLOP/s"
+        if stage.ceiling_share is not None:
+            details += f"  {100 * stage.ceiling_share:5.0f} % of a matrix product"
+        print(f"  {name:<8}{stage.seconds:9.4f} s{details}")
+    print(f"  photo   {report.photo_s:9.4f} s, the first one {report.first_photo_s:.3f} s")
+    print(f"  model loaded in {report.load_s:.2f} s; from the start of a process {report.start_up_s:.2f} s")
+    if report.ceiling_gflop_per_s is not None:
+        print(f"  matrix product in {report.dtype}: {report.ceiling_gflop_per_s:.0f} GFLOP/s")
+    if report.peak_gib is not None:
+        print(f"  peak memory {report.peak_gib:.2f} GiB")

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which file each network is run from: the checkpoint's own, or one that is converted once and kept.
+
+Converted networks lie in the user's cache folder (`checkpoint.user_cache_dir`), each in a folder named by a hash of the
+files that it was made from, so that it serves the same weights wherever they lie. Only converting needs torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+
+from openmarigold.checkpoint import (
+    EMBEDDING_FILE,
+    NETWORK_FILES,
+    NETWORKS,
+    Checkpoint,
+    TinyVae,
+    cached_embedding_path,
+    user_cache_dir,
+    weight_files,
+)
+from openmarigold.config import ConvertedFormat, StoredDtype
+from openmarigold.errors import CheckpointError, MissingExtraError, OutputError
+from openmarigold.files import atomic_directory
+from openmarigold.provenance import files_sha256
+
+LARGE_BYTES = 2**28
+"""Weights from which on a network counts as large: OpenVINO saves more than its start costs, memory matters."""
+_VERSION = 1  # raised whenever the same weights would be converted to something else
+_CONTENT_FILE = "content.json"
+_log = logging.getLogger(__name__)
+
+
+def network_paths(
+    checkpoint: Checkpoint,
+    format: ConvertedFormat,
+    *,
+    dtype: StoredDtype = "float32",
+    tiny_vae: TinyVae | None = None,
+    renew: bool = False,
+) -> dict[str, Path]:
+    """The file of each network in a format, converted where it is not there yet; OpenVINO also reads ONNX files.
+
+    Args:
+        dtype: how the weights of converted networks are stored.
+        renew: convert again what was converted before.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or its networks cannot become this format.
+        MissingExtraError: a network has to be converted and torch is not installed.
+        OutputError: the user's cache cannot be written.
+    """
+    paths = {}
+    for name in NETWORKS:
+        replaced = tiny_vae is not None and name in tiny_vae.networks
+        if checkpoint.weights == "safetensors" or replaced:
+            paths[name] = _converted(checkpoint, name, format, dtype, tiny_vae if replaced else None, renew)
+        elif format == "onnx" and checkpoint.weights == "openvino":
+            raise CheckpointError(
+                f"{checkpoint.directory} holds OpenVINO networks, which engine openvino runs; use that, or auto"
+            )
+        else:
+            paths[name] = checkpoint.directory / NETWORK_FILES[checkpoint.weights][name]
+    return paths
+
+
+def can_keep_converted(checkpoint: Checkpoint) -> bool:
+    """Whether the user's cache can be written and has room for the converted networks of a checkpoint."""
+    folder = user_cache_dir()
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        return os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > 2 * weight_bytes(checkpoint)
+    except OSError:
+        return False
+
+
+def weight_bytes(checkpoint: Checkpoint) -> int:
+    """Size of the files that the networks are read from."""
+    if checkpoint.weights == "safetensors":
+        files = [path for name in ("unet", "vae") for path in _sources(checkpoint.directory / name, checkpoint.variant)]
+    else:
+        folders = [checkpoint.directory / name for name in NETWORKS]
+        files = [path for folder in folders for path in folder.iterdir() if path.is_file()]
+    return sum(path.stat().st_size for path in files)
+
+
+def _converted(
+    checkpoint: Checkpoint,
+    name: str,
+    format: ConvertedFormat,
+    dtype: StoredDtype,
+    tiny_vae: TinyVae | None,
+    renew: bool,
+) -> Path:
+    sources = _sources_of_network(checkpoint, name, tiny_vae)
+    key = hashlib.sha256(json.dumps([_VERSION, format, dtype, name, sources]).encode()).hexdigest()
+    folder = user_cache_dir() / "converted" / f"{format}-{name}-{key[:32]}"
+    path = folder / Path(NETWORK_FILES[format][name]).name
+    if not renew and _is_whole(folder):
+        return path
+    try:
+        from openmarigold.conversion import write_network
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("openmarigold"):
+            raise
+        raise MissingExtraError(error.name, "torch") from error
+    started = time.perf_counter()
+    _log.info("converting %s of %s for %s, once; kept in %s", name, checkpoint.name, format, folder)
+    try:
+        with atomic_directory(folder) as temporary:
+            write_network(checkpoint, name, temporary, format=format, dtype=dtype, tiny_vae=tiny_vae)
+            sizes = {file.name: file.stat().st_size for file in temporary.iterdir()}
+            (temporary / _CONTENT_FILE).write_text(json.dumps(sizes), encoding="utf-8")
+    except OutputError as error:
+        raise OutputError(
+            f"{error}; converted networks are kept there: set OPENMARIGOLD_CACHE_DIR to a folder with room, or use "
+            "engine torch"
+        ) from error
+    _log.info("converted %s in %.1f s", name, time.perf_counter() - started)
+    return path
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether all files of a conversion are there, with the sizes that they had."""
+    try:
+        sizes = json.loads((folder / _CONTENT_FILE).read_text(encoding="utf-8"))
+        return bool(sizes) and all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError, TypeError):
+        return False
+
+
+def _sources(folder: Path, variant: str | None) -> list[Path]:
+    return [folder / "config.json", *weight_files(folder, variant=variant)[1]]
+
+
+def _sources_of_network(checkpoint: Checkpoint, name: str, tiny_vae: TinyVae | None) -> list[str]:
+    """Hashes of what a network is made from."""
+    directory, variant = checkpoint.directory, checkpoint.variant
+    if tiny_vae is not None:
+        return [files_sha256(_sources(tiny_vae.directory, tiny_vae.variant))]
+    if name != "unet":
+        return [files_sha256(_sources(directory / "vae", variant))]
+    embedding = directory / EMBEDDING_FILE
+    if not embedding.is_file():
+        embedding = cached_embedding_path(directory, variant=variant)
+    if not embedding.is_file():
+        _make_embedding(directory, variant)
+        embedding = next((path for path in (directory / EMBEDDING_FILE, embedding) if path.is_file()), embedding)
+    content = hashlib.sha256(embedding.read_bytes()).hexdigest() if embedding.is_file() else "not kept"
+    return [files_sha256(_sources(directory / "unet", variant)), content]
+
+
+def _make_embedding(directory: Path, variant: str | None) -> None:
+    """Has the text encoder make the empty prompt's embedding, which is then kept."""
+    try:
+        from openmarigold.prompt import load_empty_prompt_embedding
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("openmarigold"):
+            raise
+        raise MissingExtraError(error.name, "torch") from error
+    load_empty_prompt_embedding(directory, variant=variant)

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""OpenVINO on the CPU: the fastest engine there, in float32 and in bfloat16 (extra `openvino`).
+
+Sizes stay free in the compiled networks: a folder of mixed photos compiles nothing anew, and a photo's result depends
+on its own size alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import math
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from openmarigold.checkpoint import Checkpoint, TinyVae, user_cache_dir
+from openmarigold.config import LATENT_FACTOR, Dtype
+from openmarigold.engines.converted import LARGE_BYTES, network_paths
+from openmarigold.errors import CheckpointError, InvalidValueError, MissingExtraError, OpenMarigoldError, one_line
+
+try:
+    import openvino
+except ModuleNotFoundError as error:
+    raise MissingExtraError("openvino", "openvino") from error
+
+_PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
+_MADV_DONTNEED = 4
+_log = logging.getLogger(__name__)
+
+
+class OpenVinoEngine:
+    """Three compiled networks. See `Engine`.
+
+    Runs OpenVINO and ONNX checkpoints as they are; safetensors weights are converted once and kept (see `converted`).
+
+    Raises:
+        CheckpointError: a network file is damaged.
+        InvalidValueError: a device other than the CPU, or a precision that it does not compute in.
+        MissingExtraError: networks have to be converted and torch is not installed.
+    """
+
+    name = "openvino"
+    # On a CPU batches gain nothing, and bytes must not depend on them.
+    max_batch_size: int | None = 1
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str = "auto",
+        dtype: Dtype = "float32",
+        tiny_vae: TinyVae | None = None,
+    ) -> None:
+        if device not in ("auto", "cpu"):
+            raise InvalidValueError(
+                f"device={device!r} is not for engine openvino, which runs on cpu; use engine torch"
+            )
+        _check_dtype(dtype)
+        self._core = openvino.Core()
+        self.device = "cpu"
+        self.dtype = dtype
+        self.latent_channels = checkpoint.latent_channels
+        # In bfloat16 the stored weights need no more than half precision, which halves the memory while compiling.
+        find: dict[str, Any] = {"dtype": "float32" if dtype == "float32" else "float16", "tiny_vae": tiny_vae}
+        paths = network_paths(checkpoint, "openvino", **find)
+        try:
+            self._open_all(paths)
+        except CheckpointError:
+            # What was converted may have been damaged since; the checkpoint's own files stay as they are.
+            if all(path.is_relative_to(checkpoint.directory) for path in paths.values()):
+                raise
+            _log.warning("converted networks of %s are damaged and are made again", checkpoint.name)
+            self._open_all(network_paths(checkpoint, "openvino", renew=True, **find))
+
+    def encode(self, rgb: Float[np.ndarray, "b 3 H W"]) -> Float[np.ndarray, "b C h w"]:
+        latent = self._run("vae_encoder", sample=rgb)
+        if not self._packed and self.dtype != "float32":
+            # Where memory is to be saved: the most of it is needed when a large U-Net packs its weights.
+            self._requests["vae_encoder"].get_compiled_model().release_memory()
+        return latent
+
+    def denoise(
+        self,
+        rgb_latent: Float[np.ndarray, "#b C h w"],
+        noisy_latent: Float[np.ndarray, "b C h w"],
+        *,
+        timestep: int,
+    ) -> Float[np.ndarray, "b C h w"]:
+        sample = np.concatenate([np.broadcast_to(rgb_latent, noisy_latent.shape), noisy_latent], axis=1)
+        prediction = self._run("unet", sample=sample, timestep=np.array([timestep], dtype=np.int64))
+        if not self._packed:
+            self._packed = True
+            _forget_pages(self._weights)
+        return prediction
+
+    def decode(self, depth_latent: Float[np.ndarray, "b C h w"]) -> Float[np.ndarray, "b H W"]:
+        return self._run("vae_decoder", latent=depth_latent)[:, 0]
+
+    def to_engine(self, array: Float[np.ndarray, "b C h w"]) -> Float[np.ndarray, "b C h w"]:
+        return array
+
+    def is_finite(self, latent: Float[np.ndarray, "b C h w"]) -> bool:
+        return bool(np.isfinite(latent).all())
+
+    def fitting_batch_size(self, height: int, width: int) -> int:
+        return 1
+
+    def _run(self, name: str, **inputs: np.ndarray) -> np.ndarray:
+        tensors = {key: np.ascontiguousarray(value) for key, value in inputs.items()}
+        try:
+            return np.array(self._requests[name].infer(tensors, share_inputs=True)[0], dtype=np.float32)
+        except Exception as error:  # OpenVINO's errors share no public base
+            shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in inputs.items())
+            raise OpenMarigoldError(
+                f"{name} failed on {shapes} ({one_line(error)}); try a smaller processing_resolution"
+            ) from error
+
+    def _open_all(self, paths: dict[str, Path]) -> None:
+        weights = [path.with_suffix(".bin") for path in paths.values() if path.suffix == ".xml"]
+        large = sum(path.stat().st_size for path in (*weights, *paths.values()) if path.is_file()) >= LARGE_BYTES
+        self._weights = weights if large else []
+        self._packed = not large
+        # Large networks open in a second without OpenVINO's own cache, which would hold all weights once more.
+        cache_dir = None if large else user_cache_dir() / "openvino"
+        self._requests = {name: self._open(path, cache_dir) for name, path in paths.items()}
+
+    def _open(self, path: Path, cache_dir: Path | None) -> Any:
+        settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": _PRECISIONS[self.dtype],  # without it, float32 networks run in bfloat16
+            "EXECUTION_MODE_HINT": "ACCURACY" if self.dtype == "float32" else "PERFORMANCE",
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,
+        }
+        try:
+            model = self._core.read_model(path)
+            if cache_dir is not None:
+                try:
+                    return self._compile(model, {**settings, "CACHE_DIR": str(cache_dir)})
+                except RuntimeError as error:
+                    _log.warning("OpenVINO's cache in %s is damaged and is removed (%s)", cache_dir, one_line(error))
+                    shutil.rmtree(cache_dir, ignore_errors=True)
+            return self._compile(model, settings)
+        except Exception as error:  # OpenVINO's errors share no public base
+            raise CheckpointError(f"{path} cannot be loaded ({one_line(error)}); get the checkpoint again") from error
+
+    def _compile(self, model: Any, settings: dict[str, Any]) -> Any:
+        return self._core.compile_model(model, "CPU", settings).create_infer_request()
+
+
+def _forget_pages(files: Iterable[Path]) -> None:
+    """Takes weight files, which have been packed into memory of their own, out of this process' memory (Linux).
+
+    They are mapped for reading only, so the system reads again what is needed again.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    names = {str(path.resolve()) for path in files}
+    try:
+        library = ctypes.CDLL(None)
+        for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
+            fields = line.split(maxsplit=5)
+            if len(fields) == 6 and fields[5] in names and fields[1].startswith("r--"):
+                begin, end = (int(number, 16) for number in fields[0].split("-"))
+                library.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_DONTNEED)
+    except (OSError, ValueError, AttributeError) as error:
+        _log.info("weight files stay in memory (%s)", one_line(error))
+
+
+def computes_in_bfloat16() -> bool:
+    """Whether this CPU has instructions for it."""
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def matrix_product(size: int, device: str, dtype: str) -> Callable[[], object]:
+    """A product of square matrices to time: when the call returns, it is done."""
+    from openvino import opset13 as operations
+
+    matrix = np.random.default_rng(0).standard_normal((size, size)).astype(np.float32)
+    left = operations.parameter([size, size], np.float32)
+    model = openvino.Model([operations.matmul(left, matrix, False, False)], [left])
+    request = openvino.compile_model(
+        model, device.upper(), {"INFERENCE_PRECISION_HINT": _PRECISIONS[dtype]}
+    ).create_infer_request()
+    return lambda: request.infer([matrix], share_inputs=True)
+
+
+def count_file_flops(path: Path, height: int, width: int) -> int:
+    """Arithmetic of an ONNX or OpenVINO network for one image of this size [px]: convolutions and matrix products."""
+    model = openvino.Core().read_model(path)
+    shapes = {}
+    for port in model.inputs:
+        shape = port.get_partial_shape()
+        if len(shape) == 4:
+            cells = 1 if shape[1].get_length() == 3 else LATENT_FACTOR
+            shapes[port] = [1, shape[1].get_length(), height // cells, width // cells]
+    model.reshape(shapes)
+    return sum(_operation_flops(operation) for operation in model.get_ops())
+
+
+def _operation_flops(operation: Any) -> int:
+    kind = operation.get_type_name()
+    if kind not in ("Convolution", "GroupConvolution", "MatMul", "ScaledDotProductAttention"):
+        return 0
+    out = math.prod(operation.output(0).get_shape())
+    first, second = (list(operation.input(index).get_shape()) for index in (0, 1))
+    if kind == "MatMul":
+        return 2 * out * (first[-2] if operation.get_attributes()["transpose_a"] else first[-1])
+    if kind == "ScaledDotProductAttention":  # the logits, and their product with the values
+        return 4 * math.prod(first) * second[-2]
+    return 2 * out * math.prod(second[1:] if kind == "Convolution" else second[2:])
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype == "float16":
+        raise InvalidValueError(
+            "dtype='float16' is not for CPUs, whose half-precision arithmetic is hundreds of times slower than "
+            "float32; use bfloat16 (the same memory) or float32"
+        )
+    if dtype == "bfloat16" and not computes_in_bfloat16():
+        raise InvalidValueError("dtype='bfloat16' is not supported by this CPU; use float32")

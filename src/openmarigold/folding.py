@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exact rewrites of a U-Net whose text context is a constant: less to multiply, the same result.
+
+A depth model's context is the embedding of the empty prompt, the same `n` = 2 tokens for every photo. Keys and values
+of each cross-attention are constants then, and their products with the neighbouring projections too. With `c` channels
+and `h` heads, of softmax(q k) v between two c × c projections remain a projection to h·n logits, a softmax over n and a
+projection back. Paper: §3.3 (the text condition is disabled).
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def fold_constant_context(unet: UNet2DConditionModel, context: Float[Tensor, "1 n d"]) -> UNet2DConditionModel:
+    """The same U-Net for this context alone, with the attention layers rewritten in place.
+
+    What a rewritten layer is given as `encoder_hidden_states` no longer counts. Layers of an unusual kind stay as they
+    are. Weights are folded in float64 and rounded once, to the U-Net's own precision.
+    """
+    for block in unet.modules():
+        if not isinstance(block, BasicTransformerBlock):
+            continue
+        if _is_plain(block.attn1) and not block.only_cross_attention:
+            block.attn1 = FusedSelfAttention(block.attn1)  # pyright: ignore[reportAttributeAccessIssue]
+        if block.attn2 is None or not _is_plain(block.attn2) or block.double_self_attention:
+            continue
+        if context.shape[1] < block.attn2.inner_dim // block.attn2.heads:  # else there is nothing to gain
+            block.attn2 = ConstantCrossAttention(block.attn2, context)  # pyright: ignore[reportAttributeAccessIssue]
+    return unet
+
+
+class FusedSelfAttention(nn.Module):
+    """Self-attention with one projection to queries, keys and values instead of three."""
+
+    def __init__(self, attention: Attention) -> None:
+        super().__init__()
+        projections = [attention.to_q, attention.to_k, attention.to_v]
+        self.num_heads = attention.heads
+        self.to_qkv = _linear(
+            torch.cat([layer.weight for layer in projections]),
+            None if attention.to_q.bias is None else torch.cat([layer.bias for layer in projections]),
+        )
+        self.to_out = attention.to_out[0]  # pyright: ignore[reportOptionalSubscript]
+
+    def forward(self, hidden_states: Float[Tensor, "b p c"], **_: object) -> Float[Tensor, "b p c"]:
+        batch, positions, _channels = hidden_states.shape
+        qkv = self.to_qkv(hidden_states).view(batch, positions, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
+        return self.to_out(mixed.transpose(1, 2).reshape(batch, positions, -1))
+
+
+class ConstantCrossAttention(nn.Module):
+    """Cross-attention to a constant context: logits by one projection, output by another."""
+
+    def __init__(self, attention: Attention, context: Float[Tensor, "1 n d"]) -> None:
+        super().__init__()
+        heads, num_tokens = attention.heads, context.shape[1]
+        self.num_heads, self.num_tokens = heads, num_tokens
+        out: nn.Linear = attention.to_out[0]  # pyright: ignore
+        to_key, to_value = attention.to_k, attention.to_v
+        assert to_key is not None and to_value is not None
+        with torch.no_grad():
+            tokens = context[0].to(to_key.weight.device).double()
+            keys = _apply(to_key, tokens).view(num_tokens, heads, -1)
+            values = _apply(to_value, tokens).view(num_tokens, heads, -1)
+            size = keys.shape[2]
+            # [h n c] logits of each head and token, from the channels of the input.
+            to_query = attention.to_q.weight.double().view(heads, size, -1)
+            to_logits = torch.einsum("nhs,hsc->hnc", keys, to_query) * size**-0.5
+            bias = None
+            if attention.to_q.bias is not None:
+                bias = torch.einsum("nhs,hs->hn", keys, attention.to_q.bias.double().view(heads, size)) * size**-0.5
+            # [c h n] what each head and token adds to the channels of the output.
+            to_output = torch.einsum("chs,nhs->chn", out.weight.double().view(-1, heads, size), values)
+        dtype = out.weight.dtype
+        self.to_logits = _linear(to_logits.flatten(0, 1).to(dtype), None if bias is None else bias.flatten().to(dtype))
+        self.to_out = _linear(to_output.flatten(1, 2).to(dtype), out.bias)
+
+    def forward(self, hidden_states: Float[Tensor, "b p c"], *_: object, **__: object) -> Float[Tensor, "b p c"]:
+        logits = self.to_logits(hidden_states).unflatten(-1, (self.num_heads, self.num_tokens))
+        return self.to_out(logits.softmax(dim=-1).flatten(-2))
+
+
+def _is_plain(attention: Attention) -> bool:
+    """Whether the layer is projections, softmax and a projection, and nothing else."""
+    return (
+        isinstance(attention, Attention)
+        and attention.spatial_norm is None
+        and attention.group_norm is None
+        and attention.norm_q is None
+        and attention.norm_k is None
+        and not attention.norm_cross
+        and attention.added_kv_proj_dim is None
+        and not attention.residual_connection
+        and attention.rescale_output_factor == 1.0
+        and attention.inner_dim == attention.inner_kv_dim
+    )
+
+
+def _apply(layer: nn.Linear, tokens: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
+    bias = None if layer.bias is None else layer.bias.double()
+    return functional.linear(tokens, layer.weight.double(), bias)
+
+
+def _linear(weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None) -> nn.Linear:
+    with torch.device("meta"):
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return layer

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every fast path against the plain one: torch without folding, the checkpoint as diffusers runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+from openmarigold.checkpoint import Checkpoint, read_checkpoint
+from openmarigold.engines import open_engine
+from openmarigold.engines.torch import TorchEngine
+from openmarigold.folding import ConstantCrossAttention, FusedSelfAttention, fold_constant_context
+from openmarigold.predictor import Predictor
+from tiny import make_photo, make_unet
+
+FOLDED = 2e-6  # float32 sums in another order, of networks whose values are about 1
+ENGINE = 1e-4  # other kernels
+# Of a bfloat16 network, whose numbers have 8 bits: of the standard deviation of what it computes.
+BFLOAT16 = 0.15
+SIZES = [(48, 64), (40, 56), (8, 24)]  # latents of 6x8, 5x7 and 1x3 cells; the U-Net halves twice
+
+
+@pytest.fixture(autouse=True)
+def shared_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for all tests, so that each checkpoint is converted once."""
+    monkeypatch.setenv("OPENMARIGOLD_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(params=["kl", "tiny"])
+def checkpoint(request: pytest.FixtureRequest) -> Checkpoint:
+    return read_checkpoint(request.getfixturevalue(f"{request.param}_checkpoint"))
+
+
+def outputs(engine: Any, size: tuple[int, int], batch_size: int) -> list[np.ndarray]:
+    """What the networks make of the same random numbers, each in the place of the one before."""
+    rng = np.random.default_rng(4)
+    rgb = rng.uniform(-1, 1, (1, 3, *size)).astype(np.float32)
+    shape = (engine.latent_channels, size[0] // 8, size[1] // 8)
+    rgb_latent = rng.standard_normal((1, *shape)).astype(np.float32)
+    noise = rng.standard_normal((batch_size, *shape)).astype(np.float32)
+    prediction = engine.denoise(engine.to_engine(rgb_latent), engine.to_engine(noise), timestep=999)
+    return [np.asarray(engine.encode(rgb)), np.asarray(prediction), engine.decode(engine.to_engine(noise))]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_folded_network_equals_the_plain_one(checkpoint: Checkpoint, size: tuple[int, int], batch_size: int) -> None:
+    engines = [TorchEngine(checkpoint, device="cpu", plain=plain) for plain in (True, False)]
+    for expected, found in zip(*(outputs(engine, size, batch_size) for engine in engines), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=FOLDED)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 7])
+@pytest.mark.parametrize("settings", [{}, {"use_linear_projection": True}, {"only_cross_attention": True}])
+def test_folding_is_exact_for_any_short_context(num_tokens: int, settings: dict[str, Any]) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        # Here this is the number of heads, not what its name says.
+        unet = UNet2DConditionModel.from_config({**make_unet(4).config, "attention_head_dim": 1, **settings}).eval()
+        context, sample = torch.randn(1, num_tokens, 16), torch.randn(2, 8, 8, 12)
+    with torch.no_grad():
+        expected = unet(sample, 500, encoder_hidden_states=context.expand(2, -1, -1)).sample
+        fold_constant_context(unet, context)
+        # Folded layers no longer look at the context; layers that attend to nothing else still do.
+        given = context if "only_cross_attention" in settings else torch.zeros_like(context)
+        found = unet(sample, 500, encoder_hidden_states=given.expand(2, -1, -1)).sample
+    kinds = {type(module) for module in unet.modules()}
+    assert ConstantCrossAttention in kinds
+    assert FusedSelfAttention in kinds
+    torch.testing.assert_close(found, expected, rtol=0, atol=FOLDED)
+
+
+def test_a_long_context_stays_as_it_is() -> None:
+    unet = make_unet(4)
+    fold_constant_context(unet, torch.zeros(1, 77, 16))
+    assert not any(isinstance(module, ConstantCrossAttention) for module in unet.modules())
+    assert any(isinstance(module, FusedSelfAttention) for module in unet.modules())
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_openvino_equals_torch(checkpoint: Checkpoint, size: tuple[int, int], batch_size: int) -> None:
+    plain = TorchEngine(checkpoint, device="cpu", plain=True)
+    exact = open_engine(checkpoint, engine="openvino")
+    expected = outputs(plain, size, batch_size)
+    for ours, found in zip(expected, outputs(exact, size, batch_size), strict=True):
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, ours, rtol=0, atol=ENGINE)
+
+
+def test_bfloat16_is_near_float32(checkpoint: Checkpoint) -> None:
+    from openmarigold.engines.openvino import computes_in_bfloat16
+
+    plain = TorchEngine(checkpoint, device="cpu", plain=True)
+    narrow = [TorchEngine(checkpoint, device="cpu", dtype="bfloat16")]
+    if computes_in_bfloat16():
+        narrow.append(open_engine(checkpoint, engine="openvino", dtype="bfloat16"))  # type: ignore[arg-type]
+    for size in SIZES:
+        expected = outputs(plain, size, 1)
+        for engine in narrow:
+            for ours, found in zip(expected, outputs(engine, size, 1), strict=True):
+                assert 0 < np.sqrt(np.mean((found - ours) ** 2)) < BFLOAT16 * max(ours.std(), 0.1), engine.name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_openvino_results_do_not_depend_on_company(tiny_checkpoint: Path, dtype: Any) -> None:
+    from openmarigold.engines.openvino import computes_in_bfloat16
+
+    if dtype == "bfloat16" and not computes_in_bfloat16():
+        pytest.skip("this CPU has no bfloat16")
+    rgb, others = make_photo(50, 70), [make_photo(64, 48), make_photo(33, 90), make_photo(50, 70, seed=1)]
+    settings: dict[str, Any] = {"ensemble_size": 2, "num_inference_steps": 2, "processing_resolution": 0}
+    alone = Predictor.load(tiny_checkpoint, engine="openvino", dtype=dtype)(rgb, **settings).depth
+    predictor = Predictor.load(tiny_checkpoint, engine="openvino", dtype=dtype)
+    for other in others:
+        predictor(other, **settings)
+    np.testing.assert_array_equal(predictor(rgb, **settings).depth, alone)
+    np.testing.assert_array_equal(predictor(rgb, batch_size=2, **settings).depth, alone)
+
+
+@pytest.mark.slow
+def test_compiled_network_equals_the_plain_one(tiny_checkpoint: Path) -> None:
+    rgb = make_photo(50, 70)
+    expected = Predictor.load(tiny_checkpoint, engine="torch", device="cpu")(rgb).depth
+    found = Predictor.load(tiny_checkpoint, engine="torch", device="cpu", compile="full")(rgb).depth
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compile", ["off", "graphs", "full"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gpu_paths_agree_with_the_cpu(tiny_checkpoint: Path, compile: Any, dtype: Any) -> None:
+    rgb = make_photo(50, 70)
+    expected = Predictor.load(tiny_checkpoint, engine="torch", device="cpu")(rgb, ensemble_size=3).depth
+    predictor = Predictor.load(tiny_checkpoint, engine="torch", device="cuda", compile=compile, dtype=dtype)
+    for _ in range(3):  # a graph is recorded in the second run and replayed in the third
+        depth = predictor(rgb, ensemble_size=3).depth
+        assert np.abs(depth - expected).mean() < (5e-3 if dtype == "float32" else 0.05)

@@ -1,0 +1,389 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which engine runs what, what it says where it cannot, and what is converted and kept."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from openmarigold import conversion, engines
+from openmarigold.backbone import save_checkpoint
+from openmarigold.batch import predict_files
+from openmarigold.checkpoint import read_checkpoint, read_tiny_vae
+from openmarigold.config import PredictConfig
+from openmarigold.conversion import export_checkpoint
+from openmarigold.engines import choose_engine, converted, open_engine
+from openmarigold.engines.torch import TorchEngine
+from openmarigold.errors import CheckpointError, InvalidValueError
+from openmarigold.evaluation.contestants import predictor_contestant
+from openmarigold.predictor import Predictor
+from openmarigold.provenance import read_provenance
+from tiny import make_photo, make_vae
+
+
+@pytest.fixture(autouse=True)
+def shared_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for all tests, so that each checkpoint is converted once."""
+    monkeypatch.setenv("OPENMARIGOLD_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def cache(shared_cache: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A new one."""
+    monkeypatch.setenv("OPENMARIGOLD_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def tiny_vae_dir(tmp_path: Path) -> Path:
+    """An autoencoder with the latent space of `tiny_checkpoint` and other weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(21)
+        save_checkpoint(tmp_path / "other-vae", vae=make_vae("tiny"))
+    return tmp_path / "other-vae"
+
+
+def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "LARGE_BYTES", 1)
+
+
+def without(package: str) -> Callable[[str], bool]:
+    return lambda name: name != package and importlib.util.find_spec(name) is not None
+
+
+def test_auto_takes_what_is_fastest_here(
+    onnx_checkpoint: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx, weights = read_checkpoint(onnx_checkpoint), read_checkpoint(tiny_checkpoint)
+    monkeypatch.setattr(engines, "_has_gpu", lambda: False)
+    monkeypatch.setattr("openmarigold.engines.openvino.computes_in_bfloat16", lambda: True)
+    assert choose_engine(onnx) == "onnx"
+    assert choose_engine(onnx, dtype="bfloat16") == "openvino"
+    assert choose_engine(weights) == choose_engine(weights, dtype="bfloat16") == "torch"
+    everything_is_large(monkeypatch)
+    assert choose_engine(onnx) == choose_engine(weights) == choose_engine(weights, device="cpu") == "openvino"
+    assert choose_engine(weights, device="cuda") == choose_engine(weights, device="mps") == "torch"
+    assert choose_engine(weights, compile="full") == choose_engine(weights, dtype="float16") == "torch"
+    monkeypatch.setattr(engines, "_has_gpu", lambda: True)
+    assert choose_engine(weights) == "torch"
+    assert choose_engine(weights, device="cpu") == "openvino"
+    monkeypatch.setattr("openmarigold.engines.openvino.computes_in_bfloat16", lambda: False)
+    assert choose_engine(weights, device="cpu", dtype="bfloat16") == "torch"
+    monkeypatch.setattr(engines, "is_installed", without("openvino"))
+    assert choose_engine(onnx) == "onnx"
+    assert choose_engine(weights, device="cpu") == "torch"
+
+
+def test_auto_keeps_nothing_where_there_is_no_room(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    everything_is_large(monkeypatch)
+    found = read_checkpoint(tiny_checkpoint)
+    assert converted.can_keep_converted(found)
+    monkeypatch.setattr(converted, "weight_bytes", lambda checkpoint: 2**60)
+    assert not converted.can_keep_converted(found)
+    assert choose_engine(found, device="cpu") == "torch"
+
+
+def test_an_engine_that_is_not_installed_is_named(tiny_checkpoint: Path, onnx_checkpoint: Path) -> None:
+    code = (
+        "import sys; sys.modules['openvino'] = None\n"
+        "from openmarigold.predictor import Predictor\n"
+        f"Predictor.load({str(onnx_checkpoint)!r}, engine='openvino')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert 'pip install "openmarigold[openvino]"' in result.stderr
+    code = code.replace("'openvino'] = None", "'torch'] = None").replace(str(onnx_checkpoint), str(tiny_checkpoint))
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert 'torch is not installed; it belongs to an optional part: pip install "openmarigold[torch]"' in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("onnx", {"engine": "torch"}, "engine='torch' does not run ONNX networks; use auto"),
+        ("onnx", {"engine": "onnx", "dtype": "bfloat16"}, "dtype='bfloat16' is not for ONNX networks.*engine openvino"),
+        ("onnx", {"engine": "openvino", "dtype": "float16"}, "dtype='float16' is not for CPUs"),
+        (
+            "onnx",
+            {"engine": "openvino", "device": "cuda"},
+            "device='cuda' is not for engine openvino.*engine torch",
+        ),
+        ("onnx", {"engine": "onnx", "compile": "full"}, "compile='full' is for engine torch, not onnx"),
+        ("weights", {"compile": "graphs", "device": "cpu"}, "compile='graphs' records CUDA graphs, which cpu has not"),
+    ],
+)
+def test_what_an_engine_cannot_do_is_said(
+    kind: str, settings: dict[str, Any], message: str, onnx_checkpoint: Path, tiny_checkpoint: Path
+) -> None:
+    checkpoint = onnx_checkpoint if kind == "onnx" else tiny_checkpoint
+    with pytest.raises(InvalidValueError, match=message):
+        Predictor.load(checkpoint, **settings)
+
+
+def test_bfloat16_needs_a_cpu_that_has_it(onnx_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openmarigold.engines.openvino.computes_in_bfloat16", lambda: False)
+    with pytest.raises(InvalidValueError, match="dtype='bfloat16' is not supported by this CPU; use float32"):
+        Predictor.load(onnx_checkpoint, engine="openvino", dtype="bfloat16")
+
+
+def test_converted_networks_are_kept_and_made_again_when_damaged(
+    tiny_checkpoint: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rgb = make_photo(40, 48)
+    first = Predictor.load(tiny_checkpoint, engine="openvino")(rgb).depth
+    folders = sorted((cache / "converted").iterdir())
+    assert [folder.name.rsplit("-", 1)[0] for folder in folders] == [
+        "openvino-unet",
+        "openvino-vae_decoder",
+        "openvino-vae_encoder",
+    ]
+    made = converted_from_now_on(monkeypatch)
+    np.testing.assert_array_equal(Predictor.load(tiny_checkpoint, engine="openvino")(rgb).depth, first)
+    assert made == []
+    (folders[0] / "model.bin").write_bytes((folders[0] / "model.bin").read_bytes()[:-5])  # cut
+    np.testing.assert_array_equal(Predictor.load(tiny_checkpoint, engine="openvino")(rgb).depth, first)
+    assert made == ["unet"]
+
+
+@pytest.mark.slow
+def test_a_converted_network_that_is_none_is_made_again(
+    tiny_checkpoint: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rgb = make_photo(40, 48)
+    first = Predictor.load(tiny_checkpoint, engine="openvino")(rgb).depth
+    folders = sorted((cache / "converted").iterdir())
+    made = converted_from_now_on(monkeypatch)
+    size = (folders[1] / "model.xml").stat().st_size
+    (folders[1] / "model.xml").write_bytes(b"?" * size)  # of the same size, but no network
+    np.testing.assert_array_equal(Predictor.load(tiny_checkpoint, engine="openvino")(rgb).depth, first)
+    assert made == ["vae_encoder", "unet", "vae_decoder"]
+
+
+def converted_from_now_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the networks that are converted."""
+    made: list[str] = []
+    write = conversion.write_network
+
+    def noting(source: Any, name: str, folder: Path, **settings: Any) -> None:
+        made.append(name)
+        write(source, name, folder, **settings)
+
+    monkeypatch.setattr(conversion, "write_network", noting)
+    return made
+
+
+def test_a_damaged_compile_cache_is_removed(onnx_checkpoint: Path, cache: Path) -> None:
+    rgb = make_photo(40, 48)
+    first = Predictor.load(onnx_checkpoint, engine="openvino")(rgb).depth
+    blobs = list((cache / "openvino").rglob("*.blob"))
+    assert len(blobs) == 3
+    for blob in blobs:
+        blob.chmod(0o644)
+        blob.write_bytes(blob.read_bytes()[:100] + b"\0" * 50)
+    np.testing.assert_array_equal(Predictor.load(onnx_checkpoint, engine="openvino")(rgb).depth, first)
+
+
+@pytest.mark.slow
+def test_other_weights_are_converted_anew(tiny_checkpoint: Path, tmp_path: Path, cache: Path) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(tiny_checkpoint, copied)
+    rgb = make_photo(40, 48)
+    first = Predictor.load(tiny_checkpoint, engine="onnx")(rgb).depth
+    np.testing.assert_array_equal(Predictor.load(copied, engine="onnx")(rgb).depth, first)
+    assert len(list((cache / "converted").iterdir())) == 3
+    path = copied / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    weights["conv_out.weight"] *= 2
+    save_file(weights, path, metadata={"format": "pt"})
+    assert np.abs(Predictor.load(copied, engine="onnx")(rgb).depth - first).max() > 1e-3
+    assert len(list((cache / "converted").iterdir())) == 4  # a U-Net more; the autoencoder is the same
+
+
+@pytest.mark.parametrize("format", [pytest.param("onnx", marks=pytest.mark.slow), "openvino"])
+def test_exported_checkpoint_predicts_without_torch(tiny_checkpoint: Path, tmp_path: Path, format: Any) -> None:
+    directory = tmp_path / "exported"
+    export_checkpoint(read_checkpoint(tiny_checkpoint), directory, format=format, dtype="float32")
+    assert read_checkpoint(directory).weights == format
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import numpy as np\nfrom openmarigold.predictor import Predictor\n"
+        f"rgb = np.load({str(tmp_path / 'rgb.npy')!r})\n"
+        f"np.save({str(tmp_path / 'depth.npy')!r}, Predictor.load({str(directory)!r})(rgb).depth)"
+    )
+    rgb = make_photo(50, 70)
+    np.save(tmp_path / "rgb.npy", rgb)
+    subprocess.run([sys.executable, "-c", code], check=True)
+    expected = Predictor.load(tiny_checkpoint, engine="torch", device="cpu")(rgb).depth
+    np.testing.assert_allclose(np.load(tmp_path / "depth.npy"), expected, rtol=0, atol=1e-3)
+    with pytest.raises(CheckpointError, match="networks already; copy the folder"):
+        export_checkpoint(read_checkpoint(directory), tmp_path / "again", format=format)
+
+
+def test_onnx_becomes_openvino(onnx_checkpoint: Path, tmp_path: Path) -> None:
+    export_checkpoint(read_checkpoint(onnx_checkpoint), tmp_path / "exported", format="openvino", dtype="float32")
+    rgb = make_photo(50, 70)
+    expected = Predictor.load(onnx_checkpoint, engine="onnx")(rgb).depth
+    np.testing.assert_allclose(Predictor.load(tmp_path / "exported")(rgb).depth, expected, rtol=0, atol=1e-3)
+    with pytest.raises(CheckpointError, match="holds OpenVINO networks, which engine openvino runs"):
+        Predictor.load(tmp_path / "exported", engine="onnx")
+    (tmp_path / "exported" / "unet" / "model.bin").unlink()
+    with pytest.raises(CheckpointError, match=r"unet/model\.bin is missing; an OpenVINO checkpoint holds"):
+        read_checkpoint(tmp_path / "exported")
+
+
+def test_large_onnx_networks_keep_their_weights_beside_them(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openmarigold.conversion._EXTERNAL_FROM_BYTES", 1)
+    export_checkpoint(read_checkpoint(tiny_checkpoint), tmp_path / "exported", format="onnx", dtype="float32")
+    assert (tmp_path / "exported" / "unet" / "model.onnx.data").stat().st_size > 10_000
+    rgb = make_photo(50, 70)
+    expected = Predictor.load(tiny_checkpoint, engine="torch", device="cpu")(rgb).depth
+    for engine in ("onnx", "openvino"):
+        depth = Predictor.load(tmp_path / "exported", engine=engine)(rgb).depth
+        np.testing.assert_allclose(depth, expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "used_for", [pytest.param("decode", marks=pytest.mark.slow), pytest.param("encode", marks=pytest.mark.slow), "both"]
+)
+def test_tiny_autoencoder_is_the_same_in_every_engine(
+    tiny_checkpoint: Path, onnx_checkpoint: Path, tiny_vae_dir: Path, used_for: Any
+) -> None:
+    rgb = make_photo(50, 70)
+    settings: dict[str, Any] = {"tiny_vae": tiny_vae_dir, "tiny_vae_for": used_for, "device": "cpu"}
+    expected = Predictor.load(tiny_checkpoint, engine="torch", **settings)(rgb)
+    own = Predictor.load(tiny_checkpoint, engine="torch", device="cpu")(rgb)
+    assert np.abs(expected.depth - own.depth).max() > 0.01
+    assert (expected.settings["tiny_vae"], expected.settings["tiny_vae_for"]) == ("vae", used_for)
+    assert "tiny_vae" not in own.settings
+    for checkpoint, engine in ((tiny_checkpoint, "openvino"), (tiny_checkpoint, "onnx"), (onnx_checkpoint, "onnx")):
+        other = Predictor.load(checkpoint, engine=engine, **settings)(rgb)
+        np.testing.assert_allclose(other.depth, expected.depth, rtol=0, atol=1e-3)
+
+
+def test_tiny_autoencoder_counts_in_provenance_and_evaluation(
+    onnx_checkpoint: Path, tiny_vae_dir: Path, photo_dir: Path, tmp_path: Path
+) -> None:
+    config = PredictConfig(checkpoint=onnx_checkpoint, num_inference_steps=1)
+    with_tiny = PredictConfig(checkpoint=onnx_checkpoint, num_inference_steps=1, tiny_vae=str(tiny_vae_dir))
+    photo = photo_dir / "a.png"
+    assert predict_files([photo], output_dir=tmp_path / "out", config=config).engine == "onnx"
+    again = predict_files([photo], output_dir=tmp_path / "out", config=with_tiny)
+    assert again.renewed == [photo]
+    record = read_provenance(tmp_path / "out" / "a_depth.png")
+    assert (record["engine"], record["tiny_vae"], record["tiny_vae_for"]) == ("onnx", "vae", "decode")
+    assert len(record["tiny_vae_sha256"]) == 64
+    assert predict_files([photo], output_dir=tmp_path / "out", config=with_tiny).skipped == [photo]
+    settings = [predictor_contestant(one).settings for one in (config, with_tiny)]
+    assert settings[0]["engine"] == "onnx"
+    assert "tiny_vae_sha256" not in settings[0]
+    assert settings[1]["tiny_vae_sha256"] == record["tiny_vae_sha256"]
+
+
+def test_unfit_tiny_autoencoders_are_refused(
+    tiny_checkpoint: Path, kl_checkpoint: Path, tiny_vae_dir: Path, tmp_path: Path
+) -> None:
+    found = read_checkpoint(kl_checkpoint)
+    for tiny_vae, message in (
+        (tmp_path / "nowhere" / "else" / "x", "is not a folder; give one with config.json"),
+        (kl_checkpoint / "vae", "_class_name is 'AutoencoderKL'; accepted is 'AutoencoderTiny'"),
+        (tiny_vae_dir, "8 latent channels do not fit checkpoint tiny-kl, which has 4"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            read_tiny_vae(PredictConfig(tiny_vae=str(tiny_vae)), found)
+    path = tiny_vae_dir / "vae" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="is truncated"):
+        read_tiny_vae(PredictConfig(tiny_vae=str(tiny_vae_dir)), read_checkpoint(tiny_checkpoint))
+
+
+def test_a_network_that_does_not_fit_goes_in_tiles(
+    kl_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = TorchEngine(read_checkpoint(kl_checkpoint), device="cpu")
+    latent = torch.randn(2, 4, 16, 24, generator=torch.Generator().manual_seed(0))
+    expected = engine.decode(latent)
+
+    def full(value: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setitem(engine._networks, "decode", full)
+    tiled = engine.decode(latent)
+    assert tiled.shape == expected.shape
+    assert 0 < np.abs(tiled - expected).mean() < expected.std()  # tiles of 4x4 cells, each with statistics of its own
+    assert "it decodes in tiles" in caplog.text
+    assert not engine._vaes["decode"].use_tiling
+
+
+class OnADevice:
+    """An engine whose answers arrive late and whose batches may be large, as on a GPU."""
+
+    def __init__(self, engine: Any, fitting: int) -> None:
+        self._engine, self._fitting, self.batches = engine, fitting, []
+        self.max_batch_size = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def is_finite(self, latent: Any) -> Any:
+        return np.bool_(np.isfinite(latent).all())
+
+    def fitting_batch_size(self, height: int, width: int) -> int:
+        return 1 if not self.batches else self._fitting
+
+    def denoise(self, rgb_latent: Any, noisy_latent: Any, *, timestep: int) -> Any:
+        self.batches.append(len(noisy_latent))
+        return self._engine.denoise(rgb_latent, noisy_latent, timestep=timestep)
+
+
+def test_members_go_together_as_memory_allows(onnx_checkpoint: Path) -> None:
+    predictor, rgb = Predictor.load(onnx_checkpoint), make_photo(40, 48)
+    settings: dict[str, Any] = {"num_inference_steps": 1, "ensemble_size": 6}
+    expected = predictor(rgb, **settings).depth
+    own = predictor.engine
+    for batch_size, fitting, batches in ((None, 3, [1, 3, 2]), (2, 100, [2, 2, 2]), (None, 100, [1, 5])):
+        predictor.engine = OnADevice(own, fitting)
+        np.testing.assert_allclose(predictor(rgb, batch_size=batch_size, **settings).depth, expected, atol=1e-5)
+        assert predictor.engine.batches == batches
+
+
+def test_command_line_predicts_without_transformers(tiny_checkpoint: Path, photo_dir: Path, tmp_path: Path) -> None:
+    assert importlib.util.find_spec("transformers") is not None
+    arguments = ["predict", str(photo_dir / "a.png"), "-o", str(tmp_path / "out"), "--checkpoint", str(tiny_checkpoint)]
+    code = (
+        "import json, sys\nfrom openmarigold.cli import main\n"
+        f"try:\n    main({arguments!r})\n"
+        "except SystemExit as error:\n"
+        "    imported = [name for name in ('torch', 'diffusers', 'transformers') if name in sys.modules]\n"
+        "    print(json.dumps([error.code, imported]))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout.splitlines()[-1]) == [0, ["torch", "diffusers"]]
+
+
+@pytest.mark.slow
+def test_the_process_of_a_library_user_is_left_as_it_is() -> None:
+    code = "import sys, openmarigold.backbone; from diffusers.utils import is_transformers_available as there; "
+    code += "print(there(), 'transformers' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["True", "True"]
+
+
+def test_engine_that_was_chosen_is_said(
+    onnx_checkpoint: Path, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    with caplog.at_level("INFO"):
+        engine = open_engine(read_checkpoint(onnx_checkpoint))
+    assert engine.name == "onnx"
+    assert "tiny-8-onnx runs on engine onnx, cpu, float32" in caplog.text

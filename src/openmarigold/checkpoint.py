@@ -45,7 +45,6 @@ NETWORK_FILES: dict[ConvertedFormat, dict[str, str]] = {
     "openvino": {name: f"{name}/model.xml" for name in NETWORKS},
 }
 ONNX_FILES = NETWORK_FILES["onnx"]
-COMPANION_SUFFIXES = {"onnx": ".onnx.data", "openvino": ".bin"}
 NETWORK_STEM = "diffusion_pytorch_model"
 TEXT_ENCODER_STEM = "model"
 EMBEDDING_FILE = "empty_prompt_embedding.safetensors"
@@ -566,7 +565,7 @@ def converted_files(directory: Path, kind: ConvertedFormat) -> list[Path]:
     """The files of converted networks in a folder: for each the network, and its weights where they lie beside it."""
     paths = [directory / file for file in NETWORK_FILES[kind].values()]
     if kind == "openvino":
-        return paths + [path.with_suffix(COMPANION_SUFFIXES[kind]) for path in paths]
+        return paths + [path.with_suffix(".bin") for path in paths]
     # Networks of more than 2 GB keep their weights in a file beside them, named by the first: .data or _data.
     return paths + [companion for path in paths for companion in sorted(path.parent.glob(f"{path.name}[._]data"))]
 

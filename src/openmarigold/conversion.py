@@ -136,7 +136,7 @@ def count_network_flops(source: Checkpoint, name: str, height: int, width: int, 
             inputs = [torch.zeros(1, 2 * channels, h, w), torch.zeros(1, dtype=torch.int64)]
         else:
             replaced = tiny_vae is not None and name in tiny_vae.networks
-            vae = empty_network(tiny_vae.directory if replaced else source.directory / "vae")
+            vae = empty_network(tiny_vae.directory if tiny_vae and replaced else source.directory / "vae")
             module = _Encoder(vae) if name == "vae_encoder" else _Decoder(vae)
             inputs = [torch.zeros(1, 3, height, width) if name == "vae_encoder" else torch.zeros(1, channels, h, w)]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -183,7 +183,8 @@ def matrix_product(size: int, device: str, dtype: str) -> Callable[[], object]:
 
     matrix = np.random.default_rng(0).standard_normal((size, size)).astype(np.float32)
     left = operations.parameter([size, size], np.float32)
-    model = openvino.Model([operations.matmul(left, matrix, False, False)], [left])
+    product = operations.matmul(left, matrix, False, False)
+    model = openvino.Model([product], [left])  # pyright: ignore[reportGeneralTypeIssues] - its stubs disagree
     request = openvino.compile_model(
         model, device.upper(), {"INFERENCE_PRECISION_HINT": _PRECISIONS[dtype]}
     ).create_infer_request()

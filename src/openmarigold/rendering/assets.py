@@ -11,6 +11,7 @@ from __future__ import annotations
 import fnmatch
 import io
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -263,6 +264,12 @@ class GameArchive:
     def names(self) -> dict[str, str]:
         """Names of the files, keyed by the same in lower case."""
         return {name.lower(): name for name in sorted(self.archive.names)}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Sizes of the files when unpacked [bytes]."""
+        with zipfile.ZipFile(self.path) as file:
+            return {info.filename: info.file_size for info in file.infolist() if not info.is_dir()}
 
     def read(self, name: str) -> bytes:
         return self.archive.read(name)

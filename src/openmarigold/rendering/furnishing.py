@@ -102,7 +102,6 @@ _GAME_MODELS: Sequence[tuple[str, str, tuple[str, ...], float]] = (
     ("police car", "vehicle", ("cars/policecar/policecar",), 1.08),
     ("cross-country car", "vehicle", ("cars/landy/landy",), 1.1),
     ("jeep", "vehicle", ("cars/jeep/jeep",), 1.1),
-    ("compact car", "vehicle", ("cars/puma/puma",), 1.0),
     ("wide cross-country car", "vehicle", ("cars/hummer/hummer",), 0.87),
     ("transporter", "vehicle", ("cars/transporter/transporter",), 0.95),
     ("large van", "vehicle", ("cars/van3/van",), 1.0),
@@ -115,7 +114,6 @@ _GAME_MODELS: Sequence[tuple[str, str, tuple[str, ...], float]] = (
     ("gum tree", "tree", tuple(f"vegi/gumtree/gum_tree_{part}" for part in ("trunk_l1", "trunk_l2", "branch")), 1.5),
     ("pine", "tree", tuple(f"vegi/pino/{part}" for part in ("pino1", "pino2", "pino2_leaves")), 1.5),
     ("tall pine", "tree", tuple(f"vegi/pino/{p}" for p in ("pino1", "pino2", "pino3", "pino3_leaves")), 1.5),
-    ("fir", "tree", ("vegi/fir/fir",), 2.4),
     ("bare tree", "tree", tuple(f"vegi/tree_dead/tree_dead{part}" for part in (1, 2, 3)), 1.3),
     ("young tree", "tree", ("vegi/tree03/tree03",), 2.0),
     ("large fern", "tree", ("vegi/plant_v1/plant_v1",), 1.0),
@@ -123,16 +121,18 @@ _GAME_MODELS: Sequence[tuple[str, str, tuple[str, ...], float]] = (
 
 # Textures of the game by use; the names leave out those with markings that only fit one place.
 _TEXTURE_USES: Mapping[str, str] = {
-    "wall": r"tex_(ctp1/(bricks|concrete|stucco|wall|wallpaper)_|buildings/(wall|concrete|cementwall)|trak4_(brick|concret"
-    r"|plaster)|buildings_snow/wall|mattn/(brick|concrete|stone|wall))",
+    "wall": r"tex_(ctp1/(bricks|concrete_(?!b)|stucco|wall|wallpaper)_?|buildings/(wall0(?!39)|concrete|cementwall)"
+    r"|trak/trak4_(brick|concrete|plaster)|buildings_snow/wall|mattn/(brick|concrete|stone|wall))",
     "floor": r"tex_(buildings/(floor0|carpet0)|ctp1/(tiles|marble|wood)_|mattn/(floor0|carpet)|material/wood0)",
     "picture": r"tex_pics/(art_|landsc|asia|cow|dragon|science)",
-    "ground": r"tex_(nature/(grass00[134]$|grass_(lush|mowed|tall)|dirt|sand$|desert|soil|drymud|rockyground|snow00|wood_ch"
-    r"ips)|mattn/(dirt|grass|sand)0|ctp1/(grass|dirt|ground|pebbles|sand)_)",
-    "asphalt": r"tex_(ctp1/asphalt|streets/(street00[1-9]|base$))",
-    "pavement": r"tex_(streets/pavement|buildings/concrete_slabs|ctp1/tiles_(g|m)|mattn/(stone0|floor01)|nature/stone)",
-    "facade": r"tex_(ctp1/(bricks|stucco|concrete)_|buildings/(wall_brick|wall_se|wall0[0-3])|mattn/brick|trak/trak4_brick)",
-    "roof": r"tex_(ctp1/roof_|mattn/roof0)",
+    "ground": r"tex_(nature/(desert00[13489]|dirt(00[123])?|drymud|soil|sand|snow00|rockyground)|mattn/(dirt|sand)0"
+    r"|ctp1/(dirt|ground|pebbles)_)",
+    "lawn": r"tex_(nature/grass(00[14]|_lush|_mowed_(green|dry)_[abc]$|_tall_green)|ctp1/grass_|mattn/grass003)",
+    "asphalt": r"tex_(ctp1/(asphalt|ground_g_1)|streets/(base$|street00[14]))",
+    "pavement": r"tex_(buildings/concrete_slabs|ctp1/(tiles_g_[124]|concrete_g_[456])|mattn/stone002)",
+    "facade": r"tex_(ctp1/(bricks_([cgmrtw]_\d)|stucco|concrete_(g|p)_)|buildings/(wall0(07$|11|13|19|20|22|28|32|36|37)"
+    r"|wall_brick|wall_se(07|12|14|15))|mattn/brick03$|trak/trak4_brick)",
+    "roof": r"tex_(ctp1/roof_|mattn/roof0(?!06|12))",
     "fabric": r"tex_(furniture/(textil|jap_carpet)|ctp1/curtains)",
 }
 _NOT_COLOUR = re.compile(r"_(nm|sm|gm|dm|rm|fx\d|glow)$")

@@ -347,7 +347,9 @@ def _decode(data: bytes, name: str) -> Image.Image:
         has_alpha = picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info
         picture = picture.convert("RGBA" if has_alpha else "RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{name} cannot be decoded ({one_line(error)}); leave the model out, or get it again") from error
+        raise DataError(
+            f"{name} cannot be decoded ({one_line(error)}); leave the model out, or get it again"
+        ) from error
     picture.thumbnail((MAX_TEXTURE_SIZE, MAX_TEXTURE_SIZE))
     if has_alpha and picture.getchannel("A").getextrema() == (255, 255):
         picture = picture.convert("RGB")

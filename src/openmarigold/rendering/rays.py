@@ -128,7 +128,8 @@ class Caster:
                 here = of_instance[place == material]
                 corners = mesh.uvs[face[here]]
                 weights = np.stack((1 - u[here] - v[here], u[here], v[here]), axis=1)
-                holes[here] = ~_is_solid(surface.texture, np.einsum("nc,nck->nk", weights, corners))
+                coordinates = np.einsum("nc,nck->nk", weights, corners) / surface.texture_size
+                holes[here] = ~_is_solid(surface.texture, coordinates)
         return holes
 
 

@@ -166,6 +166,15 @@ def _is_solid(path: Path, uv: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"
     return solid[row, column]
 
 
+def require_embree() -> None:
+    """Checks that embreex is there.
+
+    Raises:
+        MissingExtraError: it is not.
+    """
+    _new_embree_scene()
+
+
 def _new_embree_scene() -> tuple[Any, Any]:
     try:
         from embreex.mesh_construction import TriangleMesh

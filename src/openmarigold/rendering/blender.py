@@ -8,6 +8,7 @@ and not from Cycles' random numbers, which depend on names.
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import tempfile
 import zlib
@@ -279,6 +280,16 @@ def import_bpy() -> Any:
     except ImportError as error:
         raise MissingExtraError(_why_no_bpy(), "render") from error
     return bpy
+
+
+def require_bpy() -> None:
+    """Checks that bpy is there, without starting Blender in this process.
+
+    Raises:
+        MissingExtraError: it is not installed, or does not exist for this Python.
+    """
+    if importlib.util.find_spec("bpy") is None:
+        raise MissingExtraError(_why_no_bpy(), "render")
 
 
 def _why_no_bpy() -> str:

@@ -31,7 +31,7 @@ from PIL import Image
 
 from openmarigold.data.shards import DepthEncoding, NewSample, Rejection, ShardWriter
 from openmarigold.errors import DataError, InvalidValueError
-from openmarigold.rendering.blender import Quality, Studio, import_bpy, seed_of
+from openmarigold.rendering.blender import Quality, Studio, require_bpy, seed_of
 from openmarigold.rendering.cameras import depth_rejection, picture_rejection, rejection
 from openmarigold.rendering.development import check_exposure, develop
 from openmarigold.rendering.procedural import ProceduralCatalogue
@@ -151,7 +151,7 @@ def render_dataset(
     """
     if workers < 1:
         raise InvalidValueError(f"workers={workers} is not accepted; give 1 or above")
-    import_bpy()
+    require_bpy()
     require_embree()
     scenes = plan(config)
     shards = [scenes[start : start + SCENES_PER_SHARD] for start in range(0, len(scenes), SCENES_PER_SHARD)]

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where samples come from: a source is a row of `SOURCES` (tar shards and a decode function), nothing more."""
+"""Where samples come from: a prepared data set, or a row of `SOURCES` (plain tar shards and a decode function)."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -13,25 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Int64, UInt8
 from PIL import Image
 
+from openmarigold.data.shards import Sample, ShardedDataset, is_prepared
 from openmarigold.errors import DataError
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One picture, with its depth where the source has it.
-
-    Attributes:
-        rgb: colour image.
-        depth: planar depth [m], 0 where there is none; None for a source of photos.
-        kind: what it shows, in the source's own words ("rooms", "tabletop", "street").
-    """
-
-    rgb: UInt8[np.ndarray, "h w 3"]
-    depth: Float32[np.ndarray, "h w"] | None
-    kind: str
 
 
 @dataclass(frozen=True)
@@ -71,18 +58,54 @@ SOURCES: dict[str, SourceRow] = {
 
 
 class Source:
-    """Random access to the samples of one source, in the order of their names."""
+    """Random access to the samples of one source."""
 
     def __init__(self, name: str, data_dir: Path) -> None:
-        """Indexes the shards of source `name` below `data_dir`; reads no samples yet.
+        """Opens source `name`: the prepared data set in `data_dir/name`, else the row of `SOURCES`; reads no samples.
 
         Raises:
-            DataError: an unknown name, no shards, or a shard that is not a whole tar file.
+            DataError: neither is there, or a shard is not a whole tar file.
         """
-        if name not in SOURCES:
-            raise DataError(f"unknown data source {name!r}; use one of {', '.join(SOURCES)}")
+        if name not in SOURCES and not is_prepared(data_dir / name):
+            raise DataError(
+                f"unknown data source {name!r}; use one of {', '.join(SOURCES)}, or the folder below {data_dir} that "
+                "`openmarigold data prepare` wrote"
+            )
         self.name = name
-        self._row = SOURCES[name]
+        prepared = is_prepared(data_dir / name)
+        reader = ShardedDataset(data_dir / name) if prepared else _PlainTars(name, SOURCES[name], data_dir)
+        self._reader = reader
+        self.keys = reader.keys
+        self.kinds = reader.kinds
+        self.contents = reader.contents
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def sizes(self) -> Int64[np.ndarray, "n 2"]:
+        """Height and width of each sample; plain tars are read once for it."""
+        return self._reader.sizes
+
+    def read(self, index: int) -> Sample:
+        """Decoded sample number `index`.
+
+        Raises:
+            DataError: the sample is damaged.
+        """
+        return self._reader.read(index)
+
+    def close(self) -> None:
+        """Closes the shards; reading opens them again."""
+        self._reader.close()
+
+
+class _PlainTars:
+    """Samples of tars without an index, in the order of their names."""
+
+    def __init__(self, name: str, row: SourceRow, data_dir: Path) -> None:
+        self.name = name
+        self._row = row
         folder = data_dir / self._row.folder
         self._shards = sorted(folder.glob(self._row.shards))
         if not self._shards:
@@ -104,33 +127,39 @@ class Source:
         self.contents = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
         self._handles: dict[int, int] = {}
 
-    def __len__(self) -> int:
-        return len(self.keys)
+    @functools.cached_property
+    def sizes(self) -> Int64[np.ndarray, "n 2"]:
+        found = np.zeros((len(self.keys), 2), dtype=np.int64)
+        for index, entry in enumerate(self._entries):
+            try:
+                # The size stands near the start, before any pixel.
+                with Image.open(io.BytesIO(self._bytes(*entry[self._row.suffixes[0]]))) as image:
+                    found[index] = image.height, image.width
+            except OSError as error:
+                raise self._damaged(index, error) from error
+        return found
 
     def read(self, index: int) -> Sample:
-        """Decoded sample number `index`.
-
-        Raises:
-            DataError: a file of the sample is damaged.
-        """
         files = {suffix: self._bytes(*place) for suffix, place in self._entries[index].items()}
         try:
             rgb, depth = self._row.decode(files)
         except (OSError, ValueError) as error:
-            raise DataError(f"sample {self.keys[index]} of source {self.name} is damaged: {error}") from error
+            raise self._damaged(index, error) from error
         return Sample(rgb=rgb, depth=depth, kind=self.kinds[index])
+
+    def close(self) -> None:
+        for handle in self._handles.values():
+            os.close(handle)
+        self._handles.clear()
+
+    def _damaged(self, index: int, error: Exception) -> DataError:
+        return DataError(f"sample {self.keys[index]} of source {self.name} is damaged: {error}")
 
     def _bytes(self, shard: int, offset: int, size: int) -> bytes:
         # pread keeps no position, so threads share one handle.
         if shard not in self._handles:
             self._handles[shard] = os.open(self._shards[shard], os.O_RDONLY)
         return os.pread(self._handles[shard], size, offset)
-
-    def close(self) -> None:
-        """Closes the shards; reading opens them again."""
-        for handle in self._handles.values():
-            os.close(handle)
-        self._handles.clear()
 
 
 def _members(shard: Path, suffixes: tuple[str, ...]) -> list[tuple[str, str, int, int]]:

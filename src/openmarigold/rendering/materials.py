@@ -233,6 +233,7 @@ def image_surface(
     return Material(
         name=path.stem,
         texture=path,
+        texture_size=round(float(np.exp(generator.uniform(np.log(0.7), np.log(2.2)))), 3),
         texture_gain=(red, green, blue),
         saturation=round(float(generator.uniform(0.4, 1.05)), 3),
         roughness=float(generator.uniform(*roughness)),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from openmarigold.rendering.scene import Color, Material, Pattern, Sky
@@ -18,7 +19,7 @@ class _Tree:
         tree.nodes.clear()
         self._tree = tree
 
-    def node(self, kind: str, inputs: dict[int | str, Any] | None = None, **properties: Any) -> Any:
+    def node(self, kind: str, inputs: Mapping[Any, Any] | None = None, **properties: Any) -> Any:
         """A new node; inputs are values or outputs of other nodes."""
         made = self._tree.nodes.new(f"ShaderNode{kind}")
         for name, value in properties.items():
@@ -57,6 +58,9 @@ def surface_nodes(made: Any, material: Material, image: Any | None, *, has_uvs: 
     height = None
     alpha = None
     if image is not None and has_uvs:
+        if material.texture_size != 1.0:
+            shrink = (1.0 / material.texture_size,) * 3
+            vector = tree.node("Mapping", {"Vector": vector, "Scale": shrink}).outputs[0]
         sampled = tree.node("TexImage", {"Vector": vector}, image=image, extension="REPEAT", interpolation="Linear")
         color = sampled.outputs["Color"]
         if material.texture_gain != (1.0, 1.0, 1.0):

@@ -716,7 +716,7 @@ def basket(generator: np.random.Generator, prints: Prints) -> Mesh:
             lean = 0.75 * foot
             low = (-lean * math.cos(angle), -lean * math.sin(angle), 0.01)
             tip = (lean * math.cos(angle), lean * math.sin(angle), height + _uniform(generator, 0.02, 0.08))
-            middle = tuple(0.5 * (a + b) for a, b in zip(low, tip, strict=True))
+            middle = (0.0, 0.0, 0.5 * (low[2] + tip[2]))
             parts.append(
                 (tube("pen", [low, middle, tip], 0.0035, materials.paint(generator, saturation=(0.3, 0.95))), _HERE)
             )

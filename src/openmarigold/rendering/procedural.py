@@ -41,7 +41,9 @@ class ProceduralCatalogue:
         return None
 
     def texture(self, use: str, generator: np.random.Generator) -> Path | None:
-        """Pictures only; walls and floors are patterns."""
+        """Pictures and rugs only; walls and floors are patterns."""
+        if use == "rug":
+            return self.prints.path("rug", generator)
         return self.prints.path("picture", generator) if use == "picture" else None
 
     def _make(self, group: str, generator: np.random.Generator, room: RoomKind | None) -> Mesh | None:

@@ -128,7 +128,8 @@ class Caster:
                 here = of_instance[place == material]
                 corners = mesh.uvs[face[here]]
                 weights = np.stack((1 - u[here] - v[here], u[here], v[here]), axis=1)
-                holes[here] = ~_is_solid(surface.texture, np.einsum("nc,nck->nk", weights, corners))
+                coordinates = np.einsum("nc,nck->nk", weights, corners) / surface.texture_size
+                holes[here] = ~_is_solid(surface.texture, coordinates)
         return holes
 
 
@@ -163,6 +164,15 @@ def _is_solid(path: Path, uv: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"
     column = np.floor(uv[:, 0] * width).astype(np.int64) % width
     row = np.floor((1.0 - uv[:, 1]) * height).astype(np.int64) % height
     return solid[row, column]
+
+
+def require_embree() -> None:
+    """Checks that embreex is there.
+
+    Raises:
+        MissingExtraError: it is not.
+    """
+    _new_embree_scene()
 
 
 def _new_embree_scene() -> tuple[Any, Any]:

@@ -50,6 +50,8 @@ class Material:
     """Image file in sRGB; with `cutout`, its alpha channel says where the surface is."""
     cutout: bool = False
     """The surface ends where the texture's alpha is below 0.5: leaves, fences, grids."""
+    texture_size: float = 1.0
+    """Texture coordinates are divided by it: the image's edge [m] where they are metres."""
     pattern: Pattern | None = None
     texture_gain: Color = (1.0, 1.0, 1.0)
     """The texture's colours are multiplied by it."""
@@ -292,7 +294,7 @@ class Catalogue(Protocol):
         ...
 
     def texture(self, use: str, generator: np.random.Generator) -> Path | None:
-        """An image file for a use: wall, floor, picture, ground, facade, fabric; None: has none."""
+        """An image file for a use: wall, floor, picture, rug, ground, facade; None: has none."""
         ...
 
 

@@ -111,7 +111,7 @@ def where(folder: Path) -> str:
             "assets: furniture, objects, maps and textures for `data render`, from Debian's archive.",
             "Each may be left out; what is missing is made of procedural shapes.\n",
             *rows,
-            "\nDebian or Ubuntu, as root; they are then found by themselves:",
+            "\nDebian or Ubuntu, as root (then --assets /usr/share):",
             f"  apt install {names}\n",
             "Without root, into a folder:",
             f"  mkdir -p {folder} && cd {folder}",
@@ -134,7 +134,7 @@ class Assets:
     """
 
     def __init__(self, folder: Path | None = None, *, cache_dir: Path | None = None) -> None:
-        """Looks in `folder`, or in the system's own places.
+        """Looks in `folder`, by default in /usr/share.
 
         Args:
             folder: a folder that packages were unpacked into, one like /usr/share, or one with the archives themselves.

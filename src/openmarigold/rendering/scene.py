@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -279,6 +279,7 @@ RoomKind = Literal["living", "bed", "kitchen", "bath", "office", "mixed"]
 ROOM_KINDS: tuple[RoomKind, ...] = ("living", "bed", "kitchen", "bath", "office", "mixed")
 
 
+@runtime_checkable
 class Catalogue(Protocol):
     """Where samplers take things from: procedural shapes, or assets read from files."""
 

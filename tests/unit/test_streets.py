@@ -17,11 +17,11 @@ from openmarigold.rendering.furnishing import AssetCatalogue
 from openmarigold.rendering.gamestreets import any_street, game_street, street_maps
 from openmarigold.rendering.rays import Caster, cast_picture
 from openmarigold.rendering.scene import GROUPS, Instance, Lens, Material, Mesh, Setting
-from openmarigold.rendering.solids import Builder, Opening, Surface
+from openmarigold.rendering.solids import Builder, Opening
 from openmarigold.rendering.terrain import Ground
 
 LENS = Lens(width=48, height=36)
-PLAIN = Surface(Material(name="plain"))
+PLAIN = Material(name="plain")
 
 
 def setting(layout: str, seed: int = 0) -> Setting:
@@ -47,7 +47,7 @@ def test_walls_have_holes_of_their_size_and_reveals() -> None:
         Opening(left=1.2, right=1.8, bottom=3.0, top=3.4),
     ]
     builder = Builder()
-    along, outward = builder.wall((0, 0, 0), (5, 0, 0), 4.0, holes, PLAIN, reveal=0.1)
+    along, outward = builder.wall((0.0, 0.0, 0.0), (5.0, 0.0, 0.0), 4.0, holes, PLAIN, reveal=0.1)
     assert along.tolist() == [1, 0, 0]
     assert outward.tolist() == [0, -1, 0]
     open_area = sum((one.right - one.left) * (one.top - one.bottom) for one in holes)
@@ -57,13 +57,12 @@ def test_walls_have_holes_of_their_size_and_reveals() -> None:
 
 def test_textures_run_on_from_quad_to_quad() -> None:
     builder = Builder()
-    surface = Surface(Material(name="brick"), span=2.0)
-    builder.polygon(((0, 0, 0), (1, 0, 0), (1, 0, 1), (0, 0, 1)), surface)
-    builder.polygon(((1, 0, 0), (3, 0, 0), (3, 0, 1), (1, 0, 1)), surface)
+    builder.polygon(((0, 0, 0), (1, 0, 0), (1, 0, 1), (0, 0, 1)), PLAIN)
+    builder.polygon(((1, 0, 0), (3, 0, 0), (3, 0, 1), (1, 0, 1)), PLAIN)
     mesh = builder.mesh("strip")
     assert mesh.uvs is not None
     points = mesh.vertices[mesh.faces]
-    assert mesh.uvs == pytest.approx(points[..., (0, 2)] / 2.0)
+    assert mesh.uvs == pytest.approx(points[..., (0, 2)])
 
 
 @pytest.mark.parametrize("style", [houses.DETACHED, houses.TERRACE, houses.BLOCK, houses.HALL, houses.FARM])

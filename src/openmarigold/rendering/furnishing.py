@@ -169,7 +169,7 @@ class AssetCatalogue:
         self.broken: dict[str, str] = {}
         self._fallback = fallback
         self._groups: dict[str, list[_Entry]] = defaultdict(list)
-        self._meshes: dict[str, Mesh | DataError] = {}
+        self._meshes: dict[tuple[str, Piece], Mesh | DataError] = {}  # two pieces may share a model in two sizes
         for file in assets.furniture:
             self.broken |= file.skipped
             for piece in file.pieces:
@@ -255,12 +255,12 @@ class AssetCatalogue:
         source = f"sweethome3d-furniture/{file.path.name}/{piece.model}"
 
         def load() -> Mesh:
-            if source not in self._meshes:
+            if (source, piece) not in self._meshes:
                 try:
-                    self._meshes[source] = self._read(file, piece, group, source)
+                    self._meshes[source, piece] = self._read(file, piece, group, source)
                 except DataError as error:
-                    self._meshes[source] = error
-            found = self._meshes[source]
+                    self._meshes[source, piece] = error
+            found = self._meshes[source, piece]
             if isinstance(found, DataError):
                 raise found
             return found

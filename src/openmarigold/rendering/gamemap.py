@@ -115,15 +115,11 @@ class GameMeshes:
             if flags & quake.TRANSLUCENT == 0x10 and not has_holes and not _WATER.search(texture):
                 keep &= parsed.surface != number  # a clear pane
                 continue
-            place_of[number] = len(materials)
-            materials.append(
-                Material(
-                    name=texture,
-                    texture=path,
-                    cutout=has_holes,
-                    roughness=0.12 if _WATER.search(texture) else 0.35 if _GLOSSY.search(texture) else 0.85,
-                )
-            )
+            rough = 0.12 if _WATER.search(texture) else 0.35 if _GLOSSY.search(texture) else 0.85
+            material = Material(name=texture, texture=path, cutout=has_holes, roughness=rough)
+            if material not in materials:  # most faces have an entry of their own
+                materials.append(material)
+            place_of[number] = materials.index(material)
         if not keep.any():
             raise DataError(f"{label} has nothing but clear panes; leave it out")
         surface = parsed.surface[keep]

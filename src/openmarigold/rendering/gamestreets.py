@@ -8,7 +8,7 @@ import re
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from openmarigold.errors import DataError
 from openmarigold.rendering import streets, terrain
@@ -80,7 +80,9 @@ def game_street(generator: np.random.Generator, catalogue: AssetCatalogue) -> Se
     instances = [Instance(one.mesh, shift @ one.transform, one.name) for one in found]
     caster = Caster(instances)
     half = 0.5 * (high - low)[:2]
-    site = _Site(caster, float(half[0]), float(half[1]), float(high[2]) - level + 1.0)
+    surfaces = found[0].mesh
+    wet = np.array(["water" in one.name for one in surfaces.materials])[surfaces.face_materials]
+    site = _Site(caster, float(half[0]), float(half[1]), float(high[2]) - level + 1.0, wet)
 
     ground = terrain.Ground(generator, OutdoorCatalogue(catalogue))
     for one in instances:
@@ -129,8 +131,12 @@ def _ground_level(
 class _Site:
     """Where one can stand on a map; ground level is z = 0, the map's centre the origin."""
 
-    def __init__(self, caster: Caster, half_x: float, half_y: float, top: float) -> None:
+    def __init__(
+        self, caster: Caster, half_x: float, half_y: float, top: float, wet: Bool[np.ndarray, " faces"]
+    ) -> None:
+        """`wet` says which faces of the caster's first instance, the map, are water."""
         self._caster = caster
+        self._wet = wet
         self._half = np.array((half_x, half_y))
         self._top = top
 
@@ -140,10 +146,13 @@ class _Site:
         return x, y
 
     def height(self, points: Float[np.ndarray, "n 2"], start: float) -> Float[np.ndarray, " n"]:
-        """Height of the first level surface under each point, from `start` down; infinite where there is none."""
+        """Height of the first level surface under each point, from `start` down; infinite where is none, or water."""
         origins = np.concatenate((points, np.full((len(points), 1), start)), axis=1)
         hits = self._caster.cast(origins, _DOWN[None])
-        return np.where(hits.hit & (hits.normal[:, 2] > 0.9), start - hits.distance, np.inf)
+        solid = hits.hit & (hits.normal[:, 2] > 0.9)
+        on_map = hits.instance == 0
+        solid[on_map] &= ~self._wet[hits.face[on_map]]
+        return np.where(solid, start - hits.distance, np.inf)
 
     def is_clear(self, x: float, y: float, half_x: float, half_y: float) -> float | None:
         """Height of the ground where an object of this footprint has room, nothing above it and no wall through it."""

@@ -7,13 +7,13 @@ A house stands with the centre of its footprint at the origin, its foot at z = 0
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from openmarigold.rendering import materials
 from openmarigold.rendering.scene import Catalogue, Material, Mesh, Pattern
-from openmarigold.rendering.solids import Builder, Opening, Surface, facing
+from openmarigold.rendering.solids import Builder, Opening, facing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +78,11 @@ class _Plan:
         self.wall = facade(generator, catalogue)
         self.base = facade(generator, catalogue) if generator.random() < 0.3 else self.wall
         self.tiles = roofing(generator, catalogue)
-        self.frame = Surface(materials.paint(generator, saturation=(0.0, 0.3)))
-        self.door = Surface(materials.paint(generator) if generator.random() < 0.6 else materials.wood(generator))
-        self.metal = Surface(materials.metal(generator))
-        self.trim = Surface(materials.stone(generator, gloss=(0.5, 0.9)))
-        self.panes = [Surface(one) for one in _panes(generator)]
+        self.frame = materials.paint(generator, saturation=(0.0, 0.3))
+        self.door = materials.paint(generator) if generator.random() < 0.6 else materials.wood(generator)
+        self.metal = materials.metal(generator)
+        self.trim = materials.stone(generator, gloss=(0.5, 0.9))
+        self.panes = [one for one in _panes(generator)]
         self.reveal = float(generator.uniform(0.06, 0.25))
         self.window = (float(generator.uniform(0.8, 1.8)), float(generator.uniform(1.0, 1.7)))
         self.sill = float(generator.uniform(0.75, 1.0))
@@ -94,28 +94,26 @@ class _Plan:
         self.has_balconies = generator.random() < style.balconies
 
 
-def facade(generator: np.random.Generator, catalogue: Catalogue | None) -> Surface:
+def facade(generator: np.random.Generator, catalogue: Catalogue | None) -> Material:
     """What the outside of a house is covered with."""
     path = catalogue.texture("facade", generator) if catalogue is not None and generator.random() < 0.45 else None
     if path is not None:
-        return Surface(
-            materials.image_surface(path, generator, roughness=(0.7, 0.95)), float(generator.uniform(1.5, 3.5))
-        )
+        image = materials.image_surface(path, generator, roughness=(0.7, 0.95))
+        return replace(image, texture_size=float(generator.uniform(1.5, 3.5)))
     draw = generator.random()
     if draw < 0.35:
-        return Surface(materials.bricks(generator))
+        return materials.bricks(generator)
     if draw < 0.85:
-        return Surface(materials.plaster(generator, saturation=(0.0, 0.18 if generator.random() < 0.75 else 0.5)))
-    return Surface(materials.planks(generator) if draw < 0.93 else materials.stone(generator, gloss=(0.6, 0.95)))
+        return materials.plaster(generator, saturation=(0.0, 0.18 if generator.random() < 0.75 else 0.5))
+    return materials.planks(generator) if draw < 0.93 else materials.stone(generator, gloss=(0.6, 0.95))
 
 
-def roofing(generator: np.random.Generator, catalogue: Catalogue | None) -> Surface:
+def roofing(generator: np.random.Generator, catalogue: Catalogue | None) -> Material:
     """Roof tiles, slates or sheet metal."""
     path = catalogue.texture("roof", generator) if catalogue is not None and generator.random() < 0.5 else None
     if path is not None:
-        return Surface(
-            materials.image_surface(path, generator, roughness=(0.6, 0.9)), float(generator.uniform(1.2, 2.5))
-        )
+        image = materials.image_surface(path, generator, roughness=(0.6, 0.9))
+        return replace(image, texture_size=float(generator.uniform(1.2, 2.5)))
     clay = ((0.30, 0.10, 0.06), (0.12, 0.12, 0.13), (0.20, 0.13, 0.09), (0.35, 0.20, 0.12))[int(generator.integers(4))]
     first = materials.varied(generator, clay, 0.25)
     pattern = Pattern(
@@ -125,7 +123,7 @@ def roofing(generator: np.random.Generator, catalogue: Catalogue | None) -> Surf
         seed=int(generator.integers(1 << 20)),
         relief=0.6,
     )
-    return Surface(Material(name="roof", pattern=pattern, roughness=0.8))
+    return Material(name="roof", pattern=pattern, roughness=0.8)
 
 
 def _panes(generator: np.random.Generator) -> list[Material]:
@@ -246,7 +244,7 @@ def _shop_sign(
     board = Opening(left=0.2, right=length - 0.2, bottom=bottom, top=bottom + 0.45)
     builder.panel(foot, along, outward, board, (-0.08, 0.0), plan.door)
     if plan.generator.random() < 0.5:  # an awning
-        cloth = Surface(materials.fabric(plan.generator))
+        cloth = materials.fabric(plan.generator)
         left, right = foot + 0.3 * along, foot + (length - 0.3) * along
         up, far = np.array((0.0, 0.0, bottom - 0.05)), 1.2 * outward - np.array((0.0, 0.0, 0.45))
         corners = np.stack((left + up + far, right + up + far, right + up, left + up))

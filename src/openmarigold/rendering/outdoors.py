@@ -28,7 +28,7 @@ from openmarigold.rendering.scene import (
     place,
     translation,
 )
-from openmarigold.rendering.solids import Builder, Surface, leaves
+from openmarigold.rendering.solids import Builder, leaves
 
 _GREENS: tuple[Color, ...] = ((0.05, 0.12, 0.02), (0.09, 0.16, 0.03), (0.12, 0.17, 0.05), (0.03, 0.08, 0.03))
 _AUTUMN: tuple[Color, ...] = ((0.35, 0.12, 0.02), (0.40, 0.25, 0.03), (0.22, 0.06, 0.02))
@@ -165,7 +165,7 @@ def hedge(generator: np.random.Generator, *, length: float = 2.5) -> Mesh:
     green = foliage(generator)
     dark = Material(name="hedge", base_color=(0.015, 0.03, 0.015), roughness=0.9)
     half = 0.5 * thick - 0.05
-    core.box((-0.5 * length, -half, 0.0), (0.5 * length, half, height - 0.06), Surface(dark))
+    core.box((-0.5 * length, -half, 0.0), (0.5 * length, half, height - 0.06), dark)
     count = int(420 * length * (2.0 * height + thick))
     points = generator.uniform((-0.5 * length, -0.5, 0.0), (0.5 * length, 0.5, 1.0), size=(count, 3))
     on_top = generator.random(count) < thick / (2.0 * height + thick)
@@ -180,10 +180,10 @@ def hedge(generator: np.random.Generator, *, length: float = 2.5) -> Mesh:
 
 
 def grass_patch(generator: np.random.Generator, *, size: float = 1.2) -> Mesh:
-    """Blades of grass on a square [m], to be laid beside one another on a lawn."""
+    """Blades of grass around the origin, thinning out beyond `size` metres, to be strewn over a lawn."""
     count = int(700 * size * size)
     height = float(generator.uniform(0.05, 0.16))
-    foot = np.concatenate((generator.uniform(-0.5 * size, 0.5 * size, size=(count, 2)), np.zeros((count, 1))), axis=1)
+    foot = np.concatenate((generator.normal(0.0, 0.4 * size, size=(count, 2)), np.zeros((count, 1))), axis=1)
     turn = generator.uniform(0.0, 2.0 * math.pi, size=count)
     across = 0.008 * np.stack((np.cos(turn), np.sin(turn), np.zeros(count)), axis=1)
     tip = generator.normal(0.0, 0.45 * height, size=(count, 3))
@@ -233,15 +233,15 @@ def car(generator: np.random.Generator) -> Mesh:
     front, back, low = -0.5 * length, 0.5 * length, clearance + 0.18
     for side in (-1.0, 1.0):
         x0, x1 = sorted((side * 0.42 * width, side * 0.25 * width))
-        lamp = Surface(Material(name="headlamp", base_color=(0.7, 0.7, 0.68), roughness=0.1))
-        rear = Surface(Material(name="rear lamp", base_color=(0.35, 0.01, 0.01), roughness=0.15))
+        lamp = Material(name="headlamp", base_color=(0.7, 0.7, 0.68), roughness=0.1)
+        rear = Material(name="rear lamp", base_color=(0.35, 0.01, 0.01), roughness=0.15)
         details.box((x0, front - 0.01, belt - 0.3), (x1, front + 0.25, belt - 0.17), lamp)
         details.box((x0, back - 0.25, belt - 0.32), (x1, back + 0.01, belt - 0.14), rear)
-    plate = Surface(Material(name="plate", base_color=(0.6, 0.6, 0.55), roughness=0.4))
+    plate = Material(name="plate", base_color=(0.6, 0.6, 0.55), roughness=0.4)
     details.box((-0.26, front - 0.02, low), (0.26, front + 0.2, low + 0.11), plate)
     details.box((-0.26, back - 0.2, low), (0.26, back + 0.02, low + 0.11), plate)
-    details.box((-0.46 * width, front - 0.015, clearance), (0.46 * width, front + 0.4, clearance + 0.13), Surface(dark))
-    details.box((-0.46 * width, back - 0.4, clearance), (0.46 * width, back + 0.015, clearance + 0.13), Surface(dark))
+    details.box((-0.46 * width, front - 0.015, clearance), (0.46 * width, front + 0.4, clearance + 0.13), dark)
+    details.box((-0.46 * width, back - 0.4, clearance), (0.46 * width, back + 0.015, clearance + 0.13), dark)
     parts.append((details.mesh("details"), np.eye(4)))
     return _grounded(merged("van" if is_van else "car", parts))
 
@@ -276,7 +276,7 @@ def _cabin(
         (-high, back - tail, height),
     ]
     builder = Builder()
-    skin = Surface(paint)
+    skin = paint
     lower, upper = np.asarray(bottom), np.asarray(top)
     for first in range(4):
         second = (first + 1) % 4
@@ -296,7 +296,7 @@ def _cabin(
                 _between(ring, right - gap, 0.88),
                 _between(ring, left + gap, 0.88),
             ]
-            builder.polygon(np.asarray(glazing) + 0.006 * normal, Surface(pane))
+            builder.polygon(np.asarray(glazing) + 0.006 * normal, pane)
     builder.polygon(upper, skin)
     return builder.mesh("cabin")
 
@@ -341,8 +341,8 @@ def sign(generator: np.random.Generator) -> Mesh:
     else:
         wide, high = float(generator.uniform(0.4, 1.6)), float(generator.uniform(0.3, 0.8))
         board = Builder()
-        board.box((-0.5 * wide, -0.03, height - high), (0.5 * wide, 0.0, height), Surface(face))
-        board.box((-0.4 * wide, -0.035, height - 0.75 * high), (0.4 * wide, 0.0, height - 0.55 * high), Surface(inner))
+        board.box((-0.5 * wide, -0.03, height - high), (0.5 * wide, 0.0, height), face)
+        board.box((-0.4 * wide, -0.035, height - 0.75 * high), (0.4 * wide, 0.0, height - 0.55 * high), inner)
         parts.append((board.mesh("board"), translation(0.0, -0.04, 0.0)))
     return merged("sign", parts)
 
@@ -352,7 +352,7 @@ def utility_pole(generator: np.random.Generator) -> Mesh:
     height = float(generator.uniform(6.5, 9.5))
     wood = materials.wood(generator, gloss=(0.8, 0.95))
     builder = Builder()
-    builder.box((-1.0, -0.06, height - 0.6), (1.0, 0.06, height - 0.45), Surface(wood))
+    builder.box((-1.0, -0.06, height - 0.6), (1.0, 0.06, height - 0.45), wood)
     parts = [(cylinder("pole", 0.14, height, wood, segments=12, top=0.1), np.eye(4)), (builder.mesh("arm"), np.eye(4))]
     porcelain = Material(name="insulator", base_color=(0.5, 0.5, 0.48), roughness=0.2)
     for x in (-0.9, 0.9):
@@ -375,15 +375,15 @@ def fence(generator: np.random.Generator, *, length: float = 2.4) -> Mesh:
     builder = Builder()
     half = 0.5 * length
     if kind == "wall":
-        stone = Surface(materials.bricks(generator) if generator.random() < 0.6 else materials.plaster(generator))
-        cap = Surface(materials.stone(generator, gloss=(0.6, 0.9)))
+        stone = materials.bricks(generator) if generator.random() < 0.6 else materials.plaster(generator)
+        cap = materials.stone(generator, gloss=(0.6, 0.9))
         builder.box((-half, -0.12, 0.0), (half, 0.12, height), stone)
         builder.box((-half, -0.16, height), (half, 0.16, height + 0.07), cap)
         return builder.mesh("garden wall")
     is_iron = kind == "bars"
-    skin = Surface(materials.metal(generator) if is_iron else materials.wood(generator, gloss=(0.5, 0.9)))
+    skin = materials.metal(generator) if is_iron else materials.wood(generator, gloss=(0.5, 0.9))
     if not is_iron and generator.random() < 0.4:
-        skin = Surface(materials.paint(generator, saturation=(0.0, 0.3)))
+        skin = materials.paint(generator, saturation=(0.0, 0.3))
     post = 0.03 if is_iron else 0.05
     builder.box((-half - post, -post, 0.0), (-half + post, post, height + 0.08), skin)
     levels = (0.25, 0.85) if kind != "rails" else (0.3, 0.6, 0.95)
@@ -401,7 +401,7 @@ def fence(generator: np.random.Generator, *, length: float = 2.4) -> Mesh:
 def bench(generator: np.random.Generator) -> Mesh:
     """A park bench with slats."""
     wide = float(generator.uniform(1.4, 2.0))
-    wood, iron = Surface(materials.wood(generator)), Surface(materials.metal(generator))
+    wood, iron = materials.wood(generator), materials.metal(generator)
     builder = Builder()
     for number in range(4):
         y = -0.2 + 0.12 * number
@@ -424,10 +424,10 @@ def bin_(generator: np.random.Generator) -> Mesh:
         return cylinder("waste basket", 0.22, float(generator.uniform(0.6, 0.95)), skin, top=0.27)
     lid = materials.paint(generator)
     builder = Builder()
-    builder.box((-0.26, -0.28, 0.06), (0.26, 0.28, 0.98), Surface(skin))
-    builder.box((-0.29, -0.33, 0.98), (0.29, 0.33, 1.05), Surface(lid))
-    builder.box((-0.24, 0.2, 0.0), (-0.18, 0.36, 0.18), Surface(Material(name="wheel", base_color=(0.02, 0.02, 0.02))))
-    builder.box((0.18, 0.2, 0.0), (0.24, 0.36, 0.18), Surface(Material(name="wheel", base_color=(0.02, 0.02, 0.02))))
+    builder.box((-0.26, -0.28, 0.06), (0.26, 0.28, 0.98), skin)
+    builder.box((-0.29, -0.33, 0.98), (0.29, 0.33, 1.05), lid)
+    builder.box((-0.24, 0.2, 0.0), (-0.18, 0.36, 0.18), Material(name="wheel", base_color=(0.02, 0.02, 0.02)))
+    builder.box((0.18, 0.2, 0.0), (0.24, 0.36, 0.18), Material(name="wheel", base_color=(0.02, 0.02, 0.02)))
     return builder.mesh("dustbin")
 
 

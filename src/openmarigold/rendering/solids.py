@@ -9,22 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import ArrayLike
 
 from openmarigold.rendering.scene import Material, Mesh, Vector
 
 _UP = np.array((0.0, 0.0, 1.0))
-
-
-@dataclass(frozen=True)
-class Surface:
-    """A material and how many metres its texture spans; patterns count metres themselves."""
-
-    material: Material
-    span: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,17 +31,17 @@ class Opening:
 
 @dataclass
 class Builder:
-    """Gathers triangles and quads. Texture coordinates run on from quad to quad along the same direction."""
+    """Gathers flat polygons. Texture coordinates are metres and run on from one to the next along a direction."""
 
-    _polygons: dict[int, list[tuple[np.ndarray, int, float]]] = field(default_factory=dict)  # by number of corners
+    _polygons: dict[int, list[tuple[np.ndarray, int]]] = field(default_factory=dict)  # by number of corners
     _materials: list[Material] = field(default_factory=list)
 
-    def polygon(self, points: ArrayLike, surface: Surface) -> None:
+    def polygon(self, points: Sequence[Any] | np.ndarray, surface: Material) -> None:
         """A flat convex polygon, counter-clockwise from its outer side; u runs along its first edge."""
         at = np.asarray(points, dtype=np.float64)
-        self._polygons.setdefault(len(at), []).append((at, self._place(surface.material), surface.span))
+        self._polygons.setdefault(len(at), []).append((at, self._place(surface)))
 
-    def box(self, low: Vector, high: Vector, surface: Surface, *, top: Surface | None = None) -> None:
+    def box(self, low: Vector, high: Vector, surface: Material, *, top: Material | None = None) -> None:
         """A box along the axes between two corners; `top` covers its top with something else."""
         (x0, y0, z0), (x1, y1, z1) = low, high
         self.polygon(((x0, y0, z0), (x1, y0, z0), (x1, y0, z1), (x0, y0, z1)), surface)
@@ -59,7 +51,7 @@ class Builder:
         self.polygon(((x0, y0, z1), (x1, y0, z1), (x1, y1, z1), (x0, y1, z1)), top or surface)
         self.polygon(((x0, y1, z0), (x1, y1, z0), (x1, y0, z0), (x0, y0, z0)), surface)
 
-    def slab(self, corners: Float[np.ndarray, "4 3"], thickness: float, surface: Surface, edge: Surface) -> None:
+    def slab(self, corners: Float[np.ndarray, "4 3"], thickness: float, surface: Material, edge: Material) -> None:
         """A plate whose upper side has these corners, counter-clockwise from above."""
         lower = corners - thickness * _UP
         self.polygon(corners, surface)
@@ -70,11 +62,11 @@ class Builder:
 
     def wall(
         self,
-        start: Sequence[float],
-        end: Sequence[float],
+        start: Sequence[float] | np.ndarray,
+        end: Sequence[float] | np.ndarray,
         height: float,
         openings: Sequence[Opening],
-        surface: Surface,
+        surface: Material,
         *,
         reveal: float,
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -114,7 +106,7 @@ class Builder:
         outward: np.ndarray,
         opening: Opening,
         depth: tuple[float, float],
-        surface: Surface,
+        surface: Material,
     ) -> None:
         """A plate in a wall's own coordinates, `depth` from and to behind the wall's face, before it if < 0 [m]."""
         corners = [
@@ -135,20 +127,18 @@ class Builder:
         """All that was gathered; polygons without an area are left out."""
         corners, uvs, places = [], [], []
         for count, gathered in sorted(self._polygons.items()):
-            points = np.stack([at for at, _, _ in gathered])
-            spans = np.array([span for _, _, span in gathered])
+            points = np.stack([at for at, _ in gathered])
             normal = np.cross(points[:, 1] - points[:, 0], points[:, -1] - points[:, 0])
             along = points[:, 1] - points[:, 0]
             sound = np.linalg.norm(normal, axis=1) > 1e-10
-            points, spans, normal, along = points[sound], spans[sound], normal[sound], along[sound]
+            points, normal, along = points[sound], normal[sound], along[sound]
             along /= np.linalg.norm(along, axis=1, keepdims=True)
             up = np.cross(normal / np.linalg.norm(normal, axis=1, keepdims=True), along)
             uv = np.stack([np.einsum("pkc,pc->pk", points, axis) for axis in (along, up)], axis=-1)
-            uv /= spans[:, None, None]
             fan = np.array([(0, second, second + 1) for second in range(1, count - 1)])
             corners.append(points[:, fan].reshape(-1, 3, 3))
             uvs.append(uv[:, fan].reshape(-1, 3, 2))
-            places.append(np.repeat(np.array([place for _, place, _ in gathered])[sound], count - 2))
+            places.append(np.repeat(np.array([place for _, place in gathered])[sound], count - 2))
         vertices = np.concatenate(corners).reshape(-1, 3)
         return Mesh(
             name=name,

@@ -16,7 +16,7 @@ import numpy as np
 
 from openmarigold.rendering import houses, materials, outdoors
 from openmarigold.rendering.scene import Camera, Catalogue, Lens, Material, Mesh, Scene, Setting, ViewRules
-from openmarigold.rendering.solids import Builder, Surface
+from openmarigold.rendering.solids import Builder
 from openmarigold.rendering.terrain import (
     Ground,
     backdrop,
@@ -87,7 +87,7 @@ def _span(one: float, other: float) -> tuple[float, float]:
     return (one, other) if one <= other else (other, one)
 
 
-def _strip(builder: Builder, x: tuple[float, float], y: tuple[float, float], z: float, surface: Surface) -> None:
+def _strip(builder: Builder, x: tuple[float, float], y: tuple[float, float], z: float, surface: Material) -> None:
     # In pieces, so that texture coordinates stay exact far out.
     for low in np.arange(y[0], y[1], 40.0):
         high = min(float(low) + 40.0, y[1])
@@ -115,8 +115,8 @@ def _road(ground: Ground, *, half: float, pavement: float, may_cross: bool = Tru
     crossing = float(generator.uniform(15.0, 70.0)) if may_cross and generator.random() < 0.5 else None
     road = _Road(half=half, pavement=pavement, crossing=crossing)
     builder = Builder()
-    asphalt, stone, walk = ground.surface("asphalt"), Surface(materials.stone(generator, gloss=(0.6, 0.9))), None
-    white = Surface(Material(name="marking", base_color=(0.6, 0.6, 0.57), roughness=0.7))
+    asphalt, stone, walk = ground.surface("asphalt"), materials.stone(generator, gloss=(0.6, 0.9)), None
+    white = Material(name="marking", base_color=(0.6, 0.6, 0.57), roughness=0.7)
     _strip(builder, (-half, half), (road.start, road.end), 0.0, asphalt)
     gaps = [] if crossing is None else [(crossing - half - pavement, crossing + half + pavement)]
     if crossing is not None:
@@ -239,11 +239,13 @@ def _people(ground: Ground, x: tuple[float, float], y: tuple[float, float], z: f
             ground.stand(item.load(), *at, z, float(generator.uniform(0.0, 2.0 * math.pi)), margin=0.15)
 
 
-def _things(ground: Ground, x: tuple[float, float], y: tuple[float, float], z: float, count: int) -> None:
+def _things(
+    ground: Ground, x: tuple[float, float], y: tuple[float, float], z: float, count: int, *, largest: float = 4.0
+) -> None:
     """Benches, bins, posts and what else stands about; now and then a bicycle."""
     generator = ground.generator
     for _ in range(count):
-        item = ground.draw("cycle" if generator.random() < 0.2 else "street", max_size=(4.0, 4.0, 8.0))
+        item = ground.draw("cycle" if generator.random() < 0.2 else "street", max_size=(largest, largest, 8.0))
         if item is not None:
             at = (float(generator.uniform(*x)), float(generator.uniform(*y)))
             angle = float(generator.integers(4)) * 0.5 * math.pi + float(generator.normal(0.0, 0.1))
@@ -297,10 +299,9 @@ def _pavement_things(ground: Ground, road: _Road) -> None:
                 _along(ground, road, side * (road.half + 0.9), trees, (7.0, 16.0), 0.0)
         if generator.random() < 0.4:
             _along(ground, road, side * (road.half + 0.3), [outdoors.bollard(generator)], (1.5, 4.0), 0.0)
-        span = sorted((side * (road.half + 0.5), side * (road.edge - 0.3)))
-        walk = (span[0], span[1])
+        walk = _span(side * (road.half + 0.5), side * (road.edge - 0.3))
         for y in (-10.0, 12.0, 40.0):
-            _things(ground, walk, (y, y + 25.0), _KERB, int(generator.integers(0, 4)))
+            _things(ground, walk, (y, y + 25.0), _KERB, int(generator.integers(0, 4)), largest=1.9)
             _people(ground, walk, (y, y + 25.0), _KERB, int(generator.integers(0, 3)))
 
 
@@ -484,7 +485,7 @@ def _furnish_yard(ground: Ground, half_x: float, half_y: float) -> None:
     if generator.random() < 0.5:  # a bed of lawn in the middle
         wide, long = float(generator.uniform(0.3, 0.6)) * half_x, float(generator.uniform(0.3, 0.6)) * half_y
         bed = Builder()
-        stone = Surface(materials.stone(generator, gloss=(0.6, 0.9)))
+        stone = materials.stone(generator, gloss=(0.6, 0.9))
         bed.box(
             (-wide, -long, 0.0), (wide, long, float(generator.uniform(0.08, 0.45))), stone, top=ground.surface("lawn")
         )
@@ -564,7 +565,7 @@ def _car_park(ground: Ground) -> list[Stand]:
     generator = ground.generator
     landscape(ground, 90.0)
     builder = Builder()
-    white = Surface(Material(name="marking", base_color=(0.6, 0.6, 0.57), roughness=0.7))
+    white = Material(name="marking", base_color=(0.6, 0.6, 0.57), roughness=0.7)
     _strip(builder, (-40.0, 40.0), (-30.0, 70.0), 0.0, ground.surface("asphalt"))
     share, bay = float(generator.uniform(0.15, 0.8)), 2.6
     rows = np.arange(-20.0, 62.0, float(generator.uniform(15.0, 18.0)))

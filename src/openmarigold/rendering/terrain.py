@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -31,7 +31,6 @@ from openmarigold.rendering.scene import (
     look_at,
     place,
 )
-from openmarigold.rendering.solids import Surface
 
 MAX_TRIANGLES = 1_800_000  # of all instances: rays are cast on every one of them
 _HEAD = 2.0  # what hangs higher does not stand in the way [m]
@@ -144,13 +143,13 @@ class Ground:
         light = [item for item in drawn if item is not None and len(item.load().faces) <= heaviest]
         return light[:count]
 
-    def surface(self, use: str) -> Surface:
+    def surface(self, use: str) -> Material:
         """What the ground is covered with: asphalt, pavement, lawn, or ground for everything else."""
         path = self.catalogue.texture(use, self.generator) if self.generator.random() < 0.7 else None
         if path is not None:
             span = float(self.generator.uniform(2.0, 4.5))
-            return Surface(materials.image_surface(path, self.generator, roughness=(0.75, 0.97)), span)
-        return Surface(_PATTERNS[use](self.generator))
+            return replace(materials.image_surface(path, self.generator, roughness=(0.75, 0.97)), texture_size=span)
+        return _PATTERNS[use](self.generator)
 
 
 def _turned(
@@ -225,11 +224,8 @@ def landscape(ground: Ground, flat: float, *, use: str = "lawn") -> None:
     away = np.clip((np.hypot(x, np.maximum(np.abs(y - 60.0) - 80.0, 0.0)) - flat) / 220.0, 0.0, 1.0)
     z = height * away**1.5 * (0.35 + _noise(generator, x, y))
     points = np.stack((x, y, z - 0.03), axis=-1)
-    mesh = sheet("landscape", points, surface.material)
-    assert mesh.uvs is not None
-    ground.add(
-        Mesh(**{**vars(mesh), "uvs": (mesh.vertices[mesh.faces][..., :2] / surface.span).astype(np.float32)}), 0, 0
-    )
+    mesh = sheet("landscape", points, surface)
+    ground.add(replace(mesh, uvs=mesh.vertices[mesh.faces][..., :2]), 0.0, 0.0)
 
 
 def _noise(generator: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:

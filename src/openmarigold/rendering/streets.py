@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 
@@ -40,16 +41,21 @@ RULES = ViewRules(
 )
 _KERB = 0.12
 
+Layout = Literal["town", "suburb", "country", "yard", "park", "car park"]
 
-def street(generator: np.random.Generator, catalogue: Catalogue | None = None) -> Setting:
+
+def street(
+    generator: np.random.Generator, catalogue: Catalogue | None = None, *, layout: Layout | None = None
+) -> Setting:
     """A procedural street, road, yard, car park or park.
 
     Args:
         catalogue: where cars, trees, people and textures come from; procedural ones where it has none.
+        layout: the kind of place; None draws one.
     """
     names = list(_LAYOUTS)
     shares = np.array([share for share, _ in _LAYOUTS.values()])
-    name = names[int(generator.choice(len(names), p=shares / shares.sum()))]
+    name = layout or names[int(generator.choice(len(names), p=shares / shares.sum()))]
     ground = Ground(generator, outdoors.OutdoorCatalogue(catalogue))
     stands = _LAYOUTS[name][1](ground)
     sky, lights = weather(generator)
@@ -606,7 +612,7 @@ def _car_park(ground: Ground) -> list[Stand]:
     return [Stand(share=1.0, x=(-34.0, 34.0), y=(-26.0, 55.0), headings=(0.5 * math.pi, *turns), spread=0.3)]
 
 
-_LAYOUTS: Mapping[str, tuple[float, Callable[[Ground], list[Stand]]]] = {
+_LAYOUTS: Mapping[Layout, tuple[float, Callable[[Ground], list[Stand]]]] = {
     "town": (0.27, _town),
     "suburb": (0.23, _suburb),
     "country": (0.14, _country),

@@ -12,13 +12,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
 
-Color = tuple[float, float, float]
-Vector = tuple[float, float, float]
+Real = float | int
+Color = tuple[Real, Real, Real]
+Vector = tuple[Real, Real, Real]
 
 PatternKind = Literal["wood", "planks", "tiles", "bricks", "fabric", "carpet", "stone", "plaster", "stripes", "checks"]
 
@@ -279,6 +280,7 @@ RoomKind = Literal["living", "bed", "kitchen", "bath", "office", "mixed"]
 ROOM_KINDS: tuple[RoomKind, ...] = ("living", "bed", "kitchen", "bath", "office", "mixed")
 
 
+@runtime_checkable
 class Catalogue(Protocol):
     """Where samplers take things from: procedural shapes, or assets read from files."""
 
@@ -298,7 +300,7 @@ class Catalogue(Protocol):
         ...
 
 
-def translation(x: float, y: float, z: float) -> Float[np.ndarray, "4 4"]:
+def translation(x: Real, y: Real, z: Real) -> Float[np.ndarray, "4 4"]:
     """A shift [m].
 
     >>> translation(1, 2, 3)[:3, 3].tolist()
@@ -309,14 +311,14 @@ def translation(x: float, y: float, z: float) -> Float[np.ndarray, "4 4"]:
     return matrix
 
 
-def turn_z(angle: float) -> Float[np.ndarray, "4 4"]:
+def turn_z(angle: Real) -> Float[np.ndarray, "4 4"]:
     """A turn about the vertical [rad], counter-clockwise from above."""
     matrix = np.eye(4)
     matrix[:2, :2] = ((math.cos(angle), -math.sin(angle)), (math.sin(angle), math.cos(angle)))
     return matrix
 
 
-def place(x: float, y: float, z: float, angle: float = 0.0) -> Float[np.ndarray, "4 4"]:
+def place(x: Real, y: Real, z: Real, angle: Real = 0.0) -> Float[np.ndarray, "4 4"]:
     """A turn about the vertical [rad] at the origin, then a shift [m]."""
     return translation(x, y, z) @ turn_z(angle)
 
@@ -327,7 +329,7 @@ def transform_points(matrix: Float[np.ndarray, "4 4"], points: Float[np.ndarray,
 
 
 def look_at(
-    position: Sequence[float] | np.ndarray, target: Sequence[float] | np.ndarray, *, roll: float = 0.0
+    position: Sequence[Real] | np.ndarray, target: Sequence[Real] | np.ndarray, *, roll: float = 0.0
 ) -> Float[np.ndarray, "4 4"]:
     """Camera to world for a camera that looks from `position` to `target`; `roll` turns it clockwise [rad].
 

@@ -13,12 +13,15 @@ import tyro
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
-    """Say where a benchmark's files come from and what to put where. Nothing is downloaded."""
+    """Say where a benchmark's files come from and what to put where; `assets`: those of `data render`.
+
+    Nothing is downloaded.
+    """
 
     name: tyro.conf.Positional[str]
-    """Name of the benchmark, as `data list` shows them."""
+    """Name of the benchmark, as `data list` shows them, or `assets`."""
     data: Path = Path("DATA")
-    """Folder of the benchmarks, as it will be given to `evaluate` and `reproduce`."""
+    """Folder of the benchmarks, as it will be given to `evaluate` and `reproduce`, or of the assets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +126,11 @@ def _render(command: Render) -> None:
 
 
 def _print_where(command: Where) -> None:
+    if command.name == "assets":
+        from openmarigold.rendering.assets import where
+
+        print(where(command.data))
+        return
     from openmarigold.data.benchmarks import find_row
 
     row = find_row(command.name)

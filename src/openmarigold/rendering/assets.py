@@ -111,7 +111,7 @@ def where(folder: Path) -> str:
             "assets: furniture, objects, maps and textures for `data render`, from Debian's archive.",
             "Each may be left out; what is missing is made of procedural shapes.\n",
             *rows,
-            "\nDebian or Ubuntu, as root; they are then found by themselves:",
+            "\nDebian or Ubuntu, as root (then --assets /usr/share):",
             f"  apt install {names}\n",
             "Without root, into a folder:",
             f"  mkdir -p {folder} && cd {folder}",
@@ -134,7 +134,7 @@ class Assets:
     """
 
     def __init__(self, folder: Path | None = None, *, cache_dir: Path | None = None) -> None:
-        """Looks in `folder`, or in the system's own places.
+        """Looks in `folder`, by default in /usr/share.
 
         Args:
             folder: a folder that packages were unpacked into, one like /usr/share, or one with the archives themselves.
@@ -347,7 +347,9 @@ def _decode(data: bytes, name: str) -> Image.Image:
         has_alpha = picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info
         picture = picture.convert("RGBA" if has_alpha else "RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{name} cannot be decoded ({one_line(error)}); leave the model out, or get it again") from error
+        raise DataError(
+            f"{name} cannot be decoded ({one_line(error)}); leave the model out, or get it again"
+        ) from error
     picture.thumbnail((MAX_TEXTURE_SIZE, MAX_TEXTURE_SIZE))
     if has_alpha and picture.getchannel("A").getextrema() == (255, 255):
         picture = picture.convert("RGB")

@@ -51,12 +51,13 @@ _ROOM_OF_CATEGORY: Mapping[str, RoomKind] = {
 _FIXED = {"appliance", "wall"}
 
 _LEFT_OUT = re.compile(
-    r"socket|switch|plug|antenna|rj45|dimmer|iron railing|pool$|parking|arrow|crossing|^rails$|shipping|tatami|escalator"
-    r"|elevator|staircase|^bill |hanging clothes|shower (head|curtain|door)|window (blind|shutter)|^curtain|screen door"
-    r"|barnum|smoke|entry |intercom|faucet|sitting|lying|jacuzzi|hammock|sidewalk|porch column|diving|sandpit|bathmat"
-    r"|\brug\b|carpet|doormat|air mattress|sleeping|number lock|cooktop|induction|coathanger|clothes hanger|^dress$"
-    r"|skirt|trousers|jacket|^short$|motorbike|wire|emergency|rail crossing|locket|pallet$|fork lift|skateboard|stroller"
-    r"|tricycle|ceiling fan|surveillance|cctv|washbasin 0|towel$|contemporary"
+    r"socket|switch|plug|antenna|rj45|dimmer|iron railing|pool$|parking|arrow|crossing|^rails$|shipping|tatami"
+    r"|escalator|elevator|staircase|^bill |hanging clothes|shower (head|curtain|door)|window (blind|shutter)"
+    r"|^curtain|screen door|barnum|smoke|entry |intercom|faucet|sitting|lying|jacuzzi|hammock|sidewalk"
+    r"|porch column|diving|sandpit|bathmat|\brug\b|carpet|doormat|air mattress|sleeping|number lock|cooktop"
+    r"|induction|coathanger|clothes hanger|^dress$|skirt|trousers|jacket|^short$|motorbike|wire|emergency"
+    r"|rail crossing|pallet$|fork lift|skateboard|stroller|tricycle|ceiling fan|surveillance|cctv|towel$"
+    r"|contemporary"
 )
 # In this order; the first that fits a piece's name decides.
 _BY_NAME: Sequence[tuple[str, str]] = (
@@ -64,17 +65,21 @@ _BY_NAME: Sequence[tuple[str, str]] = (
     ("seat", r"sofa|couch|armchair|puff|ottoman"),
     ("chair", r"\bchair\b|\bchair with|stool|class seat|^bench$|piano bench"),
     ("table", r"\btable\b(?! fan)|\bdesk$|island(?! bath)|workbench|coffee table"),
-    ("storage", r"cabinet|wardrobe|bookcase|shelves|chest$|dresser|cupboard|safe|tv stand|bedside|dressing table|trunck"),
+    (
+        "storage",
+        r"cabinet|wardrobe|bookcase|shelves|chest$|dresser|cupboard|safe|tv stand|bedside|dressing table|trunck",
+    ),
 )
 _NOT_TABLES = re.compile(r"bedside|dressing|changing|tennis|football|pool table")
 _TREES = re.compile(
     r"acacia|^bamboo|coconut|pine|^bush$|beech|cypress|^ficus$|maple|palm|blossom|poplar|christmas tree", re.IGNORECASE
 )
 _STREET = re.compile(
-    r"(?<!abdominal )(?<!work)bench|little bank|wood bank|lamppost|street l|park light|trash|hydrant|mailbox|^fence$|pedestrian railing"
-    r"|flower box|plant box|fountain|garden hut|dog house|umbrella|stone lantern|^rock$|^cone$|barrel|^crate$|swing"
-    r"|children game|trampoline|football goal|rowboat|snowman|wheelbarrow|camping tent|recycling|seesaw|hedge|beach chair"
-    r"|deck chair|pool lounge|cafe|teck chair|rattan|child hut|basketball net|wood logs|hose reel|outdoor lamp"
+    r"(?<!abdominal )(?<!work)bench|little bank|wood bank|lamppost|street l|park light|trash|hydrant|mailbox"
+    r"|^fence$|pedestrian railing|flower box|plant box|fountain|garden hut|dog house|umbrella|stone lantern"
+    r"|^rock$|^cone$|barrel|^crate$|swing|children game|trampoline|football goal|rowboat|snowman|wheelbarrow"
+    r"|camping tent|recycling|seesaw|hedge|beach chair|deck chair|pool lounge|cafe|teck chair|rattan|child hut"
+    r"|basketball net|wood logs|hose reel|outdoor lamp"
 )
 _CEILING = re.compile(r"ceiling lamp|chandelier|hanging|pendant|fluorescent light|track lights|^lamp$")
 _METAL = re.compile(r"chrome|metal|steel|inox|alumin|silver|brass|iron", re.IGNORECASE)
@@ -121,17 +126,20 @@ _GAME_MODELS: Sequence[tuple[str, str, tuple[str, ...], float]] = (
 
 # Textures of the game by use; the names leave out those with markings that only fit one place.
 _TEXTURE_USES: Mapping[str, str] = {
-    "wall": r"tex_(ctp1/(bricks|concrete_(?!b)|stucco|wall|wallpaper)_?|buildings/(wall0(?!39)|concrete|cementwall)"
-    r"|trak/trak4_(brick|concrete|plaster)|buildings_snow/wall|mattn/(brick|concrete|stone|wall))",
-    "floor": r"tex_(buildings/(floor0|carpet0)|ctp1/(tiles|marble|wood)_|mattn/(floor0|carpet)|material/wood0)",
+    "wall": r"tex_(ctp1/(bricks|concrete_(?!b)|stucco|wall|wallpaper)_?|buildings/(wall0(?!39)|concrete"
+    r"|cementwall)|trak/trak4_(brick|concrete|plaster)|buildings_snow/wall|mattn/(brick|concrete"
+    r"|stone|wall))",
+    "floor": r"tex_(buildings/(floor0|carpet0)|ctp1/(tiles|marble|wood)_|mattn/(floor0|carpet)"
+    r"|material/wood0)",
     "picture": r"tex_pics/(art_|landsc|asia|cow|dragon|science)",
-    "ground": r"tex_(nature/(desert00[13489]|dirt(00[123])?|drymud|soil|sand|snow00|rockyground)|mattn/(dirt|sand)0"
-    r"|ctp1/(dirt|ground|pebbles)_)",
-    "lawn": r"tex_(nature/grass(00[14]|_lush|_mowed_(green|dry)_[abc]$|_tall_green)|ctp1/grass_|mattn/grass003)",
+    "ground": r"tex_(nature/(desert00[13489]|dirt(00[123])?|drymud|soil|sand|snow00|rockyground)|mattn/(dirt"
+    r"|sand)0|ctp1/(dirt|ground|pebbles)_)",
+    "lawn": r"tex_(nature/grass(00[14]|_lush|_mowed_(green|dry)_[abc]$|_tall_green)|ctp1/grass_"
+    r"|mattn/grass003)",
     "asphalt": r"tex_(ctp1/(asphalt|ground_g_1)|streets/(base$|street00[14]))",
     "pavement": r"tex_(buildings/concrete_slabs|ctp1/(tiles_g_[124]|concrete_g_[456])|mattn/stone002)",
-    "facade": r"tex_(ctp1/(bricks_([cgmrtw]_\d)|stucco|concrete_(g|p)_)|buildings/(wall0(07$|11|13|19|20|22|28|32|36|37)"
-    r"|wall_brick|wall_se(07|12|14|15))|mattn/brick03$|trak/trak4_brick)",
+    "facade": r"tex_(ctp1/(bricks_([cgmrtw]_\d)|stucco|concrete_(g|p)_)|buildings/(wall0(07$|11|13|19|20|22"
+    r"|28|32|36|37)|wall_brick|wall_se(07|12|14|15))|mattn/brick03$|trak/trak4_brick)",
     "roof": r"tex_(ctp1/roof_|mattn/roof0(?!06|12))",
     "fabric": r"tex_(furniture/(textil|jap_carpet)|ctp1/curtains)",
 }
@@ -234,7 +242,9 @@ class AssetCatalogue:
     def _names_for(self, use: str) -> list[str]:
         if use not in self._textures:
             archive = self.assets.archive(TEXTURES)
-            stems = ((name, name.rsplit(".", 1)[0].removeprefix("textures/").lower()) for name in archive.names.values())
+            stems = (
+                (name, name.rsplit(".", 1)[0].removeprefix("textures/").lower()) for name in archive.names.values()
+            )
             pattern = re.compile(_TEXTURE_USES[use]) if use in _TEXTURE_USES else None
             self._textures[use] = [
                 name for name, stem in stems if pattern and pattern.match(stem) and not _NOT_COLOUR.search(stem)
@@ -304,7 +314,7 @@ def group_of(piece: Piece) -> str | None:
         return "street"
     if piece.elevation >= 0.3:
         return "wall" if 0.3 <= piece.elevation <= 2.1 and depth < 0.8 else None
-    if 0.3 < height and re.search(r"bedside|stool", name):
+    if height > 0.3 and re.search(r"bedside|stool", name):
         return _floor_group(piece)
     if 0.015 <= height <= 0.5 and max(width, depth) < 0.5:
         return "object"

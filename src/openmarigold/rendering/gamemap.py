@@ -6,7 +6,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from functools import lru_cache
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -143,11 +143,13 @@ class GameMeshes:
         for suffix in _PICTURES:
             name = self._texture_names.get(f"textures/{texture}{suffix}")
             if name is not None:
-                path = self._assets.texture(self._textures.asset_name(name), lambda name=name: self._textures.read(name))
+                path = self._assets.texture(
+                    self._textures.asset_name(name), lambda name=name: self._textures.read(name)
+                )
                 return path, self._size(name)
         return None, (64, 64)  # never seen in the packages; grey then
 
-    @lru_cache(maxsize=None)  # noqa: B019  one object a process, and few textures
+    @cache  # noqa: B019  one object a process, and few textures
     def _size(self, name: str) -> tuple[int, int]:
         # Of the original: texture coordinates count its texels, and the copy may be smaller.
         try:
@@ -166,14 +168,16 @@ class GameMeshes:
             for suffix in ("", *_PICTURES):
                 file = self._model_names.get(f"{candidate}{suffix}".lower())
                 if file is not None and PurePosixPath(file).suffix.lower() in _PICTURES:
-                    path = self._assets.texture(self._models.asset_name(file), lambda file=file: self._models.read(file))
+                    path = self._assets.texture(
+                        self._models.asset_name(file), lambda file=file: self._models.read(file)
+                    )
                     # Elsewhere the alpha channel of a skin is a mask for shine.
                     cutout = bool(_PLANTS.search(file.lower())) and has_cutout(path)
                     return Material(name=stem, texture=path, cutout=cutout, roughness=0.55)
         raise DataError(f"{label}: its skin {given!r} is nowhere in the archive; leave it out")
 
 
-@lru_cache(maxsize=None)
+@cache
 def has_cutout(path: Path) -> bool:
     """Whether a texture has holes: at least 0.5 % of its texels are more clear than solid."""
     if path.suffix != ".png":

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from openmarigold.errors import DataError
-from openmarigold.rendering import streets
+from openmarigold.rendering import streets, terrain
 from openmarigold.rendering.assets import Assets
 from openmarigold.rendering.furnishing import AssetCatalogue
 from openmarigold.rendering.gamemap import MAPS
@@ -21,7 +21,9 @@ from openmarigold.rendering.scene import Camera, Catalogue, Instance, Lens, Scen
 
 MAP_SHARE = 0.4
 _MIN_MAP_BYTES = 3_300_000  # smaller ones are single houses or pieces of dull ground
-_DULL = re.compile(r"maps/(alienb|b|shared|shelter)/|craft|mine|bunker|subway|training|gate\.|tower|pipes|dam\.|shed|excav")
+_DULL = re.compile(
+    r"maps/(alienb|b|shared|shelter)/|craft|mine|bunker|subway|training|gate\.|tower|pipes|dam\.|shed|excav"
+)
 _DOWN, _UP = np.array((0.0, 0.0, -1.0)), np.array((0.0, 0.0, 1.0))
 _GROUND_RAYS = 400
 _STEP = 0.25  # of the histogram of heights [m]
@@ -63,6 +65,9 @@ def game_street(generator: np.random.Generator, catalogue: AssetCatalogue) -> Se
     assert catalogue.game is not None
     maps = street_maps(catalogue.assets)
     archive = catalogue.assets.archive(MAPS)
+    found: list[Instance] = []
+    low = high = np.zeros(3)
+    name = ""
     for _ in range(_TRIES):  # single houses on a plot are less worth seeing than places with several
         name = maps[int(generator.integers(len(maps)))]
         found = catalogue.game.map(archive, name)
@@ -77,14 +82,14 @@ def game_street(generator: np.random.Generator, catalogue: AssetCatalogue) -> Se
     half = 0.5 * (high - low)[:2]
     site = _Site(caster, float(half[0]), float(half[1]), float(high[2]) - level + 1.0)
 
-    ground = streets.Ground(generator, OutdoorCatalogue(catalogue))
+    ground = terrain.Ground(generator, OutdoorCatalogue(catalogue))
     for one in instances:
         ground.keep(one)
     reach = 1.45 * float(np.hypot(*half))
-    streets.landscape(ground, reach, use="lawn" if generator.random() < 0.6 else "ground")
-    streets.backdrop(ground, 0.0, reach + 120.0, 70, inside=lambda x, y: math.hypot(x, y) < reach)
+    terrain.landscape(ground, reach, use="lawn" if generator.random() < 0.6 else "ground")
+    terrain.backdrop(ground, 0.0, reach + 120.0, 70, inside=lambda x, y: math.hypot(x, y) < reach)
     added = _add_things(ground, site)
-    sky, lights = streets.weather(generator)
+    sky, lights = terrain.weather(generator)
     return Setting(
         kind="streets",
         scene=Scene(instances=tuple(ground.instances), lights=lights, sky=sky),
@@ -103,7 +108,8 @@ def _ground_level(
 ) -> float:
     # Of what rays from above meet: the lowest height that is met often.
     origins = np.concatenate(
-        (generator.uniform(low[:2], high[:2], size=(_GROUND_RAYS, 2)), np.full((_GROUND_RAYS, 1), high[2] + 1.0)), axis=1
+        (generator.uniform(low[:2], high[:2], size=(_GROUND_RAYS, 2)), np.full((_GROUND_RAYS, 1), high[2] + 1.0)),
+        axis=1,
     )
     hits = caster.cast(origins, _DOWN[None])
     heights = origins[:, 2] - hits.distance
@@ -174,7 +180,7 @@ class _Site:
         if things and generator.random() < 0.55:
             target, spread = things[int(generator.integers(len(things)))], 0.25
         heading = math.atan2(target[1] - y, target[0] - x) + float(generator.normal(0.0, spread))
-        return streets.camera(generator, lens, position, heading)
+        return terrain.camera(generator, lens, position, heading)
 
     def _is_open(self, position: Float[np.ndarray, " 3"]) -> bool:
         tilted = np.array(((0, 0, 1), (0.5, 0, 1), (-0.5, 0, 1), (0, 0.5, 1), (0, -0.5, 1)), dtype=np.float64)
@@ -188,7 +194,7 @@ class _Site:
         return not (hits.distance < 0.5).any() and int((behind & (hits.distance < 8.0)).sum()) < 3
 
 
-def _add_things(ground: streets.Ground, site: _Site) -> list[tuple[float, float]]:
+def _add_things(ground: terrain.Ground, site: _Site) -> list[tuple[float, float]]:
     """Cars, trees, people and street furniture where there is room; their places."""
     generator = ground.generator
     groups = ("vehicle", "tree", "character", "cycle", "street")
@@ -205,7 +211,7 @@ def _add_things(ground: streets.Ground, site: _Site) -> list[tuple[float, float]
         floor = site.is_clear(x, y, reach, reach)
         if floor is None:
             continue
-        tint = streets.tint_of(generator, group)
+        tint = terrain.tint_of(generator, group)
         if ground.stand(item.load(), x, y, floor, angle, tint):
             added.append((x, y))
     return added

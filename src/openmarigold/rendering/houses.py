@@ -98,7 +98,9 @@ def facade(generator: np.random.Generator, catalogue: Catalogue | None) -> Surfa
     """What the outside of a house is covered with."""
     path = catalogue.texture("facade", generator) if catalogue is not None and generator.random() < 0.45 else None
     if path is not None:
-        return Surface(materials.image_surface(path, generator, roughness=(0.7, 0.95)), float(generator.uniform(1.5, 3.5)))
+        return Surface(
+            materials.image_surface(path, generator, roughness=(0.7, 0.95)), float(generator.uniform(1.5, 3.5))
+        )
     draw = generator.random()
     if draw < 0.35:
         return Surface(materials.bricks(generator))
@@ -111,7 +113,9 @@ def roofing(generator: np.random.Generator, catalogue: Catalogue | None) -> Surf
     """Roof tiles, slates or sheet metal."""
     path = catalogue.texture("roof", generator) if catalogue is not None and generator.random() < 0.5 else None
     if path is not None:
-        return Surface(materials.image_surface(path, generator, roughness=(0.6, 0.9)), float(generator.uniform(1.2, 2.5)))
+        return Surface(
+            materials.image_surface(path, generator, roughness=(0.6, 0.9)), float(generator.uniform(1.2, 2.5))
+        )
     clay = ((0.30, 0.10, 0.06), (0.12, 0.12, 0.13), (0.20, 0.13, 0.09), (0.35, 0.20, 0.12))[int(generator.integers(4))]
     first = materials.varied(generator, clay, 0.25)
     pattern = Pattern(
@@ -218,7 +222,9 @@ def _window(
             builder.panel(foot, along, outward, shutter, (-0.05, 0.0), plan.door)
 
 
-def _door(builder: Builder, plan: _Plan, foot: np.ndarray, along: np.ndarray, outward: np.ndarray, one: Opening) -> None:
+def _door(
+    builder: Builder, plan: _Plan, foot: np.ndarray, along: np.ndarray, outward: np.ndarray, one: Opening
+) -> None:
     builder.panel(foot, along, outward, one, (plan.reveal, plan.reveal), plan.door)
     wide = one.right - one.left
     light = Opening(left=one.left + 0.25 * wide, right=one.right - 0.25 * wide, bottom=one.top - 0.7, top=one.top - 0.2)
@@ -275,7 +281,9 @@ def _balconies(
                 builder.panel(foot, along, outward, post, (-reach, -reach + 0.02), plan.metal)
         for edge in (left, right - 0.04):
             side = Opening(left=edge, right=edge + 0.04, bottom=floor, top=floor + 1.0)
-            builder.panel(foot, along, outward, side, (-reach, 0.0) if is_closed else (-reach, -reach + 0.04), plan.metal)
+            builder.panel(
+                foot, along, outward, side, (-reach, 0.0) if is_closed else (-reach, -reach + 0.04), plan.metal
+            )
 
 
 def _roof(builder: Builder, plan: _Plan) -> None:

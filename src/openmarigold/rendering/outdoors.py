@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,11 @@ def bark(generator: np.random.Generator) -> Material:
     """Bark of a tree."""
     first = materials.varied(generator, (0.09, 0.06, 0.04), 0.4)
     pattern = Pattern(
-        kind="stone", colors=(first, materials.varied(generator, first, 0.5)), scale=0.03, seed=_seed(generator), relief=0.8
+        kind="stone",
+        colors=(first, materials.varied(generator, first, 0.5)),
+        scale=0.03,
+        seed=_seed(generator),
+        relief=0.8,
     )
     return Material(name="bark", pattern=pattern, roughness=0.95)
 
@@ -89,21 +94,26 @@ def broadleaf(generator: np.random.Generator) -> Mesh:
     girth = 0.018 * height + 0.04
     lean = generator.normal(0.0, 0.03 * height, size=2)
     top = np.array((*lean, 0.8 * height))
-    trunk = np.array([(0.0, 0.0, 0.0), (*(0.3 * lean), stem), (*(0.6 * lean), 0.6 * height), tuple(top)])
+    trunk = np.array([(0.0, 0.0, 0.0), (*(0.3 * lean), stem), (*(0.6 * lean), 0.6 * height), (*lean, 0.8 * height)])
     parts = [(tube("trunk", trunk, (1.3 * girth, girth, 0.6 * girth, 0.15 * girth), wood, segments=9), np.eye(4))]
     centres, radii = [], []
     for number in range(int(generator.integers(7, 13))):
         angle = 2.399963 * number + float(generator.uniform(-0.4, 0.4))
         share = (number + 0.5) / 11.0
-        start = trunk[1] + (top - trunk[1]) * min(share, 0.9)
+        start = trunk[1] + min(share, 0.9) * (top - trunk[1])
         reach = spread * float(generator.uniform(0.5, 1.0)) * math.sqrt(max(1.0 - share**2, 0.1))
-        end = start + (reach * math.cos(angle), reach * math.sin(angle), float(generator.uniform(0.05, 0.25)) * height)
-        middle = 0.5 * (start + end) + (0.0, 0.0, -0.04 * height)
-        parts.append((tube("branch", (start, middle, end), (0.4 * girth, 0.25 * girth, 0.05), wood, segments=5), np.eye(4)))
+        rise = float(generator.uniform(0.05, 0.25)) * height
+        end = start + np.array((reach * math.cos(angle), reach * math.sin(angle), rise))
+        middle = 0.5 * (start + end) - (0.0, 0.0, 0.04 * height)
+        parts.append(
+            (tube("branch", np.stack((start, middle, end)), (0.4 * girth, 0.25 * girth, 0.05), wood), np.eye(4))
+        )
         centres.append(end)
         radii.append(spread * float(generator.uniform(0.38, 0.62)))
     density = float(generator.uniform(0.6, 1.0))
-    points = [_shell(generator, centre, radius, int(density * 520)) for centre, radius in zip(centres, radii, strict=True)]
+    points = [
+        _shell(generator, centre, radius, int(density * 520)) for centre, radius in zip(centres, radii, strict=True)
+    ]
     size = 0.035 * height
     parts.append((leaves(generator, np.concatenate(points), (0.6 * size, 1.3 * size), foliage(generator)), np.eye(4)))
     return _grounded(merged("broadleaf tree", parts))
@@ -126,9 +136,13 @@ def conifer(generator: np.random.Generator) -> Mesh:
             bough = along * (math.cos(angle), math.sin(angle), 0.0) + (0.0, 0.0, float(level)) - droop * (0.0, 0.0, 1.0)
             points.append(bough + generator.normal(0.0, 0.06 * reach, size=bough.shape))
     green = materials.varied(generator, (0.025, 0.06, 0.025), 0.35)
-    needles = [Material(name="needles", base_color=materials.varied(generator, green, 0.2), roughness=0.7) for _ in range(3)]
+    needles = [
+        Material(name="needles", base_color=materials.varied(generator, green, 0.2), roughness=0.7) for _ in range(3)
+    ]
     size = 0.12 + 0.012 * height
-    parts.append((leaves(generator, np.concatenate(points), (0.7 * size, 1.6 * size), needles, flatness=0.5), np.eye(4)))
+    parts.append(
+        (leaves(generator, np.concatenate(points), (0.7 * size, 1.6 * size), needles, flatness=0.5), np.eye(4))
+    )
     return _grounded(merged("conifer", parts))
 
 
@@ -160,7 +174,9 @@ def hedge(generator: np.random.Generator, *, length: float = 2.5) -> Mesh:
     points[:, 2] = np.where(on_top, height, points[:, 2] * height)
     points += generator.normal(0.0, 0.035, size=points.shape)
     points[:, 2] = np.maximum(points[:, 2], 0.02)
-    return merged("hedge", [(core.mesh("core"), np.eye(4)), (leaves(generator, points, (0.05, 0.11), green), np.eye(4))])
+    return merged(
+        "hedge", [(core.mesh("core"), np.eye(4)), (leaves(generator, points, (0.05, 0.11), green), np.eye(4))]
+    )
 
 
 def grass_patch(generator: np.random.Generator, *, size: float = 1.2) -> Mesh:
@@ -192,7 +208,11 @@ def car(generator: np.random.Generator) -> Mesh:
     height = float(generator.uniform(1.9, 2.5) if is_van else generator.uniform(1.35, 1.65))
     belt = 0.42 * height if is_van else 0.58 * height
     paint = Material(
-        name="car paint", base_color=materials.color(generator, saturation=(0.0, 0.12) if generator.random() < 0.65 else (0.5, 0.95), value=(0.02, 0.75)), roughness=0.16
+        name="car paint",
+        base_color=materials.color(
+            generator, saturation=(0.0, 0.12) if generator.random() < 0.65 else (0.5, 0.95), value=(0.02, 0.75)
+        ),
+        roughness=0.16,
     )
     pane = Material(name="car pane", base_color=(0.02, 0.025, 0.03), roughness=0.04)
     rubber = Material(name="tyre", base_color=(0.02, 0.02, 0.02), roughness=0.9)
@@ -243,8 +263,18 @@ def _cabin(
     rake = 0.16 * length if not is_van else 0.10 * length
     tail = 0.02 * length if is_van else float(generator.uniform(0.03, 0.12)) * length
     low, high = 0.46 * width, 0.38 * width
-    bottom = [(-low, front, belt - 0.05), (low, front, belt - 0.05), (low, back, belt - 0.05), (-low, back, belt - 0.05)]
-    top = [(-high, front + rake, height), (high, front + rake, height), (high, back - tail, height), (-high, back - tail, height)]
+    bottom = [
+        (-low, front, belt - 0.05),
+        (low, front, belt - 0.05),
+        (low, back, belt - 0.05),
+        (-low, back, belt - 0.05),
+    ]
+    top = [
+        (-high, front + rake, height),
+        (high, front + rake, height),
+        (high, back - tail, height),
+        (-high, back - tail, height),
+    ]
     builder = Builder()
     skin = Surface(paint)
     lower, upper = np.asarray(bottom), np.asarray(top)
@@ -258,7 +288,7 @@ def _cabin(
         posts = (0.06, 0.5, 0.94) if first in (1, 3) and not is_van else (0.06, 0.94)
         if is_blind:
             posts = (0.70, 0.95) if first == 3 else (0.05, 0.30)
-        for left, right in zip(posts, posts[1:], strict=False):
+        for left, right in pairwise(posts):
             gap = 0.015
             glazing = [
                 _between(ring, left + gap, 0.12),

@@ -203,7 +203,9 @@ def _check_indices(
         and (edges < len(vertices)).all()
     )
     if not sound:
-        raise DataError(f"{name}: a face points to an edge or vertex that is not there; the map is damaged, leave it out")
+        raise DataError(
+            f"{name}: a face points to an edge or vertex that is not there; the map is damaged, leave it out"
+        )
 
 
 def _fans(first: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 
 from openmarigold.rendering.scene import Material, Mesh, Vector
 
@@ -42,7 +44,7 @@ class Builder:
     _polygons: dict[int, list[tuple[np.ndarray, int, float]]] = field(default_factory=dict)  # by number of corners
     _materials: list[Material] = field(default_factory=list)
 
-    def polygon(self, points: Sequence[Sequence[float]] | np.ndarray, surface: Surface) -> None:
+    def polygon(self, points: ArrayLike, surface: Surface) -> None:
         """A flat convex polygon, counter-clockwise from its outer side; u runs along its first edge."""
         at = np.asarray(points, dtype=np.float64)
         self._polygons.setdefault(len(at), []).append((at, self._place(surface.material), surface.span))
@@ -90,7 +92,7 @@ class Builder:
             return foot + u * along + v * _UP - depth * outward
 
         levels = sorted({0.0, height, *(edge for one in openings for edge in (one.bottom, one.top))})
-        for low, high in zip(levels, levels[1:], strict=False):
+        for low, high in pairwise(levels):
             middle = 0.5 * (low + high)
             holes = sorted((one.left, one.right) for one in openings if one.bottom < middle < one.top)
             position = 0.0
@@ -114,7 +116,7 @@ class Builder:
         depth: tuple[float, float],
         surface: Surface,
     ) -> None:
-        """A plate in a wall's own coordinates, from `depth[1]` behind the wall's face to `depth[0]` (before it if < 0)."""
+        """A plate in a wall's own coordinates, `depth` from and to behind the wall's face, before it if < 0 [m]."""
         corners = [
             (opening.left, opening.bottom),
             (opening.right, opening.bottom),

@@ -2,41 +2,31 @@
 """Streets, yards and parks: procedural ones out of houses, roads, gardens and trees, and maps of a game.
 
 A procedural street runs along y with its middle at x = 0 and rows of houses on both sides; yards and parks are laid out
-around the origin. What stands on the ground has a circle or a rectangle of its own, so that nothing intersects and no
-camera is inside of anything.
+around the origin.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Float
 
 from openmarigold.rendering import houses, materials, outdoors
-from openmarigold.rendering.primitives import sheet
-from openmarigold.rendering.scene import (
-    Camera,
-    Catalogue,
-    Instance,
-    Item,
-    Lens,
-    Light,
-    Material,
-    Mesh,
-    Pattern,
-    Scene,
-    Setting,
-    Sky,
-    Tint,
-    Vector,
-    ViewRules,
-    look_at,
-    place,
-)
+from openmarigold.rendering.scene import Camera, Catalogue, Lens, Material, Mesh, Scene, Setting, ViewRules
 from openmarigold.rendering.solids import Builder, Surface
+from openmarigold.rendering.terrain import (
+    Ground,
+    backdrop,
+    camera,
+    landscape,
+    paint_tint,
+    plant_tree,
+    small_tint,
+    weather,
+)
 
 RULES = ViewRules(
     min_hits=0.58,
@@ -48,10 +38,7 @@ RULES = ViewRules(
     near=(1.5, 0.2),
     min_distance=2.5,
 )
-MAX_TRIANGLES = 1_800_000  # of all instances: rays are cast on every one of them
 _KERB = 0.12
-_HEAD = 2.0  # what hangs higher does not stand in the way [m]
-_HORIZON = 700.0  # half the edge of the ground [m]
 
 
 def street(generator: np.random.Generator, catalogue: Catalogue | None = None) -> Setting:
@@ -76,32 +63,6 @@ def street(generator: np.random.Generator, catalogue: Catalogue | None = None) -
     )
 
 
-def weather(generator: np.random.Generator) -> tuple[Sky, tuple[Light, ...]]:
-    """A sky, and the sun where it is clear."""
-    is_clear = generator.random() < 0.65
-    elevation = float(generator.uniform(0.2, 1.2))
-    strength = float(generator.uniform(0.4, 0.85))
-    clouds = float(generator.uniform(0.1, 0.7)) if generator.random() < 0.75 else 0.0
-    seed = int(generator.integers(1 << 20))
-    if not is_clear:
-        grey = float(generator.uniform(0.55, 0.85))
-        zenith, horizon = (0.8 * grey, 0.83 * grey, 0.88 * grey), (grey, grey, 1.02 * grey)
-        return Sky(zenith=zenith, horizon=horizon, strength=1.2 * strength, clouds=clouds, seed=seed), ()
-    low = max(0.0, 1.0 - elevation / 0.5)
-    horizon = (0.75 + 0.15 * low, 0.82 - 0.12 * low, 0.9 - 0.35 * low)
-    zenith = (float(generator.uniform(0.12, 0.3)), float(generator.uniform(0.3, 0.5)), 0.85)
-    azimuth = float(generator.uniform(0.0, 2.0 * math.pi))
-    level = math.cos(elevation)
-    sun = Light(
-        kind="sun",
-        direction=(level * math.cos(azimuth), level * math.sin(azimuth), -math.sin(elevation)),
-        power=float(generator.uniform(2.5, 6.5)),
-        color=(1.0, 0.95 - 0.25 * low, 0.88 - 0.45 * low),
-        size=(float(generator.uniform(0.01, 0.04)), 0.0),
-    )
-    return Sky(zenith=zenith, horizon=horizon, strength=strength, clouds=clouds, seed=seed), (sun,)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Stand:
     """A place for cameras [m], and where they look from there.
@@ -121,236 +82,9 @@ class Stand:
     height: tuple[float, float] = (1.3, 2.0)
 
 
-@dataclass
-class Ground:
-    """A scene under construction: what stands where."""
-
-    generator: np.random.Generator
-    catalogue: Catalogue
-    instances: list[Instance] = field(default_factory=list)
-    _taken: list[tuple[float, float, float, float]] = field(default_factory=list)  # rectangles: x0, y0, x1, y1
-    _houses: list[tuple[float, float, float, float]] = field(default_factory=list)
-    _outlines: dict[int, tuple[Mesh, np.ndarray, np.ndarray]] = field(default_factory=dict)
-    _triangles: int = 0
-
-    def add(self, mesh: Mesh, x: float, y: float, z: float = 0.0, angle: float = 0.0, tint: Tint | None = None) -> bool:
-        """Puts a mesh somewhere, whether or not the place is taken; False where the scene is too heavy already."""
-        if self._triangles + len(mesh.faces) > MAX_TRIANGLES:
-            return False
-        self._triangles += len(mesh.faces)
-        name = f"{mesh.name} {len(self.instances)}"
-        self.instances.append(Instance(mesh, place(x, y, z, angle), name, tint))
-        return True
-
-    def stand(
-        self,
-        mesh: Mesh,
-        x: float,
-        y: float,
-        z: float = 0.0,
-        angle: float = 0.0,
-        tint: Tint | None = None,
-        *,
-        margin: float = 0.1,
-    ) -> bool:
-        """Puts a mesh where it touches nothing; False where the place is taken.
-
-        What is higher than a person, such as a tree's crown, may reach over other things, but not into houses.
-
-        Args:
-            margin: distance to keep [m].
-        """
-        low, whole = self._outline(mesh)
-        rectangle = _turned(low, x, y, angle, margin)
-        crown = _turned(0.75 * whole, x, y, angle, 0.0)
-        if not self.is_free(rectangle) or _meets(crown, self._houses) or not self.add(mesh, x, y, z, angle, tint):
-            return False
-        self._taken.append(rectangle)
-        if mesh.name == "house":
-            self._houses.append(rectangle)
-        return True
-
-    def _outline(self, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
-        # Of the part that stands below the height of a head, and of the whole: smallest and largest x and y.
-        if id(mesh) not in self._outlines:
-            below = mesh.vertices[mesh.vertices[:, 2] < _HEAD, :2]
-            bounds = mesh.bounds[:, :2]
-            low = np.stack((below.min(0), below.max(0))) if len(below) else bounds
-            self._outlines[id(mesh)] = mesh, low.astype(np.float64), bounds.astype(np.float64)
-        return self._outlines[id(mesh)][1:]
-
-    def take(self, rectangle: tuple[float, float, float, float]) -> None:
-        """Keeps a rectangle free of what stands."""
-        self._taken.append(rectangle)
-
-    def is_free(self, rectangle: tuple[float, float, float, float]) -> bool:
-        """Whether nothing stands in a rectangle [m]."""
-        return not _meets(rectangle, self._taken)
-
-    def keep(self, instance: Instance) -> None:
-        """Takes an instance as it is, without a place on the ground of its own."""
-        self._triangles += len(instance.mesh.faces)
-        self.instances.append(instance)
-
-    def draw(self, group: str, *, max_size: Vector | None = None) -> Item | None:
-        return self.catalogue.draw(group, self.generator, max_size=max_size)
-
-    def kinds(self, group: str, count: int, *, max_size: Vector | None = None, heaviest: int = 25_000) -> list[Item]:
-        """Some pieces of a group to choose from again and again; heavy ones would leave no room for others."""
-        drawn = (self.draw(group, max_size=max_size) for _ in range(3 * count))
-        light = [item for item in drawn if item is not None and len(item.load().faces) <= heaviest]
-        return light[:count]
-
-    def surface(self, use: str) -> Surface:
-        """What the ground is covered with: asphalt, pavement, lawn, or ground for everything else."""
-        path = self.catalogue.texture(use, self.generator) if self.generator.random() < 0.7 else None
-        if path is not None:
-            span = float(self.generator.uniform(2.0, 4.5))
-            return Surface(materials.image_surface(path, self.generator, roughness=(0.75, 0.97)), span)
-        return Surface(_PATTERNS[use](self.generator))
-
-
-def _turned(
-    bounds: Float[np.ndarray, "2 2"], x: float, y: float, angle: float, margin: float
-) -> tuple[float, float, float, float]:
-    """The rectangle along the axes around a turned one [m]."""
-    corners = np.array([(bounds[i, 0], bounds[j, 1]) for i in (0, 1) for j in (0, 1)])
-    turned = corners @ np.array(((math.cos(angle), math.sin(angle)), (-math.sin(angle), math.cos(angle)))) + (x, y)
-    (x0, y0), (x1, y1) = turned.min(0).tolist(), turned.max(0).tolist()
-    return x0 - margin, y0 - margin, x1 + margin, y1 + margin
-
-
-def _meets(
-    rectangle: tuple[float, float, float, float], others: Sequence[tuple[float, float, float, float]]
-) -> bool:
-    x0, y0, x1, y1 = rectangle
-    return any(x0 < b1 and b0 < x1 and y0 < d1 and d0 < y1 for b0, d0, b1, d1 in others)
-
-
-def _asphalt(generator: np.random.Generator) -> Material:
-    grey = float(generator.uniform(0.03, 0.16))
-    first = materials.varied(generator, (grey, grey, 1.03 * grey), 0.1)
-    second = materials.varied(generator, first, 0.5)
-    scale = float(generator.uniform(0.008, 0.06))
-    pattern = Pattern(kind="stone", colors=(first, second), scale=scale, contrast=0.7, seed=_seed(generator), relief=0.2)
-    return Material(name="asphalt", pattern=pattern, roughness=float(generator.uniform(0.5, 0.9)))
-
-
-def _pavement(generator: np.random.Generator) -> Material:
-    if generator.random() < 0.3:
-        return _asphalt(generator)
-    if generator.random() < 0.3:
-        return materials.bricks(generator)
-    return materials.tiles(generator, size=(0.15, 0.8))
-
-
-def _lawn(generator: np.random.Generator) -> Material:
-    green = materials.varied(generator, ((0.07, 0.12, 0.02), (0.12, 0.14, 0.04))[int(generator.integers(2))], 0.25)
-    second = materials.varied(generator, green, 0.5)
-    scale = float(generator.uniform(0.02, 0.08))
-    pattern = Pattern(kind="carpet", colors=(green, second), scale=scale, seed=_seed(generator), relief=0.5)
-    return Material(name="lawn", pattern=pattern, roughness=0.95)
-
-
-def _soil(generator: np.random.Generator) -> Material:
-    kinds = ((0.2, 0.13, 0.07), (0.35, 0.28, 0.18), (0.25, 0.24, 0.22), (0.3, 0.2, 0.12))
-    first = materials.varied(generator, kinds[int(generator.integers(4))], 0.2)
-    scale = float(generator.uniform(0.02, 0.1))
-    colors = (first, materials.varied(generator, first, 0.5))
-    pattern = Pattern(kind="stone", colors=colors, scale=scale, seed=_seed(generator), relief=0.5)
-    return Material(name="soil", pattern=pattern, roughness=0.95)
-
-
-_PATTERNS: Mapping[str, Callable[[np.random.Generator], Material]] = {
-    "asphalt": _asphalt,
-    "pavement": _pavement,
-    "lawn": _lawn,
-    "ground": _soil,
-}
-
-
-def landscape(ground: Ground, flat: float, *, use: str = "lawn") -> None:
-    """Ground to the horizon: flat within `flat` metres of the origin's axis, then plain or hills."""
-    generator = ground.generator
-    surface = ground.surface(use if generator.random() < 0.75 else "ground")
-    height = float(generator.choice((0.0, generator.uniform(4.0, 20.0), generator.uniform(20.0, 90.0)), p=(0.35, 0.4, 0.25)))
-    steps = np.concatenate((np.linspace(0.0, 150.0, 26), np.linspace(160.0, _HORIZON, 28)))
-    axis = np.concatenate((-steps[:0:-1], steps))
-    x, y = np.meshgrid(axis, axis)
-    away = np.clip((np.hypot(x, np.maximum(np.abs(y - 60.0) - 80.0, 0.0)) - flat) / 220.0, 0.0, 1.0)
-    z = height * away**1.5 * (0.35 + _noise(generator, x, y))
-    points = np.stack((x, y, z - 0.03), axis=-1)
-    mesh = sheet("landscape", points, surface.material)
-    assert mesh.uvs is not None
-    ground.add(Mesh(**{**vars(mesh), "uvs": (mesh.vertices[mesh.faces][..., :2] / surface.span).astype(np.float32)}), 0, 0)
-
-
-def _noise(generator: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    total = np.zeros_like(x)
-    for octave in range(4):
-        length = 320.0 / 2**octave
-        angle, *phase = generator.uniform(0.0, 2.0 * math.pi, size=3).tolist()
-        u, v = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
-        total += 0.5**octave * np.sin(2 * math.pi * u / length + phase[0]) * np.sin(2 * math.pi * v / length + phase[1])
-    return 0.5 + 0.5 * total
-
-
-def backdrop(ground: Ground, near: float, far: float, count: int, *, inside: Callable[[float, float], bool]) -> None:
-    """Trees, and now and then a house, in the distance."""
-    generator = ground.generator
-    trees = ground.kinds("tree", 3)
-    homes = [houses.house(generator, houses.FARM, ground.catalogue) for _ in range(2)]
-    for _ in range(count):
-        x, y = float(generator.uniform(-far, far)), float(generator.uniform(-0.4 * far, far + 60.0))
-        if abs(x) < near or inside(x, y):
-            continue
-        if generator.random() < 0.12:
-            ground.stand(homes[int(generator.integers(2))], x, y, -0.5, float(generator.uniform(0.0, 6.28)), margin=1.0)
-        elif trees:
-            _tree(ground, trees, x, y, z=-0.3)
-
-
-def _tree(ground: Ground, trees: Sequence[Item], x: float, y: float, z: float = 0.0) -> bool:
-    generator = ground.generator
-    item = trees[int(generator.integers(len(trees)))]
-    return ground.stand(
-        item.load(),
-        x,
-        y,
-        z,
-        float(generator.uniform(0.0, 2.0 * math.pi)),
-        _leaf_tint(generator),
-    )
-
-
-def _leaf_tint(generator: np.random.Generator) -> Tint:
-    return Tint(
-        hue=float(generator.normal(0.0, 0.012)),
-        saturation=float(generator.uniform(0.75, 1.1)),
-        value=float(generator.uniform(0.7, 1.2)),
-    )
-
-
-def _paint_tint(generator: np.random.Generator) -> Tint:
-    """Another paint: any hue, mostly pale."""
-    return Tint(
-        hue=float(generator.uniform(-0.5, 0.5)),
-        saturation=float(generator.uniform(0.0, 1.0)),
-        value=float(generator.uniform(0.4, 1.25)),
-    )
-
-
-def tint_of(generator: np.random.Generator, group: str) -> Tint | None:
-    """A tint as things of a group have it; None for people."""
-    if group == "vehicle":
-        return _paint_tint(generator)
-    if group == "tree":
-        return _leaf_tint(generator)
-    return None if group == "character" else _small_tint(generator)
-
-
-def _small_tint(generator: np.random.Generator) -> Tint:
-    return Tint(hue=float(generator.normal(0.0, 0.01)), value=float(generator.uniform(0.7, 1.2)))
+def _span(one: float, other: float) -> tuple[float, float]:
+    """Two numbers, the smaller one first."""
+    return (one, other) if one <= other else (other, one)
 
 
 def _strip(builder: Builder, x: tuple[float, float], y: tuple[float, float], z: float, surface: Surface) -> None:
@@ -389,7 +123,12 @@ def _road(ground: Ground, *, half: float, pavement: float, may_cross: bool = Tru
         for side in (-1.0, 1.0):
             x = sorted((side * half, side * 160.0))
             builder.polygon(
-                ((x[0], crossing - half, 0.0), (x[1], crossing - half, 0.0), (x[1], crossing + half, 0.0), (x[0], crossing + half, 0.0)),
+                (
+                    (x[0], crossing - half, 0.0),
+                    (x[1], crossing - half, 0.0),
+                    (x[1], crossing + half, 0.0),
+                    (x[0], crossing + half, 0.0),
+                ),
                 asphalt,
             )
     if pavement > 0:
@@ -409,7 +148,9 @@ def _road(ground: Ground, *, half: float, pavement: float, may_cross: bool = Tru
         if generator.random() < 0.4:
             for side in (-1.0, 1.0):
                 for start, end in _without(road.start, road.end, gaps):
-                    _strip(builder, (side * (half - 0.3) - 0.06, side * (half - 0.3) + 0.06), (start, end), 0.008, white)
+                    _strip(
+                        builder, (side * (half - 0.3) - 0.06, side * (half - 0.3) + 0.06), (start, end), 0.008, white
+                    )
     if crossing is not None and generator.random() < 0.6:  # zebra stripes before the crossing
         at = crossing - half - pavement - 0.5
         for x in np.arange(-half + 0.4, half - 0.3, 1.0):
@@ -426,7 +167,9 @@ def _without(start: float, end: float, gaps: Sequence[tuple[float, float]]) -> l
     return [*pieces, (position, end)]
 
 
-def _row(ground: Ground, road: _Road, side: float, style: houses.HouseStyle, setback: float, gap: tuple[float, float]) -> None:
+def _row(
+    ground: Ground, road: _Road, side: float, style: houses.HouseStyle, setback: float, gap: tuple[float, float]
+) -> None:
     """Houses along one side of the road, their fronts to it."""
     generator = ground.generator
     kinds = [houses.house(generator, style, ground.catalogue) for _ in range(5)]
@@ -456,7 +199,7 @@ def _parked(ground: Ground, road: _Road, side: float, share: float) -> None:
         if clear and generator.random() < share:
             x = side * (road.half - 0.5 * item.size[0] - float(generator.uniform(0.1, 0.35)))
             angle = (0.0 if side < 0 else math.pi) + float(generator.normal(0.0, 0.015))
-            ground.stand(item.load(), x, y, 0.0, angle, _paint_tint(generator), margin=0.05)
+            ground.stand(item.load(), x, y, 0.0, angle, paint_tint(generator), margin=0.05)
         y += 0.5 * length + float(generator.uniform(0.5, 1.6))
 
 
@@ -470,11 +213,13 @@ def _driving(ground: Ground, road: _Road, count: int) -> None:
         side = float(generator.choice((-1.0, 1.0)))
         y = float(generator.uniform(8.0, road.end - 20.0))
         lane = side * min(0.5 * road.half, 1.9)
-        tint = _paint_tint(generator)
+        tint = paint_tint(generator)
         ground.stand(item.load(), lane, y, 0.0, 0.0 if side < 0 else math.pi, tint, margin=0.4)
 
 
-def _along(ground: Ground, road: _Road, x: float, items: Sequence[Mesh], pitch: tuple[float, float], angle: float) -> None:
+def _along(
+    ground: Ground, road: _Road, x: float, items: Sequence[Mesh], pitch: tuple[float, float], angle: float
+) -> None:
     """The same things at regular distances along the pavement."""
     generator = ground.generator
     z = _KERB if road.pavement else 0.0
@@ -502,14 +247,18 @@ def _things(ground: Ground, x: tuple[float, float], y: tuple[float, float], z: f
         if item is not None:
             at = (float(generator.uniform(*x)), float(generator.uniform(*y)))
             angle = float(generator.integers(4)) * 0.5 * math.pi + float(generator.normal(0.0, 0.1))
-            ground.stand(item.load(), *at, z, angle, _small_tint(generator))
+            ground.stand(item.load(), *at, z, angle, small_tint(generator))
 
 
 def _fenced(ground: Ground, road: _Road, side: float, x: float) -> None:
     """A fence, a wall or a hedge along the front gardens, with gaps for gates."""
     generator = ground.generator
     length = 2.4
-    piece = outdoors.hedge(generator, length=length) if generator.random() < 0.4 else outdoors.fence(generator, length=length)
+    piece = (
+        outdoors.hedge(generator, length=length)
+        if generator.random() < 0.4
+        else outdoors.fence(generator, length=length)
+    )
     for y in np.arange(road.start, road.end, length):
         clear = road.crossing is None or abs(float(y) - road.crossing) > road.edge + length
         if clear and generator.random() > 0.12:
@@ -589,7 +338,14 @@ def _suburb(ground: Ground) -> list[Stand]:
         if generator.random() < 0.6:
             _parked(ground, road, side, float(generator.uniform(0.1, 0.5)))
         if walk and generator.random() < 0.7:
-            _along(ground, road, side * (road.half + 0.4), [outdoors.lamp_post(generator)], (20.0, 38.0), -side * 0.5 * math.pi)
+            _along(
+                ground,
+                road,
+                side * (road.half + 0.4),
+                [outdoors.lamp_post(generator)],
+                (20.0, 38.0),
+                -side * 0.5 * math.pi,
+            )
     if generator.random() < 0.5:
         _poles(ground, road.edge + 1.0, road)
     if walk:
@@ -600,7 +356,10 @@ def _suburb(ground: Ground) -> list[Stand]:
     gardens = [
         Stand(
             share=0.8,
-            x=(min(side * (road.edge + 1.0), side * (road.edge + setback - 0.8)), max(side * (road.edge + 1.0), side * (road.edge + setback - 0.8))),
+            x=(
+                min(side * (road.edge + 1.0), side * (road.edge + setback - 0.8)),
+                max(side * (road.edge + 1.0), side * (road.edge + setback - 0.8)),
+            ),
             y=(-20.0, 60.0),
             headings=(0.0, 1.57, 3.14, 4.71),
             spread=0.6,
@@ -618,15 +377,15 @@ def _garden(ground: Ground, road: _Road, side: float, setback: float) -> None:
         y = float(generator.uniform(road.start, road.end))
         clear = road.crossing is None or abs(y - road.crossing) > road.edge + 1.0
         if trees and clear:
-            _tree(ground, trees, x, y)
+            plant_tree(ground, trees, x, y)
     if setback > 5.5:
         cars = ground.kinds("vehicle", 2, max_size=(2.2, 5.2, 2.4))
         for y in generator.uniform(-20.0, 90.0, size=6).tolist():
             if cars and (road.crossing is None or abs(y - road.crossing) > road.edge + 4.0):
                 item = cars[int(generator.integers(len(cars)))]
                 x = side * (road.edge + 0.5 * setback)
-                ground.stand(item.load(), x, y, 0.0, 0.5 * math.pi, _paint_tint(generator), margin=0.15)
-    _things(ground, tuple(sorted((side * (road.edge + 1.0), side * (road.edge + setback)))), (-20.0, 80.0), 0.0, 6)
+                ground.stand(item.load(), x, y, 0.0, 0.5 * math.pi, paint_tint(generator), margin=0.15)
+    _things(ground, _span(side * (road.edge + 1.0), side * (road.edge + setback)), (-20.0, 80.0), 0.0, 6)
 
 
 def _poles(ground: Ground, x: float, road: _Road) -> None:
@@ -635,10 +394,14 @@ def _poles(ground: Ground, x: float, road: _Road) -> None:
     pole = outdoors.utility_pole(generator)
     side = float(generator.choice((-1.0, 1.0)))
     spacing, height = float(generator.uniform(22.0, 40.0)), float(pole.size[2]) - 0.32
-    spots = [y for y in np.arange(road.start, road.end, spacing).tolist() if road.crossing is None or abs(y - road.crossing) > road.edge]
+    spots = [
+        y
+        for y in np.arange(road.start, road.end, spacing).tolist()
+        if road.crossing is None or abs(y - road.crossing) > road.edge
+    ]
     for y in spots:
         ground.stand(pole, side * x, y, 0.0)
-    for first, second in zip(spots, spots[1:], strict=False):
+    for first, second in pairwise(spots):
         for offset in (-0.9, 0.9):
             start, end = np.array((side * x + offset, first, height)), np.array((side * x + offset, second, height))
             ground.add(outdoors.wires(start, end, float(generator.uniform(0.4, 1.2))), 0.0, 0.0)
@@ -659,7 +422,7 @@ def _country(ground: Ground) -> list[Stand]:
             if trees:
                 spacing = float(generator.uniform(6.0, 18.0))
                 for y in np.arange(road.start, road.end, spacing).tolist():
-                    _tree(ground, trees, side * (road.half + 2.2), y)
+                    plant_tree(ground, trees, side * (road.half + 2.2), y)
     for _ in range(int(generator.integers(1, 5))):
         mesh = houses.house(generator, houses.FARM, ground.catalogue)
         side = float(generator.choice((-1.0, 1.0)))
@@ -668,7 +431,9 @@ def _country(ground: Ground) -> list[Stand]:
     backdrop(ground, road.half + 6.0, 160.0, 240, inside=lambda x, y: abs(x) < 14.0 and generator.random() < 0.5)
     _driving(ground, road, int(generator.integers(0, 3)))
     _things(ground, (road.half + 1.0, road.half + 8.0), (-10.0, 50.0), 0.0, int(generator.integers(0, 5)))
-    meadow = Stand(share=1.0, x=(road.half + 1.0, road.half + 7.0), y=(-20.0, 60.0), headings=(1.57, 2.4, 0.8), spread=0.5)
+    meadow = Stand(
+        share=1.0, x=(road.half + 1.0, road.half + 7.0), y=(-20.0, 60.0), headings=(1.57, 2.4, 0.8), spread=0.5
+    )
     return [*_street_stands(road), meadow]
 
 
@@ -706,7 +471,11 @@ def _yard(ground: Ground) -> list[Stand]:
     _furnish_yard(ground, half_x, half_y)
     backdrop(ground, half_x + 40.0, 200.0, 60, inside=lambda x, y: False)
     turns = tuple(np.linspace(0.0, 2.0 * math.pi, 8, endpoint=False).tolist())
-    return [Stand(share=1.0, x=(-0.85 * half_x, 0.85 * half_x), y=(-0.85 * half_y, 0.85 * half_y), headings=turns, spread=0.4)]
+    return [
+        Stand(
+            share=1.0, x=(-0.85 * half_x, 0.85 * half_x), y=(-0.85 * half_y, 0.85 * half_y), headings=turns, spread=0.4
+        )
+    ]
 
 
 def _furnish_yard(ground: Ground, half_x: float, half_y: float) -> None:
@@ -716,23 +485,25 @@ def _furnish_yard(ground: Ground, half_x: float, half_y: float) -> None:
         wide, long = float(generator.uniform(0.3, 0.6)) * half_x, float(generator.uniform(0.3, 0.6)) * half_y
         bed = Builder()
         stone = Surface(materials.stone(generator, gloss=(0.6, 0.9)))
-        bed.box((-wide, -long, 0.0), (wide, long, float(generator.uniform(0.08, 0.45))), stone, top=ground.surface("lawn"))
+        bed.box(
+            (-wide, -long, 0.0), (wide, long, float(generator.uniform(0.08, 0.45))), stone, top=ground.surface("lawn")
+        )
         mesh = bed.mesh("bed")
         ground.add(mesh, 0.0, 0.0)
         trees = ground.kinds("tree", 2, max_size=(7.0, 7.0, 12.0))
         for _ in range(int(generator.integers(1, 6)) if trees else 0):
             x, y = float(generator.uniform(-0.8 * wide, 0.8 * wide)), float(generator.uniform(-0.8 * long, 0.8 * long))
-            _tree(ground, trees, x, y, z=float(mesh.size[2]))
+            plant_tree(ground, trees, x, y, z=float(mesh.size[2]))
         ground.take((-wide, -long, wide, long))
     for _ in range(int(generator.integers(0, 9))):
         item = ground.draw("vehicle", max_size=(2.6, 6.5, 3.0))
         if item is not None:
             at = (float(generator.uniform(*inner_x)), float(generator.uniform(*inner_y)))
             angle = float(generator.integers(4)) * 0.5 * math.pi + float(generator.normal(0.0, 0.08))
-            ground.stand(item.load(), *at, 0.0, angle, _paint_tint(generator), margin=0.4)
+            ground.stand(item.load(), *at, 0.0, angle, paint_tint(generator), margin=0.4)
     trees = ground.kinds("tree", 2, max_size=(7.0, 7.0, 12.0))
     for _ in range(int(generator.integers(0, 8)) if trees else 0):
-        _tree(ground, trees, float(generator.uniform(*inner_x)), float(generator.uniform(*inner_y)))
+        plant_tree(ground, trees, float(generator.uniform(*inner_x)), float(generator.uniform(*inner_y)))
     _things(ground, inner_x, inner_y, 0.0, int(generator.integers(4, 18)))
     _people(ground, inner_x, inner_y, 0.0, int(generator.integers(0, 5)))
 
@@ -749,15 +520,26 @@ def _park(ground: Ground) -> list[Stand]:
     middle = bend * np.sin(line / 17.0 + phase) - bend * math.sin(phase)
     for first in range(len(line) - 1):
         (y0, y1), (x0, x1) = line[first : first + 2], middle[first : first + 2]
-        corners = ((x0 - width / 2, y0, 0.01), (x0 + width / 2, y0, 0.01), (x1 + width / 2, y1, 0.01), (x1 - width / 2, y1, 0.01))
+        corners = (
+            (x0 - width / 2, y0, 0.01),
+            (x0 + width / 2, y0, 0.01),
+            (x1 + width / 2, y1, 0.01),
+            (x1 - width / 2, y1, 0.01),
+        )
         builder.polygon(corners, path)
         ground.take((float(min(x0, x1)) - width / 2, float(y0), float(max(x0, x1)) + width / 2, float(y1)))
     ground.add(builder.mesh("path"), 0.0, 0.0)
     trees = ground.kinds("tree", 6)
     for _ in range(int(generator.integers(20, 90)) if trees else 0):
-        _tree(ground, trees, float(generator.uniform(-60.0, 60.0)), float(generator.uniform(-35.0, 110.0)))
+        plant_tree(ground, trees, float(generator.uniform(-60.0, 60.0)), float(generator.uniform(-35.0, 110.0)))
     for side in (-1.0, 1.0):
-        _things(ground, tuple(sorted((side * (0.5 * width + 0.4), side * (0.5 * width + 3.0 + bend)))), (-15.0, 60.0), 0.0, 7)
+        _things(
+            ground,
+            _span(side * (0.5 * width + 0.4), side * (0.5 * width + 3.0 + bend)),
+            (-15.0, 60.0),
+            0.0,
+            7,
+        )
     _people(ground, (-15.0, 15.0), (-10.0, 50.0), 0.0, int(generator.integers(0, 6)))
     if generator.random() < 0.5:
         patch = [outdoors.grass_patch(generator) for _ in range(2)]
@@ -798,7 +580,7 @@ def _car_park(ground: Ground) -> list[Stand]:
                     item = cars[int(generator.integers(len(cars)))]
                     angle = float(generator.choice((0.0, math.pi))) + float(generator.normal(0.0, 0.03))
                     jitter = float(generator.normal(0.0, 0.1))
-                    tint = _paint_tint(generator)
+                    tint = paint_tint(generator)
                     ground.stand(item.load(), x + 0.5 * bay + jitter, y + half, 0.0, angle, tint, margin=0.03)
     lamp = outdoors.lamp_post(generator)
     for y in rows.tolist():
@@ -806,12 +588,16 @@ def _car_park(ground: Ground) -> list[Stand]:
             ground.stand(lamp, x, y + 6.0, 0.0)
     style = houses.HALL if generator.random() < 0.6 else houses.BLOCK
     for position in (-30.0, 10.0):
-        for x, y, angle in ((position + 12.0, 92.0, 0.0), (-60.0, position + 20.0, 0.5 * math.pi), (60.0, position + 20.0, -0.5 * math.pi)):
+        for x, y, angle in (
+            (position + 12.0, 92.0, 0.0),
+            (-60.0, position + 20.0, 0.5 * math.pi),
+            (60.0, position + 20.0, -0.5 * math.pi),
+        ):
             if generator.random() < 0.7:
                 ground.stand(houses.house(generator, style, ground.catalogue), x, y, 0.0, angle, margin=0.2)
     trees = ground.kinds("tree", 3, max_size=(8.0, 8.0, 14.0))
     for _ in range(14 if trees else 0):
-        _tree(ground, trees, float(generator.choice((-38.5, 38.5))), float(generator.uniform(-30.0, 70.0)))
+        plant_tree(ground, trees, float(generator.choice((-38.5, 38.5))), float(generator.uniform(-30.0, 70.0)))
     _people(ground, (-30.0, 30.0), (-25.0, 50.0), 0.0, int(generator.integers(0, 5)))
     _things(ground, (-39.0, 39.0), (-28.0, 68.0), 0.0, int(generator.integers(0, 8)))
     backdrop(ground, 75.0, 240.0, 90, inside=lambda x, y: False)
@@ -840,18 +626,3 @@ def _propose(generator: np.random.Generator, lens: Lens, stands: Sequence[Stand]
         height = float(generator.uniform(0.5, 4.0))
     heading = stand.headings[int(generator.integers(len(stand.headings)))] + float(generator.normal(0.0, stand.spread))
     return camera(generator, lens, np.array((x, y, height)), heading)
-
-
-def camera(
-    generator: np.random.Generator, lens: Lens, position: Float[np.ndarray, " 3"], heading: float
-) -> Camera:
-    """A camera held about level that looks in a direction [rad] over the ground."""
-    pitch, roll = float(generator.normal(-0.03, 0.1)), float(generator.normal(0.0, 0.03))
-    forward = np.array((math.cos(heading) * math.cos(pitch), math.sin(heading) * math.cos(pitch), math.sin(pitch)))
-    fov = float(generator.uniform(*lens.fov))
-    return Camera(look_at(position, position + forward, roll=roll), lens.width, lens.height, lens.focal_px(fov))
-
-
-def _seed(generator: np.random.Generator) -> int:
-    return int(generator.integers(1 << 20))
-

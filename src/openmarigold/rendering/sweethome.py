@@ -126,7 +126,9 @@ class FurnitureFile:
         extent, size = high - low, np.array(piece.size)
         # A sheet of paper has no thickness to scale, a wardrobe must have one.
         if (extent[size > 0.05] < 1e-9).any():
-            raise DataError(f"{name} is flat but should measure {size[0]:g} x {size[1]:g} x {size[2]:g} m; leave it out")
+            raise DataError(
+                f"{name} is flat but should measure {size[0]:g} x {size[1]:g} x {size[2]:g} m; leave it out"
+            )
         scale = np.where(extent > 1e-9, size / np.maximum(extent, 1e-9), 1.0)
         origin = np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]])
         return Model(mesh, (vertices - origin) * scale, axes, materials)
@@ -176,9 +178,7 @@ def read_properties(text: str) -> dict[str, str]:
 
 def _unescape(text: str) -> str:
     plain = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
-    return re.sub(
-        r"\\(?:u([0-9a-fA-F]{4})|(.))", lambda m: chr(int(m[1], 16)) if m[1] else plain.get(m[2], m[2]), text
-    )
+    return re.sub(r"\\(?:u([0-9a-fA-F]{4})|(.))", lambda m: chr(int(m[1], 16)) if m[1] else plain.get(m[2], m[2]), text)
 
 
 def _centimetres(value: str, where: str) -> float:

@@ -253,7 +253,7 @@ def _corners(
         if slashes == {2}:
             flat = text.replace("//", "/0/").replace("/", " ").split()
         else:
-            parts = ((token.split("/") + ["", ""])[:3] for token in tokens)
+            parts = ([*token.split("/"), "", ""][:3] for token in tokens)
             flat = [part or "0" for row in parts for part in row]
         index = np.array(flat, dtype=np.int64).reshape(-1, 3)
         if len(index) != len(tokens):

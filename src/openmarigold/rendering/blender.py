@@ -276,7 +276,7 @@ def import_bpy() -> Any:
         MissingExtraError: it is not installed, or does not exist for this Python.
     """
     try:
-        import bpy
+        import bpy  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingExtraError(_why_no_bpy(), "render") from error
     return bpy
@@ -325,7 +325,7 @@ def _facing(position: tuple[float, float, float], forward: Float[np.ndarray, " 3
 
 
 def _matrix(matrix: Float[np.ndarray, "4 4"]) -> Any:
-    from mathutils import Matrix
+    from mathutils import Matrix  # pyright: ignore[reportMissingImports]
 
     return Matrix(matrix.tolist())
 

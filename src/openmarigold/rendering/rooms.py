@@ -109,7 +109,8 @@ class RoomBuilder:
         return bool(self.generator.random() < share)
 
     def uniform(self, low: Real, high: Real) -> float:
-        return float(self.generator.uniform(low, high))
+        """Between the two; `low` where there is no room between them."""
+        return float(self.generator.uniform(low, max(low, high)))
 
     # Shell
 

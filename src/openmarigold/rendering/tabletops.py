@@ -113,7 +113,7 @@ def _set_out(
         item = room.catalogue.draw("object", generator, room=room.kind, max_size=(0.45, 0.45, 0.5))
         if item is None:
             continue
-        height = float(generator.uniform(area.low + 0.1, area.high)) if inner else top
+        height = room.uniform(area.low + 0.1, area.high) if inner else top
         spot = find_spot(
             caster, item, area, taken, generator, from_height=height, support=support,
             spread=1.0 if inner else spread, tries=8,

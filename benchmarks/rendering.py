@@ -49,7 +49,7 @@ def agreement() -> dict[str, float]:
     other_ids, errors, planes, focals, shifts = [], [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
         catalogue = ProceduralCatalogue(Path(folder))
-        studio = Studio(Quality())
+        studio = Studio(Quality(), Path(folder))
         for number in range(NUM_ROOMS):
             generator = generator_for(7, "benchmark", number)
             setting = sample_room(generator, catalogue)

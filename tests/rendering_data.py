@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from openmarigold.rendering.blender import Quality
@@ -15,7 +17,7 @@ GREY = Material(name="grey")
 class FlatPainter:
     """Colours each triangle by its normal and its object; needs no Blender."""
 
-    def __init__(self, quality: Quality) -> None:
+    def __init__(self, quality: Quality, folder: Path) -> None:
         self._caster = Caster()
 
     def load(self, scene: Scene) -> None:

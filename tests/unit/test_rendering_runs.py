@@ -105,13 +105,26 @@ def test_without_blender_the_message_says_what_to_install(tmp_path: Path) -> Non
         render_dataset(TINY, tmp_path / "none", workers=1)
 
 
-# With Blender
+# With Blender: pytest --noconftest -m slow, in an environment with bpy and without torch. Workers come first: they do
+# not start from a process that has loaded bpy.
 
 
 @needs_bpy
 @pytest.mark.slow
-def test_a_real_frame_agrees_with_its_depth_and_object_ids() -> None:
-    studio = Studio(Quality(samples=4))
+def test_blender_gives_the_same_bytes_with_one_and_two_workers(tmp_path: Path) -> None:
+    config = replace(TINY, source="mix", count=8, samples=2)
+    render_dataset(config, tmp_path / "one", workers=1)
+    render_dataset(config, tmp_path / "two", workers=2)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    (tmp_path / "two" / "shard-00001.tar").write_bytes(b"")
+    render_dataset(config, tmp_path / "two", workers=1)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+@needs_bpy
+@pytest.mark.slow
+def test_a_real_frame_agrees_with_its_depth_and_object_ids(tmp_path: Path) -> None:
+    studio = Studio(Quality(samples=4), tmp_path)
     lamp = Light(kind="area", position=(1.0, -2.0, 3.0), direction=(-0.3, 0.5, -1.0), power=80.0, size=(0.5, 0.5))
     glass = replace(block(0.3, -0.8, (0.2, 0.2, 0.3)), name="glass")
     glass = replace(
@@ -132,15 +145,3 @@ def test_a_real_frame_agrees_with_its_depth_and_object_ids() -> None:
     grey = np.log(first.mean(axis=2) + 1e-3)
     step, edge = np.abs(np.diff(grey, axis=1)), np.diff(ids, axis=1) != 0
     assert step[edge].mean() > 3 * step[~edge].mean()
-
-
-@needs_bpy
-@pytest.mark.slow
-def test_blender_gives_the_same_bytes_with_one_and_two_workers(tmp_path: Path) -> None:
-    config = replace(TINY, source="mix", count=8, samples=2)
-    render_dataset(config, tmp_path / "one", workers=1)
-    render_dataset(config, tmp_path / "two", workers=2)
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
-    (tmp_path / "two" / "shard-00001.tar").write_bytes(b"")
-    render_dataset(config, tmp_path / "two", workers=1)
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")

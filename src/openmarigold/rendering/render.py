@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -151,7 +152,7 @@ def render_dataset(
     *,
     workers: int,
     progress: Callable[[int, int], None] | None = None,
-    studio: Callable[[Quality], Painter] = Studio,
+    studio: Callable[[Quality, Path], Painter] = Studio,
 ) -> dict[str, Any]:
     """Renders what is not there yet, and returns the manifest.
 
@@ -181,22 +182,23 @@ def render_dataset(
     done = sum(scene.num_views for number, shard in enumerate(shards) if number not in undone for scene in shard)
     if progress is not None:
         progress(done, config.count)
-    for number, times in _work(config, writer, shards, undone, workers, studio):
-        done += sum(scene.num_views for scene in shards[number])
-        with (output_dir / TIMES_FILE).open("a") as file:
-            file.write(json.dumps({"shard": number, **times}) + "\n")
-        if progress is not None:
-            progress(done, config.count)
+    with tempfile.TemporaryDirectory(prefix="openmarigold-") as folder:
+        start = partial(_start_worker, config, Path(folder), studio)
+        for number, times in _work(start, writer, shards, undone, workers):
+            done += sum(scene.num_views for scene in shards[number])
+            with (output_dir / TIMES_FILE).open("a") as file:
+                file.write(json.dumps({"shard": number, **times}) + "\n")
+            if progress is not None:
+                progress(done, config.count)
     return writer.finish(len(shards), _facts(config, output_dir, len(shards)))
 
 
 def _work(
-    config: RenderConfig,
+    start: Callable[[Any], None],
     writer: ShardWriter,
     shards: Sequence[Sequence[PlannedScene]],
     undone: Sequence[int],
     workers: int,
-    studio: Callable[[Quality], Painter],
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """Numbers and times of shards as they are finished."""
     if not undone:
@@ -206,10 +208,7 @@ def _work(
     for rank in range(workers):
         ranks.put(rank)
     executor = ProcessPoolExecutor(
-        max_workers=min(workers, len(undone)),
-        mp_context=context,
-        initializer=_start_worker,
-        initargs=(config, ranks, studio),
+        max_workers=min(workers, len(undone)), mp_context=context, initializer=start, initargs=(ranks,)
     )
     try:
         waiting = {executor.submit(_render_shard, writer, number, shards[number]): number for number in undone}
@@ -240,12 +239,11 @@ class Painter(Protocol):
 class SceneRenderer:
     """Renders scenes one after another in one process."""
 
-    def __init__(self, config: RenderConfig, studio: Callable[[Quality], Painter] = Studio) -> None:
+    def __init__(self, config: RenderConfig, folder: Path, studio: Callable[[Quality, Path], Painter] = Studio) -> None:
         self._config = config
         low, high = (math.radians(angle) for angle in config.fov)
         self._lens = Lens(width=config.width, height=config.height, fov=(low, high))
-        self._folder = tempfile.TemporaryDirectory(prefix="openmarigold-")
-        procedural = ProceduralCatalogue(Path(self._folder.name))
+        procedural = ProceduralCatalogue(folder)
         self._assets = None if config.assets is None else _open_assets(config.assets)
         self._catalogue: Catalogue = procedural
         self._outdoor_catalogue: Catalogue = procedural
@@ -257,7 +255,7 @@ class SceneRenderer:
             catalogue = AssetCatalogue(self._assets, procedural)
             self._outdoor_catalogue, self.broken = catalogue, catalogue.broken
             self._catalogue = MixedCatalogue(catalogue, procedural, share=ASSET_SHARE)
-        self._studio = studio(Quality(samples=config.samples, device=config.device.upper()))
+        self._studio = studio(Quality(samples=config.samples, device=config.device.upper()), folder)
 
     def frames(self, scene: PlannedScene) -> Iterator[NewSample | Rejection]:
         """The wanted pictures of a scene, and what was rejected on the way.
@@ -363,7 +361,7 @@ def available_cores() -> int:
 _renderer: SceneRenderer | None = None
 
 
-def _start_worker(config: RenderConfig, ranks: Any, studio: Callable[[Quality], Painter]) -> None:
+def _start_worker(config: RenderConfig, folder: Path, studio: Callable[[Quality, Path], Painter], ranks: Any) -> None:
     """Makes this process a renderer on a core of its own. What Blender prints goes nowhere."""
     global _renderer
     rank = ranks.get()
@@ -374,7 +372,7 @@ def _start_worker(config: RenderConfig, ranks: Any, studio: Callable[[Quality], 
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.close(silence)
-    _renderer = SceneRenderer(config, studio)
+    _renderer = SceneRenderer(config, folder, studio)
 
 
 def _render_shard(writer: ShardWriter, number: int, scenes: Sequence[PlannedScene]) -> dict[str, float]:

@@ -112,9 +112,9 @@ def main() -> None:
     parser.add_argument("--assets", type=Path, default=None)
     parser.add_argument("--no-speed", action="store_true")
     options = parser.parse_args()
-    result = agreement()
-    if not options.no_speed:
-        result |= speed(options.pictures, options.assets)
+    # Speed first: workers do not start from a process that has loaded bpy.
+    result = {} if options.no_speed else speed(options.pictures, options.assets)
+    result |= agreement()
     print(json.dumps(result, indent=1))
 
 

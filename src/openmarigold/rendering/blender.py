@@ -9,8 +9,8 @@ and not from Cycles' random numbers, which depend on names.
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
-import tempfile
 import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -48,8 +48,8 @@ class Quality:
 class Studio:
     """Blender with one scene at a time: `load` it, then `render` views of it."""
 
-    def __init__(self, quality: Quality) -> None:
-        """Starts Blender, once per process.
+    def __init__(self, quality: Quality, folder: Path) -> None:
+        """Starts Blender, once per process; pictures pass through files of this process in `folder`.
 
         Raises:
             MissingExtraError: without bpy.
@@ -61,7 +61,7 @@ class Studio:
         self._materials: dict[Material, Any] = {}
         self._images: dict[Path, Any] = {}
         self._objects: list[Any] = []
-        self._folder = tempfile.TemporaryDirectory(prefix="openmarigold-")
+        self._picture_path = folder / f"picture-{os.getpid()}.exr"
         self._scene = self._bpy.context.scene
         self._camera = self._bpy.data.objects.new("camera", self._bpy.data.cameras.new("camera"))
         self._scene.collection.objects.link(self._camera)
@@ -124,16 +124,15 @@ class Studio:
     def _render(self, camera: Camera, seed: int, *, layers: bool) -> Mapping[str, Shaped[np.ndarray, "h w"]]:
         self._point(camera)
         self._scene.cycles.seed = seed & 0x7FFFFFFF
-        path = Path(self._folder.name) / "frame.exr"
         settings = self._scene.render.image_settings
         settings.media_type = "MULTI_LAYER_IMAGE" if layers else "IMAGE"
         settings.file_format = "OPEN_EXR_MULTILAYER" if layers else "OPEN_EXR"
         settings.color_depth = "32"
         settings.exr_codec = "NONE"
         settings.use_exr_interleave = True  # one part with all layers
-        self._scene.render.filepath = str(path)
+        self._scene.render.filepath = str(self._picture_path)
         self._bpy.ops.render.render(write_still=True)
-        return read_exr(path)
+        return read_exr(self._picture_path)
 
     def _point(self, camera: Camera) -> None:
         render, lens = self._scene.render, self._camera.data
@@ -276,7 +275,7 @@ def import_bpy() -> Any:
         MissingExtraError: it is not installed, or does not exist for this Python.
     """
     try:
-        import bpy
+        import bpy  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingExtraError(_why_no_bpy(), "render") from error
     return bpy
@@ -325,7 +324,7 @@ def _facing(position: tuple[float, float, float], forward: Float[np.ndarray, " 3
 
 
 def _matrix(matrix: Float[np.ndarray, "4 4"]) -> Any:
-    from mathutils import Matrix
+    from mathutils import Matrix  # pyright: ignore[reportMissingImports]
 
     return Matrix(matrix.tolist())
 

@@ -27,7 +27,7 @@ def develop(
     luminance = linear @ _LUMINANCE
     chosen = luminance[measured] if measured.any() else luminance.ravel()
     level = float(np.percentile(chosen, generator.uniform(48.0, 66.0)))
-    target = generator.uniform(0.12, 0.30)
+    target = generator.uniform(0.15, 0.36)
     gain = target / max(level, 1e-5) * 2.0 ** (generator.normal(0.0, 0.3) + exposure)
     # The brightest pixels may be far above: a photographer would stop down for them, half way.
     high = float(np.percentile(luminance, 97.0)) * gain

@@ -11,14 +11,14 @@ import numpy as np
 from openmarigold.rendering import materials, objects
 from openmarigold.rendering.primitives import box, cushion, cylinder, lathe, quad, sheet, tube
 from openmarigold.rendering.prints import Prints
-from openmarigold.rendering.scene import Material, Mesh, RoomKind, merged, translation
+from openmarigold.rendering.scene import Material, Mesh, Real, RoomKind, merged, translation
 
 Make = Callable[[np.random.Generator, Prints], Mesh]
 Parts = list[tuple[Mesh, np.ndarray]]
 _HERE = np.eye(4)
 
 
-def _uniform(generator: np.random.Generator, low: float, high: float) -> float:
+def _uniform(generator: np.random.Generator, low: Real, high: Real) -> float:
     return float(generator.uniform(low, high))
 
 
@@ -27,7 +27,7 @@ def _body(generator: np.random.Generator) -> Material:
 
 
 def _legs(
-    generator: np.random.Generator, width: float, depth: float, height: float, material: Material, *, thick: float
+    generator: np.random.Generator, width: Real, depth: Real, height: Real, material: Material, *, thick: Real
 ) -> Parts:
     """Four legs below a top: square, round, turned or splayed."""
     style = generator.integers(4)
@@ -59,7 +59,7 @@ def _legs(
     return parts
 
 
-def _top(generator: np.random.Generator, width: float, depth: float, thick: float, material: Material) -> Mesh:
+def _top(generator: np.random.Generator, width: Real, depth: Real, thick: Real, material: Material) -> Mesh:
     return box("top", (width, depth, thick), material, bevel=_uniform(generator, 0.001, min(0.01, 0.4 * thick)))
 
 
@@ -124,7 +124,7 @@ def table(generator: np.random.Generator, prints: Prints) -> Mesh:
     return merged("table", parts)
 
 
-def _disc(radius: float, angles: np.ndarray, material: Material) -> Mesh:
+def _disc(radius: Real, angles: np.ndarray, material: Material) -> Mesh:
     """A flat disc with plain metres as UVs, so that a pattern runs across it."""
     rim = np.stack((radius * np.cos(angles), radius * np.sin(angles), np.zeros(len(angles))), axis=1)
     vertices = np.concatenate((np.zeros((1, 3)), rim))
@@ -162,7 +162,7 @@ def desk(generator: np.random.Generator, prints: Prints) -> Mesh:
 
 def _fronted(
     generator: np.random.Generator,
-    size: tuple[float, float, float],
+    size: tuple[Real, Real, Real],
     body: Material,
     *,
     rows: int,
@@ -260,7 +260,9 @@ def bookcase(generator: np.random.Generator, prints: Prints) -> Mesh:
     pitch = (height - board) / rows
     parts: Parts = []
     for row in range(rows + 1):
-        parts.append((box("shelf", (width, depth, board), body, bevel=0.001), translation(0, 0, row * pitch)))
+        parts.append(
+            (box("shelf", (width - 0.004, depth - 0.001, board), body, bevel=0.001), translation(0, 0, row * pitch))
+        )
     for column in range(columns + 1):
         x = -0.5 * width + 0.5 * board + column * (width - board) / columns
         parts.append((box("upright", (board, depth - 0.002, height - 0.002), body), translation(x, 0, 0.001)))
@@ -291,11 +293,11 @@ def _fill_with_books(
     generator: np.random.Generator,
     prints: Prints,
     parts: Parts,
-    left: float,
-    right: float,
-    low: float,
-    space: float,
-    depth: float,
+    left: Real,
+    right: Real,
+    low: Real,
+    space: Real,
+    depth: Real,
 ) -> None:
     palette = [materials.paint(generator) for _ in range(4)]
     right = left + (right - left) * _uniform(generator, 0.3, 1.0)
@@ -743,7 +745,7 @@ def wall_mirror(generator: np.random.Generator, prints: Prints) -> Mesh:
     )
 
 
-def _framed(name: str, width: float, height: float, rim: float, image: Material, frame: Material) -> Mesh:
+def _framed(name: str, width: Real, height: Real, rim: Real, image: Material, frame: Material) -> Mesh:
     thick = 0.02
     x = 0.5 * width
     corners = (
@@ -921,7 +923,7 @@ def window(generator: np.random.Generator, prints: Prints) -> Mesh:
 
 
 # Group → (share, rooms in which it is usual, function). No rooms: everywhere.
-FURNITURE: Mapping[str, tuple[tuple[float, tuple[RoomKind, ...], Make], ...]] = {
+FURNITURE: Mapping[str, tuple[tuple[Real, tuple[RoomKind, ...], Make], ...]] = {
     "table": ((3.0, (), table), (1.0, ("office", "bed"), desk)),
     "chair": ((3.0, (), chair), (1.0, ("office",), office_chair)),
     "seat": ((1.0, (), sofa),),

@@ -74,7 +74,7 @@ def paint(generator: np.random.Generator, *, saturation: tuple[float, float] = (
 
 def metal(generator: np.random.Generator) -> Material:
     """Steel, chrome, aluminium, brass or black iron."""
-    base = ((0.55, 0.55, 0.56), (0.7, 0.7, 0.7), (0.75, 0.55, 0.25), (0.05, 0.05, 0.05))[int(generator.integers(4))]
+    base = ((0.55, 0.55, 0.56), (0.7, 0.7, 0.7), (0.75, 0.55, 0.25), (0.16, 0.16, 0.17))[int(generator.integers(4))]
     return Material(
         name="metal", base_color=varied(generator, base), metallic=1.0, roughness=float(generator.uniform(0.12, 0.55))
     )

@@ -4,24 +4,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from openmarigold.rendering import materials
 from openmarigold.rendering.primitives import box, cushion, cylinder, lathe, quad, sheet, tube
 from openmarigold.rendering.prints import Prints
-from openmarigold.rendering.scene import Material, Mesh, merged, place, translation, turn_z
+from openmarigold.rendering.scene import Material, Mesh, Real, merged, place, translation, turn_z
 
 Make = Callable[[np.random.Generator, Prints], Mesh]
 _HERE = np.eye(4)
 
 
-def _uniform(generator: np.random.Generator, low: float, high: float) -> float:
+def _uniform(generator: np.random.Generator, low: Real, high: Real) -> float:
     return float(generator.uniform(low, high))
 
 
-def _shell(outline: list[tuple[float, float]], wall: float, floor: float) -> list[tuple[float, float]]:
+def _shell(outline: Sequence[tuple[Real, Real]], wall: Real, floor: Real) -> list[tuple[Real, Real]]:
     """A vessel's profile: up its outside and down its inside."""
     inner = [(max(radius - wall, 0.0), max(height, floor)) for radius, height in reversed(outline)]
     return [(0.0, outline[0][1]), (outline[0][0], outline[0][1]), *outline, *inner, (0.0, floor)]
@@ -56,7 +56,7 @@ def crate(generator: np.random.Generator, prints: Prints) -> Mesh:
     return merged("crate", parts)
 
 
-def _book(generator: np.random.Generator, prints: Prints, size: tuple[float, float, float]) -> Mesh:
+def _book(generator: np.random.Generator, prints: Prints, size: tuple[Real, Real, Real]) -> Mesh:
     """A lying book: covers and a block of pages."""
     width, depth, height = size
     if generator.random() < 0.6:
@@ -309,9 +309,7 @@ def vase(generator: np.random.Generator, prints: Prints) -> Mesh:
     return merged("vase", parts)
 
 
-def _twigs(
-    generator: np.random.Generator, *, base: float, reach: float, length: float
-) -> list[tuple[Mesh, np.ndarray]]:
+def _twigs(generator: np.random.Generator, *, base: Real, reach: Real, length: Real) -> list[tuple[Mesh, np.ndarray]]:
     bark = Material(name="bark", base_color=materials.varied(generator, (0.15, 0.1, 0.05)), roughness=0.9)
     leaf = Material(name="leaf", base_color=materials.varied(generator, (0.1, 0.25, 0.06), 0.4), roughness=0.6)
     parts: list[tuple[Mesh, np.ndarray]] = []
@@ -337,7 +335,7 @@ def _lean(generator: np.random.Generator) -> np.ndarray:
     return turn_z(generator.uniform(0, 2 * math.pi)) @ tilt
 
 
-def _leaf(generator: np.random.Generator, material: Material, length: float) -> Mesh:
+def _leaf(generator: np.random.Generator, material: Material, length: Real) -> Mesh:
     """A bent strip along +X, seen from both sides."""
     length *= _uniform(generator, 0.7, 1.3)
     t = np.linspace(0.0, 1.0, 6)
@@ -348,7 +346,7 @@ def _leaf(generator: np.random.Generator, material: Material, length: float) -> 
     return sheet("leaf", np.stack((lower, upper)), material)
 
 
-def plant(generator: np.random.Generator, prints: Prints, *, height: float | None = None) -> Mesh:
+def plant(generator: np.random.Generator, prints: Prints, *, height: Real | None = None) -> Mesh:
     """A plant in a pot."""
     height = _uniform(generator, 0.15, 0.42) if height is None else height
     pot_height = min(0.35 * height, 0.3)
@@ -390,7 +388,7 @@ def _rise(generator: np.random.Generator) -> np.ndarray:
     return tilt
 
 
-def _fruit_ball(generator: np.random.Generator, radius: float) -> Mesh:
+def _fruit_ball(generator: np.random.Generator, radius: Real) -> Mesh:
     base = ((0.6, 0.08, 0.05), (0.75, 0.3, 0.04), (0.3, 0.5, 0.08), (0.75, 0.6, 0.1))[int(generator.integers(4))]
     skin = Material(
         name="fruit", base_color=materials.varied(generator, base), roughness=_uniform(generator, 0.25, 0.6)
@@ -459,7 +457,7 @@ def device(generator: np.random.Generator, prints: Prints) -> Mesh:
     return merged("remote", parts)
 
 
-def _flat(width: float, depth: float, material: Material) -> Mesh:
+def _flat(width: Real, depth: Real, material: Material) -> Mesh:
     x, y = 0.5 * width, 0.5 * depth
     corners = ((-x, -y, 0), (x, -y, 0), (x, y, 0), (-x, y, 0))
     return quad("flat", corners, material, uv=((0, 0), (1, 0), (1, 1), (0, 1)))
@@ -724,7 +722,7 @@ def basket(generator: np.random.Generator, prints: Prints) -> Mesh:
 
 
 # (share among small things, function)
-OBJECTS: Mapping[str, tuple[float, Make]] = {
+OBJECTS: Mapping[str, tuple[Real, Make]] = {
     "package": (3.0, package),
     "books": (2.0, books),
     "standing books": (1.0, standing_books),

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from openmarigold.rendering.rays import Caster
-from openmarigold.rendering.scene import Instance, Item, Tint, place
+from openmarigold.rendering.scene import Instance, Item, Real, Tint, place
 
 FLAT_NORMAL = 0.97
 _CONTACT = 0.004
@@ -22,22 +22,22 @@ _LIFT = 0.0005
 class Box:
     """An upright box, turned about the vertical: centre, half sizes, angle [rad], and where it begins and ends in z."""
 
-    x: float
-    y: float
-    half_x: float
-    half_y: float
-    angle: float
-    low: float
-    high: float
+    x: Real
+    y: Real
+    half_x: Real
+    half_y: Real
+    angle: Real
+    low: Real
+    high: Real
 
-    def corners(self, scale: float = 1.0) -> Float[np.ndarray, "4 2"]:
+    def corners(self, scale: Real = 1.0) -> Float[np.ndarray, "4 2"]:
         """Corners of the footprint, counter-clockwise, its half sizes scaled."""
         cosine, sine = math.cos(self.angle), math.sin(self.angle)
         along = np.array(((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)))
         local = along * (scale * self.half_x, scale * self.half_y)
         return local @ np.array(((cosine, sine), (-sine, cosine))) + (self.x, self.y)
 
-    def overlaps(self, other: Box, *, margin: float = 0.0) -> bool:
+    def overlaps(self, other: Box, *, margin: Real = 0.0) -> bool:
         """Whether the two share space, or come nearer than `margin` sideways [m]."""
         if self.low >= other.high or other.low >= self.high:
             return False
@@ -49,7 +49,7 @@ class Box:
                 return False
         return True
 
-    def inside(self, width: float, depth: float) -> bool:
+    def inside(self, width: Real, depth: Real) -> bool:
         """Whether the footprint lies in [0, width] x [0, depth]."""
         corners = self.corners()
         return bool((corners >= 0).all() and (corners <= (width, depth)).all())
@@ -61,14 +61,14 @@ class Occupied:
     def __init__(self) -> None:
         self.boxes: list[Box] = []
 
-    def is_free(self, box: Box, *, margin: float = 0.0) -> bool:
+    def is_free(self, box: Box, *, margin: Real = 0.0) -> bool:
         return not any(box.overlaps(other, margin=margin) for other in self.boxes)
 
     def take(self, box: Box) -> None:
         self.boxes.append(box)
 
 
-def standing(item: Item, x: float, y: float, angle: float, *, low: float = 0.0) -> Box:
+def standing(item: Item, x: Real, y: Real, angle: Real, *, low: Real = 0.0) -> Box:
     """The box of an item that stands at a height [m]."""
     width, depth, height = item.size
     return Box(x, y, 0.5 * width, 0.5 * depth, angle, low, low + height)
@@ -95,9 +95,9 @@ def find_spot(
     occupied: Occupied,
     generator: np.random.Generator,
     *,
-    from_height: float,
+    from_height: Real,
     support: int | None = None,
-    spread: float = 1.0,
+    spread: Real = 1.0,
     tries: int = 6,
 ) -> Box | None:
     """A place on a real, level surface for an item, with nothing in its way; None after `tries` random tries.
@@ -173,9 +173,9 @@ def scatter(
     occupied: Occupied,
     generator: np.random.Generator,
     *,
-    from_height: float,
+    from_height: Real,
     support: int | None = None,
-    spread: float = 1.0,
+    spread: Real = 1.0,
 ) -> list[Instance]:
     """Those of the items for which there was a place, in their places."""
     found = []

@@ -13,15 +13,15 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from openmarigold.rendering.scene import Material, Mesh, Vector
+from openmarigold.rendering.scene import Material, Mesh, Real, Vector
 
 
 def quad(
     name: str,
-    corners: Sequence[Sequence[float]] | Float[np.ndarray, "4 3"],
+    corners: Sequence[Sequence[Real]] | Float[np.ndarray, "4 3"],
     material: Material,
     *,
-    uv: Sequence[tuple[float, float]] | None = None,
+    uv: Sequence[tuple[Real, Real]] | None = None,
 ) -> Mesh:
     """A flat four-sided surface, its corners counter-clockwise from its outer side; u runs along its first edge.
 
@@ -40,7 +40,7 @@ def quad(
     return _mesh(name, points, faces, coordinates[faces], material)
 
 
-def box(name: str, size: Vector, material: Material, *, bevel: float = 0.0, faces: Sequence[Material] = ()) -> Mesh:
+def box(name: str, size: Vector, material: Material, *, bevel: Real = 0.0, faces: Sequence[Material] = ()) -> Mesh:
     """A box, its edges cut off by `bevel` [m].
 
     `faces` names other materials for the sides -X, +X, -Y, +Y, bottom and top, their UVs then from 0 to 1.
@@ -106,11 +106,11 @@ def box(name: str, size: Vector, material: Material, *, bevel: float = 0.0, face
 
 def lathe(
     name: str,
-    profile: Sequence[tuple[float, float]],
+    profile: Sequence[tuple[Real, Real]],
     material: Material,
     *,
     segments: int = 28,
-    squash: float = 1.0,
+    squash: Real = 1.0,
 ) -> Mesh:
     """A surface of revolution about Z from (radius, height) pairs [m] that run up the outside (and down the inside).
 
@@ -134,7 +134,7 @@ def sheet(
     points: Float[np.ndarray, "rows columns 3"],
     material: Material,
     *,
-    uv_scale: float | None = None,
+    uv_scale: Real | None = None,
     smooth: bool = True,
 ) -> Mesh:
     """A grid of points as a surface; its outer side is where columns run right and rows run up.
@@ -153,7 +153,7 @@ def sheet(
 def tube(
     name: str,
     path: Sequence[Vector] | Float[np.ndarray, "n 3"],
-    radius: float | Sequence[float],
+    radius: Real | Sequence[Real],
     material: Material,
     *,
     segments: int = 10,
@@ -183,7 +183,7 @@ def tube(
     return _sheet(name, capped, coordinates, material, smooth=True)
 
 
-def cushion(name: str, size: Vector, material: Material, *, softness: float = 0.35, segments: int = 12) -> Mesh:
+def cushion(name: str, size: Vector, material: Material, *, softness: Real = 0.35, segments: int = 12) -> Mesh:
     """A box with round edges and slightly bulging sides; `softness` 0 is a box, 1 an ellipsoid."""
     half = 0.5 * np.asarray(size, dtype=np.float64)
     exponent = max(0.08, softness)
@@ -204,7 +204,7 @@ def cushion(name: str, size: Vector, material: Material, *, softness: float = 0.
 
 
 def cylinder(
-    name: str, radius: float, height: float, material: Material, *, segments: int = 28, top: float | None = None
+    name: str, radius: Real, height: Real, material: Material, *, segments: int = 28, top: Real | None = None
 ) -> Mesh:
     """A closed cylinder, or a frustum with radius `top` above [m]."""
     upper = radius if top is None else top

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from openmarigold.files import write_atomically
+from openmarigold.rendering.scene import Real
 from openmarigold.seeding import generator_for
 
 PrintKind = Literal["label", "cover", "poster", "picture", "text", "screen", "rug"]
@@ -56,7 +57,7 @@ def draw_print(kind: PrintKind, number: int) -> Image.Image:
 
 
 def _color(
-    generator: np.random.Generator, *, saturation: tuple[float, float], value: tuple[float, float]
+    generator: np.random.Generator, *, saturation: tuple[Real, Real], value: tuple[Real, Real]
 ) -> tuple[int, int, int]:
     red, green, blue = colorsys.hsv_to_rgb(
         generator.random(), generator.uniform(*saturation), generator.uniform(*value)
@@ -70,7 +71,7 @@ def _word(generator: np.random.Generator) -> str:
 
 
 def _write(
-    draw: ImageDraw.ImageDraw, generator: np.random.Generator, at: tuple[float, float], size: float, fill: object
+    draw: ImageDraw.ImageDraw, generator: np.random.Generator, at: tuple[Real, Real], size: Real, fill: object
 ) -> None:
     draw.text(at, _word(generator), font=ImageFont.load_default(size=max(6.0, size)), fill=fill)  # pyright: ignore
 

@@ -10,7 +10,7 @@ import numpy as np
 from openmarigold.rendering.furniture import FURNITURE
 from openmarigold.rendering.objects import OBJECTS
 from openmarigold.rendering.prints import Prints
-from openmarigold.rendering.scene import Item, Mesh, RoomKind, Vector, rescaled
+from openmarigold.rendering.scene import Catalogue, Item, Mesh, RoomKind, Vector, rescaled
 
 _TRIES = 4
 
@@ -62,6 +62,42 @@ class ProceduralCatalogue:
         mesh = make(generator, self.prints)
         width, depth, height = mesh.size.tolist()
         return rescaled(mesh, (width, depth, height))
+
+
+class MixedCatalogue:
+    """Two catalogues as one: each draw is from the first with a share, else from the second, and from the other one
+    where that has nothing.
+    """
+
+    def __init__(self, first: Catalogue, second: Catalogue, *, share: float) -> None:
+        self._first, self._second, self._share = first, second, share
+
+    def draw(
+        self,
+        group: str,
+        generator: np.random.Generator,
+        *,
+        room: RoomKind | None = None,
+        max_size: Vector | None = None,
+    ) -> Item | None:
+        """See `Catalogue.draw`."""
+        for catalogue in self._order(generator):
+            item = catalogue.draw(group, generator, room=room, max_size=max_size)
+            if item is not None:
+                return item
+        return None
+
+    def texture(self, use: str, generator: np.random.Generator) -> Path | None:
+        """See `Catalogue.texture`."""
+        for catalogue in self._order(generator):
+            path = catalogue.texture(use, generator)
+            if path is not None:
+                return path
+        return None
+
+    def _order(self, generator: np.random.Generator) -> tuple[Catalogue, Catalogue]:
+        is_first = generator.random() < self._share
+        return (self._first, self._second) if is_first else (self._second, self._first)
 
 
 def _item(group: str, mesh: Mesh, generator: np.random.Generator) -> Item:

@@ -22,8 +22,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -34,10 +35,10 @@ from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.rendering.blender import Quality, Studio, require_bpy, seed_of
 from openmarigold.rendering.cameras import depth_rejection, picture_rejection, rejection
 from openmarigold.rendering.development import check_exposure, develop
-from openmarigold.rendering.procedural import ProceduralCatalogue
+from openmarigold.rendering.procedural import MixedCatalogue, ProceduralCatalogue
 from openmarigold.rendering.rays import Caster, cast_picture, require_embree
 from openmarigold.rendering.rooms import sample_room
-from openmarigold.rendering.scene import Camera, Catalogue, Lens, Setting
+from openmarigold.rendering.scene import Camera, Catalogue, Lens, Scene, Setting
 from openmarigold.rendering.tabletops import sample_tabletop
 from openmarigold.seeding import generator_for
 
@@ -48,7 +49,7 @@ Preset = Literal["preview", "train"]
 
 # Share of the scenes and pictures of a scene: many scenes teach more than many views of few.
 MIX: dict[Kind, tuple[float, int]] = {"rooms": (0.38, 2), "tabletops": (0.38, 2), "streets": (0.24, 2)}
-SCENES_PER_SHARD = 16
+ASSET_SHARE = 0.65  # of what is drawn for rooms and tables, where there are assets
 MAX_ATTEMPTS = 10
 MAX_PROPOSALS = 120
 MAX_FAILED_PICTURES = 4
@@ -78,11 +79,18 @@ class RenderConfig:
     exposure: float = 0.0
     """Lighter or darker than measured [stops]."""
     device: Literal["cpu", "gpu"] = "cpu"
+    scenes_per_shard: int = 16
+    """What a kill may cost."""
 
     def __post_init__(self) -> None:
         if self.source not in get_args(Source):
             raise InvalidValueError(f"source={self.source!r} is not known; use {', '.join(get_args(Source))}")
-        for name, low, high in (("count", 1, 10_000_000), ("samples", 1, 4096), ("seed", 0, 2**63 - 1)):
+        for name, low, high in (
+            ("count", 1, 10_000_000),
+            ("samples", 1, 4096),
+            ("seed", 0, 2**63 - 1),
+            ("scenes_per_shard", 1, 10_000),
+        ):
             if not low <= getattr(self, name) <= high:
                 raise InvalidValueError(f"{name}={getattr(self, name)!r} is not accepted; give {low} to {high}")
         if not (64 <= self.width <= 4096 and 64 <= self.height <= 4096):
@@ -96,7 +104,7 @@ class RenderConfig:
 
     def settings(self) -> dict[str, Any]:
         """All that the samples depend on. The assets stand for themselves by the names of their packages."""
-        settings = asdict(self) | {"assets": None, "scenes_per_shard": SCENES_PER_SHARD}
+        settings = asdict(self) | {"assets": None}
         if self.assets is not None:
             settings["assets"] = sorted(_open_assets(self.assets).found)
         return settings
@@ -139,22 +147,33 @@ def plan(config: RenderConfig) -> list[PlannedScene]:
 
 
 def render_dataset(
-    config: RenderConfig, output_dir: Path, *, workers: int, progress: Callable[[int, int], None] | None = None
+    config: RenderConfig,
+    output_dir: Path,
+    *,
+    workers: int,
+    progress: Callable[[int, int], None] | None = None,
+    studio: Callable[[Quality, Path], Painter] = Studio,
 ) -> dict[str, Any]:
     """Renders what is not there yet, and returns the manifest.
 
     Args:
+        config: what to render.
+        output_dir: where the shards go.
+        workers: number of processes, each on one core.
         progress: called with pictures done and wanted.
+        studio: makes what draws the colours, in each worker; must be importable there.
 
     Raises:
         InvalidValueError, DataError, OutputError, MissingExtraError.
     """
     if workers < 1:
         raise InvalidValueError(f"workers={workers} is not accepted; give 1 or above")
-    require_bpy()
+    if studio is Studio:
+        require_bpy()
     require_embree()
     scenes = plan(config)
-    shards = [scenes[start : start + SCENES_PER_SHARD] for start in range(0, len(scenes), SCENES_PER_SHARD)]
+    size = config.scenes_per_shard
+    shards = [scenes[start : start + size] for start in range(0, len(scenes), size)]
     writer = ShardWriter(
         output_dir, name=f"rendered-{config.source}", split=config.split, encoding=ENCODING, settings=config.settings()
     )
@@ -163,17 +182,19 @@ def render_dataset(
     done = sum(scene.num_views for number, shard in enumerate(shards) if number not in undone for scene in shard)
     if progress is not None:
         progress(done, config.count)
-    for number, times in _work(config, writer, shards, undone, workers):
-        done += sum(scene.num_views for scene in shards[number])
-        with (output_dir / TIMES_FILE).open("a") as file:
-            file.write(json.dumps({"shard": number, **times}) + "\n")
-        if progress is not None:
-            progress(done, config.count)
+    with tempfile.TemporaryDirectory(prefix="openmarigold-") as folder:
+        start = partial(_start_worker, config, Path(folder), studio)
+        for number, times in _work(start, writer, shards, undone, workers):
+            done += sum(scene.num_views for scene in shards[number])
+            with (output_dir / TIMES_FILE).open("a") as file:
+                file.write(json.dumps({"shard": number, **times}) + "\n")
+            if progress is not None:
+                progress(done, config.count)
     return writer.finish(len(shards), _facts(config, output_dir, len(shards)))
 
 
 def _work(
-    config: RenderConfig,
+    start: Callable[[Any], None],
     writer: ShardWriter,
     shards: Sequence[Sequence[PlannedScene]],
     undone: Sequence[int],
@@ -187,7 +208,7 @@ def _work(
     for rank in range(workers):
         ranks.put(rank)
     executor = ProcessPoolExecutor(
-        max_workers=min(workers, len(undone)), mp_context=context, initializer=_start_worker, initargs=(config, ranks)
+        max_workers=min(workers, len(undone)), mp_context=context, initializer=start, initargs=(ranks,)
     )
     try:
         waiting = {executor.submit(_render_shard, writer, number, shards[number]): number for number in undone}
@@ -206,25 +227,35 @@ def _work(
             process.terminate()
 
 
+@runtime_checkable
+class Painter(Protocol):
+    """What draws colours: `blender.Studio`."""
+
+    def load(self, scene: Scene) -> None: ...
+
+    def render(self, camera: Camera, *, seed: int) -> Float[np.ndarray, "h w 3"]: ...
+
+
 class SceneRenderer:
     """Renders scenes one after another in one process."""
 
-    def __init__(self, config: RenderConfig) -> None:
+    def __init__(self, config: RenderConfig, folder: Path, studio: Callable[[Quality, Path], Painter] = Studio) -> None:
         self._config = config
         low, high = (math.radians(angle) for angle in config.fov)
         self._lens = Lens(width=config.width, height=config.height, fov=(low, high))
-        self._folder = tempfile.TemporaryDirectory(prefix="openmarigold-")
-        procedural = ProceduralCatalogue(Path(self._folder.name))
+        procedural = ProceduralCatalogue(folder)
         self._assets = None if config.assets is None else _open_assets(config.assets)
         self._catalogue: Catalogue = procedural
+        self._outdoor_catalogue: Catalogue = procedural
         self.broken: dict[str, str] = {}
         """Assets that the last scene asked for in vain, and why."""
         if self._assets is not None:
             from openmarigold.rendering.furnishing import AssetCatalogue
 
             catalogue = AssetCatalogue(self._assets, procedural)
-            self._catalogue, self.broken = catalogue, catalogue.broken
-        self._studio = Studio(Quality(samples=config.samples, device=config.device.upper()))
+            self._outdoor_catalogue, self.broken = catalogue, catalogue.broken
+            self._catalogue = MixedCatalogue(catalogue, procedural, share=ASSET_SHARE)
+        self._studio = studio(Quality(samples=config.samples, device=config.device.upper()), folder)
 
     def frames(self, scene: PlannedScene) -> Iterator[NewSample | Rejection]:
         """The wanted pictures of a scene, and what was rejected on the way.
@@ -260,7 +291,7 @@ class SceneRenderer:
         if kind == "streets":
             from openmarigold.rendering.gamestreets import any_street
 
-            return any_street(generator, self._catalogue)
+            return any_street(generator, self._outdoor_catalogue)
         return (sample_room if kind == "rooms" else sample_tabletop)(generator, self._catalogue)
 
     def _views(
@@ -330,7 +361,7 @@ def available_cores() -> int:
 _renderer: SceneRenderer | None = None
 
 
-def _start_worker(config: RenderConfig, ranks: Any) -> None:
+def _start_worker(config: RenderConfig, folder: Path, studio: Callable[[Quality, Path], Painter], ranks: Any) -> None:
     """Makes this process a renderer on a core of its own. What Blender prints goes nowhere."""
     global _renderer
     rank = ranks.get()
@@ -341,7 +372,7 @@ def _start_worker(config: RenderConfig, ranks: Any) -> None:
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.close(silence)
-    _renderer = SceneRenderer(config)
+    _renderer = SceneRenderer(config, folder, studio)
 
 
 def _render_shard(writer: ShardWriter, number: int, scenes: Sequence[PlannedScene]) -> dict[str, float]:
@@ -359,11 +390,15 @@ def _facts(config: RenderConfig, output_dir: Path, num_shards: int) -> dict[str,
         rows = [json.loads(line) for line in (output_dir / TIMES_FILE).read_text().splitlines()]
     frames = sum(row["frames"] for row in rows)
     used: Counter[str] = Counter()
+    broken: dict[str, str] = {}
     for number in range(num_shards):
         used.update(_assets_of_shard(output_dir / f"shard-{number:05d}.tar"))
+        index = json.loads((output_dir / f"shard-{number:05d}.json").read_bytes())
+        broken |= {row["name"]: row["detail"] for row in index["rejected"] if row["is_error"]}
     facts: dict[str, Any] = {
         "seconds_per_frame": round(sum(row["seconds"] for row in rows) / frames, 3) if frames else None,
         "assets_used": dict(sorted(used.items())),
+        "broken_assets": dict(sorted(broken.items())),
     }
     if config.assets is not None and used:
         from openmarigold.rendering.assets import manifest_rows

@@ -23,6 +23,7 @@ from openmarigold.rendering.scene import (
     Light,
     Material,
     Mesh,
+    Real,
     RoomKind,
     Scene,
     Setting,
@@ -62,7 +63,7 @@ ROOM_RULES = ViewRules(
     min_distance=0.8,
 )
 
-_WALL_GROUPS: dict[RoomKind, tuple[tuple[str, float], ...]] = {
+_WALL_GROUPS: dict[RoomKind, tuple[tuple[str, Real], ...]] = {
     "living": (("storage", 3.0), ("seat", 2.0), ("decor", 2.0)),
     "bed": (("storage", 3.0), ("seat", 0.4), ("decor", 1.5)),
     "kitchen": (("appliance", 4.0), ("storage", 2.0), ("decor", 0.5)),
@@ -104,15 +105,16 @@ class RoomBuilder:
         self._openings: list[list[Opening]] = [[] for _ in range(SIDES)]
         self._hung: list[list[Opening]] = [[] for _ in range(SIDES)]
 
-    def chance(self, share: float) -> bool:
+    def chance(self, share: Real) -> bool:
         return bool(self.generator.random() < share)
 
-    def uniform(self, low: float, high: float) -> float:
-        return float(self.generator.uniform(low, high))
+    def uniform(self, low: Real, high: Real) -> float:
+        """Between the two; `low` where there is no room between them."""
+        return float(self.generator.uniform(low, max(low, high)))
 
     # Shell
 
-    def build_shell(self, *, doorway: float = 0.35, windows: float | None = None) -> None:
+    def build_shell(self, *, doorway: Real = 0.35, windows: Real | None = None) -> None:
         """Walls with windows, doors and, with a chance of `doorway`, a second room behind one of them."""
         share = windows if windows is not None else 0.5 if self.day else 0.25
         annex_side = int(self.generator.integers(SIDES)) if self.chance(doorway) else None
@@ -180,7 +182,7 @@ class RoomBuilder:
         x, y, _ = frame.point(left + 0.5 * width, -0.45, 0.0)
         self.occupied.take(Box(x, y, 0.5 * width, 0.45, frame.angle, 0.0, 2.0))
 
-    def _fit_window(self, side: int, frame: Frame, hole: Opening, deep: float) -> None:
+    def _fit_window(self, side: int, frame: Frame, hole: Opening, deep: Real) -> None:
         self.windows.append((frame, hole))
         self.instances += window_pieces(frame, hole, self.catalogue, self.generator, deep=deep)
         if self.chance(0.5):
@@ -271,7 +273,7 @@ class RoomBuilder:
         self.instances.append(placed(item, spot, self.generator))
         return True
 
-    def furnish(self, density: float) -> None:
+    def furnish(self, density: Real) -> None:
         """Tables with chairs, a bed where there should be one, pieces along the walls, some in the open, on walls and
         at the ceiling.
         """
@@ -344,11 +346,11 @@ class RoomBuilder:
             if self._back_to_wall(item, frame, x):
                 return
 
-    def _back_to_wall(self, item: Item, frame: Frame, x: float) -> bool:
+    def _back_to_wall(self, item: Item, frame: Frame, x: Real) -> bool:
         wx, wy, _ = frame.point(x, -0.5 * item.size[1] - self.uniform(0.02, 0.06), 0.0)
         return self.stand(item, standing(item, wx, wy, frame.angle))
 
-    def _line_wall(self, side: int, density: float) -> None:
+    def _line_wall(self, side: int, density: Real) -> None:
         frame = wall_frame(side, self.width, self.depth)
         groups = _WALL_GROUPS[self.kind]
         shares = np.array([share for _, share in groups])
@@ -415,7 +417,7 @@ class RoomBuilder:
 
     # Things
 
-    def strew(self, *, clutter: float) -> None:
+    def strew(self, *, clutter: Real) -> None:
         """Small things on tables, shelves and floor, found by casting rays on all that stands."""
         caster = Caster(self.instances)
         taken = Occupied()
@@ -445,7 +447,7 @@ class RoomBuilder:
         )
         self.instances += found
 
-    def _count_for(self, piece: _Piece, clutter: float) -> int:
+    def _count_for(self, piece: _Piece, clutter: Real) -> int:
         area = piece.item.size[0] * piece.item.size[1]
         most = {"table": 18.0, "storage": 12.0, "appliance": 8.0, "wall": 12.0}[piece.item.group] * area * clutter
         if piece.item.group == "storage" and piece.item.size[2] > 1.5:
@@ -474,7 +476,7 @@ class RoomBuilder:
             target = (self.uniform(0.2, 0.8) * self.width, self.uniform(0.2, 0.8) * self.depth, 0.0)
             self.lights.append(sunlight(frame, hole, target, self.generator))
 
-    def add_lamp(self, position: Vector, power: float, *, radius: float) -> None:
+    def add_lamp(self, position: Vector, power: Real, *, radius: Real) -> None:
         """One more lamp without a body [m, W]."""
         self.lights.append(lamp_light(position, self.generator, power, radius=radius))
 
@@ -483,7 +485,7 @@ class RoomBuilder:
             at = (spot.x, spot.y, spot.low + item.lamp_height)
             self.lights.append(lamp_light(at, self.generator, self.uniform(4.0, 25.0), radius=0.05))
 
-    def _ceiling_lamp(self, power: float) -> None:
+    def _ceiling_lamp(self, power: Real) -> None:
         x, y = self.uniform(0.2, 0.8) * self.width, self.uniform(0.2, 0.8) * self.depth
         item = (
             self.catalogue.draw("ceiling", self.generator, max_size=(1.2, 1.2, self.height - 1.7))
@@ -549,7 +551,7 @@ def finished(room: RoomBuilder) -> Scene:
     return Scene(instances=tuple(room.instances), lights=tuple(room.lights), sky=room_sky(room.generator, day=room.day))
 
 
-def _view(generator: np.random.Generator, lens: Lens, size: Vector, focuses: Sequence[tuple[float, float]]) -> Camera:
+def _view(generator: np.random.Generator, lens: Lens, size: Vector, focuses: Sequence[tuple[Real, Real]]) -> Camera:
     width, depth, height = size
     x, y = generator.uniform(0.15, width - 0.15), generator.uniform(0.15, depth - 0.15)
     z = float(np.clip(generator.normal(1.35, 0.35), 0.35, height - 0.25))

@@ -17,8 +17,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 
-Color = tuple[float, float, float]
-Vector = tuple[float, float, float]
+Real = float | int
+Color = tuple[Real, Real, Real]
+Vector = tuple[Real, Real, Real]
 
 PatternKind = Literal["wood", "planks", "tiles", "bricks", "fabric", "carpet", "stone", "plaster", "stripes", "checks"]
 
@@ -299,7 +300,7 @@ class Catalogue(Protocol):
         ...
 
 
-def translation(x: float, y: float, z: float) -> Float[np.ndarray, "4 4"]:
+def translation(x: Real, y: Real, z: Real) -> Float[np.ndarray, "4 4"]:
     """A shift [m].
 
     >>> translation(1, 2, 3)[:3, 3].tolist()
@@ -310,14 +311,14 @@ def translation(x: float, y: float, z: float) -> Float[np.ndarray, "4 4"]:
     return matrix
 
 
-def turn_z(angle: float) -> Float[np.ndarray, "4 4"]:
+def turn_z(angle: Real) -> Float[np.ndarray, "4 4"]:
     """A turn about the vertical [rad], counter-clockwise from above."""
     matrix = np.eye(4)
     matrix[:2, :2] = ((math.cos(angle), -math.sin(angle)), (math.sin(angle), math.cos(angle)))
     return matrix
 
 
-def place(x: float, y: float, z: float, angle: float = 0.0) -> Float[np.ndarray, "4 4"]:
+def place(x: Real, y: Real, z: Real, angle: Real = 0.0) -> Float[np.ndarray, "4 4"]:
     """A turn about the vertical [rad] at the origin, then a shift [m]."""
     return translation(x, y, z) @ turn_z(angle)
 
@@ -328,7 +329,7 @@ def transform_points(matrix: Float[np.ndarray, "4 4"], points: Float[np.ndarray,
 
 
 def look_at(
-    position: Sequence[float] | np.ndarray, target: Sequence[float] | np.ndarray, *, roll: float = 0.0
+    position: Sequence[Real] | np.ndarray, target: Sequence[Real] | np.ndarray, *, roll: float = 0.0
 ) -> Float[np.ndarray, "4 4"]:
     """Camera to world for a camera that looks from `position` to `target`; `roll` turns it clockwise [rad].
 

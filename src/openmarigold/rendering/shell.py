@@ -18,6 +18,7 @@ from openmarigold.rendering.scene import (
     Light,
     Material,
     Mesh,
+    Real,
     Sky,
     Vector,
     merged,
@@ -34,10 +35,10 @@ SIDES = 4
 class Opening:
     """A hole in a wall, in the wall's own coordinates [m]: from `left` to `right`, from `bottom` to `top`."""
 
-    left: float
-    right: float
-    bottom: float
-    top: float
+    left: Real
+    right: Real
+    bottom: Real
+    top: Real
 
     @property
     def width(self) -> float:
@@ -53,11 +54,11 @@ class Frame:
     """A wall's coordinates: x along it to the right seen from inside, y outwards, z up."""
 
     transform: np.ndarray
-    length: float
-    angle: float
+    length: Real
+    angle: Real
     """Turn of a piece that stands with its back to the wall [rad]."""
 
-    def point(self, x: float, y: float, z: float) -> Vector:
+    def point(self, x: Real, y: Real, z: Real) -> Vector:
         """A point of the wall in the world."""
         at = self.transform[:3, :3] @ (x, y, z) + self.transform[:3, 3]
         return float(at[0]), float(at[1]), float(at[2])
@@ -67,14 +68,14 @@ class Frame:
         return self.transform[:3, 1]
 
 
-def wall_frame(side: int, width: float, depth: float) -> Frame:
+def wall_frame(side: int, width: Real, depth: Real) -> Frame:
     """Wall 0 to 3 of the room [0, width] x [0, depth]: at the largest y, the largest x, y = 0, x = 0."""
     corner = ((0.0, depth), (width, depth), (width, 0.0), (0.0, 0.0))[side]
     angle = -0.5 * math.pi * side
     return Frame(translation(*corner, 0.0) @ turn_z(angle), (width, depth)[side % 2], angle)
 
 
-def wall_mesh(length: float, height: float, openings: Sequence[Opening], material: Material) -> Mesh:
+def wall_mesh(length: Real, height: Real, openings: Sequence[Opening], material: Material) -> Mesh:
     """A wall's inner face around its openings, at y = 0, facing -Y."""
     edges = sorted({0.0, length, *(edge for hole in openings for edge in (hole.left, hole.right))})
     pieces = []
@@ -95,7 +96,7 @@ def wall_mesh(length: float, height: float, openings: Sequence[Opening], materia
     return merged("wall", parts)
 
 
-def reveal_mesh(hole: Opening, deep: float, material: Material) -> Mesh:
+def reveal_mesh(hole: Opening, deep: Real, material: Material) -> Mesh:
     """The four inner sides of an opening, from y = 0 to `deep`; no sill where it reaches the floor."""
     left, right, low, high = hole.left, hole.right, hole.bottom, hole.top
     sides = [
@@ -115,13 +116,13 @@ def reveal_mesh(hole: Opening, deep: float, material: Material) -> Mesh:
     return merged("reveal", faced)
 
 
-def floor_mesh(width: float, depth: float, material: Material, *, up: bool = True) -> Mesh:
+def floor_mesh(width: Real, depth: Real, material: Material, *, up: bool = True) -> Mesh:
     """A floor, or with `up` False a ceiling, over [0, width] x [0, depth] at z = 0."""
     corners = ((0, 0, 0), (width, 0, 0), (width, depth, 0), (0, depth, 0))
     return quad("floor" if up else "ceiling", corners if up else corners[::-1], material)
 
 
-def skirting(frame: Frame, openings: Sequence[Opening], high: float, material: Material) -> list[Instance]:
+def skirting(frame: Frame, openings: Sequence[Opening], high: Real, material: Material) -> list[Instance]:
     """Boards along the foot of a wall, not across doorways."""
     edges = [0.0]
     for hole in sorted((one for one in openings if one.bottom < high), key=lambda one: one.left):
@@ -136,7 +137,7 @@ def skirting(frame: Frame, openings: Sequence[Opening], high: float, material: M
     return found
 
 
-def curtains(frame: Frame, hole: Opening, generator: np.random.Generator, ceiling: float) -> list[Instance]:
+def curtains(frame: Frame, hole: Opening, generator: np.random.Generator, ceiling: Real) -> list[Instance]:
     """Two sheets with folds before a window, and their rail."""
     cloth = materials.fabric(generator)
     depth, waves = generator.uniform(0.015, 0.035), generator.uniform(25.0, 60.0)
@@ -164,7 +165,7 @@ def curtains(frame: Frame, hole: Opening, generator: np.random.Generator, ceilin
 
 
 def window_pieces(
-    frame: Frame, hole: Opening, catalogue: Catalogue, generator: np.random.Generator, *, deep: float
+    frame: Frame, hole: Opening, catalogue: Catalogue, generator: np.random.Generator, *, deep: Real
 ) -> list[Instance]:
     """A window of the catalogue in the opening, and its sill."""
     found = []
@@ -180,7 +181,7 @@ def window_pieces(
     return found
 
 
-def daylight(frame: Frame, hole: Opening, strength: float, generator: np.random.Generator) -> Light:
+def daylight(frame: Frame, hole: Opening, strength: Real, generator: np.random.Generator) -> Light:
     """Skylight through a window: an area light just outside; the sky alone is too noisy at few samples."""
     inward = -frame.outward
     return Light(
@@ -209,7 +210,7 @@ def sunlight(frame: Frame, hole: Opening, target: Vector, generator: np.random.G
 
 
 def outside(
-    views: Sequence[tuple[Frame, Opening]], level: float, catalogue: Catalogue, generator: np.random.Generator
+    views: Sequence[tuple[Frame, Opening]], level: Real, catalogue: Catalogue, generator: np.random.Generator
 ) -> list[Instance]:
     """Ground, buildings and trees before the windows, so that what is seen through them has depth."""
     ground = materials.carpet(generator) if generator.random() < 0.5 else materials.stone(generator, gloss=(0.8, 0.95))
@@ -250,7 +251,7 @@ def room_sky(generator: np.random.Generator, *, day: bool) -> Sky:
     )
 
 
-def lamp_light(position: Vector, generator: np.random.Generator, power: float, *, radius: float = 0.08) -> Light:
+def lamp_light(position: Vector, generator: np.random.Generator, power: Real, *, radius: Real = 0.08) -> Light:
     """A lamp's light, warm to white."""
     warm = float(generator.uniform(0.0, 1.0))
     return Light(

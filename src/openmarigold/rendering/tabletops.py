@@ -16,6 +16,7 @@ from openmarigold.rendering.scene import (
     Catalogue,
     Item,
     Lens,
+    Real,
     Setting,
     Vector,
     ViewRules,
@@ -68,7 +69,7 @@ def sample_tabletop(generator: np.random.Generator, catalogue: Catalogue) -> Set
     )
 
 
-def _stage(room: RoomBuilder, carrier: str) -> tuple[int, Box, float]:
+def _stage(room: RoomBuilder, carrier: str) -> tuple[int, Box, Real]:
     """What carries the things: its place among the instances, its footprint, and the height to look down from."""
     piece = None
     if carrier == "table":
@@ -100,8 +101,8 @@ def _count(generator: np.random.Generator) -> int:
 
 
 def _set_out(
-    room: RoomBuilder, area: Box, support: int, top: float, count: int, *, inner: bool
-) -> list[tuple[float, float, float]]:
+    room: RoomBuilder, area: Box, support: int, top: Real, count: int, *, inner: bool
+) -> list[tuple[Real, Real, Real]]:
     """Sets things out on the stage, close together or spread; returns their middles."""
     generator = room.generator
     caster = Caster(room.instances)
@@ -112,7 +113,7 @@ def _set_out(
         item = room.catalogue.draw("object", generator, room=room.kind, max_size=(0.45, 0.45, 0.5))
         if item is None:
             continue
-        height = float(generator.uniform(area.low + 0.1, area.high)) if inner else top
+        height = room.uniform(area.low + 0.1, area.high) if inner else top
         spot = find_spot(
             caster, item, area, taken, generator, from_height=height, support=support,
             spread=1.0 if inner else spread, tries=8,
@@ -125,7 +126,7 @@ def _set_out(
     return places
 
 
-def _light_above(room: RoomBuilder, area: Box, top: float) -> None:
+def _light_above(room: RoomBuilder, area: Box, top: Real) -> None:
     """A lamp of its own for the stage, in half of the scenes."""
     if not room.chance(0.5):
         return
@@ -140,7 +141,7 @@ def _light_above(room: RoomBuilder, area: Box, top: float) -> None:
 def _view(
     generator: np.random.Generator,
     lens: Lens,
-    places: list[tuple[float, float, float]],
+    places: list[tuple[Real, Real, Real]],
     area: Box,
     *,
     from_front: bool,

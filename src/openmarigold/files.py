@@ -47,6 +47,31 @@ def _short_name(path: Path) -> str:
     return path.name if len(name) + _ROOM_BYTES <= _MAX_NAME_BYTES else hashlib.sha256(name).hexdigest()
 
 
+def make_directory(path: Path) -> None:
+    """Makes a folder and its parents, where they are not there yet.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
+
+
+def append_text(path: Path, text: str) -> None:
+    """Adds `text` to the end of a file.
+
+    Raises:
+        OutputError: the folder cannot be written, or the disk is full.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}; check the folder and free space") from error
+
+
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Yields a temporary folder that becomes `path`, replacing what was there, if the block succeeds."""

@@ -109,6 +109,7 @@ def test_end_to_end_objective_learns_and_resumes(
     recipe = tmp_path / "end_to_end.toml"
     objective = f'objective = {{ kind = "end_to_end", start_noise = "{start_noise}", error = "{error}" }}\n'
     text = DEPTH.replace("[optimization]", f"{objective}[optimization]").replace("num_steps = 12", "num_steps = 40")
+    text = text.replace("timesteps = { last_share = 0.25 }\n", "")
     recipe.write_text(text)
     settings = {"data_dir": in_workspace / "data", "device": "cpu"}
     train(recipe, output_dir=tmp_path / "halved", stop_after_steps=15, **settings)

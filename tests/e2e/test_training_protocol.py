@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,11 +19,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from openmarigold.errors import CheckpointError, DataError, MissingExtraError, RecipeError
+from openmarigold.data.preparation import Checks, prepare
+from openmarigold.data.vkitti2 import VirtualKitti2Reader
+from openmarigold.errors import CheckpointError, DataError, MissingExtraError, NumericalError, RecipeError
 from openmarigold.predictor import Predictor
 from openmarigold.training import dry_run, train
-from openmarigold.training.recipe import DataConfig, OptimizationConfig
+from openmarigold.training.recipe import DataConfig, OptimizationConfig, parse_recipe
 from openmarigold.training.views import Mixture, Share
+from raw_data import write_vkitti2
 from stable_diffusion import write_stable_diffusion
 from training_data import write_training_data
 
@@ -256,6 +260,10 @@ class TestBadInput:
                 DataConfig(**(data | wrong))
         with pytest.raises(RecipeError, match="micro_batch_size=3 must divide batch_size=8"):
             OptimizationConfig(num_steps=1, batch_size=8, learning_rate=1.0, micro_batch_size=3)
+        with pytest.raises(RecipeError, match=r"final_learning_rate_factor=-0\.01 must be above 0"):
+            OptimizationConfig(num_steps=1, batch_size=8, learning_rate=1.0, final_learning_rate_factor=-0.01)
+        with pytest.raises(RecipeError, match=r"kind=\['depth'\] is not a kind"):
+            parse_recipe({"kind": ["depth"]}, where="test")
         with pytest.raises(RecipeError, match="decay_steps=5 must be above warmup_steps=100"):
             OptimizationConfig(num_steps=1, batch_size=8, learning_rate=1.0, decay_steps=5)
 
@@ -264,6 +272,32 @@ class TestBadInput:
         recipe.write_text(recipe.read_text().replace("batch_size = 4", "batch_size = 16", 1))
         with pytest.raises(DataError, match="has 7 samples, 14 views, and a micro-batch takes 16"):
             self.start(workspace, recipe)
+
+    def test_all_invalid_depth(self, workspace: Path) -> None:
+        for cache in ("true", "false"):
+            shutil.rmtree(workspace / "bad", ignore_errors=True)
+            recipe = write_recipe(workspace, "bad", cache=cache)
+            recipe.write_text(recipe.read_text().replace("rooms = 65.0, street = 80.0", "rooms = 0.1, street = 0.1"))
+            with pytest.raises(DataError, match="none of its 14 views has valid depth"):
+                self.start(workspace, recipe)
+            with pytest.raises(DataError, match="none of its 14 views has valid depth"):
+                dry_run(recipe, data_dir=workspace / "data", output_dir=workspace / "bad", device="cpu")
+
+    def test_weights_that_a_step_has_spoilt_do_not_replace_good_ones(self, workspace: Path, tmp_path: Path) -> None:
+        recipe = write_recipe(workspace, "bad")
+        settings = {"data_dir": workspace / "data", "output_dir": tmp_path / "run", "device": "cpu"}
+        train(recipe, **settings, stop_after_steps=2)
+        wild = write_recipe(workspace, "wild", more="gradient_clip = 0.0")
+        text = wild.read_text().replace("learning_rate = 3e-4", "learning_rate = 1e38")
+        wild.write_text(text)
+        states = tmp_path / "run" / "states"
+        described = json.loads((states / "step-00000002" / "state.json").read_text())
+        described["recipe"]["optimization"]["learning_rate"] = 1e38
+        (states / "step-00000002" / "state.json").write_text(json.dumps(described))
+        with pytest.raises(NumericalError, match=r"not finite|is nan|is inf"):
+            train(wild, **settings)
+        kept = load_file(sorted(states.glob("step-*"))[-1] / "tensors.safetensors")
+        assert all(bool(value.isfinite().all()) for value in kept.values() if value.is_floating_point())
 
     def test_named_benchmarks_need_their_data(self, workspace: Path) -> None:
         recipe = write_recipe(workspace, "bad")
@@ -315,6 +349,19 @@ def test_variants_are_the_plain_and_the_mirrored_view(workspace: Path) -> None:
         np.testing.assert_array_equal(mirrored.rgb, original[:, :, ::-1])
         assert plain.norm_depth is not None and mirrored.norm_depth is not None
         np.testing.assert_array_equal(mirrored.norm_depth, plain.norm_depth[:, ::-1])
+
+
+def test_a_prepared_set_says_which_depth_may_be_used(tmp_path: Path) -> None:
+    """Also below a folder, with a cache, and without a word of it in the recipe."""
+    write_vkitti2(tmp_path / "raw")
+    reader = VirtualKitti2Reader(tmp_path / "raw", split="train", crop=True)
+    prepare(reader, tmp_path / "data" / "deep" / "train", checks=Checks(min_valid=0.0, min_brightness=0.0))
+    config = DataConfig(sources={"deep/train": 1.0}, size=(32, 96))
+    mixture = Mixture(config, data_dir=tmp_path / "data", seed=0)
+    assert mixture.sources[0].valid_range == (1e-5, 80.0)
+    view = mixture.view(0)
+    assert view.norm_depth is not None and view.depth_range[1] < 80.0
+    assert not view.valid_mask.all() and set(view.norm_depth[~view.valid_mask].tolist()) == {1.0}, "the sky is far"
 
 
 def test_holes_can_stay_what_the_published_code_makes_of_them(workspace: Path) -> None:

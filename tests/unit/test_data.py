@@ -118,7 +118,7 @@ def test_depths_beyond_the_limit_of_their_kind_do_not_count(data_dir: Path) -> N
 def test_mixture_draws_sources_in_their_shares(data_dir: Path) -> None:
     config = DataConfig(sources={"photos": 3.0, "synthetic": 1.0}, size=(16, 16))
     mixture = Mixture(config, data_dir=data_dir, seed=0)
-    deep = [mixture.random_sample(generator_for(0, "draw", i)).depth is not None for i in range(400)]
+    deep = [mixture.random_sample(generator_for(0, "draw", i))[0].depth is not None for i in range(400)]
     assert np.mean(deep) == pytest.approx(0.25, abs=0.07)
 
 

@@ -78,6 +78,10 @@ class Source:
         self.keys = reader.keys
         self.kinds = reader.kinds
         self.contents = reader.contents
+        self.valid_range: tuple[float, float] = (
+            reader.valid_range if isinstance(reader, ShardedDataset) else (0.0, float("inf"))
+        )
+        """Depth [m] that training may use, exclusive: what a prepared data set states."""
 
     def __len__(self) -> int:
         return len(self.keys)

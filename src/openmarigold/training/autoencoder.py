@@ -54,10 +54,10 @@ class AutoencoderTask:
 
     def _image(self, index: int) -> np.ndarray:
         rng = generator_for(self._recipe.seed, "autoencoder", index)
-        view = self.mixture.random_sample(rng)
-        if view.depth is not None and rng.random() < self._recipe.loss.depth_share:
+        view, valid_mask = self.mixture.random_sample(rng)
+        if view.depth is not None and valid_mask is not None and rng.random() < self._recipe.loss.depth_share:
             try:
-                norm_depth = normalise_depth(view.depth, self.mixture.valid_mask(view))
+                norm_depth = normalise_depth(view.depth, valid_mask)
                 return np.repeat(norm_depth[None], 3, axis=0)
             except DataError:  # sky only: train on the colour instead
                 pass
@@ -83,13 +83,13 @@ class AutoencoderTask:
         errors: dict[str, list[float]] = {"rgb": [], "depth": []}
         latents = []
         for index in range(64):
-            view = self.mixture.random_sample(generator_for(self._recipe.seed, "autoencoder validation", index))
+            view, valid_mask = self.mixture.random_sample(
+                generator_for(self._recipe.seed, "autoencoder validation", index)
+            )
             images = {"rgb": view.rgb.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1.0}
-            if view.depth is not None:
+            if view.depth is not None and valid_mask is not None:
                 try:
-                    images["depth"] = np.repeat(
-                        normalise_depth(view.depth, self.mixture.valid_mask(view))[None], 3, axis=0
-                    )
+                    images["depth"] = np.repeat(normalise_depth(view.depth, valid_mask)[None], 3, axis=0)
                 except DataError:
                     continue
             for name, image in images.items():

@@ -22,6 +22,7 @@ from openmarigold.backbone import (
     load_vae,
     widen_conv_in,
 )
+from openmarigold.checkpoint import NETWORK_STEM, TEXT_ENCODER_STEM
 from openmarigold.diffusion import PREDICTION_TYPES, NoiseSchedule
 from openmarigold.errors import CheckpointError, InvalidValueError, RecipeError, one_line
 from openmarigold.training.recipe import DepthRecipe
@@ -113,8 +114,10 @@ def locate_base(recipe: DepthRecipe) -> Path:
             "command runs) or an id on the hub, owner/name"
         )
     infix = f".{recipe.base_variant}" if recipe.base_variant else ""
-    weights = [f"{part}/*" for part in ("unet", "vae", "text_encoder")]
-    patterns = [f"{path}.json" for path in weights] + [f"{path}{infix}.safetensors" for path in weights]
+    patterns = []
+    for part, stem in (("unet", NETWORK_STEM), ("vae", NETWORK_STEM), ("text_encoder", TEXT_ENCODER_STEM)):
+        patterns += [f"{part}/*.json", f"{part}/{stem}{infix}.safetensors", f"{part}/{stem}{infix}-*.safetensors"]
+        patterns += [f"{part}/{stem}-*{infix}.safetensors"]
     return hub.download(hub_id, [*_HUB_FILES, *patterns], revision=recipe.base_revision or None)
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from openmarigold.backbone import Vae, encode_to_latent, hash_of_weights, latent_channels
 from openmarigold.depth import latent_valid_mask
 from openmarigold.errors import CheckpointError, DataError
-from openmarigold.files import write_atomically
+from openmarigold.files import make_directory, write_atomically
 from openmarigold.training.views import Mixture, View
 
 LOGGER = logging.getLogger(__name__)
@@ -76,6 +76,7 @@ class Latents:
         self._folder = cache_dir
         if cache_dir is not None:
             self._open_cache(cache_dir, described, accelerator, num_workers)
+        self._check_depth()
 
     @property
     def num_views(self) -> int:
@@ -145,7 +146,10 @@ class Latents:
         config = self.mixture.config
         names = ("min_scale", "aspect_jitter", "mirror", "appearance", "num_variants", "invalid", "invalid_is_far")
         settings = {f"data.{name}": getattr(config, name) for name in (*names, "min_depth", "max_depth")}
-        sources = [[source.name, source.contents, *config.size_of(source.name)] for source in self.mixture.sources]
+        sources = [
+            [source.name, source.contents, *config.size_of(source.name), *map(str, source.valid_range)]
+            for source in self.mixture.sources
+        ]
         return {
             "the autoencoder": hash_of_weights(vae),
             "the data": sources,
@@ -175,7 +179,6 @@ class Latents:
             self._make(missing, num_workers)
         accelerator.wait_for_everyone()
         self._shards: dict[tuple[int, int], np.ndarray] = {}
-        self._check_depth()
 
     def _make(self, missing: list[tuple[int, int]], num_workers: int) -> None:
         LOGGER.info("encoding %d shards of views", len(missing))
@@ -194,7 +197,7 @@ class Latents:
             if index == self._views_of(*place)[-1]:
                 shard, rows = np.stack(rows), []
                 path = self._shard_path(*place)
-                path.parent.mkdir(exist_ok=True)
+                make_directory(path.parent)
                 write_atomically(path, lambda temporary, shard=shard: _write_npy(temporary, shard))
                 done += 1
                 if done % LOG_PERIOD == 0 or done == len(missing):
@@ -209,16 +212,16 @@ class Latents:
             return
         for number, source in enumerate(self.mixture.sources):
             start, stop = (int(place) for place in self.mixture.starts[number : number + 2])
-            if not any(self._counts(self._kept(index)) for index in range(start, stop)):
+            if not any(self._counts(index) for index in range(start, stop)):
                 raise DataError(
                     f"source {source.name}: none of its {stop - start} views has valid depth; check the unit of its "
                     "depth, data.min_depth and data.max_depth"
                 )
 
-    def _counts(self, row: Mapping[str, np.ndarray]) -> bool:
-        if self._form == "maps":
-            return bool((~np.isnan(row["norm_depth"])).any())
-        return bool(row["valid_mask"].any())
+    def _counts(self, index: int) -> bool:
+        """Whether anything of a view's depth counts."""
+        row = self._pictures(self.mixture.view(index)) if self._folder is None else self._kept(index)
+        return bool((~np.isnan(row["norm_depth"])).any() if self._form == "maps" else row["valid_mask"].any())
 
     def _views_in_shard(self, number: int) -> int:
         return max(1, SHARD_BYTES // self._row[number].itemsize)
@@ -267,7 +270,7 @@ def _claim(folder: Path, described: Mapping[str, Any]) -> None:
     """Writes what a new cache is made from; passes if an existing one was made from the same."""
     path = folder / CACHE_FILE
     if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
+        make_directory(folder)
         text = json.dumps(described, indent=2) + "\n"
         write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         return

@@ -27,12 +27,12 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from openmarigold.errors import InvalidValueError, MissingExtraError, RecipeError
-from openmarigold.files import write_atomically
+from openmarigold.errors import InvalidValueError, MissingExtraError, NumericalError, RecipeError
+from openmarigold.files import append_text, make_directory, write_atomically
 from openmarigold.training.loss import Loss
 from openmarigold.training.monitor import Monitor, keep_lines
 from openmarigold.training.recipe import OptimizationConfig, RunConfig
-from openmarigold.training.state import StateWriter, check_recipe, collect_state, latest_state, load_state
+from openmarigold.training.state import State, StateWriter, check_recipe, collect_state, latest_state, load_state
 from openmarigold.training.views import Mixture, Share
 
 LOGGER = logging.getLogger(__name__)
@@ -207,7 +207,9 @@ def run_training(
     main = accelerator.is_main_process
     states_dir = output_dir / "states"
     if main:
-        output_dir.mkdir(parents=True, exist_ok=True)
+        make_directory(output_dir)
+        for left in output_dir.glob(".checkpoint.*"):  # what a kill left of a checkpoint that was being written
+            shutil.rmtree(left, ignore_errors=True)
         if not resume:
             shutil.rmtree(states_dir, ignore_errors=True)
     accelerator.wait_for_everyone()
@@ -245,6 +247,7 @@ def run_training(
             monitor.flush()  # which refuses losses that are not finite
         collected = collect_state(step, recipe=recipe, inputs=inputs, **moving)
         if main:
+            _check_finite(collected)
             writer.submit(collected)
 
     saved_at = logged_at = time.monotonic()
@@ -310,6 +313,16 @@ def run_training(
     return directory
 
 
+def _check_finite(state: State) -> None:
+    """Refuses weights that the last step has spoilt, before they take the place of good ones."""
+    spoilt = [name for name, value in state.tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    if spoilt:
+        raise NumericalError(
+            f"after step {state.step} {len(spoilt)} tensors are not finite ({spoilt[0]}), and are not saved; lower "
+            "optimization.learning_rate or set gradient_clip"
+        )
+
+
 def _open_monitor(
     output_dir: Path, step: int, optimization: OptimizationConfig, run: RunConfig, accelerator: Accelerator, watch: Any
 ) -> Monitor:
@@ -371,8 +384,7 @@ def _publish(
             if scores:
                 line = json.dumps({"step": step, **scores})
                 LOGGER.info("validation %s", line)
-                with (output_dir / "validation.jsonl").open("a", encoding="utf-8") as file:
-                    file.write(line + "\n")
+                append_text(output_dir / "validation.jsonl", line + "\n")
             monitor.validated(step, scores, shown)
     accelerator.wait_for_everyone()
     return directory

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from openmarigold.errors import DataError, MissingExtraError, NumericalError
-from openmarigold.files import write_atomically
+from openmarigold.files import append_text, write_atomically
 
+MOST_EMPTY_STEPS = 10  # one after another, before the data is called wrong
 NUM_BINS = 10
 """Loss is told apart by timestep in so many equal parts of the schedule, from little to much noise."""
 
@@ -95,6 +96,7 @@ class Monitor:
         self._pending: list[_Step] = []
         self._started = self._reported = time.monotonic()
         self._waited = 0.0
+        self._empty = 0
         keep_lines(self._path, before=step)
         self._board = open_board(output_dir / "tensorboard", step=step) if tensorboard else None
 
@@ -142,10 +144,12 @@ class Monitor:
             if entry.timesteps is not None and entry.per_sample is not None:
                 row["loss_by_timestep"] = self._binned(entry.timesteps, entry.per_sample.float().cpu().numpy())
             rows.append(row)
-        if len(self._pending) >= 10 and not any(float(entry.num_valid) for entry in self._pending):
+        for entry in self._pending:
+            self._empty = 0 if float(entry.num_valid) else self._empty + 1
+        if self._empty >= MOST_EMPTY_STEPS:
             raise DataError(
-                f"none of the last {len(self._pending)} steps had a sample with valid depth; check the unit of the "
-                "data's depth, data.min_depth and data.max_depth"
+                f"none of the last {self._empty} steps had a sample with valid depth; check the unit of the data's "
+                "depth, data.min_depth and data.max_depth"
             )
         steps_per_s = len(rows) / window if window > 0 else math.inf
         last = self._pending[-1]
@@ -165,8 +169,7 @@ class Monitor:
             "wait_share": round(progress.wait_share, 4),
             "peak_memory": progress.peak_memory,
         }
-        with self._path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        append_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
         self._to_board(rows, progress)
         self._pending.clear()
         self._reported, self._waited = now, 0.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -58,6 +59,9 @@ class OptimizationConfig:
             f"micro_batch_size={self.micro_batch_size} must divide batch_size={self.batch_size}; 0 = no accumulation",
         )
         _require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be above 0")
+        factor = self.final_learning_rate_factor
+        _require(0 < factor <= 1, f"final_learning_rate_factor={factor} must be above 0, at most 1")
+        _require(self.weight_decay >= 0, f"weight_decay={self.weight_decay} must be 0 or more")
         _require(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps} must be 0 or more")
         _require(
             self.decay_steps == 0 or self.decay_steps > self.warmup_steps,
@@ -83,6 +87,7 @@ class RunConfig:
     """Also write event files for TensorBoard (package tensorboard) to `tensorboard/`."""
 
     def __post_init__(self) -> None:
+        _require(self.save_period_s >= 0, f"save_period_s={self.save_period_s} must be 0 or more")
         _require(self.keep_states >= 1, f"keep_states={self.keep_states} must be at least 1")
         _require(self.validation_period >= 0, f"validation_period={self.validation_period} must be 0 or more")
         _require(self.num_workers >= 1, f"num_workers={self.num_workers} must be at least 1")
@@ -224,6 +229,9 @@ class NoiseConfig:
     normalisation: Literal["sample", "batch"] = "sample"
     """Standard deviation over each sample, or over the whole batch as in the published code."""
 
+    def __post_init__(self) -> None:
+        _require(0 <= self.strength <= 1, f"strength={self.strength} must be in [0, 1]")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TimestepConfig:
@@ -309,7 +317,10 @@ class ValidationConfig:
             f"num_inference_steps={self.num_inference_steps} must be 1 to {MAX_INFERENCE_STEPS}",
         )
         if self.processing_resolution is not None:
-            _require(self.processing_resolution % 8 == 0, "processing_resolution must be a multiple of 8, or 0")
+            try:
+                check_processing_resolution(self.processing_resolution)
+            except InvalidValueError as error:
+                raise RecipeError(str(error)) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -367,6 +378,12 @@ class DepthRecipe:
     run: RunConfig = field(default_factory=RunConfig)
     seed: int = 2024
 
+    def __post_init__(self) -> None:
+        if self.objective.kind == "end_to_end":
+            unused = [] if self.noise == NoiseConfig() else ["[noise]"]
+            unused += ["timesteps.last_share"] if self.timesteps.last_share else []
+            _require(not unused, f'{" and ".join(unused)} has no effect with objective kind "end_to_end"; leave it out')
+
 
 Recipe = AutoencoderRecipe | GeneratorRecipe | DepthRecipe
 KINDS: dict[str, type[Recipe]] = {
@@ -399,7 +416,7 @@ def read_recipe(path: Path) -> Recipe:
 def parse_recipe(table: Mapping[str, Any], *, where: str) -> Recipe:
     """The recipe in a parsed TOML (or JSON) table; `where` starts every error message."""
     kind = table.get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise RecipeError(f"{where}: kind={kind!r} is not a kind of recipe; use one of {', '.join(KINDS)}")
     return _build(KINDS[kind], table, where=where, prefix="")
 
@@ -463,7 +480,7 @@ def _convert(hint: Any, value: Any, *, where: str, name: str) -> Any:
         }
     if hint is Path and isinstance(value, str):
         return Path(value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) and type(value) is hint:
         return value

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from openmarigold.errors import NumericalError
 from openmarigold.training.loop import BatchPlan, TrainingModule, make_optimizer, plan_batches
 from openmarigold.training.loss import Loss
 from openmarigold.training.monitor import format_time, peak_memory
@@ -87,6 +89,7 @@ def rehearse(task: Any, recipe: Recipe, *, output_dir: Path, accelerator: Accele
 
     Raises:
         DataError: a source is too small, or a sample is damaged.
+        NumericalError: the loss is not finite.
         RecipeError: the batch cannot be spread over the processes.
     """
     optimization, mixture = recipe.optimization, task.mixture
@@ -159,6 +162,8 @@ def _time_step(
             found: Loss = Loss(*module(batch))
         accelerator.backward(found.mean / plan.num_micro_steps)
         loss += found.mean.item() / plan.num_micro_steps
+    if not math.isfinite(loss):
+        raise NumericalError(f"the loss of the first step is {loss}; check the base checkpoint and [noise]")
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     views = plan.micro_batch_size * plan.num_micro_steps

@@ -262,6 +262,10 @@ def _differences(saved: Mapping[str, Any], current: Mapping[str, Any], prefix: s
             # Draws go by the order of the sources, which equality of tables does not see.
             reordered = key == "sources" and not nested and list(old) != list(new)
             found += [f"{prefix}{key}"] if reordered else nested
-        elif old != new and f"{prefix}{key}" not in ("data.cache", "optimization.compile"):
+        elif old != new and f"{prefix}{key}" not in (
+            "data.cache",
+            "optimization.compile",
+            "optimization.gradient_checkpointing",
+        ):
             found.append(f"{prefix}{key}")
     return found

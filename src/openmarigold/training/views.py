@@ -63,6 +63,9 @@ class Mixture:
         """
         self.config, self.seed = config, seed
         self.sources = [Source(name, data_dir) for name in config.sources]
+        for source in self.sources:
+            if not len(source):
+                raise DataError(f"source {source.name} holds no samples; prepare it again, or leave it out")
         kinds = {kind for source in self.sources for kind in source.kinds}
         for name in ("max_depth", "kind_weights"):
             unknown = sorted(getattr(config, name).keys() - kinds)
@@ -170,7 +173,7 @@ class Mixture:
         nothing = View(image, None, (0.0, 1.0), np.zeros(image.shape[1:], dtype=bool))
         if sample.depth is None:
             return nothing
-        valid_mask = self.valid_mask(sample)
+        valid_mask = self.valid_mask(sample, number)
         try:
             near_far = depth_range(sample.depth, valid_mask)
             norm_depth = normalise_depth(sample.depth, valid_mask, invalid=config.invalid)
@@ -179,16 +182,18 @@ class Mixture:
         counted = np.ones_like(valid_mask) if config.invalid_is_far else valid_mask
         return View(image, norm_depth, near_far, counted)
 
-    def random_sample(self, rng: np.random.Generator) -> Sample:
-        """A view of a random sample of a random source, without changes of colour."""
+    def random_sample(self, rng: np.random.Generator) -> tuple[Sample, Bool[np.ndarray, "h w"] | None]:
+        """A view of a random sample of a random source, without changes of colour, and which of its depth counts."""
         number = min(int(np.searchsorted(self._source_shares, rng.random(), side="right")), len(self.sources) - 1)
-        return self._vary(number, int(rng.integers(len(self.sources[number]))), rng)
+        sample = self._vary(number, int(rng.integers(len(self.sources[number]))), rng)
+        return sample, None if sample.depth is None else self.valid_mask(sample, number)
 
-    def valid_mask(self, sample: Sample) -> Bool[np.ndarray, "h w"]:
-        """Pixels whose depth counts: above `min_depth` and below the limit of the sample's kind."""
+    def valid_mask(self, sample: Sample, number: int) -> Bool[np.ndarray, "h w"]:
+        """Pixels whose depth counts: in the range of the source (a prepared data set states one) and the recipe's."""
         assert sample.depth is not None
-        limit = self.config.max_depth.get(sample.kind, np.inf)
-        return (sample.depth > self.config.min_depth) & (sample.depth < limit)
+        nearest, farthest = self.sources[number].valid_range
+        limit = min(farthest, self.config.max_depth.get(sample.kind, np.inf))
+        return (sample.depth > max(nearest, self.config.min_depth)) & (sample.depth < limit)
 
     def _vary(
         self, number: int, sample_index: int, rng: np.random.Generator, *, mirrored: bool | None = None

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One prediction at the full Stable Diffusion 2 architecture (0.95 billion random weights) against diffusers.
 
-Each pipeline runs in a process of its own, so that its peak memory can be read. Needs 4 GB of disk, 6 GB of memory and
+Ours is the torch engine, which keeps to the memory of diffusers (OpenVINO does not in float32: docs/speed.md). Each
+pipeline runs in a process of its own, so that its peak memory can be read. Needs 4 GB of disk, 6 GB of memory and
 minutes: `pytest -m slow tests/parity/test_full_size.py -s`.
 """
 
@@ -59,7 +60,7 @@ depth = result.prediction[0, :, :, 0]
 OURS = """
 from openmarigold import Predictor
 
-depth = Predictor.load(folder, device="cpu", dtype=dtype)(rgb, latents=latents, num_inference_steps=1).depth
+depth = Predictor.load(folder, engine="torch", device="cpu", dtype=dtype)(rgb, latents=latents, num_inference_steps=1).depth
 """
 # `VmHWM`, the most memory this process has had; `ru_maxrss` would begin with that of the process that started it.
 REPORT = """

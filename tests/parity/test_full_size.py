@@ -60,7 +60,8 @@ depth = result.prediction[0, :, :, 0]
 OURS = """
 from openmarigold import Predictor
 
-depth = Predictor.load(folder, engine="torch", device="cpu", dtype=dtype)(rgb, latents=latents, num_inference_steps=1).depth
+predictor = Predictor.load(folder, engine="torch", device="cpu", dtype=dtype)
+depth = predictor(rgb, latents=latents, num_inference_steps=1).depth
 """
 # `VmHWM`, the most memory this process has had; `ru_maxrss` would begin with that of the process that started it.
 REPORT = """

@@ -24,7 +24,7 @@ from openmarigold.image import pad_to_multiple, processing_size, rgb_to_planes
 from openmarigold.predictor import Predictor
 
 _CEILING_SIZE = 2048  # of square matrices: large enough for the full rate, and a tenth of a second
-_STAGES = dict(zip(("encode", "denoise", "decode"), NETWORKS, strict=True))
+_STAGES: dict[str, str] = dict(zip(("encode", "denoise", "decode"), NETWORKS, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)

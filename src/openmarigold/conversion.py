@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The three networks of a checkpoint as ONNX or OpenVINO files, which predict without torch.
 
-Each is traced once at a small size; sizes stay free, so that the file serves any batch and any photo. The constant
-context of the empty prompt is folded into the U-Net (see `folding`).
+Each is traced once at a small size; sizes stay free, so that the file serves any batch and any photo. The networks are
+rewritten to multiply less (see `folding`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from openmarigold.checkpoint import (
 from openmarigold.config import LATENT_FACTOR, ConvertedFormat, StoredDtype
 from openmarigold.errors import CheckpointError, MissingExtraError, OutputError
 from openmarigold.files import atomic_directory
-from openmarigold.folding import fold_constant_context
+from openmarigold.folding import fold_channel_mean, fold_constant_context, fold_upsampling
 from openmarigold.integrity import count_parameters
 from openmarigold.prompt import load_empty_prompt_embedding
 
@@ -121,6 +121,8 @@ def write_network(
         _onnx_to_openvino(source.directory / NETWORK_FILES["onnx"][name], folder, dtype)
         return
     module, inputs, output = _network(source, name, tiny_vae if replaced else None)
+    if format == "openvino" and name != "unet":
+        fold_upsampling(module)  # ONNX Runtime would need gigabytes for a transposed convolution
     write = {"onnx": _write_onnx, "openvino": _write_openvino}[format]
     write(module.eval(), inputs, output, folder, dtype)
 
@@ -199,7 +201,7 @@ def _network(source: Checkpoint, name: str, tiny_vae: TinyVae | None) -> tuple[n
     assert latent_channels(vae) == channels
     if name == "vae_encoder":
         return _Encoder(vae), {"sample": torch.zeros(1, 3, 8 * h, 8 * w)}, "latent"
-    return _Decoder(vae), {"latent": torch.zeros(1, channels, h, w)}, "depth"
+    return _Decoder(fold_channel_mean(vae)), {"latent": torch.zeros(1, channels, h, w)}, "depth"
 
 
 def _check_replaceable(destination: Path) -> None:

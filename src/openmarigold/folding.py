@@ -1,28 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exact rewrites of a U-Net whose text context is a constant: less to multiply, the same result.
+"""Exact rewrites of the networks: less to multiply, the same result but for rounding.
+
+Weights are folded in float64 and rounded once, to the network's own precision.
 
 A depth model's context is the embedding of the empty prompt, the same `n` = 2 tokens for every photo. Keys and values
 of each cross-attention are constants then, and their products with the neighbouring projections too. With `c` channels
 and `h` heads, of softmax(q k) v between two c × c projections remain a projection to h·n logits, a softmax over n and a
 projection back. Paper: §3.3 (the text condition is disabled).
+
+A convolution of an image that was doubled by repeating pixels multiplies each of them up to four times with different
+weights. Of its 3 × 3 taps those that meet the same pixel are summed beforehand. 2 × 2 remain for each output pixel,
+other ones in even and odd rows and columns: a transposed convolution with 4 × 4 taps. 5 of 9 multiplications vanish.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import TypeGuard, TypeVar
+
 import torch
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.models.upsampling import Upsample2D
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
+
+_Network = TypeVar("_Network", bound=nn.Module)
 
 
 def fold_constant_context(unet: UNet2DConditionModel, context: Float[Tensor, "1 n d"]) -> UNet2DConditionModel:
     """The same U-Net for this context alone, with the attention layers rewritten in place.
 
     What a rewritten layer is given as `encoder_hidden_states` no longer counts. Layers of an unusual kind stay as they
-    are. Weights are folded in float64 and rounded once, to the U-Net's own precision.
+    are.
     """
     for block in unet.modules():
         if not isinstance(block, BasicTransformerBlock):
@@ -34,6 +48,56 @@ def fold_constant_context(unet: UNet2DConditionModel, context: Float[Tensor, "1 
         if context.shape[1] < block.attn2.inner_dim // block.attn2.heads:  # else there is nothing to gain
             block.attn2 = ConstantCrossAttention(block.attn2, context)  # pyright: ignore[reportAttributeAccessIssue]
     return unet
+
+
+def fold_upsampling(network: _Network) -> _Network:
+    """The same network with each doubling and the convolution after it as one transposed convolution, in place.
+
+    For autoencoders, which double; a U-Net's layers follow the size of a skip connection, which may be odd, and stay as
+    they are.
+    """
+    if isinstance(network, UNet2DConditionModel):
+        return network
+    for module in network.modules():
+        layers = list(module.named_children())
+        for name, layer in layers:
+            if _is_plain_upsampler(layer):
+                setattr(module, name, doubling_convolution(layer.conv))  # pyright: ignore[reportArgumentType]
+        for (name, layer), (next_name, following) in pairwise(layers if isinstance(module, nn.Sequential) else []):
+            if _doubles(layer) and _is_plain_convolution(following):
+                setattr(module, name, nn.Identity())
+                setattr(module, next_name, doubling_convolution(following))
+    return network
+
+
+def doubling_convolution(convolution: nn.Conv2d) -> nn.ConvTranspose2d:
+    """What equals repeating each pixel twice in both directions and then this 3 × 3 convolution.
+
+    An even output row 2i meets rows i - 1, i, i of the input, an odd one 2i + 1 meets i, i, i + 1; columns likewise.
+    Tap k of the transposed convolution brings row i of the input to row 2i + k - 1 of the output. The zeros around the
+    doubled image are those around the input, doubled.
+    """
+    with torch.no_grad():
+        # [k tap]: which of the three taps are summed into each of the four, along one direction.
+        sums = torch.tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], dtype=torch.float64)
+        weight = convolution.weight.double()
+        weight = torch.einsum("ky,lx,oiyx->iokl", sums.to(weight.device), sums.to(weight.device), weight)
+        return _transposed_convolution(weight.to(convolution.weight.dtype), convolution.bias)
+
+
+def fold_channel_mean(vae: AutoencoderKL | AutoencoderTiny) -> AutoencoderKL | AutoencoderTiny:
+    """The same autoencoder, whose decoder ends in the mean of its three channels instead of in all three, in place.
+
+    What follows the last convolution is affine and alike for all channels. Paper: §3.2.
+    """
+    last = vae.decoder.conv_out if isinstance(vae, AutoencoderKL) else vae.decoder.layers[-1]
+    assert isinstance(last, nn.Conv2d)
+    with torch.no_grad():
+        last.weight = _constant(last.weight.double().mean(0, keepdim=True).to(last.weight.dtype))
+        if last.bias is not None:
+            last.bias = _constant(last.bias.double().mean(0, keepdim=True).to(last.bias.dtype))
+    last.out_channels = 1
+    return vae
 
 
 class FusedSelfAttention(nn.Module):
@@ -104,6 +168,35 @@ def _is_plain(attention: Attention) -> bool:
     )
 
 
+def _is_plain_upsampler(layer: nn.Module) -> bool:
+    """Whether the layer doubles, convolves, and does nothing else."""
+    return (
+        isinstance(layer, Upsample2D)
+        and layer.use_conv
+        and not layer.use_conv_transpose
+        and layer.norm is None
+        and layer.interpolate
+        and layer.name == "conv"
+        and _is_plain_convolution(layer.conv)
+    )
+
+
+def _doubles(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Upsample) and layer.scale_factor in (2, (2, 2)) and layer.mode == "nearest"
+
+
+def _is_plain_convolution(layer: nn.Module | None) -> TypeGuard[nn.Conv2d]:
+    """Whether the layer convolves 3 × 3 pixels and keeps the size."""
+    return (
+        isinstance(layer, nn.Conv2d)
+        and layer.kernel_size == (3, 3)
+        and layer.stride == layer.dilation == (1, 1)
+        and layer.padding == (1, 1)
+        and layer.padding_mode == "zeros"
+        and layer.groups == 1
+    )
+
+
 def _apply(layer: nn.Linear, tokens: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
     bias = None if layer.bias is None else layer.bias.double()
     return functional.linear(tokens, layer.weight.double(), bias)
@@ -112,7 +205,20 @@ def _apply(layer: nn.Linear, tokens: Float[Tensor, "n d"]) -> Float[Tensor, "n c
 def _linear(weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None) -> nn.Linear:
     with torch.device("meta"):
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    layer.weight = _constant(weight)
     if bias is not None:
-        layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
+        layer.bias = _constant(bias)
     return layer
+
+
+def _transposed_convolution(weight: Float[Tensor, "i o 4 4"], bias: Float[Tensor, " o"] | None) -> nn.ConvTranspose2d:
+    with torch.device("meta"):
+        layer = nn.ConvTranspose2d(*weight.shape[:2], kernel_size=4, stride=2, padding=1, bias=bias is not None)
+    layer.weight = _constant(weight)
+    if bias is not None:
+        layer.bias = _constant(bias)
+    return layer
+
+
+def _constant(values: Tensor) -> nn.Parameter:
+    return nn.Parameter(values.detach(), requires_grad=False)

@@ -9,16 +9,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import nn
+from torch.nn import functional
 
 from openmarigold.checkpoint import Checkpoint, read_checkpoint
 from openmarigold.engines import open_engine
 from openmarigold.engines.torch import TorchEngine
-from openmarigold.folding import ConstantCrossAttention, FusedSelfAttention, fold_constant_context
+from openmarigold.folding import (
+    ConstantCrossAttention,
+    FusedSelfAttention,
+    doubling_convolution,
+    fold_channel_mean,
+    fold_constant_context,
+    fold_upsampling,
+)
 from openmarigold.predictor import Predictor
-from tiny import make_photo, make_unet
+from tiny import make_photo, make_unet, make_vae
 
-FOLDED = 2e-6  # float32 sums in another order, of networks whose values are about 1
+FOLDED = 1e-5  # float32 sums in another order, of networks whose values are about 1
 ENGINE = 1e-4  # other kernels
 # Of a bfloat16 network, whose numbers have 8 bits: of the standard deviation of what it computes.
 BFLOAT16 = 0.15
@@ -80,6 +90,69 @@ def test_a_long_context_stays_as_it_is() -> None:
     fold_constant_context(unet, torch.zeros(1, 77, 16))
     assert not any(isinstance(module, ConstantCrossAttention) for module in unet.modules())
     assert any(isinstance(module, FusedSelfAttention) for module in unet.modules())
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (5, 7), (6, 8)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_doubling_convolution_equals_doubling_and_convolution(size: tuple[int, int], bias: bool) -> None:
+    generator = torch.Generator().manual_seed(6)
+    convolution = nn.Conv2d(3, 5, 3, padding=1, bias=bias).double()
+    with torch.no_grad():
+        for parameter in convolution.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+        image = torch.randn(2, 3, *size, generator=generator, dtype=torch.float64)
+        expected = convolution(functional.interpolate(image, scale_factor=2.0, mode="nearest"))
+        found = doubling_convolution(convolution)(image)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", ["kl", "tiny"])
+@pytest.mark.parametrize("size", [(6, 8), (5, 7), (1, 3)])
+def test_folded_decoder_equals_the_plain_one(kind: str, size: tuple[int, int]) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        vae = make_vae(kind).eval()
+        latent = torch.randn(2, vae.config["latent_channels"], *size)
+    with torch.no_grad():
+        expected = vae.decode(latent).sample
+        assert fold_upsampling(vae) is vae
+        assert sum(isinstance(module, nn.ConvTranspose2d) for module in vae.modules()) == 3
+        torch.testing.assert_close(vae.decode(latent).sample, expected, rtol=0, atol=FOLDED)
+        mean = fold_channel_mean(vae).decode(latent).sample
+    torch.testing.assert_close(mean, expected.mean(dim=1, keepdim=True), rtol=0, atol=FOLDED)
+
+
+def test_unusual_doublings_stay_as_they_are() -> None:
+    unet = fold_upsampling(make_unet(4))  # its layers follow the size of a skip connection
+    assert not any(isinstance(module, nn.ConvTranspose2d) for module in unet.modules())
+    layers = [nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(2, 2, 3, padding=1)]
+    others = [
+        [nn.Upsample(scale_factor=3, mode="nearest"), layers[1]],
+        [nn.Upsample(scale_factor=2, mode="bilinear"), layers[1]],
+        [nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(2, 2, 3)],
+        [nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect")],
+        [nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(2, 2, 3, padding=1, groups=2)],
+        [nn.Upsample(scale_factor=2, mode="nearest"), nn.ReLU(), layers[1]],
+    ]
+    for other in others:
+        assert list(fold_upsampling(nn.Sequential(*other))) == other
+    assert isinstance(fold_upsampling(nn.Sequential(*layers))[1], nn.ConvTranspose2d)
+    vae = make_vae("kl")
+    assert isinstance(vae, AutoencoderKL)
+    vae.decoder.up_blocks[0].upsamplers[0].use_conv = False
+    fold_upsampling(vae)
+    assert sum(isinstance(module, nn.ConvTranspose2d) for module in vae.modules()) == 2
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_folded_decoder_is_the_same_in_every_engine(checkpoint: Checkpoint, size: tuple[int, int]) -> None:
+    shape = (2, checkpoint.latent_channels, size[0] // 8, size[1] // 8)
+    latent = np.random.default_rng(8).standard_normal(shape).astype(np.float32)
+    plain = TorchEngine(checkpoint, device="cpu", plain=True)
+    expected = plain.decode(plain.to_engine(latent))
+    for name in ("torch", "openvino", "onnx"):
+        engine = open_engine(checkpoint, engine=name, device="cpu")  # type: ignore[arg-type]
+        np.testing.assert_allclose(engine.decode(engine.to_engine(latent)), expected, rtol=0, atol=FOLDED, err_msg=name)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -94,7 +94,7 @@ def test_auto_keeps_nothing_where_there_is_no_room(tiny_checkpoint: Path, monkey
     assert choose_engine(found, device="cpu") == "torch"
 
 
-def test_an_engine_that_is_not_installed_is_named(tiny_checkpoint: Path, onnx_checkpoint: Path) -> None:
+def test_an_engine_that_is_not_installed_is_named(tiny_checkpoint: Path, onnx_checkpoint: Path, cache: Path) -> None:
     code = (
         "import sys; sys.modules['openvino'] = None\n"
         "from openmarigold.predictor import Predictor\n"

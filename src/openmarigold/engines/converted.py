@@ -32,7 +32,7 @@ from openmarigold.provenance import files_sha256
 
 LARGE_BYTES = 2**28
 """Weights from which on a network counts as large: OpenVINO saves more than its start costs, memory matters."""
-_VERSION = 1  # raised whenever the same weights would be converted to something else
+_VERSION = 2  # raised whenever the same weights would be converted to something else
 _CONTENT_FILE = "content.json"
 _log = logging.getLogger(__name__)
 

@@ -30,6 +30,7 @@ except ModuleNotFoundError as error:
     raise MissingExtraError("openvino", "openvino") from error
 
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
+_COUNTED = ("Convolution", "ConvolutionBackpropData", "GroupConvolution", "MatMul", "ScaledDotProductAttention")
 _MADV_DONTNEED = 4
 _log = logging.getLogger(__name__)
 
@@ -206,7 +207,7 @@ def count_file_flops(path: Path, height: int, width: int) -> int:
 
 def _operation_flops(operation: Any) -> int:
     kind = operation.get_type_name()
-    if kind not in ("Convolution", "GroupConvolution", "MatMul", "ScaledDotProductAttention"):
+    if kind not in _COUNTED:
         return 0
     out = math.prod(operation.output(0).get_shape())
     first, second = (list(operation.input(index).get_shape()) for index in (0, 1))
@@ -214,6 +215,8 @@ def _operation_flops(operation: Any) -> int:
         return 2 * out * (first[-2] if operation.get_attributes()["transpose_a"] else first[-1])
     if kind == "ScaledDotProductAttention":  # the logits, and their product with the values
         return 4 * math.prod(first) * second[-2]
+    if kind == "ConvolutionBackpropData":  # each input value goes through all filters
+        return 2 * math.prod(first) * math.prod(second[1:])
     return 2 * out * math.prod(second[1:] if kind == "Convolution" else second[2:])
 
 

@@ -21,7 +21,7 @@ try:
     from torch import Tensor
 
     from openmarigold import backbone
-    from openmarigold.folding import fold_constant_context
+    from openmarigold.folding import fold_constant_context, fold_upsampling
 except ModuleNotFoundError as error:
     if error.name is None or error.name.startswith("openmarigold"):
         raise
@@ -37,9 +37,9 @@ class TorchEngine:
     """U-Net and VAE as diffusers modules. See `Engine`.
 
     The networks' weights and activations have the given precision; images, latents, the sampler and decoded depth are
-    float32. The empty prompt's context is folded into the U-Net unless `plain`, which is there to compare with. An
-    image that does not fit into the memory goes through the VAE in tiles, whose seams are blended: not the same result,
-    but one.
+    float32. The empty prompt's context is folded into the U-Net, on a CPU doublings into the VAE's convolutions (see
+    `folding`), unless `plain`, which is there to compare with. An image that does not fit into the memory goes through
+    the VAE in tiles, whose seams are blended: not the same result, but one.
 
     Raises:
         CheckpointError: a network file is damaged.
@@ -71,7 +71,10 @@ class TorchEngine:
         embedding = backbone.load_empty_prompt_embedding(checkpoint.directory, variant=checkpoint.variant)
         self._unet = self._placed(unet if plain else fold_constant_context(unet, embedding))
         self._empty_prompt_embedding = embedding.to(self.device, self._dtype)
-        self._vaes = {name: self._placed(vae) for name, vae in _load_vaes(checkpoint, tiny_vae, self._dtype).items()}
+        vaes = _load_vaes(checkpoint, tiny_vae, self._dtype)
+        if self.device == "cpu" and not plain:  # measured there alone
+            vaes = {name: fold_upsampling(vae) for name, vae in vaes.items()}
+        self._vaes = {name: self._placed(vae) for name, vae in vaes.items()}
         self._timesteps: dict[int, Tensor] = {}
         self._bytes_per_pixel = 0.0  # the most that an image of a batch has needed so far, beside the weights
         networks = {"encode": self._encode, "denoise": self._denoise, "decode": self._decode}

@@ -83,11 +83,8 @@ def encode_to_latent(vae: Vae, image: Float[Tensor, "b 3 H W"]) -> Float[Tensor,
     return latent * vae.config["scaling_factor"]
 
 
-def decode_to_image(vae: Vae, latent: Float[Tensor, "b C h w"]) -> Float[Tensor, "b c H W"]:
-    """Decoded image, about [-1, 1] but not clipped, of a scaled latent.
-
-    It has three channels, or their mean alone where that is folded into the decoder (`folding.fold_channel_mean`).
-    """
+def decode_to_image(vae: Vae, latent: Float[Tensor, "b C h w"]) -> Float[Tensor, "b k H W"]:
+    """Decoded image, about [-1, 1] but not clipped, of a scaled latent; `k` is 3, or 1 where the mean is folded in."""
     decoded: Any = vae.decode(latent / vae.config["scaling_factor"])
     return decoded.sample
 

@@ -21,7 +21,8 @@ def test_arithmetic_is_counted_alike_from_weights_and_from_networks(
         found = count_flops(read_checkpoint(onnx), config, 64, 96)
         assert expected is not None and found is not None
         assert found["vae_encoder"] == pytest.approx(expected["vae_encoder"], rel=0.02)
-        assert found["vae_decoder"] == pytest.approx(expected["vae_decoder"], rel=0.02)
+        # The decoder's last layer is folded to the mean of its three channels.
+        assert 0.9 * expected["vae_decoder"] < found["vae_decoder"] <= 1.02 * expected["vae_decoder"]
         assert 0.6 * expected["unet"] < found["unet"] <= expected["unet"]  # the constant context is folded
 
 

@@ -32,6 +32,7 @@ from openmarigold.rendering.scene import (
     merged,
     place,
     rescaled,
+    split_at_edges,
     transform_points,
     translation,
 )
@@ -123,6 +124,24 @@ def test_every_maker_gives_sound_meshes(name: str, prints: Prints) -> None:
         for material in mesh.materials:
             assert material.texture is None or material.texture.exists()
             assert all(0 <= channel <= 1 for channel in material.base_color)
+
+
+def test_sharp_edges_are_split_and_round_ones_are_not() -> None:
+    cylinder = primitives.cylinder("cylinder", 0.5, 1.0, GREY, segments=24)
+    split = split_at_edges(cylinder, 0.7)
+    assert np.array_equal(split.vertices[split.faces], cylinder.vertices[cylinder.faces])
+    assert len(split.vertices) == 4 * 24 + 2  # the side and each end have rims of their own; two centres
+    corners = split.vertices.astype(float)[split.faces]
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    for vertex in range(len(split.vertices)):
+        around = normals[(split.faces == vertex).any(axis=1)]
+        assert (around @ around.T).min() > np.cos(0.7)
+    bevelled = primitives.box("box", (1.0, 1.0, 1.0), GREY, bevel=0.1)
+    assert len(split_at_edges(bevelled, 0.7).vertices) == 6 * 4 + 24  # 35 degrees between edges and corners are smooth
+    assert len(split_at_edges(bevelled, 0.5).vertices) == 6 * 4 + 12 * 4 + 8 * 3
+    ball = primitives.cushion("ball", (1.0, 1.0, 1.0), GREY, softness=1.0, segments=24)
+    assert len(split_at_edges(ball, 0.7).vertices) == len(ball.vertices)
 
 
 def test_prints_depend_on_their_number_alone() -> None:

@@ -24,7 +24,7 @@ from jaxtyping import Float, Shaped
 from openmarigold.errors import DataError, InvalidValueError, MissingExtraError
 from openmarigold.exr import read_exr
 from openmarigold.rendering.nodes import background_nodes, surface_nodes
-from openmarigold.rendering.scene import Camera, Light, Material, Mesh, Scene, Tint
+from openmarigold.rendering.scene import Camera, Light, Material, Mesh, Scene, Tint, split_at_edges
 
 BPY_VERSION = "5.0.1"
 MAX_CACHED_TRIANGLES = 6_000_000
@@ -78,6 +78,10 @@ class Studio:
         Raises:
             DataError: a texture that cannot be read, by name.
         """
+        # Cycles keeps its session for the views of a scene but not longer: what it removes and what it adds may change
+        # the order of lights, and that decides which of them a path asks.
+        self._scene.render.use_persistent_data = False
+        self._scene.render.use_persistent_data = True
         data = self._bpy.data
         data.batch_remove([*self._objects, *(one.data for one in self._objects if one.type == "LIGHT")])
         self._objects = []
@@ -188,6 +192,9 @@ class Studio:
             self._meshes.move_to_end(id(mesh))
             return cached[1]
         made = self._bpy.data.meshes.new(mesh.name[:60])
+        original = mesh
+        if mesh.smooth:  # split here: with Blender's own sharp edges a few normals differ from run to run
+            mesh = split_at_edges(mesh, SMOOTH_ANGLE)
         made.use_fake_user = True
         count = len(mesh.faces)
         made.vertices.add(len(mesh.vertices))
@@ -204,10 +211,10 @@ class Studio:
             layer.uv.foreach_set("vector", np.ascontiguousarray(mesh.uvs, dtype=np.float32).ravel())
         made.update(calc_edges=True)
         if mesh.smooth:
-            made.set_sharp_from_angle(angle=SMOOTH_ANGLE)
+            made.shade_smooth()
         else:
             made.shade_flat()
-        self._meshes[id(mesh)] = (mesh, made)  # holding the mesh keeps its id from being given to another one
+        self._meshes[id(original)] = (original, made)  # holding the mesh keeps its id from being given to another one
         return made
 
     def _forget_meshes(self, keep: set[int]) -> None:

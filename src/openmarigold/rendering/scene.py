@@ -389,3 +389,48 @@ def merged(name: str, parts: Sequence[tuple[Mesh, Float[np.ndarray, "4 4"]]]) ->
         smooth=any(mesh.smooth for mesh, _ in parts),
         source=next((mesh.source for mesh, _ in parts if mesh.source is not None), None),
     )
+
+
+def split_at_edges(mesh: Mesh, angle: float) -> Mesh:
+    """The mesh with vertices of their own on both sides of edges that are sharper than `angle` [rad], or open.
+
+    Normals averaged at its vertices then shade it smoothly between such edges.
+    """
+    corners = mesh.vertices.astype(np.float64)[mesh.faces]
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-30)
+    # Half edges by their two vertices; equal ones next to each other are the two sides of an edge.
+    face, place_in_face = np.divmod(np.arange(3 * len(mesh.faces)), 3)
+    start, end = mesh.faces[face, place_in_face], mesh.faces[face, (place_in_face + 1) % 3]
+    low, high = np.minimum(start, end), np.maximum(start, end)
+    order = np.lexsort((high, low))
+    first, second = order[:-1], order[1:]
+    is_edge = (low[first] == low[second]) & (high[first] == high[second])
+    is_smooth = np.einsum("nc,nc->n", normals[face[first]], normals[face[second]]) > math.cos(angle)
+    first, second = first[is_edge & is_smooth], second[is_edge & is_smooth]
+    turned = start[first] != start[second]  # faces that are wound alike run along their edge in opposite directions
+
+    def following(corner: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        return 3 * face[corner] + (place_in_face[corner] + 1) % 3
+
+    pairs = np.concatenate(
+        (
+            np.stack((first, np.where(turned, following(second), second)), axis=1),
+            np.stack((following(first), np.where(turned, second, following(second))), axis=1),
+        )
+    )
+    label = np.arange(3 * len(mesh.faces))
+    while True:  # each group of corners takes its smallest number
+        least = label.copy()
+        np.minimum.at(least, pairs[:, 0], label[pairs[:, 1]])
+        np.minimum.at(least, pairs[:, 1], label[pairs[:, 0]])
+        least = least[least]
+        if np.array_equal(least, label):
+            break
+        label = least
+    kept, renumbered = np.unique(label, return_inverse=True)
+    return replace(
+        mesh,
+        vertices=mesh.vertices[mesh.faces.reshape(-1)[kept]],
+        faces=renumbered.reshape(-1, 3).astype(np.int32),
+    )

@@ -38,6 +38,11 @@ def assert_one_error_line(result: subprocess.CompletedProcess[str], *parts: str,
         assert part in lines[0]
 
 
+def _hear_interrupts() -> None:
+    """In a child: what a shell starts in the background ignores SIGINT, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def names_in(directory: Path) -> list[str]:
     """Names of result files; the manifest is none."""
     names = (path.name for path in directory.iterdir()) if directory.exists() else ()
@@ -260,7 +265,9 @@ def test_interrupt_leaves_whole_files(photo_dir: Path, tmp_path: Path, onnx_chec
     command = [sys.executable, "-m", "openmarigold", "predict", photo_dir, "-o", out, "--checkpoint", onnx_checkpoint]
     command += ["--num-inference-steps", "50", "--json"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(list(map(str, command)), **pipes, text=True, env=ENVIRONMENT)
+    process = subprocess.Popen(
+        list(map(str, command)), **pipes, text=True, env=ENVIRONMENT, preexec_fn=_hear_interrupts
+    )
     deadline = time.monotonic() + 60
     while len(names_in(out)) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our training step against a plain loop that does what the published trainer does, in one run on the same models.
 
-    python benchmarks/training.py [--models tiny mid] [--rounds 3] [--steps 4]
+    python benchmarks/training.py [--models tiny mid] [--rounds 3] [--steps 1]
 
 The plain loop, written after the description of the published one (docs/faithfulness.md): read the pair, encode colour
 and depth with the autoencoder in each micro-step, float32 throughout, the loss fetched after every micro-step. Ours:
@@ -28,11 +28,13 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch.nn import functional
 
-from openmarigold.backbone import save_checkpoint
+from openmarigold.backbone import load_empty_prompt_embedding, load_vae, save_checkpoint
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.training import TrainingPaths, make_task
-from openmarigold.training.loop import TrainingModule, make_accelerator, make_optimizer, plan_batches
+from openmarigold.training.batches import Batches, plan_batches
+from openmarigold.training.loop import make_accelerator
 from openmarigold.training.recipe import DepthRecipe, parse_recipe
+from openmarigold.training.trainer import Trainer
 
 # Widths of the U-Net, widths of the autoencoder, size of a view, our micro-batch; layers as in Stable Diffusion. In
 # "narrow" attention between 4,800 cells takes most of the time, and bfloat16 does not speed that up on a CPU.
@@ -123,30 +125,17 @@ class Ours:
         paths = TrainingPaths(data_dir=folder / "data", output_dir=folder / "run")
         self.task = make_task(recipe, paths, cache_dir=folder / "latents", accelerator=self.accelerator)
         self.plan = plan_batches(recipe.optimization, num_processes=1)
-        self.module = TrainingModule(self.task).train()
-        parameters = [p for p in self.task.model.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(parameters, recipe.optimization)
+        self.trainer = Trainer(self.task, recipe.optimization, self.plan, self.accelerator)
         self.step = 0
 
     def run(self, steps: int) -> float:
         """Samples a second."""
-        from openmarigold.training.loop import _Batches
-
-        device = self.accelerator.device
         started = time.perf_counter()
         span = {"start": self.step, "stop": self.step + steps}
-        with _Batches(self.task, self.plan, **span, num_workers=1, device=device) as batches:
-            for _ in range(steps):
-                losses = []
-                for _ in range(self.plan.num_micro_steps):
-                    batch, _arrays = batches.next()
-                    with self.accelerator.autocast():
-                        loss = self.module(batch)
-                    self.accelerator.backward(loss.mean / self.plan.num_micro_steps)
-                    losses.append(loss.mean.detach())
-                self.optimizer.step()
-                self.optimizer.zero_grad(set_to_none=True)
-        assert torch.isfinite(torch.stack(losses)).all()
+        with Batches(self.task, self.plan, **span, num_workers=1, device=self.accelerator.device) as batches:
+            for step in range(self.step, self.step + steps):
+                result = self.trainer.take_step(step, batches)
+        assert np.isfinite(result.loss.item())
         self.step += steps
         return steps * self.plan.batch_size / (time.perf_counter() - started)
 
@@ -169,7 +158,8 @@ class Plain:
         self.task = make_task(recipe, paths, cache_dir=None, accelerator=self.accelerator)
         self.plan = plan_batches(recipe.optimization, num_processes=1)
         self.unet = self.task.model.train()
-        self.vae = self.task.latents._vae
+        self.vae = load_vae(folder / "base" / "vae")
+        self.embedding = load_empty_prompt_embedding(folder / "base")
         self.optimizer = torch.optim.Adam(self.unet.parameters(), lr=3e-5, foreach=False, fused=False)
         self.alphas = torch.from_numpy(NoiseSchedule().alphas_cumprod.copy()).float()
         self.step = 0
@@ -187,7 +177,7 @@ class Plain:
                 alpha = self.alphas[batch["timesteps"]].view(-1, 1, 1, 1)
                 noisy = alpha.sqrt() * depth + (1 - alpha).sqrt() * batch["noise"]
                 wanted = alpha.sqrt() * batch["noise"] - (1 - alpha).sqrt() * depth
-                context = self.task._embedding.expand(len(noisy), -1, -1)
+                context = self.embedding.expand(len(noisy), -1, -1)
                 found = self.unet(torch.cat([rgb, noisy], 1), batch["timesteps"], encoder_hidden_states=context).sample
                 mask = batch["valid_mask"].expand_as(wanted)
                 loss = functional.mse_loss(found[mask], wanted[mask])

@@ -26,10 +26,10 @@ from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, OutputError
 from openmarigold.seeding import generator_for
 from openmarigold.training.generator import draw_timesteps, make_unet, noisy_latent_and_target
-from openmarigold.training.loop import learning_rate_factor
 from openmarigold.training.loss import affine_invariant_loss, latent_regularisation, masked_latent_loss
 from openmarigold.training.recipe import OptimizationConfig, TimestepConfig, UNetModelConfig
 from openmarigold.training.state import StateWriter, check_recipe, collect_state, latest_state, load_state
+from openmarigold.training.trainer import learning_rate_factor
 from tiny import make_checkpoint
 
 

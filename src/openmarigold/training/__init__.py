@@ -67,14 +67,14 @@ def train(
     recipe = read_recipe(recipe_path)
     if stop_after_steps is not None and stop_after_steps < 1:
         raise InvalidValueError(f"stop_after_steps={stop_after_steps} is not accepted; give 1 or above")
-    loop, state = _import_parts()
+    loop, state, plan_batches = _import_parts()
     _warn_of_unused(recipe, places)
     table = to_table(recipe)
     found = state.latest_state(places.output_dir / "states") if resume else None
     if found is not None:
         state.check_recipe(found, table)  # before latents are encoded for a recipe that does not fit
     accelerator = loop.make_accelerator(recipe.optimization.mixed_precision, device)
-    loop.plan_batches(recipe.optimization, num_processes=accelerator.num_processes)
+    plan_batches(recipe.optimization, num_processes=accelerator.num_processes)  # before latents are encoded in vain
     cached = recipe.data.cache and not isinstance(recipe, AutoencoderRecipe)
     cache_dir = (places.cache_dir or places.output_dir / "latents") if cached else None
     return loop.run_training(
@@ -104,7 +104,7 @@ def dry_run(recipe_path: Path, *, device: str = "auto", **paths: Any) -> Any:
         OpenMarigoldError: whatever `train` would stop at.
     """
     places, recipe = TrainingPaths(**paths), read_recipe(recipe_path)
-    loop, _ = _import_parts()
+    loop, _, _ = _import_parts()
     from openmarigold.training.rehearsal import rehearse
 
     _warn_of_unused(recipe, places)
@@ -114,7 +114,7 @@ def dry_run(recipe_path: Path, *, device: str = "auto", **paths: Any) -> Any:
 
 
 def make_task(recipe: Recipe, places: TrainingPaths, *, cache_dir: Path | None, accelerator: Any) -> Any:
-    """The `loop.Task` of a recipe, its networks and data loaded. Raises what `train` raises."""
+    """The `task.Task` of a recipe, its networks and data loaded. Raises what `train` raises."""
     data_dir = places.data_dir
     if isinstance(recipe, AutoencoderRecipe):
         from openmarigold.training.autoencoder import AutoencoderTask
@@ -135,12 +135,13 @@ def make_task(recipe: Recipe, places: TrainingPaths, *, cache_dir: Path | None, 
     return DepthTask(recipe, data_dir=data_dir, cache_dir=cache_dir, accelerator=accelerator, validation=validation)
 
 
-def _import_parts() -> tuple[Any, Any]:
+def _import_parts() -> tuple[Any, Any, Any]:
     try:
         from openmarigold.training import loop, state
+        from openmarigold.training.batches import plan_batches
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "torch", "train") from error
-    return loop, state
+    return loop, state, plan_batches
 
 
 def _warn_of_unused(recipe: Recipe, places: TrainingPaths) -> None:

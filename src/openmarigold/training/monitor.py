@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from openmarigold.errors import DataError, MissingExtraError, NumericalError
 from openmarigold.files import append_text, write_atomically
+from openmarigold.training.trainer import StepResult
 
 MOST_EMPTY_STEPS = 10  # one after another, before the data is called wrong
+LOG_PERIOD_STEPS = 50  # between transfers of the losses from the device,
+LOG_PERIOD_S = 30.0  # or less where steps take long
 NUM_BINS = 10
 """Loss is told apart by timestep in so many equal parts of the schedule, from little to much noise."""
 
@@ -65,16 +67,6 @@ def format_time(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
-@dataclass(frozen=True)
-class _Step:
-    step: int
-    loss: Tensor
-    num_valid: Tensor
-    learning_rate: float
-    timesteps: np.ndarray | None
-    per_sample: Tensor | None
-
-
 class Monitor:
     """One line a step in metrics.jsonl; lines of steps that a resumed run repeats are removed first."""
 
@@ -93,29 +85,23 @@ class Monitor:
         self._path = output_dir / "metrics.jsonl"
         self._num_steps, self._batch_size, self._num_train_timesteps = num_steps, batch_size, num_train_timesteps
         self._device, self._watch = device, watch
-        self._pending: list[_Step] = []
+        self._pending: list[tuple[int, StepResult]] = []
         self._started = self._reported = time.monotonic()
         self._waited = 0.0
         self._empty = 0
         keep_lines(self._path, before=step)
         self._board = open_board(output_dir / "tensorboard", step=step) if tensorboard else None
 
-    def waited(self, seconds: float) -> None:
-        """Counts time in which there was no batch."""
-        self._waited += seconds
+    def add(self, step: int, result: StepResult, *, waited_s: float) -> None:
+        """Keeps what a step gave, on its device, until the next `flush`: now and then, since it waits for the device.
 
-    def add(
-        self,
-        step: int,
-        *,
-        loss: Tensor,
-        num_valid: Tensor,
-        learning_rate: float,
-        timesteps: np.ndarray | None,
-        per_sample: Tensor | None,
-    ) -> None:
-        """Keeps what a step gave, on its device: nothing waits for it until the next `flush`."""
-        self._pending.append(_Step(step, loss, num_valid, learning_rate, timesteps, per_sample))
+        Args:
+            waited_s: time in which there was no batch [s].
+        """
+        self._waited += waited_s
+        self._pending.append((step, result))
+        if len(self._pending) >= LOG_PERIOD_STEPS or time.monotonic() - self._reported > LOG_PERIOD_S:
+            self.flush()
 
     def flush(self) -> None:
         """Writes the lines of the steps since the last call.
@@ -129,14 +115,14 @@ class Monitor:
         now = time.monotonic()
         window = now - self._reported
         rows: list[dict[str, Any]] = []
-        for entry in self._pending:
+        for step, entry in self._pending:
             value = float(entry.loss)
             if not math.isfinite(value):
                 raise NumericalError(
-                    f"the loss of step {entry.step} is {value}; lower optimization.learning_rate or set gradient_clip"
+                    f"the loss of step {step} is {value}; lower optimization.learning_rate or set gradient_clip"
                 )
             row: dict[str, Any] = {
-                "step": entry.step,
+                "step": step,
                 "loss": value,
                 "learning_rate": entry.learning_rate,
                 "elapsed_s": round(now - self._started, 1),
@@ -144,7 +130,7 @@ class Monitor:
             if entry.timesteps is not None and entry.per_sample is not None:
                 row["loss_by_timestep"] = self._binned(entry.timesteps, entry.per_sample.float().cpu().numpy())
             rows.append(row)
-        for entry in self._pending:
+        for _, entry in self._pending:
             self._empty = 0 if float(entry.num_valid) else self._empty + 1
         if self._empty >= MOST_EMPTY_STEPS:
             raise DataError(
@@ -152,16 +138,16 @@ class Monitor:
                 "depth, data.min_depth and data.max_depth"
             )
         steps_per_s = len(rows) / window if window > 0 else math.inf
-        last = self._pending[-1]
+        last_step, last = self._pending[-1]
         progress = Progress(
-            step=last.step + 1,
+            step=last_step + 1,
             num_steps=self._num_steps,
             loss=sum(row["loss"] for row in rows) / len(rows),
             learning_rate=last.learning_rate,
             steps_per_s=steps_per_s,
             samples_per_s=steps_per_s * self._batch_size,
             wait_share=min(1.0, self._waited / window) if window > 0 else 0.0,
-            remaining_s=(self._num_steps - last.step - 1) / steps_per_s,
+            remaining_s=(self._num_steps - last_step - 1) / steps_per_s,
             peak_memory=peak_memory(self._device),
         )
         rows[-1] |= {

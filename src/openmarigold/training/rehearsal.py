@@ -14,10 +14,11 @@ import torch
 from accelerate import Accelerator
 
 from openmarigold.errors import NumericalError
-from openmarigold.training.loop import BatchPlan, TrainingModule, make_optimizer, plan_batches
+from openmarigold.training.batches import BatchPlan, plan_batches
 from openmarigold.training.loss import Loss
 from openmarigold.training.monitor import format_time, peak_memory
 from openmarigold.training.recipe import AutoencoderRecipe, Recipe
+from openmarigold.training.trainer import TrainingModule, make_optimizer
 
 _NUM_SAMPLES = 2  # of each source that are looked at
 _GIB = 2.0**30

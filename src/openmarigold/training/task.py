@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the training loop asks of a kind of recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from torch import Tensor, nn
+
+from openmarigold.training.loss import Loss
+from openmarigold.training.views import Mixture, Share
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What differs between the kinds of recipe."""
+
+    model: nn.Module
+    mixture: Mixture
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """What the training starts from (a name for the user) and its hash."""
+        ...
+
+    def batch(self, share: Share) -> dict[str, np.ndarray]:
+        """Arrays of this process's part of a micro-batch, a pure function of it; called from other threads."""
+        ...
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Loss:
+        """Errors of a batch on the device."""
+        ...
+
+    def save(self, directory: Path, *, final: bool = True) -> None:
+        """Writes `model` as a checkpoint that the next recipe or the predictor can load."""
+        ...
+
+    def validate(self, directory: Path) -> dict[str, float]:
+        """Scores of the checkpoint in `directory`; an empty dict where there is nothing to measure."""
+        ...

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network in training, its optimizer and its moving average: one optimizer step, and the state between two."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from openmarigold.errors import MissingExtraError, NumericalError
+from openmarigold.training.batches import Batches, BatchPlan
+from openmarigold.training.loss import Loss
+from openmarigold.training.recipe import OptimizationConfig
+from openmarigold.training.state import State, collect_state, load_state
+from openmarigold.training.task import Task
+
+
+def learning_rate_factor(step: int, config: OptimizationConfig) -> float:
+    """Learning rate of 0-based step `step` relative to `learning_rate`: linear warm-up, then decay, then its floor.
+
+    Unlike the published code, the first step is not wasted on a rate of 0. Paper: §4.1.
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / (config.warmup_steps + 1)
+    end = config.decay_steps or config.num_steps
+    progress = min(1.0, (step - config.warmup_steps) / max(1, end - config.warmup_steps))
+    if config.decay == "exponential":
+        return config.final_learning_rate_factor**progress
+    floor = config.final_learning_rate_factor
+    return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def make_optimizer(parameters: list[nn.Parameter], config: OptimizationConfig) -> torch.optim.Optimizer:
+    """Adam, with weight decay AdamW; its moments in 32 or 8 bits.
+
+    Raises:
+        MissingExtraError: 8 bits without bitsandbytes.
+    """
+    settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    if config.optimizer == "adam":
+        return torch.optim.AdamW(parameters, fused=config.fused, foreach=not config.fused, **settings)
+    try:
+        from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise MissingExtraError("bitsandbytes", "eight-bit") from error
+    return AdamW8bit(parameters, **settings)
+
+
+class TrainingModule(nn.Module):
+    """The trained network with its loss, so that whatever spreads modules over processes sees one forward pass."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.network = task.model
+        self._loss = task.loss
+
+    def forward(self, batch: dict[str, Tensor]) -> Loss:
+        return self._loss(self.network, batch)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step gave, still on its device.
+
+    Attributes:
+        loss: mean over the micro-batches of the mean over all processes' errors.
+        num_valid: errors that were counted.
+        timesteps, per_sample: of this process's samples; None where the task has none.
+    """
+
+    loss: Tensor
+    num_valid: Tensor
+    learning_rate: float
+    timesteps: np.ndarray | None
+    per_sample: Tensor | None
+
+
+class Trainer:
+    """Moves the weights of `task.model`, on one process or many."""
+
+    def __init__(self, task: Task, config: OptimizationConfig, plan: BatchPlan, accelerator: Accelerator) -> None:
+        """Puts the network on its device and makes the optimizer.
+
+        Raises:
+            MissingExtraError: an optimizer whose package is not installed.
+        """
+        self._task, self._config, self._plan, self._accelerator = task, config, plan, accelerator
+        self._network = task.model.to(accelerator.device).train()
+        if config.compile:
+            self._network.compile()
+        self._module: nn.Module = TrainingModule(task)
+        optimizer: Any = make_optimizer(self._parameters(), config)
+        if self._is_distributed:
+            self._module, optimizer = accelerator.prepare(self._module, optimizer)
+        self._stepper = optimizer
+        self._optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+        self._average = _start_average(self._network) if config.ema_decay else {}
+        self._inputs = {**task.inputs, "processes": str(accelerator.num_processes)}
+
+    @property
+    def _is_distributed(self) -> bool:
+        return self._accelerator.distributed_type != DistributedType.NO
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self._network.parameters() if parameter.requires_grad]
+
+    def take_step(self, step: int, batches: Batches) -> StepResult:
+        """Step number `step`, with the next micro-batches."""
+        config, accelerator = self._config, self._accelerator
+        rate = config.learning_rate * learning_rate_factor(step, config)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        losses, counts, timesteps, per_sample = [], [], [], []
+        for micro_step in range(self._plan.num_micro_steps):
+            batch, arrays = batches.next()
+            with self._accumulating(more=micro_step + 1 < self._plan.num_micro_steps):
+                with accelerator.autocast():
+                    loss: Loss = Loss(*self._module(batch))
+                total, count = self._over_all(loss)
+                # Gradients are averaged over processes, and the mean is to be over all their samples.
+                share = loss.total / count.clamp(min=1.0) * accelerator.num_processes
+                accelerator.backward(share / self._plan.num_micro_steps)
+            losses.append(total / count.clamp(min=1.0))
+            counts.append(count)
+            if "timesteps" in arrays and loss.per_sample is not None:
+                timesteps.append(arrays["timesteps"])
+                per_sample.append(loss.per_sample)
+        if config.gradient_clip:
+            accelerator.clip_grad_norm_(self._parameters(), config.gradient_clip)
+        self._stepper.step()
+        self._stepper.zero_grad(set_to_none=True)
+        if self._average:
+            _update_average(self._average, self._network, step, config.ema_decay)
+        return StepResult(
+            loss=torch.stack(losses).mean(),
+            num_valid=torch.stack(counts).sum(),
+            learning_rate=rate,
+            timesteps=np.concatenate(timesteps) if timesteps else None,
+            per_sample=torch.cat(per_sample) if per_sample else None,
+        )
+
+    def _accumulating(self, *, more: bool) -> contextlib.AbstractContextManager[Any]:
+        """Gradients are exchanged between processes with a step's last micro-batch only."""
+        if more and self._is_distributed:
+            return self._accelerator.no_sync(self._module)
+        return contextlib.nullcontext()
+
+    def _over_all(self, loss: Loss) -> tuple[Tensor, Tensor]:
+        """Sum and count of the errors of all processes, without gradients."""
+        total, count = loss.total.detach(), loss.count.detach()
+        if self._accelerator.num_processes == 1:
+            return total, count
+        both: Any = self._accelerator.reduce(torch.stack([total.float(), count.float()]), reduction="sum")
+        return both[0], both[1]
+
+    def state(self, step: int, recipe: Mapping[str, Any]) -> State:
+        """The state after `step` finished steps, as `collect_state` gives it; every process must call it.
+
+        Raises:
+            NumericalError: the last step has spoilt it, and it must not take the place of a good one.
+        """
+        state = collect_state(
+            step,
+            recipe=recipe,
+            inputs=self._inputs,
+            model=self._network,
+            average=self._average,
+            optimizer=self._optimizer,
+        )
+        spoilt = [name for name, v in state.tensors.items() if v.is_floating_point() and not v.isfinite().all()]
+        if spoilt:
+            raise NumericalError(
+                f"after step {step} {len(spoilt)} tensors are not finite ({spoilt[0]}), and are not saved; lower "
+                "optimization.learning_rate or set gradient_clip"
+            )
+        return state
+
+    def restore(self, state: Path) -> int:
+        """Loads a saved state and returns the number of finished steps. Raises what `load_state` raises."""
+        return load_state(
+            state, inputs=self._inputs, model=self._network, average=self._average, optimizer=self._optimizer
+        )
+
+    @contextlib.contextmanager
+    def whole_weights(self) -> Iterator[None]:
+        """Within it, `task.model` holds whole weights, the averaged ones where there are any."""
+        network: Any = self._network
+        if self._accelerator.distributed_type == DistributedType.FSDP:
+            weights = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+            for name, value in self._average.items():
+                sharded: Any = value
+                weights[name] = sharded.full_tensor().cpu()
+            self._task.model = type(network).from_config(network.config)
+            if weights:
+                self._task.model.load_state_dict(weights)
+            try:
+                yield
+            finally:
+                self._task.model = network
+            return
+        current = {name: value.detach().clone() for name, value in network.named_parameters() if name in self._average}
+        network.load_state_dict(self._average, strict=False)
+        try:
+            yield
+        finally:
+            network.load_state_dict(current, strict=False)
+
+
+def _start_average(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+
+
+def _update_average(average: dict[str, Tensor], model: nn.Module, step: int, decay: float) -> None:
+    # The first steps count for more, so that the average does not remember the random start.
+    weight = 1.0 - min(decay, (1.0 + step) / (10.0 + step))
+    current = [value.detach() for name, value in model.named_parameters() if name in average]
+    torch._foreach_lerp_(list(average.values()), current, weight)

@@ -27,12 +27,7 @@ with hidden("transformers"):  # which diffusers imports with its networks, which
     from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-from openmarigold.checkpoint import (
-    EMBEDDING_FILE,
-    PIPELINE_CLASSES,
-    Checkpoint,
-    weight_files,
-)
+from openmarigold.checkpoint import EMBEDDING_FILE, PIPELINE_CLASSES, Checkpoint
 from openmarigold.config import Dtype
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, OutputError, one_line
@@ -45,6 +40,7 @@ from openmarigold.prompt import (
     write_embedding,
 )
 from openmarigold.tensors import read_tensors, save_tensors
+from openmarigold.weight_files import weight_files
 
 Vae = AutoencoderKL | AutoencoderTiny
 VAE_CLASSES: dict[str, type[AutoencoderKL] | type[AutoencoderTiny]] = {

@@ -8,13 +8,11 @@ diffusers layout, see docs/architecture.md, or the id of such a folder on the Hu
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -35,18 +33,22 @@ from openmarigold.config import (
     check_start_noise,
 )
 from openmarigold.diffusion import NoiseSchedule
-from openmarigold.errors import CheckpointError, InvalidValueError, OpenMarigoldError, one_line
+from openmarigold.errors import CheckpointError, InvalidValueError, one_line
+from openmarigold.weight_files import (
+    NETWORK_FILES,
+    NETWORK_STEM,
+    NETWORKS,
+    TEXT_ENCODER_STEM,
+    check_safetensors_file,
+    converted_files,
+    has_weights,
+    read_json,
+    readable,
+    weight_files,
+    weight_patterns,
+)
 
 EMBEDDED_DIR = Path(__file__).parent / "weights"
-NETWORKS = ("vae_encoder", "unet", "vae_decoder")
-# Format of converted networks -> name of a network -> its file, and where the weights lie that are not in it.
-NETWORK_FILES: dict[ConvertedFormat, dict[str, str]] = {
-    "onnx": {name: f"{name}/model.onnx" for name in NETWORKS},
-    "openvino": {name: f"{name}/model.xml" for name in NETWORKS},
-}
-ONNX_FILES = NETWORK_FILES["onnx"]
-NETWORK_STEM = "diffusion_pytorch_model"
-TEXT_ENCODER_STEM = "model"
 EMBEDDING_FILE = "empty_prompt_embedding.safetensors"
 TITLES = {"onnx": "ONNX", "openvino": "OpenVINO"}
 PIPELINE_CLASSES = ("MarigoldDepthPipeline", "MarigoldPipeline")
@@ -61,8 +63,6 @@ INVARIANCE_OF: dict[tuple[bool, bool], Invariance] = {
 
 _log = logging.getLogger(__name__)
 
-_MAX_HEADER_BYTES = 100_000_000  # as the safetensors library has it
-_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 _FINGERPRINT_BLOCKS, _FINGERPRINT_BLOCK_BYTES = 64, 4096
 
@@ -187,24 +187,6 @@ def read_checkpoint(
         ) from error
 
 
-@contextmanager
-def readable() -> Iterator[None]:
-    """Names the file of a checkpoint that the operating system does not give.
-
-    Raises:
-        CheckpointError: in the place of an `OSError`.
-    """
-    try:
-        yield
-    except OpenMarigoldError:
-        raise
-    except OSError as error:
-        raise CheckpointError(
-            f"{error.filename or 'a file of the checkpoint'} cannot be read: {error.strerror or error}; check its "
-            "permissions and the disk, or get the checkpoint again"
-        ) from error
-
-
 def read_tiny_vae(config: PredictConfig, checkpoint: Checkpoint) -> TinyVae | None:
     """The small autoencoder that the settings name, a folder or a hub id; None where they name none.
 
@@ -218,7 +200,7 @@ def read_tiny_vae(config: PredictConfig, checkpoint: Checkpoint) -> TinyVae | No
     hub_id = hub.as_hub_id(given)
     directory = given
     if hub_id is not None:
-        patterns = ["config.json", *_weight_patterns(NETWORK_STEM, None)]
+        patterns = ["config.json", *weight_patterns(NETWORK_STEM, None)]
         directory = hub.download(hub_id, patterns, local_files_only=config.local_files_only)
     elif not given.is_dir():
         raise CheckpointError(
@@ -228,7 +210,7 @@ def read_tiny_vae(config: PredictConfig, checkpoint: Checkpoint) -> TinyVae | No
     elif (given / "vae" / "config.json").is_file() and not (given / "config.json").is_file():
         directory = given / "vae"  # a whole checkpoint, or one of `train autoencoder`
     path = directory / "config.json"
-    content = _read_json(path)
+    content = read_json(path)
     if content.get("_class_name") != "AutoencoderTiny":
         raise CheckpointError(f"{path}: _class_name is {content.get('_class_name')!r}; accepted is 'AutoencoderTiny'")
     channels = content.get("latent_channels", 4)
@@ -246,10 +228,10 @@ def read_tiny_vae(config: PredictConfig, checkpoint: Checkpoint) -> TinyVae | No
 
 def _read(directory: Path, name: str, *, variant: str | None) -> Checkpoint:
     index_path = directory / "model_index.json"
-    index = _read_json(index_path)
+    index = read_json(index_path)
     invariance = _check_kind(index, index_path)
     scheduler_path = directory / "scheduler" / "scheduler_config.json"
-    scheduler_config = _read_json(scheduler_path)
+    scheduler_config = read_json(scheduler_path)
     try:
         schedule = NoiseSchedule.from_config(scheduler_config)
     except CheckpointError as error:
@@ -298,70 +280,6 @@ def _read(directory: Path, name: str, *, variant: str | None) -> Checkpoint:
         default_start_noise=start_noise,
         processing_side=processing_side,
         index=index,
-    )
-
-
-def weight_files(
-    folder: Path, *, stem: str = NETWORK_STEM, variant: str | None = None
-) -> tuple[str | None, list[Path]]:
-    """(variant, safetensors files) of one network: a single file, or the shards that its index names.
-
-    Without `variant` the plain files, else those named fp16. Only names are looked at.
-
-    Raises:
-        CheckpointError: none are there, only pickled ones, or a shard is missing.
-    """
-    for candidate in (variant,) if variant else (None, "fp16"):
-        infix = f".{candidate}" if candidate else ""
-        single = folder / f"{stem}{infix}.safetensors"
-        if single.is_file():
-            return candidate, [single]
-        # diffusers and transformers have named the index of a variant in two ways.
-        names = dict.fromkeys((f"{stem}.safetensors.index{infix}.json", f"{stem}{infix}.safetensors.index.json"))
-        for index_path in (folder / name for name in names):
-            if index_path.is_file():
-                return candidate, _shards(index_path)
-    wanted = folder / f"{stem}{f'.{variant}' if variant else ''}.safetensors"
-    raise CheckpointError(f"{wanted} is missing{_what_is_there(folder, stem)}")
-
-
-def _shards(index_path: Path) -> list[Path]:
-    weight_map = _read_json(index_path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index_path} has no weight_map; get the checkpoint again")
-    names = sorted({str(name) for name in weight_map.values()})
-    for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{index_path} names {name!r}, which is no safetensors file beside it")
-        if not (index_path.parent / name).is_file():
-            raise CheckpointError(f"{index_path.parent / name} is missing, which {index_path.name} names")
-    return [index_path.parent / name for name in names]
-
-
-def _what_is_there(folder: Path, stem: str) -> str:
-    """The rest of the message about missing weights: other variants, or how to convert a pickle."""
-    others = sorted(path.name for path in folder.glob(f"{stem}*.safetensors"))
-    if others:
-        return f"; the folder holds {', '.join(others[:3])}: choose with --variant"
-    pickles = sorted(path for suffix in ("bin", "pt", "ckpt") for path in folder.glob(f"*.{suffix}"))
-    if not pickles:
-        return "; a checkpoint is a whole folder in diffusers layout"
-    pickle = pickles[0]
-    return (
-        f"; {pickle.name} is a pickle, which is never loaded: get the .safetensors file, or convert it (in "
-        f"{pickle.parent}): {conversion_command(pickle.name)}"
-    )
-
-
-def conversion_command(name: str) -> str:
-    """Shell line that turns a pickled weight file into a safetensors one; `weights_only` runs no code in the pickle."""
-    target = f"{name.rsplit('.', 1)[0].replace('pytorch_model', TEXT_ENCODER_STEM)}.safetensors"
-    if name.startswith(NETWORK_STEM):
-        target = f"{name.rsplit('.', 1)[0]}.safetensors"
-    return (
-        'python -c "import torch; from safetensors.torch import save_file; '
-        f"w = torch.load('{name}', map_location='cpu', weights_only=True); "
-        f"save_file({{k: v.contiguous().clone() for k, v in w.items()}}, '{target}', {{'format': 'pt'}})\""
     )
 
 
@@ -459,14 +377,14 @@ def _locate(
         directory = hub.download(hub_id, _network_patterns(variant), **settings)
         if _kind_of_weights(directory) != "safetensors":
             return directory, hub_id
-        if variant is None and not all(_has_weights(directory / name) for name in ("unet", "vae")):
+        if variant is None and not all(has_weights(directory / name) for name in ("unet", "vae")):
             hub.download(hub_id, _network_patterns("fp16"), **settings)
         # The text encoder (1.4 GB) only where the embedding that it makes is not known yet.
         known = (directory / EMBEDDING_FILE).is_file()
         if not known and not cached_embedding_path(directory, variant=variant).is_file():
             for candidate in dict.fromkeys((variant, None, "fp16")):
                 hub.download(hub_id, _text_encoder_patterns(candidate), **settings)
-                if _has_weights(directory / "text_encoder", stem=TEXT_ENCODER_STEM):
+                if has_weights(directory / "text_encoder", stem=TEXT_ENCODER_STEM):
                     break
         return directory, hub_id
     if not directory.is_dir():
@@ -490,28 +408,15 @@ def _warn_of_unused(settings: tuple[str, ...], what: str) -> None:
 
 
 def _network_patterns(variant: str | None) -> list[str]:
-    weights = [f"{name}/{pattern}" for name in ("unet", "vae") for pattern in _weight_patterns(NETWORK_STEM, variant)]
+    weights = [f"{name}/{pattern}" for name in ("unet", "vae") for pattern in weight_patterns(NETWORK_STEM, variant)]
     configs = ["model_index.json", "scheduler/*.json", "unet/config.json", "vae/config.json"]
     converted = [f"{name}/model.{end}" for name in NETWORKS for end in ("onnx", "onnx.data", "xml", "bin")]
     return [*configs, *weights, *converted, EMBEDDING_FILE, "README.md", "LICENSE*"]
 
 
 def _text_encoder_patterns(variant: str | None) -> list[str]:
-    weights = [f"text_encoder/{pattern}" for pattern in _weight_patterns(TEXT_ENCODER_STEM, variant)]
+    weights = [f"text_encoder/{pattern}" for pattern in weight_patterns(TEXT_ENCODER_STEM, variant)]
     return ["tokenizer/*", "text_encoder/config.json", *weights]
-
-
-def _has_weights(folder: Path, *, stem: str = NETWORK_STEM) -> bool:
-    try:
-        return bool(weight_files(folder, stem=stem)[1])
-    except CheckpointError:
-        return False
-
-
-def _weight_patterns(stem: str, variant: str | None) -> list[str]:
-    infix = f".{variant}" if variant else ""
-    indices = {f"{stem}.safetensors.index{infix}.json", f"{stem}{infix}.safetensors.index.json"}
-    return [f"{stem}{infix}.safetensors", f"{stem}{infix}-*-of-*.safetensors", *sorted(indices)]
 
 
 def _check_kind(index: Mapping[str, Any], path: Path) -> Invariance:
@@ -561,15 +466,6 @@ def _kind_of_weights(directory: Path) -> Literal["onnx", "openvino", "safetensor
     return "safetensors"
 
 
-def converted_files(directory: Path, kind: ConvertedFormat) -> list[Path]:
-    """The files of converted networks in a folder: for each the network, and its weights where they lie beside it."""
-    paths = [directory / file for file in NETWORK_FILES[kind].values()]
-    if kind == "openvino":
-        return paths + [path.with_suffix(".bin") for path in paths]
-    # Networks of more than 2 GB keep their weights in a file beside them, named by the first: .data or _data.
-    return paths + [companion for path in paths for companion in sorted(path.parent.glob(f"{path.name}[._]data"))]
-
-
 def _check_converted(directory: Path, index: Mapping[str, Any], kind: ConvertedFormat) -> int:
     for path in converted_files(directory, kind):
         if not path.is_file():
@@ -593,7 +489,7 @@ def _check_safetensors(directory: Path, variant: str | None) -> int:
             raise CheckpointError(
                 f"{folder} is missing; a checkpoint holds unet/ and vae/ with config.json and weights"
             )
-        configs[name] = _read_json(folder / "config.json")
+        configs[name] = read_json(folder / "config.json")
         for path in weight_files(folder, variant=variant)[1]:
             check_safetensors_file(path)
     embedding = directory / EMBEDDING_FILE
@@ -628,66 +524,6 @@ def _channels(config: Mapping[str, Any], path: Path, key: str) -> int:
         return _integer(config, key, 4, least=1)  # 4 is what diffusers assumes
     except InvalidValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
-
-
-def check_safetensors_file(path: Path) -> dict[str, Any]:
-    """The header of the file (name → dtype, shape, data_offsets), its size having been compared with it.
-
-    Raises:
-        CheckpointError: the file is truncated or not in safetensors format.
-    """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            header_size = int.from_bytes(file.read(8), "little")
-            if size < 8 or header_size > size - 8:
-                raise CheckpointError(f"{path} is truncated ({size} bytes); get the checkpoint again")
-            header = json.loads(file.read(min(header_size, _MAX_HEADER_BYTES)))
-        end = max((_end_of_tensor(entry) for key, entry in header.items() if key != "__metadata__"), default=0)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path} is not a safetensors file; get the checkpoint again") from error
-    expected = 8 + header_size + end
-    if size != expected:
-        raise CheckpointError(f"{path} is truncated ({size} of {expected} bytes); get the checkpoint again")
-    return {key: entry for key, entry in header.items() if key != "__metadata__"}
-
-
-def safetensors_metadata(path: Path) -> dict[str, str]:
-    """The texts that a safetensors file, which has been checked, carries beside its tensors."""
-    with path.open("rb") as file:
-        metadata = json.loads(file.read(int.from_bytes(file.read(8), "little"))).get("__metadata__")
-    return dict(metadata) if isinstance(metadata, dict) else {}
-
-
-def _end_of_tensor(entry: Mapping[str, Any]) -> int:
-    """Where a tensor's bytes end, after their number has been compared with its shape.
-
-    Raises:
-        ValueError: they differ.
-    """
-    start, end = entry["data_offsets"]
-    itemsize = _ITEM_BYTES.get(entry["dtype"])
-    if not 0 <= start <= end or (itemsize is not None and end - start != itemsize * math.prod(entry["shape"])):
-        raise ValueError("a tensor of another size than its shape says")
-    return end
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing; a checkpoint is a whole folder in diffusers layout") from error
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON; get the checkpoint again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no JSON object; get the checkpoint again")
-    return content
 
 
 def _integer(index: Mapping[str, Any], key: str, fallback: int | None, *, least: int = 0) -> int:

@@ -28,20 +28,14 @@ from openmarigold.backbone import (
     load_vae,
     write_json,
 )
-from openmarigold.checkpoint import (
-    NETWORK_FILES,
-    NETWORKS,
-    TITLES,
-    Checkpoint,
-    TinyVae,
-    read_checkpoint,
-)
+from openmarigold.checkpoint import TITLES, Checkpoint, TinyVae, read_checkpoint
 from openmarigold.config import LATENT_FACTOR, ConvertedFormat, StoredDtype
 from openmarigold.errors import CheckpointError, MissingExtraError, OutputError
 from openmarigold.files import atomic_directory
 from openmarigold.folding import fold_channel_mean, fold_constant_context, fold_upsampling
 from openmarigold.integrity import count_parameters
 from openmarigold.prompt import load_empty_prompt_embedding
+from openmarigold.weight_files import NETWORK_FILES, NETWORKS
 
 # Odd latent sizes make the U-Net's up-sampling follow the skip connections' sizes; with even ones the tracer would
 # record a fixed factor of 2 and fail on latents that are not divisible by its depth.

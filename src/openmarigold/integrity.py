@@ -14,18 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from openmarigold.checkpoint import (
-    EMBEDDING_FILE,
-    Checkpoint,
-    check_safetensors_file,
-    loaded_variant,
-    network_files,
-    readable,
-    text_encoder_files,
-    weight_files,
-)
+from openmarigold.checkpoint import EMBEDDING_FILE, Checkpoint, loaded_variant, network_files, text_encoder_files
 from openmarigold.errors import CheckpointError
 from openmarigold.provenance import checkpoint_sha256, file_sha256
+from openmarigold.weight_files import check_safetensors_file, readable, weight_files
 
 SUMS_FILE = "SHA256SUMS"
 _KINDS = {"affine": "affine-invariant depth", "scale": "scale-invariant depth", "absolute": "absolute depth"}

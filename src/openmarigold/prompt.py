@@ -22,11 +22,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from openmarigold.checkpoint import EMBEDDING_FILE, TEXT_ENCODER_STEM, cached_embedding_path, weight_files
+from openmarigold.checkpoint import EMBEDDING_FILE, cached_embedding_path
 from openmarigold.errors import CheckpointError, MissingExtraError, OutputError, one_line
 from openmarigold.files import write_atomically
 from openmarigold.provenance import origin_metadata, text_encoder_sha256
 from openmarigold.tensors import save_tensors
+from openmarigold.weight_files import TEXT_ENCODER_STEM, weight_files
 
 EMBEDDING_KEY = "empty_prompt_embedding"
 _log = logging.getLogger(__name__)

@@ -25,18 +25,15 @@ from openmarigold.checkpoint import (
     Checkpoint,
     TinyVae,
     cached_embedding_path,
-    check_safetensors_file,
     network_files,
-    readable,
-    safetensors_metadata,
     text_encoder_files,
     user_cache_dir,
-    weight_files,
 )
 from openmarigold.errors import CheckpointError, ImageError, InvalidValueError, OutputError
 from openmarigold.exr import read_exr_header
 from openmarigold.files import write_atomically
 from openmarigold.manifest import Manifest
+from openmarigold.weight_files import check_safetensors_file, readable, safetensors_metadata, weight_files
 
 RECORD_NAME = "openmarigold"
 

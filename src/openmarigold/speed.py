@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from openmarigold.checkpoint import NETWORK_FILES, NETWORKS, Checkpoint, read_checkpoint, read_tiny_vae
+from openmarigold.checkpoint import Checkpoint, read_checkpoint, read_tiny_vae
 from openmarigold.config import LATENT_FACTOR, PredictConfig
 from openmarigold.engines import is_installed
 from openmarigold.image import pad_to_multiple, processing_size, rgb_to_planes
 from openmarigold.predictor import Predictor
+from openmarigold.weight_files import NETWORK_FILES, NETWORKS
 
 _CEILING_SIZE = 2048  # of square matrices: large enough for the full rate, and a tenth of a second
 _STAGES: dict[str, str] = dict(zip(("encode", "denoise", "decode"), NETWORKS, strict=True))

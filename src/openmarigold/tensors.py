@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from openmarigold.checkpoint import check_safetensors_file, readable
 from openmarigold.errors import CheckpointError
+from openmarigold.weight_files import check_safetensors_file, readable
 
 _DTYPES = {
     "F64": torch.float64,

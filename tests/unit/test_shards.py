@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openmarigold.data.shards import DepthEncoding, NewSample, Rejection, ShardedDataset, ShardWriter
+from openmarigold.data.shard_writer import NewSample, Rejection, ShardWriter
+from openmarigold.data.shards import DepthEncoding, ShardedDataset
 from openmarigold.data.sources import Source
 from openmarigold.errors import DataError
 from training_data import write_training_data

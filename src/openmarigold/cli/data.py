@@ -207,7 +207,7 @@ def run_data(command: Data) -> int:
 
 def _prepare(command: PrepareHypersim | PrepareVirtualKitti2 | PrepareFolder) -> int:
     from openmarigold.data.preparation import Checks, prepare
-    from openmarigold.data.shards import REJECTED_FILE
+    from openmarigold.data.shard_writer import REJECTED_FILE
 
     reader, facts = _reader(command)
     with progress_bar("frames") as (progress, note):

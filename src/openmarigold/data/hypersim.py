@@ -28,7 +28,8 @@ from openmarigold.data.preparation import (
     damaged,
     plane_depth,
 )
-from openmarigold.data.shards import DepthEncoding, Rejection
+from openmarigold.data.shard_writer import Rejection
+from openmarigold.data.shards import DepthEncoding
 from openmarigold.errors import DataError, MissingExtraError
 
 SPLIT_CSV = "metadata_images_split_scene_v1.csv"

@@ -27,7 +27,8 @@ import numpy as np
 from jaxtyping import Float32, UInt8, UInt16
 from PIL import Image
 
-from openmarigold.data.shards import DepthEncoding, NewSample, Rejection, ShardedDataset, ShardWriter
+from openmarigold.data.shard_writer import NewSample, Rejection, ShardWriter
+from openmarigold.data.shards import DepthEncoding, ShardedDataset
 from openmarigold.depth import depth_range
 from openmarigold.errors import DataError, InvalidValueError, OpenMarigoldError, one_line
 from openmarigold.files import write_atomically

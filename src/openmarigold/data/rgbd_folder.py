@@ -29,7 +29,8 @@ from openmarigold.data.preparation import (
     decode_image,
     plane_depth,
 )
-from openmarigold.data.shards import DepthEncoding, Rejection
+from openmarigold.data.shard_writer import Rejection
+from openmarigold.data.shards import DepthEncoding
 from openmarigold.errors import DataError, ImageError, InvalidValueError, MissingExtraError
 from openmarigold.exr import read_exr, require_exr
 from openmarigold.pixels import image_to_rgb

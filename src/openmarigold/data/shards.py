@@ -13,32 +13,24 @@ import hashlib
 import io
 import json
 import os
-import re
-import tarfile
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8, UInt16
 from PIL import Image
 
-from openmarigold.errors import DataError, OutputError, one_line
-from openmarigold.files import write_atomically
+from openmarigold.errors import DataError, one_line
 
 FORMAT = "openmarigold-shards-1"
 MANIFEST_FILE = "manifest.json"
 INDEX_FILE = "index.npy"
 PLAN_FILE = "plan.json"
-REJECTED_FILE = "rejected.jsonl"
 
-_MEMBERS = ("rgb", "depth", "json")
-_KEY = re.compile(r"[A-Za-z0-9_-]{1,88}")  # no dots, which end a key; with the suffix at most 100 bytes, tar's limit
-_BLOCK = 512
+MEMBERS = ("rgb", "depth", "json")
 _MAX_CODE = 65535
 
 
@@ -103,7 +95,7 @@ class DepthEncoding:
             buffer = io.BytesIO()
             np.save(buffer, np.ascontiguousarray(depth, dtype="<f4"))
             return buffer.getvalue()
-        return _png(self.codes(depth))
+        return png_bytes(self.codes(depth))
 
     def codes(self, depth: Float32[np.ndarray, "h w"]) -> UInt16[np.ndarray, "h w"]:
         """The 16-bit codes of a depth map, each the nearest one.
@@ -143,245 +135,6 @@ def _metres_of_codes(encoding: DepthEncoding) -> Float32[np.ndarray, " codes"]:
         table = encoding.near * (encoding.far / encoding.near) ** shares
         table[0] = 0.0
     return table.astype(np.float32)
-
-
-@dataclass(frozen=True, kw_only=True)
-class NewSample:
-    """What a unit of work yields for each good picture.
-
-    Attributes:
-        key: name within the data set: letters, digits, `_` and `-`, at most 88.
-        kind: what it shows; training may weight kinds.
-        scene: pictures of one scene belong to one split.
-        rgb: pixels, stored as PNG, or a JPEG file's bytes, stored as they are.
-        depth: planar depth [m], 0 = none; None for photos.
-        info: more for the sample's .json: source path, intrinsics (fx fy cx cy in pixels), what it was made of.
-    """
-
-    key: str
-    kind: str
-    scene: str
-    rgb: UInt8[np.ndarray, "h w 3"] | bytes
-    depth: Float32[np.ndarray, "h w"] | None
-    info: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rejection:
-    """What a unit of work yields for each picture that does not become a sample.
-
-    Attributes:
-        name: the picture, as the source names it.
-        reason: one of few short words, under which rejections are counted ("truncated", "all invalid").
-        detail: what exactly was found.
-        is_error: whether the source is defective; False for what a setting left out.
-    """
-
-    name: str
-    reason: str
-    detail: str = ""
-    is_error: bool = True
-
-
-class ShardWriter:
-    """Writes the shards of one data set; may be sent to other processes, which then call `write`.
-
-    One process calls `begin`, any number of them `write` (each unit in one of them), then one calls `finish`.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        name: str,
-        split: str,
-        encoding: DepthEncoding,
-        settings: Mapping[str, Any],
-    ) -> None:
-        """Describes the data set; nothing is read or written yet.
-
-        Args:
-            folder: where it goes; one split of one data set a folder.
-            name: of the data set ("hypersim").
-            split: "train", "val" or "test".
-            encoding: of the depth.
-            settings: all that the samples depend on, as JSON; shards are taken over from an interrupted run only if its
-                settings are the same.
-        """
-        self.folder = folder
-        self.encoding = encoding
-        self._plan = {
-            "format": FORMAT,
-            "name": name,
-            "split": split,
-            "depth": encoding.record(),
-            "settings": json.loads(json.dumps(settings)),
-        }
-
-    def begin(self) -> None:
-        """Makes the folder, or checks that what an earlier run left there is of the same settings.
-
-        Raises:
-            DataError: the folder holds something else.
-            OutputError: the folder cannot be written.
-        """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            found = {path.name for path in self.folder.iterdir()}
-        except OSError as error:
-            raise OutputError(f"cannot write {self.folder}: {error.strerror}; choose another folder") from error
-        partial = {name: match for name in found if (match := re.fullmatch(r"\..+\.(\d+)\.partial", name))}
-        earlier = self._earlier_plan()
-        if earlier is None and found - partial.keys():
-            raise DataError(f"{self.folder} is not empty and holds no prepared data; choose a new folder")
-        if earlier is not None and earlier != self._plan:
-            raise DataError(
-                f"{self.folder} was prepared with other settings ({', '.join(_differences(earlier, self._plan))}); "
-                "use the same, choose another folder, or delete this one"
-            )
-        if earlier is None:
-            _write_json(self.folder / PLAN_FILE, self._plan)
-        for name, match in partial.items():
-            if not _is_alive(int(match[1])):
-                with suppress(OSError):
-                    (self.folder / name).unlink()
-
-    def is_done(self, number: int) -> bool:
-        """Whether shard `number` is there, whole."""
-        shard, index = self._paths(number)
-        try:
-            return json.loads(index.read_bytes())["bytes"] == shard.stat().st_size
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
-
-    def write(self, number: int, items: Iterable[NewSample | Rejection]) -> dict[str, Any]:
-        """Writes shard `number` (over an unfinished or damaged one) and its index, which is returned.
-
-        Nothing is kept of the unit if `items` raises.
-
-        Raises:
-            DataError: a sample whose key, size or depth cannot be stored.
-            OutputError: the disk is full or the folder cannot be written.
-        """
-        shard, index = self._paths(number)
-        content: dict[str, Any] = {"format": FORMAT, "shard": shard.name}
-        for path in (index, shard):
-            with suppress(FileNotFoundError):
-                path.unlink()
-        write_atomically(shard, lambda temporary: content.update(self._write_tar(temporary, items)))
-        _write_json(index, content)
-        return content
-
-    def finish(self, num_shards: int, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Writes index, list of rejections and manifest of a data set whose shards 0 to `num_shards` - 1 are done.
-
-        Args:
-            num_shards: how many units there were.
-            facts: more for the manifest: command, licence, attribution.
-
-        Returns:
-            The manifest.
-
-        Raises:
-            DataError: a shard is not done, no sample was kept, or two have the same key.
-            OutputError: the folder cannot be written.
-        """
-        undone = [number for number in range(num_shards) if not self.is_done(number)]
-        if undone:
-            raise DataError(f"{self.folder}: shards {undone[:5]} are not done; run the preparation again")
-        indices = [json.loads(self._paths(number)[1].read_bytes()) for number in range(num_shards)]
-        samples = [(number, row) for number, index in enumerate(indices) for row in index["samples"]]
-        rejected = [row for index in indices for row in index["rejected"]]
-        _write_lines(self.folder / REJECTED_FILE, rejected)
-        twice = [key for key, count in Counter(row["key"] for _, row in samples).items() if count > 1]
-        if twice:
-            raise DataError(f"{self.folder}: {len(twice)} keys occur twice, {twice[0]} first; make the names unique")
-        kinds, scenes = (Counter(row[name] for _, row in samples) for name in ("kind", "scene"))
-        table = _index_table(samples, sorted(kinds), sorted(scenes))
-        write_atomically(self.folder / INDEX_FILE, lambda temporary: _save_array(temporary, table))
-        errors = [row for row in rejected if row["is_error"]]
-        manifest = {
-            **self._plan,
-            "counts": {
-                "samples": len(samples),
-                "kinds": dict(sorted(kinds.items())),
-                "scenes": dict(sorted(scenes.items())),
-                "defective": dict(sorted(Counter(row["reason"] for row in errors).items())),
-                "left_out": dict(sorted(Counter(row["reason"] for row in rejected if not row["is_error"]).items())),
-            },
-            "shards": [
-                {"name": index["shard"], "bytes": index["bytes"], "sha256": index["sha256"], "samples": count}
-                for index, count in ((index, len(index["samples"])) for index in indices)
-            ],
-            "contents": contents_sha256(self._plan["depth"], indices),
-            "index_sha256": hashlib.sha256((self.folder / INDEX_FILE).read_bytes()).hexdigest(),
-            **(facts or {}),
-        }
-        _write_json(self.folder / MANIFEST_FILE, manifest)
-        with suppress(FileNotFoundError):
-            (self.folder / PLAN_FILE).unlink()
-        return manifest
-
-    def _paths(self, number: int) -> tuple[Path, Path]:
-        return self.folder / f"shard-{number:05d}.tar", self.folder / f"shard-{number:05d}.json"
-
-    def _earlier_plan(self) -> dict[str, Any] | None:
-        for name in (MANIFEST_FILE, PLAN_FILE):
-            with suppress(FileNotFoundError):
-                found = _read_json(self.folder / name)
-                return {key: found.get(key) for key in self._plan}
-        return None
-
-    def _write_tar(self, path: Path, items: Iterable[NewSample | Rejection]) -> dict[str, Any]:
-        samples: list[dict[str, Any]] = []
-        rejected: list[dict[str, Any]] = []
-        with path.open("wb") as file:
-            counted = _CountedFile(file)
-            with tarfile.open(fileobj=cast("IO[bytes]", counted), mode="w", format=tarfile.USTAR_FORMAT) as archive:
-                for item in items:
-                    if isinstance(item, Rejection):
-                        rejected.append(asdict(item))
-                        continue
-                    members, size = self._members(item)
-                    places: dict[str, list[int]] = {}
-                    for suffix, data in members.items():
-                        member = tarfile.TarInfo(f"{item.key}.{suffix}")
-                        member.size = len(data)  # time, user and mode are constants, so equal samples make equal shards
-                        member.mode = 0o644
-                        offset = counted.position + _BLOCK
-                        archive.addfile(member, io.BytesIO(data))
-                        places[suffix] = [offset, len(data), zlib.crc32(data)]
-                    row = {"key": item.key, "kind": item.kind, "scene": item.scene, "size": size, "members": places}
-                    samples.append(row)
-            file.flush()
-            os.fsync(file.fileno())
-        return {
-            "bytes": counted.position,
-            "sha256": counted.digest.hexdigest(),
-            "samples": samples,
-            "rejected": rejected,
-        }
-
-    def _members(self, sample: NewSample) -> tuple[dict[str, bytes], list[int]]:
-        if not _KEY.fullmatch(sample.key):
-            raise DataError(f"key {sample.key!r} is not accepted; use letters, digits, _ and -, at most 88")
-        if isinstance(sample.rgb, bytes):
-            rgb, name, data = _decode_rgb(sample.rgb), "rgb.jpg", sample.rgb
-        else:
-            rgb, name, data = sample.rgb, "rgb.png", _png(sample.rgb)
-        members = {name: data}
-        if sample.depth is not None:
-            if sample.depth.shape != rgb.shape[:2]:
-                raise DataError(f"{sample.key}: rgb is {rgb.shape[:2]}, depth {sample.depth.shape}; make them equal")
-            members[self.encoding.suffix] = self.encoding.encode(sample.depth)
-        info = {
-            "kind": sample.kind,
-            "scene": sample.scene,
-            **sample.info,
-            "statistics": statistics(rgb, sample.depth),
-        }
-        members["json"] = (json.dumps(info, ensure_ascii=True) + "\n").encode()
-        return members, list(rgb.shape[:2])
 
 
 class ShardedDataset:
@@ -435,7 +188,7 @@ class ShardedDataset:
         Raises:
             DataError: the sample is damaged.
         """
-        rgb, depth = self._decoded(index, "rgb", _decode_rgb), None
+        rgb, depth = self._decoded(index, "rgb", decode_rgb), None
         if self._table["depth"]["bytes"][index]:
             depth = self._decoded(index, "depth", self._decode_depth)
         height, width = self.sizes[index].tolist()
@@ -471,7 +224,7 @@ class ShardedDataset:
 
     def places(self, index: int) -> dict[str, tuple[int, int, int]]:
         """Offset in the shard, bytes and CRC-32 of each of the sample's files, by role."""
-        rows = {role: tuple(self._table[role][index].tolist()) for role in _MEMBERS}
+        rows = {role: tuple(self._table[role][index].tolist()) for role in MEMBERS}
         return {role: place for role, place in rows.items() if place[1]}
 
     def close(self) -> None:
@@ -520,45 +273,7 @@ def contents_sha256(encoding: Mapping[str, Any], shards: Iterable[Mapping[str, A
     return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
 
 
-def statistics(rgb: UInt8[np.ndarray, "h w 3"], depth: Float32[np.ndarray, "h w"] | None) -> dict[str, Any]:
-    """Mean, standard deviation, minimum and maximum of colours [0, 255] and of valid depth [m], and share invalid."""
-    found = {"rgb": _moments(rgb)}
-    if depth is None:
-        return found
-    valid = depth[depth > 0]
-    return {
-        **found,
-        "depth": _moments(valid) if valid.size else None,
-        "invalid_ratio": round(1 - valid.size / depth.size, 6),
-    }
-
-
-def _moments(values: np.ndarray) -> dict[str, float]:
-    numbers = {
-        "mean": values.mean(dtype=np.float64),
-        "std": values.std(dtype=np.float64),
-        "min": values.min(),
-        "max": values.max(),
-    }
-    return {name: round(float(value), 6) for name, value in numbers.items()}
-
-
-_PLACE = np.dtype([("offset", "<u8"), ("bytes", "<u4"), ("crc32", "<u4")])
-
-
-def _index_table(samples: list[tuple[int, dict[str, Any]]], kinds: list[str], scenes: list[str]) -> np.ndarray:
-    """Rows of index.npy: all that `ShardedDataset` must know about a sample, in a fixed number of bytes."""
-    longest = max((len(row["key"]) for _, row in samples), default=1)
-    fields: list[Any] = [("key", f"S{longest}"), ("kind", "<u2"), ("scene", "<u4"), ("size", "<u4", (2,))]
-    fields += [("shard", "<u4"), *((role, _PLACE) for role in _MEMBERS)]
-    table = np.zeros(len(samples), dtype=fields)
-    kind_code, scene_code = ({name: code for code, name in enumerate(names)} for names in (kinds, scenes))
-    for target, (number, row) in zip(table, samples, strict=True):
-        target["key"], target["kind"], target["scene"] = row["key"], kind_code[row["kind"]], scene_code[row["scene"]]
-        target["size"], target["shard"] = row["size"], number
-        for name, place in row["members"].items():
-            target[name.partition(".")[0]] = tuple(place)
-    return table
+PLACE = np.dtype([("offset", "<u8"), ("bytes", "<u4"), ("crc32", "<u4")])
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -566,7 +281,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         unfinished = (folder / PLAN_FILE).is_file()
         what = "its preparation is not finished; run it again" if unfinished else "give the folder of `data prepare`"
         raise DataError(f"{folder} holds no {MANIFEST_FILE}; {what}")
-    manifest = _read_json(folder / MANIFEST_FILE)
+    manifest = read_json(folder / MANIFEST_FILE)
     if manifest.get("format") != FORMAT:
         raise DataError(
             f"{folder / MANIFEST_FILE} has format {manifest.get('format')!r}, not {FORMAT!r}; prepare the data again"
@@ -574,43 +289,26 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            yield from _differences(before, after)
-        elif before != after:
-            yield f"{key}: {before!r:.60} then, {after!r:.60} now"
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _decode_rgb(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
+def decode_rgb(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    """The colours of an encoded picture."""
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image.convert("RGB"))
 
 
-def _png(pixels: np.ndarray) -> bytes:
+def png_bytes(pixels: np.ndarray) -> bytes:
+    """Pixels as a PNG file."""
     buffer = io.BytesIO()
     # Level 6, the default, takes three times as long for a few per cent.
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()
 
 
-def _save_array(path: Path, table: np.ndarray) -> None:
-    with path.open("wb") as file:
-        np.save(file, table)
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a data set.
 
-
-def _read_json(path: Path) -> dict[str, Any]:
+    Raises:
+        DataError: it is missing, damaged or something else.
+    """
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -620,38 +318,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no JSON object; delete it and prepare the data again")
     return content
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, ensure_ascii=True, indent=1) + "\n"
-    write_atomically(path, lambda temporary: _write_synced(temporary, text))
-
-
-def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    text = "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
-    write_atomically(path, lambda temporary: _write_synced(temporary, text))
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-class _CountedFile:
-    """What tarfile writes to: counts and hashes on the way."""
-
-    def __init__(self, file: io.BufferedIOBase) -> None:
-        self._file = file
-        self.position = 0
-        self.digest = hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self._file.write(data)
-        self.digest.update(data)
-        self.position += len(data)
-        return len(data)
-
-    def tell(self) -> int:
-        return self.position

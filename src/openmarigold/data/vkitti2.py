@@ -23,7 +23,8 @@ from openmarigold.data.preparation import (
     decode_codes,
     decode_image,
 )
-from openmarigold.data.shards import DepthEncoding, Rejection
+from openmarigold.data.shard_writer import Rejection
+from openmarigold.data.shards import DepthEncoding
 from openmarigold.errors import DataError, InvalidValueError
 
 SIZE = (375, 1242)

@@ -13,23 +13,18 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from openmarigold.checkpoint import (
-    EMBEDDING_FILE,
-    NETWORK_FILES,
-    NETWORKS,
-    Checkpoint,
-    TinyVae,
-    cached_embedding_path,
-    user_cache_dir,
-    weight_files,
-)
+from openmarigold.checkpoint import EMBEDDING_FILE, Checkpoint, TinyVae, cached_embedding_path, user_cache_dir
 from openmarigold.config import ConvertedFormat, StoredDtype
 from openmarigold.errors import CheckpointError, MissingExtraError, OutputError
 from openmarigold.files import atomic_directory
 from openmarigold.provenance import files_sha256
+from openmarigold.weight_files import NETWORK_FILES, NETWORKS, weight_files
 
+T = TypeVar("T")
 LARGE_BYTES = 2**28
 """Weights from which on a network counts as large: OpenVINO saves more than its start costs, memory matters."""
 _VERSION = 2  # raised whenever the same weights would be converted to something else
@@ -68,6 +63,31 @@ def network_paths(
         else:
             paths[name] = checkpoint.directory / NETWORK_FILES[checkpoint.weights][name]
     return paths
+
+
+def open_networks(
+    checkpoint: Checkpoint,
+    format: ConvertedFormat,
+    open_all: Callable[[dict[str, Path]], T],
+    *,
+    dtype: StoredDtype = "float32",
+    tiny_vae: TinyVae | None = None,
+) -> T:
+    """What `open_all` makes of `network_paths`; where converted files have been damaged since, they are made again.
+
+    Raises:
+        CheckpointError: the checkpoint's own files are damaged, or its networks cannot become this format.
+        MissingExtraError: a network has to be converted and torch is not installed.
+        OutputError: the user's cache cannot be written.
+    """
+    paths = network_paths(checkpoint, format, dtype=dtype, tiny_vae=tiny_vae)
+    try:
+        return open_all(paths)
+    except CheckpointError:
+        if all(path.is_relative_to(checkpoint.directory) for path in paths.values()):
+            raise
+        _log.warning("converted networks of %s are damaged and are made again", checkpoint.name)
+        return open_all(network_paths(checkpoint, format, dtype=dtype, tiny_vae=tiny_vae, renew=True))
 
 
 def can_keep_converted(checkpoint: Checkpoint) -> bool:

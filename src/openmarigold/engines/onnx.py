@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from openmarigold.checkpoint import Checkpoint, TinyVae
 from openmarigold.config import Dtype
-from openmarigold.engines.converted import network_paths
+from openmarigold.engines.converted import open_networks
 from openmarigold.errors import CheckpointError, InvalidValueError, OpenMarigoldError, one_line
 
 
@@ -52,15 +52,7 @@ class OnnxEngine:
         self.device = "cpu"
         self.dtype = dtype
         self.latent_channels = checkpoint.latent_channels
-        paths = network_paths(checkpoint, "onnx", tiny_vae=tiny_vae)
-        try:
-            self._sessions = {name: _open_session(path) for name, path in paths.items()}
-        except CheckpointError:
-            # What was converted may have been damaged since; the checkpoint's own files stay as they are.
-            if all(path.is_relative_to(checkpoint.directory) for path in paths.values()):
-                raise
-            paths = network_paths(checkpoint, "onnx", tiny_vae=tiny_vae, renew=True)
-            self._sessions = {name: _open_session(path) for name, path in paths.items()}
+        self._sessions = open_networks(checkpoint, "onnx", _open_all, tiny_vae=tiny_vae)
         stored = self._sessions["vae_encoder"].get_outputs()[0].shape[1]
         if isinstance(stored, int) and stored != self.latent_channels:
             raise CheckpointError(
@@ -101,6 +93,10 @@ class OnnxEngine:
             raise OpenMarigoldError(
                 f"{name} failed on {shapes} ({one_line(error)}); try a smaller processing_resolution"
             ) from error
+
+
+def _open_all(paths: dict[str, Path]) -> dict[str, onnxruntime.InferenceSession]:
+    return {name: _open_session(path) for name, path in paths.items()}
 
 
 def _open_session(path: Path) -> onnxruntime.InferenceSession:

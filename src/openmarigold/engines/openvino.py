@@ -20,8 +20,8 @@ import numpy as np
 from jaxtyping import Float
 
 from openmarigold.checkpoint import Checkpoint, TinyVae, user_cache_dir
-from openmarigold.config import LATENT_FACTOR, Dtype
-from openmarigold.engines.converted import LARGE_BYTES, network_paths
+from openmarigold.config import LATENT_FACTOR, Dtype, StoredDtype
+from openmarigold.engines.converted import LARGE_BYTES, open_networks
 from openmarigold.errors import CheckpointError, InvalidValueError, MissingExtraError, OpenMarigoldError, one_line
 
 try:
@@ -68,16 +68,8 @@ class OpenVinoEngine:
         self.dtype = dtype
         self.latent_channels = checkpoint.latent_channels
         # In bfloat16 the stored weights need no more than half precision, which halves the memory while compiling.
-        find: dict[str, Any] = {"dtype": "float32" if dtype == "float32" else "float16", "tiny_vae": tiny_vae}
-        paths = network_paths(checkpoint, "openvino", **find)
-        try:
-            self._open_all(paths)
-        except CheckpointError:
-            # What was converted may have been damaged since; the checkpoint's own files stay as they are.
-            if all(path.is_relative_to(checkpoint.directory) for path in paths.values()):
-                raise
-            _log.warning("converted networks of %s are damaged and are made again", checkpoint.name)
-            self._open_all(network_paths(checkpoint, "openvino", renew=True, **find))
+        stored: StoredDtype = "float32" if dtype == "float32" else "float16"
+        open_networks(checkpoint, "openvino", self._open_all, dtype=stored, tiny_vae=tiny_vae)
 
     def encode(self, rgb: Float[np.ndarray, "b 3 H W"]) -> Float[np.ndarray, "b C h w"]:
         latent = self._run("vae_encoder", sample=rgb)

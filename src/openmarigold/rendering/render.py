@@ -30,7 +30,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from openmarigold.data.shards import DepthEncoding, NewSample, Rejection, ShardWriter
+from openmarigold.data.shard_writer import NewSample, Rejection, ShardWriter
+from openmarigold.data.shards import DepthEncoding
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.rendering.blender import Quality, Studio, require_bpy, seed_of
 from openmarigold.rendering.cameras import depth_rejection, picture_rejection, rejection

@@ -22,10 +22,10 @@ from openmarigold.backbone import (
     load_vae,
     widen_conv_in,
 )
-from openmarigold.checkpoint import NETWORK_STEM, TEXT_ENCODER_STEM
 from openmarigold.diffusion import PREDICTION_TYPES, NoiseSchedule
 from openmarigold.errors import CheckpointError, InvalidValueError, RecipeError, one_line
 from openmarigold.training.recipe import DepthRecipe
+from openmarigold.weight_files import NETWORK_STEM, TEXT_ENCODER_STEM, weight_patterns
 
 _PARTS = ("unet", "vae", "scheduler")
 _HUB_FILES = (
@@ -113,11 +113,10 @@ def locate_base(recipe: DepthRecipe) -> Path:
             f"the base checkpoint {recipe.base} is no folder; the recipe's `base` is a folder (relative to where the "
             "command runs) or an id on the hub, owner/name"
         )
-    infix = f".{recipe.base_variant}" if recipe.base_variant else ""
     patterns = []
     for part, stem in (("unet", NETWORK_STEM), ("vae", NETWORK_STEM), ("text_encoder", TEXT_ENCODER_STEM)):
-        patterns += [f"{part}/*.json", f"{part}/{stem}{infix}.safetensors", f"{part}/{stem}{infix}-*.safetensors"]
-        patterns += [f"{part}/{stem}-*{infix}.safetensors"]
+        names = ("config.json", *weight_patterns(stem, recipe.base_variant or None))
+        patterns += [f"{part}/{name}" for name in names]
     return hub.download(hub_id, [*_HUB_FILES, *patterns], revision=recipe.base_revision or None)
 
 

@@ -252,6 +252,7 @@ class TestBadInput:
         for wrong, message in (
             ({"sizes": {"b": (24, 64)}}, 'set mixture = "micro_batch"'),
             ({"sizes": {"c": (24, 64)}, "mixture": "micro_batch"}, "sizes names c, which sources does not"),
+            ({"num_samples": {"c": 5}}, "num_samples names c, which sources does not"),
             ({"sizes": {"b": (20, 64)}, "mixture": "micro_batch"}, "20 is not a multiple of 8"),
             ({"kind_weights": {"x": 2.0}, "mixture": "micro_batch"}, 'kind_weights needs mixture = "sample"'),
             ({"mirror": "both"}, "even num_variants, not 1"),

@@ -78,7 +78,9 @@ def test_a_run_is_a_prepared_data_set_whose_depth_fits_its_camera(finished: Path
     low, high = TINY.fov
     assert low <= np.degrees(2 * np.arctan(48 / info["intrinsics"]["fx"])) <= high
     manifest = json.loads((finished / "manifest.json").read_text())
-    assert manifest["seconds_per_frame"] > 0 and manifest["broken_assets"] == {}
+    assert (
+        manifest["seconds_per_frame"] > 0 and manifest["cpu_seconds_per_frame"] > 0 and manifest["broken_assets"] == {}
+    )
 
 
 def test_workers_and_interruptions_change_nothing(finished: Path, tmp_path: Path) -> None:

@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from openmarigold.cli import run
 from openmarigold.data.shard_writer import NewSample, Rejection, ShardWriter
 from openmarigold.data.shards import DepthEncoding, ShardedDataset
 from openmarigold.data.sources import Source
+from openmarigold.data.statistics import dataset_statistics
 from openmarigold.errors import DataError
 from training_data import write_training_data
 
@@ -278,6 +280,55 @@ def test_a_source_is_a_prepared_set_or_plain_tars(tmp_path: Path) -> None:
     plain = Source("photos", write_training_data(tmp_path))
     assert plain.sizes.tolist() == [[48, 64]] * 6
     plain.close()
+
+
+def test_a_source_may_be_a_random_part(tmp_path: Path) -> None:
+    data = write_five(tmp_path / "mine")
+    part = Source("mine", tmp_path, num_samples=3, seed=7)
+    assert len(part) == len(part.keys) == len(part.kinds) == len(part.sizes) == 3
+    assert set(part.keys) < set(data.keys) and part.keys == Source("mine", tmp_path, num_samples=3, seed=7).keys
+    for number, key in enumerate(part.keys):
+        np.testing.assert_array_equal(part.read(number).rgb, data.read(data.keys.index(key)).rgb)
+    others = {tuple(Source("mine", tmp_path, num_samples=3, seed=seed).keys) for seed in range(20)}
+    assert len(others) > 3
+    contents = {Source("mine", tmp_path, num_samples=count).contents for count in (None, 2, 3)}
+    assert len(contents) == 3  # a cache of one must not be taken for another
+    assert Source("mine", tmp_path, num_samples=5).keys == data.keys
+    with pytest.raises(DataError, match=r"has 5 samples, not the 6 of data\.num_samples; lower it"):
+        Source("mine", tmp_path, num_samples=6)
+
+
+def test_statistics_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Rooms 0, 1, 3, 4 and street 2; number n has 6 + n rows of 9 pixels, n without depth, the others at 1.5 + n m.
+    write_five(tmp_path)
+    rooms, street, everything = dataset_statistics(tmp_path)
+    assert (rooms.kind, street.kind, everything.kind) == ("rooms", "street", "all")
+    assert (rooms.num_samples, rooms.num_scenes, everything.num_samples, everything.num_scenes) == (4, 3, 5, 3)
+    shares = [0, 1 / 63, 2 / 72, 3 / 81, 4 / 90]
+    assert everything.invalid_share == pytest.approx(np.mean(shares))
+    assert everything.mostly_invalid_share == pytest.approx(2 / 5)  # 3 / 81 and 4 / 90 are above 3 %
+    assert street.depth_quantiles == pytest.approx((3.5, 3.5, 3.5)) and street.depth_range == pytest.approx((3.5, 3.5))
+    assert everything.depth_quantiles == pytest.approx((3.5, 3.5, 3.5))
+    assert everything.depth_range == pytest.approx((1.5, 5.5))
+    assert run(["data", "statistics", str(tmp_path), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["all"]["depth_range"] == pytest.approx([1.5, 5.5]) and printed["rooms"]["num_scenes"] == 3
+    assert run(["data", "statistics", str(tmp_path)]) == 0
+    assert "street              1       1     2.8 %             0.0 %" in capsys.readouterr().out
+
+
+def test_statistics_without_depth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    writer = new_writer(tmp_path)
+    writer.begin()
+    empty = NewSample(key="e", kind="fog", scene="s", rgb=make_photo(6, 9), depth=np.zeros((6, 9), np.float32))
+    writer.write(0, [empty, NewSample(key="p", kind="photo", scene="s", rgb=make_photo(6, 9), depth=None)])
+    writer.finish(1, {})
+    assert [(row.kind, row.num_samples, row.invalid_share) for row in dataset_statistics(tmp_path)] == [
+        ("fog", 1, 1.0),
+        ("all", 1, 1.0),
+    ]
+    assert run(["data", "statistics", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["all"]["depth_range"] == [None, None]
 
 
 def test_opening_many_samples_is_quick(tmp_path: Path) -> None:

@@ -138,6 +138,16 @@ class Preview:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Say what a prepared data set holds: samples and scenes of each kind, depth ranges, shares without depth."""
+
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    """Folder of the prepared data set."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Render:
     """Render synthetic pictures with exact depth: path-traced rooms, tabletops and streets (extra `render`).
 
@@ -183,6 +193,7 @@ class Data:
         | Annotated[Prepare, tyro.conf.subcommand("prepare", prefix_name=False)]
         | Annotated[Verify, tyro.conf.subcommand("verify", prefix_name=False)]
         | Annotated[Preview, tyro.conf.subcommand("preview", prefix_name=False)]
+        | Annotated[Statistics, tyro.conf.subcommand("statistics", prefix_name=False)]
         | Annotated[Render, tyro.conf.subcommand("render", prefix_name=False)]
     ]
 
@@ -200,6 +211,8 @@ def run_data(command: Data) -> int:
         return _verify(chosen)
     elif isinstance(chosen, Render):
         _render(chosen)
+    elif isinstance(chosen, Statistics):
+        _print_statistics(chosen)
     else:
         _preview(chosen)
     return 0
@@ -307,6 +320,32 @@ def _preview(command: Preview) -> None:
     print(f"{count} samples: {command.output}")
 
 
+def _print_statistics(command: Statistics) -> None:
+    from openmarigold.data.statistics import dataset_statistics
+
+    with progress_bar("samples") as (progress, _):
+        rows = dataset_statistics(command.folder, progress=progress)
+    if command.json:
+        found = {row.kind: {name: _number(value) for name, value in dataclasses.asdict(row).items()} for row in rows}
+        print(json.dumps(found))
+        return
+    print("kind          samples  scenes  no depth  samples over 3 %   depth 5 / 50 / 95 % [m]   smallest to largest")
+    for row in rows:
+        quantiles = " / ".join(f"{value:.2f}" for value in row.depth_quantiles)
+        print(
+            f"{row.kind:12s} {row.num_samples:8d} {row.num_scenes:7d} {100 * row.invalid_share:7.1f} % "
+            f"{100 * row.mostly_invalid_share:15.1f} %  {quantiles:>24s}   "
+            f"{row.depth_range[0]:.2f} to {row.depth_range[1]:.1f}"
+        )
+
+
+def _number(value: Any) -> Any:
+    """For JSON, which has no NaN."""
+    if isinstance(value, tuple):
+        return [_number(one) for one in value]
+    return None if isinstance(value, float) and value != value else value
+
+
 def _render(command: Render) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -342,7 +381,10 @@ def _render(command: Render) -> None:
         listed = ", ".join(f"{name} {count}" for name, count in counts[what].items())
         print(f"{what.replace('_', ' ')}: {listed or 'none'}")
     if manifest["seconds_per_frame"] is not None:
-        print(f"seconds per picture and worker: {manifest['seconds_per_frame']:.2f}")
+        print(
+            f"seconds per picture and worker: {manifest['seconds_per_frame']:.2f}, "
+            f"of the processor {manifest['cpu_seconds_per_frame']:.2f}"
+        )
 
 
 def _print_where(command: Where) -> None:

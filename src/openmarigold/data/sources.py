@@ -19,6 +19,7 @@ from PIL import Image
 
 from openmarigold.data.shards import Sample, ShardedDataset, is_prepared
 from openmarigold.errors import DataError
+from openmarigold.seeding import generator_for
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,15 @@ SOURCES: dict[str, SourceRow] = {
 class Source:
     """Random access to the samples of one source."""
 
-    def __init__(self, name: str, data_dir: Path) -> None:
+    def __init__(self, name: str, data_dir: Path, *, num_samples: int | None = None, seed: int = 0) -> None:
         """Opens source `name`: the prepared data set in `data_dir/name`, else the row of `SOURCES`; reads no samples.
 
+        Args:
+            num_samples: use only so many of its samples, drawn at random; None uses all.
+            seed: of that draw.
+
         Raises:
-            DataError: neither is there, or a shard is not a whole tar file.
+            DataError: neither is there, a shard is not a whole tar file, or there are fewer samples than that.
         """
         if name not in SOURCES and not is_prepared(data_dir / name):
             raise DataError(
@@ -75,9 +80,18 @@ class Source:
         prepared = is_prepared(data_dir / name)
         reader = ShardedDataset(data_dir / name) if prepared else _PlainTars(name, SOURCES[name], data_dir)
         self._reader = reader
-        self.keys = reader.keys
-        self.kinds = reader.kinds
+        self._chosen = np.arange(len(reader.keys))
         self.contents = reader.contents
+        if num_samples is not None:
+            if num_samples > len(reader.keys):
+                raise DataError(
+                    f"source {name} has {len(reader.keys)} samples, not the {num_samples} of data.num_samples; lower it"
+                )
+            rng = generator_for(seed, f"samples of {name}")
+            self._chosen = np.sort(rng.choice(len(reader.keys), size=num_samples, replace=False))
+            self.contents += f":{num_samples} by {seed}"
+        self.keys = [reader.keys[index] for index in self._chosen]
+        self.kinds = [reader.kinds[index] for index in self._chosen]
         self.valid_range: tuple[float, float] = (
             reader.valid_range if isinstance(reader, ShardedDataset) else (0.0, float("inf"))
         )
@@ -89,7 +103,7 @@ class Source:
     @property
     def sizes(self) -> Int64[np.ndarray, "n 2"]:
         """Height and width of each sample; plain tars are read once for it."""
-        return self._reader.sizes
+        return self._reader.sizes[self._chosen]
 
     def read(self, index: int) -> Sample:
         """Decoded sample number `index`.
@@ -97,7 +111,7 @@ class Source:
         Raises:
             DataError: the sample is damaged.
         """
-        return self._reader.read(index)
+        return self._reader.read(int(self._chosen[index]))
 
     def close(self) -> None:
         """Closes the shards; reading opens them again."""

@@ -99,6 +99,9 @@ class DataConfig:
 
     sources: dict[str, float]
     """Source name -> share of samples."""
+    num_samples: dict[str, int] = field(default_factory=dict)
+    """Source name -> how many of its samples are used, drawn by the seed; all where not given. For comparing sources
+    of different size."""
     size: tuple[int, int]
     """Height and width of a training view [px], multiples of 8."""
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -141,8 +144,10 @@ class DataConfig:
         for name, size in {"size": self.size, **{f"sizes.{name}": size for name, size in self.sizes.items()}}.items():
             for side in size:
                 _require(side > 0 and side % 8 == 0, f"{name}={list(size)}: {side} is not a multiple of 8")
-        unknown = sorted(self.sizes.keys() - self.sources.keys())
-        _require(not unknown, f"sizes names {', '.join(unknown)}, which sources does not")
+        for name in ("sizes", "num_samples"):
+            unknown = sorted(getattr(self, name).keys() - self.sources.keys())
+            _require(not unknown, f"{name} names {', '.join(unknown)}, which sources does not")
+        _require(all(count >= 1 for count in self.num_samples.values()), "every num_samples must be 1 or above")
         if self.mixture == "sample":
             different = sorted(
                 name for name in self.sources if self.size_of(name) != self.size_of(next(iter(self.sources)))

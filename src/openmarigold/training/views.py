@@ -62,7 +62,9 @@ class Mixture:
             RecipeError: a kind that the data does not have, or weights that leave nothing.
         """
         self.config, self.seed = config, seed
-        self.sources = [Source(name, data_dir) for name in config.sources]
+        self.sources = [
+            Source(name, data_dir, num_samples=config.num_samples.get(name), seed=seed) for name in config.sources
+        ]
         for source in self.sources:
             if not len(source):
                 raise DataError(f"source {source.name} holds no samples; prepare it again, or leave it out")

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a prepared data set holds, in numbers to set beside those of another: depth ranges, shares without depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from openmarigold.data.shards import ShardedDataset
+
+QUANTILES = (0.05, 0.5, 0.95)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetStatistics:
+    """Numbers of all samples, or of those of one kind; means are over samples.
+
+    Attributes:
+        kind: what the samples show, "all" for the whole data set.
+        num_samples: samples with a depth map.
+        num_scenes: scenes that they are of.
+        invalid_share: mean share of pixels without depth, [0, 1].
+        mostly_invalid_share: share of samples that have more than 3 % of such pixels, [0, 1]: the limit by which
+            Hypersim is filtered for Marigold (its issue 158).
+        depth_quantiles: means of the 5 %, 50 % and 95 % quantiles of valid depth [m]; NaN without any.
+        depth_range: smallest and largest valid depth of all [m]; NaN without any.
+    """
+
+    kind: str
+    num_samples: int
+    num_scenes: int
+    invalid_share: float
+    mostly_invalid_share: float
+    depth_quantiles: tuple[float, float, float]
+    depth_range: tuple[float, float]
+
+
+def dataset_statistics(
+    folder: Path, *, progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[DatasetStatistics]:
+    """Statistics of the data set in `folder`: of each kind in the order of their names, then of all.
+
+    Samples without a depth map (photos) are left out.
+
+    Args:
+        folder: of the data set.
+        progress: called with the samples done and their number.
+
+    Raises:
+        DataError: no prepared data set, or a damaged sample.
+    """
+    data = ShardedDataset(folder)
+    rows: list[tuple[str, str, tuple[float, ...]]] = []
+    for index in range(len(data)):
+        depth = data.read(index).depth
+        if depth is not None:
+            valid = depth[depth > 0].astype(np.float64)
+            found = (np.nan,) * 5 if not valid.size else (*np.quantile(valid, QUANTILES), valid.min(), valid.max())
+            rows.append((data.kinds[index], data.scenes[index], (1 - valid.size / depth.size, *found)))
+        progress(index + 1, len(data))
+    data.close()
+    kinds = sorted({kind for kind, _, _ in rows})
+    return [_summary(kind, [row for row in rows if row[0] == kind]) for kind in kinds] + [_summary("all", rows)]
+
+
+def _summary(kind: str, rows: list[tuple[str, str, tuple[float, ...]]]) -> DatasetStatistics:
+    table = np.array([numbers for _, _, numbers in rows], dtype=np.float64).reshape(-1, 6)
+    some = table[np.isfinite(table[:, 1])]  # with any depth
+    low, middle, high = some[:, 1:4].mean(axis=0).tolist() if len(some) else [np.nan] * 3
+    return DatasetStatistics(
+        kind=kind,
+        num_samples=len(rows),
+        num_scenes=len({scene for _, scene, _ in rows}),
+        invalid_share=float(table[:, 0].mean()) if len(table) else 0.0,
+        mostly_invalid_share=float((table[:, 0] > 0.03).mean()) if len(table) else 0.0,
+        depth_quantiles=(low, middle, high),
+        depth_range=(float(some[:, 4].min()), float(some[:, 5].max())) if len(some) else (np.nan, np.nan),
+    )

@@ -36,6 +36,7 @@ from openmarigold.rendering.scene import (
     transform_points,
     translation,
 )
+from openmarigold.rendering.shell import Opening, reveal_mesh
 from openmarigold.rendering.tabletops import sample_tabletop
 from openmarigold.seeding import generator_for
 from rendering_data import GREY, block, camera_at, floor, scene_of
@@ -343,6 +344,15 @@ def test_depth_and_pictures_are_rejected_for_what_is_wrong_with_them() -> None:
     assert picture_rejection((100 + grey / 50).astype(np.uint8)) == "low contrast"
 
 
+def test_a_doorway_has_one_floor() -> None:
+    # Two surfaces in one place shade each other black.
+    for bottom, sides in ((0.0, 3), (0.8, 4)):
+        reveal = reveal_mesh(Opening(left=1.0, right=1.9, bottom=bottom, top=2.1), 0.12, GREY)
+        assert len(reveal.faces) == 2 * sides
+        lowest = reveal.vertices[reveal.faces][..., 2].max(axis=1) <= bottom
+        assert lowest.sum() == (0 if bottom == 0 else 2)
+
+
 def test_photos_are_exposed_for_what_was_measured() -> None:
     generator = np.random.default_rng(0)
     linear = generator.gamma(2.0, 0.05, size=(72, 96, 3)).astype(np.float32)
@@ -353,6 +363,10 @@ def test_photos_are_exposed_for_what_was_measured() -> None:
         assert photo.dtype == np.uint8
         means.append(photo.mean())
     assert means[0] < means[1] < means[2]
+    linear[3, 4] = 1e30  # a path that met a lamp's centre: white, and no other pixel changes
+    burnt = develop(linear, measured, generator_for(1, "photo"))
+    assert burnt[3, 4].min() > 200
+    linear[3, 4] = linear[0, 0]
     same = develop(1000 * linear, measured, generator_for(1, "photo"))
     assert np.abs(same.astype(int) - develop(linear, measured, generator_for(1, "photo"))).max() <= 1
     with pytest.raises(ValueError, match="-4 to 4 stops"):

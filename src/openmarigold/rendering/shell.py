@@ -103,8 +103,9 @@ def reveal_mesh(hole: Opening, deep: Real, material: Material) -> Mesh:
         ((left, 0, low), (left, deep, low), (left, deep, high), (left, 0, high)),
         ((right, deep, low), (right, 0, low), (right, 0, high), (right, deep, high)),
         ((left, 0, high), (left, deep, high), (right, deep, high), (right, 0, high)),
-        ((left, deep, low), (left, 0, low), (right, 0, low), (right, deep, low)),
     ]
+    if low > 0.0:  # at the floor it would lie in the threshold, and each would shade the other black
+        sides.append(((left, deep, low), (left, 0, low), (right, 0, low), (right, deep, low)))
     faced = []
     centre = np.array((0.5 * (left + right), 0.5 * deep, 0.5 * (low + high)))
     for corners in sides:

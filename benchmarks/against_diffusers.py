@@ -5,9 +5,9 @@
 
 Weights are random, at the full Stable Diffusion 2 architecture (0.95 billion), and lie in DIR, which is made where it
 is missing (3.8 GB, and more for what OpenVINO runs). Each pipeline runs in a process of its own, theirs and ours by
-turns; a process predicts once to warm up (unless --cold) and then once for the clock. Ratios are theirs to ours, of the
-medians, with the smallest and the largest of the rounds. With --records the peer's runs are kept and, for the same
-work, used again: an ensemble of ten takes it minutes.
+turns; a process predicts once with one member to warm up (unless --cold) and then once for the clock. Ratios are theirs
+to ours, of the medians, with the smallest and the largest of the rounds. With --records the peer's runs are kept and,
+for the same work, used again: an ensemble of ten takes it minutes.
 
 On a CPU the peer is the pipeline as a user calls it, in float32. With `--device cuda` it is its documented recipe, half
 precision and torch.compile of the U-Net, and ours is bfloat16, compiled.
@@ -134,9 +134,9 @@ def work(task: dict[str, Any]) -> None:
     answer: dict[str, Any] = {"load_s": time.perf_counter() - started, "engine": engine}
     if not task.get("load_only"):
         if task["warm"]:
-            predict()
+            predict(1)
         before = time.perf_counter()
-        depth = predict()
+        depth = predict(task["members"])
         answer["seconds"] = time.perf_counter() - before
         path = Path(f"{task['folder']}-depth-{task['who']}-{task['members']}.npy")
         np.save(path, depth)
@@ -149,7 +149,7 @@ def work(task: dict[str, Any]) -> None:
 
 
 def load_ours(task: dict[str, Any], rgb: np.ndarray, latents: np.ndarray) -> tuple[Any, str]:
-    """A function that predicts the picture with this package, and its engine."""
+    """A function that predicts the picture from some members with this package, and its engine."""
     from openmarigold import Predictor
 
     options: dict[str, Any] = {"engine": task["engine"], "device": task["device"], "dtype": task["dtype"]}
@@ -158,12 +158,15 @@ def load_ours(task: dict[str, Any], rgb: np.ndarray, latents: np.ndarray) -> tup
     if "tiny" in task:
         options |= {"tiny_vae": f"{task['folder']}-tiny-vae", "tiny_vae_for": task["tiny"]}
     predictor = Predictor.load(task["folder"], **options)
-    settings = {"latents": latents, "ensemble_size": task["members"], "num_inference_steps": 1}
-    return lambda: predictor(rgb, **settings).depth, predictor.engine.name
+
+    def predict(members: int) -> np.ndarray:
+        return predictor(rgb, latents=latents[:members], ensemble_size=members, num_inference_steps=1).depth
+
+    return predict, predictor.engine.name
 
 
 def load_theirs(task: dict[str, Any], rgb: np.ndarray, latents: np.ndarray) -> tuple[Any, str]:
-    """A function that predicts the picture with diffusers' pipeline, and its name."""
+    """A function that predicts the picture from some members with diffusers' pipeline, and its name."""
     import torch
     from diffusers import MarigoldDepthPipeline
     from PIL import Image
@@ -180,8 +183,12 @@ def load_theirs(task: dict[str, Any], rgb: np.ndarray, latents: np.ndarray) -> t
     pipeline.set_progress_bar_config(disable=True)
     image = Image.fromarray(rgb)
     start = torch.from_numpy(latents).to(task["device"], pipeline.unet.dtype)
-    settings = {"latents": start, "num_inference_steps": 1, "ensemble_size": task["members"]}
-    return lambda: pipeline(image, **settings).prediction[0, :, :, 0], "diffusers"
+
+    def predict(members: int) -> np.ndarray:
+        settings = {"latents": start[:members], "num_inference_steps": 1, "ensemble_size": members}
+        return pipeline(image, **settings).prediction[0, :, :, 0]
+
+    return predict, "diffusers"
 
 
 def inputs(members: int) -> tuple[np.ndarray, np.ndarray]:

@@ -32,7 +32,7 @@ from openmarigold.checkpoint import TITLES, Checkpoint, TinyVae, read_checkpoint
 from openmarigold.config import LATENT_FACTOR, ConvertedFormat, StoredDtype
 from openmarigold.errors import CheckpointError, MissingExtraError, OutputError
 from openmarigold.files import atomic_directory
-from openmarigold.folding import fold_channel_mean, fold_constant_context, fold_upsampling
+from openmarigold.folding import fold_channel_mean, fold_constant_context, fold_upsampling, split_group_norms
 from openmarigold.integrity import count_parameters
 from openmarigold.prompt import load_empty_prompt_embedding
 from openmarigold.weight_files import NETWORK_FILES, NETWORKS
@@ -115,8 +115,8 @@ def write_network(
         _onnx_to_openvino(source.directory / NETWORK_FILES["onnx"][name], folder, dtype)
         return
     module, inputs, output = _network(source, name, tiny_vae if replaced else None)
-    if format == "openvino" and name != "unet":
-        fold_upsampling(module)  # ONNX Runtime would need gigabytes for a transposed convolution
+    if format == "openvino" and name != "unet":  # ONNX Runtime would need gigabytes for a transposed convolution
+        split_group_norms(fold_upsampling(module))
     write = {"onnx": _write_onnx, "openvino": _write_openvino}[format]
     write(module.eval(), inputs, output, folder, dtype)
 

@@ -20,10 +20,12 @@ from openmarigold.engines.torch import TorchEngine
 from openmarigold.folding import (
     ConstantCrossAttention,
     FusedSelfAttention,
+    SplitGroupNorm,
     doubling_convolution,
     fold_channel_mean,
     fold_constant_context,
     fold_upsampling,
+    split_group_norms,
 )
 from openmarigold.predictor import Predictor
 from tiny import make_photo, make_unet, make_vae
@@ -144,6 +146,47 @@ def test_unusual_doublings_stay_as_they_are() -> None:
     assert sum(isinstance(module, nn.ConvTranspose2d) for module in vae.modules()) == 2
 
 
+@pytest.mark.parametrize("groups", [1, 4, 12])  # one for all channels, and one for each
+@pytest.mark.parametrize("size", [(1, 2), (5, 7), (6, 8)])
+def test_split_group_norm_equals_the_plain_one(groups: int, size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(9)
+    norm = nn.GroupNorm(groups, 12, eps=1e-3).double()
+    with torch.no_grad():
+        for parameter in norm.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+        image = 3 + torch.randn(2, 12, *size, generator=generator, dtype=torch.float64)
+        torch.testing.assert_close(SplitGroupNorm(norm)(image), norm(image), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("offset", [0.0, 5.0, 30.0])
+def test_split_group_norm_in_bfloat16_bears_a_large_mean(offset: float) -> None:
+    generator = torch.Generator().manual_seed(10)
+    norm = nn.GroupNorm(4, 16)
+    image = (offset + torch.randn(1, 16, 24, 32, generator=generator)).bfloat16()
+    with torch.no_grad():
+        expected = norm(image.float())
+        found = SplitGroupNorm(norm.bfloat16())(image).float()
+    # The mean has 8 bits: half of the last one of them is 2 to the power of -9 of it, and so has the image.
+    assert (found - expected).abs().max() < 0.05 + 2 * offset * 2**-8
+
+
+@pytest.mark.parametrize("size", [(6, 8), (5, 7), (1, 3)])
+def test_autoencoder_with_split_group_norms_equals_the_plain_one(size: tuple[int, int]) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        vae = make_vae("kl").eval()
+        latent, image = torch.randn(2, 4, *size), torch.rand(2, 3, 8 * size[0], 8 * size[1])
+    assert isinstance(vae, AutoencoderKL)
+    with torch.no_grad():
+        expected = [vae.encode(image).latent_dist.mode(), vae.decode(latent).sample]
+        assert split_group_norms(vae) is vae
+        found = [vae.encode(image).latent_dist.mode(), vae.decode(latent).sample]
+    plain = [name for name, module in vae.named_modules() if isinstance(module, nn.GroupNorm)]
+    assert plain == [f"{half}.mid_block.attentions.0.group_norm" for half in ("encoder", "decoder")]
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=FOLDED)
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_folded_decoder_is_the_same_in_every_engine(checkpoint: Checkpoint, size: tuple[int, int]) -> None:
     shape = (2, checkpoint.latent_channels, size[0] // 8, size[1] // 8)
@@ -155,6 +198,15 @@ def test_folded_decoder_is_the_same_in_every_engine(checkpoint: Checkpoint, size
         np.testing.assert_allclose(engine.decode(engine.to_engine(latent)), expected, rtol=0, atol=FOLDED, err_msg=name)
 
 
+@pytest.fixture(params=["small", "large"])
+def treated_as(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """OpenVINO opens large networks otherwise than small ones; here every one counts as what is asked for."""
+    if request.param == "large":
+        monkeypatch.setattr("openmarigold.engines.openvino.LARGE_BYTES", 0)
+    return request.param
+
+
+@pytest.mark.usefixtures("treated_as")
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_openvino_equals_torch(checkpoint: Checkpoint, size: tuple[int, int], batch_size: int) -> None:
@@ -180,6 +232,7 @@ def test_bfloat16_is_near_float32(checkpoint: Checkpoint) -> None:
                 assert 0 < np.sqrt(np.mean((found - ours) ** 2)) < BFLOAT16 * max(ours.std(), 0.1), engine.name
 
 
+@pytest.mark.usefixtures("treated_as")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_openvino_results_do_not_depend_on_company(tiny_checkpoint: Path, dtype: Any) -> None:
     from openmarigold.engines.openvino import computes_in_bfloat16
@@ -194,6 +247,31 @@ def test_openvino_results_do_not_depend_on_company(tiny_checkpoint: Path, dtype:
         predictor(other, **settings)
     np.testing.assert_array_equal(predictor(rgb, **settings).depth, alone)
     np.testing.assert_array_equal(predictor(rgb, batch_size=2, **settings).depth, alone)
+
+
+def test_large_networks_keep_the_last_two_sizes(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import openvino
+
+    monkeypatch.setattr("openmarigold.engines.openvino.LARGE_BYTES", 0)
+    compiled: list[list[int]] = []
+    compile_model = openvino.Core.compile_model
+
+    def noting(core: Any, model: Any, *arguments: Any) -> Any:
+        if not model.is_dynamic():
+            compiled.append(list(model.inputs[0].shape))
+        return compile_model(core, model, *arguments)
+
+    monkeypatch.setattr(openvino.Core, "compile_model", noting)
+    engine: Any = open_engine(read_checkpoint(tiny_checkpoint), engine="openvino")
+    compiled.clear()  # the small image on which weights are packed
+    images = {size: np.full((1, 3, *size), 0.3, dtype=np.float32) for size in SIZES}
+    first = {size: engine.encode(image) for size, image in images.items()}
+    assert compiled == [[1, 3, *size] for size in SIZES]
+    for size in (SIZES[1], SIZES[2], SIZES[1]):
+        np.testing.assert_array_equal(engine.encode(images[size]), first[size])
+    assert len(compiled) == 3
+    np.testing.assert_array_equal(engine.encode(images[SIZES[0]]), first[SIZES[0]])
+    assert compiled[3:] == [[1, 3, *SIZES[0]]]
 
 
 @pytest.mark.slow

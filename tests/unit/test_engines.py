@@ -136,9 +136,12 @@ def test_bfloat16_needs_a_cpu_that_has_it(onnx_checkpoint: Path, monkeypatch: py
         Predictor.load(onnx_checkpoint, engine="openvino", dtype="bfloat16")
 
 
+@pytest.mark.parametrize("large", [False, True])
 def test_converted_networks_are_kept_and_made_again_when_damaged(
-    tiny_checkpoint: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, large: bool
 ) -> None:
+    if large:
+        monkeypatch.setattr("openmarigold.engines.openvino.LARGE_BYTES", 0)
     rgb = make_photo(40, 48)
     first = Predictor.load(tiny_checkpoint, engine="openvino")(rgb).depth
     folders = sorted((cache / "converted").iterdir())

@@ -27,7 +27,7 @@ from openmarigold.weight_files import NETWORK_FILES, NETWORKS, weight_files
 T = TypeVar("T")
 LARGE_BYTES = 2**28
 """Weights from which on a network counts as large: OpenVINO saves more than its start costs, memory matters."""
-_VERSION = 2  # raised whenever the same weights would be converted to something else
+_VERSION = 3  # raised whenever the same weights would be converted to something else
 _CONTENT_FILE = "content.json"
 _log = logging.getLogger(__name__)
 

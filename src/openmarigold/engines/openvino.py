@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """OpenVINO on the CPU: the fastest engine there, in float32 and in bfloat16 (extra `openvino`).
 
-Sizes stay free in the compiled networks: a folder of mixed photos compiles nothing anew, and a photo's result depends
-on its own size alone.
+Sizes stay free in the compiled networks: a folder of mixed photos compiles nothing anew. Only large autoencoders, which
+need half the memory so, are compiled for each size that comes. A photo's result depends on its own size alone.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import math
 import shutil
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ except ModuleNotFoundError as error:
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 _COUNTED = ("Convolution", "ConvolutionBackpropData", "GroupConvolution", "MatMul", "ScaledDotProductAttention")
 _MADV_DONTNEED = 4
+_KEPT_SHAPES = 2  # upright and lying photos
+_SMALL = 8  # cells, the least that a U-Net which halves three times takes
 _log = logging.getLogger(__name__)
 
 
@@ -72,11 +75,7 @@ class OpenVinoEngine:
         open_networks(checkpoint, "openvino", self._open_all, dtype=stored, tiny_vae=tiny_vae)
 
     def encode(self, rgb: Float[np.ndarray, "b 3 H W"]) -> Float[np.ndarray, "b C h w"]:
-        latent = self._run("vae_encoder", sample=rgb)
-        if not self._packed and self.dtype != "float32":
-            # Where memory is to be saved: the most of it is needed when a large U-Net packs its weights.
-            self._requests["vae_encoder"].get_compiled_model().release_memory()
-        return latent
+        return self._run("vae_encoder", sample=rgb)
 
     def denoise(
         self,
@@ -86,11 +85,7 @@ class OpenVinoEngine:
         timestep: int,
     ) -> Float[np.ndarray, "b C h w"]:
         sample = np.concatenate([np.broadcast_to(rgb_latent, noisy_latent.shape), noisy_latent], axis=1)
-        prediction = self._run("unet", sample=sample, timestep=np.array([timestep], dtype=np.int64))
-        if not self._packed:
-            self._packed = True
-            _forget_pages(self._weights)
-        return prediction
+        return self._run("unet", sample=sample, timestep=np.array([timestep], dtype=np.int64))
 
     def decode(self, depth_latent: Float[np.ndarray, "b C h w"]) -> Float[np.ndarray, "b H W"]:
         return self._run("vae_decoder", latent=depth_latent)[:, 0]
@@ -117,13 +112,27 @@ class OpenVinoEngine:
     def _open_all(self, paths: dict[str, Path]) -> None:
         weights = [path.with_suffix(".bin") for path in paths.values() if path.suffix == ".xml"]
         large = sum(path.stat().st_size for path in (*weights, *paths.values()) if path.is_file()) >= LARGE_BYTES
-        self._weights = weights if large else []
-        self._packed = not large
         # Large networks open in a second without OpenVINO's own cache, which would hold all weights once more.
         cache_dir = None if large else user_cache_dir() / "openvino"
-        self._requests = {name: self._open(path, cache_dir) for name, path in paths.items()}
+        self._requests = {name: self._open(path, cache_dir, large and name != "unet") for name, path in paths.items()}
+        if large:
+            self._pack(weights)
 
-    def _open(self, path: Path, cache_dir: Path | None) -> Any:
+    def _pack(self, weights: Iterable[Path]) -> None:
+        """Has the networks pack their weights, on a small image, and lets go of what they were packed from.
+
+        The most memory is needed then: more if the activations of a photo were already there. Damage shows, too.
+        """
+        latent = np.zeros((1, self.latent_channels, _SMALL, _SMALL), dtype=np.float32)
+        try:
+            self.encode(np.zeros((1, 3, _SMALL * LATENT_FACTOR, _SMALL * LATENT_FACTOR), dtype=np.float32))
+            self.denoise(latent, latent, timestep=0)
+            self.decode(latent)
+        except OpenMarigoldError as error:
+            raise CheckpointError(f"{error}; get the checkpoint again") from error
+        _return_memory(weights)
+
+    def _open(self, path: Path, cache_dir: Path | None, by_size: bool) -> Any:
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _PRECISIONS[self.dtype],  # without it, float32 networks run in bfloat16
             "EXECUTION_MODE_HINT": "ACCURACY" if self.dtype == "float32" else "PERFORMANCE",
@@ -132,37 +141,76 @@ class OpenVinoEngine:
         }
         try:
             model = self._core.read_model(path)
+            if by_size:
+                return _NetworkBySize(self._core, model, settings, path)
             if cache_dir is not None:
                 try:
-                    return self._compile(model, {**settings, "CACHE_DIR": str(cache_dir)})
+                    return self._compile_cached(model, {**settings, "CACHE_DIR": str(cache_dir)})
                 except RuntimeError as error:
                     _log.warning("OpenVINO's cache in %s is damaged and is removed (%s)", cache_dir, one_line(error))
                     shutil.rmtree(cache_dir, ignore_errors=True)
-            return self._compile(model, settings)
+            return self._core.compile_model(model, "CPU", settings).create_infer_request()
         except Exception as error:  # OpenVINO's errors share no public base
             raise CheckpointError(f"{path} cannot be loaded ({one_line(error)}); get the checkpoint again") from error
 
-    def _compile(self, model: Any, settings: dict[str, Any]) -> Any:
-        return self._core.compile_model(model, "CPU", settings).create_infer_request()
+    def _compile_cached(self, model: Any, settings: dict[str, Any]) -> Any:
+        """The network as OpenVINO's cache holds it, also where it has just been put there.
+
+        One that is compiled may lay out images in another way than one that is read back, and round otherwise.
+        """
+        compiled = self._core.compile_model(model, "CPU", settings)
+        if not compiled.get_property("LOADED_FROM_CACHE"):
+            compiled = self._core.compile_model(model, "CPU", settings)
+        return compiled.create_infer_request()
 
 
-def _forget_pages(files: Iterable[Path]) -> None:
-    """Takes weight files, which have been packed into memory of their own, out of this process' memory (Linux).
+class _NetworkBySize:
+    """A network of one input that is compiled anew for each of its shapes; the last ones are kept, one with its memory.
 
-    They are mapped for reading only, so the system reads again what is needed again.
+    For a known shape OpenVINO plans which activations share memory, and a Stable Diffusion autoencoder needs half.
+    """
+
+    def __init__(self, core: Any, model: Any, settings: dict[str, Any], path: Path) -> None:
+        self._core, self._model, self._settings = core, model, settings
+        self._weights = [path.with_suffix(".bin")]
+        self._requests: OrderedDict[tuple[int, ...], Any] = OrderedDict()  # the last one is the one in use
+
+    def infer(self, inputs: dict[str, np.ndarray], *, share_inputs: bool) -> Any:
+        (shape,) = (value.shape for value in inputs.values())
+        compiled = shape not in self._requests
+        if self._requests and shape != next(reversed(self._requests)):
+            self._requests[next(reversed(self._requests))].get_compiled_model().release_memory()
+        if compiled:
+            if len(self._requests) == _KEPT_SHAPES:
+                self._requests.popitem(last=False)
+            self._model.reshape(list(shape))
+            request = self._core.compile_model(self._model, "CPU", self._settings).create_infer_request()
+            self._requests[shape] = request
+        self._requests.move_to_end(shape)
+        outputs = self._requests[shape].infer(inputs, share_inputs=share_inputs)
+        if compiled:
+            _return_memory(self._weights)
+        return outputs
+
+
+def _return_memory(files: Iterable[Path]) -> None:
+    """Gives back what has been freed, and weight files that have been packed into memory of their own (Linux).
+
+    The files are mapped for reading only, so the system reads again what is needed again.
     """
     if not sys.platform.startswith("linux"):
         return
     names = {str(path.resolve()) for path in files}
     try:
         library = ctypes.CDLL(None)
+        library.malloc_trim(0)
         for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
             fields = line.split(maxsplit=5)
             if len(fields) == 6 and fields[5] in names and fields[1].startswith("r--"):
                 begin, end = (int(number, 16) for number in fields[0].split("-"))
                 library.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_DONTNEED)
     except (OSError, ValueError, AttributeError) as error:
-        _log.info("weight files stay in memory (%s)", one_line(error))
+        _log.info("memory is not given back (%s)", one_line(error))
 
 
 def computes_in_bfloat16() -> bool:

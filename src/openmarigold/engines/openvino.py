@@ -33,7 +33,7 @@ except ModuleNotFoundError as error:
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 _COUNTED = ("Convolution", "ConvolutionBackpropData", "GroupConvolution", "MatMul", "ScaledDotProductAttention")
 _MADV_DONTNEED = 4
-_KEPT_SHAPES = 2  # upright and lying photos
+_KEPT_SHAPES = 4  # 4:3 and 3:2, lying and upright
 _SMALL = 8  # cells, the least that a U-Net which halves three times takes
 _log = logging.getLogger(__name__)
 

@@ -381,10 +381,9 @@ def _render(command: Render) -> None:
         listed = ", ".join(f"{name} {count}" for name, count in counts[what].items())
         print(f"{what.replace('_', ' ')}: {listed or 'none'}")
     if manifest["seconds_per_frame"] is not None:
-        print(
-            f"seconds per picture and worker: {manifest['seconds_per_frame']:.2f}, "
-            f"of the processor {manifest['cpu_seconds_per_frame']:.2f}"
-        )
+        print(f"seconds per picture and worker: {manifest['seconds_per_frame']:.2f}")
+    if manifest["cpu_seconds_per_frame"] is not None:
+        print(f"processor seconds per picture: {manifest['cpu_seconds_per_frame']:.2f}")
 
 
 def _print_where(command: Where) -> None:

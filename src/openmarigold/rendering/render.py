@@ -394,6 +394,8 @@ def _facts(config: RenderConfig, output_dir: Path, num_shards: int) -> dict[str,
     if (output_dir / TIMES_FILE).exists():
         rows = [json.loads(line) for line in (output_dir / TIMES_FILE).read_text().splitlines()]
     frames = sum(row["frames"] for row in rows)
+    timed = [row for row in rows if "cpu_seconds" in row]  # rows of an earlier version have none
+    timed_frames = sum(row["frames"] for row in timed)
     used: Counter[str] = Counter()
     broken: dict[str, str] = {}
     for number in range(num_shards):
@@ -402,7 +404,7 @@ def _facts(config: RenderConfig, output_dir: Path, num_shards: int) -> dict[str,
         broken |= {row["name"]: row["detail"] for row in index["rejected"] if row["is_error"]}
     facts: dict[str, Any] = {
         "seconds_per_frame": round(sum(row["seconds"] for row in rows) / frames, 3) if frames else None,
-        "cpu_seconds_per_frame": round(sum(row["cpu_seconds"] for row in rows) / frames, 3) if frames else None,
+        "cpu_seconds_per_frame": round(sum(row["cpu_seconds"] for row in timed) / timed_frames, 3) if timed else None,
         "assets_used": dict(sorted(used.items())),
         "broken_assets": dict(sorted(broken.items())),
     }

@@ -69,7 +69,7 @@ def compare(rows: list[str], members: int, arguments: argparse.Namespace) -> Non
         "folder": str(arguments.folder),
         "members": members,
         "device": arguments.device,
-        "warm": not arguments.cold,
+        "warm_members": 0 if arguments.cold else 1,
     }
     ours = {row: {**common, **ROWS[row][2], "who": row, "engine": arguments.engine} for row in rows}
     if not arguments.peer_only:
@@ -133,7 +133,7 @@ def work(task: dict[str, Any]) -> None:
     predict, engine = (load_theirs if task["who"] == "diffusers" else load_ours)(task, rgb, latents)
     answer: dict[str, Any] = {"load_s": time.perf_counter() - started, "engine": engine}
     if not task.get("load_only"):
-        if task["warm"]:
+        if task["warm_members"]:
             predict(1)
         before = time.perf_counter()
         depth = predict(task["members"])

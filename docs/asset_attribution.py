@@ -12,6 +12,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from openmarigold.files import write_atomically
+
 
 def attribution_page(manifest: dict[str, Any]) -> str:
     """Assets by package, licence and author, each with its name there."""
@@ -47,4 +49,5 @@ def _escaped(text: str) -> str:
 
 if __name__ == "__main__":
     source, output = map(Path, sys.argv[1:3])
-    output.write_text(attribution_page(json.loads(source.read_text(encoding="utf-8"))), encoding="utf-8")
+    page = attribution_page(json.loads(source.read_text(encoding="utf-8")))
+    write_atomically(output, lambda temporary: temporary.write_text(page, encoding="utf-8"))

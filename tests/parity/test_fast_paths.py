@@ -17,6 +17,7 @@ from torch.nn import functional
 from openmarigold.checkpoint import Checkpoint, read_checkpoint
 from openmarigold.engines import open_engine
 from openmarigold.engines.torch import TorchEngine
+from openmarigold.errors import CheckpointError, OpenMarigoldError
 from openmarigold.folding import (
     ConstantCrossAttention,
     FusedSelfAttention,
@@ -264,7 +265,8 @@ def test_large_networks_keep_the_last_sizes(tiny_checkpoint: Path, monkeypatch: 
 
     monkeypatch.setattr(openvino.Core, "compile_model", noting)
     engine: Any = open_engine(read_checkpoint(tiny_checkpoint), engine="openvino")
-    compiled.clear()  # the small image on which weights are packed
+    assert all(not engine._requests[name]._requests for name in ("vae_encoder", "vae_decoder"))
+    compiled.clear()  # the small image on which weights are packed, and which is forgotten
     images = {size: np.full((1, 3, *size), 0.3, dtype=np.float32) for size in SIZES}
     first = {size: engine.encode(image) for size, image in images.items()}
     assert compiled == [[1, 3, *size] for size in SIZES]
@@ -273,6 +275,24 @@ def test_large_networks_keep_the_last_sizes(tiny_checkpoint: Path, monkeypatch: 
     assert len(compiled) == 3
     np.testing.assert_array_equal(engine.encode(images[SIZES[0]]), first[SIZES[0]])
     assert compiled[3:] == [[1, 3, *SIZES[0]]]
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [(MemoryError("std::bad_alloc"), "do not fit into memory"), (RuntimeError("broken"), "get the checkpoint again")],
+)
+def test_large_networks_that_cannot_be_packed(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception, expected: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise failure
+
+    monkeypatch.setattr("openmarigold.engines.openvino.LARGE_BYTES", 0)
+    monkeypatch.setattr("openmarigold.engines.openvino._NetworkBySize.infer", fail)
+    with pytest.raises(OpenMarigoldError, match=expected) as caught:
+        open_engine(read_checkpoint(tiny_checkpoint), engine="openvino")
+    assert "processing_resolution" not in str(caught.value)  # there is no photo yet
+    assert isinstance(caught.value, CheckpointError) == isinstance(failure, RuntimeError)
 
 
 @pytest.mark.slow

@@ -99,6 +99,21 @@ def test_workers_and_interruptions_change_nothing(finished: Path, tmp_path: Path
         render_dataset(replace(TINY, seed=4), tmp_path / "two", workers=1, studio=FlatPainter)
 
 
+def test_times_of_earlier_versions_and_cut_lines_are_borne(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for path in finished.iterdir():
+        if path.name.startswith("shard-") and path.name[6:11] != "00002":
+            (tmp_path / "run" / path.name).write_bytes(path.read_bytes())
+    manifest = json.loads((finished / "manifest.json").read_text())
+    plan_keys = ("format", "name", "split", "depth", "settings")
+    (tmp_path / "run" / "plan.json").write_text(json.dumps({key: manifest[key] for key in plan_keys}))
+    old = json.dumps({"shard": 0, "frames": 2, "seconds": 4000.0})
+    (tmp_path / "run" / "seconds.jsonl").write_text(f'{old}\n{{"shard": 1, "fra')
+    resumed = render_dataset(TINY, tmp_path / "run", workers=1, studio=FlatPainter)
+    assert resumed["seconds_per_frame"] > 1000  # of the old row and the new one
+    assert 0 < resumed["cpu_seconds_per_frame"] < 100  # of the new one alone
+
+
 def test_without_blender_the_message_says_what_to_install(tmp_path: Path) -> None:
     if importlib.util.find_spec("bpy") is not None:
         require_bpy()

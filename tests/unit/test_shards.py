@@ -306,15 +306,19 @@ def test_statistics_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert (rooms.num_samples, rooms.num_scenes, everything.num_samples, everything.num_scenes) == (4, 3, 5, 3)
     shares = [0, 1 / 63, 2 / 72, 3 / 81, 4 / 90]
     assert everything.invalid_share == pytest.approx(np.mean(shares))
-    assert everything.mostly_invalid_share == pytest.approx(2 / 5)  # 3 / 81 and 4 / 90 are above 3 %
+    assert everything.above_limit_share == pytest.approx(2 / 5)  # 3 / 81 and 4 / 90 are above 3 %
     assert street.depth_quantiles == pytest.approx((3.5, 3.5, 3.5)) and street.depth_range == pytest.approx((3.5, 3.5))
     assert everything.depth_quantiles == pytest.approx((3.5, 3.5, 3.5))
     assert everything.depth_range == pytest.approx((1.5, 5.5))
     assert run(["data", "statistics", str(tmp_path), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed["all"]["depth_range"] == pytest.approx([1.5, 5.5]) and printed["rooms"]["num_scenes"] == 3
+    assert printed["all"]["depth_range"] == pytest.approx([1.5, 5.5]) and printed["kinds"]["rooms"]["num_scenes"] == 3
     assert run(["data", "statistics", str(tmp_path)]) == 0
-    assert "street              1       1     2.8 %             0.0 %" in capsys.readouterr().out
+    assert "street        1       1     2.8 %     0.0 %" in capsys.readouterr().out
+    edit_json(tmp_path / "manifest.json", valid_range=[1e-5, 5.0])  # as training takes it: 5.5 m is sky
+    *_, everything = dataset_statistics(tmp_path)
+    assert everything.depth_range == pytest.approx((1.5, 4.5))
+    assert everything.invalid_share == pytest.approx(np.mean([*shares[:4], 1.0]))
 
 
 def test_statistics_without_depth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -329,6 +333,17 @@ def test_statistics_without_depth(tmp_path: Path, capsys: pytest.CaptureFixture[
     ]
     assert run(["data", "statistics", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["all"]["depth_range"] == [None, None]
+
+
+def test_statistics_of_photos_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    writer = new_writer(tmp_path)
+    writer.begin()
+    writer.write(0, [NewSample(key="p", kind="photo", scene="s", rgb=make_photo(6, 9), depth=None)])
+    writer.finish(1, {})
+    assert run(["data", "statistics", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["all"]["invalid_share"] is None
+    assert run(["data", "statistics", str(tmp_path)]) == 0
+    assert "has a depth map" in capsys.readouterr().out
 
 
 def test_opening_many_samples_is_quick(tmp_path: Path) -> None:

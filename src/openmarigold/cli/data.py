@@ -321,20 +321,26 @@ def _preview(command: Preview) -> None:
 
 
 def _print_statistics(command: Statistics) -> None:
-    from openmarigold.data.statistics import dataset_statistics
+    from openmarigold.data.statistics import INVALID_LIMIT, dataset_statistics
 
     with progress_bar("samples") as (progress, _):
-        rows = dataset_statistics(command.folder, progress=progress)
+        *kinds, everything = dataset_statistics(command.folder, progress=progress)
     if command.json:
-        found = {row.kind: {name: _number(value) for name, value in dataclasses.asdict(row).items()} for row in rows}
-        print(json.dumps(found))
+        tables = {row.kind: {name: _number(value) for name, value in dataclasses.asdict(row).items()} for row in kinds}
+        total = {name: _number(value) for name, value in dataclasses.asdict(everything).items()}
+        print(json.dumps({"kinds": tables, "all": total}))
         return
-    print("kind          samples  scenes  no depth  samples over 3 %   depth 5 / 50 / 95 % [m]   smallest to largest")
-    for row in rows:
+    if not everything.num_samples:
+        print(f"no sample of {command.folder} has a depth map")
+        return
+    wide = max(len(row.kind) for row in (*kinds, everything))
+    over = f"over {100 * INVALID_LIMIT:.0f} %"
+    print(f"{'kind':{wide}s}  samples  scenes  no depth  {over:>8s}   depth 5 / 50 / 95 % [m]   smallest to largest")
+    for row in (*kinds, everything):
         quantiles = " / ".join(f"{value:.2f}" for value in row.depth_quantiles)
         print(
-            f"{row.kind:12s} {row.num_samples:8d} {row.num_scenes:7d} {100 * row.invalid_share:7.1f} % "
-            f"{100 * row.mostly_invalid_share:15.1f} %  {quantiles:>24s}   "
+            f"{row.kind:{wide}s} {row.num_samples:8d} {row.num_scenes:7d} {100 * row.invalid_share:7.1f} % "
+            f"{100 * row.above_limit_share:7.1f} %  {quantiles:>24s}   "
             f"{row.depth_range[0]:.2f} to {row.depth_range[1]:.1f}"
         )
 

@@ -92,6 +92,8 @@ class Source:
             self.contents += f":{num_samples} by {seed}"
         self.keys = [reader.keys[index] for index in self._chosen]
         self.kinds = [reader.kinds[index] for index in self._chosen]
+        self.all_kinds = set(reader.kinds)
+        """Kinds of the whole source; the samples drawn may lack some."""
         self.valid_range: tuple[float, float] = (
             reader.valid_range if isinstance(reader, ShardedDataset) else (0.0, float("inf"))
         )

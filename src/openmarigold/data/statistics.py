@@ -12,6 +12,8 @@ import numpy as np
 from openmarigold.data.shards import ShardedDataset
 
 QUANTILES = (0.05, 0.5, 0.95)
+INVALID_LIMIT = 0.03  # share without depth above which users of Hypersim found frames left out of Marigold's list
+ALL = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,21 +21,20 @@ class DatasetStatistics:
     """Numbers of all samples, or of those of one kind; means are over samples.
 
     Attributes:
-        kind: what the samples show, "all" for the whole data set.
+        kind: what the samples show, `ALL` for the whole data set.
         num_samples: samples with a depth map.
         num_scenes: scenes that they are of.
-        invalid_share: mean share of pixels without depth, [0, 1].
-        mostly_invalid_share: share of samples that have more than 3 % of such pixels, [0, 1]: the limit by which
-            Hypersim is filtered for Marigold (its issue 158).
-        depth_quantiles: means of the 5 %, 50 % and 95 % quantiles of valid depth [m]; NaN without any.
-        depth_range: smallest and largest valid depth of all [m]; NaN without any.
+        invalid_share: mean share of pixels without usable depth, such as sky, [0, 1]; NaN without samples.
+        above_limit_share: share of samples of which more than `INVALID_LIMIT` is so, [0, 1]; NaN without samples.
+        depth_quantiles: means of the `QUANTILES` of usable depth [m]; NaN without any.
+        depth_range: smallest and largest usable depth of all [m]; NaN without any.
     """
 
     kind: str
     num_samples: int
     num_scenes: int
     invalid_share: float
-    mostly_invalid_share: float
+    above_limit_share: float
     depth_quantiles: tuple[float, float, float]
     depth_range: tuple[float, float]
 
@@ -43,7 +44,7 @@ def dataset_statistics(
 ) -> list[DatasetStatistics]:
     """Statistics of the data set in `folder`: of each kind in the order of their names, then of all.
 
-    Samples without a depth map (photos) are left out.
+    Depth is usable within the set's `valid_range`, as in training. Samples without a depth map (photos) are left out.
 
     Args:
         folder: of the data set.
@@ -53,17 +54,18 @@ def dataset_statistics(
         DataError: no prepared data set, or a damaged sample.
     """
     data = ShardedDataset(folder)
+    low, high = data.valid_range
     rows: list[tuple[str, str, tuple[float, ...]]] = []
     for index in range(len(data)):
         depth = data.read(index).depth
         if depth is not None:
-            valid = depth[depth > 0].astype(np.float64)
+            valid = depth[(depth > low) & (depth < high)].astype(np.float64)
             found = (np.nan,) * 5 if not valid.size else (*np.quantile(valid, QUANTILES), valid.min(), valid.max())
             rows.append((data.kinds[index], data.scenes[index], (1 - valid.size / depth.size, *found)))
         progress(index + 1, len(data))
     data.close()
     kinds = sorted({kind for kind, _, _ in rows})
-    return [_summary(kind, [row for row in rows if row[0] == kind]) for kind in kinds] + [_summary("all", rows)]
+    return [_summary(kind, [row for row in rows if row[0] == kind]) for kind in kinds] + [_summary(ALL, rows)]
 
 
 def _summary(kind: str, rows: list[tuple[str, str, tuple[float, ...]]]) -> DatasetStatistics:
@@ -74,8 +76,8 @@ def _summary(kind: str, rows: list[tuple[str, str, tuple[float, ...]]]) -> Datas
         kind=kind,
         num_samples=len(rows),
         num_scenes=len({scene for _, scene, _ in rows}),
-        invalid_share=float(table[:, 0].mean()) if len(table) else 0.0,
-        mostly_invalid_share=float((table[:, 0] > 0.03).mean()) if len(table) else 0.0,
+        invalid_share=float(table[:, 0].mean()) if len(table) else np.nan,
+        above_limit_share=float((table[:, 0] > INVALID_LIMIT).mean()) if len(table) else np.nan,
         depth_quantiles=(low, middle, high),
         depth_range=(float(some[:, 4].min()), float(some[:, 5].max())) if len(some) else (np.nan, np.nan),
     )

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """OpenVINO on the CPU: the fastest engine there, in float32 and in bfloat16 (extra `openvino`).
 
-Sizes stay free in the compiled networks: a folder of mixed photos compiles nothing anew. Only large autoencoders, which
-need half the memory so, are compiled for each size that comes. A photo's result depends on its own size alone.
+Sizes stay free in the compiled networks: a folder of mixed photos compiles nothing anew. Only the autoencoders of large
+checkpoints, which need half the memory so, are compiled for each size that comes. A photo's result depends on its own
+size alone.
 """
 
 from __future__ import annotations
@@ -129,7 +130,17 @@ class OpenVinoEngine:
             self.denoise(latent, latent, timestep=0)
             self.decode(latent)
         except OpenMarigoldError as error:
-            raise CheckpointError(f"{error}; get the checkpoint again") from error
+            self._requests = {}
+            cause = error.__cause__ or error
+            if isinstance(cause, MemoryError) or "bad_alloc" in str(cause) or "memory" in str(cause).lower():
+                raise OpenMarigoldError(
+                    f"the networks do not fit into memory ({one_line(cause)}); use dtype bfloat16, which takes half, "
+                    "or another machine"
+                ) from error
+            raise CheckpointError(f"a network cannot be run ({one_line(cause)}); get the checkpoint again") from error
+        for request in self._requests.values():
+            if isinstance(request, _NetworkBySize):
+                request.forget()  # no photo is so small
         _return_memory(weights)
 
     def _open(self, path: Path, cache_dir: Path | None, by_size: bool) -> Any:
@@ -174,6 +185,10 @@ class _NetworkBySize:
         self._core, self._model, self._settings = core, model, settings
         self._weights = [path.with_suffix(".bin")]
         self._requests: OrderedDict[tuple[int, ...], Any] = OrderedDict()  # the last one is the one in use
+
+    def forget(self) -> None:
+        """Lets go of all that has been compiled."""
+        self._requests.clear()
 
     def infer(self, inputs: dict[str, np.ndarray], *, share_inputs: bool) -> Any:
         (shape,) = (value.shape for value in inputs.values())

@@ -34,8 +34,8 @@ def develop(
     if high > 1.6:
         gain *= (1.6 / high) ** 0.5
     balance = np.exp(generator.normal(0.0, 0.05, size=3) + generator.normal(0.0, 0.05) * np.array((1.0, 0.0, -1.0)))
-    # A path may meet a lamp's very centre: such pixels are white, not infinite.
-    value = np.minimum(linear * (gain * balance).astype(np.float32), np.float32(1e6))
+    with np.errstate(over="ignore"):  # a path may meet a lamp's very centre: such pixels are saturated, not black
+        value = np.minimum(linear * (gain * balance).astype(np.float32), np.float32(1e6))
     shoulder = generator.uniform(0.35, 0.75)
     value = value * (1.0 + 0.1 * value) / (1.0 + shoulder * value)
     value = np.clip(value, 0.0, 1.0) ** (1.0 / generator.uniform(2.0, 2.4))

@@ -188,7 +188,7 @@ def render_dataset(
         for number, times in _work(start, writer, shards, undone, workers):
             done += sum(scene.num_views for scene in shards[number])
             with (output_dir / TIMES_FILE).open("a") as file:
-                file.write(json.dumps({"shard": number, **times}) + "\n")
+                file.write("\n" + json.dumps({"shard": number, **times}))  # a cut line before it stays by itself
             if progress is not None:
                 progress(done, config.count)
     return writer.finish(len(shards), _facts(config, output_dir, len(shards)))
@@ -392,7 +392,7 @@ def _facts(config: RenderConfig, output_dir: Path, num_shards: int) -> dict[str,
     """What the manifest says besides: seconds a picture, those of the processor too, and whom to thank for assets."""
     rows = []
     if (output_dir / TIMES_FILE).exists():
-        rows = [json.loads(line) for line in (output_dir / TIMES_FILE).read_text().splitlines()]
+        rows = [row for line in (output_dir / TIMES_FILE).read_text().splitlines() if (row := _times(line))]
     frames = sum(row["frames"] for row in rows)
     timed = [row for row in rows if "cpu_seconds" in row]  # rows of an earlier version have none
     timed_frames = sum(row["frames"] for row in timed)
@@ -413,6 +413,14 @@ def _facts(config: RenderConfig, output_dir: Path, num_shards: int) -> dict[str,
 
         facts["attribution"] = manifest_rows(_open_assets(config.assets).attributions(used))
     return facts
+
+
+def _times(line: str) -> dict[str, Any] | None:
+    """What a line of `TIMES_FILE` says; None for one that a kill has cut, and for an empty one."""
+    try:
+        return dict(json.loads(line))
+    except (ValueError, TypeError):
+        return None
 
 
 def _assets_of_shard(path: Path) -> Iterator[str]:

@@ -147,7 +147,8 @@ class DataConfig:
         for name in ("sizes", "num_samples"):
             unknown = sorted(getattr(self, name).keys() - self.sources.keys())
             _require(not unknown, f"{name} names {', '.join(unknown)}, which sources does not")
-        _require(all(count >= 1 for count in self.num_samples.values()), "every num_samples must be 1 or above")
+        for name, count in self.num_samples.items():
+            _require(count >= 1, f"num_samples of {name} = {count} must be 1 or above")
         if self.mixture == "sample":
             different = sorted(
                 name for name in self.sources if self.size_of(name) != self.size_of(next(iter(self.sources)))

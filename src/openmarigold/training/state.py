@@ -9,6 +9,7 @@ batches are functions of the step (docs/architecture.md).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -25,9 +26,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
-from openmarigold.errors import CheckpointError, one_line
+from openmarigold.errors import CheckpointError, RecipeError, one_line
 from openmarigold.files import atomic_directory
 from openmarigold.tensors import save_tensors
+from openmarigold.training.recipe import parse_recipe, to_table
 
 LOGGER = logging.getLogger(__name__)
 _OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -135,7 +137,10 @@ def check_recipe(state: Path, recipe: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: the state is damaged or belongs to another recipe.
     """
-    changed = _differences(_described(state)["recipe"], recipe)
+    saved = _described(state)["recipe"]
+    with contextlib.suppress(RecipeError):  # what an earlier version did not know has its default
+        saved = to_table(parse_recipe(saved, where=str(state)))
+    changed = _differences(saved, recipe)
     if changed:
         raise CheckpointError(
             f"{state} was trained with another recipe ({', '.join(changed)} changed); "

@@ -68,7 +68,7 @@ class Mixture:
         for source in self.sources:
             if not len(source):
                 raise DataError(f"source {source.name} holds no samples; prepare it again, or leave it out")
-        kinds = {kind for source in self.sources for kind in source.kinds}
+        kinds = {kind for source in self.sources for kind in source.all_kinds}
         for name in ("max_depth", "kind_weights"):
             unknown = sorted(getattr(config, name).keys() - kinds)
             if unknown:
@@ -217,6 +217,9 @@ def _view_shares(config: DataConfig, sources: list[Source]) -> np.ndarray:
     for source in sources:
         weights = np.array([config.kind_weights.get(kind, 1.0) for kind in source.kinds])
         if weights.sum() == 0:
-            raise RecipeError(f"kind_weights leaves nothing of source {source.name}; give one of its kinds a weight")
+            drawn = ", of which num_samples drew a part" if source.name in config.num_samples else ""
+            raise RecipeError(
+                f"kind_weights leaves nothing of source {source.name}{drawn}; give one of its kinds a weight"
+            )
         shares.append(np.repeat(weights, config.num_variants) * config.sources[source.name] / weights.sum())
     return np.concatenate(shares)

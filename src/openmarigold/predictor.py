@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, overload
 
@@ -224,8 +226,9 @@ class Predictor:
             processing_resolution: longer side (shorter, where the checkpoint says so) that the networks see [px]; 0 is
                 the photo's own size, None the checkpoint's default.
             seed: with the photo's content and the member's number it determines the noise.
-            batch_size: members denoised at once on a GPU, at most; None is as many as fit into its memory. On a CPU
-                they go one after another, so that bytes never change.
+            batch_size: images that go through a network at once on a GPU, at most: members, and photos of a list that
+                have one size there. None is as many as fit into its memory. On a CPU they go one after another, so that
+                bytes never change.
             final_step: "reference" or "clean", see `diffusion`; None is the checkpoint's default.
             timestep_spacing: "trailing" or "leading" for DDIM; None is the checkpoint's own.
             start_noise: "gaussian", or "zeros" for checkpoints fine-tuned end to end; None is the checkpoint's own.
@@ -251,10 +254,14 @@ class Predictor:
         )
         config = self.resolve(given)
         if not isinstance(rgb, (list, tuple)):
-            return self._predict(as_rgb(cast(ImageInput, rgb)), config, latents)
+            (prediction,) = self._predict([self._prepare(cast(ImageInput, rgb), config, latents)], config)
+            return prediction
         if latents is not None:
             raise InvalidValueError("latents was given with a list of photos; give it with one photo at a time")
-        return [self._predict(as_rgb(one), config, None) for one in rgb]
+        predictions: dict[int, DepthPrediction] = {}
+        for group in self._groups(rgb, config):
+            predictions |= zip(group, self._predict(list(group.values()), config), strict=True)
+        return [predictions[place] for place in range(len(rgb))]
 
     def resolve(self, config: PredictConfig) -> PredictConfig:
         """`config` with the checkpoint's defaults in place of None.
@@ -285,112 +292,136 @@ class Predictor:
                 self.name,
             )
 
-    def _predict(
-        self, rgb: UInt8[np.ndarray, "h w 3"], config: PredictConfig, latents: np.ndarray | None
-    ) -> DepthPrediction:
+    def _groups(self, rgb: Iterable[ImageInput], config: PredictConfig) -> Iterator[dict[int, _Photo]]:
+        """Photos by their place in the list, in groups whose images have one shape: where there are enough, a batch."""
+        waiting: defaultdict[tuple[int, ...], dict[int, _Photo]] = defaultdict(dict)
+        for place, one in enumerate(rgb):
+            photo = self._prepare(one, config, None)
+            shape = photo.image.shape
+            waiting[shape][place] = photo
+            # With a tolerance nobody knows how many members there will be.
+            together = 1 if config.ensemble_tolerance is not None else self._batch_limit(shape, config)
+            if len(waiting[shape]) >= together:
+                yield waiting.pop(shape)
+            elif sum(map(len, waiting.values())) >= 2 * together:  # of many shapes: memory does not hold them all
+                yield waiting.pop(max(waiting, key=lambda shape: len(waiting[shape])))
+        yield from waiting.values()
+
+    def _prepare(self, one: ImageInput, config: PredictConfig, latents: np.ndarray | None) -> _Photo:
         resolution = config.processing_resolution
         assert resolution is not None
 
         # 1. The photo in [-1, 1], at the size that the networks see, padded to whole latent cells.
+        rgb = as_rgb(one)
         height, width = rgb.shape[:2]
         size = processing_size(height, width, processing_resolution=resolution, side=self.processing_side)
         image = pad_to_multiple(rgb_to_planes(rgb, size), multiple=LATENT_FACTOR)[None]
 
-        # 2. Its latent, computed once whatever the number of members and steps.
-        self._pending.clear()  # of a photo that failed
-        rgb_latent = self.engine.encode(image)
-        self._check_finite(self.engine.is_finite(rgb_latent), "VAE encoder")
-
-        # 3. Where the random numbers come from: seed, photo, member and step, or the given latents.
+        # 2. Where the random numbers come from: seed, photo, member and step, or the given latents.
         shape = (self.engine.latent_channels, image.shape[2] // LATENT_FACTOR, image.shape[3] // LATENT_FACTOR)
         if latents is not None:
             latents = _checked_latents(latents, shape, config)
         noise = _Noise(shape, rgb=rgb, seed=config.seed, zeros=config.start_noise == "zeros", latents=latents)
+        return _Photo(size=(height, width), processing_size=size, image=image, noise=noise)
 
-        # 4. and 5. Members, and one depth from them. Paper: §3.4.
-        depth, uncertainty, num_members = self._merge(rgb_latent, noise, config, size)
+    def _predict(self, photos: Sequence[_Photo], config: PredictConfig) -> list[DepthPrediction]:
+        """The depth of photos whose images have the same shape."""
+        # 3. Their latents, computed once whatever the number of members and steps.
+        self._pending.clear()  # of photos that failed
+        images = [photo.image for photo in photos]
+        rgb_latents = self.engine.encode(images[0] if len(images) == 1 else np.concatenate(images))
+        self._check_finite(self.engine.is_finite(rgb_latents), "VAE encoder")
 
-        # 6. Back to the photo's size.
-        if size != (height, width):
-            depth = resize(depth, (height, width), antialias=False)
-            uncertainty = None if uncertainty is None else resize(uncertainty, (height, width), antialias=False)
-        names = ("num_inference_steps", "ensemble_size", "processing_resolution", "seed", "timestep_spacing")
-        return DepthPrediction(
-            depth=np.clip(depth, 0, 1, out=depth).astype(np.float32, copy=False),
-            uncertainty=None if uncertainty is None else uncertainty.astype(np.float32, copy=False),
-            settings={
-                "checkpoint": self.name,
-                "invariance": self.invariance,
-                **{name: getattr(config, name) for name in names},
-                "num_members": num_members,
-                "start_noise": config.start_noise if latents is None else "given",
-                "final_step": config.final_step,
-                "engine": self.engine.name,
-                "device": self.engine.device,
-                "dtype": self.engine.dtype,
-                **self._tiny_vae_settings(),
-            },
-        )
+        # 4. Their members, photo after photo, in batches that neighbours fill.
+        members = self._members(rgb_latents, photos, config)
 
-    def _tiny_vae_settings(self) -> dict[str, Any]:
-        if self.tiny_vae is None:
-            return {}
-        return {"tiny_vae": self.tiny_vae.name, "tiny_vae_for": self.tiny_vae.used_for}
+        # 5. and 6. One depth from the members of each, at the photo's size. Paper: §3.4.
+        return [self._merge(photo, islice(members, config.ensemble_size), config) for photo in photos]
 
-    def _merge(
-        self, rgb_latent: Latent, noise: _Noise, config: PredictConfig, size: tuple[int, int]
-    ) -> tuple[Float32[np.ndarray, "h w"], Float32[np.ndarray, "h w"] | None, int]:
-        """Depth and uncertainty at the processing size, and the number of members that they are made of."""
-        members: list[np.ndarray] = []
-        merged = None
-        batches = self._batches(config, rgb_latent.shape)
-        for batch in batches:
-            decoded = self.engine.decode(self._denoise(rgb_latent, noise, batch, config))
+    def _members(self, rgb_latents: Latent, photos: Sequence[_Photo], config: PredictConfig) -> Iterator[np.ndarray]:
+        """Affine depth `[h w]` at the processing size of every member, computed as they are asked for."""
+        pairs = [(row, member) for row in range(len(photos)) for member in range(config.ensemble_size)]
+        while pairs:
+            # Asked anew each time: an engine learns from the first batch how much memory an image takes.
+            limit = self._batch_limit(photos[0].image.shape, config)
+            batch, pairs = pairs[:limit], pairs[limit:]
+            decoded = self.engine.decode(self._denoise(rgb_latents, photos, batch, config))
             self._check_finite(bool(np.isfinite(decoded).all()), "VAE decoder")  # has waited for a GPU, if any
-            for member in unpad(to_affine(decoded), size):
-                members.append(member)
-                # Every number of members is looked at, so that the batch size does not decide where to stop.
-                if config.ensemble_tolerance is not None and len(members) > 1:
-                    previous, merged = merged, ensemble(np.stack(members), invariance=self.invariance)
-                    if previous and np.abs(merged.depth - previous.depth).mean() < config.ensemble_tolerance:
-                        return merged.depth, merged.uncertainty, len(members)
-        if len(members) == 1:
-            return members[0], None, 1
-        merged = merged or ensemble(np.stack(members), invariance=self.invariance)
-        return merged.depth, merged.uncertainty, len(members)
+            for (row, _), norm_depth in zip(batch, decoded, strict=True):
+                yield to_affine(unpad(norm_depth, photos[row].processing_size))
 
-    def _batches(self, config: PredictConfig, shape: Sequence[int]) -> Iterator[range]:
-        """Members that go together: as many as were asked for, fit, and do not change a result by going together."""
-        first = 0
-        while first < config.ensemble_size:
-            # Asked anew each time: an engine learns from the first batch how much memory a member takes.
-            fitting = self.engine.fitting_batch_size(LATENT_FACTOR * shape[2], LATENT_FACTOR * shape[3])
-            limits = (config.batch_size or fitting, self.engine.max_batch_size or config.ensemble_size)
-            last = min(first + min(limits), config.ensemble_size)
-            yield range(first, last)
-            first = last
+    def _batch_limit(self, shape: Sequence[int], config: PredictConfig) -> int:
+        """Images `[.. H W]` that go together: as asked for or as fit, and do not change a result by going together."""
+        limit = config.batch_size or self.engine.fitting_batch_size(*shape[-2:])
+        return min(limit, self.engine.max_batch_size or limit)
 
-    def _denoise(self, rgb_latent: Latent, noise: _Noise, members: range, config: PredictConfig) -> Latent:
+    def _denoise(
+        self, rgb_latents: Latent, photos: Sequence[_Photo], batch: Sequence[tuple[int, int]], config: PredictConfig
+    ) -> Latent:
+        """Depth latents of a batch of members, each given by its photo's row and its number."""
+
+        def noise(step: int) -> Latent:
+            return self.engine.to_engine(np.stack([photos[row].noise(member, step=step) for row, member in batch]))
+
         steps, spacing = config.num_inference_steps, config.timestep_spacing
         assert steps is not None and config.final_step is not None
         schedule = self.schedule
         if spacing not in (None, schedule.timestep_spacing):
             schedule = replace(schedule, timestep_spacing=spacing)
-        latent = self.engine.to_engine(noise(members))
+        # One photo's latent serves all its members, without copies.
+        rgb_latent = rgb_latents if len(photos) == 1 else rgb_latents[[row for row, _ in batch]]
+        latent = noise(0)
         for index, timestep in enumerate(schedule.timesteps(steps), start=1):
             prediction = self.engine.denoise(rgb_latent, latent, timestep=timestep)
-            fresh = self.engine.to_engine(noise(members, step=index)) if schedule.adds_noise(timestep, steps) else None
             latent = schedule.step(
                 latent,
                 prediction,
                 timestep=timestep,
                 num_inference_steps=steps,
                 final_step=config.final_step,
-                noise=fresh,
+                noise=noise(index) if schedule.adds_noise(timestep, steps) else None,
             )
         # What is not finite stays so from step to step: one look at the end.
         self._check_finite(self.engine.is_finite(latent), "U-Net")
         return latent
+
+    def _merge(self, photo: _Photo, affine: Iterable[np.ndarray], config: PredictConfig) -> DepthPrediction:
+        members: list[np.ndarray] = []
+        merged = None
+        for member in affine:
+            members.append(member)
+            # Every number of members is looked at, so that the batch size does not decide where to stop.
+            if config.ensemble_tolerance is not None and len(members) > 1:
+                previous, merged = merged, ensemble(np.stack(members), invariance=self.invariance)
+                if previous and np.abs(merged.depth - previous.depth).mean() < config.ensemble_tolerance:
+                    break
+        if len(members) > 1:
+            merged = merged or ensemble(np.stack(members), invariance=self.invariance)
+        depth, uncertainty = (merged.depth, merged.uncertainty) if merged else (members[0], None)
+        if photo.processing_size != photo.size:
+            depth = resize(depth, photo.size, antialias=False)
+            uncertainty = None if uncertainty is None else resize(uncertainty, photo.size, antialias=False)
+        return DepthPrediction(
+            depth=np.clip(depth, 0, 1, out=depth).astype(np.float32, copy=False),
+            uncertainty=None if uncertainty is None else uncertainty.astype(np.float32, copy=False),
+            settings=self._settings(photo, config, num_members=len(members)),
+        )
+
+    def _settings(self, photo: _Photo, config: PredictConfig, *, num_members: int) -> dict[str, Any]:
+        names = ("num_inference_steps", "ensemble_size", "processing_resolution", "seed", "timestep_spacing")
+        tiny_vae = self.tiny_vae
+        return {
+            "checkpoint": self.name,
+            "invariance": self.invariance,
+            **{name: getattr(config, name) for name in names},
+            "num_members": num_members,
+            "start_noise": "given" if photo.noise.is_given else config.start_noise,
+            "final_step": config.final_step,
+            "engine": self.engine.name,
+            "device": self.engine.device,
+            "dtype": self.engine.dtype,
+            **({} if tiny_vae is None else {"tiny_vae": tiny_vae.name, "tiny_vae_for": tiny_vae.used_for}),
+        }
 
     def _check_finite(self, finite: Any, stage: str) -> None:
         """Raises NumericalError unless `finite`; what only a GPU knows yet is asked for with the next known answer."""
@@ -428,13 +459,28 @@ class _Noise:
         self._keys = {"seed": seed, "image_key": int.from_bytes(digest.digest()[:8], "little")}
         self._shape, self._zeros, self._latents = shape, zeros, latents
 
-    def __call__(self, members: range, *, step: int = 0) -> Float[np.ndarray, "b C h w"]:
-        """Start latents of the members, or the fresh noise after `step` denoising steps."""
+    @property
+    def is_given(self) -> bool:
+        return self._latents is not None
+
+    def __call__(self, member: int, *, step: int = 0) -> Float[np.ndarray, "C h w"]:
+        """Start latent of a member, or the fresh noise after `step` denoising steps."""
         if step == 0 and self._latents is not None:
-            return self._latents[members.start : members.stop]
+            return self._latents[member]
         if step == 0 and self._zeros:
-            return np.zeros((len(members), *self._shape), dtype=np.float32)
-        return np.stack([member_noise(self._shape, **self._keys, member=member, step=step) for member in members])
+            return np.zeros(self._shape, dtype=np.float32)
+        return member_noise(self._shape, **self._keys, member=member, step=step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Photo:
+    """What is kept of a photo until its depth is done; the photo itself is not."""
+
+    size: tuple[int, int]
+    processing_size: tuple[int, int]
+    """Without the padding of `image`."""
+    image: Float32[np.ndarray, "1 3 H W"]
+    noise: _Noise
 
 
 def _checked_latents(

@@ -329,6 +329,36 @@ def test_a_network_that_does_not_fit_goes_in_tiles(
     assert not engine._vaes["decode"].use_tiling
 
 
+def test_a_batch_that_does_not_fit_goes_one_by_one(
+    kl_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = TorchEngine(read_checkpoint(kl_checkpoint), device="cpu")
+    images = np.random.default_rng(0).uniform(-1, 1, (3, 3, 64, 96)).astype(np.float32)
+    expected = torch.cat([engine.encode(image[None]) for image in images])
+    encode = engine._networks["encode"]
+
+    def full(value: torch.Tensor) -> torch.Tensor:
+        if len(value) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(value)
+
+    monkeypatch.setitem(engine._networks, "encode", full)
+    np.testing.assert_array_equal(engine.encode(images), expected)
+    assert "tiles" not in caplog.text
+
+
+def test_a_batch_fits_for_the_network_that_takes_most(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TorchEngine(read_checkpoint(tiny_checkpoint), device="cpu")
+    monkeypatch.setattr(engine, "device", "cuda")
+    for name, answer in (("mem_get_info", (9_000_000, 10**9)), ("memory_reserved", 3000), ("memory_allocated", 2000)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, answer=answer: answer)
+    sizes = []
+    for name, needed in (("encode", 200.0), ("denoise", 50.0), ("decode", 100.0), ("decode", 700.0)):
+        monkeypatch.setitem(engine._bytes_per_pixel, name, needed)
+        sizes.append(engine.fitting_batch_size(48, 64))
+    assert sizes == [1, 1, 11, 3]  # one until each network has been seen; then 0.8 of what is free
+
+
 class OnADevice:
     """An engine whose answers arrive late and whose batches may be large, as on a GPU."""
 

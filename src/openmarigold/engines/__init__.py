@@ -42,7 +42,7 @@ class Engine(Protocol):
         ...
 
     def denoise(self, rgb_latent: Latent, noisy_latent: Latent, *, timestep: int) -> Latent:
-        """The U-Net's raw output for `[rgb_latent, noisy_latent]`; one `rgb_latent` serves a whole batch."""
+        """The U-Net's raw output for `[rgb_latent, noisy_latent]`; one `rgb_latent` may serve a whole batch."""
         ...
 
     def decode(self, depth_latent: Latent) -> Float[np.ndarray, "b H W"]:

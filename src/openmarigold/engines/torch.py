@@ -76,12 +76,13 @@ class TorchEngine:
             vaes = {name: fold_upsampling(vae) for name, vae in vaes.items()}
         self._vaes = {name: self._placed(vae) for name, vae in vaes.items()}
         self._timesteps: dict[int, Tensor] = {}
-        self._bytes_per_pixel = 0.0  # the most that an image of a batch has needed so far, beside the weights
         networks = {"encode": self._encode, "denoise": self._denoise, "decode": self._decode}
         self._networks = {name: _compiled(network, compile) for name, network in networks.items()}
+        # The most that an image of a batch has needed so far, beside the weights.
+        self._bytes_per_pixel = dict.fromkeys(networks, 0.0)
 
     def encode(self, rgb: Float[np.ndarray, "b 3 H W"]) -> Float[Tensor, "b C h w"]:
-        with _inference(), self._tiles_if_needed("encode"):
+        with _inference(), self._tiles_if_needed("encode"), self._measured("encode", rgb[:, 0].size):
             image = self.to_engine(rgb)
             return self._retried("encode", image)
 
@@ -92,12 +93,12 @@ class TorchEngine:
         *,
         timestep: int,
     ) -> Float[Tensor, "b C h w"]:
-        with _inference(), self._measured(noisy_latent):
+        with _inference(), self._measured("denoise", 64 * noisy_latent[:, 0].numel()):
             sample = torch.cat([rgb_latent.expand_as(noisy_latent), noisy_latent], dim=1)
             return self._networks["denoise"](sample, self._timestep(timestep))
 
     def decode(self, depth_latent: Float[Tensor, "b C h w"]) -> Float[np.ndarray, "b H W"]:
-        with _inference(), self._tiles_if_needed("decode"), self._measured(depth_latent):
+        with _inference(), self._tiles_if_needed("decode"), self._measured("decode", 64 * depth_latent[:, 0].numel()):
             return self._retried("decode", depth_latent).cpu().numpy()
 
     def to_engine(self, array: Float[np.ndarray, "b C h w"]) -> Float[Tensor, "b C h w"]:
@@ -117,7 +118,8 @@ class TorchEngine:
             return _MPS_BATCH_SIZE
         free, _ = torch.cuda.mem_get_info(self.device)
         free += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        return batch_that_fits(free, self._bytes_per_pixel * height * width)
+        known = self._bytes_per_pixel.values()
+        return batch_that_fits(free, max(known) * height * width if all(known) else 0.0)
 
     def _encode(self, rgb: Tensor) -> Tensor:
         return backbone.encode_to_latent(self._vaes["encode"], rgb.to(self._dtype)).float()
@@ -142,19 +144,20 @@ class TorchEngine:
         return self._timesteps[timestep]
 
     def _retried(self, name: str, value: Tensor) -> Tensor:
-        """An autoencoder's output; in tiles where it does not fit into the memory otherwise."""
+        """An autoencoder's output; what does not fit into the memory goes one by one, and then in tiles."""
         try:
             return self._networks[name](value)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        if len(value) > 1:
+            return torch.cat([self._retried(name, one[None]) for one in value])
         height, width = value.shape[-2:]
         _log.warning("the VAE does not fit into the memory at %dx%d: it %ss in tiles", width, height, name)
         self._vaes[name].enable_tiling()
-        if self.device.startswith("cuda"):
-            torch.cuda.empty_cache()
-        one_by_one = {"encode": self._encode, "decode": self._decode}[name]
-        return torch.cat([one_by_one(one[None]) for one in value])
+        return {"encode": self._encode, "decode": self._decode}[name](value)
 
     @contextmanager
     def _tiles_if_needed(self, name: str) -> Iterator[None]:
@@ -166,7 +169,7 @@ class TorchEngine:
                 self._vaes[name].disable_tiling()
 
     @contextmanager
-    def _measured(self, latent: Tensor) -> Iterator[None]:
+    def _measured(self, name: str, num_pixels: int) -> Iterator[None]:
         """Learns from this batch how much memory an image takes; asks the allocator only, not the GPU."""
         if not self.device.startswith("cuda"):
             yield
@@ -175,8 +178,7 @@ class TorchEngine:
         before = torch.cuda.memory_allocated(self.device)
         yield
         needed = torch.cuda.max_memory_allocated(self.device) - before
-        pixels = 64 * latent.shape[0] * latent.shape[2] * latent.shape[3]
-        self._bytes_per_pixel = max(self._bytes_per_pixel, needed / pixels)
+        self._bytes_per_pixel[name] = max(self._bytes_per_pixel[name], needed / num_pixels)
 
 
 def has_gpu() -> bool:

@@ -293,7 +293,7 @@ class Predictor:
             )
 
     def _groups(self, rgb: Iterable[ImageInput], config: PredictConfig) -> Iterator[dict[int, _Photo]]:
-        """Photos by their place in the list, in groups of one image shape that fill a batch where there are enough."""
+        """Photos by their place in the list, in groups whose images have one shape: where there are enough, a batch."""
         waiting: defaultdict[tuple[int, ...], dict[int, _Photo]] = defaultdict(dict)
         for place, one in enumerate(rgb):
             photo = self._prepare(one, config, None)

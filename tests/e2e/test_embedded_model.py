@@ -42,8 +42,8 @@ def test_better_than_not_looking_at_the_photo(embedded: Predictor) -> None:
     for name, baseline in BASELINES.items():
         other = evaluate(BENCHMARK, baseline()).kinds["all"].metrics
         assert score["abs_rel"] < other["abs_rel"], name
-        # These twelve renders are unlike the photos that the model is for: in delta1 the image row is as good.
-        assert score["delta1"] > other["delta1"] - 0.02, name
+        # These twelve renders are unlike the photos that the model is for: in delta1 the image row is 0.003 better.
+        assert score["delta1"] > other["delta1"] - (0.005 if name == "image row" else 0.0), name
 
 
 @pytest.mark.parametrize("directory", [EMBEDDED_DIR, CHECKPOINT], ids=["embedded", "checkpoint"])

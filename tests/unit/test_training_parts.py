@@ -27,7 +27,13 @@ from openmarigold.errors import CheckpointError, OutputError
 from openmarigold.seeding import generator_for
 from openmarigold.training.generator import draw_timesteps, make_unet, noisy_latent_and_target
 from openmarigold.training.loss import affine_invariant_loss, latent_regularisation, masked_latent_loss
-from openmarigold.training.recipe import OptimizationConfig, TimestepConfig, UNetModelConfig
+from openmarigold.training.recipe import (
+    OptimizationConfig,
+    TimestepConfig,
+    UNetModelConfig,
+    read_recipe,
+    to_table,
+)
 from openmarigold.training.state import StateWriter, check_recipe, collect_state, latest_state, load_state
 from openmarigold.training.trainer import learning_rate_factor
 from tiny import make_checkpoint
@@ -195,6 +201,17 @@ def test_state_round_trip_and_damage(tmp_path: Path) -> None:
     (state / "state.json").write_text("{}")
     with pytest.raises(CheckpointError, match="cannot be resumed"):
         check_recipe(state, recipe)
+
+
+def test_a_state_of_an_earlier_version_has_the_defaults_of_newer_keys(tmp_path: Path) -> None:
+    recipe = to_table(read_recipe(Path(__file__).parents[2] / "recipes" / "nano-4-depth.toml"))
+    earlier = {**recipe, "data": {name: value for name, value in recipe["data"].items() if name != "num_samples"}}
+    described = {"step": 3, "recipe": earlier, "inputs": {}, "param_groups": [], "scalars": {}}
+    (tmp_path / "state.json").write_text(json.dumps(described))
+    check_recipe(tmp_path, recipe)
+    other = {**recipe, "data": {**recipe["data"], "num_samples": {"rendered": 10}}}
+    with pytest.raises(CheckpointError, match=r"another recipe \(data.num_samples.* changed\)"):
+        check_recipe(tmp_path, other)
 
 
 FULL_DISK = """

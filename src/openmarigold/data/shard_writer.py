@@ -179,7 +179,7 @@ class ShardWriter:
             The manifest.
 
         Raises:
-            DataError: a shard is not done, no sample was kept, or two have the same key.
+            DataError: a shard is not done, or two samples have the same key.
             OutputError: the folder cannot be written.
         """
         undone = [number for number in range(num_shards) if not self.is_done(number)]

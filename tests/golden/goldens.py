@@ -19,11 +19,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: sums depend on the number of threads
 
-from openmarigold.cli import run
-from training_data import AUTOENCODER, DEPTH, GENERATOR, write_training_data
+import numpy as np  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from openmarigold.cli import run  # noqa: E402
+from training_data import AUTOENCODER, DEPTH, GENERATOR, write_training_data  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 RECORD = Path(__file__).parent / "golden.json"
@@ -43,7 +45,7 @@ def environment() -> dict[str, str]:
     packages = ("numpy", "onnxruntime", "pillow", "torch")
     return {
         "cpu": model or platform.processor(),
-        "threads": f"{os.environ.get('OMP_NUM_THREADS', 'default')} of {os.cpu_count()}",
+        "cores": str(os.cpu_count()),  # ONNX Runtime uses them all
         **{name: version(name) for name in packages},
     }
 

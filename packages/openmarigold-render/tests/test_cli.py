@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line without Blender, the documents, and what a run imports."""
+"""The command line without Blender, and what a run imports."""
 
 from __future__ import annotations
 
 import importlib.util
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-import openmarigold_render.core
+import openmarigold_render
 from asset_files import piece, write_catalogue, write_packages
 from openmarigold_render.cli import run
-
-PACKAGE = Path(__file__).parents[1]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,24 +69,3 @@ def test_the_readers_of_the_games_maps_are_imported_only_for_its_packages(tmp_pa
         [sys.executable, "-c", script, str(tmp_path / "assets")], capture_output=True, text=True, check=True
     )
     assert done.stdout == f"{has_game}\n"
-
-
-def test_links_in_the_documents_lead_somewhere() -> None:
-    documents = [PACKAGE / "README.md", *sorted((PACKAGE / "docs").glob("*.md"))]
-    assert len(documents) == 3
-    for document in documents:
-        for link in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
-            if not link.startswith("http"):
-                assert (document.parent / link).exists(), f"{document.name}: {link}"
-
-
-def test_the_readme_lists_the_interface_to_the_core() -> None:
-    text = (PACKAGE / "README.md").read_text(encoding="utf-8")
-    section = text.partition("## Interface to the core")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| `([a-z_.]+)` \| ([^|]+) \|", section, re.MULTILINE)
-    assert sorted(name for _, names in rows for name in re.findall(r"`(\w+)`", names)) == sorted(
-        openmarigold_render.core.__all__
-    )
-    project = (PACKAGE / "pyproject.toml").read_text(encoding="utf-8")
-    allowed = re.findall(r'"openmarigold_render\.core -> openmarigold\.([a-z_.]+)"', project)
-    assert allowed == sorted(module for module, _ in rows)

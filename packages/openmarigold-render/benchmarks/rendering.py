@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures what `data render` promises: speed, agreement of colour and depth, planarity, focal length (extra `render`).
+"""Measures what `openmarigold-render pictures` promises: speed, agreement of color and depth, planarity, focal length.
 
     python benchmarks/rendering.py [--pictures 24] [--assets DIR]
 
@@ -19,7 +19,7 @@ from openmarigold.data.shards import ShardedDataset
 from openmarigold.seeding import generator_for
 from openmarigold_render.blender import Quality, Studio
 from openmarigold_render.cameras import rejection
-from openmarigold_render.procedural import ProceduralCatalogue
+from openmarigold_render.procedural import ProceduralCatalog
 from openmarigold_render.rays import Caster, cast_picture
 from openmarigold_render.render import RenderConfig, render_dataset
 from openmarigold_render.rooms import sample_room
@@ -48,11 +48,11 @@ def agreement() -> dict[str, float]:
     lens = Lens(width=384, height=288)
     other_ids, errors, planes, focals, shifts = [], [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
-        catalogue = ProceduralCatalogue(Path(folder))
+        catalog = ProceduralCatalog(Path(folder))
         studio = Studio(Quality(), Path(folder))
         for number in range(NUM_ROOMS):
             generator = generator_for(7, "benchmark", number)
-            setting = sample_room(generator, catalogue)
+            setting = sample_room(generator, catalog)
             caster = Caster(setting.scene.instances)
             views = (setting.propose(generator, lens) for _ in range(500))
             camera = next(view for view in views if view is not None and rejection(caster, view, setting.rules) is None)
@@ -72,7 +72,7 @@ def agreement() -> dict[str, float]:
         "depth differs from Cycles', relative, 99.9 %": max(errors),
         "floors, largest deviation from a plane, relative": max(planes),
         "focal length from the floor's depth, relative error": max(focals),
-        "brightness changes across object edges, against one pixel beside": float(np.mean(shifts)),
+        "brightness changes across object edges, against those two pixels away": float(np.mean(shifts)),
     }
 
 
@@ -98,11 +98,11 @@ def _focal_error(camera: Camera, depth: np.ndarray, floor: np.ndarray) -> float:
 
 
 def _edge_shift(linear: np.ndarray, ids: np.ndarray) -> float:
-    grey = np.log(linear.mean(axis=2) + 1e-3)
-    change = np.abs(np.diff(grey, axis=1))
+    gray = np.log(linear.mean(axis=2) + 1e-3)
+    change = np.abs(np.diff(gray, axis=1))
     edge = np.diff(ids, axis=1) != 0
-    beside = np.roll(edge, 2, axis=1) & ~edge
-    return float(change[edge].mean() / change[beside].mean())
+    nearby = np.roll(edge, 2, axis=1) & ~edge
+    return float(change[edge].mean() / change[nearby].mean())
 
 
 def main() -> None:

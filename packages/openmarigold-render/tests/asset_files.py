@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny asset packages, written by the formats' own rules: catalogues, OBJ and MTL, maps, models, copyright files."""
+"""Tiny asset packages, written by the formats' own rules: catalogs, OBJ and MTL, maps, models, copyright files."""
 
 from __future__ import annotations
 
@@ -65,15 +65,15 @@ def box_files() -> dict[str, bytes]:
 
 
 def piece(number: int, **values: object) -> str:
-    """A piece of a catalogue; 50 x 40 x 90 cm unless values say otherwise."""
+    """A piece of a catalog; 50 x 40 x 90 cm unless values say otherwise."""
     row = {"name": "Chair", "category": "Living room", "creator": "A. Maker", "model": "/models/box/box.obj"}
     row |= {"width": "50", "depth": "40", "height": "90", "movable": "true", "doorOrWindow": "false"}
     row |= {key: str(value) for key, value in values.items()}
     return "".join(f"{key}#{number}={value}\n" for key, value in row.items() if value != "")
 
 
-def write_catalogue(path: Path, pieces: Sequence[str], files: Mapping[str, bytes] | None = None) -> Path:
-    """A furniture catalogue; pieces as `piece` gives them."""
+def write_catalog(path: Path, pieces: Sequence[str], files: Mapping[str, bytes] | None = None) -> Path:
+    """A furniture catalog; pieces as `piece` gives them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("PluginFurnitureCatalog.properties", "# tiny\nname=Tiny\n" + "".join(pieces))
@@ -103,7 +103,7 @@ def bsp(
     version: int = 78,
 ) -> bytes:
     """A map out of faces: corners counter-clockwise from outside [units], texture, flags. As in the game, each face is
-    stored clockwise, and every second edge backwards.
+    stored clockwise, and every second edge backward.
     """
     vertices, planes, surfaces, stored, edges, face_edges = [], [], [], [], [(0, 0)], []
     for corners, texture, flags in faces:
@@ -219,7 +219,7 @@ def write_packages(root: Path, pieces: Sequence[str] | None = None) -> Path:
     share = root / "usr" / "share"
     if pieces is None:
         pieces = [piece(1), piece(2, name="Sofa", width=200, depth=90, height=80)]
-    write_catalogue(share / "sweethome3d" / "furniture" / "Tiny.sh3f", pieces)
+    write_catalog(share / "sweethome3d" / "furniture" / "Tiny.sh3f", pieces)
     base = share / "games" / "ufoai" / "base"
     write_archive(base / "0maps.pk3", {"maps/village.bsp": village(), "maps/tiny.bsp": b"short"})
     textures = {

@@ -12,11 +12,11 @@ from openmarigold_render.primitives import box, quad
 from openmarigold_render.rays import Caster, camera_rays
 from openmarigold_render.scene import Camera, Instance, Material, Scene, Sky, look_at, place
 
-GREY = Material(name="grey")
+GRAY = Material(name="gray")
 
 
 class FlatPainter:
-    """Colours each triangle by its normal and its object; needs no Blender."""
+    """Colors each triangle by its normal and its object; needs no Blender."""
 
     def __init__(self, quality: Quality, folder: Path) -> None:
         self._caster = Caster()
@@ -37,12 +37,12 @@ def floor(size: float = 20.0) -> Instance:
     """A square floor at z = 0."""
     half = 0.5 * size
     corners = ((-half, -half, 0.0), (half, -half, 0.0), (half, half, 0.0), (-half, half, 0.0))
-    return Instance(quad("floor", corners, GREY), np.eye(4), "floor")
+    return Instance(quad("floor", corners, GRAY), np.eye(4), "floor")
 
 
 def block(x: float, y: float, size: tuple[float, float, float], *, z: float = 0.0, angle: float = 0.0) -> Instance:
     """A box that stands somewhere."""
-    return Instance(box("block", size, GREY), place(x, y, z, angle), "block")
+    return Instance(box("block", size, GRAY), place(x, y, z, angle), "block")
 
 
 def scene_of(*instances: Instance) -> Scene:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Readers of OBJ, MTL, furniture catalogues, maps and models: what they give, and what they refuse."""
+"""Readers of OBJ, MTL, furniture catalogs, maps and models: what they give, and what they refuse."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asset_files import BOX_MTL, BOX_OBJ, box_faces, bsp, md2, piece, village, write_archive, write_catalogue
+from asset_files import BOX_MTL, BOX_OBJ, box_faces, bsp, md2, piece, village, write_archive, write_catalog
 from openmarigold.errors import DataError
 from openmarigold_render.gamemaps.quake import read_bsp, read_md2, vector_of
 from openmarigold_render.sweethome import FurnitureFile, read_properties
@@ -138,10 +138,10 @@ def test_textures_are_found_as_their_authors_meant_them(given_path: str, found: 
     assert find_file(given_path, "m", {name.lower(): name for name in names}) == found
 
 
-def test_what_cannot_be_mended_names_the_model() -> None:
+def test_what_cannot_be_repaired_names_the_model() -> None:
     mesh = read_obj(BOX_OBJ.encode(), "m/box.obj")
     files = {"m/box.mtl": "m/box.mtl"}
-    with pytest.raises(DataError, match=r"m/box\.obj.*nowhere in the catalogue"):
+    with pytest.raises(DataError, match=r"m/box\.obj.*nowhere in the catalog"):
         find_materials(mesh, "m/box.obj", lambda _: BOX_MTL.encode(), files)
     with pytest.raises(DataError, match=r"m/box\.obj.*defines its material 'paint'"):
         find_materials(mesh, "m/box.obj", lambda _: b"", files)
@@ -157,20 +157,20 @@ def test_properties_are_read_as_java_reads_them() -> None:
 def test_pieces_have_their_real_size_and_stand_on_the_ground(tmp_path: Path) -> None:
     quarter = "0 0 1 0 1 0 -1 0 0"  # about the vertical
     rows = [piece(1), piece(2, elevation=120.5, modelRotation=quarter, lightSourceZ=60)]
-    catalogue = FurnitureFile(write_catalogue(tmp_path / "a.sh3f", rows))
-    first, second = catalogue.pieces
+    catalog = FurnitureFile(write_catalog(tmp_path / "a.sh3f", rows))
+    first, second = catalog.pieces
     assert (first.size, first.elevation, first.creator) == ((0.5, 0.4, 0.9), 0.0, "A. Maker")
     assert (second.elevation, second.lamp_height) == (1.205, 0.6)
-    for one in catalogue.pieces:
-        model = catalogue.load(one)
+    for one in catalog.pieces:
+        model = catalog.load(one)
         low, high = model.vertices.min(0), model.vertices.max(0)
         assert high - low == pytest.approx(one.size)
         assert low == pytest.approx((-0.25, -0.2, 0.0))
         assert is_outward(model.vertices, model.mesh.triangles)
         assert model.materials["cloth"].color_map == "models/box/bluecloth.png"
     # The file's z, its front, is -y here; turned by a quarter it is x.
-    front = catalogue.load(first).vertices[catalogue.load(first).mesh.vertices[:, 2] == 1.0]
-    turned = catalogue.load(second).vertices[catalogue.load(second).mesh.vertices[:, 2] == 1.0]
+    front = catalog.load(first).vertices[catalog.load(first).mesh.vertices[:, 2] == 1.0]
+    turned = catalog.load(second).vertices[catalog.load(second).mesh.vertices[:, 2] == 1.0]
     assert front[:, 1] == pytest.approx(-0.2)
     assert turned[:, 0] == pytest.approx(0.25)
 
@@ -184,13 +184,13 @@ def test_incomplete_pieces_are_skipped_by_name(tmp_path: Path) -> None:
         piece(5),
     ]
     rows.append(piece(6, modelRotation="1 0 0"))
-    catalogue = FurnitureFile(write_catalogue(tmp_path / "a.sh3f", rows))
-    assert [one.name for one in catalogue.pieces] == ["Chair"]
-    assert len(catalogue.skipped) == 5
-    assert "gone.obj is not in the catalogue" in catalogue.skipped["a#1"]
+    catalog = FurnitureFile(write_catalog(tmp_path / "a.sh3f", rows))
+    assert [one.name for one in catalog.pieces] == ["Chair"]
+    assert len(catalog.skipped) == 5
+    assert "gone.obj is not in the catalog" in catalog.skipped["a#1"]
 
 
-def test_files_that_are_no_catalogues_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_no_catalogs_are_refused(tmp_path: Path) -> None:
     (tmp_path / "no.sh3f").write_bytes(b"not a zip")
     with pytest.raises(DataError, match=r"no\.sh3f"):
         FurnitureFile(tmp_path / "no.sh3f")
@@ -199,7 +199,7 @@ def test_files_that_are_no_catalogues_are_refused(tmp_path: Path) -> None:
         FurnitureFile(tmp_path / "other.sh3f")
 
 
-def test_bsp_gives_what_is_seen_in_metres_and_turned_outwards() -> None:
+def test_bsp_gives_what_is_seen_in_meters_and_turned_outward() -> None:
     faces = [(side, "tex_a/Brick", 0) for side in box_faces((0, 0, 0), (64, 96, 32))]
     hidden = box_faces((0, 0, 0), (320, 320, 320))
     unseen = [(hidden[0], "tex_a/wall", 0x80), (hidden[1], "tex_common/clip", 0), (hidden[2], "tex_a/nodraw", 0)]
@@ -216,7 +216,7 @@ def test_bsp_gives_what_is_seen_in_metres_and_turned_outwards() -> None:
 
 def test_bsp_refuses_other_versions_damage_and_emptiness() -> None:
     good = village()
-    with pytest.raises(DataError, match=r"a\.bsp is no BSP map"):
+    with pytest.raises(DataError, match=r"a\.bsp is not a BSP map"):
         read_bsp(b"PNG" + good[3:], "a.bsp")
     with pytest.raises(DataError, match=r"a\.bsp is a BSP map of version 38; version 78"):
         read_bsp(bsp([], version=38), "a.bsp")
@@ -226,7 +226,7 @@ def test_bsp_refuses_other_versions_damage_and_emptiness() -> None:
         read_bsp(bsp([(box_faces((0, 0, 0), (9, 9, 9))[0], "tex_common/clip", 0)]), "a.bsp")
 
 
-def test_md2_gives_its_first_frame_in_metres_and_turned_outwards() -> None:
+def test_md2_gives_its_first_frame_in_meters_and_turned_outward() -> None:
     model = read_md2(md2((32.0, 64.0, 48.0)), "crate.md2")
     assert np.ptp(model.vertices, axis=0) == pytest.approx((1.0, 2.0, 1.5), abs=1e-5)
     assert model.vertices[:, 2].min() == pytest.approx(0.0, abs=1e-6)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import openmarigold_render
-from asset_files import piece, write_catalogue, write_packages
+from asset_files import piece, write_catalog, write_packages
 from openmarigold_render.cli import run
 
 
@@ -57,7 +57,7 @@ def test_the_readers_of_the_games_maps_are_imported_only_for_its_packages(tmp_pa
     if has_game:
         write_packages(tmp_path / "assets")
     else:
-        write_catalogue(tmp_path / "assets" / "Tiny.sh3f", [piece(1)])
+        write_catalog(tmp_path / "assets" / "Tiny.sh3f", [piece(1)])
     script = (
         "import sys; from pathlib import Path\n"
         "from openmarigold_render.render import RenderConfig, SceneRenderer\n"

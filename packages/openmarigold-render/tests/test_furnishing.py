@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asset packages: where they are found, what the catalogue makes of them, whom to thank."""
+"""Asset packages: where they are found, what the catalog makes of them, whom to thank."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from asset_files import picture, piece, write_catalogue, write_packages
+from asset_files import picture, piece, write_catalog, write_packages
 from openmarigold.errors import DataError
 from openmarigold_render.assets import PACKAGES, Assets, manifest_rows
 from openmarigold_render.cli import run
-from openmarigold_render.furnishing import AssetCatalogue, group_of
+from openmarigold_render.furnishing import AssetCatalog, group_of
 from openmarigold_render.gamemaps.meshes import GameMeshes
 from openmarigold_render.scene import Instance, Scene, Sky
 from openmarigold_render.sweethome import Piece
@@ -22,9 +22,9 @@ RED = "newmtl red\nKd 1 0 0\n"
 SQUARE = "mtllib s.mtl\nv 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nv 0 0 1\nvt 0 0\nvt 1 0\nvt 1 1\nvt 0 1\n"
 
 
-def furniture(tmp_path: Path, pieces: list[str], files: dict[str, bytes] | None = None) -> AssetCatalogue:
-    write_catalogue(tmp_path / "packages" / "Tiny.sh3f", pieces, files)
-    return AssetCatalogue(Assets(tmp_path / "packages", cache_dir=tmp_path / "cache"))
+def furniture(tmp_path: Path, pieces: list[str], files: dict[str, bytes] | None = None) -> AssetCatalog:
+    write_catalog(tmp_path / "packages" / "Tiny.sh3f", pieces, files)
+    return AssetCatalog(Assets(tmp_path / "packages", cache_dir=tmp_path / "cache"))
 
 
 @pytest.mark.parametrize("below", ["usr/share", "share", "."])
@@ -43,12 +43,12 @@ def test_a_folder_without_packages_says_what_to_do(tmp_path: Path) -> None:
         Assets(tmp_path)
 
 
-def test_where_names_every_package_its_licences_and_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_names_every_package_its_licenses_and_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["assets", "--folder", "FOLDER"]) == 0
     said = capsys.readouterr().out
     for package in PACKAGES.values():
         assert package.name in said
-        assert package.licences in said
+        assert package.licenses in said
     assert "cd FOLDER" in said
     assert "apt-get download" in said
     assert "dpkg-deb -x" in said
@@ -94,8 +94,8 @@ def test_doors_and_windows_are_told_apart() -> None:
 
 
 def test_meshes_have_their_size_materials_and_source_and_are_read_once(tmp_path: Path) -> None:
-    catalogue = furniture(tmp_path, [piece(1)])
-    item = catalogue.draw("chair", np.random.default_rng(0))
+    catalog = furniture(tmp_path, [piece(1)])
+    item = catalog.draw("chair", np.random.default_rng(0))
     assert item is not None
     mesh = item.load()
     assert item.load() is mesh
@@ -128,9 +128,9 @@ def test_panes_vanish_glass_stays_and_clear_texels_are_cut_out(tmp_path: Path) -
         piece(1, name="Chair", model="/models/s.obj"),
         piece(2, name="Double window", model="/models/s.obj", doorOrWindow="true"),
     ]
-    catalogue = furniture(tmp_path, rows, files)
-    chair = catalogue.items("chair")[0].load()
-    window = catalogue.items("window")[0].load()
+    catalog = furniture(tmp_path, rows, files)
+    chair = catalog.items("chair")[0].load()
+    window = catalog.items("window")[0].load()
     assert [one.name for one in chair.materials] == ["pane", "leaf", "solid", "masked"]
     assert [one.name for one in window.materials] == ["leaf", "solid", "masked"]
     assert len(chair.faces), len(window.faces) == (8, 6)
@@ -144,12 +144,12 @@ def test_panes_vanish_glass_stays_and_clear_texels_are_cut_out(tmp_path: Path) -
 
 def test_triangles_against_their_normals_are_turned(tmp_path: Path) -> None:
     inside_out = SQUARE + "vn 0 0 1\nusemtl red\nf 4//1 3//1 2//1 1//1\nf 1 2 5\n"
-    catalogue = furniture(
+    catalog = furniture(
         tmp_path,
         [piece(1, model="/models/s.obj")],
         {"models/s.obj": inside_out.encode(), "models/s.mtl": RED.encode()},
     )
-    mesh = catalogue.items("chair")[0].load()
+    mesh = catalog.items("chair")[0].load()
     corners = mesh.vertices[mesh.faces]
     normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     square = np.ptp(corners[..., 1], axis=1) == 0
@@ -161,39 +161,39 @@ def test_broken_models_are_skipped_by_name_whatever_came_before(tmp_path: Path) 
     rows = [piece(number, name=f"Chair {number}", model="/models/bad.obj") for number in (1, 2)]
     rows += [piece(3, name="Chair with cushion", creator="")]
     rows = [row.replace("Chair 2", "Stool") for row in rows]
-    catalogue = furniture(tmp_path, rows, {"models/bad.obj": b"v 1\nf 1 2 3"})
+    catalog = furniture(tmp_path, rows, {"models/bad.obj": b"v 1\nf 1 2 3"})
     fresh = furniture(tmp_path, rows, {"models/bad.obj": b"v 1\nf 1 2 3"})
-    first = [catalogue.draw("chair", np.random.default_rng(seed)) for seed in range(20)]
+    first = [catalog.draw("chair", np.random.default_rng(seed)) for seed in range(20)]
     again = [fresh.draw("chair", np.random.default_rng(seed)) for seed in reversed(range(20))][::-1]
     assert [item and item.name for item in first] == [item and item.name for item in again]
     assert {item.name for item in first if item} == {"Tiny: Chair with cushion"}
-    assert set(catalogue.broken) == {"Tiny: Chair 1", "Tiny: Stool"}
-    assert "bad.obj" in catalogue.broken["Tiny: Chair 1"]
+    assert set(catalog.broken) == {"Tiny: Chair 1", "Tiny: Stool"}
+    assert "bad.obj" in catalog.broken["Tiny: Chair 1"]
 
 
 def test_size_room_and_unknown_groups(tmp_path: Path) -> None:
     rows = [piece(1, name="Oven", category="Kitchen"), piece(2, name="Bath", category="Bathroom", width=170)]
-    catalogue = furniture(tmp_path, rows)
+    catalog = furniture(tmp_path, rows)
     generator = np.random.default_rng(0)
-    names = {catalogue.draw("appliance", generator, room="bath").name for _ in range(10)}  # type: ignore[union-attr]
+    names = {catalog.draw("appliance", generator, room="bath").name for _ in range(10)}  # type: ignore[union-attr]
     assert names == {"Tiny: Bath"}
-    assert catalogue.draw("appliance", generator, room="living") is None
-    assert catalogue.draw("appliance", generator, max_size=(1.0, 1.0, 1.0)).name == "Tiny: Oven"  # type: ignore[union-attr]
+    assert catalog.draw("appliance", generator, room="living") is None
+    assert catalog.draw("appliance", generator, max_size=(1.0, 1.0, 1.0)).name == "Tiny: Oven"  # type: ignore[union-attr]
     with pytest.raises(DataError, match="no group 'thing'"):
-        catalogue.draw("thing", generator)
+        catalog.draw("thing", generator)
 
 
 def test_textures_by_use_without_maps_of_normals_and_small_enough(tmp_path: Path) -> None:
-    catalogue = AssetCatalogue(Assets(write_packages(tmp_path), cache_dir=tmp_path / "cache"))
+    catalog = AssetCatalog(Assets(write_packages(tmp_path), cache_dir=tmp_path / "cache"))
     generator = np.random.default_rng(0)
-    lawns = {catalogue.texture("lawn", generator) for _ in range(6)}
+    lawns = {catalog.texture("lawn", generator) for _ in range(6)}
     assert {path.name for path in lawns if path} == {"grass001.jpg"}
-    art = catalogue.texture("picture", generator)
+    art = catalog.texture("picture", generator)
     assert art is not None
     with Image.open(art) as image:
         assert image.size == (1024, 5)
-    assert catalogue.texture("fabric", generator) is None
-    assert catalogue.texture("no such use", generator) is None
+    assert catalog.texture("fabric", generator) is None
+    assert catalog.texture("no such use", generator) is None
 
 
 def test_damaged_textures_are_refused_by_name(tmp_path: Path) -> None:
@@ -222,10 +222,10 @@ def test_maps_become_meshes_with_texture_units_and_models_in_their_places(tmp_pa
         GameMeshes(assets).model("models/none.md2")
 
 
-def test_attributions_name_the_maker_and_the_licence_of_what_is_used(tmp_path: Path) -> None:
+def test_attributions_name_the_maker_and_the_license_of_what_is_used(tmp_path: Path) -> None:
     assets = Assets(write_packages(tmp_path), cache_dir=tmp_path / "cache")
-    catalogue = AssetCatalogue(assets)
-    chair = catalogue.items("chair")[0].load()
+    catalog = AssetCatalog(assets)
+    chair = catalog.items("chair")[0].load()
     surfaces, crate = GameMeshes(assets).map(assets.archive("ufoai-maps"), "maps/village.bsp")
     instances = (surfaces, crate, Instance(chair, np.eye(4), "chair"))
     used = assets.sources(Scene(instances=instances, lights=(), sky=Sky()))

@@ -161,6 +161,6 @@ def test_a_real_frame_agrees_with_its_depth_and_object_ids(tmp_path: Path) -> No
     first, again = (studio.render(camera, seed=1) for _ in range(2))
     assert np.array_equal(first, again) and first.max() > 0
     # Brightness changes across the edges of objects more than elsewhere.
-    grey = np.log(first.mean(axis=2) + 1e-3)
-    step, edge = np.abs(np.diff(grey, axis=1)), np.diff(ids, axis=1) != 0
+    gray = np.log(first.mean(axis=2) + 1e-3)
+    step, edge = np.abs(np.diff(gray, axis=1)), np.diff(ids, axis=1) != 0
     assert step[edge].mean() > 3 * step[~edge].mean()

@@ -19,11 +19,11 @@ from openmarigold_render.furniture import FURNITURE
 from openmarigold_render.objects import OBJECTS
 from openmarigold_render.placement import Box, Occupied, find_spot, has_room
 from openmarigold_render.prints import PRINT_KINDS, Prints, draw_print
-from openmarigold_render.procedural import ProceduralCatalogue
+from openmarigold_render.procedural import ProceduralCatalog
 from openmarigold_render.rays import Caster, camera_rays, cast_picture
 from openmarigold_render.rooms import ROOM_RULES, RoomBuilder, sample_room
 from openmarigold_render.scene import (
-    Catalogue,
+    Catalog,
     Instance,
     Item,
     Lens,
@@ -40,7 +40,7 @@ from openmarigold_render.scene import (
 )
 from openmarigold_render.shell import Opening, reveal_mesh
 from openmarigold_render.tabletops import sample_tabletop
-from rendering_data import GREY, block, camera_at, floor, scene_of
+from rendering_data import GRAY, block, camera_at, floor, scene_of
 
 LENS = Lens(width=96, height=72)
 LOOSE = ViewRules(
@@ -56,7 +56,7 @@ LOOSE = ViewRules(
 
 
 def volume(mesh: Mesh) -> float:
-    """Of a closed surface; positive if its triangles are wound outwards."""
+    """Of a closed surface; positive if its triangles are wound outward."""
     corners = mesh.vertices.astype(np.float64)[mesh.faces]
     return float(np.einsum("nc,nc->", corners[:, 0], np.cross(corners[:, 1], corners[:, 2])) / 6)
 
@@ -64,32 +64,32 @@ def volume(mesh: Mesh) -> float:
 @pytest.mark.parametrize(
     ("mesh", "expected"),
     [
-        (primitives.box("box", (1.0, 2.0, 0.5), GREY), 1.0),
-        (primitives.box("box", (1.0, 2.0, 0.5), GREY, bevel=1e-4), 1.0),
-        (primitives.box("box", (1.0, 2.0, 0.5), GREY, faces=(GREY,) * 6), 1.0),
-        (primitives.cylinder("cylinder", 0.5, 2.0, GREY, segments=200), np.pi / 2),
-        (primitives.cushion("cushion", (1.0, 1.0, 1.0), GREY, softness=1.0, segments=60), np.pi / 6),
+        (primitives.box("box", (1.0, 2.0, 0.5), GRAY), 1.0),
+        (primitives.box("box", (1.0, 2.0, 0.5), GRAY, bevel=1e-4), 1.0),
+        (primitives.box("box", (1.0, 2.0, 0.5), GRAY, faces=(GRAY,) * 6), 1.0),
+        (primitives.cylinder("cylinder", 0.5, 2.0, GRAY, segments=200), np.pi / 2),
+        (primitives.cushion("cushion", (1.0, 1.0, 1.0), GRAY, softness=1.0, segments=60), np.pi / 6),
         (
-            primitives.tube("tube", [(0.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, 0.0, 2.0)], 0.1, GREY, segments=100),
+            primitives.tube("tube", [(0.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, 0.0, 2.0)], 0.1, GRAY, segments=100),
             0.02 * np.pi,
         ),
     ],
     ids=lambda value: value.name if isinstance(value, Mesh) else None,
 )
-def test_solids_are_closed_and_face_outwards(mesh: Mesh, expected: float) -> None:
+def test_solids_are_closed_and_face_outward(mesh: Mesh, expected: float) -> None:
     assert volume(mesh) == pytest.approx(expected, rel=2e-3)
 
 
-def test_box_has_metres_or_whole_pictures_as_uvs() -> None:
-    plain = primitives.box("box", (1.0, 2.0, 0.5), GREY)
+def test_box_has_meters_or_whole_pictures_as_uvs() -> None:
+    plain = primitives.box("box", (1.0, 2.0, 0.5), GRAY)
     assert plain.uvs is not None
     assert plain.uvs.reshape(-1, 2).max(axis=0) == pytest.approx((2.0, 1.0))
-    labelled = primitives.box("box", (1.0, 2.0, 0.5), GREY, bevel=0.01, faces=(GREY,) * 6)
-    assert labelled.uvs is not None and labelled.uvs.min() >= 0 and labelled.uvs.max() <= 1
+    labeled = primitives.box("box", (1.0, 2.0, 0.5), GRAY, bevel=0.01, faces=(GRAY,) * 6)
+    assert labeled.uvs is not None and labeled.uvs.min() >= 0 and labeled.uvs.max() <= 1
 
 
 def test_a_printed_front_is_not_mirrored() -> None:
-    front = primitives.box("box", (2.0, 1.0, 1.0), GREY, faces=(GREY, GREY, Material(name="front"), GREY, GREY, GREY))
+    front = primitives.box("box", (2.0, 1.0, 1.0), GRAY, faces=(GRAY, GRAY, Material(name="front"), GRAY, GRAY, GRAY))
     assert front.uvs is not None
     for face in np.flatnonzero(front.face_materials == 2):
         for corner, uv in zip(front.vertices[front.faces[face]], front.uvs[face], strict=True):
@@ -102,8 +102,8 @@ def prints(tmp_path_factory: pytest.TempPathFactory) -> Prints:
 
 
 @pytest.fixture(scope="module")
-def catalogue(tmp_path_factory: pytest.TempPathFactory) -> ProceduralCatalogue:
-    return ProceduralCatalogue(tmp_path_factory.mktemp("prints"))
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> ProceduralCatalog:
+    return ProceduralCatalog(tmp_path_factory.mktemp("prints"))
 
 
 MAKERS = {
@@ -129,20 +129,20 @@ def test_every_maker_gives_sound_meshes(name: str, prints: Prints) -> None:
 
 
 def test_sharp_edges_are_split_and_round_ones_are_not() -> None:
-    cylinder = primitives.cylinder("cylinder", 0.5, 1.0, GREY, segments=24)
+    cylinder = primitives.cylinder("cylinder", 0.5, 1.0, GRAY, segments=24)
     split = split_at_edges(cylinder, 0.7)
     assert np.array_equal(split.vertices[split.faces], cylinder.vertices[cylinder.faces])
-    assert len(split.vertices) == 4 * 24 + 2  # the side and each end have rims of their own; two centres
+    assert len(split.vertices) == 4 * 24 + 2  # the side and each end have rims of their own; two centers
     corners = split.vertices.astype(float)[split.faces]
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     for vertex in range(len(split.vertices)):
         around = normals[(split.faces == vertex).any(axis=1)]
         assert (around @ around.T).min() > np.cos(0.7)
-    bevelled = primitives.box("box", (1.0, 1.0, 1.0), GREY, bevel=0.1)
-    assert len(split_at_edges(bevelled, 0.7).vertices) == 6 * 4 + 24  # 35 degrees between edges and corners are smooth
-    assert len(split_at_edges(bevelled, 0.5).vertices) == 6 * 4 + 12 * 4 + 8 * 3
-    ball = primitives.cushion("ball", (1.0, 1.0, 1.0), GREY, softness=1.0, segments=24)
+    beveled = primitives.box("box", (1.0, 1.0, 1.0), GRAY, bevel=0.1)
+    assert len(split_at_edges(beveled, 0.7).vertices) == 6 * 4 + 24  # 35 degrees between edges and corners are smooth
+    assert len(split_at_edges(beveled, 0.5).vertices) == 6 * 4 + 12 * 4 + 8 * 3
+    ball = primitives.cushion("ball", (1.0, 1.0, 1.0), GRAY, softness=1.0, segments=24)
     assert len(split_at_edges(ball, 0.7).vertices) == len(ball.vertices)
 
 
@@ -156,7 +156,7 @@ def test_rescaled_and_merged_meshes_stand_on_their_origin() -> None:
     pair = merged(
         "pair",
         [
-            (primitives.box("a", (1.0, 1.0, 1.0), GREY), translation(5.0, 0.0, 2.0)),
+            (primitives.box("a", (1.0, 1.0, 1.0), GRAY), translation(5.0, 0.0, 2.0)),
             (block(7, 0, (1.0, 1.0, 1.0)).mesh, translation(7.0, 0.0, 2.0)),
         ],
     )
@@ -192,7 +192,7 @@ def test_depth_of_a_plane_is_planar_and_gives_back_the_focal_length() -> None:
 
 def test_depth_is_not_the_length_of_the_ray() -> None:
     wall = Instance(
-        primitives.quad("wall", ((-9.0, 2.0, -9.0), (9.0, 2.0, -9.0), (9.0, 2.0, 9.0), (-9.0, 2.0, 9.0)), GREY),
+        primitives.quad("wall", ((-9.0, 2.0, -9.0), (9.0, 2.0, -9.0), (9.0, 2.0, 9.0), (-9.0, 2.0, 9.0)), GRAY),
         np.eye(4),
         "wall",
     )
@@ -221,7 +221,7 @@ def test_rays_pass_through_the_holes_of_a_texture(tmp_path: Path) -> None:
         leaf,
         uv=((0, 0), (1, 0), (1, 1), (0, 1)),
     )
-    behind = primitives.quad("wall", ((-5.0, 3.0, -5.0), (5.0, 3.0, -5.0), (5.0, 3.0, 5.0), (-5.0, 3.0, 5.0)), GREY)
+    behind = primitives.quad("wall", ((-5.0, 3.0, -5.0), (5.0, 3.0, -5.0), (5.0, 3.0, 5.0), (-5.0, 3.0, 5.0)), GRAY)
     caster = Caster([Instance(sheet, np.eye(4), "leaf"), Instance(behind, np.eye(4), "wall")])
     hits = caster.cast(np.zeros((1, 3)), np.array(((-0.5, 1.0, 0.1), (0.5, 1.0, 0.1))))
     assert hits.distance == pytest.approx((1.0, 3.0), rel=1e-5)
@@ -274,7 +274,7 @@ def test_boxes_overlap_exactly_where_points_are_in_both() -> None:
 
 
 def _item(size: tuple[float, float, float]) -> Item:
-    return Item(name="thing", group="object", size=size, load=lambda: primitives.box("thing", size, GREY))
+    return Item(name="thing", group="object", size=size, load=lambda: primitives.box("thing", size, GRAY))
 
 
 def test_things_stand_level_on_their_support_and_touch_nothing() -> None:
@@ -338,17 +338,17 @@ def test_depth_and_pictures_are_rejected_for_what_is_wrong_with_them() -> None:
     assert depth_rejection(np.where(ramp > 1, 0, ramp).astype(np.float32), ROOM_RULES) == "few surfaces"
     assert depth_rejection(ramp * np.float32(0.01), ROOM_RULES) == "too near"
     assert depth_rejection(np.full_like(ramp, 2.0), ROOM_RULES) == "flat"
-    grey = np.linspace(40, 200, 7200).reshape(72, 100, 1).repeat(3, axis=2)
-    assert picture_rejection(grey.astype(np.uint8)) is None
-    assert picture_rejection((grey / 30).astype(np.uint8)) == "dark"
-    assert picture_rejection(np.clip(grey * 4, 0, 255).astype(np.uint8)) == "bright"
-    assert picture_rejection((100 + grey / 50).astype(np.uint8)) == "low contrast"
+    gray = np.linspace(40, 200, 7200).reshape(72, 100, 1).repeat(3, axis=2)
+    assert picture_rejection(gray.astype(np.uint8)) is None
+    assert picture_rejection((gray / 30).astype(np.uint8)) == "dark"
+    assert picture_rejection(np.clip(gray * 4, 0, 255).astype(np.uint8)) == "bright"
+    assert picture_rejection((100 + gray / 50).astype(np.uint8)) == "low contrast"
 
 
 def test_a_doorway_has_one_floor() -> None:
     # Two surfaces in one place shade each other black.
     for bottom, sides in ((0.0, 3), (0.8, 4)):
-        reveal = reveal_mesh(Opening(left=1.0, right=1.9, bottom=bottom, top=2.1), 0.12, GREY)
+        reveal = reveal_mesh(Opening(left=1.0, right=1.9, bottom=bottom, top=2.1), 0.12, GRAY)
         assert len(reveal.faces) == 2 * sides
         lowest = reveal.vertices[reveal.faces][..., 2].max(axis=1) <= bottom
         assert lowest.sum() == (0 if bottom == 0 else 2)
@@ -365,7 +365,7 @@ def test_photos_are_exposed_for_what_was_measured() -> None:
         means.append(photo.mean())
     assert means[0] < means[1] < means[2]
     plain = develop(linear, measured, generator_for(1, "photo"))
-    for value in (3e38, np.inf):  # a path that met a lamp's centre
+    for value in (3e38, np.inf):  # a path that met a lamp's center
         burnt = linear.copy()
         burnt[3, 4] = value
         photo = develop(burnt, measured, generator_for(1, "photo"))
@@ -396,14 +396,14 @@ def _fingerprint(setting: Setting) -> list[object]:
 
 
 @pytest.fixture(scope="module", params=[sample_room, sample_tabletop])
-def sampled(request: pytest.FixtureRequest, catalogue: Catalogue) -> tuple[Callable[..., Setting], Setting]:
-    return request.param, request.param(generator_for(1, "scene"), catalogue)
+def sampled(request: pytest.FixtureRequest, catalog: Catalog) -> tuple[Callable[..., Setting], Setting]:
+    return request.param, request.param(generator_for(1, "scene"), catalog)
 
 
-def test_a_seed_is_a_scene(sampled, catalogue: Catalogue) -> None:
+def test_a_seed_is_a_scene(sampled, catalog: Catalog) -> None:
     sample, setting = sampled
-    assert _fingerprint(sample(generator_for(1, "scene"), catalogue)) == _fingerprint(setting)
-    assert _fingerprint(sample(generator_for(2, "scene"), catalogue)) != _fingerprint(setting)
+    assert _fingerprint(sample(generator_for(1, "scene"), catalog)) == _fingerprint(setting)
+    assert _fingerprint(sample(generator_for(2, "scene"), catalog)) != _fingerprint(setting)
 
 
 def test_scenes_have_light_and_views(sampled) -> None:
@@ -417,8 +417,8 @@ def test_scenes_have_light_and_views(sampled) -> None:
     assert depth_rejection(depth, setting.rules) is None
 
 
-def test_furniture_stands_on_the_floor_and_does_not_intersect(catalogue: Catalogue) -> None:
-    room = RoomBuilder(generator_for(3, "room"), catalogue, size=(3.6, 4.0, 2.6), kind="living", day=True)
+def test_furniture_stands_on_the_floor_and_does_not_intersect(catalog: Catalog) -> None:
+    room = RoomBuilder(generator_for(3, "room"), catalog, size=(3.6, 4.0, 2.6), kind="living", day=True)
     room.build_shell()
     room.furnish(density=0.9)
     assert len(room.pieces) > 5
@@ -434,8 +434,8 @@ def test_furniture_stands_on_the_floor_and_does_not_intersect(catalogue: Catalog
             assert not piece.box.overlaps(other.box)
 
 
-def test_small_things_rest_on_something(catalogue: Catalogue) -> None:
-    room = RoomBuilder(generator_for(5, "room"), catalogue, size=(3.0, 3.0, 2.6), kind="office", day=False)
+def test_small_things_rest_on_something(catalog: Catalog) -> None:
+    room = RoomBuilder(generator_for(5, "room"), catalog, size=(3.0, 3.0, 2.6), kind="office", day=False)
     room.build_shell()
     room.furnish(density=0.8)
     before = len(room.instances)

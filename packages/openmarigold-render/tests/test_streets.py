@@ -13,7 +13,7 @@ from asset_files import write_archive, write_packages
 from openmarigold.errors import DataError
 from openmarigold_render import houses, outdoors, streets
 from openmarigold_render.assets import Assets
-from openmarigold_render.furnishing import AssetCatalogue
+from openmarigold_render.furnishing import AssetCatalog
 from openmarigold_render.gamemaps.streets import any_street, game_street, street_maps
 from openmarigold_render.rays import Caster, cast_picture
 from openmarigold_render.scene import GROUPS, Instance, Lens, Material, Mesh
@@ -61,11 +61,11 @@ def test_houses_keep_to_their_style_and_let_no_ray_in(style: houses.HouseStyle) 
     for seed in range(4):
         mesh = houses.house(np.random.default_rng(seed), style)
         assert style.width[0] <= mesh.size[0] <= style.width[1] + 4.0
-        assert 2.6 * style.storeys[0] < mesh.size[2]
+        assert 2.6 * style.stories[0] < mesh.size[2]
         assert np.isfinite(mesh.vertices).all()
         # From the street: what is met first is met from outside.
         caster = Caster([_instance(mesh)])
-        heights = np.linspace(0.3, 0.8 * style.storeys[0] * 2.6, 12)
+        heights = np.linspace(0.3, 0.8 * style.stories[0] * 2.6, 12)
         across = np.linspace(-0.45, 0.45, 15) * style.width[0]
         origins = np.array([(x, -60.0, z) for x in across for z in heights])
         hits = caster.cast(origins, np.array(((0.0, 1.0, 0.0),)))
@@ -82,7 +82,7 @@ def _instance(mesh: Mesh) -> Instance:
 def test_procedural_things_stand_on_the_ground(group: str) -> None:
     assert group in GROUPS
     for seed in range(6):
-        item = outdoors.OutdoorCatalogue().draw(group, np.random.default_rng(seed))
+        item = outdoors.OutdoorCatalog().draw(group, np.random.default_rng(seed))
         assert item is not None
         mesh = item.load()
         assert mesh.size == pytest.approx(item.size, rel=1e-5)
@@ -92,12 +92,12 @@ def test_procedural_things_stand_on_the_ground(group: str) -> None:
         assert mesh.source is None
 
 
-def test_the_outdoor_catalogue_serves_only_what_fits() -> None:
-    catalogue = outdoors.OutdoorCatalogue()
+def test_the_outdoor_catalog_serves_only_what_fits() -> None:
+    catalog = outdoors.OutdoorCatalog()
     generator = np.random.default_rng(0)
-    assert catalogue.draw("vehicle", generator, max_size=(1.0, 1.0, 1.0)) is None
-    assert catalogue.draw("bed", generator) is None
-    assert catalogue.texture("asphalt", generator) is None
+    assert catalog.draw("vehicle", generator, max_size=(1.0, 1.0, 1.0)) is None
+    assert catalog.draw("bed", generator) is None
+    assert catalog.texture("asphalt", generator) is None
 
 
 def test_the_same_seed_gives_the_same_street() -> None:
@@ -141,7 +141,7 @@ def test_every_layout_has_views_with_ground_things_and_distance(layout: streets.
 
 
 def test_what_stands_never_meets_and_houses_keep_trees_out() -> None:
-    ground = Ground(np.random.default_rng(0), outdoors.OutdoorCatalogue())
+    ground = Ground(np.random.default_rng(0), outdoors.OutdoorCatalog())
     house = houses.house(np.random.default_rng(0), houses.DETACHED)
     tree = outdoors.broadleaf(np.random.default_rng(1))
     assert ground.stand(house, 0.0, 0.0)
@@ -157,21 +157,21 @@ def test_what_stands_never_meets_and_houses_keep_trees_out() -> None:
 
 def test_scenes_stay_light_enough_to_cast_rays_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("openmarigold_render.terrain.MAX_TRIANGLES", 500)
-    ground = Ground(np.random.default_rng(0), outdoors.OutdoorCatalogue())
+    ground = Ground(np.random.default_rng(0), outdoors.OutdoorCatalog())
     tree = outdoors.broadleaf(np.random.default_rng(1))
     assert not ground.stand(tree, 0.0, 0.0)
     assert ground.instances == []
     assert ground.is_free((-1.0, -1.0, 1.0, 1.0))
 
 
-def village(tmp_path: Path) -> AssetCatalogue:
-    return AssetCatalogue(Assets(write_packages(tmp_path), cache_dir=tmp_path / "cache"))
+def village(tmp_path: Path) -> AssetCatalog:
+    return AssetCatalog(Assets(write_packages(tmp_path), cache_dir=tmp_path / "cache"))
 
 
 def test_maps_stand_at_ground_level_with_things_around_and_cameras_in_the_open(tmp_path: Path) -> None:
-    catalogue = village(tmp_path)
-    assert street_maps(catalogue.assets) == ("maps/village.bsp",)  # the small one is left out
-    found = game_street(np.random.default_rng(3), catalogue)
+    catalog = village(tmp_path)
+    assert street_maps(catalog.assets) == ("maps/village.bsp",)  # the small one is left out
+    found = game_street(np.random.default_rng(3), catalog)
     assert found.facts == {"layout": "map", "map": "village"}
     surfaces = found.scene.instances[0]
     assert abs(surfaces.transform[2, 3]) < 0.05
@@ -193,12 +193,12 @@ def test_maps_stand_at_ground_level_with_things_around_and_cameras_in_the_open(t
 
 @pytest.mark.slow
 def test_a_map_in_two_of_five_streets_and_without_packages_none(tmp_path: Path) -> None:
-    catalogue = village(tmp_path)
+    catalog = village(tmp_path)
     # The first number of a generator decides: one seed on either side of the share.
     below = next(seed for seed in range(99) if np.random.default_rng(seed).random() < 0.39)
     above = next(seed for seed in range(99) if np.random.default_rng(seed).random() > 0.41)
-    assert any_street(np.random.default_rng(below), catalogue).facts["layout"] == "map"
-    assert any_street(np.random.default_rng(above), catalogue).facts["layout"] != "map"
+    assert any_street(np.random.default_rng(below), catalog).facts["layout"] == "map"
+    assert any_street(np.random.default_rng(above), catalog).facts["layout"] != "map"
     assert any_street(np.random.default_rng(below)).facts["layout"] != "map"
 
 
@@ -207,16 +207,16 @@ def test_a_map_without_ground_is_left_out_by_name(tmp_path: Path, monkeypatch: p
 
     wall = box_faces((0, 0, 0), (2000, 10, 10))[0]
     monkeypatch.setattr("asset_files.village", lambda: bsp([(wall, "tex_ctp1/bricks_r_2", 0)]).ljust(3_400_000, b"\0"))
-    catalogue = village(tmp_path)
+    catalog = village(tmp_path)
     with pytest.raises(DataError, match=r"maps/village\.bsp: hardly a ray"):
-        game_street(np.random.default_rng(0), catalogue)
+        game_street(np.random.default_rng(0), catalog)
 
 
 @pytest.mark.slow
 def test_a_broken_map_gives_way_to_a_procedural_street_and_is_noted(tmp_path: Path) -> None:
     root = write_packages(tmp_path)
     write_archive(root / "usr/share/games/ufoai/base/0maps.pk3", {"maps/cut.bsp": b"IBSP".ljust(3_400_000, b" ")})
-    catalogue = AssetCatalogue(Assets(root, cache_dir=tmp_path / "cache"))
+    catalog = AssetCatalog(Assets(root, cache_dir=tmp_path / "cache"))
     below = next(seed for seed in range(99) if np.random.default_rng(seed).random() < 0.39)
-    assert any_street(np.random.default_rng(below), catalogue).facts["layout"] != "map"
-    assert any("cut.bsp" in reason for reason in catalogue.broken.values())
+    assert any_street(np.random.default_rng(below), catalog).facts["layout"] != "map"
+    assert any("cut.bsp" in reason for reason in catalog.broken.values())

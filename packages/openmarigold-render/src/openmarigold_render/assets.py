@@ -13,7 +13,7 @@ import io
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 
@@ -45,7 +45,7 @@ class Package:
     name: str
     size_mb: int
     holds: str
-    licences: str
+    licenses: str
     files: tuple[str, ...]
     doc_root: str = ""
 
@@ -57,14 +57,14 @@ PACKAGES: Mapping[str, Package] = {
             name=_FURNITURE,
             size_mb=120,
             holds="820 pieces of furniture, small things, people, trees and cars in real size (Sweet Home 3D)",
-            licences="CC0, CC BY 3.0, CC BY 3.0 US",
+            licenses="CC0, CC BY 3.0, CC BY 3.0 US",
             files=("sweethome3d/furniture/*.sh3f",),
         ),
         Package(
             name=GAME_MAPS,
             size_mb=379,
-            holds="891 maps: streets, villages, farms, harbours (UFO: Alien Invasion)",
-            licences="GPL-2+, GPL-3+, GPL-2, CC BY-SA 3.0, CC BY 3.0, Expat, public domain",
+            holds="891 maps: streets, villages, farms, harbors (UFO: Alien Invasion)",
+            licenses="GPL-2+, GPL-3+, GPL-2, CC BY-SA 3.0, CC BY 3.0, Expat, public domain",
             files=("games/ufoai/base/0maps.pk3",),
             doc_root="base/",
         ),
@@ -72,7 +72,7 @@ PACKAGES: Mapping[str, Package] = {
             name=GAME_TEXTURES,
             size_mb=336,
             holds="textures of walls, floors, grounds and pictures; the maps need them",
-            licences="GPL-2+, GPL-3+, GPL-2, CC BY-SA 3.0, CC BY 3.0, Expat, public domain",
+            licenses="GPL-2+, GPL-3+, GPL-2, CC BY-SA 3.0, CC BY 3.0, Expat, public domain",
             files=("games/ufoai/base/0textures.pk3",),
             doc_root="base/",
         ),
@@ -80,7 +80,7 @@ PACKAGES: Mapping[str, Package] = {
             name=GAME_MODELS,
             size_mb=312,
             holds="models of trees, cars and street furniture; the maps need them",
-            licences="GPL-2+, GPL-3+, GPL-2, CC BY-SA 3.0, CC BY 3.0, public domain",
+            licenses="GPL-2+, GPL-3+, GPL-2, CC BY-SA 3.0, CC BY 3.0, public domain",
             files=("games/ufoai/base/0models.pk3",),
             doc_root="base/",
         ),
@@ -95,15 +95,15 @@ class Attribution:
     asset: str
     title: str
     creator: str
-    licence: str
+    license: str
     package: str
 
 
 def where(folder: Path) -> str:
-    """What to do to have the assets: which packages, how to get them without root, under which licences."""
+    """What to do to have the assets: which packages, how to get them without root, under which licenses."""
     names = " ".join(PACKAGES)
     rows = [
-        f"  {package.name} ({package.size_mb} MB)\n    {package.holds}\n    licences: {package.licences}"
+        f"  {package.name} ({package.size_mb} MB)\n    {package.holds}\n    licenses: {package.licenses}"
         for package in PACKAGES.values()
     ]
     return "\n".join(
@@ -160,7 +160,7 @@ class Assets:
 
     @cached_property
     def furniture(self) -> tuple[FurnitureFile, ...]:
-        """The furniture catalogues, sorted by name."""
+        """The furniture catalogs, sorted by name."""
         return tuple(FurnitureFile(path) for path in self.found.get(_FURNITURE, ()))
 
     def archive(self, package: str) -> GameArchive:
@@ -229,9 +229,9 @@ class Assets:
             documented = f"{PurePosixPath(archive).stem}/{inner}"
         else:
             documented = PACKAGES[package].doc_root + inner
-        notice, licence = self._notices(package).find(documented)
+        notice, license = self._notices(package).find(documented)
         creator = "; ".join(part for part in (creator, notice) if part)
-        return Attribution(asset=name, title=title, creator=creator, licence=licence, package=package)
+        return Attribution(asset=name, title=title, creator=creator, license=license, package=package)
 
     def _notices(self, package: str) -> Notices:
         if package not in self._read_notices:
@@ -281,39 +281,48 @@ class GameArchive:
 
 def manifest_rows(attributions: Iterable[Attribution]) -> list[dict[str, str]]:
     """Attributions as a manifest stores them."""
-    return [asdict(one) for one in attributions]
+    return [
+        {
+            "asset": one.asset,
+            "title": one.title,
+            "creator": one.creator,
+            "licence": one.license,  # so spelled in the manifests since the first ones
+            "package": one.package,
+        }
+        for one in attributions
+    ]
 
 
 class Notices:
-    """What a Debian copyright file says about each file.
+    """Copyright notice and license of each file, from a Debian copyright file.
 
     Source: machine-readable debian/copyright file, version 1.0.
     """
 
     def __init__(self, paragraphs: Iterable[tuple[tuple[str, ...], str, str]], fallback: tuple[str, str]) -> None:
-        """Takes patterns, copyright and licence of each paragraph, in order; the last that fits a file counts."""
+        """Takes patterns, copyright and license of each paragraph, in order; the last that fits a file counts."""
         self._exact: dict[str, tuple[str, str]] = {}
         self._globs: list[tuple[str, tuple[str, str]]] = []
         self._fallback = fallback
-        for patterns, notice, licence in paragraphs:
+        for patterns, notice, license in paragraphs:
             for pattern in patterns:
                 if set(pattern) & set("*?"):
-                    self._globs.append((pattern, (notice, licence)))
+                    self._globs.append((pattern, (notice, license)))
                 else:
-                    self._exact[pattern.lower()] = (notice, licence)
+                    self._exact[pattern.lower()] = (notice, license)
 
     @classmethod
     def read(cls, roots: Iterable[Path], package: str) -> Notices:
-        """Reads `doc/PACKAGE/copyright` below one of the roots; without it the package's licences stand for all."""
+        """Reads `doc/PACKAGE/copyright` below one of the roots; without it the package's licenses stand for all."""
         paths = [root / "doc" / package / "copyright" for root in roots]
         path = next((path for path in paths if path.is_file()), None)
-        fallback = ("", PACKAGES[package].licences)
+        fallback = ("", PACKAGES[package].licenses)
         if path is None:
             return cls((), fallback)
         return cls(_paragraphs(path.read_text(encoding="utf-8", errors="replace")), fallback)
 
     def find(self, name: str) -> tuple[str, str]:
-        """Copyright notice and licence of a file, by its name as the copyright file has it."""
+        """Copyright notice and license of a file, by its name as the copyright file has it."""
         # Textures in the cache may have another suffix than the original.
         stem = PurePosixPath(name.lower()).with_suffix("").as_posix().removesuffix("+alpha")
         for candidate in (name.lower(), *(f"{stem}{suffix}" for suffix in (".png", ".jpg", ".tga", ".jpeg"))):

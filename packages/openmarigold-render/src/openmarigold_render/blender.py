@@ -2,7 +2,7 @@
 """Scenes through Blender's path tracer Cycles (package bpy): the only module that imports bpy.
 
 One process has one Blender and keeps its meshes, images and materials from scene to scene, which is most of the cost of
-building one. Nothing that is drawn depends on what was rendered before: objects get their tint from their own colour
+building one. Nothing that is drawn depends on what was rendered before: objects get their tint from their own color
 and not from Cycles' random numbers, which depend on names.
 """
 
@@ -98,7 +98,7 @@ class Studio:
         self._forget_meshes(keep={id(instance.mesh) for instance in scene.instances})
 
     def render(self, camera: Camera, *, seed: int) -> Float[np.ndarray, "h w 3"]:
-        """Linear colours of a view, from 0 up."""
+        """Linear colors of a view, from 0 up."""
         channels = self._render(camera, seed, layers=False)
         picture = np.stack([_channel(channels, name) for name in ("R", "G", "B")], axis=-1)
         return np.nan_to_num(np.maximum(picture.astype(np.float32), 0.0), nan=0.0, posinf=0.0)
@@ -106,7 +106,7 @@ class Studio:
     def passes(self, camera: Camera) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
         """Cycles' own planar depth [m], 0 where no surface is, and object ids, 0 for none: what checks compare with.
 
-        One ray through the centre of each pixel, as `rays.cast_picture` has it.
+        One ray through the center of each pixel, as `rays.cast_picture` has it.
         """
         layer = self._scene.view_layers[0]
         cycles = self._scene.cycles

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which views are worth rendering: measured on a coarse grid of rays before, and on depth and colours after."""
+"""Which views are worth rendering: measured on a coarse grid of rays before, and on depth and colors after."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ def depth_rejection(depth: Float[np.ndarray, "h w"], rules: ViewRules) -> str | 
 
 def picture_rejection(rgb: UInt8[np.ndarray, "h w 3"]) -> str | None:
     """Why a picture is not kept; None where it is."""
-    grey = rgb.astype(np.float32) @ np.array((0.299, 0.587, 0.114), dtype=np.float32)
-    if (grey < 10).mean() > MAX_DARK or grey.mean() < MEAN_RANGE[0]:
+    gray = rgb.astype(np.float32) @ np.array((0.299, 0.587, 0.114), dtype=np.float32)
+    if (gray < 10).mean() > MAX_DARK or gray.mean() < MEAN_RANGE[0]:
         return "dark"
-    if (grey > 248).mean() > MAX_BRIGHT or grey.mean() > MEAN_RANGE[1]:
+    if (gray > 248).mean() > MAX_BRIGHT or gray.mean() > MEAN_RANGE[1]:
         return "bright"
-    if grey.std() < MIN_CONTRAST:
+    if gray.std() < MIN_CONTRAST:
         return "low contrast"
     return None
 

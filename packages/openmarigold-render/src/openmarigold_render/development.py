@@ -19,9 +19,9 @@ def develop(
     *,
     exposure: float = 0.0,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """A photo of linear colours, exposed for the pixels `measured`, lighter or darker by `exposure` [stops].
+    """A photo of linear colors, exposed for the pixels `measured`, lighter or darker by `exposure` [stops].
 
-    A random percentile of luminance lands on a random middle grey; white balance, shoulder, gamma and contrast are
+    A random percentile of luminance lands on a random middle gray; white balance, shoulder, gamma and contrast are
     drawn too.
     """
     luminance = linear @ _LUMINANCE
@@ -34,14 +34,14 @@ def develop(
     if high > 1.6:
         gain *= (1.6 / high) ** 0.5
     balance = np.exp(generator.normal(0.0, 0.05, size=3) + generator.normal(0.0, 0.05) * np.array((1.0, 0.0, -1.0)))
-    with np.errstate(over="ignore"):  # a path may meet a lamp's very centre: such pixels are saturated, not black
+    with np.errstate(over="ignore"):  # a path may meet a lamp's very center: such pixels are saturated, not black
         value = np.minimum(linear * (gain * balance).astype(np.float32), np.float32(1e6))
     shoulder = generator.uniform(0.35, 0.75)
     value = value * (1.0 + 0.1 * value) / (1.0 + shoulder * value)
     value = np.clip(value, 0.0, 1.0) ** (1.0 / generator.uniform(2.0, 2.4))
     value = 0.45 + (value - 0.45) * generator.uniform(1.0, 1.22)
-    grey = value @ _LUMINANCE
-    value = grey[..., None] + (value - grey[..., None]) * generator.uniform(0.75, 1.1)
+    gray = value @ _LUMINANCE
+    value = gray[..., None] + (value - gray[..., None]) * generator.uniform(0.75, 1.1)
     return np.round(255.0 * np.clip(value, 0.0, 1.0)).astype(np.uint8)
 
 

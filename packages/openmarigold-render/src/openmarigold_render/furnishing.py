@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The furnishing catalogue: pieces of the asset packages by group and room, in real size, read when first drawn.
+"""The furnishing catalog: pieces of the asset packages by group and room, in real size, read when first drawn.
 
 What is drawn depends on the generator and on the packages alone, never on what was drawn or found broken before: a
 broken piece is found again, noted again and replaced by the same next draw.
@@ -20,7 +20,7 @@ from openmarigold_render.assets import GAME_MODELS, GAME_TEXTURES, Assets, has_c
 from openmarigold_render.core import DataError
 from openmarigold_render.scene import (
     GROUPS,
-    Catalogue,
+    Catalog,
     Color,
     Item,
     Material,
@@ -91,18 +91,18 @@ class _Entry:
     room: RoomKind | None
 
 
-class AssetCatalogue:
+class AssetCatalog:
     """Pieces and textures of the packages that are there; a fallback serves the groups that they lack.
 
     Attributes:
         broken: pieces that could not be read or are too heavy, and why, by name, as far as they were met.
     """
 
-    def __init__(self, assets: Assets, fallback: Catalogue | None = None) -> None:
-        """Reads the catalogues' descriptions; meshes are read when drawn.
+    def __init__(self, assets: Assets, fallback: Catalog | None = None) -> None:
+        """Reads the catalogs' descriptions; meshes are read when drawn.
 
         Raises:
-            DataError: a catalogue is no catalogue at all.
+            DataError: a file is not a furniture catalog.
         """
         self.assets = assets
         self.broken: dict[str, str] = {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Procedural furniture in usual sizes. Front towards -Y; what hangs on a wall has its back at the largest y."""
+"""Procedural furniture in usual sizes. Front toward -Y; what hangs on a wall has its back at the largest y."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def table(generator: np.random.Generator, prints: Prints) -> Mesh:
 
 
 def _disc(radius: Real, angles: np.ndarray, material: Material) -> Mesh:
-    """A flat disc with plain metres as UVs, so that a pattern runs across it."""
+    """A flat disc with plain meters as UVs, so that a pattern runs across it."""
     rim = np.stack((radius * np.cos(angles), radius * np.sin(angles), np.zeros(len(angles))), axis=1)
     vertices = np.concatenate((np.zeros((1, 3)), rim))
     after = np.roll(np.arange(1, len(rim) + 1), -1)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Procedural houses: walls with windows and doors set into them, roofs, chimneys, balconies, shop fronts.
 
-A house stands with the centre of its footprint at the origin, its foot at z = 0 and its front towards -Y.
+A house stands with the center of its footprint at the origin, its foot at z = 0 and its front toward -Y.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from openmarigold_render import materials
-from openmarigold_render.scene import Catalogue, Material, Mesh, Pattern
+from openmarigold_render.scene import Catalog, Material, Mesh, Pattern
 from openmarigold_render.solids import Builder, Opening, facing
 
 
@@ -22,8 +22,8 @@ class HouseStyle:
 
     Attributes:
         width, depth: ranges [m].
-        storeys: smallest and largest number.
-        roofs: kinds to choose from: gable, cross gable (towards the street), hip, flat.
+        stories: smallest and largest number.
+        roofs: kinds to choose from: gable, cross gable (toward the street), hip, flat.
         shops: share of houses with a shop front.
         balconies: share of houses with balconies.
         blind_sides: whether the sides have no windows, as in a terrace.
@@ -31,31 +31,31 @@ class HouseStyle:
 
     width: tuple[float, float]
     depth: tuple[float, float]
-    storeys: tuple[int, int]
+    stories: tuple[int, int]
     roofs: tuple[str, ...]
     shops: float = 0.0
     balconies: float = 0.0
     blind_sides: bool = False
 
 
-DETACHED = HouseStyle(width=(7.0, 14.0), depth=(7.0, 12.0), storeys=(1, 2), roofs=("gable", "cross gable", "hip"))
+DETACHED = HouseStyle(width=(7.0, 14.0), depth=(7.0, 12.0), stories=(1, 2), roofs=("gable", "cross gable", "hip"))
 TERRACE = HouseStyle(
     width=(5.0, 12.0),
     depth=(8.0, 12.0),
-    storeys=(2, 5),
+    stories=(2, 5),
     roofs=("gable", "gable", "flat"),
     shops=0.35,
     balconies=0.2,
     blind_sides=True,
 )
-BLOCK = HouseStyle(width=(14.0, 34.0), depth=(10.0, 16.0), storeys=(4, 9), roofs=("flat",), shops=0.2, balconies=0.5)
-HALL = HouseStyle(width=(18.0, 45.0), depth=(14.0, 30.0), storeys=(2, 3), roofs=("flat", "gable"))
-FARM = HouseStyle(width=(9.0, 20.0), depth=(7.0, 11.0), storeys=(1, 2), roofs=("gable", "hip"))
+BLOCK = HouseStyle(width=(14.0, 34.0), depth=(10.0, 16.0), stories=(4, 9), roofs=("flat",), shops=0.2, balconies=0.5)
+HALL = HouseStyle(width=(18.0, 45.0), depth=(14.0, 30.0), stories=(2, 3), roofs=("flat", "gable"))
+FARM = HouseStyle(width=(9.0, 20.0), depth=(7.0, 11.0), stories=(1, 2), roofs=("gable", "hip"))
 
 
-def house(generator: np.random.Generator, style: HouseStyle, catalogue: Catalogue | None = None) -> Mesh:
-    """A new house of a style; its surfaces are the catalogue's textures or patterns."""
-    plan = _Plan(generator, style, catalogue)
+def house(generator: np.random.Generator, style: HouseStyle, catalog: Catalog | None = None) -> Mesh:
+    """A new house of a style; its surfaces are the catalog's textures or patterns."""
+    plan = _Plan(generator, style, catalog)
     builder = Builder()
     _walls(builder, plan)
     _roof(builder, plan)
@@ -65,19 +65,19 @@ def house(generator: np.random.Generator, style: HouseStyle, catalogue: Catalogu
 class _Plan:
     """The choices of one house."""
 
-    def __init__(self, generator: np.random.Generator, style: HouseStyle, catalogue: Catalogue | None) -> None:
+    def __init__(self, generator: np.random.Generator, style: HouseStyle, catalog: Catalog | None) -> None:
         self.generator = generator
         self.style = style
         self.width = float(generator.uniform(*style.width))
         self.depth = float(generator.uniform(*style.depth))
-        self.storeys = int(generator.integers(style.storeys[0], style.storeys[1] + 1))
-        self.storey = float(generator.uniform(2.6, 3.3))
+        self.stories = int(generator.integers(style.stories[0], style.stories[1] + 1))
+        self.story = float(generator.uniform(2.6, 3.3))
         self.plinth = float(generator.uniform(0.1, 0.6))
-        self.height = self.plinth + self.storeys * self.storey
+        self.height = self.plinth + self.stories * self.story
         self.roof = style.roofs[int(generator.integers(len(style.roofs)))]
-        self.wall = facade(generator, catalogue)
-        self.base = facade(generator, catalogue) if generator.random() < 0.3 else self.wall
-        self.tiles = roofing(generator, catalogue)
+        self.wall = facade(generator, catalog)
+        self.base = facade(generator, catalog) if generator.random() < 0.3 else self.wall
+        self.tiles = roofing(generator, catalog)
         self.frame = materials.paint(generator, saturation=(0.0, 0.3))
         self.door = materials.paint(generator) if generator.random() < 0.6 else materials.wood(generator)
         self.metal = materials.metal(generator)
@@ -94,9 +94,9 @@ class _Plan:
         self.has_balconies = generator.random() < style.balconies
 
 
-def facade(generator: np.random.Generator, catalogue: Catalogue | None) -> Material:
+def facade(generator: np.random.Generator, catalog: Catalog | None) -> Material:
     """What the outside of a house is covered with."""
-    path = catalogue.texture("facade", generator) if catalogue is not None and generator.random() < 0.45 else None
+    path = catalog.texture("facade", generator) if catalog is not None and generator.random() < 0.45 else None
     if path is not None:
         image = materials.image_surface(path, generator, roughness=(0.7, 0.95))
         return replace(image, texture_size=float(generator.uniform(1.5, 3.5)))
@@ -108,9 +108,9 @@ def facade(generator: np.random.Generator, catalogue: Catalogue | None) -> Mater
     return materials.planks(generator) if draw < 0.93 else materials.stone(generator, gloss=(0.6, 0.95))
 
 
-def roofing(generator: np.random.Generator, catalogue: Catalogue | None) -> Material:
+def roofing(generator: np.random.Generator, catalog: Catalog | None) -> Material:
     """Roof tiles, slates or sheet metal."""
-    path = catalogue.texture("roof", generator) if catalogue is not None and generator.random() < 0.5 else None
+    path = catalog.texture("roof", generator) if catalog is not None and generator.random() < 0.5 else None
     if path is not None:
         image = materials.image_surface(path, generator, roughness=(0.6, 0.9))
         return replace(image, texture_size=float(generator.uniform(1.2, 2.5)))
@@ -163,7 +163,7 @@ def _walls(builder: Builder, plan: _Plan) -> None:
 def _openings(plan: _Plan, length: float, *, is_front: bool) -> tuple[list[Opening], list[Opening]]:
     generator = plan.generator
     wide, high = plan.window
-    high = min(high, plan.storey - plan.sill - 0.3)
+    high = min(high, plan.story - plan.sill - 0.3)
     columns = max(1, int((length - 0.6) / (wide + plan.gap)))
     pitch = length / columns
     wide = min(wide, pitch - 0.35)
@@ -172,18 +172,18 @@ def _openings(plan: _Plan, length: float, *, is_front: bool) -> tuple[list[Openi
     lefts = [(column + 0.5) * pitch - 0.5 * wide for column in range(columns)]
     door_column = int(generator.integers(columns)) if is_front else -1
     windows, doors = [], []
-    for storey in range(plan.storeys):
-        floor = plan.plinth + storey * plan.storey
-        is_shop = is_front and storey == 0 and plan.is_shop
+    for story in range(plan.stories):
+        floor = plan.plinth + story * plan.story
+        is_shop = is_front and story == 0 and plan.is_shop
         for column, left in enumerate(lefts):
-            if storey == 0 and column == door_column:
+            if story == 0 and column == door_column:
                 width = min(1.1, pitch - 0.3)
                 middle = (column + 0.5) * pitch
-                top = floor + min(2.2, plan.storey - 0.2)
+                top = floor + min(2.2, plan.story - 0.2)
                 doors.append(Opening(left=middle - 0.5 * width, right=middle + 0.5 * width, bottom=0.0, top=top))
             elif is_shop:
                 middle, width = (column + 0.5) * pitch, pitch - 0.3
-                bottom, top = floor + 0.25, floor + plan.storey - 0.6
+                bottom, top = floor + 0.25, floor + plan.story - 0.6
                 windows.append(Opening(left=middle - 0.5 * width, right=middle + 0.5 * width, bottom=bottom, top=top))
             elif is_front or generator.random() < 0.75:
                 bottom = floor + plan.sill
@@ -240,7 +240,7 @@ def _door(
 def _shop_sign(
     builder: Builder, plan: _Plan, foot: np.ndarray, along: np.ndarray, outward: np.ndarray, length: float
 ) -> None:
-    bottom = plan.plinth + plan.storey - 0.52
+    bottom = plan.plinth + plan.story - 0.52
     board = Opening(left=0.2, right=length - 0.2, bottom=bottom, top=bottom + 0.45)
     builder.panel(foot, along, outward, board, (-0.08, 0.0), plan.door)
     if plan.generator.random() < 0.5:  # an awning
@@ -262,7 +262,7 @@ def _balconies(
     reach = float(plan.generator.uniform(0.9, 1.5))
     is_closed = plan.generator.random() < 0.4
     for one in windows:
-        if one.bottom < plan.plinth + plan.storey or plan.generator.random() < 0.4:
+        if one.bottom < plan.plinth + plan.story or plan.generator.random() < 0.4:
             continue
         floor = one.bottom - plan.sill
         left, right = one.left - 0.3, one.right + 0.3

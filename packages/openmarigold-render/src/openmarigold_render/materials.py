@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random materials by use. Colours stay between 0.015 and 0.85: pure black and white are found nowhere."""
+"""Random materials by use. Colors stay between 0.015 and 0.85: pure black and white are found nowhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from openmarigold_render.scene import Color, Material, Pattern
 
 _DARKEST, _LIGHTEST = 0.015, 0.85
-# Linear colours of timber: ground and grain.
+# Linear colors of timber: ground and grain.
 _WOODS: tuple[tuple[Color, Color], ...] = (
     ((0.52, 0.36, 0.21), (0.33, 0.20, 0.10)),  # oak
     ((0.30, 0.16, 0.07), (0.17, 0.08, 0.03)),  # walnut
@@ -32,14 +32,14 @@ def color(
     saturation: tuple[float, float] = (0.0, 0.8),
     value: tuple[float, float] = (0.05, 0.8),
 ) -> Color:
-    """A random colour, linear, of a range of saturation and value."""
+    """A random color, linear, of a range of saturation and value."""
     rgb = colorsys.hsv_to_rgb(generator.random(), generator.uniform(*saturation), generator.uniform(*value))
     red, green, blue = (min(max(channel, _DARKEST), _LIGHTEST) for channel in rgb)
     return red, green, blue
 
 
 def varied(generator: np.random.Generator, base: Color, spread: float = 0.15) -> Color:
-    """A colour near another one."""
+    """A color near another one."""
     gain = np.exp(generator.normal(0.0, spread)) * np.exp(generator.normal(0.0, 0.25 * spread, size=3))
     red, green, blue = np.clip(np.asarray(base) * gain, _DARKEST, _LIGHTEST).tolist()
     return red, green, blue
@@ -64,7 +64,7 @@ def wood(generator: np.random.Generator, *, gloss: tuple[float, float] = (0.25, 
 
 
 def paint(generator: np.random.Generator, *, saturation: tuple[float, float] = (0.0, 0.7)) -> Material:
-    """Lacquer or plastic of one colour; half of it greyish or white."""
+    """Lacquer or plastic of one color; half of it grayish or white."""
     if generator.random() < 0.45:
         saturation = (0.0, 0.12)
     value = (0.3, 0.8) if generator.random() < 0.7 else (0.02, 0.3)
@@ -73,7 +73,7 @@ def paint(generator: np.random.Generator, *, saturation: tuple[float, float] = (
 
 
 def metal(generator: np.random.Generator) -> Material:
-    """Steel, chrome, aluminium, brass or black iron."""
+    """Steel, chrome, aluminum, brass or black iron."""
     base = ((0.55, 0.55, 0.56), (0.7, 0.7, 0.7), (0.75, 0.55, 0.25), (0.16, 0.16, 0.17))[int(generator.integers(4))]
     return Material(
         name="metal", base_color=varied(generator, base), metallic=1.0, roughness=float(generator.uniform(0.12, 0.55))
@@ -88,7 +88,7 @@ def ceramic(generator: np.random.Generator) -> Material:
 
 
 def glass(generator: np.random.Generator) -> Material:
-    """Clear or coloured."""
+    """Clear or colored."""
     surface = (
         (0.85, 0.85, 0.85) if generator.random() < 0.7 else color(generator, saturation=(0.3, 0.9), value=(0.4, 0.8))
     )
@@ -207,7 +207,7 @@ def plaster(generator: np.random.Generator, *, saturation: tuple[float, float] =
 
 
 def wallpaper(generator: np.random.Generator) -> Material:
-    """Stripes of two close colours."""
+    """Stripes of two close colors."""
     first = color(generator, saturation=(0.05, 0.5), value=(0.25, 0.8))
     pattern = Pattern(
         kind="stripes",

@@ -100,7 +100,7 @@ def surface_nodes(made: Any, material: Material, image: Any | None, *, has_uvs: 
 
 
 def background_nodes(world: Any, sky: Sky) -> None:
-    """Builds the nodes of the sky: two colours over the height, and clouds."""
+    """Builds the nodes of the sky: two colors over the height, and clouds."""
     tree = _Tree(world.node_tree)
     vector = tree.node("TexCoord").outputs["Generated"]
     height = tree.node("SeparateXYZ", {0: vector}).outputs[2]
@@ -122,7 +122,7 @@ def _rgba(color: Color) -> tuple[float, float, float, float]:
 
 
 def _pattern(tree: _Tree, pattern: Pattern, vector: Any) -> tuple[Any, Any]:
-    """Colour and height of a pattern; coordinates in metres."""
+    """Color and height of a pattern; coordinates in meters."""
     scale, contrast = pattern.scale, pattern.contrast
     colors = [_rgba(color) for color in pattern.colors]
     first, second, last = colors[0], colors[min(1, len(colors) - 1)], colors[-1]
@@ -182,11 +182,11 @@ def _pattern(tree: _Tree, pattern: Pattern, vector: Any) -> tuple[Any, Any]:
 
 def _wood(tree: _Tree, vector: Any, scale: float) -> Any:
     """Grain along u, [0, 1]; `scale` is the distance between rings [m]."""
-    fibres = tree.noise(tree.moved(vector, (1.0, _GRAIN, _GRAIN), 2), 0.22 / scale, detail=5.0, roughness=0.65)
+    fibers = tree.noise(tree.moved(vector, (1.0, _GRAIN, _GRAIN), 2), 0.22 / scale, detail=5.0, roughness=0.65)
     bent = tree.noise(tree.moved(vector, (0.35, 1.0, 1.0), 5), 0.09 / scale, detail=2.0)
-    rings = tree.math("MULTIPLY_ADD", bent, 9.0, tree.math("MULTIPLY", fibres, 1.2))
+    rings = tree.math("MULTIPLY_ADD", bent, 9.0, tree.math("MULTIPLY", fibers, 1.2))
     rings = tree.math("MULTIPLY_ADD", tree.math("SINE", tree.math("MULTIPLY", rings, 3.1)), 0.5, 0.5)
-    return tree.math("MULTIPLY_ADD", rings, 0.45, tree.math("MULTIPLY", tree.ramp(fibres, 0.3, 0.7), 0.55))
+    return tree.math("MULTIPLY_ADD", rings, 0.45, tree.math("MULTIPLY", tree.ramp(fibers, 0.3, 0.7), 0.55))
 
 
 def _blocks(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Procedural things of streets and gardens: trees, hedges, cars, lamp posts, signs, fences, bins.
 
-Each stands with the centre of its footprint at the origin, its foot at z = 0 and its front towards -Y.
+Each stands with the center of its footprint at the origin, its foot at z = 0 and its front toward -Y.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from openmarigold_render import materials
 from openmarigold_render.primitives import cushion, cylinder, lathe, tube
 from openmarigold_render.scene import (
-    Catalogue,
+    Catalog,
     Color,
     Item,
     Material,
@@ -34,10 +34,10 @@ _GREENS: tuple[Color, ...] = ((0.05, 0.12, 0.02), (0.09, 0.16, 0.03), (0.12, 0.1
 _AUTUMN: tuple[Color, ...] = ((0.35, 0.12, 0.02), (0.40, 0.25, 0.03), (0.22, 0.06, 0.02))
 
 
-class OutdoorCatalogue:
-    """Procedural things for streets in front of another catalogue, which serves the groups that are not made here."""
+class OutdoorCatalog:
+    """Procedural things for streets in front of another catalog, which serves the groups that are not made here."""
 
-    def __init__(self, inner: Catalogue | None = None) -> None:
+    def __init__(self, inner: Catalog | None = None) -> None:
         self._inner = inner
 
     def draw(
@@ -48,7 +48,7 @@ class OutdoorCatalogue:
         room: RoomKind | None = None,
         max_size: Vector | None = None,
     ) -> Item | None:
-        """One of the inner catalogue's pieces, or a new procedural one."""
+        """One of the inner catalog's pieces, or a new procedural one."""
         found = None
         is_made = group in MAKERS and generator.random() < _MADE_SHARE.get(group, 0.3)
         if self._inner is not None and not is_made:
@@ -79,7 +79,7 @@ def bark(generator: np.random.Generator) -> Material:
 
 
 def foliage(generator: np.random.Generator) -> list[Material]:
-    """Three close greens; one tree in twelve is in its autumn colours."""
+    """Three close greens; one tree in twelve is in its autumn colors."""
     palette = _AUTUMN if generator.random() < 0.08 else _GREENS
     base = palette[int(generator.integers(len(palette)))]
     return [Material(name="leaf", base_color=materials.varied(generator, base, 0.3), roughness=0.6) for _ in range(3)]
@@ -96,7 +96,7 @@ def broadleaf(generator: np.random.Generator) -> Mesh:
     top = np.array((*lean, 0.8 * height))
     trunk = np.array([(0.0, 0.0, 0.0), (*(0.3 * lean), stem), (*(0.6 * lean), 0.6 * height), (*lean, 0.8 * height)])
     parts = [(tube("trunk", trunk, (1.3 * girth, girth, 0.6 * girth, 0.15 * girth), wood, segments=9), np.eye(4))]
-    centres, radii = [], []
+    centers, radii = [], []
     for number in range(int(generator.integers(7, 13))):
         angle = 2.399963 * number + float(generator.uniform(-0.4, 0.4))
         share = (number + 0.5) / 11.0
@@ -108,11 +108,11 @@ def broadleaf(generator: np.random.Generator) -> Mesh:
         parts.append(
             (tube("branch", np.stack((start, middle, end)), (0.4 * girth, 0.25 * girth, 0.05), wood), np.eye(4))
         )
-        centres.append(end)
+        centers.append(end)
         radii.append(spread * float(generator.uniform(0.38, 0.62)))
     density = float(generator.uniform(0.6, 1.0))
     points = [
-        _shell(generator, centre, radius, int(density * 520)) for centre, radius in zip(centres, radii, strict=True)
+        _shell(generator, center, radius, int(density * 520)) for center, radius in zip(centers, radii, strict=True)
     ]
     size = 0.035 * height
     parts.append((leaves(generator, np.concatenate(points), (0.6 * size, 1.3 * size), foliage(generator)), np.eye(4)))
@@ -180,7 +180,7 @@ def hedge(generator: np.random.Generator, *, length: float = 2.5) -> Mesh:
 
 
 def grass_patch(generator: np.random.Generator, *, size: float = 1.2) -> Mesh:
-    """Blades of grass around the origin, thinning out beyond `size` metres, to be strewn over a lawn."""
+    """Blades of grass around the origin, thinning out beyond `size` meters, to be strewn over a lawn."""
     count = int(700 * size * size)
     height = float(generator.uniform(0.05, 0.16))
     foot = np.concatenate((generator.normal(0.0, 0.4 * size, size=(count, 2)), np.zeros((count, 1))), axis=1)
@@ -222,12 +222,12 @@ def car(generator: np.random.Generator) -> Mesh:
     body = cushion("body", (width, length, belt - clearance), paint, softness=0.22, segments=18)
     parts = [(body, translation(0.0, 0.0, clearance))]
     parts.append((_cabin(generator, width, length, belt, height, is_van=is_van, paint=paint, pane=pane), np.eye(4)))
-    tyre = lathe("tyre", ((0.0, 0.0), (radius, 0.0), (radius, 0.0), (radius, 0.2), (0.6 * radius, 0.205)), rubber)
+    tire = lathe("tyre", ((0.0, 0.0), (radius, 0.0), (radius, 0.0), (radius, 0.2), (0.6 * radius, 0.205)), rubber)
     hub = lathe("rim", ((0.62 * radius, 0.0), (0.55 * radius, 0.01), (0.1 * radius, 0.005), (0.0, 0.01)), rim)
     for side in (-1.0, 1.0):
         for end in (-0.31, 0.31):
             upright = place(side * (0.5 * width - 0.19), end * length, radius) @ _about_y(side * 0.5 * math.pi)
-            parts.append((tyre, upright))
+            parts.append((tire, upright))
             parts.append((hub, upright @ translation(0.0, 0.0, 0.207)))
     details = Builder()
     front, back, low = -0.5 * length, 0.5 * length, clearance + 0.18
@@ -476,7 +476,7 @@ def figure(generator: np.random.Generator) -> Mesh:
     return _grounded(merged("figure", parts))
 
 
-# In place of pieces of the inner catalogue, of which there are few or heavy ones.
+# In place of pieces of the inner catalog, of which there are few or heavy ones.
 _MADE_SHARE: Mapping[str, float] = {"tree": 0.6, "vehicle": 0.15, "cycle": 0.1, "street": 0.4, "character": 0.0}
 
 MAKERS: Mapping[str, tuple[Callable[[np.random.Generator], Mesh], ...]] = {
@@ -488,12 +488,12 @@ MAKERS: Mapping[str, tuple[Callable[[np.random.Generator], Mesh], ...]] = {
 }
 
 
-def _shell(generator: np.random.Generator, centre: np.ndarray, radius: float, count: int) -> np.ndarray:
+def _shell(generator: np.random.Generator, center: np.ndarray, radius: float, count: int) -> np.ndarray:
     # Most leaves are near the outside of their cluster.
     direction = generator.normal(size=(count, 3))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     share = generator.uniform(0.35, 1.0, size=(count, 1)) ** 0.5
-    return centre + radius * share * direction * (1.0, 1.0, 0.75)
+    return center + radius * share * direction * (1.0, 1.0, 0.75)
 
 
 def _grounded(mesh: Mesh) -> Mesh:

@@ -20,7 +20,7 @@ _LIFT = 0.0005
 
 @dataclass(frozen=True)
 class Box:
-    """An upright box, turned about the vertical: centre, half sizes, angle [rad], and where it begins and ends in z."""
+    """An upright box, turned about the vertical: center, half sizes, angle [rad], and where it begins and ends in z."""
 
     x: Real
     y: Real
@@ -80,7 +80,7 @@ def placed(item: Item, box: Box, generator: np.random.Generator) -> Instance:
 
 
 def random_tint(generator: np.random.Generator) -> Tint:
-    """A small change of colour, so that no two pieces of one model look alike."""
+    """A small change of color, so that no two pieces of one model look alike."""
     return Tint(
         hue=round(float(generator.uniform(-0.03, 0.03)), 4),
         saturation=round(float(generator.uniform(0.75, 1.15)), 4),
@@ -110,7 +110,7 @@ def find_spot(
         generator: draws places and angles.
         from_height: height from which to look down [m].
         support: place of the instance that must carry the item; None: any.
-        spread: share of the area, about its centre, that is used.
+        spread: share of the area, about its center, that is used.
     """
     for _ in range(tries):
         across, along = generator.uniform(-spread, spread, size=2)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Procedural shapes as meshes, with UVs in metres: what furniture and rooms are built of.
+"""Procedural shapes as meshes, with UVs in meters: what furniture and rooms are built of.
 
-Solids stand on z = 0 with the centre of their footprint at the origin, and u runs along their longest horizontal side,
+Solids stand on z = 0 with the center of their footprint at the origin, and u runs along their longest horizontal side,
 so that grain follows a board.
 """
 
@@ -25,7 +25,7 @@ def quad(
 ) -> Mesh:
     """A flat four-sided surface, its corners counter-clockwise from its outer side; u runs along its first edge.
 
-    `uv` gives the corners' texture coordinates; otherwise they are metres.
+    `uv` gives the corners' texture coordinates; otherwise they are meters.
     """
     points = np.asarray(corners, dtype=np.float64)
     if uv is None:
@@ -47,8 +47,8 @@ def box(name: str, size: Vector, material: Material, *, bevel: Real = 0.0, faces
     """
     half = 0.5 * np.asarray(size, dtype=np.float64)
     cut = min(bevel, 0.45 * float(half.min()))
-    labelled = bool(faces)
-    materials = tuple(faces) if labelled else (material,)
+    labeled = bool(faces)
+    materials = tuple(faces) if labeled else (material,)
     signs = np.array([(x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], dtype=np.float64)
     # Each corner of the box becomes three vertices, one on each of the sides that meet there.
     points = np.empty((3, 8, 3))
@@ -75,7 +75,7 @@ def box(name: str, size: Vector, material: Material, *, bevel: Real = 0.0, faces
                 key = [0, 0, 0]
                 key[axis], key[others[0]], key[others[1]] = sign, first, second
                 ring.append(8 * axis + corner[tuple(key)])
-            add(ring, sign * np.eye(3)[axis], 2 * axis + side if labelled else 0)
+            add(ring, sign * np.eye(3)[axis], 2 * axis + side if labeled else 0)
     if cut > 0:
         for axis in range(3):  # the edges along this axis
             one, two = [other for other in range(3) if other != axis]
@@ -87,12 +87,12 @@ def box(name: str, size: Vector, material: Material, *, bevel: Real = 0.0, faces
                     low[two] = high[two] = second
                     a, b = corner[tuple(low)], corner[tuple(high)]
                     outward = first * np.eye(3)[one] + second * np.eye(3)[two]
-                    add([8 * one + a, 8 * one + b, 8 * two + b, 8 * two + a], outward, 2 * one if labelled else 0)
+                    add([8 * one + a, 8 * one + b, 8 * two + b, 8 * two + a], outward, 2 * one if labeled else 0)
         for number, sign in enumerate(signs):
-            add([number, 8 + number, 16 + number], sign, 4 if labelled else 0)
+            add([number, 8 + number, 16 + number], sign, 4 if labeled else 0)
     vertices = points.reshape(-1, 3) + np.array((0.0, 0.0, half[2]))
     corners = np.asarray(triangles)
-    uvs = _box_uvs(vertices[corners], half, labelled=labelled)
+    uvs = _box_uvs(vertices[corners], half, labeled=labeled)
     mesh = _mesh(name, vertices, corners, uvs, materials[0])
     return Mesh(
         name=name,
@@ -139,7 +139,7 @@ def sheet(
 ) -> Mesh:
     """A grid of points as a surface; its outer side is where columns run right and rows run up.
 
-    UVs are metres along the first row and column, or from 0 to `uv_scale`.
+    UVs are meters along the first row and column, or from 0 to `uv_scale`.
     """
     rows, columns = points.shape[:2]
     if uv_scale is None:
@@ -234,7 +234,7 @@ def _sheet(name: str, points: np.ndarray, coordinates: np.ndarray, material: Mat
 
 
 def _box_uvs(
-    corners: Float[np.ndarray, "m 3 3"], half: Float[np.ndarray, " 3"], *, labelled: bool
+    corners: Float[np.ndarray, "m 3 3"], half: Float[np.ndarray, " 3"], *, labeled: bool
 ) -> Float[np.ndarray, "m 3 2"]:
     normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     axis = np.argmax(np.abs(normal), axis=1)
@@ -246,7 +246,7 @@ def _box_uvs(
         here = axis == number
         across, up = ((1, 2), (0, 2), (0, 1))[number]
         chosen = at[here]
-        if labelled:
+        if labeled:
             u, v = chosen[..., across] / size[across], chosen[..., up] / size[up]
             positive = normal[here, number] > 0
             mirrored = ~positive if number == 0 else positive if number == 1 else np.zeros_like(positive)

@@ -133,7 +133,7 @@ def _cover(generator: np.random.Generator) -> Image.Image:
 
 
 def _picture(generator: np.random.Generator) -> Image.Image:
-    """Soft fields of colour under brush strokes: a painting seen from afar."""
+    """Soft fields of color under brush strokes: a painting seen from afar."""
     tones = [_color(generator, saturation=(0.05, 0.6), value=(0.15, 0.95)) for _ in range(3)]
     low = np.array([tones[int(generator.integers(3))] for _ in range(30)], dtype=np.uint8)
     picture = Image.fromarray(low.reshape(5, 6, 3)).resize((_EDGE, _EDGE), Image.Resampling.BICUBIC)

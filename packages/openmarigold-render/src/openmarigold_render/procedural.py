@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The catalogue that needs no assets: procedural furniture and objects, every piece a new one."""
+"""The catalog that needs no assets: procedural furniture and objects, every piece a new one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 from openmarigold_render.furniture import FURNITURE
 from openmarigold_render.objects import OBJECTS
 from openmarigold_render.prints import Prints
-from openmarigold_render.scene import Catalogue, Item, Mesh, RoomKind, Vector, rescaled
+from openmarigold_render.scene import Catalog, Item, Mesh, RoomKind, Vector, rescaled
 
 _TRIES = 4
 
 
-class ProceduralCatalogue:
+class ProceduralCatalog:
     """Pieces made when they are drawn; what is drawn depends on the generator alone."""
 
     def __init__(self, folder: Path) -> None:
@@ -30,7 +30,7 @@ class ProceduralCatalogue:
         room: RoomKind | None = None,
         max_size: Vector | None = None,
     ) -> Item | None:
-        """See `Catalogue.draw`."""
+        """See `Catalog.draw`."""
         for _ in range(_TRIES):
             mesh = self._make(group, generator, room)
             if mesh is None:
@@ -64,12 +64,12 @@ class ProceduralCatalogue:
         return rescaled(mesh, (width, depth, height))
 
 
-class MixedCatalogue:
-    """Two catalogues as one: each draw is from the first with a share, else from the second, and from the other one
+class MixedCatalog:
+    """Two catalogs as one: each draw is from the first with a share, else from the second, and from the other one
     where that has nothing.
     """
 
-    def __init__(self, first: Catalogue, second: Catalogue, *, share: float) -> None:
+    def __init__(self, first: Catalog, second: Catalog, *, share: float) -> None:
         self._first, self._second, self._share = first, second, share
 
     def draw(
@@ -80,22 +80,22 @@ class MixedCatalogue:
         room: RoomKind | None = None,
         max_size: Vector | None = None,
     ) -> Item | None:
-        """See `Catalogue.draw`."""
-        for catalogue in self._order(generator):
-            item = catalogue.draw(group, generator, room=room, max_size=max_size)
+        """See `Catalog.draw`."""
+        for catalog in self._order(generator):
+            item = catalog.draw(group, generator, room=room, max_size=max_size)
             if item is not None:
                 return item
         return None
 
     def texture(self, use: str, generator: np.random.Generator) -> Path | None:
-        """See `Catalogue.texture`."""
-        for catalogue in self._order(generator):
-            path = catalogue.texture(use, generator)
+        """See `Catalog.texture`."""
+        for catalog in self._order(generator):
+            path = catalog.texture(use, generator)
             if path is not None:
                 return path
         return None
 
-    def _order(self, generator: np.random.Generator) -> tuple[Catalogue, Catalogue]:
+    def _order(self, generator: np.random.Generator) -> tuple[Catalog, Catalog]:
         is_first = generator.random() < self._share
         return (self._first, self._second) if is_first else (self._second, self._first)
 

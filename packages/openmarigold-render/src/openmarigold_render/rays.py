@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Casting rays on a scene's triangles with Embree (package embreex): for placing things and for depth.
 
-Depth is cast here, through the pixels' centres, and not taken from the path tracer: one ray a pixel without a filter
+Depth is cast here, through the pixels' centers, and not taken from the path tracer: one ray a pixel without a filter
 has hard edges and is exact to float32, while a path tracer spreads its rays over each pixel.
 """
 
@@ -84,7 +84,7 @@ class Caster:
         if not self._instances or not count:
             return Hits(instance >= 0, distance, instance, face, normal)
         embree = self._embree()
-        travelled = np.zeros(count)
+        traveled = np.zeros(count)
         rays = np.arange(count)
         for layer in itertools.count():
             found = embree.run(origins[rays], directions[rays], query="INTERSECT", output=True)
@@ -94,7 +94,7 @@ class Caster:
                 hole[met] = self._holes(found["geomID"][met], found["primID"][met], found["u"][met], found["v"][met])
             ends = met & ~hole
             done = rays[ends]
-            distance[done] = travelled[done] + found["tfar"][ends]
+            distance[done] = traveled[done] + found["tfar"][ends]
             instance[done] = found["geomID"][ends]
             face[done] = found["primID"][ends]
             outward = found["Ng"][ends].astype(np.float64)
@@ -103,7 +103,7 @@ class Caster:
                 break
             step = found["tfar"][hole] + _BEYOND / np.linalg.norm(directions[rays[hole]], axis=1)
             rays = rays[hole]
-            travelled[rays] += step
+            traveled[rays] += step
             origins[rays] += directions[rays] * step[:, None]
         return Hits(instance >= 0, distance, instance, face, normal)
 
@@ -134,9 +134,9 @@ class Caster:
 
 
 def camera_rays(camera: Camera, columns: int, rows: int) -> Float[np.ndarray, "n 3"]:
-    """Directions in the world through the centres of a grid over the picture, row by row; their z in the camera is 1.
+    """Directions in the world through the centers of a grid over the picture, row by row; their z in the camera is 1.
 
-    With the picture's own width and height these are the pixels' centres.
+    With the picture's own width and height these are the pixels' centers.
     """
     x = ((np.arange(columns) + 0.5) / columns - 0.5) * camera.width / camera.focal_px
     y = ((np.arange(rows) + 0.5) / rows - 0.5) * camera.height / camera.focal_px
@@ -145,7 +145,7 @@ def camera_rays(camera: Camera, columns: int, rows: int) -> Float[np.ndarray, "n
 
 
 def cast_picture(caster: Caster, camera: Camera) -> tuple[Float[np.ndarray, "h w"], Int[np.ndarray, "h w"]]:
-    """Planar depth [m], 0 where no surface is, and object ids, 0 for none, through the centres of the pixels."""
+    """Planar depth [m], 0 where no surface is, and object ids, 0 for none, through the centers of the pixels."""
     hits = caster.cast(camera.position[None], camera_rays(camera, camera.width, camera.height))
     shape = (camera.height, camera.width)
     depth = np.where(hits.hit, hits.distance, 0.0).astype(np.float32)

@@ -43,11 +43,11 @@ from openmarigold_render.core import (
     generator_for,
 )
 from openmarigold_render.development import check_exposure, develop
-from openmarigold_render.furnishing import AssetCatalogue
-from openmarigold_render.procedural import MixedCatalogue, ProceduralCatalogue
+from openmarigold_render.furnishing import AssetCatalog
+from openmarigold_render.procedural import MixedCatalog, ProceduralCatalog
 from openmarigold_render.rays import Caster, cast_picture, require_embree
 from openmarigold_render.rooms import sample_room
-from openmarigold_render.scene import Camera, Catalogue, Lens, Scene, Setting
+from openmarigold_render.scene import Camera, Catalog, Lens, Scene, Setting
 from openmarigold_render.streets import street
 from openmarigold_render.tabletops import sample_tabletop
 
@@ -170,7 +170,7 @@ def render_dataset(
         output_dir: where the shards go.
         workers: number of processes, each on one core.
         progress: called with pictures done and wanted.
-        studio: makes what draws the colours, in each worker; must be importable there.
+        studio: makes what draws the colors, in each worker; must be importable there.
 
     Raises:
         InvalidValueError, DataError, OutputError, MissingPackageError.
@@ -238,7 +238,7 @@ def _work(
 
 @runtime_checkable
 class Painter(Protocol):
-    """What draws colours: `blender.Studio`."""
+    """What draws colors: `blender.Studio`."""
 
     def load(self, scene: Scene) -> None: ...
 
@@ -252,17 +252,17 @@ class SceneRenderer:
         self._config = config
         low, high = (math.radians(angle) for angle in config.fov)
         self._lens = Lens(width=config.width, height=config.height, fov=(low, high))
-        procedural = ProceduralCatalogue(folder)
+        procedural = ProceduralCatalog(folder)
         self._assets = None if config.assets is None else Assets(config.assets)
-        self._catalogue: Catalogue = procedural
-        self._outdoor_catalogue: Catalogue = procedural
-        self._sample_street: Callable[[np.random.Generator, Catalogue], Setting] = street
+        self._catalog: Catalog = procedural
+        self._outdoor_catalog: Catalog = procedural
+        self._sample_street: Callable[[np.random.Generator, Catalog], Setting] = street
         self.broken: dict[str, str] = {}
         """Assets that the last scene asked for in vain, and why."""
         if self._assets is not None:
-            catalogue = AssetCatalogue(self._assets, procedural)
-            self._outdoor_catalogue, self.broken = catalogue, catalogue.broken
-            self._catalogue = MixedCatalogue(catalogue, procedural, share=ASSET_SHARE)
+            catalog = AssetCatalog(self._assets, procedural)
+            self._outdoor_catalog, self.broken = catalog, catalog.broken
+            self._catalog = MixedCatalog(catalog, procedural, share=ASSET_SHARE)
             if GAME_MAPS in self._assets.found:
                 from openmarigold_render.gamemaps.streets import any_street
 
@@ -301,8 +301,8 @@ class SceneRenderer:
 
     def _sample(self, kind: Kind, generator: np.random.Generator) -> Setting:
         if kind == "streets":
-            return self._sample_street(generator, self._outdoor_catalogue)
-        return (sample_room if kind == "rooms" else sample_tabletop)(generator, self._catalogue)
+            return self._sample_street(generator, self._outdoor_catalog)
+        return (sample_room if kind == "rooms" else sample_tabletop)(generator, self._catalog)
 
     def _views(
         self, setting: Setting, generator: np.random.Generator, scene: PlannedScene, found: int, attempt: int

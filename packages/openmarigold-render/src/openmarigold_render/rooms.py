@@ -16,7 +16,7 @@ from openmarigold_render.rays import Caster
 from openmarigold_render.scene import (
     ROOM_KINDS,
     Camera,
-    Catalogue,
+    Catalog,
     Instance,
     Item,
     Lens,
@@ -89,10 +89,10 @@ class RoomBuilder:
     """A room under construction: shell, furniture, things, lights, in this order."""
 
     def __init__(
-        self, generator: np.random.Generator, catalogue: Catalogue, *, size: Vector, kind: RoomKind, day: bool
+        self, generator: np.random.Generator, catalog: Catalog, *, size: Vector, kind: RoomKind, day: bool
     ) -> None:
         self.generator = generator
-        self.catalogue = catalogue
+        self.catalog = catalog
         self.width, self.depth, self.height = size
         self.kind: RoomKind = kind
         self.day = day
@@ -151,10 +151,10 @@ class RoomBuilder:
                 self.instances += skirting(frame, solid, board_height, board)
         if self.windows:
             level = float(self.generator.choice((-0.12, -3.0, -6.0, -14.0)))
-            self.instances += outside(self.windows, level, self.catalogue, self.generator)
+            self.instances += outside(self.windows, level, self.catalog, self.generator)
 
     def _surface(self, use: str, make: Callable[[np.random.Generator], Material]) -> Material:
-        path = self.catalogue.texture(use, self.generator) if self.chance(0.3) else None
+        path = self.catalog.texture(use, self.generator) if self.chance(0.3) else None
         return make(self.generator) if path is None else materials.image_surface(path, self.generator)
 
     def _add(self, mesh: Mesh, transform: np.ndarray, name: str) -> None:
@@ -184,7 +184,7 @@ class RoomBuilder:
 
     def _fit_window(self, side: int, frame: Frame, hole: Opening, deep: Real) -> None:
         self.windows.append((frame, hole))
-        self.instances += window_pieces(frame, hole, self.catalogue, self.generator, deep=deep)
+        self.instances += window_pieces(frame, hole, self.catalog, self.generator, deep=deep)
         if self.chance(0.5):
             self.instances += curtains(frame, hole, self.generator, self.height)
             x, y, _ = frame.point(0.5 * (hole.left + hole.right), -0.08, 0.0)
@@ -219,7 +219,7 @@ class RoomBuilder:
         inner = wall_frame(0, width, deep)
         for _ in range(int(self.generator.integers(1, 5))):
             group = str(self.generator.choice(("storage", "decor", "seat", "appliance", "chair")))
-            item = self.catalogue.draw(group, self.generator, room=self.kind, max_size=(width - 0.2, 0.8, 2.0))
+            item = self.catalog.draw(group, self.generator, room=self.kind, max_size=(width - 0.2, 0.8, 2.0))
             if item is None:
                 continue
             x = self.uniform(0.5 * item.size[0] + 0.02, width - 0.5 * item.size[0] - 0.02)
@@ -232,7 +232,7 @@ class RoomBuilder:
         self.lights.append(lamp_light((x, y, z), self.generator, self.uniform(10.0, 70.0)))
 
     def _place_door(self, side: int, frame: Frame) -> None:
-        item = self.catalogue.draw("door", self.generator) if self.chance(0.3) else None
+        item = self.catalog.draw("door", self.generator) if self.chance(0.3) else None
         if item is None:
             return
         width, deep, height = item.size
@@ -294,16 +294,16 @@ class RoomBuilder:
         if self.chance(0.45):
             self._lay_rugs(int(self.generator.integers(1, 3)))
 
-    def place_table(self, item: Item | None = None, *, centred: bool = False) -> _Piece | None:
+    def place_table(self, item: Item | None = None, *, centered: bool = False) -> _Piece | None:
         """A table anywhere, with chairs around it."""
-        item = item or self.catalogue.draw("table", self.generator, room=self.kind)
+        item = item or self.catalog.draw("table", self.generator, room=self.kind)
         if item is None:
             return None
         for _ in range(12):
             angle = 0.5 * math.pi * int(self.generator.integers(4))
             if self.chance(0.25):
                 angle += float(self.generator.normal(0.0, 0.3))
-            reach = 0.25 if centred else 0.5
+            reach = 0.25 if centered else 0.5
             x = self.width * (0.5 + self.uniform(-reach, reach))
             y = self.depth * (0.5 + self.uniform(-reach, reach))
             if self.stand(item, standing(item, x, y, angle)):
@@ -314,7 +314,7 @@ class RoomBuilder:
         return None
 
     def _seat_around(self, table: _Piece) -> None:
-        model = self.catalogue.draw("chair", self.generator, room=self.kind)
+        model = self.catalog.draw("chair", self.generator, room=self.kind)
         if model is None:
             return
         width, depth, _ = model.size
@@ -335,7 +335,7 @@ class RoomBuilder:
                 self.stand(model, standing(model, x, y, turn))
 
     def _stand_at_wall(self, group: str) -> None:
-        item = self.catalogue.draw(group, self.generator, room=self.kind)
+        item = self.catalog.draw(group, self.generator, room=self.kind)
         if item is None:
             return
         for side in self.generator.permutation(SIDES).tolist():
@@ -361,14 +361,14 @@ class RoomBuilder:
                 continue
             group = groups[int(self.generator.choice(len(groups), p=shares / shares.sum()))][0]
             space = (frame.length - at - 0.03, 1.1, self.height - 0.05)
-            item = self.catalogue.draw(group, self.generator, room=self.kind, max_size=space)
+            item = self.catalog.draw(group, self.generator, room=self.kind, max_size=space)
             if item is None or not self._back_to_wall(item, frame, at + 0.5 * item.size[0]):
                 at += self.uniform(0.2, 0.5)
                 continue
             at += item.size[0] + self.uniform(0.0, 0.3)
 
     def _stand_anywhere(self, group: str) -> None:
-        item = self.catalogue.draw(group, self.generator, room=self.kind, max_size=(1.6, 1.6, 2.0))
+        item = self.catalog.draw(group, self.generator, room=self.kind, max_size=(1.6, 1.6, 2.0))
         if item is None:
             return
         for _ in range(6):
@@ -380,7 +380,7 @@ class RoomBuilder:
         for _ in range(count):
             side = int(self.generator.integers(SIDES))
             frame = wall_frame(side, self.width, self.depth)
-            item = self.catalogue.draw(
+            item = self.catalog.draw(
                 "wall", self.generator, room=self.kind, max_size=(frame.length - 0.1, 0.6, self.height - 0.5)
             )
             if item is None:
@@ -397,7 +397,7 @@ class RoomBuilder:
                 self.instances.append(placed(item, body, self.generator))
 
     def _lay_rugs(self, count: int) -> None:
-        path = self.catalogue.texture("rug", self.generator) if self.chance(0.6) else None
+        path = self.catalog.texture("rug", self.generator) if self.chance(0.6) else None
         for number in range(count):
             size = (self.uniform(0.8, 2.4), self.uniform(0.6, 1.7))
             x, y = self.uniform(0.5, self.width - 0.5), self.uniform(0.5, self.depth - 0.5)
@@ -441,7 +441,7 @@ class RoomBuilder:
                     found.append(placed(item, spot, self.generator))
                     self._shine(item, spot)
         floor = Box(0.5 * self.width, 0.5 * self.depth, 0.5 * self.width, 0.5 * self.depth, 0.0, 0.0, 0.1)
-        things = [self.catalogue.draw("object", self.generator) for _ in range(int(self.generator.integers(0, 6)))]
+        things = [self.catalog.draw("object", self.generator) for _ in range(int(self.generator.integers(0, 6)))]
         found += scatter(
             [one for one in things if one is not None], caster, floor, taken, self.generator, from_height=1.2, support=0
         )
@@ -456,7 +456,7 @@ class RoomBuilder:
 
     def _thing(self, piece: _Piece) -> Item | None:
         width, depth, _ = piece.item.size
-        return self.catalogue.draw("object", self.generator, room=self.kind, max_size=(0.8 * width, 0.95 * depth, 0.6))
+        return self.catalog.draw("object", self.generator, room=self.kind, max_size=(0.8 * width, 0.95 * depth, 0.6))
 
     # Light
 
@@ -488,7 +488,7 @@ class RoomBuilder:
     def _ceiling_lamp(self, power: Real) -> None:
         x, y = self.uniform(0.2, 0.8) * self.width, self.uniform(0.2, 0.8) * self.depth
         item = (
-            self.catalogue.draw("ceiling", self.generator, max_size=(1.2, 1.2, self.height - 1.7))
+            self.catalog.draw("ceiling", self.generator, max_size=(1.2, 1.2, self.height - 1.7))
             if self.chance(0.6)
             else None
         )
@@ -513,7 +513,7 @@ class RoomBuilder:
         self.lights.append(lamp_light((x, y, below - 0.04), self.generator, power, radius=self.uniform(0.04, 0.15)))
 
 
-def sample_room(generator: np.random.Generator, catalogue: Catalogue) -> Setting:
+def sample_room(generator: np.random.Generator, catalog: Catalog) -> Setting:
     """A furnished room with views of it from where people hold cameras."""
     kind = ROOM_KINDS[int(generator.integers(len(ROOM_KINDS)))]
     day = bool(generator.random() < 0.62)
@@ -527,7 +527,7 @@ def sample_room(generator: np.random.Generator, catalogue: Catalogue) -> Setting
             float(generator.uniform(2.25, 3.1)),
         )
     )
-    room = RoomBuilder(generator, catalogue, size=size, kind=kind, day=day)
+    room = RoomBuilder(generator, catalog, size=size, kind=kind, day=day)
     room.build_shell()
     room.furnish(density=float(generator.uniform(0.55, 0.97)))
     room.strew(clutter=float(generator.uniform(0.2, 1.0)))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a scene is: meshes with materials, their instances, lights, sky and cameras, as frozen NumPy data.
 
-Metres, Z up, right-handed; angles in radians; colours linear RGB. Furniture and objects stand with the centre of their
-footprint at the origin, their lowest point at z = 0 and their front towards -Y. Cameras look along their own +Z, with
+Meters, Z up, right-handed; angles in radians; colors linear RGB. Furniture and objects stand with the center of their
+footprint at the origin, their lowest point at z = 0 and their front toward -Y. Cameras look along their own +Z, with
 +X to the right and +Y down, so that planar depth is their z.
 """
 
@@ -26,11 +26,11 @@ PatternKind = Literal["wood", "planks", "tiles", "bricks", "fabric", "carpet", "
 
 @dataclass(frozen=True, kw_only=True)
 class Pattern:
-    """A procedural texture in place of an image; its colours replace the material's base colour."""
+    """A procedural texture in place of an image; its colors replace the material's base color."""
 
     kind: PatternKind
     colors: tuple[Color, ...]
-    """Two colours or more: ground and figure; tiles and bricks take the first for the joints."""
+    """Two colors or more: ground and figure; tiles and bricks take the first for the joints."""
     scale: float
     """Size of the figure [m]: length of a plank, edge of a tile, width of a stripe, grain of the noise."""
     contrast: float = 1.0
@@ -52,10 +52,10 @@ class Material:
     cutout: bool = False
     """The surface ends where the texture's alpha is below 0.5: leaves, fences, grids."""
     texture_size: float = 1.0
-    """Texture coordinates are divided by it: the image's edge [m] where they are metres."""
+    """Texture coordinates are divided by it: the image's edge [m] where they are meters."""
     pattern: Pattern | None = None
     texture_gain: Color = (1.0, 1.0, 1.0)
-    """The texture's colours are multiplied by it."""
+    """The texture's colors are multiplied by it."""
     saturation: float = 1.0
     """Saturation of the texture, as a factor."""
     roughness: float = 0.6
@@ -63,7 +63,7 @@ class Material:
     transmission: float = 0.0
     """Glass: 1 lets the light through, bent by the index of refraction. Its depth is that of its surface."""
     emission: float = 0.0
-    """Light of the surface itself, times its colour [W/m²/sr]: screens, lamp shades."""
+    """Light of the surface itself, times its color [W/m²/sr]: screens, lamp shades."""
     tinted: bool = False
     """Takes the tint of the instance."""
 
@@ -81,7 +81,7 @@ class Mesh:
     faces: Int[np.ndarray, "m 3"]
     """int32, rows of `vertices`"""
     uvs: Float[np.ndarray, "m 3 2"] | None
-    """float32, for each corner of each face; v upwards. Procedural shapes have metres, imported ones texture units."""
+    """float32, for each corner of each face; v upward. Procedural shapes have meters, imported ones texture units."""
     face_materials: Int[np.ndarray, " m"]
     """int32, places in `materials`"""
     materials: tuple[Material, ...]
@@ -104,7 +104,7 @@ class Mesh:
 
 @dataclass(frozen=True, kw_only=True)
 class Tint:
-    """Change of colour of one instance's tinted materials."""
+    """Change of color of one instance's tinted materials."""
 
     hue: float = 0.0
     """Turn of the hue, [-0.5, 0.5], 1 = the whole circle."""
@@ -140,7 +140,7 @@ class Light:
 
 @dataclass(frozen=True, kw_only=True)
 class Sky:
-    """Colour of whatever a ray meets beyond all surfaces. Its depth is invalid."""
+    """Color of whatever a ray meets beyond all surfaces. Its depth is invalid."""
 
     zenith: Color = (0.25, 0.45, 0.85)
     horizon: Color = (0.75, 0.82, 0.9)
@@ -162,7 +162,7 @@ class Camera:
 
     @property
     def intrinsics(self) -> Float[np.ndarray, "3 3"]:
-        """fx, fy, cx, cy [px], the first pixel's centre at 0.5."""
+        """fx, fy, cx, cy [px], the first pixel's center at 0.5."""
         return np.array(((self.focal_px, 0.0, self.width / 2), (0.0, self.focal_px, self.height / 2), (0.0, 0.0, 1.0)))
 
     @property
@@ -241,7 +241,7 @@ class Setting:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Item:
-    """A piece that a catalogue offers."""
+    """A piece that a catalog offers."""
 
     name: str
     group: str
@@ -255,7 +255,7 @@ class Item:
     """Where it shines, above its lowest point [m]; None: no lamp."""
 
 
-# What samplers ask a catalogue for.
+# What samplers ask a catalog for.
 GROUPS: Mapping[str, str] = {
     "table": "dining tables, desks, coffee tables, counters: flat tops at 0.3 to 1.1 m",
     "chair": "chairs and stools",
@@ -281,7 +281,7 @@ ROOM_KINDS: tuple[RoomKind, ...] = ("living", "bed", "kitchen", "bath", "office"
 
 
 @runtime_checkable
-class Catalogue(Protocol):
+class Catalog(Protocol):
     """Where samplers take things from: procedural shapes, or assets read from files."""
 
     def draw(
@@ -353,7 +353,7 @@ def look_at(
 
 
 def rescaled(mesh: Mesh, size: Vector) -> Mesh:
-    """The mesh stretched to a size [m], the centre of its footprint at the origin and its lowest point at z = 0."""
+    """The mesh stretched to a size [m], the center of its footprint at the origin and its lowest point at z = 0."""
     low, high = mesh.bounds
     extent = np.maximum(high - low, 1e-6)
     middle = np.array((0.5 * (low[0] + high[0]), 0.5 * (low[1] + high[1]), low[2]))

@@ -13,7 +13,7 @@ import numpy as np
 from openmarigold_render import materials
 from openmarigold_render.primitives import box, quad, sheet
 from openmarigold_render.scene import (
-    Catalogue,
+    Catalog,
     Instance,
     Light,
     Material,
@@ -51,7 +51,7 @@ class Opening:
 
 @dataclass(frozen=True)
 class Frame:
-    """A wall's coordinates: x along it to the right seen from inside, y outwards, z up."""
+    """A wall's coordinates: x along it to the right seen from inside, y outward, z up."""
 
     transform: np.ndarray
     length: Real
@@ -107,12 +107,12 @@ def reveal_mesh(hole: Opening, deep: Real, material: Material) -> Mesh:
     if low > 0.0:  # at the floor it would lie in the threshold, and each would shade the other black
         sides.append(((left, deep, low), (left, 0, low), (right, 0, low), (right, deep, low)))
     faced = []
-    centre = np.array((0.5 * (left + right), 0.5 * deep, 0.5 * (low + high)))
+    center = np.array((0.5 * (left + right), 0.5 * deep, 0.5 * (low + high)))
     for corners in sides:
         points = np.asarray(corners, dtype=np.float64)
         normal = np.cross(points[1] - points[0], points[2] - points[0])
         faced.append(
-            (quad("reveal", points if normal @ (centre - points[0]) > 0 else points[::-1], material), np.eye(4))
+            (quad("reveal", points if normal @ (center - points[0]) > 0 else points[::-1], material), np.eye(4))
         )
     return merged("reveal", faced)
 
@@ -166,11 +166,11 @@ def curtains(frame: Frame, hole: Opening, generator: np.random.Generator, ceilin
 
 
 def window_pieces(
-    frame: Frame, hole: Opening, catalogue: Catalogue, generator: np.random.Generator, *, deep: Real
+    frame: Frame, hole: Opening, catalog: Catalog, generator: np.random.Generator, *, deep: Real
 ) -> list[Instance]:
-    """A window of the catalogue in the opening, and its sill."""
+    """A window of the catalog in the opening, and its sill."""
     found = []
-    item = catalogue.draw("window", generator)
+    item = catalog.draw("window", generator)
     if item is not None:
         pane = rescaled(item.load(), (hole.width, min(0.08, max(0.03, item.size[1])), hole.height))
         at = translation(0.5 * (hole.left + hole.right), deep - 0.05, hole.bottom)
@@ -211,7 +211,7 @@ def sunlight(frame: Frame, hole: Opening, target: Vector, generator: np.random.G
 
 
 def outside(
-    views: Sequence[tuple[Frame, Opening]], level: Real, catalogue: Catalogue, generator: np.random.Generator
+    views: Sequence[tuple[Frame, Opening]], level: Real, catalog: Catalog, generator: np.random.Generator
 ) -> list[Instance]:
     """Ground, buildings and trees before the windows, so that what is seen through them has depth."""
     ground = materials.carpet(generator) if generator.random() < 0.5 else materials.stone(generator, gloss=(0.8, 0.95))
@@ -228,7 +228,7 @@ def outside(
             away = float(generator.uniform(7.0, 60.0))
             along = 0.5 * (hole.left + hole.right) + float(generator.uniform(-0.6, 0.6)) * away
             x, y, _ = frame.point(along, away, 0.0)
-            tree = catalogue.draw("tree", generator) if generator.random() < 0.4 else None
+            tree = catalog.draw("tree", generator) if generator.random() < 0.4 else None
             if tree is not None:
                 found.append(Instance(tree.load(), place(x, y, level, generator.uniform(0, 6.3)), "tree"))
                 continue

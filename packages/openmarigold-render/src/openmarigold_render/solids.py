@@ -31,7 +31,7 @@ class Opening:
 
 @dataclass
 class Builder:
-    """Gathers flat polygons. Texture coordinates are metres and run on from one to the next along a direction."""
+    """Gathers flat polygons. Texture coordinates are meters and run on from one to the next along a direction."""
 
     _polygons: dict[int, list[tuple[np.ndarray, int]]] = field(default_factory=dict)  # by number of corners
     _materials: list[Material] = field(default_factory=list)
@@ -156,7 +156,7 @@ class Builder:
 
 
 def facing(points: Sequence[Sequence[float]], direction: Vector) -> np.ndarray:
-    """The corners of a flat polygon in the order in which its outer side is towards a direction."""
+    """The corners of a flat polygon in the order in which its outer side is toward a direction."""
     at = np.asarray(points, dtype=np.float64)
     normal = np.cross(at[1] - at[0], at[-1] - at[0])
     return at if normal @ np.asarray(direction) > 0 else at[::-1]
@@ -164,14 +164,14 @@ def facing(points: Sequence[Sequence[float]], direction: Vector) -> np.ndarray:
 
 def leaves(
     generator: np.random.Generator,
-    centres: Float[np.ndarray, "n 3"],
+    centers: Float[np.ndarray, "n 3"],
     size: tuple[float, float],
     materials: Sequence[Material],
     *,
     flatness: float = 0.0,
 ) -> Mesh:
     """One leaf, of four triangles' worth in two, at each point, turned at random; `flatness` 1 lays them level."""
-    count = len(centres)
+    count = len(centers)
     normal = generator.normal(size=(count, 3)) * (1.0, 1.0, 1.0 - 0.6 * flatness)
     normal[:, 2] += 3.0 * flatness
     normal /= np.linalg.norm(normal, axis=1, keepdims=True)
@@ -181,10 +181,10 @@ def leaves(
     long = generator.uniform(*size, size=(count, 1))
     tips = np.stack(
         (
-            centres - 0.5 * long * other,
-            centres + 0.32 * long * side + 0.06 * long * normal,
-            centres + 0.5 * long * other,
-            centres - 0.32 * long * side + 0.06 * long * normal,
+            centers - 0.5 * long * other,
+            centers + 0.32 * long * side + 0.06 * long * normal,
+            centers + 0.5 * long * other,
+            centers - 0.32 * long * side + 0.06 * long * normal,
         ),
         axis=1,
     )

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from openmarigold_render import houses, materials, outdoors
-from openmarigold_render.scene import Camera, Catalogue, Lens, Material, Mesh, Scene, Setting, ViewRules
+from openmarigold_render.scene import Camera, Catalog, Lens, Material, Mesh, Scene, Setting, ViewRules
 from openmarigold_render.solids import Builder
 from openmarigold_render.terrain import (
     Ground,
@@ -39,24 +39,22 @@ RULES = ViewRules(
     near=(1.5, 0.2),
     min_distance=2.5,
 )
-_KERB = 0.12
+_CURB = 0.12
 
 Layout = Literal["town", "suburb", "country", "yard", "park", "car park"]
 
 
-def street(
-    generator: np.random.Generator, catalogue: Catalogue | None = None, *, layout: Layout | None = None
-) -> Setting:
+def street(generator: np.random.Generator, catalog: Catalog | None = None, *, layout: Layout | None = None) -> Setting:
     """A procedural street, road, yard, car park or park.
 
     Args:
-        catalogue: where cars, trees, people and textures come from; procedural ones where it has none.
+        catalog: where cars, trees, people and textures come from; procedural ones where it has none.
         layout: the kind of place; None draws one.
     """
     names = list(_LAYOUTS)
     shares = np.array([share for share, _ in _LAYOUTS.values()])
     name = layout or names[int(generator.choice(len(names), p=shares / shares.sum()))]
-    ground = Ground(generator, outdoors.OutdoorCatalogue(catalogue))
+    ground = Ground(generator, outdoors.OutdoorCatalog(catalog))
     stands = _LAYOUTS[name][1](ground)
     sky, lights = weather(generator)
     scene = Scene(instances=tuple(ground.instances), lights=lights, sky=sky)
@@ -116,7 +114,7 @@ class _Road:
 
 
 def _road(ground: Ground, *, half: float, pavement: float, may_cross: bool = True) -> _Road:
-    """Carriageway, lane marks, kerbs and pavements along y; in half the streets another road crosses."""
+    """Carriageway, lane marks, curbs and pavements along y; in half the streets another road crosses."""
     generator = ground.generator
     crossing = float(generator.uniform(15.0, 70.0)) if may_cross and generator.random() < 0.5 else None
     road = _Road(half=half, pavement=pavement, crossing=crossing)
@@ -143,9 +141,9 @@ def _road(ground: Ground, *, half: float, pavement: float, may_cross: bool = Tru
             low, high = sorted((side * half, side * road.edge))
             for start, end in _without(road.start, road.end, gaps):
                 inner = sorted((side * half, side * (half + 0.15)))
-                builder.box((inner[0], start, -0.05), (inner[1], end, _KERB), stone)
+                builder.box((inner[0], start, -0.05), (inner[1], end, _CURB), stone)
                 outer = (min(low, high) if side < 0 else half + 0.15, -half - 0.15 if side < 0 else high)
-                _strip(builder, outer, (start, end), _KERB - 0.005, walk)
+                _strip(builder, outer, (start, end), _CURB - 0.005, walk)
     if half > 2.4 and generator.random() < 0.75:
         dash, gap = float(generator.uniform(1.5, 4.0)), float(generator.uniform(2.0, 6.0))
         for start in np.arange(road.start, road.end, dash + gap):
@@ -178,7 +176,7 @@ def _row(
 ) -> None:
     """Houses along one side of the road, their fronts to it."""
     generator = ground.generator
-    kinds = [houses.house(generator, style, ground.catalogue) for _ in range(5)]
+    kinds = [houses.house(generator, style, ground.catalog) for _ in range(5)]
     fronts = 0.5 * math.pi if side > 0 else -0.5 * math.pi  # -Y turned to face the road
     y = road.start + float(generator.uniform(0.0, 6.0))
     while y < road.end:
@@ -188,12 +186,12 @@ def _row(
             y = road.crossing + road.edge
             continue
         x = side * (road.edge + setback - float(mesh.bounds[0][1]))
-        ground.stand(mesh, x, y + 0.5 * wide, _KERB if road.pavement else 0.0, -fronts, margin=-0.02)
+        ground.stand(mesh, x, y + 0.5 * wide, _CURB if road.pavement else 0.0, -fronts, margin=-0.02)
         y += wide + float(generator.uniform(*gap))
 
 
 def _parked(ground: Ground, road: _Road, side: float, share: float) -> None:
-    """Cars along the kerb."""
+    """Cars along the curb."""
     generator = ground.generator
     cars = ground.kinds("vehicle", 6, max_size=(2.6, 6.5, 2.9))
     y = road.start + 5.0
@@ -228,7 +226,7 @@ def _along(
 ) -> None:
     """The same things at regular distances along the pavement."""
     generator = ground.generator
-    z = _KERB if road.pavement else 0.0
+    z = _CURB if road.pavement else 0.0
     spacing = float(generator.uniform(*pitch))
     for y in np.arange(road.start + float(generator.uniform(0.0, spacing)), road.end, spacing):
         if road.crossing is None or abs(float(y) - road.crossing) > road.edge + 1.0:
@@ -307,8 +305,8 @@ def _pavement_things(ground: Ground, road: _Road) -> None:
             _along(ground, road, side * (road.half + 0.3), [outdoors.bollard(generator)], (1.5, 4.0), 0.0)
         walk = _span(side * (road.half + 0.5), side * (road.edge - 0.3))
         for y in (-10.0, 12.0, 40.0):
-            _things(ground, walk, (y, y + 25.0), _KERB, int(generator.integers(0, 4)), largest=1.9)
-            _people(ground, walk, (y, y + 25.0), _KERB, int(generator.integers(0, 3)))
+            _things(ground, walk, (y, y + 25.0), _CURB, int(generator.integers(0, 4)), largest=1.9)
+            _people(ground, walk, (y, y + 25.0), _CURB, int(generator.integers(0, 3)))
 
 
 def _street_stands(road: _Road) -> list[Stand]:
@@ -356,8 +354,8 @@ def _suburb(ground: Ground) -> list[Stand]:
     if generator.random() < 0.5:
         _poles(ground, road.edge + 1.0, road)
     if walk:
-        _things(ground, (road.half + 0.4, road.edge - 0.2), (-10.0, 60.0), _KERB, int(generator.integers(0, 7)))
-        _people(ground, (-road.edge + 0.2, -road.half - 0.3), (-10.0, 50.0), _KERB, int(generator.integers(0, 4)))
+        _things(ground, (road.half + 0.4, road.edge - 0.2), (-10.0, 60.0), _CURB, int(generator.integers(0, 7)))
+        _people(ground, (-road.edge + 0.2, -road.half - 0.3), (-10.0, 50.0), _CURB, int(generator.integers(0, 4)))
     _driving(ground, road, int(generator.integers(0, 3)))
     backdrop(ground, road.edge + setback + 16.0, 220.0, 110, inside=lambda x, y: False)
     gardens = [
@@ -431,7 +429,7 @@ def _country(ground: Ground) -> list[Stand]:
                 for y in np.arange(road.start, road.end, spacing).tolist():
                     plant_tree(ground, trees, side * (road.half + 2.2), y)
     for _ in range(int(generator.integers(1, 5))):
-        mesh = houses.house(generator, houses.FARM, ground.catalogue)
+        mesh = houses.house(generator, houses.FARM, ground.catalog)
         side = float(generator.choice((-1.0, 1.0)))
         x, y = side * (road.half + float(generator.uniform(9.0, 30.0))), float(generator.uniform(0.0, 120.0))
         ground.stand(mesh, x, y, -0.05, float(generator.normal(-side * 0.5 * math.pi, 0.3)), margin=1.0)
@@ -463,7 +461,7 @@ def _yard(ground: Ground) -> list[Stand]:
         across, reach = (half_y, half_x) if side % 2 == 0 else (half_x, half_y)
         position = -reach
         while position < reach:
-            mesh = houses.house(generator, style, ground.catalogue)
+            mesh = houses.house(generator, style, ground.catalog)
             wide, front = float(mesh.size[0]), float(mesh.bounds[0][1])
             along, out = position + 0.5 * wide, across - front
             x, y, angle = (
@@ -555,7 +553,7 @@ def _park(ground: Ground) -> list[Stand]:
             ground.add(patch[int(generator.integers(2))], x, y, 0.0, float(generator.uniform(0.0, 6.28)))
     style = houses.BLOCK if generator.random() < 0.3 else houses.DETACHED
     for _ in range(int(generator.integers(0, 9))):
-        mesh = houses.house(generator, style, ground.catalogue)
+        mesh = houses.house(generator, style, ground.catalog)
         x, y = float(generator.uniform(-90.0, 90.0)), float(generator.uniform(40.0, 150.0))
         ground.stand(mesh, x, y, -0.05, float(generator.normal(0.0, 0.5)), margin=1.0)
     backdrop(ground, 0.0, 220.0, 150, inside=lambda x, y: abs(x) < 60.0 and y < 110.0)
@@ -601,7 +599,7 @@ def _car_park(ground: Ground) -> list[Stand]:
             (60.0, position + 20.0, -0.5 * math.pi),
         ):
             if generator.random() < 0.7:
-                ground.stand(houses.house(generator, style, ground.catalogue), x, y, 0.0, angle, margin=0.2)
+                ground.stand(houses.house(generator, style, ground.catalog), x, y, 0.0, angle, margin=0.2)
     trees = ground.kinds("tree", 3, max_size=(8.0, 8.0, 14.0))
     for _ in range(14 if trees else 0):
         plant_tree(ground, trees, float(generator.choice((-38.5, 38.5))), float(generator.uniform(-30.0, 70.0)))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Furniture catalogues of Sweet Home 3D (.sh3f): what pieces there are, and their models in real size.
+"""Furniture catalogs of Sweet Home 3D (.sh3f): what pieces there are, and their models in real size.
 
-A catalogue is a ZIP with a Java properties file, whose lines `key#number=value` describe a piece each number, and the
+A catalog is a ZIP with a Java properties file, whose lines `key#number=value` describe a piece each number, and the
 OBJ files that the pieces name. Sizes come from the properties, never from the OBJ files, whose units vary.
 """
 
@@ -26,12 +26,12 @@ _IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of furniture as its catalogue describes it.
+    """A piece of furniture as its catalog describes it.
 
     Attributes:
         name, category: in English.
-        creator: who made the model; "" where the catalogue does not say.
-        model: path of the OBJ file in the catalogue.
+        creator: who made the model; "" where the catalog does not say.
+        model: path of the OBJ file in the catalog.
         size: width, depth, height [m].
         elevation: of the lowest point above the floor [m].
         lamp_height: of its first lamp above the lowest point [m]; None without one.
@@ -51,7 +51,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Model:
-    """A piece's triangles in real size: metres, Z up, front to -Y, its footprint's centre at 0, its lowest point at 0.
+    """A piece's triangles in real size: meters, Z up, front to -Y, its footprint's center at 0, its lowest point at 0.
 
     Attributes:
         vertices: of `mesh`, moved; `mesh.vertices` and `mesh.normals` are still in the file's own frame.
@@ -69,7 +69,7 @@ class FurnitureFile:
 
     Attributes:
         pieces: in the order of their numbers.
-        title: the catalogue's own name.
+        title: the catalog's own name.
         skipped: pieces whose description is incomplete, and why.
     """
 
@@ -77,14 +77,14 @@ class FurnitureFile:
         """Reads the descriptions, no models.
 
         Raises:
-            DataError: the file is no furniture catalogue, or damaged.
+            DataError: the file is not a furniture catalog, or is damaged.
         """
         self.path = path
         self._archive: Archive = open_archive(path)
         self._files = {name.lower(): name for name in self._archive.names}
         properties = self._files.get(_PROPERTIES.lower())
         if properties is None:
-            raise DataError(f"{path} holds no {_PROPERTIES}; it is no furniture catalogue of Sweet Home 3D")
+            raise DataError(f"{path} holds no {_PROPERTIES}; it is not a furniture catalog of Sweet Home 3D")
         values = read_properties(self._archive.read(properties).decode("latin-1"))
         self.title = values.get("name", path.stem)
         rows: dict[int, dict[str, str]] = defaultdict(dict)
@@ -133,7 +133,7 @@ class FurnitureFile:
         return Model(mesh, (vertices - origin) * scale, axes, materials)
 
     def read(self, name: str) -> bytes:
-        """The content of a file of the catalogue, such as a texture that a material names."""
+        """The content of a file of the catalog, such as a texture that a material names."""
         return self._archive.read(name)
 
     def _piece(self, row: dict[str, str], number: int) -> Piece:
@@ -143,8 +143,8 @@ class FurnitureFile:
                 raise DataError(f"{where} has no {key}; it is left out")
         model = self._files.get(str(PurePosixPath("/" + row["model"].lstrip("/"))).lstrip("/").lower())
         if model is None:
-            raise DataError(f"{where}: its model {row['model']} is not in the catalogue; it is left out")
-        size = [_centimetres(row[key], where) for key in ("width", "depth", "height")]
+            raise DataError(f"{where}: its model {row['model']} is not in the catalog; it is left out")
+        size = [_centimeters(row[key], where) for key in ("width", "depth", "height")]
         rotation = tuple(float(v) for v in row["modelRotation"].split()) if "modelRotation" in row else _IDENTITY
         if min(size) <= 0 or len(rotation) != 9:
             raise DataError(f"{where}: its size or rotation cannot be; it is left out")
@@ -154,8 +154,8 @@ class FurnitureFile:
             creator=row.get("creator", ""),
             model=model,
             size=(size[0], size[1], size[2]),
-            elevation=_centimetres(row.get("elevation", "0"), where),
-            lamp_height=_centimetres(row["lightSourceZ"].split()[0], where) if row.get("lightSourceZ") else None,
+            elevation=_centimeters(row.get("elevation", "0"), where),
+            lamp_height=_centimeters(row["lightSourceZ"].split()[0], where) if row.get("lightSourceZ") else None,
             is_door_or_window=row.get("doorOrWindow", "false").lower() == "true",
             rotation=rotation,
         )
@@ -180,11 +180,11 @@ def _unescape(text: str) -> str:
     return re.sub(r"\\(?:u([0-9a-fA-F]{4})|(.))", lambda m: chr(int(m[1], 16)) if m[1] else plain.get(m[2], m[2]), text)
 
 
-def _centimetres(value: str, where: str) -> float:
+def _centimeters(value: str, where: str) -> float:
     try:
-        metres = float(value) / 100.0
+        meters = float(value) / 100.0
     except ValueError:
-        metres = math.nan
-    if not math.isfinite(metres):
-        raise DataError(f"{where}: {value!r} is no length; it is left out")
-    return metres
+        meters = math.nan
+    if not math.isfinite(meters):
+        raise DataError(f"{where}: {value!r} is not a length; it is left out")
+    return meters

@@ -13,7 +13,7 @@ from openmarigold_render.rooms import RoomBuilder, finished
 from openmarigold_render.scene import (
     ROOM_KINDS,
     Camera,
-    Catalogue,
+    Catalog,
     Item,
     Lens,
     Real,
@@ -38,12 +38,12 @@ _CARRIERS = (("table", 0.68), ("storage", 0.10), ("floor", 0.10), ("shelf", 0.12
 _SHELF_NAMES = ("bookcase",)
 
 
-def sample_tabletop(generator: np.random.Generator, catalogue: Catalogue) -> Setting:
+def sample_tabletop(generator: np.random.Generator, catalog: Catalog) -> Setting:
     """Things on a surface in a room; the room is only background."""
     kind = ROOM_KINDS[int(generator.integers(len(ROOM_KINDS)))]
     day = bool(generator.random() < 0.6)
     size = (float(generator.uniform(2.6, 5.0)), float(generator.uniform(2.6, 5.0)), float(generator.uniform(2.3, 3.0)))
-    room = RoomBuilder(generator, catalogue, size=size, kind=kind, day=day)
+    room = RoomBuilder(generator, catalog, size=size, kind=kind, day=day)
     room.build_shell(doorway=0.15, windows=0.4 if day else 0.15)
     carrier = str(generator.choice([name for name, _ in _CARRIERS], p=[share for _, share in _CARRIERS]))
     support, area, top = _stage(room, carrier)
@@ -73,10 +73,10 @@ def _stage(room: RoomBuilder, carrier: str) -> tuple[int, Box, Real]:
     """What carries the things: its place among the instances, its footprint, and the height to look down from."""
     piece = None
     if carrier == "table":
-        piece = room.place_table(centred=True)
+        piece = room.place_table(centered=True)
     elif carrier != "floor":
         item = _carrier_item(room, shelf=carrier == "shelf")
-        piece = None if item is None else room.place_table(item, centred=True)
+        piece = None if item is None else room.place_table(item, centered=True)
     if piece is None:
         reach = min(0.7, 0.3 * room.width, 0.3 * room.depth)
         area = Box(0.5 * room.width, 0.5 * room.depth, reach, reach, 0.0, -0.01, 0.0)
@@ -87,7 +87,7 @@ def _stage(room: RoomBuilder, carrier: str) -> tuple[int, Box, Real]:
 
 def _carrier_item(room: RoomBuilder, *, shelf: bool) -> Item | None:
     for _ in range(8):
-        item = room.catalogue.draw("storage", room.generator)
+        item = room.catalog.draw("storage", room.generator)
         if item is not None and (item.name in _SHELF_NAMES) == shelf and (shelf or item.size[2] < 1.1):
             return item
     return None
@@ -110,7 +110,7 @@ def _set_out(
     spread = float(generator.uniform(0.35, 1.0))
     places, added = [], []
     for _ in range(count):
-        item = room.catalogue.draw("object", generator, room=room.kind, max_size=(0.45, 0.45, 0.5))
+        item = room.catalog.draw("object", generator, room=room.kind, max_size=(0.45, 0.45, 0.5))
         if item is None:
             continue
         height = room.uniform(area.low + 0.1, area.high) if inner else top

@@ -17,7 +17,7 @@ from openmarigold_render import houses, materials
 from openmarigold_render.primitives import sheet
 from openmarigold_render.scene import (
     Camera,
-    Catalogue,
+    Catalog,
     Instance,
     Item,
     Lens,
@@ -45,8 +45,8 @@ def weather(generator: np.random.Generator) -> tuple[Sky, tuple[Light, ...]]:
     clouds = float(generator.uniform(0.1, 0.7)) if generator.random() < 0.75 else 0.0
     seed = int(generator.integers(1 << 20))
     if not is_clear:
-        grey = float(generator.uniform(0.55, 0.85))
-        zenith, horizon = (0.8 * grey, 0.83 * grey, 0.88 * grey), (grey, grey, 1.02 * grey)
+        gray = float(generator.uniform(0.55, 0.85))
+        zenith, horizon = (0.8 * gray, 0.83 * gray, 0.88 * gray), (gray, gray, 1.02 * gray)
         return Sky(zenith=zenith, horizon=horizon, strength=1.2 * strength, clouds=clouds, seed=seed), ()
     low = max(0.0, 1.0 - elevation / 0.5)
     horizon = (0.75 + 0.15 * low, 0.82 - 0.12 * low, 0.9 - 0.35 * low)
@@ -68,7 +68,7 @@ class Ground:
     """A scene under construction: what stands where."""
 
     generator: np.random.Generator
-    catalogue: Catalogue
+    catalog: Catalog
     instances: list[Instance] = field(default_factory=list)
     _taken: list[tuple[float, float, float, float]] = field(default_factory=list)  # rectangles: x0, y0, x1, y1
     _houses: list[tuple[float, float, float, float]] = field(default_factory=list)
@@ -135,7 +135,7 @@ class Ground:
         self.instances.append(instance)
 
     def draw(self, group: str, *, max_size: Vector | None = None) -> Item | None:
-        return self.catalogue.draw(group, self.generator, max_size=max_size)
+        return self.catalog.draw(group, self.generator, max_size=max_size)
 
     def kinds(self, group: str, count: int, *, max_size: Vector | None = None, heaviest: int = 25_000) -> list[Item]:
         """Some pieces of a group to choose from again and again; heavy ones would leave no room for others."""
@@ -145,7 +145,7 @@ class Ground:
 
     def surface(self, use: str) -> Material:
         """What the ground is covered with: asphalt, pavement, lawn, or ground for everything else."""
-        path = self.catalogue.texture(use, self.generator) if self.generator.random() < 0.7 else None
+        path = self.catalog.texture(use, self.generator) if self.generator.random() < 0.7 else None
         if path is not None:
             span = float(self.generator.uniform(2.0, 4.5))
             return replace(materials.image_surface(path, self.generator, roughness=(0.75, 0.97)), texture_size=span)
@@ -168,8 +168,8 @@ def _meets(rectangle: tuple[float, float, float, float], others: Sequence[tuple[
 
 
 def _asphalt(generator: np.random.Generator) -> Material:
-    grey = float(generator.uniform(0.03, 0.16))
-    first = materials.varied(generator, (grey, grey, 1.03 * grey), 0.1)
+    gray = float(generator.uniform(0.03, 0.16))
+    first = materials.varied(generator, (gray, gray, 1.03 * gray), 0.1)
     second = materials.varied(generator, first, 0.5)
     scale = float(generator.uniform(0.008, 0.06))
     pattern = Pattern(
@@ -212,7 +212,7 @@ _PATTERNS: Mapping[str, Callable[[np.random.Generator], Material]] = {
 
 
 def landscape(ground: Ground, flat: float, *, use: str = "lawn") -> None:
-    """Ground to the horizon: flat within `flat` metres of the origin's axis, then plain or hills."""
+    """Ground to the horizon: flat within `flat` meters of the origin's axis, then plain or hills."""
     generator = ground.generator
     surface = ground.surface(use if generator.random() < 0.75 else "ground")
     height = float(
@@ -242,7 +242,7 @@ def backdrop(ground: Ground, near: float, far: float, count: int, *, inside: Cal
     """Trees, and now and then a house, in the distance."""
     generator = ground.generator
     trees = ground.kinds("tree", 3)
-    homes = [houses.house(generator, houses.FARM, ground.catalogue) for _ in range(2)]
+    homes = [houses.house(generator, houses.FARM, ground.catalog) for _ in range(2)]
     for _ in range(count):
         x, y = float(generator.uniform(-far, far)), float(generator.uniform(-0.4 * far, far + 60.0))
         if abs(x) < near or inside(x, y):
@@ -294,7 +294,7 @@ def tint_of(generator: np.random.Generator, group: str) -> Tint | None:
 
 
 def small_tint(generator: np.random.Generator) -> Tint:
-    """A slightly other colour."""
+    """A slightly other color."""
     return Tint(hue=float(generator.normal(0.0, 0.01)), value=float(generator.uniform(0.7, 1.2)))
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Wavefront OBJ and MTL files as arrays, with the liberties that hand-made models take.
 
-Met in the furniture catalogues and read all the same: options and absolute paths of the author's disk before a
+Met in the furniture catalogs and read all the same: options and absolute paths of the author's disk before a
 texture's name, back-slashes, URL escapes, another case or extension than the file's, negative indices, polygons that
-are not convex. What cannot be mended (a texture that is nowhere, a material that no MTL file defines) is an error that
-names the model, so that a catalogue can leave it out and count it.
+are not convex. What cannot be repaired (a texture that is nowhere, a material that no MTL file defines) is an error
+that names the model, so that a catalog can leave it out and count it.
 
 Source: Wavefront, Advanced Visualizer manual, appendix B1 (object files) and the MTL material format (1995).
 """
@@ -57,8 +57,8 @@ class MtlMaterial:
     """A material of an MTL file.
 
     Attributes:
-        color: diffuse colour, each [0, 1].
-        specular: specular colour, each [0, 1].
+        color: diffuse color, each [0, 1].
+        specular: specular color, each [0, 1].
         shininess: exponent of Phong's model, [0, 1000]; None where the file does not say.
         alpha: opacity, [0, 1].
         color_map: name of the diffuse texture as it stands in the file, without its options; None without one.
@@ -118,10 +118,10 @@ def read_obj(data: bytes, name: str) -> ObjMesh:
 
 
 def read_mtl(data: bytes, name: str) -> dict[str, MtlMaterial]:
-    """The materials of an MTL file, by name. Only what a path tracer needs is read: colours, opacity, two maps.
+    """The materials of an MTL file, by name. Only what a path tracer needs is read: colors, opacity, two maps.
 
     Raises:
-        DataError: a colour or a factor is not a number.
+        DataError: a color or a factor is not a number.
     """
     found: dict[str, dict[str, object]] = {}
     current: dict[str, object] = {}
@@ -187,10 +187,10 @@ def find_file(given: str, folder: str, files: Mapping[str, str]) -> str | None:
     if exact is not None:
         return exact
     start = f"{folder}/".lower() if folder else ""
-    beside = [files[low] for low in sorted(files) if low.startswith(start)]
+    close = [files[low] for low in sorted(files) if low.startswith(start)]
     for keep_extension in (True, False):
         wanted = _plain(path, keep_extension)
-        for candidate in beside:
+        for candidate in close:
             is_picture = splitext(candidate)[1].lower() in (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tga")
             if (keep_extension or is_picture) and _plain(candidate, keep_extension) == wanted:
                 return candidate
@@ -199,7 +199,7 @@ def find_file(given: str, folder: str, files: Mapping[str, str]) -> str | None:
 
 @dataclass
 class _Lines:
-    # What one pass over the file collects; numbers are converted afterwards, all at once.
+    # What one pass over the file collects; numbers are converted afterward, all at once.
     vertices: list[str] = field(default_factory=list)
     uv: list[str] = field(default_factory=list)
     normals: list[str] = field(default_factory=list)
@@ -385,9 +385,9 @@ def _with_files(material: MtlMaterial, name: str, folder: str, files: Mapping[st
     found: dict[str, str | None] = {}
     for kind, given in (("color_map", material.color_map), ("alpha_map", material.alpha_map)):
         found[kind] = None if given is None else find_file(given, folder, files)
-        # A map of normals in the place of colours would have to be dropped if it were there.
+        # A map of normals in the place of colors would have to be dropped if it were there.
         if given is not None and found[kind] is None and not _SHADING_ONLY.search(basename(given)):
-            raise DataError(f"{name}: its texture {given!r} is nowhere in the catalogue; leave this model out")
+            raise DataError(f"{name}: its texture {given!r} is nowhere in the catalog; leave this model out")
     return MtlMaterial(
         color=material.color,
         specular=material.specular,

@@ -41,7 +41,7 @@ class GameMeshes:
         self._meshes: dict[tuple[str, int], Mesh] = {}
 
     def model(self, path: str, skin: int = 0) -> Mesh:
-        """An MD2 model in metres, in its own axes and with its own origin.
+        """An MD2 model in meters, in its own axes and with its own origin.
 
         Args:
             path: as maps give it, with or without the leading `models/`.
@@ -70,7 +70,7 @@ class GameMeshes:
         return self._meshes[low, skin]
 
     def map(self, maps: GameArchive, name: str) -> list[Instance]:
-        """The surfaces of a map and the models that stand in it, in metres.
+        """The surfaces of a map and the models that stand in it, in meters.
 
         Raises:
             DataError: the map is damaged. Models that are missing or damaged are left out.
@@ -97,7 +97,7 @@ class GameMeshes:
         yaw = angles[1] if angles else angle[0] if angle else 0.0
         one = quake.vector_of(entity, "modelscale", 1)
         scale = quake.vector_of(entity, "modelscale_vec", 3) or (one * 3 if one else (1.0, 1.0, 1.0))
-        x, y, z = (value / quake.UNITS_PER_METRE for value in origin)
+        x, y, z = (value / quake.UNITS_PER_METER for value in origin)
         return Instance(mesh, place(x, y, z, math.radians(yaw)) @ np.diag([*scale, 1.0]), name)
 
     def _surfaces(self, parsed: quake.QuakeMap, name: str, label: str) -> Mesh:
@@ -141,7 +141,7 @@ class GameMeshes:
                     self._textures.asset_name(name), lambda name=name: self._textures.read(name)
                 )
                 return path, self._size(name)
-        return None, (64, 64)  # never seen in the packages; grey then
+        return None, (64, 64)  # never seen in the packages; gray then
 
     @cache  # noqa: B019  one object a process, and few textures
     def _size(self, name: str) -> tuple[int, int]:

@@ -73,7 +73,7 @@ _TEXTURE_USES: Mapping[str, str] = {
     "roof": r"tex_(ctp1/roof_|mattn/roof0(?!06|12))",
     "fabric": r"tex_(furniture/(textil|jap_carpet)|ctp1/curtains)",
 }
-_NOT_COLOUR = re.compile(r"_(nm|sm|gm|dm|rm|fx\d|glow)$")
+_NOT_COLOR = re.compile(r"_(nm|sm|gm|dm|rm|fx\d|glow)$")
 
 
 class GameTextures:
@@ -98,7 +98,7 @@ class GameTextures:
             )
             pattern = re.compile(_TEXTURE_USES[use]) if use in _TEXTURE_USES else None
             self._by_use[use] = [
-                name for name, stem in stems if pattern and pattern.match(stem) and not _NOT_COLOUR.search(stem)
+                name for name, stem in stems if pattern and pattern.match(stem) and not _NOT_COLOR.search(stem)
             ]
         return self._by_use[use]
 
@@ -123,7 +123,7 @@ def game_items(meshes: GameMeshes, broken: dict[str, str]) -> Iterator[Item]:
 def _game_item(meshes: GameMeshes, name: str, group: str, parts: tuple[str, ...], factor: float) -> Item:
     mesh = merged(name, [(meshes.model(f"objects/{part}.md2"), np.eye(4)) for part in parts])
     width, depth, height = (float(value) * factor for value in mesh.size)
-    if group in ("vehicle", "cycle") and width > depth:  # lengthwise along y, as in the furniture catalogues
+    if group in ("vehicle", "cycle") and width > depth:  # lengthwise along y, as in the furniture catalogs
         mesh = merged(name, [(mesh, place(0.0, 0.0, 0.0, np.pi / 2))])
         width, depth = depth, width
     mesh = rescaled(mesh, (width, depth, height))

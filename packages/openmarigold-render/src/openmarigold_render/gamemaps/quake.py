@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maps (BSP, version 78) and models (MD2) of UFO: Alien Invasion as arrays, in metres.
+"""Maps (BSP, version 78) and models (MD2) of UFO: Alien Invasion as arrays, in meters.
 
 Both formats descend from Quake II. Triangles are wound counter-clockwise seen from outside, as everywhere here; the
 files have it the other way round.
@@ -19,7 +19,7 @@ from jaxtyping import Float32, Int32
 
 from openmarigold_render.core import DataError
 
-UNITS_PER_METRE = 32.0
+UNITS_PER_METER = 32.0
 BSP_VERSION = 78
 _MD2_VERSION = 8
 
@@ -39,7 +39,7 @@ _FACE = np.dtype(
 
 @dataclass(frozen=True)
 class QuakeMap:
-    """The visible triangles of a map, with every storey and every door.
+    """The visible triangles of a map, with every floor and every door.
 
     Attributes:
         vertices: [m].
@@ -81,11 +81,11 @@ def read_bsp(data: bytes, name: str) -> QuakeMap:
         name: the file, for messages.
 
     Raises:
-        DataError: it is no map of this version, it is cut off, or an index points to nothing.
+        DataError: it is not a map of this version, it is cut off, or an index points to nothing.
     """
     header = 8 + 8 * _NUM_LUMPS
     if len(data) < header or data[:4] != b"IBSP":
-        raise DataError(f"{name} is no BSP map; it is damaged or of another game, so leave it out")
+        raise DataError(f"{name} is not a BSP map; it is damaged or of another game, so leave it out")
     version = struct.unpack_from("<i", data, 4)[0]
     if version != BSP_VERSION:
         raise DataError(f"{name} is a BSP map of version {version}; version {BSP_VERSION} is read, so leave it out")
@@ -104,7 +104,7 @@ def read_bsp(data: bytes, name: str) -> QuakeMap:
     if not len(faces):
         raise DataError(f"{name} has no visible surface; leave it out")
     corners, owner = _fans(faces["first"].astype(np.int64), faces["count"].astype(np.int64))
-    # A negative number: the edge is walked backwards, from its second vertex.
+    # A negative number: the edge is walked backward, from its second vertex.
     ring = np.where(face_edges >= 0, edges[np.abs(face_edges), 0], edges[np.abs(face_edges), 1])
     triangles = ring[corners]
 
@@ -118,7 +118,7 @@ def read_bsp(data: bytes, name: str) -> QuakeMap:
     texels = np.einsum("tkc,tac->tka", vertices[triangles], vectors[..., :3]) + vectors[:, None, :, 3]
     used, triangles = np.unique(triangles, return_inverse=True)
     return QuakeMap(
-        vertices=(vertices[used] / UNITS_PER_METRE).astype(np.float32),
+        vertices=(vertices[used] / UNITS_PER_METER).astype(np.float32),
         triangles=triangles.reshape(-1, 3).astype(np.int32),
         texels=texels.astype(np.float32),
         surface=faces["surface"][owner].astype(np.int32),
@@ -132,10 +132,10 @@ def read_md2(data: bytes, name: str) -> QuakeModel:
     """The first frame of an MD2 model.
 
     Raises:
-        DataError: it is no MD2 model, it is cut off, or an index points to nothing.
+        DataError: it is not an MD2 model, it is cut off, or an index points to nothing.
     """
     if len(data) < 68 or data[:4] != b"IDP2":
-        raise DataError(f"{name} is no MD2 model; leave it out")
+        raise DataError(f"{name} is not an MD2 model; leave it out")
     _, version, width, height, _, *counts = struct.unpack_from("<17i", data)
     num_skins, num_vertices, num_uv, num_triangles, _, _, skins_at, uv_at, triangles_at, frames_at, _, _ = counts
     if version != _MD2_VERSION or width <= 0 or height <= 0 or min(num_vertices, num_uv, num_triangles) <= 0:
@@ -147,7 +147,7 @@ def read_md2(data: bytes, name: str) -> QuakeModel:
     packed = _take(data, name, frames_at + 40, num_vertices, np.dtype(("u1", 4)))
     if corners[:, :3].max() >= num_vertices or corners[:, 3:].max() >= num_uv:
         raise DataError(f"{name}: a triangle points to a vertex that is not there; the model is damaged, leave it out")
-    vertices = (packed[:, :3] * scale + shift) / UNITS_PER_METRE
+    vertices = (packed[:, :3] * scale + shift) / UNITS_PER_METER
     if not np.isfinite(vertices).all():
         raise DataError(f"{name}: its vertices are not finite; the model is damaged, leave it out")
     uv = np.stack([uv[:, 0], 1.0 - uv[:, 1]], axis=-1)
@@ -172,7 +172,7 @@ def vector_of(entity: dict[str, str], key: str, count: int) -> tuple[float, ...]
 def _lump(data: bytes, name: str, number: int, dtype: np.dtype) -> np.ndarray:
     offset, length = struct.unpack_from("<ii", data, 8 + 8 * number)
     if length < 0 or length % dtype.itemsize:
-        raise DataError(f"{name}: its part {number} is no whole number of records; the map is damaged, leave it out")
+        raise DataError(f"{name}: its part {number} is not a whole number of records; the map is damaged, leave it out")
     return _take(data, name, offset, length // dtype.itemsize, dtype)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Streets, villages, farms and harbours out of the maps of UFO: Alien Invasion, with things added on free ground."""
+"""Streets, villages, farms and harbors out of the maps of UFO: Alien Invasion, with things added on free ground."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from jaxtyping import Bool, Float
 from openmarigold_render import streets, terrain
 from openmarigold_render.assets import GAME_MAPS, GAME_MODELS, GAME_TEXTURES, Assets
 from openmarigold_render.core import DataError
-from openmarigold_render.furnishing import AssetCatalogue
-from openmarigold_render.outdoors import OutdoorCatalogue
+from openmarigold_render.furnishing import AssetCatalog
+from openmarigold_render.outdoors import OutdoorCatalog
 from openmarigold_render.rays import Caster
-from openmarigold_render.scene import Camera, Catalogue, Instance, Lens, Scene, Setting, translation
+from openmarigold_render.scene import Camera, Catalog, Instance, Lens, Scene, Setting, translation
 
 MAP_SHARE = 0.4
 _MIN_MAP_BYTES = 3_300_000  # smaller ones are single houses or pieces of dull ground
@@ -30,15 +30,15 @@ _TRIES = 6
 _PLOT = 34.0  # edge of a map with one house [m]
 
 
-def any_street(generator: np.random.Generator, catalogue: Catalogue | None = None) -> Setting:
-    """A map of the game in two of five scenes, where the catalogue has them; a procedural street in all others."""
-    if isinstance(catalogue, AssetCatalogue) and street_maps(catalogue.assets) and generator.random() < MAP_SHARE:
+def any_street(generator: np.random.Generator, catalog: Catalog | None = None) -> Setting:
+    """A map of the game in two of five scenes, where the catalog has them; a procedural street in all others."""
+    if isinstance(catalog, AssetCatalog) and street_maps(catalog.assets) and generator.random() < MAP_SHARE:
         for _ in range(_TRIES):
             try:
-                return game_street(generator, catalogue)
+                return game_street(generator, catalog)
             except DataError as error:  # skipped by name; the next draw is the same whoever comes here
-                catalogue.broken[str(error).split(":")[0]] = str(error)
-    return streets.street(generator, catalogue)
+                catalog.broken[str(error).split(":")[0]] = str(error)
+    return streets.street(generator, catalog)
 
 
 @lru_cache(maxsize=4)
@@ -55,27 +55,27 @@ def street_maps(assets: Assets) -> tuple[str, ...]:
     )
 
 
-def game_street(generator: np.random.Generator, catalogue: AssetCatalogue) -> Setting:
+def game_street(generator: np.random.Generator, catalog: AssetCatalog) -> Setting:
     """A map, its surroundings, and cars, trees, people and street furniture on its free ground.
 
     Raises:
         DataError: the map that was drawn is damaged, or has no ground to stand on.
     """
-    assert catalogue.game is not None
-    maps = street_maps(catalogue.assets)
-    archive = catalogue.assets.archive(GAME_MAPS)
+    assert catalog.game is not None
+    maps = street_maps(catalog.assets)
+    archive = catalog.assets.archive(GAME_MAPS)
     found: list[Instance] = []
     low = high = np.zeros(3)
     name = ""
     for _ in range(_TRIES):  # single houses on a plot are less worth seeing than places with several
         name = maps[int(generator.integers(len(maps)))]
-        found = catalogue.game.map(archive, name)
+        found = catalog.game.map(archive, name)
         low, high = found[0].mesh.bounds
         if float((high - low)[:2].max()) > _PLOT or generator.random() < 0.25:
             break
     level = _ground_level(generator, Caster(found), low, high, name)
-    centre = 0.5 * (low + high)
-    shift = translation(-float(centre[0]), -float(centre[1]), -level)
+    center = 0.5 * (low + high)
+    shift = translation(-float(center[0]), -float(center[1]), -level)
     instances = [Instance(one.mesh, shift @ one.transform, one.name) for one in found]
     caster = Caster(instances)
     half = 0.5 * (high - low)[:2]
@@ -83,7 +83,7 @@ def game_street(generator: np.random.Generator, catalogue: AssetCatalogue) -> Se
     wet = np.array(["water" in one.name for one in surfaces.materials])[surfaces.face_materials]
     site = _Site(caster, float(half[0]), float(half[1]), float(high[2]) - level + 1.0, wet)
 
-    ground = terrain.Ground(generator, OutdoorCatalogue(catalogue))
+    ground = terrain.Ground(generator, OutdoorCatalog(catalog))
     for one in instances:
         ground.keep(one)
     reach = 1.45 * float(np.hypot(*half))
@@ -128,7 +128,7 @@ def _ground_level(
 
 
 class _Site:
-    """Where one can stand on a map; ground level is z = 0, the map's centre the origin."""
+    """Where one can stand on a map; ground level is z = 0, the map's center the origin."""
 
     def __init__(
         self, caster: Caster, half_x: float, half_y: float, top: float, wet: Bool[np.ndarray, " faces"]
@@ -140,7 +140,7 @@ class _Site:
         self._top = top
 
     def draw(self, generator: np.random.Generator, margin: float = 0.0) -> tuple[float, float]:
-        """A place of the map, or up to `margin` metres outside."""
+        """A place of the map, or up to `margin` meters outside."""
         x, y = generator.uniform(-self._half - margin, self._half + margin).tolist()
         return x, y
 

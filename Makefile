@@ -19,6 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 BIN := $(VENV)/bin
 CORE := $(VENV)/.installed-core
 DEV := $(VENV)/.installed-dev
+RENDER := packages/openmarigold-render
 
 demo: $(CORE)
 	@echo "Predicting examples/photos"
@@ -33,7 +34,9 @@ test: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+	$(BIN)/lint-imports --config $(RENDER)/pyproject.toml
 	@time $(BIN)/python -m pytest
+	@time $(BIN)/python -m pytest $(RENDER)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' || { \
@@ -44,11 +47,13 @@ $(CORE): pyproject.toml constraints.txt | $(BIN)/python
 	@time $(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e .
 	@touch $@
 
-# The dev extra holds the core too, so its stamp renews both.
-$(DEV): pyproject.toml constraints.txt | $(BIN)/python
+# The dev extra holds the core too, so its stamp renews both. The renderer comes without its own dependencies: Blender
+# needs numpy 1, and its tests need only what the dev extra has.
+$(DEV): pyproject.toml constraints.txt $(RENDER)/pyproject.toml | $(BIN)/python
 	@time $(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@time $(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-deps -e $(RENDER)
 	@touch $(CORE) $@
 
 clean:
-	rm -rf $(VENV) $(OUT) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) $(OUT) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache $(RENDER)/.pytest_cache $(RENDER)/dist
+	find src tests packages -name __pycache__ -type d -prune -exec rm -rf {} +

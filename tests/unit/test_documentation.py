@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
-import json
 import re
-import runpy
 from pathlib import Path
 
 import pytest
@@ -55,24 +53,3 @@ def test_readme_is_short_and_its_links_lead_somewhere() -> None:
         for link in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
             if not link.startswith("http"):
                 assert (document.parent / link).exists(), f"{document.name}: {link}"
-
-
-def test_attribution_page_names_each_asset_under_its_authors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    rows = [
-        {"asset": "chairs/a.zip/x/chair.obj", "title": "Chair", "creator": "A_B <a@b.c>", "licence": "CC0"},
-        {"asset": "chairs/a.zip/y.obj", "title": "Stool", "creator": "A_B <a@b.c>", "licence": "CC0"},
-        {"asset": "chairs/b.zip/z.obj", "title": "Sofa", "creator": "", "licence": "CC-BY-3.0"},
-    ]
-    manifest = {
-        "settings": {"source": "mix", "count": 4, "seed": 1},
-        "counts": {"samples": 4},
-        "attribution": [{**row, "package": "chairs"} for row in rows],
-    }
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    script = REPOSITORY / "docs" / "asset_attribution.py"
-    monkeypatch.setattr("sys.argv", [str(script), str(tmp_path / "manifest.json"), str(tmp_path / "page.md")])
-    runpy.run_path(str(script), run_name="__main__")
-    page = (tmp_path / "page.md").read_text()
-    assert "of 4 pictures (`openmarigold data render mix --count 4 --seed 1 --assets DIR`): 3 assets" in page
-    assert "## chairs, CC0\n\nA\\_B \\<a@b.c\\>\n\n- Chair (`a.zip/x/chair.obj`)\n- Stool (`a.zip/y.obj`)\n" in page
-    assert "## chairs, CC-BY-3.0\n\nNo author is named.\n\n- Sofa (`b.zip/z.obj`)\n" in page

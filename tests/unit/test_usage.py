@@ -47,6 +47,14 @@ CASES = [
         "Missing from openmarigold predict: -o PATH, --output-dir PATH. See `openmarigold predict --h",
     ),
     ((), "Expected one of {predict, inspect, evaluate, compare, reproduce, data, train, export, checkpoint"),
+    (
+        ("data", "render", "mix", "--count", "3"),
+        "`openmarigold data render` is now `openmarigold-render pictures`, a command of another package: pip install o",
+    ),
+    (
+        ("data", "where", "assets", "--data", "x"),
+        "`openmarigold data where assets` is now `openmarigold-render assets`, a command of another package: pip insta",
+    ),
     (("predct", "a.jpg"), "predct, a.jpg; did you mean predict? See `openmarigold --help`"),
     (("checkpoint", "inof"), "inof; did you mean info? See `openmarigold checkpoint --help`"),
     (("zebra",), "Unrecognized options: zebra; there are predict, inspect, evaluate, compare"),

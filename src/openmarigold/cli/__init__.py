@@ -22,7 +22,7 @@ from openmarigold import process
 from openmarigold.cli.benchmark import BenchmarkCommand, run_benchmark
 from openmarigold.cli.checkpoint import CheckpointCommand, run_checkpoint
 from openmarigold.cli.compare import Compare, run_compare
-from openmarigold.cli.data import Data, run_data
+from openmarigold.cli.data import Data, check_moved, run_data
 from openmarigold.cli.evaluate import Evaluate, run_evaluate
 from openmarigold.cli.export import Export, run_export
 from openmarigold.cli.inspect import Inspect, run_inspect
@@ -115,6 +115,7 @@ def parse(argv: Sequence[str]) -> Command:
     """
     if list(argv[:2]) == ["evaluate", "compare"]:
         argv = argv[1:]  # a subcommand of evaluate's would cost its plain form, `evaluate --benchmark DIR`
+    check_moved(argv)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed), unwrapped(argv):

@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -15,21 +16,26 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 import tyro
 
 from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar
-from openmarigold.errors import DataError
+from openmarigold.errors import DataError, InvalidValueError
 
 if TYPE_CHECKING:
     from openmarigold.data.preparation import RawReader
 
+_MOVED = {
+    ("data", "render"): "openmarigold-render pictures",
+    ("data", "where", "assets"): "openmarigold-render assets",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
-    """Say where a data set's files come from and what to put where; `assets`: those of `data render`.
+    """Say where a data set's files come from and what to put where.
 
     Nothing is downloaded.
     """
 
     name: tyro.conf.Positional[str]
-    """Name of the benchmark or training set, as `data list` shows them, or `assets`."""
+    """Name of the benchmark or training set, as `data list` shows them."""
     data: Path = Path("DATA")
     """Folder of the data, as it will be given to `evaluate`, `reproduce` and `data prepare`."""
 
@@ -148,42 +154,6 @@ class Statistics:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Render:
-    """Render synthetic pictures with exact depth: path-traced rooms, tabletops and streets (extra `render`).
-
-    The same command with the same seed gives the same data, whatever the number of workers; interrupted, it goes on
-    where it was.
-    """
-
-    source: tyro.conf.Positional[Literal["rooms", "tabletops", "streets", "mix"]]
-    """What to render; mix: all three."""
-    count: int = 1000
-    """Number of pictures."""
-    seed: int = 0
-    """Another seed gives other scenes."""
-    output: Path = Path("rendered")
-    """Folder for the shards; empty, or one that the same command left unfinished."""
-    split: Literal["train", "val", "test"] = "train"
-    """Name of the split. Splits share no scene, with the same seed too."""
-    assets: Path | None = None
-    """Folder with assets (`data where assets`). None: procedural shapes alone."""
-    preset: Literal["preview", "train"] = "train"
-    """preview: 256x192 and 2 samples; train: 384x288 and 4 samples."""
-    resolution: tuple[int, int] | None = None
-    """Width and height [px]. None: the preset's."""
-    samples: int | None = None
-    """Paths traced for each pixel. None: the preset's."""
-    fov: tuple[float, float] = (45.0, 85.0)
-    """Smallest and largest horizontal field of view [degrees]."""
-    exposure: float = 0.0
-    """Lighter (above 0) or darker than measured [stops], -4 to 4."""
-    device: Literal["cpu", "gpu"] = "cpu"
-    """Where Cycles renders."""
-    workers: int | None = None
-    """Processes. None: one for each core; on a GPU, one."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Data:
     """Data sets: which there are and where they come from; prepare, check and see training data."""
 
@@ -194,8 +164,17 @@ class Data:
         | Annotated[Verify, tyro.conf.subcommand("verify", prefix_name=False)]
         | Annotated[Preview, tyro.conf.subcommand("preview", prefix_name=False)]
         | Annotated[Statistics, tyro.conf.subcommand("statistics", prefix_name=False)]
-        | Annotated[Render, tyro.conf.subcommand("render", prefix_name=False)]
     ]
+
+
+def check_moved(argv: Sequence[str]) -> None:
+    """Raises `InvalidValueError` for a command that is now in the package openmarigold-render."""
+    for before, now in _MOVED.items():
+        if list(argv[: len(before)]) == list(before):
+            raise InvalidValueError(
+                f"`openmarigold {' '.join(before)}` is now `{now}`, a command of another package: "
+                "pip install openmarigold-render (Python 3.11)"
+            )
 
 
 def run_data(command: Data) -> int:
@@ -209,8 +188,6 @@ def run_data(command: Data) -> int:
         return _prepare(chosen.what)
     elif isinstance(chosen, Verify):
         return _verify(chosen)
-    elif isinstance(chosen, Render):
-        _render(chosen)
     elif isinstance(chosen, Statistics):
         _print_statistics(chosen)
     else:
@@ -352,52 +329,7 @@ def _number(value: Any) -> Any:
     return None if isinstance(value, float) and value != value else value
 
 
-def _render(command: Render) -> None:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from openmarigold.rendering.render import PRESETS, RenderConfig, available_cores, render_dataset
-
-    options = dict(PRESETS[command.preset])
-    if command.resolution is not None:
-        options["width"], options["height"] = command.resolution
-    if command.samples is not None:
-        options["samples"] = command.samples
-    config = RenderConfig(
-        source=command.source,
-        count=command.count,
-        seed=command.seed,
-        split=command.split,
-        assets=command.assets,
-        fov=command.fov,
-        exposure=command.exposure,
-        device=command.device,
-        **options,
-    )
-    workers = command.workers if command.workers is not None else 1 if command.device == "gpu" else available_cores()
-    columns = (TextColumn("pictures"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("render", total=config.count)
-        manifest = render_dataset(
-            config, command.output, workers=workers, progress=lambda done, _: bar.update(task, completed=done)
-        )
-    counts = manifest["counts"]
-    print(f"{counts['samples']} pictures of {len(counts['scenes'])} scenes in {command.output}")
-    for what in ("kinds", "left_out", "defective"):
-        listed = ", ".join(f"{name} {count}" for name, count in counts[what].items())
-        print(f"{what.replace('_', ' ')}: {listed or 'none'}")
-    if manifest["seconds_per_frame"] is not None:
-        print(f"seconds per picture and worker: {manifest['seconds_per_frame']:.2f}")
-    if manifest["cpu_seconds_per_frame"] is not None:
-        print(f"processor seconds per picture: {manifest['cpu_seconds_per_frame']:.2f}")
-
-
 def _print_where(command: Where) -> None:
-    if command.name == "assets":
-        from openmarigold.rendering.assets import where
-
-        print(where(command.data))
-        return
     from openmarigold.data.benchmarks import BENCHMARKS
 
     raw = _raw_data_sets()

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All that the renderer uses of openmarigold, in one place; no other module here imports from it.
+
+The README lists the same names ("Interface to the core"), and import-linter checks that there are no others.
+"""
+
+from __future__ import annotations
+
+from openmarigold.checkpoint import user_cache_dir
+from openmarigold.data.archives import Archive, open_archive
+from openmarigold.data.shard_writer import NewSample, Rejection, ShardWriter
+from openmarigold.data.shards import DepthEncoding
+from openmarigold.errors import DataError, InvalidValueError, OpenMarigoldError, one_line
+from openmarigold.exr import read_exr
+from openmarigold.files import write_atomically
+from openmarigold.seeding import generator_for
+
+__all__ = [
+    "Archive",
+    "DataError",
+    "DepthEncoding",
+    "InvalidValueError",
+    "NewSample",
+    "OpenMarigoldError",
+    "Rejection",
+    "ShardWriter",
+    "generator_for",
+    "one_line",
+    "open_archive",
+    "read_exr",
+    "user_cache_dir",
+    "write_atomically",
+]

@@ -1,0 +1,445 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rendering data sets: scenes from (seed, number), one process a core, into shards that training reads.
+
+Scene n and all its pictures are functions of (seed, split, kind, n) and the settings; which worker renders it, what
+that worker rendered before, and whether the run was interrupted change nothing. A shard is a fixed run of scenes, so
+whole shards are kept and all others are rendered again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import multiprocessing
+import os
+import sys
+import tarfile
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from openmarigold_render.assets import GAME_MAPS, Assets, manifest_rows
+from openmarigold_render.blender import Quality, Studio, require_bpy, seed_of
+from openmarigold_render.cameras import depth_rejection, picture_rejection, rejection
+from openmarigold_render.core import (
+    DataError,
+    DepthEncoding,
+    InvalidValueError,
+    NewSample,
+    Rejection,
+    ShardWriter,
+    generator_for,
+)
+from openmarigold_render.development import check_exposure, develop
+from openmarigold_render.furnishing import AssetCatalog
+from openmarigold_render.procedural import MixedCatalog, ProceduralCatalog
+from openmarigold_render.rays import Caster, cast_picture, require_embree
+from openmarigold_render.rooms import sample_room
+from openmarigold_render.scene import Camera, Catalog, Lens, Scene, Setting
+from openmarigold_render.streets import street
+from openmarigold_render.tabletops import sample_tabletop
+
+Kind = Literal["rooms", "tabletops", "streets"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+Source = Literal["rooms", "tabletops", "streets", "mix"]
+Preset = Literal["preview", "train"]
+
+# Share of the scenes and pictures of a scene: many scenes teach more than many views of few.
+MIX: dict[Kind, tuple[float, int]] = {"rooms": (0.38, 2), "tabletops": (0.38, 2), "streets": (0.24, 2)}
+ASSET_SHARE = 0.65  # of what is drawn for rooms and tables, where there are assets
+MAX_ATTEMPTS = 10
+MAX_PROPOSALS = 120
+MAX_FAILED_PICTURES = 4
+JPEG_QUALITY = 95
+TIMES_FILE = "seconds.jsonl"
+ENCODING = DepthEncoding(kind="log", near=0.05, far=400.0, levels=16383)  # one step is 0.055 %
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderConfig:
+    """Settings of a run.
+
+    Raises:
+        InvalidValueError: a value that is not accepted.
+    """
+
+    source: Source
+    count: int
+    seed: int = 0
+    split: Literal["train", "val", "test"] = "train"
+    assets: Path | None = None
+    width: int = 384
+    height: int = 288
+    samples: int = 4
+    fov: tuple[float, float] = (45.0, 85.0)
+    """Smallest and largest horizontal field of view [degrees]."""
+    exposure: float = 0.0
+    """Lighter or darker than measured [stops]."""
+    device: Literal["cpu", "gpu"] = "cpu"
+    scenes_per_shard: int = 16
+    """What a kill may cost."""
+
+    def __post_init__(self) -> None:
+        if self.source not in get_args(Source):
+            raise InvalidValueError(f"source={self.source!r} is not known; use {', '.join(get_args(Source))}")
+        for name, low, high in (
+            ("count", 1, 10_000_000),
+            ("samples", 1, 4096),
+            ("seed", 0, 2**63 - 1),
+            ("scenes_per_shard", 1, 10_000),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise InvalidValueError(f"{name}={getattr(self, name)!r} is not accepted; give {low} to {high}")
+        if not (64 <= self.width <= 4096 and 64 <= self.height <= 4096):
+            raise InvalidValueError(
+                f"resolution {self.width}x{self.height} is not accepted; give width and height of 64 to 4096"
+            )
+        low, high = self.fov
+        if not 10.0 <= low <= high <= 120.0:
+            raise InvalidValueError(f"fov {low:g} {high:g} is not accepted; give two angles, 10 <= low <= high <= 120")
+        check_exposure(self.exposure)
+
+    def settings(self) -> dict[str, Any]:
+        """All that the samples depend on. The assets stand for themselves by the names of their packages."""
+        settings = asdict(self) | {"assets": None}
+        if self.assets is not None:
+            settings["assets"] = sorted(Assets(self.assets).found)
+        return settings
+
+
+PRESETS: dict[Preset, dict[str, Any]] = {
+    "preview": {"width": 256, "height": 192, "samples": 2},
+    "train": {"width": 384, "height": 288, "samples": 4},
+}
+
+
+@dataclass(frozen=True)
+class PlannedScene:
+    """A scene of a run, and how many pictures of it are wanted."""
+
+    number: int
+    kind: Kind
+    num_views: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.number:06d}"
+
+
+def plan(config: RenderConfig) -> list[PlannedScene]:
+    """The scenes of a run in their order, for as many pictures as are wanted."""
+    shares = np.array([MIX[kind][0] for kind in KINDS])
+    scenes: list[PlannedScene] = []
+    missing = config.count
+    while missing > 0:
+        number = len(scenes)
+        if config.source == "mix":
+            draw = generator_for(config.seed, f"{config.split} kind", number)
+            kind = KINDS[int(draw.choice(len(KINDS), p=shares / shares.sum()))]
+        else:
+            kind = config.source
+        scenes.append(PlannedScene(number, kind, min(MIX[kind][1], missing)))
+        missing -= scenes[-1].num_views
+    return scenes
+
+
+def render_dataset(
+    config: RenderConfig,
+    output_dir: Path,
+    *,
+    workers: int,
+    progress: Callable[[int, int], None] | None = None,
+    studio: Callable[[Quality, Path], Painter] = Studio,
+) -> dict[str, Any]:
+    """Renders what is not there yet, and returns the manifest.
+
+    Args:
+        config: what to render.
+        output_dir: where the shards go.
+        workers: number of processes, each on one core.
+        progress: called with pictures done and wanted.
+        studio: makes what draws the colors, in each worker; must be importable there.
+
+    Raises:
+        InvalidValueError, DataError, OutputError, MissingPackageError.
+    """
+    if workers < 1:
+        raise InvalidValueError(f"workers={workers} is not accepted; give 1 or above")
+    if studio is Studio:
+        require_bpy()
+    require_embree()
+    scenes = plan(config)
+    size = config.scenes_per_shard
+    shards = [scenes[start : start + size] for start in range(0, len(scenes), size)]
+    writer = ShardWriter(
+        output_dir, name=f"rendered-{config.source}", split=config.split, encoding=ENCODING, settings=config.settings()
+    )
+    writer.begin()
+    undone = [number for number in range(len(shards)) if not writer.is_done(number)]
+    done = sum(scene.num_views for number, shard in enumerate(shards) if number not in undone for scene in shard)
+    if progress is not None:
+        progress(done, config.count)
+    with tempfile.TemporaryDirectory(prefix="openmarigold-") as folder:
+        start = partial(_start_worker, config, Path(folder), studio)
+        for number, times in _work(start, writer, shards, undone, workers):
+            done += sum(scene.num_views for scene in shards[number])
+            with (output_dir / TIMES_FILE).open("a") as file:
+                file.write("\n" + json.dumps({"shard": number, **times}))  # a cut line before it stays by itself
+            if progress is not None:
+                progress(done, config.count)
+    return writer.finish(len(shards), _facts(config, output_dir, len(shards)))
+
+
+def _work(
+    start: Callable[[Any], None],
+    writer: ShardWriter,
+    shards: Sequence[Sequence[PlannedScene]],
+    undone: Sequence[int],
+    workers: int,
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Numbers and times of shards as they are finished."""
+    if not undone:
+        return
+    context = multiprocessing.get_context("spawn")
+    ranks = context.Queue()
+    for rank in range(workers):
+        ranks.put(rank)
+    executor = ProcessPoolExecutor(
+        max_workers=min(workers, len(undone)), mp_context=context, initializer=start, initargs=(ranks,)
+    )
+    try:
+        waiting = {executor.submit(_render_shard, writer, number, shards[number]): number for number in undone}
+        while waiting:
+            finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in finished:
+                yield waiting.pop(future), future.result()
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a rendering process ended unexpectedly (out of memory?); run the same command again, which goes on from "
+            "the shards that are whole"
+        ) from error
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+
+
+@runtime_checkable
+class Painter(Protocol):
+    """What draws colors: `blender.Studio`."""
+
+    def load(self, scene: Scene) -> None: ...
+
+    def render(self, camera: Camera, *, seed: int) -> Float[np.ndarray, "h w 3"]: ...
+
+
+class SceneRenderer:
+    """Renders scenes one after another in one process."""
+
+    def __init__(self, config: RenderConfig, folder: Path, studio: Callable[[Quality, Path], Painter] = Studio) -> None:
+        self._config = config
+        low, high = (math.radians(angle) for angle in config.fov)
+        self._lens = Lens(width=config.width, height=config.height, fov=(low, high))
+        procedural = ProceduralCatalog(folder)
+        self._assets = None if config.assets is None else Assets(config.assets)
+        self._catalog: Catalog = procedural
+        self._outdoor_catalog: Catalog = procedural
+        self._sample_street: Callable[[np.random.Generator, Catalog], Setting] = street
+        self.broken: dict[str, str] = {}
+        """Assets that the last scene asked for in vain, and why."""
+        if self._assets is not None:
+            catalog = AssetCatalog(self._assets, procedural)
+            self._outdoor_catalog, self.broken = catalog, catalog.broken
+            self._catalog = MixedCatalog(catalog, procedural, share=ASSET_SHARE)
+            if GAME_MAPS in self._assets.found:
+                from openmarigold_render.gamemaps.streets import any_street
+
+                self._sample_street = any_street
+        self._studio = studio(Quality(samples=config.samples, device=config.device.upper()), folder)
+
+    def frames(self, scene: PlannedScene) -> Iterator[NewSample | Rejection]:
+        """The wanted pictures of a scene, and what was rejected on the way.
+
+        Raises:
+            DataError: no attempt gave enough pictures.
+        """
+        found = 0
+        for attempt in range(MAX_ATTEMPTS):
+            generator = generator_for(
+                self._config.seed, f"{self._config.split} scene {scene.kind}", scene.number, attempt
+            )
+            self.broken.clear()
+            try:
+                setting = self._sample(scene.kind, generator)
+                self._studio.load(setting.scene)
+            except DataError as error:
+                yield Rejection(name=f"{scene.name}-{attempt}", reason="broken asset", detail=str(error))
+                continue
+            for name, why in sorted(self.broken.items()):
+                yield Rejection(name=name, reason="broken asset", detail=why)
+            for item in self._views(setting, generator, scene, found, attempt):
+                found += isinstance(item, NewSample)
+                yield item
+            if found == scene.num_views:
+                return
+        raise DataError(
+            f"{scene.name}: {MAX_ATTEMPTS} scenes in a row gave {found} of {scene.num_views} pictures; "
+            "allow more with a wider --fov"
+        )
+
+    def _sample(self, kind: Kind, generator: np.random.Generator) -> Setting:
+        if kind == "streets":
+            return self._sample_street(generator, self._outdoor_catalog)
+        return (sample_room if kind == "rooms" else sample_tabletop)(generator, self._catalog)
+
+    def _views(
+        self, setting: Setting, generator: np.random.Generator, scene: PlannedScene, found: int, attempt: int
+    ) -> Iterator[NewSample | Rejection]:
+        caster = Caster(setting.scene.instances)
+        accepted: list[Camera] = []
+        failed = 0
+        reasons: Counter[str] = Counter()
+        for _ in range(MAX_PROPOSALS):
+            if found == scene.num_views or failed == MAX_FAILED_PICTURES:
+                break
+            camera = setting.propose(generator, self._lens)
+            why = "no place" if camera is None else rejection(caster, camera, setting.rules, accepted)
+            if why is not None or camera is None:
+                reasons[why or "no place"] += 1
+                continue
+            depth, _ = cast_picture(caster, camera)
+            depth = storable(depth)
+            why = depth_rejection(depth, setting.rules)
+            key = f"{scene.name}-{found}"
+            if why is None:
+                linear = self._studio.render(camera, seed=seed_of(key))
+                rgb = develop(linear, depth > 0, generator, exposure=self._config.exposure)
+                why = picture_rejection(rgb)
+            if why is not None:
+                reasons[why] += 1
+                failed += 1
+                continue
+            accepted.append(camera)
+            found += 1
+            yield NewSample(
+                key=key,
+                kind=setting.kind,
+                scene=scene.name,
+                rgb=_jpeg(rgb),
+                depth=depth,
+                info=self._info(setting, camera, attempt),
+            )
+        for why, count in sorted(reasons.items()):
+            for number in range(count):
+                yield Rejection(name=f"{scene.name}-{attempt}-{number}", reason=why, is_error=False)
+
+    def _info(self, setting: Setting, camera: Camera, attempt: int) -> dict[str, Any]:
+        matrix = camera.intrinsics
+        sources = setting.scene.sources if self._assets is None else self._assets.sources(setting.scene)
+        return {
+            "intrinsics": {"fx": matrix[0, 0], "fy": matrix[1, 1], "cx": matrix[0, 2], "cy": matrix[1, 2]},
+            "camera_to_world": np.round(camera.transform, 6).tolist(),
+            "attempt": attempt,
+            "facts": dict(setting.facts),
+            "assets": list(sources),
+        }
+
+
+def storable(depth: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
+    """Depth [m] within what the shards hold; what is farther counts as sky."""
+    near, far = ENCODING.near * 1.001, ENCODING.far
+    return np.where((depth <= 0) | (depth > far), 0.0, np.maximum(depth, near)).astype(np.float32)
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_renderer: SceneRenderer | None = None
+
+
+def _start_worker(config: RenderConfig, folder: Path, studio: Callable[[Quality, Path], Painter], ranks: Any) -> None:
+    """Makes this process a renderer on a core of its own. What Blender prints goes nowhere."""
+    global _renderer
+    rank = ranks.get()
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[rank % len(cores)]})
+    sys.stdout.flush()
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.close(silence)
+    _renderer = SceneRenderer(config, folder, studio)
+
+
+def _render_shard(writer: ShardWriter, number: int, scenes: Sequence[PlannedScene]) -> dict[str, float]:
+    assert _renderer is not None
+    renderer = _renderer
+    started, started_cpu = time.perf_counter(), time.process_time()
+    writer.write(number, (item for scene in scenes for item in renderer.frames(scene)))
+    return {
+        "frames": sum(scene.num_views for scene in scenes),
+        "seconds": round(time.perf_counter() - started, 3),
+        "cpu_seconds": round(time.process_time() - started_cpu, 3),
+    }
+
+
+def _facts(config: RenderConfig, output_dir: Path, num_shards: int) -> dict[str, Any]:
+    """What the manifest says besides: seconds a picture, those of the processor too, and whom to thank for assets."""
+    rows = []
+    if (output_dir / TIMES_FILE).exists():
+        rows = [row for line in (output_dir / TIMES_FILE).read_text().splitlines() if (row := _times(line))]
+    frames = sum(row["frames"] for row in rows)
+    timed = [row for row in rows if "cpu_seconds" in row]  # rows of an earlier version have none
+    timed_frames = sum(row["frames"] for row in timed)
+    used: Counter[str] = Counter()
+    broken: dict[str, str] = {}
+    for number in range(num_shards):
+        used.update(_assets_of_shard(output_dir / f"shard-{number:05d}.tar"))
+        index = json.loads((output_dir / f"shard-{number:05d}.json").read_bytes())
+        broken |= {row["name"]: row["detail"] for row in index["rejected"] if row["is_error"]}
+    facts: dict[str, Any] = {
+        "seconds_per_frame": round(sum(row["seconds"] for row in rows) / frames, 3) if frames else None,
+        "cpu_seconds_per_frame": round(sum(row["cpu_seconds"] for row in timed) / timed_frames, 3) if timed else None,
+        "assets_used": dict(sorted(used.items())),
+        "broken_assets": dict(sorted(broken.items())),
+    }
+    if config.assets is not None and used:
+        facts["attribution"] = manifest_rows(Assets(config.assets).attributions(used))
+    return facts
+
+
+def _times(line: str) -> dict[str, Any] | None:
+    """What a line of `TIMES_FILE` says; None for one that a kill has cut, and for an empty one."""
+    try:
+        return dict(json.loads(line))
+    except (ValueError, TypeError):
+        return None
+
+
+def _assets_of_shard(path: Path) -> Iterator[str]:
+    with tarfile.open(path) as archive:
+        for member in archive:
+            if member.name.endswith(".json"):
+                file = archive.extractfile(member)
+                assert file is not None
+                yield from json.loads(file.read()).get("assets", ())
+
+
+def _jpeg(rgb: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return buffer.getvalue()

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs: plans, settings, workers, resuming. Without Blender, but for the slow test of a real frame."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from openmarigold.data.shards import ShardedDataset
+from openmarigold.errors import DataError, InvalidValueError
+from openmarigold_render.blender import Quality, Studio, require_bpy
+from openmarigold_render.errors import MissingPackageError
+from openmarigold_render.rays import Caster, cast_picture
+from openmarigold_render.render import ENCODING, MIX, RenderConfig, plan, render_dataset, storable
+from openmarigold_render.scene import Light, Material
+from rendering_data import FlatPainter, block, camera_at, floor, scene_of
+
+needs_bpy = pytest.mark.skipif(importlib.util.find_spec("bpy") is None, reason="needs bpy")
+TINY = RenderConfig(source="tabletops", count=5, seed=3, width=96, height=72, scenes_per_shard=1)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All shards, byte by byte."""
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.tar"))}
+
+
+def test_plans_give_the_number_of_pictures_that_was_asked_for() -> None:
+    for count in (1, 2, 7, 200):
+        scenes = plan(replace(TINY, source="mix", count=count))
+        assert sum(scene.num_views for scene in scenes) == count
+        assert [scene.number for scene in scenes] == list(range(len(scenes)))
+    counts = {kind: sum(scene.kind == kind for scene in plan(replace(TINY, source="mix", count=2000))) for kind in MIX}
+    for kind, (share, _) in MIX.items():
+        assert counts[kind] / sum(counts.values()) == pytest.approx(share, abs=0.05)
+
+
+def test_a_longer_run_begins_with_the_scenes_of_a_shorter_one() -> None:
+    short, long = (plan(replace(TINY, source="mix", count=count)) for count in (40, 100))
+    assert [scene.name for scene in short] == [scene.name for scene in long[: len(short)]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"count": 0}, "count=0 is not accepted"),
+        ({"width": 10}, "resolution 10x72"),
+        ({"fov": (80.0, 40.0)}, "two angles"),
+        ({"exposure": 9.0}, "-4 to 4 stops"),
+    ],
+)
+def test_settings_are_checked(change: dict, message: str) -> None:
+    with pytest.raises(InvalidValueError, match=message):
+        replace(TINY, **change)
+
+
+def test_depth_beyond_what_shards_hold_counts_as_sky() -> None:
+    depth = np.array(((0.0, 0.01, 1.0), (399.0, 401.0, 1e6)), dtype=np.float32)
+    kept = storable(depth)
+    assert kept[0, 0] == kept[1, 1] == kept[1, 2] == 0 and kept[0, 2] == 1.0
+    ENCODING.encode(kept)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    render_dataset(TINY, folder, workers=1, studio=FlatPainter)
+    return folder
+
+
+def test_a_run_is_a_prepared_data_set_whose_depth_fits_its_camera(finished: Path) -> None:
+    data = ShardedDataset(finished)
+    assert len(data) == TINY.count and set(data.kinds) == {"tabletops"} and len(set(data.scenes)) == 3
+    sample, info = data.read(0), data.info(0)
+    assert sample.rgb.shape == (72, 96, 3) and sample.depth is not None and (sample.depth > 0).mean() > 0.5
+    low, high = TINY.fov
+    assert low <= np.degrees(2 * np.arctan(48 / info["intrinsics"]["fx"])) <= high
+    manifest = json.loads((finished / "manifest.json").read_text())
+    assert (
+        manifest["seconds_per_frame"] > 0 and manifest["cpu_seconds_per_frame"] > 0 and manifest["broken_assets"] == {}
+    )
+
+
+def test_workers_and_interruptions_change_nothing(finished: Path, tmp_path: Path) -> None:
+    for number in (0, 2):  # as a kill leaves them: a whole shard without its index, and one that is not there
+        (tmp_path / "two").mkdir(exist_ok=True)
+        (tmp_path / "two" / f"shard-{number:05d}.tar").write_bytes((finished / f"shard-{number:05d}.tar").read_bytes())
+    (tmp_path / "two" / "shard-00002.json").write_bytes((finished / "shard-00002.json").read_bytes())
+    manifest = json.loads((finished / "manifest.json").read_text())
+    plan_keys = ("format", "name", "split", "depth", "settings")
+    (tmp_path / "two" / "plan.json").write_text(json.dumps({key: manifest[key] for key in plan_keys}))
+    seen: list[tuple[int, int]] = []
+    render_dataset(TINY, tmp_path / "two", workers=2, studio=FlatPainter, progress=lambda *counts: seen.append(counts))
+    assert contents(tmp_path / "two") == contents(finished)
+    assert seen[0] == (1, 5) and seen[-1] == (5, 5)  # the last scene, of one picture, was there
+    with pytest.raises(DataError, match="other settings"):
+        render_dataset(replace(TINY, seed=4), tmp_path / "two", workers=1, studio=FlatPainter)
+
+
+def test_times_of_earlier_versions_and_cut_lines_are_borne(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for path in finished.iterdir():
+        if path.name.startswith("shard-") and path.name[6:11] != "00002":
+            (tmp_path / "run" / path.name).write_bytes(path.read_bytes())
+    manifest = json.loads((finished / "manifest.json").read_text())
+    plan_keys = ("format", "name", "split", "depth", "settings")
+    (tmp_path / "run" / "plan.json").write_text(json.dumps({key: manifest[key] for key in plan_keys}))
+    old = json.dumps({"shard": 0, "frames": 2, "seconds": 4000.0})
+    (tmp_path / "run" / "seconds.jsonl").write_text(f'{old}\n{{"shard": 1, "fra')
+    resumed = render_dataset(TINY, tmp_path / "run", workers=1, studio=FlatPainter)
+    assert resumed["seconds_per_frame"] > 1000  # of the old row and the new one
+    assert 0 < resumed["cpu_seconds_per_frame"] < 100  # of the new one alone
+
+
+def test_without_blender_the_message_says_what_to_install(tmp_path: Path) -> None:
+    if importlib.util.find_spec("bpy") is not None:
+        require_bpy()
+        return
+    with pytest.raises(MissingPackageError, match=r"bpy.*Python 3\.11: pip install openmarigold-render"):
+        render_dataset(TINY, tmp_path / "none", workers=1)
+
+
+# With Blender: pytest --noconftest -m slow, in an environment with bpy and without torch. Workers come first: they do
+# not start from a process that has loaded bpy.
+
+
+@needs_bpy
+@pytest.mark.slow
+def test_blender_gives_the_same_bytes_with_one_and_two_workers(tmp_path: Path) -> None:
+    config = replace(TINY, source="mix", count=24, samples=2)  # every third scene told runs apart once
+    render_dataset(config, tmp_path / "one", workers=1)
+    render_dataset(config, tmp_path / "two", workers=2)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    (tmp_path / "two" / "shard-00001.tar").write_bytes(b"")
+    render_dataset(config, tmp_path / "two", workers=1)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+@needs_bpy
+@pytest.mark.slow
+def test_a_real_frame_agrees_with_its_depth_and_object_ids(tmp_path: Path) -> None:
+    studio = Studio(Quality(samples=4), tmp_path)
+    lamp = Light(kind="area", position=(1.0, -2.0, 3.0), direction=(-0.3, 0.5, -1.0), power=80.0, size=(0.5, 0.5))
+    glass = replace(block(0.3, -0.8, (0.2, 0.2, 0.3)), name="glass")
+    glass = replace(
+        glass, mesh=replace(glass.mesh, materials=(Material(name="glass", transmission=1.0, roughness=0.0),))
+    )
+    things = (floor(), block(0.0, 0.0, (0.6, 0.6, 0.8), angle=0.3), block(1.0, 2.0, (0.5, 0.5, 1.5)), glass)
+    scene = replace(scene_of(*things), lights=(lamp,))
+    studio.load(scene)
+    camera = camera_at((0.2, -3.0, 1.4), (0.2, 0.0, 0.4), roll=0.1)
+    depth, ids = cast_picture(Caster(scene.instances), camera)
+    cycles_depth, cycles_ids = studio.passes(camera)
+    assert (ids != cycles_ids).mean() < 1e-3
+    same = (ids == cycles_ids) & (ids > 0)
+    assert np.abs(depth / np.where(same, cycles_depth, 1.0) - 1)[same].max() < 1e-3
+    first, again = (studio.render(camera, seed=1) for _ in range(2))
+    assert np.array_equal(first, again) and first.max() > 0
+    # Brightness changes across the edges of objects more than elsewhere.
+    gray = np.log(first.mean(axis=2) + 1e-3)
+    step, edge = np.abs(np.diff(gray, axis=1)), np.diff(ids, axis=1) != 0
+    assert step[edge].mean() > 3 * step[~edge].mean()

@@ -7,7 +7,6 @@ rewritten to multiply less (see `folding`).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from openmarigold.files import atomic_directory
 from openmarigold.folding import fold_channel_mean, fold_constant_context, fold_upsampling, split_group_norms
 from openmarigold.integrity import count_parameters
 from openmarigold.prompt import load_empty_prompt_embedding
+from openmarigold.quiet import quiet
 from openmarigold.weight_files import NETWORK_FILES, NETWORKS
 
 # Odd latent sizes make the U-Net's up-sampling follow the skip connections' sizes; with even ones the tracer would
@@ -214,8 +214,8 @@ def _write_onnx(module: nn.Module, inputs: dict[str, Tensor], output: str, folde
     names = {0: "batch", 2: "height", 3: "width"}
     axes = {name: names for name, value in inputs.items() if value.ndim == 4} | {output: names}
     # The exporter spreads a large network over a file for each tensor: into a folder of its own.
-    with atomic_directory(folder / "traced") as scratch, torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer warns about every shape test, which odd sizes take care of
+    with atomic_directory(folder / "traced") as scratch, torch.no_grad(), quiet():
+        # The tracer warns about every shape test, which odd sizes take care of.
         torch.onnx.export(
             module,
             tuple(inputs.values()),
@@ -269,8 +269,7 @@ def _write_openvino(
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with torch.no_grad(), quiet():
         traced: Any = torch.jit.trace(module, tuple(inputs.values()), check_trace=False)
         decoder = TorchScriptPythonDecoder(traced, example_input=tuple(inputs.values()))  # must outlive the conversion
         front_end = FrontEndManager().load_by_framework("pytorch")

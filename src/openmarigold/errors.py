@@ -54,6 +54,11 @@ class MissingExtraError(OpenMarigoldError, ImportError):
         super().__init__(
             f'{package} is not installed; it belongs to an optional part: pip install "openmarigold[{extra}]"'
         )
+        self._given = package, extra
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
+        """Made again from what it was made of, so that it reaches the caller of a worker process."""
+        return type(self), self._given
 
 
 def one_line(error: BaseException) -> str:

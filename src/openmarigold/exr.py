@@ -4,10 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
-import sys
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +13,9 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from openmarigold.errors import ImageError, MissingExtraError, OutputError, one_line
+from openmarigold.quiet import unprinted
 
 MAGIC = b"\x76\x2f\x31\x01"
-_one_at_a_time = threading.Lock()  # else one thread would put back what another has turned away
 
 
 def require_exr() -> None:
@@ -51,8 +48,8 @@ def read_exr(path: Path) -> dict[str, Shaped[np.ndarray, "h w"]]:
     """
     openexr = _openexr()
     try:
-        with silent(), openexr.File(str(path), separate_channels=True) as file:
-            channels = {name: np.array(channel.pixels) for name, channel in file.channels().items()}
+        with unprinted(), _named(path) as name, openexr.File(name, separate_channels=True) as file:
+            channels = {key: np.array(channel.pixels) for key, channel in file.channels().items()}
     except Exception as error:  # the binding raises RuntimeError, TypeError, ValueError … for damaged files
         raise ImageError(f"{path} is damaged or no OpenEXR file; write it again") from error
     if len({pixels.shape for pixels in channels.values()}) > 1 or any(pixels.ndim != 2 for pixels in channels.values()):
@@ -90,27 +87,23 @@ def write_exr(path: Path, channels: Mapping[str, Float[np.ndarray, "h w"]], head
 def _header(path: Path) -> dict[str, Any]:
     openexr = _openexr()
     try:
-        with silent(), openexr.File(str(path), header_only=True) as file:
+        with unprinted(), _named(path) as name, openexr.File(name, header_only=True) as file:
             return dict(file.header())
     except Exception as error:  # see read_exr
         raise ImageError(f"{path} is damaged or no OpenEXR file; write it again") from error
 
 
 @contextlib.contextmanager
-def silent() -> Iterator[None]:
-    """Drops what libraries in C print on damaged files: remarks to Python's stdout, where JSON may be awaited, and more
-    to the process's stderr.
+def _named(path: Path) -> Iterator[str]:
+    """The name that OpenEXR is given, which stands in the line that it writes to stderr about a damaged file.
+
+    A name with control characters, or of no encoding, is replaced by an open file's number.
     """
-    with _one_at_a_time, contextlib.redirect_stdout(io.StringIO()), contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # without a stderr there is nothing to drop
-            sys.stderr.flush()
-            kept = os.dup(2)
-            stack.callback(os.close, kept)
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            stack.callback(os.close, nowhere)
-            os.dup2(nowhere, 2)
-            stack.callback(os.dup2, kept, 2)
-        yield
+    if str(path).isprintable() or not os.path.isdir("/dev/fd"):
+        yield str(path)
+        return
+    with path.open("rb") as file:
+        yield f"/dev/fd/{file.fileno()}"
 
 
 def _openexr() -> Any:

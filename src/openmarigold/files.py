@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from glob import escape as glob_escape
@@ -15,7 +16,7 @@ from pathlib import Path
 from openmarigold.errors import OutputError
 
 _MAX_NAME_BYTES = 255  # of a file name, on the usual file systems
-_ROOM_BYTES = 24  # what a temporary name adds: two dots, a process id and "partial"
+_ROOM_BYTES = 40  # what a temporary name adds: dots, the ids of process and thread, and "partial"
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -24,7 +25,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         OutputError: the folder does not exist or cannot be written, or the disk is full.
     """
-    temporary = path.with_name(f".{_short_name(path)}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{_short_name(path)}.{os.getpid()}-{threading.get_native_id()}.partial")
     try:
         write(temporary)
         os.replace(temporary, path)

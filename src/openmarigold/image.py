@@ -9,9 +9,7 @@ resized in strips of rows with the same bytes as at once, so that no float copy 
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +18,9 @@ from jaxtyping import Float32, Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from openmarigold.errors import ImageError, InvalidValueError, MissingExtraError
-from openmarigold.exr import silent
 from openmarigold.hdr import is_linear_light, read_tone_mapped
 from openmarigold.pixels import array_to_rgb, image_to_rgb, parse_colour
+from openmarigold.quiet import quiet
 
 # What is looked for in folders; any file that is named is tried.
 IMAGE_SUFFIXES = frozenset({".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpeg", ".jpg", ".png", ".webp"}) | {
@@ -71,19 +69,16 @@ def read_rgb(
             head = file.read(64)
         if is_linear_light(head):
             return read_tone_mapped(path, background=colour, check_size=_check_size)
-        with warnings.catch_warnings():
-            # Pillow warns above 89 megapixels, which medium-format photos have (it refuses above 179), and of damaged
-            # metadata, which the pixels may not share.
-            warnings.simplefilter("ignore")
-            with _open(path, head) as image:
-                if image.format is not None and image.format not in _FORMATS:  # None: made from HEIF
-                    raise ImageError(f"{path} is of format {image.format}; {_accepted()}")
-                with silent() if head[:4] in _TIFF_MAGIC else nullcontext():  # libtiff talks to stderr
-                    image.load()
-                frames = getattr(image, "n_frames", 1)
-                if frames > 1 and image.format != "MPO":  # phones keep a preview or a second view in MPO
-                    note(f"{path} has {frames} frames or pages; the first is used")
-                return image_to_rgb(image, background=colour)
+        # Pillow warns above 89 megapixels, which medium-format photos have (it refuses above 179), and of damaged
+        # metadata, which the pixels may not share; libtiff talks to stderr.
+        with quiet(), _open(path, head) as image:
+            if image.format is not None and image.format not in _FORMATS:  # None: made from HEIF
+                raise ImageError(f"{path} is of format {image.format}; {_accepted()}")
+            image.load()
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1 and image.format != "MPO":  # phones keep a preview or a second view in MPO
+                note(f"{path} has {frames} frames or pages; the first is used")
+            return image_to_rgb(image, background=colour)
     except MissingExtraError as error:
         raise ImageError(f"{path}: {error}") from error
     except ImageError as error:
@@ -262,7 +257,12 @@ def _open(path: Path, head: bytes) -> Any:
     """The file as a Pillow image, not yet decoded; HEIF through its own package."""
     # Many files of the family carry the brand mif1; those that are AVIF say so in their list of brands.
     if head[4:8] != b"ftyp" or head[8:12] not in _HEIF_BRANDS or b"avif" in head:
-        return Image.open(path)
+        try:
+            return Image.open(path)
+        except UnidentifiedImageError:
+            # Pillow loads its plugins with the first photos, and passes over those that another thread just loads.
+            Image.init()
+            return Image.open(path)
     try:
         import pillow_heif
     except ModuleNotFoundError as error:

@@ -59,6 +59,9 @@ class DepthPrediction:
 class Predictor:
     """A loaded model: call it with photos, get their depth.
 
+    Several threads may call one at the same time, with the same bytes as alone. A pickled one holds its settings and
+    reads the weights again where it is unpickled, such as in a spawned process.
+
     >>> predictor = Predictor.load()  # doctest: +SKIP
     >>> predictor("photo.jpg").depth.shape  # doctest: +SKIP
     (480, 640)
@@ -89,7 +92,7 @@ class Predictor:
         self.invariance: Invariance = invariance
         self.processing_side: Literal["longer", "shorter"] = processing_side
         self._warned = False
-        self._pending: list[tuple[Any, str]] = []
+        self._opening: dict[str, Any] | None = None  # what `open_engine` takes, where it opened the engine
 
     @classmethod
     def load(
@@ -158,8 +161,9 @@ class Predictor:
         compile: CompileMode = PredictConfig.compile,
     ) -> Predictor:
         """The predictor for a checkpoint that has been read. Raises what `load` raises."""
-        return cls(
-            open_engine(found, engine=engine, device=device, dtype=dtype, tiny_vae=tiny_vae, compile=compile),
+        opened = open_engine(found, engine=engine, device=device, dtype=dtype, tiny_vae=tiny_vae, compile=compile)
+        predictor = cls(
+            opened,
             schedule=found.schedule,
             name=found.name,
             default_num_inference_steps=found.default_num_inference_steps,
@@ -170,6 +174,34 @@ class Predictor:
             processing_side=found.processing_side,
             tiny_vae=tiny_vae,
         )
+        predictor._opening = {
+            # Found from any working folder.
+            "checkpoint": replace(found, directory=found.directory.absolute()),
+            "tiny_vae": tiny_vae and replace(tiny_vae, directory=tiny_vae.directory.absolute()),
+            # Not "auto": a copy in another process runs what runs here.
+            "engine": opened.name,
+            "device": opened.device,
+            "dtype": dtype,
+            "compile": compile,
+        }
+        return predictor
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and spawned processes: the settings; the weights are read again from their files.
+
+        Raises:
+            InvalidValueError: the engine was made in memory, and no files say how to make it again.
+        """
+        if self._opening is None:
+            raise InvalidValueError(
+                f"the predictor of {self.name} was made from an engine in memory and cannot be pickled; save the "
+                "checkpoint to a folder and use Predictor.load"
+            )
+        return {name: value for name, value in vars(self).items() if name != "engine"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.engine = open_engine(**state["_opening"])
 
     @overload
     def __call__(
@@ -327,26 +359,31 @@ class Predictor:
     def _predict(self, photos: Sequence[_Photo], config: PredictConfig) -> list[DepthPrediction]:
         """The depth of photos whose images have the same shape."""
         # 3. Their latents, computed once whatever the number of members and steps.
-        self._pending.clear()  # of photos that failed
+        checks = _FiniteChecks(checkpoint=self.name, dtype=self.engine.dtype)
         images = [photo.image for photo in photos]
         rgb_latents = self.engine.encode(images[0] if len(images) == 1 else np.concatenate(images))
-        self._check_finite(self.engine.is_finite(rgb_latents), "VAE encoder")
+        checks.add(self.engine.is_finite(rgb_latents), "VAE encoder")
 
         # 4. Their members, photo after photo, in batches that neighbours fill.
-        members = self._members(rgb_latents, photos, config)
+        members = self._members(rgb_latents, photos, config, checks)
 
         # 5. and 6. One depth from the members of each, at the photo's size. Paper: §3.4.
         return [self._merge(photo, islice(members, config.ensemble_size), config) for photo in photos]
 
-    def _members(self, rgb_latents: Latent, photos: Sequence[_Photo], config: PredictConfig) -> Iterator[np.ndarray]:
+    def _members(
+        self, rgb_latents: Latent, photos: Sequence[_Photo], config: PredictConfig, checks: _FiniteChecks
+    ) -> Iterator[np.ndarray]:
         """Affine depth `[h w]` at the processing size of every member, computed as they are asked for."""
         pairs = [(row, member) for row in range(len(photos)) for member in range(config.ensemble_size)]
         while pairs:
             # Asked anew each time: an engine learns from the first batch how much memory an image takes.
             limit = self._batch_limit(photos[0].image.shape, config)
             batch, pairs = pairs[:limit], pairs[limit:]
-            decoded = self.engine.decode(self._denoise(rgb_latents, photos, batch, config))
-            self._check_finite(bool(np.isfinite(decoded).all()), "VAE decoder")  # has waited for a GPU, if any
+            latent = self._denoise(rgb_latents, photos, batch, config)
+            # What is not finite stays so from step to step: one look at the end.
+            checks.add(self.engine.is_finite(latent), "U-Net")
+            decoded = self.engine.decode(latent)
+            checks.add(bool(np.isfinite(decoded).all()), "VAE decoder")  # has waited for a GPU, if any
             for (row, _), norm_depth in zip(batch, decoded, strict=True):
                 yield to_affine(unpad(norm_depth, photos[row].processing_size))
 
@@ -381,8 +418,6 @@ class Predictor:
                 final_step=config.final_step,
                 noise=noise(index) if schedule.adds_noise(timestep, steps) else None,
             )
-        # What is not finite stays so from step to step: one look at the end.
-        self._check_finite(self.engine.is_finite(latent), "U-Net")
         return latent
 
     def _merge(self, photo: _Photo, affine: Iterable[np.ndarray], config: PredictConfig) -> DepthPrediction:
@@ -423,23 +458,31 @@ class Predictor:
             **({} if tiny_vae is None else {"tiny_vae": tiny_vae.name, "tiny_vae_for": tiny_vae.used_for}),
         }
 
-    def _check_finite(self, finite: Any, stage: str) -> None:
+
+@dataclass(kw_only=True)
+class _FiniteChecks:
+    """Whether the networks gave finite values for the photos of one call."""
+
+    checkpoint: str
+    dtype: str
+    answers: list[tuple[Any, str]] = field(default_factory=list)
+
+    def add(self, finite: Any, stage: str) -> None:
         """Raises NumericalError unless `finite`; what only a GPU knows yet is asked for with the next known answer."""
+        self.answers.append((finite, stage))
         if not isinstance(finite, bool):
-            self._pending.append((finite, stage))
             return
-        answers = [*self._pending, (finite, stage)]
-        self._pending.clear()
+        answers, self.answers = self.answers, []
         broken = next((name for answer, name in answers if not answer), None)
         if broken is None:
             return
-        if self.engine.dtype == "float32":
+        if self.dtype == "float32":
             cure = "its weights may be damaged: look at it with `openmarigold checkpoint verify`"
         else:
-            cure = f"{self.engine.dtype} may be too narrow for it: use dtype " + (
-                "bfloat16 or float32" if self.engine.dtype == "float16" else "float32"
+            cure = f"{self.dtype} may be too narrow for it: use dtype " + (
+                "bfloat16 or float32" if self.dtype == "float16" else "float32"
             )
-        raise NumericalError(f"the {broken} of checkpoint {self.name} gave values that are not finite; {cure}")
+        raise NumericalError(f"the {broken} of checkpoint {self.checkpoint} gave values that are not finite; {cure}")
 
 
 class _Noise:

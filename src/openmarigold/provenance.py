@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -33,6 +32,7 @@ from openmarigold.errors import CheckpointError, ImageError, InvalidValueError, 
 from openmarigold.exr import read_exr_header
 from openmarigold.files import write_atomically
 from openmarigold.manifest import Manifest
+from openmarigold.quiet import quiet
 from openmarigold.weight_files import check_safetensors_file, readable, safetensors_metadata, weight_files
 
 RECORD_NAME = "openmarigold"
@@ -205,11 +205,9 @@ def _embedded_text(path: Path) -> str | None:
     suffix = path.suffix.lower()
     try:
         if suffix == ".png":
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow warns of results of 100 megapixels
-                with Image.open(path) as image:
-                    # Texts before the pixels are read at once, others only with the pixels.
-                    return image.info.get(RECORD_NAME) or getattr(image, "text", {}).get(RECORD_NAME)
+            with quiet(), Image.open(path) as image:  # Pillow warns of results of 100 megapixels
+                # Texts before the pixels are read at once, others only with the pixels.
+                return image.info.get(RECORD_NAME) or getattr(image, "text", {}).get(RECORD_NAME)
         if suffix == ".npz":
             with np.load(path, allow_pickle=False) as entries:
                 return str(entries[RECORD_NAME]) if RECORD_NAME in entries else None

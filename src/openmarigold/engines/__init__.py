@@ -7,6 +7,7 @@ import ctypes
 import importlib.util
 import logging
 import sys
+import threading
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,12 +23,17 @@ Latent = Any
 """`[b C h w]` float32 in the engine's own array type: a NumPy array or a tensor on the engine's device."""
 
 _DRIVERS = {"linux": "libcuda.so.1", "win32": "nvcuda.dll"}
+# Conversion, the caches of networks and the libraries' settings while they load belong to the whole process.
+_one_opens = threading.Lock()
 _log = logging.getLogger(__name__)
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """Encodes images, denoises latents and decodes depth. `h = H / 8`, `w = W / 8`."""
+    """Encodes images, denoises latents and decodes depth. `h = H / 8`, `w = W / 8`.
+
+    Several threads may call one engine at the same time; results have the bytes of calls one after another.
+    """
 
     name: str
     device: str
@@ -119,21 +125,32 @@ def open_engine(
         MissingExtraError: the engine is not installed.
     """
     chosen = choose_engine(checkpoint, engine=engine, device=device, dtype=dtype, tiny_vae=tiny_vae, compile=compile)
-    opened: Engine
+    with _one_opens:
+        opened = _open(chosen, checkpoint, device=device, dtype=dtype, tiny_vae=tiny_vae, compile=compile)
+    _log.info("%s runs on engine %s, %s, %s", checkpoint.name, chosen, opened.device, dtype)
+    return opened
+
+
+def _open(
+    chosen: ChosenEngine,
+    checkpoint: Checkpoint,
+    *,
+    device: str,
+    dtype: Dtype,
+    tiny_vae: TinyVae | None,
+    compile: CompileMode,
+) -> Engine:
     if chosen == "onnx":
         from openmarigold.engines.onnx import OnnxEngine
 
-        opened = OnnxEngine(checkpoint, device=device, dtype=dtype, tiny_vae=tiny_vae)
-    elif chosen == "openvino":
+        return OnnxEngine(checkpoint, device=device, dtype=dtype, tiny_vae=tiny_vae)
+    if chosen == "openvino":
         from openmarigold.engines.openvino import OpenVinoEngine
 
-        opened = OpenVinoEngine(checkpoint, device=device, dtype=dtype, tiny_vae=tiny_vae)
-    else:
-        from openmarigold.engines.torch import TorchEngine
+        return OpenVinoEngine(checkpoint, device=device, dtype=dtype, tiny_vae=tiny_vae)
+    from openmarigold.engines.torch import TorchEngine
 
-        opened = TorchEngine(checkpoint, device=device, dtype=dtype, tiny_vae=tiny_vae, compile=compile)
-    _log.info("%s runs on engine %s, %s, %s", checkpoint.name, chosen, opened.device, dtype)
-    return opened
+    return TorchEngine(checkpoint, device=device, dtype=dtype, tiny_vae=tiny_vae, compile=compile)
 
 
 def is_installed(package: str) -> bool:

@@ -19,7 +19,7 @@ from openmarigold.errors import CheckpointError, InvalidValueError, OpenMarigold
 
 
 class OnnxEngine:
-    """Three ONNX Runtime sessions. See `Engine`.
+    """Three ONNX Runtime sessions, which any number of threads may run at once. See `Engine`.
 
     Raises:
         CheckpointError: a network file is damaged.

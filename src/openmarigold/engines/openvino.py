@@ -13,6 +13,7 @@ import logging
 import math
 import shutil
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -43,6 +44,7 @@ class OpenVinoEngine:
     """Three compiled networks. See `Engine`.
 
     Runs OpenVINO and ONNX checkpoints as they are; safetensors weights are converted once and kept (see `converted`).
+    Threads take turns: a network computes one image at a time, on all cores.
 
     Raises:
         CheckpointError: a network file is damaged.
@@ -68,6 +70,7 @@ class OpenVinoEngine:
             )
         _check_dtype(dtype)
         self._core = openvino.Core()
+        self._turn = threading.Lock()  # a request that is computing refuses another: "busy"
         self.device = "cpu"
         self.dtype = dtype
         self.latent_channels = checkpoint.latent_channels
@@ -103,7 +106,8 @@ class OpenVinoEngine:
     def _run(self, name: str, **inputs: np.ndarray) -> np.ndarray:
         tensors = {key: np.ascontiguousarray(value) for key, value in inputs.items()}
         try:
-            return np.array(self._requests[name].infer(tensors, share_inputs=True)[0], dtype=np.float32)
+            with self._turn:
+                return np.array(self._requests[name].infer(tensors, share_inputs=True)[0], dtype=np.float32)
         except Exception as error:  # OpenVINO's errors share no public base
             shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in inputs.items())
             raise OpenMarigoldError(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,7 +40,8 @@ class TorchEngine:
     The networks' weights and activations have the given precision; images, latents, the sampler and decoded depth are
     float32. The empty prompt's context is folded into the U-Net, on a CPU doublings into the VAE's convolutions (see
     `folding`), unless `plain`, which is there to compare with. An image that does not fit into the memory goes through
-    the VAE in tiles, whose seams are blended: not the same result, but one.
+    the VAE in tiles, whose seams are blended: not the same result, but one. Threads take turns: tiles, recorded graphs
+    and the measured peak of memory belong to the engine.
 
     Raises:
         CheckpointError: a network file is damaged.
@@ -76,13 +78,14 @@ class TorchEngine:
             vaes = {name: fold_upsampling(vae) for name, vae in vaes.items()}
         self._vaes = {name: self._placed(vae) for name, vae in vaes.items()}
         self._timesteps: dict[int, Tensor] = {}
+        self._turn = threading.Lock()
         networks = {"encode": self._encode, "denoise": self._denoise, "decode": self._decode}
         self._networks = {name: _compiled(network, compile) for name, network in networks.items()}
         # The most that an image of a batch has needed so far, beside the weights.
         self._bytes_per_pixel = dict.fromkeys(networks, 0.0)
 
     def encode(self, rgb: Float[np.ndarray, "b 3 H W"]) -> Float[Tensor, "b C h w"]:
-        with _inference(), self._tiles_if_needed("encode"), self._measured("encode", rgb[:, 0].size):
+        with self._inference(), self._tiles_if_needed("encode"), self._measured("encode", rgb[:, 0].size):
             image = self.to_engine(rgb)
             return self._retried("encode", image)
 
@@ -93,12 +96,16 @@ class TorchEngine:
         *,
         timestep: int,
     ) -> Float[Tensor, "b C h w"]:
-        with _inference(), self._measured("denoise", 64 * noisy_latent[:, 0].numel()):
+        with self._inference(), self._measured("denoise", 64 * noisy_latent[:, 0].numel()):
             sample = torch.cat([rgb_latent.expand_as(noisy_latent), noisy_latent], dim=1)
             return self._networks["denoise"](sample, self._timestep(timestep))
 
     def decode(self, depth_latent: Float[Tensor, "b C h w"]) -> Float[np.ndarray, "b H W"]:
-        with _inference(), self._tiles_if_needed("decode"), self._measured("decode", 64 * depth_latent[:, 0].numel()):
+        with (
+            self._inference(),
+            self._tiles_if_needed("decode"),
+            self._measured("decode", 64 * depth_latent[:, 0].numel()),
+        ):
             return self._retried("decode", depth_latent).cpu().numpy()
 
     def to_engine(self, array: Float[np.ndarray, "b C h w"]) -> Float[Tensor, "b C h w"]:
@@ -158,6 +165,19 @@ class TorchEngine:
         _log.warning("the VAE does not fit into the memory at %dx%d: it %ss in tiles", width, height, name)
         self._vaes[name].enable_tiling()
         return {"encode": self._encode, "decode": self._decode}[name](value)
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        """One thread's turn, without gradients; what does not fit into the memory is said in our words."""
+        try:
+            with self._turn, torch.inference_mode():
+                yield
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise OpenMarigoldError(
+                f"out of memory ({one_line(error)}); try a smaller processing_resolution or batch_size"
+            ) from error
 
     @contextmanager
     def _tiles_if_needed(self, name: str) -> Iterator[None]:
@@ -259,19 +279,6 @@ class _Graphed:
         self._recorded[shapes] = (graph, buffers, output)
         if len(self._recorded) > _MAX_GRAPHS:
             self._recorded.popitem(last=False)
-
-
-@contextmanager
-def _inference() -> Iterator[None]:
-    try:
-        with torch.inference_mode():
-            yield
-    except RuntimeError as error:
-        if not _is_out_of_memory(error):
-            raise
-        raise OpenMarigoldError(
-            f"out of memory ({one_line(error)}); try a smaller processing_resolution or batch_size"
-        ) from error
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -34,6 +34,7 @@ from openmarigold.errors import CheckpointError, MissingExtraError, OutputError
 from openmarigold.files import atomic_directory
 from openmarigold.folding import fold_channel_mean, fold_constant_context, fold_upsampling, split_group_norms
 from openmarigold.integrity import count_parameters
+from openmarigold.privacy import openvino_without_reports
 from openmarigold.prompt import load_empty_prompt_embedding
 from openmarigold.weight_files import NETWORK_FILES, NETWORKS
 
@@ -144,7 +145,8 @@ def check_format(format: ConvertedFormat) -> None:
     """Raises MissingExtraError unless the package that writes a format is installed."""
     package, extra = _PACKAGES[format]
     try:
-        __import__(package)
+        with openvino_without_reports():  # every use of the package below comes after this import
+            __import__(package)
     except ImportError as error:
         raise MissingExtraError(package, extra) from error
 

@@ -7,7 +7,6 @@ diffusers layout, see docs/architecture.md, or the id of such a folder on the Hu
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import os
@@ -35,12 +34,16 @@ from openmarigold.config import (
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, InvalidValueError, one_line
 from openmarigold.weight_files import (
+    EMBEDDING_FILE,
+    GRAPH_FILES,
     NETWORK_FILES,
     NETWORK_STEM,
     NETWORKS,
     TEXT_ENCODER_STEM,
     check_safetensors_file,
     converted_files,
+    fingerprint,
+    has_graphs,
     has_weights,
     read_json,
     readable,
@@ -48,8 +51,7 @@ from openmarigold.weight_files import (
     weight_patterns,
 )
 
-EMBEDDED_DIR = Path(__file__).parent / "weights"
-EMBEDDING_FILE = "empty_prompt_embedding.safetensors"
+EMBEDDED_DIR = Path(__file__).parent / "weights" / "marigold-nano"
 TITLES = {"onnx": "ONNX", "openvino": "OpenVINO"}
 PIPELINE_CLASSES = ("MarigoldDepthPipeline", "MarigoldPipeline")
 FALLBACK_PROCESSING_RESOLUTION = 768
@@ -62,9 +64,6 @@ INVARIANCE_OF: dict[tuple[bool, bool], Invariance] = {
 }
 
 _log = logging.getLogger(__name__)
-
-
-_FINGERPRINT_BLOCKS, _FINGERPRINT_BLOCK_BYTES = 64, 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +88,8 @@ class Checkpoint:
     """The side of the photo that a processing resolution gives: the longer one in published checkpoints."""
     index: Mapping[str, Any] = field(repr=False)
     """All of model_index.json."""
+    graphs: bool = False
+    """Whether ONNX networks lie beside the safetensors weights and read these, so that both engines have the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,6 +281,7 @@ def _read(directory: Path, name: str, *, variant: str | None) -> Checkpoint:
         default_start_noise=start_noise,
         processing_side=processing_side,
         index=index,
+        graphs=weights == "safetensors" and has_graphs(directory, variant),
     )
 
 
@@ -295,7 +297,7 @@ def network_files(checkpoint: Checkpoint) -> list[Path]:
         return files + converted_files(directory, checkpoint.weights)
     for folder in (directory / name for name in ("unet", "vae")):
         files += [folder / "config.json", *weight_files(folder, variant=checkpoint.variant)[1]]
-    return files
+    return files + [directory / file for file in GRAPH_FILES.values() if checkpoint.graphs]
 
 
 def text_encoder_files(directory: Path) -> list[Path]:
@@ -345,19 +347,11 @@ def user_cache_dir() -> Path:
 def cached_embedding_path(directory: Path, *, variant: str | None = None) -> Path:
     """Where the user cache has, or would have, the empty-prompt embedding of the checkpoint in `directory`.
 
-    The name is a hash of the U-Net's weight files: of their headers, sizes and 64 blocks each, which takes
-    milliseconds. So it is found without a text encoder, which may never have been downloaded.
+    The name is a fingerprint of the U-Net's weight files. So it is found without a text encoder, which may never have
+    been downloaded.
     """
-    digest = hashlib.sha256()
-    for path in weight_files(directory / "unet", variant=variant)[1]:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            header_size = int.from_bytes(file.read(8), "little")
-            digest.update(size.to_bytes(8, "little") + file.read(min(header_size, size)))
-            for block in range(_FINGERPRINT_BLOCKS):
-                file.seek(max(0, size - _FINGERPRINT_BLOCK_BYTES) * block // (_FINGERPRINT_BLOCKS - 1))
-                digest.update(file.read(_FINGERPRINT_BLOCK_BYTES))
-    return user_cache_dir() / f"empty-prompt-{digest.hexdigest()[:32]}.safetensors"
+    digest = fingerprint(weight_files(directory / "unet", variant=variant)[1])
+    return user_cache_dir() / f"empty-prompt-{digest[:32]}.safetensors"
 
 
 def _locate(
@@ -411,7 +405,7 @@ def _network_patterns(variant: str | None) -> list[str]:
     weights = [f"{name}/{pattern}" for name in ("unet", "vae") for pattern in weight_patterns(NETWORK_STEM, variant)]
     configs = ["model_index.json", "scheduler/*.json", "unet/config.json", "vae/config.json"]
     converted = [f"{name}/model.{end}" for name in NETWORKS for end in ("onnx", "onnx.data", "xml", "bin")]
-    return [*configs, *weights, *converted, EMBEDDING_FILE, "README.md", "LICENSE*"]
+    return [*configs, *weights, *converted, *GRAPH_FILES.values(), EMBEDDING_FILE, "README.md", "LICENSE*"]
 
 
 def _text_encoder_patterns(variant: str | None) -> list[str]:

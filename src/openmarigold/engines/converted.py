@@ -22,7 +22,7 @@ from openmarigold.config import ConvertedFormat, StoredDtype
 from openmarigold.errors import CheckpointError, MissingExtraError, OutputError
 from openmarigold.files import atomic_directory
 from openmarigold.provenance import files_sha256
-from openmarigold.weight_files import NETWORK_FILES, NETWORKS, weight_files
+from openmarigold.weight_files import GRAPH_FILES, NETWORK_FILES, NETWORKS, weight_files
 
 T = TypeVar("T")
 LARGE_BYTES = 2**28
@@ -54,7 +54,9 @@ def network_paths(
     paths = {}
     for name in NETWORKS:
         replaced = tiny_vae is not None and name in tiny_vae.networks
-        if checkpoint.weights == "safetensors" or replaced:
+        if checkpoint.graphs and not replaced:
+            paths[name] = checkpoint.directory / GRAPH_FILES[name]
+        elif checkpoint.weights == "safetensors" or replaced:
             paths[name] = _converted(checkpoint, name, format, dtype, tiny_vae if replaced else None, renew)
         elif format == "onnx" and checkpoint.weights == "openvino":
             raise CheckpointError(

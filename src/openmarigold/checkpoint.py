@@ -12,6 +12,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -47,6 +48,7 @@ from openmarigold.weight_files import (
     has_weights,
     read_json,
     readable,
+    safetensors_metadata,
     weight_files,
     weight_patterns,
 )
@@ -300,8 +302,8 @@ def network_files(checkpoint: Checkpoint) -> list[Path]:
     return files + [directory / file for file in GRAPH_FILES.values() if checkpoint.graphs]
 
 
-def text_encoder_files(directory: Path) -> list[Path]:
-    """The files that give the text encoder and its tokenizer; none where either folder is missing.
+def text_encoder_files(directory: Path, variant: str | None = None) -> list[Path]:
+    """The files that give the text encoder (of the variant, where it is there) and its tokenizer; none without both.
 
     Raises:
         CheckpointError: no weights.
@@ -309,8 +311,19 @@ def text_encoder_files(directory: Path) -> list[Path]:
     folder, tokenizer = directory / "text_encoder", directory / "tokenizer"
     if not (folder.is_dir() and tokenizer.is_dir()):
         return []
-    weights = weight_files(folder, stem=TEXT_ENCODER_STEM)[1]
+    weights = text_encoder_weights(folder, variant)[1]
     return [folder / "config.json", *weights, *sorted((*tokenizer.glob("*.json"), *tokenizer.glob("*.txt")))]
+
+
+def text_encoder_weights(folder: Path, variant: str | None) -> tuple[str | None, list[Path]]:
+    """(variant, files) of a text encoder's weights: of the given variant where it is there, else of any.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    with suppress(CheckpointError):
+        return weight_files(folder, stem=TEXT_ENCODER_STEM, variant=variant)
+    return weight_files(folder, stem=TEXT_ENCODER_STEM)
 
 
 def loaded_variant(checkpoint: Checkpoint) -> str | None:
@@ -351,7 +364,24 @@ def cached_embedding_path(directory: Path, *, variant: str | None = None) -> Pat
     been downloaded.
     """
     digest = fingerprint(weight_files(directory / "unet", variant=variant)[1])
-    return user_cache_dir() / f"empty-prompt-{digest[:32]}.safetensors"
+    return user_cache_dir() / f"empty-prompt-{digest[:32]}{f'-{variant}' if variant else ''}.safetensors"
+
+
+def stored_embedding_path(directory: Path, *, variant: str | None = None) -> Path:
+    """Where a checkpoint folder has, or would have, the empty-prompt embedding of a variant.
+
+    One that a text encoder has made belongs to the variant of that text encoder. One that came with the folder serves
+    all variants, and so does any other where the folder has no text encoder to make another.
+    """
+    plain = directory / EMBEDDING_FILE
+    if variant is None:
+        return plain
+    named = directory / f"empty_prompt_embedding.{variant}.safetensors"
+    if named.is_file() or not plain.is_file():
+        return named
+    check_safetensors_file(plain)
+    made_here = "text_encoder_sha256" in safetensors_metadata(plain)
+    return named if made_here and text_encoder_files(directory, variant) else plain
 
 
 def _locate(
@@ -374,7 +404,7 @@ def _locate(
         if variant is None and not all(has_weights(directory / name) for name in ("unet", "vae")):
             hub.download(hub_id, _network_patterns("fp16"), **settings)
         # The text encoder (1.4 GB) only where the embedding that it makes is not known yet.
-        known = (directory / EMBEDDING_FILE).is_file()
+        known = stored_embedding_path(directory, variant=variant).is_file()
         if not known and not cached_embedding_path(directory, variant=variant).is_file():
             for candidate in dict.fromkeys((variant, None, "fp16")):
                 hub.download(hub_id, _text_encoder_patterns(candidate), **settings)
@@ -486,11 +516,11 @@ def _check_safetensors(directory: Path, variant: str | None) -> int:
         configs[name] = read_json(folder / "config.json")
         for path in weight_files(folder, variant=variant)[1]:
             check_safetensors_file(path)
-    embedding = directory / EMBEDDING_FILE
+    embedding = stored_embedding_path(directory, variant=variant)
     if embedding.is_file():
         check_safetensors_file(embedding)
     elif (directory / "text_encoder").is_dir() and (directory / "tokenizer").is_dir():
-        for path in weight_files(directory / "text_encoder", stem=TEXT_ENCODER_STEM)[1]:
+        for path in text_encoder_weights(directory / "text_encoder", variant)[1]:
             check_safetensors_file(path)
     elif not cached_embedding_path(directory, variant=variant).is_file():
         raise CheckpointError(

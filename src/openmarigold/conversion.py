@@ -30,7 +30,14 @@ from openmarigold.backbone import (
     load_vae,
     write_json,
 )
-from openmarigold.checkpoint import EMBEDDING_FILE, TITLES, Checkpoint, TinyVae, read_checkpoint
+from openmarigold.checkpoint import (
+    EMBEDDING_FILE,
+    TITLES,
+    Checkpoint,
+    TinyVae,
+    read_checkpoint,
+    stored_embedding_path,
+)
 from openmarigold.config import LATENT_FACTOR, ConvertedFormat, StoredDtype
 from openmarigold.errors import CheckpointError, MissingExtraError, OutputError
 from openmarigold.files import atomic_directory
@@ -120,7 +127,7 @@ def export_shared(source: Checkpoint, destination: Path) -> None:
         for name in ("model_index.json", "scheduler/scheduler_config.json"):
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source.directory / name, folder / name)
-        embedding = source.directory / EMBEDDING_FILE
+        embedding = stored_embedding_path(source.directory, variant=source.variant)
         if embedding.is_file():
             shutil.copyfile(embedding, folder / EMBEDDING_FILE)
         else:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from openmarigold.checkpoint import EMBEDDING_FILE, Checkpoint, loaded_variant, network_files, text_encoder_files
+from openmarigold.checkpoint import Checkpoint, loaded_variant, network_files, stored_embedding_path, text_encoder_files
 from openmarigold.errors import CheckpointError
 from openmarigold.provenance import checkpoint_sha256, file_sha256
 from openmarigold.weight_files import check_safetensors_file, readable, weight_files
@@ -65,8 +65,8 @@ def checkpoint_files(checkpoint: Checkpoint) -> list[Path]:
     directory = checkpoint.directory
     files = [directory / "model_index.json", *network_files(checkpoint)]
     if checkpoint.weights == "safetensors":
-        stored = directory / EMBEDDING_FILE
-        files += [stored] if stored.is_file() else text_encoder_files(directory)
+        stored = stored_embedding_path(directory, variant=checkpoint.variant)
+        files += [stored] if stored.is_file() else text_encoder_files(directory, checkpoint.variant)
     return sorted(path.relative_to(directory) for path in files)
 
 

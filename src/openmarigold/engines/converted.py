@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from openmarigold.checkpoint import EMBEDDING_FILE, Checkpoint, TinyVae, cached_embedding_path, user_cache_dir
+from openmarigold.checkpoint import Checkpoint, TinyVae, cached_embedding_path, stored_embedding_path, user_cache_dir
 from openmarigold.config import ConvertedFormat, StoredDtype
 from openmarigold.errors import CheckpointError, MissingExtraError, OutputError
 from openmarigold.files import atomic_directory
@@ -169,12 +169,12 @@ def _sources_of_network(checkpoint: Checkpoint, name: str, tiny_vae: TinyVae | N
         return [files_sha256(_sources(tiny_vae.directory, tiny_vae.variant))]
     if name != "unet":
         return [files_sha256(_sources(directory / "vae", variant))]
-    embedding = directory / EMBEDDING_FILE
+    stored = embedding = stored_embedding_path(directory, variant=variant)
     if not embedding.is_file():
         embedding = cached_embedding_path(directory, variant=variant)
     if not embedding.is_file():
         _make_embedding(directory, variant)
-        embedding = next((path for path in (directory / EMBEDDING_FILE, embedding) if path.is_file()), embedding)
+        embedding = next((path for path in (stored, embedding) if path.is_file()), embedding)
     content = hashlib.sha256(embedding.read_bytes()).hexdigest() if embedding.is_file() else "not kept"
     return [files_sha256(_sources(directory / "unet", variant)), content]
 

@@ -143,7 +143,7 @@ def _operators(source: _Source, name: str) -> list[Any]:
         steps.append(("Concat", {"axis": 0}))
     if source.transposed:
         steps.append(("Transpose", {"perm": [1, 0]}))
-    if source.tensors[0].kind != "F32":
+    if any(stored.kind != "F32" for stored in source.tensors):
         steps.append(("Cast", {"to": TensorProto.FLOAT}))
     inputs, nodes = [_name(stored) for stored in source.tensors], []
     for number, (operator, attributes) in enumerate(steps or [("Identity", {})], start=1):

@@ -30,6 +30,7 @@ demo: $(CORE)
 	@ls -l $(OUT)
 
 test: $(DEV)
+	$(BIN)/python .ci/check_sizes.py
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python

@@ -11,6 +11,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from openmarigold.privacy import switch_off_reports
+
 if TYPE_CHECKING:
     from openmarigold.batch import BatchResult, predict_files
     from openmarigold.config import OutputConfig, PredictConfig
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from openmarigold.predictor import DepthPrediction, Predictor
 
 __version__ = "0.1.0"
+
+switch_off_reports()  # before any import of the libraries that look for these switches
 
 __all__ = [
     "BatchResult",

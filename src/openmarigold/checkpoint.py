@@ -7,12 +7,12 @@ diffusers layout, see docs/architecture.md, or the id of such a folder on the Hu
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -35,21 +35,25 @@ from openmarigold.config import (
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, InvalidValueError, one_line
 from openmarigold.weight_files import (
+    EMBEDDING_FILE,
+    GRAPH_FILES,
     NETWORK_FILES,
     NETWORK_STEM,
     NETWORKS,
     TEXT_ENCODER_STEM,
     check_safetensors_file,
     converted_files,
+    fingerprint,
+    has_graphs,
     has_weights,
     read_json,
     readable,
+    safetensors_metadata,
     weight_files,
     weight_patterns,
 )
 
-EMBEDDED_DIR = Path(__file__).parent / "weights"
-EMBEDDING_FILE = "empty_prompt_embedding.safetensors"
+EMBEDDED_DIR = Path(__file__).parent / "weights" / "marigold-nano"
 TITLES = {"onnx": "ONNX", "openvino": "OpenVINO"}
 PIPELINE_CLASSES = ("MarigoldDepthPipeline", "MarigoldPipeline")
 FALLBACK_PROCESSING_RESOLUTION = 768
@@ -62,9 +66,6 @@ INVARIANCE_OF: dict[tuple[bool, bool], Invariance] = {
 }
 
 _log = logging.getLogger(__name__)
-
-
-_FINGERPRINT_BLOCKS, _FINGERPRINT_BLOCK_BYTES = 64, 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,8 @@ class Checkpoint:
     """The side of the photo that a processing resolution gives: the longer one in published checkpoints."""
     index: Mapping[str, Any] = field(repr=False)
     """All of model_index.json."""
+    graphs: bool = False
+    """Whether ONNX networks lie beside the safetensors weights and read these, so that both engines have the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,6 +283,7 @@ def _read(directory: Path, name: str, *, variant: str | None) -> Checkpoint:
         default_start_noise=start_noise,
         processing_side=processing_side,
         index=index,
+        graphs=weights == "safetensors" and has_graphs(directory, variant),
     )
 
 
@@ -295,11 +299,11 @@ def network_files(checkpoint: Checkpoint) -> list[Path]:
         return files + converted_files(directory, checkpoint.weights)
     for folder in (directory / name for name in ("unet", "vae")):
         files += [folder / "config.json", *weight_files(folder, variant=checkpoint.variant)[1]]
-    return files
+    return files + [directory / file for file in GRAPH_FILES.values() if checkpoint.graphs]
 
 
-def text_encoder_files(directory: Path) -> list[Path]:
-    """The files that give the text encoder and its tokenizer; none where either folder is missing.
+def text_encoder_files(directory: Path, variant: str | None = None) -> list[Path]:
+    """The files that give the text encoder (of the variant, where it is there) and its tokenizer; none without both.
 
     Raises:
         CheckpointError: no weights.
@@ -307,8 +311,19 @@ def text_encoder_files(directory: Path) -> list[Path]:
     folder, tokenizer = directory / "text_encoder", directory / "tokenizer"
     if not (folder.is_dir() and tokenizer.is_dir()):
         return []
-    weights = weight_files(folder, stem=TEXT_ENCODER_STEM)[1]
+    weights = text_encoder_weights(folder, variant)[1]
     return [folder / "config.json", *weights, *sorted((*tokenizer.glob("*.json"), *tokenizer.glob("*.txt")))]
+
+
+def text_encoder_weights(folder: Path, variant: str | None) -> tuple[str | None, list[Path]]:
+    """(variant, files) of a text encoder's weights: of the given variant where it is there, else of any.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    with suppress(CheckpointError):
+        return weight_files(folder, stem=TEXT_ENCODER_STEM, variant=variant)
+    return weight_files(folder, stem=TEXT_ENCODER_STEM)
 
 
 def loaded_variant(checkpoint: Checkpoint) -> str | None:
@@ -345,19 +360,28 @@ def user_cache_dir() -> Path:
 def cached_embedding_path(directory: Path, *, variant: str | None = None) -> Path:
     """Where the user cache has, or would have, the empty-prompt embedding of the checkpoint in `directory`.
 
-    The name is a hash of the U-Net's weight files: of their headers, sizes and 64 blocks each, which takes
-    milliseconds. So it is found without a text encoder, which may never have been downloaded.
+    The name is a fingerprint of the U-Net's weight files. So it is found without a text encoder, which may never have
+    been downloaded.
     """
-    digest = hashlib.sha256()
-    for path in weight_files(directory / "unet", variant=variant)[1]:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            header_size = int.from_bytes(file.read(8), "little")
-            digest.update(size.to_bytes(8, "little") + file.read(min(header_size, size)))
-            for block in range(_FINGERPRINT_BLOCKS):
-                file.seek(max(0, size - _FINGERPRINT_BLOCK_BYTES) * block // (_FINGERPRINT_BLOCKS - 1))
-                digest.update(file.read(_FINGERPRINT_BLOCK_BYTES))
-    return user_cache_dir() / f"empty-prompt-{digest.hexdigest()[:32]}.safetensors"
+    digest = fingerprint(weight_files(directory / "unet", variant=variant)[1])
+    return user_cache_dir() / f"empty-prompt-{digest[:32]}{f'-{variant}' if variant else ''}.safetensors"
+
+
+def stored_embedding_path(directory: Path, *, variant: str | None = None) -> Path:
+    """Where a checkpoint folder has, or would have, the empty-prompt embedding of a variant.
+
+    One that a text encoder has made belongs to the variant of that text encoder. One that came with the folder serves
+    all variants, and so does any other where the folder has no text encoder to make another.
+    """
+    plain = directory / EMBEDDING_FILE
+    if variant is None:
+        return plain
+    named = directory / f"empty_prompt_embedding.{variant}.safetensors"
+    if named.is_file() or not plain.is_file():
+        return named
+    check_safetensors_file(plain)
+    made_here = "text_encoder_sha256" in safetensors_metadata(plain)
+    return named if made_here and text_encoder_files(directory, variant) else plain
 
 
 def _locate(
@@ -380,7 +404,7 @@ def _locate(
         if variant is None and not all(has_weights(directory / name) for name in ("unet", "vae")):
             hub.download(hub_id, _network_patterns("fp16"), **settings)
         # The text encoder (1.4 GB) only where the embedding that it makes is not known yet.
-        known = (directory / EMBEDDING_FILE).is_file()
+        known = stored_embedding_path(directory, variant=variant).is_file()
         if not known and not cached_embedding_path(directory, variant=variant).is_file():
             for candidate in dict.fromkeys((variant, None, "fp16")):
                 hub.download(hub_id, _text_encoder_patterns(candidate), **settings)
@@ -411,7 +435,7 @@ def _network_patterns(variant: str | None) -> list[str]:
     weights = [f"{name}/{pattern}" for name in ("unet", "vae") for pattern in weight_patterns(NETWORK_STEM, variant)]
     configs = ["model_index.json", "scheduler/*.json", "unet/config.json", "vae/config.json"]
     converted = [f"{name}/model.{end}" for name in NETWORKS for end in ("onnx", "onnx.data", "xml", "bin")]
-    return [*configs, *weights, *converted, EMBEDDING_FILE, "README.md", "LICENSE*"]
+    return [*configs, *weights, *converted, *GRAPH_FILES.values(), EMBEDDING_FILE, "README.md", "LICENSE*"]
 
 
 def _text_encoder_patterns(variant: str | None) -> list[str]:
@@ -492,11 +516,11 @@ def _check_safetensors(directory: Path, variant: str | None) -> int:
         configs[name] = read_json(folder / "config.json")
         for path in weight_files(folder, variant=variant)[1]:
             check_safetensors_file(path)
-    embedding = directory / EMBEDDING_FILE
+    embedding = stored_embedding_path(directory, variant=variant)
     if embedding.is_file():
         check_safetensors_file(embedding)
     elif (directory / "text_encoder").is_dir() and (directory / "tokenizer").is_dir():
-        for path in weight_files(directory / "text_encoder", stem=TEXT_ENCODER_STEM)[1]:
+        for path in text_encoder_weights(directory / "text_encoder", variant)[1]:
             check_safetensors_file(path)
     elif not cached_embedding_path(directory, variant=variant).is_file():
         raise CheckpointError(

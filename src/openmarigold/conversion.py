@@ -7,7 +7,9 @@ rewritten to multiply less (see `folding`).
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +29,30 @@ from openmarigold.backbone import (
     load_vae,
     write_json,
 )
-from openmarigold.checkpoint import TITLES, Checkpoint, TinyVae, read_checkpoint
+from openmarigold.checkpoint import (
+    EMBEDDING_FILE,
+    TITLES,
+    Checkpoint,
+    TinyVae,
+    read_checkpoint,
+    stored_embedding_path,
+)
 from openmarigold.config import LATENT_FACTOR, ConvertedFormat, StoredDtype
 from openmarigold.errors import CheckpointError, MissingExtraError, OutputError
 from openmarigold.files import atomic_directory
 from openmarigold.folding import fold_channel_mean, fold_constant_context, fold_upsampling, split_group_norms
 from openmarigold.integrity import count_parameters
-from openmarigold.prompt import load_empty_prompt_embedding
+from openmarigold.privacy import openvino_without_reports
+from openmarigold.prompt import load_empty_prompt_embedding, write_embedding
 from openmarigold.quiet import quiet
-from openmarigold.weight_files import NETWORK_FILES, NETWORKS
+from openmarigold.weight_files import (
+    GRAPH_FILES,
+    NETWORK_FILES,
+    NETWORKS,
+    graph_metadata,
+    graph_sources,
+    weight_files,
+)
 
 # Odd latent sizes make the U-Net's up-sampling follow the skip connections' sizes; with even ones the tracer would
 # record a fixed factor of 2 and fail on latents that are not divisible by its depth.
@@ -53,7 +70,7 @@ def export_checkpoint(
     dtype: StoredDtype = "float16",
     tiny_vae: TinyVae | None = None,
 ) -> None:
-    """Writes a checkpoint as a folder of ONNX or OpenVINO networks; ONNX networks become OpenVINO ones without torch.
+    """Writes a checkpoint as a folder of ONNX or OpenVINO networks that hold their weights.
 
     Args:
         format: "onnx" or "openvino".
@@ -87,6 +104,55 @@ def export_checkpoint(
         if tiny_vae is not None:
             kept["tiny_vae"] = {"name": tiny_vae.name, "used_for": tiny_vae.used_for}
         write_json(folder / "model_index.json", {**kept, **components})
+
+
+def export_shared(source: Checkpoint, destination: Path) -> None:
+    """Writes a copy of a checkpoint with ONNX networks that read their weights from its safetensors files.
+
+    The copy predicts without torch and trains further with it, and its weights stand once. What is folded from several
+    weights, about a thousandth of a U-Net, lies in the ONNX files in half precision.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or has no safetensors weights.
+        OutputError: `destination` holds something else than such a copy, which would be lost.
+        MissingExtraError: the package `onnx` is not installed.
+    """
+    check_format("onnx")
+    if source.weights != "safetensors":
+        raise CheckpointError(
+            f"{source.directory} holds {TITLES[source.weights]} networks; give a checkpoint with safetensors weights"
+        )
+    _check_replaceable(destination)
+    with atomic_directory(destination) as folder:
+        for name in ("model_index.json", "scheduler/scheduler_config.json"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source.directory / name, folder / name)
+        embedding = stored_embedding_path(source.directory, variant=source.variant)
+        if embedding.is_file():
+            shutil.copyfile(embedding, folder / EMBEDDING_FILE)
+        else:
+            values = load_empty_prompt_embedding(source.directory, variant=source.variant)
+            write_embedding(values, folder / EMBEDDING_FILE)
+        for name in ("unet", "vae"):
+            (folder / name).mkdir()
+            for path in _network_sources(source, name):
+                shutil.copyfile(path, folder / name / path.name)
+        copied = replace(source, directory=folder)
+        for name, file in GRAPH_FILES.items():
+            _write_graph(copied, name, folder / file)
+        for path in _documents(source.directory) or _documents(destination):
+            shutil.copyfile(path, folder / path.name)
+
+
+def _network_sources(source: Checkpoint, name: str) -> list[Path]:
+    """Configuration and weights of a network, and the index of weights in several files."""
+    folder = source.directory / name
+    weights = weight_files(folder, variant=source.variant)[1]
+    return [folder / "config.json", *weights, *(folder.glob("*.index*.json") if len(weights) > 1 else ())]
+
+
+def _documents(folder: Path) -> list[Path]:
+    return sorted((*folder.glob("README.md"), *folder.glob("LICEN[SC]E*")))
 
 
 def export_onnx(checkpoint_dir: Path, destination: Path) -> None:
@@ -144,7 +210,8 @@ def check_format(format: ConvertedFormat) -> None:
     """Raises MissingExtraError unless the package that writes a format is installed."""
     package, extra = _PACKAGES[format]
     try:
-        __import__(package)
+        with openvino_without_reports():  # every use of the package below comes after this import
+            __import__(package)
     except ImportError as error:
         raise MissingExtraError(package, extra) from error
 
@@ -201,21 +268,55 @@ def _network(source: Checkpoint, name: str, tiny_vae: TinyVae | None) -> tuple[n
 def _check_replaceable(destination: Path) -> None:
     if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
         return
-    kinds = [("model_index.json", *files.values()) for files in NETWORK_FILES.values()]
+    kinds = [("model_index.json", *files.values()) for files in (*NETWORK_FILES.values(), GRAPH_FILES)]
     if not any(all((destination / file).is_file() for file in files) for files in kinds):
         raise OutputError(
             f"{destination} exists and is no exported checkpoint; choose a new folder, so that nothing is lost"
         )
 
 
+def _write_graph(source: Checkpoint, name: str, path: Path) -> None:
+    """Writes one of `GRAPH_FILES` next to the weights that it reads."""
+    import onnx
+
+    from openmarigold.shared_weights import share_weights
+
+    module, inputs, output = _network(source, name, None)
+    with atomic_directory(path.parent / "traced") as scratch:
+        model = _traced(module.eval(), inputs, output, scratch)
+    _remove(path.parent / "traced")
+    share_weights(model, weight_files(path.parent, variant=source.variant)[1])
+    _store_weights_in_half(model)
+    metadata = graph_metadata(graph_sources(source.directory, name, source.variant))
+    onnx.helper.set_model_props(model, metadata)
+    for node in model.graph.node:
+        node.ClearField("name")  # a fifth of the file, and nothing reads it
+    onnx.save(model, path)
+    onnx.checker.check_model(str(path))
+
+
 def _write_onnx(module: nn.Module, inputs: dict[str, Tensor], output: str, folder: Path, dtype: StoredDtype) -> None:
+    import onnx
+
+    with atomic_directory(folder / "traced") as scratch:
+        model = _traced(module, inputs, output, scratch)
+    _remove(folder / "traced")
+    if dtype == "float16":
+        _store_weights_in_half(model)
+    path = folder / "model.onnx"
+    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > _EXTERNAL_FROM_BYTES
+    layout = {"save_as_external_data": True, "location": "model.onnx.data"} if large else {}
+    onnx.save(model, path, **layout)
+    onnx.checker.check_model(str(path))
+
+
+def _traced(module: nn.Module, inputs: dict[str, Tensor], output: str, scratch: Path) -> Any:
+    """The network in ONNX format, in memory; the exporter spreads a large one over a file for each tensor."""
     import onnx
 
     names = {0: "batch", 2: "height", 3: "width"}
     axes = {name: names for name, value in inputs.items() if value.ndim == 4} | {output: names}
-    # The exporter spreads a large network over a file for each tensor: into a folder of its own.
-    with atomic_directory(folder / "traced") as scratch, torch.no_grad(), quiet():
-        # The tracer warns about every shape test, which odd sizes take care of.
+    with torch.no_grad(), quiet():  # the tracer warns about every shape test, which odd sizes take care of
         torch.onnx.export(
             module,
             tuple(inputs.values()),
@@ -226,15 +327,7 @@ def _write_onnx(module: nn.Module, inputs: dict[str, Tensor], output: str, folde
             opset_version=17,
             dynamo=False,
         )
-        model = onnx.load(scratch / "model.onnx")
-    _remove(folder / "traced")
-    if dtype == "float16":
-        _store_weights_in_half(model)
-    path = folder / "model.onnx"
-    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > _EXTERNAL_FROM_BYTES
-    layout = {"save_as_external_data": True, "location": "model.onnx.data"} if large else {}
-    onnx.save(model, path, **layout)
-    onnx.checker.check_model(str(path))
+        return onnx.load(scratch / "model.onnx")
 
 
 def _remove(folder: Path) -> None:
@@ -249,7 +342,7 @@ def _store_weights_in_half(model: Any) -> None:
 
     casts = []
     for tensor in model.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT:
+        if tensor.data_type != TensorProto.FLOAT or tensor.data_location == TensorProto.EXTERNAL:
             continue
         values = numpy_helper.to_array(tensor)
         if values.size < _MIN_STORED_IN_HALF or np.abs(values).max() > np.finfo(np.float16).max:

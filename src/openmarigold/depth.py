@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
 from openmarigold.errors import DataError, InvalidValueError, MissingExtraError
+from openmarigold.privacy import matplotlib_without_folder
 
 # ColorBrewer's "Spectral" in 11 classes, from red (near) to violet (far).
 _SPECTRAL = (
@@ -152,7 +153,8 @@ def uncertainty_picture(uncertainty: Float[np.ndarray, "h w"]) -> UInt8[np.ndarr
 
 def _matplotlib_colours(name: str) -> Float[np.ndarray, "n 3"]:
     try:
-        import matplotlib
+        with matplotlib_without_folder():
+            import matplotlib
     except ModuleNotFoundError as error:
         raise MissingExtraError("matplotlib", "plots") from error
     if name not in matplotlib.colormaps:

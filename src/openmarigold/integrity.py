@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from openmarigold.checkpoint import EMBEDDING_FILE, Checkpoint, loaded_variant, network_files, text_encoder_files
+from openmarigold.checkpoint import Checkpoint, loaded_variant, network_files, stored_embedding_path, text_encoder_files
 from openmarigold.errors import CheckpointError
 from openmarigold.provenance import checkpoint_sha256, file_sha256
 from openmarigold.weight_files import check_safetensors_file, readable, weight_files
@@ -65,8 +65,8 @@ def checkpoint_files(checkpoint: Checkpoint) -> list[Path]:
     directory = checkpoint.directory
     files = [directory / "model_index.json", *network_files(checkpoint)]
     if checkpoint.weights == "safetensors":
-        stored = directory / EMBEDDING_FILE
-        files += [stored] if stored.is_file() else text_encoder_files(directory)
+        stored = stored_embedding_path(directory, variant=checkpoint.variant)
+        files += [stored] if stored.is_file() else text_encoder_files(directory, checkpoint.variant)
     return sorted(path.relative_to(directory) for path in files)
 
 
@@ -142,6 +142,43 @@ def write_sums(directory: Path) -> None:
     (directory / SUMS_FILE).write_text("".join(lines), encoding="utf-8")
 
 
+def check_sums(directory: Path) -> None:
+    """Passes if the files that SHA256SUMS in a folder names are as they were; also where there is no such file.
+
+    Raises:
+        CheckpointError: one is missing or has other bytes, or SHA256SUMS is damaged.
+    """
+    for name, stated in read_sums(directory).items():
+        path = directory / name
+        if not path.is_file():
+            raise CheckpointError(f"{path} is named in {SUMS_FILE} and missing")
+        found = sha256_of(path)
+        if found != stated:
+            raise CheckpointError(f"{path} has SHA-256 {found}, stated is {stated}")
+
+
+def read_sums(directory: Path) -> dict[str, str]:
+    """SHA-256 by file name, as SHA256SUMS in a folder states it; empty without such a file.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    path = directory / SUMS_FILE
+    if not path.is_file():
+        return {}
+    stated = {}
+    with readable():
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for line in lines:
+        match = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
+        if match is None:
+            raise CheckpointError(f"{path} has a line that is none of sha256sum: {line[:80]!r}")
+        stated[match.group(2)] = match.group(1)
+    if not stated:
+        raise CheckpointError(f"{path} is empty")
+    return stated
+
+
 def _stated_sums(checkpoint: Checkpoint) -> dict[str, str]:
     stated = {}
     for path in checkpoint_files(checkpoint):
@@ -149,14 +186,7 @@ def _stated_sums(checkpoint: Checkpoint) -> dict[str, str]:
         target = (checkpoint.directory / path).resolve().name
         if re.fullmatch(r"[0-9a-f]{64}", target):
             stated[path.as_posix()] = target
-    sums_path = checkpoint.directory / SUMS_FILE
-    if sums_path.is_file():
-        for line in sums_path.read_text(encoding="utf-8").splitlines():
-            match = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
-            if match is None:
-                raise CheckpointError(f"{sums_path} has a line that is none of sha256sum: {line[:80]!r}")
-            stated[match.group(2)] = match.group(1)
-    return stated
+    return stated | read_sums(checkpoint.directory)
 
 
 def _not_finite(path: Path) -> Iterator[str]:

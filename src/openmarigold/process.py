@@ -16,6 +16,11 @@ def claim() -> None:
     _ours = True
 
 
+def is_claimed() -> bool:
+    """Whether this process is our own command line."""
+    return _ours
+
+
 @contextmanager
 def hidden(package: str) -> Iterator[None]:
     """Makes an installed package look as if it was not there to what is imported inside, in our own process only.

@@ -22,7 +22,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from openmarigold.checkpoint import EMBEDDING_FILE, cached_embedding_path
+from openmarigold.checkpoint import (
+    EMBEDDING_FILE,
+    cached_embedding_path,
+    stored_embedding_path,
+    text_encoder_weights,
+)
 from openmarigold.errors import CheckpointError, MissingExtraError, OutputError, one_line
 from openmarigold.files import write_atomically
 from openmarigold.provenance import origin_metadata, text_encoder_sha256
@@ -43,7 +48,7 @@ def load_empty_prompt_embedding(directory: Path, *, variant: str | None = None) 
         CheckpointError: it is nowhere, damaged, or of another size than the U-Net takes.
         MissingExtraError: the text encoder is needed and transformers is not installed.
     """
-    stored = directory / EMBEDDING_FILE
+    stored = stored_embedding_path(directory, variant=variant)
     if stored.is_file():
         return _checked(_read(stored), directory, stored)
     cached = cached_embedding_path(directory, variant=variant)
@@ -58,8 +63,8 @@ def load_empty_prompt_embedding(directory: Path, *, variant: str | None = None) 
         raise CheckpointError(
             f"{directory} holds neither {EMBEDDING_FILE} nor text_encoder/ and tokenizer/; one of the two is needed"
         )
-    embedding = _checked(_encode_empty_prompt(directory), directory, directory / "text_encoder")
-    _store(embedding, text_encoder_sha256(directory), stored, cached)
+    embedding = _checked(_encode_empty_prompt(directory, variant), directory, directory / "text_encoder")
+    _store(embedding, text_encoder_sha256(directory, variant), stored, cached)
     return embedding
 
 
@@ -101,9 +106,9 @@ def _checked(embedding: Tensor, directory: Path, source: Path) -> Tensor:
     return embedding
 
 
-def _encode_empty_prompt(directory: Path) -> Float[Tensor, "1 n d"]:
+def _encode_empty_prompt(directory: Path, variant: str | None) -> Float[Tensor, "1 n d"]:
     folder = directory / "text_encoder"
-    variant, _ = weight_files(folder, stem=TEXT_ENCODER_STEM)
+    variant, _ = text_encoder_weights(folder, variant)
     try:
         from transformers import CLIPTextModel, CLIPTokenizer
     except ImportError as error:

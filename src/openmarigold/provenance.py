@@ -20,11 +20,11 @@ import numpy as np
 from PIL import Image
 
 from openmarigold.checkpoint import (
-    EMBEDDING_FILE,
     Checkpoint,
     TinyVae,
     cached_embedding_path,
     network_files,
+    stored_embedding_path,
     text_encoder_files,
     user_cache_dir,
 )
@@ -86,7 +86,9 @@ def embedding_sha256(checkpoint: Checkpoint) -> str:
         CheckpointError: there is none, and no text encoder to make it.
     """
     directory = checkpoint.directory
-    stored, cached = directory / EMBEDDING_FILE, cached_embedding_path(directory, variant=checkpoint.variant)
+    variant = checkpoint.variant
+    stored = stored_embedding_path(directory, variant=variant)
+    cached = cached_embedding_path(directory, variant=variant)
     path = stored if stored.is_file() else cached
     if path.is_file():
         try:
@@ -95,12 +97,13 @@ def embedding_sha256(checkpoint: Checkpoint) -> str:
         except CheckpointError:
             if path == stored or not text_encoder_files(directory):
                 raise
-    return text_encoder_sha256(directory)
+    return text_encoder_sha256(directory, variant)
 
 
-def text_encoder_sha256(directory: Path) -> str:
+def text_encoder_sha256(directory: Path, variant: str | None = None) -> str:
     """SHA-256 of the files of a checkpoint's text encoder and tokenizer, by the rule of `checkpoint_sha256`."""
-    return hashlib.sha256("".join(sorted(_hash_lines(text_encoder_files(directory), directory))).encode()).hexdigest()
+    lines = _hash_lines(text_encoder_files(directory, variant), directory)
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
 def origin_metadata(origin: str, values: bytes) -> dict[str, str]:

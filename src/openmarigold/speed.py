@@ -22,7 +22,7 @@ from openmarigold.config import LATENT_FACTOR, PredictConfig
 from openmarigold.engines import is_installed
 from openmarigold.image import pad_to_multiple, processing_size, rgb_to_planes
 from openmarigold.predictor import Predictor
-from openmarigold.weight_files import NETWORK_FILES, NETWORKS
+from openmarigold.weight_files import GRAPH_FILES, NETWORK_FILES, NETWORKS
 
 _CEILING_SIZE = 2048  # of square matrices: large enough for the full rate, and a tenth of a second
 _STAGES: dict[str, str] = dict(zip(("encode", "denoise", "decode"), NETWORKS, strict=True))
@@ -142,7 +142,7 @@ def count_flops(checkpoint: Checkpoint, config: PredictConfig, height: int, widt
     Counted are matrix products, convolutions and attention. Safetensors weights need torch, others OpenVINO.
     """
     tiny_vae = read_tiny_vae(config, checkpoint)
-    if checkpoint.weights == "safetensors":
+    if checkpoint.weights == "safetensors" and (is_installed("torch") or not checkpoint.graphs):
         if not is_installed("torch"):
             return None
         from openmarigold.conversion import count_network_flops
@@ -152,7 +152,7 @@ def count_flops(checkpoint: Checkpoint, config: PredictConfig, height: int, widt
         return None
     from openmarigold.engines.openvino import count_file_flops
 
-    files = NETWORK_FILES[checkpoint.weights]
+    files = GRAPH_FILES if checkpoint.weights == "safetensors" else NETWORK_FILES[checkpoint.weights]
     return {name: count_file_flops(checkpoint.directory / files[name], height, width) for name in NETWORKS}
 
 

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from openmarigold.config import ConvertedFormat
 from openmarigold.errors import CheckpointError, OpenMarigoldError
+from openmarigold.external_data import read_onnx_facts
 
 NETWORKS = ("vae_encoder", "unet", "vae_decoder")
 # Format of converted networks -> name of a network -> its file, and where the weights lie that are not in it.
@@ -20,8 +22,13 @@ NETWORK_FILES: dict[ConvertedFormat, dict[str, str]] = {
     "openvino": {name: f"{name}/model.xml" for name in NETWORKS},
 }
 ONNX_FILES = NETWORK_FILES["onnx"]
+# ONNX networks beside safetensors weights, which they read (`checkpoint export --shared-weights`).
+GRAPH_FILES = {"vae_encoder": "vae/encoder.onnx", "unet": "unet/unet.onnx", "vae_decoder": "vae/decoder.onnx"}
+EMBEDDING_FILE = "empty_prompt_embedding.safetensors"
 NETWORK_STEM = "diffusion_pytorch_model"
 TEXT_ENCODER_STEM = "model"
+_MADE_FROM = "openmarigold.made_from"
+_FINGERPRINT_BLOCKS, _FINGERPRINT_BLOCK_BYTES = 64, 4096
 _MAX_HEADER_BYTES = 100_000_000  # as the safetensors library has it
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
@@ -124,12 +131,67 @@ def weight_patterns(stem: str, variant: str | None) -> list[str]:
 
 
 def converted_files(directory: Path, kind: ConvertedFormat) -> list[Path]:
-    """The files of converted networks in a folder: for each the network, and its weights where they lie beside it."""
+    """The files of converted networks in a folder: for each the network, and those that its weights are read from.
+
+    Raises:
+        CheckpointError: an ONNX file is damaged, or reads weights from elsewhere than files next to it.
+    """
     paths = [directory / file for file in NETWORK_FILES[kind].values()]
     if kind == "openvino":
         return paths + [path.with_suffix(".bin") for path in paths]
-    # Networks of more than 2 GB keep their weights in a file beside them, named by the first: .data or _data.
-    return paths + [companion for path in paths for companion in sorted(path.parent.glob(f"{path.name}[._]data"))]
+    return paths + [other for path in paths if path.is_file() for other in read_onnx_facts(path).external_files]
+
+
+def has_graphs(directory: Path, variant: str | None) -> bool:
+    """Whether a folder of safetensors weights also holds ONNX networks that read these very weights.
+
+    Raises:
+        CheckpointError: one of them is missing, or was made from other weights than those that are there now.
+    """
+    paths = {name: directory / file for name, file in GRAPH_FILES.items()}
+    if not any(path.is_file() for path in paths.values()):
+        return False
+    for name, path in paths.items():
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing; a checkpoint holds all of {', '.join(GRAPH_FILES.values())}")
+        facts, sources = read_onnx_facts(path), graph_sources(directory, name, variant)
+        strangers = [file.name for file in facts.external_files if file not in sources]
+        if strangers and variant is not None:
+            return False  # they read another variant
+        if strangers or facts.metadata.get(_MADE_FROM) != fingerprint(sources):
+            what = f"reads {', '.join(strangers)}" if strangers else "was made from other weights or settings"
+            raise CheckpointError(
+                f"{path} {what}, and the folder holds {', '.join(file.name for file in sources)}; remove "
+                f"{', '.join(GRAPH_FILES.values())}, or write them again with `openmarigold checkpoint export "
+                "--shared-weights`"
+            )
+    return True
+
+
+def graph_sources(directory: Path, name: str, variant: str | None) -> list[Path]:
+    """The files that one of `GRAPH_FILES` is made from."""
+    folder = (directory / GRAPH_FILES[name]).parent
+    embedding = [directory / EMBEDDING_FILE] if name == "unet" else []
+    return [folder / "config.json", *weight_files(folder, variant=variant)[1], *embedding]
+
+
+def graph_metadata(sources: Iterable[Path]) -> dict[str, str]:
+    """What a graph states of the files that it was made from."""
+    return {_MADE_FROM: fingerprint(sources)}
+
+
+def fingerprint(paths: Iterable[Path]) -> str:
+    """A hash of files in milliseconds: of their sizes, headers (of safetensors files) and 64 blocks each."""
+    digest = hashlib.sha256()
+    for path in paths:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header_size = int.from_bytes(file.read(8), "little")
+            digest.update(size.to_bytes(8, "little") + file.read(min(header_size, size)))
+            for block in range(_FINGERPRINT_BLOCKS):
+                file.seek(max(0, size - _FINGERPRINT_BLOCK_BYTES) * block // (_FINGERPRINT_BLOCKS - 1))
+                digest.update(file.read(_FINGERPRINT_BLOCK_BYTES))
+    return digest.hexdigest()
 
 
 def check_safetensors_file(path: Path) -> dict[str, Any]:

@@ -1,22 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model that comes with the package: the trained checkpoint in another format, and better than no model."""
+"""The model that comes with the package: one set of weights for two engines, and better than no model."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from openmarigold.checkpoint import EMBEDDED_DIR
+from openmarigold.checkpoint import EMBEDDED_DIR, read_checkpoint
 from openmarigold.evaluation import BASELINES, evaluate, predictor_estimator
+from openmarigold.integrity import describe, verify
 from openmarigold.predictor import Predictor
+from openmarigold.weight_files import GRAPH_FILES
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
-CHECKPOINT = ROOT / "checkpoints" / "marigold-nano"
 PHOTOS = ROOT / "examples" / "photos"
 BENCHMARK = ROOT / "examples" / "benchmark"
 MAX_MEGABYTES = 40
+GRAPH_BYTES = 2**19
 # Half-precision weights on both sides, float32 sums in another order.
 TOLERANCE = 2e-3
 
@@ -26,15 +36,16 @@ def embedded() -> Predictor:
     return Predictor.load()
 
 
-def test_same_depth_as_the_checkpoint(embedded: Predictor) -> None:
-    checkpoint = Predictor.load(CHECKPOINT, device="cpu")
+def test_same_depth_by_torch_from_the_same_weights(embedded: Predictor) -> None:
+    checkpoint = Predictor.load(engine="torch", device="cpu")
+    assert (embedded.engine.name, checkpoint.engine.name) == ("onnx", "torch")
     photos = sorted(PHOTOS.glob("*.jpg"))
     assert photos
     for photo in photos:
         ours, other = embedded(photo), checkpoint(photo)
         np.testing.assert_allclose(ours.depth, other.depth, rtol=0, atol=TOLERANCE, err_msg=photo.name)
         differing = {key for key in ours.settings if ours.settings[key] != other.settings[key]}
-        assert differing <= {"checkpoint", "engine"}
+        assert differing <= {"engine"}
 
 
 def test_better_than_not_looking_at_the_photo(embedded: Predictor) -> None:
@@ -46,9 +57,38 @@ def test_better_than_not_looking_at_the_photo(embedded: Predictor) -> None:
         assert score["delta1"] > other["delta1"] - (0.005 if name == "image row" else 0.0), name
 
 
-@pytest.mark.parametrize("directory", [EMBEDDED_DIR, CHECKPOINT], ids=["embedded", "checkpoint"])
-def test_small_and_free_of_pickles(directory: Path) -> None:
-    files = [path for path in directory.rglob("*") if path.is_file()]
-    assert files
-    assert sum(path.stat().st_size for path in files) <= MAX_MEGABYTES * 2**20
-    assert {path.suffix for path in files} <= {".json", ".onnx", ".safetensors", ".md"}
+def test_weights_stand_once_and_there_are_no_pickles() -> None:
+    files = [path for path in EMBEDDED_DIR.parent.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".onnx", ".safetensors", ".md"}
+    weights = sum(path.stat().st_size for path in files if path.suffix == ".safetensors")
+    assert weights <= MAX_MEGABYTES * 2**20
+    assert all(path.stat().st_size < GRAPH_BYTES for path in files if path.suffix != ".safetensors")
+
+
+def test_intact_and_with_its_terms() -> None:
+    checkpoint = read_checkpoint()
+    assert checkpoint.graphs
+    assert [line for _, lines in verify(checkpoint) for line in lines] == []
+    content = describe(checkpoint)
+    assert content["licence"] == "see LICENSE.md"
+    assert {*GRAPH_FILES.values(), "unet/diffusion_pytorch_model.safetensors"} < set(content["files"])
+
+
+def test_the_wheel_carries_model_card_and_terms() -> None:
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel == {"packages": ["src/openmarigold"]}  # the whole folder, but for what git ignores
+    assert EMBEDDED_DIR.is_relative_to(ROOT / "src" / "openmarigold")
+    documents = [EMBEDDED_DIR / "README.md", EMBEDDED_DIR / "LICENSE.md"]
+    assert all(path.stat().st_size for path in documents)
+    ignored = subprocess.run(["git", "check-ignore", *documents], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert not ignored.stdout
+
+
+@pytest.mark.slow
+def test_a_built_wheel_holds_the_whole_checkpoint(tmp_path: Path) -> None:
+    wheel = pytest.importorskip("hatchling.builders.wheel")
+    (path,) = wheel.WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    with zipfile.ZipFile(path) as archive:
+        names = set(archive.namelist())
+    files = {file.relative_to(ROOT / "src").as_posix() for file in EMBEDDED_DIR.rglob("*") if file.is_file()}
+    assert {f"openmarigold/weights/marigold-nano/{name}" for name in ("README.md", "LICENSE.md")} < files <= names

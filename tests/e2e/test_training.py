@@ -166,6 +166,39 @@ def test_changed_base_or_data_does_not_resume(in_workspace: Path, tmp_path: Path
         Path("generator/original").rename("generator/checkpoint")
 
 
+def test_a_flipped_bit_of_the_data_does_not_train_on(in_workspace: Path, tmp_path: Path) -> None:
+    data = write_training_data(tmp_path / "data")
+    settings = {"data_dir": data, "device": "cpu", "stop_after_steps": 1}
+    for recipe in ("autoencoder", "depth"):
+        train(Path(f"{recipe}.toml"), output_dir=tmp_path / recipe, **settings)
+    shard = next((data / "synthetic").glob("train-*.tar"))
+    content = bytearray(shard.read_bytes())
+    content[700] ^= 1  # within the first picture
+    shard.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"from something else \(the data's bytes changed since\)"):
+        train(Path("autoencoder.toml"), output_dir=tmp_path / "autoencoder", **settings)
+    with pytest.raises(CheckpointError, match=r"latents in .* were made with another state of the data's bytes;"):
+        train(Path("depth.toml"), output_dir=tmp_path / "depth", **settings)
+
+
+def test_a_damaged_state_is_passed_over(in_workspace: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    text = Path("depth.toml").read_text().replace("run = {", "run = { keep_states = 2,")
+    recipe = tmp_path / "depth.toml"
+    recipe.write_text(text)
+    settings = {"data_dir": in_workspace / "data", "device": "cpu", "output_dir": output}
+    train(recipe, stop_after_steps=2, **settings)
+    train(recipe, stop_after_steps=4, **settings)
+    expected = losses(output)
+    tensors = output / "states" / "step-00000004" / "tensors.safetensors"
+    content = bytearray(tensors.read_bytes())
+    content[-1] ^= 1
+    tensors.write_bytes(content)
+    train(recipe, stop_after_steps=4, **settings)
+    assert losses(output) == expected
+    assert "step-00000004" in [path.name for path in (output / "states").iterdir()]
+
+
 def test_no_resume_forgets_everything(in_workspace: Path, tmp_path: Path) -> None:
     settings = {"data_dir": in_workspace / "data", "output_dir": tmp_path / "run", "device": "cpu"}
     train(Path("autoencoder.toml"), **settings, stop_after_steps=5)
@@ -199,7 +232,7 @@ def test_interrupted_encoding_continues(in_workspace: Path, tmp_path: Path, monk
     """The latents of an encoding that was killed between two shards are those of one that was not."""
     monkeypatch.setattr(latents, "SHARD_BYTES", 1000)  # two views
     open_latents(in_workspace, tmp_path / "whole", PAIRS)
-    names = sorted(path.name for path in (tmp_path / "whole" / "synthetic").iterdir())
+    names = sorted(path.name for path in (tmp_path / "whole" / "synthetic").glob("*.npy"))
     assert len(names) == 6
     encode, calls = Latents._encode, []
 
@@ -212,7 +245,7 @@ def test_interrupted_encoding_continues(in_workspace: Path, tmp_path: Path, monk
     monkeypatch.setattr(Latents, "_encode", failing)
     with pytest.raises(KeyboardInterrupt):
         open_latents(in_workspace, tmp_path / "killed", PAIRS)
-    assert sorted(path.name for path in (tmp_path / "killed" / "synthetic").iterdir()) == names[:2]
+    assert sorted(path.name for path in (tmp_path / "killed" / "synthetic").glob("*.npy")) == names[:2]
     open_latents(in_workspace, tmp_path / "killed", PAIRS)
     assert len(calls) == 10 + 16, "only the four shards that were not whole are encoded again"
     for name in names:
@@ -259,9 +292,11 @@ def test_latents_of_another_autoencoder_are_refused(in_workspace: Path, tmp_path
 def test_damaged_shard_is_named(in_workspace: Path, tmp_path: Path) -> None:
     open_latents(in_workspace, tmp_path / "cache", PAIRS)
     shard = tmp_path / "cache" / "synthetic" / "shard-00000.npy"
-    shard.write_bytes(shard.read_bytes()[:-100])
-    with pytest.raises(DataError, match=r"shard-00000\.npy .*remove it, and it will be encoded again"):
-        open_latents(in_workspace, tmp_path / "cache", PAIRS)
+    content = shard.read_bytes()
+    for damaged in (content[:-100], content[:-1] + bytes([content[-1] ^ 1])):
+        shard.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"shard-00000\.npy .*remove it, and it will be encoded again"):
+            open_latents(in_workspace, tmp_path / "cache", PAIRS)
 
 
 def test_data_without_any_valid_depth_is_refused(in_workspace: Path, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from openmarigold import provenance
 from openmarigold.checkpoint import read_checkpoint
@@ -15,7 +17,9 @@ from openmarigold.config import OutputConfig
 from openmarigold.errors import ImageError, InvalidValueError
 from openmarigold.export import write_prediction
 from openmarigold.manifest import Manifest
+from openmarigold.prompt import load_empty_prompt_embedding
 from openmarigold.provenance import checkpoint_sha256, file_sha256, is_result, read_provenance
+from tiny import add_text_encoder
 
 DEPTH = np.linspace(0.0, 1.0, 12, dtype=np.float32).reshape(3, 4)
 RECORD = {"software": "openmarigold", "seed": 7, "checkpoint": "näno"}
@@ -66,7 +70,8 @@ def test_large_files_are_hashed_once(tmp_path, monkeypatch, onnx_checkpoint):
     assert hashed == []
 
     unet = copy / "unet" / "model.onnx"
-    unet.write_bytes(unet.read_bytes() + b"x")
+    content = unet.read_bytes()
+    unet.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert checkpoint_sha256(read_checkpoint(copy)) != plain
     assert hashed == [unet]
     for entry in (tmp_path / "cache" / "sha256").iterdir():
@@ -142,3 +147,32 @@ def test_a_large_result_is_read_without_a_warning_and_a_bomb_refused(tmp_path, m
     monkeypatch.setattr(provenance.Image, "MAX_IMAGE_PIXELS", 3)  # and refuses
     with pytest.raises(ImageError, match=r"cat_depth\.png is damaged or cannot be read"):
         read_provenance(path)
+
+
+@pytest.mark.parametrize("fp16_text_encoder", [True, False])
+def test_the_hash_of_a_variant_does_not_depend_on_earlier_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path, fp16_text_encoder: bool
+) -> None:
+    monkeypatch.setenv("OPENMARIGOLD_CACHE_DIR", str(tmp_path / "cache"))
+    fresh = tmp_path / "fresh"
+    shutil.copytree(tiny_checkpoint, fresh)
+    (fresh / "empty_prompt_embedding.safetensors").unlink()
+    add_text_encoder(fresh)
+    stems = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+    for name, stem in stems.items():
+        if name != "text_encoder" or fp16_text_encoder:
+            weights = load_file(fresh / name / f"{stem}.safetensors")
+            half = {key: value.half() for key, value in weights.items()}
+            save_file(half, fresh / name / f"{stem}.fp16.safetensors", metadata={"format": "pt"})
+    expected = {variant: checkpoint_sha256(read_checkpoint(fresh, variant=variant)) for variant in (None, "fp16")}
+    assert len(set(expected.values())) == 2
+    values = {}
+    for number, order in enumerate(((None, "fp16", None), ("fp16", None, "fp16"))):
+        used = tmp_path / f"used-{number}"
+        shutil.copytree(fresh, used)
+        monkeypatch.setenv("OPENMARIGOLD_CACHE_DIR", str(tmp_path / f"cache-{number}"))
+        for variant in order:
+            embedding = load_empty_prompt_embedding(used, variant=variant)
+            assert torch.equal(values.setdefault(variant, embedding), embedding)
+            assert checkpoint_sha256(read_checkpoint(used, variant=variant)) == expected[variant]
+    assert torch.equal(values[None], values["fp16"]) != fp16_text_encoder

@@ -22,6 +22,7 @@ from openmarigold.backbone import (
     widen_conv_in,
 )
 from openmarigold.conversion import export_onnx
+from openmarigold.data.sources import Source
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, OutputError
 from openmarigold.seeding import generator_for
@@ -34,9 +35,18 @@ from openmarigold.training.recipe import (
     read_recipe,
     to_table,
 )
-from openmarigold.training.state import StateWriter, check_recipe, collect_state, latest_state, load_state
+from openmarigold.training.state import (
+    StateWriter,
+    check_recipe,
+    collect_state,
+    latest_state,
+    load_state,
+    set_damaged_aside,
+)
 from openmarigold.training.trainer import learning_rate_factor
+from openmarigold.weight_files import check_safetensors_file
 from tiny import make_checkpoint
+from training_data import write_training_data
 
 
 @pytest.mark.parametrize("channels", [4, 8])
@@ -201,6 +211,76 @@ def test_state_round_trip_and_damage(tmp_path: Path) -> None:
     (state / "state.json").write_text("{}")
     with pytest.raises(CheckpointError, match="cannot be resumed"):
         check_recipe(state, recipe)
+
+
+def write_two_states(folder: Path) -> tuple[torch.nn.Linear, torch.optim.Optimizer]:
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    average = {name: value.detach() * 2 for name, value in model.named_parameters()}
+    writer = StateWriter(folder, keep=2)
+    for step in (3, 7):
+        writer.submit(
+            collect_state(step, recipe={"seed": 1}, inputs={}, model=model, average=average, optimizer=optimizer)
+        )
+    writer.wait()
+    return model, optimizer
+
+
+def flip(path: Path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("part", ["model", "average", "optimizer", "step"])
+def test_a_damaged_state_is_found_and_the_one_before_it_is_used(tmp_path: Path, part: str) -> None:
+    model, optimizer = write_two_states(tmp_path)
+    newest = tmp_path / "step-00000007"
+    if part == "step":
+        path = newest / "state.json"
+        path.write_text(path.read_text().replace('"step": 7', '"step": 5'))
+    else:
+        path = newest / "tensors.safetensors"
+        header = check_safetensors_file(path)
+        name = next(name for name in header if name.startswith(part))
+        data_start = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+        flip(path, data_start + header[name]["data_offsets"][0])
+    set_damaged_aside(tmp_path)
+    assert latest_state(tmp_path) == tmp_path / "step-00000003"
+    assert (tmp_path / "damaged-step-00000007").is_dir()
+
+    writer = StateWriter(tmp_path, keep=2)  # step 7 is written again, and the damaged one goes
+    writer.submit(collect_state(7, recipe={}, inputs={}, model=model, average={}, optimizer=optimizer))
+    writer.wait()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000007"]
+
+
+def test_without_an_intact_state_nothing_is_renamed(tmp_path: Path) -> None:
+    write_two_states(tmp_path)
+    for name in ("step-00000003", "step-00000007"):
+        flip(tmp_path / name / "tensors.safetensors", -1)
+    with pytest.raises(CheckpointError, match=r"step-00000007 cannot be resumed \(.*has SHA-256.*--no-resume"):
+        set_damaged_aside(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000007"]
+
+
+def test_a_state_without_hashes_is_of_an_earlier_version_and_resumes(tmp_path: Path) -> None:
+    write_two_states(tmp_path)
+    (tmp_path / "step-00000007" / "SHA256SUMS").unlink()
+    set_damaged_aside(tmp_path)
+    assert latest_state(tmp_path) == tmp_path / "step-00000007"
+
+
+def test_a_flipped_bit_of_plain_data_changes_its_identity(tmp_path: Path) -> None:
+    write_training_data(tmp_path)
+    before = Source("synthetic", tmp_path)
+    (shard,) = (tmp_path / "synthetic").glob("train-*.tar")
+    flip(shard, 700)  # within the first picture
+    after = Source("synthetic", tmp_path)
+    assert after.contents == before.contents  # names and sizes
+    assert after.sha256 != before.sha256
 
 
 def test_a_state_of_an_earlier_version_has_the_defaults_of_newer_keys(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import tyro
 
 from openmarigold.cli.terminal import EXIT_ERROR
 from openmarigold.config import ConvertedFormat, Dtype, PredictConfig, StoredDtype, TinyVaeUse
-from openmarigold.errors import MissingExtraError
+from openmarigold.errors import InvalidValueError, MissingExtraError
 
 if TYPE_CHECKING:
     from openmarigold.checkpoint import Checkpoint
@@ -72,6 +72,8 @@ class ExportCheckpoint:
     """Kind of files: onnx, or openvino (the fastest on a CPU)."""
     dtype: StoredDtype = "float16"
     """How weights are stored: float16 (half the size; arithmetic stays float32), or float32 (every bit is kept)."""
+    shared_weights: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Keep the safetensors weights as they are, and let the ONNX networks read these (onnx only)."""
     tiny_vae: str | None = None
     """Small autoencoder to put in the place of the checkpoint's own: folder or hub id."""
     tiny_vae_for: TinyVaeUse = "decode"
@@ -185,11 +187,19 @@ def _export(action: ExportCheckpoint, found: Checkpoint) -> int:
     from openmarigold.checkpoint import TITLES, read_tiny_vae
 
     try:
-        from openmarigold.conversion import export_checkpoint
+        from openmarigold.conversion import export_checkpoint, export_shared
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("openmarigold"):
             raise
         raise MissingExtraError(error.name, "export") from error
+    if action.shared_weights:
+        if action.format != "onnx" or action.tiny_vae is not None:
+            raise InvalidValueError(
+                "shared-weights is for ONNX networks of the checkpoint's own weights; leave out tiny-vae and format"
+            )
+        export_shared(found, action.output_dir)
+        print(f"checkpoint with ONNX networks -> {action.output_dir}")
+        return 0
     wanted = PredictConfig(
         tiny_vae=action.tiny_vae,
         tiny_vae_for=action.tiny_vae_for,

@@ -19,6 +19,7 @@ from PIL import Image
 
 from openmarigold.data.shards import Sample, ShardedDataset, is_prepared
 from openmarigold.errors import DataError
+from openmarigold.provenance import files_sha256
 from openmarigold.seeding import generator_for
 
 
@@ -82,6 +83,9 @@ class Source:
         self._reader = reader
         self._chosen = np.arange(len(reader.keys))
         self.contents = reader.contents
+        """Names and sizes of plain tars' samples, hashed; of a prepared data set the hash of all shards."""
+        self.sha256 = reader.sha256 if isinstance(reader, _PlainTars) else reader.contents
+        """Of all bytes: samples of a prepared data set are compared with its index when they are read."""
         if num_samples is not None:
             if num_samples > len(reader.keys):
                 raise DataError(
@@ -145,6 +149,7 @@ class _PlainTars:
         # Names and sizes: changes when the data is made again, without reading it all.
         sizes = [[key, [size for _, _, size in complete[key].values()]] for key in self.keys]
         self.contents = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
+        self.sha256 = files_sha256(self._shards)
         self._handles: dict[int, int] = {}
 
     @functools.cached_property

@@ -79,8 +79,9 @@ def choose_engine(
 ) -> ChosenEngine:
     """The engine that "auto" stands for: the fastest that is installed and can run this; else the given one.
 
-    ONNX checkpoints: ONNX Runtime, but OpenVINO for large networks and for bfloat16. Safetensors weights: torch on a
-    GPU and for small networks, OpenVINO for large ones on a CPU, where they are converted once.
+    ONNX networks, on a CPU also those next to safetensors weights: ONNX Runtime, but OpenVINO for large ones and for
+    bfloat16. Safetensors weights alone: torch on a GPU and for small networks, OpenVINO for large ones on a CPU, where
+    they are converted once.
 
     Raises:
         InvalidValueError: the engine cannot run this checkpoint.
@@ -98,10 +99,11 @@ def choose_engine(
         return "openvino"
     on_cpu = device in ("auto", "cpu")
     large = weight_bytes(checkpoint) >= LARGE_BYTES
-    if checkpoint.weights == "onnx":
+    use_gpu = large and device == "auto" and checkpoint.weights == "safetensors" and _has_gpu()
+    if checkpoint.weights == "onnx" or (checkpoint.graphs and on_cpu and compile == "off" and not use_gpu):
         pays = on_cpu and (large or dtype == "bfloat16") and compile == "off"
         return "openvino" if pays and _openvino_computes(dtype) else "onnx"
-    if not on_cpu or compile != "off" or not large or (device == "auto" and _has_gpu()):
+    if not on_cpu or compile != "off" or not large or use_gpu:
         return "torch"
     if not (_openvino_computes(dtype) and can_keep_converted(checkpoint)):
         return "torch"

@@ -17,12 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from openmarigold.checkpoint import EMBEDDING_FILE, Checkpoint, TinyVae, cached_embedding_path, user_cache_dir
+from openmarigold.checkpoint import Checkpoint, TinyVae, cached_embedding_path, stored_embedding_path, user_cache_dir
 from openmarigold.config import ConvertedFormat, StoredDtype
 from openmarigold.errors import CheckpointError, MissingExtraError, OutputError
 from openmarigold.files import atomic_directory
 from openmarigold.provenance import files_sha256
-from openmarigold.weight_files import NETWORK_FILES, NETWORKS, weight_files
+from openmarigold.weight_files import GRAPH_FILES, NETWORK_FILES, NETWORKS, weight_files
 
 T = TypeVar("T")
 LARGE_BYTES = 2**28
@@ -54,7 +54,9 @@ def network_paths(
     paths = {}
     for name in NETWORKS:
         replaced = tiny_vae is not None and name in tiny_vae.networks
-        if checkpoint.weights == "safetensors" or replaced:
+        if checkpoint.graphs and not replaced:
+            paths[name] = checkpoint.directory / GRAPH_FILES[name]
+        elif checkpoint.weights == "safetensors" or replaced:
             paths[name] = _converted(checkpoint, name, format, dtype, tiny_vae if replaced else None, renew)
         elif format == "onnx" and checkpoint.weights == "openvino":
             raise CheckpointError(
@@ -167,12 +169,12 @@ def _sources_of_network(checkpoint: Checkpoint, name: str, tiny_vae: TinyVae | N
         return [files_sha256(_sources(tiny_vae.directory, tiny_vae.variant))]
     if name != "unet":
         return [files_sha256(_sources(directory / "vae", variant))]
-    embedding = directory / EMBEDDING_FILE
+    stored = embedding = stored_embedding_path(directory, variant=variant)
     if not embedding.is_file():
         embedding = cached_embedding_path(directory, variant=variant)
     if not embedding.is_file():
         _make_embedding(directory, variant)
-        embedding = next((path for path in (directory / EMBEDDING_FILE, embedding) if path.is_file()), embedding)
+        embedding = next((path for path in (stored, embedding) if path.is_file()), embedding)
     content = hashlib.sha256(embedding.read_bytes()).hexdigest() if embedding.is_file() else "not kept"
     return [files_sha256(_sources(directory / "unet", variant)), content]
 

@@ -26,9 +26,11 @@ from openmarigold.checkpoint import Checkpoint, TinyVae, user_cache_dir
 from openmarigold.config import LATENT_FACTOR, Dtype, StoredDtype
 from openmarigold.engines.converted import LARGE_BYTES, open_networks
 from openmarigold.errors import CheckpointError, InvalidValueError, MissingExtraError, OpenMarigoldError, one_line
+from openmarigold.privacy import openvino_without_reports
 
 try:
-    import openvino
+    with openvino_without_reports():
+        import openvino
 except ModuleNotFoundError as error:
     raise MissingExtraError("openvino", "openvino") from error
 

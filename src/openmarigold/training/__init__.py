@@ -70,10 +70,15 @@ def train(
     loop, state, plan_batches = _import_parts()
     _warn_of_unused(recipe, places)
     table = to_table(recipe)
-    found = state.latest_state(places.output_dir / "states") if resume else None
-    if found is not None:
-        state.check_recipe(found, table)  # before latents are encoded for a recipe that does not fit
     accelerator = loop.make_accelerator(recipe.optimization.mixed_precision, device)
+    if resume:  # before latents are encoded for a recipe that does not fit
+        states_dir = places.output_dir / "states"
+        if accelerator.is_main_process:
+            state.set_damaged_aside(states_dir)
+        accelerator.wait_for_everyone()
+        found = state.latest_state(states_dir)
+        if found is not None:
+            state.check_recipe(found, table)
     plan_batches(recipe.optimization, num_processes=accelerator.num_processes)  # before latents are encoded in vain
     cached = recipe.data.cache and not isinstance(recipe, AutoencoderRecipe)
     cache_dir = (places.cache_dir or places.output_dir / "latents") if cached else None

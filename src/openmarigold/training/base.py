@@ -54,7 +54,7 @@ class Base:
         directory: where it lies, downloaded if need be.
         unet: widened to [rgb_latent, noisy depth_latent] if it was not.
         schedule: the base's noise with the recipe's changes, as training and the finished checkpoint use it.
-        sha256: of the U-Net as it was read and of the embedding.
+        sha256: of the U-Net as it was read.
     """
 
     directory: Path

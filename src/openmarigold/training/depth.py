@@ -8,6 +8,7 @@ from the last timestep through the frozen decoder and compares depth maps (Garci
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,12 @@ class DepthTask:
 
     @property
     def inputs(self) -> dict[str, str]:
-        return {"base": self._base.sha256, "autoencoder or data": self.latents.fingerprint}
+        embedding = hashlib.sha256(self._base.embedding.float().cpu().contiguous().numpy().tobytes()).hexdigest()
+        return {
+            "base": self._base.sha256,
+            "empty prompt": embedding,
+            "autoencoder or data": self.latents.fingerprint,
+        }
 
     def batch(self, share: Share) -> dict[str, np.ndarray]:
         rng, chosen, rows = self.mixture.choose("depth", share, self._recipe.optimization.batch_size)

@@ -32,6 +32,7 @@ LOGGER = logging.getLogger(__name__)
 SHARD_BYTES = 2**23  # about so much is lost when making a cache is interrupted
 LOG_PERIOD = 20  # shards between progress lines
 CACHE_FILE = "cache.json"
+_BYTES = "the data's bytes"
 
 DepthForm = Literal["none", "latents", "maps"]
 """What is needed of the depth: nothing, latents of the normalised maps, or the maps themselves."""
@@ -73,6 +74,7 @@ class Latents:
         self._row = [self._row_type(number) for number in range(len(mixture.sources))]
         described = self._described(vae)
         self.fingerprint = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+        described[_BYTES] = mixture.sha256
         self._folder = cache_dir
         if cache_dir is not None:
             self._open_cache(cache_dir, described, accelerator, num_workers)
@@ -198,6 +200,8 @@ class Latents:
                 shard, rows = np.stack(rows), []
                 path = self._shard_path(*place)
                 make_directory(path.parent)
+                digest = hashlib.sha256(shard.tobytes()).hexdigest()
+                write_atomically(_sum_of(path), lambda temporary, digest=digest: temporary.write_text(digest))
                 write_atomically(path, lambda temporary, shard=shard: _write_npy(temporary, shard))
                 done += 1
                 if done % LOG_PERIOD == 0 or done == len(missing):
@@ -281,12 +285,18 @@ def _claim(folder: Path, described: Mapping[str, Any]) -> None:
     expected = json.loads(json.dumps(described))
     if not isinstance(kept, dict):
         raise CheckpointError(f"{path} cannot be read; remove {folder} to encode again, or choose another --cache-dir")
+    kept.setdefault(_BYTES, expected.get(_BYTES))  # caches of earlier versions do not say it
     changed = sorted(key for key in kept.keys() | expected.keys() if kept.get(key) != expected.get(key))
     if changed:
         raise CheckpointError(
             f"the latents in {folder} were made with another state of {', '.join(changed)}; "
             "remove that folder to encode again, or choose another --cache-dir"
         )
+
+
+def _sum_of(path: Path) -> Path:
+    """Where the SHA-256 of a shard's rows stands; written before the shard."""
+    return path.with_suffix(".sha256")
 
 
 def _write_npy(path: Path, array: np.ndarray) -> None:
@@ -299,6 +309,8 @@ def _open_npy(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}); remove it, and it will be encoded again") from error
-    if array.dtype != dtype or array.shape != (count,):
+    stated = _sum_of(path)  # caches of earlier versions have none
+    damaged = stated.is_file() and stated.read_text(errors="replace") != hashlib.sha256(array.tobytes()).hexdigest()
+    if damaged or array.dtype != dtype or array.shape != (count,):
         raise DataError(f"{path} is not what was kept there; remove it, and it will be encoded again")
     return array

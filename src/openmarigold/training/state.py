@@ -3,8 +3,8 @@
 
 A new folder appears in one rename before older ones go, so whenever a run is killed, or the disk is full, a whole one
 is there. `state.json` says which recipe, inputs (hashes of the base checkpoint and the data) and step it is,
-`tensors.safetensors` holds weights, their moving average and the optimizer's moments. No loader or generator state:
-batches are functions of the step (docs/architecture.md).
+`tensors.safetensors` holds weights, their moving average and the optimizer's moments, and `SHA256SUMS` the hashes of
+both. No loader or generator state: batches are functions of the step (docs/architecture.md).
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
-from openmarigold.errors import CheckpointError, RecipeError, one_line
+from openmarigold.errors import CheckpointError, OutputError, RecipeError, one_line
 from openmarigold.files import atomic_directory
+from openmarigold.integrity import check_sums, write_sums
 from openmarigold.tensors import save_tensors
 from openmarigold.training.recipe import parse_recipe, to_table
 
@@ -37,9 +38,37 @@ _SEPARATOR = "/"  # names of weights have dots
 
 
 def latest_state(states_dir: Path) -> Path | None:
-    """The newest whole state below `states_dir`; None if there is none."""
+    """The newest state below `states_dir`; None if there is none."""
     found = sorted(states_dir.glob("step-*"))
     return found[-1] if found else None
+
+
+def set_damaged_aside(states_dir: Path) -> None:
+    """Makes the newest intact state the latest one, by renaming newer ones whose bytes are not those that were written.
+
+    A damaged state goes with the next one that is written. Without an intact one all stay.
+
+    Raises:
+        CheckpointError: no state is intact.
+        OutputError: a damaged one cannot be renamed.
+    """
+    damaged: list[tuple[Path, CheckpointError]] = []
+    for state in sorted(states_dir.glob("step-*"), reverse=True):
+        try:
+            check_sums(state)
+        except CheckpointError as error:
+            damaged.append((state, error))
+            continue
+        for other, error in damaged:
+            LOGGER.warning("%s is damaged (%s); going on from %s", other, one_line(error), state.name)
+            try:
+                other.rename(other.with_name(f"damaged-{other.name}"))
+            except OSError as problem:
+                raise OutputError(f"cannot rename {other}: {problem.strerror}; remove it") from problem
+        return
+    if damaged:
+        state, error = damaged[0]
+        raise _damaged(state, error) from error
 
 
 @dataclass(frozen=True)
@@ -124,6 +153,7 @@ class StateWriter:
         with atomic_directory(current) as folder:
             save_tensors(state.tensors, folder / "tensors.safetensors")
             (folder / "state.json").write_text(json.dumps(state.described, indent=2), encoding="utf-8")
+            write_sums(folder)
         kept = sorted(self._states_dir.glob("step-*"))[-self._keep :]
         for other in self._states_dir.iterdir():  # older states, and what a killed run left half-written
             if other not in kept:
@@ -163,7 +193,8 @@ def load_state(
     """
     described = _described(state)
     kept = described["inputs"]
-    changed = [name for name, value in inputs.items() if name != "processes" and kept.get(name) != value]
+    # States of earlier versions know fewer inputs.
+    changed = [name for name, value in inputs.items() if name != "processes" and kept.get(name, value) != value]
     if changed:
         raise CheckpointError(
             f"{state} was trained from something else ({', '.join(changed)} changed since); "

@@ -105,7 +105,8 @@ class Trainer:
         self._stepper = optimizer
         self._optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
         self._average = _start_average(self._network) if config.ema_decay else {}
-        self._inputs = {**task.inputs, "processes": str(accelerator.num_processes)}
+        processes = str(accelerator.num_processes)
+        self._inputs = {**task.inputs, "the data's bytes": task.mixture.sha256, "processes": processes}
 
     @property
     def _is_distributed(self) -> bool:

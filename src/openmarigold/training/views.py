@@ -87,6 +87,11 @@ class Mixture:
         """Changes when the data is made again or another source comes first."""
         return " ".join(f"{source.name}:{source.contents}" for source in self.sources)
 
+    @property
+    def sha256(self) -> str:
+        """Changes with any byte of the data."""
+        return " ".join(f"{source.name}:{source.sha256}" for source in self.sources)
+
     def check_batch(self, samples: int) -> None:
         """Passes if every source has enough views for a micro-batch of so many samples.
 

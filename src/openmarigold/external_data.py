@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which other files an ONNX file reads its weights from, and what it says of itself.
+
+ONNX files are protocol buffers. Only the messages that may hold tensors are read, without the package `onnx`.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from openmarigold.errors import CheckpointError
+
+# Message -> number of a field -> its message, for all that may hold tensors. Names as in onnx.proto.
+_MESSAGES: dict[str, dict[int, str]] = {
+    "ModelProto": {7: "GraphProto", 14: "metadata", 20: "TrainingInfoProto", 25: "FunctionProto"},
+    "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
+    "FunctionProto": {7: "NodeProto", 11: "AttributeProto"},
+    "GraphProto": {1: "NodeProto", 5: "TensorProto", 15: "SparseTensorProto"},
+    "NodeProto": {5: "AttributeProto"},
+    "AttributeProto": {
+        5: "TensorProto",
+        6: "GraphProto",
+        10: "TensorProto",
+        11: "GraphProto",
+        22: "SparseTensorProto",
+        23: "SparseTensorProto",
+    },
+    "SparseTensorProto": {1: "TensorProto", 2: "TensorProto"},
+    "TensorProto": {13: "external_data"},
+}
+_LENGTH_OF = {1: 8, 5: 4}  # wire types of fixed size: 64 and 32 bits
+_MAX_VARINT_BYTES = 10
+
+
+@dataclass
+class OnnxFacts:
+    """What an ONNX file says: the other files that its weights are read from, and texts about itself."""
+
+    external_files: list[Path] = field(default_factory=list)
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def read_onnx_facts(path: Path) -> OnnxFacts:
+    """The files that an ONNX file reads its weights from, sorted, and its metadata.
+
+    Raises:
+        CheckpointError: no ONNX file, or weights that are not in a file next to it, or in one that is cut.
+        OSError: it cannot be read.
+    """
+    status = path.stat()
+    return _read(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=32)
+def _read(path: Path, size: int, _mtime_ns: int) -> OnnxFacts:
+    facts = OnnxFacts()
+    ends: dict[str, int] = {}
+    if size:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            try:
+                for kind, entries in _entries(content):
+                    if kind == "metadata":
+                        facts.metadata.update(entries)
+                    elif entries:
+                        values = dict(entries)
+                        end = int(values.get("offset", 0)) + int(values.get("length", 0))
+                        for key, location in entries:
+                            if key == "location":
+                                ends[location] = max(ends.get(location, 0), end)
+            except (ValueError, IndexError) as error:
+                raise CheckpointError(f"{path} is not a whole ONNX file; get the checkpoint again") from error
+    for location, end in sorted(ends.items()):
+        facts.external_files.append(_checked(path, location, end))
+    return facts
+
+
+def _checked(path: Path, location: str, end: int) -> Path:
+    """The file of weights that `path` names, which must be next to it and have at least `end` bytes."""
+    if Path(location).name != location or "\\" in location or location in ("", ".", "..", path.name):
+        raise CheckpointError(
+            f"{path} reads weights from {location!r}; accepted are files in its own folder, so that what is loaded can "
+            "be hashed: export the network again"
+        )
+    beside = path.parent / location
+    if not beside.is_file():
+        raise CheckpointError(f"{beside} is missing, from which {path.name} reads weights; get the checkpoint again")
+    if beside.stat().st_size < end:
+        raise CheckpointError(
+            f"{beside} is truncated ({beside.stat().st_size} of {end} bytes at least); get the checkpoint again"
+        )
+    return beside
+
+
+def _entries(content: mmap.mmap) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Yields ("metadata", its key and value) and, for each tensor, ("TensorProto", the
+    keys and values of its external data).
+
+    Raises:
+        ValueError, IndexError: not a protocol buffer.
+    """
+    messages = [("ModelProto", 0, len(content))]
+    while messages:
+        kind, start, end = messages.pop()
+        known = _MESSAGES[kind]
+        external = []
+        for number, begin, stop in _fields(content, start, end):
+            inner = known.get(number)
+            if inner == "metadata":
+                yield inner, [_key_and_value(content, begin, stop)]
+            elif inner == "external_data":
+                external.append(_key_and_value(content, begin, stop))
+            elif inner is not None and content.find(b"location", begin, stop) >= 0:  # the key that none can do without
+                messages.append((inner, begin, stop))
+        if kind == "TensorProto":
+            yield kind, external
+
+
+def _key_and_value(content: mmap.mmap, start: int, end: int) -> tuple[str, str]:
+    texts = {1: "", 2: ""}
+    for number, begin, stop in _fields(content, start, end):
+        texts[number] = content[begin:stop].decode()
+    return texts[1], texts[2]
+
+
+def _fields(content: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yields (number, start, end) of the fields of a message that have a length, and passes over the others."""
+    position = start
+    while position < end:
+        tag, position = _varint(content, position)
+        kind = tag & 7
+        if kind == 0:
+            _, position = _varint(content, position)
+        elif kind == 2:
+            length, position = _varint(content, position)
+            if position + length > end:
+                raise ValueError("a field is longer than its message")
+            yield tag >> 3, position, position + length
+            position += length
+        elif kind in _LENGTH_OF:
+            position += _LENGTH_OF[kind]
+        else:
+            raise ValueError(f"wire type {kind}")
+    if position != end:
+        raise ValueError("a field is longer than its message")
+
+
+def _varint(content: mmap.mmap, position: int) -> tuple[int, int]:
+    value = content[position]
+    if value < 128:
+        return value, position + 1
+    value &= 127
+    for place in range(1, _MAX_VARINT_BYTES):
+        byte = content[position + place]
+        value |= (byte & 127) << 7 * place
+        if byte < 128:
+            return value, position + place + 1
+    raise ValueError("a number of more than 64 bits")

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Switches that keep the libraries we use from reporting to their makers and from writing to the home folder.
+
+ONNX Runtime reports from the moment it is imported, OpenVINO too. The Hugging Face libraries add what they run on to
+their requests. Their switches are set when this package is imported, so that every import of theirs finds them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from openmarigold import process
+
+_SWITCHES = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+
+def switch_off_reports() -> None:
+    """Sets the libraries' own switches, in this process and in those it starts; a value that is set already stays."""
+    for name, value in _SWITCHES.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def openvino_without_reports() -> Iterator[None]:
+    """Hides the package `openvino_telemetry` while OpenVINO is imported inside, which then reports nothing.
+
+    Its only other switch is a file in the home folder. When it is imported it would send an event and write an id.
+    """
+    name = "openvino_telemetry"
+    imported = {key: module for key, module in sys.modules.items() if key.partition(".")[0] == name}
+    for key in imported:
+        del sys.modules[key]
+    sys.modules[name] = None  # type: ignore[assignment]  # what makes Python's import say that it is missing
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        sys.modules.update(imported)
+
+
+@contextmanager
+def matplotlib_without_folder() -> Iterator[None]:
+    """Gives matplotlib a temporary folder for its settings while it is imported inside, in our own process only.
+
+    Otherwise it would make one in the home folder. Who imports us as a library keeps the usual one.
+    """
+    if not process.is_claimed() or "MPLCONFIGDIR" in os.environ or "matplotlib" in sys.modules:
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MPLCONFIGDIR"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["MPLCONFIGDIR"]

@@ -231,7 +231,8 @@ def _no_weights(repository: Repository, prefix: str, stem: str, variant: str | N
             else f"download it and convert each in its folder: {conversion_command(pickles[0])}"
         )
         return CheckpointError(
-            f"{where} has its weights only as a pickle ({pickles[0]}), which may run code and is never loaded; {instead}"
+            f"{where} has its weights only as a pickle ({pickles[0]}), which may run code, so it is never loaded; "
+            f"{instead}"
         )
     return CheckpointError(f"{where} has no weights; a checkpoint in diffusers layout holds them in unet/ and vae/")
 

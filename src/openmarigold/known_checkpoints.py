@@ -29,7 +29,7 @@ class Kind:
 
     predicts: str
     supported: bool = False
-    advice: str = "only depth checkpoints are supported, such as prs-eth/marigold-depth-v1-1"
+    advice: str = "use a depth checkpoint in Marigold's layout, such as prs-eth/marigold-depth-v1-1"
 
 
 KINDS: Mapping[str, Kind] = {
@@ -38,8 +38,7 @@ KINDS: Mapping[str, Kind] = {
     "intrinsics": Kind(predicts="intrinsic images (albedo, material or shading)"),
     "generator": Kind(
         predicts="images from a text, not depth",
-        advice="it can be the `base` of a training recipe; to predict, use a depth checkpoint such as "
-        "prs-eth/marigold-depth-v1-1",
+        advice="it can be the `base` of a training recipe; to predict, use prs-eth/marigold-depth-v1-1",
     ),
     "lotus": Kind(predicts="depth or normals with a network of another design (Lotus)"),
     "geowizard": Kind(predicts="depth and normals together with an image encoder (GeoWizard)"),
@@ -197,7 +196,7 @@ def _warn_of_unknown_kind(name: str) -> None:
 
 
 def _refusal(name: str, kind: str) -> str:
-    return f"{name} predicts {KINDS[kind].predicts}; {KINDS[kind].advice}"
+    return f"{name} predicts {KINDS[kind].predicts}, which is not supported; {KINDS[kind].advice}"
 
 
 def _takes_a_photo(unet_config: Mapping[str, Any]) -> bool:

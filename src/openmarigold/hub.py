@@ -22,7 +22,7 @@ from typing import Any
 
 from openmarigold.errors import CheckpointError, MissingExtraError
 from openmarigold.files import write_atomically
-from openmarigold.hub_download import fetch_blob, in_units, partial_path, sha256_of, size_of
+from openmarigold.hub_download import fetch_blob, git_hash_of, in_units, partial_path, sha256_of, size_of
 from openmarigold.hub_messages import explained, is_absent, not_downloaded
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -161,29 +161,43 @@ def keep_revision(repository: Repository) -> None:
             write_atomically(path, lambda temporary: temporary.write_text(repository.commit, encoding="utf-8"))
 
 
-def remove_damaged(repository: Repository, names: Iterable[str]) -> list[str]:
+def remove_damaged(repository: Repository) -> list[str]:
     """Removes files whose bytes are not those that the hub states, so that they are fetched again; gives their names.
 
     Raises:
         CheckpointError: one cannot be removed.
     """
     removed = []
-    for name in names:
+    for name, file in repository.files.items():
         path = repository.path(name)
-        stated = stated_sha256(path) or repository.files[name].sha256
-        if path.is_file() and stated is not None and sha256_of(path) != stated:
-            blob = path.resolve()
+        if path.is_file() and _is_damaged(path, file):
             try:
-                path.unlink()
-                if blob != path:
-                    blob.unlink(missing_ok=True)
-                    _blob(repository, HubFile(0, stated)).unlink(missing_ok=True)  # a link to one that others share
+                # The link of the cache, the file that it names, and what that links to where others share it.
+                for damaged in (path, *_links(path)):
+                    damaged.unlink(missing_ok=True)
             except OSError as error:
                 raise CheckpointError(
                     f"{error.filename} is damaged and cannot be removed ({error.strerror}); check its permissions"
                 ) from error
             removed.append(name)
     return removed
+
+
+def _is_damaged(path: Path, file: HubFile) -> bool:
+    stated = stated_sha256(path) or file.sha256
+    if stated is not None:
+        return sha256_of(path) != stated
+    name = os.path.basename(os.readlink(path)) if path.is_symlink() else ""
+    return _COMMIT.fullmatch(name) is not None and git_hash_of(path) != name
+
+
+def _links(path: Path) -> list[Path]:
+    """What a path links to, one after the other."""
+    links = []
+    while path.is_symlink():
+        path = path.parent / os.readlink(path)
+        links.append(path)
+    return links
 
 
 def stated_sha256(path: Path) -> str | None:

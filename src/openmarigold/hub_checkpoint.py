@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError
-from openmarigold.hub import Repository, fetch, find_repository, keep_revision
+from openmarigold.hub import Repository, fetch, find_repository, keep_revision, remove_damaged
 from openmarigold.known_checkpoints import KNOWN, check_kind, check_known
 from openmarigold.weight_files import (
     NETWORK_FILES,
@@ -30,9 +31,19 @@ _SMALL_FILES = (_INDEX, "scheduler/*.json", "unet/config.json", "vae/config.json
 _NOT_REQUIRED = ("README.md", "LICEN[SC]E*")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
+_log = logging.getLogger(__name__)
 
-def open_checkpoint(hub_id: str, *, revision: str | None = None, local_files_only: bool = False) -> Repository:
+
+def open_checkpoint(
+    hub_id: str, *, revision: str | None = None, local_files_only: bool = False, fetch_again: bool = False
+) -> Repository:
     """The repository of a depth checkpoint, with its small files here; decided from these alone.
+
+    Args:
+        hub_id: its id.
+        revision: branch, tag or commit.
+        local_files_only: take it as it was downloaded before.
+        fetch_again: remove damaged files of an earlier download, so that they are downloaded again.
 
     Raises:
         CheckpointError: it is not a depth checkpoint in a known layout, or cannot be had.
@@ -40,6 +51,11 @@ def open_checkpoint(hub_id: str, *, revision: str | None = None, local_files_onl
     """
     check_known(hub_id)
     repository = find_repository(hub_id, revision=revision, local_files_only=local_files_only)
+    if fetch_again:
+        if repository.offline is not None:
+            raise CheckpointError(f"damaged files of {hub_id} cannot be downloaded again: {repository.offline}")
+        for name in remove_damaged(repository):
+            _log.warning("%s was damaged and is downloaded again", repository.path(name))
     if _INDEX not in repository.files:
         some = ", ".join(sorted(repository.files)[:4]) or "nothing"
         raise CheckpointError(

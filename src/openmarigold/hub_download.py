@@ -19,9 +19,10 @@ from typing import Any
 
 from openmarigold.errors import CheckpointError, one_line
 
-_BLOCK_BYTES, _HASH_BYTES = 1 << 18, 1 << 20
+_BLOCK_BYTES, _HASH_BYTES = 1 << 16, 1 << 20
 _MAX_STALLS = 5  # tries in a row that bring nothing
 _MAX_WAIT_S = 8.0
+_TIMED_OUT, _NO_SUCH_RANGE = 408, 416  # HTTP statuses; the second where a file is shorter than stated
 _PROGRESS_EVERY_S, _PROGRESS_SHARE = 2.0, 0.1
 
 _log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def fetch_blob(library: Any, url: str, blob: Path, *, size: int, sha256: str, lo
             problem = _try(library, url, partial, progress)
             stalls = 0 if size_of(partial) > before else stalls + 1
             if size_of(partial) < size and (stalls > _MAX_STALLS or _is_final(problem)):
-                if hasattr(problem, "response"):
+                if _status(problem) not in (None, _NO_SUCH_RANGE):
                     raise problem
                 raise CheckpointError(
                     f"the download of {title} stopped at {in_units(size_of(partial))} of {in_units(size)} "
@@ -91,6 +92,12 @@ def sha256_of(path: Path) -> str:
         while block := file.read(_HASH_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def git_hash_of(path: Path) -> str:
+    """The hash that Git, and so the hub's cache, names a small file by."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def in_units(size: int) -> str:
@@ -146,7 +153,7 @@ def _stream(library: Any, url: str, headers: dict[str, str]) -> Iterator[tuple[A
     timeout = float(library.constants.HF_HUB_DOWNLOAD_TIMEOUT)
     if callable(getattr(session, "stream", None)):
         with session.stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as response:
-            yield response, response.iter_raw(_BLOCK_BYTES)
+            yield response, response.iter_raw()
     else:
         with session.get(url, headers=headers, timeout=timeout, stream=True) as response:
             yield response, response.iter_content(_BLOCK_BYTES)
@@ -154,8 +161,13 @@ def _stream(library: Any, url: str, headers: dict[str, str]) -> Iterator[tuple[A
 
 def _is_final(error: Exception) -> bool:
     """Whether trying again cannot help: the hub has answered, and it is none of its passing faults."""
+    status = _status(error)
+    return status is not None and 400 <= status < 500 and status != _TIMED_OUT
+
+
+def _status(error: Exception) -> int | None:
     status = getattr(getattr(error, "response", None), "status_code", None)
-    return isinstance(status, int) and 400 <= status < 500 and status not in (408, 416)
+    return status if isinstance(status, int) else None
 
 
 def _progress(title: str, size: int) -> Callable[[int], None]:

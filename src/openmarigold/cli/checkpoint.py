@@ -100,11 +100,9 @@ def run_checkpoint(command: CheckpointCommand) -> int:
     from openmarigold.checkpoint import read_checkpoint, read_repository
 
     action, source = command.action, command.action.source
-    repository = _repository(source)
+    repository = _repository(source, fetch_again=isinstance(action, Verify) and action.fetch_again)
     if isinstance(action, Info):
         return _info(action, repository)
-    if isinstance(action, Verify) and action.fetch_again:
-        _remove_damaged(source, repository)
     if repository is None:
         found = read_checkpoint(
             source.checkpoint,
@@ -119,29 +117,21 @@ def run_checkpoint(command: CheckpointCommand) -> int:
     return _export(action, found) if isinstance(action, ExportCheckpoint) else _verify(action, found, repository)
 
 
-def _repository(source: Source) -> Repository | None:
+def _repository(source: Source, *, fetch_again: bool) -> Repository | None:
     """The repository of a hub id, its small files here; None of a folder and the embedded model."""
     from openmarigold.hub import as_hub_id
     from openmarigold.hub_checkpoint import open_checkpoint
 
     hub_id = None if source.checkpoint is None else as_hub_id(source.checkpoint)
-    if hub_id is None:
-        return None
-    return open_checkpoint(hub_id, revision=source.revision, local_files_only=source.local_files_only)
-
-
-def _remove_damaged(source: Source, repository: Repository | None) -> None:
-    from openmarigold.hub import remove_damaged
-    from openmarigold.hub_checkpoint import needed_files
-
-    if repository is None:
-        raise InvalidValueError(
-            "fetch_again is for checkpoints of the hub, and this one is a folder; get the damaged files from its source"
+    if hub_id is not None:
+        return open_checkpoint(
+            hub_id, revision=source.revision, local_files_only=source.local_files_only, fetch_again=fetch_again
         )
-    if repository.offline is not None:
-        raise InvalidValueError(f"fetch_again needs the network, which is not used: {repository.offline}")
-    for name in remove_damaged(repository, needed_files(repository, source.variant)):
-        print(f"again   {repository.path(name)} was damaged and is downloaded again")
+    if fetch_again:
+        raise InvalidValueError(
+            "fetch_again is for checkpoints of the hub, and this one is a folder; get its damaged files from their source"
+        )
+    return None
 
 
 def _info(action: Info, repository: Repository | None) -> int:

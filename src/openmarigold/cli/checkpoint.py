@@ -129,7 +129,7 @@ def _repository(source: Source, *, fetch_again: bool) -> Repository | None:
         )
     if fetch_again:
         raise InvalidValueError(
-            "fetch_again is for checkpoints of the hub, and this one is a folder; get its damaged files from their source"
+            "fetch_again is for checkpoints of the hub, and this one is a folder: get it from its source again"
         )
     return None
 

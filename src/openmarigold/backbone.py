@@ -27,12 +27,13 @@ with hidden("transformers"):  # which diffusers imports with its networks, which
     from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-from openmarigold.checkpoint import EMBEDDING_FILE, PIPELINE_CLASSES, Checkpoint
+from openmarigold.checkpoint import EMBEDDING_FILE, Checkpoint
 from openmarigold.config import Dtype
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, OutputError, one_line
 from openmarigold.files import atomic_directory
 from openmarigold.integrity import write_sums
+from openmarigold.known_checkpoints import PIPELINE_CLASSES
 from openmarigold.prompt import (
     copy_text_encoder,
     load_empty_prompt_embedding,
@@ -257,6 +258,7 @@ def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: Dt
     if source.default_final_step == "clean" and schedule.sampler == "ddim":
         schedule = replace(schedule, set_alpha_to_one=True)
     index = {key: value for key, value in source.index.items() if not isinstance(value, list)}
+    index.pop("requires_safety_checker", None)  # of an image generator's pipeline
     index |= {
         "_class_name": PIPELINE_CLASSES[0],
         "prediction_type": "depth",

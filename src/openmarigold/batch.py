@@ -21,7 +21,14 @@ import numpy as np
 from jaxtyping import UInt8
 
 from openmarigold import __version__
-from openmarigold.checkpoint import Checkpoint, loaded_variant, read_checkpoint, read_tiny_vae, resolve_settings
+from openmarigold.checkpoint import (
+    Checkpoint,
+    TinyVae,
+    loaded_variant,
+    read_checkpoint,
+    read_tiny_vae,
+    resolve_settings,
+)
 from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import InvalidValueError, OpenMarigoldError, OutputError
 from openmarigold.export import check_output, result_paths, write_prediction
@@ -192,6 +199,10 @@ class _Run:
         )
 
     @cached_property
+    def tiny_vae(self) -> TinyVae | None:
+        return read_tiny_vae(self.config, self.checkpoint)
+
+    @cached_property
     def request(self) -> dict[str, Any]:
         """Every setting that shapes the results; those left to the checkpoint have its defaults."""
         resolved = resolve_settings(self.config, self.checkpoint)
@@ -203,16 +214,15 @@ class _Run:
             **{name: getattr(resolved, name) for name in names},
             "variant": loaded_variant(self.checkpoint),
             "colour_map": self.output.colour_map,
-            **self._tiny_vae,
+            **self._tiny_vae_settings,
         }
 
     @cached_property
-    def _tiny_vae(self) -> dict[str, str]:
+    def _tiny_vae_settings(self) -> dict[str, str]:
         """What a small autoencoder changes in the results, if there is one."""
-        tiny_vae = read_tiny_vae(self.config, self.checkpoint)
-        if tiny_vae is None:
+        if self.tiny_vae is None:
             return {}
-        return {"tiny_vae_sha256": tiny_vae_sha256(tiny_vae), "tiny_vae_for": tiny_vae.used_for}
+        return {"tiny_vae_sha256": tiny_vae_sha256(self.tiny_vae), "tiny_vae_for": self.tiny_vae.used_for}
 
     def predict_all(self, photos: Mapping[str, Path]) -> Iterator[tuple[Path, tuple[str | None, str | None]]]:
         """Yields each photo with its error and a note, if any, in order.
@@ -330,7 +340,7 @@ class _Run:
     def _load(self) -> Predictor:
         if self._predictor is None:
             started = time.perf_counter()
-            self._predictor = Predictor.from_config(self.config)
+            self._predictor = Predictor.from_config(self.config, found=self.checkpoint, tiny_vae=self.tiny_vae)
             self.outcome.load_s = time.perf_counter() - started
             self.outcome.engine = self._predictor.engine.name
         return self._predictor

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
-from openmarigold import hub
+from openmarigold import hub, hub_checkpoint
 from openmarigold.config import (
     MAX_INFERENCE_STEPS,
     ConvertedFormat,
@@ -34,28 +34,25 @@ from openmarigold.config import (
 )
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, InvalidValueError, one_line
+from openmarigold.known_checkpoints import Known, check_kind
 from openmarigold.weight_files import (
     EMBEDDING_FILE,
     GRAPH_FILES,
     NETWORK_FILES,
-    NETWORK_STEM,
-    NETWORKS,
     TEXT_ENCODER_STEM,
+    check_not_a_pointer,
     check_safetensors_file,
     converted_files,
     fingerprint,
     has_graphs,
-    has_weights,
     read_json,
     readable,
     safetensors_metadata,
     weight_files,
-    weight_patterns,
 )
 
 EMBEDDED_DIR = Path(__file__).parent / "weights" / "marigold-nano"
 TITLES = {"onnx": "ONNX", "openvino": "OpenVINO"}
-PIPELINE_CLASSES = ("MarigoldDepthPipeline", "MarigoldPipeline")
 FALLBACK_PROCESSING_RESOLUTION = 768
 FALLBACK_INFERENCE_STEPS = {"trailing": 4, "leading": 10, "lcm": 1}
 # (scale_invariant, shift_invariant) of model_index.json
@@ -66,6 +63,9 @@ INVARIANCE_OF: dict[tuple[bool, bool], Invariance] = {
 }
 
 _log = logging.getLogger(__name__)
+
+
+_CACHED_EMBEDDING = "empty-prompt-"  # how the names of the embeddings in the user's cache begin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +182,13 @@ def read_checkpoint(
     """
     try:
         with readable():
-            directory, name = _locate(checkpoint, variant=variant, revision=revision, local_files_only=local_files_only)
+            hub_id = None if checkpoint is None else hub.as_hub_id(Path(checkpoint))
+            if hub_id is not None:
+                repository = hub_checkpoint.open_checkpoint(
+                    hub_id, revision=revision, local_files_only=local_files_only
+                )
+                return read_repository(repository, variant=variant)
+            directory, name = _locate(checkpoint, revision=revision, local_files_only=local_files_only)
             return _read(directory, name, variant=variant)
     except (TypeError, KeyError, IndexError, RecursionError) as error:  # JSON of another shape than anybody writes
         raise CheckpointError(
@@ -203,8 +209,7 @@ def read_tiny_vae(config: PredictConfig, checkpoint: Checkpoint) -> TinyVae | No
     hub_id = hub.as_hub_id(given)
     directory = given
     if hub_id is not None:
-        patterns = ["config.json", *weight_patterns(NETWORK_STEM, None)]
-        directory = hub.download(hub_id, patterns, local_files_only=config.local_files_only)
+        directory = hub_checkpoint.fetch_network(hub_id, local_files_only=config.local_files_only)
     elif not given.is_dir():
         raise CheckpointError(
             f"tiny_vae {given} is not a folder; give one with config.json and safetensors weights of an "
@@ -229,19 +234,57 @@ def read_tiny_vae(config: PredictConfig, checkpoint: Checkpoint) -> TinyVae | No
     return TinyVae(directory=directory, name=name, variant=variant, used_for=config.tiny_vae_for)
 
 
-def _read(directory: Path, name: str, *, variant: str | None) -> Checkpoint:
+def read_repository(repository: hub.Repository, *, variant: str | None = None) -> Checkpoint:
+    """The checkpoint of a repository, as `hub_checkpoint.open_checkpoint` gives it, downloaded where need be.
+
+    Raises:
+        CheckpointError: a file cannot be had or is damaged.
+    """
+
+    def is_embedding_known(folder: Path | None) -> bool:
+        if folder is None:
+            return any(user_cache_dir().glob(f"{_CACHED_EMBEDDING}*"))
+        return cached_embedding_path(folder, variant=variant).is_file()
+
+    directory = hub_checkpoint.fetch_checkpoint(repository, variant=variant, is_embedding_known=is_embedding_known)
+    try:
+        return _read(directory, repository.hub_id, variant=variant)
+    except CheckpointError as error:
+        again = f"openmarigold checkpoint verify {repository.hub_id} --fetch-again"
+        raise CheckpointError(str(error).replace("get the checkpoint again", f"get it again: {again}")) from error
+
+
+def read_outline(repository: hub.Repository, *, variant: str | None = None) -> Checkpoint:
+    """The checkpoint of a repository as its small files describe it; its weights need not be there.
+
+    Raises:
+        CheckpointError: one of the small files is damaged.
+    """
+    with readable():
+        return _read(repository.folder, repository.hub_id, variant=variant, outline=repository)
+
+
+def _read(directory: Path, name: str, *, variant: str | None, outline: hub.Repository | None = None) -> Checkpoint:
     index_path = directory / "model_index.json"
     index = read_json(index_path)
-    invariance = _check_kind(index, index_path)
-    scheduler_path = directory / "scheduler" / "scheduler_config.json"
-    scheduler_config = read_json(scheduler_path)
+    scheduler_path, unet_path = directory / "scheduler" / "scheduler_config.json", directory / "unet" / "config.json"
+    scheduler_config, unet_config = read_json(scheduler_path), read_json(unet_path) if unet_path.is_file() else None
+    known = check_kind(index, index_path, name=name, scheduler=scheduler_config, unet=unet_config)
+    invariance = _invariance(index, index_path)
     try:
         schedule = NoiseSchedule.from_config(scheduler_config)
     except CheckpointError as error:
         raise CheckpointError(f"{scheduler_path}: {error}") from error
+    if known is not None and known.timestep_spacing is not None:
+        schedule = replace(schedule, timestep_spacing=known.timestep_spacing)
 
-    weights = _kind_of_weights(directory)
-    if weights != "safetensors":
+    weights = _kind_of_weights(directory if outline is None else outline.files)
+    if outline is not None and weights == "safetensors":
+        configs = {part: read_json(directory / part / "config.json") for part in ("vae", "unet")}
+        channels = _channels_of(directory, configs)
+    elif weights != "safetensors" and outline is not None:
+        channels = _integer(index, "latent_channels", None, least=1)
+    elif weights != "safetensors":
         if variant is not None:
             raise CheckpointError(
                 f"{directory} holds {TITLES[weights]} networks, which have no variant {variant!r}; leave it out"
@@ -250,7 +293,9 @@ def _read(directory: Path, name: str, *, variant: str | None) -> Checkpoint:
     else:
         channels = _check_safetensors(directory, variant)
     try:
-        fallback = FALLBACK_INFERENCE_STEPS["lcm" if schedule.sampler == "lcm" else schedule.timestep_spacing]
+        fallback = (known.num_inference_steps if known is not None else None) or FALLBACK_INFERENCE_STEPS[
+            "lcm" if schedule.sampler == "lcm" else schedule.timestep_spacing
+        ]
         steps = _integer(index, "default_denoising_steps", fallback)
         if not 1 <= steps <= MAX_INFERENCE_STEPS:
             raise InvalidValueError(f"default_denoising_steps is {steps}; 1 to {MAX_INFERENCE_STEPS} is needed")
@@ -260,7 +305,7 @@ def _read(directory: Path, name: str, *, variant: str | None) -> Checkpoint:
             raise InvalidValueError(f"default_denoising_steps is {steps}: {error}") from error
         resolution = _integer(index, "default_processing_resolution", FALLBACK_PROCESSING_RESOLUTION)
         final_step = index.get("default_final_step") or "reference"
-        start_noise = index.get("start_noise") or _inferred_start_noise(index, schedule, steps)
+        start_noise = index.get("start_noise") or _start_noise(known, index, schedule, steps)
         check_processing_resolution(resolution)
         check_final_step(final_step)
         check_start_noise(start_noise)
@@ -364,7 +409,7 @@ def cached_embedding_path(directory: Path, *, variant: str | None = None) -> Pat
     been downloaded.
     """
     digest = fingerprint(weight_files(directory / "unet", variant=variant)[1])
-    return user_cache_dir() / f"empty-prompt-{digest[:32]}{f'-{variant}' if variant else ''}.safetensors"
+    return user_cache_dir() / f"{_CACHED_EMBEDDING}{digest[:32]}{f'-{variant}' if variant else ''}.safetensors"
 
 
 def stored_embedding_path(directory: Path, *, variant: str | None = None) -> Path:
@@ -384,10 +429,8 @@ def stored_embedding_path(directory: Path, *, variant: str | None = None) -> Pat
     return named if made_here and text_encoder_files(directory, variant) else plain
 
 
-def _locate(
-    checkpoint: Path | None, *, variant: str | None, revision: str | None, local_files_only: bool
-) -> tuple[Path, str]:
-    """Folder and name of a checkpoint argument."""
+def _locate(checkpoint: Path | None, *, revision: str | None, local_files_only: bool) -> tuple[Path, str]:
+    """Folder and name of a checkpoint argument that is not a hub id."""
     given = tuple(name for name, value in (("revision", revision), ("local_files_only", local_files_only)) if value)
     if checkpoint is None:
         _warn_of_unused(given, "the embedded model")
@@ -395,22 +438,6 @@ def _locate(
             raise CheckpointError("the embedded model is missing from this installation; install openmarigold again")
         return EMBEDDED_DIR, EMBEDDED_DIR.name
     directory = Path(checkpoint)
-    hub_id = hub.as_hub_id(directory)
-    if hub_id is not None:
-        settings: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
-        directory = hub.download(hub_id, _network_patterns(variant), **settings)
-        if _kind_of_weights(directory) != "safetensors":
-            return directory, hub_id
-        if variant is None and not all(has_weights(directory / name) for name in ("unet", "vae")):
-            hub.download(hub_id, _network_patterns("fp16"), **settings)
-        # The text encoder (1.4 GB) only where the embedding that it makes is not known yet.
-        known = stored_embedding_path(directory, variant=variant).is_file()
-        if not known and not cached_embedding_path(directory, variant=variant).is_file():
-            for candidate in dict.fromkeys((variant, None, "fp16")):
-                hub.download(hub_id, _text_encoder_patterns(candidate), **settings)
-                if has_weights(directory / "text_encoder", stem=TEXT_ENCODER_STEM):
-                    break
-        return directory, hub_id
     if not directory.is_dir():
         raise CheckpointError(
             f"checkpoint {directory} is not a folder; give a downloaded folder with model_index.json, the id "
@@ -431,27 +458,7 @@ def _warn_of_unused(settings: tuple[str, ...], what: str) -> None:
         )
 
 
-def _network_patterns(variant: str | None) -> list[str]:
-    weights = [f"{name}/{pattern}" for name in ("unet", "vae") for pattern in weight_patterns(NETWORK_STEM, variant)]
-    configs = ["model_index.json", "scheduler/*.json", "unet/config.json", "vae/config.json"]
-    converted = [f"{name}/model.{end}" for name in NETWORKS for end in ("onnx", "onnx.data", "xml", "bin")]
-    return [*configs, *weights, *converted, *GRAPH_FILES.values(), EMBEDDING_FILE, "README.md", "LICENSE*"]
-
-
-def _text_encoder_patterns(variant: str | None) -> list[str]:
-    weights = [f"text_encoder/{pattern}" for pattern in weight_patterns(TEXT_ENCODER_STEM, variant)]
-    return ["tokenizer/*", "text_encoder/config.json", *weights]
-
-
-def _check_kind(index: Mapping[str, Any], path: Path) -> Invariance:
-    if index.get("_class_name", PIPELINE_CLASSES[0]) not in PIPELINE_CLASSES:
-        raise CheckpointError(
-            f"{path}: _class_name is {index['_class_name']!r}; accepted is {PIPELINE_CLASSES[0]}, a depth checkpoint"
-        )
-    if (index.get("prediction_type") or "depth") != "depth":
-        raise CheckpointError(
-            f"{path}: prediction_type is {index['prediction_type']!r}; only depth checkpoints are supported"
-        )
+def _invariance(index: Mapping[str, Any], path: Path) -> Invariance:
     for key in ("scale_invariant", "shift_invariant"):
         if not isinstance(index.get(key), (bool, type(None))):
             raise CheckpointError(f"{path}: {key} is {index[key]!r}; true or false is needed")
@@ -464,14 +471,16 @@ def _check_kind(index: Mapping[str, Any], path: Path) -> Invariance:
     return INVARIANCE_OF[invariances[0], invariances[1]]
 
 
-def _inferred_start_noise(index: Mapping[str, Any], schedule: NoiseSchedule, steps: int) -> StartNoise:
-    """What a checkpoint that does not say so (`start_noise`) was trained to start from.
+def _start_noise(known: Known | None, index: Mapping[str, Any], schedule: NoiseSchedule, steps: int) -> StartNoise:
+    """What a checkpoint that does not say so (`start_noise`) was trained to start from: a known fact, else inferred.
 
     Checkpoints fine-tuned end to end (E2E-FT) start from zeros, and their files do not tell. Among published ones they
     are those that ask for one trailing DDIM step without zero terminal SNR: v1-0 is leading and asks for ten, v1-1 has
     zero terminal SNR and asks for four, LCM has its own scheduler. What this package trains states
     `default_final_step` and starts from noise.
     """
+    if known is not None and known.start_noise is not None:
+        return known.start_noise
     end_to_end = (
         schedule.sampler == "ddim"
         and schedule.timestep_spacing == "trailing"
@@ -483,9 +492,10 @@ def _inferred_start_noise(index: Mapping[str, Any], schedule: NoiseSchedule, ste
     return "zeros" if end_to_end else "gaussian"
 
 
-def _kind_of_weights(directory: Path) -> Literal["onnx", "openvino", "safetensors"]:
+def _kind_of_weights(place: Path | Mapping[str, object]) -> Literal["onnx", "openvino", "safetensors"]:
+    """The kind of the networks in a folder, or in a list of files."""
     for kind, files in NETWORK_FILES.items():
-        if any((directory / file).exists() for file in files.values()):
+        if any((place / file).exists() if isinstance(place, Path) else file in place for file in files.values()):
             return kind
     return "safetensors"
 
@@ -498,6 +508,7 @@ def _check_converted(directory: Path, index: Mapping[str, Any], kind: ConvertedF
             raise CheckpointError(f"{path} is missing; an {TITLES[kind]} checkpoint holds {expected}{also}")
         if path.stat().st_size == 0:
             raise CheckpointError(f"{path} is empty; get the checkpoint again")
+        check_not_a_pointer(path)
     try:
         return _integer(index, "latent_channels", None, least=1)
     except InvalidValueError as error:
@@ -526,7 +537,11 @@ def _check_safetensors(directory: Path, variant: str | None) -> int:
         raise CheckpointError(
             f"{embedding} is missing, and so are text_encoder/ and tokenizer/; one of the two is needed"
         )
+    return _channels_of(directory, configs)
 
+
+def _channels_of(directory: Path, configs: Mapping[str, Mapping[str, Any]]) -> int:
+    """The latent's channels, which VAE and U-Net must agree on."""
     vae_path = directory / "vae" / "config.json"
     factor = configs["vae"].get("scaling_factor", 1.0)
     if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < math.inf:

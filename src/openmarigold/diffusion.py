@@ -30,6 +30,8 @@ FINAL_STEPS = ("reference", "clean")
 SAMPLERS = ("ddim", "lcm")
 
 _SCHEDULER_CLASSES = {"DDIMScheduler": "ddim", "LCMScheduler": "lcm"}
+# Training scripts save the scheduler that they add noise with; who predicts reads its file as that of the sampler.
+_READ_AS = {"DDPMScheduler": "DDIMScheduler"}
 _LCM_FIELDS = ("original_inference_steps", "timestep_scaling")
 _MAX_TRAIN_TIMESTEPS = 100_000  # a hundred times what anybody uses; each takes memory
 # What a field whose default is of this type must be.
@@ -131,6 +133,7 @@ class NoiseSchedule:
             CheckpointError: another scheduler class, or a feature or value that is not supported.
         """
         class_name = config.get("_class_name", "DDIMScheduler")
+        class_name = _READ_AS.get(class_name, class_name) if isinstance(class_name, str) else class_name
         if not isinstance(class_name, str) or class_name not in _SCHEDULER_CLASSES:
             raise CheckpointError(
                 f"the scheduler is {class_name}; only {' and '.join(_SCHEDULER_CLASSES)} are supported"

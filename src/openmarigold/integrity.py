@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from openmarigold.checkpoint import Checkpoint, loaded_variant, network_files, stored_embedding_path, text_encoder_files
 from openmarigold.errors import CheckpointError
+from openmarigold.hub import Repository, stated_sha256
 from openmarigold.provenance import checkpoint_sha256, file_sha256
 from openmarigold.weight_files import check_safetensors_file, readable, weight_files
 
@@ -28,8 +29,42 @@ _BF16_EXPONENT = 0x7F80  # all ones: infinite or not a number
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """What `openmarigold checkpoint info` shows, for JSON: kind, scheduler, defaults, parameters, size, hashes."""
-    schedule = checkpoint.schedule
     sums = hash_files(checkpoint)
+    return {
+        **_described_settings(checkpoint),
+        "variant": loaded_variant(checkpoint),
+        "parameters": count_parameters(checkpoint),
+        "bytes": sum((checkpoint.directory / name).stat().st_size for name in sums),
+        "licence": stated_licence(checkpoint),
+        "sha256": checkpoint_sha256(checkpoint),
+        "files": sums,
+    }
+
+
+def describe_outline(checkpoint: Checkpoint, repository: Repository, names: Iterable[str]) -> dict[str, Any]:
+    """The same of a checkpoint on the hub whose weights are not here; what only they tell is None.
+
+    Args:
+        checkpoint: as `read_outline` gives it.
+        repository: what the hub lists.
+        names: the files that a prediction reads.
+    """
+    files = {name: repository.files[name] for name in names}
+    return {
+        **_described_settings(checkpoint),
+        "variant": checkpoint.variant,
+        "parameters": None,
+        "bytes": sum(file.size for file in files.values()),
+        "licence": stated_licence(checkpoint),
+        "sha256": None,
+        "files": {name: file.sha256 for name, file in files.items()},
+        "commit": repository.commit,
+        "bytes_to_download": sum(file.size for file in repository.missing(files).values()),
+    }
+
+
+def _described_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    schedule = checkpoint.schedule
     ddim = {"timestep_spacing": schedule.timestep_spacing, "set_alpha_to_one": schedule.set_alpha_to_one}
     lcm = {"original_inference_steps": schedule.original_inference_steps}
     return {
@@ -37,7 +72,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "directory": str(checkpoint.directory),
         "kind": _KINDS[checkpoint.invariance],
         "weights": checkpoint.weights,
-        "variant": loaded_variant(checkpoint),
+        "variant": checkpoint.variant,
         "scheduler": {
             "class": schedule.class_name,
             "prediction_type": schedule.prediction_type,
@@ -52,11 +87,6 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
             "final_step": "clean" if schedule.sampler == "lcm" else checkpoint.default_final_step,
         },
         "latent_channels": checkpoint.latent_channels,
-        "parameters": count_parameters(checkpoint),
-        "bytes": sum((checkpoint.directory / name).stat().st_size for name in sums),
-        "licence": stated_licence(checkpoint),
-        "sha256": checkpoint_sha256(checkpoint),
-        "files": sums,
     }
 
 
@@ -182,10 +212,9 @@ def read_sums(directory: Path) -> dict[str, str]:
 def _stated_sums(checkpoint: Checkpoint) -> dict[str, str]:
     stated = {}
     for path in checkpoint_files(checkpoint):
-        # In the hub's cache a large file is a link to one that is named by its SHA-256.
-        target = (checkpoint.directory / path).resolve().name
-        if re.fullmatch(r"[0-9a-f]{64}", target):
-            stated[path.as_posix()] = target
+        of_hub = stated_sha256(checkpoint.directory / path)
+        if of_hub is not None:
+            stated[path.as_posix()] = of_hub
     return stated | read_sums(checkpoint.directory)
 
 

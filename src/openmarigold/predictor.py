@@ -132,9 +132,17 @@ class Predictor:
         )
 
     @classmethod
-    def from_config(cls, config: PredictConfig) -> Predictor:
-        """`load` with the checkpoint, engine, device and precision of `config`."""
-        found = read_checkpoint(
+    def from_config(
+        cls, config: PredictConfig, *, found: Checkpoint | None = None, tiny_vae: TinyVae | None = None
+    ) -> Predictor:
+        """`load` with the checkpoint, engine, device and precision of `config`.
+
+        Args:
+            config: the settings.
+            found: its checkpoint where it has been read before: a branch on the hub may stand elsewhere a second later.
+            tiny_vae: likewise its small autoencoder.
+        """
+        found = found or read_checkpoint(
             config.checkpoint,
             variant=config.variant,
             revision=config.revision,
@@ -145,7 +153,7 @@ class Predictor:
             engine=config.engine,
             device=config.device,
             dtype=config.dtype,
-            tiny_vae=read_tiny_vae(config, found),
+            tiny_vae=tiny_vae or read_tiny_vae(config, found),
             compile=config.compile,
         )
 

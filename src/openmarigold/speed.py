@@ -86,7 +86,7 @@ def measure_speed(config: PredictConfig, *, size: tuple[int, int] = (640, 480), 
         local_files_only=config.local_files_only,
     )
     started = time.perf_counter()
-    predictor = Predictor.from_config(config)
+    predictor = Predictor.from_config(config, found=found)
     load_s = time.perf_counter() - started
     engine = predictor.engine
     width, height = size

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,9 @@ _MADE_FROM = "openmarigold.made_from"
 _FINGERPRINT_BLOCKS, _FINGERPRINT_BLOCK_BYTES = 64, 4096
 _MAX_HEADER_BYTES = 100_000_000  # as the safetensors library has it
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
+_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -65,6 +70,8 @@ def weight_files(
         infix = f".{candidate}" if candidate else ""
         single = folder / f"{stem}{infix}.safetensors"
         if single.is_file():
+            if candidate and not variant and any((folder / name).is_file() for name in plain_pickles(stem)):
+                warn_of_half(str(folder))
             return candidate, [single]
         # diffusers and transformers have named the index of a variant in two ways.
         names = dict.fromkeys((f"{stem}.safetensors.index{infix}.json", f"{stem}{infix}.safetensors.index.json"))
@@ -73,6 +80,19 @@ def weight_files(
                 return candidate, _shards(index_path)
     wanted = folder / f"{stem}{f'.{variant}' if variant else ''}.safetensors"
     raise CheckpointError(f"{wanted} is missing{_what_is_there(folder, stem)}")
+
+
+def plain_pickles(stem: str) -> tuple[str, ...]:
+    """Names that the pickled weights of a network have where no variant is named."""
+    return tuple(dict.fromkeys((f"{stem}.bin", f"{stem.replace(TEXT_ENCODER_STEM, 'pytorch_model')}.bin")))
+
+
+@cache  # once, however often a checkpoint is read
+def warn_of_half(where: str) -> None:
+    """Says that weights in half precision are taken, where the plain ones are there in a form that is never loaded."""
+    _log.warning(
+        "%s has its plain weights only as a pickle, which is never loaded: its weights named fp16 are taken", where
+    )
 
 
 def _shards(index_path: Path) -> list[Path]:
@@ -113,14 +133,6 @@ def conversion_command(name: str) -> str:
         f"w = torch.load('{name}', map_location='cpu', weights_only=True); "
         f"save_file({{k: v.contiguous().clone() for k, v in w.items()}}, '{target}', {{'format': 'pt'}})\""
     )
-
-
-def has_weights(folder: Path, *, stem: str = NETWORK_STEM) -> bool:
-    """Whether a folder holds the weights of a network, in any variant that is looked for."""
-    try:
-        return bool(weight_files(folder, stem=stem)[1])
-    except CheckpointError:
-        return False
 
 
 def weight_patterns(stem: str, variant: str | None) -> list[str]:
@@ -194,6 +206,21 @@ def fingerprint(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
+def check_not_a_pointer(path: Path) -> None:
+    """Finds the text that a clone without Git LFS has in the place of a large file.
+
+    Raises:
+        CheckpointError: `path` is such a text.
+    """
+    with path.open("rb") as file:
+        pointer = file.read(len(_POINTER)) == _POINTER
+    if pointer:
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer, not the weights themselves; run `git lfs install` and `git lfs pull` in the "
+            "clone, or give the checkpoint's hub id"
+        )
+
+
 def check_safetensors_file(path: Path) -> dict[str, Any]:
     """The header of the file (name → dtype, shape, data_offsets), its size having been compared with it.
 
@@ -202,6 +229,7 @@ def check_safetensors_file(path: Path) -> dict[str, Any]:
     """
     try:
         size = path.stat().st_size
+        check_not_a_pointer(path)
         with path.open("rb") as file:
             header_size = int.from_bytes(file.read(8), "little")
             if size < 8 or header_size > size - 8:

@@ -21,11 +21,11 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: sums depend on the number of threads
 
-import numpy as np  # noqa: E402
-from PIL import Image  # noqa: E402
+import numpy as np
+from PIL import Image
 
-from openmarigold.cli import run  # noqa: E402
-from training_data import AUTOENCODER, DEPTH, GENERATOR, write_training_data  # noqa: E402
+from openmarigold.cli import run
+from training_data import AUTOENCODER, DEPTH, GENERATOR, write_training_data
 
 ROOT = Path(__file__).parents[2]
 RECORD = Path(__file__).parent / "golden.json"

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+from hub_server import hub  # noqa: F401 - a fixture
 from tiny import (  # noqa: F401 - fixtures
     kl_checkpoint,
     kl_onnx_checkpoint,

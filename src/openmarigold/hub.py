@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from openmarigold.errors import CheckpointError, MissingExtraError, one_line
+from openmarigold.files import some_home
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Repositories that have vanished from their place, with a mirror of the same weights.
@@ -41,8 +42,9 @@ def download(
         MissingExtraError: huggingface_hub is not installed.
     """
     try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+        with some_home():  # its cache would be a folder named ~
+            from huggingface_hub import snapshot_download
+            from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
     except ImportError as error:
         raise MissingExtraError("huggingface_hub", "torch") from error
     try:

@@ -19,10 +19,9 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from openmarigold.checkpoint import user_cache_dir
 from openmarigold.data.archives import Archive, open_archive
 from openmarigold.errors import DataError, one_line
-from openmarigold.files import write_atomically
+from openmarigold.files import user_cache_dir, write_atomically
 from openmarigold.rendering.scene import Scene
 from openmarigold.rendering.sweethome import FurnitureFile
 

@@ -1,7 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m openmarigold`, the same as `openmarigold`."""
+"""`openmarigold`, and `python -m openmarigold`: hears signals before the commands are imported."""
 
-from openmarigold.cli import main
+from openmarigold import process
+
+
+def main() -> None:
+    """Runs the command line and exits."""
+    process.claim()
+    from openmarigold import cli
+
+    cli.main()
+
 
 if __name__ == "__main__":
     main()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,10 +31,12 @@ from openmarigold.checkpoint import (
 from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import InvalidValueError, OpenMarigoldError, OutputError
 from openmarigold.export import check_output, result_paths, write_prediction
-from openmarigold.image import IMAGE_SUFFIXES, parse_colour, read_rgb
+from openmarigold.files import as_path, concerns_every_file
+from openmarigold.image import parse_colour, read_rgb
+from openmarigold.inputs import about_left_out, check_output_dir, list_photos, photo_location
 from openmarigold.manifest import Manifest, file_size
 from openmarigold.predictor import DepthPrediction, Predictor
-from openmarigold.provenance import checkpoint_sha256, file_sha256, is_result, tiny_vae_sha256
+from openmarigold.provenance import checkpoint_sha256, file_sha256, stated_input, tiny_vae_sha256
 
 # Settings that say where the model lies and how it is run, but not what comes out: the checkpoint counts by its hash.
 _WITHOUT_EFFECT = frozenset(
@@ -51,7 +52,7 @@ _WITHOUT_EFFECT = frozenset(
         "tiny_vae_for",
     }
 )
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})  # the next photo would fare no better
+MAX_PIXELS_ASIDE = 2**25  # of photos that are held while the next one is read
 _PHOTO_ERRORS = (OpenMarigoldError, MemoryError, OSError)
 _QUANTITIES = {
     "affine": "affine depth in [0, 1], near 0; true depth is about scale * depth + shift",
@@ -109,9 +110,9 @@ class Event:
 
 
 def predict_files(
-    inputs: Iterable[Path],
+    inputs: Iterable[Path | str] | Path | str,
     *,
-    output_dir: Path,
+    output_dir: Path | str,
     config: PredictConfig,
     output: OutputConfig | None = None,
     overwrite: bool = False,
@@ -119,28 +120,31 @@ def predict_files(
 ) -> BatchResult:
     """Predicts photos and all photos in folders, in the given order and sorted by path within a folder.
 
+    `inputs` is a path, as text too, or several of them.
     Results of a folder keep its layout: `folder/a/b.jpg` becomes `output_dir/a/b_depth.npy`. Results that the manifest
     of the output folder calls done for the same photo and settings are kept unless `overwrite`; others are made anew.
+    Results of another photo, one that lies elsewhere and holds other bytes, are replaced with `overwrite` only.
     Results of earlier predictions that lie in a given folder are no photos; one that is named itself is taken. The
     model is loaded for the first photo that can be read, after everything that can be wrong with folders and settings
     has been found.
 
     Raises:
         OutputError: the output folder or its manifest cannot be written.
-        InvalidValueError: no input, the output folder is an input, or a setting that is not accepted.
+        InvalidValueError: no input, an empty path, the output folder is an input, or a setting that is not accepted.
         MissingExtraError: a format or colour map without its extra.
         CheckpointError: the checkpoint cannot be used.
     """
-    inputs = [Path(path) for path in inputs]
+    inputs = [as_path(path, "an input") for path in ([inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)]
+    output_dir = as_path(output_dir, "output_dir")
     if not inputs:
         raise InvalidValueError("no input given; name photos or folders of photos")
     run = _Run(config, output or OutputConfig(), output_dir, overwrite)
-    _check_output_dir(output_dir, inputs)
+    check_output_dir(output_dir, inputs)
     run.check()
-    photos, problems = _list_photos(inputs, output_dir, run.outcome.left_out)
+    photos, problems = list_photos(inputs, output_dir, run.outcome.left_out)
     total = len(photos) + len(problems)
     if left_out := run.outcome.left_out:
-        report(Event(path=left_out[0], done=0, total=total, note=_about_left_out(left_out)))
+        report(Event(path=left_out[0], done=0, total=total, note=about_left_out(left_out)))
     noted = False
     for done, (path, problem) in enumerate(problems, start=1):
         run.fail("", path, problem)
@@ -163,6 +167,8 @@ class _Job:
     input_sha256: str | None = None
     rgb: UInt8[np.ndarray, "h w 3"] | None = None
     """None where the photo is done already or cannot be read."""
+    num_pixels: int = 0
+    """Of the photo as it is read, predicted and written."""
     prediction: DepthPrediction | None = None
     error: str | None = None
     notes: list[str] = field(default_factory=list)
@@ -227,8 +233,9 @@ class _Run:
     def predict_all(self, photos: Mapping[str, Path]) -> Iterator[tuple[Path, tuple[str | None, str | None]]]:
         """Yields each photo with its error and a note, if any, in order.
 
-        While one photo is predicted, the next is read and the one before is written, each in a thread of its own. All
-        that is counted and noted in the manifest is so in the order of the photos.
+        While one photo is predicted, the next is read and the one before is written, each in a thread of its own;
+        large photos wait for each other (`MAX_PIXELS_ASIDE`), so that memory holds one of them. All that is counted and
+        noted in the manifest is so in the order of the photos.
 
         Raises:
             OpenMarigoldError: what is wrong for every photo: the model cannot be loaded, or the manifest not written.
@@ -236,17 +243,26 @@ class _Run:
         self.manifest.standing("")  # reads what is there, before two threads ask
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
             jobs = [_Job(result=result, photo=photo, paths=self._paths(result)) for result, photo in photos.items()]
-            reading = reader.submit(self._read, jobs[0]) if jobs else None
+            reading = [reader.submit(self._read, job) for job in jobs[:1]]
             writing: Future[tuple[str | None, str | None]] | None = None
             for index, job in enumerate(jobs):
-                assert reading is not None
-                reading.result()
-                if index + 1 < len(jobs):
-                    reading = reader.submit(self._read, jobs[index + 1])
+                reading.pop().result()
+                before = jobs[index - 1] if index else job
+                if writing is not None and (writing.done() or job.num_pixels + before.num_pixels > MAX_PIXELS_ASIDE):
+                    yield before.photo, writing.result()
+                    writing = None
+                following = jobs[index + 1 : index + 2]
+                ahead = job.num_pixels <= MAX_PIXELS_ASIDE
+                if ahead:
+                    reading += [reader.submit(self._read, other) for other in following]
                 self._predict(job)
                 if writing is not None:  # one at a time: memory holds three photos at most
-                    yield jobs[index - 1].photo, writing.result()
+                    yield before.photo, writing.result()
                 writing = writer.submit(self._finish, job)
+                if not ahead:
+                    yield job.photo, writing.result()
+                    writing = None
+                    reading += [reader.submit(self._read, other) for other in following]
             if writing is not None:
                 yield jobs[-1].photo, writing.result()
 
@@ -261,7 +277,9 @@ class _Run:
                 job.result, request=self.request, input_sha256=job.input_sha256, outputs=names
             )
             if not done:
+                self._check_owner(job)
                 job.rgb = read_rgb(job.photo, background=self.config.background, note=job.notes.append)
+                job.num_pixels = job.rgb.shape[0] * job.rgb.shape[1]
         except _PHOTO_ERRORS as error:
             job.error = _one_line(job.photo, error)
         job.seconds += time.perf_counter() - started
@@ -291,15 +309,17 @@ class _Run:
         try:
             record, outputs = self._write(job, job.prediction)
         except _PHOTO_ERRORS as error:
-            if getattr(error.__cause__, "errno", None) in _NO_ROOM:
-                raise
+            if isinstance(error, OpenMarigoldError) and concerns_every_file(error, self.output_dir):
+                raise  # the next photo would fare no better
             return self.fail(result, photo, _one_line(photo, error), job.input_sha256), None
-        job.prediction = None
+        finally:
+            job.prediction = None
         job.seconds += time.perf_counter() - started
         self.manifest.append(
             result,
             "done",
             input=str(photo),
+            input_path=photo_location(photo),
             input_sha256=job.input_sha256,
             request=self.request,
             provenance=record,
@@ -318,12 +338,40 @@ class _Run:
         self.manifest.append(result, "failed", input=str(photo), input_sha256=input_sha256, error=message)
         return message
 
-    def _check_names(self, photo: Path, paths: Sequence[Path]) -> None:
-        """Finds out whether the file system takes the names of the results.
+    def _check_owner(self, job: _Job) -> None:
+        """Finds out whether files with the names of the results are another photo's.
 
         Raises:
-            OutputError: they are too long.
+            OutputError: they are, or nothing says whose they are.
         """
+        if self.overwrite:
+            return
+        if self.manifest.standing(job.result) is not None:
+            owner = self.manifest.other_photo(
+                job.result, input=str(job.photo), location=photo_location(job.photo), input_sha256=job.input_sha256
+            )
+            if owner is not None:
+                raise OutputError(
+                    f"{job.photo}: {job.paths[0]} is the result of another photo, {owner}; choose another output "
+                    "folder, or allow overwriting (--overwrite)"
+                )
+            return
+        found = [path for path in job.paths if path.is_file()]
+        if found and job.input_sha256 not in {stated_input(path) for path in found}:
+            raise OutputError(
+                f"{job.photo}: {found[0]} is there already, and nothing says that it is of this photo; choose another "
+                "output folder, or allow overwriting (--overwrite)"
+            )
+
+    def _check_names(self, photo: Path, paths: Sequence[Path]) -> None:
+        """Finds out whether the file system takes the results.
+
+        Raises:
+            OutputError: their names are too long, or their folder cannot be written.
+        """
+        folder = paths[0].parent
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            raise OutputError(f"{photo}: cannot write to {folder}; check its permissions")
         longest = max((path.name for path in paths), key=lambda name: len(os.fsencode(name)))
         try:
             (self.output_dir / longest).lstat()
@@ -384,7 +432,8 @@ class _Run:
                 return {name: size for name, size in last["outputs"].items() if name not in new}
             self.outcome.renewed.append(photo)
         names = sorted({*self._names_of_earlier_runs(result), *new})
-        self.manifest.append(result, "started", input=str(photo), replaces=names)
+        started: dict[str, Any] = {"input": str(photo), "input_path": photo_location(photo)}
+        self.manifest.append(result, "started", **started, input_sha256=input_sha256, replaces=names)
         try:
             for name in names:
                 ((self.output_dir / result).parent / name).unlink(missing_ok=True)
@@ -409,112 +458,3 @@ def _one_line(photo: Path, error: Exception) -> str:
     if isinstance(error, OSError) and not isinstance(error, OpenMarigoldError):
         return f"{photo} cannot be read: {error.strerror or error}; check its permissions"
     return str(error) if str(photo) in str(error) else f"{photo}: {error}"
-
-
-def _check_output_dir(output_dir: Path, inputs: Sequence[Path]) -> None:
-    """Makes the folder and tries to write to it, so that a long run does not end without results."""
-    real = os.path.realpath(output_dir)
-    if any(os.path.isdir(path) and os.path.realpath(path) == real for path in inputs):
-        raise InvalidValueError(
-            f"output folder {output_dir} is also an input, so results would be read as photos; choose another"
-        )
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output_dir):
-            pass
-    except OSError as error:
-        raise OutputError(
-            f"cannot write to output folder {output_dir}: {error.strerror}; choose a folder that can be written"
-        ) from error
-
-
-def _list_photos(
-    inputs: Sequence[Path], output_dir: Path, left_out: list[Path]
-) -> tuple[dict[str, Path], list[tuple[Path, str]]]:
-    """Photos in order, each once, by their results' path without suffixes; and inputs with the reason why not.
-
-    Results of earlier predictions that folders hold are added to `left_out`.
-    """
-    photos: dict[str, Path] = {}
-    seen: set[str] = set()
-    problems: list[tuple[Path, str]] = []
-    for path in inputs:
-        base, found = path.parent, [path]
-        if os.path.isdir(path):
-            before = len(problems), len(left_out)
-            base, found = path, sorted(_photos_in(path, output_dir, problems, left_out))
-            if not found and len(problems) == before[0]:
-                other = ", only results of earlier predictions" if len(left_out) > before[1] else ""
-                accepted = ", ".join(sorted(IMAGE_SUFFIXES))
-                problems.append((path, f"{path} holds no photo{other}; accepted are {accepted}"))
-        for photo in found:
-            if problem := _why_not_there(photo):
-                problems.append((photo, problem))
-                continue
-            real = os.path.realpath(photo)
-            if real in seen:
-                continue
-            result = (photo.relative_to(base).parent / photo.stem).as_posix()
-            other = photos.setdefault(result, photo)
-            if other is not photo:
-                problems.append((photo, f"{photo} has the same result names as {other}; rename one of them"))
-                continue
-            seen.add(real)
-    return photos, problems
-
-
-def _photos_in(
-    folder: Path, output_dir: Path, problems: list[tuple[Path, str]], left_out: list[Path]
-) -> Iterator[Path]:
-    """Photos in a folder and in those within, but not in hidden ones, links to folders and the output folder."""
-
-    def unreadable(error: OSError) -> None:
-        path = Path(error.filename)
-        problems.append((path, f"{path} cannot be read: {error.strerror}; check its permissions"))
-
-    output = os.path.realpath(output_dir)
-    for parent, folders, files in os.walk(folder, onerror=unreadable):
-        folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and os.path.realpath(Path(parent) / name) != output
-        )
-        for name in sorted(files):
-            path = Path(parent) / name
-            if path.suffix.lower() not in IMAGE_SUFFIXES or name.startswith("."):
-                continue
-            if _is_result(path):
-                left_out.append(path)
-            else:
-                yield path
-
-
-def _is_result(path: Path) -> bool:
-    try:
-        return path.is_file() and is_result(path)
-    except OSError:  # reading it as a photo will say what is wrong
-        return False
-
-
-def _why_not_there(path: Path) -> str | None:
-    """Why there is nothing to read at a path; None where there is something."""
-    try:
-        path.stat()
-    except FileNotFoundError:
-        if path.is_symlink():
-            return f"{path} is a link to {os.readlink(path)}, which does not exist; mend or remove the link"
-        return f"{path} does not exist; check the name"
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            return f"{path} is a link that leads back to itself; mend or remove the link"
-        advice = "its name" if error.errno == errno.ENAMETOOLONG else "its name and the permissions of its folder"
-        return f"{path} cannot be read: {error.strerror}; check {advice}"
-    return None
-
-
-def _about_left_out(paths: Sequence[Path]) -> str:
-    """What is said of results in the given folders."""
-    if len(paths) == 1:
-        return f"{paths[0]} is the result of an earlier prediction and is left out; name the file to predict it"
-    return (
-        f"{len(paths)} pictures, such as {paths[0]}, are results of earlier predictions and are left out; name a file "
-        "to predict it"
-    )

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -34,6 +32,7 @@ from openmarigold.config import (
 )
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, InvalidValueError, one_line
+from openmarigold.files import user_cache_dir
 from openmarigold.known_checkpoints import Known, check_kind
 from openmarigold.weight_files import (
     EMBEDDING_FILE,
@@ -161,7 +160,7 @@ def resolve_settings(config: PredictConfig, defaults: Defaults) -> PredictConfig
 
 
 def read_checkpoint(
-    checkpoint: Path | None = None,
+    checkpoint: Path | str | None = None,
     *,
     variant: str | None = None,
     revision: str | None = None,
@@ -384,22 +383,6 @@ def loaded_variant(checkpoint: Checkpoint) -> str | None:
     if len(set(variants.values())) == 1:
         return variants["unet"]
     return ", ".join(f"{name} {variant or 'plain'}" for name, variant in variants.items())
-
-
-def user_cache_dir() -> Path:
-    r"""Where small files are kept that belong to a checkpoint whose own folder cannot be written.
-
-    `OPENMARIGOLD_CACHE_DIR`, or the platform's place: `~/.cache/openmarigold` (or `XDG_CACHE_HOME`) on Linux,
-    `~/Library/Caches/openmarigold` on macOS, `%LOCALAPPDATA%\openmarigold\Cache` on Windows.
-    """
-    chosen = os.environ.get("OPENMARIGOLD_CACHE_DIR")
-    if chosen:
-        return Path(chosen)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "openmarigold" / "Cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "openmarigold"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "openmarigold"
 
 
 def cached_embedding_path(directory: Path, *, variant: str | None = None) -> Path:

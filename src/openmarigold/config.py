@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from openmarigold.errors import InvalidValueError
+from openmarigold.files import as_path
 
 FinalStep = Literal["reference", "clean"]
 FileFormat = Literal["npy", "png", "npz", "exr"]
@@ -52,7 +53,7 @@ class PredictConfig:
         InvalidValueError: a value that is not accepted.
     """
 
-    checkpoint: Path | None = None
+    checkpoint: Path | str | None = None
     """Checkpoint folder: ONNX networks, or safetensors weights with the extra `torch`; or the id of one on the Hugging
     Face hub, such as prs-eth/marigold-depth-v1-1. None: the embedded model."""
     variant: str | None = None
@@ -105,6 +106,8 @@ class PredictConfig:
     own."""
 
     def __post_init__(self) -> None:
+        if self.checkpoint is not None:
+            object.__setattr__(self, "checkpoint", as_path(self.checkpoint, "checkpoint"))
         if self.num_inference_steps is not None:
             _check_count("num_inference_steps", self.num_inference_steps, maximum=MAX_INFERENCE_STEPS)
         _check_count("ensemble_size", self.ensemble_size)

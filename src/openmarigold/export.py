@@ -16,7 +16,7 @@ from openmarigold.config import OutputConfig
 from openmarigold.depth import colour_table, colourise, uncertainty_picture
 from openmarigold.errors import InvalidValueError, OutputError
 from openmarigold.exr import require_exr, write_exr
-from openmarigold.files import remove_leftovers, write_atomically
+from openmarigold.files import as_path, remove_leftovers, write_atomically
 from openmarigold.provenance import RECORD_NAME, to_json
 
 _STRIP_ROWS = 256
@@ -64,7 +64,7 @@ def write_prediction(
     depth: Float[np.ndarray, "h w"],
     uncertainty: Float[np.ndarray, "h w"] | None = None,
     *,
-    output_dir: Path,
+    output_dir: Path | str,
     stem: str,
     output: OutputConfig | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -83,6 +83,7 @@ def write_prediction(
         MissingExtraError: a format or colour map without its extra.
         OutputError: a file exists and `overwrite` is off, or the folder cannot be written.
     """
+    output_dir = as_path(output_dir, "output_dir")
     if not stem or Path(stem).name != stem:
         raise InvalidValueError(f"stem={stem!r} is not a plain file name; give it without a folder")
     output = output or OutputConfig()

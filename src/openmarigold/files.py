@@ -1,45 +1,169 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Atomic writing: a file or folder with its final name is always whole."""
+"""Paths from users, the cache folder, and atomic writing: a file or folder with its final name is always whole."""
 
 from __future__ import annotations
 
+import atexit
+import errno
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from glob import escape as glob_escape
 from pathlib import Path
+from typing import Any
 
-from openmarigold.errors import OutputError
+import platformdirs
+
+from openmarigold.errors import InvalidValueError, OpenMarigoldError, OutputError, one_line
 
 _MAX_NAME_BYTES = 255  # of a file name, on the usual file systems
 _ROOM_BYTES = 40  # what a temporary name adds: dots, the ids of process and thread, and "partial"
+_PROBE_BYTES = 2**20
+
+# Errors of one name, which say nothing about the next file: too long, not allowed, something else in its place.
+_OF_ONE_NAME = frozenset(
+    {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY}
+)
+_OF_PERMISSION = frozenset({errno.EACCES, errno.EPERM})
+
+_NO_HOME = "the home folder is not known"
+_log = logging.getLogger(__name__)
+
+
+def as_path(value: Any, what: str) -> Path:
+    """A path that was given as text or as a path object; `what` names it in errors.
+
+    Raises:
+        InvalidValueError: empty text, a NUL character, or something that is not a path.
+    """
+    if not isinstance(value, (str, os.PathLike)) or not isinstance(text := os.fspath(value), str):
+        raise InvalidValueError(f"{what} is {value!r} of type {type(value).__name__}; give a path as text or Path")
+    if not text:
+        raise InvalidValueError(f"{what} is empty; give a path, or . for the current folder")
+    if "\0" in text:
+        raise InvalidValueError(f"{what} is {text!r}; a path cannot hold a NUL character")
+    return Path(value)
+
+
+def user_cache_dir() -> Path:
+    r"""Where small files are kept that belong to a checkpoint whose own folder cannot be written.
+
+    `OPENMARIGOLD_CACHE_DIR`, or the platform's place: `~/.cache/openmarigold` (or `XDG_CACHE_HOME`) on Linux,
+    `~/Library/Caches/openmarigold` on macOS, `%LOCALAPPDATA%\openmarigold\Cache` on Windows. Where the home folder is
+    not known or a cache cannot be made in it, a temporary folder that goes with the process.
+    """
+    chosen = os.environ.get("OPENMARIGOLD_CACHE_DIR")
+    if chosen:
+        return Path(chosen)
+    try:
+        place = Path(platformdirs.user_cache_dir("openmarigold", appauthor=False))
+    except RuntimeError:  # there is no home folder
+        return _temporary_folder(_NO_HOME)
+    if not place.is_absolute():  # releases of platformdirs that keep "~", which would become a folder of that name
+        return _temporary_folder(_NO_HOME)
+    return place if _can_be_kept_in(place) else _temporary_folder(f"{place} cannot be made")
+
+
+def _can_be_kept_in(place: Path) -> bool:
+    """Whether a folder is there (perhaps filled by somebody else, and only to be read) or can be made."""
+    try:
+        folder = place
+        while not folder.is_dir():
+            folder = folder.parent
+        return folder == place or os.access(folder, os.W_OK | os.X_OK)
+    except OSError:
+        return False
+
+
+@cache  # one folder and one warning for each reason
+def _temporary_folder(reason: str) -> Path:
+    folder = tempfile.mkdtemp(prefix="openmarigold-cache-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    _log.warning("%s: caches are temporary; set OPENMARIGOLD_CACHE_DIR to a folder to keep ours", reason)
+    return Path(folder)
+
+
+@contextmanager
+def some_home() -> Iterator[None]:
+    """Gives libraries that look for the home folder when they are imported a temporary one where it is not known."""
+    if os.path.isabs(os.path.expanduser("~")):
+        yield
+        return
+    os.environ["HOME"] = str(_temporary_folder(_NO_HOME))
+    try:
+        yield
+    finally:
+        del os.environ["HOME"]
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Calls `write` with a temporary path in the same folder, then renames the file to `path`.
 
     Raises:
-        OutputError: the folder does not exist or cannot be written, or the disk is full.
+        OutputError: the folder does not exist or cannot be written, or the disk is full. Its cause is the file system's
+            own error, also where `write` reports another one or none.
     """
     temporary = path.with_name(f".{_short_name(path)}.{os.getpid()}-{threading.get_native_id()}.partial")
     try:
         write(temporary)
         os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}; check the folder and free space") from error
+    except Exception as error:  # encoders raise errors of their own kinds when the disk is full
+        cause = error if isinstance(error, OSError) and error.errno is not None else _reason(temporary)
+        if cause is None and not isinstance(error, OSError):
+            raise
+        cause = cause or error.__cause__ or error
+        text = getattr(cause, "strerror", None) or one_line(cause)
+        raise OutputError(f"cannot write {path}: {text}; check the folder and free space") from cause
     finally:
         with suppress(OSError):  # the error above says what is wrong with the path
             temporary.unlink(missing_ok=True)
 
 
+def _reason(temporary: Path) -> OSError | None:
+    """The error that the file system gives when more is written to a file whose writing has failed; None for none."""
+    try:
+        with temporary.open("ab") as file:
+            file.write(bytes(_PROBE_BYTES))
+    except OSError as error:
+        return error
+    return None
+
+
+def concerns_every_file(error: OpenMarigoldError, folder: Path) -> bool:
+    """Whether writing failed for a reason that the next file of `folder` meets too, such as a full disk."""
+    if not isinstance(error, OutputError):
+        return False
+    number = getattr(error.__cause__, "errno", None)
+    if number in _OF_PERMISSION:  # of this file or a folder within, or of the whole
+        try:
+            try_to_write(folder)
+        except OSError:
+            return True
+        return False
+    return number not in _OF_ONE_NAME
+
+
+def try_to_write(folder: Path) -> None:
+    """Makes a nameless file in a folder.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"0")
+
+
 def remove_leftovers(path: Path) -> None:
     """Removes what processes that were killed while writing this file have left of it."""
-    for leftover in path.parent.glob(f".{glob_escape(_short_name(path))}.*.partial"):
-        leftover.unlink(missing_ok=True)
+    with suppress(OSError):  # writing the file says what is wrong with the folder
+        for leftover in path.parent.glob(f".{glob_escape(_short_name(path))}.*.partial"):
+            leftover.unlink(missing_ok=True)
 
 
 def _short_name(path: Path) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from openmarigold.errors import CheckpointError, MissingExtraError
-from openmarigold.files import write_atomically
+from openmarigold.files import some_home, write_atomically
 from openmarigold.hub_download import fetch_blob, git_hash_of, in_units, partial_path, sha256_of, size_of
 from openmarigold.hub_messages import explained, is_absent, not_downloaded
 
@@ -215,8 +215,9 @@ def stated_sha256(path: Path) -> str | None:
 def _library() -> Any:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
-        import huggingface_hub
-        from huggingface_hub import constants
+        with some_home():  # its cache would be a folder named ~
+            import huggingface_hub
+            from huggingface_hub import constants
     except ImportError as error:
         raise MissingExtraError("huggingface_hub", "torch") from error
     assert constants is huggingface_hub.constants

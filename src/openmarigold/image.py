@@ -18,6 +18,7 @@ from jaxtyping import Float32, Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from openmarigold.errors import ImageError, InvalidValueError, MissingExtraError
+from openmarigold.files import as_path
 from openmarigold.hdr import is_linear_light, read_tone_mapped
 from openmarigold.pixels import array_to_rgb, image_to_rgb, parse_colour
 from openmarigold.quiet import quiet
@@ -41,7 +42,7 @@ _logger = logging.getLogger(__name__)
 
 
 def read_rgb(
-    path: Path, *, background: str = "white", note: Callable[[str], object] = _logger.info
+    path: Path | str, *, background: str = "white", note: Callable[[str], object] = _logger.info
 ) -> UInt8[np.ndarray, "h w 3"]:
     """RGB of a photo: upright (EXIF orientation applied), in sRGB (ICC profile applied), alpha over `background`.
 
@@ -53,7 +54,7 @@ def read_rgb(
         InvalidValueError: a background that is no colour.
         MissingExtraError: .exr or .heic without their extras.
     """
-    path = Path(path)
+    path = as_path(path, "the photo")
     colour = parse_colour(background)
     head = b""
     try:
@@ -111,7 +112,7 @@ def as_rgb(image: Image.Image | np.ndarray | str | Path, *, background: str = "w
         InvalidValueError: an array of another shape, type or range, or a background that is no colour.
     """
     if isinstance(image, (str, Path)):
-        return read_rgb(Path(image), background=background)
+        return read_rgb(image, background=background)
     colour = parse_colour(background)
     if isinstance(image, Image.Image):
         try:

@@ -103,6 +103,21 @@ class Manifest:
         folder = (self.output_dir / result).parent
         return all(file_size(folder / name) == sizes[name] for name in outputs)
 
+    def other_photo(self, result: str, *, input: str, location: str, input_sha256: str | None) -> str | None:
+        """The photo that the files of a result are of, if it is another one than the given; None if not.
+
+        A photo is the same if it holds the same bytes, wherever it lies, or if it lies where it did, changed or not.
+        """
+        entry = self.standing(result)
+        if entry is None or (input_sha256 is not None and entry.get("input_sha256") == input_sha256):
+            return None
+        recorded, typed = entry.get("input_path"), entry.get("input")
+        if isinstance(recorded, str):
+            return None if recorded == location else recorded
+        # Lines of earlier versions hold the path as it was typed.
+        same = not isinstance(typed, str) or typed == input or os.path.abspath(typed) == os.path.abspath(input)
+        return None if same else typed
+
     def provenance_of(self, path: Path) -> dict[str, Any] | None:
         """The record of a result file as it was done last, if its size is still that one."""
         found: dict[str, Any] | None = None

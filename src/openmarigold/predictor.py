@@ -34,6 +34,7 @@ from openmarigold.diffusion import NoiseSchedule, member_noise
 from openmarigold.engines import Engine, Latent, open_engine
 from openmarigold.ensembling import ensemble
 from openmarigold.errors import InvalidValueError, NumericalError
+from openmarigold.files import as_path
 from openmarigold.image import as_rgb, pad_to_multiple, processing_size, resize, rgb_to_planes, unpad
 
 ImageInput: TypeAlias = Image | np.ndarray | str | Path
@@ -118,7 +119,7 @@ class Predictor:
         """
         return cls.from_config(
             PredictConfig(
-                checkpoint=None if checkpoint is None else Path(checkpoint),
+                checkpoint=None if checkpoint is None else as_path(checkpoint, "checkpoint"),
                 engine=engine,
                 device=device,
                 dtype=dtype,

@@ -26,11 +26,10 @@ from openmarigold.checkpoint import (
     network_files,
     stored_embedding_path,
     text_encoder_files,
-    user_cache_dir,
 )
-from openmarigold.errors import CheckpointError, ImageError, InvalidValueError, OutputError
+from openmarigold.errors import CheckpointError, ImageError, InvalidValueError, OpenMarigoldError, OutputError
 from openmarigold.exr import read_exr_header
-from openmarigold.files import write_atomically
+from openmarigold.files import as_path, user_cache_dir, write_atomically
 from openmarigold.manifest import Manifest
 from openmarigold.quiet import quiet
 from openmarigold.weight_files import check_safetensors_file, readable, safetensors_metadata, weight_files
@@ -141,7 +140,7 @@ def to_json(record: Mapping[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=True, default=str)
 
 
-def read_provenance(path: Path) -> dict[str, Any]:
+def read_provenance(path: Path | str) -> dict[str, Any]:
     """The record of a result file; of a .npy file, and of others without one, what the manifest beside it says.
 
     Raises:
@@ -149,6 +148,7 @@ def read_provenance(path: Path) -> dict[str, Any]:
         InvalidValueError: there is no record.
         MissingExtraError: an .exr file without the extra `exr`.
     """
+    path = as_path(path, "the result file")
     if not path.is_file():
         raise ImageError(f"{path} does not exist or is no file; check the name")
     text = _embedded_text(path)
@@ -167,6 +167,15 @@ def read_provenance(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise InvalidValueError(f"{path}: its provenance is no JSON object; predict the photo again")
     return record
+
+
+def stated_input(path: Path) -> str | None:
+    """SHA-256 of the photo that a result file, or the manifest of its folder, states; None where neither does."""
+    try:
+        stated = read_provenance(path).get("input_sha256")
+    except OpenMarigoldError:
+        return None
+    return stated if isinstance(stated, str) else None
 
 
 def is_result(path: Path) -> bool:

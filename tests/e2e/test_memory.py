@@ -41,3 +41,21 @@ def test_memory_of_large_photos(tmp_path: Path, onnx_checkpoint: Path, size: tup
     peak_mib = float(result.stdout.split()[-1])
     assert peak_mib < BASE_MIB + BYTES_A_PIXEL * size[0] * size[1] / 2**20
     assert np.load(tmp_path / "out" / "large_depth.npy", mmap_mode="r").shape == size[::-1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="the peak is asked of getrusage")
+@pytest.mark.parametrize("size", [(6000, 4000), (11180, 8944)], ids=["24 megapixels", "100 megapixels"])
+def test_memory_of_a_folder_of_large_photos(tmp_path: Path, onnx_checkpoint: Path, size: tuple[int, int]) -> None:
+    (tmp_path / "photos").mkdir()
+    for index in range(3):
+        colours = np.random.default_rng(index).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+        large = Image.fromarray(colours).resize(size, Image.Resampling.BILINEAR)
+        large.save(tmp_path / "photos" / f"{index}.jpg", quality=90)
+    arguments = ("predict", tmp_path / "photos", "-o", tmp_path / "out", "--checkpoint", onnx_checkpoint)
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURE, *map(str, arguments)], env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    aside = min(2**25, 2 * size[0] * size[1]) if size[0] * size[1] <= 2**25 else 0
+    assert float(result.stdout.split()[-1]) < BASE_MIB + BYTES_A_PIXEL * (size[0] * size[1] + aside) / 2**20

@@ -345,3 +345,12 @@ def test_settings_without_use_and_those_of_model_index_are_known_before_loading(
         predictor_contestant(config)
     settings = predictor_contestant(PredictConfig(checkpoint=tiny_checkpoint)).settings
     assert (settings["invariance"], settings["processing_side"], settings["variant"]) == ("affine", "longer", None)
+
+
+def test_text_is_a_path_and_a_predictor_an_estimator(tmp_path: Path, onnx_checkpoint: Path) -> None:
+    benchmark = make_folder_benchmark(tmp_path / "benchmark")
+    predictor = Predictor.load(str(onnx_checkpoint))
+    report = evaluate(str(benchmark), predictor)
+    assert report == evaluate(benchmark, predictor_estimator(predictor))
+    with pytest.raises(InvalidValueError, match="the benchmark is empty"):
+        evaluate("", predictor)

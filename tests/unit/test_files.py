@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 
 from openmarigold.errors import OutputError
-from openmarigold.files import atomic_directory, write_atomically
+from openmarigold.files import atomic_directory, concerns_every_file, user_cache_dir, write_atomically
 
 
 def test_file_has_its_final_name_only_when_whole(tmp_path):
@@ -86,3 +86,44 @@ def test_impossible_paths_are_output_errors(tmp_path, name):
         write_atomically(tmp_path / name, lambda path: path.write_text("x"))
     with pytest.raises(OutputError, match="cannot write"), atomic_directory(tmp_path / name):
         raise AssertionError("there is no folder to work in")
+
+
+def test_an_error_without_a_number_is_explained_by_the_file_system(tmp_path):
+    """Encoders raise errors of their own kinds on a full disk; the file system says what it was."""
+    import resource
+
+    def write(temporary):
+        temporary.write_bytes(bytes(3000))
+        raise RuntimeError("cannot write block 3")
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
+    try:
+        with pytest.raises(OutputError, match=r"cannot write .*result\.exr: File too large") as caught:
+            write_atomically(tmp_path / "result.exr", write)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert concerns_every_file(caught.value, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_of_one_name_do_not_concern_every_file(tmp_path):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OutputError) as caught:
+        write_atomically(tmp_path / "taken", lambda path: path.write_text("x"))
+    assert not concerns_every_file(caught.value, tmp_path)
+
+
+def test_a_cache_that_cannot_be_made_is_temporary_and_said_once(tmp_path, monkeypatch, caplog):
+    monkeypatch.delenv("OPENMARIGOLD_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    assert user_cache_dir() == tmp_path / "home" / "openmarigold"
+    (tmp_path / "home").write_text("not a folder")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    folder = user_cache_dir()
+    assert folder.is_dir() and folder == user_cache_dir()
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [
+        f"{tmp_path / 'home' / 'openmarigold'} cannot be made"
+    ]
+    monkeypatch.setenv("OPENMARIGOLD_CACHE_DIR", str(tmp_path / "chosen"))
+    assert user_cache_dir() == tmp_path / "chosen"

@@ -2,7 +2,8 @@
 """The commands, one module each. No arithmetic and nothing heavy at import time.
 
 Results are printed to stdout, with `--json` as one JSON object; progress and errors go to stderr. Exit status: 0 all
-done, 1 some photos failed, 2 an error, 130 interrupted. With `--json` the last two print `{"error", "status"}`.
+done, 1 some photos failed, 2 an error, 130 interrupted (143 by SIGTERM, 129 by SIGHUP). With `--json` the last two
+print `{"error", "status"}`.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import contextlib
 import io
 import json
 import logging
-import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeAlias, get_args
 
 import tyro
 
-from openmarigold import process
+from openmarigold import __version__, process
 from openmarigold.cli.benchmark import BenchmarkCommand, run_benchmark
 from openmarigold.cli.checkpoint import CheckpointCommand, run_checkpoint
 from openmarigold.cli.compare import Compare, run_compare
@@ -67,43 +68,59 @@ def main(argv: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file name of other bytes, or a dash where only ASCII is printed, must not end a run that has succeeded.
         sys.stdout.reconfigure(errors="backslashreplace")
-    sys.exit(run(sys.argv[1:] if argv is None else argv))
+    try:
+        status = run(sys.argv[1:] if argv is None else argv)
+    except SystemExit as request:  # help was asked for, or a library gave up printing
+        status = EXIT_ERROR if request.code else 0
+    sys.exit(process.end_work(status))
 
 
 def run(argv: Sequence[str]) -> int:
     """Exit status of a command line."""
-    if list(argv) == ["--version"]:
-        from openmarigold import __version__
-
-        print(f"openmarigold {__version__}")
-        return 0
+    process.start_work()
     try:
         try:
             with brief_errors():
+                if list(argv) == ["--version"]:
+                    print(f"openmarigold {__version__}")
+                    return 0
                 command = parse(argv)
                 return _RUN[type(command)](command)
         except OpenMarigoldError as error:
+            if process.interrupted_by() is not None:
+                return _end_interrupted(argv)  # which an import reports as an error of its own
             message = " ".join(str(error).split())
-            print(f"error: {message}", file=sys.stderr)
+            process.say(f"error: {message}")
             return _end(argv, message, EXIT_ERROR)
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return _end(argv, "interrupted", EXIT_INTERRUPTED)
+            return _end_interrupted(argv)
         except BrokenPipeError:
             raise
         except Exception:  # status 1 says that some photos failed, which this is not
+            if process.interrupted_by() is not None:
+                return _end_interrupted(argv)
             _logger.exception("error: a fault of openmarigold itself; please report it with the lines below")
             return _end(argv, "a fault of openmarigold itself; stderr says more", EXIT_ERROR)
     except BrokenPipeError:  # the reader of stdout has gone, as in `... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_ERROR
 
 
 def _end(argv: Sequence[str], message: str, status: int) -> int:
     """The status of a command that ends early, with an object on stdout for who has asked for JSON."""
     if "--json" in argv:
-        print(json.dumps({"error": message, "status": status}, indent=2), flush=True)
+        try:
+            print(json.dumps({"error": message, "status": status}, indent=2), flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError:  # stderr says what was wrong first
+            pass
     return status
+
+
+def _end_interrupted(argv: Sequence[str]) -> int:
+    process.say("interrupted")
+    number = process.interrupted_by()
+    return _end(argv, "interrupted", EXIT_INTERRUPTED if number is None else 128 + number)
 
 
 def parse(argv: Sequence[str]) -> Command:
@@ -116,6 +133,7 @@ def parse(argv: Sequence[str]) -> Command:
     if list(argv[:2]) == ["evaluate", "compare"]:
         argv = argv[1:]  # a subcommand of evaluate's would cost its plain form, `evaluate --benchmark DIR`
     check_moved(argv)
+    _refuse_empty(argv)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed), unwrapped(argv):
@@ -130,3 +148,16 @@ def parse(argv: Sequence[str]) -> Command:
                 raise error from None
             error = error.__cause__ or error.__context__
         raise InvalidValueError(one_line(printed.getvalue(), argv, _NAMES)) from None
+
+
+def _refuse_empty(argv: Sequence[str]) -> None:
+    """Refuses empty words, which a shell makes of variables that are not set: as paths they would be folders.
+
+    Raises:
+        InvalidValueError: there is one.
+    """
+    for place, word in enumerate(argv):
+        if re.fullmatch(r"(--?[\w-]+=)?", word):
+            option = word.rstrip("=") or (argv[place - 1] if place else "")
+            where = f" for {option}" if option.startswith("-") else ""
+            raise InvalidValueError(f"an empty text was given{where}; give a value, or . for the current folder")

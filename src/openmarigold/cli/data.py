@@ -17,6 +17,7 @@ import tyro
 
 from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar
 from openmarigold.errors import DataError, InvalidValueError
+from openmarigold.process import say
 
 if TYPE_CHECKING:
     from openmarigold.data.preparation import RawReader
@@ -221,7 +222,7 @@ def _prepare(command: PrepareHypersim | PrepareVirtualKitti2 | PrepareFolder) ->
     )
     if defective:
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts["defective"].items())
-        print(f"{defective} defective frames ({reasons}); each in {command.dest / REJECTED_FILE}", file=sys.stderr)
+        say(f"{defective} defective frames ({reasons}); each in {command.dest / REJECTED_FILE}")
     return EXIT_SOME_FAILED if defective else 0
 
 

@@ -13,6 +13,7 @@ import tyro
 
 from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar
 from openmarigold.config import PredictConfig
+from openmarigold.process import say
 
 if TYPE_CHECKING:
     from openmarigold.evaluation import Report
@@ -66,7 +67,7 @@ def run_evaluate(command: Evaluate) -> int:
         contestant = saved_contestant(command.predictions, command.invariance)
     if ignored := _without_effect(command):
         options = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
-        print(f"warning: not used with{'' if command.predictions else 'out'} --predictions: {options}", file=sys.stderr)
+        say(f"warning: not used with{'' if command.predictions else 'out'} --predictions: {options}")
     runs = [(contestant, command.protocol, command.output_dir)]
     if command.baselines:
         # They have protocols of their own: the image row is disparity.

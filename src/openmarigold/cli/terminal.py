@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from openmarigold import process
 from openmarigold.errors import OpenMarigoldError
 
 EXIT_SOME_FAILED = 1
@@ -19,7 +20,7 @@ EXIT_INTERRUPTED = 130
 def progress_bar(label: str) -> Iterator[tuple[Callable[[int, int], None], Callable[[str], None]]]:
     """Yields (advance(done, total), note(line)): a bar on a terminal's stderr, only the notes elsewhere."""
     if not sys.stderr.isatty():
-        yield lambda done, total: None, lambda line: print(line, file=sys.stderr)
+        yield lambda done, total: None, process.say
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

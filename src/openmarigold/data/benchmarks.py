@@ -28,6 +28,7 @@ from openmarigold.data.benchmark_readers import (
 )
 from openmarigold.data.nyuv2 import MAT_NAME, MatArchive
 from openmarigold.errors import DataError
+from openmarigold.files import as_path
 
 KITTI_CROP_SIZE = (352, 1216)
 
@@ -62,12 +63,14 @@ def nyu_eigen_window(height: int, width: int) -> Window:
     return slice(45, 471), slice(41, 601)
 
 
-def open_folder_benchmark(path: Path) -> Benchmark:
+def open_folder_benchmark(path: Path | str) -> Benchmark:
     """A benchmark in the generic layout: a folder, tar or zip with manifest.json.
 
     Raises:
         DataError: it is missing or damaged.
+        InvalidValueError: an empty path.
     """
+    path = as_path(path, "the benchmark")
     if not path.exists():
         raise DataError(
             f"{path / 'manifest.json'} cannot be read (No such file or directory); a benchmark is a folder with "
@@ -76,7 +79,7 @@ def open_folder_benchmark(path: Path) -> Benchmark:
     return Benchmark(BENCHMARKS["folder"], open_archive(path))
 
 
-def open_benchmark(name: str, data_dir: Path, *, allow_partial: bool = False) -> Benchmark:
+def open_benchmark(name: str, data_dir: Path | str, *, allow_partial: bool = False) -> Benchmark:
     """A benchmark of `BENCHMARKS` by name: `<data_dir>/<name>/`, `<name>.tar` or `<name>.zip`.
 
     Raises:
@@ -84,7 +87,7 @@ def open_benchmark(name: str, data_dir: Path, *, allow_partial: bool = False) ->
         MissingExtraError: NYU's official file without h5py.
     """
     row = find_row(name)
-    folder = data_dir / row.name.split("-")[0]
+    folder = as_path(data_dir, "data_dir") / row.name.split("-")[0]
     candidates = [folder, folder.with_suffix(".tar"), folder.with_suffix(".zip")]
     location = next((path for path in candidates if path.exists()), None)
     if location is None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which file each network is run from: the checkpoint's own, or one that is converted once and kept.
 
-Converted networks lie in the user's cache folder (`checkpoint.user_cache_dir`), each in a folder named by a hash of the
+Converted networks lie in the user's cache folder (`files.user_cache_dir`), each in a folder named by a hash of the
 files that it was made from, so that it serves the same weights wherever they lie. Only converting needs torch.
 """
 
@@ -17,10 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from openmarigold.checkpoint import Checkpoint, TinyVae, cached_embedding_path, stored_embedding_path, user_cache_dir
+from openmarigold.checkpoint import Checkpoint, TinyVae, cached_embedding_path, stored_embedding_path
 from openmarigold.config import ConvertedFormat, StoredDtype
 from openmarigold.errors import CheckpointError, MissingExtraError, OutputError
-from openmarigold.files import atomic_directory
+from openmarigold.files import atomic_directory, user_cache_dir
 from openmarigold.provenance import files_sha256
 from openmarigold.weight_files import GRAPH_FILES, NETWORK_FILES, NETWORKS, weight_files
 

@@ -22,14 +22,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from openmarigold.checkpoint import Checkpoint, TinyVae, user_cache_dir
+from openmarigold.checkpoint import Checkpoint, TinyVae
 from openmarigold.config import LATENT_FACTOR, Dtype, StoredDtype
 from openmarigold.engines.converted import LARGE_BYTES, open_networks
 from openmarigold.errors import CheckpointError, InvalidValueError, MissingExtraError, OpenMarigoldError, one_line
+from openmarigold.files import some_home, user_cache_dir
 from openmarigold.privacy import openvino_without_reports
 
 try:
-    with openvino_without_reports():
+    with some_home(), openvino_without_reports():  # one of its modules ends without a home folder
         import openvino
 except ModuleNotFoundError as error:
     raise MissingExtraError("openvino", "openvino") from error

@@ -13,6 +13,7 @@ from openmarigold.config import PredictConfig
 from openmarigold.engines import choose_engine
 from openmarigold.evaluation.estimators import (
     BASELINES,
+    INVARIANCES,
     DepthEstimator,
     Invariance,
     SavedPredictions,
@@ -20,9 +21,6 @@ from openmarigold.evaluation.estimators import (
 )
 from openmarigold.predictor import Predictor
 from openmarigold.provenance import checkpoint_sha256, tiny_vae_sha256
-
-# What a checkpoint's depth is known up to, in the words of the protocols. An absolute one has no unit of its own.
-_INVARIANCES: Mapping[str, Invariance] = {"affine": "affine_depth", "scale": "scale", "absolute": "scale"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +69,7 @@ def predictor_contestant(config: PredictConfig) -> Contestant:
     return Contestant(
         name=checkpoint.name,
         load=load,
-        invariance=_INVARIANCES[checkpoint.invariance],
+        invariance=INVARIANCES[checkpoint.invariance],
         settings={
             "checkpoint": checkpoint.name,
             "checkpoint_sha256": checkpoint_sha256(checkpoint),
@@ -85,13 +83,14 @@ def predictor_contestant(config: PredictConfig) -> Contestant:
     )
 
 
-def saved_contestant(directory: Path, invariance: Invariance) -> Contestant:
+def saved_contestant(directory: Path | str, invariance: Invariance) -> Contestant:
     """Maps that lie in a folder.
 
     Raises:
         DataError: there is no such folder.
     """
     saved = SavedPredictions(directory, invariance)
+    directory = saved.directory
     return Contestant(
         name=directory.resolve().name,
         load=lambda: saved,

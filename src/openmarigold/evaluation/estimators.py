@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
@@ -15,10 +15,14 @@ from PIL import Image
 
 from openmarigold.errors import DataError, ImageError, one_line
 from openmarigold.exr import read_exr
+from openmarigold.files import as_path
 from openmarigold.predictor import Predictor
 
 Invariance: TypeAlias = Literal["affine_depth", "scale", "metric", "disparity"]
 """What an estimate is known up to: depth up to scale and shift; depth up to scale; depth [m]; disparity up to both."""
+
+# What a checkpoint's depth is known up to, in the words of the protocols. An absolute one has no unit of its own.
+INVARIANCES: Mapping[str, Invariance] = {"affine": "affine_depth", "scale": "scale", "absolute": "scale"}
 
 
 @runtime_checkable
@@ -44,7 +48,7 @@ class Estimator:
 
 def predictor_estimator(predictor: Predictor, **settings: Any) -> Estimator:
     """`predictor` with settings of its call, such as `ensemble_size`."""
-    return Estimator(lambda rgb: predictor(rgb, **settings).depth)
+    return Estimator(lambda rgb: predictor(rgb, **settings).depth, INVARIANCES[predictor.invariance])
 
 
 def constant_estimator() -> Estimator:
@@ -73,12 +77,13 @@ class SavedPredictions:
     `scene/rgb_0001/depth`, `scene/rgb_0001/rgb_depth`, and the first two flat, as `scene_rgb_0001`.
     """
 
-    def __init__(self, directory: Path, invariance: Invariance = "affine_depth") -> None:
+    def __init__(self, directory: Path | str, invariance: Invariance = "affine_depth") -> None:
         """Checks the folder.
 
         Raises:
             DataError: there is no such folder.
         """
+        directory = as_path(directory, "the folder of predictions")
         if not directory.is_dir():
             raise DataError(f"{directory} is not a folder; give the folder that holds the predictions")
         self.directory, self.invariance = directory, invariance
@@ -128,13 +133,14 @@ def _stems(name: str) -> Iterable[str]:
     )
 
 
-def read_map(path: Path) -> Float[np.ndarray, "h w"]:
+def read_map(path: Path | str) -> Float[np.ndarray, "h w"]:
     """A map from .npy, .exr (channel Z or the only one) or 16-bit .png (as [0, 1]).
 
     Raises:
         DataError: it is missing, damaged or has no single channel of depth.
         MissingExtraError: an EXR file without OpenEXR.
     """
+    path = as_path(path, "the map")
     if path.suffix == ".exr":
         try:
             channels = read_exr(path)

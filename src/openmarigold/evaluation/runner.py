@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -26,18 +27,20 @@ from openmarigold.data.benchmark_readers import Entry, parse_manifest
 from openmarigold.data.benchmarks import open_folder_benchmark
 from openmarigold.errors import DataError, InvalidValueError, OpenMarigoldError, OutputError
 from openmarigold.evaluation.contestants import Contestant
-from openmarigold.evaluation.estimators import DepthEstimator, SavedPredictions
+from openmarigold.evaluation.estimators import DepthEstimator, SavedPredictions, predictor_estimator
 from openmarigold.evaluation.machine import describe_machine, version_of
 from openmarigold.evaluation.page import write_page
 from openmarigold.evaluation.protocols import AlignmentProtocol, align_sample, choose_protocol, score_sample
 from openmarigold.evaluation.report import ImageScore, Report, write_report
 from openmarigold.evaluation.statistics import summarise
+from openmarigold.files import as_path
+from openmarigold.predictor import Predictor
 
 LOG_NAME = "scores.jsonl"
 PAGE_NAME = "page.html"
 
 
-def read_manifest(benchmark_dir: Path) -> list[dict[str, Any]]:
+def read_manifest(benchmark_dir: Path | str) -> list[dict[str, Any]]:
     """A benchmark folder's list of images.
 
     Raises:
@@ -47,18 +50,22 @@ def read_manifest(benchmark_dir: Path) -> list[dict[str, Any]]:
 
 
 def evaluate(
-    benchmark_dir: Path,
-    estimator: DepthEstimator,
+    benchmark_dir: Path | str,
+    estimator: DepthEstimator | Predictor,
     *,
     protocol: str | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Report:
     """The estimator's scores on a benchmark in the generic layout; `progress(done, total)` is called after each image.
 
+    A `Predictor` is scored with its default settings; `predictor_estimator` gives it others.
+
     Raises:
         DataError: the benchmark is missing, incomplete or damaged.
         InvalidValueError: the protocol does not fit, or the estimator returned another size than the photo's.
     """
+    if isinstance(estimator, Predictor):
+        estimator = predictor_estimator(estimator)
     return score_benchmark(open_folder_benchmark(benchmark_dir), estimator, protocol=protocol, progress=progress)
 
 
@@ -94,7 +101,7 @@ def evaluate_benchmark(
     contestant: Contestant,
     *,
     protocol: str | None = None,
-    output_dir: Path | None = None,
+    output_dir: Path | str | None = None,
     num_workers: int = 1,
     allow_partial: bool = False,
     progress: Callable[[int, int], object] = lambda done, total: None,
@@ -112,6 +119,7 @@ def evaluate_benchmark(
     """
     if num_workers < 1:
         raise InvalidValueError(f"num_workers={num_workers} is not accepted; give 1 or above")
+    output_dir = None if output_dir is None else as_path(output_dir, "output_dir")
     run = _Run(benchmark, contestant, choose_protocol(protocol, contestant.invariance))
     started, wall = datetime.now(timezone.utc), time.perf_counter()
     with _Log(output_dir) as log, ThreadPoolExecutor(num_workers) as pool:
@@ -123,7 +131,7 @@ def evaluate_benchmark(
                 try:
                     images.append(task.result())
                 except OpenMarigoldError as error:
-                    if run.load_failed:  # no image's fault, and no image could do better
+                    if run.load_failed or isinstance(error, OutputError):  # no image's fault
                         raise
                     failed[entry.name] = str(error)
                     note(f"error: {error}")
@@ -254,15 +262,19 @@ class _Log:
         if self._file is None:
             return
         with self._lock:
-            self._file.write(json.dumps({"key": key, "name": name, "metrics": metrics}) + "\n")
-            self._file.flush()
+            try:
+                self._file.write(json.dumps({"key": key, "name": name, "metrics": metrics}) + "\n")
+                self._file.flush()
+            except OSError as error:  # no image's fault, and no image could do better
+                raise OutputError(f"cannot write {self._file.name}: {error.strerror}; check free space") from error
 
     def __enter__(self) -> _Log:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # of what could not be written, which was said
+                self._file.close()
 
 
 def _whole_lines(text: str) -> Iterator[tuple[str, dict[str, float]]]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from openmarigold.errors import InvalidValueError, MissingExtraError
+from openmarigold.files import as_path
 from openmarigold.training.recipe import AutoencoderRecipe, DepthRecipe, GeneratorRecipe, Recipe, read_recipe, to_table
 
 LOGGER = logging.getLogger(__name__)
@@ -35,9 +36,14 @@ class TrainingPaths:
     benchmark_data_dir: Path | None = None
     photos_dir: Path | None = None
 
+    def __post_init__(self) -> None:
+        for setting in fields(self):
+            if (value := getattr(self, setting.name)) is not None:
+                object.__setattr__(self, setting.name, as_path(value, setting.name))
+
 
 def train(
-    recipe_path: Path,
+    recipe_path: Path | str,
     *,
     device: str = "auto",
     resume: bool = True,
@@ -64,7 +70,7 @@ def train(
         OutputError: something cannot be written.
     """
     places = TrainingPaths(**paths)
-    recipe = read_recipe(recipe_path)
+    recipe = read_recipe(as_path(recipe_path, "recipe_path"))
     if stop_after_steps is not None and stop_after_steps < 1:
         raise InvalidValueError(f"stop_after_steps={stop_after_steps} is not accepted; give 1 or above")
     loop, state, plan_batches = _import_parts()
@@ -95,7 +101,7 @@ def train(
     )
 
 
-def dry_run(recipe_path: Path, *, device: str = "auto", **paths: Any) -> Any:
+def dry_run(recipe_path: Path | str, *, device: str = "auto", **paths: Any) -> Any:
     """Checks recipe, base, data and benchmarks, makes one step, and returns what a full run will need.
 
     Nothing is written, and no state is looked at. The result is a `rehearsal.Rehearsal`, whose text says it all.
@@ -108,7 +114,7 @@ def dry_run(recipe_path: Path, *, device: str = "auto", **paths: Any) -> Any:
     Raises:
         OpenMarigoldError: whatever `train` would stop at.
     """
-    places, recipe = TrainingPaths(**paths), read_recipe(recipe_path)
+    places, recipe = TrainingPaths(**paths), read_recipe(as_path(recipe_path, "recipe_path"))
     loop, _, _ = _import_parts()
     from openmarigold.training.rehearsal import rehearse
 

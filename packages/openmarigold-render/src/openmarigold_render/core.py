@@ -6,13 +6,12 @@ The README lists the same names ("Interface to the core"), and import-linter che
 
 from __future__ import annotations
 
-from openmarigold.checkpoint import user_cache_dir
 from openmarigold.data.archives import Archive, open_archive
 from openmarigold.data.shard_writer import NewSample, Rejection, ShardWriter
 from openmarigold.data.shards import DepthEncoding
 from openmarigold.errors import DataError, InvalidValueError, OpenMarigoldError, one_line
 from openmarigold.exr import read_exr
-from openmarigold.files import write_atomically
+from openmarigold.files import user_cache_dir, write_atomically
 from openmarigold.seeding import generator_for
 
 __all__ = [

@@ -8,7 +8,6 @@ A lister turns an archive into entries, pairs of files that belong together. A d
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from PIL import Image
 
 from openmarigold.data.archives import Archive
 from openmarigold.errors import DataError
+from openmarigold.text_files import DamagedTextError, parse_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +77,9 @@ def parse_manifest(archive: Archive) -> list[dict[str, Any]]:
             "folder an image"
         )
     try:
-        entries = json.loads(archive.read("manifest.json"))
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON; get the benchmark again") from error
+        entries = parse_json(archive.read("manifest.json"))
+    except DamagedTextError as error:
+        raise DataError(f"{path} is not valid JSON ({error}); get the benchmark again") from error
     needed = ("name", "kind", "place")
     if (
         not isinstance(entries, list)
@@ -226,7 +226,7 @@ def decode_png(values_per_metre: float) -> Decoder:
 
 def decode_folder(files: Mapping[str, bytes], size: tuple[int, int]) -> Decoded:
     """16-bit greys with `depth_scale`, the values per metre, in `meta.json`."""
-    meta = json.loads(files["meta"])
+    meta = parse_json(files["meta"])
     try:
         scale = float(meta["depth_scale"])
     except (KeyError, TypeError, ValueError) as error:

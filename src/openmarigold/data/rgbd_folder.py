@@ -31,9 +31,10 @@ from openmarigold.data.preparation import (
 )
 from openmarigold.data.shard_writer import Rejection
 from openmarigold.data.shards import DepthEncoding
-from openmarigold.errors import DataError, ImageError, InvalidValueError, MissingExtraError
+from openmarigold.errors import DataError, ImageError, InvalidValueError
 from openmarigold.exr import read_exr, require_exr
 from openmarigold.pixels import image_to_rgb
+from openmarigold.text_files import DamagedTextError, parse_toml
 
 CONFIG_FILE = "dataset.toml"
 
@@ -119,15 +120,8 @@ def read_config(path: Path) -> FolderConfig:
         DataError: missing, no TOML, or with an unknown, missing or contradictory key.
     """
     try:
-        import tomllib
-    except ImportError:  # Python 3.10
-        try:
-            import tomli as tomllib  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise MissingExtraError("tomli", "data") from error
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        table = parse_toml(path.read_bytes(), extra="data")
+    except (OSError, DamagedTextError) as error:
         raise DataError(
             f"{path} cannot be read ({error}); it must be a TOML file, see docs/data.md, or give --config"
         ) from error

@@ -42,6 +42,7 @@ from openmarigold.rendering.rooms import sample_room
 from openmarigold.rendering.scene import Camera, Catalogue, Lens, Scene, Setting
 from openmarigold.rendering.tabletops import sample_tabletop
 from openmarigold.seeding import generator_for
+from openmarigold.text_files import parse_json
 
 Kind = Literal["rooms", "tabletops", "streets"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -400,7 +401,7 @@ def _facts(config: RenderConfig, output_dir: Path, num_shards: int) -> dict[str,
     broken: dict[str, str] = {}
     for number in range(num_shards):
         used.update(_assets_of_shard(output_dir / f"shard-{number:05d}.tar"))
-        index = json.loads((output_dir / f"shard-{number:05d}.json").read_bytes())
+        index = parse_json((output_dir / f"shard-{number:05d}.json").read_bytes())
         broken |= {row["name"]: row["detail"] for row in index["rejected"] if row["is_error"]}
     facts: dict[str, Any] = {
         "seconds_per_frame": round(sum(row["seconds"] for row in rows) / frames, 3) if frames else None,
@@ -418,7 +419,7 @@ def _facts(config: RenderConfig, output_dir: Path, num_shards: int) -> dict[str,
 def _times(line: str) -> dict[str, Any] | None:
     """What a line of `TIMES_FILE` says; None for one that a kill has cut, and for an empty one."""
     try:
-        return dict(json.loads(line))
+        return dict(parse_json(line))
     except (ValueError, TypeError):
         return None
 
@@ -429,7 +430,7 @@ def _assets_of_shard(path: Path) -> Iterator[str]:
             if member.name.endswith(".json"):
                 file = archive.extractfile(member)
                 assert file is not None
-                yield from json.loads(file.read()).get("assets", ())
+                yield from parse_json(file.read()).get("assets", ())
 
 
 def _open_assets(folder: Path) -> Any:

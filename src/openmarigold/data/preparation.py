@@ -7,7 +7,6 @@ The bytes of every shard are a function of the frames and the settings, whatever
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import itertools
@@ -29,7 +28,8 @@ from PIL import Image
 
 from openmarigold.data.archives import Archive
 from openmarigold.data.shard_writer import NewSample, Rejection, ShardWriter
-from openmarigold.data.shards import DepthEncoding, ShardedDataset
+from openmarigold.data.shards import DepthEncoding
+from openmarigold.data.statistics import write_meta
 from openmarigold.depth import depth_range
 from openmarigold.errors import (
     DataError,
@@ -39,9 +39,7 @@ from openmarigold.errors import (
     OutputError,
     one_line,
 )
-from openmarigold.files import write_atomically
 
-META_FILE = "meta.csv"
 _POLL_S = 0.2
 
 
@@ -249,26 +247,6 @@ def prepare(
     manifest = writer.finish(len(units), {"valid_range": valid_range, **(facts or {})})
     write_meta(destination)
     return Prepared(manifest=manifest, num_shards_kept=len(units) - len(todo))
-
-
-def write_meta(folder: Path) -> None:
-    """Writes meta.csv, one line a sample: statistics of colour [0, 255] and valid depth [m], share invalid."""
-    data = ShardedDataset(folder)
-    buffer = io.StringIO()
-    moments = ("mean", "std", "min", "max")
-    columns = [f"{what}_{name}" for what in ("rgb", "depth") for name in moments]
-    table = csv.writer(buffer, lineterminator="\n")
-    table.writerow(["key", "kind", "scene", "source", *columns, "invalid_ratio"])
-    for index, key in enumerate(data.keys):
-        info = data.info(index)
-        found = info["statistics"]
-        values = [(found.get(what) or {}).get(name) for what in ("rgb", "depth") for name in moments]
-        table.writerow([key, info["kind"], info["scene"], info.get("source"), *values, found.get("invalid_ratio")])
-    data.close()
-    text = buffer.getvalue()
-    # What is no UTF-8 in a name is written as \\udc.., as in the .json files.
-    content = text.encode("utf-8", "backslashreplace")
-    write_atomically(folder / META_FILE, lambda temporary: temporary.write_bytes(content))
 
 
 # --- What readers share

@@ -252,10 +252,7 @@ class FolderReader:
         if self.config.depth_suffix == ".png":
             return decode_codes(data, name)
         try:
-            if self.config.depth_suffix == ".npy":
-                stored = load_npy(data)
-            else:
-                stored = self._exr(data, name)
+            stored = load_npy(data) if self.config.depth_suffix == ".npy" else self._exr(data, name)
         except ImageError as error:
             raise FrameDefectError("damaged", f"{name} is damaged or no OpenEXR file") from error
         except UnexpectedArrayError as error:
@@ -275,9 +272,7 @@ class FolderReader:
                 file.write(data)
                 file.flush()
             except OSError as error:
-                raise OutputError(
-                    f"cannot write a temporary file: {error.strerror or error}; free some space"
-                ) from error
+                raise OutputError(f"cannot write a temporary file: {error.strerror or error}; make room") from error
             height, width = exr_size(Path(file.name))
             if height * width * 4 > LARGEST_FILE:
                 raise UnexpectedArrayError(f"the header announces {height}x{width} pixels")

@@ -41,6 +41,7 @@ from openmarigold.prompt import (
     write_embedding,
 )
 from openmarigold.tensors import read_tensors, save_tensors
+from openmarigold.text_files import parse_json
 from openmarigold.weight_files import weight_files
 
 Vae = AutoencoderKL | AutoencoderTiny
@@ -129,7 +130,7 @@ def empty_network(folder: Path) -> Any:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = parse_json((folder / "config.json").read_bytes())
         return {key: config[key] for key in config}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
@@ -300,7 +301,7 @@ def _save_network(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
     model.save_config(folder)  # pyright: ignore[reportCallIssue]
     if isinstance(model, AutoencoderTiny):
         # It registers a setting that its own constructor does not take, which diffusers then warns about.
-        config = json.loads((folder / "config.json").read_text())
+        config = parse_json((folder / "config.json").read_bytes())
         config.pop("block_out_channels", None)
         write_json(folder / "config.json", config)
 

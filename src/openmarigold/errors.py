@@ -14,6 +14,8 @@ OpenMarigoldError
 
 from __future__ import annotations
 
+import re
+
 
 class OpenMarigoldError(Exception):
     """Base of every error that this package raises on purpose."""
@@ -62,6 +64,12 @@ class MissingExtraError(OpenMarigoldError, ImportError):
 
 
 def one_line(error: BaseException) -> str:
-    """What another library's error says, on one line of readable length, after the name of its class."""
-    text = " ".join(str(error).split())
+    """Another library's error on one line of readable length, after the name of its class.
+
+    Without the addresses in memory that some messages hold: the same fault has the same text in every run.
+
+    >>> one_line(OSError("cannot identify image file <_io.BytesIO object at 0x7f0c>"))
+    'OSError: cannot identify image file <_io.BytesIO object>'
+    """
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(str(error).split()))
     return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__

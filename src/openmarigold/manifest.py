@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from openmarigold.errors import OutputError
+from openmarigold.text_files import parse_json_lines
 
 MANIFEST_NAME = "manifest.jsonl"
 
@@ -42,15 +43,8 @@ class Manifest:
             return []
         except OSError as error:
             raise OutputError(f"cannot read {self.path}: {error.strerror}; check its permissions") from error
-        lines = []
-        for line in content.splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:  # cut by a kill or a full disk
-                continue
-            if _is_entry(entry):
-                lines.append(entry)
-        return lines
+        # Lines are cut by a kill or a full disk.
+        return [entry for entry in parse_json_lines(content) if _is_entry(entry)]
 
     def standing(self, result: str) -> dict[str, Any] | None:
         """The line that holds for the files of a result (its path in the output folder, without suffixes), if any.

@@ -32,7 +32,7 @@ from openmarigold.errors import CheckpointError, MissingExtraError, OutputError,
 from openmarigold.files import write_atomically
 from openmarigold.provenance import origin_metadata, text_encoder_sha256
 from openmarigold.tensors import save_tensors
-from openmarigold.weight_files import TEXT_ENCODER_STEM, weight_files
+from openmarigold.weight_files import TEXT_ENCODER_STEM, read_json, weight_files
 
 EMBEDDING_KEY = "empty_prompt_embedding"
 _log = logging.getLogger(__name__)
@@ -96,9 +96,9 @@ def _read(path: Path) -> Tensor:
 
 def _checked(embedding: Tensor, directory: Path, source: Path) -> Tensor:
     try:
-        width = json.loads((directory / "unet" / "config.json").read_text(encoding="utf-8"))["cross_attention_dim"]
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{directory / 'unet' / 'config.json'} cannot be read ({one_line(error)})") from error
+        width = read_json(directory / "unet" / "config.json")["cross_attention_dim"]
+    except KeyError as error:
+        raise CheckpointError(f"{directory / 'unet' / 'config.json'} has no cross_attention_dim") from error
     if embedding.ndim != 3 or embedding.shape[0] != 1 or embedding.shape[2] != width:
         raise CheckpointError(
             f"{source}: the empty-prompt embedding has shape {list(embedding.shape)}; this U-Net takes [1, n, {width}]"

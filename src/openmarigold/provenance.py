@@ -32,6 +32,7 @@ from openmarigold.exr import read_exr_header
 from openmarigold.files import as_path, user_cache_dir, write_atomically
 from openmarigold.manifest import Manifest
 from openmarigold.quiet import quiet
+from openmarigold.text_files import DamagedTextError, parse_json
 from openmarigold.weight_files import check_safetensors_file, readable, safetensors_metadata, weight_files
 
 RECORD_NAME = "openmarigold"
@@ -161,8 +162,8 @@ def read_provenance(path: Path | str) -> dict[str, Any]:
             )
         return record
     try:
-        record = json.loads(text)
-    except ValueError as error:
+        record = parse_json(text)
+    except DamagedTextError as error:
         raise InvalidValueError(f"{path}: its provenance is not valid JSON; predict the photo again") from error
     if not isinstance(record, dict):
         raise InvalidValueError(f"{path}: its provenance is no JSON object; predict the photo again")
@@ -200,7 +201,7 @@ def _remembered_sha256(path: Path) -> str:
     known = {"path": resolved, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
     entry = user_cache_dir() / "sha256" / f"{hashlib.sha256(resolved.encode()).hexdigest()}.json"
     with suppress(OSError, ValueError, AttributeError):  # no entry, or not one of ours
-        remembered = json.loads(entry.read_text(encoding="utf-8"))
+        remembered = parse_json(entry.read_bytes())
         digest = remembered.pop("sha256", None)
         if remembered == known and isinstance(digest, str):
             return digest

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from openmarigold.config import ConvertedFormat
-from openmarigold.errors import CheckpointError, OpenMarigoldError
+from openmarigold.errors import CheckpointError, OpenMarigoldError, one_line
 from openmarigold.external_data import read_onnx_facts
+from openmarigold.text_files import DamagedTextError, parse_json
 
 NETWORKS = ("vae_encoder", "unet", "vae_decoder")
 # Format of converted networks -> name of a network -> its file, and where the weights lie that are not in it.
@@ -234,14 +234,16 @@ def check_safetensors_file(path: Path) -> dict[str, Any]:
             header_size = int.from_bytes(file.read(8), "little")
             if size < 8 or header_size > size - 8:
                 raise CheckpointError(f"{path} is truncated ({size} bytes); get the checkpoint again")
-            header = json.loads(file.read(min(header_size, _MAX_HEADER_BYTES)))
-        end = max((_end_of_tensor(entry) for key, entry in header.items() if key != "__metadata__"), default=0)
+            header = parse_json(file.read(min(header_size, _MAX_HEADER_BYTES)))
+        end = _end_of_tensors({key: entry for key, entry in header.items() if key != "__metadata__"})
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path} is not a safetensors file; get the checkpoint again") from error
+        raise CheckpointError(
+            f"{path} is not a safetensors file ({one_line(error)}); get the checkpoint again"
+        ) from error
     expected = 8 + header_size + end
     if size != expected:
         raise CheckpointError(f"{path} is truncated ({size} of {expected} bytes); get the checkpoint again")
@@ -251,21 +253,38 @@ def check_safetensors_file(path: Path) -> dict[str, Any]:
 def safetensors_metadata(path: Path) -> dict[str, str]:
     """The texts that a safetensors file, which has been checked, carries beside its tensors."""
     with path.open("rb") as file:
-        metadata = json.loads(file.read(int.from_bytes(file.read(8), "little"))).get("__metadata__")
+        metadata = parse_json(file.read(int.from_bytes(file.read(8), "little"))).get("__metadata__")
     return dict(metadata) if isinstance(metadata, dict) else {}
 
 
-def _end_of_tensor(entry: Mapping[str, Any]) -> int:
-    """Where a tensor's bytes end, after their number has been compared with its shape.
+def _end_of_tensors(entries: Mapping[str, Any]) -> int:
+    """Where the last tensor's bytes end, after all places have been compared with the shapes and with each other.
 
     Raises:
-        ValueError: they differ.
+        ValueError: a place or shape that is no list of whole numbers from 0 on, a size that differs from the shape's,
+            or tensors that overlap or leave a gap.
     """
-    start, end = entry["data_offsets"]
-    itemsize = _ITEM_BYTES.get(entry["dtype"])
-    if not 0 <= start <= end or (itemsize is not None and end - start != itemsize * math.prod(entry["shape"])):
-        raise ValueError("a tensor of another size than its shape says")
-    return end
+    places = []
+    for name, entry in entries.items():
+        start, end = _whole_numbers(name, entry["data_offsets"])
+        count = math.prod(_whole_numbers(name, entry["shape"]))
+        itemsize = _ITEM_BYTES.get(entry["dtype"])
+        if start > end or (itemsize is not None and end - start != itemsize * count):
+            raise ValueError(f"tensor {name[:80]!r} has {end - start} bytes, which its shape does not need")
+        places.append((start, end))
+    position = 0
+    for start, end in sorted(places):
+        if start != position:
+            raise ValueError(f"the tensor at byte {start} overlaps another, or leaves a gap")
+        position = end
+    return position
+
+
+def _whole_numbers(name: str, values: Any) -> list[int]:
+    # 2.0 and True are equal to whole numbers, and the product of two negative sizes is positive.
+    if not isinstance(values, list) or not all(type(value) is int and value >= 0 for value in values):
+        raise ValueError(f"tensor {name[:80]!r} has shape or data_offsets {values!r:.80}; whole numbers are needed")
+    return values
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -275,13 +294,13 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: it is missing, damaged or something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; a checkpoint is a whole folder in diffusers layout") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON; get the checkpoint again") from error
+    except DamagedTextError as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); get the checkpoint again") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no JSON object; get the checkpoint again")
     return content

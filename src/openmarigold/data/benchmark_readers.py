@@ -8,7 +8,6 @@ A lister turns an archive into entries, pairs of files that belong together. A d
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,9 @@ from jaxtyping import Bool, Float64
 from PIL import Image
 
 from openmarigold.data.archives import Archive
+from openmarigold.data.arrays import load_npy
 from openmarigold.errors import DataError
+from openmarigold.text_files import DamagedTextError, parse_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +78,9 @@ def parse_manifest(archive: Archive) -> list[dict[str, Any]]:
             "folder an image"
         )
     try:
-        entries = json.loads(archive.read("manifest.json"))
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON; get the benchmark again") from error
+        entries = parse_json(archive.read("manifest.json"))
+    except DamagedTextError as error:
+        raise DataError(f"{path} is not valid JSON ({error}); get the benchmark again") from error
     needed = ("name", "kind", "place")
     if (
         not isinstance(entries, list)
@@ -88,6 +89,9 @@ def parse_manifest(archive: Archive) -> list[dict[str, Any]]:
     ):
         raise DataError(f"{path} is not a list of objects with name, kind and place; get the benchmark again")
     names = [entry["name"] for entry in entries]
+    outside = [name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
+    if outside:
+        raise DataError(f"{path} names {outside[0]!r:.100}, which lies outside the benchmark; get the benchmark again")
     if len(set(names)) < len(names):
         raise DataError(f"{path} lists an image twice; each name must be there once")
     return entries
@@ -226,7 +230,7 @@ def decode_png(values_per_metre: float) -> Decoder:
 
 def decode_folder(files: Mapping[str, bytes], size: tuple[int, int]) -> Decoded:
     """16-bit greys with `depth_scale`, the values per metre, in `meta.json`."""
-    meta = json.loads(files["meta"])
+    meta = parse_json(files["meta"])
     try:
         scale = float(meta["depth_scale"])
     except (KeyError, TypeError, ValueError) as error:
@@ -274,4 +278,4 @@ def _read_grey16(content: bytes) -> Float64[np.ndarray, "h w"]:
 
 
 def _load_npy(content: bytes) -> np.ndarray:
-    return np.load(io.BytesIO(content), allow_pickle=False)
+    return load_npy(content)

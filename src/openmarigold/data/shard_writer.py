@@ -35,6 +35,7 @@ from openmarigold.data.shards import (
 )
 from openmarigold.errors import DataError, OutputError
 from openmarigold.files import write_atomically
+from openmarigold.text_files import parse_json
 
 REJECTED_FILE = "rejected.jsonl"
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,88}")  # no dots, which end a key; with the suffix at most 100 bytes, tar's limit
@@ -111,7 +112,7 @@ class ShardWriter:
             "name": name,
             "split": split,
             "depth": encoding.record(),
-            "settings": json.loads(json.dumps(settings)),
+            "settings": parse_json(json.dumps(settings)),
         }
 
     def begin(self) -> None:
@@ -144,10 +145,10 @@ class ShardWriter:
 
     def is_done(self, number: int) -> bool:
         """Whether shard `number` is there, whole."""
-        shard, index = self._paths(number)
+        shard, _ = self._paths(number)
         try:
-            return json.loads(index.read_bytes())["bytes"] == shard.stat().st_size
-        except (OSError, ValueError, KeyError, TypeError):
+            return self._read_index(number)["bytes"] == shard.stat().st_size
+        except (OSError, DataError):
             return False
 
     def write(self, number: int, items: Iterable[NewSample | Rejection]) -> dict[str, Any]:
@@ -185,7 +186,7 @@ class ShardWriter:
         undone = [number for number in range(num_shards) if not self.is_done(number)]
         if undone:
             raise DataError(f"{self.folder}: shards {undone[:5]} are not done; run the preparation again")
-        indices = [json.loads(self._paths(number)[1].read_bytes()) for number in range(num_shards)]
+        indices = [self._read_index(number) for number in range(num_shards)]
         samples = [(number, row) for number, index in enumerate(indices) for row in index["samples"]]
         rejected = [row for index in indices for row in index["rejected"]]
         _write_lines(self.folder / REJECTED_FILE, rejected)
@@ -220,6 +221,13 @@ class ShardWriter:
 
     def _paths(self, number: int) -> tuple[Path, Path]:
         return self.folder / f"shard-{number:05d}.tar", self.folder / f"shard-{number:05d}.json"
+
+    def _read_index(self, number: int) -> dict[str, Any]:
+        path = self._paths(number)[1]
+        index = read_json(path)
+        if not _is_index(index):
+            raise DataError(f"{path} is no index of a shard; delete it and run the preparation again")
+        return index
 
     def _earlier_plan(self) -> dict[str, Any] | None:
         for name in (MANIFEST_FILE, PLAN_FILE):
@@ -278,6 +286,26 @@ class ShardWriter:
         }
         members["json"] = (json.dumps(info, ensure_ascii=True) + "\n").encode()
         return members, list(rgb.shape[:2])
+
+
+def _is_index(index: Mapping[str, Any]) -> bool:
+    """Whether a shard's index has everything that is read of it: damaged, it may be valid JSON all the same."""
+    samples, rejected = index.get("samples"), index.get("rejected")
+    if not (isinstance(samples, list) and isinstance(rejected, list) and isinstance(index.get("sha256"), str)):
+        return False
+    texts = [(row, ("key", "kind", "scene")) for row in samples] + [(row, ("name", "reason")) for row in rejected]
+    if not all(isinstance(row, dict) and all(isinstance(row.get(name), str) for name in names) for row, names in texts):
+        return False
+    lists = [(row.get("size"), 2) for row in samples]
+    for row in samples:
+        members = row.get("members")
+        if not isinstance(members, dict) or not {name.partition(".")[0] for name in members} <= set(MEMBERS):
+            return False
+        lists += [(place, 3) for place in members.values()]
+    return all(row.get("is_error") in (True, False) for row in rejected) and all(
+        isinstance(values, list) and len(values) == count and all(type(value) is int and value >= 0 for value in values)
+        for values, count in lists
+    )
 
 
 def statistics(rgb: UInt8[np.ndarray, "h w 3"], depth: Float32[np.ndarray, "h w"] | None) -> dict[str, Any]:

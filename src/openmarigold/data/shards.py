@@ -18,12 +18,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8, UInt16
 from PIL import Image
 
 from openmarigold.errors import DataError, one_line
+from openmarigold.text_files import parse_json
 
 FORMAT = "openmarigold-shards-1"
 MANIFEST_FILE = "manifest.json"
@@ -31,6 +33,18 @@ INDEX_FILE = "index.npy"
 PLAN_FILE = "plan.json"
 
 MEMBERS = ("rgb", "depth", "json")
+# What a damaged manifest or index may lead to.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    EOFError,
+    MemoryError,
+    BadZipFile,
+)
 _MAX_CODE = 65535
 
 
@@ -156,6 +170,8 @@ class ShardedDataset:
             self.name = str(self.manifest["name"])
             self.contents = str(self.manifest["contents"])
             self._shards = [str(shard["name"]) for shard in self.manifest["shards"]]
+            if any(Path(name).name != name for name in self._shards):
+                raise ValueError("a shard outside the folder")
             kinds, scenes = (list(self.manifest["counts"][name]) for name in ("kinds", "scenes"))
             depth = dict(self.manifest["depth"])
             self.encoding = DepthEncoding(**depth)
@@ -169,7 +185,9 @@ class ShardedDataset:
             self.sizes: Int64[np.ndarray, "n 2"] = self._table["size"].astype(np.int64)
             if len(self.keys) != self.manifest["counts"]["samples"]:
                 raise ValueError(f"{len(self.keys)} samples, the manifest says {self.manifest['counts']['samples']}")
-        except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError) as error:
+            if int(self.shard_numbers.max(initial=0)) >= max(1, len(self._shards)):
+                raise ValueError("a sample of a shard that the manifest does not name")
+        except (*_DAMAGE, BadZipFile) as error:
             raise DataError(
                 f"{folder}: {MANIFEST_FILE} or {INDEX_FILE} is missing or damaged ({one_line(error)}); "
                 "run the preparation again, which keeps whole shards"
@@ -202,7 +220,7 @@ class ShardedDataset:
         Raises:
             DataError: the sample is damaged.
         """
-        return self._decoded(index, "json", json.loads)
+        return self._decoded(index, "json", parse_json)
 
     def member(self, index: int, role: Literal["rgb", "depth", "json"]) -> bytes:
         """Bytes of one of the sample's files, checked against the index.
@@ -310,7 +328,7 @@ def read_json(path: Path) -> dict[str, Any]:
         DataError: it is missing, damaged or something else.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:

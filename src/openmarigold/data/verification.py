@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 from openmarigold.data.shards import INDEX_FILE, MANIFEST_FILE, ShardedDataset, contents_sha256
 from openmarigold.errors import DataError
 from openmarigold.provenance import file_sha256
+from openmarigold.text_files import parse_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ def _index(data: ShardedDataset, path: Path, indices: list[int]) -> list[Problem
     """Checks the shard's own index against the data set's."""
     index_path = path.with_suffix(".json")
     try:
-        rows = json.loads(index_path.read_bytes())["samples"]
+        rows = parse_json(index_path.read_bytes())["samples"]
         own = [(row["key"], {name.partition(".")[0]: tuple(at) for name, at in row["members"].items()}) for row in rows]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"cannot be read ({type(error).__name__}); reading does not need it, resuming does"

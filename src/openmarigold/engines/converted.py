@@ -22,6 +22,7 @@ from openmarigold.config import ConvertedFormat, StoredDtype
 from openmarigold.errors import CheckpointError, MissingExtraError, OutputError
 from openmarigold.files import atomic_directory, user_cache_dir
 from openmarigold.provenance import files_sha256
+from openmarigold.text_files import parse_json
 from openmarigold.weight_files import GRAPH_FILES, NETWORK_FILES, NETWORKS, weight_files
 
 T = TypeVar("T")
@@ -152,7 +153,7 @@ def _converted(
 def _is_whole(folder: Path) -> bool:
     """Whether all files of a conversion are there, with the sizes that they had."""
     try:
-        sizes = json.loads((folder / _CONTENT_FILE).read_text(encoding="utf-8"))
+        sizes = parse_json((folder / _CONTENT_FILE).read_bytes())
         return bool(sizes) and all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, AttributeError, TypeError):
         return False

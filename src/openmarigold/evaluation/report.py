@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openmarigold.errors import DataError
+from openmarigold.errors import DataError, one_line
 from openmarigold.evaluation.statistics import KindScore
 from openmarigold.files import write_atomically
+from openmarigold.text_files import DamagedTextError, parse_json
 
 SUMMARY_NAME = "summary.json"
 IMAGES_NAME = "images.csv"
@@ -56,6 +58,17 @@ class Report:
     failed: Mapping[str, str] = field(default_factory=dict)
     times: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
+    @property
+    def num_negative_scale(self) -> int:
+        """Images whose fitted scale is negative: their near and far are exchanged, which the alignment hides."""
+        return sum(image.metrics.get("negative_scale", 0.0) > 0 for image in self.images)
+
+    @property
+    def share_scored(self) -> float:
+        """Mean share of an image's valid pixels that were scored, [0, 1]; of a failed image none were."""
+        shares = [image.metrics.get("pixels_scored", 1.0) for image in self.images]
+        return sum(shares) / max(1, len(shares) + len(self.failed))
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON: fractions and metres, not percent."""
         return {
@@ -87,6 +100,8 @@ class Report:
                 }
                 for image in self.images
             ],
+            "share_scored": self.share_scored,
+            "num_negative_scale": self.num_negative_scale,
             "failed": dict(self.failed),
             "times": dict(self.times),
         }
@@ -117,13 +132,13 @@ def read_report(path: Path) -> Report:
     """
     path = path / SUMMARY_NAME if path.is_dir() else path
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except OSError as error:
         raise DataError(
             f"{path} cannot be read ({error.strerror}); give the --output-dir of `openmarigold evaluate`"
         ) from error
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON; evaluate again") from error
+    except DamagedTextError as error:
+        raise DataError(f"{path} is not valid JSON ({error}); evaluate again") from error
     fixed = {"name", "kind", "place", "input_sha256"}
     try:
         images = [
@@ -132,10 +147,14 @@ def read_report(path: Path) -> Report:
                 kind=image["kind"],
                 place=image["place"],
                 input_hash=image["input_sha256"],
-                metrics={key: float(value) for key, value in image.items() if key not in fixed},
+                metrics={key: _score(value) for key, value in image.items() if key not in fixed},
             )
             for image in content["images"]
         ]
+        if not images or any(image.metrics.keys() != images[0].metrics.keys() for image in images):
+            raise ValueError("there are no images, or they have different scores")
+        if not all(isinstance(text, str) for image in images for text in (image.name, image.kind, image.place)):
+            raise ValueError("an image whose name, kind or place is not a text")
         kinds = {
             name: KindScore(
                 num_places=kind["num_places"],
@@ -163,4 +182,17 @@ def read_report(path: Path) -> Report:
             times=content["times"],
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{path} is no summary of `openmarigold evaluate`; evaluate again") from error
+        raise DataError(
+            f"{path} is no summary of `openmarigold evaluate` ({one_line(error)}); evaluate again"
+        ) from error
+
+
+def is_score(value: object) -> bool:
+    """Whether a value of a file is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _score(value: Any) -> float:
+    if not is_score(value):
+        raise ValueError(f"{value!r:.80} is not a finite number")
+    return float(value)

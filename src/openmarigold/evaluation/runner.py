@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,11 +29,12 @@ from openmarigold.evaluation.contestants import Contestant
 from openmarigold.evaluation.estimators import DepthEstimator, SavedPredictions, predictor_estimator
 from openmarigold.evaluation.machine import describe_machine, version_of
 from openmarigold.evaluation.page import write_page
-from openmarigold.evaluation.protocols import AlignmentProtocol, align_sample, choose_protocol, score_sample
-from openmarigold.evaluation.report import ImageScore, Report, write_report
+from openmarigold.evaluation.protocols import SCORES, AlignmentProtocol, align_sample, choose_protocol, score_sample
+from openmarigold.evaluation.report import ImageScore, Report, is_score, write_report
 from openmarigold.evaluation.statistics import summarise
 from openmarigold.files import as_path
 from openmarigold.predictor import Predictor
+from openmarigold.text_files import parse_json_lines
 
 LOG_NAME = "scores.jsonl"
 PAGE_NAME = "page.html"
@@ -248,7 +248,8 @@ class _Log:
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror}; choose another --output-dir") from error
         self._file.seek(0)
-        self._found = dict(_whole_lines(self._file.read()))
+        self._found = dict(_whole_lines(path.read_bytes()))
+        self._file.seek(0, 2)
         if self._file.tell() and not _ends_with_newline(path):
             self._file.write("\n")  # the line that an interruption cut is left alone
 
@@ -277,15 +278,14 @@ class _Log:
                 self._file.close()
 
 
-def _whole_lines(text: str) -> Iterator[tuple[str, dict[str, float]]]:
-    for line in text.splitlines():
-        try:
-            entry = json.loads(line)
-            metrics = {name: float(value) for name, value in entry["metrics"].items()}
-            if all(map(math.isfinite, metrics.values())):
-                yield entry["key"], metrics
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue  # cut by an interruption; the image is scored again
+def _whole_lines(content: bytes) -> Iterator[tuple[str, dict[str, float]]]:
+    """Keys and scores of the lines that hold all scores of an image; the images of others are scored again."""
+    for entry in parse_json_lines(content):
+        if not isinstance(entry, dict) or not isinstance(entry.get("key"), str):
+            continue
+        metrics = entry.get("metrics")
+        if isinstance(metrics, dict) and metrics.keys() == set(SCORES) and all(map(is_score, metrics.values())):
+            yield entry["key"], {name: float(metrics[name]) for name in SCORES}
 
 
 def _ends_with_newline(path: Path) -> bool:

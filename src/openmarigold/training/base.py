@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from openmarigold.backbone import (
 )
 from openmarigold.diffusion import PREDICTION_TYPES, NoiseSchedule
 from openmarigold.errors import CheckpointError, InvalidValueError, RecipeError, one_line
+from openmarigold.text_files import parse_json
 from openmarigold.training.recipe import DepthRecipe
 
 _PARTS = ("unet", "vae", "scheduler")
@@ -111,7 +111,7 @@ def _schedule(directory: Path, recipe: DepthRecipe) -> NoiseSchedule:
     """The base's noise schedule, whatever sampler its file names: training uses its betas and prediction type only."""
     path = directory / "scheduler" / "scheduler_config.json"
     try:
-        config: Any = json.loads(path.read_text(encoding="utf-8"))
+        config: Any = parse_json(path.read_bytes())
         values = {name: config.get(name, default) for name, default in _SCHEDULER_DEFAULTS.items()}
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read ({one_line(error)}); get the checkpoint again") from error

@@ -26,6 +26,7 @@ from openmarigold.backbone import Vae, encode_to_latent, hash_of_weights, latent
 from openmarigold.depth import latent_valid_mask
 from openmarigold.errors import CheckpointError, DataError
 from openmarigold.files import make_directory, write_atomically
+from openmarigold.text_files import DamagedTextError, parse_json
 from openmarigold.training.views import Mixture, View
 
 LOGGER = logging.getLogger(__name__)
@@ -279,10 +280,10 @@ def _claim(folder: Path, described: Mapping[str, Any]) -> None:
         write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         return
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        kept = parse_json(path.read_bytes())
+    except (OSError, DamagedTextError):
         kept = None
-    expected = json.loads(json.dumps(described))
+    expected = parse_json(json.dumps(described))
     if not isinstance(kept, dict):
         raise CheckpointError(f"{path} cannot be read; remove {folder} to encode again, or choose another --cache-dir")
     kept.setdefault(_BYTES, expected.get(_BYTES))  # caches of earlier versions do not say it

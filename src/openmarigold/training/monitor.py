@@ -17,6 +17,7 @@ import torch
 
 from openmarigold.errors import DataError, MissingExtraError, NumericalError
 from openmarigold.files import append_text, write_atomically
+from openmarigold.text_files import DamagedTextError, parse_json
 from openmarigold.training.trainer import StepResult
 
 MOST_EMPTY_STEPS = 10  # one after another, before the data is called wrong
@@ -224,10 +225,10 @@ def keep_lines(path: Path, *, before: int) -> None:
     """Leaves of a log only the lines of steps below `before`; those that follow are made again."""
     kept = []
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_bytes().splitlines():
             try:
-                if json.loads(line)["step"] < before:
-                    kept.append(line + "\n")
-            except ValueError:  # a line that the interruption cut
-                break
-    write_atomically(path, lambda partial: partial.write_text("".join(kept), encoding="utf-8"))
+                if parse_json(line)["step"] < before:
+                    kept.append(line + b"\n")
+            except (DamagedTextError, KeyError, TypeError, IndexError):  # cut by an interruption, or no line of ours
+                continue
+    write_atomically(path, lambda partial: partial.write_bytes(b"".join(kept)))

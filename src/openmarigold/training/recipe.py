@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from openmarigold.config import MAX_INFERENCE_STEPS, check_processing_resolution
-from openmarigold.errors import InvalidValueError, MissingExtraError, RecipeError
+from openmarigold.errors import InvalidValueError, RecipeError
+from openmarigold.text_files import DamagedTextError, parse_toml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -406,15 +407,8 @@ def read_recipe(path: Path) -> Recipe:
         RecipeError: the file is missing or not TOML, or has an unknown, missing or wrong key.
     """
     try:
-        import tomllib
-    except ImportError:  # Python 3.10
-        try:
-            import tomli as tomllib  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise MissingExtraError("tomli", "train") from error
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        table = parse_toml(path.read_bytes(), extra="train")
+    except (OSError, DamagedTextError) as error:
         raise RecipeError(f"{path} cannot be read as a recipe: {error}; it must be a TOML file") from error
     return parse_recipe(table, where=str(path))
 

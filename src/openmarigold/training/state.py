@@ -30,6 +30,7 @@ from openmarigold.errors import CheckpointError, OutputError, RecipeError, one_l
 from openmarigold.files import atomic_directory
 from openmarigold.integrity import check_sums, write_sums
 from openmarigold.tensors import save_tensors
+from openmarigold.text_files import parse_json
 from openmarigold.training.recipe import parse_recipe, to_table
 
 LOGGER = logging.getLogger(__name__)
@@ -268,7 +269,7 @@ def _available_memory() -> float:
 
 def _described(state: Path) -> dict[str, Any]:
     try:
-        described = json.loads((state / "state.json").read_text(encoding="utf-8"))
+        described = parse_json((state / "state.json").read_bytes())
         return {
             "step": int(described["step"]),
             "recipe": dict(described["recipe"]),
@@ -276,7 +277,7 @@ def _described(state: Path) -> dict[str, Any]:
             "param_groups": list(described["param_groups"]),
             "scalars": dict(described["scalars"]),
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise _damaged(state, error) from error
 
 

@@ -13,6 +13,7 @@ from openmarigold.errors import DataError, InvalidValueError, OpenMarigoldError,
 from openmarigold.exr import read_exr
 from openmarigold.files import user_cache_dir, write_atomically
 from openmarigold.seeding import generator_for
+from openmarigold.text_files import parse_json
 
 __all__ = [
     "Archive",
@@ -26,6 +27,7 @@ __all__ = [
     "generator_for",
     "one_line",
     "open_archive",
+    "parse_json",
     "read_exr",
     "user_cache_dir",
     "write_atomically",

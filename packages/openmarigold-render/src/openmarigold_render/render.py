@@ -41,6 +41,7 @@ from openmarigold_render.core import (
     Rejection,
     ShardWriter,
     generator_for,
+    parse_json,
 )
 from openmarigold_render.development import check_exposure, develop
 from openmarigold_render.furnishing import AssetCatalog
@@ -409,7 +410,7 @@ def _facts(config: RenderConfig, output_dir: Path, num_shards: int) -> dict[str,
     broken: dict[str, str] = {}
     for number in range(num_shards):
         used.update(_assets_of_shard(output_dir / f"shard-{number:05d}.tar"))
-        index = json.loads((output_dir / f"shard-{number:05d}.json").read_bytes())
+        index = parse_json((output_dir / f"shard-{number:05d}.json").read_bytes())
         broken |= {row["name"]: row["detail"] for row in index["rejected"] if row["is_error"]}
     facts: dict[str, Any] = {
         "seconds_per_frame": round(sum(row["seconds"] for row in rows) / frames, 3) if frames else None,
@@ -425,7 +426,7 @@ def _facts(config: RenderConfig, output_dir: Path, num_shards: int) -> dict[str,
 def _times(line: str) -> dict[str, Any] | None:
     """What a line of `TIMES_FILE` says; None for one that a kill has cut, and for an empty one."""
     try:
-        return dict(json.loads(line))
+        return dict(parse_json(line))
     except (ValueError, TypeError):
         return None
 
@@ -436,7 +437,7 @@ def _assets_of_shard(path: Path) -> Iterator[str]:
             if member.name.endswith(".json"):
                 file = archive.extractfile(member)
                 assert file is not None
-                yield from json.loads(file.read()).get("assets", ())
+                yield from parse_json(file.read()).get("assets", ())
 
 
 def _jpeg(rgb: UInt8[np.ndarray, "h w 3"]) -> bytes:

@@ -25,7 +25,8 @@ from openmarigold.checkpoint import Checkpoint, loaded_variant, read_checkpoint,
 from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import InvalidValueError, OpenMarigoldError, OutputError
 from openmarigold.export import check_output, result_paths, write_prediction
-from openmarigold.image import IMAGE_SUFFIXES, parse_colour, read_rgb
+from openmarigold.image import parse_colour, read_rgb
+from openmarigold.kinds import RAW_SUFFIXES, image_suffixes, looks_like_picture, url_in
 from openmarigold.manifest import Manifest, file_size
 from openmarigold.predictor import DepthPrediction, Predictor
 from openmarigold.provenance import checkpoint_sha256, file_sha256, is_result, tiny_vae_sha256
@@ -45,6 +46,7 @@ _WITHOUT_EFFECT = frozenset(
     }
 )
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})  # the next photo would fare no better
+_NAMED = 5  # files in one note
 _PHOTO_ERRORS = (OpenMarigoldError, MemoryError, OSError)
 _QUANTITIES = {
     "affine": "affine depth in [0, 1], near 0; true depth is about scale * depth + shift",
@@ -67,6 +69,9 @@ class BatchResult:
     """Photos without results, each with one line that says why."""
     left_out: list[Path] = field(default_factory=list)
     """Pictures in the given folders that are results of earlier predictions, and no photos."""
+    passed_over: list[Path] = field(default_factory=list)
+    """Files in the given folders that look like pictures and were not taken: of kinds that are not read, or raw photos
+    next to a picture of the same name."""
     num_predicted: int = 0
     engine: str | None = None
     """What ran the networks; None where no photo needed them."""
@@ -83,6 +88,7 @@ class BatchResult:
             "renewed": [str(path) for path in self.renewed],
             "failed": [{"path": str(path), "error": message} for path, message in self.failed],
             "left_out": [str(path) for path in self.left_out],
+            "passed_over": [str(path) for path in self.passed_over],
             "num_predicted": self.num_predicted,
             "engine": self.engine,
             "load_s": round(self.load_s, 3),
@@ -130,10 +136,12 @@ def predict_files(
     run = _Run(config, output or OutputConfig(), output_dir, overwrite)
     _check_output_dir(output_dir, inputs)
     run.check()
-    photos, problems = _list_photos(inputs, output_dir, run.outcome.left_out)
+    photos, problems = _list_photos(inputs, output_dir, run.outcome)
     total = len(photos) + len(problems)
     if left_out := run.outcome.left_out:
         report(Event(path=left_out[0], done=0, total=total, note=_about_left_out(left_out)))
+    if passed_over := run.outcome.passed_over:
+        report(Event(path=passed_over[0], done=0, total=total, note=_about_passed_over(passed_over)))
     noted = False
     for done, (path, problem) in enumerate(problems, start=1):
         run.fail("", path, problem)
@@ -419,12 +427,14 @@ def _check_output_dir(output_dir: Path, inputs: Sequence[Path]) -> None:
 
 
 def _list_photos(
-    inputs: Sequence[Path], output_dir: Path, left_out: list[Path]
+    inputs: Sequence[Path], output_dir: Path, outcome: BatchResult
 ) -> tuple[dict[str, Path], list[tuple[Path, str]]]:
     """Photos in order, each once, by their results' path without suffixes; and inputs with the reason why not.
 
-    Results of earlier predictions that folders hold are added to `left_out`.
+    Results of earlier predictions that folders hold are added to `left_out` of the outcome, other pictures that are not
+    taken to its `passed_over`.
     """
+    left_out = outcome.left_out
     photos: dict[str, Path] = {}
     seen: set[str] = set()
     problems: list[tuple[Path, str]] = []
@@ -432,11 +442,11 @@ def _list_photos(
         base, found = path.parent, [path]
         if os.path.isdir(path):
             before = len(problems), len(left_out)
-            base, found = path, sorted(_photos_in(path, output_dir, problems, left_out))
+            base, found = path, sorted(_photos_in(path, output_dir, problems, outcome))
             if not found and len(problems) == before[0]:
                 other = ", only results of earlier predictions" if len(left_out) > before[1] else ""
-                accepted = ", ".join(sorted(IMAGE_SUFFIXES))
-                problems.append((path, f"{path} holds no photo{other}; accepted are {accepted}"))
+                accepted = ", ".join(sorted(image_suffixes()))
+                problems.append((path, f"{path} holds no photo{other}; looked for are {accepted}"))
         for photo in found:
             if problem := _why_not_there(photo):
                 problems.append((photo, problem))
@@ -454,9 +464,12 @@ def _list_photos(
 
 
 def _photos_in(
-    folder: Path, output_dir: Path, problems: list[tuple[Path, str]], left_out: list[Path]
+    folder: Path, output_dir: Path, problems: list[tuple[Path, str]], outcome: BatchResult
 ) -> Iterator[Path]:
-    """Photos in a folder and in those within, but not in hidden ones, links to folders and the output folder."""
+    """Photos in a folder and in those within, but not in hidden ones, links to folders and the output folder.
+
+    Cameras write a JPEG next to a raw photo: the JPEG is taken.
+    """
 
     def unreadable(error: OSError) -> None:
         path = Path(error.filename)
@@ -467,12 +480,17 @@ def _photos_in(
         folders[:] = sorted(
             name for name in folders if not name.startswith(".") and os.path.realpath(Path(parent) / name) != output
         )
-        for name in sorted(files):
-            path = Path(parent) / name
-            if path.suffix.lower() not in IMAGE_SUFFIXES or name.startswith("."):
-                continue
-            if _is_result(path):
-                left_out.append(path)
+        paths = [Path(parent) / name for name in sorted(files) if not name.startswith(".")]
+        pictures = [path for path in paths if path.suffix.lower() in image_suffixes()]
+        developed = {path.stem for path in pictures if path.suffix.lower() not in RAW_SUFFIXES}
+        for path in paths:
+            if path.suffix.lower() not in image_suffixes():
+                if _may_be_picture(path):
+                    outcome.passed_over.append(path)
+            elif path.suffix.lower() in RAW_SUFFIXES and path.stem in developed:
+                outcome.passed_over.append(path)
+            elif _is_result(path):
+                outcome.left_out.append(path)
             else:
                 yield path
 
@@ -484,6 +502,13 @@ def _is_result(path: Path) -> bool:
         return False
 
 
+def _may_be_picture(path: Path) -> bool:
+    try:
+        return path.is_file() and looks_like_picture(path)
+    except OSError:  # nobody has asked for it
+        return False
+
+
 def _why_not_there(path: Path) -> str | None:
     """Why there is nothing to read at a path; None where there is something."""
     try:
@@ -491,6 +516,8 @@ def _why_not_there(path: Path) -> str | None:
     except FileNotFoundError:
         if path.is_symlink():
             return f"{path} is a link to {os.readlink(path)}, which does not exist; mend or remove the link"
+        if url := url_in(path):
+            return f"{url} is a URL; download the picture first, and give the path of the file"
         return f"{path} does not exist; check the name"
     except OSError as error:
         if error.errno == errno.ELOOP:
@@ -508,3 +535,13 @@ def _about_left_out(paths: Sequence[Path]) -> str:
         f"{len(paths)} pictures, such as {paths[0]}, are results of earlier predictions and are left out; name a file "
         "to predict it"
     )
+
+
+def _about_passed_over(paths: Sequence[Path]) -> str:
+    """What is said of files in the given folders that look like pictures and are not taken."""
+    advice = "of kinds that are not looked for, or raw photos next to a picture of the same name; name a file to try it"
+    if len(paths) == 1:
+        return f"{paths[0]} looks like a picture and is passed over: {advice}"
+    named = ", ".join(str(path) for path in paths[:_NAMED])
+    more = f" and {len(paths) - _NAMED} more (with --json, all are listed)" if len(paths) > _NAMED else ""
+    return f"{len(paths)} files look like pictures and are passed over: {named}{more}: {advice}"

@@ -287,12 +287,6 @@ def test_16_bit_colour_in_tiff(tmp_path):
     np.testing.assert_allclose(read_rgb(tmp_path / "deep.tif"), pixels / 257, atol=1.0)
 
 
-def test_float_colour_in_tiff_is_refused_with_what_to_do(tmp_path):
-    (tmp_path / "float.tif").write_bytes(tiff_of_three_channels(np.zeros((4, 5, 3), np.float32)))
-    with pytest.raises(ImageError, match=r"such as three float channels: save it with 8 or 16 bits, or as \.exr"):
-        read_rgb(tmp_path / "float.tif")
-
-
 def test_float_tiff(tmp_path):
     path = saved(tmp_path, Image.fromarray(np.array([[0.0, 0.2, 1.0]], dtype=np.float32)), "float.tif")
     assert read_rgb(path)[0, :, 1].tolist() == [0, 51, 255]
@@ -436,7 +430,7 @@ def test_files_that_are_no_images(tmp_path):
     (tmp_path / "folder.jpg").mkdir()
     for name, message in (
         ("empty.jpg", "is empty"),
-        ("text.jpg", r"is not an image that can be read; accepted are \.avif, .*\.jpeg, \.jpg, .*\.png, "),
+        ("text.jpg", "is not an image that can be read; accepted are JPEG, PNG, WebP"),
         ("folder.jpg", "is a folder"),
         ("missing.jpg", "does not exist"),
         ("x" * 300, "cannot be read"),
@@ -487,7 +481,13 @@ def test_as_rgb_of_a_truncated_pillow_image_is_an_image_error():
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((3, 40, 50), np.uint8), "move the channels to the last axis"),
+        (np.zeros((2, 40, 50), np.uint8), "c = 1, 3 or 4"),
+        (np.zeros((1, 40, 50, 3), np.uint8), "give the pictures of a batch one by one"),
+        (np.zeros((2, 2), np.complex64), "complex64 is not accepted"),
+        (np.zeros((2, 2), bool), "bool is not accepted"),
+        (object(), "a path, the bytes of a picture's file, a Pillow image, an array or a tensor is accepted; object"),
+        ([["a"]], "list is given"),
+        (io.StringIO("text"), "open it with 'rb'"),
         (np.zeros((4, 5, 2), np.uint8), "c = 1, 3 or 4"),
         (np.zeros((0, 5, 3), np.uint8), "c = 1, 3 or 4"),
         (np.zeros(5, np.uint8), "is not"),

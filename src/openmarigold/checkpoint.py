@@ -8,7 +8,6 @@ diffusers layout, see docs/architecture.md, or the id of such a folder on the Hu
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 import os
 import sys
@@ -34,6 +33,7 @@ from openmarigold.config import (
 )
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, InvalidValueError, one_line
+from openmarigold.printing import quoted_logger
 from openmarigold.weight_files import (
     NETWORK_FILES,
     NETWORK_STEM,
@@ -61,7 +61,7 @@ INVARIANCE_OF: dict[tuple[bool, bool], Invariance] = {
     (False, False): "absolute",
 }
 
-_log = logging.getLogger(__name__)
+_log = quoted_logger(__name__)
 
 
 _FINGERPRINT_BLOCKS, _FINGERPRINT_BLOCK_BYTES = 64, 4096

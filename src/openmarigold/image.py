@@ -9,7 +9,6 @@ resized in strips of rows with the same bytes as at once, so that no float copy 
 from __future__ import annotations
 
 import io
-import logging
 import os
 import tempfile
 import warnings
@@ -36,6 +35,7 @@ from openmarigold.kinds import (
     url_in,
 )
 from openmarigold.pixels import Colour, array_to_rgb, image_to_rgb, keep_transparency, parse_colour
+from openmarigold.printing import quoted_logger
 from openmarigold.tiff import TiffPicture, examine_tiff
 
 MAX_ASPECT = 8  # of photos whose size is given by the shorter side; a strip must not need a lot of memory
@@ -43,7 +43,7 @@ MAX_PROCESSING_PIXELS = 2**24  # the networks hold about a kilobyte a pixel
 
 _STRIP_PIXELS = 2**20
 
-_logger = logging.getLogger(__name__)
+_logger = quoted_logger(__name__)
 
 
 def read_rgb(

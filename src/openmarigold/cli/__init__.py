@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -28,10 +27,11 @@ from openmarigold.cli.export import Export, run_export
 from openmarigold.cli.inspect import Inspect, run_inspect
 from openmarigold.cli.predict import Predict, run_predict
 from openmarigold.cli.reproduce import Reproduce, run_reproduce
-from openmarigold.cli.terminal import EXIT_ERROR, EXIT_INTERRUPTED, brief_errors
+from openmarigold.cli.terminal import EXIT_ERROR, EXIT_INTERRUPTED, brief_errors, say
 from openmarigold.cli.train import Train, run_train
 from openmarigold.cli.usage import one_line, unwrapped
 from openmarigold.errors import InvalidValueError, OpenMarigoldError
+from openmarigold.printing import quoted_logger
 
 Command: TypeAlias = (
     Annotated[Predict, tyro.conf.subcommand("predict")]
@@ -45,7 +45,7 @@ Command: TypeAlias = (
     | Annotated[CheckpointCommand, tyro.conf.subcommand("checkpoint")]
     | Annotated[BenchmarkCommand, tyro.conf.subcommand("benchmark")]
 )
-_logger = logging.getLogger(__name__)
+_logger = quoted_logger(__name__)
 _NAMES = [get_args(command)[1].name for command in get_args(Command)]
 _RUN: dict[type, Callable[[Any], int]] = {
     Predict: run_predict,
@@ -75,7 +75,7 @@ def run(argv: Sequence[str]) -> int:
     if list(argv) == ["--version"]:
         from openmarigold import __version__
 
-        print(f"openmarigold {__version__}")
+        say(f"openmarigold {__version__}")
         return 0
     try:
         try:
@@ -84,10 +84,10 @@ def run(argv: Sequence[str]) -> int:
                 return _RUN[type(command)](command)
         except OpenMarigoldError as error:
             message = " ".join(str(error).split())
-            print(f"error: {message}", file=sys.stderr)
+            say(f"error: {message}", error=True)
             return _end(argv, message, EXIT_ERROR)
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+            say("interrupted", error=True)
             return _end(argv, "interrupted", EXIT_INTERRUPTED)
         except BrokenPipeError:
             raise

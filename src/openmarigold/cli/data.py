@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import tyro
 
-from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar
+from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar, say
 from openmarigold.errors import DataError
+from openmarigold.printing import printable
 
 if TYPE_CHECKING:
     from openmarigold.data.preparation import RawReader
@@ -238,13 +239,13 @@ def _prepare(command: PrepareHypersim | PrepareVirtualKitti2 | PrepareFolder) ->
     counts = prepared.manifest["counts"]
     defective = sum(counts["defective"].values())
     reused = f" ({prepared.num_shards_kept} kept from before)" if prepared.num_shards_kept else ""
-    print(
+    say(
         f"{counts['samples']} samples of {len(counts['scenes'])} scenes in {len(prepared.manifest['shards'])} "
         f"shards{reused}, {sum(counts['left_out'].values())} left out, {defective} defective: {command.dest}"
     )
     if defective:
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts["defective"].items())
-        print(f"{defective} defective frames ({reasons}); each in {command.dest / REJECTED_FILE}", file=sys.stderr)
+        say(f"{defective} defective frames ({reasons}); each in {command.dest / REJECTED_FILE}", error=True)
     return EXIT_SOME_FAILED if defective else 0
 
 
@@ -307,9 +308,9 @@ def _verify(command: Verify) -> int:
         found = [dataclasses.asdict(problem) for problem in problems]
         print(json.dumps({"samples": len(data), "contents": data.contents, "problems": found}))
     elif problems:
-        print(f"{len(problems)} problems in {len(bad)} files; delete the damaged shards and prepare the data again")
+        say(f"{len(problems)} problems in {len(bad)} files; delete the damaged shards and prepare the data again")
     else:
-        print(f"{len(data)} samples in {len(data.manifest['shards'])} shards are what was written: {data.contents}")
+        say(f"{len(data)} samples in {len(data.manifest['shards'])} shards are what was written: {data.contents}")
     return EXIT_SOME_FAILED if problems else 0
 
 
@@ -317,7 +318,7 @@ def _preview(command: Preview) -> None:
     from openmarigold.data.preview import write_preview
 
     count = write_preview(command.folder, command.output, count=command.count)
-    print(f"{count} samples: {command.output}")
+    say(f"{count} samples: {command.output}")
 
 
 def _print_statistics(command: Statistics) -> None:
@@ -331,14 +332,14 @@ def _print_statistics(command: Statistics) -> None:
         print(json.dumps({"kinds": tables, "all": total}))
         return
     if not everything.num_samples:
-        print(f"no sample of {command.folder} has a depth map")
+        say(f"no sample of {command.folder} has a depth map")
         return
     wide = max(len(row.kind) for row in (*kinds, everything))
     over = f"over {100 * INVALID_LIMIT:.0f} %"
-    print(f"{'kind':{wide}s}  samples  scenes  no depth  {over:>8s}   depth 5 / 50 / 95 % [m]   smallest to largest")
+    say(f"{'kind':{wide}s}  samples  scenes  no depth  {over:>8s}   depth 5 / 50 / 95 % [m]   smallest to largest")
     for row in (*kinds, everything):
         quantiles = " / ".join(f"{value:.2f}" for value in row.depth_quantiles)
-        print(
+        say(
             f"{row.kind:{wide}s} {row.num_samples:8d} {row.num_scenes:7d} {100 * row.invalid_share:7.1f} % "
             f"{100 * row.above_limit_share:7.1f} %  {quantiles:>24s}   "
             f"{row.depth_range[0]:.2f} to {row.depth_range[1]:.1f}"
@@ -382,40 +383,41 @@ def _render(command: Render) -> None:
             config, command.output, workers=workers, progress=lambda done, _: bar.update(task, completed=done)
         )
     counts = manifest["counts"]
-    print(f"{counts['samples']} pictures of {len(counts['scenes'])} scenes in {command.output}")
+    say(f"{counts['samples']} pictures of {len(counts['scenes'])} scenes in {command.output}")
     for what in ("kinds", "left_out", "defective"):
         listed = ", ".join(f"{name} {count}" for name, count in counts[what].items())
-        print(f"{what.replace('_', ' ')}: {listed or 'none'}")
+        say(f"{what.replace('_', ' ')}: {listed or 'none'}")
     if manifest["seconds_per_frame"] is not None:
-        print(f"seconds per picture and worker: {manifest['seconds_per_frame']:.2f}")
+        say(f"seconds per picture and worker: {manifest['seconds_per_frame']:.2f}")
     if manifest["cpu_seconds_per_frame"] is not None:
-        print(f"processor seconds per picture: {manifest['cpu_seconds_per_frame']:.2f}")
+        say(f"processor seconds per picture: {manifest['cpu_seconds_per_frame']:.2f}")
 
 
 def _print_where(command: Where) -> None:
     if command.name == "assets":
         from openmarigold.rendering.assets import where
 
-        print(where(command.data))
+        print(where(Path(printable(command.data))))
         return
     from openmarigold.data.benchmarks import BENCHMARKS
 
     raw = _raw_data_sets()
     if command.name in raw:
         about = raw[command.name]
-        print(f"{about.name}: {about.title}, {about.num_images} images")
+        say(f"{about.name}: {about.title}, {about.num_images} images")
         print(f"size: {about.size}\nlicence: {about.licence}\n")
-        print(about.where.replace("{root}", str(command.data)))
-        print(f"\nThen: openmarigold data prepare {about.name} {command.data / about.name} PREPARED/{about.name}")
+        print(about.where.replace("{root}", printable(command.data)) + "\n")
+        say(f"Then: openmarigold data prepare {about.name} {command.data / about.name} PREPARED/{about.name}")
         return
     if command.name not in BENCHMARKS:
         raise DataError(f"unknown data set {command.name!r}; use one of {', '.join([*BENCHMARKS, *raw])}")
     row = BENCHMARKS[command.name]
-    print(f"{row.name}: {row.title}" + (f", {row.expected_count} images" if row.expected_count else ""))
+    say(f"{row.name}: {row.title}" + (f", {row.expected_count} images" if row.expected_count else ""))
     print(f"depth: {row.unit}; range {row.min_depth:g} to {row.max_depth:g} m\n")
-    print(row.files.replace("{root}", str(command.data)))
+    print(row.files.replace("{root}", printable(command.data)))
     if row.expected_count:
-        print(f"\nThen: openmarigold evaluate --benchmark {row.name} --data {command.data}")
+        print()
+        say(f"Then: openmarigold evaluate --benchmark {row.name} --data {command.data}")
 
 
 def _print_list() -> None:

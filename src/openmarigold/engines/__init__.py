@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import logging
 import sys
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -16,13 +15,14 @@ from openmarigold.checkpoint import TITLES, Checkpoint, TinyVae
 from openmarigold.config import CompileMode, Dtype, EngineName
 from openmarigold.engines.converted import LARGE_BYTES, can_keep_converted, weight_bytes
 from openmarigold.errors import InvalidValueError
+from openmarigold.printing import quoted_logger
 
 ChosenEngine = Literal["onnx", "openvino", "torch"]
 Latent = Any
 """`[b C h w]` float32 in the engine's own array type: a NumPy array or a tensor on the engine's device."""
 
 _DRIVERS = {"linux": "libcuda.so.1", "win32": "nvcuda.dll"}
-_log = logging.getLogger(__name__)
+_log = quoted_logger(__name__)
 
 
 @runtime_checkable

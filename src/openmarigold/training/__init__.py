@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from openmarigold.errors import InvalidValueError, MissingExtraError
+from openmarigold.printing import quoted_logger
 from openmarigold.training.recipe import AutoencoderRecipe, DepthRecipe, GeneratorRecipe, Recipe, read_recipe, to_table
 
-LOGGER = logging.getLogger(__name__)
+LOGGER = quoted_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -221,7 +221,7 @@ def prepare(
         **asdict(checks),
         "limit": limit,
         "shard_size": shard_size,
-        "frames": hashlib.sha256(names.encode()).hexdigest(),
+        "frames": hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest(),
     }
     writer = ShardWriter(destination, name=reader.name, split=reader.split, encoding=reader.encoding, settings=settings)
     writer.begin()

@@ -318,7 +318,7 @@ def _with_unique_keys(frames: list[Frame]) -> list[Frame]:
     def key(frame: Frame) -> str:
         if counts[frame.key] == 1 and len(frame.key) <= _MAX_KEY:
             return frame.key
-        digits = hashlib.sha256(frame.name.encode()).hexdigest()[:12]
+        digits = hashlib.sha256(frame.name.encode(errors="surrogateescape")).hexdigest()[:12]
         return f"{frame.key[: _MAX_KEY - 13]}-{digits}"
 
     return [dataclasses.replace(frame, key=key(frame)) for frame in frames]

@@ -256,8 +256,8 @@ def write_meta(folder: Path) -> None:
         values = [(found.get(what) or {}).get(name) for what in ("rgb", "depth") for name in moments]
         table.writerow([key, info["kind"], info["scene"], info.get("source"), *values, found.get("invalid_ratio")])
     data.close()
-    text = buffer.getvalue()
-    write_atomically(folder / META_FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    content = buffer.getvalue().encode(errors="backslashreplace")  # names need not be UTF-8
+    write_atomically(folder / META_FILE, lambda temporary: temporary.write_bytes(content))
 
 
 # --- What readers share

@@ -67,9 +67,8 @@ def read_tiff(path: Path, *, page: int, check_size: CheckSize) -> Image.Image:
             raise ImageError(f"has the channels {', '.join(names)}; save it as RGB or grey with 8 or 16 bits")
         # What is stored counts down from white; OpenImageIO turns around 8 bits only.
         inverted = spec.get_int_attribute(_PHOTOMETRIC, 1) == 0 and pixels.dtype != np.uint8
-        bits = spec.get_int_attribute("oiio:BitsPerSample", 0)
-        levels = _levels(pixels[..., colors], bits=bits, inverted=inverted)
-        opaque = _levels(pixels[..., [alpha]], bits=bits) if alpha >= 0 else None
+        levels = _levels(pixels[..., colors], inverted=inverted)
+        opaque = _levels(pixels[..., [alpha]]) if alpha >= 0 else None
         separate = bool(spec.get_int_attribute("tiff:UnassociatedAlpha", 0))
         image = _image(levels, opaque, multiplied=not separate)
         image.getexif()[_EXIF_ORIENTATION] = spec.get_int_attribute("Orientation", 1)
@@ -141,7 +140,7 @@ def _pixels(file: Any, page: int) -> np.ndarray:
     return pixels
 
 
-def _levels(pixels: np.ndarray, *, bits: int, inverted: bool = False) -> UInt8[np.ndarray, "h w c"]:
+def _levels(pixels: np.ndarray, *, inverted: bool = False) -> UInt8[np.ndarray, "h w c"]:
     """Samples of any kind as 0 … 255: the largest number that their bits can hold is white, of floats 1."""
     if pixels.dtype.kind == "f":
         low, high = float(pixels.min()), float(pixels.max())
@@ -153,7 +152,7 @@ def _levels(pixels: np.ndarray, *, bits: int, inverted: bool = False) -> UInt8[n
     else:
         if pixels.dtype.kind == "i" and pixels.min() < 0:
             raise ImageError("has negative samples, which are no picture; save it as RGB or grey with 8 or 16 bits")
-        top = float(2**bits - 1) if bits == 24 else float(np.iinfo(pixels.dtype).max)  # 24 are held in 32
+        top = float(np.iinfo(pixels.dtype).max)  # OpenImageIO widens 12 bits to 16
     scaled = np.clip(pixels.astype(np.float64) * (255 / top), 0, 255)
     return np.rint(255 - scaled if inverted else scaled).astype(np.uint8)
 

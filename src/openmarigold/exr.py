@@ -92,16 +92,26 @@ def write_exr(path: Path, channels: Mapping[str, Float[np.ndarray, "h w"]], head
     pixels = {name: np.ascontiguousarray(values, dtype=np.float32) for name, values in channels.items()}
     try:
         with openexr.File(attributes, pixels) as file:
-            file.write(str(path))
+            file.write(_name(path))
     except Exception as error:  # the binding's errors share no base
         raise OutputError(f"cannot write {path}: {one_line(error)}; check the folder and free space") from error
+
+
+def _name(path: Path) -> str | bytes:
+    """The path as the binding takes it: bytes where it is no UTF-8."""
+    name = str(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(path)
+    return name
 
 
 def _channels(path: Path) -> dict[str, np.ndarray]:
     """Channels of the first part as stored; of deep files an array of each pixel's samples."""
     openexr = _openexr()
     try:
-        with silent(), openexr.File(str(path), separate_channels=True) as file:
+        with silent(), openexr.File(_name(path), separate_channels=True) as file:
             return {name: channel.pixels.copy() for name, channel in file.channels().items()}
     except Exception as error:  # the binding raises RuntimeError, TypeError, ValueError … for damaged files
         raise ImageError(f"{path} is damaged or no OpenEXR file; write it again") from error
@@ -136,7 +146,7 @@ def _merged(channels: Mapping[str, np.ndarray]) -> dict[str, Float[np.ndarray, "
 def _header(path: Path) -> dict[str, Any]:
     openexr = _openexr()
     try:
-        with silent(), openexr.File(str(path), header_only=True) as file:
+        with silent(), openexr.File(_name(path), header_only=True) as file:
             return dict(file.header())
     except Exception as error:  # see read_exr
         raise ImageError(f"{path} is damaged or no OpenEXR file; write it again") from error

@@ -77,7 +77,7 @@ def read_rgb(
     except MissingExtraError as error:
         raise ImageError(f"{path}: {error}") from error
     except ImageError as error:
-        if str(path) in str(error):
+        if str(path) in str(error) or url_in(path):
             raise
         raise ImageError(f"{path}{'' if str(error).startswith(_VERBS) else ':'} {error}") from error
     except UnidentifiedImageError as error:

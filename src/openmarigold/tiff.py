@@ -29,6 +29,8 @@ _MAX_CHANNELS = 32
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR, _LAB = 0, 1, 2, 3, 5, 6, 8
 _PHOTOMETRIC_NAMES = {4: "a transparency mask", 9: "ICC Lab", 10: "ITU Lab", 32844: "LogL", 32845: "LogLuv"}
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
+# Bits of samples that OpenImageIO decodes rightly.
+_WIDTHS = {_UNSIGNED: {*range(1, 17), 32}, _SIGNED: {8, 16, 32}, _FLOAT: {16, 32, 64}}
 
 Tags = Mapping[int, Any]
 
@@ -159,12 +161,7 @@ def _decoder(tags: Tags) -> Decoder:
         raise ImageError(f"is damaged, or no picture: it has {_number(tags, _CHANNELS, 1)} channels")
     if photometric in _PHOTOMETRIC_NAMES or photometric > _LAB:
         raise ImageError(f"holds {_PHOTOMETRIC_NAMES.get(photometric, f'a picture of kind {photometric}')}; {_ADVICE}")
-    if (
-        len(kinds) > 1
-        or not kinds <= {_UNSIGNED, _SIGNED, _FLOAT}
-        or len(bits) > 1
-        or (bits == {64} and kinds != {_FLOAT})
-    ):
+    if len(kinds) > 1 or not kinds <= {_UNSIGNED, _SIGNED, _FLOAT} or len(bits) > 1 or not bits <= _WIDTHS[min(kinds)]:
         raise ImageError(f"holds samples of unusual kinds ({_described(tags)}); {_ADVICE}")
     if photometric == _CMYK and _number(tags, _INK_SET, 1) != 1:
         raise ImageError(f"holds inks that are not cyan, magenta, yellow and black; {_ADVICE}")
@@ -181,7 +178,8 @@ def _pillow_decodes(tags: Tags, photometric: int, bits: int, kind: int) -> bool:
         return False
     if photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO):
         if channels == 1:
-            return bits in (1, 2, 4, 8, 16)
+            little = getattr(tags, "prefix", b"II") == b"II"
+            return bits in (1, 2, 4, 8) or (bits == 16 and (little or photometric == _BLACK_IS_ZERO))
         return photometric == _BLACK_IS_ZERO and channels == 2 and bits == 8 and not in_planes
     if photometric == _PALETTE:
         return bits in (1, 2, 4, 8) and channels == 1

@@ -20,7 +20,7 @@ _y, _x = np.mgrid[:HEIGHT, :WIDTH]
 GREY = ((_x + _y) / (HEIGHT + WIDTH - 2))[..., None]
 COLOR = np.concatenate([GREY, GREY[::-1], GREY[:, ::-1]], axis=2)
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
-KINDS = [(bits, UNSIGNED) for bits in (1, 2, 4, 6, 8, 10, 12, 14, 16, 24, 32)] + [
+KINDS = [(bits, UNSIGNED) for bits in (1, 2, 4, 6, 8, 10, 12, 14, 16, 32)] + [
     *((bits, SIGNED) for bits in (8, 16, 32)),
     *((bits, FLOAT) for bits in (16, 32, 64)),
 ]
@@ -112,6 +112,8 @@ def test_palettes(tmp_path, bits):
     ("options", "message"),
     [
         ({"photometric": 4}, "holds a transparency mask"),
+        ({"photometric": 1, "tags": [(258, SHORT, [24])]}, "1 channels of 24 bits, unsigned"),
+        ({"photometric": 1, "tags": [(258, SHORT, [64])]}, "1 channels of 64 bits, unsigned"),
         ({"photometric": 9}, "holds ICC Lab"),
         ({"photometric": 32845}, "holds LogLuv"),
         ({"photometric": 1, "tags": [(339, SHORT, [6])]}, "samples of unusual kinds"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -345,3 +346,17 @@ def test_settings_without_use_and_those_of_model_index_are_known_before_loading(
         predictor_contestant(config)
     settings = predictor_contestant(PredictConfig(checkpoint=tiny_checkpoint)).settings
     assert (settings["invariance"], settings["processing_side"], settings["variant"]) == ("affine", "longer", None)
+
+
+def test_names_that_are_no_utf_8(benchmark: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"r\xe9\n\x1b[31m")
+    (benchmark / "room-0").rename(benchmark / name)
+    for listed in benchmark.glob("manifest.json"):
+        listed.write_text(listed.read_text().replace('"room-0"', json.dumps(name)))
+    report = evaluate_benchmark(open_folder_benchmark(benchmark), contestant(), output_dir=tmp_path / "out")
+    assert name in [image.name for image in report.images]
+    assert read_report(tmp_path / "out").images == report.images
+    page = (tmp_path / "out" / "page.html").read_text(encoding="utf-8")
+    assert "\x1b" not in page
+    assert "r\\udce9\\n\\x1b[31m" in page
+    assert "r\\udce9" in (tmp_path / "out" / "images.csv").read_text(encoding="utf-8")

@@ -33,7 +33,7 @@ from openmarigold.errors import InvalidValueError, OpenMarigoldError, OutputErro
 from openmarigold.export import check_output, result_paths, write_prediction
 from openmarigold.files import as_path, concerns_every_file
 from openmarigold.image import parse_colour, read_rgb
-from openmarigold.inputs import about_left_out, check_output_dir, list_photos, photo_location
+from openmarigold.inputs import about_left_out, about_passed_over, check_output_dir, list_photos, photo_location
 from openmarigold.manifest import Manifest, file_size
 from openmarigold.predictor import DepthPrediction, Predictor
 from openmarigold.provenance import checkpoint_sha256, file_sha256, stated_input, tiny_vae_sha256
@@ -75,6 +75,9 @@ class BatchResult:
     """Photos without results, each with one line that says why."""
     left_out: list[Path] = field(default_factory=list)
     """Pictures in the given folders that are results of earlier predictions, and no photos."""
+    passed_over: list[Path] = field(default_factory=list)
+    """Files in the given folders that look like pictures and were not taken: of kinds that are not read, or raw photos
+    next to a picture of the same name."""
     num_predicted: int = 0
     engine: str | None = None
     """What ran the networks; None where no photo needed them."""
@@ -91,6 +94,7 @@ class BatchResult:
             "renewed": [str(path) for path in self.renewed],
             "failed": [{"path": str(path), "error": message} for path, message in self.failed],
             "left_out": [str(path) for path in self.left_out],
+            "passed_over": [str(path) for path in self.passed_over],
             "num_predicted": self.num_predicted,
             "engine": self.engine,
             "load_s": round(self.load_s, 3),
@@ -141,10 +145,12 @@ def predict_files(
     run = _Run(config, output or OutputConfig(), output_dir, overwrite)
     check_output_dir(output_dir, inputs)
     run.check()
-    photos, problems = list_photos(inputs, output_dir, run.outcome.left_out)
+    photos, problems = list_photos(inputs, output_dir, run.outcome.left_out, run.outcome.passed_over)
     total = len(photos) + len(problems)
     if left_out := run.outcome.left_out:
         report(Event(path=left_out[0], done=0, total=total, note=about_left_out(left_out)))
+    if passed_over := run.outcome.passed_over:
+        report(Event(path=passed_over[0], done=0, total=total, note=about_passed_over(passed_over)))
     noted = False
     for done, (path, problem) in enumerate(problems, start=1):
         run.fail("", path, problem)

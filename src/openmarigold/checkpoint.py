@@ -7,7 +7,6 @@ diffusers layout, see docs/architecture.md, or the id of such a folder on the Hu
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 from contextlib import suppress
@@ -34,6 +33,7 @@ from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, InvalidValueError, one_line
 from openmarigold.files import user_cache_dir
 from openmarigold.known_checkpoints import Known, check_kind
+from openmarigold.printing import quoted_logger
 from openmarigold.weight_files import (
     EMBEDDING_FILE,
     GRAPH_FILES,
@@ -61,7 +61,7 @@ INVARIANCE_OF: dict[tuple[bool, bool], Invariance] = {
     (False, False): "absolute",
 }
 
-_log = logging.getLogger(__name__)
+_log = quoted_logger(__name__)
 
 
 _CACHED_EMBEDDING = "empty-prompt-"  # how the names of the embeddings in the user's cache begin
@@ -412,7 +412,7 @@ def stored_embedding_path(directory: Path, *, variant: str | None = None) -> Pat
     return named if made_here and text_encoder_files(directory, variant) else plain
 
 
-def _locate(checkpoint: Path | None, *, revision: str | None, local_files_only: bool) -> tuple[Path, str]:
+def _locate(checkpoint: Path | str | None, *, revision: str | None, local_files_only: bool) -> tuple[Path, str]:
     """Folder and name of a checkpoint argument that is not a hub id."""
     given = tuple(name for name, value in (("revision", revision), ("local_files_only", local_files_only)) if value)
     if checkpoint is None:

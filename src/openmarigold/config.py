@@ -108,6 +108,7 @@ class PredictConfig:
     def __post_init__(self) -> None:
         if self.checkpoint is not None:
             object.__setattr__(self, "checkpoint", as_path(self.checkpoint, "checkpoint"))
+        _settle(self)
         if self.num_inference_steps is not None:
             _check_count("num_inference_steps", self.num_inference_steps, maximum=MAX_INFERENCE_STEPS)
         _check_count("ensemble_size", self.ensemble_size)
@@ -169,10 +170,22 @@ class OutputConfig:
     """Also write the uncertainty as a picture, white where it is largest."""
 
     def __post_init__(self) -> None:
+        _settle(self)
         known = get_args(FileFormat)
         if not self.format or not set(self.format) <= set(known):
             given = ", ".join(map(repr, self.format)) or "nothing"
             raise InvalidValueError(f"format: {given} is not known; give one or more of {', '.join(known)}")
+
+
+def _settle(config: PredictConfig | OutputConfig) -> None:
+    """Makes plain values of NumPy's and of paths given as text, which are written to JSON later."""
+    for setting in fields(config):
+        value = getattr(config, setting.name)
+        if not isinstance(value, (str, int, float, Path)) and callable(getattr(value, "item", None)):
+            if getattr(value, "ndim", None) == 0:
+                object.__setattr__(config, setting.name, value.item())
+        elif isinstance(value, (float, str)) and type(value) not in (float, str):  # numpy.float64 and numpy.str_
+            object.__setattr__(config, setting.name, float(value) if isinstance(value, float) else str(value))
 
 
 def check_processing_resolution(value: object) -> None:

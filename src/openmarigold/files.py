@@ -6,7 +6,6 @@ from __future__ import annotations
 import atexit
 import errno
 import hashlib
-import logging
 import os
 import shutil
 import tempfile
@@ -21,6 +20,7 @@ from typing import Any
 import platformdirs
 
 from openmarigold.errors import InvalidValueError, OpenMarigoldError, OutputError, one_line
+from openmarigold.printing import quoted_logger
 
 _MAX_NAME_BYTES = 255  # of a file name, on the usual file systems
 _ROOM_BYTES = 40  # what a temporary name adds: dots, the ids of process and thread, and "partial"
@@ -33,7 +33,7 @@ _OF_ONE_NAME = frozenset(
 _OF_PERMISSION = frozenset({errno.EACCES, errno.EPERM})
 
 _NO_HOME = "the home folder is not known"
-_log = logging.getLogger(__name__)
+_log = quoted_logger(__name__)
 
 
 def as_path(value: Any, what: str) -> Path:

@@ -1,53 +1,57 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures in linear light, OpenEXR and Radiance: read, and tone-mapped to what a camera would have shown.
 
-Radiance: G. Ward, "Real pixels", Graphics Gems II, 1991; the format of its run lengths is that of RADIANCE's filefmts.
 Tone mapping: Reinhard et al., "Photographic tone reproduction for digital images", SIGGRAPH 2002, eqs. 1, 2 and 4.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from openmarigold.decoders import read_radiance
 from openmarigold.errors import ImageError
-from openmarigold.exr import MAGIC, exr_size, read_exr
-
-RADIANCE_MAGIC = (b"#?RADIANCE", b"#?RGBE")
+from openmarigold.exr import exr_size, read_exr_picture
+from openmarigold.kinds import EXR_MAGIC, HEAD_BYTES, is_radiance
 
 _KEY = 0.18  # brightness of the middle grey that the log-average becomes; eq. 2
 _WHITE_QUANTILE = 0.99  # pixels above become white; eq. 4
 _LUMINANCE = np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)
 _STRIP_PIXELS = 2**20
 _SAMPLES = 2**20  # pixels that set the exposure
-_RESOLUTION = re.compile(rb"([+-])([XY]) (\d{1,9}) ([+-])([XY]) (\d{1,9})\n")
 
 
 def is_linear_light(head: bytes) -> bool:
     """Whether a file that begins like this is read here."""
-    return head.startswith((MAGIC, *RADIANCE_MAGIC))
+    return head.startswith(EXR_MAGIC) or is_radiance(head)
 
 
 def read_tone_mapped(
-    path: Path, *, background: tuple[int, int, int], check_size: Callable[[int, int], None]
+    path: Path,
+    *,
+    background: tuple[int, int, int],
+    check_size: Callable[[int, int], None],
+    note: Callable[[str], object],
 ) -> UInt8[np.ndarray, "h w 3"]:
     """RGB of an OpenEXR or Radiance file; `check_size(width, height)` may refuse it before its pixels are read.
 
     Raises:
         ImageError: the file is damaged, or has no channels of a picture.
-        MissingExtraError: OpenEXR without the extra `exr`.
+        MissingExtraError: OpenEXR without the extra `exr`, Radiance without the extra `formats`.
     """
     with path.open("rb") as file:
-        is_exr = file.read(len(MAGIC)) == MAGIC
-    if not is_exr:
-        return tone_map(_read_radiance(path.read_bytes(), check_size))
+        head = file.read(HEAD_BYTES)
+    if is_radiance(head):
+        return tone_map(read_radiance(path, check_size=check_size))
     height, width = exr_size(path)
     check_size(width, height)
-    colours, alpha = _picture(read_exr(path))
+    channels, deep = read_exr_picture(path)
+    if deep:
+        note(f"{path} is a deep OpenEXR file; its samples are laid over each other by their depth")
+    colours, alpha = _picture(channels)
     rgb = tone_map(colours)
     if alpha is None:
         return rgb
@@ -90,65 +94,34 @@ def _encode_srgb(light: np.ndarray) -> np.ndarray:
 
 
 def _picture(channels: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Colours [h w 3] and alpha of a file's main layer, else of its first layer with colours, else its luminance."""
+    """Colours [h w 3] and alpha of a file's main layer, else of its first layer with colours, else its luminance.
+
+    Raises:
+        ImageError: no such channels, or some of them with fewer pixels than others.
+    """
     layers = ["", *sorted({name[: name.rindex(".") + 1] for name in channels if "." in name})]
     for layer in layers:
-        for names in (("R", "G", "B"), ("r", "g", "b"), ("Y", "Y", "Y")):
+        for names in (("R", "G", "B"), ("r", "g", "b"), ("Y", "RY", "BY"), ("Y", "Y", "Y")):
             if all(layer + name in channels for name in names):
-                colours = np.stack([channels[layer + name].astype(np.float32) for name in names], axis=-1)
-                return colours, channels.get(layer + "A", channels.get(layer + "a"))
+                planes = [channels[layer + name].astype(np.float32) for name in names]
+                alpha = channels.get(layer + "A", channels.get(layer + "a"))
+                colours = _of_chroma(*planes) if "RY" in names else planes
+                if len({plane.shape for plane in (*colours, *([] if alpha is None else [alpha]))}) > 1:
+                    raise ImageError("has colours of different sizes; save it without subsampling")
+                return np.stack(colours, axis=-1), alpha
     raise ImageError(f"has the channels {', '.join(sorted(channels))}; a picture has R, G and B, or Y")
 
 
-def _read_radiance(content: bytes, check_size: Callable[[int, int], None]) -> Float32[np.ndarray, "h w 3"]:
-    """Linear light of a Radiance file, upright."""
-    header_end = content.find(b"\n\n") + 2
-    resolution = _RESOLUTION.match(content, header_end) if header_end >= 2 else None
-    if resolution is None or resolution[2] == resolution[5]:
-        raise ImageError("is damaged: its Radiance header has no line with its size")
-    if b"FORMAT=32-bit_rle_xyze" in content[:header_end]:
-        raise ImageError("is a Radiance file in XYZ; save it as RGB")
-    lines, columns = int(resolution[3]), int(resolution[6])
-    check_size(columns, lines)
-    rgbe = _decode_runs(memoryview(content)[resolution.end() :], lines, columns)
-    exponents = np.where(rgbe[..., 3:] > 0, rgbe[..., 3:].astype(np.int32) - 136, -1000)
-    linear = np.ldexp(rgbe[..., :3].astype(np.float32), exponents).astype(np.float32)
-    for axis, (sign, name) in enumerate(((resolution[1], resolution[2]), (resolution[4], resolution[5]))):
-        if (name, sign) in ((b"Y", b"+"), (b"X", b"-")):  # Y counts upwards, X to the right
-            linear = np.flip(linear, axis)
-    return np.ascontiguousarray(linear.swapaxes(0, 1) if resolution[2] == b"X" else linear)
+def _of_chroma(luminance: np.ndarray, red: np.ndarray, blue: np.ndarray) -> list[np.ndarray]:
+    """Red, green and blue of luminance and its two chroma channels, which may have half its size.
 
-
-def _decode_runs(data: memoryview, lines: int, columns: int) -> UInt8[np.ndarray, "n w 4"]:
-    """Mantissas and exponents, from scanlines with run lengths for each of the four components, or without any."""
-    damaged = ImageError("is damaged: its pixels end early or do not fit its size")
-    if lines < 1 or columns < 1 or len(data) < lines * 4:
-        raise damaged
-    rgbe = np.empty((lines, columns, 4), dtype=np.uint8)
-    position = 0
-    for line in rgbe:
-        if not (8 <= columns < 32768 and bytes(data[position : position + 2]) == b"\2\2"):
-            flat = np.frombuffer(data[position : position + 4 * columns], dtype=np.uint8)
-            if flat.size < 4 * columns:
-                raise damaged
-            line[:] = flat.reshape(columns, 4)
-            position += 4 * columns
-            continue
-        position += 4
-        for component in range(4):
-            column = 0
-            while column < columns:
-                if position + 1 >= len(data):
-                    raise damaged
-                count = data[position]
-                repeated = count > 128
-                count -= 128 * repeated
-                values = np.frombuffer(data[position + 1 : position + 1 + (1 if repeated else count)], dtype=np.uint8)
-                if count == 0 or column + count > columns or values.size == 0:
-                    raise damaged
-                if not repeated and values.size < count:
-                    raise damaged
-                line[column : column + count, component] = values
-                column += count
-                position += 1 + values.size
-    return rgbe
+    OpenEXR: "Technical introduction", luminance/chroma images: RY = (R - Y) / Y, BY = (B - Y) / Y.
+    """
+    height, width = luminance.shape
+    ratios = []
+    for chroma in (red, blue):
+        rows, columns = -(-height // chroma.shape[0]), -(-width // chroma.shape[1])
+        ratios.append(chroma.repeat(rows, axis=0).repeat(columns, axis=1)[:height, :width] + 1)
+    red, blue = (luminance * ratio for ratio in ratios)
+    green = (luminance - _LUMINANCE[0] * red - _LUMINANCE[2] * blue) / _LUMINANCE[1]
+    return [red, green, blue]

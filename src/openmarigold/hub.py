@@ -11,7 +11,6 @@ Small files are fetched by huggingface_hub, large ones by `hub_download`.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import re
 import shutil
@@ -24,6 +23,7 @@ from openmarigold.errors import CheckpointError, MissingExtraError
 from openmarigold.files import some_home, write_atomically
 from openmarigold.hub_download import fetch_blob, git_hash_of, in_units, partial_path, sha256_of, size_of
 from openmarigold.hub_messages import explained, is_absent, not_downloaded
+from openmarigold.printing import quoted_logger
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_PAGE = re.compile(r"(?:https?:/+)?(?:huggingface\.co|hf\.co)/([^/]+/[^/]+)/?")
@@ -33,7 +33,7 @@ _LARGE_BYTES = 1 << 20  # what is worth a line, and is resumed
 _TIMEOUT_S = 10.0
 _SPARE_BYTES = 1 << 26  # room on the disk beyond what is fetched
 
-_log = logging.getLogger(__name__)
+_log = quoted_logger(__name__)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,6 +11,7 @@ from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError
 from openmarigold.hub import Repository, fetch, find_repository, keep_revision, remove_damaged
 from openmarigold.known_checkpoints import KNOWN, check_kind, check_known
+from openmarigold.printing import quoted_logger
 from openmarigold.weight_files import (
     GRAPH_FILES,
     NETWORK_FILES,
@@ -32,7 +32,7 @@ _SMALL_FILES = (_INDEX, "scheduler/*.json", "unet/config.json", "vae/config.json
 _NOT_REQUIRED = ("README.md", "LICEN[SC]E*")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
-_log = logging.getLogger(__name__)
+_log = quoted_logger(__name__)
 
 
 def open_checkpoint(

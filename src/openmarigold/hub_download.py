@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import os
 import sys
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from openmarigold.errors import CheckpointError, one_line
+from openmarigold.printing import quoted_logger
 
 _BLOCK_BYTES, _HASH_BYTES = 1 << 16, 1 << 20
 _MAX_STALLS = 5  # tries in a row that bring nothing
@@ -25,7 +25,7 @@ _MAX_WAIT_S = 8.0
 _TIMED_OUT, _NO_SUCH_RANGE = 408, 416  # HTTP statuses; the second where a file is shorter than stated
 _PROGRESS_EVERY_S, _PROGRESS_SHARE = 2.0, 0.1
 
-_log = logging.getLogger(__name__)
+_log = quoted_logger(__name__)
 
 
 def fetch_blob(library: Any, url: str, blob: Path, *, size: int, sha256: str, lock: Path, title: str) -> None:

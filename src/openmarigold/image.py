@@ -8,7 +8,9 @@ resized in strips of rows with the same bytes as at once, so that no float copy 
 
 from __future__ import annotations
 
-import logging
+import io
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -17,28 +19,31 @@ import numpy as np
 from jaxtyping import Float32, Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
 
+from openmarigold.decoders import read_raw, read_tiff
 from openmarigold.errors import ImageError, InvalidValueError, MissingExtraError
 from openmarigold.files import as_path
 from openmarigold.hdr import is_linear_light, read_tone_mapped
-from openmarigold.pixels import array_to_rgb, image_to_rgb, parse_colour
+from openmarigold.kinds import (
+    HEAD_BYTES,
+    PILLOW_FORMATS,
+    RAW_SUFFIXES,
+    TIFF_MAGIC,
+    begins_like_picture,
+    is_heif,
+    is_raw,
+    url_in,
+)
+from openmarigold.pixels import Colour, array_to_rgb, image_to_rgb, keep_transparency, parse_colour
+from openmarigold.printing import quoted_logger
 from openmarigold.quiet import quiet
-
-# What is looked for in folders; any file that is named is tried.
-IMAGE_SUFFIXES = frozenset({".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpeg", ".jpg", ".png", ".webp"}) | {
-    *(".bmp", ".exr", ".hdr", ".pbm", ".pgm", ".ppm", ".tga", ".tif", ".tiff")
-}
-# Pillow knows more, among them formats that start another program (EPS).
-_FORMATS = frozenset({"JPEG", "MPO", "PNG", "WEBP", "TIFF", "AVIF", "BMP", "GIF", "JPEG2000", "PPM", "TGA"})
-_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+from openmarigold.tiff import TiffPicture, examine_tiff
 
 MAX_ASPECT = 8  # of photos whose size is given by the shorter side; a strip must not need a lot of memory
 MAX_PROCESSING_PIXELS = 2**24  # the networks hold about a kilobyte a pixel
 
 _STRIP_PIXELS = 2**20
 
-_logger = logging.getLogger(__name__)
+_logger = quoted_logger(__name__)
 
 
 def read_rgb(
@@ -46,52 +51,37 @@ def read_rgb(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """RGB of a photo: upright (EXIF orientation applied), in sRGB (ICC profile applied), alpha over `background`.
 
-    16 bits are rescaled to 8, linear light (.exr, .hdr) is tone-mapped, and of several frames the first is taken, which
-    `note` is told.
+    16 bits are rescaled to 8, linear light (.exr, .hdr) is tone-mapped, raw photos are developed, and of several frames
+    the first is taken, which `note` is told.
 
     Raises:
-        ImageError: missing, empty, truncated, too large or not an image; the message is one line.
+        ImageError: missing, empty, truncated, too large or not an image, or an extra is missing; the message is one
+            line.
         InvalidValueError: a background that is no colour.
-        MissingExtraError: .exr or .heic without their extras.
     """
     path = as_path(path, "the photo")
     colour = parse_colour(background)
     head = b""
     try:
-        if path.is_dir():
-            raise ImageError(f"{path} is a folder, not an image file")
-        if not path.exists():
-            raise ImageError(f"{path} does not exist; check the name")
-        if not path.is_file():
-            raise ImageError(f"{path} is not a regular file")
-        if path.stat().st_size == 0:
-            raise ImageError(f"{path} is empty (0 bytes); copy it again")
-        with path.open("rb") as file:
-            head = file.read(64)
-        if is_linear_light(head):
-            return read_tone_mapped(path, background=colour, check_size=_check_size)
+        head = _head(path)
         # Pillow warns above 89 megapixels, which medium-format photos have (it refuses above 179), and of damaged
         # metadata, which the pixels may not share; libtiff talks to stderr.
-        with quiet(), _open(path, head) as image:
-            if image.format is not None and image.format not in _FORMATS:  # None: made from HEIF
-                raise ImageError(f"{path} is of format {image.format}; {_accepted()}")
-            image.load()
-            frames = getattr(image, "n_frames", 1)
-            if frames > 1 and image.format != "MPO":  # phones keep a preview or a second view in MPO
-                note(f"{path} has {frames} frames or pages; the first is used")
-            return image_to_rgb(image, background=colour)
+        with quiet():
+            rgb = _decode(path, head, colour, note)
+        if (brightest := int(rgb.max())) < _NEARLY_BLACK:
+            note(
+                f"{path} is nearly black (up to {brightest} of 255); 10 or 12 bits stored in 16 are so until stretched"
+            )
+        return rgb
     except MissingExtraError as error:
         raise ImageError(f"{path}: {error}") from error
     except ImageError as error:
-        if str(path) in str(error):
+        if str(path) in str(error) or url_in(path):
             raise
-        raise ImageError(f"{path}{'' if str(error).startswith(('is ', 'has ')) else ':'} {error}") from error
+        raise ImageError(f"{path}{'' if str(error).startswith(_VERBS) else ':'} {error}") from error
     except UnidentifiedImageError as error:
-        if head[:4] in _TIFF_MAGIC:
-            raise ImageError(
-                f"{path} is a TIFF file that is damaged or of a kind that is not read, such as three float channels: "
-                "save it with 8 or 16 bits, or as .exr"
-            ) from error
+        if begins_like_picture(head):
+            raise ImageError(f"{path} begins like a picture but is damaged, or of a kind that is not read") from error
         raise ImageError(f"{path} is not an image that can be read; {_accepted()}") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path} {_TOO_LARGE}") from error
@@ -102,27 +92,34 @@ def read_rgb(
         raise ImageError(f"{path} is damaged or cannot be read: {_one_line(error)}") from error
 
 
-def as_rgb(image: Image.Image | np.ndarray | str | Path, *, background: str = "white") -> UInt8[np.ndarray, "h w 3"]:
-    """RGB of a path, a Pillow image, or an array [h w] or [h w c] with 1, 3 or 4 channels (RGB order, alpha last).
+def as_rgb(image: Any, *, background: str = "white") -> UInt8[np.ndarray, "h w 3"]:
+    """RGB of a picture in any form: a path; the bytes of a file, or an open one; a Pillow image; an array or tensor.
 
-    Arrays are uint8, uint16 (full range 65535) or floating point in [0, 1]. Alpha is composited on `background`.
+    Arrays are [h w], [h w c] or [c h w] with 1, 3 or 4 channels (RGB order, alpha last): uint8, uint16 (full range
+    65535) or floating point in [0, 1] (0.001 beyond it counts as rounding). Alpha is composited on `background`.
 
     Raises:
-        ImageError: a path or Pillow image that cannot be read.
+        ImageError: a path, file or Pillow image that cannot be read.
         InvalidValueError: an array of another shape, type or range, or a background that is no colour.
     """
-    if isinstance(image, (str, Path)):
-        return read_rgb(image, background=background)
+    if isinstance(image, (str, os.PathLike)):
+        return read_rgb(Path(image), background=background)
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return _read_content(bytes(image), background)
     colour = parse_colour(background)
     if isinstance(image, Image.Image):
         try:
+            keep_transparency(image)
             image.load()
             return image_to_rgb(image, background=colour)
-        except ImageError:
-            raise
+        except ImageError as error:
+            told = str(error)
+            raise ImageError(f"the image {told}" if told.startswith(_VERBS) else told) from error
         except Exception as error:  # a lazily opened file is decoded only now; see read_rgb
             raise ImageError(f"the image cannot be read: {_one_line(error)}") from error
-    return array_to_rgb(np.asarray(image), background=colour)
+    if callable(getattr(image, "read", None)):
+        return _read_content(_content_of(image), background)
+    return array_to_rgb(*_as_array(image), background=colour)
 
 
 def rgb_to_planes(rgb: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> Float32[np.ndarray, "3 ho wo"]:
@@ -254,10 +251,94 @@ def _check_size(width: int, height: int) -> None:
         raise ImageError(_TOO_LARGE)
 
 
+def _head(path: Path) -> bytes:
+    """The first bytes of a file.
+
+    Raises:
+        ImageError: there is none, or it is empty.
+    """
+    if (url := url_in(path)) and not path.exists():
+        raise ImageError(f"{url} is a URL; download the picture first, and give the path of the file")
+    if path.is_dir():
+        raise ImageError(f"{path} is a folder, not an image file")
+    if not path.exists():
+        raise ImageError(f"{path} does not exist; check the name")
+    if not path.is_file():
+        raise ImageError(f"{path} is not a regular file")
+    if path.stat().st_size == 0:
+        raise ImageError(f"{path} is empty (0 bytes); copy it again")
+    with path.open("rb") as file:
+        return file.read(HEAD_BYTES)
+
+
+def _decode(path: Path, head: bytes, colour: Colour, note: Callable[[str], object]) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB of a file, by whoever decodes its kind rightly."""
+    if is_linear_light(head):
+        return read_tone_mapped(path, background=colour, check_size=_check_size, note=note)
+    tiff = examine_tiff(path) if head[:4] in TIFF_MAGIC else None
+    renamed = head.startswith((b"\xff\xd8\xff", b"\x89PNG", *TIFF_MAGIC))  # has the suffix of a raw photo only
+    is_raw_file = is_raw(head) or (path.suffix.lower() in RAW_SUFFIXES and not renamed)
+    if is_raw_file or (tiff is not None and tiff.decoder == "raw"):
+        return read_raw(path, check_size=_check_size)
+    if tiff is not None and tiff.note is not None:
+        note(f"{path} {tiff.note}")
+    if tiff is not None and tiff.decoder == "openimageio":
+        return image_to_rgb(read_tiff(path, page=tiff.page, check_size=_check_size), background=colour)
+    with _open(path, head) as image:
+        if image.format is not None and image.format not in PILLOW_FORMATS:  # None: made from HEIF
+            raise ImageError(f"{path} is of format {image.format}; {_accepted()}")
+        return _decode_by_pillow(image, path, tiff, colour, note)
+
+
+def _decode_by_pillow(
+    image: Any, path: Path, tiff: TiffPicture | None, colour: Colour, note: Callable[[str], object]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB of an opened file that Pillow decodes."""
+    if tiff is not None:
+        if tiff.page > 0:
+            image.seek(tiff.page)
+        image.load()
+        return image_to_rgb(image, background=colour)
+    keep_transparency(image)
+    try:
+        image.load()
+    except OSError:
+        whole = _without_end_marker(path) if image.format == "JPEG" else None
+        if whole is None:
+            raise
+        note(f"{path} lacks the marker at its end; all its pixels are there and are used")
+        image = whole
+    rgb = image_to_rgb(image, background=colour)
+    if image.format != "MPO":  # phones keep a preview or a second view in MPO
+        try:
+            frames = getattr(image, "n_frames", 1)
+        except Exception:  # noqa: BLE001 - as in read_rgb; the first frame is read
+            note(f"{path} has several frames or pages, the later ones damaged; the first is used")
+            frames = 1
+        if frames > 1:
+            note(f"{path} has {frames} frames or pages; the first is used")
+    return rgb
+
+
+def _without_end_marker(path: Path) -> Image.Image | None:
+    """A JPEG that lacks nothing but its end marker; None where pixels are missing too.
+
+    What the decoder would read next is made up in three ways: whole pixels do not depend on it.
+    """
+    content = path.read_bytes().rstrip(b"\xff")
+    whole: list[Image.Image] = []
+    for filler in (b"", b"\x5a" * 64, b"\xa5" * 64):
+        image = Image.open(io.BytesIO(content + filler + b"\xff\xd9"))
+        image.load()
+        if whole and image.tobytes() != whole[0].tobytes():
+            return None
+        whole = whole or [image]
+    return whole[0]
+
+
 def _open(path: Path, head: bytes) -> Any:
     """The file as a Pillow image, not yet decoded; HEIF through its own package."""
-    # Many files of the family carry the brand mif1; those that are AVIF say so in their list of brands.
-    if head[4:8] != b"ftyp" or head[8:12] not in _HEIF_BRANDS or b"avif" in head:
+    if not is_heif(head):
         try:
             return Image.open(path)
         except UnidentifiedImageError:
@@ -268,13 +349,67 @@ def _open(path: Path, head: bytes) -> Any:
         import pillow_heif
     except ModuleNotFoundError as error:
         raise MissingExtraError("pillow-heif", "heif") from error
-    file = pillow_heif.open_heif(path, convert_hdr_to_8bit=True)
-    _check_size(*file.size)
-    return file.to_pillow()
+    with path.open("rb") as stream:
+        file = pillow_heif.open_heif(stream, convert_hdr_to_8bit=True)
+        _check_size(*file.size)
+        return file.to_pillow()
+
+
+def _content_of(file: Any) -> bytes:
+    """The bytes of an open file.
+
+    Raises:
+        InvalidValueError: it is opened as text, or gives no bytes.
+    """
+    content = file.read()
+    if not isinstance(content, bytes):
+        raise InvalidValueError(f"an open file that gives {type(content).__name__} is not accepted; open it with 'rb'")
+    return content
+
+
+def _read_content(content: bytes, background: str) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB of the bytes of a picture's file, by way of a temporary file: some decoders take nothing else."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "the given bytes"
+        path.write_bytes(content)
+        try:
+            return read_rgb(path, background=background)
+        except ImageError as error:
+            raise ImageError(str(error).replace(str(path), path.name)) from error
+
+
+def _as_array(image: Any) -> tuple[np.ndarray, bool]:
+    """An array of an array or tensor, and whether its kind puts channels first, as torch does.
+
+    Raises:
+        InvalidValueError: of something else.
+    """
+    if callable(getattr(image, "detach", None)):  # torch, which is not imported here
+        tensor = image.detach().cpu()
+        with quiet():
+            try:
+                return tensor.numpy(), True
+            except TypeError:  # bfloat16, which NumPy does not have
+                return tensor.float().numpy(), True
+    try:
+        array = np.asarray(image)
+    except Exception as error:  # of other libraries' arrays, on devices and of kinds that NumPy does not have
+        raise InvalidValueError(
+            f"{_ACCEPTED_KINDS}; {type(image).__name__} cannot be made one: {_one_line(error)}"
+        ) from error
+    if array.dtype.kind not in "biufc":
+        raise InvalidValueError(f"{_ACCEPTED_KINDS}; {type(image).__name__} is given")
+    return array, False
+
+
+_ACCEPTED_KINDS = "a path, the bytes of a picture's file, a Pillow image, an array or a tensor is accepted"
+_NEARLY_BLACK = 17  # 12 bits that are stored as 16
+_VERBS = ("is ", "has ", "holds ", "its ")  # of messages that go on after the name of the file
 
 
 def _accepted() -> str:
-    return f"accepted are {', '.join(sorted(IMAGE_SUFFIXES))}"
+    formats = "JPEG, PNG, WebP, TIFF, AVIF, HEIC, BMP, GIF, JPEG 2000, PPM, TGA, OpenEXR, Radiance"
+    return f"accepted are {formats} and raw photos"
 
 
 def _one_line(error: BaseException) -> str:

@@ -10,17 +10,19 @@ from pathlib import Path
 
 from openmarigold.errors import InvalidValueError, OutputError
 from openmarigold.files import try_to_write
-from openmarigold.image import IMAGE_SUFFIXES
+from openmarigold.kinds import RAW_SUFFIXES, image_suffixes, looks_like_picture, url_in
 from openmarigold.provenance import is_result
+
+_NAMED = 5  # files in one note
 
 
 def list_photos(
-    inputs: Sequence[Path], output_dir: Path, left_out: list[Path]
+    inputs: Sequence[Path], output_dir: Path, left_out: list[Path], passed_over: list[Path]
 ) -> tuple[dict[str, Path], list[tuple[Path, str]]]:
     """Photos in order, each once, by their results' path without suffixes; and inputs with the reason why not.
 
     Two names that are links to one file are two photos. Results of earlier predictions that folders hold are added to
-    `left_out`.
+    `left_out`, other pictures that are not taken to `passed_over`.
     """
     photos: dict[str, Path] = {}
     seen: set[str] = set()
@@ -29,11 +31,11 @@ def list_photos(
         base, found = path.parent, [path]
         if os.path.isdir(path):
             before = len(problems), len(left_out)
-            base, found = path, sorted(_photos_in(path, output_dir, problems, left_out))
+            base, found = path, sorted(_photos_in(path, output_dir, problems, left_out, passed_over))
             if not found and len(problems) == before[0]:
                 only = ", only results of earlier predictions" if len(left_out) > before[1] else ""
-                accepted = ", ".join(sorted(IMAGE_SUFFIXES))
-                problems.append((path, f"{path} holds no photo{only}; accepted are {accepted}"))
+                accepted = ", ".join(sorted(image_suffixes()))
+                problems.append((path, f"{path} holds no photo{only}; looked for are {accepted}"))
         for photo in found:
             if problem := _why_not_there(photo):
                 problems.append((photo, problem))
@@ -76,9 +78,12 @@ def photo_location(photo: Path) -> str:
 
 
 def _photos_in(
-    folder: Path, output_dir: Path, problems: list[tuple[Path, str]], left_out: list[Path]
+    folder: Path, output_dir: Path, problems: list[tuple[Path, str]], left_out: list[Path], passed_over: list[Path]
 ) -> Iterator[Path]:
-    """Photos in a folder and in those within, but not in hidden ones, links to folders and the output folder."""
+    """Photos in a folder and in those within, but not in hidden ones, links to folders and the output folder.
+
+    Cameras write a JPEG next to a raw photo: the JPEG is taken.
+    """
 
     def unreadable(error: OSError) -> None:
         path = Path(error.filename)
@@ -89,11 +94,16 @@ def _photos_in(
         folders[:] = sorted(
             name for name in folders if not name.startswith(".") and os.path.realpath(Path(parent) / name) != output
         )
-        for name in sorted(files):
-            path = Path(parent) / name
-            if path.suffix.lower() not in IMAGE_SUFFIXES or name.startswith("."):
-                continue
-            if _is_result(path):
+        paths = [Path(parent) / name for name in sorted(files) if not name.startswith(".")]
+        pictures = [path for path in paths if path.suffix.lower() in image_suffixes()]
+        developed = {path.stem for path in pictures if path.suffix.lower() not in RAW_SUFFIXES}
+        for path in paths:
+            if path.suffix.lower() not in image_suffixes():
+                if _may_be_picture(path):
+                    passed_over.append(path)
+            elif path.suffix.lower() in RAW_SUFFIXES and path.stem in developed:
+                passed_over.append(path)
+            elif _is_result(path):
                 left_out.append(path)
             else:
                 yield path
@@ -106,6 +116,13 @@ def _is_result(path: Path) -> bool:
         return False
 
 
+def _may_be_picture(path: Path) -> bool:
+    try:
+        return path.is_file() and looks_like_picture(path)
+    except OSError:  # the file was not asked for by its name
+        return False
+
+
 def _why_not_there(path: Path) -> str | None:
     """Why there is nothing to read at a path; None where there is something."""
     try:
@@ -113,6 +130,8 @@ def _why_not_there(path: Path) -> str | None:
     except FileNotFoundError:
         if path.is_symlink():
             return f"{path} is a link to {os.readlink(path)}, which does not exist; mend or remove the link"
+        if url := url_in(path):
+            return f"{url} is a URL; download the picture first, and give the path of the file"
         return f"{path} does not exist; check the name"
     except OSError as error:
         if error.errno == errno.ELOOP:
@@ -130,3 +149,13 @@ def about_left_out(paths: Sequence[Path]) -> str:
         f"{len(paths)} pictures, such as {paths[0]}, are results of earlier predictions and are left out; name a file "
         "to predict it"
     )
+
+
+def about_passed_over(paths: Sequence[Path]) -> str:
+    """What is said of files in the given folders that look like pictures and are not taken."""
+    advice = "of kinds that are not looked for, or raw photos next to a picture of the same name; name a file to try it"
+    if len(paths) == 1:
+        return f"{paths[0]} looks like a picture and is passed over: {advice}"
+    named = ", ".join(str(path) for path in paths[:_NAMED])
+    more = f" and {len(paths) - _NAMED} more (with --json, all are listed)" if len(paths) > _NAMED else ""
+    return f"{len(paths)} files look like pictures and are passed over: {named}{more}: {advice}"

@@ -7,7 +7,6 @@ files state goes before the table.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -16,11 +15,12 @@ from typing import Any
 
 from openmarigold.config import StartNoise
 from openmarigold.errors import CheckpointError
+from openmarigold.printing import quoted_logger
 
 DEPTH = "depth"
 PIPELINE_CLASSES = ("MarigoldDepthPipeline", "MarigoldPipeline")
 
-_log = logging.getLogger(__name__)
+_log = quoted_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageColor
 
 from openmarigold.errors import ImageError, InvalidValueError
+from openmarigold.tiff import check_tiff_image, white_is_zero
 
 Colour: TypeAlias = tuple[int, int, int]
 WHITE: Colour = (255, 255, 255)
+ROUNDING = 1e-3  # beyond [0, 1] of floats: a quarter of one level of 255, which changes no level
 
 _STRIP_PIXELS = 2**20
 _EXIF_ORIENTATION = 0x0112
@@ -52,8 +54,9 @@ def image_to_rgb(image: Image.Image, *, background: Colour = WHITE) -> UInt8[np.
     """RGB of a loaded Pillow image of any mode: EXIF orientation and ICC profile applied, alpha over `background`.
 
     Raises:
-        ImageError: grey levels of unknown range.
+        ImageError: grey levels of unknown range, or a kind of TIFF that Pillow decodes wrongly.
     """
+    check_tiff_image(image)
     width, height = image.size
     orientation = _orientation(image)
     rgb = np.empty((height, width, 3) if orientation < 5 else (width, height, 3), dtype=np.uint8)
@@ -66,33 +69,89 @@ def image_to_rgb(image: Image.Image, *, background: Colour = WHITE) -> UInt8[np.
     return rgb
 
 
-def array_to_rgb(array: np.ndarray, *, background: Colour = WHITE) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB of an array [h w] or [h w c] with 1, 3 or 4 channels; see `image.as_rgb`.
+def keep_transparency(image: Image.Image) -> None:
+    """Makes the transparent color of a PNG image that is not loaded yet fit its pixels, which Pillow scales to 8 bits.
+
+    Two colors of 16 bits can be one of 8, so that these images get an alpha channel.
+    """
+    tiles = getattr(image, "tile", None)
+    key = image.info.get("transparency")
+    if image.format != "PNG" or key is None or not tiles:
+        return
+    raw = tiles[0][3] if isinstance(tiles[0][3], str) else tiles[0][3][0]
+    if isinstance(key, int) and raw in ("L;2", "L;4"):
+        image.info["transparency"] = key * (85 if raw == "L;2" else 17)
+    elif isinstance(key, tuple) and raw == "RGB;16B":
+        file: Any = image.fp  # pyright: ignore[reportAttributeAccessIssue]
+        position = file.tell()
+        file.seek(0)
+        low = Image.open(io.BytesIO(file.read()))
+        file.seek(position)
+        low.tile = [(*tile[:3], "RGB;16L") for tile in low.tile]  # pyright: ignore
+        low.load()
+        image.load()
+        transparent = np.asarray(image) == np.array([value >> 8 for value in key], dtype=np.uint8)
+        transparent &= np.asarray(low) == np.array([value & 255 for value in key], dtype=np.uint8)
+        image.putalpha(Image.fromarray(np.where(transparent.all(axis=2), 0, 255).astype(np.uint8)))
+        image.info.pop("transparency", None)
+
+
+def array_to_rgb(
+    array: np.ndarray, channels_first: bool = False, *, background: Colour = WHITE
+) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB of an array [h w], [h w c] or [c h w] with 1, 3 or 4 channels; see `image.as_rgb`.
+
+    Where both ends of a shape may be channels, arrays are read as [h w c]; with `channels_first` (tensors) it is
+    refused.
 
     Raises:
         InvalidValueError: an array of another shape, type or range.
     """
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
-        hint = "; move the channels to the last axis" if array.ndim == 3 and array.shape[0] in (1, 3, 4) else ""
-        raise InvalidValueError(f"an image of shape {array.shape} is not [h w] or [h w c] with c = 1, 3 or 4{hint}")
+    array = _channels_last(array, channels_first=channels_first)
     if array.dtype == np.uint16:
         array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 255 * 257
     elif np.issubdtype(array.dtype, np.floating):
-        if not (array.min() >= 0.0 and array.max() <= 1.0):  # also false for NaN
+        low, high = float(array.min()), float(array.max())
+        if not (low >= -ROUNDING and high <= 1.0 + ROUNDING):  # also false for NaN
+            advice = "divide by 255?" if low >= 0 and 2 < high <= 255 else "clip it, or scale it to that range"
             raise InvalidValueError(
-                f"floating-point image has values {array.min():g} … {array.max():g}; [0, 1] is accepted: divide by 255?"
+                f"floating-point image has values {low:.9g} … {high:.9g}; [0, 1] is accepted, and {ROUNDING:g} beyond "
+                f"it for rounding: {advice}"
             )
-        array = np.rint(array * 255.0).astype(np.uint8)
+        array = np.rint(np.clip(array, 0, 1) * 255.0).astype(np.uint8)
     elif array.dtype != np.uint8:
-        raise InvalidValueError(f"an image of type {array.dtype} is not accepted; use uint8, uint16 or float in [0, 1]")
+        advice = ": convert it with astype(numpy.uint8) if its values are 0 … 255" if array.dtype.kind in "iu" else ""
+        raise InvalidValueError(
+            f"an image of type {array.dtype} is not accepted; use uint8, uint16 or float in [0, 1]{advice}"
+        )
     if array.shape[2] == 4:
         alpha = array[..., 3:].astype(np.float32) / 255.0
         array = np.rint(array[..., :3] * alpha + np.array(background, dtype=np.float32) * (1.0 - alpha)).astype(
             np.uint8
         )
     return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else np.array(array)
+
+
+def _channels_last(array: np.ndarray, *, channels_first: bool) -> np.ndarray:
+    """The array as [h w c].
+
+    Raises:
+        InvalidValueError: it has no such shape, or two.
+    """
+    if array.ndim == 2 and array.size > 0:
+        return array[..., None]
+    if array.ndim == 3 and array.size > 0:
+        first, last = array.shape[0] in (1, 3, 4), array.shape[2] in (1, 3, 4)
+        if first and last and channels_first:
+            raise InvalidValueError(
+                f"a tensor of shape {array.shape} may be [h w c] or [c h w]; give it as a NumPy array, which is [h w c]"
+            )
+        if first or last:
+            return array if last else np.moveaxis(array, 0, -1)
+    hint = "; give the pictures of a batch one by one" if array.ndim == 4 else ""
+    raise InvalidValueError(
+        f"an image of shape {array.shape} is not [h w], [h w c] or [c h w] with c = 1, 3 or 4{hint}"
+    )
 
 
 def _orientation(image: Image.Image) -> int:
@@ -115,7 +174,7 @@ def _as_stored(rgb: UInt8[np.ndarray, "h w 3"], orientation: int) -> UInt8[np.nd
 def _converter(image: Image.Image, background: Colour) -> Callable[[Image.Image], UInt8[np.ndarray, "n w 3"]]:
     """What turns a strip of the image into RGB."""
     if image.mode.startswith("I") or image.mode == "F":
-        return lambda strip: array_to_rgb(_deep_pixels(strip))
+        return _deep_converter(image, background)
     to_srgb = _profile_transform(image)
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
 
@@ -164,6 +223,32 @@ def _profile_transform(image: Image.Image) -> Callable[[Image.Image], Image.Imag
         return converted
 
     return apply
+
+
+def _deep_converter(image: Image.Image, background: Colour) -> Callable[[Image.Image], UInt8[np.ndarray, "n w 3"]]:
+    """What turns a strip of a grey image with more than 8 bits into RGB; Pillow's own conversion would clip at 255.
+
+    Raises:
+        ImageError: whole numbers that may be 8 or 16 bits.
+    """
+    inverted = white_is_zero(image)
+    key = image.info.get("transparency")  # in PNG, one grey level
+    if image.mode == "I" and image.format is None:  # in the making, so that no file says what the range is
+        extrema = image.getextrema()
+        if 1 < extrema[1] <= 255:  # pyright: ignore[reportOperatorIssue]
+            raise ImageError(
+                f"the image has mode I and values up to {extrema[1]}, which may be 8 or 16 bits; convert it to mode L "
+                "(0 to 255) or I;16 (0 to 65535)"
+            )
+
+    def convert(strip: Image.Image) -> np.ndarray:
+        pixels = _deep_pixels(strip)
+        rgb = array_to_rgb(65535 - pixels if inverted else pixels)
+        if isinstance(key, int):
+            rgb[pixels == key] = background
+        return rgb
+
+    return convert
 
 
 def _deep_pixels(image: Image.Image) -> Float[np.ndarray, "n w"] | np.ndarray:

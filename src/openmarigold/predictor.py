@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,9 +35,10 @@ from openmarigold.ensembling import ensemble
 from openmarigold.errors import InvalidValueError, NumericalError
 from openmarigold.files import as_path
 from openmarigold.image import as_rgb, pad_to_multiple, processing_size, resize, rgb_to_planes, unpad
+from openmarigold.printing import quoted_logger
 
 ImageInput: TypeAlias = Image | np.ndarray | str | Path
-_log = logging.getLogger(__name__)
+_log = quoted_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)

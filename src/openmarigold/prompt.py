@@ -8,7 +8,6 @@ embedding of "": two tokens, begin and end. Paper: §3.3 (the text condition is 
 from __future__ import annotations
 
 import json
-import logging
 import math
 import shutil
 from collections.abc import Iterator
@@ -30,12 +29,13 @@ from openmarigold.checkpoint import (
 )
 from openmarigold.errors import CheckpointError, MissingExtraError, OutputError, one_line
 from openmarigold.files import write_atomically
+from openmarigold.printing import quoted_logger
 from openmarigold.provenance import origin_metadata, text_encoder_sha256
 from openmarigold.tensors import save_tensors
 from openmarigold.weight_files import TEXT_ENCODER_STEM, read_json, weight_files
 
 EMBEDDING_KEY = "empty_prompt_embedding"
-_log = logging.getLogger(__name__)
+_log = quoted_logger(__name__)
 
 
 def load_empty_prompt_embedding(directory: Path, *, variant: str | None = None) -> Float[Tensor, "1 n d"]:

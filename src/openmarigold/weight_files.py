@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any
 from openmarigold.config import ConvertedFormat
 from openmarigold.errors import CheckpointError, OpenMarigoldError, one_line
 from openmarigold.external_data import read_onnx_facts
+from openmarigold.printing import quoted_logger
 from openmarigold.text_files import DamagedTextError, parse_json
 
 NETWORKS = ("vae_encoder", "unet", "vae_decoder")
@@ -35,7 +35,7 @@ _MAX_HEADER_BYTES = 100_000_000  # as the safetensors library has it
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
-_log = logging.getLogger(__name__)
+_log = quoted_logger(__name__)
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def test_bad_files_are_counted_and_stop_nothing(photo_dir: Path, tmp_path: Path,
     messages = {path.name: message for path, message in result.failed}
     assert set(messages) == {"missing.jpg", "empty", "a.png", "b.png", "c.png"}
     assert "does not exist" in messages["missing.jpg"]
-    assert "holds no photo; accepted are" in messages["empty"]
+    assert "holds no photo; looked for are" in messages["empty"]
     assert all(name in message and "\n" not in message for name, message in messages.items())
     assert len(events) == events[-1].total == events[-1].done == 7
     assert sorted(path.name[:2] for path in results_in(tmp_path / "out")) == ["d_"] * 3 + ["e_"] * 3
@@ -337,7 +337,7 @@ def test_results_within_an_input_folder_are_no_photos(photo_dir: Path, tmp_path:
     assert (only.num_predicted, only.left_out) == (1, [])
     (inner / "b_depth_photo.png").unlink()
     none = predict_files([inner], output_dir=tmp_path / "none", config=config)
-    assert none.failed[0][1].startswith(f"{inner} holds no photo, only results of earlier predictions; accepted are")
+    assert none.failed[0][1].startswith(f"{inner} holds no photo, only results of earlier predictions; looked for are")
 
 
 @pytest.mark.parametrize("kind", ["unreadable photo", "failing networks"])

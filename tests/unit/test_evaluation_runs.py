@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -465,3 +466,17 @@ def test_text_is_a_path_and_a_predictor_an_estimator(tmp_path: Path, onnx_checkp
     assert report == evaluate(benchmark, predictor_estimator(predictor))
     with pytest.raises(InvalidValueError, match="the benchmark is empty"):
         evaluate("", predictor)
+
+
+def test_names_that_are_no_utf_8(benchmark: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"r\xe9\n\x1b[31m")
+    (benchmark / "room-0").rename(benchmark / name)
+    for listed in benchmark.glob("manifest.json"):
+        listed.write_text(listed.read_text().replace('"room-0"', json.dumps(name)))
+    report = evaluate_benchmark(open_folder_benchmark(benchmark), contestant(), output_dir=tmp_path / "out")
+    assert name in [image.name for image in report.images]
+    assert read_report(tmp_path / "out").images == report.images
+    page = (tmp_path / "out" / "page.html").read_text(encoding="utf-8")
+    assert "\x1b" not in page
+    assert "r\\udce9\\n\\x1b[31m" in page
+    assert "r\\udce9" in (tmp_path / "out" / "images.csv").read_text(encoding="utf-8")

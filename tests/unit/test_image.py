@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import importlib.util
 import io
 import struct
 import sys
@@ -286,12 +287,6 @@ def test_16_bit_colour_in_tiff(tmp_path):
     np.testing.assert_allclose(read_rgb(tmp_path / "deep.tif"), pixels / 257, atol=1.0)
 
 
-def test_float_colour_in_tiff_is_refused_with_what_to_do(tmp_path):
-    (tmp_path / "float.tif").write_bytes(tiff_of_three_channels(np.zeros((4, 5, 3), np.float32)))
-    with pytest.raises(ImageError, match=r"such as three float channels: save it with 8 or 16 bits, or as \.exr"):
-        read_rgb(tmp_path / "float.tif")
-
-
 def test_float_tiff(tmp_path):
     path = saved(tmp_path, Image.fromarray(np.array([[0.0, 0.2, 1.0]], dtype=np.float32)), "float.tif")
     assert read_rgb(path)[0, :, 1].tolist() == [0, 51, 255]
@@ -356,6 +351,7 @@ def test_damaged_exr_files_are_image_errors_and_print_nothing_to_stdout(tmp_path
 
 @pytest.mark.parametrize("runs", [False, True])
 def test_radiance_pictures(tmp_path, runs):
+    pytest.importorskip("OpenImageIO")
     rgbe = np.random.default_rng(7).integers(0, 256, (6, 300, 4), dtype=np.uint8)
     rgbe[:, :5] = rgbe[:, :1]
     rgbe[..., 3] = 128 + rgbe[..., 3] % 4
@@ -379,8 +375,11 @@ def test_radiance_pictures(tmp_path, runs):
 def test_bombs_of_linear_light_are_refused_before_decoding(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)  # refused above 80
     write_exr(tmp_path / "bomb.exr", {"Y": LIGHT[..., 0]}, {})
-    (tmp_path / "bomb.hdr").write_bytes(b"#?RADIANCE\n\n-Y 40000 +X 40000\n" + bytes(100))
-    for name in ("bomb.exr", "bomb.hdr"):
+    names = ["bomb.exr"]
+    if importlib.util.find_spec("OpenImageIO") is not None:
+        names.append("bomb.hdr")
+        (tmp_path / "bomb.hdr").write_bytes(radiance(np.full((9, 12, 4), 128, dtype=np.uint8), runs=False))
+    for name in names:
         with pytest.raises(ImageError, match=f"{name} has more pixels than can be read safely"):
             read_rgb(tmp_path / name)
 
@@ -436,7 +435,7 @@ def test_files_that_are_no_images(tmp_path):
     (tmp_path / "folder.jpg").mkdir()
     for name, message in (
         ("empty.jpg", "is empty"),
-        ("text.jpg", r"is not an image that can be read; accepted are \.avif, .*\.jpeg, \.jpg, .*\.png, "),
+        ("text.jpg", "is not an image that can be read; accepted are JPEG, PNG, WebP"),
         ("folder.jpg", "is a folder"),
         ("missing.jpg", "does not exist"),
         ("x" * 300, "cannot be read"),
@@ -487,8 +486,14 @@ def test_as_rgb_of_a_truncated_pillow_image_is_an_image_error():
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((3, 40, 50), np.uint8), "move the channels to the last axis"),
-        (np.zeros((4, 5, 2), np.uint8), "c = 1, 3 or 4"),
+        (np.zeros((2, 40, 50), np.uint8), r"\[c h w\] with c = 1, 3 or 4"),
+        (np.zeros((1, 40, 50, 3), np.uint8), "give the pictures of a batch one by one"),
+        (np.zeros((2, 2), np.complex64), "complex64 is not accepted"),
+        (np.zeros((2, 2), bool), "bool is not accepted"),
+        (object(), "a path, the bytes of a picture's file, a Pillow image, an array or a tensor is accepted; object"),
+        ([["a"]], "list is given"),
+        (io.StringIO("text"), "open it with 'rb'"),
+        (np.zeros((5, 5, 2), np.uint8), "c = 1, 3 or 4"),
         (np.zeros((0, 5, 3), np.uint8), "c = 1, 3 or 4"),
         (np.zeros(5, np.uint8), "is not"),
         (np.zeros((2, 2), np.int64), "int64 is not accepted"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -572,3 +573,14 @@ def test_a_good_frame_at_the_real_size(tmp_path: Path) -> None:
     _, distance, _ = hypersim_arrays(0, (768, 1024))
     exact = float(distance[767, 0]) * 886.81 / math.sqrt(511.5**2 + 383.5**2 + 886.81**2)
     assert depth[767, 0] == pytest.approx(math.floor(1000 * exact) / 1000)
+
+
+def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "raw", PNG)
+    hall = source / "hall"
+    name = os.fsdecode(b"caf\xe9\n")
+    (hall / "colour/0.jpg").rename(hall / f"colour/{name}.jpg")
+    (hall / "depth/0.png").rename(hall / f"depth/{name}.png")
+    prepared = prepare_folder(source, tmp_path / "out")
+    assert len(prepared) == 6
+    assert "caf\\udce9" in (tmp_path / "out" / "meta.csv").read_text(encoding="utf-8")

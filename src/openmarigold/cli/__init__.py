@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -29,10 +28,11 @@ from openmarigold.cli.export import Export, run_export
 from openmarigold.cli.inspect import Inspect, run_inspect
 from openmarigold.cli.predict import Predict, run_predict
 from openmarigold.cli.reproduce import Reproduce, run_reproduce
-from openmarigold.cli.terminal import EXIT_ERROR, EXIT_INTERRUPTED, brief_errors
+from openmarigold.cli.terminal import EXIT_ERROR, EXIT_INTERRUPTED, brief_errors, say
 from openmarigold.cli.train import Train, run_train
 from openmarigold.cli.usage import one_line, unwrapped
 from openmarigold.errors import InvalidValueError, OpenMarigoldError
+from openmarigold.printing import quoted_logger
 
 Command: TypeAlias = (
     Annotated[Predict, tyro.conf.subcommand("predict")]
@@ -46,7 +46,7 @@ Command: TypeAlias = (
     | Annotated[CheckpointCommand, tyro.conf.subcommand("checkpoint")]
     | Annotated[BenchmarkCommand, tyro.conf.subcommand("benchmark")]
 )
-_logger = logging.getLogger(__name__)
+_logger = quoted_logger(__name__)
 _NAMES = [get_args(command)[1].name for command in get_args(Command)]
 _RUN: dict[type, Callable[[Any], int]] = {
     Predict: run_predict,
@@ -90,7 +90,7 @@ def run(argv: Sequence[str]) -> int:
             if process.interrupted_by() is not None:
                 return _end_interrupted(argv)  # which an import reports as an error of its own
             message = " ".join(str(error).split())
-            process.say(f"error: {message}")
+            say(f"error: {message}", error=True)
             return _end(argv, message, EXIT_ERROR)
         except KeyboardInterrupt:
             return _end_interrupted(argv)

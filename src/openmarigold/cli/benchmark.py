@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from openmarigold.cli.terminal import say
 from openmarigold.config import CompileMode, Dtype, EngineName, PredictConfig, TinyVaeUse
 from openmarigold.errors import InvalidValueError
 
@@ -76,19 +77,17 @@ def run_benchmark(command: BenchmarkCommand) -> int:
 
 def _print(report: SpeedReport) -> None:
     photo, seen = ("x".join(map(str, size)) for size in (report.photo_size, report.network_size))
-    print(
-        f"{report.checkpoint}, engine {report.engine}, {report.device}, {report.dtype}; photo {photo}, seen at {seen}"
-    )
+    say(f"{report.checkpoint}, engine {report.engine}, {report.device}, {report.dtype}; photo {photo}, seen at {seen}")
     for name, stage in report.stages.items():
         details = ""
         if stage.gflop is not None and stage.gflop_per_s is not None:
             details = f"  {stage.gflop:10.1f} GFLOP  {stage.gflop_per_s:8.1f} GFLOP/s"
         if stage.ceiling_share is not None:
             details += f"  {100 * stage.ceiling_share:5.0f} % of a matrix product"
-        print(f"  {name:<8}{stage.seconds:9.4f} s{details}")
-    print(f"  photo   {report.photo_s:9.4f} s, the first one {report.first_photo_s:.3f} s")
-    print(f"  model loaded in {report.load_s:.2f} s; from the start of a process {report.start_up_s:.2f} s")
+        say(f"  {name:<8}{stage.seconds:9.4f} s{details}")
+    say(f"  photo   {report.photo_s:9.4f} s, the first one {report.first_photo_s:.3f} s")
+    say(f"  model loaded in {report.load_s:.2f} s; from the start of a process {report.start_up_s:.2f} s")
     if report.ceiling_gflop_per_s is not None:
-        print(f"  matrix product in {report.dtype}: {report.ceiling_gflop_per_s:.0f} GFLOP/s")
+        say(f"  matrix product in {report.dtype}: {report.ceiling_gflop_per_s:.0f} GFLOP/s")
     if report.peak_gib is not None:
-        print(f"  peak memory {report.peak_gib:.2f} GiB")
+        say(f"  peak memory {report.peak_gib:.2f} GiB")

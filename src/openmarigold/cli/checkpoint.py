@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from openmarigold.cli.terminal import EXIT_ERROR
+from openmarigold.cli.terminal import EXIT_ERROR, say
 from openmarigold.config import ConvertedFormat, Dtype, PredictConfig, StoredDtype, TinyVaeUse
 from openmarigold.errors import InvalidValueError, MissingExtraError
 
@@ -160,7 +160,7 @@ def _info(action: Info, repository: Repository | None) -> int:
         print(json.dumps(content, indent=2))
         return 0
     for label, text in _lines(content):
-        print(f"{label:<12}{text}")
+        say(f"{label:<12}{text}")
     return 0
 
 
@@ -195,7 +195,7 @@ def _verify(action: Verify, found: Checkpoint, repository: Repository | None) ->
     from openmarigold.predictor import Predictor
     from openmarigold.provenance import checkpoint_sha256
 
-    print(f"ok      {found.name}: all files are there and fit together")
+    say(f"ok      {found.name}: all files are there and fit together")
     checks = list(verify(found))
     if action.sha256 is not None:
         whole = checkpoint_sha256(found)
@@ -208,10 +208,10 @@ def _verify(action: Verify, found: Checkpoint, repository: Repository | None) ->
     for name, problems in checks:
         failed |= bool(problems)
         for line in problems or [name]:
-            print(f"{'WRONG' if problems else 'ok':<8}{line.replace('get the checkpoint again', again)}")
+            say(f"{'WRONG' if problems else 'ok':<8}{line.replace('get the checkpoint again', again)}")
     if not failed:
         Predictor.from_checkpoint(found, device="cpu").try_out()
-        print("ok      a small picture was predicted")
+        say("ok      a small picture was predicted")
     return EXIT_ERROR if failed else 0
 
 
@@ -223,7 +223,7 @@ def _save(action: Save, found: Checkpoint) -> int:
             raise
         raise MissingExtraError(error.name, "torch") from error
     save_complete_checkpoint(found, action.output_dir, dtype=action.dtype)
-    print(f"checkpoint -> {action.output_dir}")
+    say(f"checkpoint -> {action.output_dir}")
     return 0
 
 
@@ -252,5 +252,5 @@ def _export(action: ExportCheckpoint, found: Checkpoint) -> int:
     export_checkpoint(
         found, action.output_dir, format=action.format, dtype=action.dtype, tiny_vae=read_tiny_vae(wanted, found)
     )
-    print(f"{TITLES[action.format]} checkpoint -> {action.output_dir}")
+    say(f"{TITLES[action.format]} checkpoint -> {action.output_dir}")
     return 0

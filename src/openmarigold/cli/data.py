@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import tyro
 
-from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar
+from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar, say
 from openmarigold.errors import DataError, InvalidValueError
-from openmarigold.process import say
+from openmarigold.printing import printable
 
 if TYPE_CHECKING:
     from openmarigold.data.preparation import RawReader
@@ -216,13 +216,13 @@ def _prepare(command: PrepareHypersim | PrepareVirtualKitti2 | PrepareFolder) ->
     counts = prepared.manifest["counts"]
     defective = sum(counts["defective"].values())
     reused = f" ({prepared.num_shards_kept} kept from before)" if prepared.num_shards_kept else ""
-    print(
+    say(
         f"{counts['samples']} samples of {len(counts['scenes'])} scenes in {len(prepared.manifest['shards'])} "
         f"shards{reused}, {sum(counts['left_out'].values())} left out, {defective} defective: {command.dest}"
     )
     if defective:
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts["defective"].items())
-        say(f"{defective} defective frames ({reasons}); each in {command.dest / REJECTED_FILE}")
+        say(f"{defective} defective frames ({reasons}); each in {command.dest / REJECTED_FILE}", error=True)
     return EXIT_SOME_FAILED if defective else 0
 
 
@@ -285,9 +285,9 @@ def _verify(command: Verify) -> int:
         found = [dataclasses.asdict(problem) for problem in problems]
         print(json.dumps({"samples": len(data), "contents": data.contents, "problems": found}))
     elif problems:
-        print(f"{len(problems)} problems in {len(bad)} files; delete the damaged shards and prepare the data again")
+        say(f"{len(problems)} problems in {len(bad)} files; delete the damaged shards and prepare the data again")
     else:
-        print(f"{len(data)} samples in {len(data.manifest['shards'])} shards are what was written: {data.contents}")
+        say(f"{len(data)} samples in {len(data.manifest['shards'])} shards are what was written: {data.contents}")
     return EXIT_SOME_FAILED if problems else 0
 
 
@@ -295,7 +295,7 @@ def _preview(command: Preview) -> None:
     from openmarigold.data.preview import write_preview
 
     count = write_preview(command.folder, command.output, count=command.count)
-    print(f"{count} samples: {command.output}")
+    say(f"{count} samples: {command.output}")
 
 
 def _print_statistics(command: Statistics) -> None:
@@ -309,14 +309,14 @@ def _print_statistics(command: Statistics) -> None:
         print(json.dumps({"kinds": tables, "all": total}))
         return
     if not everything.num_samples:
-        print(f"no sample of {command.folder} has a depth map")
+        say(f"no sample of {command.folder} has a depth map")
         return
     wide = max(len(row.kind) for row in (*kinds, everything))
     over = f"over {100 * INVALID_LIMIT:.0f} %"
-    print(f"{'kind':{wide}s}  samples  scenes  no depth  {over:>8s}   depth 5 / 50 / 95 % [m]   smallest to largest")
+    say(f"{'kind':{wide}s}  samples  scenes  no depth  {over:>8s}   depth 5 / 50 / 95 % [m]   smallest to largest")
     for row in (*kinds, everything):
         quantiles = " / ".join(f"{value:.2f}" for value in row.depth_quantiles)
-        print(
+        say(
             f"{row.kind:{wide}s} {row.num_samples:8d} {row.num_scenes:7d} {100 * row.invalid_share:7.1f} % "
             f"{100 * row.above_limit_share:7.1f} %  {quantiles:>24s}   "
             f"{row.depth_range[0]:.2f} to {row.depth_range[1]:.1f}"
@@ -336,19 +336,20 @@ def _print_where(command: Where) -> None:
     raw = _raw_data_sets()
     if command.name in raw:
         about = raw[command.name]
-        print(f"{about.name}: {about.title}, {about.num_images} images")
+        say(f"{about.name}: {about.title}, {about.num_images} images")
         print(f"size: {about.size}\nlicence: {about.licence}\n")
-        print(about.where.replace("{root}", str(command.data)))
-        print(f"\nThen: openmarigold data prepare {about.name} {command.data / about.name} PREPARED/{about.name}")
+        print(about.where.replace("{root}", printable(command.data)) + "\n")
+        say(f"Then: openmarigold data prepare {about.name} {command.data / about.name} PREPARED/{about.name}")
         return
     if command.name not in BENCHMARKS:
         raise DataError(f"unknown data set {command.name!r}; use one of {', '.join([*BENCHMARKS, *raw])}")
     row = BENCHMARKS[command.name]
-    print(f"{row.name}: {row.title}" + (f", {row.expected_count} images" if row.expected_count else ""))
+    say(f"{row.name}: {row.title}" + (f", {row.expected_count} images" if row.expected_count else ""))
     print(f"depth: {row.unit}; range {row.min_depth:g} to {row.max_depth:g} m\n")
-    print(row.files.replace("{root}", str(command.data)))
+    print(row.files.replace("{root}", printable(command.data)))
     if row.expected_count:
-        print(f"\nThen: openmarigold evaluate --benchmark {row.name} --data {command.data}")
+        print()
+        say(f"Then: openmarigold evaluate --benchmark {row.name} --data {command.data}")
 
 
 def _print_list() -> None:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar
+from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar, say
 from openmarigold.config import PredictConfig
-from openmarigold.process import say
+from openmarigold.printing import printable
 
 if TYPE_CHECKING:
     from openmarigold.evaluation import Report
@@ -67,7 +67,7 @@ def run_evaluate(command: Evaluate) -> int:
         contestant = saved_contestant(command.predictions, command.invariance)
     if ignored := _without_effect(command):
         options = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
-        say(f"warning: not used with{'' if command.predictions else 'out'} --predictions: {options}")
+        say(f"warning: not used with{'' if command.predictions else 'out'} --predictions: {options}", error=True)
     runs = [(contestant, command.protocol, command.output_dir)]
     if command.baselines:
         # They have protocols of their own: the image row is disparity.
@@ -92,7 +92,7 @@ def run_evaluate(command: Evaluate) -> int:
     else:
         _print_tables(reports)
         if command.output_dir is not None:
-            print(f"summary.json, images.csv, page.html -> {command.output_dir}")
+            say(f"summary.json, images.csv, page.html -> {command.output_dir}")
     return EXIT_SOME_FAILED if any(report.failed for report in reports.values()) else 0
 
 
@@ -117,26 +117,26 @@ def _print_tables(reports: dict[str, Report]) -> None:
         table = Table(title=f"AbsRel % (lower is better) / delta1 % (higher is better), protocol {protocol}")
         table.add_column("estimator")
         for name, kind in kinds.items():
-            table.add_column(f"{name}\n{_counts(kind.num_places, kind.num_images)}", justify="right")
+            table.add_column(f"{printable(name)}\n{_counts(kind.num_places, kind.num_images)}", justify="right")
         table.add_column("pixels\nscored", justify="right")
         for name, report in chosen.items():
             scores = (kind.metrics for kind in report.kinds.values())
             cells = (f"{100 * score['abs_rel']:.1f} / {100 * score['delta1']:.1f}" for score in scores)
-            table.add_row(name, *cells, f"{100 * report.share_scored:.1f} %")
+            table.add_row(printable(name), *cells, f"{100 * report.share_scored:.1f} %")
         console.print(table)
     for name, report in reports.items():
         for what, intervals in report.kinds["all"].intervals.items():
             spans = " / ".join(
                 f"{100 * low:.1f}–{100 * high:.1f}" for low, high in (intervals["abs_rel"], intervals["delta1"])
             )
-            print(f"{name}, all: 95 % interval over {what} {spans}")
+            say(f"{name}, all: 95 % interval over {what} {spans}")
         if report.num_negative_scale:
-            print(
+            say(
                 f"{name}: in {report.num_negative_scale} of {len(report.images)} images the fitted scale is negative: "
                 "near and far are exchanged; check --invariance"
             )
         if report.failed:
-            print(f"{name}: {len(report.failed)} images failed and are not counted")
+            say(f"{name}: {len(report.failed)} images failed and are not counted")
 
 
 def _counts(num_places: int, num_images: int) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from openmarigold.cli.terminal import say
 from openmarigold.errors import MissingExtraError
 
 
@@ -35,5 +36,5 @@ def run_export(command: Export) -> int:
         raise MissingExtraError(error.name, "export") from error
 
     export_onnx(command.checkpoint_dir, command.output_dir)
-    print(f"ONNX checkpoint -> {command.output_dir}")
+    say(f"ONNX checkpoint -> {command.output_dir}")
     return 0

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import tyro
 
+from openmarigold.cli.terminal import say
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inspect:
@@ -30,5 +32,5 @@ def run_inspect(command: Inspect) -> int:
         return 0
     width = max((len(name) for name in record), default=0)
     for name, value in record.items():
-        print(f"{name:<{width}}  {value}")
+        say(f"{name:<{width}}  {value}")
     return 0

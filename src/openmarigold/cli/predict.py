@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar
+from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar, say
 from openmarigold.config import OutputConfig, PredictConfig
 
 
@@ -66,7 +66,7 @@ def run_predict(command: Predict) -> int:
         photos_s = total_s - result.load_s  # of neighbours, reading, predicting and writing overlap
         engine = f"engine {result.engine}, " if result.engine else ""
         each = f", {photos_s / result.num_predicted:.2f} s a photo" if result.num_predicted else ""
-        print(
+        say(
             f"{result.num_predicted} predicted{renewed}, {len(result.skipped)} skipped, {len(result.failed)} failed in "
             f"{total_s:.2f} s ({engine}model loaded in {result.load_s:.2f} s{each}) -> {command.output_dir}"
         )

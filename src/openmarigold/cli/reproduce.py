@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar
+from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar, say
 from openmarigold.config import PredictConfig
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _print_table(title: str, results: Sequence[CellResult]) -> None:
         if result.reason is not None:
             reasons.setdefault(result.reason, []).append(f"{result.cell.row} on {result.cell.benchmark}")
     for reason, cells in reasons.items():
-        print(f"not run: {'; '.join(cells)}: {reason}")
+        say(f"not run: {'; '.join(cells)}: {reason}")
 
 
 def _published(cell: Cell) -> str:

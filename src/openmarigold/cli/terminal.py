@@ -8,19 +8,24 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from openmarigold import process
 from openmarigold.errors import OpenMarigoldError
+from openmarigold.printing import printable
 
 EXIT_SOME_FAILED = 1
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 
+def say(text: object, *, error: bool = False) -> None:
+    """Prints one line; names in it cannot break it, nor tell the terminal anything."""
+    print(printable(text), file=sys.stderr if error else sys.stdout)
+
+
 @contextlib.contextmanager
 def progress_bar(label: str) -> Iterator[tuple[Callable[[int, int], None], Callable[[str], None]]]:
     """Yields (advance(done, total), note(line)): a bar on a terminal's stderr, only the notes elsewhere."""
     if not sys.stderr.isatty():
-        yield lambda done, total: None, process.say
+        yield lambda done, total: None, lambda line: say(line, error=True)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -31,7 +36,7 @@ def progress_bar(label: str) -> Iterator[tuple[Callable[[int, int], None], Calla
         task = progress.add_task(label, total=None)
         yield (
             lambda done, total: progress.update(task, completed=done, total=total),
-            lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+            lambda line: console.print(printable(line), markup=False, highlight=False, soft_wrap=True),
         )
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from openmarigold.cli.terminal import progress_bar
+from openmarigold.cli.terminal import progress_bar, say
 from openmarigold.errors import MissingExtraError
 
 
@@ -63,7 +63,8 @@ def run_train(command: Train) -> int:
         "photos_dir": command.photos,
     }
     if command.dry_run:
-        print(dry_run(command.recipe, device=command.device, **paths))
+        for line in str(dry_run(command.recipe, device=command.device, **paths)).splitlines():
+            say(line)
         return 0
     with progress_bar("training") as (advance, note):
 
@@ -80,7 +81,7 @@ def run_train(command: Train) -> int:
             **paths,
         )
     if is_main_process():
-        print("stopped before the end of the recipe" if directory is None else f"checkpoint -> {directory}")
+        say("stopped before the end of the recipe" if directory is None else f"checkpoint -> {directory}")
     return 0
 
 

@@ -288,7 +288,7 @@ def contents_sha256(encoding: Mapping[str, Any], shards: Iterable[Mapping[str, A
     """One hash over all samples: over how depth is stored (the manifest's `depth`), and each shard's name and hash."""
     lines = [json.dumps(encoding, sort_keys=True)]
     lines += [f"{shard.get('shard') or shard['name']} {shard['sha256']}" for shard in shards]
-    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode(errors="surrogateescape")).hexdigest()
 
 
 PLACE = np.dtype([("offset", "<u8"), ("bytes", "<u4"), ("crc32", "<u4")])

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import logging
 import sys
 import threading
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -17,6 +16,7 @@ from openmarigold.checkpoint import TITLES, Checkpoint, TinyVae
 from openmarigold.config import CompileMode, Dtype, EngineName
 from openmarigold.engines.converted import LARGE_BYTES, can_keep_converted, weight_bytes
 from openmarigold.errors import InvalidValueError
+from openmarigold.printing import quoted_logger
 
 ChosenEngine = Literal["onnx", "openvino", "torch"]
 Latent = Any
@@ -25,7 +25,7 @@ Latent = Any
 _DRIVERS = {"linux": "libcuda.so.1", "win32": "nvcuda.dll"}
 # Conversion, the caches of networks and the libraries' settings while they load belong to the whole process.
 _one_opens = threading.Lock()
-_log = logging.getLogger(__name__)
+_log = quoted_logger(__name__)
 
 
 @runtime_checkable

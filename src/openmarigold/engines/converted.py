@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import shutil
 import time
@@ -21,6 +20,7 @@ from openmarigold.checkpoint import Checkpoint, TinyVae, cached_embedding_path, 
 from openmarigold.config import ConvertedFormat, StoredDtype
 from openmarigold.errors import CheckpointError, MissingExtraError, OutputError
 from openmarigold.files import atomic_directory, user_cache_dir
+from openmarigold.printing import quoted_logger
 from openmarigold.provenance import files_sha256
 from openmarigold.text_files import parse_json
 from openmarigold.weight_files import GRAPH_FILES, NETWORK_FILES, NETWORKS, weight_files
@@ -30,7 +30,7 @@ LARGE_BYTES = 2**28
 """Weights from which on a network counts as large: OpenVINO saves more than its start costs, memory matters."""
 _VERSION = 3  # raised whenever the same weights would be converted to something else
 _CONTENT_FILE = "content.json"
-_log = logging.getLogger(__name__)
+_log = quoted_logger(__name__)
 
 
 def network_paths(

@@ -9,7 +9,6 @@ size alone.
 from __future__ import annotations
 
 import ctypes
-import logging
 import math
 import shutil
 import sys
@@ -27,6 +26,7 @@ from openmarigold.config import LATENT_FACTOR, Dtype, StoredDtype
 from openmarigold.engines.converted import LARGE_BYTES, open_networks
 from openmarigold.errors import CheckpointError, InvalidValueError, MissingExtraError, OpenMarigoldError, one_line
 from openmarigold.files import some_home, user_cache_dir
+from openmarigold.printing import quoted_logger
 from openmarigold.privacy import openvino_without_reports
 
 try:
@@ -40,7 +40,7 @@ _COUNTED = ("Convolution", "ConvolutionBackpropData", "GroupConvolution", "MatMu
 _MADV_DONTNEED = 4
 _KEPT_SHAPES = 4  # 4:3 and 3:2, lying and upright
 _SMALL = 8  # cells, the least that a U-Net which halves three times takes
-_log = logging.getLogger(__name__)
+_log = quoted_logger(__name__)
 
 
 class OpenVinoEngine:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from jaxtyping import Float
 from openmarigold.checkpoint import Checkpoint, TinyVae
 from openmarigold.config import CompileMode, Dtype
 from openmarigold.errors import InvalidValueError, MissingExtraError, OpenMarigoldError, one_line
+from openmarigold.printing import quoted_logger
 
 try:
     import torch
@@ -31,7 +31,7 @@ except ModuleNotFoundError as error:
 _MEMORY_SHARE = 0.8  # of the free memory, for a batch: allocators waste some
 _MPS_BATCH_SIZE = 4  # torch does not say there how much memory a batch took
 _MAX_GRAPHS = 8  # recorded sizes of each network; each keeps its activations
-_log = logging.getLogger(__name__)
+_log = quoted_logger(__name__)
 
 
 class TorchEngine:

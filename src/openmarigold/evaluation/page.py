@@ -17,6 +17,7 @@ from openmarigold.data.benchmark import BenchmarkSample
 from openmarigold.depth import colourise
 from openmarigold.evaluation.report import Report
 from openmarigold.files import write_atomically
+from openmarigold.printing import printable
 
 _WIDTH = 320
 _IN_EACH = 3
@@ -45,7 +46,7 @@ def write_page(
     # In a small benchmark an image is in several groups, and it is predicted for the page.
     chosen = dict.fromkeys(image.name for images in groups.values() for image in images)
     urls = {name: [_data_url(tile) for tile in _tiles(*aligned(name))] for name in chosen}
-    parts = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(_summary(report))}</p>"]
+    parts = [f"<h1>{html.escape(printable(title))}</h1>", f"<p>{html.escape(_summary(report))}</p>"]
     for heading, images in groups.items():
         parts.append(f"<h2>{heading}</h2><table>")
         parts.append("<tr><td>photo<td>measured depth<td>prediction, aligned<td>relative error, 0 to 50 %</tr>")
@@ -53,12 +54,12 @@ def write_page(
             scores = f"AbsRel {100 * image.metrics['abs_rel']:.1f} %, δ1 {100 * image.metrics['delta1']:.1f} %"
             if image.metrics["negative_scale"]:
                 scores += "; near and far are exchanged (negative scale)"
-            parts.append(f'<tr><td colspan="4">{html.escape(image.name)}: {scores}</tr><tr>')
+            parts.append(f'<tr><td colspan="4">{html.escape(printable(image.name))}: {scores}</tr><tr>')
             parts += [f'<td><img alt="" src="{url}">' for url in urls[image.name]]
             parts.append("</tr>")
         parts.append("</table>")
     text = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(printable(title))}</title>'
         f"<style>{_STYLE}</style>\n" + "\n".join(parts) + "</html>\n"
     )
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

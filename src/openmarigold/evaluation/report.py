@@ -115,7 +115,7 @@ def write_report(report: Report, output_dir: Path) -> list[Path]:
     rows = [{"name": image.name, "kind": image.kind, "place": image.place, **image.metrics} for image in report.images]
 
     def write_csv(path: Path) -> None:
-        with path.open("w", newline="", encoding="utf-8") as file:
+        with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)

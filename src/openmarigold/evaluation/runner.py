@@ -193,7 +193,7 @@ class _Run:
         saved = self._saved_predictions()
         if saved is not None:
             parts.append(saved.hash_of(entry.name))
-        key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        key = hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()
         metrics = log.find(key)
         if metrics is None:
             sample = self.benchmark.sample(entry, files)
@@ -303,4 +303,4 @@ def _check_failures(failed: Mapping[str, str], total: int, allow_partial: bool) 
 
 def _hash_of_all(images: list[ImageScore]) -> str:
     lines = "".join(f"{image.name} {image.input_hash}\n" for image in images)
-    return hashlib.sha256(lines.encode()).hexdigest()
+    return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any
 
 from openmarigold.errors import InvalidValueError, MissingExtraError
 from openmarigold.files import as_path
+from openmarigold.printing import quoted_logger
 from openmarigold.training.recipe import AutoencoderRecipe, DepthRecipe, GeneratorRecipe, Recipe, read_recipe, to_table
 
-LOGGER = logging.getLogger(__name__)
+LOGGER = quoted_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,10 +25,11 @@ from openmarigold.backbone import Vae, encode_to_latent, hash_of_weights, latent
 from openmarigold.depth import latent_valid_mask
 from openmarigold.errors import CheckpointError, DataError
 from openmarigold.files import make_directory, write_atomically
+from openmarigold.printing import quoted_logger
 from openmarigold.text_files import DamagedTextError, parse_json
 from openmarigold.training.views import Mixture, View
 
-LOGGER = logging.getLogger(__name__)
+LOGGER = quoted_logger(__name__)
 SHARD_BYTES = 2**23  # about so much is lost when making a cache is interrupted
 LOG_PERIOD = 20  # shards between progress lines
 CACHE_FILE = "cache.json"

@@ -7,7 +7,6 @@ One process or many (accelerate), resumable bit for bit on the same device.
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import time
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from accelerate.state import AcceleratorState
 
 from openmarigold.errors import InvalidValueError
 from openmarigold.files import append_text, make_directory, write_atomically
+from openmarigold.printing import quoted_logger
 from openmarigold.training.batches import Batches, plan_batches
 from openmarigold.training.monitor import Monitor, keep_lines
 from openmarigold.training.recipe import OptimizationConfig, RunConfig
@@ -28,7 +28,7 @@ from openmarigold.training.state import StateWriter, check_recipe, latest_state
 from openmarigold.training.task import Task
 from openmarigold.training.trainer import Trainer
 
-LOGGER = logging.getLogger(__name__)
+LOGGER = quoted_logger(__name__)
 MOST_TIME_FOR_STATES = 1 / 20
 NUM_TRAIN_TIMESTEPS = 1000
 

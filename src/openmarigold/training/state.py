@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import shutil
 import time
@@ -29,11 +28,12 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from openmarigold.errors import CheckpointError, OutputError, RecipeError, one_line
 from openmarigold.files import atomic_directory
 from openmarigold.integrity import check_sums, write_sums
+from openmarigold.printing import quoted_logger
 from openmarigold.tensors import save_tensors
 from openmarigold.text_files import parse_json
 from openmarigold.training.recipe import parse_recipe, to_table
 
-LOGGER = logging.getLogger(__name__)
+LOGGER = quoted_logger(__name__)
 _OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _SEPARATOR = "/"  # names of weights have dots
 

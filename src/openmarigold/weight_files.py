@@ -13,7 +13,7 @@ from typing import Any
 
 from openmarigold.config import ConvertedFormat
 from openmarigold.errors import CheckpointError, OpenMarigoldError, one_line
-from openmarigold.external_data import read_onnx_facts
+from openmarigold.external_data import OnnxFacts, read_onnx_facts
 from openmarigold.printing import quoted_logger
 from openmarigold.text_files import DamagedTextError, parse_json
 
@@ -151,7 +151,7 @@ def converted_files(directory: Path, kind: ConvertedFormat) -> list[Path]:
     paths = [directory / file for file in NETWORK_FILES[kind].values()]
     if kind == "openvino":
         return paths + [path.with_suffix(".bin") for path in paths]
-    return paths + [other for path in paths if path.is_file() for other in read_onnx_facts(path).external_files]
+    return paths + [other for path in paths if path.is_file() for other in _onnx_facts(path).external_files]
 
 
 def has_graphs(directory: Path, variant: str | None) -> bool:
@@ -166,7 +166,7 @@ def has_graphs(directory: Path, variant: str | None) -> bool:
     for name, path in paths.items():
         if not path.is_file():
             raise CheckpointError(f"{path} is missing; a checkpoint holds all of {', '.join(GRAPH_FILES.values())}")
-        facts, sources = read_onnx_facts(path), graph_sources(directory, name, variant)
+        facts, sources = _onnx_facts(path), graph_sources(directory, name, variant)
         strangers = [file.name for file in facts.external_files if file not in sources]
         if strangers and variant is not None:
             return False  # they read another variant
@@ -204,6 +204,11 @@ def fingerprint(paths: Iterable[Path]) -> str:
                 file.seek(max(0, size - _FINGERPRINT_BLOCK_BYTES) * block // (_FINGERPRINT_BLOCKS - 1))
                 digest.update(file.read(_FINGERPRINT_BLOCK_BYTES))
     return digest.hexdigest()
+
+
+def _onnx_facts(path: Path) -> OnnxFacts:
+    check_not_a_pointer(path)
+    return read_onnx_facts(path)
 
 
 def check_not_a_pointer(path: Path) -> None:

@@ -1,21 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files by name from a folder, a tar or a zip, in any order and from any thread, without unpacking.
 
-An archive may be sent to another process: what was found goes along, handles do not.
+An archive may be sent to another process: what was found goes along, handles do not. Damage costs the files that it
+touches; the others can be read.
 """
 
 from __future__ import annotations
 
+import lzma
 import os
+import stat
+import struct
 import tarfile
 import threading
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from openmarigold.data.tar_index import read_tar_index
 from openmarigold.errors import DataError, one_line
+
+LARGEST_FILE = 256 << 20
+"""Bytes of one file, unpacked. The largest of the known data sets' files have a third of it."""
+_MOST_NAMES = 16  # of one folder, through links; each is walked
 
 
 @runtime_checkable
@@ -30,6 +40,16 @@ class Archive(Protocol):
     @property
     def names(self) -> frozenset[str]:
         """Every file's name."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should be told about the set as a whole."""
+        ...
+
+    @property
+    def damage(self) -> Mapping[str, str]:
+        """What could not be read of the set as a whole, and why: by the name of an archive or folder."""
         ...
 
     def read(self, name: str) -> bytes:
@@ -59,8 +79,32 @@ def missing(location: Path, name: str) -> DataError:
     return DataError(f"{location} holds no {name}; get it again, or leave it out of the list")
 
 
+def read_file(path: Path) -> bytes:
+    """The content of a file on disk, within `LARGEST_FILE`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: it cannot be read.
+        DataError: it is no regular file (a pipe would never end), or larger.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{path} is a folder, pipe or device; a file is needed")
+    _check_size(status.st_size, str(path))
+    return path.read_bytes()
+
+
+def _check_size(size: int, what: str) -> None:
+    if size > LARGEST_FILE:
+        raise DataError(
+            f"{what} has {size / 2**20:.0f} MiB; one file may have {LARGEST_FILE >> 20} MiB: split it or leave it out"
+        )
+
+
 def _open_file(path: Path) -> Archive:
     try:
+        if not path.is_file():
+            raise DataError(f"{path} is no regular file; give a folder, a tar or a zip")
         if zipfile.is_zipfile(path):
             return _Zip(path)
         with path.open("rb") as file:
@@ -68,25 +112,59 @@ def _open_file(path: Path) -> Archive:
         if start[:2] == b"\x1f\x8b" or start[:3] == b"BZh" or start == b"\xfd7zXZ\x00":
             raise DataError(f"{path} is compressed as a whole, so its files cannot be read one by one; decompress it")
         return _Tar(path)
-    except (tarfile.TarError, zipfile.BadZipFile, OSError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, OSError, ValueError, RuntimeError, struct.error) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{path} is not a whole tar or zip file ({one_line(error)}); get it again") from error
 
 
 class _Folder:
     def __init__(self, path: Path) -> None:
         self.location = path
+        self.notes: tuple[str, ...] = ()
+        self.damage: dict[str, str] = {}
         self._inner: dict[str, Archive] = {}
-        names = set()
-        for folder, folders, files in os.walk(path, followlinks=True):
-            folders.sort()
-            start = Path(folder).relative_to(path)
-            names.update((start / file).as_posix() for file in files)
-        for name in sorted(names):
+        own = self._walk()
+        for name in sorted(own):
             if "/" not in name and name.lower().endswith((".tar", ".zip")):
-                inner = _open_file(path / name)
+                try:
+                    inner = _open_file(path / name)
+                except DataError as error:  # the others may be whole
+                    self.damage[name] = str(error)
+                    continue
+                self.damage |= inner.damage
                 self._inner |= dict.fromkeys(inner.names, inner)
-        self.names = frozenset(names) | self._inner.keys()
-        self._own = frozenset(names)
+        self.names = own | self._inner.keys()
+        self._own = own
+
+    def _walk(self) -> frozenset[str]:
+        """Names of all files. Links to folders are followed, but not into a folder that they lie in."""
+        names: set[str] = set()
+        notes: list[str] = []
+        above = {os.fspath(self.location): frozenset({_identity(os.fspath(self.location))})}
+        times: Counter[tuple[int, int]] = Counter()
+
+        def unreadable(error: OSError) -> None:
+            self.damage[str(error.filename)] = f"cannot be read: {error.strerror or error}; check its permissions"
+
+        for folder, folders, files in os.walk(self.location, onerror=unreadable, followlinks=True):
+            start = Path(folder).relative_to(self.location)
+            names.update((start / file).as_posix() for file in files)
+            followed, outer = [], above.pop(folder)
+            for name in sorted(folders):
+                path = os.path.join(folder, name)
+                identity = _identity(path)
+                times[identity] += 1
+                if identity in outer:
+                    notes.append(f"{path} is a link to a folder that it lies in; it is not followed")
+                elif times[identity] > _MOST_NAMES:
+                    notes.append(f"{path} is one of more than {_MOST_NAMES} names of a folder; it is not followed")
+                else:
+                    above[path] = outer | {identity}
+                    followed.append(name)
+            folders[:] = followed
+        self.notes = tuple(notes)
+        return frozenset(names)
 
     def read(self, name: str) -> bytes:
         if name not in self._own:
@@ -94,21 +172,25 @@ class _Folder:
                 return self._inner[name].read(name)
             raise missing(self.location, name)
         try:
-            return (self.location / name).read_bytes()
+            return read_file(self.location / name)
         except OSError as error:
             raise DataError(f"{self.location / name} cannot be read: {error.strerror}; check it") from error
+
+
+def _identity(path: str) -> tuple[int, int]:
+    """What a folder is, by whatever name."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
 class _Tar:
     def __init__(self, path: Path) -> None:
         self.location = path
-        with tarfile.open(path, "r:") as archive:
-            self._places: Mapping[str, tuple[int, int]] = {
-                member.name.removeprefix("./"): (member.offset_data, member.size)
-                for member in archive
-                if member.isfile()
-            }
-        self.names = frozenset(self._places)
+        self.notes: tuple[str, ...] = ()
+        content = read_tar_index(path)
+        self._places, self._defects = content.places, content.defects
+        self.damage = {path.name: f"{path} {content.damage}; get it again"} if content.damage else {}
+        self.names = frozenset(self._places) | self._defects.keys()
         # pread keeps no position, so threads share one handle. It lives as long as the archive is used.
         self._handle = path.open("rb")
 
@@ -120,9 +202,12 @@ class _Tar:
         self._handle = self.location.open("rb")
 
     def read(self, name: str) -> bytes:
+        if name in self._defects:
+            raise DataError(f"{self.location}: {name} {self._defects[name]}; get it again")
         if name not in self._places:
             raise missing(self.location, name)
         offset, size = self._places[name]
+        _check_size(size, f"{self.location}: {name}")
         content = os.pread(self._handle.fileno(), size, offset)
         if len(content) != size:
             raise DataError(f"{self.location} ends within {name}; get it again")
@@ -136,6 +221,8 @@ class _Tar:
 class _Zip:
     def __init__(self, path: Path) -> None:
         self.location = path
+        self.notes: tuple[str, ...] = ()
+        self.damage: dict[str, str] = {}
         self._open()
         self._members = {
             info.filename.removeprefix("./"): info for info in self._archive.infolist() if not info.is_dir()
@@ -156,10 +243,14 @@ class _Zip:
     def read(self, name: str) -> bytes:
         if name not in self._members:
             raise missing(self.location, name)
+        member = self._members[name]
+        _check_size(member.file_size, f"{self.location}: {name}, unpacked,")
         try:
-            with self._lock:
-                return self._archive.read(self._members[name])
-        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError) as error:
+            # Not more than the zip announces is unpacked, whatever there is; one byte more is asked for, so that the
+            # end is reached and the checksum compared.
+            with self._lock, self._archive.open(member) as file:
+                return file.read(member.file_size + 1)
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, RuntimeError) as error:
             raise DataError(f"{self.location}: {name} is damaged ({one_line(error)}); get it again") from error
 
     def __del__(self) -> None:

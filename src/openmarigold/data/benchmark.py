@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float64, UInt8
 from PIL import Image
 
 from openmarigold.data.archives import Archive
+from openmarigold.data.arrays import load_npy
 from openmarigold.data.benchmark_readers import Decoder, Entry, Lister, NoDepthScaleError
 from openmarigold.errors import DataError, ImageError, one_line
 from openmarigold.image import as_rgb
@@ -90,6 +91,7 @@ class Benchmark:
         count, expected = len(self.entries), row.expected_count
         self.is_complete = expected is None or count == expected
         absent = f" ({len(listing.missing)} files are missing, such as {listing.missing[0]})" if listing.missing else ""
+        absent += "".join(f" ({what})" for what in list(archive.damage.values())[:1])
         if count == 0:
             raise DataError(
                 f"{archive.location} holds no image of {row.title}{absent}; see `openmarigold data where {row.name}`"
@@ -175,7 +177,7 @@ class Benchmark:
         path = self._path(entry.files["rgb"])
         try:
             if content[:6] == b"\x93NUMPY":
-                return as_rgb(np.load(io.BytesIO(content), allow_pickle=False))
+                return as_rgb(load_npy(content))
             with Image.open(io.BytesIO(content)) as image:
                 return as_rgb(image)
         except ImageError as error:

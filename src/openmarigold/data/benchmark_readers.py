@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float64
 from PIL import Image
 
 from openmarigold.data.archives import Archive
+from openmarigold.data.arrays import load_npy
 from openmarigold.errors import DataError
 from openmarigold.text_files import DamagedTextError, parse_json
 
@@ -88,6 +89,9 @@ def parse_manifest(archive: Archive) -> list[dict[str, Any]]:
     ):
         raise DataError(f"{path} is not a list of objects with name, kind and place; get the benchmark again")
     names = [entry["name"] for entry in entries]
+    outside = [name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
+    if outside:
+        raise DataError(f"{path} names {outside[0]!r:.100}, which lies outside the benchmark; get the benchmark again")
     if len(set(names)) < len(names):
         raise DataError(f"{path} lists an image twice; each name must be there once")
     return entries
@@ -274,4 +278,4 @@ def _read_grey16(content: bytes) -> Float64[np.ndarray, "h w"]:
 
 
 def _load_npy(content: bytes) -> np.ndarray:
-    return np.load(io.BytesIO(content), allow_pickle=False)
+    return load_npy(content)

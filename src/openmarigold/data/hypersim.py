@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8, UInt16
 
-from openmarigold.data.archives import Archive, open_archive
+from openmarigold.data.archives import Archive, open_archive, read_file
+from openmarigold.data.arrays import UnexpectedArrayError, hdf5_dataset, hdf5_values
 from openmarigold.data.preparation import (
     Frame,
     FrameDefectError,
@@ -55,6 +56,7 @@ the zips: *.color.hdf5, *.depth_meters.hdf5 and *.render_entity_id.hdf5 are enou
 )
 
 _FRAME = re.compile(r"(ai_\d{3}_\d{3}).*?(cam_\d\d)\D.*?(?<!\d)(\d{4})(?!\d)")
+_SCENE, _CAMERA = re.compile(r"ai_\d{3}_\d{3}"), re.compile(r"cam_\d\d")
 _FILES = {
     "colour": "images/scene_{camera}_final_hdf5/frame.{number:04d}.color.hdf5",
     "distance": "images/scene_{camera}_geometry_hdf5/frame.{number:04d}.depth_meters.hdf5",
@@ -208,6 +210,10 @@ class HypersimReader:
                     if row["included_in_public_release"].strip().lower() == "true"
                     and self.split in ("all", row["split_partition_name"])
                 ]
+            # They become paths.
+            odd = [row for row in rows if not (_SCENE.fullmatch(row[0]) and _CAMERA.fullmatch(row[1]))]
+            if odd:
+                raise ValueError(f"scene {odd[0][0]!r:.60}, camera {odd[0][1]!r:.60}")
         except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{path} is not Hypersim's split ({error!r}); get it again") from error
         if not rows:
@@ -250,8 +256,10 @@ class HypersimReader:
             raise FrameDefectError("truncated", f"{name} is empty")
         try:
             with _h5py().File(io.BytesIO(data), "r") as file:
-                return np.asarray(file["dataset"])
-        except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+                return hdf5_values(hdf5_dataset(file, "dataset"))
+        except UnexpectedArrayError as error:
+            raise FrameDefectError("wrong format", f"{name}: {error}") from error
+        except Exception as error:  # the library's errors share no base
             raise damaged(name, error) from error
 
     def _bytes(self, scene: str, name: str) -> bytes:
@@ -261,7 +269,7 @@ class HypersimReader:
         within = name.removeprefix(f"{scene}/")
         try:
             if place.is_dir():
-                return (place / within).read_bytes()
+                return read_file(place / within)
             archive = _open_scene(place)
             found = next((entry for entry in (name, within) if entry in archive.names), None)
             if found is None:

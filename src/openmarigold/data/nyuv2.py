@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 
 from openmarigold.data.archives import missing
+from openmarigold.data.arrays import hdf5_dataset, hdf5_values
 from openmarigold.errors import DataError, MissingExtraError, one_line
 
 MAT_NAME = "nyu_depth_v2_labeled.mat"
 NUM_LABELED = 1449
+_LONGEST_NAME = 1000
 # Numbers, from 1, of the 654 images of the official test split, which Eigen et al. 2014 evaluate on.
 TEST_SPLIT = """
 1-2 9 14-18 21 28-43 46-47 56-57 59-63 76-79 84-91 117-119 125-129 131-134 137 153-155 167-169 171-176 180-202 207-212
@@ -69,18 +71,21 @@ class MatArchive:
         self._lock = threading.Lock()
         try:
             self._file: Any = h5py.File(path, "r")
-            images, depths, scenes = (self._file[name] for name in ("images", "rawDepths", "scenes"))
+            images, depths = (hdf5_dataset(self._file, name) for name in ("images", "rawDepths"))
+            scenes = hdf5_dataset(self._file, "scenes", kinds="O")
             count, colours, width, height = images.shape
             references = np.asarray(scenes).reshape(-1)
             if colours != 3 or depths.shape != (count, width, height) or len(references) != count:
                 raise DataError(f"{path}: images, rawDepths and scenes do not belong together; get it again")
-            names = ["".join(map(chr, np.asarray(self._file[reference]).reshape(-1))) for reference in references]
-        except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+            names = [self._text(reference) for reference in references]
+        except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
             if isinstance(error, DataError):
                 raise
             raise DataError(
                 f"{path} is not the labelled set of NYU Depth v2 ({one_line(error)}); get it again"
             ) from error
+        self.notes: tuple[str, ...] = ()
+        self.damage: dict[str, str] = {}
         self._rows = {
             f"{split}/{names[number - 1]}/{kind}_{number:04d}.npy": number - 1
             for split in ("test", "train")
@@ -101,9 +106,15 @@ class MatArchive:
         is_rgb = re.search(r"/rgb_\d+\.npy$", name) is not None
         try:
             with self._lock:
-                values = np.asarray(self._file["images" if is_rgb else "rawDepths"][self._rows[name]])
-        except (OSError, KeyError, ValueError) as error:
+                values = hdf5_values(self._file["images" if is_rgb else "rawDepths"], self._rows[name])
+        except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
             raise DataError(f"{self.location}: {name} is damaged ({one_line(error)}); get it again") from error
         content = io.BytesIO()
         np.save(content, values.transpose(2, 1, 0) if is_rgb else values.T.astype(np.float32))
         return content.getvalue()
+
+    def _text(self, reference: Any) -> str:
+        target = self._file[reference]
+        if target.dtype.kind not in "ui" or target.size > _LONGEST_NAME or target.external or target.is_virtual:
+            raise ValueError("the name of a scene is no text")
+        return "".join(map(chr, np.asarray(target).reshape(-1)))

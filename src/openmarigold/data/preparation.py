@@ -7,7 +7,6 @@ The bytes of every shard are a function of the frames and the settings, whatever
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import itertools
@@ -27,13 +26,20 @@ import numpy as np
 from jaxtyping import Float32, UInt8, UInt16
 from PIL import Image
 
+from openmarigold.data.archives import Archive
 from openmarigold.data.shard_writer import NewSample, Rejection, ShardWriter
-from openmarigold.data.shards import DepthEncoding, ShardedDataset
+from openmarigold.data.shards import DepthEncoding
+from openmarigold.data.statistics import write_meta
 from openmarigold.depth import depth_range
-from openmarigold.errors import DataError, InvalidValueError, OpenMarigoldError, one_line
-from openmarigold.files import write_atomically
+from openmarigold.errors import (
+    DataError,
+    InvalidValueError,
+    MissingExtraError,
+    OpenMarigoldError,
+    OutputError,
+    one_line,
+)
 
-META_FILE = "meta.csv"
 _POLL_S = 0.2
 
 
@@ -215,13 +221,14 @@ def prepare(
     frames = listing.frames[:limit]
     if not frames:
         raise DataError(f"{reader.name}: the source has no frame of the selection; see `openmarigold data where`")
-    names = "".join(f"{frame.name}\n" for frame in (*frames, *listing.rejected))
+    # Names may have bytes that are no UTF-8, which Python keeps as surrogates.
+    names = "".join(f"{frame.name}\n" for frame in (*frames, *listing.rejected)).encode("utf-8", "surrogatepass")
     settings = {
         **reader.settings(),
         **asdict(checks),
         "limit": limit,
         "shard_size": shard_size,
-        "frames": hashlib.sha256(names.encode()).hexdigest(),
+        "frames": hashlib.sha256(names).hexdigest(),
     }
     writer = ShardWriter(destination, name=reader.name, split=reader.split, encoding=reader.encoding, settings=settings)
     writer.begin()
@@ -240,24 +247,6 @@ def prepare(
     manifest = writer.finish(len(units), {"valid_range": valid_range, **(facts or {})})
     write_meta(destination)
     return Prepared(manifest=manifest, num_shards_kept=len(units) - len(todo))
-
-
-def write_meta(folder: Path) -> None:
-    """Writes meta.csv, one line a sample: statistics of colour [0, 255] and valid depth [m], share invalid."""
-    data = ShardedDataset(folder)
-    buffer = io.StringIO()
-    moments = ("mean", "std", "min", "max")
-    columns = [f"{what}_{name}" for what in ("rgb", "depth") for name in moments]
-    table = csv.writer(buffer, lineterminator="\n")
-    table.writerow(["key", "kind", "scene", "source", *columns, "invalid_ratio"])
-    for index, key in enumerate(data.keys):
-        info = data.info(index)
-        found = info["statistics"]
-        values = [(found.get(what) or {}).get(name) for what in ("rgb", "depth") for name in moments]
-        table.writerow([key, info["kind"], info["scene"], info.get("source"), *values, found.get("invalid_ratio")])
-    data.close()
-    text = buffer.getvalue()
-    write_atomically(folder / META_FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 # --- What readers share
@@ -279,6 +268,13 @@ def read_list(path: Path) -> list[str]:
     return lines
 
 
+def damaged_archives(archive: Archive) -> list[Rejection]:
+    """A line for each part of the source that cannot be read as a whole."""
+    return [
+        Rejection(name=name, reason="damaged archive", detail=what) for name, what in sorted(archive.damage.items())
+    ]
+
+
 def decode_image(data: bytes, what: str) -> Image.Image:
     """A decoded Pillow image.
 
@@ -288,19 +284,21 @@ def decode_image(data: bytes, what: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead to
         raise damaged(what, error) from error
     return image
 
 
 def decode_codes(data: bytes, what: str) -> UInt16[np.ndarray, "h w"]:
-    """Codes of a 16-bit (or 8-bit) grey image.
+    """Codes of a 16-bit grey image.
 
     Raises:
-        FrameDefectError: damaged, cut, or in colour.
+        FrameDefectError: damaged, cut, in colour, or of 8 bits: such a file is a picture of depth, without a unit.
     """
     image = decode_image(data, what)
-    if not (image.mode.startswith("I") or image.mode == "L"):
+    if image.mode == "L":
+        raise FrameDefectError("wrong format", f"{what} has 8 bits; depth is stored in 16-bit greys")
+    if not image.mode.startswith("I"):
         raise FrameDefectError("wrong format", f"{what} has Pillow mode {image.mode}, not 16-bit greys")
     codes = np.asarray(image)
     if codes.min(initial=0) < 0 or codes.max(initial=0) > 65535:
@@ -365,6 +363,10 @@ class _Task:
                 yield self._sample(frame)
             except FrameDefectError as defect:
                 yield Rejection(name=frame.name, reason=defect.reason, detail=defect.detail, is_error=defect.is_error)
+            except (MissingExtraError, OutputError):
+                raise
+            except Exception as error:  # noqa: BLE001 - one file never ends the set, whatever a library makes of it
+                yield Rejection(name=frame.name, reason="damaged", detail=one_line(error))
             tick()
 
     def _sample(self, frame: Frame) -> NewSample:

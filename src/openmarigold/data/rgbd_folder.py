@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
-import io
 import re
 import tempfile
 from collections import Counter
@@ -18,21 +18,23 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from openmarigold.data.archives import Archive, open_archive
+from openmarigold.data.archives import LARGEST_FILE, Archive, open_archive
+from openmarigold.data.arrays import UnexpectedArrayError, load_npy
 from openmarigold.data.preparation import (
     Frame,
     FrameDefectError,
     Listing,
     Picture,
     damaged,
+    damaged_archives,
     decode_codes,
     decode_image,
     plane_depth,
 )
 from openmarigold.data.shard_writer import Rejection
 from openmarigold.data.shards import DepthEncoding
-from openmarigold.errors import DataError, ImageError, InvalidValueError
-from openmarigold.exr import read_exr, require_exr
+from openmarigold.errors import DataError, ImageError, InvalidValueError, OutputError
+from openmarigold.exr import exr_size, read_exr, require_exr
 from openmarigold.pixels import image_to_rgb
 from openmarigold.text_files import DamagedTextError, parse_toml
 
@@ -40,6 +42,7 @@ CONFIG_FILE = "dataset.toml"
 
 _FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
 _MAX_KEY = 88
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 _DEPTH_SUFFIXES = (".png", ".npy", ".exr")
 
 
@@ -188,9 +191,10 @@ class FolderReader:
         else:
             names = list(dict.fromkeys(line.split()[0] for line in self.listed))
         if not names:
-            examples = ", ".join(sorted(archive.names)[:3]) or "nothing"
-            raise DataError(f"{self.source} has no file like rgb={self.config.rgb!r}; it holds {examples}, ...")
-        frames, rejected = [], []
+            examples = ", ".join([*sorted(archive.names)[:3], "..."]) if archive.names else "nothing"
+            reasons = "".join(f"; {what}" for what in list(archive.damage.values())[:1])
+            raise DataError(f"{self.source} has no file like rgb={self.config.rgb!r}; it holds {examples}{reasons}")
+        frames, rejected = [], damaged_archives(archive)
         for name in names:
             match = pattern.fullmatch(name)
             if match is None:
@@ -201,7 +205,8 @@ class FolderReader:
                 rejected.append(Rejection(name=name, reason="missing file", detail=f"no {missing[0]}"))
             else:
                 frames.append(frame)
-        return Listing(frames=_with_unique_keys(frames), rejected=rejected)
+        notes = [*archive.notes, *archive.damage.values()]
+        return Listing(frames=_with_unique_keys(frames), rejected=rejected, notes=notes)
 
     def read(self, frame: Frame) -> Picture:
         rgb = self._rgb(frame.files["rgb"])
@@ -226,7 +231,8 @@ class FolderReader:
         if self.keeps_codes:
             depth = self.encoding.metres(np.where(known, stored, 0).astype(np.uint16))
         else:
-            depth = (np.where(known, stored, 0) * (config.metres_per_unit or 1.0)).astype(np.float32)
+            metres = np.where(known, stored, 0) * (config.metres_per_unit or 1.0)
+            depth = np.where(metres <= _LARGEST_FLOAT32, metres, 0).astype(np.float32)
         height, width = depth.shape
         intrinsics = None
         if config.fx:
@@ -246,23 +252,31 @@ class FolderReader:
         if self.config.depth_suffix == ".png":
             return decode_codes(data, name)
         try:
-            if self.config.depth_suffix == ".npy":
-                stored = np.load(io.BytesIO(data), allow_pickle=False)
-            else:
-                with tempfile.NamedTemporaryFile(suffix=".exr") as file:
-                    file.write(data)
-                    file.flush()
-                    stored = self._channel(read_exr(Path(file.name)), name)
+            stored = load_npy(data) if self.config.depth_suffix == ".npy" else self._exr(data, name)
         except ImageError as error:
             raise FrameDefectError("damaged", f"{name} is damaged or no OpenEXR file") from error
-        except (OSError, ValueError, EOFError, SyntaxError) as error:
-            cut = isinstance(error, ValueError) and "cannot reshape" in str(error)
-            raise FrameDefectError("truncated", f"{name}: {error}") if cut else damaged(name, error) from error
+        except UnexpectedArrayError as error:
+            raise FrameDefectError("wrong format", f"{name}: {error}") from error
+        except ValueError as error:
+            raise damaged(name, error) from error
         if stored.ndim == 3 and 1 in (stored.shape[0], stored.shape[2]):
             stored = stored[..., 0] if stored.shape[2] == 1 else stored[0]
-        if stored.ndim != 2 or not (np.issubdtype(stored.dtype, np.number) and np.isrealobj(stored)):
+        if stored.ndim != 2 or stored.dtype.kind not in "fiu":
             raise FrameDefectError("wrong format", f"{name}: {stored.dtype} of shape {list(stored.shape)}")
         return stored.astype(np.float64)
+
+    def _exr(self, data: bytes, name: str) -> np.ndarray:
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(tempfile.NamedTemporaryFile(suffix=".exr"))
+                file.write(data)
+                file.flush()
+            except OSError as error:
+                raise OutputError(f"cannot write a temporary file: {error.strerror or error}; make room") from error
+            height, width = exr_size(Path(file.name))
+            if height * width * 4 > LARGEST_FILE:
+                raise UnexpectedArrayError(f"the header announces {height}x{width} pixels")
+            return self._channel(read_exr(Path(file.name)), name)
 
     def _channel(self, channels: Mapping[str, np.ndarray], name: str) -> np.ndarray:
         wanted = [self.config.exr_channel] if self.config.exr_channel else ["Z", "Y"]
@@ -312,7 +326,7 @@ def _with_unique_keys(frames: list[Frame]) -> list[Frame]:
     def key(frame: Frame) -> str:
         if counts[frame.key] == 1 and len(frame.key) <= _MAX_KEY:
             return frame.key
-        digits = hashlib.sha256(frame.name.encode()).hexdigest()[:12]
+        digits = hashlib.sha256(frame.name.encode("utf-8", "surrogatepass")).hexdigest()[:12]
         return f"{frame.key[: _MAX_KEY - 13]}-{digits}"
 
     return [dataclasses.replace(frame, key=key(frame)) for frame in frames]

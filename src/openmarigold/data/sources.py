@@ -18,7 +18,8 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from openmarigold.data.shards import Sample, ShardedDataset, is_prepared
-from openmarigold.errors import DataError
+from openmarigold.data.tar_index import read_tar_index
+from openmarigold.errors import DataError, one_line
 from openmarigold.seeding import generator_for
 
 
@@ -173,7 +174,7 @@ class _PlainTars:
         self._handles.clear()
 
     def _damaged(self, index: int, error: Exception) -> DataError:
-        return DataError(f"sample {self.keys[index]} of source {self.name} is damaged: {error}")
+        return DataError(f"sample {self.keys[index]} of source {self.name} is damaged: {one_line(error)}")
 
     def _bytes(self, shard: int, offset: int, size: int) -> bytes:
         # pread keeps no position, so threads share one handle.
@@ -185,11 +186,15 @@ class _PlainTars:
 def _members(shard: Path, suffixes: tuple[str, ...]) -> list[tuple[str, str, int, int]]:
     found = []
     try:
-        with tarfile.open(shard) as archive:
-            for member in archive:
-                for suffix in suffixes:
-                    if member.isfile() and member.name.endswith(suffix):
-                        found.append((member.name[: -len(suffix)], suffix, member.offset_data, member.size))
+        index = read_tar_index(shard)
     except (tarfile.TarError, OSError) as error:
-        raise DataError(f"{shard} is not a whole tar file ({error}); get it again") from error
+        raise DataError(f"{shard} is not a whole tar file ({one_line(error)}); get it again") from error
+    if index.damage or index.defects:
+        # What a model learns must not depend on which files can still be read.
+        damage = index.damage or "{} {}".format(*next(iter(index.defects.items())))
+        raise DataError(f"{shard} is not a whole tar file ({damage}); get it again")
+    for name, (offset, size) in index.places.items():
+        for suffix in suffixes:
+            if name.endswith(suffix):
+                found.append((name[: -len(suffix)], suffix, offset, size))
     return found

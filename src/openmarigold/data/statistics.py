@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from openmarigold.data.shards import ShardedDataset
+from openmarigold.files import write_atomically
 
 QUANTILES = (0.05, 0.5, 0.95)
+META_FILE = "meta.csv"
 INVALID_LIMIT = 0.03  # share without depth above which users of Hypersim found frames left out of Marigold's list
 ALL = "all"
 
@@ -66,6 +70,26 @@ def dataset_statistics(
     data.close()
     kinds = sorted({kind for kind, _, _ in rows})
     return [_summary(kind, [row for row in rows if row[0] == kind]) for kind in kinds] + [_summary(ALL, rows)]
+
+
+def write_meta(folder: Path) -> None:
+    """Writes meta.csv, one line a sample: statistics of colour [0, 255] and valid depth [m], share invalid."""
+    data = ShardedDataset(folder)
+    buffer = io.StringIO()
+    moments = ("mean", "std", "min", "max")
+    columns = [f"{what}_{name}" for what in ("rgb", "depth") for name in moments]
+    table = csv.writer(buffer, lineterminator="\n")
+    table.writerow(["key", "kind", "scene", "source", *columns, "invalid_ratio"])
+    for index, key in enumerate(data.keys):
+        info = data.info(index)
+        found = info["statistics"]
+        values = [(found.get(what) or {}).get(name) for what in ("rgb", "depth") for name in moments]
+        table.writerow([key, info["kind"], info["scene"], info.get("source"), *values, found.get("invalid_ratio")])
+    data.close()
+    text = buffer.getvalue()
+    # What is no UTF-8 in a name is written as \\udc.., as in the .json files.
+    content = text.encode("utf-8", "backslashreplace")
+    write_atomically(folder / META_FILE, lambda temporary: temporary.write_bytes(content))
 
 
 def _summary(kind: str, rows: list[tuple[str, str, tuple[float, ...]]]) -> DatasetStatistics:

@@ -20,6 +20,7 @@ from openmarigold.data.preparation import (
     RawDataSet,
     check_size,
     damaged,
+    damaged_archives,
     decode_codes,
     decode_image,
 )
@@ -164,13 +165,14 @@ class VirtualKitti2Reader:
                 place = (match[1], match[2], match[4], int(match[5]))
                 found.setdefault(place, {}).setdefault(match[3], name)
         if not found:
+            reasons = "".join(f"; {what}" for what in list(archive.damage.values())[:1])
             raise DataError(
-                f"{self.source} holds no Scene../<variant>/frames/rgb/Camera_./rgb_*.jpg; see `openmarigold data where "
-                "vkitti2`"
+                f"{self.source} holds no Scene../<variant>/frames/rgb/Camera_./rgb_*.jpg{reasons}; see `openmarigold "
+                "data where vkitti2`"
             )
-        notes: list[str] = []
+        notes: list[str] = [*archive.notes, *archive.damage.values()]
         wanted = self._listed_places() if self.listed is not None else self._selected_places(found, notes)
-        frames, rejected = [], []
+        frames, rejected = [], damaged_archives(archive)
         for place in wanted:
             files = found.get(place, {})
             missing = [what for what in ("rgb", "depth") if what not in files]

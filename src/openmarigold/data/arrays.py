@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arrays of real numbers from .npy and HDF5 files that may be damaged or hostile: looked at before they are read.
+
+A header of some bytes can announce terabytes; an HDF5 file can name other files, which the library then reads wherever
+they lie.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+import numpy as np
+
+from openmarigold.data.archives import LARGEST_FILE
+
+
+class UnexpectedArrayError(ValueError):
+    """A whole file whose array is not of an accepted kind."""
+
+
+def load_npy(content: bytes) -> np.ndarray:
+    """The array of a .npy file.
+
+    Raises:
+        UnexpectedArrayError: it holds no real numbers.
+        ValueError: no .npy file, or one that is cut.
+    """
+    file = io.BytesIO(content)
+    try:
+        version = np.lib.format.read_magic(file)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, _, dtype = read_header(file)
+    except Exception as error:  # NumPy evaluates the header as Python, which raises many kinds
+        raise ValueError(f"no .npy file: {error}") from error
+    if dtype.kind not in "fiub":
+        raise UnexpectedArrayError(f"the .npy file holds {dtype}, not real numbers")
+    needed, present = math.prod(shape) * dtype.itemsize, len(content) - file.tell()
+    if min(shape, default=0) < 0 or needed > present:
+        raise ValueError(f"truncated: shape {list(shape)} of {dtype} needs {needed} bytes, {present} are there")
+    return np.load(io.BytesIO(content), allow_pickle=False)
+
+
+def hdf5_dataset(file: Any, name: str, *, kinds: str = "fiu") -> Any:
+    """The h5py dataset of a name, whose values lie in this file.
+
+    Args:
+        file: an open `h5py.File`.
+        name: of the data set, at the top.
+        kinds: NumPy's letters for the types that are accepted; real numbers if not given.
+
+    Raises:
+        KeyError: there is none.
+        UnexpectedArrayError: it is a link to another place or file, has its values in other files, or is of another
+            type.
+    """
+    import h5py
+
+    link = file.get(name, getlink=True)
+    if link is None:
+        raise KeyError(f"no {name}")
+    if not isinstance(link, h5py.HardLink):
+        raise UnexpectedArrayError(
+            f"{name} is a link to {getattr(link, 'filename', None) or link.path}, which is not followed"
+        )
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise UnexpectedArrayError(f"{name} is no data set")
+    if dataset.is_virtual or dataset.external:
+        raise UnexpectedArrayError(f"{name} has its values in other files, which are not read")
+    if dataset.dtype.kind not in kinds:
+        raise UnexpectedArrayError(f"{name} holds {dataset.dtype}, not real numbers")
+    return dataset
+
+
+def hdf5_values(dataset: Any, row: int | None = None) -> np.ndarray:
+    """The values of a data set, or of one row of it.
+
+    Raises:
+        UnexpectedArrayError: it announces more than `LARGEST_FILE` bytes, or its compressed parts do.
+    """
+    shape = dataset.shape if row is None else dataset.shape[1:]
+    for what, sizes in (("values", shape or ()), ("parts", dataset.chunks or ())):
+        announced = math.prod(sizes) * dataset.dtype.itemsize
+        if announced > LARGEST_FILE:
+            raise UnexpectedArrayError(
+                f"{what} of shape {list(sizes)} announce {announced} bytes; {LARGEST_FILE >> 20} MiB are accepted"
+            )
+    return np.asarray(dataset[()] if row is None else dataset[row])

@@ -15,7 +15,7 @@ from openmarigold.seeding import generator_for
 # Spread of a prediction, relative to its magnitude, below which its values differ by rounding only.
 _CONSTANT_SPREAD = 1e-10
 # Smallest disparity [1/m] that a fit may give: depth is capped at 1000 m.
-_MIN_DISPARITY = 1e-3
+MIN_DISPARITY = 1e-3
 # Trials of `align_log_ransac`, at most, and the probability of one without outliers after which it stops.
 _MAX_TRIALS = 1000
 _ENOUGH = 0.99
@@ -64,11 +64,23 @@ def align_disparity(
         DataError: ground truth that is not positive on a valid pixel; else see `fit_scale_shift`.
         InvalidValueError: see `fit_scale_shift`.
     """
+    scale, shift = fit_disparity(pred_disparity, gt, valid_mask)
+    return 1.0 / np.maximum(scale * pred_disparity.astype(np.float64) + shift, MIN_DISPARITY)
+
+
+def fit_disparity(
+    pred_disparity: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
+) -> tuple[float, float]:
+    """Scale and shift that minimise Σ (scale·pred + shift − 1/gt)² over the valid pixels.
+
+    Raises:
+        DataError, InvalidValueError: see `align_disparity`.
+    """
     if (gt[valid_mask] <= 0).any():
         raise DataError("the ground truth is not positive on valid pixels; mark them invalid")
     gt_disparity = np.zeros(gt.shape)
     gt_disparity[valid_mask] = 1.0 / gt[valid_mask].astype(np.float64)
-    return 1.0 / np.maximum(align_depth(pred_disparity, gt_disparity, valid_mask), _MIN_DISPARITY)
+    return fit_scale_shift(pred_disparity, gt_disparity, valid_mask)
 
 
 def align_scale(
@@ -79,10 +91,20 @@ def align_scale(
     Raises:
         DataError, InvalidValueError: see `fit_scale_shift`.
     """
+    return fit_scale(pred, gt, valid_mask) * pred.astype(np.float64)
+
+
+def fit_scale(
+    pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
+) -> float:
+    """The factor that minimises Σ (scale·pred − gt)² over the valid pixels; 0 for a prediction of zeros.
+
+    Raises:
+        DataError, InvalidValueError: see `fit_scale_shift`.
+    """
     valid_pred, valid_gt = _valid_pixels(pred, gt, valid_mask)
     power = np.mean(valid_pred**2)
-    scale = np.mean(valid_pred * valid_gt) / power if power > 0 else 0.0
-    return scale * pred.astype(np.float64)
+    return float(np.mean(valid_pred * valid_gt) / power) if power > 0 else 0.0
 
 
 def align_log_ransac(
@@ -109,6 +131,17 @@ def align_log_ransac(
         DataError: ground truth that is not above -1 on a valid pixel; else see `fit_scale_shift`.
         InvalidValueError: see `fit_scale_shift`.
     """
+    return fit_log_ransac(pred, gt, valid_mask, seed=seed)[0]
+
+
+def fit_log_ransac(
+    pred: Float[np.ndarray, "*shape"],
+    gt: Float[np.ndarray, "*shape"],
+    valid_mask: Bool[np.ndarray, "*shape"],
+    *,
+    seed: int = 0,
+) -> tuple[Float64[np.ndarray, "*shape"], float]:
+    """The result of `align_log_ransac`, and the slope of the line that was fitted. Raises as it does."""
     x, valid_gt = _valid_pixels(pred, gt, valid_mask)
     if valid_gt.min() <= -1:
         raise DataError("the ground truth is not positive on valid pixels; mark them invalid")
@@ -120,7 +153,7 @@ def align_log_ransac(
         mean = x.mean()
         aligned = pred.astype(np.float64) * (y.mean() / mean if mean != 0 else 0.0)
     # Beyond the clip an exponential may overflow; the clip in logarithms is the same.
-    return np.expm1(np.minimum(aligned, y.max()))
+    return np.expm1(np.minimum(aligned, y.max())), scale
 
 
 def _ransac_line(

@@ -86,6 +86,117 @@ def test_a_run_writes_summary_table_and_page(benchmark: Path, tmp_path: Path) ->
     assert read_report(out) == report
 
 
+def spoiled(change: Callable[[np.ndarray], Any]) -> Callable[[np.ndarray], np.ndarray]:
+    def estimate(rgb: np.ndarray) -> np.ndarray:
+        values = look(rgb)
+        change(values)
+        return values
+
+    return estimate
+
+
+def missing_rows(values: np.ndarray) -> None:
+    values[len(values) // 10 :] = np.nan
+
+
+def all_but_one(values: np.ndarray) -> None:
+    values.reshape(-1)[:-1] = np.inf
+
+
+@pytest.mark.parametrize("change", [missing_rows, all_but_one])
+def test_missing_predictions_are_failures_and_no_good_scores(
+    change: Callable[[np.ndarray], Any], benchmark: Path, tmp_path: Path
+) -> None:
+    """These scored AbsRel 0.0 and delta1 100.0: what is left of a map can always be fitted."""
+    opened = open_folder_benchmark(benchmark)
+    with pytest.raises(DataError, match=r"6 of 6 images could not be scored .* at most 1 % may be missing|not finite"):
+        evaluate_benchmark(opened, contestant(spoiled(change)), output_dir=tmp_path / "out")
+    first = opened.sample(opened.entries[0]).rgb
+
+    def some(rgb: np.ndarray) -> np.ndarray:
+        return spoiled(change)(rgb) if np.array_equal(rgb, first) else look(rgb)
+
+    report = evaluate_benchmark(opened, contestant(some), output_dir=tmp_path / "out", allow_partial=True)
+    assert list(report.failed) == [opened.entries[0].name] and report.share_scored == pytest.approx(5 / 6)
+    assert summary(tmp_path / "out")["share_scored"] == report.share_scored
+    page = (tmp_path / "out" / "page.html").read_text()
+    assert "83.3 % of the pixels scored" in page and "1 images failed and are not counted" in page
+
+
+def test_few_missing_pixels_are_counted_in_every_table(benchmark: Path, tmp_path: Path) -> None:
+    report = evaluate_benchmark(
+        open_folder_benchmark(benchmark),
+        contestant(spoiled(lambda values: values[:1, :1].fill(np.nan))),
+        output_dir=tmp_path,
+    )
+    assert not report.failed and 0.99 < report.share_scored <= 1
+    with (tmp_path / "images.csv").open() as file:
+        shares = [float(row["pixels_scored"]) for row in csv.DictReader(file)]
+    assert report.share_scored == pytest.approx(np.mean(shares))
+
+
+@pytest.mark.parametrize(
+    ("invariance", "protocol"), [("affine_depth", None), ("affine_depth", "log-ransac"), ("disparity", None)]
+)
+def test_an_inverted_map_is_pointed_out(invariance: Any, protocol: str | None, benchmark: Path, tmp_path: Path) -> None:
+    """The alignment turns it around: its scores are those of the map itself."""
+    opened = open_folder_benchmark(benchmark)
+    depths = {sample.rgb.tobytes(): sample.depth for sample in map(opened.sample, opened.entries)}
+
+    def estimate(rgb: np.ndarray) -> np.ndarray:
+        depth = depths[rgb.tobytes()]
+        return depth if invariance == "disparity" else -depth
+
+    found = Contestant(
+        name="inverted", load=lambda: Estimator(estimate, invariance), invariance=invariance, settings={"n": 1}
+    )
+    report = evaluate_benchmark(opened, found, protocol=protocol, output_dir=tmp_path)
+    assert report.num_negative_scale == 6 == summary(tmp_path)["num_negative_scale"]
+    with (tmp_path / "images.csv").open() as file:
+        assert [row["negative_scale"] for row in csv.DictReader(file)] == ["1.0"] * 6
+    assert "negative scale in 6 images" in (tmp_path / "page.html").read_text()
+    assert read_report(tmp_path).num_negative_scale == 6
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000,
+        '{"key": "KEY", "metrics": {"abs_rel": 0.0}}',
+        '{"key": "KEY", "metrics": null}',
+        '{"key": 3}',
+        '{"key": "KEY", "metrics": {"abs_rel": 1' + "0" * 400 + "}}",
+        "7",
+        '{"key": "KEY", "met',
+    ],
+)
+def test_damaged_scores_are_made_again(line: str, benchmark: Path, tmp_path: Path) -> None:
+    opened = open_folder_benchmark(benchmark)
+    report = evaluate_benchmark(opened, contestant(), output_dir=tmp_path)
+    lines = (tmp_path / "scores.jsonl").read_text().splitlines()
+    lines[2] = line.replace("KEY", json.loads(lines[2])["key"])
+    (tmp_path / "scores.jsonl").write_text("\n".join(lines) + "\n")
+    again = evaluate_benchmark(opened, contestant(), output_dir=tmp_path)
+    assert again == report and again.times["images_from_earlier_runs"] == 5
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"images": [', '"images": [], "other": ['),
+        ('"delta1": ', '"delta1": 1e999, "was": '),
+        ('"name": "', '"name": 3, "was": "'),
+    ],
+)
+def test_a_summary_of_other_content_is_refused(old: str, new: str, benchmark: Path, tmp_path: Path) -> None:
+    evaluate_benchmark(open_folder_benchmark(benchmark), contestant(), output_dir=tmp_path)
+    path = tmp_path / "summary.json"
+    before, _, images = path.read_text().partition('"images": [')
+    path.write_text(before + ('"images": [' + images).replace(old, new, 1))
+    with pytest.raises(DataError, match="is no summary of"):
+        compare(path, path)
+
+
 def test_the_number_of_workers_does_not_matter(benchmark: Path, tmp_path: Path) -> None:
     for workers in (1, 2, 5):
         evaluate_benchmark(
@@ -272,7 +383,7 @@ def test_compare(runs: tuple[Path, Path]) -> None:
     assert difference.difference == pytest.approx(difference.b - difference.a)
     assert difference.a == read_report(a).kinds["all"].metrics["abs_rel"]
     assert (comparison.verdict("abs_rel"), comparison.verdict("delta1")) == ("b", "b")
-    assert comparison.verdict("non_finite") == "undecided"
+    assert comparison.verdict("pixels_scored") == "undecided"
     assert difference.share_below == {"images": 1.0, "places": 1.0}
     turned = compare(b, a)
     assert turned.verdict("abs_rel") == "a"

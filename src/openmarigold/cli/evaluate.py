@@ -117,9 +117,11 @@ def _print_tables(reports: dict[str, Report]) -> None:
         table.add_column("estimator")
         for name, kind in kinds.items():
             table.add_column(f"{name}\n{_counts(kind.num_places, kind.num_images)}", justify="right")
+        table.add_column("pixels\nscored", justify="right")
         for name, report in chosen.items():
             scores = (kind.metrics for kind in report.kinds.values())
-            table.add_row(name, *(f"{100 * score['abs_rel']:.1f} / {100 * score['delta1']:.1f}" for score in scores))
+            cells = (f"{100 * score['abs_rel']:.1f} / {100 * score['delta1']:.1f}" for score in scores)
+            table.add_row(name, *cells, f"{100 * report.share_scored:.1f} %")
         console.print(table)
     for name, report in reports.items():
         for what, intervals in report.kinds["all"].intervals.items():
@@ -127,6 +129,11 @@ def _print_tables(reports: dict[str, Report]) -> None:
                 f"{100 * low:.1f}–{100 * high:.1f}" for low, high in (intervals["abs_rel"], intervals["delta1"])
             )
             print(f"{name}, all: 95 % interval over {what} {spans}")
+        if report.num_negative_scale:
+            print(
+                f"{name}: in {report.num_negative_scale} of {len(report.images)} images the fitted scale is negative: "
+                "near and far are exchanged; check --invariance"
+            )
         if report.failed:
             print(f"{name}: {len(report.failed)} images failed and are not counted")
 

@@ -15,7 +15,7 @@ from openmarigold.evaluation.statistics import Difference, paired_differences
 # If chance alone decided each image, five would all agree in more than one run of 20 (2 * 0.5**5), six would not.
 MIN_IMAGES = 6
 TOO_FEW = "too few images"
-_HIGHER_IS_BETTER = frozenset({"delta1", "delta2", "delta3", "boundary_f1"})
+_HIGHER_IS_BETTER = frozenset({"delta1", "delta2", "delta3", "boundary_f1", "pixels_scored"})
 
 
 @dataclass(frozen=True, kw_only=True)

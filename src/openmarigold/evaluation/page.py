@@ -51,6 +51,8 @@ def write_page(
         parts.append("<tr><td>photo<td>measured depth<td>prediction, aligned<td>relative error, 0 to 50 %</tr>")
         for image in images:
             scores = f"AbsRel {100 * image.metrics['abs_rel']:.1f} %, δ1 {100 * image.metrics['delta1']:.1f} %"
+            if image.metrics["negative_scale"]:
+                scores += "; near and far are exchanged (negative scale)"
             parts.append(f'<tr><td colspan="4">{html.escape(image.name)}: {scores}</tr><tr>')
             parts += [f'<td><img alt="" src="{url}">' for url in urls[image.name]]
             parts.append("</tr>")
@@ -70,7 +72,10 @@ def _summary(report: Report) -> str:
         for label, name in (("AbsRel", "abs_rel"), ("δ1", "delta1"))
         for what, intervals in score.intervals.items()
     )
-    return f"{score.num_images} images of {score.num_places} places: {shares}"
+    inverted = f"; negative scale in {report.num_negative_scale} images" if report.num_negative_scale else ""
+    failed = f"; {len(report.failed)} images failed and are not counted" if report.failed else ""
+    scored = f"{100 * report.share_scored:.1f} % of the pixels scored"
+    return f"{score.num_images} images of {score.num_places} places: {shares}; {scored}{inverted}{failed}"
 
 
 def _tiles(sample: BenchmarkSample, pred: Float[np.ndarray, "h w"]) -> list[UInt8[np.ndarray, "_ _ 3"]]:
@@ -81,7 +86,8 @@ def _tiles(sample: BenchmarkSample, pred: Float[np.ndarray, "h w"]) -> list[UInt
     low, high = np.quantile(sample.depth[sample.valid_mask], (0.02, 0.98))
     scale = max(high - low, 1e-6)
     with np.errstate(divide="ignore", invalid="ignore"):
-        error = np.where(valid, np.abs(pred - gt) / gt, 0.0)
+        # A missing prediction is wrong by as much as is shown.
+        error = np.where(valid, np.nan_to_num(np.abs(pred - gt) / gt, nan=_FULL_ERROR), 0.0)
     pred = np.nan_to_num(pred, nan=low, posinf=high)
     grey = np.repeat((255 * np.clip(error / _FULL_ERROR, 0, 1)).astype(np.uint8)[..., None], 3, axis=2)
     shown = [colourise(np.clip((depth - low) / scale, 0, 1).astype(np.float32)) for depth in (gt, pred)]

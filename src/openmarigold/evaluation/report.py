@@ -58,6 +58,17 @@ class Report:
     failed: Mapping[str, str] = field(default_factory=dict)
     times: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
+    @property
+    def num_negative_scale(self) -> int:
+        """Images whose fitted scale is negative: their near and far are exchanged, which the alignment hides."""
+        return sum(image.metrics.get("negative_scale", 0.0) > 0 for image in self.images)
+
+    @property
+    def share_scored(self) -> float:
+        """Mean share of an image's valid pixels that were scored, [0, 1]; of a failed image none were."""
+        shares = [image.metrics.get("pixels_scored", 1.0) for image in self.images]
+        return sum(shares) / max(1, len(shares) + len(self.failed))
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON: fractions and metres, not percent."""
         return {
@@ -89,6 +100,8 @@ class Report:
                 }
                 for image in self.images
             ],
+            "share_scored": self.share_scored,
+            "num_negative_scale": self.num_negative_scale,
             "failed": dict(self.failed),
             "times": dict(self.times),
         }

@@ -129,7 +129,8 @@ def _text_encoder(settings: dict[str, Any], files: Sequence[Path]) -> nn.Module:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     with torch.device("meta"):
-        model = CLIPTextModel(CLIPTextConfig(**settings, attn_implementation="sdpa"))
+        config: Any = CLIPTextConfig
+        model = CLIPTextModel(config(**settings, attn_implementation="sdpa"))
     parts: Any = getattr(model, "text_model", model)
     expected = parts.state_dict()
     state: dict[str, Tensor] = {}

@@ -33,6 +33,12 @@ from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, InvalidValueError, one_line
 from openmarigold.files import user_cache_dir
 from openmarigold.known_checkpoints import Known, check_kind
+from openmarigold.network_configs import (
+    MAX_LATENT_CHANNELS,
+    MAX_PROCESSING_RESOLUTION,
+    check_network_config,
+    say_where_links_lead,
+)
 from openmarigold.printing import quoted_logger
 from openmarigold.weight_files import (
     EMBEDDING_FILE,
@@ -306,6 +312,10 @@ def _read(directory: Path, name: str, *, variant: str | None, outline: hub.Repos
         final_step = index.get("default_final_step") or "reference"
         start_noise = index.get("start_noise") or _start_noise(known, index, schedule, steps)
         check_processing_resolution(resolution)
+        if resolution > MAX_PROCESSING_RESOLUTION:
+            raise InvalidValueError(
+                f"default_processing_resolution is {resolution}; at most {MAX_PROCESSING_RESOLUTION} is accepted"
+            )
         check_final_step(final_step)
         check_start_noise(start_noise)
         processing_side = index.get("processing_side") or "longer"
@@ -313,7 +323,7 @@ def _read(directory: Path, name: str, *, variant: str | None, outline: hub.Repos
             raise InvalidValueError(f"processing_side={processing_side!r} is not known; use longer or shorter")
     except InvalidValueError as error:
         raise CheckpointError(f"{index_path}: {error}") from error
-    return Checkpoint(
+    checkpoint = Checkpoint(
         directory=directory,
         name=str(index.get("name") or name),
         weights=weights,
@@ -329,6 +339,11 @@ def _read(directory: Path, name: str, *, variant: str | None, outline: hub.Repos
         index=index,
         graphs=weights == "safetensors" and has_graphs(directory, variant),
     )
+    files = [index_path, directory / EMBEDDING_FILE, *network_files(checkpoint)]
+    if weights == "safetensors" and not stored_embedding_path(directory, variant=variant).is_file():
+        files += text_encoder_files(directory, variant)
+    say_where_links_lead(directory, files)
+    return checkpoint
 
 
 def network_files(checkpoint: Checkpoint) -> list[Path]:
@@ -493,7 +508,10 @@ def _check_converted(directory: Path, index: Mapping[str, Any], kind: ConvertedF
             raise CheckpointError(f"{path} is empty; get the checkpoint again")
         check_not_a_pointer(path)
     try:
-        return _integer(index, "latent_channels", None, least=1)
+        channels = _integer(index, "latent_channels", None, least=1)
+        if channels > MAX_LATENT_CHANNELS:
+            raise InvalidValueError(f"latent_channels is {channels}; at most {MAX_LATENT_CHANNELS} is accepted")
+        return channels
     except InvalidValueError as error:
         raise CheckpointError(f"{directory / 'model_index.json'}: {error}") from error
 
@@ -508,6 +526,7 @@ def _check_safetensors(directory: Path, variant: str | None) -> int:
                 f"{folder} is missing; a checkpoint holds unet/ and vae/ with config.json and weights"
             )
         configs[name] = read_json(folder / "config.json")
+        check_network_config(configs[name], folder / "config.json")
         for path in weight_files(folder, variant=variant)[1]:
             check_safetensors_file(path)
     embedding = stored_embedding_path(directory, variant=variant)

@@ -33,6 +33,8 @@ _SCHEDULER_CLASSES = {"DDIMScheduler": "ddim", "LCMScheduler": "lcm"}
 # Training scripts save the scheduler that they add noise with; who predicts reads its file as that of the sampler.
 _READ_AS = {"DDPMScheduler": "DDIMScheduler"}
 _LCM_FIELDS = ("original_inference_steps", "timestep_scaling")
+_MAX_TIMESTEP_SCALING = 1e6
+_LEAST_ALPHA = 1e-12  # share of the image's variance below which dividing by its root leaves no digit of float32
 _MAX_TRAIN_TIMESTEPS = 100_000  # a hundred times what anybody uses; each takes memory
 # What a field whose default is of this type must be.
 _TYPES: dict[type, tuple[str, Any]] = {
@@ -118,6 +120,21 @@ class NoiseSchedule:
             raise InvalidValueError(
                 f"original_inference_steps={self.original_inference_steps} is outside 1 … {self.num_train_timesteps}; "
                 "try 50"
+            )
+        if not 0 < self.timestep_scaling <= _MAX_TIMESTEP_SCALING:
+            raise InvalidValueError(
+                f"timestep_scaling={self.timestep_scaling} is outside 0 … {_MAX_TIMESTEP_SCALING:g}; try 10"
+            )
+        if not float(self.alphas_cumprod[0]) < 1:
+            raise InvalidValueError(f"beta_start={self.beta_start} adds no noise at all; try 0.00085")
+        if (
+            self.prediction_type == "epsilon"
+            and not self.rescale_betas_zero_snr
+            and self.alphas_cumprod[-1] < _LEAST_ALPHA
+        ):
+            raise InvalidValueError(
+                f"beta_end={self.beta_end} over {self.num_train_timesteps} timesteps leaves nothing of the image, and "
+                "prediction_type='epsilon' cannot start from that; try 0.012"
             )
         if self.prediction_type == "epsilon" and self.rescale_betas_zero_snr:
             # At SNR 0 the input is the noise itself: predicting it says nothing about the image.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from openmarigold.checkpoint import (
     EMBEDDING_FILE,
@@ -29,6 +29,7 @@ from openmarigold.checkpoint import (
 )
 from openmarigold.errors import CheckpointError, MissingExtraError, OutputError, one_line
 from openmarigold.files import write_atomically
+from openmarigold.network_configs import text_encoder_settings
 from openmarigold.printing import quoted_logger
 from openmarigold.provenance import origin_metadata, text_encoder_sha256
 from openmarigold.tensors import save_tensors
@@ -99,6 +100,8 @@ def _checked(embedding: Tensor, directory: Path, source: Path) -> Tensor:
         width = read_json(directory / "unet" / "config.json")["cross_attention_dim"]
     except KeyError as error:
         raise CheckpointError(f"{directory / 'unet' / 'config.json'} has no cross_attention_dim") from error
+    if not torch.isfinite(embedding).all():
+        raise CheckpointError(f"{source}: the empty-prompt embedding is not finite; get the checkpoint again")
     if embedding.ndim != 3 or embedding.shape[0] != 1 or embedding.shape[2] != width:
         raise CheckpointError(
             f"{source}: the empty-prompt embedding has shape {list(embedding.shape)}; this U-Net takes [1, n, {width}]"
@@ -108,22 +111,42 @@ def _checked(embedding: Tensor, directory: Path, source: Path) -> Tensor:
 
 def _encode_empty_prompt(directory: Path, variant: str | None) -> Float[Tensor, "1 n d"]:
     folder = directory / "text_encoder"
-    variant, _ = text_encoder_weights(folder, variant)
+    _, files = text_encoder_weights(folder, variant)
     try:
-        from transformers import CLIPTextModel, CLIPTokenizer
+        from transformers import CLIPTokenizer
     except ImportError as error:
         raise MissingExtraError("transformers", "torch") from error
+    settings = text_encoder_settings(folder)
     try:
-        with _without_progress_bars():
+        with _without_progress_bars(), torch.no_grad():
             tokenizer = CLIPTokenizer.from_pretrained(directory / "tokenizer", local_files_only=True)
-            text_encoder = CLIPTextModel.from_pretrained(
-                folder, variant=variant, local_files_only=True, use_safetensors=True, dtype=torch.float32
-            ).eval()
+            tokens = tokenizer("", padding="do_not_pad", truncation=True, return_tensors="pt").input_ids
+            return _text_encoder(settings, files)(tokens)[0].float()
     except Exception as error:  # transformers raises many kinds for damaged files
-        raise CheckpointError(f"{folder} cannot be loaded ({one_line(error)})") from error
-    tokens = tokenizer("", padding="do_not_pad", truncation=True, return_tensors="pt").input_ids
-    with torch.no_grad():
-        return text_encoder(tokens)[0].float()
+        raise CheckpointError(f"{folder} cannot be loaded ({one_line(error)}); get the checkpoint again") from error
+
+
+def _text_encoder(settings: dict[str, Any], files: Sequence[Path]) -> nn.Module:
+    """CLIP's text encoder of these sizes and weights, and of nothing else that its folder may hold.
+
+    transformers' own loading follows what config.json says of kernels, quantization and adapters.
+    """
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.device("meta"):
+        config: Any = CLIPTextConfig
+        model = CLIPTextModel(config(**settings, attn_implementation="sdpa"))
+    parts: Any = getattr(model, "text_model", model)
+    expected = parts.state_dict()
+    state: dict[str, Tensor] = {}
+    for file in files:
+        for name, value in load_file(file).items():
+            if (short := name.removeprefix("text_model.")) in expected:
+                state[short] = value.float()
+    parts.load_state_dict(state, strict=True, assign=True)
+    positions = torch.arange(settings.get("max_position_embeddings", model.config.max_position_embeddings))
+    parts.embeddings.position_ids = positions.expand((1, -1))
+    return model.eval()
 
 
 @contextmanager

@@ -66,8 +66,8 @@ def _scan(file: IO[bytes], start: int, size: int, index: TarIndex) -> tuple[int 
             name = member.name.removeprefix("./")
             is_inside = 0 <= member.size <= size - member.offset_data
             if member.isfile():
-                index.places.pop(name, None)
-                index.defects.pop(name, None)
+                for earlier in (index.places, index.defects):  # of two files of a name the later counts
+                    earlier.pop(name, None)
                 if member.issparse():
                     index.defects[name] = "is stored as a sparse file, which is not read"
                 elif not is_inside:

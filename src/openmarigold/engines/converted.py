@@ -150,6 +150,19 @@ def _converted(
     return path
 
 
+def check_output(found: tuple[int, ...], expected: tuple[int, ...], what: str) -> None:
+    """Refuses a network's output of another shape, which arithmetic might stretch to fit without a word.
+
+    Raises:
+        CheckpointError: the shapes differ.
+    """
+    if tuple(found) != tuple(expected):
+        raise CheckpointError(
+            f"{what} gave an output of shape {list(found)}, not {list(expected)}: it is not the network of a depth "
+            "checkpoint; get the checkpoint again"
+        )
+
+
 def _is_whole(folder: Path) -> bool:
     """Whether all files of a conversion are there, with the sizes that they had."""
     try:

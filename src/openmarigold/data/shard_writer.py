@@ -127,7 +127,7 @@ class ShardWriter:
             found = {path.name for path in self.folder.iterdir()}
         except OSError as error:
             raise OutputError(f"cannot write {self.folder}: {error.strerror}; choose another folder") from error
-        partial = {name: match for name in found if (match := re.fullmatch(r"\..+\.(\d+)\.partial", name))}
+        partial = {name: match for name in found if (match := re.fullmatch(r"\..+\.(\d+)(?:-\d+)?\.partial", name))}
         earlier = self._earlier_plan()
         if earlier is None and found - partial.keys():
             raise DataError(f"{self.folder} is not empty and holds no prepared data; choose a new folder")

@@ -207,7 +207,8 @@ def fingerprint(paths: Iterable[Path]) -> str:
 
 
 def _onnx_facts(path: Path) -> OnnxFacts:
-    check_not_a_pointer(path)
+    with readable():
+        check_not_a_pointer(path)
     return read_onnx_facts(path)
 
 

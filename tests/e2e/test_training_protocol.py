@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from openmarigold.data.preparation import Checks, prepare
 from openmarigold.data.vkitti2 import VirtualKitti2Reader
 from openmarigold.errors import CheckpointError, DataError, MissingExtraError, NumericalError, RecipeError
+from openmarigold.integrity import write_sums
 from openmarigold.predictor import Predictor
 from openmarigold.training import dry_run, train
 from openmarigold.training.recipe import DataConfig, OptimizationConfig, parse_recipe
@@ -295,6 +296,7 @@ class TestBadInput:
         described = json.loads((states / "step-00000002" / "state.json").read_text())
         described["recipe"]["optimization"]["learning_rate"] = 1e38
         (states / "step-00000002" / "state.json").write_text(json.dumps(described))
+        write_sums(states / "step-00000002")
         with pytest.raises(NumericalError, match=r"not finite|is nan|is inf"):
             train(wild, **settings)
         kept = load_file(sorted(states.glob("step-*"))[-1] / "tensors.safetensors")

@@ -297,6 +297,29 @@ def _read(directory: Path, name: str, *, variant: str | None, outline: hub.Repos
         channels = _check_converted(directory, index, weights)
     else:
         channels = _check_safetensors(directory, variant)
+    defaults = _defaults(index, index_path, schedule, known)
+    checkpoint = Checkpoint(
+        directory=directory,
+        name=str(index.get("name") or name),
+        weights=weights,
+        variant=variant,
+        schedule=schedule,
+        latent_channels=channels,
+        invariance=invariance,
+        index=index,
+        **defaults,
+        graphs=weights == "safetensors" and has_graphs(directory, variant),
+    )
+    if outline is None:  # else its weights need not be there, and its links are the hub's own
+        files = [index_path, directory / EMBEDDING_FILE, *network_files(checkpoint)]
+        if weights == "safetensors" and not stored_embedding_path(directory, variant=variant).is_file():
+            files += text_encoder_files(directory, variant)
+        say_where_links_lead(directory, files)
+    return checkpoint
+
+
+def _defaults(index: Mapping[str, Any], path: Path, schedule: NoiseSchedule, known: Known | None) -> dict[str, Any]:
+    """What model_index.json at `path` recommends, by the names of `Checkpoint`; where it is silent, what is known."""
     try:
         fallback = (known.num_inference_steps if known is not None else None) or FALLBACK_INFERENCE_STEPS[
             "lcm" if schedule.sampler == "lcm" else schedule.timestep_spacing
@@ -322,28 +345,14 @@ def _read(directory: Path, name: str, *, variant: str | None, outline: hub.Repos
         if processing_side not in ("longer", "shorter"):
             raise InvalidValueError(f"processing_side={processing_side!r} is not known; use longer or shorter")
     except InvalidValueError as error:
-        raise CheckpointError(f"{index_path}: {error}") from error
-    checkpoint = Checkpoint(
-        directory=directory,
-        name=str(index.get("name") or name),
-        weights=weights,
-        variant=variant,
-        schedule=schedule,
-        latent_channels=channels,
-        invariance=invariance,
-        default_num_inference_steps=steps,
-        default_processing_resolution=resolution,
-        default_final_step=final_step,
-        default_start_noise=start_noise,
-        processing_side=processing_side,
-        index=index,
-        graphs=weights == "safetensors" and has_graphs(directory, variant),
-    )
-    files = [index_path, directory / EMBEDDING_FILE, *network_files(checkpoint)]
-    if weights == "safetensors" and not stored_embedding_path(directory, variant=variant).is_file():
-        files += text_encoder_files(directory, variant)
-    say_where_links_lead(directory, files)
-    return checkpoint
+        raise CheckpointError(f"{path}: {error}") from error
+    return {
+        "default_num_inference_steps": steps,
+        "default_processing_resolution": resolution,
+        "default_final_step": final_step,
+        "default_start_noise": start_noise,
+        "processing_side": processing_side,
+    }
 
 
 def network_files(checkpoint: Checkpoint) -> list[Path]:

@@ -129,13 +129,13 @@ def _why_not_there(path: Path) -> str | None:
         path.stat()
     except FileNotFoundError:
         if path.is_symlink():
-            return f"{path} is a link to {os.readlink(path)}, which does not exist; mend or remove the link"
+            return f"{path} is a link to {os.readlink(path)}, which does not exist; fix or remove the link"
         if url := url_in(path):
             return f"{url} is a URL; download the picture first, and give the path of the file"
         return f"{path} does not exist; check the name"
     except OSError as error:
         if error.errno == errno.ELOOP:
-            return f"{path} is a link that leads back to itself; mend or remove the link"
+            return f"{path} is a link that leads back to itself; fix or remove the link"
         advice = "its name" if error.errno == errno.ENAMETOOLONG else "its name and the permissions of its folder"
         return f"{path} cannot be read: {error.strerror}; check {advice}"
     return None

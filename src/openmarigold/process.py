@@ -26,7 +26,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def claim() -> None:
-    """Says that the command line was started as a program: nobody else needs the libraries in this process.
+    """Says that the command line was started as a program: no other code needs the libraries in this process.
 
     Until `start_work`, a signal that asks for the end ends the process at once: there is nothing to clean up yet, and
     an exception in the middle of an import would be swallowed or told of in a traceback.

@@ -152,7 +152,7 @@ def _decoder(tags: Tags) -> Decoder:
     """Who decodes a page rightly.
 
     Raises:
-        ImageError: nobody does.
+        ImageError: no decoder reads it rightly.
     """
     photometric = _number(tags, _PHOTOMETRIC, _BLACK_IS_ZERO)
     kinds = set(_numbers(tags, _FORMAT, _UNSIGNED))

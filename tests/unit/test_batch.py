@@ -393,8 +393,8 @@ def test_links_that_lead_nowhere_and_in_circles(photo_dir: Path, tmp_path: Path,
     for inputs in ([photo_dir], [photo_dir / "circle.png", photo_dir / "nowhere.png", photo_dir / "pipe.png"]):
         result = predict_files(inputs, output_dir=tmp_path / "out", config=config)
         assert [message for _, message in result.failed] == [
-            f"{photo_dir / 'circle.png'} is a link that leads back to itself; mend or remove the link",
-            f"{photo_dir / 'nowhere.png'} is a link to {tmp_path / 'gone.png'}, which does not exist; mend or remove "
+            f"{photo_dir / 'circle.png'} is a link that leads back to itself; fix or remove the link",
+            f"{photo_dir / 'nowhere.png'} is a link to {tmp_path / 'gone.png'}, which does not exist; fix or remove "
             "the link",
             f"{photo_dir / 'pipe.png'} is not a regular file",
         ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One Predictor in many threads, and in other processes: the bytes are those alone, and nobody else is silenced."""
+"""One Predictor in many threads, and in other processes: the bytes are those alone, and no other thread is silenced."""
 
 from __future__ import annotations
 

@@ -188,6 +188,10 @@ class NoiseSchedule:
         content = {key: value for key, value in asdict(self).items() if key not in left_out} | _ONLY_SUPPORTED | unused
         return {"_class_name": self.class_name} | dict(sorted(content.items()))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle: the settings, without the table that is computed from them."""
+        return asdict(self)
+
     @cached_property
     def alphas_cumprod(self) -> Float[np.ndarray, " num_train_timesteps"]:
         """Share of signal variance left at each timestep, [0, 1], decreasing; float64, read-only.

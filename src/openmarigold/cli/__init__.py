@@ -118,7 +118,7 @@ def _end(argv: Sequence[str], message: str, status: int) -> int:
 
 
 def _end_interrupted(argv: Sequence[str]) -> int:
-    process.say("interrupted")
+    say("interrupted", error=True)
     number = process.interrupted_by()
     return _end(argv, "interrupted", EXIT_INTERRUPTED if number is None else 128 + number)
 

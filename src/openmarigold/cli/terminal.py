@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from openmarigold.errors import OpenMarigoldError
+from openmarigold import process
+from openmarigold.errors import OpenMarigoldError, OutputError
 from openmarigold.printing import printable
 
 EXIT_SOME_FAILED = 1
@@ -17,8 +18,20 @@ EXIT_INTERRUPTED = 130
 
 
 def say(text: object, *, error: bool = False) -> None:
-    """Prints one line; names in it cannot break it, nor tell the terminal anything."""
-    print(printable(text), file=sys.stderr if error else sys.stdout)
+    """Prints one line; names in it cannot break it, nor tell the terminal anything.
+
+    Raises:
+        OutputError: stdout cannot be written. A stderr that cannot be written stops nothing.
+    """
+    if error:
+        process.say(printable(text))
+        return
+    try:
+        print(printable(text))
+    except BrokenPipeError:
+        raise
+    except OSError as failure:
+        raise OutputError(f"cannot write to stdout: {failure.strerror}") from failure
 
 
 @contextlib.contextmanager

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which file each network is run from: the checkpoint's own, or one that is converted once and kept.
+"""Which file each network is run from: the checkpoint's own, or one that is converted once and kept; and how.
 
 Converted networks lie in the user's cache folder (`files.user_cache_dir`), each in a folder named by a hash of the
 files that it was made from, so that it serves the same weights wherever they lie. Only converting needs torch.
@@ -14,10 +14,13 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+from jaxtyping import Float
 
 from openmarigold.checkpoint import Checkpoint, TinyVae, cached_embedding_path, stored_embedding_path
-from openmarigold.config import ConvertedFormat, StoredDtype
+from openmarigold.config import LATENT_FACTOR, ConvertedFormat, StoredDtype
 from openmarigold.errors import CheckpointError, MissingExtraError, OutputError
 from openmarigold.files import atomic_directory, user_cache_dir
 from openmarigold.printing import quoted_logger
@@ -26,6 +29,7 @@ from openmarigold.text_files import parse_json
 from openmarigold.weight_files import GRAPH_FILES, NETWORK_FILES, NETWORKS, weight_files
 
 T = TypeVar("T")
+Run: TypeAlias = Callable[..., np.ndarray]
 LARGE_BYTES = 2**28
 """Weights from which on a network counts as large: OpenVINO saves more than its start costs, memory matters."""
 _VERSION = 3  # raised whenever the same weights would be converted to something else
@@ -150,7 +154,33 @@ def _converted(
     return path
 
 
-def check_output(found: tuple[int, ...], expected: tuple[int, ...], what: str) -> None:
+def encode(run: Run, rgb: Float[np.ndarray, "b 3 H W"], *, latent_channels: int) -> Float[np.ndarray, "b C h w"]:
+    """`Engine.encode` by a function that runs a network of a name on named inputs."""
+    latent = run("vae_encoder", sample=rgb)
+    height, width = rgb.shape[2] // LATENT_FACTOR, rgb.shape[3] // LATENT_FACTOR
+    _check_output(latent.shape, (len(rgb), latent_channels, height, width), "vae_encoder")
+    return latent
+
+
+def denoise(
+    run: Run, rgb_latent: Float[np.ndarray, "#b C h w"], noisy_latent: Float[np.ndarray, "b C h w"], *, timestep: int
+) -> Float[np.ndarray, "b C h w"]:
+    """`Engine.denoise`, as `encode`."""
+    sample = np.concatenate([np.broadcast_to(rgb_latent, noisy_latent.shape), noisy_latent], axis=1)
+    prediction = run("unet", sample=sample, timestep=np.array([timestep], dtype=np.int64))
+    _check_output(prediction.shape, noisy_latent.shape, "unet")
+    return prediction
+
+
+def decode(run: Run, depth_latent: Float[np.ndarray, "b C h w"]) -> Float[np.ndarray, "b H W"]:
+    """`Engine.decode`, as `encode`."""
+    decoded = run("vae_decoder", latent=depth_latent)
+    height, width = depth_latent.shape[2] * LATENT_FACTOR, depth_latent.shape[3] * LATENT_FACTOR
+    _check_output(decoded.shape, (len(depth_latent), *decoded.shape[1:2], height, width), "vae_decoder")
+    return decoded[:, 0]
+
+
+def _check_output(found: tuple[int, ...], expected: tuple[int, ...], what: str) -> None:
     """Refuses a network's output of another shape, which arithmetic might stretch to fit without a word.
 
     Raises:

@@ -13,8 +13,9 @@ import onnxruntime
 from jaxtyping import Float
 
 from openmarigold.checkpoint import Checkpoint, TinyVae
-from openmarigold.config import LATENT_FACTOR, Dtype
-from openmarigold.engines.converted import check_output, open_networks
+from openmarigold.config import Dtype
+from openmarigold.engines import converted
+from openmarigold.engines.converted import open_networks
 from openmarigold.errors import CheckpointError, InvalidValueError, OpenMarigoldError, one_line
 
 
@@ -61,10 +62,7 @@ class OnnxEngine:
             )
 
     def encode(self, rgb: Float[np.ndarray, "b 3 H W"]) -> Float[np.ndarray, "b C h w"]:
-        latent = self._run("vae_encoder", sample=rgb)
-        height, width = rgb.shape[2] // LATENT_FACTOR, rgb.shape[3] // LATENT_FACTOR
-        check_output(latent.shape, (len(rgb), self.latent_channels, height, width), "vae_encoder")
-        return latent
+        return converted.encode(self._run, rgb, latent_channels=self.latent_channels)
 
     def denoise(
         self,
@@ -73,16 +71,10 @@ class OnnxEngine:
         *,
         timestep: int,
     ) -> Float[np.ndarray, "b C h w"]:
-        sample = np.concatenate([np.broadcast_to(rgb_latent, noisy_latent.shape), noisy_latent], axis=1)
-        prediction = self._run("unet", sample=sample, timestep=np.array([timestep], dtype=np.int64))
-        check_output(prediction.shape, noisy_latent.shape, "unet")
-        return prediction
+        return converted.denoise(self._run, rgb_latent, noisy_latent, timestep=timestep)
 
     def decode(self, depth_latent: Float[np.ndarray, "b C h w"]) -> Float[np.ndarray, "b H W"]:
-        decoded = self._run("vae_decoder", latent=depth_latent)
-        height, width = depth_latent.shape[2] * LATENT_FACTOR, depth_latent.shape[3] * LATENT_FACTOR
-        check_output(decoded.shape, (len(depth_latent), *decoded.shape[1:2], height, width), "vae_decoder")
-        return decoded[:, 0]
+        return converted.decode(self._run, depth_latent)
 
     def to_engine(self, array: Float[np.ndarray, "b C h w"]) -> Float[np.ndarray, "b C h w"]:
         return array

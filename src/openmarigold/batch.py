@@ -31,12 +31,12 @@ from openmarigold.checkpoint import (
 from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import InvalidValueError, OpenMarigoldError, OutputError
 from openmarigold.export import check_output, result_paths, write_prediction
-from openmarigold.files import as_path, concerns_every_file
+from openmarigold.files import as_path, concerns_every_file, file_sha256
 from openmarigold.image import parse_colour, read_rgb
 from openmarigold.inputs import about_left_out, about_passed_over, check_output_dir, list_photos, photo_location
 from openmarigold.manifest import Manifest, file_size
 from openmarigold.predictor import DepthPrediction, Predictor
-from openmarigold.provenance import checkpoint_sha256, file_sha256, stated_input, tiny_vae_sha256
+from openmarigold.provenance import checkpoint_sha256, stated_input, tiny_vae_sha256
 
 # Settings that say where the model lies and how it is run, but not what comes out: the checkpoint counts by its hash.
 _WITHOUT_EFFECT = frozenset(

@@ -25,6 +25,7 @@ from openmarigold.printing import quoted_logger
 _MAX_NAME_BYTES = 255  # of a file name, on the usual file systems
 _ROOM_BYTES = 40  # what a temporary name adds: dots, the ids of process and thread, and "partial"
 _PROBE_BYTES = 2**20
+_BLOCK_BYTES = 2**20
 
 # Errors of one name, which say nothing about the next file: too long, not allowed, something else in its place.
 _OF_ONE_NAME = frozenset(
@@ -49,6 +50,15 @@ def as_path(value: Any, what: str) -> Path:
     if "\0" in text:
         raise InvalidValueError(f"{what} is {text!r}; a path cannot hold a NUL character")
     return Path(value)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def user_cache_dir() -> Path:

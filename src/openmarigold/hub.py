@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from openmarigold.errors import CheckpointError, MissingExtraError
-from openmarigold.files import some_home, write_atomically
-from openmarigold.hub_download import fetch_blob, git_hash_of, in_units, partial_path, sha256_of, size_of
+from openmarigold.files import file_sha256, some_home, write_atomically
+from openmarigold.hub_download import fetch_blob, git_hash_of, in_units, partial_path, size_of
 from openmarigold.hub_messages import explained, is_absent, not_downloaded
 from openmarigold.printing import quoted_logger
 
@@ -186,7 +186,7 @@ def remove_damaged(repository: Repository) -> list[str]:
 def _is_damaged(path: Path, file: HubFile) -> bool:
     stated = stated_sha256(path) or file.sha256
     if stated is not None:
-        return sha256_of(path) != stated
+        return file_sha256(path) != stated
     name = os.path.basename(os.readlink(path)) if path.is_symlink() else ""
     return _COMMIT.fullmatch(name) is not None and git_hash_of(path) != name
 
@@ -290,7 +290,7 @@ def _take_from_another_repository(library: Any, repository: Repository, name: st
     if file.sha256 is None or blob.exists():
         return
     for other in sorted(Path(library.constants.HF_HUB_CACHE).glob(f"models--*/blobs/{file.sha256}")):
-        if not other.is_file() or other.stat().st_size != file.size or sha256_of(other) != file.sha256:
+        if not other.is_file() or other.stat().st_size != file.size or file_sha256(other) != file.sha256:
             continue
         blob.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(OSError):  # a file system without hard links: it is downloaded

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from openmarigold.errors import CheckpointError, one_line
+from openmarigold.files import file_sha256
 from openmarigold.printing import quoted_logger
 
-_BLOCK_BYTES, _HASH_BYTES = 1 << 16, 1 << 20
+_BLOCK_BYTES = 1 << 16
 _MAX_STALLS = 5  # tries in a row that bring nothing
 _MAX_WAIT_S = 8.0
 _TIMED_OUT, _NO_SUCH_RANGE = 408, 416  # HTTP statuses; the second where a file is shorter than stated
@@ -66,7 +67,7 @@ def fetch_blob(library: Any, url: str, blob: Path, *, size: int, sha256: str, lo
                     f"({one_line(problem)}); what has arrived is kept: run the command again to go on from there"
                 ) from problem
             time.sleep(min(2.0 ** (stalls - 1), _MAX_WAIT_S) if stalls else 0.0)
-        if sha256_of(partial) != sha256:
+        if file_sha256(partial) != sha256:
             partial.unlink()
             raise CheckpointError(
                 f"{title} came with other bytes than {library.constants.ENDPOINT} states, and was removed; run the "
@@ -83,15 +84,6 @@ def partial_path(blob: Path) -> Path:
 def size_of(path: Path) -> int:
     """Size of a file [bytes], 0 where there is none."""
     return path.stat().st_size if path.is_file() else 0
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_HASH_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def git_hash_of(path: Path) -> str:

@@ -16,8 +16,9 @@ import numpy as np
 
 from openmarigold.checkpoint import Checkpoint, loaded_variant, network_files, stored_embedding_path, text_encoder_files
 from openmarigold.errors import CheckpointError
+from openmarigold.files import file_sha256
 from openmarigold.hub import Repository, stated_sha256
-from openmarigold.provenance import checkpoint_sha256, file_sha256
+from openmarigold.provenance import checkpoint_sha256
 from openmarigold.weight_files import check_safetensors_file, readable, weight_files
 
 SUMS_FILE = "SHA256SUMS"

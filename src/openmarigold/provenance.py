@@ -29,7 +29,7 @@ from openmarigold.checkpoint import (
 )
 from openmarigold.errors import CheckpointError, ImageError, InvalidValueError, OpenMarigoldError, OutputError
 from openmarigold.exr import read_exr_header
-from openmarigold.files import as_path, user_cache_dir, write_atomically
+from openmarigold.files import as_path, file_sha256, user_cache_dir, write_atomically
 from openmarigold.manifest import Manifest
 from openmarigold.quiet import quiet
 from openmarigold.text_files import DamagedTextError, parse_json
@@ -39,22 +39,12 @@ RECORD_NAME = "openmarigold"
 
 CACHE_FROM_BYTES = 2**28  # hashing this much takes about a third of a second; less is not worth a cache entry
 
-_BLOCK_BYTES = 2**20
 _HEAD_BYTES = 2**14
 # How a record begins in PNG (a text chunk) and in OpenEXR (a header attribute), by the first bytes of the file.
 _RECORD_MARKS = {
     b"\x89PNG": b"tEXt" + RECORD_NAME.encode() + b"\0",
     b"v/1\x01": RECORD_NAME.encode() + b"\0string\0",
 }
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def checkpoint_sha256(checkpoint: Checkpoint) -> str:

@@ -16,8 +16,9 @@ from openmarigold.batch import Event, predict_files
 from openmarigold.checkpoint import read_checkpoint
 from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import CheckpointError, InvalidValueError, OutputError
+from openmarigold.files import file_sha256
 from openmarigold.manifest import MANIFEST_NAME, Manifest
-from openmarigold.provenance import checkpoint_sha256, file_sha256, read_provenance
+from openmarigold.provenance import checkpoint_sha256, read_provenance
 from tiny import make_photo
 
 

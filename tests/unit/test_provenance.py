@@ -16,9 +16,10 @@ from openmarigold.checkpoint import read_checkpoint
 from openmarigold.config import OutputConfig
 from openmarigold.errors import ImageError, InvalidValueError
 from openmarigold.export import write_prediction
+from openmarigold.files import file_sha256
 from openmarigold.manifest import Manifest
 from openmarigold.prompt import load_empty_prompt_embedding
-from openmarigold.provenance import checkpoint_sha256, file_sha256, is_result, read_provenance
+from openmarigold.provenance import checkpoint_sha256, is_result, read_provenance
 from tiny import add_text_encoder
 
 DEPTH = np.linspace(0.0, 1.0, 12, dtype=np.float32).reshape(3, 4)

@@ -13,7 +13,7 @@ import numpy as np
 
 from openmarigold.data.shards import INDEX_FILE, MANIFEST_FILE, ShardedDataset, contents_sha256
 from openmarigold.errors import DataError
-from openmarigold.provenance import file_sha256
+from openmarigold.files import file_sha256
 from openmarigold.text_files import parse_json
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from hub_server import COMMIT, HALF_WEIGHTS, HUB_ID, WEIGHTS, Hub
 from openmarigold.batch import predict_files
@@ -25,6 +26,8 @@ from openmarigold.config import PredictConfig
 from openmarigold.errors import CheckpointError
 from openmarigold.known_checkpoints import KINDS, KNOWN
 from openmarigold.predictor import Predictor
+from openmarigold.provenance import checkpoint_sha256
+from openmarigold.tensors import save_tensors
 from tiny import add_text_encoder, edit_json, make_photo
 
 SMALL = {
@@ -129,6 +132,27 @@ def test_a_text_encoder_is_fetched_once_for_checkpoints_that_share_it(hub: Hub, 
     assert {name for name in hub.fetched if name.endswith(".safetensors")} == {f"unet/{WEIGHTS}"}
     assert (found.directory / "text_encoder" / "model.safetensors").is_file()
     Predictor.from_checkpoint(found, device="cpu")
+
+
+def test_the_hash_of_half_weights_does_not_depend_on_an_earlier_plain_run(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (hub.folder / EMBEDDING_FILE).unlink()
+    add_text_encoder(hub.folder)
+    encoder = load_file(hub.folder / "text_encoder" / "model.safetensors")
+    half = {name: value.half() for name, value in encoder.items()}
+    save_tensors(half, hub.folder / "text_encoder" / "model.fp16.safetensors")
+
+    def loaded(variant: str | None) -> str:
+        found = read_checkpoint(Path(HUB_ID), variant=variant)
+        Predictor.from_checkpoint(found, device="cpu")
+        return checkpoint_sha256(found)
+
+    loaded(None)
+    after = loaded("fp16")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "another-hub-cache"))
+    monkeypatch.setenv("OPENMARIGOLD_CACHE_DIR", str(tmp_path / "another-user-cache"))
+    assert loaded("fp16") == after
 
 
 def test_offline_from_a_cache_without_readme_and_with_half_weights_only(hub: Hub, tmp_path: Path) -> None:

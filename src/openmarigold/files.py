@@ -127,6 +127,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         cause = error if isinstance(error, OSError) and error.errno is not None else _reason(temporary)
         if cause is None and not isinstance(error, OSError):
             raise
+        if isinstance(error, OutputError) and cause is error:  # said already, of a file that this one is made of
+            raise
         cause = cause or error.__cause__ or error
         text = getattr(cause, "strerror", None) or one_line(cause)
         raise OutputError(f"cannot write {path}: {text}; check the folder and free space") from cause
@@ -227,6 +229,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             if retired.exists():
                 os.replace(retired, path)
             raise
+    except OutputError:
+        raise  # of a file in the folder, which it names
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}; check the folder and free space") from error
     finally:

@@ -60,7 +60,13 @@ def fetch_blob(library: Any, url: str, blob: Path, *, size: int, sha256: str, lo
             problem = _try(library, url, partial, progress)
             stalls = 0 if size_of(partial) > before else stalls + 1
             if size_of(partial) < size and (stalls > _MAX_STALLS or _is_final(problem)):
-                if _status(problem) not in (None, _NO_SUCH_RANGE):
+                if _status(problem) == _NO_SUCH_RANGE:
+                    partial.unlink(missing_ok=True)
+                    raise CheckpointError(
+                        f"{title} has fewer bytes at {library.constants.ENDPOINT} than the {in_units(size)} that it "
+                        "states; what came was removed: check the proxy or mirror, and run the command again later"
+                    ) from problem
+                if _status(problem) is not None:
                     raise problem
                 raise CheckpointError(
                     f"the download of {title} stopped at {in_units(size_of(partial))} of {in_units(size)} "

@@ -385,7 +385,10 @@ def _as_array(image: Any) -> tuple[np.ndarray, bool]:
         InvalidValueError: of something else.
     """
     if callable(getattr(image, "detach", None)):  # torch, which is not imported here
-        tensor = image.detach().cpu()
+        try:
+            tensor = image.detach().cpu()
+        except NotImplementedError as error:  # of torch's device "meta", which holds no numbers
+            raise InvalidValueError(f"the tensor holds no numbers: {_one_line(error)}") from error
         with quiet():
             try:
                 return tensor.numpy(), True

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from openmarigold.errors import CheckpointError
+from openmarigold.printing import quoted_logger
 from openmarigold.weight_files import read_json
 
 MAX_LATENT_CHANNELS = 1024
@@ -30,7 +30,7 @@ _TEXT_ENCODER_SIZES = {
 }
 _TEXT_ENCODER_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
-_log = logging.getLogger(__name__)
+_log = quoted_logger(__name__)
 
 
 def check_network_config(config: Mapping[str, Any], path: Path) -> None:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +19,7 @@ import pytest
 from PIL import Image
 
 from benchmark_data import make_depth, make_folder_benchmark, make_kitti
+from openmarigold.cli import run
 from openmarigold.config import PredictConfig
 from openmarigold.data.benchmarks import open_benchmark, open_folder_benchmark
 from openmarigold.errors import DataError, InvalidValueError, OutputError
@@ -466,6 +469,23 @@ def test_text_is_a_path_and_a_predictor_an_estimator(tmp_path: Path, onnx_checkp
     assert report == evaluate(benchmark, predictor_estimator(predictor))
     with pytest.raises(InvalidValueError, match="the benchmark is empty"):
         evaluate("", predictor)
+
+
+def test_what_is_no_estimator_is_refused(benchmark: Path) -> None:
+    code = f"import openmarigold; openmarigold.evaluate({str(benchmark)!r}, 5)"  # without the suite's checks of types
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "InvalidValueError: int is not an estimator; give a Predictor" in result.stderr
+
+
+def test_brackets_in_names_are_shown_as_they_are(
+    benchmark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = json.loads((benchmark / "manifest.json").read_text())
+    for image in manifest["images"] if isinstance(manifest, dict) else manifest:
+        image["kind"] = "[/red]a"
+    (benchmark / "manifest.json").write_text(json.dumps(manifest))
+    assert run(["evaluate", "--benchmark", str(benchmark), "--baselines", "-o", str(tmp_path / "out")]) == 0
+    assert "[/red]a" in capsys.readouterr().out
 
 
 def test_names_that_are_no_utf_8(benchmark: Path, tmp_path: Path) -> None:

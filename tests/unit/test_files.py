@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
+
 import pytest
 
 from openmarigold.errors import OutputError
@@ -127,3 +131,14 @@ def test_a_cache_that_cannot_be_made_is_temporary_and_said_once(tmp_path, monkey
     ]
     monkeypatch.setenv("OPENMARIGOLD_CACHE_DIR", str(tmp_path / "chosen"))
     assert user_cache_dir() == tmp_path / "chosen"
+
+
+def test_a_file_that_cannot_be_written_into_a_new_folder_is_named_once(tmp_path: Path) -> None:
+    def fail(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with pytest.raises(OutputError) as caught, atomic_directory(tmp_path / "new") as folder:
+        write_atomically(folder / "file", fail)
+    assert str(caught.value).count("cannot write") == 1
+    assert str(caught.value).endswith("No space left on device; check the folder and free space")
+    assert not list(tmp_path.iterdir())

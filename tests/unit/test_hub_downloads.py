@@ -209,6 +209,17 @@ def test_an_unsteady_connection_is_resumed_by_itself(hub: Hub) -> None:
     assert 5000 in hub.ranges and 10000 in hub.ranges
 
 
+def test_a_file_that_is_shorter_than_stated_is_not_kept(hub: Hub, tmp_path: Path) -> None:
+    hub.short = 10
+    with pytest.raises(
+        CheckpointError, match=r"has fewer bytes at .* than the .* that it states; what came was removed"
+    ):
+        read()
+    assert not list((tmp_path / "hub-cache").rglob("*.incomplete"))
+    hub.short = 0
+    read()
+
+
 def test_other_bytes_than_stated_are_not_kept(hub: Hub, tmp_path: Path) -> None:
     hub.flip = True
     with pytest.raises(CheckpointError, match=r"came with other bytes than .* states, and was removed"):

@@ -170,3 +170,8 @@ def test_names_and_signs_that_stdout_cannot_encode_end_nothing(tmp_path: Path) -
     where = subprocess.run([*command, "where", "diode", "--data", b"\xff"], capture_output=True, env=environment)
     assert (where.returncode, where.stderr) == (0, b"")
     assert b"\\udcff" in where.stdout
+
+
+def test_names_in_errors_are_as_they_were_given(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["checkpoint", "verify", "two  spaces\n"]) == 2
+    assert "two  spaces\\n" in capsys.readouterr().err

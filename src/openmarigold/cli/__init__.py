@@ -89,7 +89,7 @@ def run(argv: Sequence[str]) -> int:
         except OpenMarigoldError as error:
             if process.interrupted_by() is not None:
                 return _end_interrupted(argv)  # which an import reports as an error of its own
-            message = " ".join(str(error).split())
+            message = str(error)
             say(f"error: {message}", error=True)
             return _end(argv, message, EXIT_ERROR)
         except KeyboardInterrupt:

@@ -242,7 +242,7 @@ def _export(action: ExportCheckpoint, found: Checkpoint) -> int:
                 "shared-weights is for ONNX networks of the checkpoint's own weights; leave out tiny-vae and format"
             )
         export_shared(found, action.output_dir)
-        print(f"checkpoint with ONNX networks -> {action.output_dir}")
+        say(f"checkpoint with ONNX networks -> {action.output_dir}")
         return 0
     wanted = PredictConfig(
         tiny_vae=action.tiny_vae,

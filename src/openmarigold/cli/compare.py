@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from openmarigold.cli.terminal import cell
+
 if TYPE_CHECKING:
     from openmarigold.evaluation.compare import Comparison
 
@@ -58,7 +60,7 @@ def _print_table(comparison: Comparison) -> None:
     if comparison.num_images < MIN_IMAGES:
         caption = f"{comparison.num_images} are too few to name the better one; score {MIN_IMAGES} images or more"
     table = Table(
-        title=f"{comparison.num_images} images of {comparison.benchmark}, protocol {comparison.protocol}",
+        title=f"{comparison.num_images} images of {cell(comparison.benchmark)}, protocol {comparison.protocol}",
         caption=caption,
     )
     for heading in ("metric", "a", "b", "b - a"):

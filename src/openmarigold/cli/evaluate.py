@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar, say
+from openmarigold.cli.terminal import EXIT_SOME_FAILED, cell, progress_bar, say
 from openmarigold.config import PredictConfig
-from openmarigold.printing import printable
 
 if TYPE_CHECKING:
     from openmarigold.evaluation import Report
@@ -117,12 +116,12 @@ def _print_tables(reports: dict[str, Report]) -> None:
         table = Table(title=f"AbsRel % (lower is better) / delta1 % (higher is better), protocol {protocol}")
         table.add_column("estimator")
         for name, kind in kinds.items():
-            table.add_column(f"{printable(name)}\n{_counts(kind.num_places, kind.num_images)}", justify="right")
+            table.add_column(f"{cell(name)}\n{_counts(kind.num_places, kind.num_images)}", justify="right")
         table.add_column("pixels\nscored", justify="right")
         for name, report in chosen.items():
             scores = (kind.metrics for kind in report.kinds.values())
             cells = (f"{100 * score['abs_rel']:.1f} / {100 * score['delta1']:.1f}" for score in scores)
-            table.add_row(printable(name), *cells, f"{100 * report.share_scored:.1f} %")
+            table.add_row(cell(name), *cells, f"{100 * report.share_scored:.1f} %")
         console.print(table)
     for name, report in reports.items():
         for what, intervals in report.kinds["all"].intervals.items():

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from rich.markup import escape
+
 from openmarigold import process
 from openmarigold.errors import OpenMarigoldError, OutputError
 from openmarigold.printing import printable
@@ -32,6 +34,11 @@ def say(text: object, *, error: bool = False) -> None:
         raise
     except OSError as failure:
         raise OutputError(f"cannot write to stdout: {failure.strerror}") from failure
+
+
+def cell(text: object) -> str:
+    """A text for a table of rich's, which shows brackets in a name as they are."""
+    return escape(printable(text))
 
 
 @contextlib.contextmanager

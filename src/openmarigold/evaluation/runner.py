@@ -62,10 +62,16 @@ def evaluate(
 
     Raises:
         DataError: the benchmark is missing, incomplete or damaged.
-        InvalidValueError: the protocol does not fit, or the estimator returned another size than the photo's.
+        InvalidValueError: no estimator, the protocol does not fit, or the estimator returned another size than the
+            photo's.
     """
     if isinstance(estimator, Predictor):
         estimator = predictor_estimator(estimator)
+    if not isinstance(estimator, DepthEstimator):
+        raise InvalidValueError(
+            f"{type(estimator).__name__} is not an estimator; give a Predictor, or an object that is called with a "
+            "photo and has an `invariance`, such as an Estimator"
+        )
     return score_benchmark(open_folder_benchmark(benchmark_dir), estimator, protocol=protocol, progress=progress)
 
 
@@ -297,8 +303,9 @@ def _ends_with_newline(path: Path) -> bool:
 def _check_failures(failed: Mapping[str, str], total: int, allow_partial: bool) -> None:
     if failed and (len(failed) == total or not allow_partial):
         name, reason = next(iter(failed.items()))
-        hint = "" if len(failed) == total else "; mend them and run again, or give --allow-partial to report the others"
-        raise DataError(f"{len(failed)} of {total} images could not be scored ({name}: {reason}){hint}")
+        named = reason if reason.startswith(f"{name}:") else f"{name}: {reason}"
+        hint = "" if len(failed) == total else "; fix them and run again, or give --allow-partial to report the others"
+        raise DataError(f"{len(failed)} of {total} images could not be scored ({named}){hint}")
 
 
 def _hash_of_all(images: list[ImageScore]) -> str:

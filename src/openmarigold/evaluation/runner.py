@@ -137,7 +137,7 @@ def evaluate_benchmark(
                 try:
                     images.append(task.result())
                 except OpenMarigoldError as error:
-                    if run.load_failed or isinstance(error, OutputError):  # no image's fault
+                    if run.load_error or isinstance(error, OutputError):  # no image's fault
                         raise
                     failed[entry.name] = str(error)
                     note(f"error: {error}")
@@ -177,7 +177,7 @@ class _Run:
     def __init__(self, benchmark: Benchmark, contestant: Contestant, protocol: AlignmentProtocol) -> None:
         self.benchmark, self.contestant, self.protocol = benchmark, contestant, protocol
         self._entries = {entry.name: entry for entry in benchmark.entries}
-        self.load_failed = False
+        self.load_error: BaseException | None = None
         self._estimator: DepthEstimator | SavedPredictions | None = None
         self._lock = threading.Lock()
         self._context = json.dumps(
@@ -221,11 +221,13 @@ class _Run:
 
     def _load(self) -> DepthEstimator | SavedPredictions:
         with self._lock:
+            if self.load_error is not None:  # the threads that waited for the first attempt need no other
+                raise self.load_error
             if self._estimator is None:
                 try:
                     self._estimator = self.contestant.load()
-                except BaseException:
-                    self.load_failed = True
+                except BaseException as error:
+                    self.load_error = error
                     raise
             return self._estimator
 

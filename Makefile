@@ -40,8 +40,8 @@ test: $(DEV)
 	@time $(BIN)/python -m pytest $(RENDER)
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' || { \
-	  echo "$(PYTHON) must be Python 3.10 or newer with the venv module; install it (Debian: python3-venv) or set PYTHON" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON) must be Python 3.11 or newer with the venv module; install it (Debian: python3-venv) or set PYTHON" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(CORE): pyproject.toml constraints.txt | $(BIN)/python

@@ -216,8 +216,8 @@ def write_weights(folder: str) -> None:
     from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    from openmarigold.backbone import save_checkpoint
     from openmarigold.diffusion import NoiseSchedule
+    from openmarigold.networks.backbone import save_checkpoint
 
     torch.manual_seed(0)
     if not Path(folder).exists():

@@ -26,7 +26,7 @@ import scipy.optimize
 import torch
 
 from openmarigold.ensembling import ensemble, pairwise_cost
-from openmarigold.image import resize
+from openmarigold.images.photo import resize
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from PIL import Image
 
 from openmarigold import Predictor
 from openmarigold.errors import ImageError
-from openmarigold.image import read_rgb
+from openmarigold.images.photo import read_rgb
 from openmarigold.printing import printable
 
 

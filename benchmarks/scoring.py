@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from openmarigold.data.benchmarks import open_benchmark
+from openmarigold.evaluation.benchmarks import open_benchmark
 from openmarigold.evaluation.contestants import saved_contestant
 from openmarigold.evaluation.runner import evaluate_benchmark
 

@@ -28,7 +28,7 @@ from PIL import Image
 
 from openmarigold import Predictor
 from openmarigold.errors import ImageError, InvalidValueError
-from openmarigold.exr import write_exr
+from openmarigold.images.exr import write_exr
 
 SIZES = ((64, 96), (120, 80), (333, 500), (480, 640), (700, 300), (1000, 1500), (1500, 1125))
 SETTINGS: tuple[dict[str, Any], ...] = ({}, {"processing_resolution": 96, "ensemble_size": 3}, {"seed": 7})
@@ -45,7 +45,7 @@ class Task:
 
 
 def make_photo(height: int, width: int, *, seed: int) -> np.ndarray:
-    """Smooth colours with some noise, uint8 [h w 3]."""
+    """Smooth colors with some noise, uint8 [h w 3]."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:height, :width]
     phases = rng.uniform(0, 6, (3, 1, 1))

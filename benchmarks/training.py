@@ -3,7 +3,7 @@
 
     python benchmarks/training.py [--models tiny mid] [--rounds 3] [--steps 1]
 
-The plain loop, written after the description of the published one (docs/faithfulness.md): read the pair, encode colour
+The plain loop, written after the description of the published one (docs/faithfulness.md): read the pair, encode color
 and depth with the autoencoder in each micro-step, float32 throughout, the loss fetched after every micro-step. Ours:
 latents from the cache, bfloat16 autocast, losses left on the device; recipe, loader and loop are those of
 `openmarigold train`. Both train the same U-Net from the same base on the same pairs with the same effective batch,
@@ -28,8 +28,8 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch.nn import functional
 
-from openmarigold.backbone import load_empty_prompt_embedding, load_vae, save_checkpoint
 from openmarigold.diffusion import NoiseSchedule
+from openmarigold.networks.backbone import load_empty_prompt_embedding, load_vae, save_checkpoint
 from openmarigold.training import TrainingPaths, make_task
 from openmarigold.training.batches import Batches, plan_batches
 from openmarigold.training.loop import make_accelerator

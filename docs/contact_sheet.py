@@ -11,13 +11,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from openmarigold.image import IMAGE_SUFFIXES, read_rgb
+from openmarigold.images.photo import IMAGE_SUFFIXES, read_rgb
 
 HEIGHT, GAP = 190, 6
 
 
 def contact_sheet(photos_dir: Path, results_dir: Path) -> Image.Image:
-    """Photos in one row, their coloured depth (near red, far violet) in the row below."""
+    """Photos in one row, their colored depth (near red, far violet) in the row below."""
     columns = []
     for path in sorted(photos_dir.iterdir()):
         if path.suffix.lower() not in IMAGE_SUFFIXES:

@@ -37,8 +37,8 @@ def image_bytes(pixels: np.ndarray, suffix: str = "PNG") -> bytes:
     return content.getvalue()
 
 
-def grey16(depth: np.ndarray, values_per_metre: float) -> bytes:
-    return image_bytes(np.rint(depth * values_per_metre).astype(np.uint16))
+def gray16(depth: np.ndarray, values_per_meter: float) -> bytes:
+    return image_bytes(np.rint(depth * values_per_meter).astype(np.uint16))
 
 
 def npy(values: np.ndarray) -> bytes:
@@ -53,7 +53,7 @@ def add_folder_image(
     """Adds an image to a benchmark in the generic layout."""
     folder = benchmark / name
     write(folder / "rgb.jpg", image_bytes(make_photo(*depth.shape, seed=seed), "JPEG"))
-    write(folder / "depth.png", grey16(depth, scale))
+    write(folder / "depth.png", gray16(depth, scale))
     write(folder / "meta.json", json.dumps({"kind": kind, "place": place, "depth_scale": scale}).encode())
     manifest = benchmark / "manifest.json"
     entries = json.loads(manifest.read_text()) if manifest.exists() else []
@@ -93,7 +93,7 @@ def make_nyuv2_extracted(root: Path, depths: list[np.ndarray], *, split: str = "
     for index, depth in enumerate(depths, start=1):
         folder = root / split / "kitchen_0004"
         write(folder / f"rgb_{index:04d}.png", image_bytes(make_photo(*depth.shape, seed=index)))
-        write(folder / f"depth_{index:04d}.png", grey16(depth, 1000))
+        write(folder / f"depth_{index:04d}.png", gray16(depth, 1000))
 
 
 KITTI_DATE, KITTI_DRIVE = "2011_09_26", "2011_09_26_drive_0002_sync"
@@ -113,7 +113,7 @@ def make_kitti(root: Path, depths: list[np.ndarray], *, list_name: str = "eigen_
     for frame, depth in enumerate(depths):
         rgb_path, depth_path = kitti_paths(frame)
         write(root / rgb_path, image_bytes(make_photo(*depth.shape, seed=frame)))
-        write(root / "val" / depth_path, grey16(depth, 256))
+        write(root / "val" / depth_path, gray16(depth, 256))
         lines.append(f"{rgb_path} {depth_path} 721.5377")
     write(root / list_name, "\n".join(lines).encode())
 
@@ -143,7 +143,7 @@ def make_scannet(root: Path, depths: dict[str, np.ndarray], *, photo_scale: int 
         scene, frame = name.split("/")
         size = [photo_scale * side for side in depth.shape]
         write(root / scene / "color" / f"{frame}.jpg", image_bytes(make_photo(*size, seed=number), "JPEG"))
-        write(root / scene / "depth" / f"{frame}.png", grey16(depth, 1000))
+        write(root / scene / "depth" / f"{frame}.png", gray16(depth, 1000))
         lines.append(f"{scene}/color/{frame}.jpg {scene}/depth/{frame}.png")
     write(root / "scannet_val_sampled_list_800_1.txt", "\n".join(lines).encode())
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from openmarigold.weight_files import warn_of_half
+from openmarigold.checkpoints.weight_files import warn_of_half
 
 HUB_ID = "tiny/marigold"
 COMMIT = "a" * 40
@@ -158,7 +158,7 @@ def hub(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
-    monkeypatch.setattr("openmarigold.hub._LARGE_BYTES", 1)
+    monkeypatch.setattr("openmarigold.checkpoints.hub._LARGE_BYTES", 1)
     monkeypatch.setenv("OPENMARIGOLD_CACHE_DIR", str(tmp_path / "user-cache"))
     warn_of_half.cache_clear()  # it warns once a process, and other tests use repositories of this name
     yield server

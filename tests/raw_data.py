@@ -14,8 +14,8 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from openmarigold.data.hypersim import SPLIT_CSV, HypersimReader
 from openmarigold.data.preparation import Frame, Picture
+from openmarigold.data.readers.hypersim import SPLIT_CSV, HypersimReader
 
 SIZE = (24, 32)
 FOCAL_PX = 27.7
@@ -28,12 +28,12 @@ HYPERSIM_DEFECTS = {
     4: "wrong size",
     5: "no depth",
     6: "constant depth",
-    7: "colour not finite",
+    7: "color not finite",
     8: "truncated",
     11: "damaged",
-    12: "constant colour",
+    12: "constant color",
     13: "wrong size",
-    14: "colour not finite",
+    14: "color not finite",
 }
 HYPERSIM_LEFT_OUT = {10: "too little depth"}
 HYPERSIM_GOOD = [0, 1, 9, 15]
@@ -66,14 +66,14 @@ def write_split(folder: Path, rows: list[tuple[str, str, int, str, str]]) -> Non
 
 
 def hypersim_arrays(number: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Colour, distance and entity of a good frame, of the types of the real files."""
+    """Color, distance and entity of a good frame, of the types of the real files."""
     height, width = size
     rng = np.random.default_rng(number)
     rows, columns = np.mgrid[:height, :width]
     distance = 1.5 + number / 4 + 3.0 * columns / width + rows / height
-    colour = rng.uniform(0.0, 1.5, (height // 4, width // 4, 1)).repeat(4, axis=0).repeat(4, axis=1)
+    color = rng.uniform(0.0, 1.5, (height // 4, width // 4, 1)).repeat(4, axis=0).repeat(4, axis=1)
     entity = np.where(rows < height // 8, -1, 3)
-    return (colour * np.array([1.0, 0.8, 0.6])).astype(np.float16), distance.astype(np.float16), entity.astype(np.int32)
+    return (color * np.array([1.0, 0.8, 0.6])).astype(np.float16), distance.astype(np.float16), entity.astype(np.int32)
 
 
 def write_good_hypersim_frame(scene: Path, camera: str, number: int, size: tuple[int, int]) -> list[Path]:
@@ -84,11 +84,11 @@ def write_good_hypersim_frame(scene: Path, camera: str, number: int, size: tuple
 
 
 def _write_hypersim_frame(scene: Path, number: int, size: tuple[int, int]) -> None:
-    colour, distance, entity = hypersim_arrays(number, size)
+    color, distance, entity = hypersim_arrays(number, size)
     height, width = size
     if number == 1:  # holes and a lamp brighter than float16 can say: a good frame
         distance[10:12] = np.nan
-        colour[20, 3] = np.inf
+        color[20, 3] = np.inf
     elif number == 4:
         distance = distance[:-1]
     elif number == 5:
@@ -97,20 +97,20 @@ def _write_hypersim_frame(scene: Path, number: int, size: tuple[int, int]) -> No
         x, y = np.arange(width) + 0.5 - width / 2, np.arange(height) + 0.5 - height / 2
         distance = 3.0005 * np.sqrt(1 + (x**2 + y[:, None] ** 2) / FOCAL_PX**2)
     elif number == 7:
-        colour[5, 5, 1] = np.nan
-    elif number == 9:  # a view out of the window: beyond what millimetres in 16 bits can say
+        color[5, 5, 1] = np.nan
+    elif number == 9:  # a view out of the window: beyond what millimeters in 16 bits can say
         distance[:, -4:] = 300.0
     elif number == 10:
         entity[:] = -1
         entity[-1, :8] = 3
     elif number == 12:
-        colour[:] = 0
+        color[:] = 0
     elif number == 13:
-        colour = colour[..., 0]
+        color = color[..., 0]
     elif number == 14:
-        colour[:] = np.inf
+        color[:] = np.inf
     paths = _hypersim_paths(scene, "cam_00", number)
-    for path, array in zip(paths, (colour, distance, entity), strict=True):
+    for path, array in zip(paths, (color, distance, entity), strict=True):
         _write_hdf5(path, array, name="data" if number == 11 and path is paths[1] else "dataset")
     if number == 2:
         paths[0].write_bytes(paths[0].read_bytes()[:-200])

@@ -15,10 +15,10 @@ from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image
 
-from openmarigold.backbone import save_checkpoint
-from openmarigold.conversion import export_onnx
 from openmarigold.diffusion import NoiseSchedule
-from openmarigold.tensors import save_tensors
+from openmarigold.networks.backbone import save_checkpoint
+from openmarigold.networks.conversion import export_onnx
+from openmarigold.networks.tensors import save_tensors
 
 INDEX = {
     "_class_name": "MarigoldDepthPipeline",
@@ -52,7 +52,7 @@ def make_vae(kind: str) -> AutoencoderKL | AutoencoderTiny:
 
 
 def make_unet(latent_channels: int) -> UNet2DConditionModel:
-    """Two down-samplings: latents that are not divisible by 4 take the less travelled path."""
+    """Two down-samplings: latents that are not divisible by 4 take the less traveled path."""
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=2 * latent_channels,
@@ -128,7 +128,7 @@ def edit_json(path: Path, **changes: Any) -> None:
 
 
 def make_photo(height: int, width: int, *, seed: int = 0) -> np.ndarray:
-    """Smooth colours with some noise, uint8 [h w 3]."""
+    """Smooth colors with some noise, uint8 [h w 3]."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:height, :width]
     phases = rng.uniform(0, 6, (3, 1, 1))

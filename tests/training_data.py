@@ -14,7 +14,7 @@ AUTOENCODER = """
 kind = "autoencoder"
 data = { sources = { photos = 0.5, synthetic = 0.5 }, size = [32, 32], min_scale = 0.5, appearance = 1.0 }
 model = { latent_channels = 4, width = 8, encoder_blocks = [0, 1, 1, 1], decoder_blocks = [1, 1, 1, 0] }
-loss = { depth_share = 0.5, latent_noise_std = 0.1, latent_regularisation = 0.01 }
+loss = { depth_share = 0.5, latent_noise_std = 0.1, latent_regularization = 0.01 }
 optimization = { num_steps = 8, batch_size = 2, learning_rate = 1e-3, warmup_steps = 2, ema_decay = 0.9 }
 """
 

@@ -14,7 +14,6 @@ TYPE_CHECKING = False  # as in `typing`, whose import would take longer than all
 if TYPE_CHECKING:
     from typing import Any
 
-    from openmarigold.batch import BatchResult, predict_files
     from openmarigold.config import OutputConfig, PredictConfig
     from openmarigold.errors import (
         CheckpointError,
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     )
     from openmarigold.evaluation import DepthEstimator, Report, evaluate
     from openmarigold.predictor import DepthPrediction, Predictor
+    from openmarigold.results.run import BatchResult, predict_files
 
 __version__ = "0.1.0"
 
@@ -58,7 +58,7 @@ __all__ = [
 
 # Imported when first asked for (PEP 562), so that `import openmarigold` and `--help` stay fast.
 _MODULES = {
-    "batch": ("BatchResult", "predict_files"),
+    "results.run": ("BatchResult", "predict_files"),
     "config": ("OutputConfig", "PredictConfig"),
     "errors": (
         "CheckpointError",

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """`openmarigold`, and `python -m openmarigold`: hears signals before the commands are imported."""
 
-from openmarigold import process
+from openmarigold import workers
 
 
 def main() -> None:
     """Runs the command line and exits."""
-    process.claim()
+    workers.claim()
     from openmarigold import cli
 
     cli.main()

@@ -24,7 +24,7 @@ _ENOUGH = 0.99
 def fit_scale_shift(
     pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
 ) -> tuple[float, float]:
-    """Scale and shift that minimise Σ (scale·pred + shift − gt)² over the valid pixels, computed in float64.
+    """Scale and shift that minimize Σ (scale·pred + shift − gt)² over the valid pixels, computed in float64.
 
     A constant prediction cannot tell scale from shift: its scale is 0 and its shift the mean of `gt`.
 
@@ -34,12 +34,12 @@ def fit_scale_shift(
     """
     valid_pred, valid_gt = _valid_pixels(pred, gt, valid_mask)
     pred_mean, gt_mean = valid_pred.mean(), valid_gt.mean()
-    # Centring first keeps the normal equations well conditioned for maps far from 0.
-    centred = valid_pred - pred_mean
-    variance = np.mean(centred**2)
+    # Centering first keeps the normal equations well conditioned for maps far from 0.
+    centered = valid_pred - pred_mean
+    variance = np.mean(centered**2)
     if np.sqrt(variance) <= _CONSTANT_SPREAD * np.abs(valid_pred).max():
         return 0.0, float(gt_mean)
-    scale = np.mean(centred * (valid_gt - gt_mean)) / variance
+    scale = np.mean(centered * (valid_gt - gt_mean)) / variance
     return float(scale), float(gt_mean - scale * pred_mean)
 
 
@@ -71,7 +71,7 @@ def align_disparity(
 def fit_disparity(
     pred_disparity: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
 ) -> tuple[float, float]:
-    """Scale and shift that minimise Σ (scale·pred + shift − 1/gt)² over the valid pixels.
+    """Scale and shift that minimize Σ (scale·pred + shift − 1/gt)² over the valid pixels.
 
     Raises:
         DataError, InvalidValueError: see `align_disparity`.
@@ -86,7 +86,7 @@ def fit_disparity(
 def align_scale(
     pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
 ) -> Float64[np.ndarray, "*shape"]:
-    """The whole prediction times the factor that minimises Σ (scale·pred − gt)² over the valid pixels.
+    """The whole prediction times the factor that minimizes Σ (scale·pred − gt)² over the valid pixels.
 
     Raises:
         DataError, InvalidValueError: see `fit_scale_shift`.
@@ -97,7 +97,7 @@ def align_scale(
 def fit_scale(
     pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
 ) -> float:
-    """The factor that minimises Σ (scale·pred − gt)² over the valid pixels; 0 for a prediction of zeros.
+    """The factor that minimizes Σ (scale·pred − gt)² over the valid pixels; 0 for a prediction of zeros.
 
     Raises:
         DataError, InvalidValueError: see `fit_scale_shift`.

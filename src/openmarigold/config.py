@@ -75,7 +75,7 @@ class PredictConfig:
     seed: int = 2024
     """Seed of the noise. The same photo and seed give the same depth, alone or among others."""
     background: str = "white"
-    """Colour behind transparent pixels: a name as in CSS, or #rrggbb."""
+    """Color behind transparent pixels: a name as in CSS, or #rrggbb."""
     batch_size: int | None = None
     """Ensemble members that are denoised at once on a GPU, at most. None: as many as fit into its memory. On a CPU they
     run one after another."""
@@ -160,10 +160,10 @@ class OutputConfig:
     """
 
     format: tuple[FileFormat, ...] = ("npy", "png")
-    """Kinds of files, one or more: npy (float32), png (16 bits, and in colours), npz (depth, uncertainty and provenance
+    """Kinds of files, one or more: npy (float32), png (16 bits, and in colors), npz (depth, uncertainty and provenance
     in one file), exr (float32, extra `exr`)."""
-    colour_map: str = "Spectral"
-    """Colours of the picture: Spectral (near is red), or any colour map of matplotlib (extra `plots`)."""
+    color_map: str = "Spectral"
+    """Colors of the picture: Spectral (near is red), or any color map of matplotlib (extra `plots`)."""
     inverted: bool = False
     """Also write 16 bits with near = white, far = black, as ControlNet and its kin expect."""
     uncertainty_picture: bool = False

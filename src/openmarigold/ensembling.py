@@ -8,8 +8,8 @@ A checkpoint states what its depth is known up to, the `invariance`:
 - "absolute": nothing; members are comparable as they are and are only reduced.
 
 The paper chooses scales and shifts so that the aligned members d'_i = s_i·d_i + t_i differ least from each other, with
-a regulariser against the trivial solution s = 0. Here the gauge is fixed instead: the aligned members have mean
-variance 1 ("scale": mean power 1). What is minimised is then
+a regularizer against the trivial solution s = 0. Here the gauge is fixed instead: the aligned members have mean
+variance 1 ("scale": mean power 1). What is minimized is then
 
     Σ_{i<j} mean_px (d'_i − d'_j)²  =  n·Σ_i w_i² − wᵀC w,    w_i = s_i·std(d_i),  Σ_i w_i² = n,
 
@@ -40,8 +40,8 @@ _MIN_RANGE = 1e-6
 _EIGENVALUE_TIE = 1e-9
 _POWER_ITERATIONS = 1000
 
-# The published solver: regulariser weight, size of the copy it works on, and diffusers' stopping rule for BFGS.
-_REGULARISER = 0.02
+# The published solver: regularizer weight, size of the copy it works on, and diffusers' stopping rule for BFGS.
+_REGULARIZER = 0.02
 _SOLVER_RESOLUTION = 1024
 _SOLVER_ITERATIONS = 2
 _SOLVER_TOLERANCE = 1e-3
@@ -77,14 +77,14 @@ def ensemble(
     """Consensus of `n` members [n h w], each a depth map that is known up to `invariance`.
 
     The result does not change when a member is mapped by what the invariance allows, or when members change places (up
-    to rounding). One affine member comes back normalised to [0, 1]. The median of an even count is the mean of the
+    to rounding). One affine member comes back normalized to [0, 1]. The median of an even count is the mean of the
     middle two ("compat" takes the lower one, as the published code does).
 
     Args:
         members: at least one; finite, and not negative where zero means zero ("scale").
         invariance: "affine", "scale" or "absolute"; see the module.
         reduction: "median" or "mean" over the aligned members.
-        solver: "closed_form", or "compat": the published cost minimised by scipy's BFGS (slow, for comparison).
+        solver: "closed_form", or "compat": the published cost minimized by scipy's BFGS (slow, for comparison).
 
     Raises:
         InvalidValueError: no member, or an unknown invariance, reduction or solver.
@@ -169,19 +169,19 @@ def _moments(
     with np.errstate(invalid="ignore"):  # the caller reports what is not finite
         mean = flat.mean(axis=1, dtype=np.float64)
         for start in range(0, flat.shape[1], _CHUNK_PIXELS):
-            centred = flat[:, start : start + _CHUNK_PIXELS] - mean[:, None]
-            covariance += centred @ centred.T
+            centered = flat[:, start : start + _CHUNK_PIXELS] - mean[:, None]
+            covariance += centered @ centered.T
     return mean, covariance / flat.shape[1]
 
 
 def _consensus_scale(
     covariance: Float64[np.ndarray, "n n"], *, magnitude: Float64[np.ndarray, " n"]
 ) -> Float64[np.ndarray, " n"]:
-    """Scales s_i ≥ 0 that minimise the pairwise distances under the gauge Σ_i s_i²·C_ii = n; see the module.
+    """Scales s_i ≥ 0 that minimize the pairwise distances under the gauge Σ_i s_i²·C_ii = n; see the module.
 
-    `covariance` C is the Gram matrix of the centred members, or of the members themselves where zero is zero. Members
+    `covariance` C is the Gram matrix of the centered members, or of the members themselves where zero is zero. Members
     whose spread is rounding beside their `magnitude` (constant ones) get scale 0. Where the leading eigenvector has
-    negative entries (a member runs against the others), depth must not be turned inside out: the objective is maximised
+    negative entries (a member runs against the others), depth must not be turned inside out: the objective is maximized
     over w ≥ 0 by projected power iteration from equal weights, which never lowers it; a member that contradicts the
     consensus ends at scale 0.
     """
@@ -228,19 +228,19 @@ def _reduce(
     lower_median: bool,
 ) -> tuple[Float32[np.ndarray, " pixels"], Float32[np.ndarray, " pixels"]]:
     """Reduction of the aligned members and its spread, a chunk at a time (the aligned members are never all held)."""
-    centre = np.empty(flat.shape[1], dtype=np.float32)
+    center = np.empty(flat.shape[1], dtype=np.float32)
     deviation = np.empty(flat.shape[1], dtype=np.float32)
     factor, offset = scale.astype(np.float32)[:, None], shift.astype(np.float32)[:, None]
     for start in range(0, flat.shape[1], _CHUNK_PIXELS):
         chunk = slice(start, start + _CHUNK_PIXELS)
         aligned = flat[:, chunk] * factor + offset
         if reduction == "mean":
-            centre[chunk] = aligned.mean(axis=0)
+            center[chunk] = aligned.mean(axis=0)
             deviation[chunk] = aligned.std(axis=0, ddof=1) if len(aligned) > 1 else 0.0
         else:
-            centre[chunk] = _median(aligned, lower=lower_median)
-            deviation[chunk] = _median(np.abs(aligned - centre[chunk]), lower=lower_median)
-    return centre, deviation
+            center[chunk] = _median(aligned, lower=lower_median)
+            deviation[chunk] = _median(np.abs(aligned - center[chunk]), lower=lower_median)
+    return center, deviation
 
 
 def _median(values: Float[np.ndarray, "n pixels"], *, lower: bool) -> Float[np.ndarray, " pixels"]:
@@ -253,7 +253,7 @@ def _median(values: Float[np.ndarray, "n pixels"], *, lower: bool) -> Float[np.n
 def _compat_scale_shift(
     members: Float32[np.ndarray, "n h w"], *, invariance: str, reduction: str
 ) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
-    """Scales and shifts by the published recipe: BFGS from min-max normalisation, two iterations as in diffusers.
+    """Scales and shifts by the published recipe: BFGS from min-max normalization, two iterations as in diffusers.
 
     Deviation: the cost is float64 and its finite differences have a step of 1e-4. The published code steps 1.5e-8 in
     float32, below the resolution of the numbers it steps, so that its gradient is rounding noise.
@@ -293,8 +293,8 @@ def compat_cost(
     """
     scale, shift = _split(parameters, len(flat))
     consensus, _ = _reduce(flat, scale, shift, reduction=reduction, lower_median=True)
-    regulariser = abs(float(consensus.min())) + abs(1.0 - float(consensus.max()))
-    return pairwise_cost(covariance + np.outer(mean, mean), mean, scale, shift) + _REGULARISER * regulariser
+    regularizer = abs(float(consensus.min())) + abs(1.0 - float(consensus.max()))
+    return pairwise_cost(covariance + np.outer(mean, mean), mean, scale, shift) + _REGULARIZER * regularizer
 
 
 def _split(
@@ -304,7 +304,7 @@ def _split(
 
 
 def _shrink(members: Float32[np.ndarray, "n h w"]) -> Float32[np.ndarray, "n hs ws"]:
-    """Members with a longer side of at most 1024 px, by picking the pixel nearest to each new centre."""
+    """Members with a longer side of at most 1024 px, by picking the pixel nearest to each new center."""
     height, width = members.shape[1:]
     longer = max(height, width)
     if longer <= _SOLVER_RESOLUTION:

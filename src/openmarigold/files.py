@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paths from users, the cache folder, and atomic writing: a file or folder with its final name is always whole."""
+"""Paths from users, hashes of files, the cache folder, and atomic writing: what has its final name is whole."""
 
 from __future__ import annotations
 
 import atexit
 import errno
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from glob import escape as glob_escape
@@ -21,7 +22,9 @@ import platformdirs
 
 from openmarigold.errors import InvalidValueError, OpenMarigoldError, OutputError, one_line
 from openmarigold.printing import quoted_logger
+from openmarigold.text_files import parse_json
 
+REMEMBERED_FROM_BYTES = 2**28  # hashing this much takes a third of a second; less is not worth a cache entry
 _MAX_NAME_BYTES = 255  # of a file name, on the usual file systems
 _ROOM_BYTES = 40  # what a temporary name adds: dots, the ids of process and thread, and "partial"
 _PROBE_BYTES = 2**20
@@ -59,6 +62,37 @@ def file_sha256(path: Path) -> str:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def files_sha256(paths: Iterable[Path]) -> str:
+    """One SHA-256 over the names and contents of files, in hexadecimal digits; large ones are hashed once."""
+    lines = sorted(f"{path.name} {remembered_sha256(path)}\n" for path in paths)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def remembered_sha256(path: Path) -> str:
+    """SHA-256 of a file; large ones are hashed once and remembered by path, size and time of change.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    status = path.stat()
+    if status.st_size < REMEMBERED_FROM_BYTES:
+        return file_sha256(path)
+    resolved = str(path.resolve())
+    known = {"path": resolved, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    entry = user_cache_dir() / "sha256" / f"{hashlib.sha256(resolved.encode()).hexdigest()}.json"
+    with suppress(OSError, ValueError, AttributeError):  # no entry, or not one of ours
+        remembered = parse_json(entry.read_bytes())
+        digest = remembered.pop("sha256", None)
+        if remembered == known and isinstance(digest, str):
+            return digest
+    digest = file_sha256(path)
+    with suppress(OSError, OutputError):  # a cache that cannot be written costs only time
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        content = json.dumps({**known, "sha256": digest})
+        write_atomically(entry, lambda temporary: temporary.write_text(content, encoding="utf-8"))
+    return digest
 
 
 def user_cache_dir() -> Path:

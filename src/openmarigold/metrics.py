@@ -18,9 +18,9 @@ from jaxtyping import Bool, Float, Float64
 
 from openmarigold.errors import DataError, InvalidValueError
 
-# Depth ratios between neighbours above which they belong to different surfaces.
+# Depth ratios between neighbors above which they belong to different surfaces.
 _CONTOUR_RATIOS = np.linspace(1.05, 1.25, 10)
-# Neighbours whose ratio is nearer to 1 than this, or whose inverse ratio is, are certainly below all of them.
+# Neighbors whose ratio is nearer to 1 than this, or whose inverse ratio is, are certainly below all of them.
 _NO_CONTOUR = 0.04
 
 
@@ -89,7 +89,7 @@ def boundary_f1(
 ) -> float:
     """F1 of occluding contours, [0, 1], blind to a common scale: Depth Pro's score for sharp boundaries.
 
-    A contour runs between two neighbours, in one of four directions, where the farther is more than t times as far as
+    A contour runs between two neighbors, in one of four directions, where the farther is more than t times as far as
     the nearer. For each of ten ratios t from 1.05 to 1.25, precision and recall of the predicted contours are averaged
     over the directions and combined; the F1 values are averaged with weights proportional to t. A direction without
     contours has precision (recall) 0, so a map without any scores 0. Only pairs of valid pixels count: on sparse ground

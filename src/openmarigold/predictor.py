@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 from PIL.Image import Image
 
-from openmarigold.checkpoint import Checkpoint, TinyVae, read_checkpoint, read_tiny_vae, resolve_settings
+from openmarigold.checkpoints.checkpoint import Checkpoint, TinyVae, read_checkpoint, read_tiny_vae, resolve_settings
 from openmarigold.config import (
     LATENT_FACTOR,
     CompileMode,
@@ -28,13 +28,13 @@ from openmarigold.config import (
     TimestepSpacing,
     TinyVaeUse,
 )
-from openmarigold.depth import to_affine
 from openmarigold.diffusion import NoiseSchedule, member_noise
 from openmarigold.engines import Engine, Latent, open_engine
 from openmarigold.ensembling import ensemble
 from openmarigold.errors import InvalidValueError, NumericalError
 from openmarigold.files import as_path
-from openmarigold.image import as_rgb, pad_to_multiple, processing_size, resize, rgb_to_planes, unpad
+from openmarigold.images.photo import as_rgb, pad_to_multiple, processing_size, resize, rgb_to_planes, unpad
+from openmarigold.modalities.depth import to_affine
 from openmarigold.printing import quoted_logger
 
 ImageInput: TypeAlias = Image | np.ndarray | str | Path
@@ -373,7 +373,7 @@ class Predictor:
         rgb_latents = self.engine.encode(images[0] if len(images) == 1 else np.concatenate(images))
         checks.add(self.engine.is_finite(rgb_latents), "VAE encoder")
 
-        # 4. Their members, photo after photo, in batches that neighbours fill.
+        # 4. Their members, photo after photo, in batches that neighbors fill.
         members = self._members(rgb_latents, photos, config, checks)
 
         # 5. and 6. One depth from the members of each, at the photo's size. Paper: §3.4.

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from openmarigold import process
+from openmarigold import workers
 
 _SWITCHES = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
@@ -48,7 +48,7 @@ def matplotlib_without_folder() -> Iterator[None]:
 
     Otherwise it would make one in the home folder. Who imports us as a library keeps the usual one.
     """
-    if not process.is_claimed() or "MPLCONFIGDIR" in os.environ or "matplotlib" in sys.modules:
+    if not workers.is_claimed() or "MPLCONFIGDIR" in os.environ or "matplotlib" in sys.modules:
         yield
         return
     with tempfile.TemporaryDirectory() as folder:

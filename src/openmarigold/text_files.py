@@ -10,15 +10,24 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from collections.abc import Iterator
 from typing import Any
 
-from openmarigold.errors import MissingExtraError, one_line
+from openmarigold.errors import one_line
 
 # Nesting that no file of ours or of other tools comes near, far below Python's own limit.
 MAX_DEPTH = 100
 _LARGEST_DIGITS = 308  # of a whole number that a float can hold
 _LONG_NUMBER = re.compile(rf"[0-9]{{{_LARGEST_DIGITS + 1}}}")
+# Keys of version 0.1's files, and how they are spelled now.
+_OLD_KEYS = {
+    "metres_per_unit": "meters_per_unit",
+    "licence": "license",
+    "normalisation": "normalization",
+    "latent_regularisation": "latent_regularization",
+    "colour_map": "color_map",
+}
 _NUL = re.compile(r"\0|(?<!\\)(?:\\\\)*\\u0000")
 
 
@@ -56,20 +65,12 @@ def parse_json_lines(content: bytes) -> Iterator[Any]:
                 continue
 
 
-def parse_toml(content: bytes | str, *, extra: str) -> dict[str, Any]:
-    """The table of a TOML text; `extra` is the optional part that brings its parser to Python 3.10.
+def parse_toml(content: bytes | str) -> dict[str, Any]:
+    """The table of a TOML text.
 
     Raises:
         DamagedTextError: as for `parse_json`.
-        MissingExtraError: Python 3.10 without the parser.
     """
-    try:
-        import tomllib
-    except ImportError:  # Python 3.10
-        try:
-            import tomli as tomllib  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise MissingExtraError("tomli", extra) from error
     text = _text(content)
     try:
         table = tomllib.loads(text)
@@ -81,6 +82,17 @@ def parse_toml(content: bytes | str, *, extra: str) -> dict[str, Any]:
         if isinstance(value, str) and "\0" in value:
             raise DamagedTextError("it holds the character NUL")
     return table
+
+
+def with_current_keys(value: Any) -> Any:
+    """The value of a file of ours, with the keys of version 0.1 renamed at every depth.
+
+    >>> with_current_keys({"depth": {"metres_per_unit": 0.001}})
+    {'depth': {'meters_per_unit': 0.001}}
+    """
+    if isinstance(value, dict):
+        return {_OLD_KEYS.get(key, key): with_current_keys(entry) for key, entry in value.items()}
+    return [with_current_keys(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _text(content: bytes | str) -> str:

@@ -128,8 +128,8 @@ def test_formats_and_inspect(photo: Path, tmp_path: Path, onnx_checkpoint: Path)
     again = openmarigold(*command[:-1], 6, *options)
     assert again.stdout.startswith("1 predicted (1 again: settings or photo changed), 0 skipped, 0 failed in ")
     assert openmarigold(*command[:-1], 6, *options).stdout.startswith("0 predicted, 1 skipped, 0 failed in ")
-    bad = openmarigold(*command, "--colour-map", "viridus")
-    assert_one_error_line(bad, "colour_map='viridus' is not known; try viridis")
+    bad = openmarigold(*command, "--color-map", "viridus")
+    assert_one_error_line(bad, "color_map='viridus' is not known; try viridis")
 
 
 def test_torch_checkpoint_gives_the_same_picture(
@@ -422,7 +422,7 @@ def test_checkpoint_info_verify_and_save(photo: Path, tmp_path: Path, tiny_check
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["ok"] * 4
     report = json.loads(openmarigold("checkpoint", "info", saved, "--json").stdout)
     text = openmarigold("checkpoint", "info", saved).stdout
-    for part in (report["sha256"], "DDIMScheduler", "affine-invariant depth", "unet ", "licence     not stated"):
+    for part in (report["sha256"], "DDIMScheduler", "affine-invariant depth", "unet ", "license     not stated"):
         assert part in text
 
     weights = saved / "unet" / "diffusion_pytorch_model.safetensors"

@@ -122,7 +122,7 @@ def test_hypersim_from_scenes_to_a_source_of_training(tmp_path: Path) -> None:
     source.close()
     manifest = json.loads((prepared / "manifest.json").read_text())
     assert manifest["command"] == f"openmarigold data prepare hypersim {raw} DEST --split val"
-    assert manifest["licence"] == "CC BY-SA 3.0" and "Roberts" in manifest["attribution"][0]
+    assert manifest["license"] == "CC BY-SA 3.0" and "Roberts" in manifest["attribution"][0]
     preview = data("preview", prepared, "--output", tmp_path / "sheet.jpg")
     assert (preview.returncode, preview.stdout) == (0, f"2 samples: {tmp_path / 'sheet.jpg'}\n"), preview.stderr
     assert (tmp_path / "sheet.jpg").stat().st_size > 10_000

@@ -4,23 +4,18 @@
 from __future__ import annotations
 
 import subprocess
-import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from openmarigold.checkpoint import EMBEDDED_DIR, read_checkpoint
+from openmarigold.checkpoints.checkpoint import EMBEDDED_DIR, read_checkpoint
+from openmarigold.checkpoints.integrity import describe, verify
+from openmarigold.checkpoints.weight_files import GRAPH_FILES
 from openmarigold.evaluation import BASELINES, evaluate, predictor_estimator
-from openmarigold.integrity import describe, verify
 from openmarigold.predictor import Predictor
-from openmarigold.weight_files import GRAPH_FILES
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
 PHOTOS = ROOT / "examples" / "photos"
@@ -70,7 +65,7 @@ def test_intact_and_with_its_terms() -> None:
     assert checkpoint.graphs
     assert [line for _, lines in verify(checkpoint) for line in lines] == []
     content = describe(checkpoint)
-    assert content["licence"] == "see LICENSE.md"
+    assert content["license"] == "see LICENSE.md"
     assert {*GRAPH_FILES.values(), "unet/diffusion_pytorch_model.safetensors"} < set(content["files"])
 
 

@@ -30,9 +30,9 @@ sys.exit(status)
 @pytest.mark.skipif(sys.platform == "win32", reason="the peak is asked of getrusage")
 @pytest.mark.parametrize("size", [(11180, 8944), (54800, 1825)], ids=["100 megapixels", "panorama 30:1"])
 def test_memory_of_large_photos(tmp_path: Path, onnx_checkpoint: Path, size: tuple[int, int]) -> None:
-    colours = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    colors = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
     photo = tmp_path / "large.jpg"
-    Image.fromarray(colours).resize(size, Image.Resampling.BILINEAR).save(photo, quality=90)
+    Image.fromarray(colors).resize(size, Image.Resampling.BILINEAR).save(photo, quality=90)
     arguments = ("predict", photo, "-o", tmp_path / "out", "--checkpoint", onnx_checkpoint)
     result = subprocess.run(
         [sys.executable, "-c", MEASURE, *map(str, arguments)], env=ENVIRONMENT, capture_output=True, text=True
@@ -49,8 +49,8 @@ def test_memory_of_large_photos(tmp_path: Path, onnx_checkpoint: Path, size: tup
 def test_memory_of_a_folder_of_large_photos(tmp_path: Path, onnx_checkpoint: Path, size: tuple[int, int]) -> None:
     (tmp_path / "photos").mkdir()
     for index in range(3):
-        colours = np.random.default_rng(index).integers(0, 256, (60, 60, 3), dtype=np.uint8)
-        large = Image.fromarray(colours).resize(size, Image.Resampling.BILINEAR)
+        colors = np.random.default_rng(index).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+        large = Image.fromarray(colors).resize(size, Image.Resampling.BILINEAR)
         large.save(tmp_path / "photos" / f"{index}.jpg", quality=90)
     arguments = ("predict", tmp_path / "photos", "-o", tmp_path / "out", "--checkpoint", onnx_checkpoint)
     result = subprocess.run(

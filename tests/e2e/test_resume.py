@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from openmarigold.manifest import Manifest
+from openmarigold.results.manifest import Manifest
 from tiny import make_photo
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

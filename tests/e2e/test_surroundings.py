@@ -92,7 +92,7 @@ def test_an_interrupt_during_imports(delay_s: float, photo: Path, onnx_checkpoin
 
 _LATER = (
     "import os, signal, threading; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "from openmarigold import process; process.claim(); "
+    "from openmarigold import workers; workers.claim(); "
     "timer = threading.Timer(float(os.environ['DELAY']), os.kill, (os.getpid(), signal.SIGINT)); "
     "timer.daemon = True; timer.start()"
 )

@@ -18,8 +18,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from openmarigold.backbone import load_unet, load_vae
 from openmarigold.errors import CheckpointError, DataError, RecipeError
+from openmarigold.networks.backbone import load_unet, load_vae
 from openmarigold.predictor import Predictor
 from openmarigold.training import latents, train
 from openmarigold.training.depth import DepthTask
@@ -327,7 +327,7 @@ def test_unknown_key_is_one_line_on_the_command_line(in_workspace: Path, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def test_noise_on_colour_latents_stays_within_its_limit(in_workspace: Path, tmp_path: Path) -> None:
+def test_noise_on_color_latents_stays_within_its_limit(in_workspace: Path, tmp_path: Path) -> None:
     share = Share(step=3, micro_step=0, group_size=64, rows=slice(0, 64))
     for value in (0.0, 0.5):
         (tmp_path / "noisy.toml").write_text(

@@ -19,10 +19,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from openmarigold.checkpoints.integrity import write_sums
 from openmarigold.data.preparation import Checks, prepare
-from openmarigold.data.vkitti2 import VirtualKitti2Reader
+from openmarigold.data.readers.vkitti2 import VirtualKitti2Reader
 from openmarigold.errors import CheckpointError, DataError, MissingExtraError, NumericalError, RecipeError
-from openmarigold.integrity import write_sums
 from openmarigold.predictor import Predictor
 from openmarigold.training import dry_run, train
 from openmarigold.training.recipe import DataConfig, OptimizationConfig, parse_recipe

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from openmarigold.checkpoint import read_checkpoint
+from openmarigold.checkpoints.checkpoint import read_checkpoint
 from openmarigold.engines import Engine, open_engine
 from openmarigold.predictor import Predictor
 from tiny import make_photo

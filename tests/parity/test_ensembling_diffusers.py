@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ensembling against diffusers' MarigoldDepthPipeline.ensemble_depth.
 
-Diffusers minimises with finite differences of 1.5e-8 in float32 maps, whose values near 1 are 6e-8 apart: its gradient
+Diffusers minimizes with finite differences of 1.5e-8 in float32 maps, whose values near 1 are 6e-8 apart: its gradient
 is rounding noise and its result changes by per cents when the input changes by 1e-7 (asserted below). So the solvers
-are compared with one difference step that float32 can represent, and otherwise by the cost that both minimise.
+are compared with one difference step that float32 can represent, and otherwise by the cost that both minimize.
 """
 
 from __future__ import annotations

@@ -14,11 +14,11 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 from torch.nn import functional
 
-from openmarigold.checkpoint import Checkpoint, read_checkpoint
+from openmarigold.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from openmarigold.engines import open_engine
 from openmarigold.engines.torch import TorchEngine
 from openmarigold.errors import CheckpointError, OpenMarigoldError
-from openmarigold.folding import (
+from openmarigold.networks.rewrites import (
     ConstantCrossAttention,
     FusedSelfAttention,
     SplitGroupNorm,

@@ -25,7 +25,7 @@ import torch
 from pathlib import Path
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from openmarigold.backbone import save_checkpoint
+from openmarigold.networks.backbone import save_checkpoint
 from openmarigold.diffusion import NoiseSchedule
 
 torch.manual_seed(0)

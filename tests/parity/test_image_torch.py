@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resizing, padding and colours against torch and diffusers."""
+"""Resizing, padding and colors against torch and diffusers."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from openmarigold.depth import colourise
-from openmarigold.image import pad_to_multiple, processing_size, resize
+from openmarigold.images.photo import pad_to_multiple, processing_size, resize
+from openmarigold.modalities.depth import colorize
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -65,9 +65,9 @@ def test_processing_size_and_padding(size, processing_resolution):
     np.testing.assert_allclose(ours, expected[0].numpy(), atol=2e-5)
 
 
-def test_colours():
+def test_colors():
     depth = np.linspace(0.0, 1.0, 1001, dtype=np.float32).reshape(7, 143)
     processor = diffusers.pipelines.marigold.MarigoldImageProcessor()
     expected = np.asarray(processor.visualize_depth(torch.from_numpy(depth))[0]).astype(int)
     # Ours is rounded, theirs truncated.
-    assert np.abs(colourise(depth) - expected).max() <= 1
+    assert np.abs(colorize(depth) - expected).max() <= 1

@@ -14,9 +14,9 @@ import torch
 from diffusers import MarigoldDepthPipeline
 from PIL import Image
 
-from openmarigold.backbone import load_empty_prompt_embedding, load_unet, load_vae
-from openmarigold.checkpoint import read_checkpoint
-from openmarigold.image import processing_size
+from openmarigold.checkpoints.checkpoint import read_checkpoint
+from openmarigold.images.photo import processing_size
+from openmarigold.networks.backbone import load_empty_prompt_embedding, load_unet, load_vae
 from openmarigold.predictor import Predictor
 from tiny import edit_json, make_photo
 

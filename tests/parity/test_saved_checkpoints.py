@@ -13,11 +13,11 @@ import torch
 from diffusers import MarigoldDepthPipeline
 from PIL import Image
 
-from openmarigold.backbone import save_complete_checkpoint
-from openmarigold.checkpoint import EMBEDDING_FILE, read_checkpoint
+from openmarigold.checkpoints.checkpoint import EMBEDDING_FILE, read_checkpoint
+from openmarigold.checkpoints.integrity import verify
 from openmarigold.config import Dtype
 from openmarigold.errors import CheckpointError, OutputError
-from openmarigold.integrity import verify
+from openmarigold.networks.backbone import save_complete_checkpoint
 from openmarigold.predictor import Predictor
 from tiny import add_text_encoder, edit_json, make_photo
 

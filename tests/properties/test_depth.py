@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openmarigold.depth import latent_valid_mask, normalise_depth, to_affine
+from openmarigold.modalities.depth import latent_valid_mask, normalize_depth, to_affine
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -18,9 +18,9 @@ def map_and_mask(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(seed=SEEDS, invalid=st.sampled_from(["far", "raw"]))
-def test_normalised_depth_fills_its_range(seed, invalid):
+def test_normalized_depth_fills_its_range(seed, invalid):
     depth, valid_mask = map_and_mask(seed)
-    norm_depth = normalise_depth(depth, valid_mask, invalid=invalid)
+    norm_depth = normalize_depth(depth, valid_mask, invalid=invalid)
     assert norm_depth[valid_mask].min() == -1.0
     assert norm_depth[valid_mask].max() == 1.0
     assert norm_depth.min() >= -1.0
@@ -30,18 +30,18 @@ def test_normalised_depth_fills_its_range(seed, invalid):
 
 
 @given(seed=SEEDS, scale=st.floats(0.1, 10.0), shift=st.floats(-10.0, 10.0))
-def test_normalised_depth_is_affine_invariant(seed, scale, shift):
+def test_normalized_depth_is_affine_invariant(seed, scale, shift):
     depth, valid_mask = map_and_mask(seed)
-    mapped = normalise_depth(scale * depth + shift, valid_mask)
-    np.testing.assert_allclose(mapped, normalise_depth(depth, valid_mask), atol=1e-5)
+    mapped = normalize_depth(scale * depth + shift, valid_mask)
+    np.testing.assert_allclose(mapped, normalize_depth(depth, valid_mask), atol=1e-5)
 
 
 @given(seed=SEEDS)
 def test_values_of_invalid_pixels_never_matter(seed):
     depth, valid_mask = map_and_mask(seed)
-    expected = normalise_depth(depth, valid_mask)
+    expected = normalize_depth(depth, valid_mask)
     depth[~valid_mask] = np.nan
-    np.testing.assert_array_equal(normalise_depth(depth, valid_mask), expected)
+    np.testing.assert_array_equal(normalize_depth(depth, valid_mask), expected)
 
 
 @given(seed=SEEDS, share=st.floats(0.0, 0.2), factor=st.sampled_from([2, 4, 8]))

@@ -41,7 +41,7 @@ def test_order_of_members_does_not_matter(seed, count, reduction, strength):
 
 
 @given(seed=SEEDS)
-def test_one_member_is_the_identity_after_normalisation(seed):
+def test_one_member_is_the_identity_after_normalization(seed):
     member = members_of(seed, 1)
     expected = (member[0] - member.min()) / np.ptp(member)
     np.testing.assert_allclose(ensemble(member).depth, expected, atol=2e-6)

@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openmarigold.image import pad_to_multiple, processing_size, resize, unpad
+from openmarigold.images.photo import pad_to_multiple, processing_size, resize, unpad
 
 SIDES = st.integers(1, 40)
 

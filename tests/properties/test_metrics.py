@@ -51,11 +51,11 @@ def test_perfect_maps_have_no_error_after_alignment(seed, scale, shift):
 @given(seed=SEEDS, scale=st.floats(0.1, 10.0))
 def test_ratios_ignore_the_unit(seed, scale):
     pred, gt, valid_mask = maps(seed)
-    metres, others = depth_metrics(pred, gt, valid_mask), depth_metrics(scale * pred, scale * gt, valid_mask)
+    meters, others = depth_metrics(pred, gt, valid_mask), depth_metrics(scale * pred, scale * gt, valid_mask)
     for name in ("abs_rel", "rmse_log", "log10", "silog"):
-        assert others[name] == pytest.approx(metres[name], rel=1e-6)
-    assert others["rmse"] == pytest.approx(scale * metres["rmse"], rel=1e-6)
-    assert others["i_rmse"] == pytest.approx(metres["i_rmse"] / scale, rel=1e-6)
+        assert others[name] == pytest.approx(meters[name], rel=1e-6)
+    assert others["rmse"] == pytest.approx(scale * meters["rmse"], rel=1e-6)
+    assert others["i_rmse"] == pytest.approx(meters["i_rmse"] / scale, rel=1e-6)
 
 
 @given(seed=SEEDS)

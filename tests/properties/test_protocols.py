@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openmarigold.data.benchmark import BenchmarkSample
 from openmarigold.errors import DataError, InvalidValueError
+from openmarigold.evaluation.benchmark import BenchmarkSample
 from openmarigold.evaluation.protocols import PROTOCOLS, align_sample, score_sample
 
 LOW, HIGH = 0.5, 9.0

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openmarigold.evaluation.report import ImageScore
-from openmarigold.evaluation.statistics import paired_differences, resample, summarise, weighted_mean
+from openmarigold.evaluation.statistics import paired_differences, resample, summarize, weighted_mean
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -23,7 +23,7 @@ def scored(values: np.ndarray, places: list[int]) -> list[ImageScore]:
 def test_means_equal_the_oracle(seed, count, over_places):
     rng = np.random.default_rng(seed)
     values, places = rng.random(count), [int(p) for p in rng.integers(0, 4, count)]
-    score = summarise(scored(values, places), over_places=over_places)["all"]
+    score = summarize(scored(values, places), over_places=over_places)["all"]
     by_place = [values[np.array(places) == place].mean() for place in set(places)]
     assert score.metrics["abs_rel"] == pytest.approx(np.mean(by_place) if over_places else values.mean(), rel=1e-12)
     assert (score.num_images, score.num_places) == (count, len(set(places)))
@@ -51,7 +51,7 @@ def test_an_interval_covers_the_mean_as_often_as_it_says():
     covered = []
     for _ in range(100):
         sample = scored(rng.exponential(1.0, 60), [0] * 60)
-        low, high = summarise(sample, over_places=False)["all"].intervals["images"]["abs_rel"]
+        low, high = summarize(sample, over_places=False)["all"].intervals["images"]["abs_rel"]
         covered.append(low <= 1.0 <= high)
     assert 0.87 <= np.mean(covered) <= 0.99
 
@@ -59,7 +59,7 @@ def test_an_interval_covers_the_mean_as_often_as_it_says():
 def test_images_of_one_place_make_the_interval_over_places_wider():
     rng = np.random.default_rng(1)
     values = np.repeat(rng.random(8), 10)  # ten equal images a place: 80 images say as much as 8
-    intervals = summarise(scored(values, [int(i) for i in np.repeat(range(8), 10)]), over_places=False)["all"].intervals
+    intervals = summarize(scored(values, [int(i) for i in np.repeat(range(8), 10)]), over_places=False)["all"].intervals
     width = {what: high - low for what, (low, high) in ((what, i["abs_rel"]) for what, i in intervals.items())}
     assert width["places"] > 2 * width["images"]
 

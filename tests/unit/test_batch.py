@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openmarigold.batch import Event, predict_files
-from openmarigold.checkpoint import read_checkpoint
+from openmarigold.checkpoints.checkpoint import read_checkpoint
+from openmarigold.checkpoints.hashes import checkpoint_sha256
 from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import CheckpointError, InvalidValueError, OutputError
 from openmarigold.files import file_sha256
-from openmarigold.manifest import MANIFEST_NAME, Manifest
-from openmarigold.provenance import checkpoint_sha256, read_provenance
+from openmarigold.results.manifest import MANIFEST_NAME, Manifest
+from openmarigold.results.provenance import read_provenance
+from openmarigold.results.run import Event, predict_files
 from tiny import make_photo
 
 
@@ -177,7 +178,7 @@ def test_the_manifest_says_what_was_done(photo_dir: Path, tmp_path: Path, config
         "ensemble_tolerance": None,
         "variant": None,
         "dtype": "float32",
-        "colour_map": "Spectral",
+        "color_map": "Spectral",
     }
     assert done["outputs"] == {path.name: path.stat().st_size for path in results_in(out)}
     assert 0 < done["seconds"] < 100
@@ -190,7 +191,7 @@ def test_the_manifest_says_what_was_done(photo_dir: Path, tmp_path: Path, config
     assert done["request"].items() <= record.items()
 
 
-@pytest.mark.parametrize("change", ["seed", "background", "checkpoint", "colour_map", "photo"])
+@pytest.mark.parametrize("change", ["seed", "background", "checkpoint", "color_map", "photo"])
 def test_other_settings_are_predicted_again(
     photo_dir: Path, tmp_path: Path, config: PredictConfig, kl_onnx_checkpoint: Path, change: str
 ) -> None:
@@ -198,8 +199,8 @@ def test_other_settings_are_predicted_again(
     predict_files([photo], output_dir=out, config=config)
     if change == "photo":
         Image.fromarray(make_photo(40, 40)).save(photo)
-    elif change == "colour_map":
-        output = OutputConfig(colour_map="viridis")
+    elif change == "color_map":
+        output = OutputConfig(color_map="viridis")
     else:
         values = {"seed": 7, "background": "black", "checkpoint": kl_onnx_checkpoint}
         config = replace(config, **{change: values[change]})
@@ -271,7 +272,7 @@ def test_loading_is_not_counted_as_predicting(photo_dir: Path, tmp_path: Path, c
     started = time.perf_counter()
     result = predict_files([photo_dir], output_dir=tmp_path / "out", config=config)
     assert result.load_s > 0
-    assert result.load_s + max(result.predict_s) <= time.perf_counter() - started  # neighbours overlap
+    assert result.load_s + max(result.predict_s) <= time.perf_counter() - started  # neighbors overlap
 
 
 def test_several_frames_are_said_once(photo_dir: Path, tmp_path: Path, config: PredictConfig) -> None:
@@ -292,11 +293,11 @@ def test_several_frames_are_said_once(photo_dir: Path, tmp_path: Path, config: P
 def test_wrong_output_settings_are_found_before_anything_is_read(
     photo_dir: Path, tmp_path: Path, config: PredictConfig
 ) -> None:
-    with pytest.raises(InvalidValueError, match="background='whitish' is not a colour"):
+    with pytest.raises(InvalidValueError, match="background='whitish' is not a color"):
         predict_files([photo_dir], output_dir=tmp_path / "out", config=replace(config, background="whitish"))
-    with pytest.raises(InvalidValueError, match="colour_map='spectral' is not known; try Spectral"):
+    with pytest.raises(InvalidValueError, match="color_map='spectral' is not known; try Spectral"):
         predict_files(
-            [photo_dir], output_dir=tmp_path / "out", config=config, output=OutputConfig(colour_map="spectral")
+            [photo_dir], output_dir=tmp_path / "out", config=config, output=OutputConfig(color_map="spectral")
         )
     assert not list((tmp_path / "out").iterdir())
 

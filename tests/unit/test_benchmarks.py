@@ -15,7 +15,7 @@ from PIL import Image
 
 from benchmark_data import (
     add_folder_image,
-    grey16,
+    gray16,
     image_bytes,
     kitti_paths,
     make_depth,
@@ -30,8 +30,9 @@ from benchmark_data import (
     pack,
     write,
 )
-from openmarigold.data.benchmark import Benchmark, BenchmarkRow
-from openmarigold.data.benchmarks import (
+from openmarigold.errors import DataError, ImageError
+from openmarigold.evaluation.benchmark import Benchmark, BenchmarkRow
+from openmarigold.evaluation.benchmarks import (
     BENCHMARKS,
     find_row,
     kitti_benchmark_crop,
@@ -40,8 +41,7 @@ from openmarigold.data.benchmarks import (
     open_benchmark,
     open_folder_benchmark,
 )
-from openmarigold.data.nyuv2 import MAT_NAME, split_numbers
-from openmarigold.errors import DataError, ImageError
+from openmarigold.evaluation.nyuv2 import MAT_NAME, split_numbers
 from tiny import make_photo
 
 NYU_SIZE, KITTI_SIZE = (480, 640), (375, 1242)
@@ -159,9 +159,9 @@ def break_other_shape(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (break_not_hdf5, "is not the labelled set of NYU Depth v2"),
-        (break_truncated, "is not the labelled set of NYU Depth v2"),
-        (break_other_keys, "is not the labelled set of NYU Depth v2"),
+        (break_not_hdf5, "is not the labeled set of NYU Depth v2"),
+        (break_truncated, "is not the labeled set of NYU Depth v2"),
+        (break_other_keys, "is not the labeled set of NYU Depth v2"),
         (break_other_shape, "images, rawDepths and scenes do not belong together"),
     ],
 )
@@ -306,9 +306,9 @@ def test_scannet(photo_scale: int, tmp_path: Path) -> None:
     assert [entry.place for entry in benchmark.entries] == ["scene0406", "scene0406"]
     for entry, depth in zip(benchmark.entries, depths.values(), strict=True):
         sample = benchmark.sample(entry)
-        millimetres = np.rint(depth * 1000)
-        np.testing.assert_array_equal(sample.depth, millimetres / 1000)
-        np.testing.assert_array_equal(sample.valid_mask, (millimetres > 1) & (millimetres < 10_000))
+        millimeters = np.rint(depth * 1000)
+        np.testing.assert_array_equal(sample.depth, millimeters / 1000)
+        np.testing.assert_array_equal(sample.valid_mask, (millimeters > 1) & (millimeters < 10_000))
         assert sample.rgb.shape == (24, 32, 3)
 
 
@@ -345,9 +345,9 @@ def test_broken_folders(tmp_path: Path) -> None:
         return only_sample(open_folder_benchmark(folder))
 
     (folder / "room-0" / "depth.png").write_bytes(image_bytes(np.ones((24, 32), np.uint8)))
-    with pytest.raises(DataError, match=r"depth\.png is missing or damaged .*Pillow mode L, not 16-bit greys"):
+    with pytest.raises(DataError, match=r"depth\.png is missing or damaged .*Pillow mode L, not 16-bit grays"):
         sample()
-    (folder / "room-0" / "depth.png").write_bytes(grey16(np.ones((24, 32)), 1000))
+    (folder / "room-0" / "depth.png").write_bytes(gray16(np.ones((24, 32)), 1000))
     for meta in ('{"depth_scale": 0}', '{"depth_scale": "many"}', "[]"):
         (folder / "room-0" / "meta.json").write_text(meta)
         with pytest.raises(DataError, match=r"meta\.json has no number depth_scale"):

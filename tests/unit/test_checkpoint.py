@@ -17,15 +17,15 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from openmarigold.backbone import hash_of_weights, load_unet, load_vae
-from openmarigold.checkpoint import loaded_variant, read_checkpoint, resolve_settings
+from openmarigold.checkpoints.checkpoint import loaded_variant, read_checkpoint, resolve_settings
+from openmarigold.checkpoints.hashes import checkpoint_sha256
+from openmarigold.checkpoints.integrity import describe
+from openmarigold.checkpoints.weight_files import weight_files
 from openmarigold.config import PredictConfig
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, InvalidValueError
-from openmarigold.integrity import describe
+from openmarigold.networks.backbone import hash_of_weights, load_unet, load_vae
 from openmarigold.predictor import Predictor
-from openmarigold.provenance import checkpoint_sha256
-from openmarigold.weight_files import weight_files
 from tiny import edit_json
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -51,7 +51,9 @@ def test_refuses_with_what_is_accepted(settings: dict[str, Any], message: str) -
 
 def test_every_setting_is_read() -> None:
     package = Path(openmarigold.__file__).parent
-    code = "".join((package / name).read_text() for name in ("batch.py", "checkpoint.py", "predictor.py"))
+    code = "".join(
+        (package / name).read_text() for name in ("results/run.py", "checkpoints/checkpoint.py", "predictor.py")
+    )
     unread = [field.name for field in fields(PredictConfig) if f"config.{field.name}" not in code]
     assert not unread
 
@@ -63,6 +65,6 @@ def test_no_format_is_refused() -> None:
 
 def test_every_output_setting_is_read() -> None:
     package = Path(openmarigold.__file__).parent
-    code = "".join((package / name).read_text() for name in ("batch.py", "export.py"))
+    code = "".join((package / name).read_text() for name in ("results/run.py", "results/writers.py"))
     unread = [field.name for field in fields(OutputConfig) if f"output.{field.name}" not in code]
     assert not unread

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sources and augmentation: what is read, and that colour and depth move together."""
+"""Sources and augmentation: what is read, and that color and depth move together."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_training_data(tmp_path_factory.mktemp("data"))
 
 
-def test_pairs_are_read_in_metres(data_dir: Path) -> None:
+def test_pairs_are_read_in_meters(data_dir: Path) -> None:
     source = Source("synthetic", data_dir)
     assert source.keys == ["rooms-0", "rooms-1", "rooms-2", "rooms-3", "street-4", "street-5"]
     sample = source.read(1)
@@ -63,7 +63,7 @@ def test_broken_data_is_named(data_dir: Path, tmp_path: Path) -> None:
     source.close()
 
 
-def test_colour_and_depth_stay_together() -> None:
+def test_color_and_depth_stay_together() -> None:
     """Depth equal to the picture's brightness must stay so under every view."""
     ramp = np.linspace(20, 235, 96 * 128).reshape(96, 128)
     sample = Sample(
@@ -95,7 +95,7 @@ def test_full_views_of_any_shape_fit() -> None:
         assert view.rgb.shape == (192, 256, 3)
 
 
-def test_appearance_changes_colour_within_range_and_zero_changes_nothing() -> None:
+def test_appearance_changes_color_within_range_and_zero_changes_nothing() -> None:
     rgb = np.random.default_rng(0).integers(0, 255, (32, 40, 3), dtype=np.uint8)
     assert np.array_equal(random_appearance(rgb, generator_for(0, "a", 0), strength=0.0), rgb)
     changed = [random_appearance(rgb, generator_for(0, "a", i), strength=1.0) for i in range(20)]

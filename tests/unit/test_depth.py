@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from openmarigold.depth import colourise, latent_valid_mask, normalise_depth, to_affine
 from openmarigold.errors import DataError, InvalidValueError
+from openmarigold.modalities.depth import colorize, latent_valid_mask, normalize_depth, to_affine
 
 # 101 values 0 … 100: the 2 % quantile is exactly 2, the 98 % quantile exactly 98.
 RAMP = np.arange(101, dtype=np.float32).reshape(1, 101)
@@ -14,16 +14,16 @@ EVERYWHERE = np.ones(RAMP.shape, dtype=bool)
 
 
 def test_quantiles_become_minus_one_and_one_and_the_rest_is_clipped():
-    norm_depth = normalise_depth(RAMP, EVERYWHERE)
+    norm_depth = normalize_depth(RAMP, EVERYWHERE)
     assert norm_depth.dtype == np.float32
     np.testing.assert_allclose(norm_depth[0, [0, 2, 26, 50, 98, 100]], [-1, -1, -0.5, 0, 1, 1], atol=1e-6)
 
 
 def test_quantiles_interpolate_linearly():
     # Quantile 0.25 of (0, 10) is 2.5, quantile 0.75 is 7.5.
-    norm_depth = normalise_depth(np.array([[0.0, 10.0]]), np.ones((1, 2), bool), quantiles=(0.25, 0.75))
+    norm_depth = normalize_depth(np.array([[0.0, 10.0]]), np.ones((1, 2), bool), quantiles=(0.25, 0.75))
     np.testing.assert_array_equal(norm_depth, [[-1, 1]])
-    middle = normalise_depth(np.array([[0.0, 4.0, 10.0]]), np.ones((1, 3), bool), quantiles=(0.25, 0.75))
+    middle = normalize_depth(np.array([[0.0, 4.0, 10.0]]), np.ones((1, 3), bool), quantiles=(0.25, 0.75))
     # Quantiles 2 and 7: 4 lies at 2/5.
     np.testing.assert_allclose(middle[0, 1], -0.2, atol=1e-6)
 
@@ -32,7 +32,7 @@ def test_invalid_pixels_do_not_set_the_quantiles_and_go_far_by_default():
     depth, valid_mask = RAMP.copy(), EVERYWHERE.copy()
     depth[0, 50], valid_mask[0, 50] = 1e6, False
     depth[0, 51], valid_mask[0, 51] = np.nan, False
-    norm_depth = normalise_depth(depth, valid_mask)
+    norm_depth = normalize_depth(depth, valid_mask)
     assert (norm_depth[0, [50, 51]] == 1.0).all()
     assert norm_depth[0, 10] == pytest.approx((10 - 2) / 96 * 2 - 1, abs=0.01)
 
@@ -41,20 +41,20 @@ def test_raw_keeps_what_invalid_pixels_hold():
     depth, valid_mask = RAMP + 10, EVERYWHERE.copy()
     depth[0, :4] = [0.0, np.nan, np.inf, 60.0]
     valid_mask[0, :4] = False
-    norm_depth = normalise_depth(depth, valid_mask, invalid="raw")
+    norm_depth = normalize_depth(depth, valid_mask, invalid="raw")
     assert norm_depth[0, :3].tolist() == [-1.0, 1.0, 1.0]  # a Hypersim hole becomes near
     assert -1 < norm_depth[0, 3] < 1
 
 
 def test_maps_without_information_are_data_errors():
     with pytest.raises(DataError, match="no valid pixel"):
-        normalise_depth(RAMP, ~EVERYWHERE)
+        normalize_depth(RAMP, ~EVERYWHERE)
     with pytest.raises(DataError, match="constant"):
-        normalise_depth(np.full((2, 2), 3.0), np.ones((2, 2), bool))
+        normalize_depth(np.full((2, 2), 3.0), np.ones((2, 2), bool))
     broken = RAMP.copy()
     broken[0, 7] = np.nan
     with pytest.raises(DataError, match="not finite"):
-        normalise_depth(broken, EVERYWHERE)
+        normalize_depth(broken, EVERYWHERE)
 
 
 def test_to_affine_maps_to_zero_one_and_clips():
@@ -82,16 +82,16 @@ def test_latent_mask_of_another_size_is_refused():
         latent_valid_mask(np.ones((12, 16), bool))
 
 
-def test_colours_run_from_red_over_yellow_to_violet():
-    picture = colourise(np.array([[0.0, 0.5, 1.0, -2.0, 7.0, np.nan]]))
+def test_colors_run_from_red_over_yellow_to_violet():
+    picture = colorize(np.array([[0.0, 0.5, 1.0, -2.0, 7.0, np.nan]]))
     assert picture.dtype == np.uint8
     assert picture[0].tolist() == [[158, 1, 66], [255, 255, 191], [94, 79, 162], [158, 1, 66], [94, 79, 162], [0, 0, 0]]
 
 
-def test_colours_between_two_classes_are_halfway():
-    assert colourise(np.array([[0.05]]))[0, 0].tolist() == pytest.approx([185.5, 31.5, 72.5], abs=0.51)
+def test_colors_between_two_classes_are_halfway():
+    assert colorize(np.array([[0.05]]))[0, 0].tolist() == pytest.approx([185.5, 31.5, 72.5], abs=0.51)
 
 
 def test_shapes_are_checked_in_the_tests():
     with pytest.raises(TypeCheckError):
-        normalise_depth(RAMP, np.ones((2, 2), bool))
+        normalize_depth(RAMP, np.ones((2, 2), bool))

@@ -26,7 +26,7 @@ def test_doctests(name: str) -> None:
 
 
 def test_doctests_are_found() -> None:
-    assert {"openmarigold.seeding", "openmarigold.diffusion", "openmarigold.image"} <= set(MODULES)
+    assert {"openmarigold.seeding", "openmarigold.diffusion", "openmarigold.images.photo"} <= set(MODULES)
 
 
 def test_readme_snippet(monkeypatch: pytest.MonkeyPatch) -> None:

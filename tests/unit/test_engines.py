@@ -17,18 +17,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from openmarigold import conversion, engines
-from openmarigold.backbone import save_checkpoint
-from openmarigold.batch import predict_files
-from openmarigold.checkpoint import read_checkpoint, read_tiny_vae
+from openmarigold import engines
+from openmarigold.checkpoints.checkpoint import read_checkpoint, read_tiny_vae
 from openmarigold.config import PredictConfig
-from openmarigold.conversion import export_checkpoint
 from openmarigold.engines import choose_engine, converted, open_engine
 from openmarigold.engines.torch import TorchEngine
 from openmarigold.errors import CheckpointError, InvalidValueError
 from openmarigold.evaluation.contestants import predictor_contestant
+from openmarigold.networks import conversion
+from openmarigold.networks.backbone import save_checkpoint
+from openmarigold.networks.conversion import export_checkpoint
 from openmarigold.predictor import Predictor
-from openmarigold.provenance import read_provenance
+from openmarigold.results.provenance import read_provenance
+from openmarigold.results.run import predict_files
 from tiny import make_photo, make_vae
 
 
@@ -247,7 +248,7 @@ def test_onnx_becomes_openvino(onnx_checkpoint: Path, tmp_path: Path) -> None:
 def test_large_onnx_networks_keep_their_weights_beside_them(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("openmarigold.conversion._EXTERNAL_FROM_BYTES", 1)
+    monkeypatch.setattr("openmarigold.networks.conversion._EXTERNAL_FROM_BYTES", 1)
     export_checkpoint(read_checkpoint(tiny_checkpoint), tmp_path / "exported", format="onnx", dtype="float32")
     assert (tmp_path / "exported" / "unet" / "model.onnx.data").stat().st_size > 10_000
     rgb = make_photo(50, 70)
@@ -407,7 +408,9 @@ def test_command_line_predicts_without_transformers(tiny_checkpoint: Path, photo
 
 @pytest.mark.slow
 def test_the_process_of_a_library_user_is_left_as_it_is() -> None:
-    code = "import sys, openmarigold.backbone; from diffusers.utils import is_transformers_available as there; "
+    code = (
+        "import sys, openmarigold.networks.backbone; from diffusers.utils import is_transformers_available as there; "
+    )
     code += "print(there(), 'transformers' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["True", "True"]

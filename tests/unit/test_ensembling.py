@@ -145,7 +145,7 @@ def test_constant_members_give_zeros(count, solver):
     assert np.isfinite(result.depth).all()
 
 
-def test_one_member_is_normalised_and_certain():
+def test_one_member_is_normalized_and_certain():
     member = noisy_members(1)
     result = ensemble(member)
     np.testing.assert_allclose(result.depth, (member[0] - member.min()) / np.ptp(member), atol=1e-6)

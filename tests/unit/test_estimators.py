@@ -12,7 +12,7 @@ from benchmark_data import image_bytes, write
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.evaluation.estimators import SavedPredictions, read_map
 from openmarigold.evaluation.protocols import PROTOCOLS, choose_protocol
-from openmarigold.exr import read_exr
+from openmarigold.images.exr import read_exr
 
 DEPTH = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
 
@@ -55,8 +55,8 @@ def test_maps_from_npy(shape: tuple[int, ...], dtype: type, tmp_path: Path) -> N
 
 
 def test_maps_from_16_bit_png(tmp_path: Path) -> None:
-    greys = np.rint(DEPTH * 65535).astype(np.uint16)
-    Image.fromarray(greys).save(tmp_path / "a.png")
+    grays = np.rint(DEPTH * 65535).astype(np.uint16)
+    Image.fromarray(grays).save(tmp_path / "a.png")
     np.testing.assert_allclose(read_map(tmp_path / "a.png"), DEPTH, atol=1e-5)
     with pytest.raises(DataError, match="a PNG says no unit and no zero; give metric predictions as npy or exr"):
         SavedPredictions(tmp_path, "metric").read("a")
@@ -75,16 +75,16 @@ def test_maps_from_exr(channels: tuple[str, ...], chosen: str, dtype: type, tmp_
 
 def test_broken_maps(tmp_path: Path) -> None:
     write(tmp_path / "a.npy", b"no npy")
-    np.save(tmp_path / "colour.npy", np.zeros((3, 4, 3)))
+    np.save(tmp_path / "color.npy", np.zeros((3, 4, 3)))
     np.save(tmp_path / "words.npy", np.array([["a", "b"]]))
-    write(tmp_path / "grey8.png", image_bytes(np.zeros((3, 4), np.uint8)))
+    write(tmp_path / "gray8.png", image_bytes(np.zeros((3, 4), np.uint8)))
     write(tmp_path / "a.exr", b"no exr")
     write_channels(tmp_path / "two.exr", {"u": DEPTH, "v": DEPTH})
     for name, message in {
         "a.npy": "is missing or damaged",
-        "colour.npy": r"holds float64 of shape \[3, 4, 3\]; a map \[h, w\] of numbers is needed",
+        "color.npy": r"holds float64 of shape \[3, 4, 3\]; a map \[h, w\] of numbers is needed",
         "words.npy": "a map .* of numbers is needed",
-        "grey8.png": "Pillow mode L, not 16-bit greys",
+        "gray8.png": "Pillow mode L, not 16-bit grays",
         "a.exr": "is damaged or no OpenEXR file",
         "two.exr": "has channels u, v; one of Z, depth",
         "none.exr": r"none\.exr",

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from benchmark_data import add_folder_image
-from openmarigold.data.benchmarks import open_folder_benchmark
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.evaluation import (
     DepthEstimator,
@@ -20,7 +19,8 @@ from openmarigold.evaluation import (
     image_row_estimator,
     predictor_estimator,
 )
-from openmarigold.evaluation.statistics import summarise
+from openmarigold.evaluation.benchmarks import open_folder_benchmark
+from openmarigold.evaluation.statistics import summarize
 from openmarigold.predictor import Predictor
 
 
@@ -72,7 +72,7 @@ def test_means_go_over_places_not_images(benchmark: Path) -> None:
     assert report.kinds["all"].metrics["abs_rel"] == pytest.approx(all_places)
     assert [(kind.num_places, kind.num_images) for kind in report.kinds.values()] == [(2, 3), (1, 1), (3, 4)]
     assert json.loads(json.dumps(report.to_dict()))["kinds"]["all"]["num_places"] == 3
-    assert summarise(report.images[:1], over_places=True)["all"].metrics == report.images[0].metrics
+    assert summarize(report.images[:1], over_places=True)["all"].metrics == report.images[0].metrics
 
 
 def test_a_constant_becomes_the_mean_depth(benchmark: Path) -> None:

@@ -21,9 +21,9 @@ from PIL import Image
 from benchmark_data import make_depth, make_folder_benchmark, make_kitti
 from openmarigold.cli import run
 from openmarigold.config import PredictConfig
-from openmarigold.data.benchmarks import open_benchmark, open_folder_benchmark
 from openmarigold.errors import DataError, InvalidValueError, OutputError
 from openmarigold.evaluation import Estimator, evaluate, evaluate_benchmark, predictor_estimator
+from openmarigold.evaluation.benchmarks import open_benchmark, open_folder_benchmark
 from openmarigold.evaluation.compare import compare, compare_reports
 from openmarigold.evaluation.contestants import (
     Contestant,

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from openmarigold.config import OutputConfig
-from openmarigold.depth import colourise, uncertainty_picture
 from openmarigold.errors import InvalidValueError, MissingExtraError, OutputError
-from openmarigold.export import result_paths, to_uint16, write_prediction
-from openmarigold.exr import read_exr
+from openmarigold.images.exr import read_exr
+from openmarigold.modalities.depth import colorize, uncertainty_picture
+from openmarigold.results.writers import result_paths, to_uint16, write_prediction
 
 DEPTH = np.linspace(0.0, 1.0, 12, dtype=np.float32).reshape(3, 4)
 
@@ -22,11 +22,11 @@ def test_all_files_hold_what_was_given(tmp_path):
     assert paths == result_paths(folder, "cat.v2", uncertainty=True)
     assert sorted(folder.iterdir()) == sorted(paths), "no temporary file is left"
     np.testing.assert_array_equal(np.load(paths[0]), DEPTH)
-    with Image.open(paths[1]) as grey:
-        assert grey.mode == "I;16"
-        np.testing.assert_array_equal(np.asarray(grey), to_uint16(DEPTH))
-    with Image.open(paths[2]) as coloured:
-        np.testing.assert_array_equal(np.asarray(coloured), colourise(DEPTH))
+    with Image.open(paths[1]) as gray:
+        assert gray.mode == "I;16"
+        np.testing.assert_array_equal(np.asarray(gray), to_uint16(DEPTH))
+    with Image.open(paths[2]) as colored:
+        np.testing.assert_array_equal(np.asarray(colored), colorize(DEPTH))
     np.testing.assert_array_equal(np.load(paths[3]), DEPTH / 10)
 
 
@@ -104,20 +104,20 @@ def test_without_uncertainty_there_is_none_in_any_format(tmp_path):
         assert set(entries) == {"depth"}
 
 
-def test_colour_maps_of_matplotlib_by_name(tmp_path):
+def test_color_maps_of_matplotlib_by_name(tmp_path):
     import matplotlib
 
-    viridis = colourise(DEPTH, colour_map="viridis")
+    viridis = colorize(DEPTH, color_map="viridis")
     ends = np.rint(255 * np.array(matplotlib.colormaps["viridis"]([0.0, 1.0]))[:, :3])
     np.testing.assert_array_equal(viridis[[0, -1], [0, -1]], ends)
-    path = write_prediction(DEPTH, output_dir=tmp_path, stem="cat", output=OutputConfig(colour_map="viridis"))[2]
+    path = write_prediction(DEPTH, output_dir=tmp_path, stem="cat", output=OutputConfig(color_map="viridis"))[2]
     with Image.open(path) as picture:
         np.testing.assert_array_equal(np.asarray(picture), viridis)
-    # Our own Spectral interpolates between the same 11 colours, matplotlib's in 256 steps.
-    difference = colourise(DEPTH).astype(int) - colourise(DEPTH, colour_map="Spectral_r")[::-1, ::-1]
+    # Our own Spectral interpolates between the same 11 colors, matplotlib's in 256 steps.
+    difference = colorize(DEPTH).astype(int) - colorize(DEPTH, color_map="Spectral_r")[::-1, ::-1]
     assert np.abs(difference).max() <= 2
-    with pytest.raises(InvalidValueError, match=r"colour_map='viridus' is not known; try viridis"):
-        write_prediction(DEPTH, output_dir=tmp_path / "none", stem="cat", output=OutputConfig(colour_map="viridus"))
+    with pytest.raises(InvalidValueError, match=r"color_map='viridus' is not known; try viridis"):
+        write_prediction(DEPTH, output_dir=tmp_path / "none", stem="cat", output=OutputConfig(color_map="viridus"))
     assert not (tmp_path / "none").exists()
 
 
@@ -126,7 +126,7 @@ def test_missing_extras_are_named_before_anything_is_written(tmp_path, monkeypat
         monkeypatch.setitem(sys.modules, module, None)
     for output, extra in (
         (OutputConfig(format=("npy", "exr")), r"OpenEXR is not installed.*\[exr\]"),
-        (OutputConfig(colour_map="viridis"), r"matplotlib is not installed.*\[plots\]"),
+        (OutputConfig(color_map="viridis"), r"matplotlib is not installed.*\[plots\]"),
     ):
         with pytest.raises(MissingExtraError, match=extra):
             write_prediction(DEPTH, output_dir=tmp_path / "out", stem="cat", output=output)

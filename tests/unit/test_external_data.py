@@ -11,14 +11,14 @@ import onnx
 import pytest
 from safetensors.torch import load_file, save_file
 
-from openmarigold.checkpoint import read_checkpoint
-from openmarigold.conversion import export_shared
+from openmarigold.checkpoints.checkpoint import read_checkpoint
+from openmarigold.checkpoints.external_data import read_onnx_facts
+from openmarigold.checkpoints.hashes import checkpoint_sha256
+from openmarigold.checkpoints.integrity import describe, verify
+from openmarigold.checkpoints.weight_files import GRAPH_FILES
 from openmarigold.errors import CheckpointError
-from openmarigold.external_data import read_onnx_facts
-from openmarigold.integrity import describe, verify
+from openmarigold.networks.conversion import export_shared
 from openmarigold.predictor import Predictor
-from openmarigold.provenance import checkpoint_sha256
-from openmarigold.weight_files import GRAPH_FILES
 from tiny import make_photo
 
 

@@ -16,12 +16,12 @@ import torch
 from onnx import TensorProto, helper
 from safetensors.torch import save_file
 
-from openmarigold.checkpoint import EMBEDDING_FILE, read_checkpoint
+from openmarigold.checkpoints.checkpoint import EMBEDDING_FILE, read_checkpoint
+from openmarigold.checkpoints.weight_files import check_safetensors_file
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError
+from openmarigold.networks.prompt import load_empty_prompt_embedding
 from openmarigold.predictor import Predictor
-from openmarigold.prompt import load_empty_prompt_embedding
-from openmarigold.weight_files import check_safetensors_file
 from tiny import add_text_encoder, edit_json, make_photo
 
 

@@ -19,9 +19,9 @@ from benchmark_data import image_bytes, npy, pack, write
 from openmarigold.data import archives
 from openmarigold.data.archives import open_archive
 from openmarigold.data.arrays import load_npy
-from openmarigold.data.hypersim import HypersimReader
 from openmarigold.data.preparation import prepare
-from openmarigold.data.rgbd_folder import FolderReader, read_config
+from openmarigold.data.readers.hypersim import HypersimReader
+from openmarigold.data.readers.rgbd_folder import FolderReader, read_config
 from openmarigold.data.shards import ShardedDataset
 from openmarigold.errors import DataError
 from raw_data import FOCAL_PX, SIZE, hypersim_arrays, write_good_hypersim_frame, write_split
@@ -30,7 +30,7 @@ CONFIG = """
 name = "mine"
 rgb = "{place}/{frame}.jpg"
 depth = "{place}/{frame}.SUFFIX"
-metres_per_unit = 0.001
+meters_per_unit = 0.001
 """
 DEPTH = (1000 + 10 * np.arange(192)).reshape(12, 16).astype(np.uint16)
 
@@ -225,12 +225,12 @@ def test_bad_npy_files(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_npy(npy(DEPTH)), DEPTH)
 
 
-def test_depth_of_8_bits_is_no_millimetres(tmp_path: Path) -> None:
+def test_depth_of_8_bits_is_no_millimeters(tmp_path: Path) -> None:
     add_pair(tmp_path / "in" / "x", "good", image_bytes(DEPTH))
     add_pair(tmp_path / "in" / "x", "picture", image_bytes((DEPTH // 16).astype(np.uint8)))
     data, rejected, _ = prepared(tmp_path / "in", tmp_path / "out")
     assert data.keys == ["x-good"]
-    assert rejected["x/picture.jpg"]["detail"] == "x/picture.png has 8 bits; depth is stored in 16-bit greys"
+    assert rejected["x/picture.jpg"]["detail"] == "x/picture.png has 8 bits; depth is stored in 16-bit grays"
 
 
 def test_two_runs_report_the_same(tmp_path: Path) -> None:
@@ -286,10 +286,10 @@ def test_hdf5_of_other_types_sizes_and_places(tmp_path: Path) -> None:
         file["dataset"] = hypersim_arrays(0, SIZE)[0]
     rows = []
     for number in range(len(HOSTILE_HDF5) + 1):
-        colour, *_ = write_good_hypersim_frame(scene, "cam_00", number, SIZE)
+        color, *_ = write_good_hypersim_frame(scene, "cam_00", number, SIZE)
         rows.append(("ai_001_001", "cam_00", number, "True", "train"))
         if number:
-            with h5py.File(colour, "w") as file:
+            with h5py.File(color, "w") as file:
                 hostile_hdf5(file, HOSTILE_HDF5[number - 1], elsewhere)
     write_split(tmp_path / "in", rows)
     prepare(HypersimReader(tmp_path / "in", size=SIZE, focal_px=FOCAL_PX), tmp_path / "out")

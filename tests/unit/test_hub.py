@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from hub_server import COMMIT, HUB_ID, WEIGHTS, Hub
-from openmarigold.checkpoint import EMBEDDING_FILE, loaded_variant, read_checkpoint
+from openmarigold.checkpoints.checkpoint import EMBEDDING_FILE, loaded_variant, read_checkpoint
+from openmarigold.checkpoints.hub import as_hub_id, find_repository
 from openmarigold.errors import CheckpointError
-from openmarigold.hub import as_hub_id, find_repository
 from openmarigold.predictor import Predictor
 from tiny import add_text_encoder, make_photo
 
@@ -74,7 +74,7 @@ def test_a_repository_with_one_kind_of_files_only(hub: Hub) -> None:
 
 
 def _cached(directory: Path, tmp_path: Path) -> Path:
-    from openmarigold.checkpoint import cached_embedding_path
+    from openmarigold.checkpoints.checkpoint import cached_embedding_path
 
     path = cached_embedding_path(directory)
     assert path.parent == tmp_path / "user-cache"

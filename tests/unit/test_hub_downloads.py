@@ -19,15 +19,15 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hub_server import COMMIT, HALF_WEIGHTS, HUB_ID, WEIGHTS, Hub
-from openmarigold.batch import predict_files
-from openmarigold.checkpoint import EMBEDDING_FILE, Checkpoint, loaded_variant, read_checkpoint
+from openmarigold.checkpoints.checkpoint import EMBEDDING_FILE, Checkpoint, loaded_variant, read_checkpoint
+from openmarigold.checkpoints.hashes import checkpoint_sha256
+from openmarigold.checkpoints.known import KINDS, KNOWN
 from openmarigold.cli import run
 from openmarigold.config import PredictConfig
 from openmarigold.errors import CheckpointError
-from openmarigold.known_checkpoints import KINDS, KNOWN
+from openmarigold.networks.tensors import save_tensors
 from openmarigold.predictor import Predictor
-from openmarigold.provenance import checkpoint_sha256
-from openmarigold.tensors import save_tensors
+from openmarigold.results.run import predict_files
 from tiny import add_text_encoder, edit_json, make_photo
 
 SMALL = {
@@ -190,7 +190,9 @@ def test_plain_weights_that_are_a_pickle_do_not_bring_a_second_unet(
 
 
 def test_a_download_goes_on_where_it_ended(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("openmarigold.hub_download._MAX_STALLS", -1)  # the first end of a connection is the last
+    monkeypatch.setattr(
+        "openmarigold.checkpoints.hub_download._MAX_STALLS", -1
+    )  # the first end of a connection is the last
     hub.drop_after = 5000
     with pytest.raises(CheckpointError, match=r"stopped at .* what has arrived is kept: run the command again"):
         read()

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openmarigold import image as image_module
-from openmarigold import pixels as pixels_module
 from openmarigold.errors import ImageError, InvalidValueError, OpenMarigoldError
-from openmarigold.exr import write_exr
-from openmarigold.hdr import tone_map
-from openmarigold.image import as_rgb, pad_to_multiple, processing_size, read_rgb, resize, rgb_to_planes, unpad
+from openmarigold.images import photo as image_module
+from openmarigold.images import pixels as pixels_module
+from openmarigold.images.exr import write_exr
+from openmarigold.images.hdr import tone_map
+from openmarigold.images.photo import as_rgb, pad_to_multiple, processing_size, read_rgb, resize, rgb_to_planes, unpad
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
@@ -29,15 +29,15 @@ def saved(tmp_path, image: Image.Image, name: str = "photo.png", **options):
     return path
 
 
-def png_of_16_bits(pixels: np.ndarray, colour_type: int) -> bytes:
-    """PNG file of uint16 [h w c], which Pillow cannot write: colour type 2 = RGB, 6 = RGB and alpha."""
+def png_of_16_bits(pixels: np.ndarray, color_type: int) -> bytes:
+    """PNG file of uint16 [h w c], which Pillow cannot write: color type 2 = RGB, 6 = RGB and alpha."""
     height, width, _ = pixels.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
 
@@ -116,21 +116,21 @@ def test_damaged_exif_does_not_cost_the_photo(tmp_path):
     np.testing.assert_array_equal(read_rgb(path), RGB)
 
 
-@pytest.mark.parametrize("name", ["grey.png", "grey.tif"])
-def test_16_bit_grey_is_rescaled_not_clipped(tmp_path, name):
+@pytest.mark.parametrize("name", ["gray.png", "gray.tif"])
+def test_16_bit_gray_is_rescaled_not_clipped(tmp_path, name):
     values = np.array([[0, 256, 257, 1000, 32768, 65535]], dtype=np.uint16)
     rgb = read_rgb(saved(tmp_path, Image.fromarray(values), name))
     assert rgb[0, :, 0].tolist() == np.rint(values[0] / 257).tolist() == [0, 1, 1, 4, 128, 255]
     assert (rgb == rgb[..., :1]).all()
 
 
-def test_16_bit_colour_is_rescaled(tmp_path):
+def test_16_bit_color_is_rescaled(tmp_path):
     pixels = np.random.default_rng(1).integers(0, 65536, (4, 5, 3), dtype=np.uint16)
     (tmp_path / "deep.png").write_bytes(png_of_16_bits(pixels, 2))
     np.testing.assert_allclose(read_rgb(tmp_path / "deep.png"), pixels / 257, atol=1.0)
 
 
-def test_16_bit_grey_is_turned_upright_too(tmp_path):
+def test_16_bit_gray_is_turned_upright_too(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     values = np.arange(6, dtype=np.uint16).reshape(2, 3) * 257
@@ -156,7 +156,7 @@ def test_palette_with_transparency(tmp_path):
     assert transparent.tolist() == [[[255, 0, 0], [255, 255, 255], [0, 0, 255]]]
 
 
-def test_colour_key_transparency(tmp_path):
+def test_color_key_transparency(tmp_path):
     image = Image.fromarray(np.array([[[1, 2, 3], [4, 5, 6]]], dtype=np.uint8))
     assert read_rgb(saved(tmp_path, image, transparency=(1, 2, 3)))[0].tolist() == [[255, 255, 255], [4, 5, 6]]
 
@@ -231,10 +231,10 @@ def test_damaged_files_never_raise_anything_else(tmp_path, kind):
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA"])
 def test_icc_profiles_lead_to_srgb(tmp_path, mode):
-    grey = Image.new("L", (3, 2), 55)
-    grey = grey.convert("RGB").quantize() if mode == "P" else grey.convert(mode)
+    gray = Image.new("L", (3, 2), 55)
+    gray = gray.convert("RGB").quantize() if mode == "P" else gray.convert(mode)
     space = b"GRAY" if mode in ("L", "LA") else b"RGB "
-    path = saved(tmp_path, grey, icc_profile=icc_profile(1.0, space=space))
+    path = saved(tmp_path, gray, icc_profile=icc_profile(1.0, space=space))
     linear = 55 / 255
     expected = round(255 * (1.055 * linear ** (1 / 2.4) - 0.055))
     np.testing.assert_allclose(read_rgb(path), expected, atol=1)
@@ -251,16 +251,16 @@ def test_the_background_can_be_chosen(tmp_path):
     for image in (path, Image.fromarray(pixels), pixels):
         assert as_rgb(image, background="#102030").tolist() == [[[10, 20, 30], [16, 32, 48]]]
         assert as_rgb(image, background="black")[0, 1].tolist() == [0, 0, 0]
-    with pytest.raises(InvalidValueError, match="background='blak' is not a colour; use a name as in CSS"):
+    with pytest.raises(InvalidValueError, match="background='blak' is not a color; use a name as in CSS"):
         read_rgb(path, background="blak")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "CMYK", "I;16", "1"])
 def test_strips_change_nothing(monkeypatch, orientation, mode):
-    colours = np.random.default_rng(5).integers(0, 256, (7, 11, 3), dtype=np.uint8)
-    image = Image.fromarray(colours)
-    image = Image.fromarray(colours[..., 0].astype(np.uint16) * 200) if mode == "I;16" else image.convert(mode)
+    colors = np.random.default_rng(5).integers(0, 256, (7, 11, 3), dtype=np.uint8)
+    image = Image.fromarray(colors)
+    image = Image.fromarray(colors[..., 0].astype(np.uint16) * 200) if mode == "I;16" else image.convert(mode)
     image.getexif()[0x0112] = orientation
     at_once = as_rgb(image)
     assert at_once.shape[:2] == ((7, 11) if orientation < 5 else (11, 7))
@@ -281,7 +281,7 @@ def tiff_of_three_channels(pixels: np.ndarray) -> bytes:
     return struct.pack("<2sHI", b"II", 42, 8 + len(body)) + body + directory
 
 
-def test_16_bit_colour_in_tiff(tmp_path):
+def test_16_bit_color_in_tiff(tmp_path):
     pixels = np.random.default_rng(1).integers(0, 65536, (4, 5, 3), dtype=np.uint16)
     (tmp_path / "deep.tif").write_bytes(tiff_of_three_channels(pixels))
     np.testing.assert_allclose(read_rgb(tmp_path / "deep.tif"), pixels / 257, atol=1.0)
@@ -303,7 +303,7 @@ def test_tone_mapping_does_not_depend_on_the_unit_of_light(factor):
     np.testing.assert_allclose(tone_map(LIGHT * np.float32(factor)), picture, atol=1)
 
 
-def test_tone_mapping_keeps_the_order_of_greys_and_survives_anything():
+def test_tone_mapping_keeps_the_order_of_grays_and_survives_anything():
     ramp = np.repeat(np.geomspace(1e-3, 1e3, 64, dtype=np.float32)[None, :, None], 3, axis=2)
     levels = tone_map(ramp)[0].astype(int)
     assert (levels == levels[:, :1]).all()
@@ -316,17 +316,17 @@ def test_tone_mapping_keeps_the_order_of_greys_and_survives_anything():
 
 
 def test_exr_pictures(tmp_path):
-    colours = dict(zip("RGB", np.moveaxis(LIGHT, -1, 0), strict=True))
-    write_exr(tmp_path / "plain.exr", colours, {})
+    colors = dict(zip("RGB", np.moveaxis(LIGHT, -1, 0), strict=True))
+    write_exr(tmp_path / "plain.exr", colors, {})
     np.testing.assert_array_equal(read_rgb(tmp_path / "plain.exr"), tone_map(LIGHT))
-    layered = {f"beauty.{name}": values for name, values in colours.items()} | {"Z": LIGHT[..., 0]}
+    layered = {f"beauty.{name}": values for name, values in colors.items()} | {"Z": LIGHT[..., 0]}
     write_exr(tmp_path / "layered.exr", layered, {})
     np.testing.assert_array_equal(read_rgb(tmp_path / "layered.exr"), tone_map(LIGHT))
-    write_exr(tmp_path / "grey.exr", {"Y": LIGHT[..., 0]}, {})
-    np.testing.assert_array_equal(read_rgb(tmp_path / "grey.exr"), tone_map(np.repeat(LIGHT[..., :1], 3, axis=2)))
+    write_exr(tmp_path / "gray.exr", {"Y": LIGHT[..., 0]}, {})
+    np.testing.assert_array_equal(read_rgb(tmp_path / "gray.exr"), tone_map(np.repeat(LIGHT[..., :1], 3, axis=2)))
     alpha = np.ones(LIGHT.shape[:2], np.float32)
     alpha[:4] = 0
-    premultiplied = {name: values * alpha for name, values in colours.items()}
+    premultiplied = {name: values * alpha for name, values in colors.items()}
     write_exr(tmp_path / "alpha.exr", {**premultiplied, "A": alpha}, {})
     assert (read_rgb(tmp_path / "alpha.exr", background="#102030")[:4] == [16, 32, 48]).all()
     write_exr(tmp_path / "depth.exr", {"Z": LIGHT[..., 0]}, {})
@@ -410,7 +410,7 @@ def test_exr_without_its_extra(tmp_path, monkeypatch):
 
 
 def test_the_first_of_several_frames(tmp_path):
-    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "lime", "blue")]
+    frames = [Image.new("RGB", (8, 6), color) for color in ("red", "lime", "blue")]
     for name in ("film.gif", "film.webp", "pages.tif"):
         said: list[str] = []
         options = {"lossless": True} if name.endswith("webp") else {}
@@ -467,10 +467,10 @@ def test_as_rgb_takes_paths_images_and_arrays(tmp_path):
         np.testing.assert_array_equal(as_rgb(image), RGB)
 
 
-def test_as_rgb_of_grey_arrays_and_of_float32():
-    grey = RGB[..., 0]
-    for image in (grey, grey[..., None], np.float32(grey / 255.0)):
-        np.testing.assert_array_equal(as_rgb(image), np.stack([grey] * 3, axis=-1))
+def test_as_rgb_of_gray_arrays_and_of_float32():
+    gray = RGB[..., 0]
+    for image in (gray, gray[..., None], np.float32(gray / 255.0)):
+        np.testing.assert_array_equal(as_rgb(image), np.stack([gray] * 3, axis=-1))
 
 
 def test_as_rgb_returns_a_copy():

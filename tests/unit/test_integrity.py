@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from openmarigold.backbone import load_unet, load_vae
-from openmarigold.checkpoint import read_checkpoint
+from openmarigold.checkpoints.checkpoint import read_checkpoint
+from openmarigold.checkpoints.integrity import describe, verify, write_sums
 from openmarigold.errors import CheckpointError
-from openmarigold.integrity import describe, verify, write_sums
+from openmarigold.networks.backbone import load_unet, load_vae
 from tiny import edit_json
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -53,18 +53,18 @@ def test_onnx_export_states_the_parameters(onnx_checkpoint: Path, tiny_checkpoin
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "licence"),
+    ("file", "text", "license"),
     [
         ("README.md", "---\ntags:\n- depth\nlicense: apache-2.0\n---\n# A model\n", "apache-2.0"),
         ("README.md", "# A model\nlicense: none of this is front matter\n", None),
         ("LICENSE.txt", "Do what you want.", "see LICENSE.txt"),
     ],
 )
-def test_licence_when_stated(copied: Path, file: str, text: str, licence: str | None) -> None:
+def test_license_when_stated(copied: Path, file: str, text: str, license: str | None) -> None:
     (copied / file).write_text(text)
-    assert describe(read_checkpoint(copied))["licence"] == licence
+    assert describe(read_checkpoint(copied))["license"] == license
     edit_json(copied / "model_index.json", license="openrail++")
-    assert describe(read_checkpoint(copied))["licence"] == "openrail++"
+    assert describe(read_checkpoint(copied))["license"] == "openrail++"
 
 
 def test_intact_checkpoints_have_no_problems(copied: Path, onnx_checkpoint: Path) -> None:

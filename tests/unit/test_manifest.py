@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from openmarigold.errors import OutputError
-from openmarigold.manifest import Manifest
+from openmarigold.results.manifest import Manifest
 
 REQUEST = {"seed": 1, "background": "white"}
 

@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openmarigold.batch import predict_files
 from openmarigold.cli.terminal import progress_bar, say
 from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import ImageError, InvalidValueError
-from openmarigold.exr import write_exr
-from openmarigold.hdr import tone_map
-from openmarigold.image import as_rgb, read_rgb
-from openmarigold.kinds import image_suffixes, url_in
+from openmarigold.images.exr import write_exr
+from openmarigold.images.hdr import tone_map
+from openmarigold.images.kinds import image_suffixes, url_in
+from openmarigold.images.photo import as_rgb, read_rgb
 from openmarigold.printing import printable, quoted_logger
+from openmarigold.results.run import predict_files
 from picture_files import png_file
 
 RNG = np.random.default_rng(0)
@@ -32,7 +32,7 @@ RGB = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
-def test_transparent_grey_in_png(tmp_path, bits):
+def test_transparent_gray_in_png(tmp_path, bits):
     samples = RNG.integers(0, 2**bits, (5, 7, 1))
     samples[1, 2] = key = 2**bits - 1
     samples[samples == key - 1] = 0
@@ -40,8 +40,8 @@ def test_transparent_grey_in_png(tmp_path, bits):
         samples[3, 3] = key - 1  # the same in 8 bits, and not transparent
     content = png_file(samples, bits=bits, color_type=0, chunks=[(b"tRNS", struct.pack(">H", key))])
     (tmp_path / "key.png").write_bytes(content)
-    grey = np.rint(samples * (255 / (2**bits - 1))).astype(int).repeat(3, axis=2)
-    expected = np.where(samples == key, [0, 0, 200], grey)
+    gray = np.rint(samples * (255 / (2**bits - 1))).astype(int).repeat(3, axis=2)
+    expected = np.where(samples == key, [0, 0, 200], gray)
     np.testing.assert_array_equal(read_rgb(tmp_path / "key.png", background="#0000c8"), expected)
     np.testing.assert_array_equal(as_rgb(Image.open(io.BytesIO(content)), background="#0000c8"), expected)
 

@@ -376,7 +376,7 @@ def test_photos_that_go_together_have_their_own_depth(
     assert min(np.abs(a.depth - b.depth).mean() for a, b in itertools.combinations(together[::4], 2)) > 0.01
 
 
-def test_neighbours_fill_batches(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neighbors_fill_batches(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     own = predictor.engine
     photos = [make_photo(*size, seed=seed) for seed, size in enumerate((A, A, B, A, C, D, B))]
 

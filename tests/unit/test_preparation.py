@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openmarigold.data.hypersim import FOCAL_PX, SPLIT_CSV, HypersimReader, millimetres, tone_map
 from openmarigold.data.preparation import Checks, FrameDefectError, plane_depth, prepare
 from openmarigold.data.preview import write_preview
-from openmarigold.data.rgbd_folder import FolderReader, read_config
+from openmarigold.data.readers.hypersim import FOCAL_PX, SPLIT_CSV, HypersimReader, millimeters, tone_map
+from openmarigold.data.readers.rgbd_folder import FolderReader, read_config
+from openmarigold.data.readers.vkitti2 import VirtualKitti2Reader, choose_variants, kitti_crop
 from openmarigold.data.shards import ShardedDataset
 from openmarigold.data.verification import verify
-from openmarigold.data.vkitti2 import VirtualKitti2Reader, choose_variants, kitti_crop
 from openmarigold.errors import DataError, InvalidValueError, OpenMarigoldError
 from raw_data import (
     FOCAL_PX as SMALL_FOCAL_PX,
@@ -53,7 +53,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_tone_map_by_hand() -> None:
-    # 11 valid greys 0, 0.1 ... 1.0: the 90th percentile is the tenth, 0.9, and becomes 0.8.
+    # 11 valid grays 0, 0.1 ... 1.0: the 90th percentile is the tenth, 0.9, and becomes 0.8.
     values = np.array([0.1 * number for number in range(11)] + [50.0], dtype=np.float32)
     valid_mask = np.array([[True] * 11 + [False]])
     rgb = tone_map(values[None, :, None].repeat(3, axis=2), valid_mask)
@@ -65,26 +65,26 @@ def test_tone_map_by_hand() -> None:
 
 
 def test_brightness_weighs_the_channels() -> None:
-    colour = np.zeros((1, 4, 3), dtype=np.float32)
-    colour[..., 1] = 0.5  # brightness 0.59 * 0.5, so green becomes 0.8 / 0.59 ** (1 / 2.2) > 1
-    assert tone_map(colour, np.ones((1, 4), dtype=bool))[0, 0].tolist() == [0, 255, 0]
-    colour[..., 0] = 0.5  # brightness 0.89 * 0.5
+    color = np.zeros((1, 4, 3), dtype=np.float32)
+    color[..., 1] = 0.5  # brightness 0.59 * 0.5, so green becomes 0.8 / 0.59 ** (1 / 2.2) > 1
+    assert tone_map(color, np.ones((1, 4), dtype=bool))[0, 0].tolist() == [0, 255, 0]
+    color[..., 0] = 0.5  # brightness 0.89 * 0.5
     expected = math.floor(255 * 0.8 / 0.89 ** (1 / 2.2))
-    assert tone_map(colour, np.ones((1, 4), dtype=bool))[0, 0].tolist() == [expected, expected, 0]
+    assert tone_map(color, np.ones((1, 4), dtype=bool))[0, 0].tolist() == [expected, expected, 0]
 
 
 def test_exposure_of_the_dark_of_nothing_and_of_lamps() -> None:
-    colour = np.full((2, 10, 3), 1e-5, dtype=np.float32)
-    assert tone_map(colour, np.ones((2, 10), dtype=bool)).max() == 0  # too dark to be exposed
-    grey = np.full((2, 10, 3), 0.5, dtype=np.float32)
-    assert tone_map(grey, np.zeros((2, 10), dtype=bool))[0, 0, 0] == math.floor(255 * 0.5 ** (1 / 2.2))
-    grey[0, 0] = np.inf
-    assert tone_map(grey, np.ones((2, 10), dtype=bool))[0, 0].tolist() == [255] * 3
-    grey[0, 0] = -1.0
-    assert tone_map(grey, np.ones((2, 10), dtype=bool))[0, 0].tolist() == [0] * 3
-    grey[:] = np.inf
+    color = np.full((2, 10, 3), 1e-5, dtype=np.float32)
+    assert tone_map(color, np.ones((2, 10), dtype=bool)).max() == 0  # too dark to be exposed
+    gray = np.full((2, 10, 3), 0.5, dtype=np.float32)
+    assert tone_map(gray, np.zeros((2, 10), dtype=bool))[0, 0, 0] == math.floor(255 * 0.5 ** (1 / 2.2))
+    gray[0, 0] = np.inf
+    assert tone_map(gray, np.ones((2, 10), dtype=bool))[0, 0].tolist() == [255] * 3
+    gray[0, 0] = -1.0
+    assert tone_map(gray, np.ones((2, 10), dtype=bool))[0, 0].tolist() == [0] * 3
+    gray[:] = np.inf
     with pytest.raises(FrameDefectError, match="not finite"):
-        tone_map(grey, np.ones((2, 10), dtype=bool))
+        tone_map(gray, np.ones((2, 10), dtype=bool))
 
 
 def test_plane_depth_by_hand() -> None:
@@ -97,10 +97,10 @@ def test_plane_depth_by_hand() -> None:
     assert depth[383, 511] == pytest.approx(10 * 886.81 / math.sqrt(0.25 + 0.25 + 886.81**2), rel=1e-6)
 
 
-def test_millimetres_are_cut_and_do_not_wrap_around() -> None:
+def test_millimeters_are_cut_and_do_not_wrap_around() -> None:
     depth = np.array([[1.2349, 65.5351, 66.0, 400.0, np.nan, np.inf, -1.0, 2.0]])
     valid_mask = np.array([[True] * 7 + [False]])
-    assert millimetres(depth, valid_mask).tolist() == [[1234, 65535, 65535, 65535, 0, 0, 0, 0]]
+    assert millimeters(depth, valid_mask).tolist() == [[1234, 65535, 65535, 65535, 0, 0, 0, 0]]
 
 
 def test_kitti_crop() -> None:
@@ -147,10 +147,10 @@ def test_good_frames_pass_and_each_bad_one_is_named(hypersim: Path, tmp_path: Pa
 def test_a_frame_is_what_the_formulas_say(hypersim: Path, tmp_path: Path) -> None:
     prepare(hypersim_reader(hypersim), tmp_path)
     data = ShardedDataset(tmp_path)
-    colour, distance, entity = hypersim_arrays(0, SIZE)
+    color, distance, entity = hypersim_arrays(0, SIZE)
     sample = data.read(0)
     valid_mask = entity != -1
-    np.testing.assert_array_equal(sample.rgb, tone_map(colour.astype(np.float32), valid_mask))
+    np.testing.assert_array_equal(sample.rgb, tone_map(color.astype(np.float32), valid_mask))
     assert sample.depth is not None and sample.kind == "rooms"
     x, y = 31.5 - 16, 20.5 - 12
     exact = float(distance[20, 31]) * 27.7 / math.sqrt(x**2 + y**2 + 27.7**2)
@@ -159,7 +159,7 @@ def test_a_frame_is_what_the_formulas_say(hypersim: Path, tmp_path: Path) -> Non
     holes, far = data.read(1).depth, data.read(2).depth
     assert holes is not None and far is not None
     assert (holes[10:12] == 0).all() and (holes[12:] > 0).all()
-    # 300 m is beyond 16 bits of millimetres, and stays far.
+    # 300 m is beyond 16 bits of millimeters, and stays far.
     assert far[20, -1] == np.float32(65.535) and data.valid_range == (1e-5, 65.0)
     assert data.info(1)["non_finite_depth"] == 64
     assert data.info(0)["intrinsics"] == {"fx": 27.7, "fy": 27.7, "cx": 16.0, "cy": 12.0}
@@ -250,7 +250,7 @@ def test_street_frames_pass_and_each_bad_one_is_named(vkitti2: Path, tmp_path: P
     assert found == {name.format(number): reason for number, reason in VKITTI2_DEFECTS.items()}
     assert notes == ["Scene02 has 10 frames a camera here, 233 in the full set"]
     sample = data.read(0)
-    # Crop, centimetres, and the sky as the far plane: outside the range that training uses, and not "no depth".
+    # Crop, centimeters, and the sky as the far plane: outside the range that training uses, and not "no depth".
     codes = vkitti2_codes(0)[23:375, 13:1229]
     np.testing.assert_allclose(sample.depth, codes / 100, rtol=1e-6)
     assert sample.depth is not None and sample.depth[0, 0] == np.float32(655.35) and data.valid_range == (1e-5, 80.0)
@@ -311,7 +311,7 @@ def write_folder(folder: Path, config: str) -> Path:
     rng = np.random.default_rng(3)
     for scene in ("hall", "kitchen 1"):
         for number in range(3):
-            path = folder / scene / "colour" / f"{number}.jpg"
+            path = folder / scene / "color" / f"{number}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)).save(path)
             codes = (1000 + 10 * np.arange(192) + 100 * number).reshape(12, 16)
@@ -322,22 +322,22 @@ def write_folder(folder: Path, config: str) -> Path:
                 if suffix == "png":
                     Image.fromarray(codes.astype(np.uint16)).save(target)
                 else:
-                    metres = (codes / 1000).astype(np.float32)
-                    metres[0, :3] = [np.nan, np.inf, -1]
-                    np.save(target, metres[None])
+                    meters = (codes / 1000).astype(np.float32)
+                    meters[0, :3] = [np.nan, np.inf, -1]
+                    np.save(target, meters[None])
     (folder / "dataset.toml").write_text(config)
     return folder
 
 
 PNG = """
 name = "mine"
-rgb = "{place}/colour/{frame}.jpg"
+rgb = "{place}/color/{frame}.jpg"
 depth = "{place}/depth/{frame}.png"
-metres_per_unit = 0.002
+meters_per_unit = 0.002
 kind = "rooms"
 scene = "{place}"
 invalid = [9999]
-licence = "CC0"
+license = "CC0"
 """
 
 
@@ -356,9 +356,9 @@ def test_png_folder_keeps_codes_and_jpeg_files(tmp_path: Path) -> None:
     depth = data.read(1).depth
     assert depth is not None and depth[0, :2].tolist() == [0, 0]
     assert depth[1, 0] == np.float32(0.002 * (1000 + 160 + 100))
-    assert data.encoding.metres_per_unit == 0.002
-    assert data.member(0, "rgb") == (source / "hall" / "colour" / "0.jpg").read_bytes()
-    listed = prepare_folder(source, tmp_path / "listed", listed=["hall/colour/2.jpg hall/depth/2.png"])
+    assert data.encoding.meters_per_unit == 0.002
+    assert data.member(0, "rgb") == (source / "hall" / "color" / "0.jpg").read_bytes()
+    listed = prepare_folder(source, tmp_path / "listed", listed=["hall/color/2.jpg hall/depth/2.png"])
     assert listed.keys == ["hall-2"]
 
 
@@ -388,17 +388,17 @@ def test_log_codes_of_a_range(tmp_path: Path) -> None:
 
 def test_exr_depth(tmp_path: Path) -> None:
     pytest.importorskip("OpenEXR")
-    from openmarigold.exr import write_exr
+    from openmarigold.images.exr import write_exr
 
-    source = write_folder(tmp_path / "in", PNG.replace(".png", ".exr").replace("metres_per_unit = 0.002\n", ""))
-    metres = np.linspace(1, 4, 192, dtype=np.float32).reshape(12, 16)
+    source = write_folder(tmp_path / "in", PNG.replace(".png", ".exr").replace("meters_per_unit = 0.002\n", ""))
+    meters = np.linspace(1, 4, 192, dtype=np.float32).reshape(12, 16)
     for path in sorted(source.rglob("*.npy")):
-        write_exr(path.with_suffix(".exr"), {"Z": metres}, {})
+        write_exr(path.with_suffix(".exr"), {"Z": meters}, {})
     (source / "hall" / "depth" / "1.exr").write_bytes(b"nothing")
-    write_exr(source / "hall" / "depth" / "2.exr", {"R": metres, "G": metres}, {})
+    write_exr(source / "hall" / "depth" / "2.exr", {"R": meters, "G": meters}, {})
     data = prepare_folder(source, tmp_path / "out")
     assert data.keys == ["hall-0", "kitchen-1-0", "kitchen-1-1", "kitchen-1-2"]
-    np.testing.assert_array_equal(data.read(0).depth, metres)
+    np.testing.assert_array_equal(data.read(0).depth, meters)
     assert [row["reason"] for row in rejections(tmp_path / "out")] == ["damaged", "wrong format"]
 
 
@@ -415,22 +415,22 @@ def test_defects_of_any_folder(tmp_path: Path) -> None:
     assert data.keys == ["kitchen-1-2"]
     found = {row["name"]: row["reason"] for row in rejections(tmp_path / "out")}
     assert found == {
-        "hall/colour/0.jpg": "truncated",
-        "hall/colour/1.jpg": "missing file",
-        "hall/colour/2.jpg": "wrong format",
-        "kitchen 1/colour/0.jpg": "wrong size",
-        "kitchen 1/colour/1.jpg": "wrong format",
+        "hall/color/0.jpg": "truncated",
+        "hall/color/1.jpg": "missing file",
+        "hall/color/2.jpg": "wrong format",
+        "kitchen 1/color/0.jpg": "wrong size",
+        "kitchen 1/color/1.jpg": "wrong format",
     }
 
 
 def test_other_photos_become_png_and_keys_are_unique(tmp_path: Path) -> None:
-    config = PNG.replace("{place}/colour/{frame}.jpg", "{place}/colour/{path}.png").replace("{frame}", "{path}")
+    config = PNG.replace("{place}/color/{frame}.jpg", "{place}/color/{path}.png").replace("{frame}", "{path}")
     source = write_folder(tmp_path / "in", config)
-    colour = source / "hall" / "colour"
+    color = source / "hall" / "color"
     pixels = np.arange(12 * 16 * 4, dtype=np.uint8).reshape(12, 16, 4)
     for name in ("a b", "a-b", "deep/er"):
-        (colour / name).parent.mkdir(exist_ok=True)
-        Image.fromarray(pixels).save(colour / f"{name}.png")
+        (color / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(color / f"{name}.png")
         (source / "hall" / "depth" / name).parent.mkdir(exist_ok=True)
         (source / "hall" / "depth" / f"{name}.png").write_bytes((source / "hall" / "depth" / "0.png").read_bytes())
     data = prepare_folder(source, tmp_path / "out")
@@ -441,8 +441,8 @@ def test_other_photos_become_png_and_keys_are_unique(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("colour = 1", "unknown key colour; accepted: name"),
-        ("licens = 'x'", "unknown key licens; did you mean licence"),
+        ("color = 1", "unknown key color; accepted: name"),
+        ("licens = 'x'", "unknown key licens; did you mean license"),
         ("fx = 'wide'", "fx='wide' must be a number"),
         ("max_depth = true", "max_depth=True must be a number"),
         ("scene = 3", "scene=3 must be a text"),
@@ -452,7 +452,7 @@ def test_other_photos_become_png_and_keys_are_unique(tmp_path: Path) -> None:
         ("encoding = 'log'", "needs max_depth"),
         ("encoding = 'zip'", "must be auto, log or float32"),
         ("kind = '{type}'", "kind has the field 'type', which rgb="),
-        ("metres_per_unit = 0", "metres_per_unit is needed"),
+        ("meters_per_unit = 0", "meters_per_unit is needed"),
         ("min_depth = 3.0\nmax_depth = 2.0", "below max_depth"),
         ("rgb = 'one.jpg'", "has no field"),
         ("depth = '{frame}.tiff'", "must end in one of .png, .npy, .exr"),
@@ -475,7 +475,7 @@ def test_missing_toml_and_patterns_that_fit_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="rgb is missing"):
         read_config(tmp_path / "dataset.toml")
     source = write_folder(tmp_path / "in", PNG.replace(".jpg", ".jpeg"))
-    with pytest.raises(DataError, match=r"has no file like rgb='\{place\}/colour/\{frame\}\.jpeg'; it holds dataset"):
+    with pytest.raises(DataError, match=r"has no file like rgb='\{place\}/color/\{frame\}\.jpeg'; it holds dataset"):
         prepare_folder(source, tmp_path / "out")
     source = write_folder(tmp_path / "in", PNG)
     with pytest.raises(DataError, match=r"'a\.jpg' is not like rgb="):
@@ -579,7 +579,7 @@ def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "raw", PNG)
     hall = source / "hall"
     name = os.fsdecode(b"caf\xe9\n")
-    (hall / "colour/0.jpg").rename(hall / f"colour/{name}.jpg")
+    (hall / "color/0.jpg").rename(hall / f"color/{name}.jpg")
     (hall / "depth/0.png").rename(hall / f"depth/{name}.png")
     prepared = prepare_folder(source, tmp_path / "out")
     assert len(prepared) == 6

@@ -96,7 +96,7 @@ def test_a_prediction_keeps_to_itself(tmp_path: Path) -> None:
 
 def test_a_prediction_with_a_color_map_of_matplotlib_keeps_to_itself(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    predict_watched(tmp_path, "--colour-map", "viridis")
+    predict_watched(tmp_path, "--color-map", "viridis")
 
 
 def test_importing_the_libraries_through_us_reports_nothing(tmp_path: Path) -> None:

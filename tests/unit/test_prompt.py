@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from openmarigold.checkpoint import EMBEDDING_FILE, cached_embedding_path, read_checkpoint
+from openmarigold.checkpoints.checkpoint import EMBEDDING_FILE, cached_embedding_path, read_checkpoint
+from openmarigold.checkpoints.hashes import checkpoint_sha256
 from openmarigold.errors import CheckpointError
-from openmarigold.prompt import load_empty_prompt_embedding, write_constant_text_encoder, write_embedding
-from openmarigold.provenance import checkpoint_sha256
+from openmarigold.networks.prompt import load_empty_prompt_embedding, write_constant_text_encoder, write_embedding
 from tiny import add_text_encoder, edit_json
 
 

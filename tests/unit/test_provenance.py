@@ -9,17 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from openmarigold import provenance
-from openmarigold.checkpoint import read_checkpoint
+from openmarigold import files
+from openmarigold.checkpoints.checkpoint import read_checkpoint
+from openmarigold.checkpoints.hashes import checkpoint_sha256
 from openmarigold.config import OutputConfig
 from openmarigold.errors import ImageError, InvalidValueError
-from openmarigold.export import write_prediction
 from openmarigold.files import file_sha256
-from openmarigold.manifest import Manifest
-from openmarigold.prompt import load_empty_prompt_embedding
-from openmarigold.provenance import checkpoint_sha256, is_result, read_provenance
+from openmarigold.networks.prompt import load_empty_prompt_embedding
+from openmarigold.results.manifest import Manifest
+from openmarigold.results.provenance import is_result, read_provenance
+from openmarigold.results.writers import write_prediction
 from tiny import add_text_encoder
 
 DEPTH = np.linspace(0.0, 1.0, 12, dtype=np.float32).reshape(3, 4)
@@ -61,9 +63,9 @@ def test_large_files_are_hashed_once(tmp_path, monkeypatch, onnx_checkpoint):
     plain = checkpoint_sha256(read_checkpoint(copy))
     assert not (tmp_path / "cache").exists(), "small files are not worth an entry"
 
-    monkeypatch.setattr(provenance, "CACHE_FROM_BYTES", 0)
+    monkeypatch.setattr(files, "REMEMBERED_FROM_BYTES", 0)
     hashed: list[Path] = []
-    monkeypatch.setattr(provenance, "file_sha256", lambda path: hashed.append(path) or file_sha256(path))
+    monkeypatch.setattr(files, "file_sha256", lambda path: hashed.append(path) or file_sha256(path))
     assert checkpoint_sha256(read_checkpoint(copy)) == plain
     assert len(hashed) == len(list((tmp_path / "cache" / "sha256").iterdir())) == 4
     hashed.clear()
@@ -86,7 +88,7 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(tmp_path, monkeyp
     (tmp_path / "cache").write_text("no folder")
     monkeypatch.setenv("OPENMARIGOLD_CACHE_DIR", str(tmp_path / "cache"))
     plain = checkpoint_sha256(read_checkpoint(onnx_checkpoint))
-    monkeypatch.setattr(provenance, "CACHE_FROM_BYTES", 0)
+    monkeypatch.setattr(files, "REMEMBERED_FROM_BYTES", 0)
     assert checkpoint_sha256(read_checkpoint(onnx_checkpoint)) == plain
 
 
@@ -143,9 +145,9 @@ def test_a_large_result_is_read_without_a_warning_and_a_bomb_refused(tmp_path, m
     (path,) = write_prediction(
         DEPTH, output_dir=tmp_path, stem="cat", output=OutputConfig(format=("png",)), provenance=RECORD
     )[:1]
-    monkeypatch.setattr(provenance.Image, "MAX_IMAGE_PIXELS", 8)  # of 12: Pillow warns
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8)  # of 12: Pillow warns
     assert read_provenance(path)["seed"] == 7
-    monkeypatch.setattr(provenance.Image, "MAX_IMAGE_PIXELS", 3)  # and refuses
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3)  # and refuses
     with pytest.raises(ImageError, match=r"cat_depth\.png is damaged or cannot be read"):
         read_provenance(path)
 

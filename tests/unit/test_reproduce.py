@@ -8,8 +8,8 @@ import pytest
 
 from benchmark_data import make_depth, make_diode, make_eth3d, make_nyuv2_extracted, make_scannet
 from openmarigold.config import PredictConfig
-from openmarigold.data.benchmarks import BENCHMARKS
 from openmarigold.errors import CheckpointError, DataError, InvalidValueError
+from openmarigold.evaluation.benchmarks import BENCHMARKS
 from openmarigold.evaluation.published import TABLES, Cell, PaperTable
 from openmarigold.evaluation.reproduce import find_table, parse_checkpoints, reproduce
 

@@ -26,7 +26,7 @@ from openmarigold.data.statistics import dataset_statistics
 from openmarigold.errors import DataError
 from training_data import write_training_data
 
-LINEAR = DepthEncoding(kind="linear", metres_per_unit=0.001)
+LINEAR = DepthEncoding(kind="linear", meters_per_unit=0.001)
 LOG = DepthEncoding(kind="log", near=0.1, far=100.0, levels=4095)
 FLOAT = DepthEncoding(kind="float32")
 
@@ -70,25 +70,25 @@ def write_five(folder: Path, *, encoding: DepthEncoding = LINEAR) -> ShardedData
     writer.write(2, [new_sample(2, kind="street"), Rejection(name="y", reason="not listed", is_error=False)])
     last = new_sample(4, rgb=jpeg(make_photo(10, 9)))
     writer.write(3, iter([new_sample(3), last]))
-    writer.finish(4, {"licence": "CC0"})
+    writer.finish(4, {"license": "CC0"})
     return ShardedDataset(folder)
 
 
 def test_codes_by_hand() -> None:
     depth = np.array([[0, 0.001, 1.2344, 65.535]], dtype=np.float32)
     np.testing.assert_array_equal(LINEAR.codes(depth), [[0, 1, 1234, 65535]])
-    np.testing.assert_array_equal(LINEAR.metres(LINEAR.codes(depth)), np.float32([[0, 0.001, 1.234, 65.535]]))
+    np.testing.assert_array_equal(LINEAR.meters(LINEAR.codes(depth)), np.float32([[0, 0.001, 1.234, 65.535]]))
     # 0.1 m * 1000 ** (code / 4095): 100 m is the last code, sqrt(1000) * 0.1 m the middle.
     depth = np.array([[0, 0.1 * 1000 ** (1 / 4095), 0.1 * 1000**0.5, 100]], dtype=np.float32)
     assert LOG.codes(depth)[0, [0, 1, 3]].tolist() == [0, 1, 4095]
-    np.testing.assert_allclose(LOG.metres(LOG.codes(depth)), depth, rtol=0.00085)
-    assert LOG.metres(np.array([[0]], dtype=np.uint16))[0, 0] == 0
+    np.testing.assert_allclose(LOG.meters(LOG.codes(depth)), depth, rtol=0.00085)
+    assert LOG.meters(np.array([[0]], dtype=np.uint16))[0, 0] == 0
 
 
-@pytest.mark.parametrize("encoding", [LINEAR, DepthEncoding(kind="linear", metres_per_unit=0.01), LOG])
+@pytest.mark.parametrize("encoding", [LINEAR, DepthEncoding(kind="linear", meters_per_unit=0.01), LOG])
 def test_every_code_survives_a_round_trip(encoding: DepthEncoding) -> None:
     codes = np.arange(encoding.levels + 1 if encoding.kind == "log" else 65536, dtype=np.uint16)[None]
-    np.testing.assert_array_equal(encoding.codes(encoding.metres(codes)), codes)
+    np.testing.assert_array_equal(encoding.codes(encoding.meters(codes)), codes)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0, 65.6, 0.0001])
@@ -144,7 +144,7 @@ def test_shards_are_plain_tars_and_the_index_is_right(tmp_path: Path) -> None:
         "defective": {"truncated": 1},
         "left_out": {"not listed": 1},
     }
-    assert data.manifest["licence"] == "CC0" and data.manifest["split"] == "train"
+    assert data.manifest["license"] == "CC0" and data.manifest["split"] == "train"
     assert [shard["samples"] for shard in data.manifest["shards"]] == [2, 0, 1, 2]
     rejected = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
     assert [row["name"] for row in rejected] == ["raw/x.png", "y"]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from openmarigold.checkpoint import read_checkpoint
+from openmarigold.checkpoints.checkpoint import read_checkpoint
 from openmarigold.cli import run
 from openmarigold.config import PredictConfig
-from openmarigold.speed import count_flops
+from openmarigold.evaluation.speed import count_flops
 
 
 def test_arithmetic_is_counted_alike_from_weights_and_from_networks(

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 
 import openmarigold
-from openmarigold.data.rgbd_folder import read_config
+from openmarigold.checkpoints.weight_files import read_json
+from openmarigold.data.readers.rgbd_folder import read_config
 from openmarigold.data.shard_writer import ShardWriter
 from openmarigold.data.shards import DepthEncoding, ShardedDataset
 from openmarigold.errors import CheckpointError, DataError, OpenMarigoldError, one_line
 from openmarigold.evaluation.report import read_report
-from openmarigold.manifest import MANIFEST_NAME, Manifest
+from openmarigold.results.manifest import MANIFEST_NAME, Manifest
 from openmarigold.text_files import DamagedTextError, parse_json, parse_json_lines, parse_toml
 from openmarigold.training.monitor import keep_lines
 from openmarigold.training.recipe import read_recipe
-from openmarigold.weight_files import read_json
 
 DAMAGED_JSON = {
     "deep": b"[" * 100_000,
@@ -54,7 +54,7 @@ def test_damaged_json_is_one_error_on_one_line(damage: str) -> None:
 @pytest.mark.parametrize("damage", DAMAGED_TOML)
 def test_damaged_toml_is_one_error_on_one_line(damage: str) -> None:
     with pytest.raises(DamagedTextError) as caught:
-        parse_toml(DAMAGED_TOML[damage], extra="data")
+        parse_toml(DAMAGED_TOML[damage])
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 250
 
 

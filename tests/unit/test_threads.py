@@ -21,14 +21,15 @@ import pytest
 import torch
 from PIL import Image, TiffImagePlugin
 
-from openmarigold import conversion, quiet
-from openmarigold.backbone import save_checkpoint
-from openmarigold.checkpoint import read_checkpoint
+from openmarigold.checkpoints.checkpoint import read_checkpoint
 from openmarigold.engines import open_engine
 from openmarigold.errors import ImageError, InvalidValueError, MissingExtraError, NumericalError
-from openmarigold.exr import write_exr
 from openmarigold.files import write_atomically
-from openmarigold.image import read_rgb
+from openmarigold.images import quiet
+from openmarigold.images.exr import write_exr
+from openmarigold.images.photo import read_rgb
+from openmarigold.networks import conversion
+from openmarigold.networks.backbone import save_checkpoint
 from openmarigold.predictor import Predictor
 from tiny import make_photo, make_vae
 
@@ -321,7 +322,7 @@ def test_a_plugin_that_another_thread_loads_is_not_passed_over(tmp_path: Path) -
     code = f"""
 from pathlib import Path
 from PIL import Image
-from openmarigold.image import read_rgb
+from openmarigold.images.photo import read_rgb
 
 class Formats(list):
     def copy(self):  # here Pillow looks which formats it has tried, and here another thread ends loading the others

@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from openmarigold.errors import ImageError
-from openmarigold.image import as_rgb, read_rgb
+from openmarigold.images.photo import as_rgb, read_rgb
 from picture_files import ASCII, BYTE, LONG, SHORT, pack, tiff_file, tiff_pages
 
 HEIGHT, WIDTH = 16, 24
 _y, _x = np.mgrid[:HEIGHT, :WIDTH]
-GREY = ((_x + _y) / (HEIGHT + WIDTH - 2))[..., None]
-COLOR = np.concatenate([GREY, GREY[::-1], GREY[:, ::-1]], axis=2)
+GRAY = ((_x + _y) / (HEIGHT + WIDTH - 2))[..., None]
+COLOR = np.concatenate([GRAY, GRAY[::-1], GRAY[:, ::-1]], axis=2)
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
 KINDS = [(bits, UNSIGNED) for bits in (1, 2, 4, 6, 8, 10, 12, 14, 16, 32)] + [
     *((bits, SIGNED) for bits in (8, 16, 32)),
@@ -59,12 +59,12 @@ def check(path: Path, content: bytes, expected: np.ndarray) -> None:
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("white_is_zero", [False, True])
 @pytest.mark.parametrize(("bits", "kind"), KINDS)
-def test_grey(tmp_path, bits, kind, white_is_zero, order):
-    levels = seen(GREY, bits, kind)
+def test_gray(tmp_path, bits, kind, white_is_zero, order):
+    levels = seen(GRAY, bits, kind)
     picture = levels[..., :1] / 255
     samples = stored(1 - picture if white_is_zero else picture, bits, kind)
     content = tiff_file(samples, bits=bits, photometric=int(not white_is_zero), sample_format=kind, order=order)
-    check(tmp_path / ("int8.tif" if (bits, kind) == (8, SIGNED) else "grey.tif"), content, levels)
+    check(tmp_path / ("int8.tif" if (bits, kind) == (8, SIGNED) else "gray.tif"), content, levels)
 
 
 @pytest.mark.parametrize("planar", [1, 2])
@@ -77,17 +77,17 @@ def test_color(tmp_path, bits, kind, planar):
 @pytest.mark.parametrize("planar", [1, 2])
 @pytest.mark.parametrize("bits", [8, 16])
 def test_cmyk(tmp_path, bits, planar):
-    inks = np.concatenate([1 - COLOR, np.zeros_like(GREY)], axis=2)
+    inks = np.concatenate([1 - COLOR, np.zeros_like(GRAY)], axis=2)
     content = tiff_file(stored(inks, bits, UNSIGNED), bits=bits, photometric=5, planar=planar)
     check(tmp_path / "inks.tif", content, COLOR * 255)
 
 
-@pytest.mark.parametrize("picture", [GREY, COLOR], ids=["grey", "color"])
+@pytest.mark.parametrize("picture", [GRAY, COLOR], ids=["gray", "color"])
 @pytest.mark.parametrize("planar", [1, 2])
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("extra", [1, 2])
 def test_alpha_multiplied_and_separate(tmp_path, extra, bits, planar, picture):
-    alpha = np.ones_like(GREY)
+    alpha = np.ones_like(GRAY)
     alpha[:, :6] = 0.5
     colors = picture * alpha if extra == 1 else picture
     samples = stored(np.concatenate([colors, alpha], axis=2), bits, UNSIGNED)
@@ -102,7 +102,7 @@ def test_alpha_multiplied_and_separate(tmp_path, extra, bits, planar, picture):
 def test_palettes(tmp_path, bits):
     count = 2**bits
     ramp = np.linspace(0, 65535, count).astype(int)
-    index = np.round(GREY * (count - 1)).astype(int)
+    index = np.round(GRAY * (count - 1)).astype(int)
     tags = [(320, SHORT, [*ramp, *ramp[::-1], *[0] * count])]
     expected = np.concatenate([ramp[index], ramp[::-1][index], 0 * index], axis=2) / 257
     check(tmp_path / "palette.tif", tiff_file(index, bits=bits, photometric=3, tags=tags), expected)
@@ -121,7 +121,7 @@ def test_palettes(tmp_path, bits):
     ],
 )
 def test_what_is_no_picture_is_refused(tmp_path, capfd, options, message):
-    (tmp_path / "odd.tif").write_bytes(tiff_file(stored(GREY, 8, UNSIGNED), bits=8, **options))
+    (tmp_path / "odd.tif").write_bytes(tiff_file(stored(GRAY, 8, UNSIGNED), bits=8, **options))
     with pytest.raises(ImageError, match=rf"odd\.tif .*{message}"):
         read_rgb(tmp_path / "odd.tif")
     assert capfd.readouterr() == ("", "")
@@ -129,7 +129,7 @@ def test_what_is_no_picture_is_refused(tmp_path, capfd, options, message):
 
 def test_negative_and_unbounded_samples_are_refused(tmp_path):
     pytest.importorskip("OpenImageIO")
-    for samples, options in ((-GREY * 9, {"sample_format": SIGNED}), (GREY * 9, {"sample_format": FLOAT})):
+    for samples, options in ((-GRAY * 9, {"sample_format": SIGNED}), (GRAY * 9, {"sample_format": FLOAT})):
         (tmp_path / "odd.tif").write_bytes(tiff_file(samples, bits=16, photometric=1, **options))
         with pytest.raises(ImageError, match=r"odd\.tif has (negative samples|float samples 0 … 9; 0 … 1 is accepted)"):
             read_rgb(tmp_path / "odd.tif")
@@ -137,9 +137,9 @@ def test_negative_and_unbounded_samples_are_refused(tmp_path):
 
 def test_orientation_and_profile_are_applied_to_what_openimageio_reads(tmp_path):
     pytest.importorskip("OpenImageIO")
-    content = tiff_file(stored(GREY, 12, UNSIGNED), bits=12, photometric=1, tags=[(274, SHORT, [6])])
+    content = tiff_file(stored(GRAY, 12, UNSIGNED), bits=12, photometric=1, tags=[(274, SHORT, [6])])
     (tmp_path / "turned.tif").write_bytes(content)
-    np.testing.assert_allclose(read_rgb(tmp_path / "turned.tif")[..., 0], np.rot90(GREY[..., 0], -1) * 255, atol=1)
+    np.testing.assert_allclose(read_rgb(tmp_path / "turned.tif")[..., 0], np.rot90(GRAY[..., 0], -1) * 255, atol=1)
 
 
 def page(picture: np.ndarray, kind: int = 0) -> tuple[list, list[bytes]]:
@@ -170,7 +170,7 @@ DNG = [(50706, BYTE, [1, 4, 0, 0]), (271, ASCII, list(b"Cam\0")), (272, ASCII, l
 
 
 def raw_photo(**options) -> bytes:
-    big = np.kron(GREY, np.ones((4, 4, 1)))
+    big = np.kron(GRAY, np.ones((4, 4, 1)))
     return tiff_file(stored(big, 16, UNSIGNED), bits=16, photometric=32803, tags=[*DNG, *BAYER], **options)
 
 
@@ -209,7 +209,7 @@ def test_raw_photos_in_other_containers(tmp_path, monkeypatch, head):
 
 def test_opened_images_that_pillow_decodes_wrongly_are_refused(tmp_path):
     for content, message in (
-        (tiff_file(stored(GREY, 12, UNSIGNED), bits=12, photometric=1), "that Pillow reads wrongly"),
+        (tiff_file(stored(GRAY, 12, UNSIGNED), bits=12, photometric=1), "that Pillow reads wrongly"),
         (tiff_file(stored(COLOR, 8, UNSIGNED), bits=8, photometric=2, tags=DNG), "the preview of a raw photo"),
     ):
         with pytest.raises(ImageError, match=rf"the image is .*{message}.*give the path of its file"):

@@ -32,19 +32,19 @@ def literal(shape: tuple[int, int, int, int], strength: torch.Tensor, generator:
 def test_equals_the_published_algorithm(shape: tuple[int, int, int, int]) -> None:
     strength = torch.linspace(0.05, 0.9, shape[0])
     ours = multi_resolution_noise(
-        shape, strength=strength, generator=torch.Generator().manual_seed(3), normalisation="batch"
+        shape, strength=strength, generator=torch.Generator().manual_seed(3), normalization="batch"
     )
     torch.testing.assert_close(ours, literal(shape, strength, torch.Generator().manual_seed(3)))
 
 
-def test_batch_normalisation_lets_samples_disturb_each_other_and_ours_does_not() -> None:
+def test_batch_normalization_lets_samples_disturb_each_other_and_ours_does_not() -> None:
     """The published quirk: with t = (0, 999) the samples' standard deviations are 0.887 and 1.089."""
     strength = torch.tensor([0.0, 0.9 * 0.999])
     stds = {}
     for mode in ("batch", "sample"):
         draws = [
             multi_resolution_noise(
-                (2, 4, 60, 80), strength=strength, generator=torch.Generator().manual_seed(seed), normalisation=mode
+                (2, 4, 60, 80), strength=strength, generator=torch.Generator().manual_seed(seed), normalization=mode
             ).std(dim=(1, 2, 3))
             for seed in range(12)
         ]
@@ -58,11 +58,11 @@ def test_strength_zero_is_white_and_high_strength_is_not() -> None:
         (2, 4, 60, 80),
         strength=torch.tensor([0.0, 0.9]),
         generator=torch.Generator().manual_seed(0),
-        normalisation="sample",
+        normalization="sample",
     )
-    neighbours = [float((sample[:, :, 1:] * sample[:, :, :-1]).mean()) for sample in noise]
-    assert abs(neighbours[0]) < 0.03
-    assert neighbours[1] > 0.2
+    neighbors = [float((sample[:, :, 1:] * sample[:, :, :-1]).mean()) for sample in noise]
+    assert abs(neighbors[0]) < 0.03
+    assert neighbors[1] > 0.2
 
 
 def test_share_of_three_and_four_levels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def test_share_of_three_and_four_levels(monkeypatch: pytest.MonkeyPatch) -> None
             (1, 1, 60, 80),
             strength=torch.tensor([0.5]),
             generator=torch.Generator().manual_seed(seed),
-            normalisation="sample",
+            normalization="sample",
         )
     assert set(sizes) == {3, 4}
     assert sizes.count(3) / len(sizes) == pytest.approx(0.42, abs=0.07)

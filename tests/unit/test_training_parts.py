@@ -15,19 +15,20 @@ import torch
 from safetensors.torch import load_file
 
 from openmarigold.alignment import fit_scale_shift
-from openmarigold.backbone import (
+from openmarigold.checkpoints.weight_files import check_safetensors_file
+from openmarigold.data.sources import Source
+from openmarigold.diffusion import NoiseSchedule
+from openmarigold.errors import CheckpointError, OutputError
+from openmarigold.networks.backbone import (
     load_unet,
     load_vae,
     save_tensors,
     widen_conv_in,
 )
-from openmarigold.conversion import export_onnx
-from openmarigold.data.sources import Source
-from openmarigold.diffusion import NoiseSchedule
-from openmarigold.errors import CheckpointError, OutputError
+from openmarigold.networks.conversion import export_onnx
 from openmarigold.seeding import generator_for
-from openmarigold.training.generator import draw_timesteps, make_unet, noisy_latent_and_target
-from openmarigold.training.loss import affine_invariant_loss, latent_regularisation, masked_latent_loss
+from openmarigold.training.loss import affine_invariant_loss, latent_regularization, masked_latent_loss
+from openmarigold.training.nano.generator import draw_timesteps, make_unet, noisy_latent_and_target
 from openmarigold.training.recipe import (
     OptimizationConfig,
     TimestepConfig,
@@ -44,7 +45,6 @@ from openmarigold.training.state import (
     set_damaged_aside,
 )
 from openmarigold.training.trainer import learning_rate_factor
-from openmarigold.weight_files import check_safetensors_file
 from tiny import make_checkpoint
 from training_data import write_training_data
 
@@ -126,10 +126,10 @@ def test_affine_invariant_loss_ignores_invalid_pixels_and_survives_flat_maps() -
     assert nothing.item() == 0
 
 
-def test_latent_regularisation_is_zero_for_standard_channels() -> None:
+def test_latent_regularization_is_zero_for_standard_channels() -> None:
     latent = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    assert latent_regularisation(latent).item() < 1e-3
-    assert latent_regularisation(3 * latent + 1).item() == pytest.approx(5.0, rel=0.05)
+    assert latent_regularization(latent).item() < 1e-3
+    assert latent_regularization(3 * latent + 1).item() == pytest.approx(5.0, rel=0.05)
 
 
 def test_learning_rate_of_the_paper() -> None:

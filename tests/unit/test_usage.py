@@ -151,7 +151,7 @@ def test_json_is_one_object_after_an_interrupt_and_after_a_fault_of_our_own(
         def fail(path: Path, error: type[BaseException] = error) -> None:
             raise error
 
-        monkeypatch.setattr("openmarigold.provenance.read_provenance", fail)
+        monkeypatch.setattr("openmarigold.results.provenance.read_provenance", fail)
         assert run(argv) == status
         content = json.loads(capsys.readouterr().out)
         assert content["status"] == status

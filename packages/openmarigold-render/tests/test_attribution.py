@@ -13,9 +13,9 @@ from openmarigold_render.cli import run
 
 def test_attribution_page_names_each_asset_under_its_authors(tmp_path: Path) -> None:
     rows = [
-        {"asset": "chairs/a.zip/x/chair.obj", "title": "Chair", "creator": "A_B <a@b.c>", "licence": "CC0"},
-        {"asset": "chairs/a.zip/y.obj", "title": "Stool", "creator": "A_B <a@b.c>", "licence": "CC0"},
-        {"asset": "chairs/b.zip/z.obj", "title": "Sofa", "creator": "", "licence": "CC-BY-3.0"},
+        {"asset": "chairs/a.zip/x/chair.obj", "title": "Chair", "creator": "A_B <a@b.c>", "license": "CC0"},
+        {"asset": "chairs/a.zip/y.obj", "title": "Stool", "creator": "A_B <a@b.c>", "license": "CC0"},
+        {"asset": "chairs/b.zip/z.obj", "title": "Sofa", "creator": "", "license": "CC-BY-3.0"},
     ]
     manifest = {
         "settings": {"source": "mix", "count": 4, "seed": 1},

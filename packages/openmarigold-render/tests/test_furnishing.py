@@ -239,7 +239,7 @@ def test_attributions_name_the_maker_and_the_license_of_what_is_used(tmp_path: P
         "ufoai-textures/0textures.pk3/textures/tex_nature/grass001.jpg",
     ]
     made = rows["sweethome3d-furniture/Tiny.sh3f/models/box/box.obj"]
-    assert (made["title"], made["creator"], made["licence"]) == ("Sofa", "A. Maker", "CC0, CC BY 3.0, CC BY 3.0 US")
+    assert (made["title"], made["creator"], made["license"]) == ("Sofa", "A. Maker", "CC0, CC BY 3.0, CC BY 3.0 US")
     lawn = rows["ufoai-textures/0textures.pk3/textures/tex_nature/grass001.jpg"]
-    assert (lawn["creator"], lawn["licence"]) == ("Ann Author, Ben Builder", "CC-BY-3.0")
-    assert rows["ufoai-maps/0maps.pk3/maps/village.bsp"]["licence"] == "GPL-2+"
+    assert (lawn["creator"], lawn["license"]) == ("Ann Author, Ben Builder", "CC-BY-3.0")
+    assert rows["ufoai-maps/0maps.pk3/maps/village.bsp"]["license"] == "GPL-2+"

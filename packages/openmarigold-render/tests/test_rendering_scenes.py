@@ -366,9 +366,9 @@ def test_photos_are_exposed_for_what_was_measured() -> None:
     assert means[0] < means[1] < means[2]
     plain = develop(linear, measured, generator_for(1, "photo"))
     for value in (3e38, np.inf):  # a path that met a lamp's center
-        burnt = linear.copy()
-        burnt[3, 4] = value
-        photo = develop(burnt, measured, generator_for(1, "photo"))
+        burned = linear.copy()
+        burned[3, 4] = value
+        photo = develop(burned, measured, generator_for(1, "photo"))
         assert photo[3, 4].min() > 200
         photo[3, 4] = plain[3, 4]
         # One pixel moves the percentiles by next to nothing.

@@ -18,7 +18,7 @@ from typing import Annotated, Any, TypeAlias, get_args
 
 import tyro
 
-from openmarigold import __version__, process
+from openmarigold import __version__, workers
 from openmarigold.cli.benchmark import BenchmarkCommand, run_benchmark
 from openmarigold.cli.checkpoint import CheckpointCommand, run_checkpoint
 from openmarigold.cli.compare import Compare, run_compare
@@ -64,7 +64,7 @@ _RUN: dict[type, Callable[[Any], int]] = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line and exits."""
-    process.claim()
+    workers.claim()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file name of other bytes, or a dash where only ASCII is printed, must not end a run that has succeeded.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -72,12 +72,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         status = run(sys.argv[1:] if argv is None else argv)
     except SystemExit as request:  # help was asked for, or a library gave up printing
         status = EXIT_ERROR if request.code else 0
-    sys.exit(process.end_work(status))
+    sys.exit(workers.end_work(status))
 
 
 def run(argv: Sequence[str]) -> int:
     """Exit status of a command line."""
-    process.start_work()
+    workers.start_work()
     try:
         try:
             with brief_errors():
@@ -87,7 +87,7 @@ def run(argv: Sequence[str]) -> int:
                 command = parse(argv)
                 return _RUN[type(command)](command)
         except OpenMarigoldError as error:
-            if process.interrupted_by() is not None:
+            if workers.interrupted_by() is not None:
                 return _end_interrupted(argv)  # which an import reports as an error of its own
             message = str(error)
             say(f"error: {message}", error=True)
@@ -97,7 +97,7 @@ def run(argv: Sequence[str]) -> int:
         except BrokenPipeError:
             raise
         except Exception:  # status 1 says that some photos failed, which this is not
-            if process.interrupted_by() is not None:
+            if workers.interrupted_by() is not None:
                 return _end_interrupted(argv)
             _logger.exception("error: a fault of openmarigold itself; please report it with the lines below")
             return _end(argv, "a fault of openmarigold itself; stderr says more", EXIT_ERROR)
@@ -119,7 +119,7 @@ def _end(argv: Sequence[str], message: str, status: int) -> int:
 
 def _end_interrupted(argv: Sequence[str]) -> int:
     say("interrupted", error=True)
-    number = process.interrupted_by()
+    number = workers.interrupted_by()
     return _end(argv, "interrupted", EXIT_INTERRUPTED if number is None else 128 + number)
 
 

@@ -15,7 +15,7 @@ from openmarigold.config import CompileMode, Dtype, EngineName, PredictConfig, T
 from openmarigold.errors import InvalidValueError
 
 if TYPE_CHECKING:
-    from openmarigold.speed import SpeedReport
+    from openmarigold.evaluation.speed import SpeedReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class BenchmarkCommand:
 
 def run_benchmark(command: BenchmarkCommand) -> int:
     """Measures, prints, and returns the exit status."""
-    from openmarigold.speed import measure_speed
+    from openmarigold.evaluation.speed import measure_speed
 
     if min(command.size) < 1 or command.repeats < 1:
         raise InvalidValueError(

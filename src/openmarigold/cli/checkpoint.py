@@ -15,8 +15,8 @@ from openmarigold.config import ConvertedFormat, Dtype, PredictConfig, StoredDty
 from openmarigold.errors import InvalidValueError, MissingExtraError
 
 if TYPE_CHECKING:
-    from openmarigold.checkpoint import Checkpoint
-    from openmarigold.hub import Repository
+    from openmarigold.checkpoints.checkpoint import Checkpoint
+    from openmarigold.checkpoints.hub import Repository
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
-    """Show kind, scheduler, defaults, parameters, size, licence and SHA-256; weights of the hub are not downloaded."""
+    """Show kind, scheduler, defaults, parameters, size, license and SHA-256; weights of the hub are not downloaded."""
 
     source: tyro.conf.OmitArgPrefixes[Source] = field(default_factory=Source)
     json: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -99,7 +99,7 @@ class CheckpointCommand:
 
 def run_checkpoint(command: CheckpointCommand) -> int:
     """Does what was asked for and returns the exit status."""
-    from openmarigold.checkpoint import read_checkpoint, read_repository
+    from openmarigold.checkpoints.checkpoint import read_checkpoint, read_repository
 
     action, source = command.action, command.action.source
     repository = _repository(source, fetch_again=isinstance(action, Verify) and action.fetch_again)
@@ -121,8 +121,8 @@ def run_checkpoint(command: CheckpointCommand) -> int:
 
 def _repository(source: Source, *, fetch_again: bool) -> Repository | None:
     """The repository of a hub id, its small files here; None of a folder and the embedded model."""
-    from openmarigold.hub import as_hub_id
-    from openmarigold.hub_checkpoint import open_checkpoint
+    from openmarigold.checkpoints.hub import as_hub_id
+    from openmarigold.checkpoints.hub_checkpoint import open_checkpoint
 
     hub_id = None if source.checkpoint is None else as_hub_id(source.checkpoint)
     if hub_id is not None:
@@ -137,9 +137,9 @@ def _repository(source: Source, *, fetch_again: bool) -> Repository | None:
 
 
 def _info(action: Info, repository: Repository | None) -> int:
-    from openmarigold.checkpoint import read_checkpoint, read_outline, read_repository
-    from openmarigold.hub_checkpoint import needed_files
-    from openmarigold.integrity import describe, describe_outline
+    from openmarigold.checkpoints.checkpoint import read_checkpoint, read_outline, read_repository
+    from openmarigold.checkpoints.hub_checkpoint import needed_files
+    from openmarigold.checkpoints.integrity import describe, describe_outline
 
     source = action.source
     names = [] if repository is None else needed_files(repository, source.variant)
@@ -181,7 +181,7 @@ def _lines(content: dict[str, Any]) -> list[tuple[str, str]]:
         ("defaults", ", ".join(f"{key} {_plain(value)}" for key, value in defaults.items())),
         ("parameters", counts),
         ("size", size if to_download is None else f"{size}, of which {to_download:,} are not downloaded yet"),
-        ("licence", content["licence"] or "not stated"),
+        ("license", content["license"] or "not stated"),
         ("SHA-256", content["sha256"] or unknown),
     ]
 
@@ -191,9 +191,9 @@ def _plain(value: object) -> object:
 
 
 def _verify(action: Verify, found: Checkpoint, repository: Repository | None) -> int:
-    from openmarigold.integrity import verify
+    from openmarigold.checkpoints.hashes import checkpoint_sha256
+    from openmarigold.checkpoints.integrity import verify
     from openmarigold.predictor import Predictor
-    from openmarigold.provenance import checkpoint_sha256
 
     say(f"ok      {found.name}: all files are there and fit together")
     checks = list(verify(found))
@@ -217,7 +217,7 @@ def _verify(action: Verify, found: Checkpoint, repository: Repository | None) ->
 
 def _save(action: Save, found: Checkpoint) -> int:
     try:
-        from openmarigold.backbone import save_complete_checkpoint
+        from openmarigold.networks.backbone import save_complete_checkpoint
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("openmarigold"):
             raise
@@ -228,10 +228,10 @@ def _save(action: Save, found: Checkpoint) -> int:
 
 
 def _export(action: ExportCheckpoint, found: Checkpoint) -> int:
-    from openmarigold.checkpoint import TITLES, read_tiny_vae
+    from openmarigold.checkpoints.checkpoint import TITLES, read_tiny_vae
 
     try:
-        from openmarigold.conversion import export_checkpoint, export_shared
+        from openmarigold.networks.conversion import export_checkpoint, export_shared
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("openmarigold"):
             raise

@@ -134,7 +134,7 @@ class Verify:
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """Write a contact sheet of a prepared data set: RGB beside coloured depth, with names and shares."""
+    """Write a contact sheet of a prepared data set: RGB beside colored depth, with names and shares."""
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """Folder of the prepared data set."""
@@ -232,15 +232,15 @@ def _reader(command: PrepareHypersim | PrepareVirtualKitti2 | PrepareFolder) -> 
 
     listed = None if command.list is None else read_list(command.list)
     if isinstance(command, PrepareHypersim):
-        from openmarigold.data import hypersim
+        from openmarigold.data.readers import hypersim
 
         about = hypersim.ABOUT
         reader = hypersim.HypersimReader(
             command.source, split=command.split, split_csv=command.split_csv, listed=listed, scenes=command.scenes
         )
-        return reader, {"licence": about.licence, "attribution": [about.attribution]}
+        return reader, {"license": about.license, "attribution": [about.attribution]}
     if isinstance(command, PrepareVirtualKitti2):
-        from openmarigold.data import vkitti2
+        from openmarigold.data.readers import vkitti2
 
         about = vkitti2.ABOUT
         return vkitti2.VirtualKitti2Reader(
@@ -250,11 +250,11 @@ def _reader(command: PrepareHypersim | PrepareVirtualKitti2 | PrepareFolder) -> 
             variants=command.variants,
             listed=listed,
             crop=command.crop == "kitti",
-        ), {"licence": about.licence, "attribution": [about.attribution]}
-    from openmarigold.data.rgbd_folder import CONFIG_FILE, FolderReader, read_config
+        ), {"license": about.license, "attribution": [about.attribution]}
+    from openmarigold.data.readers.rgbd_folder import CONFIG_FILE, FolderReader, read_config
 
     config = read_config(command.config or command.source / CONFIG_FILE)
-    facts = {"licence": config.licence, "attribution": [config.attribution] if config.attribution else []}
+    facts = {"license": config.license, "attribution": [config.attribution] if config.attribution else []}
     return FolderReader(command.source, config, split=command.split, listed=listed), facts
 
 
@@ -331,13 +331,13 @@ def _number(value: Any) -> Any:
 
 
 def _print_where(command: Where) -> None:
-    from openmarigold.data.benchmarks import BENCHMARKS
+    from openmarigold.evaluation.benchmarks import BENCHMARKS
 
     raw = _raw_data_sets()
     if command.name in raw:
         about = raw[command.name]
         say(f"{about.name}: {about.title}, {about.num_images} images")
-        print(f"size: {about.size}\nlicence: {about.licence}\n")
+        print(f"size: {about.size}\nlicense: {about.license}\n")
         print(about.where.replace("{root}", printable(command.data)) + "\n")
         say(f"Then: openmarigold data prepare {about.name} {command.data / about.name} PREPARED/{about.name}")
         return
@@ -357,7 +357,7 @@ def _print_list() -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from openmarigold.data.benchmarks import BENCHMARKS
+    from openmarigold.evaluation.benchmarks import BENCHMARKS
 
     table = Table(title="benchmarks: evaluate, reproduce", title_justify="left")
     for heading in ("name", "what", "images", "depth files", "range m"):
@@ -366,16 +366,16 @@ def _print_list() -> None:
         count = "" if row.expected_count is None else str(row.expected_count)
         table.add_row(row.name, row.title, count, escape(row.unit), f"{row.min_depth:g}–{row.max_depth:g}")
     training = Table(title="training sets: data prepare", title_justify="left")
-    for heading in ("name", "what", "images", "licence", "size"):
+    for heading in ("name", "what", "images", "license", "size"):
         training.add_column(heading)
     for about in _raw_data_sets().values():
-        training.add_row(about.name, about.title, about.num_images, about.licence, about.size)
+        training.add_row(about.name, about.title, about.num_images, about.license, about.size)
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
     console.print(training)
 
 
 def _raw_data_sets() -> dict[str, Any]:
-    from openmarigold.data import hypersim, vkitti2
+    from openmarigold.data.readers import hypersim, vkitti2
 
     return {about.name: about for about in (hypersim.ABOUT, vkitti2.ABOUT)}

@@ -34,7 +34,7 @@ class Evaluate:
     predictions: Path | None = None
     """Folder of depth maps (npy, exr, 16-bit png) to score instead of a model."""
     invariance: Literal["affine_depth", "scale", "metric", "disparity"] = "affine_depth"
-    """What the maps of --predictions are: depth up to scale and shift, up to scale, in metres, or disparity."""
+    """What the maps of --predictions are: depth up to scale and shift, up to scale, in meters, or disparity."""
     protocol: Literal["marigold", "disparity", "log-ransac", "scale", "metric"] | None = None
     """How maps are aligned. None: disparity for disparity, else marigold."""
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
@@ -52,7 +52,7 @@ class Evaluate:
 
 def run_evaluate(command: Evaluate) -> int:
     """Scores, prints a table or JSON, and returns the exit status."""
-    from openmarigold.data.benchmarks import open_benchmark, open_folder_benchmark
+    from openmarigold.evaluation.benchmarks import open_benchmark, open_folder_benchmark
     from openmarigold.evaluation.contestants import baseline_contestants, predictor_contestant, saved_contestant
     from openmarigold.evaluation.runner import evaluate_benchmark
 

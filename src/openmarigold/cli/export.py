@@ -29,7 +29,7 @@ class Export:
 def run_export(command: Export) -> int:
     """Exports and returns the exit status."""
     try:
-        from openmarigold.conversion import export_onnx
+        from openmarigold.networks.conversion import export_onnx
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("openmarigold"):
             raise

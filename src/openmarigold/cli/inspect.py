@@ -24,7 +24,7 @@ class Inspect:
 
 def run_inspect(command: Inspect) -> int:
     """Prints the record and returns the exit status."""
-    from openmarigold.provenance import read_provenance
+    from openmarigold.results.provenance import read_provenance
 
     record = read_provenance(command.file)
     if command.json:

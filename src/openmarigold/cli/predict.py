@@ -38,7 +38,7 @@ class Predict:
 
 def run_predict(command: Predict) -> int:
     """Predicts, prints what was done, and returns the exit status."""
-    from openmarigold.batch import Event, predict_files
+    from openmarigold.results.run import Event, predict_files
 
     started = time.perf_counter()
     with progress_bar("photos") as (advance, note):
@@ -63,7 +63,7 @@ def run_predict(command: Predict) -> int:
         print(json.dumps({**result.to_dict(), "total_s": round(total_s, 3)}, indent=2))
     else:
         renewed = f" ({len(result.renewed)} again: settings or photo changed)" if result.renewed else ""
-        photos_s = total_s - result.load_s  # of neighbours, reading, predicting and writing overlap
+        photos_s = total_s - result.load_s  # of neighbors, reading, predicting and writing overlap
         engine = f"engine {result.engine}, " if result.engine else ""
         each = f", {photos_s / result.num_predicted:.2f} s a photo" if result.num_predicted else ""
         say(

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from openmarigold import process
+from openmarigold import workers
 from openmarigold.errors import OpenMarigoldError, OutputError
 from openmarigold.printing import printable
 
@@ -26,7 +26,7 @@ def say(text: object, *, error: bool = False) -> None:
         OutputError: stdout cannot be written. A stderr that cannot be written stops nothing.
     """
     if error:
-        process.say(printable(text))
+        workers.say(printable(text))
         return
     try:
         print(printable(text))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random variations of a sample. Geometry moves colour and depth together; appearance changes colour only."""
+"""Random variations of a sample. Geometry moves color and depth together; appearance changes color only."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def random_view(
         mirrored: whether the view is mirrored; None = by chance.
 
     Depth is sampled nearest, since a mean over an edge would invent surfaces; its values stay as they are, because
-    depth is normalised per image afterwards and a crop only shifts and scales it.
+    depth is normalized per image afterwards and a crop only shifts and scales it.
     """
     height, width = sample.rgb.shape[:2]
     aspect = size[1] / size[0] * np.exp(rng.uniform(-1, 1) * np.log1p(aspect_jitter))
@@ -72,11 +72,11 @@ def random_appearance(
         gamma = np.exp(rng.normal(0, 0.3 * strength))
         gains = np.exp(rng.normal(0, 0.08 * strength, 3) + rng.normal(0, 0.15 * strength)).astype(np.float32)
         image = np.clip(image, 0, 1) ** np.float32(gamma) * gains
-        grey = image.mean(axis=2, keepdims=True)
+        gray = image.mean(axis=2, keepdims=True)
         saturation = 0.0 if rng.random() < 0.1 * strength else np.exp(rng.normal(0, 0.35 * strength))
-        image = grey + (image - grey) * np.float32(saturation)
+        image = gray + (image - gray) * np.float32(saturation)
         contrast = np.exp(rng.normal(0, 0.2 * strength))
-        image = (image - grey.mean()) * np.float32(contrast) + grey.mean()
+        image = (image - gray.mean()) * np.float32(contrast) + gray.mean()
     if rng.random() < 0.3 * strength:
         noise_std = rng.uniform(0.005, 0.04)
         image = image + rng.standard_normal(image.shape, dtype=np.float32) * np.float32(noise_std)

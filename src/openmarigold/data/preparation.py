@@ -30,7 +30,6 @@ from openmarigold.data.archives import Archive
 from openmarigold.data.shard_writer import NewSample, Rejection, ShardWriter
 from openmarigold.data.shards import DepthEncoding
 from openmarigold.data.statistics import write_meta
-from openmarigold.depth import depth_range
 from openmarigold.errors import (
     DataError,
     InvalidValueError,
@@ -39,6 +38,7 @@ from openmarigold.errors import (
     OutputError,
     one_line,
 )
+from openmarigold.modalities.depth import depth_range
 
 _POLL_S = 0.2
 
@@ -51,7 +51,7 @@ class RawDataSet:
     title: str
     num_images: str
     size: str
-    licence: str
+    license: str
     attribution: str
     where: str
     """Where the files come from and what to put where; `{root}` is the folder of the user's data."""
@@ -152,12 +152,12 @@ class Checks:
         """Checks a frame of depth usable within `limits` (exclusive).
 
         Raises:
-            FrameDefectError: no usable depth, depth or colour that is the same everywhere, or a threshold not reached.
+            FrameDefectError: no usable depth, depth or color that is the same everywhere, or a threshold not reached.
         """
         if rgb.shape[:2] != depth.shape:
             raise FrameDefectError("wrong size", f"rgb is {_size(rgb)}, depth {_size(depth)}")
         if int(rgb.min()) == int(rgb.max()):
-            raise FrameDefectError("constant colour", f"every value is {rgb.min()}")
+            raise FrameDefectError("constant color", f"every value is {rgb.min()}")
         valid = (depth > limits[0]) & (depth < limits[1])
         share = float(valid.mean())
         if share == 0:
@@ -290,16 +290,16 @@ def decode_image(data: bytes, what: str) -> Image.Image:
 
 
 def decode_codes(data: bytes, what: str) -> UInt16[np.ndarray, "h w"]:
-    """Codes of a 16-bit grey image.
+    """Codes of a 16-bit gray image.
 
     Raises:
-        FrameDefectError: damaged, cut, in colour, or of 8 bits: such a file is a picture of depth, without a unit.
+        FrameDefectError: damaged, cut, in color, or of 8 bits: such a file is a picture of depth, without a unit.
     """
     image = decode_image(data, what)
     if image.mode == "L":
-        raise FrameDefectError("wrong format", f"{what} has 8 bits; depth is stored in 16-bit greys")
+        raise FrameDefectError("wrong format", f"{what} has 8 bits; depth is stored in 16-bit grays")
     if not image.mode.startswith("I"):
-        raise FrameDefectError("wrong format", f"{what} has Pillow mode {image.mode}, not 16-bit greys")
+        raise FrameDefectError("wrong format", f"{what} has Pillow mode {image.mode}, not 16-bit grays")
     codes = np.asarray(image)
     if codes.min(initial=0) < 0 or codes.max(initial=0) > 65535:
         raise FrameDefectError("wrong format", f"{what} has values outside 16 bits")
@@ -326,7 +326,7 @@ def check_size(pixels: np.ndarray, size: tuple[int, int], what: str) -> None:
 def plane_depth(
     distance: Float32[np.ndarray, "h w"], *, fx: float, fy: float, cx: float, cy: float
 ) -> Float32[np.ndarray, "h w"]:
-    """Planar depth of distances along the rays; the centre of the first pixel lies at (0.5, 0.5)."""
+    """Planar depth of distances along the rays; the center of the first pixel lies at (0.5, 0.5)."""
     height, width = distance.shape
     x = (np.arange(width) + 0.5 - cx) / fx
     y = (np.arange(height) + 0.5 - cy) / fy

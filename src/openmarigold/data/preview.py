@@ -10,9 +10,9 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from openmarigold.data.shards import ShardedDataset
-from openmarigold.depth import colourise, depth_range
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.files import write_atomically
+from openmarigold.modalities.depth import colorize, depth_range
 
 _WIDTH = 288
 _GAP = 6
@@ -23,7 +23,7 @@ _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 def write_preview(folder: Path, output: Path, *, count: int = 24, columns: int = 2) -> int:
     """Writes a picture of `count` samples, evenly spread over the data set; returns how many there were.
 
-    Depth is coloured from its 2 % (red) to its 98 % quantile (violet), in the range that training uses; pixels without
+    Depth is colored from its 2 % (red) to its 98 % quantile (violet), in the range that training uses; pixels without
     depth are black.
 
     Raises:
@@ -65,7 +65,7 @@ def _cell(data: ShardedDataset, index: int) -> Image.Image:
     second = f"{sample.kind}, {data.scenes[index]}, {sample.rgb.shape[1]}x{sample.rgb.shape[0]}"
     if sample.depth is not None:
         # Nearest, so that no depth between two surfaces is invented.
-        picture = Image.fromarray(_coloured(sample.depth, data.valid_range))
+        picture = Image.fromarray(_colored(sample.depth, data.valid_range))
         cell.paste(picture.resize((_WIDTH, height), Image.Resampling.NEAREST), (_WIDTH, 0))
         second += f"; {_range_text(sample.depth, data.valid_range)}"
     draw = ImageDraw.Draw(cell)
@@ -75,12 +75,12 @@ def _cell(data: ShardedDataset, index: int) -> Image.Image:
     return cell
 
 
-def _coloured(depth: Float32[np.ndarray, "h w"], limits: tuple[float, float]) -> UInt8[np.ndarray, "h w 3"]:
+def _colored(depth: Float32[np.ndarray, "h w"], limits: tuple[float, float]) -> UInt8[np.ndarray, "h w 3"]:
     try:
         near, far = depth_range(depth, (depth > limits[0]) & (depth < limits[1]))
     except DataError:  # constant, or nothing in the range
         near, far = 0.0, float(depth.max()) or 1.0
-    return colourise(np.where(depth > 0, (depth - near) / (far - near), np.nan).astype(np.float32))
+    return colorize(np.where(depth > 0, (depth - near) / (far - near), np.nan).astype(np.float32))
 
 
 def _range_text(depth: Float32[np.ndarray, "h w"], limits: tuple[float, float]) -> str:

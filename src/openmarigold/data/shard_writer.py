@@ -174,7 +174,7 @@ class ShardWriter:
 
         Args:
             num_shards: how many units there were.
-            facts: more for the manifest: command, licence, attribution.
+            facts: more for the manifest: command, license, attribution.
 
         Returns:
             The manifest.
@@ -309,7 +309,7 @@ def _is_index(index: Mapping[str, Any]) -> bool:
 
 
 def statistics(rgb: UInt8[np.ndarray, "h w 3"], depth: Float32[np.ndarray, "h w"] | None) -> dict[str, Any]:
-    """Mean, standard deviation, minimum and maximum of colours [0, 255] and of valid depth [m], and share invalid."""
+    """Mean, standard deviation, minimum and maximum of colors [0, 255] and of valid depth [m], and share invalid."""
     found = {"rgb": _moments(rgb)}
     if depth is None:
         return found

@@ -25,7 +25,7 @@ from jaxtyping import Float32, Int64, UInt8, UInt16
 from PIL import Image
 
 from openmarigold.errors import DataError, one_line
-from openmarigold.text_files import parse_json
+from openmarigold.text_files import parse_json, with_current_keys
 
 FORMAT = "openmarigold-shards-1"
 MANIFEST_FILE = "manifest.json"
@@ -53,7 +53,7 @@ class Sample:
     """One picture, with its depth where the source has it.
 
     Attributes:
-        rgb: colour image.
+        rgb: color image.
         depth: planar depth [m], 0 where there is none; None for a source of photos.
         kind: what it shows, in the source's own words ("rooms", "tabletop", "street").
     """
@@ -67,12 +67,12 @@ class Sample:
 class DepthEncoding:
     """How a data set stores planar depth z [m]; code 0 is "no depth" in all of them.
 
-    linear: 16-bit PNG, z = code * metres_per_unit. log: 16-bit PNG, z = near * (far / near) ** (code / levels).
+    linear: 16-bit PNG, z = code * meters_per_unit. log: 16-bit PNG, z = near * (far / near) ** (code / levels).
     float32: NumPy file, z itself.
     """
 
     kind: Literal["linear", "log", "float32"]
-    metres_per_unit: float = 0.001
+    meters_per_unit: float = 0.001
     near: float = 0.1
     far: float = 100.0
     levels: int = 4095
@@ -80,9 +80,9 @@ class DepthEncoding:
     def __post_init__(self) -> None:
         if self.kind not in ("linear", "log", "float32"):
             raise DataError(f"depth encoding {self.kind!r} is not known; use linear, log or float32")
-        if not (self.metres_per_unit > 0 and 0 < self.near < self.far and 0 < self.levels <= _MAX_CODE):
+        if not (self.meters_per_unit > 0 and 0 < self.near < self.far and 0 < self.levels <= _MAX_CODE):
             raise DataError(
-                f"{self} is no depth encoding; metres_per_unit must be positive, 0 < near < far, "
+                f"{self} is no depth encoding; meters_per_unit must be positive, 0 < near < far, "
                 f"levels 1 to {_MAX_CODE}"
             )
 
@@ -93,7 +93,7 @@ class DepthEncoding:
 
     def record(self) -> dict[str, Any]:
         """What the manifest says: the kind and the settings that it has."""
-        names = {"linear": ("metres_per_unit",), "log": ("near", "far", "levels"), "float32": ()}[self.kind]
+        names = {"linear": ("meters_per_unit",), "log": ("near", "far", "levels"), "float32": ()}[self.kind]
         return {"kind": self.kind, **{name: getattr(self, name) for name in names}}
 
     def encode(self, depth: Float32[np.ndarray, "h w"]) -> bytes:
@@ -120,30 +120,30 @@ class DepthEncoding:
         valid = depth > 0
         z = np.where(valid, depth, 1.0).astype(np.float64)
         if self.kind == "linear":
-            code, top = np.rint(z / self.metres_per_unit), _MAX_CODE
+            code, top = np.rint(z / self.meters_per_unit), _MAX_CODE
         else:
             code, top = np.rint(np.log(z / self.near) / np.log(self.far / self.near) * self.levels), self.levels
         if bool((valid & ((code < 1) | (code > top))).any()):
-            low, high = self.metres(np.array([[1, top]], dtype=np.uint16))[0]
+            low, high = self.meters(np.array([[1, top]], dtype=np.uint16))[0]
             raise DataError(
                 f"depth from {depth[valid].min():g} to {depth[valid].max():g} m does not fit {self.kind} 16-bit codes "
                 f"({low:g} to {high:g} m); clip it, mark it as invalid, or store float32"
             )
         return np.where(valid, code, 0).astype(np.uint16)
 
-    def metres(self, codes: UInt16[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
+    def meters(self, codes: UInt16[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
         """Depth of codes."""
-        table = _metres_of_codes(self)
+        table = _meters_of_codes(self)
         if int(codes.max(initial=0)) >= len(table):
             raise ValueError(f"code {codes.max()} where {len(table) - 1} is the largest")
         return table[codes]
 
 
 @functools.lru_cache(maxsize=8)
-def _metres_of_codes(encoding: DepthEncoding) -> Float32[np.ndarray, " codes"]:
+def _meters_of_codes(encoding: DepthEncoding) -> Float32[np.ndarray, " codes"]:
     # There are few codes, so a table of them all costs less than a power per pixel.
     if encoding.kind == "linear":
-        table = np.arange(_MAX_CODE + 1) * encoding.metres_per_unit
+        table = np.arange(_MAX_CODE + 1) * encoding.meters_per_unit
     else:
         shares = np.arange(encoding.levels + 1) / encoding.levels
         table = encoding.near * (encoding.far / encoding.near) ** shares
@@ -261,7 +261,7 @@ class ShardedDataset:
         if data[:6] == b"\x93NUMPY":
             return np.load(io.BytesIO(data), allow_pickle=False)
         with Image.open(io.BytesIO(data)) as image:
-            return self.encoding.metres(np.asarray(image).astype(np.uint16))
+            return self.encoding.meters(np.asarray(image).astype(np.uint16))
 
     def _handle(self, number: int) -> int:
         # pread keeps no position, so threads and forked processes share handles.
@@ -308,7 +308,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def decode_rgb(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
-    """The colours of an encoded picture."""
+    """The colors of an encoded picture."""
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image.convert("RGB"))
 
@@ -328,7 +328,7 @@ def read_json(path: Path) -> dict[str, Any]:
         DataError: it is missing, damaged or something else.
     """
     try:
-        content = parse_json(path.read_bytes())
+        content = with_current_keys(parse_json(path.read_bytes()))
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:

@@ -20,7 +20,7 @@ from PIL import Image
 from openmarigold.data.shards import Sample, ShardedDataset, is_prepared
 from openmarigold.data.tar_index import read_tar_index
 from openmarigold.errors import DataError, one_line
-from openmarigold.provenance import files_sha256
+from openmarigold.files import files_sha256
 from openmarigold.seeding import generator_for
 
 

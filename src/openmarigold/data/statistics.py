@@ -73,7 +73,7 @@ def dataset_statistics(
 
 
 def write_meta(folder: Path) -> None:
-    """Writes meta.csv, one line a sample: statistics of colour [0, 255] and valid depth [m], share invalid."""
+    """Writes meta.csv, one line a sample: statistics of color [0, 255] and valid depth [m], share invalid."""
     data = ShardedDataset(folder)
     buffer = io.StringIO()
     moments = ("mean", "std", "min", "max")

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from openmarigold.checkpoint import TITLES, Checkpoint, TinyVae
+from openmarigold.checkpoints.checkpoint import TITLES, Checkpoint, TinyVae
 from openmarigold.config import CompileMode, Dtype, EngineName
 from openmarigold.engines.converted import LARGE_BYTES, can_keep_converted, weight_bytes
 from openmarigold.errors import InvalidValueError

@@ -19,14 +19,13 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from jaxtyping import Float
 
-from openmarigold.checkpoint import Checkpoint, TinyVae, cached_embedding_path, stored_embedding_path
+from openmarigold.checkpoints.checkpoint import Checkpoint, TinyVae, cached_embedding_path, stored_embedding_path
+from openmarigold.checkpoints.weight_files import GRAPH_FILES, NETWORK_FILES, NETWORKS, weight_files
 from openmarigold.config import LATENT_FACTOR, ConvertedFormat, StoredDtype
 from openmarigold.errors import CheckpointError, MissingExtraError, OutputError
-from openmarigold.files import atomic_directory, user_cache_dir
+from openmarigold.files import atomic_directory, files_sha256, user_cache_dir
 from openmarigold.printing import quoted_logger
-from openmarigold.provenance import files_sha256
 from openmarigold.text_files import parse_json
-from openmarigold.weight_files import GRAPH_FILES, NETWORK_FILES, NETWORKS, weight_files
 
 T = TypeVar("T")
 Run: TypeAlias = Callable[..., np.ndarray]
@@ -133,7 +132,7 @@ def _converted(
     if not renew and _is_whole(folder):
         return path
     try:
-        from openmarigold.conversion import write_network
+        from openmarigold.networks.conversion import write_network
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("openmarigold"):
             raise
@@ -226,7 +225,7 @@ def _sources_of_network(checkpoint: Checkpoint, name: str, tiny_vae: TinyVae | N
 def _make_embedding(directory: Path, variant: str | None) -> None:
     """Has the text encoder make the empty prompt's embedding, which is then kept."""
     try:
-        from openmarigold.prompt import load_empty_prompt_embedding
+        from openmarigold.networks.prompt import load_empty_prompt_embedding
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("openmarigold"):
             raise

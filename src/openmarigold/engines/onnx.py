@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 from jaxtyping import Float
 
-from openmarigold.checkpoint import Checkpoint, TinyVae
+from openmarigold.checkpoints.checkpoint import Checkpoint, TinyVae
 from openmarigold.config import Dtype
 from openmarigold.engines import converted
 from openmarigold.engines.converted import open_networks

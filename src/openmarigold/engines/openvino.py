@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from openmarigold.checkpoint import Checkpoint, TinyVae
+from openmarigold.checkpoints.checkpoint import Checkpoint, TinyVae
 from openmarigold.config import LATENT_FACTOR, Dtype, StoredDtype
 from openmarigold.engines import converted
 from openmarigold.engines.converted import LARGE_BYTES, open_networks

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from openmarigold.checkpoint import Checkpoint, TinyVae
+from openmarigold.checkpoints.checkpoint import Checkpoint, TinyVae
 from openmarigold.config import CompileMode, Dtype
 from openmarigold.errors import InvalidValueError, MissingExtraError, OpenMarigoldError, one_line
 from openmarigold.printing import quoted_logger
@@ -21,8 +21,8 @@ try:
     import torch
     from torch import Tensor
 
-    from openmarigold import backbone
-    from openmarigold.folding import fold_constant_context, fold_upsampling
+    from openmarigold.networks import backbone
+    from openmarigold.networks.rewrites import fold_constant_context, fold_upsampling
 except ModuleNotFoundError as error:
     if error.name is None or error.name.startswith("openmarigold"):
         raise

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openmarigold.checkpoint import loaded_variant, read_checkpoint, read_tiny_vae, resolve_settings
+from openmarigold.checkpoints.checkpoint import loaded_variant, read_checkpoint, read_tiny_vae, resolve_settings
+from openmarigold.checkpoints.hashes import checkpoint_sha256, tiny_vae_sha256
 from openmarigold.config import PredictConfig
 from openmarigold.engines import choose_engine
 from openmarigold.evaluation.estimators import (
@@ -20,7 +21,6 @@ from openmarigold.evaluation.estimators import (
     predictor_estimator,
 )
 from openmarigold.predictor import Predictor
-from openmarigold.provenance import checkpoint_sha256, tiny_vae_sha256
 
 
 @dataclass(frozen=True, kw_only=True)

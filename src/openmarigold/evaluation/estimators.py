@@ -14,8 +14,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from openmarigold.errors import DataError, ImageError, one_line
-from openmarigold.exr import read_exr
 from openmarigold.files import as_path
+from openmarigold.images.exr import read_exr
 from openmarigold.predictor import Predictor
 
 Invariance: TypeAlias = Literal["affine_depth", "scale", "metric", "disparity"]
@@ -152,7 +152,7 @@ def read_map(path: Path | str) -> Float[np.ndarray, "h w"]:
         values = channels[name]
     else:
         try:
-            values = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _read_grey16(path)
+            values = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _read_gray16(path)
         except Exception as error:
             # Pillow and NumPy raise whatever damaged bytes lead to.
             raise DataError(f"{path} is missing or damaged ({one_line(error)}); write it again") from error
@@ -162,8 +162,8 @@ def read_map(path: Path | str) -> Float[np.ndarray, "h w"]:
     return values.astype(np.float32 if values.dtype.kind != "f" or values.dtype.itemsize < 4 else values.dtype)
 
 
-def _read_grey16(path: Path) -> np.ndarray:
+def _read_gray16(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         if not image.mode.startswith("I"):
-            raise ValueError(f"Pillow mode {image.mode}, not 16-bit greys")
+            raise ValueError(f"Pillow mode {image.mode}, not 16-bit grays")
         return np.asarray(image).astype(np.float32) / np.float32(65535)

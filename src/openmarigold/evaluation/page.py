@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
-from openmarigold.data.benchmark import BenchmarkSample
-from openmarigold.depth import colourise
+from openmarigold.evaluation.benchmark import BenchmarkSample
 from openmarigold.evaluation.report import Report
 from openmarigold.files import write_atomically
+from openmarigold.modalities.depth import colorize
 from openmarigold.printing import printable
 
 _WIDTH = 320
@@ -32,8 +32,8 @@ def write_page(
 ) -> None:
     """Writes the page; `aligned(name)` gives an image and its aligned prediction [m].
 
-    Depth is coloured by the measured depth's 2 % to 98 % range, near red; the error |pred - gt| / gt from 0 (black) to
-    0.5 (white). Pixels that do not count are grey in both measured maps.
+    Depth is colored by the measured depth's 2 % to 98 % range, near red; the error |pred - gt| / gt from 0 (black) to
+    0.5 (white). Pixels that do not count are gray in both measured maps.
     """
     ordered = sorted(report.images, key=lambda image: (image.metrics["abs_rel"], image.name))
     count = min(_IN_EACH, len(ordered))
@@ -90,12 +90,12 @@ def _tiles(sample: BenchmarkSample, pred: Float[np.ndarray, "h w"]) -> list[UInt
         # A missing prediction is wrong by as much as is shown.
         error = np.where(valid, np.nan_to_num(np.abs(pred - gt) / gt, nan=_FULL_ERROR), 0.0)
     pred = np.nan_to_num(pred, nan=low, posinf=high)
-    grey = np.repeat((255 * np.clip(error / _FULL_ERROR, 0, 1)).astype(np.uint8)[..., None], 3, axis=2)
-    shown = [colourise(np.clip((depth - low) / scale, 0, 1).astype(np.float32)) for depth in (gt, pred)]
-    return [rgb, _greyed(shown[0], valid), shown[1], _greyed(grey, valid)]
+    gray = np.repeat((255 * np.clip(error / _FULL_ERROR, 0, 1)).astype(np.uint8)[..., None], 3, axis=2)
+    shown = [colorize(np.clip((depth - low) / scale, 0, 1).astype(np.float32)) for depth in (gt, pred)]
+    return [rgb, _grayed(shown[0], valid), shown[1], _grayed(gray, valid)]
 
 
-def _greyed(picture: UInt8[np.ndarray, "h w 3"], valid: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+def _grayed(picture: UInt8[np.ndarray, "h w 3"], valid: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
     return np.where(valid[..., None], picture, np.uint8(96))
 
 

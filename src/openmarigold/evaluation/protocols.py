@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64
 
 from openmarigold.alignment import MIN_DISPARITY, fit_disparity, fit_log_ransac, fit_scale, fit_scale_shift
-from openmarigold.data.benchmark import BenchmarkSample
 from openmarigold.errors import DataError, InvalidValueError
+from openmarigold.evaluation.benchmark import BenchmarkSample
 from openmarigold.evaluation.estimators import Invariance
 from openmarigold.metrics import METRICS, boundary_f1, depth_metrics
 

@@ -70,7 +70,7 @@ class Report:
         return sum(shares) / max(1, len(shares) + len(self.failed))
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: fractions and metres, not percent."""
+        """For JSON: fractions and meters, not percent."""
         return {
             "benchmark": self.benchmark,
             "protocol": self.protocol,

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openmarigold.checkpoint import read_checkpoint
+from openmarigold.checkpoints.checkpoint import read_checkpoint
 from openmarigold.config import PredictConfig
-from openmarigold.data.benchmarks import find_row, open_benchmark
 from openmarigold.errors import DataError, InvalidValueError, MissingExtraError
+from openmarigold.evaluation.benchmarks import find_row, open_benchmark
 from openmarigold.evaluation.contestants import predictor_contestant
 from openmarigold.evaluation.published import SEED, TABLES, Cell, PaperTable
 from openmarigold.evaluation.report import Report

@@ -15,23 +15,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from openmarigold.data.benchmark import Benchmark, BenchmarkSample, hash_of_files
-from openmarigold.data.benchmark_readers import Entry, parse_manifest
-from openmarigold.data.benchmarks import open_folder_benchmark
 from openmarigold.errors import DataError, InvalidValueError, OpenMarigoldError, OutputError
+from openmarigold.evaluation.benchmark import Benchmark, BenchmarkSample, hash_of_files
+from openmarigold.evaluation.benchmark_readers import Entry, parse_manifest
+from openmarigold.evaluation.benchmarks import open_folder_benchmark
 from openmarigold.evaluation.contestants import Contestant
 from openmarigold.evaluation.estimators import DepthEstimator, SavedPredictions, predictor_estimator
 from openmarigold.evaluation.machine import describe_machine, version_of
 from openmarigold.evaluation.page import write_page
 from openmarigold.evaluation.protocols import SCORES, AlignmentProtocol, align_sample, choose_protocol, score_sample
 from openmarigold.evaluation.report import ImageScore, Report, is_score, write_report
-from openmarigold.evaluation.statistics import summarise
+from openmarigold.evaluation.statistics import summarize
 from openmarigold.files import as_path
 from openmarigold.predictor import Predictor
 from openmarigold.text_files import parse_json_lines
@@ -96,7 +96,7 @@ def score_benchmark(
     over_places = benchmark.row.average_over_places
     return Report(
         images=images,
-        kinds=summarise(images, over_places=over_places),
+        kinds=summarize(images, over_places=over_places),
         protocol=chosen.name,
         over_places=over_places,
     )
@@ -127,7 +127,7 @@ def evaluate_benchmark(
         raise InvalidValueError(f"num_workers={num_workers} is not accepted; give 1 or above")
     output_dir = None if output_dir is None else as_path(output_dir, "output_dir")
     run = _Run(benchmark, contestant, choose_protocol(protocol, contestant.invariance))
-    started, wall = datetime.now(timezone.utc), time.perf_counter()
+    started, wall = datetime.now(UTC), time.perf_counter()
     with _Log(output_dir) as log, ThreadPoolExecutor(num_workers) as pool:
         tasks = [pool.submit(run.score, entry, log) for entry in benchmark.entries]
         images: list[ImageScore] = []
@@ -150,7 +150,7 @@ def evaluate_benchmark(
     row = benchmark.row
     report = Report(
         images=images,
-        kinds=summarise(images, over_places=row.average_over_places),
+        kinds=summarize(images, over_places=row.average_over_places),
         benchmark=row.name,
         protocol=run.protocol.name,
         over_places=row.average_over_places,

@@ -45,7 +45,7 @@ class KindScore:
     """By what is drawn ("images", "places"; the latter from two places on), then by metric."""
 
 
-def summarise(images: Sequence[Scored], *, over_places: bool) -> dict[str, KindScore]:
+def summarize(images: Sequence[Scored], *, over_places: bool) -> dict[str, KindScore]:
     """Scores per kind, in order of appearance, and over all."""
     kinds = {}
     for kind in (*dict.fromkeys(image.kind for image in images), ALL_KINDS):

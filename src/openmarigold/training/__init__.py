@@ -128,11 +128,11 @@ def make_task(recipe: Recipe, places: TrainingPaths, *, cache_dir: Path | None, 
     """The `task.Task` of a recipe, its networks and data loaded. Raises what `train` raises."""
     data_dir = places.data_dir
     if isinstance(recipe, AutoencoderRecipe):
-        from openmarigold.training.autoencoder import AutoencoderTask
+        from openmarigold.training.nano.autoencoder import AutoencoderTask
 
         return AutoencoderTask(recipe, data_dir=data_dir)
     if isinstance(recipe, GeneratorRecipe):
-        from openmarigold.training.generator import GeneratorTask
+        from openmarigold.training.nano.generator import GeneratorTask
 
         return GeneratorTask(recipe, data_dir=data_dir, cache_dir=cache_dir, accelerator=accelerator)
     from openmarigold.training.depth import DepthTask

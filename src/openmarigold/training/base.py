@@ -11,8 +11,10 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor
 
-from openmarigold import hub, hub_checkpoint
-from openmarigold.backbone import (
+from openmarigold.checkpoints import hub, hub_checkpoint
+from openmarigold.diffusion import PREDICTION_TYPES, NoiseSchedule
+from openmarigold.errors import CheckpointError, InvalidValueError, RecipeError, one_line
+from openmarigold.networks.backbone import (
     Vae,
     hash_of_weights,
     latent_channels,
@@ -21,8 +23,6 @@ from openmarigold.backbone import (
     load_vae,
     widen_conv_in,
 )
-from openmarigold.diffusion import PREDICTION_TYPES, NoiseSchedule
-from openmarigold.errors import CheckpointError, InvalidValueError, RecipeError, one_line
 from openmarigold.text_files import parse_json
 from openmarigold.training.recipe import DepthRecipe
 
@@ -125,7 +125,7 @@ def _schedule(directory: Path, recipe: DepthRecipe) -> NoiseSchedule:
     if values["prediction_type"] == "epsilon" and wanted.zero_terminal_snr:
         raise RecipeError(
             f"{recipe.base} predicts epsilon, which says nothing at zero terminal SNR; set timesteps.prediction_type = "
-            '"v_prediction" (it is learnt anew) or timesteps.zero_terminal_snr = false'
+            '"v_prediction" (it is learned anew) or timesteps.zero_terminal_snr = false'
         )
     try:
         schedule = NoiseSchedule(**values, rescale_betas_zero_snr=False)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recipe kind "depth": Marigold's fine-tuning protocol. Paper: §3.3, figure 2.
 
-Only the U-Net is trained. It sees the image latent beside the noisy latent of the normalised depth map, which the
+Only the U-Net is trained. It sees the image latent beside the noisy latent of the normalized depth map, which the
 frozen autoencoder encodes like an image, and learns to denoise it. The second objective, "end_to_end", goes one step
 from the last timestep through the frozen decoder and compares depth maps (Garcia et al. 2024).
 """
@@ -18,12 +18,12 @@ from accelerate import Accelerator
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
-from openmarigold.backbone import decode_from_latent, latent_channels, save_checkpoint
 from openmarigold.diffusion import to_clean_and_noise
+from openmarigold.networks.backbone import decode_from_latent, latent_channels, save_checkpoint
 from openmarigold.training.base import load_base
-from openmarigold.training.generator import draw_timesteps, noisy_latent_and_target
 from openmarigold.training.latents import Latents
 from openmarigold.training.loss import Loss, affine_invariant_loss, masked_latent_loss
+from openmarigold.training.nano.generator import draw_timesteps, noisy_latent_and_target
 from openmarigold.training.noise import multi_resolution_noise
 from openmarigold.training.recipe import DepthRecipe
 from openmarigold.training.validation import Validation, ValidationPaths
@@ -109,7 +109,7 @@ class DepthTask:
             shape,
             strength=torch.from_numpy((config.strength * share).astype(np.float32)),
             generator=torch.Generator().manual_seed(int(rng.integers(2**62))),
-            normalisation=config.normalisation,
+            normalization=config.normalization,
         )
         return timesteps, noise.numpy()
 

@@ -21,12 +21,12 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
 
-from openmarigold.backbone import Vae, encode_to_latent, hash_of_weights, latent_channels
-from openmarigold.depth import latent_valid_mask
 from openmarigold.errors import CheckpointError, DataError
 from openmarigold.files import make_directory, write_atomically
+from openmarigold.modalities.depth import latent_valid_mask
+from openmarigold.networks.backbone import Vae, encode_to_latent, hash_of_weights, latent_channels
 from openmarigold.printing import quoted_logger
-from openmarigold.text_files import DamagedTextError, parse_json
+from openmarigold.text_files import DamagedTextError, parse_json, with_current_keys
 from openmarigold.training.views import Mixture, View
 
 LOGGER = quoted_logger(__name__)
@@ -36,7 +36,7 @@ CACHE_FILE = "cache.json"
 _BYTES = "the data's bytes"
 
 DepthForm = Literal["none", "latents", "maps"]
-"""What is needed of the depth: nothing, latents of the normalised maps, or the maps themselves."""
+"""What is needed of the depth: nothing, latents of the normalized maps, or the maps themselves."""
 
 
 class Latents:
@@ -111,7 +111,7 @@ class Latents:
         return done
 
     def _encode(self, picture: Float[Tensor, "3 H W"]) -> Float[Tensor, "C h w"]:
-        # By itself, so that its latent does not depend on its neighbours in a batch; and not under autocast.
+        # By itself, so that its latent does not depend on its neighbors in a batch; and not under autocast.
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             return encode_to_latent(self._vae, picture[None])[0].half().float()
 
@@ -280,7 +280,7 @@ def _claim(folder: Path, described: Mapping[str, Any]) -> None:
         write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         return
     try:
-        kept = parse_json(path.read_bytes())
+        kept = with_current_keys(parse_json(path.read_bytes()))
     except (OSError, DamagedTextError):
         kept = None
     expected = parse_json(json.dumps(described))

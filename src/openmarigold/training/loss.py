@@ -68,19 +68,19 @@ def affine_invariant_loss(
     # Zeroed before any product: a NaN in an invalid pixel would survive a product with 0.
     prediction, target = prediction.masked_fill(~valid_mask, 0.0), target.masked_fill(~valid_mask, 0.0)
     count = weight.sum(dim=(1, 2, 3), keepdim=True).clamp(min=1.0)
-    centred = (prediction - prediction.sum(dim=(1, 2, 3), keepdim=True) / count) * weight
+    centered = (prediction - prediction.sum(dim=(1, 2, 3), keepdim=True) / count) * weight
     wanted = (target - target.sum(dim=(1, 2, 3), keepdim=True) / count) * weight
-    variance = centred.square().sum(dim=(1, 2, 3), keepdim=True) / count
-    covariance = (centred * wanted).sum(dim=(1, 2, 3), keepdim=True) / count
+    variance = centered.square().sum(dim=(1, 2, 3), keepdim=True) / count
+    covariance = (centered * wanted).sum(dim=(1, 2, 3), keepdim=True) / count
     scale = covariance / variance.clamp(min=MIN_VARIANCE)
-    error = (scale * centred - wanted).abs()
+    error = (scale * centered - wanted).abs()
     if pixel_weight is not None:
         error = error * pixel_weight.masked_fill(~valid_mask, 0.0)
     per_sample = error.detach().sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3))
     return Loss(error.sum(), weight.sum(), per_sample)
 
 
-def latent_regularisation(latent: Float[Tensor, "b C h w"]) -> Float[Tensor, ""]:
+def latent_regularization(latent: Float[Tensor, "b C h w"]) -> Float[Tensor, ""]:
     """Squared distance of each channel's mean from 0 and of its standard deviation from 1, over the batch."""
     mean = latent.mean(dim=(0, 2, 3))
     std = latent.std(dim=(0, 2, 3))

@@ -18,7 +18,7 @@ def multi_resolution_noise(
     *,
     strength: Float[Tensor, " b"],
     generator: torch.Generator,
-    normalisation: Literal["sample", "batch"],
+    normalization: Literal["sample", "batch"],
 ) -> Float[Tensor, "b C h w"]:
     """Gaussian noise plus coarser and coarser Gaussian noise, scaled back to unit standard deviation.
 
@@ -28,7 +28,7 @@ def multi_resolution_noise(
 
     Args:
         strength: one value a sample, [0, 1]; annealed noise gives `0.9 * timestep / num_train_timesteps`.
-        normalisation: "batch" divides by one standard deviation over the whole tensor, as the published code does, so
+        normalization: "batch" divides by one standard deviation over the whole tensor, as the published code does, so
             samples of different timesteps change each other's scale; "sample" gives each its own.
     """
     batch, channels, height, width = shape
@@ -43,6 +43,6 @@ def multi_resolution_noise(
         noise = noise + upsampled * (strength**level).view(-1, 1, 1, 1)
         if level_height == 1 or level_width == 1:
             break
-    if normalisation == "batch":
+    if normalization == "batch":
         return noise / noise.std()
     return noise / noise.std(dim=(1, 2, 3), keepdim=True)

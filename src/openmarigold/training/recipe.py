@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from openmarigold.config import MAX_INFERENCE_STEPS, check_processing_resolution
 from openmarigold.errors import InvalidValueError, RecipeError
-from openmarigold.text_files import DamagedTextError, parse_toml
+from openmarigold.text_files import DamagedTextError, parse_toml, with_current_keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class OptimizationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """How a run is carried out, saved and watched. None of it changes what is learnt."""
+    """How a run is carried out, saved and watched. None of it changes what is learned."""
 
     save_period_s: float = 180.0
     """Seconds between saved states; more where writing one takes over a twentieth of that. 0 = after each step."""
@@ -116,9 +116,9 @@ class DataConfig:
     mirror: Literal["random", "both"] = "random"
     """random: each variant is mirrored or not by chance. both: variants take turns, plain and mirrored."""
     appearance: float = 0.0
-    """Strength of the random changes of colour: 0 none, 1 strong; above it they are more frequent and larger still."""
+    """Strength of the random changes of color: 0 none, 1 strong; above it they are more frequent and larger still."""
     latent_noise: float = 0.0
-    """Largest standard deviation of the noise on a colour latent, drawn for each sample (depth only): the model is not
+    """Largest standard deviation of the noise on a color latent, drawn for each sample (depth only): the model is not
     to live on fine detail, in which renders and photos differ most."""
     num_variants: int = 1
     """Random variants of each sample (generator and depth): there are so many views of it, and no others."""
@@ -134,7 +134,7 @@ class DataConfig:
     """Smallest depth that counts [m], excluded. Paper code: 1e-5."""
     max_depth: dict[str, float] = field(default_factory=dict)
     """Kind of sample -> depth from which on it does not count [m]; farther pixels are as good as without depth. So a
-    view through a window does not squeeze the room into a sliver of the normalised range."""
+    view through a window does not squeeze the room into a sliver of the normalized range."""
     kind_weights: dict[str, float] = field(default_factory=dict)
     """Kind of sample -> how often it is drawn within its source, 1 where not given (generator and depth)."""
 
@@ -200,10 +200,10 @@ class AutoencoderLossConfig:
     """What the autoencoder is asked for."""
 
     depth_share: float = 0.3
-    """Share of samples with depth whose depth map, normalised and repeated to three channels, is the picture."""
+    """Share of samples with depth whose depth map, normalized and repeated to three channels, is the picture."""
     latent_noise_std: float = 0.0
     """Noise added to latents before decoding, so that small errors of the U-Net decode to small errors."""
-    latent_regularisation: float = 0.0
+    latent_regularization: float = 0.0
     """Weight that keeps each latent channel near mean 0 and standard deviation 1."""
 
 
@@ -219,7 +219,7 @@ class UNetModelConfig:
     def __post_init__(self) -> None:
         widths = self.block_out_channels
         _require(len(widths) >= 2, f"block_out_channels={list(widths)} needs two levels or more")
-        for width in widths:  # group normalisation has 32 groups
+        for width in widths:  # group normalization has 32 groups
             _require(
                 width > 0 and width % 32 == 0, f"block_out_channels={list(widths)}: {width} is not a multiple of 32"
             )
@@ -233,7 +233,7 @@ class NoiseConfig:
 
     strength: float = 0.9
     annealed: bool = True
-    normalisation: Literal["sample", "batch"] = "sample"
+    normalization: Literal["sample", "batch"] = "sample"
     """Standard deviation over each sample, or over the whole batch as in the published code."""
 
     def __post_init__(self) -> None:
@@ -263,7 +263,7 @@ class TimestepConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """What the depth fine-tune minimises."""
+    """What the depth fine-tune minimizes."""
 
     kind: Literal["denoising", "end_to_end"] = "denoising"
     """denoising: the paper's loss on latents, at every timestep. end_to_end: one step from the last timestep, decoded,
@@ -306,7 +306,7 @@ class CheckpointDefaults:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """How the checkpoints of a depth run are scored and looked at. None of it changes what is learnt."""
+    """How the checkpoints of a depth run are scored and looked at. None of it changes what is learned."""
 
     benchmarks: tuple[str, ...] = ()
     """Names of benchmarks (`openmarigold data list`), whose data `train --benchmark-data` gives."""
@@ -407,7 +407,7 @@ def read_recipe(path: Path) -> Recipe:
         RecipeError: the file is missing or not TOML, or has an unknown, missing or wrong key.
     """
     try:
-        table = parse_toml(path.read_bytes(), extra="train")
+        table = with_current_keys(parse_toml(path.read_bytes()))
     except (OSError, DamagedTextError) as error:
         raise RecipeError(f"{path} cannot be read as a recipe: {error}; it must be a TOML file") from error
     return parse_recipe(table, where=str(path))

@@ -25,12 +25,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
+from openmarigold.checkpoints.integrity import check_sums, write_sums
 from openmarigold.errors import CheckpointError, OutputError, RecipeError, one_line
 from openmarigold.files import atomic_directory
-from openmarigold.integrity import check_sums, write_sums
+from openmarigold.networks.tensors import save_tensors
 from openmarigold.printing import quoted_logger
-from openmarigold.tensors import save_tensors
-from openmarigold.text_files import parse_json
+from openmarigold.text_files import parse_json, with_current_keys
 from openmarigold.training.recipe import parse_recipe, to_table
 
 LOGGER = quoted_logger(__name__)
@@ -269,7 +269,7 @@ def _available_memory() -> float:
 
 def _described(state: Path) -> dict[str, Any]:
     try:
-        described = parse_json((state / "state.json").read_bytes())
+        described = with_current_keys(parse_json((state / "state.json").read_bytes()))
         return {
             "step": int(described["step"]),
             "recipe": dict(described["recipe"]),
@@ -288,7 +288,7 @@ def _damaged(state: Path, error: Exception) -> CheckpointError:
 
 
 def _differences(saved: Mapping[str, Any], current: Mapping[str, Any], prefix: str = "") -> list[str]:
-    # When to save, what to look at and what to recommend to users may change; all else changes what is learnt.
+    # When to save, what to look at and what to recommend to users may change; all else changes what is learned.
     found = []
     for key in sorted(saved.keys() | current.keys()):
         old, new = saved.get(key), current.get(key)

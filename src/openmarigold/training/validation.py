@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from openmarigold.data.benchmark import Benchmark
-from openmarigold.data.benchmarks import open_benchmark, open_folder_benchmark
-from openmarigold.depth import colourise
 from openmarigold.errors import DataError, RecipeError
 from openmarigold.evaluation import predictor_estimator, score_benchmark
+from openmarigold.evaluation.benchmark import Benchmark
+from openmarigold.evaluation.benchmarks import open_benchmark, open_folder_benchmark
 from openmarigold.files import write_atomically
-from openmarigold.image import read_rgb
+from openmarigold.images.photo import read_rgb
+from openmarigold.modalities.depth import colorize
 from openmarigold.predictor import Predictor
 from openmarigold.training.recipe import ValidationConfig
 
@@ -98,7 +98,7 @@ class Validation:
         for photo in self._photos:
             rgb = read_rgb(photo)
             prediction = predictor(rgb, seed=self._config.seed, num_inference_steps=self._config.num_inference_steps)
-            pair = np.concatenate([rgb, colourise(prediction.depth)], axis=1)
+            pair = np.concatenate([rgb, colorize(prediction.depth)], axis=1)
             width = max(1, round(pair.shape[1] * PICTURE_HEIGHT / pair.shape[0]))
             picture = Image.fromarray(pair).resize((width, PICTURE_HEIGHT), Image.Resampling.LANCZOS)
             path = folder / f"{photo.stem}.jpg"

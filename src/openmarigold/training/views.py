@@ -17,8 +17,8 @@ from jaxtyping import Bool, Float32, Int
 
 from openmarigold.data.augmentation import random_appearance, random_view
 from openmarigold.data.sources import Sample, Source
-from openmarigold.depth import depth_range, normalise_depth
 from openmarigold.errors import DataError, RecipeError
+from openmarigold.modalities.depth import depth_range, normalize_depth
 from openmarigold.seeding import generator_for
 from openmarigold.training.recipe import DataConfig
 
@@ -38,8 +38,8 @@ class View:
     """What the networks see of a sample.
 
     Attributes:
-        rgb: colour, [-1, 1].
-        norm_depth: normalised depth, [-1, 1]; None for a photo, and where there is nothing to learn: no valid pixel, or
+        rgb: color, [-1, 1].
+        norm_depth: normalized depth, [-1, 1]; None for a photo, and where there is nothing to learn: no valid pixel, or
             a single plane.
         depth_range: what -1 and 1 of `norm_depth` stand for [m].
         valid_mask: pixels of `norm_depth` that count; all False without it.
@@ -183,14 +183,14 @@ class Mixture:
         valid_mask = self.valid_mask(sample, number)
         try:
             near_far = depth_range(sample.depth, valid_mask)
-            norm_depth = normalise_depth(sample.depth, valid_mask, invalid=config.invalid)
+            norm_depth = normalize_depth(sample.depth, valid_mask, invalid=config.invalid)
         except DataError:  # no depth at all, or a single plane: nothing to learn from
             return nothing
         counted = np.ones_like(valid_mask) if config.invalid_is_far else valid_mask
         return View(image, norm_depth, near_far, counted)
 
     def random_sample(self, rng: np.random.Generator) -> tuple[Sample, Bool[np.ndarray, "h w"] | None]:
-        """A view of a random sample of a random source, without changes of colour, and which of its depth counts."""
+        """A view of a random sample of a random source, without changes of color, and which of its depth counts."""
         number = min(int(np.searchsorted(self._source_shares, rng.random(), side="right")), len(self.sources) - 1)
         sample = self._vary(number, int(rng.integers(len(self.sources[number]))), rng)
         return sample, None if sample.depth is None else self.valid_mask(sample, number)

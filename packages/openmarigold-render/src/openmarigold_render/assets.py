@@ -286,7 +286,7 @@ def manifest_rows(attributions: Iterable[Attribution]) -> list[dict[str, str]]:
             "asset": one.asset,
             "title": one.title,
             "creator": one.creator,
-            "licence": one.license,  # so spelled in the manifests since the first ones
+            "license": one.license,
             "package": one.package,
         }
         for one in attributions

@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from openmarigold_render.core import DataError, one_line, write_atomically
+from openmarigold_render.core import DataError, one_line, with_current_keys, write_atomically
 
 
 def write_attribution_page(manifest_path: Path, page_path: Path) -> int:
@@ -19,7 +19,7 @@ def write_attribution_page(manifest_path: Path, page_path: Path) -> int:
         OutputError: the page cannot be written.
     """
     try:
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        manifest = with_current_keys(json.loads(manifest_path.read_text(encoding="utf-8")))
         page = attribution_page(manifest)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(
@@ -47,7 +47,7 @@ def attribution_page(manifest: dict[str, Any]) -> str:
     groups: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         inner = row["asset"].split("/", maxsplit=1)[1]
-        groups[row["package"], row["licence"]][row["creator"]].append(f"{row['title']} (`{inner}`)")
+        groups[row["package"], row["license"]][row["creator"]].append(f"{row['title']} (`{inner}`)")
     for (package, terms), authors in sorted(groups.items()):
         lines += [f"## {package}, {terms}", ""]
         for author, assets in sorted(authors.items()):

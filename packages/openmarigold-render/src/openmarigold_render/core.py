@@ -10,10 +10,10 @@ from openmarigold.data.archives import Archive, open_archive
 from openmarigold.data.shard_writer import NewSample, Rejection, ShardWriter
 from openmarigold.data.shards import DepthEncoding
 from openmarigold.errors import DataError, InvalidValueError, OpenMarigoldError, one_line
-from openmarigold.exr import read_exr
 from openmarigold.files import user_cache_dir, write_atomically
+from openmarigold.images.exr import read_exr
 from openmarigold.seeding import generator_for
-from openmarigold.text_files import parse_json
+from openmarigold.text_files import parse_json, with_current_keys
 
 __all__ = [
     "Archive",
@@ -30,5 +30,6 @@ __all__ = [
     "parse_json",
     "read_exr",
     "user_cache_dir",
+    "with_current_keys",
     "write_atomically",
 ]

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checkpoint on the hub: decide from its small files, choose the large ones that are needed, fetch those only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from openmarigold.checkpoints.hub import Repository, fetch, find_repository, keep_revision, remove_damaged
+from openmarigold.checkpoints.known import KNOWN, check_kind, check_known
+from openmarigold.checkpoints.weight_files import (
+    GRAPH_FILES,
+    NETWORK_FILES,
+    NETWORK_STEM,
+    NETWORKS,
+    TEXT_ENCODER_STEM,
+    conversion_command,
+    plain_pickles,
+    read_json,
+    warn_of_half,
+    weight_patterns,
+)
+from openmarigold.diffusion import NoiseSchedule
+from openmarigold.errors import CheckpointError
+from openmarigold.printing import quoted_logger
+
+_INDEX = "model_index.json"
+_SCHEDULER = "scheduler/scheduler_config.json"
+_EMBEDDING = "empty_prompt_embedding.safetensors"
+_SMALL_FILES = (_INDEX, "scheduler/*.json", "unet/config.json", "vae/config.json")
+_NOT_REQUIRED = ("README.md", "LICEN[SC]E*")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+_log = quoted_logger(__name__)
+
+
+def open_checkpoint(
+    hub_id: str, *, revision: str | None = None, local_files_only: bool = False, fetch_again: bool = False
+) -> Repository:
+    """The repository of a depth checkpoint, with its small files here; decided from these alone.
+
+    Args:
+        hub_id: its id.
+        revision: branch, tag or commit.
+        local_files_only: take it as it was downloaded before.
+        fetch_again: remove damaged files of an earlier download, so that they are downloaded again.
+
+    Raises:
+        CheckpointError: it is not a depth checkpoint in a known layout, or cannot be had.
+        MissingExtraError: huggingface_hub is not installed.
+    """
+    check_known(hub_id)
+    repository = find_repository(hub_id, revision=revision, local_files_only=local_files_only)
+    if fetch_again:
+        if repository.offline is not None:
+            raise CheckpointError(f"damaged files of {hub_id} cannot be downloaded again: {repository.offline}")
+        for name in remove_damaged(repository):
+            _log.warning("%s was damaged and is downloaded again", repository.path(name))
+    if _INDEX not in repository.files:
+        some = ", ".join(sorted(repository.files)[:4]) or "nothing"
+        raise CheckpointError(
+            f"{hub_id} has no {_INDEX}, so it is not a checkpoint in diffusers layout (it holds {some}); check the "
+            "name, or --revision"
+        )
+    fetch(repository, _matching(repository, _SMALL_FILES))
+    fetch(repository, _matching(repository, _NOT_REQUIRED) if repository.offline is None else ())
+    scheduler, unet = (
+        read_json(repository.path(name)) if name in repository.files else None
+        for name in (_SCHEDULER, "unet/config.json")
+    )
+    index = repository.path(_INDEX)
+    check_kind(read_json(index), index, name=hub_id, scheduler=scheduler, unet=unet)
+    if scheduler is None:
+        raise CheckpointError(f"{hub_id} has no {_SCHEDULER}; a checkpoint holds scheduler/, unet/ and vae/")
+    try:
+        NoiseSchedule.from_config(scheduler)
+    except CheckpointError as error:
+        raise CheckpointError(f"{hub_id}, {_SCHEDULER}: {error}") from error
+    return repository
+
+
+def network_files(repository: Repository, variant: str | None) -> list[str]:
+    """Names of the files that give the networks, chosen from what the repository lists.
+
+    Raises:
+        CheckpointError: the variant is not published, or the weights are pickles only.
+    """
+    if _is_converted(repository):
+        if variant is not None:
+            raise CheckpointError(f"{repository.hub_id} holds converted networks, which have no variant; leave it out")
+        folders = tuple(f"{name}/" for name in NETWORKS)
+        torch_files = tuple(f"{folder}{NETWORK_STEM}" for folder in folders)
+        return [name for name in repository.files if name.startswith(folders) and not name.startswith(torch_files)]
+    weights = [name for part in ("unet", "vae") for name in part_files(repository, part, variant=variant)]
+    return weights + [name for name in GRAPH_FILES.values() if name in repository.files]
+
+
+def part_files(repository: Repository, part: str, *, stem: str = NETWORK_STEM, variant: str | None = None) -> list[str]:
+    """Names of the configuration and weights of one network: of `variant`; without one the plain weights, else fp16.
+
+    Raises:
+        CheckpointError: there are none, or pickles only.
+    """
+    prefix = f"{part}/" if part else ""
+    config = [f"{prefix}config.json"]
+    for candidate in (variant,) if variant else (None, "fp16"):
+        single, *sharded = (f"{prefix}{pattern}" for pattern in weight_patterns(stem, candidate))
+        found = [single] if single in repository.files else _matching(repository, sharded)
+        if any(name.endswith(".safetensors") for name in found):
+            if (
+                candidate == "fp16"
+                and variant is None
+                and {f"{prefix}{name}" for name in plain_pickles(stem)} & set(repository.files)
+            ):
+                warn_of_half(f"{repository.hub_id}, {part}/")
+            return config + found
+    raise _no_weights(repository, prefix, stem, variant)
+
+
+def text_encoder_files(repository: Repository, variant: str | None = None) -> list[str]:
+    """Names of the files of the text encoder and its tokenizer; none where the repository has none that is loaded."""
+    for candidate in dict.fromkeys((variant, None)):
+        try:
+            weights = part_files(repository, "text_encoder", stem=TEXT_ENCODER_STEM, variant=candidate)
+        except CheckpointError:
+            continue
+        return _matching(repository, ("tokenizer/*.json", "tokenizer/*.txt")) + weights
+    return []
+
+
+def fetch_checkpoint(
+    repository: Repository,
+    *,
+    variant: str | None,
+    is_embedding_known: Callable[[Path | None], bool],
+) -> Path:
+    """The folder of a checkpoint with all that a prediction needs, and nothing else.
+
+    Args:
+        repository: as `open_checkpoint` gives it.
+        variant: "fp16" for the files named so; None for the plain ones.
+        is_embedding_known: whether the embedding of the empty prompt is kept for the checkpoint in a folder, so that
+            the text encoder (1.4 GB) is not needed; of None, whether it is for any.
+
+    Raises:
+        CheckpointError: the variant is not published, the weights are pickles only, or a file cannot be had.
+    """
+    names = network_files(repository, variant)
+    if _EMBEDDING in repository.files:
+        names.append(_EMBEDDING)
+    elif not _has_made_embedding(repository, variant) and not _is_converted(repository):
+        text_encoder = text_encoder_files(repository, variant)
+        if is_embedding_known(None):
+            fetch(repository, names, what="networks")
+            if not is_embedding_known(repository.folder):
+                _fetch_text_encoder(repository, text_encoder)
+            names = []
+        else:
+            names += _required(repository, text_encoder)
+    fetch(repository, names)
+    keep_revision(repository)
+    return repository.folder
+
+
+def fetch_network(hub_id: str, *, local_files_only: bool = False) -> Path:
+    """The folder of a repository that holds one network, such as a small autoencoder.
+
+    Raises:
+        CheckpointError: it has no weights that are loaded, or cannot be had.
+    """
+    repository = find_repository(hub_id, local_files_only=local_files_only, landmark="config.json")
+    fetch(repository, [name for name in part_files(repository, "") if name in repository.files])
+    keep_revision(repository)
+    return repository.folder
+
+
+def fetch_base(hub_id: str, *, variant: str | None, revision: str | None) -> Path:
+    """The folder of a checkpoint that training starts from: any diffusion model in diffusers layout.
+
+    Raises:
+        CheckpointError: the variant is not published, the weights are pickles only, or a file cannot be had.
+    """
+    repository = find_repository(hub_id, revision=revision)
+    names = [*_matching(repository, _SMALL_FILES), *network_files(repository, variant)]
+    if _EMBEDDING in repository.files:
+        names.append(_EMBEDDING)
+    elif not _has_made_embedding(repository, variant):
+        names += _required(repository, text_encoder_files(repository, variant))
+    fetch(repository, _matching(repository, _NOT_REQUIRED) if repository.offline is None else ())
+    fetch(repository, names)
+    keep_revision(repository)
+    return repository.folder
+
+
+def needed_files(repository: Repository, variant: str | None) -> list[str]:
+    """Names of all files of a checkpoint that a first prediction reads.
+
+    Raises:
+        CheckpointError: as `network_files`.
+    """
+    names = [*_matching(repository, _SMALL_FILES), *network_files(repository, variant)]
+    if _EMBEDDING in repository.files:
+        names.append(_EMBEDDING)
+    elif not _is_converted(repository):
+        names += text_encoder_files(repository, variant)
+    return sorted(dict.fromkeys(names))
+
+
+def _has_made_embedding(repository: Repository, variant: str | None) -> bool:
+    """Whether an earlier run has put the embedding of this variant into the folder; each variant has its own."""
+    name = _EMBEDDING if variant is None else _EMBEDDING.replace(".", f".{variant}.", 1)
+    return repository.path(name).is_file()
+
+
+def _fetch_text_encoder(repository: Repository, names: list[str]) -> None:
+    fetch(repository, _required(repository, names), what="text encoder")
+
+
+def _required(repository: Repository, names: list[str]) -> list[str]:
+    if not names:
+        # The reason why there is none: it raises.
+        part_files(repository, "text_encoder", stem=TEXT_ENCODER_STEM)
+    return names
+
+
+def _is_converted(repository: Repository) -> bool:
+    return any(file in repository.files for files in NETWORK_FILES.values() for file in files.values())
+
+
+def _matching(repository: Repository, patterns: Iterable[str]) -> list[str]:
+    patterns = tuple(patterns)
+    return [name for name in repository.files if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def _no_weights(repository: Repository, prefix: str, stem: str, variant: str | None) -> CheckpointError:
+    """Why a part has no weights that are loaded: another variant, a pickle, or nothing."""
+    where = f"{repository.hub_id}{f' ({prefix})' if prefix else ''}"
+    here = [name.removeprefix(prefix) for name in repository.files if name.startswith(prefix)]
+    published = sorted({_variant_of(name, stem) for name in here if name.endswith(".safetensors")})
+    pickles = sorted(name for name in here if name.endswith(_PICKLES))
+    if repository.offline is not None:
+        return repository.not_downloaded(f"{prefix}{stem}{f'.{variant}' if variant else ''}.safetensors")
+    if variant and published:
+        others = " and ".join("the plain weights" if name == "" else name for name in published)
+        advice = "leave --variant out" if "" in published else f"choose --variant {published[0]}"
+        return CheckpointError(f"{where} is not published in variant {variant!r}, only as {others}; {advice}")
+    if published:
+        return CheckpointError(f"{where} is published only as {', '.join(published)}; choose with --variant")
+    if pickles:
+        known = KNOWN.get(repository.hub_id)
+        instead = (
+            f"use {known.same_weights}, which has the same weights"
+            if known is not None and known.same_weights
+            else f"download it and convert each in its folder: {conversion_command(pickles[0])}"
+        )
+        return CheckpointError(
+            f"{where} has its weights only as a pickle ({pickles[0]}), which may run code, so it is never loaded; "
+            f"{instead}"
+        )
+    return CheckpointError(f"{where} has no weights; a checkpoint in diffusers layout holds them in unet/ and vae/")
+
+
+def _variant_of(name: str, stem: str) -> str:
+    """The variant in a weight file's name, empty for plain ones: of `model.fp16-00001-of-00002.safetensors`, fp16."""
+    middle = name.removeprefix(stem).removesuffix(".safetensors")
+    return middle.removeprefix(".").partition("-")[0] if middle.startswith(".") else ""

@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which files hold the weights of a network, and whether they are whole, by names, sizes and headers alone."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from openmarigold.checkpoints.external_data import OnnxFacts, read_onnx_facts
+from openmarigold.config import ConvertedFormat
+from openmarigold.errors import CheckpointError, OpenMarigoldError, one_line
+from openmarigold.printing import quoted_logger
+from openmarigold.text_files import DamagedTextError, parse_json
+
+NETWORKS = ("vae_encoder", "unet", "vae_decoder")
+# Format of converted networks -> name of a network -> its file, and where the weights lie that are not in it.
+NETWORK_FILES: dict[ConvertedFormat, dict[str, str]] = {
+    "onnx": {name: f"{name}/model.onnx" for name in NETWORKS},
+    "openvino": {name: f"{name}/model.xml" for name in NETWORKS},
+}
+ONNX_FILES = NETWORK_FILES["onnx"]
+# ONNX networks beside safetensors weights, which they read (`checkpoint export --shared-weights`).
+GRAPH_FILES = {"vae_encoder": "vae/encoder.onnx", "unet": "unet/unet.onnx", "vae_decoder": "vae/decoder.onnx"}
+EMBEDDING_FILE = "empty_prompt_embedding.safetensors"
+NETWORK_STEM = "diffusion_pytorch_model"
+TEXT_ENCODER_STEM = "model"
+_MADE_FROM = "openmarigold.made_from"
+_FINGERPRINT_BLOCKS, _FINGERPRINT_BLOCK_BYTES = 64, 4096
+_MAX_HEADER_BYTES = 100_000_000  # as the safetensors library has it
+_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
+_log = quoted_logger(__name__)
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """Names the file of a checkpoint that the operating system does not give.
+
+    Raises:
+        CheckpointError: in the place of an `OSError`.
+    """
+    try:
+        yield
+    except OpenMarigoldError:
+        raise
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename or 'a file of the checkpoint'} cannot be read: {error.strerror or error}; check its "
+            "permissions and the disk, or get the checkpoint again"
+        ) from error
+
+
+def weight_files(
+    folder: Path, *, stem: str = NETWORK_STEM, variant: str | None = None
+) -> tuple[str | None, list[Path]]:
+    """(variant, safetensors files) of one network: a single file, or the shards that its index names.
+
+    Without `variant` the plain files, else those named fp16. Only names are looked at.
+
+    Raises:
+        CheckpointError: none are there, only pickled ones, or a shard is missing.
+    """
+    for candidate in (variant,) if variant else (None, "fp16"):
+        infix = f".{candidate}" if candidate else ""
+        single = folder / f"{stem}{infix}.safetensors"
+        if single.is_file():
+            if candidate and not variant and any((folder / name).is_file() for name in plain_pickles(stem)):
+                warn_of_half(str(folder))
+            return candidate, [single]
+        # diffusers and transformers have named the index of a variant in two ways.
+        names = dict.fromkeys((f"{stem}.safetensors.index{infix}.json", f"{stem}{infix}.safetensors.index.json"))
+        for index_path in (folder / name for name in names):
+            if index_path.is_file():
+                return candidate, _shards(index_path)
+    wanted = folder / f"{stem}{f'.{variant}' if variant else ''}.safetensors"
+    raise CheckpointError(f"{wanted} is missing{_what_is_there(folder, stem)}")
+
+
+def plain_pickles(stem: str) -> tuple[str, ...]:
+    """Names that the pickled weights of a network have where no variant is named."""
+    return tuple(dict.fromkeys((f"{stem}.bin", f"{stem.replace(TEXT_ENCODER_STEM, 'pytorch_model')}.bin")))
+
+
+@cache  # once, however often a checkpoint is read
+def warn_of_half(where: str) -> None:
+    """Says that weights in half precision are taken, where the plain ones are there in a form that is never loaded."""
+    _log.warning(
+        "%s has its plain weights only as a pickle, which is never loaded: its weights named fp16 are taken", where
+    )
+
+
+def _shards(index_path: Path) -> list[Path]:
+    weight_map = read_json(index_path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index_path} has no weight_map; get the checkpoint again")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(f"{index_path} names {name!r}, which is no safetensors file beside it")
+        if not (index_path.parent / name).is_file():
+            raise CheckpointError(f"{index_path.parent / name} is missing, which {index_path.name} names")
+    return [index_path.parent / name for name in names]
+
+
+def _what_is_there(folder: Path, stem: str) -> str:
+    """The rest of the message about missing weights: other variants, or how to convert a pickle."""
+    others = sorted(path.name for path in folder.glob(f"{stem}*.safetensors"))
+    if others:
+        return f"; the folder holds {', '.join(others[:3])}: choose with --variant"
+    pickles = sorted(path for suffix in ("bin", "pt", "ckpt") for path in folder.glob(f"*.{suffix}"))
+    if not pickles:
+        return "; a checkpoint is a whole folder in diffusers layout"
+    pickle = pickles[0]
+    return (
+        f"; {pickle.name} is a pickle, which is never loaded: get the .safetensors file, or convert it (in "
+        f"{pickle.parent}): {conversion_command(pickle.name)}"
+    )
+
+
+def conversion_command(name: str) -> str:
+    """Shell line that turns a pickled weight file into a safetensors one; `weights_only` runs no code in the pickle."""
+    target = f"{name.rsplit('.', 1)[0].replace('pytorch_model', TEXT_ENCODER_STEM)}.safetensors"
+    if name.startswith(NETWORK_STEM):
+        target = f"{name.rsplit('.', 1)[0]}.safetensors"
+    return (
+        'python -c "import torch; from safetensors.torch import save_file; '
+        f"w = torch.load('{name}', map_location='cpu', weights_only=True); "
+        f"save_file({{k: v.contiguous().clone() for k, v in w.items()}}, '{target}', {{'format': 'pt'}})\""
+    )
+
+
+def weight_patterns(stem: str, variant: str | None) -> list[str]:
+    """Names, with wildcards, that the weight files of a network and variant have."""
+    infix = f".{variant}" if variant else ""
+    indices = {f"{stem}.safetensors.index{infix}.json", f"{stem}{infix}.safetensors.index.json"}
+    return [f"{stem}{infix}.safetensors", f"{stem}{infix}-*-of-*.safetensors", *sorted(indices)]
+
+
+def converted_files(directory: Path, kind: ConvertedFormat) -> list[Path]:
+    """The files of converted networks in a folder: for each the network, and those that its weights are read from.
+
+    Raises:
+        CheckpointError: an ONNX file is damaged, or reads weights from elsewhere than files next to it.
+    """
+    paths = [directory / file for file in NETWORK_FILES[kind].values()]
+    if kind == "openvino":
+        return paths + [path.with_suffix(".bin") for path in paths]
+    return paths + [other for path in paths if path.is_file() for other in _onnx_facts(path).external_files]
+
+
+def has_graphs(directory: Path, variant: str | None) -> bool:
+    """Whether a folder of safetensors weights also holds ONNX networks that read these very weights.
+
+    Raises:
+        CheckpointError: one of them is missing, or was made from other weights than those that are there now.
+    """
+    paths = {name: directory / file for name, file in GRAPH_FILES.items()}
+    if not any(path.is_file() for path in paths.values()):
+        return False
+    for name, path in paths.items():
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing; a checkpoint holds all of {', '.join(GRAPH_FILES.values())}")
+        facts, sources = _onnx_facts(path), graph_sources(directory, name, variant)
+        strangers = [file.name for file in facts.external_files if file not in sources]
+        if strangers and variant is not None:
+            return False  # they read another variant
+        if strangers or facts.metadata.get(_MADE_FROM) != fingerprint(sources):
+            what = f"reads {', '.join(strangers)}" if strangers else "was made from other weights or settings"
+            raise CheckpointError(
+                f"{path} {what}, and the folder holds {', '.join(file.name for file in sources)}; remove "
+                f"{', '.join(GRAPH_FILES.values())}, or write them again with `openmarigold checkpoint export "
+                "--shared-weights`"
+            )
+    return True
+
+
+def graph_sources(directory: Path, name: str, variant: str | None) -> list[Path]:
+    """The files that one of `GRAPH_FILES` is made from."""
+    folder = (directory / GRAPH_FILES[name]).parent
+    embedding = [directory / EMBEDDING_FILE] if name == "unet" else []
+    return [folder / "config.json", *weight_files(folder, variant=variant)[1], *embedding]
+
+
+def graph_metadata(sources: Iterable[Path]) -> dict[str, str]:
+    """What a graph states of the files that it was made from."""
+    return {_MADE_FROM: fingerprint(sources)}
+
+
+def fingerprint(paths: Iterable[Path]) -> str:
+    """A hash of files in milliseconds: of their sizes, headers (of safetensors files) and 64 blocks each."""
+    digest = hashlib.sha256()
+    for path in paths:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header_size = int.from_bytes(file.read(8), "little")
+            digest.update(size.to_bytes(8, "little") + file.read(min(header_size, size)))
+            for block in range(_FINGERPRINT_BLOCKS):
+                file.seek(max(0, size - _FINGERPRINT_BLOCK_BYTES) * block // (_FINGERPRINT_BLOCKS - 1))
+                digest.update(file.read(_FINGERPRINT_BLOCK_BYTES))
+    return digest.hexdigest()
+
+
+def _onnx_facts(path: Path) -> OnnxFacts:
+    with readable():
+        check_not_a_pointer(path)
+    return read_onnx_facts(path)
+
+
+def check_not_a_pointer(path: Path) -> None:
+    """Finds the text that a clone without Git LFS has in the place of a large file.
+
+    Raises:
+        CheckpointError: `path` is such a text.
+    """
+    with path.open("rb") as file:
+        pointer = file.read(len(_POINTER)) == _POINTER
+    if pointer:
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer, not the weights themselves; run `git lfs install` and `git lfs pull` in the "
+            "clone, or give the checkpoint's hub id"
+        )
+
+
+def check_safetensors_file(path: Path) -> dict[str, Any]:
+    """The header of the file (name → dtype, shape, data_offsets), its size having been compared with it.
+
+    Raises:
+        CheckpointError: the file is truncated or not in safetensors format.
+    """
+    try:
+        size = path.stat().st_size
+        check_not_a_pointer(path)
+        with path.open("rb") as file:
+            header_size = int.from_bytes(file.read(8), "little")
+            if size < 8 or header_size > size - 8:
+                raise CheckpointError(f"{path} is truncated ({size} bytes); get the checkpoint again")
+            header = parse_json(file.read(min(header_size, _MAX_HEADER_BYTES)))
+        end = _end_of_tensors({key: entry for key, entry in header.items() if key != "__metadata__"})
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"{path} is not a safetensors file ({one_line(error)}); get the checkpoint again"
+        ) from error
+    expected = 8 + header_size + end
+    if size != expected:
+        raise CheckpointError(f"{path} is truncated ({size} of {expected} bytes); get the checkpoint again")
+    return {key: entry for key, entry in header.items() if key != "__metadata__"}
+
+
+def safetensors_metadata(path: Path) -> dict[str, str]:
+    """The texts that a safetensors file, which has been checked, carries beside its tensors."""
+    with path.open("rb") as file:
+        metadata = parse_json(file.read(int.from_bytes(file.read(8), "little"))).get("__metadata__")
+    return dict(metadata) if isinstance(metadata, dict) else {}
+
+
+def _end_of_tensors(entries: Mapping[str, Any]) -> int:
+    """Where the last tensor's bytes end, after all places have been compared with the shapes and with each other.
+
+    Raises:
+        ValueError: a place or shape that is no list of whole numbers from 0 on, a size that differs from the shape's,
+            or tensors that overlap or leave a gap.
+    """
+    places = []
+    for name, entry in entries.items():
+        start, end = _whole_numbers(name, entry["data_offsets"])
+        count = math.prod(_whole_numbers(name, entry["shape"]))
+        itemsize = _ITEM_BYTES.get(entry["dtype"])
+        if start > end or (itemsize is not None and end - start != itemsize * count):
+            raise ValueError(f"tensor {name[:80]!r} has {end - start} bytes, which its shape does not need")
+        places.append((start, end))
+    position = 0
+    for start, end in sorted(places):
+        if start != position:
+            raise ValueError(f"the tensor at byte {start} overlaps another, or leaves a gap")
+        position = end
+    return position
+
+
+def _whole_numbers(name: str, values: Any) -> list[int]:
+    # 2.0 and True are equal to whole numbers, and the product of two negative sizes is positive.
+    if not isinstance(values, list) or not all(type(value) is int and value >= 0 for value in values):
+        raise ValueError(f"tensor {name[:80]!r} has shape or data_offsets {values!r:.80}; whole numbers are needed")
+    return values
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a checkpoint.
+
+    Raises:
+        CheckpointError: it is missing, damaged or something else.
+    """
+    try:
+        content = parse_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing; a checkpoint is a whole folder in diffusers layout") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
+    except DamagedTextError as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); get the checkpoint again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no JSON object; get the checkpoint again")
+    return content

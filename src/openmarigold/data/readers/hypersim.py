@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hypersim (Roberts et al., ICCV 2021) from its scene folders or zips: tone mapping, planar depth, split.
+
+Paper: §4.1. The steps are those of the authors' script; docs/data.md says what differs and why.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, UInt8, UInt16
+
+from openmarigold.data.archives import Archive, open_archive, read_file
+from openmarigold.data.arrays import UnexpectedArrayError, hdf5_dataset, hdf5_values
+from openmarigold.data.preparation import (
+    Frame,
+    FrameDefectError,
+    Listing,
+    Picture,
+    RawDataSet,
+    check_size,
+    damaged,
+    plane_depth,
+)
+from openmarigold.data.shard_writer import Rejection
+from openmarigold.data.shards import DepthEncoding
+from openmarigold.errors import DataError, MissingExtraError
+
+SPLIT_CSV = "metadata_images_split_scene_v1.csv"
+SIZE = (768, 1024)
+FOCAL_PX = 886.81
+MAX_DEPTH = 65.0
+
+ABOUT = RawDataSet(
+    name="hypersim",
+    title="Hypersim: photorealistic renderings of 461 indoor scenes",
+    num_images="74,619 public",
+    size="about 1.9 TB in zips of 1 to 20 GB; the three files needed of each image are a fraction of it",
+    license="CC BY-SA 3.0",
+    attribution="Hypersim, Roberts et al., ICCV 2021, https://github.com/apple/ml-hypersim, CC BY-SA 3.0",
+    where=f"""\
+The zips and two download scripts: https://github.com/apple/ml-hypersim (contrib/99991 there gets single files out of
+the zips: *.color.hdf5, *.depth_meters.hdf5 and *.render_entity_id.hdf5 are enough). Extracted, or the zips as they are:
+  {{root}}/hypersim/ai_001_001/images/scene_cam_00_final_hdf5/frame.0000.color.hdf5
+  {{root}}/hypersim/ai_001_001/images/scene_cam_00_geometry_hdf5/frame.0000.depth_meters.hdf5
+  {{root}}/hypersim/ai_001_001/images/scene_cam_00_geometry_hdf5/frame.0000.render_entity_id.hdf5
+  {{root}}/hypersim/ai_001_002.zip
+  {{root}}/hypersim/{SPLIT_CSV}   (evermotion_dataset/analysis/ of that repository)""",
+)
+
+_FRAME = re.compile(r"(ai_\d{3}_\d{3}).*?(cam_\d\d)\D.*?(?<!\d)(\d{4})(?!\d)")
+_SCENE, _CAMERA = re.compile(r"ai_\d{3}_\d{3}"), re.compile(r"cam_\d\d")
+_FILES = {
+    "color": "images/scene_{camera}_final_hdf5/frame.{number:04d}.color.hdf5",
+    "distance": "images/scene_{camera}_geometry_hdf5/frame.{number:04d}.depth_meters.hdf5",
+    "entity": "images/scene_{camera}_geometry_hdf5/frame.{number:04d}.render_entity_id.hdf5",
+}
+_GAMMA = 1 / 2.2
+_BRIGHT = 0.8
+_DARKEST = 1e-4
+
+
+def tone_map(color: Float32[np.ndarray, "h w 3"], valid_mask: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB of linear light, exposed so that the 90th percentile of brightness becomes 0.8 after gamma 2.2.
+
+    Args:
+        color: finite, or infinite where a lamp is beyond what float16 holds: such pixels become white.
+        valid_mask: pixels with geometry; only these set the exposure. Without any, colors are taken as they are.
+
+    Raises:
+        FrameDefectError: the percentile is not finite.
+    """
+    scale = 1.0
+    if valid_mask.any():
+        brightness = color[valid_mask] @ np.array([0.3, 0.59, 0.11], dtype=np.float32)
+        with np.errstate(invalid="ignore"):  # between two infinite pixels
+            percentile = float(np.percentile(brightness, 90))
+        if not np.isfinite(percentile):
+            raise FrameDefectError("color not finite", "the brightest tenth of the pixels is infinite or not a number")
+        scale = 0.0 if percentile < _DARKEST else _BRIGHT ** (1 / _GAMMA) / percentile
+    if scale == 0:
+        return np.zeros(color.shape, dtype=np.uint8)
+    mapped = np.clip(np.maximum(color * np.float32(scale), 0) ** np.float32(_GAMMA), 0, 1)
+    return np.floor(mapped * np.float32(255)).astype(np.uint8)
+
+
+def millimeters(depth: Float[np.ndarray, "h w"], valid_mask: Bool[np.ndarray, "h w"]) -> UInt16[np.ndarray, "h w"]:
+    """16-bit codes of planar depth [m]: cut to whole millimeters, 0 where invalid or not finite.
+
+    Depth above 65.535 m becomes 65535: beyond the 65 m that training uses, so still invalid, and far. The published
+    conversion lets the 16 bits wrap around, which turns 66 m into 0.46 m.
+    """
+    known = valid_mask & np.isfinite(depth) & (depth > 0)
+    return np.where(known, np.minimum(np.where(known, depth, 0.0) * 1000.0, 65535.0), 0.0).astype(np.uint16)
+
+
+class HypersimReader:
+    """Frames of Hypersim: `ai_VVV_NNN/images/...` below a folder, each scene a folder or a zip."""
+
+    name = "hypersim"
+    encoding = DepthEncoding(kind="linear", meters_per_unit=0.001)
+    valid_range = (1e-5, MAX_DEPTH)
+
+    def __init__(
+        self,
+        source: Path,
+        *,
+        split: str = "train",
+        split_csv: Path | None = None,
+        listed: list[str] | None = None,
+        scenes: tuple[str, ...] = (),
+        size: tuple[int, int] = SIZE,
+        focal_px: float = FOCAL_PX,
+    ) -> None:
+        """Describes the selection; files are looked at by `list_frames`.
+
+        Args:
+            source: folder of scenes.
+            split: of the data set's own split; names the result if there is a list.
+            split_csv: where the split is, if not in `source`.
+            listed: frames to take instead of the split's, each line naming scene, camera and frame somehow.
+            scenes: only these.
+            size: height and width of every frame.
+            focal_px: focal length of every camera. Some are tilt-shift lenses, for which it is an approximation.
+
+        Raises:
+            MissingExtraError: h5py is not installed.
+        """
+        _h5py()
+        self.source = source
+        self.split = split
+        self.split_csv = split_csv
+        self.listed = listed
+        self.scenes = scenes
+        self.size = size
+        self.focal_px = focal_px
+
+    def settings(self) -> dict[str, Any]:
+        return {"size": list(self.size), "focal_px": self.focal_px}
+
+    def list_frames(self) -> Listing:
+        if not self.source.is_dir():
+            raise DataError(f"{self.source} is no folder; give the one that holds the scenes (ai_001_001, ...)")
+        wanted = self._listed_frames() if self.listed is not None else self._split_frames()
+        if self.scenes:
+            wanted = [row for row in wanted if row[0] in self.scenes]
+        here = {scene: self._scene_path(scene) is not None for scene in dict.fromkeys(row[0] for row in wanted)}
+        absent = Counter(scene for scene, _, _ in wanted if not here[scene])
+        unknown = [scene for scene in self.scenes if not here.get(scene, False)]
+        if unknown:
+            raise DataError(
+                f"{self.source} has no scene {unknown[0]} of the selection; --scenes takes names such as ai_001_001"
+            )
+        frames = [self._frame(scene, camera, number) for scene, camera, number in wanted if here[scene]]
+        notes, rejected = [], []
+        if absent:
+            notes = [f"{len(absent)} scenes of the selection are not in {self.source}, {min(absent)} first"]
+            rejected = [
+                Rejection(name=scene, reason="scene not there", detail=f"{count} frames", is_error=False)
+                for scene, count in sorted(absent.items())
+            ]
+        return Listing(frames=frames, rejected=rejected, notes=notes)
+
+    def read(self, frame: Frame) -> Picture:
+        color = self._dataset(frame, "color")
+        distance = self._dataset(frame, "distance")
+        entity = self._dataset(frame, "entity")
+        if color.ndim != 3 or color.shape[2] != 3 or distance.ndim != 2 or entity.ndim != 2:
+            raise FrameDefectError(
+                "wrong size", f"shapes {list(color.shape)}, {list(distance.shape)}, {list(entity.shape)}"
+            )
+        for what, pixels in (("color", color), ("distance", distance), ("entity", entity)):
+            check_size(pixels, self.size, frame.files[what])
+        if np.isnan(color).any():
+            raise FrameDefectError("color not finite", f"{int(np.isnan(color).any(axis=2).sum())} pixels are NaN")
+        valid_mask = entity != -1
+        height, width = self.size
+        intrinsics = {"fx": self.focal_px, "fy": self.focal_px, "cx": width / 2, "cy": height / 2}
+        rgb = tone_map(color.astype(np.float32), valid_mask)
+        codes = millimeters(plane_depth(distance.astype(np.float32), **intrinsics), valid_mask)
+        info = {
+            "source": frame.name,
+            **frame.fields,
+            "intrinsics": intrinsics,
+            "non_finite_depth": int((valid_mask & ~np.isfinite(distance)).sum()),
+        }
+        return rgb, self.encoding.meters(codes), info
+
+    def _split_frames(self) -> list[tuple[str, str, int]]:
+        places = (self.source, self.source.parent, self.source.parent / "analysis")
+        candidates = [self.split_csv] if self.split_csv else [place / SPLIT_CSV for place in places]
+        path = next((path for path in candidates if path.is_file()), None)
+        if path is None:
+            raise DataError(
+                f"{candidates[0]} does not exist; it is evermotion_dataset/analysis/{SPLIT_CSV} of "
+                "https://github.com/apple/ml-hypersim: put it there, or give --split-csv or --list"
+            )
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                rows = [
+                    (row["scene_name"], row["camera_name"], int(row["frame_id"]))
+                    for row in csv.DictReader(file)
+                    if row["included_in_public_release"].strip().lower() == "true"
+                    and self.split in ("all", row["split_partition_name"])
+                ]
+            # They become paths.
+            odd = [row for row in rows if not (_SCENE.fullmatch(row[0]) and _CAMERA.fullmatch(row[1]))]
+            if odd:
+                raise ValueError(f"scene {odd[0][0]!r:.60}, camera {odd[0][1]!r:.60}")
+        except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"{path} is not Hypersim's split ({error!r}); get it again") from error
+        if not rows:
+            raise DataError(f"{path} has no public frame of split {self.split!r}; use train, val, test or all")
+        return sorted(set(rows))
+
+    def _listed_frames(self) -> list[tuple[str, str, int]]:
+        rows = []
+        for line in self.listed or ():
+            match = _FRAME.search(line)
+            if match is None:
+                raise DataError(
+                    f"--list: {line!r:.100} names no frame; each line names scene, camera and frame, such as "
+                    "ai_001_001/rgb_cam_00_fr0000.png"
+                )
+            rows.append((match[1], match[2], int(match[3])))
+        return list(dict.fromkeys(rows))
+
+    def _frame(self, scene: str, camera: str, number: int) -> Frame:
+        files = {what: f"{scene}/{path.format(camera=camera, number=number)}" for what, path in _FILES.items()}
+        return Frame(
+            name=files["color"],
+            key=f"{scene}-{camera}-{number:04d}",
+            kind="rooms",
+            scene=scene,
+            files=files,
+            fields={"camera": camera, "frame": number},
+        )
+
+    def _scene_path(self, scene: str) -> Path | None:
+        for path in (self.source / scene, self.source / f"{scene}.zip", self.source / "scenes" / scene):
+            if path.exists():
+                return path
+        return None
+
+    def _dataset(self, frame: Frame, what: str) -> np.ndarray:
+        name = frame.files[what]
+        data = self._bytes(frame.scene, name)
+        if not data:
+            raise FrameDefectError("truncated", f"{name} is empty")
+        try:
+            with _h5py().File(io.BytesIO(data), "r") as file:
+                return hdf5_values(hdf5_dataset(file, "dataset"))
+        except UnexpectedArrayError as error:
+            raise FrameDefectError("wrong format", f"{name}: {error}") from error
+        except Exception as error:  # the library's errors share no base
+            raise damaged(name, error) from error
+
+    def _bytes(self, scene: str, name: str) -> bytes:
+        place = self._scene_path(scene)
+        if place is None:
+            raise FrameDefectError("missing file", name)
+        within = name.removeprefix(f"{scene}/")
+        try:
+            if place.is_dir():
+                return read_file(place / within)
+            archive = _open_scene(place)
+            found = next((entry for entry in (name, within) if entry in archive.names), None)
+            if found is None:
+                raise FileNotFoundError
+            return archive.read(found)
+        except FileNotFoundError as error:
+            raise FrameDefectError("missing file", name) from error
+        except (OSError, DataError) as error:
+            raise damaged(name, error) from error
+
+
+@functools.lru_cache(maxsize=2)
+def _open_scene(path: Path) -> Archive:
+    return open_archive(path)
+
+
+def _h5py() -> Any:
+    try:
+        import h5py
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("h5py", "data") from error
+    return h5py

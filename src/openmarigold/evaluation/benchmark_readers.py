@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How each benchmark stores its images and depth: a function that lists them and one that decodes depth.
+
+A lister turns an archive into entries, pairs of files that belong together. A decoder turns an entry's bytes into depth
+[m], float64, 0 where nothing was measured, and a mask where the data set has one of its own.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, TypeAlias
+
+import numpy as np
+from jaxtyping import Bool, Float64
+from PIL import Image
+
+from openmarigold.data.archives import Archive
+from openmarigold.data.arrays import load_npy
+from openmarigold.errors import DataError
+from openmarigold.text_files import DamagedTextError, parse_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One image of a benchmark: its unique name, and the name of its file in each role (rgb, depth, mask, meta)."""
+
+    name: str
+    kind: str
+    place: str
+    files: Mapping[str, str]
+
+
+@dataclass
+class Listing:
+    """What a lister found, and the listed files that are not there."""
+
+    entries: list[Entry] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+Lister: TypeAlias = Callable[[Archive], Listing]
+Decoded: TypeAlias = tuple[Float64[np.ndarray, "h w"], Bool[np.ndarray, "h w"] | None]
+Decoder: TypeAlias = Callable[[Mapping[str, bytes], tuple[int, int]], Decoded]
+
+
+# --- Listers
+
+
+def list_folder(archive: Archive) -> Listing:
+    """The generic layout: `manifest.json`, a list of `{name, kind, place}`, and a folder of three files for each name.
+
+    Raises:
+        DataError: `manifest.json` is missing, damaged or empty.
+    """
+    listing = Listing()
+    for item in parse_manifest(archive):
+        name = item["name"]
+        files = {"rgb": f"{name}/rgb.jpg", "depth": f"{name}/depth.png", "meta": f"{name}/meta.json"}
+        # Missing files are said when they are read: the manifest is the count.
+        listing.entries.append(Entry(name=name, kind=item["kind"], place=item["place"], files=files))
+    return listing
+
+
+def parse_manifest(archive: Archive) -> list[dict[str, Any]]:
+    """The content of `manifest.json`.
+
+    Raises:
+        DataError: it is missing, damaged or empty.
+    """
+    path = archive.location / "manifest.json"
+    if "manifest.json" not in archive.names:
+        raise DataError(
+            f"{path} cannot be read (No such file or directory); a benchmark is a folder with manifest.json and one "
+            "folder an image"
+        )
+    try:
+        entries = parse_json(archive.read("manifest.json"))
+    except DamagedTextError as error:
+        raise DataError(f"{path} is not valid JSON ({error}); get the benchmark again") from error
+    needed = ("name", "kind", "place")
+    if (
+        not isinstance(entries, list)
+        or not entries
+        or not all(isinstance(e, dict) and all(isinstance(e.get(key), str) for key in needed) for e in entries)
+    ):
+        raise DataError(f"{path} is not a list of objects with name, kind and place; get the benchmark again")
+    names = [entry["name"] for entry in entries]
+    outside = [name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
+    if outside:
+        raise DataError(f"{path} names {outside[0]!r:.100}, which lies outside the benchmark; get the benchmark again")
+    if len(set(names)) < len(names):
+        raise DataError(f"{path} lists an image twice; each name must be there once")
+    return entries
+
+
+def list_nyuv2(split: str) -> Lister:
+    """`<split>/<scene>/rgb_0001.png` with `depth_0001.png` beside it; .npy from the official file."""
+    pattern = re.compile(rf"(?:^|/)({split}/([^/]+)/)rgb_(\d+)\.(png|npy)$")
+
+    def list_entries(archive: Archive) -> Listing:
+        listing = Listing()
+        for name, match in _matches(archive, pattern):
+            folder, scene, number, suffix = match.groups()
+            depth = f"{name[: match.start(1)]}{folder}depth_{number}.{suffix}"
+            if depth in archive.names:
+                files = {"rgb": name, "depth": depth}
+                listing.entries.append(Entry(name=f"{folder}rgb_{number}", kind="indoor", place=scene, files=files))
+            else:
+                listing.missing.append(depth)
+        return listing
+
+    return list_entries
+
+
+def list_kitti(*list_names: str) -> Lister:
+    """A list of `<raw image> <annotated depth> <focal length>`; depth "None" is left out, as it was never annotated."""
+
+    def list_entries(archive: Archive) -> Listing:
+        def place(rgb: str) -> str:
+            return next((part for part in PurePosixPath(rgb).parts if "_drive_" in part), "kitti")
+
+        return _listed(archive, list_names, kind="outdoor", place=place)
+
+    return list_entries
+
+
+def list_scannet(*list_names: str) -> Lister:
+    """A list of `<scene>/color/<n>.jpg <scene>/depth/<n>.png`; the scans of a room, `scene0000_*`, are one place."""
+
+    def list_entries(archive: Archive) -> Listing:
+        return _listed(archive, list_names, kind="indoor", place=lambda rgb: rgb.split("/")[0].split("_")[0])
+
+    return list_entries
+
+
+def list_eth3d(archive: Archive) -> Listing:
+    """`<scene>/images/dslr_images/X.JPG` with `<scene>/ground_truth_depth/dslr_images/X.JPG`, below any folders."""
+    depth_pattern = re.compile(r"(?:^|/)([^/]+)/ground_truth_depth/dslr_images/([^/]+)$")
+    depths = {match.groups(): name for name, match in _matches(archive, depth_pattern)}
+    rgb_pattern = re.compile(r"(?:^|/)([^/]+)/images/dslr_images/([^/]+)\.(?i:jpg)$")
+    listing = Listing()
+    for name, match in _matches(archive, rgb_pattern):
+        scene, stem = match.groups()
+        depth = depths.get((scene, f"{stem}{PurePosixPath(name).suffix}"))
+        if depth is None:
+            listing.missing.append(f"{scene}/ground_truth_depth/dslr_images/{PurePosixPath(name).name}")
+            continue
+        files = {"rgb": name, "depth": depth}
+        listing.entries.append(Entry(name=f"{scene}/{stem}", kind="mixed", place=scene, files=files))
+    return listing
+
+
+def list_diode(archive: Archive) -> Listing:
+    """`indoors/scene_*/scan_*/X.png`, and outdoor, with `X_depth.npy` and `X_depth_mask.npy`; not those of train/."""
+    pattern = re.compile(r"(?:^|/)((indoors|outdoor)/(scene_\d+)/scan_\d+/[^/]+)\.png$")
+    listing = Listing()
+    for name, match in _matches(archive, pattern):
+        if "train/" in name[: match.start(1)]:
+            continue
+        stem, kind, scene = match.groups()
+        base = name.removesuffix(".png")
+        files = {"rgb": name, "depth": f"{base}_depth.npy", "mask": f"{base}_depth_mask.npy"}
+        absent = [file for file in files.values() if file not in archive.names]
+        if absent:
+            listing.missing.extend(absent)
+        else:
+            listing.entries.append(Entry(name=stem, kind=kind.rstrip("s"), place=scene, files=files))
+    return listing
+
+
+def _matches(archive: Archive, pattern: re.Pattern[str]) -> Iterator[tuple[str, re.Match[str]]]:
+    """Names that fit a pattern, in order."""
+    for name in sorted(archive.names):
+        match = pattern.search(name)
+        if match is not None:
+            yield name, match
+
+
+def _listed(archive: Archive, list_names: tuple[str, ...], *, kind: str, place: Callable[[str], str]) -> Listing:
+    """Pairs of a list file, whose paths may lie below further folders of the archive."""
+    found = sorted(name for name in archive.names if PurePosixPath(name).name in list_names)
+    if not found:
+        raise DataError(
+            f"{archive.location} holds no list {' or '.join(list_names)}; put it there, one `rgb depth` a line"
+        )
+    listing = Listing()
+    by_tail: dict[int, dict[str, str]] = {}
+
+    def locate(path: str) -> str | None:
+        if path in archive.names:
+            return path
+        parts = path.count("/") + 1
+        if parts not in by_tail:
+            by_tail[parts] = {"/".join(name.split("/")[-parts:]): name for name in archive.names}
+        return by_tail[parts].get(path)
+
+    for line in archive.read(found[0]).decode("utf-8", errors="replace").splitlines():
+        paths = line.split()
+        if not paths or paths[1:2] == ["None"]:
+            continue
+        if len(paths) < 2:
+            raise DataError(f"{archive.location}/{found[0]}: {line!r} is not `rgb depth`; get the list again")
+        files = {role: locate(path) for role, path in zip(("rgb", "depth"), paths[:2], strict=True)}
+        present = {role: name for role, name in files.items() if name is not None}
+        if len(present) < len(files):
+            listing.missing.extend(path for path, name in zip(paths, files.values(), strict=False) if name is None)
+            continue
+        name = str(PurePosixPath(paths[0]).with_suffix(""))
+        listing.entries.append(Entry(name=name, kind=kind, place=place(paths[0]), files=present))
+    return listing
+
+
+# --- Decoders: they raise ValueError, KeyError or what a library raises for bytes that are not what they should be
+
+
+def decode_png(values_per_meter: float) -> Decoder:
+    """16-bit grays, `values_per_meter` of them a meter. 16-bit .npy files hold the same; float ones meters."""
+
+    def decode(files: Mapping[str, bytes], size: tuple[int, int]) -> Decoded:
+        if files["depth"][:6] == b"\x93NUMPY":
+            return _finite(_load_npy(files["depth"])), None
+        return _read_gray16(files["depth"]) / values_per_meter, None
+
+    return decode
+
+
+def decode_folder(files: Mapping[str, bytes], size: tuple[int, int]) -> Decoded:
+    """16-bit grays with `depth_scale`, the values per meter, in `meta.json`."""
+    meta = parse_json(files["meta"])
+    try:
+        scale = float(meta["depth_scale"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise NoDepthScaleError from error
+    if not (0 < scale < np.inf):
+        raise NoDepthScaleError
+    return _read_gray16(files["depth"]) / scale, None
+
+
+class NoDepthScaleError(ValueError):
+    """`meta.json` has no positive number `depth_scale`."""
+
+
+def decode_float32(files: Mapping[str, bytes], size: tuple[int, int]) -> Decoded:
+    """ETH3D: little-endian float32 [m] of the photo's size without a header; inf where nothing was measured."""
+    height, width = size
+    content = files["depth"]
+    if len(content) != 4 * height * width:
+        raise ValueError(f"{len(content)} bytes; {4 * height * width} are needed for {height}x{width}")
+    return _finite(np.frombuffer(content, "<f4").reshape(height, width)), None
+
+
+def decode_diode(files: Mapping[str, bytes], size: tuple[int, int]) -> Decoded:
+    """DIODE: [h, w, 1] float32 [m] and a mask [h, w] of 0 and 1, both .npy."""
+    depth, mask = _load_npy(files["depth"]), _load_npy(files["mask"])
+    depth = depth[..., 0] if depth.ndim == 3 and depth.shape[2] == 1 else depth
+    mask = mask[..., 0] if mask.ndim == 3 and mask.shape[2] == 1 else mask
+    if mask.shape != depth.shape:
+        raise ValueError(f"the mask is {list(mask.shape)}, the depth {list(depth.shape)}")
+    return _finite(depth), mask.astype(np.float64) > 0.5
+
+
+def _finite(depth: np.ndarray) -> Float64[np.ndarray, "h w"]:
+    """float64, with 0 in the place of values that are not finite."""
+    if depth.ndim != 2 or not np.issubdtype(depth.dtype, np.floating):
+        raise ValueError(f"{depth.dtype} of shape {list(depth.shape)} is no depth map")
+    return np.where(np.isfinite(depth), depth, 0.0).astype(np.float64)
+
+
+def _read_gray16(content: bytes) -> Float64[np.ndarray, "h w"]:
+    with Image.open(io.BytesIO(content)) as image:
+        if not image.mode.startswith("I"):
+            raise ValueError(f"Pillow mode {image.mode}, not 16-bit grays")
+        return np.asarray(image).astype(np.float64)
+
+
+def _load_npy(content: bytes) -> np.ndarray:
+    return load_npy(content)

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast a checkpoint predicts on this machine: seconds and arithmetic of each network, memory, start-up."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openmarigold.checkpoints.checkpoint import Checkpoint, read_checkpoint, read_tiny_vae
+from openmarigold.checkpoints.weight_files import GRAPH_FILES, NETWORK_FILES, NETWORKS
+from openmarigold.config import LATENT_FACTOR, PredictConfig
+from openmarigold.engines import is_installed
+from openmarigold.images.photo import pad_to_multiple, processing_size, rgb_to_planes
+from openmarigold.predictor import Predictor
+
+_CEILING_SIZE = 2048  # of square matrices: large enough for the full rate, and a tenth of a second
+_STAGES: dict[str, str] = dict(zip(("encode", "denoise", "decode"), NETWORKS, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSpeed:
+    """One network. Without a way to count its arithmetic, the last three are None."""
+
+    seconds: float
+    """Median [s]."""
+    gflop: float | None
+    """Arithmetic of one run, a multiplication and an addition being two [1e9]."""
+    gflop_per_s: float | None
+    ceiling_share: float | None
+    """Of the rate at which the same library multiplies large matrices here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedReport:
+    """What was measured; `to_dict` is for JSON."""
+
+    checkpoint: str
+    engine: str
+    device: str
+    dtype: str
+    photo_size: tuple[int, int]
+    """Width and height [px]."""
+    network_size: tuple[int, int]
+    """Width and height that the networks see [px]."""
+    stages: dict[str, StageSpeed]
+    photo_s: float
+    """From an array to its depth, with one step and one member: median, warm [s]."""
+    first_photo_s: float
+    """The same for the first photo of a process [s]."""
+    load_s: float
+    start_up_s: float
+    """From the start of a process to a loaded model [s]."""
+    ceiling_gflop_per_s: float | None
+    """Measured rate of a large matrix product in the same precision."""
+    peak_gib: float | None
+    """The most memory of the process [GiB]; on a GPU the host's."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def measure_speed(config: PredictConfig, *, size: tuple[int, int] = (640, 480), repeats: int = 3) -> SpeedReport:
+    """Speed of a checkpoint with the settings of `config` on photos of `size` (width, height) [px].
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+        InvalidValueError: the device is not available, or the engine cannot run this checkpoint in this precision.
+        MissingExtraError: the engine is not installed.
+    """
+    found = read_checkpoint(
+        config.checkpoint,
+        variant=config.variant,
+        revision=config.revision,
+        local_files_only=config.local_files_only,
+    )
+    started = time.perf_counter()
+    predictor = Predictor.from_config(config, found=found)
+    load_s = time.perf_counter() - started
+    engine = predictor.engine
+    width, height = size
+    rgb = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    settings = {"num_inference_steps": 1, "processing_resolution": config.processing_resolution}
+
+    first_photo_s = _seconds(lambda: predictor(rgb, **settings))
+    photo_s = statistics.median(_seconds(lambda: predictor(rgb, **settings)) for _ in range(repeats))
+
+    resolution = predictor.default_processing_resolution
+    if config.processing_resolution is not None:
+        resolution = config.processing_resolution
+    seen = processing_size(height, width, processing_resolution=resolution, side=predictor.processing_side)
+    image = pad_to_multiple(rgb_to_planes(rgb, seen), multiple=LATENT_FACTOR)[None]
+    shape = (1, engine.latent_channels, image.shape[2] // LATENT_FACTOR, image.shape[3] // LATENT_FACTOR)
+    noise = engine.to_engine(np.random.default_rng(1).standard_normal(shape).astype(np.float32))
+    rgb_latent = engine.encode(image)
+    runs: dict[str, Callable[[], object]] = {
+        "encode": lambda: bool(engine.is_finite(engine.encode(image))),  # asking for a truth waits for a GPU
+        "denoise": lambda: bool(engine.is_finite(engine.denoise(rgb_latent, noise, timestep=999))),
+        "decode": lambda: engine.decode(noise),
+    }
+    seconds = {name: statistics.median(_seconds(run) for _ in range(repeats)) for name, run in runs.items()}
+    peak_gib = peak_memory_gib()
+    ceiling = matmul_ceiling(engine.name, engine.device, engine.dtype)
+    flops = count_flops(found, config, image.shape[2], image.shape[3])
+    stages = {}
+    for name, value in seconds.items():
+        gflop = None if flops is None else flops[_STAGES[name]] / 1e9
+        rate = None if gflop is None else gflop / value
+        share = None if rate is None or ceiling is None else rate / ceiling
+        stages[name] = StageSpeed(seconds=value, gflop=gflop, gflop_per_s=rate, ceiling_share=share)
+    return SpeedReport(
+        checkpoint=predictor.name,
+        engine=engine.name,
+        device=engine.device,
+        dtype=engine.dtype,
+        photo_size=size,
+        network_size=(image.shape[3], image.shape[2]),
+        stages=stages,
+        photo_s=photo_s,
+        first_photo_s=first_photo_s,
+        load_s=load_s,
+        start_up_s=_start_up_s(config),
+        ceiling_gflop_per_s=ceiling,
+        peak_gib=peak_gib,
+    )
+
+
+def count_flops(checkpoint: Checkpoint, config: PredictConfig, height: int, width: int) -> dict[str, int] | None:
+    """Arithmetic of each network for one image, as the checkpoint has it; None where nothing that can count it is here.
+
+    Counted are matrix products, convolutions and attention. Safetensors weights need torch, others OpenVINO.
+    """
+    tiny_vae = read_tiny_vae(config, checkpoint)
+    if checkpoint.weights == "safetensors" and (is_installed("torch") or not checkpoint.graphs):
+        if not is_installed("torch"):
+            return None
+        from openmarigold.networks.conversion import count_network_flops
+
+        return {name: count_network_flops(checkpoint, name, height, width, tiny_vae) for name in NETWORKS}
+    if not is_installed("openvino") or tiny_vae is not None:
+        return None
+    from openmarigold.engines.openvino import count_file_flops
+
+    files = GRAPH_FILES if checkpoint.weights == "safetensors" else NETWORK_FILES[checkpoint.weights]
+    return {name: count_file_flops(checkpoint.directory / files[name], height, width) for name in NETWORKS}
+
+
+def matmul_ceiling(engine: str, device: str, dtype: str) -> float | None:
+    """Rate at which an engine's library multiplies large matrices [GFLOP/s]; NumPy's for ONNX Runtime."""
+    if engine == "torch":
+        from openmarigold.engines.torch import matrix_product
+    elif engine == "openvino":
+        from openmarigold.engines.openvino import matrix_product
+    else:
+        matrix = np.random.default_rng(0).standard_normal((_CEILING_SIZE, _CEILING_SIZE)).astype(np.float32)
+
+        def matrix_product(size: int, device: str, dtype: str) -> Callable[[], object]:
+            return lambda: matrix @ matrix
+
+    run = matrix_product(_CEILING_SIZE, device, dtype)
+    run()
+    best = min(_seconds(run) for _ in range(5))
+    return 2 * _CEILING_SIZE**3 / best / 1e9
+
+
+def peak_memory_gib() -> float | None:
+    """The most memory that this process has had [GiB]; None where the system does not say."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
+        if found:
+            return int(found.group(1)) / 2**20
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (30 if sys.platform == "darwin" else 20)
+
+
+def _start_up_s(config: PredictConfig) -> float:
+    """A process of its own, from its start to a loaded model; our command line's, so without what it leaves out."""
+    names = ("variant", "revision", "local_files_only", "engine", "device", "dtype", "tiny_vae", "tiny_vae_for")
+    settings = {name: getattr(config, name) for name in names}
+    settings["checkpoint"] = None if config.checkpoint is None else str(config.checkpoint)
+    code = (
+        "import json, sys; from openmarigold import workers; workers.claim(); "
+        "from openmarigold.predictor import Predictor; Predictor.load(**json.loads(sys.argv[1]))"
+    )
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    command = [sys.executable, "-c", code, json.dumps(settings)]
+    environment = {**os.environ, "PYTHONPATH": path}
+    return _seconds(lambda: subprocess.run(command, check=True, env=environment, capture_output=True))
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started

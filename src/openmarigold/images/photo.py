@@ -1,0 +1,420 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading photos, resizing and padding.
+
+Every photo becomes RGB uint8 [h w 3], upright, in sRGB, without alpha; the network's size is then reached by
+`processing_size`, `rgb_to_planes` and `pad_to_multiple`, and left again by `unpad` and `resize`. A large photo is
+resized in strips of rows with the same bytes as at once, so that no float copy of it is made.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float32, Shaped, UInt8
+from PIL import Image, UnidentifiedImageError
+
+from openmarigold.errors import ImageError, InvalidValueError, MissingExtraError
+from openmarigold.files import as_path
+from openmarigold.images.decoders import read_raw, read_tiff
+from openmarigold.images.hdr import is_linear_light, read_tone_mapped
+from openmarigold.images.kinds import (
+    HEAD_BYTES,
+    PILLOW_FORMATS,
+    RAW_SUFFIXES,
+    TIFF_MAGIC,
+    begins_like_picture,
+    is_heif,
+    is_raw,
+    url_in,
+)
+from openmarigold.images.pixels import Color, array_to_rgb, image_to_rgb, keep_transparency, parse_color
+from openmarigold.images.quiet import quiet
+from openmarigold.images.tiff import TiffPicture, examine_tiff
+from openmarigold.printing import quoted_logger
+
+MAX_ASPECT = 8  # of photos whose size is given by the shorter side; a strip must not need a lot of memory
+MAX_PROCESSING_PIXELS = 2**24  # the networks hold about a kilobyte a pixel
+
+_STRIP_PIXELS = 2**20
+
+_logger = quoted_logger(__name__)
+
+
+def read_rgb(
+    path: Path | str, *, background: str = "white", note: Callable[[str], object] = _logger.info
+) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB of a photo: upright (EXIF orientation applied), in sRGB (ICC profile applied), alpha over `background`.
+
+    16 bits are rescaled to 8, linear light (.exr, .hdr) is tone-mapped, raw photos are developed, and of several frames
+    the first is taken, which `note` is told.
+
+    Raises:
+        ImageError: missing, empty, truncated, too large or not an image, or an extra is missing; the message is one
+            line.
+        InvalidValueError: a background that is no color.
+    """
+    path = as_path(path, "the photo")
+    color = parse_color(background)
+    head = b""
+    try:
+        head = _head(path)
+        # Pillow warns above 89 megapixels, which medium-format photos have (it refuses above 179), and of damaged
+        # metadata, which the pixels may not share; libtiff talks to stderr.
+        with quiet():
+            rgb = _decode(path, head, color, note)
+        if (brightest := int(rgb.max())) < _NEARLY_BLACK:
+            note(
+                f"{path} is nearly black (up to {brightest} of 255); 10 or 12 bits stored in 16 are so until stretched"
+            )
+        return rgb
+    except MissingExtraError as error:
+        raise ImageError(f"{path}: {error}") from error
+    except ImageError as error:
+        if str(path) in str(error) or url_in(path):
+            raise
+        raise ImageError(f"{path}{'' if str(error).startswith(_VERBS) else ':'} {error}") from error
+    except UnidentifiedImageError as error:
+        if begins_like_picture(head):
+            raise ImageError(f"{path} begins like a picture but is damaged, or of a kind that is not read") from error
+        raise ImageError(f"{path} is not an image that can be read; {_accepted()}") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{path} {_TOO_LARGE}") from error
+    except MemoryError as error:
+        raise ImageError(f"{path} does not fit into memory; make it smaller first") from error
+    except Exception as error:
+        # Pillow's decoders raise whatever damaged bytes lead to: OSError, SyntaxError, ValueError, struct.error …
+        raise ImageError(f"{path} is damaged or cannot be read: {_one_line(error)}") from error
+
+
+def as_rgb(image: Any, *, background: str = "white") -> UInt8[np.ndarray, "h w 3"]:
+    """RGB of a picture in any form: a path; the bytes of a file, or an open one; a Pillow image; an array or tensor.
+
+    Arrays are [h w], [h w c] or [c h w] with 1, 3 or 4 channels (RGB order, alpha last): uint8, uint16 (full range
+    65535) or floating point in [0, 1] (0.001 beyond it counts as rounding). Alpha is composited on `background`.
+
+    Raises:
+        ImageError: a path, file or Pillow image that cannot be read.
+        InvalidValueError: an array of another shape, type or range, or a background that is no color.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return read_rgb(Path(image), background=background)
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return _read_content(bytes(image), background)
+    color = parse_color(background)
+    if isinstance(image, Image.Image):
+        try:
+            keep_transparency(image)
+            image.load()
+            return image_to_rgb(image, background=color)
+        except ImageError as error:
+            told = str(error)
+            raise ImageError(f"the image {told}" if told.startswith(_VERBS) else told) from error
+        except Exception as error:  # a lazily opened file is decoded only now; see read_rgb
+            raise ImageError(f"the image cannot be read: {_one_line(error)}") from error
+    if callable(getattr(image, "read", None)):
+        return _read_content(_content_of(image), background)
+    return array_to_rgb(*_as_array(image), background=color)
+
+
+def rgb_to_planes(rgb: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> Float32[np.ndarray, "3 ho wo"]:
+    """The photo in [-1, 1], resized with anti-aliasing to `size` (height, width): what the networks see.
+
+    Equals `resize` of the whole: its filter works along rows first, each row on its own, so that strips change no byte.
+    (For photos a hundred times as high as wide Pillow takes columns first, which changes the last bit.)
+    """
+    height, width = rgb.shape[:2]
+    rows = max(1, _STRIP_PIXELS // width)
+    narrowed = np.empty((3, height, size[1]), dtype=np.float32)
+    for top in range(0, height, rows):
+        strip = rgb[top : top + rows].transpose(2, 0, 1)
+        planes = np.ascontiguousarray(strip, dtype=np.float32) / np.float32(255) * 2 - 1
+        narrowed[:, top : top + rows] = resize(planes, (planes.shape[1], size[1]), antialias=True)
+    return narrowed if size[0] == height else resize(narrowed, size, antialias=True)
+
+
+def resize(
+    array: Float32[np.ndarray, "*lead h w"], size: tuple[int, int], *, antialias: bool
+) -> Float32[np.ndarray, "*lead ho wo"]:
+    """The last two axes resized to `size` (height, width) by bilinear interpolation between pixel centers.
+
+    Equals `torch.nn.functional.interpolate(mode="bilinear", align_corners=False, antialias=...)`: with `antialias` the
+    filter widens when shrinking, so that no pixel is skipped; without it two neighbors are used at any ratio.
+
+    Raises:
+        InvalidValueError: a side smaller than 1.
+    """
+    height, width = size
+    if height < 1 or width < 1:
+        raise InvalidValueError(f"size {height}x{width} is not at least 1x1")
+    if array.shape[-2:] == (height, width):
+        return array.copy()
+    planes = array.reshape(-1, *array.shape[-2:])
+    if antialias:
+        # Pillow's triangle filter on float pixels is the same filter as torch's, and fast.
+        resized = [
+            np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize((width, height), Image.Resampling.BILINEAR))
+            for plane in planes
+        ]
+        out = np.stack(resized)
+    else:
+        out = _interpolate(_interpolate(planes, width, axis=2), height, axis=1)
+    return np.ascontiguousarray(out.reshape(*array.shape[:-2], height, width))
+
+
+def processing_size(
+    height: int, width: int, *, processing_resolution: int, side: Literal["longer", "shorter"] = "longer"
+) -> tuple[int, int]:
+    """Size (height, width) whose longer (or shorter) side is `processing_resolution` [px]; 0 keeps the native size.
+
+    The other side is rounded down, as in diffusers, but never below 8: a sliver keeps one latent cell. With "shorter"
+    the longer side stays within eight times the resolution, whatever the photo's shape.
+
+    Raises:
+        InvalidValueError: a size that is too large for the networks.
+
+    >>> processing_size(480, 640, processing_resolution=768)
+    (576, 768)
+    >>> processing_size(375, 1242, processing_resolution=96, side="shorter")
+    (96, 317)
+    """
+    size = height, width
+    if processing_resolution != 0:
+        longer, shorter = max(height, width), min(height, width)
+        measured = longer if side == "longer" else max(shorter, -(-longer // MAX_ASPECT))
+        size = max(8, height * processing_resolution // measured), max(8, width * processing_resolution // measured)
+    if size[0] * size[1] > MAX_PROCESSING_PIXELS:
+        raise InvalidValueError(
+            f"processing_resolution={processing_resolution} with a photo of {width}x{height} would need more memory "
+            f"than is safe (the limit is {MAX_PROCESSING_PIXELS} pixels); give a smaller size in pixels"
+        )
+    return size
+
+
+def pad_to_multiple(array: Shaped[np.ndarray, "*lead h w"], *, multiple: int = 8) -> Shaped[np.ndarray, "*lead hp wp"]:
+    """Array whose last two axes are multiples of `multiple`, the last row and column repeated to the bottom and right.
+
+    Repeating keeps the padding from looking like an edge; zeros would.
+    """
+    height, width = array.shape[-2:]
+    padding = [(0, 0)] * (array.ndim - 2) + [(0, -height % multiple), (0, -width % multiple)]
+    return np.pad(array, padding, mode="edge")
+
+
+def unpad(array: Shaped[np.ndarray, "*lead hp wp"], size: tuple[int, int]) -> Shaped[np.ndarray, "*lead h w"]:
+    """The top left `size` (height, width) of the last two axes; inverse of `pad_to_multiple`."""
+    return array[..., : size[0], : size[1]]
+
+
+def _interpolate(planes: Float32[np.ndarray, "n h w"], length: int, *, axis: int) -> Float32[np.ndarray, "n ho wo"]:
+    """One axis resized with two taps per output pixel, whatever the ratio; along rows in strips."""
+    source = planes.shape[axis]
+    # float32 like torch, so that both pick the same weights: at 4000 px they differ from exact ones by 1e-4.
+    center = (np.arange(length, dtype=np.float32) + np.float32(0.5)) * np.float32(source / length) - np.float32(0.5)
+    center = np.clip(center, np.float32(0.0), np.float32(source - 1))
+    left = center.astype(np.intp)
+    right = np.minimum(left + 1, source - 1)
+    weight = np.expand_dims(center - left.astype(np.float32), axis=1 if axis == 1 else 0)
+    if axis == 2:
+        return _between(planes.take(left, axis=2), planes.take(right, axis=2), weight)
+    out = np.empty((planes.shape[0], length, planes.shape[2]), dtype=np.float32)
+    rows = max(1, _STRIP_PIXELS // out[:, 0].size)
+    for top in range(0, length, rows):
+        strip = slice(top, top + rows)
+        out[:, strip] = _between(planes.take(left[strip], axis=1), planes.take(right[strip], axis=1), weight[strip])
+    return out
+
+
+def _between(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """`first + weight * (second - first)` in their own memory."""
+    second -= first
+    second *= weight
+    first += second
+    return first
+
+
+_TOO_LARGE = "has more pixels than can be read safely; make it smaller first"
+
+
+def _check_size(width: int, height: int) -> None:
+    """Refuses what Pillow refuses, for the formats that it does not open.
+
+    Raises:
+        ImageError: more than twice Pillow's `MAX_IMAGE_PIXELS`.
+    """
+    if Image.MAX_IMAGE_PIXELS is not None and width * height > 2 * Image.MAX_IMAGE_PIXELS:
+        raise ImageError(_TOO_LARGE)
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file.
+
+    Raises:
+        ImageError: there is none, or it is empty.
+    """
+    if (url := url_in(path)) and not path.exists():
+        raise ImageError(f"{url} is a URL; download the picture first, and give the path of the file")
+    if path.is_dir():
+        raise ImageError(f"{path} is a folder, not an image file")
+    if not path.exists():
+        raise ImageError(f"{path} does not exist; check the name")
+    if not path.is_file():
+        raise ImageError(f"{path} is not a regular file")
+    if path.stat().st_size == 0:
+        raise ImageError(f"{path} is empty (0 bytes); copy it again")
+    with path.open("rb") as file:
+        return file.read(HEAD_BYTES)
+
+
+def _decode(path: Path, head: bytes, color: Color, note: Callable[[str], object]) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB of a file, by whoever decodes its kind rightly."""
+    if is_linear_light(head):
+        return read_tone_mapped(path, background=color, check_size=_check_size, note=note)
+    tiff = examine_tiff(path) if head[:4] in TIFF_MAGIC else None
+    renamed = head.startswith((b"\xff\xd8\xff", b"\x89PNG", *TIFF_MAGIC))  # has the suffix of a raw photo only
+    is_raw_file = is_raw(head) or (path.suffix.lower() in RAW_SUFFIXES and not renamed)
+    if is_raw_file or (tiff is not None and tiff.decoder == "raw"):
+        return read_raw(path, check_size=_check_size)
+    if tiff is not None and tiff.note is not None:
+        note(f"{path} {tiff.note}")
+    if tiff is not None and tiff.decoder == "openimageio":
+        return image_to_rgb(read_tiff(path, page=tiff.page, check_size=_check_size), background=color)
+    with _open(path, head) as image:
+        if image.format is not None and image.format not in PILLOW_FORMATS:  # None: made from HEIF
+            raise ImageError(f"{path} is of format {image.format}; {_accepted()}")
+        return _decode_by_pillow(image, path, tiff, color, note)
+
+
+def _decode_by_pillow(
+    image: Any, path: Path, tiff: TiffPicture | None, color: Color, note: Callable[[str], object]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB of an opened file that Pillow decodes."""
+    if tiff is not None:
+        if tiff.page > 0:
+            image.seek(tiff.page)
+        image.load()
+        return image_to_rgb(image, background=color)
+    keep_transparency(image)
+    try:
+        image.load()
+    except OSError:
+        whole = _without_end_marker(path) if image.format == "JPEG" else None
+        if whole is None:
+            raise
+        note(f"{path} lacks the marker at its end; all its pixels are there and are used")
+        image = whole
+    rgb = image_to_rgb(image, background=color)
+    if image.format != "MPO":  # phones keep a preview or a second view in MPO
+        try:
+            frames = getattr(image, "n_frames", 1)
+        except Exception:  # noqa: BLE001 - as in read_rgb; the first frame is read
+            note(f"{path} has several frames or pages, the later ones damaged; the first is used")
+            frames = 1
+        if frames > 1:
+            note(f"{path} has {frames} frames or pages; the first is used")
+    return rgb
+
+
+def _without_end_marker(path: Path) -> Image.Image | None:
+    """A JPEG that lacks nothing but its end marker; None where pixels are missing too.
+
+    What the decoder would read next is made up in three ways: whole pixels do not depend on it.
+    """
+    content = path.read_bytes().rstrip(b"\xff")
+    whole: list[Image.Image] = []
+    for filler in (b"", b"\x5a" * 64, b"\xa5" * 64):
+        image = Image.open(io.BytesIO(content + filler + b"\xff\xd9"))
+        image.load()
+        if whole and image.tobytes() != whole[0].tobytes():
+            return None
+        whole = whole or [image]
+    return whole[0]
+
+
+def _open(path: Path, head: bytes) -> Any:
+    """The file as a Pillow image, not yet decoded; HEIF through its own package."""
+    if not is_heif(head):
+        try:
+            return Image.open(path)
+        except UnidentifiedImageError:
+            # Pillow loads its plugins with the first photos, and passes over those that another thread just loads.
+            Image.init()
+            return Image.open(path)
+    try:
+        import pillow_heif
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("pillow-heif", "heif") from error
+    with path.open("rb") as stream:
+        file = pillow_heif.open_heif(stream, convert_hdr_to_8bit=True)
+        _check_size(*file.size)
+        return file.to_pillow()
+
+
+def _content_of(file: Any) -> bytes:
+    """The bytes of an open file.
+
+    Raises:
+        InvalidValueError: it is opened as text, or gives no bytes.
+    """
+    content = file.read()
+    if not isinstance(content, bytes):
+        raise InvalidValueError(f"an open file that gives {type(content).__name__} is not accepted; open it with 'rb'")
+    return content
+
+
+def _read_content(content: bytes, background: str) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB of the bytes of a picture's file, by way of a temporary file: some decoders take nothing else."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "the given bytes"
+        path.write_bytes(content)
+        try:
+            return read_rgb(path, background=background)
+        except ImageError as error:
+            raise ImageError(str(error).replace(str(path), path.name)) from error
+
+
+def _as_array(image: Any) -> tuple[np.ndarray, bool]:
+    """An array of an array or tensor, and whether its kind puts channels first, as torch does.
+
+    Raises:
+        InvalidValueError: of something else.
+    """
+    if callable(getattr(image, "detach", None)):  # torch, which is not imported here
+        try:
+            tensor = image.detach().cpu()
+        except NotImplementedError as error:  # of torch's device "meta", which holds no numbers
+            raise InvalidValueError(f"the tensor holds no numbers: {_one_line(error)}") from error
+        with quiet():
+            try:
+                return tensor.numpy(), True
+            except TypeError:  # bfloat16, which NumPy does not have
+                return tensor.float().numpy(), True
+    try:
+        array = np.asarray(image)
+    except Exception as error:  # of other libraries' arrays, on devices and of kinds that NumPy does not have
+        raise InvalidValueError(
+            f"{_ACCEPTED_KINDS}; {type(image).__name__} cannot be made one: {_one_line(error)}"
+        ) from error
+    if array.dtype.kind not in "biufc":
+        raise InvalidValueError(f"{_ACCEPTED_KINDS}; {type(image).__name__} is given")
+    return array, False
+
+
+_ACCEPTED_KINDS = "a path, the bytes of a picture's file, a Pillow image, an array or a tensor is accepted"
+_NEARLY_BLACK = 17  # 12 bits that are stored as 16
+_VERBS = ("is ", "has ", "holds ", "its ")  # of messages that go on after the name of the file
+
+
+def _accepted() -> str:
+    formats = "JPEG, PNG, WebP, TIFF, AVIF, HEIC, BMP, GIF, JPEG 2000, PPM, TGA, OpenEXR, Radiance"
+    return f"accepted are {formats} and raw photos"
+
+
+def _one_line(error: BaseException) -> str:
+    """The error's text on one line, or its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The networks: U-Net and VAE from diffusers; widening, latents, loading and saving.
+
+A checkpoint is a folder in diffusers layout (docs/architecture.md). Shapes: `b` batch, `C` channels of the VAE's
+latent, `h = H / 8`, `w = W / 8`. Paper: §3.2 (network), §3.3 (fine-tuning protocol).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from openmarigold.workers import hidden
+
+with hidden("transformers"):  # which diffusers imports with its networks, which do not need it: seconds
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+from openmarigold.checkpoints.checkpoint import EMBEDDING_FILE, Checkpoint
+from openmarigold.checkpoints.integrity import write_sums
+from openmarigold.checkpoints.known import PIPELINE_CLASSES
+from openmarigold.checkpoints.weight_files import weight_files
+from openmarigold.config import Dtype
+from openmarigold.diffusion import NoiseSchedule
+from openmarigold.errors import CheckpointError, OutputError, one_line
+from openmarigold.files import atomic_directory
+from openmarigold.networks.prompt import (
+    copy_text_encoder,
+    load_empty_prompt_embedding,
+    write_constant_text_encoder,
+    write_embedding,
+)
+from openmarigold.networks.tensors import read_tensors, save_tensors
+from openmarigold.text_files import parse_json
+
+Vae = AutoencoderKL | AutoencoderTiny
+VAE_CLASSES: dict[str, type[AutoencoderKL] | type[AutoencoderTiny]] = {
+    "AutoencoderKL": AutoencoderKL,
+    "AutoencoderTiny": AutoencoderTiny,
+}
+_OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def widen_conv_in(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The same U-Net with a first layer of twice the input channels, for [rgb_latent, noisy depth_latent].
+
+    The weights are repeated and halved and the bias is kept, so two equal latents give exactly the pretrained
+    activation. Changes `unet` in place; do it before an optimizer holds its parameters. Paper: §3.2.
+    """
+    old = unet.conv_in
+    new = nn.Conv2d(2 * old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding)  # pyright: ignore
+    with torch.no_grad():
+        new.weight.copy_(torch.cat([old.weight, old.weight], dim=1) * 0.5)
+        assert new.bias is not None and old.bias is not None
+        new.bias.copy_(old.bias)
+    unet.conv_in = new.to(old.weight.device, old.weight.dtype)
+    unet.register_to_config(in_channels=new.in_channels)
+    return unet
+
+
+def latent_channels(vae: Vae) -> int:
+    """Channels C of the latent that `vae` encodes to."""
+    return int(vae.config["latent_channels"])
+
+
+def encode_to_latent(vae: Vae, image: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b C h w"]:
+    """Scaled latent of images in [-1, 1]: the mode of the encoder's distribution, never a sample. Paper: §3.2."""
+    encoded: Any = vae.encode(image)
+    latent = encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mode()
+    return latent * vae.config["scaling_factor"]
+
+
+def decode_to_image(vae: Vae, latent: Float[Tensor, "b C h w"]) -> Float[Tensor, "b k H W"]:
+    """Decoded image, about [-1, 1] but not clipped, of a scaled latent; `k` is 3, or 1 where the mean is folded in."""
+    decoded: Any = vae.decode(latent / vae.config["scaling_factor"])
+    return decoded.sample
+
+
+def decode_from_latent(vae: Vae, latent: Float[Tensor, "b C h w"]) -> Float[Tensor, "b 1 H W"]:
+    """Decoded depth, about [-1, 1] but not clipped: the mean of the three decoded channels. Paper: §3.2."""
+    return decode_to_image(vae, latent).mean(dim=1, keepdim=True)
+
+
+def load_unet(folder: Path, *, variant: str | None = None, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
+    """U-Net from a diffusers folder with safetensors weights, in evaluation mode.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    return _load(UNet2DConditionModel, folder, variant=variant, dtype=dtype)
+
+
+def load_vae(folder: Path, *, variant: str | None = None, dtype: torch.dtype = torch.float32) -> Vae:
+    """VAE (`AutoencoderKL` or `AutoencoderTiny`, as its config.json says), in evaluation mode.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the class is another one.
+    """
+    name = _read_config(folder).get("_class_name")
+    if name not in VAE_CLASSES:
+        raise CheckpointError(f"{folder}: {name!r} is not a supported autoencoder; use one of {', '.join(VAE_CLASSES)}")
+    return _load(VAE_CLASSES[name], folder, variant=variant, dtype=dtype)
+
+
+def empty_network(folder: Path) -> Any:
+    """The U-Net or VAE that a folder's config.json describes, without memory for its weights (torch device "meta").
+
+    Raises:
+        CheckpointError: config.json is missing or damaged, or describes something else.
+    """
+    config = _read_config(folder)
+    name = config.get("_class_name")
+    classes: dict[Any, Any] = {**VAE_CLASSES, "UNet2DConditionModel": UNet2DConditionModel}
+    if name not in classes:
+        raise CheckpointError(f"{folder}: {name!r} is not supported; use one of {', '.join(classes)}")
+    with torch.device("meta"):
+        return classes[name].from_config(config)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = parse_json((folder / "config.json").read_bytes())
+        return {key: config[key] for key in config}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder / 'config.json'} cannot be read ({one_line(error)}); get the checkpoint again"
+        ) from error
+
+
+def _load(model_class: Any, folder: Path, *, variant: str | None, dtype: torch.dtype) -> Any:
+    """The network without a second copy of its weights at any time, unlike diffusers' own loading."""
+    config = _read_config(folder)
+    try:
+        with torch.device("meta"):
+            model = model_class.from_config(config)
+    except Exception as error:  # whatever a constructor makes of wrong values
+        raise CheckpointError(
+            f"{folder} cannot be loaded ({one_line(error)}); get config.json and weights from the same checkpoint"
+        ) from error
+    expected = model.state_dict()
+    state: dict[str, Tensor] = {}
+    for path in weight_files(folder, variant=variant)[1]:
+        for stored_name, tensor in read_tensors(path, dtype=dtype):
+            name = _current_name(stored_name, expected)
+            if name in expected and tensor.shape != expected[name].shape:
+                raise CheckpointError(
+                    f"{folder} cannot be loaded: {name} has shape {list(tensor.shape)} in {path.name} and "
+                    f"{list(expected[name].shape)} by config.json; get both from the same checkpoint"
+                )
+            state[name] = tensor
+    for problem, names in (("missing", expected.keys() - state.keys()), ("unknown", state.keys() - expected.keys())):
+        if names:
+            raise CheckpointError(
+                f"{folder} cannot be loaded: the weights do not fit config.json ({problem}: "
+                f"{', '.join(sorted(names)[:3])}); get both from the same checkpoint"
+            )
+    model.load_state_dict(state, strict=True, assign=True)
+    model.register_to_config(_name_or_path=str(folder))
+    return model.eval()
+
+
+def _current_name(name: str, expected: Mapping[str, Any]) -> str:
+    """Name of a weight of today's attention layers; files from before diffusers 0.14 (all VAEs of SD 2) have others."""
+    if name in expected:
+        return name
+    for old, new in _OLD_ATTENTION_NAMES.items():
+        name = name.replace(f".{old}.", f".{new}.")
+    return name
+
+
+def save_checkpoint(
+    directory: Path,
+    *,
+    vae: Vae,
+    unet: UNet2DConditionModel | None = None,
+    empty_prompt_embedding: Float[Tensor, "1 n d"] | None = None,
+    schedule: NoiseSchedule | None = None,
+    index: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+    text_encoder_of: Path | None = None,
+) -> None:
+    """Writes a checkpoint folder in diffusers layout, atomically; `index` joins `model_index.json`.
+
+    Without `unet` only `vae/` is written (a trained autoencoder). `dtype` is how weights are stored. With
+    `text_encoder_of` the folder is complete for diffusers' pipeline: that checkpoint's text encoder is copied or, where
+    it has none that can be read, one is written that knows the empty prompt only.
+    """
+    with atomic_directory(directory) as folder:
+        _save_network(vae, folder / "vae", dtype)
+        if unet is None:
+            return
+        assert schedule is not None and empty_prompt_embedding is not None
+        _save_network(unet, folder / "unet", dtype)
+        write_embedding(empty_prompt_embedding, folder / EMBEDDING_FILE)
+        (folder / "scheduler").mkdir()
+        write_json(folder / "scheduler" / "scheduler_config.json", schedule.to_config())
+        complete = text_encoder_of is not None and _write_text_encoder(text_encoder_of, folder, empty_prompt_embedding)
+        components = {
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", type(vae).__name__],
+            "scheduler": ["diffusers", schedule.class_name],
+            **_text_components(complete),
+        }
+        write_json(folder / "model_index.json", {**(index or {}), **components})
+
+
+def _write_text_encoder(source: Path, folder: Path, embedding: Float[Tensor, "1 n d"]) -> bool:
+    """Copies the text encoder of `source`, else writes a constant one; False where neither can be done."""
+    try:
+        if copy_text_encoder(source, folder):
+            return True
+    except CheckpointError:  # only pickles there, say: training did not need it, and its result must not be lost
+        for name in ("text_encoder", "tokenizer"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    if embedding.shape[1] != 2 or find_spec("transformers") is None:
+        return False
+    write_constant_text_encoder(embedding.cpu(), folder)
+    return True
+
+
+def _text_components(complete: bool) -> dict[str, list[str | None]]:
+    library = "transformers" if complete else None
+    return {
+        "text_encoder": [library, "CLIPTextModel" if complete else None],
+        "tokenizer": [library, "CLIPTokenizer" if complete else None],
+    }
+
+
+def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: Dtype) -> None:
+    """Writes a checkpoint as a folder that `diffusers.MarigoldDepthPipeline.from_pretrained` loads, with SHA256SUMS.
+
+    It predicts the same there as here, from the same starting noise and size: where our default is to end on the clean
+    latent, the scheduler is told so (`set_alpha_to_one`). The text encoder is copied where there is one, else one is
+    written that knows the empty prompt only (`prompt.write_constant_text_encoder`).
+
+    Raises:
+        CheckpointError: the source holds ONNX networks, or is damaged.
+        OutputError: the destination holds files already, or cannot be written.
+    """
+    if source.weights != "safetensors":
+        raise CheckpointError(f"{source.directory} holds ONNX networks; give the checkpoint that they were made from")
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise OutputError(f"{destination} exists and is not empty; choose a new folder, so that nothing is lost")
+    networks = {"unet": load_unet, "vae": load_vae}
+    loaded = {name: load(source.directory / name, variant=source.variant) for name, load in networks.items()}
+    embedding = load_empty_prompt_embedding(source.directory, variant=source.variant)
+    schedule = source.schedule
+    if source.default_final_step == "clean" and schedule.sampler == "ddim":
+        schedule = replace(schedule, set_alpha_to_one=True)
+    index = {key: value for key, value in source.index.items() if not isinstance(value, list)}
+    index.pop("requires_safety_checker", None)  # of an image generator's pipeline
+    index |= {
+        "_class_name": PIPELINE_CLASSES[0],
+        "prediction_type": "depth",
+        "default_denoising_steps": source.default_num_inference_steps,
+        "default_processing_resolution": source.default_processing_resolution,
+        "start_noise": source.default_start_noise,
+        "unet": ["diffusers", type(loaded["unet"]).__name__],
+        "vae": ["diffusers", type(loaded["vae"]).__name__],
+        "scheduler": ["diffusers", schedule.class_name],
+    }
+    with atomic_directory(destination) as folder:
+        for name, network in loaded.items():
+            _save_network(network, folder / name, getattr(torch, dtype))
+        (folder / "scheduler").mkdir()
+        write_json(folder / "scheduler" / "scheduler_config.json", schedule.to_config())
+        write_embedding(embedding, folder / EMBEDDING_FILE)
+        index |= _text_components(_write_text_encoder(source.directory, folder, embedding))
+        write_json(folder / "model_index.json", index)
+        for path in (*source.directory.glob("README.md"), *source.directory.glob("LICEN[SC]E*")):
+            shutil.copyfile(path, folder / path.name)
+        write_sums(folder)
+
+
+def hash_of_weights(model: Vae | UNet2DConditionModel) -> str:
+    """SHA-256 of a network's configuration and weights."""
+    config = {key: value for key, value in model.config.items() if not key.startswith("_")}  # not where it lies
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _save_network(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
+    # A copy through the state dict: the model in training keeps its own precision.
+    folder.mkdir()
+    state = {name: value.to(dtype) for name, value in model.state_dict().items()}
+    save_tensors(state, folder / "diffusion_pytorch_model.safetensors")
+    model.save_config(folder)  # pyright: ignore[reportCallIssue]
+    if isinstance(model, AutoencoderTiny):
+        # It registers a setting that its own constructor does not take, which diffusers then warns about.
+        config = parse_json((folder / "config.json").read_bytes())
+        config.pop("block_out_channels", None)
+        write_json(folder / "config.json", config)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file as diffusers does: indented, with a newline at the end."""
+    path.write_text(json.dumps(dict(content), indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,401 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The three networks of a checkpoint as ONNX or OpenVINO files, which predict without torch.
+
+Each is traced once at a small size; sizes stay free, so that the file serves any batch and any photo. The networks are
+rewritten to multiply less (see `folding`).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from openmarigold.checkpoints.checkpoint import (
+    EMBEDDING_FILE,
+    TITLES,
+    Checkpoint,
+    TinyVae,
+    read_checkpoint,
+    stored_embedding_path,
+)
+from openmarigold.checkpoints.integrity import count_parameters
+from openmarigold.checkpoints.weight_files import (
+    GRAPH_FILES,
+    NETWORK_FILES,
+    NETWORKS,
+    graph_metadata,
+    graph_sources,
+    weight_files,
+)
+from openmarigold.config import LATENT_FACTOR, ConvertedFormat, StoredDtype
+from openmarigold.errors import CheckpointError, MissingExtraError, OutputError
+from openmarigold.files import atomic_directory
+from openmarigold.images.quiet import quiet
+from openmarigold.networks.backbone import (
+    Vae,
+    decode_from_latent,
+    empty_network,
+    encode_to_latent,
+    latent_channels,
+    load_unet,
+    load_vae,
+    write_json,
+)
+from openmarigold.networks.prompt import load_empty_prompt_embedding, write_embedding
+from openmarigold.networks.rewrites import fold_channel_mean, fold_constant_context, fold_upsampling, split_group_norms
+from openmarigold.privacy import openvino_without_reports
+
+# Odd latent sizes make the U-Net's up-sampling follow the skip connections' sizes; with even ones the tracer would
+# record a fixed factor of 2 and fail on latents that are not divisible by its depth.
+_TRACED_SIZE = (9, 7)
+_MIN_STORED_IN_HALF = 256  # values; smaller tensors, such as epsilons and biases of narrow layers, cost nothing
+_EXTERNAL_FROM_BYTES = 2**30  # a protocol buffer holds 2 GiB at most
+_PACKAGES = {"onnx": ("onnx", "export"), "openvino": ("openvino", "openvino")}
+
+
+def export_checkpoint(
+    source: Checkpoint,
+    destination: Path,
+    *,
+    format: ConvertedFormat,
+    dtype: StoredDtype = "float16",
+    tiny_vae: TinyVae | None = None,
+) -> None:
+    """Writes a checkpoint as a folder of ONNX or OpenVINO networks that hold their weights.
+
+    Args:
+        format: "onnx" or "openvino".
+        dtype: how weights are stored. "float16" halves the files and is widened when a network is loaded; "float32"
+            keeps every bit.
+        tiny_vae: an autoencoder that takes the place of the checkpoint's own, for what it says.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or in the asked-for format already.
+        OutputError: `destination` holds something else than an exported checkpoint, which would be lost.
+        MissingExtraError: the package of the format is not installed.
+    """
+    check_format(format)
+    if source.weights == format or source.weights == "openvino":
+        raise CheckpointError(
+            f"{source.directory} holds {TITLES[source.weights]} networks already; copy the folder, or give one "
+            "with safetensors weights"
+        )
+    _check_replaceable(destination)
+    with atomic_directory(destination) as folder:
+        for name in NETWORKS:
+            (folder / name).mkdir()
+            write_network(source, name, folder / name, format=format, dtype=dtype, tiny_vae=tiny_vae)
+        (folder / "scheduler").mkdir()
+        write_json(folder / "scheduler" / "scheduler_config.json", source.schedule.to_config())
+        kept = {key: value for key, value in source.index.items() if not isinstance(value, list)}
+        runtime = {"onnx": "onnxruntime", "openvino": "openvino"}[format]
+        components = {name: [runtime, "OnnxModel" if format == "onnx" else "Model"] for name in NETWORKS}
+        components["scheduler"] = ["diffusers", source.schedule.class_name]
+        kept |= {"latent_channels": source.latent_channels, "num_parameters": count_parameters(source)}
+        if tiny_vae is not None:
+            kept["tiny_vae"] = {"name": tiny_vae.name, "used_for": tiny_vae.used_for}
+        write_json(folder / "model_index.json", {**kept, **components})
+
+
+def export_shared(source: Checkpoint, destination: Path) -> None:
+    """Writes a copy of a checkpoint with ONNX networks that read their weights from its safetensors files.
+
+    The copy predicts without torch and trains further with it, and its weights stand once. What is folded from several
+    weights, about a thousandth of a U-Net, lies in the ONNX files in half precision.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or has no safetensors weights.
+        OutputError: `destination` holds something else than such a copy, which would be lost.
+        MissingExtraError: the package `onnx` is not installed.
+    """
+    check_format("onnx")
+    if source.weights != "safetensors":
+        raise CheckpointError(
+            f"{source.directory} holds {TITLES[source.weights]} networks; give a checkpoint with safetensors weights"
+        )
+    _check_replaceable(destination)
+    with atomic_directory(destination) as folder:
+        for name in ("model_index.json", "scheduler/scheduler_config.json"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source.directory / name, folder / name)
+        embedding = stored_embedding_path(source.directory, variant=source.variant)
+        if embedding.is_file():
+            shutil.copyfile(embedding, folder / EMBEDDING_FILE)
+        else:
+            values = load_empty_prompt_embedding(source.directory, variant=source.variant)
+            write_embedding(values, folder / EMBEDDING_FILE)
+        for name in ("unet", "vae"):
+            (folder / name).mkdir()
+            for path in _network_sources(source, name):
+                shutil.copyfile(path, folder / name / path.name)
+        copied = replace(source, directory=folder)
+        for name, file in GRAPH_FILES.items():
+            _write_graph(copied, name, folder / file)
+        for path in _documents(source.directory) or _documents(destination):
+            shutil.copyfile(path, folder / path.name)
+
+
+def _network_sources(source: Checkpoint, name: str) -> list[Path]:
+    """Configuration and weights of a network, and the index of weights in several files."""
+    folder = source.directory / name
+    weights = weight_files(folder, variant=source.variant)[1]
+    return [folder / "config.json", *weights, *(folder.glob("*.index*.json") if len(weights) > 1 else ())]
+
+
+def _documents(folder: Path) -> list[Path]:
+    return sorted((*folder.glob("README.md"), *folder.glob("LICEN[SC]E*")))
+
+
+def export_onnx(checkpoint_dir: Path, destination: Path) -> None:
+    """`export_checkpoint` of a checkpoint folder to ONNX networks with weights stored in half precision."""
+    export_checkpoint(read_checkpoint(checkpoint_dir), destination, format="onnx")
+
+
+def write_network(
+    source: Checkpoint,
+    name: str,
+    folder: Path,
+    *,
+    format: ConvertedFormat,
+    dtype: StoredDtype,
+    tiny_vae: TinyVae | None = None,
+) -> None:
+    """Writes one of `NETWORKS` into a folder.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged.
+        MissingExtraError: the package of the format is not installed.
+    """
+    check_format(format)
+    replaced = tiny_vae is not None and name in tiny_vae.networks
+    if source.weights == "onnx" and not replaced:
+        _onnx_to_openvino(source.directory / NETWORK_FILES["onnx"][name], folder, dtype)
+        return
+    module, inputs, output = _network(source, name, tiny_vae if replaced else None)
+    if format == "openvino" and name != "unet":  # ONNX Runtime would need gigabytes for a transposed convolution
+        split_group_norms(fold_upsampling(module))
+    write = {"onnx": _write_onnx, "openvino": _write_openvino}[format]
+    write(module.eval(), inputs, output, folder, dtype)
+
+
+def count_network_flops(source: Checkpoint, name: str, height: int, width: int, tiny_vae: TinyVae | None = None) -> int:
+    """Arithmetic of one of `NETWORKS`, as published, for one image of this size [px]; nothing is computed."""
+    h, w = height // LATENT_FACTOR, width // LATENT_FACTOR
+    channels = source.latent_channels
+    with torch.device("meta"):
+        if name == "unet":
+            unet = empty_network(source.directory / "unet")
+            module: nn.Module = _Denoiser(unet, torch.zeros(1, 2, unet.config["cross_attention_dim"]))
+            inputs = [torch.zeros(1, 2 * channels, h, w), torch.zeros(1, dtype=torch.int64)]
+        else:
+            replaced = tiny_vae is not None and name in tiny_vae.networks
+            vae = empty_network(tiny_vae.directory if tiny_vae and replaced else source.directory / "vae")
+            module = _Encoder(vae) if name == "vae_encoder" else _Decoder(vae)
+            inputs = [torch.zeros(1, 3, height, width) if name == "vae_encoder" else torch.zeros(1, channels, h, w)]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module.eval()(*inputs)
+    return counter.get_total_flops()
+
+
+def check_format(format: ConvertedFormat) -> None:
+    """Raises MissingExtraError unless the package that writes a format is installed."""
+    package, extra = _PACKAGES[format]
+    try:
+        with openvino_without_reports():  # every use of the package below comes after this import
+            __import__(package)
+    except ImportError as error:
+        raise MissingExtraError(package, extra) from error
+
+
+class _Encoder(nn.Module):
+    def __init__(self, vae: Vae) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, sample: Tensor) -> Tensor:
+        return encode_to_latent(self.vae, sample)
+
+
+class _Decoder(nn.Module):
+    def __init__(self, vae: Vae) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return decode_from_latent(self.vae, latent)
+
+
+class _Denoiser(nn.Module):
+    def __init__(self, unet: nn.Module, context: Float[Tensor, "1 n d"]) -> None:
+        super().__init__()
+        self.unet = unet
+        self.register_buffer("context", context)
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        context = self.context.expand(sample.shape[0], -1, -1)  # pyright: ignore
+        return self.unet(sample, timestep, encoder_hidden_states=context, return_dict=False)[0]
+
+
+def _network(source: Checkpoint, name: str, tiny_vae: TinyVae | None) -> tuple[nn.Module, dict[str, Tensor], str]:
+    """A network as a module, small inputs by name, and the name of its output."""
+    h, w = _TRACED_SIZE
+    channels = source.latent_channels
+    if name == "unet":
+        unet = load_unet(source.directory / "unet", variant=source.variant)
+        context = load_empty_prompt_embedding(source.directory, variant=source.variant)
+        sample = torch.zeros(1, 2 * channels, h, w)
+        denoiser = _Denoiser(fold_constant_context(unet, context), context)
+        return denoiser, {"sample": sample, "timestep": torch.tensor([999])}, "prediction"
+    if tiny_vae is not None:
+        vae = load_vae(tiny_vae.directory, variant=tiny_vae.variant)
+    else:
+        vae = load_vae(source.directory / "vae", variant=source.variant)
+    assert latent_channels(vae) == channels
+    if name == "vae_encoder":
+        return _Encoder(vae), {"sample": torch.zeros(1, 3, 8 * h, 8 * w)}, "latent"
+    return _Decoder(fold_channel_mean(vae)), {"latent": torch.zeros(1, channels, h, w)}, "depth"
+
+
+def _check_replaceable(destination: Path) -> None:
+    if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
+        return
+    kinds = [("model_index.json", *files.values()) for files in (*NETWORK_FILES.values(), GRAPH_FILES)]
+    if not any(all((destination / file).is_file() for file in files) for files in kinds):
+        raise OutputError(
+            f"{destination} exists and is no exported checkpoint; choose a new folder, so that nothing is lost"
+        )
+
+
+def _write_graph(source: Checkpoint, name: str, path: Path) -> None:
+    """Writes one of `GRAPH_FILES` next to the weights that it reads."""
+    import onnx
+
+    from openmarigold.networks.shared_weights import share_weights
+
+    module, inputs, output = _network(source, name, None)
+    with atomic_directory(path.parent / "traced") as scratch:
+        model = _traced(module.eval(), inputs, output, scratch)
+    _remove(path.parent / "traced")
+    share_weights(model, weight_files(path.parent, variant=source.variant)[1])
+    _store_weights_in_half(model)
+    metadata = graph_metadata(graph_sources(source.directory, name, source.variant))
+    onnx.helper.set_model_props(model, metadata)
+    for node in model.graph.node:
+        node.ClearField("name")  # a fifth of the file, and nothing reads it
+    onnx.save(model, path)
+    onnx.checker.check_model(str(path))
+
+
+def _write_onnx(module: nn.Module, inputs: dict[str, Tensor], output: str, folder: Path, dtype: StoredDtype) -> None:
+    import onnx
+
+    with atomic_directory(folder / "traced") as scratch:
+        model = _traced(module, inputs, output, scratch)
+    _remove(folder / "traced")
+    if dtype == "float16":
+        _store_weights_in_half(model)
+    path = folder / "model.onnx"
+    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > _EXTERNAL_FROM_BYTES
+    layout = {"save_as_external_data": True, "location": "model.onnx.data"} if large else {}
+    onnx.save(model, path, **layout)
+    onnx.checker.check_model(str(path))
+
+
+def _traced(module: nn.Module, inputs: dict[str, Tensor], output: str, scratch: Path) -> Any:
+    """The network in ONNX format, in memory; the exporter spreads a large one over a file for each tensor."""
+    import onnx
+
+    names = {0: "batch", 2: "height", 3: "width"}
+    axes = {name: names for name, value in inputs.items() if value.ndim == 4} | {output: names}
+    with torch.no_grad(), quiet():  # the tracer warns about every shape test, which odd sizes take care of
+        torch.onnx.export(
+            module,
+            tuple(inputs.values()),
+            scratch / "model.onnx",
+            input_names=list(inputs),
+            output_names=[output],
+            dynamic_axes=axes,
+            opset_version=17,
+            dynamo=False,
+        )
+        return onnx.load(scratch / "model.onnx")
+
+
+def _remove(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+
+
+def _store_weights_in_half(model: Any) -> None:
+    """Replaces float32 weights of many values by float16 ones and a Cast, which sessions fold when they load."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    casts = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or tensor.data_location == TensorProto.EXTERNAL:
+            continue
+        values = numpy_helper.to_array(tensor)
+        if values.size < _MIN_STORED_IN_HALF or np.abs(values).max() > np.finfo(np.float16).max:
+            continue
+        name = tensor.name
+        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}.half"))
+        casts.append(helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _write_openvino(
+    module: nn.Module, inputs: dict[str, Tensor], output: str, folder: Path, dtype: StoredDtype
+) -> None:
+    # The front end itself: `openvino.convert_model` would also report its use over the network.
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    with torch.no_grad(), quiet():
+        traced: Any = torch.jit.trace(module, tuple(inputs.values()), check_trace=False)
+        decoder = TorchScriptPythonDecoder(traced, example_input=tuple(inputs.values()))  # must outlive the conversion
+        front_end = FrontEndManager().load_by_framework("pytorch")
+        model = front_end.convert(front_end.load(decoder))
+    for port, (name, value) in zip(model.inputs, inputs.items(), strict=True):
+        shape = [-1, value.shape[1], -1, -1] if value.ndim == 4 else list(value.shape)
+        _set_input(port, name, shape)
+    model.outputs[0].get_tensor().set_names({output})
+    model.validate_nodes_and_infer_types()
+    _save_openvino(model, folder, dtype)
+
+
+def _set_input(port: Any, name: str, shape: list[int]) -> None:
+    import openvino
+
+    parameter = port.get_node()
+    parameter.set_partial_shape(openvino.PartialShape(shape))
+    parameter.set_friendly_name(name)
+    port.get_tensor().set_names({name})
+
+
+def _onnx_to_openvino(path: Path, folder: Path, dtype: StoredDtype) -> None:
+    import openvino
+
+    try:
+        model = openvino.Core().read_model(path)
+    except Exception as error:  # OpenVINO's errors share no public base
+        raise CheckpointError(f"{path} cannot be read; get the checkpoint again") from error
+    _save_openvino(model, folder, dtype)
+
+
+def _save_openvino(model: Any, folder: Path, dtype: StoredDtype) -> None:
+    import openvino
+
+    save: Callable[..., None] = openvino.save_model
+    save(model, folder / "model.xml", compress_to_fp16=dtype == "float16")

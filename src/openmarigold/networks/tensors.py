@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Safetensors files to tensors and back.
+
+Tensors are read one after another into memory of their own and converted at once: reading a float32 file as bfloat16
+takes the memory of the bfloat16 weights and of one float32 tensor. (A memory-mapped file counts in full.)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from openmarigold.checkpoints.weight_files import check_safetensors_file, readable
+from openmarigold.errors import CheckpointError
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def read_tensors(path: Path, *, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a file by name, floating-point ones as `dtype` (None: as stored).
+
+    Raises:
+        CheckpointError: truncated, not in safetensors format, or with numbers of another kind.
+    """
+    header = check_safetensors_file(path)
+    with readable(), path.open("rb") as file:
+        begin = 8 + int.from_bytes(file.read(8), "little")
+        for name, entry in header.items():
+            if entry["dtype"] not in _DTYPES:
+                raise CheckpointError(
+                    f"{path}: {name} is stored as {entry['dtype']}; accepted are {', '.join(_DTYPES)}"
+                )
+            start, end = entry["data_offsets"]
+            file.seek(begin + start)
+            # In torch's own memory, whose alignment is always the same: kernels round differently on other addresses.
+            content = torch.empty(end - start, dtype=torch.uint8)
+            if file.readinto(content.numpy().data) != end - start:
+                raise CheckpointError(f"{path} ends within {name}; get the checkpoint again")
+            tensor = content.view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+            yield name, tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a safetensors file that others may read as the folder allows; `metadata` are texts in its header.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
+    """
+    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    try:
+        save_file(contiguous, path, metadata={"format": "pt", **(metadata or {})})
+    except SafetensorError as error:  # what the library makes of an error of the operating system
+        raise OSError(f"{type(error).__name__}: {' '.join(str(error).split())[:160]}") from error
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)

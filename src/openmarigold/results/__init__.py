@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many photos to result files: inputs, writers, manifest, provenance."""

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The manifest of an output folder: one JSON object a line, appended as each photo begins, is done or fails.
+
+It is the only truth about what is finished. A photo is done if its last line says so, for the same photo and settings,
+and every file that the line names is there with the size that it names. Lines about failures do not count there: files
+are replaced only after a line that says "started", so a failure before it leaves what was done. A line is one write of
+an append-only file: a process killed at any moment leaves whole lines and at most one cut one, which is skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from openmarigold.errors import OutputError
+from openmarigold.text_files import parse_json_lines, with_current_keys
+
+MANIFEST_NAME = "manifest.jsonl"
+
+Status = Literal["started", "done", "failed"]
+
+
+class Manifest:
+    """The manifest of `output_dir`; nothing is read or written before it is asked for."""
+
+    def __init__(self, output_dir: Path) -> None:
+        self.output_dir = output_dir
+        self.path = output_dir / MANIFEST_NAME
+        self._standing: dict[str, dict[str, Any]] | None = None
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Every whole line, oldest first.
+
+        Raises:
+            OutputError: the file cannot be read.
+        """
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise OutputError(f"cannot read {self.path}: {error.strerror}; check its permissions") from error
+        # Lines are cut by a kill or a full disk.
+        return [entry for entry in map(with_current_keys, parse_json_lines(content)) if _is_entry(entry)]
+
+    def standing(self, result: str) -> dict[str, Any] | None:
+        """The line that holds for the files of a result (its path in the output folder, without suffixes), if any.
+
+        That is the last one which is no failure.
+        """
+        if self._standing is None:
+            self._standing = {entry["result"]: entry for entry in self.lines() if entry["status"] != "failed"}
+        return self._standing.get(result)
+
+    def append(self, result: str, status: Status, **fields: Any) -> None:
+        """Adds a line.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        entry = {"result": result, "status": status, **fields}
+        self.standing(result)  # read before it is written
+        assert self._standing is not None
+        content = (json.dumps(entry, ensure_ascii=True) + "\n").encode()
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
+            try:
+                end = os.lseek(descriptor, 0, os.SEEK_END)
+                if end and _byte_before(descriptor, end) != b"\n":
+                    content = b"\n" + content  # after a cut line
+                if os.write(descriptor, content) < len(content):
+                    raise OSError(28, "No space left on device")
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {self.path}: {error.strerror or error}; check the folder and free space"
+            ) from error
+        if status != "failed":
+            self._standing[result] = entry
+
+    def is_done(
+        self, result: str, *, request: Mapping[str, Any], input_sha256: str | None, outputs: Sequence[str]
+    ) -> bool:
+        """Whether all `outputs` (file names) of a result are there, made from this photo with these settings."""
+        entry = self.standing(result)
+        if entry is None or entry["status"] != "done":
+            return False
+        if entry.get("request") != request or entry.get("input_sha256") != input_sha256:
+            return False
+        sizes = entry.get("outputs")
+        if not isinstance(sizes, dict) or not set(outputs) <= set(sizes):
+            return False
+        folder = (self.output_dir / result).parent
+        return all(file_size(folder / name) == sizes[name] for name in outputs)
+
+    def other_photo(self, result: str, *, input: str, location: str, input_sha256: str | None) -> str | None:
+        """The photo that the files of a result are of, if it is another one than the given; None if not.
+
+        A photo is the same if it holds the same bytes, wherever it lies, or if it lies where it did, changed or not.
+        """
+        entry = self.standing(result)
+        if entry is None or (input_sha256 is not None and entry.get("input_sha256") == input_sha256):
+            return None
+        recorded, typed = entry.get("input_path"), entry.get("input")
+        if isinstance(recorded, str):
+            return None if recorded == location else recorded
+        # Lines of earlier versions hold the path as it was typed.
+        same = not isinstance(typed, str) or typed == input or os.path.abspath(typed) == os.path.abspath(input)
+        return None if same else typed
+
+    def provenance_of(self, path: Path) -> dict[str, Any] | None:
+        """The record of a result file as it was done last, if its size is still that one."""
+        found: dict[str, Any] | None = None
+        for entry in self.lines():
+            if (self.output_dir / entry["result"]).parent.resolve() != path.parent:
+                continue
+            outputs = entry.get("outputs")
+            if isinstance(outputs, dict) and path.name in outputs:
+                found = entry if outputs[path.name] == file_size(path) else None
+            elif entry["status"] == "started" and found is not None and found["result"] == entry["result"]:
+                found = None  # replaced by a run that did not get to its end
+        record = None if found is None else found.get("provenance")
+        return record if isinstance(record, dict) else None
+
+
+def _is_entry(entry: object) -> bool:
+    """Whether a line is one of ours. Files that it names may be removed, so none may lie elsewhere than its results."""
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("result", "status")):
+        return False
+    outputs, replaces = entry.get("outputs", {}), entry.get("replaces", [])
+    if not isinstance(outputs, dict) or not isinstance(replaces, list):
+        return False
+    beginning = f"{PurePosixPath(entry['result']).name}_"
+    return all(
+        isinstance(name, str) and name.startswith(beginning) and not set(name) & {"/", "\\", "\0"}
+        for name in (*outputs, *replaces)
+    )
+
+
+def file_size(path: Path) -> int | None:
+    """Size in bytes; None where there is no file."""
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except OSError:
+        return None
+
+
+def _byte_before(descriptor: int, end: int) -> bytes:
+    os.lseek(descriptor, end - 1, os.SEEK_SET)
+    return os.read(descriptor, 1)

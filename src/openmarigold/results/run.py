@@ -1,0 +1,467 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many photos to many result files: one bad photo is reported and counted, and never stops the others.
+
+The manifest in the output folder says what is finished (see `manifest`); a run that was killed goes on from there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from openmarigold import __version__
+from openmarigold.checkpoints.checkpoint import (
+    Checkpoint,
+    TinyVae,
+    loaded_variant,
+    read_checkpoint,
+    read_tiny_vae,
+    resolve_settings,
+)
+from openmarigold.checkpoints.hashes import checkpoint_sha256, tiny_vae_sha256
+from openmarigold.config import OutputConfig, PredictConfig
+from openmarigold.errors import InvalidValueError, OpenMarigoldError, OutputError
+from openmarigold.files import as_path, concerns_every_file, file_sha256
+from openmarigold.images.photo import parse_color, read_rgb
+from openmarigold.predictor import DepthPrediction, Predictor
+from openmarigold.results.inputs import about_left_out, about_passed_over, check_output_dir, list_photos, photo_location
+from openmarigold.results.manifest import Manifest, file_size
+from openmarigold.results.provenance import stated_input
+from openmarigold.results.writers import check_output, result_paths, write_prediction
+
+# Settings that say where the model lies and how it is run, but not what comes out: the checkpoint counts by its hash.
+_WITHOUT_EFFECT = frozenset(
+    {
+        "checkpoint",
+        "revision",
+        "local_files_only",
+        "engine",
+        "device",
+        "compile",
+        "batch_size",
+        "tiny_vae",
+        "tiny_vae_for",
+    }
+)
+MAX_PIXELS_ASIDE = 2**25  # of photos that are held while the next one is read
+_PHOTO_ERRORS = (OpenMarigoldError, MemoryError, OSError)
+_QUANTITIES = {
+    "affine": "affine depth in [0, 1], near 0; true depth is about scale * depth + shift",
+    "scale": "depth in [0, 1] up to scale; true depth is about scale * depth",
+    "absolute": "depth in [0, 1]; true depth is a fixed multiple that the checkpoint's authors state",
+}
+
+
+@dataclass
+class BatchResult:
+    """What became of each photo, and the time it took."""
+
+    written: list[Path] = field(default_factory=list)
+    """Result files."""
+    skipped: list[Path] = field(default_factory=list)
+    """Photos whose results were there already, made from the same photo with the same settings."""
+    renewed: list[Path] = field(default_factory=list)
+    """Photos that were predicted again because their results were of another photo or of other settings."""
+    failed: list[tuple[Path, str]] = field(default_factory=list)
+    """Photos without results, each with one line that says why."""
+    left_out: list[Path] = field(default_factory=list)
+    """Pictures in the given folders that are results of earlier predictions, and no photos."""
+    passed_over: list[Path] = field(default_factory=list)
+    """Files in the given folders that look like pictures and were not taken: of kinds that are not read, or raw photos
+    next to a picture of the same name."""
+    num_predicted: int = 0
+    engine: str | None = None
+    """What ran the networks; None where no photo needed them."""
+    load_s: float = 0.0
+    """Time to load the checkpoint [s]."""
+    predict_s: list[float] = field(default_factory=list)
+    """Time spent on each predicted photo: reading, predicting, writing [s]. Those of neighbors overlap."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "written": [str(path) for path in self.written],
+            "skipped": [str(path) for path in self.skipped],
+            "renewed": [str(path) for path in self.renewed],
+            "failed": [{"path": str(path), "error": message} for path, message in self.failed],
+            "left_out": [str(path) for path in self.left_out],
+            "passed_over": [str(path) for path in self.passed_over],
+            "num_predicted": self.num_predicted,
+            "engine": self.engine,
+            "load_s": round(self.load_s, 3),
+            "predict_s": [round(seconds, 3) for seconds in self.predict_s],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Progress: `done` of `total` photos are done or failed, the last one with `error`; a `note` is worth saying."""
+
+    path: Path
+    done: int
+    total: int
+    error: str | None = None
+    note: str | None = None
+
+
+def predict_files(
+    inputs: Iterable[Path | str] | Path | str,
+    *,
+    output_dir: Path | str,
+    config: PredictConfig,
+    output: OutputConfig | None = None,
+    overwrite: bool = False,
+    report: Callable[[Event], object] = lambda event: None,
+) -> BatchResult:
+    """Predicts photos and all photos in folders, in the given order and sorted by path within a folder.
+
+    `inputs` is a path, as text too, or several of them.
+    Results of a folder keep its layout: `folder/a/b.jpg` becomes `output_dir/a/b_depth.npy`. Results that the manifest
+    of the output folder calls done for the same photo and settings are kept unless `overwrite`; others are made anew.
+    Results of another photo, one that lies elsewhere and holds other bytes, are replaced with `overwrite` only.
+    Results of earlier predictions that lie in a given folder are no photos; one that is named itself is taken. The
+    model is loaded for the first photo that can be read, after everything that can be wrong with folders and settings
+    has been found.
+
+    Raises:
+        OutputError: the output folder or its manifest cannot be written.
+        InvalidValueError: no input, an empty path, the output folder is an input, or a setting that is not accepted.
+        MissingExtraError: a format or color map without its extra.
+        CheckpointError: the checkpoint cannot be used.
+    """
+    inputs = [as_path(path, "an input") for path in ([inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)]
+    output_dir = as_path(output_dir, "output_dir")
+    if not inputs:
+        raise InvalidValueError("no input given; name photos or folders of photos")
+    run = _Run(config, output or OutputConfig(), output_dir, overwrite)
+    check_output_dir(output_dir, inputs)
+    run.check()
+    photos, problems = list_photos(inputs, output_dir, run.outcome.left_out, run.outcome.passed_over)
+    total = len(photos) + len(problems)
+    if left_out := run.outcome.left_out:
+        report(Event(path=left_out[0], done=0, total=total, note=about_left_out(left_out)))
+    if passed_over := run.outcome.passed_over:
+        report(Event(path=passed_over[0], done=0, total=total, note=about_passed_over(passed_over)))
+    noted = False
+    for done, (path, problem) in enumerate(problems, start=1):
+        run.fail("", path, problem)
+        report(Event(path=path, done=done, total=total, error=problem))
+    for done, (path, (error, note)) in enumerate(run.predict_all(photos), start=len(problems) + 1):
+        if note is not None:  # one is enough
+            note = None if noted else f"{note} (of further files such notes stand in the manifest)"
+            noted = True
+        report(Event(path=path, done=done, total=total, error=error, note=note))
+    return run.outcome
+
+
+@dataclass(kw_only=True)
+class _Job:
+    """A photo on its way from reading over prediction to writing."""
+
+    result: str
+    photo: Path
+    paths: list[Path]
+    input_sha256: str | None = None
+    rgb: UInt8[np.ndarray, "h w 3"] | None = None
+    """None where the photo is done already or cannot be read."""
+    num_pixels: int = 0
+    """Of the photo as it is read, predicted and written."""
+    prediction: DepthPrediction | None = None
+    error: str | None = None
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    """Spent on this photo, without waiting for others [s]."""
+
+
+class _Run:
+    """What all photos of one call share: settings, manifest, and the model from the first photo on."""
+
+    def __init__(self, config: PredictConfig, output: OutputConfig, output_dir: Path, overwrite: bool) -> None:
+        self.config = config
+        self.output = output
+        self.output_dir = output_dir
+        self.overwrite = overwrite
+        self.manifest = Manifest(output_dir)
+        self.outcome = BatchResult()
+        self._predictor: Predictor | None = None
+
+    def check(self) -> None:
+        """Finds out what is wrong with the settings before any photo is read."""
+        parse_color(self.config.background)
+        check_output(self.output)
+        _ = self.request
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        config = self.config
+        return read_checkpoint(
+            config.checkpoint,
+            variant=config.variant,
+            revision=config.revision,
+            local_files_only=config.local_files_only,
+        )
+
+    @cached_property
+    def tiny_vae(self) -> TinyVae | None:
+        return read_tiny_vae(self.config, self.checkpoint)
+
+    @cached_property
+    def request(self) -> dict[str, Any]:
+        """Every setting that shapes the results; those left to the checkpoint have its defaults."""
+        resolved = resolve_settings(self.config, self.checkpoint)
+        names = [setting.name for setting in fields(resolved) if setting.name not in _WITHOUT_EFFECT]
+        return {
+            "checkpoint_sha256": checkpoint_sha256(self.checkpoint),
+            "invariance": self.checkpoint.invariance,
+            "processing_side": self.checkpoint.processing_side,
+            **{name: getattr(resolved, name) for name in names},
+            "variant": loaded_variant(self.checkpoint),
+            "color_map": self.output.color_map,
+            **self._tiny_vae_settings,
+        }
+
+    @cached_property
+    def _tiny_vae_settings(self) -> dict[str, str]:
+        """What a small autoencoder changes in the results, if there is one."""
+        if self.tiny_vae is None:
+            return {}
+        return {"tiny_vae_sha256": tiny_vae_sha256(self.tiny_vae), "tiny_vae_for": self.tiny_vae.used_for}
+
+    def predict_all(self, photos: Mapping[str, Path]) -> Iterator[tuple[Path, tuple[str | None, str | None]]]:
+        """Yields each photo with its error and a note, if any, in order.
+
+        While one photo is predicted, the next is read and the one before is written, each in a thread of its own;
+        large photos wait for each other (`MAX_PIXELS_ASIDE`), so that memory holds one of them. All that is counted and
+        noted in the manifest is so in the order of the photos.
+
+        Raises:
+            OpenMarigoldError: what is wrong for every photo: the model cannot be loaded, or the manifest not written.
+        """
+        self.manifest.standing("")  # reads what is there, before two threads ask
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+            jobs = [_Job(result=result, photo=photo, paths=self._paths(result)) for result, photo in photos.items()]
+            reading = [reader.submit(self._read, job) for job in jobs[:1]]
+            writing: Future[tuple[str | None, str | None]] | None = None
+            for index, job in enumerate(jobs):
+                reading.pop().result()
+                before = jobs[index - 1] if index else job
+                if writing is not None and (writing.done() or job.num_pixels + before.num_pixels > MAX_PIXELS_ASIDE):
+                    yield before.photo, writing.result()
+                    writing = None
+                following = jobs[index + 1 : index + 2]
+                ahead = job.num_pixels <= MAX_PIXELS_ASIDE
+                if ahead:
+                    reading += [reader.submit(self._read, other) for other in following]
+                self._predict(job)
+                if writing is not None:  # one at a time: memory holds three photos at most
+                    yield before.photo, writing.result()
+                writing = writer.submit(self._finish, job)
+                if not ahead:
+                    yield job.photo, writing.result()
+                    writing = None
+                    reading += [reader.submit(self._read, other) for other in following]
+            if writing is not None:
+                yield jobs[-1].photo, writing.result()
+
+    def _read(self, job: _Job) -> None:
+        """Reads a photo unless it is done."""
+        started = time.perf_counter()
+        try:
+            self._check_names(job.photo, job.paths)
+            job.input_sha256 = file_sha256(job.photo) if job.photo.is_file() else None
+            names = [path.name for path in job.paths]
+            done = not self.overwrite and self.manifest.is_done(
+                job.result, request=self.request, input_sha256=job.input_sha256, outputs=names
+            )
+            if not done:
+                self._check_owner(job)
+                job.rgb = read_rgb(job.photo, background=self.config.background, note=job.notes.append)
+                job.num_pixels = job.rgb.shape[0] * job.rgb.shape[1]
+        except _PHOTO_ERRORS as error:
+            job.error = _one_line(job.photo, error)
+        job.seconds += time.perf_counter() - started
+
+    def _predict(self, job: _Job) -> None:
+        if job.rgb is None:
+            return
+        predictor = self._load()
+        started = time.perf_counter()
+        try:
+            job.prediction = predictor(job.rgb, **self.config.call_options)
+        except _PHOTO_ERRORS as error:
+            job.error = _one_line(job.photo, error)
+        job.rgb = None
+        job.seconds += time.perf_counter() - started
+
+    def _finish(self, job: _Job) -> tuple[str | None, str | None]:
+        """Writes the results of a photo and says in the manifest what became of it; its error and a note, if any."""
+        result, photo = job.result, job.photo
+        if job.error is None and job.prediction is None:
+            self.outcome.skipped.append(photo)
+            return None, None
+        if job.prediction is None:
+            assert job.error is not None
+            return self.fail(result, photo, job.error, job.input_sha256), None
+        started = time.perf_counter()
+        try:
+            record, outputs = self._write(job, job.prediction)
+        except _PHOTO_ERRORS as error:
+            if isinstance(error, OpenMarigoldError) and concerns_every_file(error, self.output_dir):
+                raise  # the next photo would fare no better
+            return self.fail(result, photo, _one_line(photo, error), job.input_sha256), None
+        finally:
+            job.prediction = None
+        job.seconds += time.perf_counter() - started
+        self.manifest.append(
+            result,
+            "done",
+            input=str(photo),
+            input_path=photo_location(photo),
+            input_sha256=job.input_sha256,
+            request=self.request,
+            provenance=record,
+            outputs=outputs,
+            seconds=round(job.seconds, 3),
+            **({"notes": job.notes} if job.notes else {}),
+        )
+        self.outcome.written.extend(job.paths)
+        self.outcome.num_predicted += 1
+        self.outcome.predict_s.append(job.seconds)
+        return None, job.notes[0] if job.notes else None
+
+    def fail(self, result: str, photo: Path, message: str, input_sha256: str | None = None) -> str:
+        """Counts a photo without results, and returns why it has none."""
+        self.outcome.failed.append((photo, message))
+        self.manifest.append(result, "failed", input=str(photo), input_sha256=input_sha256, error=message)
+        return message
+
+    def _check_owner(self, job: _Job) -> None:
+        """Finds out whether files with the names of the results are another photo's.
+
+        Raises:
+            OutputError: they are, or nothing says whose they are.
+        """
+        if self.overwrite:
+            return
+        if self.manifest.standing(job.result) is not None:
+            owner = self.manifest.other_photo(
+                job.result, input=str(job.photo), location=photo_location(job.photo), input_sha256=job.input_sha256
+            )
+            if owner is not None:
+                raise OutputError(
+                    f"{job.photo}: {job.paths[0]} is the result of another photo, {owner}; choose another output "
+                    "folder, or allow overwriting (--overwrite)"
+                )
+            return
+        found = [path for path in job.paths if path.is_file()]
+        if found and job.input_sha256 not in {stated_input(path) for path in found}:
+            raise OutputError(
+                f"{job.photo}: {found[0]} is there already, and nothing says that it is of this photo; choose another "
+                "output folder, or allow overwriting (--overwrite)"
+            )
+
+    def _check_names(self, photo: Path, paths: Sequence[Path]) -> None:
+        """Finds out whether the file system takes the results.
+
+        Raises:
+            OutputError: their names are too long, or their folder cannot be written.
+        """
+        folder = paths[0].parent
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            raise OutputError(f"{photo}: cannot write to {folder}; check its permissions")
+        longest = max((path.name for path in paths), key=lambda name: len(os.fsencode(name)))
+        try:
+            (self.output_dir / longest).lstat()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                return  # what else there is shows when files are written, with the right words
+            raise OutputError(
+                f"{photo}: its result {longest} would have a name of {len(os.fsencode(longest))} bytes, which is too "
+                "long for the file system; give the photo a shorter name"
+            ) from error
+
+    def _load(self) -> Predictor:
+        if self._predictor is None:
+            started = time.perf_counter()
+            self._predictor = Predictor.from_config(self.config, found=self.checkpoint, tiny_vae=self.tiny_vae)
+            self.outcome.load_s = time.perf_counter() - started
+            self.outcome.engine = self._predictor.engine.name
+        return self._predictor
+
+    def _write(self, job: _Job, prediction: DepthPrediction) -> tuple[dict[str, Any], dict[str, int | None]]:
+        """Writes the results of a photo; returns their provenance, and every file that is valid now with its size."""
+        result, photo, paths, input_sha256 = job.result, job.photo, job.paths, job.input_sha256
+        record = {
+            "software": f"openmarigold {__version__}",
+            "quantity": _QUANTITIES[self.checkpoint.invariance],
+            "input_sha256": input_sha256,
+            "checkpoint": None,  # its name, in a place of its own
+            **self.request,
+            **prediction.settings,
+        }
+        folder = (self.output_dir / result).parent
+        kept = self._make_room(result, photo, paths, input_sha256)
+        write_prediction(
+            prediction.depth,
+            prediction.uncertainty,
+            output_dir=folder,
+            stem=Path(result).name,
+            output=self.output,
+            provenance=record,
+            overwrite=True,
+        )
+        return record, {**kept, **{path.name: file_size(path) for path in paths}}
+
+    def _make_room(
+        self, result: str, photo: Path, paths: Sequence[Path], input_sha256: str | None
+    ) -> dict[str, int | None]:
+        """Files of an earlier run that stay valid beside new ones, with their sizes.
+
+        If they are of another photo or of other settings, they are removed: a kill between two new files must not leave
+        files of two kinds that look like one set. What was planned is noted first, for the run after such a kill.
+        """
+        last = self.manifest.standing(result) or {}
+        new = {path.name for path in paths}
+        if last.get("status") == "done":
+            if last.get("request") == self.request and last.get("input_sha256") == input_sha256:
+                return {name: size for name, size in last["outputs"].items() if name not in new}
+            self.outcome.renewed.append(photo)
+        names = sorted({*self._names_of_earlier_runs(result), *new})
+        started: dict[str, Any] = {"input": str(photo), "input_path": photo_location(photo)}
+        self.manifest.append(result, "started", **started, input_sha256=input_sha256, replaces=names)
+        try:
+            for name in names:
+                ((self.output_dir / result).parent / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot replace {error.filename}: {error.strerror}; check its permissions") from error
+        return {}
+
+    def _names_of_earlier_runs(self, result: str) -> list[str]:
+        """Files that the line which holds for a result calls done or about to be replaced."""
+        last = self.manifest.standing(result) or {}
+        return sorted({*last.get("outputs", ()), *last.get("replaces", ())})
+
+    def _paths(self, result: str) -> list[Path]:
+        path = self.output_dir / result
+        return result_paths(path.parent, path.name, uncertainty=self.config.ensemble_size > 1, output=self.output)
+
+
+def _one_line(photo: Path, error: Exception) -> str:
+    """What went wrong with a photo, by its name."""
+    if isinstance(error, MemoryError):
+        return f"{photo}: out of memory; try a smaller photo, processing_resolution or ensemble_size"
+    if isinstance(error, OSError) and not isinstance(error, OpenMarigoldError):
+        return f"{photo} cannot be read: {error.strerror or error}; check its permissions"
+    return str(error) if str(photo) in str(error) else f"{photo}: {error}"

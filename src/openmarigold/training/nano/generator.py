@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipe kind "generator": an image generator for the empty prompt, in the autoencoder's latent space.
+
+It stands where Stable Diffusion 2 stands in the paper: the source of the prior that the depth fine-tune starts from.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor, nn
+
+from openmarigold.diffusion import NoiseSchedule, add_noise, target
+from openmarigold.networks.backbone import Vae, latent_channels, load_vae, save_checkpoint
+from openmarigold.seeding import generator_for
+from openmarigold.training.latents import Latents
+from openmarigold.training.loss import Loss, masked_latent_loss
+from openmarigold.training.recipe import GeneratorRecipe, TimestepConfig, UNetModelConfig
+from openmarigold.training.views import Mixture, Share
+
+NUM_PROMPT_TOKENS = 2  # as many as the empty prompt has in Stable Diffusion 2: begin and end of text
+VALIDATION_STEPS = 16
+
+
+def make_unet(config: UNetModelConfig, *, channels: int) -> UNet2DConditionModel:
+    """A U-Net of the class that Stable Diffusion uses: no attention at full resolution, cross-attention below."""
+    widths = config.block_out_channels
+    depth = len(widths)
+    return UNet2DConditionModel(
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=widths,
+        layers_per_block=config.layers_per_block,
+        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * (depth - 1),
+        up_block_types=("CrossAttnUpBlock2D",) * (depth - 1) + ("UpBlock2D",),
+        cross_attention_dim=config.cross_attention_dim,
+        # Despite its name this is the number of heads, of each level.
+        attention_head_dim=tuple(max(1, width // config.head_dim) for width in widths),  # pyright: ignore
+        use_linear_projection=True,
+    )
+
+
+def draw_timesteps(
+    rng: np.random.Generator, batch_size: int, *, config: TimestepConfig, num_train_timesteps: int
+) -> np.ndarray:
+    """One timestep a sample: uniform, or the last one with probability `config.last_share`."""
+    timesteps = rng.integers(0, num_train_timesteps, size=batch_size)
+    return np.where(rng.random(batch_size) < config.last_share, num_train_timesteps - 1, timesteps)
+
+
+def noisy_latent_and_target(
+    clean: Tensor, noise: Tensor, timesteps: Tensor, schedule: NoiseSchedule
+) -> tuple[Tensor, Tensor]:
+    """What the U-Net sees and what it is to answer, for one timestep a sample. Paper: §3.1."""
+    signal, amount = schedule.coefficients(timesteps.cpu().numpy())
+    signal_weight = torch.from_numpy(signal).to(clean).view(-1, 1, 1, 1)
+    noise_weight = torch.from_numpy(amount).to(clean).view(-1, 1, 1, 1)
+    noisy = add_noise(clean, noise, signal_weight, noise_weight)
+    wanted = target(clean, noise, signal_weight, noise_weight, prediction_type=schedule.prediction_type)
+    return noisy, wanted
+
+
+class GeneratorTask:
+    """Unconditional latent diffusion: the empty prompt is one random constant that is stored with the checkpoint."""
+
+    def __init__(
+        self, recipe: GeneratorRecipe, *, data_dir: Path, cache_dir: Path | None, accelerator: Accelerator
+    ) -> None:
+        self._recipe = recipe
+        self._vae: Vae = load_vae(recipe.autoencoder / "vae")
+        self.mixture = Mixture(recipe.data, data_dir=data_dir, seed=recipe.seed)
+        self.latents = Latents(
+            self.mixture,
+            vae=self._vae,
+            cache_dir=cache_dir,
+            accelerator=accelerator,
+            depth_form="none",
+            num_workers=recipe.run.num_workers,
+        )
+        self._schedule = NoiseSchedule(rescale_betas_zero_snr=recipe.timesteps.zero_terminal_snr)
+        torch.manual_seed(recipe.seed)  # diffusers initializes from the global generator
+        unet = make_unet(recipe.model, channels=latent_channels(self._vae))
+        self.model: nn.Module = unet
+        shape = (1, NUM_PROMPT_TOKENS, recipe.model.cross_attention_dim)
+        embedding = generator_for(recipe.seed, "empty prompt").standard_normal(shape, dtype=np.float32)
+        self._embedding = torch.from_numpy(embedding).to(accelerator.device)
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        return {"autoencoder or data": self.latents.fingerprint}
+
+    def batch(self, share: Share, what: str = "generator") -> dict[str, np.ndarray]:
+        rng, chosen, rows = self.mixture.choose(what, share, self._recipe.optimization.batch_size)
+        timesteps = draw_timesteps(
+            rng,
+            len(chosen),
+            config=self._recipe.timesteps,
+            num_train_timesteps=self._schedule.num_train_timesteps,
+        )
+        latents = self.latents.batch(chosen[rows])
+        height, width = self.mixture.size_of(self.mixture.source_of(int(chosen[0])))
+        shape = (len(chosen), latent_channels(self._vae), height // 8, width // 8)
+        noise = rng.standard_normal(shape, dtype=np.float32)
+        return {**latents, "noise": noise[rows], "timesteps": timesteps[rows]}
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Loss:
+        batch = self.latents.encoded(batch)
+        clean, timesteps = batch["rgb_latent"], batch["timesteps"]
+        noisy, wanted = noisy_latent_and_target(clean, batch["noise"], timesteps, self._schedule)
+        context = self._embedding.expand(len(noisy), -1, -1)
+        predicted = model(noisy, timesteps, encoder_hidden_states=context).sample.float()
+        return masked_latent_loss(predicted, wanted, torch.ones_like(wanted[:, :1], dtype=torch.bool))
+
+    def save(self, directory: Path, *, final: bool = True) -> None:
+        del final
+        assert isinstance(self.model, UNet2DConditionModel)
+        save_checkpoint(
+            directory,
+            vae=self._vae,
+            unet=self.model,
+            empty_prompt_embedding=self._embedding,
+            schedule=self._schedule,
+            index={"_class_name": "OpenMarigoldGenerator"},
+        )
+
+    def validate(self, directory: Path) -> dict[str, float]:
+        """Denoising loss of the averaged weights on draws that training does not use."""
+        del directory  # the weights that were just saved are the ones in memory
+        device, batch_size = self._embedding.device, self._recipe.optimization.batch_size
+        losses = []
+        for step in range(VALIDATION_STEPS):
+            share = Share(step=step, micro_step=0, group_size=batch_size, rows=slice(0, batch_size))
+            arrays = self.batch(share, what="generator validation")
+            with torch.no_grad():
+                batch = {name: torch.from_numpy(value).to(device) for name, value in arrays.items()}
+                losses.append(float(self.loss(self.model, batch).mean))
+        return {"loss": float(np.mean(losses))}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from openmarigold.images.photo import pad_to_multiple, processing_size, resize
-from openmarigold.modalities.depth import colorize
+from openmarigold.modalities.colors import colorize
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

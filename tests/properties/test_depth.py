@@ -5,7 +5,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openmarigold.modalities.depth import latent_valid_mask, normalize_depth, to_affine
+from openmarigold.modalities.depth import normalize_depth, to_affine
+from openmarigold.modalities.modality import latent_valid_mask
 
 SEEDS = st.integers(0, 2**32 - 1)
 

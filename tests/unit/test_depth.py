@@ -6,7 +6,9 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from openmarigold.errors import DataError, InvalidValueError
-from openmarigold.modalities.depth import colorize, latent_valid_mask, normalize_depth, to_affine
+from openmarigold.modalities.colors import colorize
+from openmarigold.modalities.depth import normalize_depth, to_affine
+from openmarigold.modalities.modality import latent_valid_mask
 
 # 101 values 0 … 100: the 2 % quantile is exactly 2, the 98 % quantile exactly 98.
 RAMP = np.arange(101, dtype=np.float32).reshape(1, 101)

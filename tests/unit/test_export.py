@@ -10,7 +10,7 @@ from PIL import Image
 from openmarigold.config import OutputConfig
 from openmarigold.errors import InvalidValueError, MissingExtraError, OutputError
 from openmarigold.images.exr import read_exr
-from openmarigold.modalities.depth import colorize, uncertainty_picture
+from openmarigold.modalities.colors import colorize, uncertainty_picture
 from openmarigold.results.writers import result_paths, to_uint16, write_prediction
 
 DEPTH = np.linspace(0.0, 1.0, 12, dtype=np.float32).reshape(3, 4)

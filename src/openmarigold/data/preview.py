@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 from openmarigold.data.shards import ShardedDataset
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.files import write_atomically
-from openmarigold.modalities.depth import colorize, depth_range
+from openmarigold.modalities.colors import colorize
+from openmarigold.modalities.depth import depth_range
 
 _WIDTH = 288
 _GAP = 6

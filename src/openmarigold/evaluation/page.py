@@ -16,7 +16,7 @@ from PIL import Image
 from openmarigold.evaluation.benchmark import BenchmarkSample
 from openmarigold.evaluation.report import Report
 from openmarigold.files import write_atomically
-from openmarigold.modalities.depth import colorize
+from openmarigold.modalities.colors import colorize
 from openmarigold.printing import printable
 
 _WIDTH = 320

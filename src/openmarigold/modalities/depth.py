@@ -1,36 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Depth maps: normalization for training, masks on the latent grid, colors.
+"""Depth: normalization for training, ensembles, pictures, and how it is described to the other rooms.
 
 Paper: §3.2 (affine-invariant depth normalization, eq. 3).
 """
 
 from __future__ import annotations
 
-import difflib
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, UInt16
 
-from openmarigold.errors import DataError, InvalidValueError, MissingExtraError
-from openmarigold.privacy import matplotlib_without_folder
+from openmarigold.config import OutputConfig
+from openmarigold.ensembling import ensemble
+from openmarigold.errors import DataError
+from openmarigold.modalities.colors import color_table, colorize, uncertainty_picture
+from openmarigold.modalities.modality import MapKind, Maps, Merged, Modality, Picture, Target
 
-# ColorBrewer's "Spectral" in 11 classes, from red (near) to violet (far).
-_SPECTRAL = (
-    (158, 1, 66),
-    (213, 62, 79),
-    (244, 109, 67),
-    (253, 174, 97),
-    (254, 224, 139),
-    (255, 255, 191),
-    (230, 245, 152),
-    (171, 221, 164),
-    (102, 194, 165),
-    (50, 136, 189),
-    (94, 79, 162),
-)
-_LEVELS_PER_CLASS = 256
-_STRIP_PIXELS = 2**18
+_STRIP_ROWS = 256
 
 
 def depth_range(
@@ -90,76 +78,97 @@ def to_affine(norm_depth: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*sh
     return (np.clip(norm_depth, -1.0, 1.0) + 1.0) / 2.0
 
 
-def latent_valid_mask(valid_mask: Bool[np.ndarray, "... h w"], *, factor: int = 8) -> Bool[np.ndarray, "... hl wl"]:
-    """Mask on the latent grid [... h/factor w/factor]: a cell is valid only if all its pixels are.
-
-    The decoder of a latent cell sees all its pixels, so one invalid pixel spoils the cell. Paper: supplement, training.
-
-    Raises:
-        InvalidValueError: a side that is not a multiple of `factor`.
-    """
-    *lead, height, width = valid_mask.shape
-    if height % factor or width % factor:
-        raise InvalidValueError(f"a mask of {height}x{width} does not divide into cells of {factor}; pad it first")
-    cells = valid_mask.reshape(*lead, height // factor, factor, width // factor, factor)
-    return np.asarray(cells.all(axis=(-3, -1)))
+def to_uint16(affine_depth: Float[np.ndarray, "h w"]) -> UInt16[np.ndarray, "h w"]:
+    """Affine depth [0, 1] as 16-bit grays, rounded to the nearest level (truncation would shift by half a level)."""
+    grays = np.empty(affine_depth.shape, dtype=np.uint16)
+    for top in range(0, len(grays), _STRIP_ROWS):
+        strip = affine_depth[top : top + _STRIP_ROWS]
+        grays[top : top + _STRIP_ROWS] = np.rint(np.clip(strip, 0.0, 1.0) * np.float64(65535.0))
+    return grays
 
 
-def color_table(name: str = "Spectral") -> UInt8[np.ndarray, "n 3"]:
-    """Colors of a map by name from near (first) to far (last), and black for what is not a number as last row.
-
-    Spectral is built in; any other name is asked of matplotlib.
-
-    Raises:
-        InvalidValueError: no such map.
-        MissingExtraError: another map than Spectral without the extra `plots`.
-    """
-    if name == "Spectral":
-        positions = np.linspace(0, len(_SPECTRAL) - 1, (len(_SPECTRAL) - 1) * _LEVELS_PER_CLASS + 1)
-        channels = np.array(_SPECTRAL, dtype=np.float64).T
-        table = np.stack([np.interp(positions, np.arange(len(_SPECTRAL)), channel) for channel in channels], axis=-1)
-        table = np.rint(table)
-    else:
-        table = np.rint(255.0 * _matplotlib_colors(name))
-    return np.concatenate([table, np.zeros((1, 3))]).astype(np.uint8)
+def _valid_mask(maps: Maps, accepted: tuple[float, float]) -> Bool[np.ndarray, "h w"]:
+    return (maps["depth"] > accepted[0]) & (maps["depth"] < accepted[1])
 
 
-def colorize(affine_depth: Float[np.ndarray, "h w"], *, color_map: str = "Spectral") -> UInt8[np.ndarray, "h w 3"]:
-    """Picture of an affine depth in a color map: in Spectral 0 (near) is red, 1 (far) violet.
-
-    Values outside [0, 1] take the end colors; pixels that are not a number become black.
-
-    Raises:
-        InvalidValueError, MissingExtraError: see `color_table`.
-    """
-    table = color_table(color_map)
-    picture = np.empty((*affine_depth.shape, 3), dtype=np.uint8)
-    rows = max(1, _STRIP_PIXELS // max(1, affine_depth.shape[1]))
-    for top in range(0, len(picture), rows):  # in strips: the levels take eight times the picture's memory
-        level = np.clip(affine_depth[top : top + rows], 0.0, 1.0) * (len(table) - 2)
-        picture[top : top + rows] = table[np.where(np.isnan(level), len(table) - 1, np.rint(level)).astype(np.intp)]
-    return picture
+def _to_target(maps: Maps, valid_mask: Bool[np.ndarray, "h w"], invalid: str) -> Target:
+    bounds = depth_range(maps["depth"], valid_mask)
+    rule: Literal["far", "raw"] = "raw" if invalid == "raw" else "far"
+    return Target(values=normalize_depth(maps["depth"], valid_mask, invalid=rule)[None, None], bounds=bounds)
 
 
-def uncertainty_picture(uncertainty: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
-    """Gray picture of an uncertainty map: 0 is black, the largest 2 % are white; one that is 0 everywhere is black."""
-    white = float(np.quantile(uncertainty[:: max(1, uncertainty.shape[0] // 1000)], 0.98)) or float(uncertainty.max())
-    picture = np.zeros(uncertainty.shape, dtype=np.uint8)
-    if white > 0:
-        for row, values in zip(picture, uncertainty, strict=True):
-            row[:] = np.rint(255 * np.clip(values / white, 0, 1))
-    return picture
+def _merge(members: Float32[np.ndarray, "n 1 h w"], invariance: str) -> Merged:
+    merged = ensemble(members[:, 0], invariance=invariance)
+    return Merged(stack=merged.depth[None], uncertainty=merged.uncertainty[None])
 
 
-def _matplotlib_colors(name: str) -> Float[np.ndarray, "n 3"]:
-    try:
-        with matplotlib_without_folder():
-            import matplotlib
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("matplotlib", "plots") from error
-    if name not in matplotlib.colormaps:
-        near = difflib.get_close_matches(name, ["Spectral", *matplotlib.colormaps], n=3, cutoff=0.5)
-        hint = ", ".join(near) or "Spectral, viridis or another map of matplotlib"
-        raise InvalidValueError(f"color_map={name!r} is not known; try {hint}")
-    colors = matplotlib.colormaps[name]
-    return np.asarray(colors(np.arange(colors.N)), dtype=np.float64)[:, :3]
+def _mirror(maps: Maps) -> Maps:
+    return {name: values[:, ::-1] for name, values in maps.items()}
+
+
+def _check_output(output: OutputConfig) -> None:
+    if "png" in output.format:
+        color_table(output.color_map)
+
+
+DEPTH = Modality(
+    name="depth",
+    title="depth",
+    pipeline_classes=("MarigoldDepthPipeline", "MarigoldPipeline"),
+    prediction_type="depth",
+    maps=(
+        MapKind(
+            name="depth",
+            channels=1,
+            range=(0.0, 1.0),
+            unit="shares of the image's range, near 0",
+            space="linear",
+            exr_channels=("Y",),
+        ),
+    ),
+    num_targets=1,
+    decoded_channels=1,
+    uncertainties=("uncertainty",),
+    valid_mask=_valid_mask,
+    to_target=_to_target,
+    from_decoded=lambda decoded: to_affine(decoded[:, 0]),
+    merge=_merge,
+    finish=lambda stack: np.clip(stack, 0, 1, out=stack),
+    mirror=_mirror,
+    picture=lambda maps, color_map: colorize(maps["depth"], color_map=color_map),
+    check_output=_check_output,
+    pictures=(
+        Picture(
+            suffix="_depth.png",
+            content="depth x 65535, near 0",
+            make=lambda maps, output: to_uint16(maps["depth"]),
+            wanted=lambda output: "png" in output.format,
+        ),
+        Picture(
+            suffix="_depth_colored.png",
+            content="depth in colors",
+            make=lambda maps, output: colorize(maps["depth"], color_map=output.color_map),
+            wanted=lambda output: "png" in output.format,
+        ),
+        Picture(
+            suffix="_depth_inverted.png",
+            content="(1 - depth) x 65535, near 65535",
+            make=lambda maps, output: np.uint16(65535) - to_uint16(maps["depth"]),
+            wanted=lambda output: output.inverted,
+        ),
+        Picture(
+            suffix="_uncertainty.png",
+            content="uncertainty, white where it is largest",
+            make=lambda maps, output: uncertainty_picture(maps["uncertainty"]),
+            wanted=lambda output: output.uncertainty_picture,
+            of_uncertainty=True,
+        ),
+    ),
+    quantities=MappingProxyType(
+        {
+            "affine": "affine depth in [0, 1], near 0; true depth is about scale * depth + shift",
+            "scale": "depth in [0, 1] up to scale; true depth is about scale * depth",
+            "absolute": "depth in [0, 1]; true depth is a fixed multiple that the checkpoint's authors state",
+        }
+    ),
+)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, UInt16
+from jaxtyping import Float
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -16,10 +16,10 @@ from openmarigold.config import OutputConfig
 from openmarigold.errors import InvalidValueError, OutputError
 from openmarigold.files import as_path, remove_leftovers, write_atomically
 from openmarigold.images.exr import require_exr, write_exr
-from openmarigold.modalities.depth import color_table, colorize, uncertainty_picture
+from openmarigold.modalities.colors import color_table, colorize, uncertainty_picture
+from openmarigold.modalities.depth import to_uint16
 from openmarigold.results.provenance import RECORD_NAME, to_json
 
-_STRIP_ROWS = 256
 _PNG_COMPRESSION = (
     1  # a quarter of the time of Pillow's 6, for a sixth more bytes; writing must keep up with predicting
 )
@@ -103,15 +103,6 @@ def write_prediction(
         remove_leftovers(path)
         write_atomically(path, writers[path.name.removeprefix(stem)])
     return paths
-
-
-def to_uint16(affine_depth: Float[np.ndarray, "h w"]) -> UInt16[np.ndarray, "h w"]:
-    """Affine depth [0, 1] as 16-bit grays, rounded to the nearest level (truncation would shift by half a level)."""
-    grays = np.empty(affine_depth.shape, dtype=np.uint16)
-    for top in range(0, len(grays), _STRIP_ROWS):
-        strip = affine_depth[top : top + _STRIP_ROWS]
-        grays[top : top + _STRIP_ROWS] = np.rint(np.clip(strip, 0.0, 1.0) * np.float64(65535.0))
-    return grays
 
 
 def _writers(

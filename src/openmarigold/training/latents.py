@@ -23,7 +23,7 @@ from torch import Tensor
 
 from openmarigold.errors import CheckpointError, DataError
 from openmarigold.files import make_directory, write_atomically
-from openmarigold.modalities.depth import latent_valid_mask
+from openmarigold.modalities.modality import latent_valid_mask
 from openmarigold.networks.backbone import Vae, encode_to_latent, hash_of_weights, latent_channels
 from openmarigold.printing import quoted_logger
 from openmarigold.text_files import DamagedTextError, parse_json, with_current_keys

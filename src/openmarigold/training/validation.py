@@ -15,7 +15,7 @@ from openmarigold.evaluation.benchmark import Benchmark
 from openmarigold.evaluation.benchmarks import open_benchmark, open_folder_benchmark
 from openmarigold.files import write_atomically
 from openmarigold.images.photo import read_rgb
-from openmarigold.modalities.depth import colorize
+from openmarigold.modalities.colors import colorize
 from openmarigold.predictor import Predictor
 from openmarigold.training.recipe import ValidationConfig
 

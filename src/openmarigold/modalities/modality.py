@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The seam: all that the other rooms ask of a kind of map. A new modality is one more file with one more instance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32
+
+from openmarigold.config import OutputConfig
+from openmarigold.errors import InvalidValueError
+
+Maps: TypeAlias = Mapping[str, np.ndarray]
+"""Arrays by name: `[h w]` of one channel, `[h w c]` of more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapKind:
+    """One of the maps of a modality."""
+
+    name: str
+    """Its key in samples, results and shards, and the end of its file names: `<stem>_<name>.npy`."""
+    channels: int
+    range: tuple[float, float]
+    unit: str
+    """Of a predicted value, in words."""
+    space: Literal["linear", "log", "disparity", "srgb", "vector"]
+    exr_channels: tuple[str, ...]
+    """One name for each channel."""
+    resample: Literal["nearest", "bilinear"] = "nearest"
+    """How training views are cut from it: nearest where a mean over an edge would invent a value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What the network learns of one view."""
+
+    values: Float32[np.ndarray, "t k H W"]
+    """Pictures in [-1, 1], one for each target; of one channel (`k` = 1) are repeated to three for the autoencoder."""
+    bounds: tuple[float, float] = (0.0, 1.0)
+    """What -1 and 1 stand for, in the unit of the sample's map, where the view sets that."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """The consensus of an ensemble."""
+
+    stack: Float32[np.ndarray, "c h w"]
+    uncertainty: Float32[np.ndarray, "u h w"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A result file for eyes or for tools that read pictures."""
+
+    suffix: str
+    """The end of its name, such as `_depth.png`."""
+    content: str
+    """What it holds, for its provenance."""
+    make: Callable[[Maps, OutputConfig], np.ndarray]
+    """The pixels, uint8 or uint16, from maps (or uncertainties)."""
+    wanted: Callable[[OutputConfig], bool]
+    of_uncertainty: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Modality:
+    """What a model predicts. Stacks `[.. c h w]` hold the channels of all maps in the order of `maps`."""
+
+    name: str
+    title: str
+    """For people, in the plural or as a mass noun: "depth", "surface normals"."""
+    pipeline_classes: tuple[str, ...]
+    """Classes in model_index.json; what we write states the first."""
+    prediction_type: str
+    """Of model_index.json."""
+    maps: tuple[MapKind, ...]
+    num_targets: int
+    """Latents t that the U-Net denoises together: it takes C(1 + t) channels and gives C·t."""
+    decoded_channels: Literal[1, 3]
+    """Channels k of a decoded latent that count; 1 is the mean of the three."""
+    uncertainties: tuple[str, ...]
+    """Names of the uncertainty maps, the ends of their file names."""
+
+    valid_mask: Callable[[Maps, tuple[float, float]], Bool[np.ndarray, "h w"]]
+    """Pixels of a sample that count, given the exclusive range of accepted values."""
+    to_target: Callable[[Maps, Bool[np.ndarray, "h w"], str], Target]
+    """The target of a view: its maps, the pixels that count, and the recipe's rule for those that do not ("far" or
+    "raw"). Raises DataError where there is nothing to learn."""
+    from_decoded: Callable[[Float[np.ndarray, "t k h w"]], Float[np.ndarray, "c h w"]]
+    """One member's stack from its decoded latents, which are about [-1, 1]."""
+    merge: Callable[[Float32[np.ndarray, "n c h w"], str], Merged]
+    """Consensus of members that are known up to an invariance."""
+    finish: Callable[[Float[np.ndarray, "c h w"]], Float[np.ndarray, "c h w"]]
+    """The stack after resizing to the photo's size, back in its range."""
+    mirror: Callable[[Maps], Maps]
+    """The maps of a photo that is mirrored left to right."""
+    picture: Callable[[Maps, str], np.ndarray]
+    """The picture that shows a prediction, uint8 `[h w 3]`, in a color map."""
+    check_output: Callable[[OutputConfig], object]
+    """Raises InvalidValueError or MissingExtraError for a setting of `pictures` that cannot be met here."""
+    pictures: tuple[Picture, ...]
+    quantities: Mapping[str, str]
+    """What a predicted value means under each invariance, for provenance."""
+
+    def split(self, stack: Float[np.ndarray, "c h w"]) -> dict[str, np.ndarray]:
+        """The maps of a stack, by name: views of it."""
+        maps, start = {}, 0
+        for kind in self.maps:
+            part = stack[start : start + kind.channels]
+            maps[kind.name] = part[0] if kind.channels == 1 else np.moveaxis(part, 0, -1)
+            start += kind.channels
+        return maps
+
+    def stack(self, maps: Maps) -> Float[np.ndarray, "c h w"]:
+        """The inverse of `split`."""
+        parts = [maps[kind.name] for kind in self.maps]
+        return np.concatenate([part[None] if part.ndim == 2 else np.moveaxis(part, -1, 0) for part in parts])
+
+    def __reduce__(self) -> tuple[Any, ...]:  # its functions cannot be pickled; its name says it all
+        from openmarigold.modalities import find_modality
+
+        return find_modality, (self.name,)
+
+
+def latent_valid_mask(valid_mask: Bool[np.ndarray, "... h w"], *, factor: int = 8) -> Bool[np.ndarray, "... hl wl"]:
+    """Mask on the latent grid [... h/factor w/factor]: a cell is valid only if all its pixels are.
+
+    The decoder of a latent cell sees all its pixels, so one invalid pixel spoils the cell. Paper: supplement, training.
+
+    Raises:
+        InvalidValueError: a side that is not a multiple of `factor`.
+    """
+    *lead, height, width = valid_mask.shape
+    if height % factor or width % factor:
+        raise InvalidValueError(f"a mask of {height}x{width} does not divide into cells of {factor}; pad it first")
+    cells = valid_mask.reshape(*lead, height // factor, factor, width // factor, factor)
+    return np.asarray(cells.all(axis=(-3, -1)))

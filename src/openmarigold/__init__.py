@@ -14,7 +14,7 @@ TYPE_CHECKING = False  # as in `typing`, whose import would take longer than all
 if TYPE_CHECKING:
     from typing import Any
 
-    from openmarigold.config import OutputConfig, PredictConfig
+    from openmarigold.config import CallConfig, ModelConfig, OutputConfig, PredictConfig
     from openmarigold.errors import (
         CheckpointError,
         DataError,
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
         RecipeError,
     )
     from openmarigold.evaluation import DepthEstimator, Report, evaluate
-    from openmarigold.predictor import DepthPrediction, Predictor
-    from openmarigold.results.run import BatchResult, predict_files
+    from openmarigold.predictor import Predictor
+    from openmarigold.predictor.pipeline import pipeline
+    from openmarigold.predictor.run import BatchResult, predict_files
+    from openmarigold.results.prediction import Prediction
 
 __version__ = "0.1.0"
 
@@ -36,30 +38,33 @@ switch_off_reports()  # before any import of the libraries that look for these s
 
 __all__ = [
     "BatchResult",
+    "CallConfig",
     "CheckpointError",
     "DataError",
     "DepthEstimator",
-    "DepthPrediction",
     "ImageError",
     "InvalidValueError",
     "MissingExtraError",
+    "ModelConfig",
     "NumericalError",
     "OpenMarigoldError",
     "OutputConfig",
     "OutputError",
     "PredictConfig",
+    "Prediction",
     "Predictor",
     "RecipeError",
     "Report",
     "__version__",
     "evaluate",
+    "pipeline",
     "predict_files",
 ]
 
 # Imported when first asked for (PEP 562), so that `import openmarigold` and `--help` stay fast.
 _MODULES = {
-    "results.run": ("BatchResult", "predict_files"),
-    "config": ("OutputConfig", "PredictConfig"),
+    "predictor.run": ("BatchResult", "predict_files"),
+    "config": ("CallConfig", "ModelConfig", "OutputConfig", "PredictConfig"),
     "errors": (
         "CheckpointError",
         "DataError",
@@ -72,7 +77,9 @@ _MODULES = {
         "RecipeError",
     ),
     "evaluation": ("DepthEstimator", "Report", "evaluate"),
-    "predictor": ("DepthPrediction", "Predictor"),
+    "predictor": ("Predictor",),
+    "predictor.pipeline": ("pipeline",),
+    "results.prediction": ("Prediction",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from openmarigold.errors import InvalidValueError
 from openmarigold.files import as_path
@@ -20,7 +20,7 @@ Invariance = Literal["affine", "scale", "absolute"]
 
 EngineName = Literal["auto", "onnx", "openvino", "torch"]
 TinyVaeUse = Literal["decode", "encode", "both"]
-CompileMode = Literal["off", "graphs", "full"]
+CompileMode = Literal["off", "full"]
 ConvertedFormat = Literal["onnx", "openvino"]
 StoredDtype = Literal["float32", "float16"]
 
@@ -28,26 +28,40 @@ MAX_INFERENCE_STEPS = 1000
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
 INVARIANCES: tuple[Invariance, ...] = ("affine", "scale", "absolute")
 LATENT_FACTOR = 8
-_LOADING = frozenset(
-    {
-        "checkpoint",
-        "variant",
-        "revision",
-        "local_files_only",
-        "engine",
-        "device",
-        "dtype",
-        "tiny_vae",
-        "tiny_vae_for",
-        "compile",
-        "background",
-    }
-)
+
+
+class ModelOptions(TypedDict, total=False):
+    """The settings of `ModelConfig` but the checkpoint, as keywords."""
+
+    variant: str | None
+    revision: str | None
+    local_files_only: bool
+    engine: EngineName
+    device: str
+    dtype: Dtype
+    tiny_vae: str | Path | None
+    tiny_vae_for: TinyVaeUse
+    compile: CompileMode
+
+
+class CallOptions(TypedDict, total=False):
+    """The settings of `CallConfig` as keywords."""
+
+    num_inference_steps: int | None
+    ensemble_size: int
+    ensemble_tolerance: float | None
+    processing_resolution: int | None
+    seed: int
+    background: str
+    batch_size: int | None
+    final_step: FinalStep | None
+    timestep_spacing: TimestepSpacing | None
+    start_noise: StartNoise | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig:
-    """Settings of prediction.
+class ModelConfig:
+    """What is loaded, and what runs it.
 
     Raises:
         InvalidValueError: a value that is not accepted.
@@ -62,6 +76,50 @@ class PredictConfig:
     """Branch, tag or commit of a checkpoint on the hub. None: the newest."""
     local_files_only: bool = False
     """Take a checkpoint of the hub as it was downloaded before, without the network."""
+    engine: EngineName = "auto"
+    """What runs the networks: onnx and openvino (extra `openvino`) on a CPU, torch (extra `torch`) on CPUs and GPUs.
+    auto: the fastest that is installed and can run this checkpoint."""
+    device: str = "auto"
+    """Where the networks run: auto, cpu, cuda, cuda:1 or mps. ONNX and OpenVINO networks run on cpu."""
+    dtype: Dtype = "float32"
+    """Precision of the networks: float32, bfloat16 (half the memory) or float16 (GPUs only)."""
+    tiny_vae: str | Path | None = None
+    """Small autoencoder with the checkpoint's latent space, much faster and less exact: folder or hub id of an
+    AutoencoderTiny, such as madebyollin/taesd for checkpoints made from Stable Diffusion 2. None: the checkpoint's
+    own."""
+    tiny_vae_for: TinyVaeUse = "decode"
+    """What tiny-vae is used for: decode, encode or both."""
+    compile: CompileMode = "off"
+    """Engine torch, for many photos of one size: full compiles the networks (a minute or two for each new size)."""
+
+    def __post_init__(self) -> None:
+        if self.checkpoint is not None:
+            object.__setattr__(self, "checkpoint", as_path(self.checkpoint, "checkpoint"))
+        if isinstance(self.tiny_vae, Path):
+            object.__setattr__(self, "tiny_vae", str(self.tiny_vae))
+        _make_plain(self)
+        if not isinstance(self.device, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            raise InvalidValueError(f"device={self.device!r} is not known; use auto, cpu, cuda, cuda:1 or mps")
+        if self.tiny_vae is not None and (not isinstance(self.tiny_vae, str) or not self.tiny_vae):
+            raise InvalidValueError(f"tiny_vae={self.tiny_vae!r} is not accepted; give a folder or a hub id")
+        if self.tiny_vae is None and self.tiny_vae_for != "decode":
+            raise InvalidValueError(
+                f"tiny_vae_for={self.tiny_vae_for!r} has no effect without tiny_vae; give both or none"
+            )
+        _check_choice("dtype", self.dtype, DTYPES)
+        _check_choice("engine", self.engine, get_args(EngineName))
+        _check_choice("tiny_vae_for", self.tiny_vae_for, get_args(TinyVaeUse))
+        _check_choice("compile", self.compile, get_args(CompileMode))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallConfig:
+    """What each call of a loaded model may change.
+
+    Raises:
+        InvalidValueError: a value that is not accepted.
+    """
+
     num_inference_steps: int | None = None
     """Denoising steps, 1 to 1000. None: the checkpoint's default."""
     ensemble_size: int = 1
@@ -79,22 +137,6 @@ class PredictConfig:
     batch_size: int | None = None
     """Ensemble members that are denoised at once on a GPU, at most. None: as many as fit into its memory. On a CPU they
     run one after another."""
-    engine: EngineName = "auto"
-    """What runs the networks: onnx and openvino (extra `openvino`) on a CPU, torch (extra `torch`) on CPUs and GPUs.
-    auto: the fastest that is installed and can run this checkpoint."""
-    device: str = "auto"
-    """Where the networks run: auto, cpu, cuda, cuda:1 or mps. ONNX and OpenVINO networks run on cpu."""
-    dtype: Dtype = "float32"
-    """Precision of the networks: float32, bfloat16 (half the memory) or float16 (GPUs only)."""
-    tiny_vae: str | None = None
-    """Small autoencoder with the checkpoint's latent space, much faster and less exact: folder or hub id of an
-    AutoencoderTiny, such as madebyollin/taesd for checkpoints made from Stable Diffusion 2. None: the checkpoint's
-    own."""
-    tiny_vae_for: TinyVaeUse = "decode"
-    """What tiny-vae is used for: decode, encode or both."""
-    compile: CompileMode = "off"
-    """Engine torch, for many photos of one size: graphs records CUDA graphs, full compiles the networks (a minute or
-    two for each new size)."""
     final_step: FinalStep | None = None
     """Last denoising step: reference (as published, keeps 3 % of the noise) or clean. None: the checkpoint's
     default."""
@@ -106,9 +148,7 @@ class PredictConfig:
     own."""
 
     def __post_init__(self) -> None:
-        if self.checkpoint is not None:
-            object.__setattr__(self, "checkpoint", as_path(self.checkpoint, "checkpoint"))
-        _settle(self)
+        _make_plain(self)
         if self.num_inference_steps is not None:
             _check_count("num_inference_steps", self.num_inference_steps, maximum=MAX_INFERENCE_STEPS)
         _check_count("ensemble_size", self.ensemble_size)
@@ -123,32 +163,40 @@ class PredictConfig:
             check_processing_resolution(self.processing_resolution)
         if not _is_integer(self.seed) or self.seed < 0:
             raise InvalidValueError(f"seed={self.seed!r} is not accepted; give a whole number, 0 or above")
-        if not isinstance(self.device, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
-            raise InvalidValueError(f"device={self.device!r} is not known; use auto, cpu, cuda, cuda:1 or mps")
         check_final_step(self.final_step)
         check_start_noise(self.start_noise)
-        if self.tiny_vae is not None and (not isinstance(self.tiny_vae, str) or not self.tiny_vae):
-            raise InvalidValueError(f"tiny_vae={self.tiny_vae!r} is not accepted; give a folder or a hub id")
-        if self.tiny_vae is None and self.tiny_vae_for != "decode":
-            raise InvalidValueError(
-                f"tiny_vae_for={self.tiny_vae_for!r} has no effect without tiny_vae; give both or none"
-            )
-        choices_of: dict[str, tuple[Any, ...]] = {
-            "dtype": DTYPES,
-            "timestep_spacing": (None, "leading", "trailing"),
-            "engine": get_args(EngineName),
-            "tiny_vae_for": get_args(TinyVaeUse),
-            "compile": get_args(CompileMode),
-        }
-        for name, accepted in choices_of.items():
-            if getattr(self, name) not in accepted:
-                choices = " or ".join(value for value in accepted if value)
-                raise InvalidValueError(f"{name}={getattr(self, name)!r} is not known; use {choices}")
+        _check_choice("timestep_spacing", self.timestep_spacing, (None, *get_args(TimestepSpacing)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(ModelConfig, CallConfig):
+    """All settings of `openmarigold predict` that shape its results: a model, and how it is called.
+
+    Raises:
+        InvalidValueError: a value that is not accepted.
+    """
+
+    def __post_init__(self) -> None:
+        ModelConfig.__post_init__(self)
+        CallConfig.__post_init__(self)
+
+    @property
+    def model(self) -> ModelConfig:
+        """What is loaded."""
+        return ModelConfig(**self._part(ModelConfig))
+
+    @property
+    def call(self) -> CallConfig:
+        """What is given with each call."""
+        return CallConfig(**self._part(CallConfig))
 
     @property
     def call_options(self) -> dict[str, Any]:
-        """What calling a `Predictor` takes beside the photo: all but what is settled when it or the photo is loaded."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _LOADING}
+        """`call` as keywords of a `Predictor`'s call."""
+        return self._part(CallConfig)
+
+    def _part(self, part: type[ModelConfig | CallConfig]) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(part)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,14 +218,14 @@ class OutputConfig:
     """Also write the uncertainty as a picture, white where it is largest."""
 
     def __post_init__(self) -> None:
-        _settle(self)
+        _make_plain(self)
         known = get_args(FileFormat)
         if not self.format or not set(self.format) <= set(known):
             given = ", ".join(map(repr, self.format)) or "nothing"
             raise InvalidValueError(f"format: {given} is not known; give one or more of {', '.join(known)}")
 
 
-def _settle(config: PredictConfig | OutputConfig) -> None:
+def _make_plain(config: ModelConfig | CallConfig | OutputConfig) -> None:
     """Makes plain values of NumPy's and of paths given as text, which are written to JSON later."""
     for setting in fields(config):
         value = getattr(config, setting.name)
@@ -223,3 +271,9 @@ def _check_count(name: str, value: object, *, maximum: int | None = None) -> Non
 
 def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_choice(name: str, value: object, accepted: tuple[object, ...]) -> None:
+    if value not in accepted:
+        choices = " or ".join(str(choice) for choice in accepted if choice)
+        raise InvalidValueError(f"{name}={value!r} is not known; use {choices}")

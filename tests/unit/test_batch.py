@@ -17,9 +17,9 @@ from openmarigold.checkpoints.hashes import checkpoint_sha256
 from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import CheckpointError, InvalidValueError, OutputError
 from openmarigold.files import file_sha256
+from openmarigold.predictor.run import Event, predict_files
 from openmarigold.results.manifest import MANIFEST_NAME, Manifest
 from openmarigold.results.provenance import read_provenance
-from openmarigold.results.run import Event, predict_files
 from tiny import make_photo
 
 

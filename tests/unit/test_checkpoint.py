@@ -80,7 +80,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda d: edit_json(d / "model_index.json", _class_name="StableDiffusionPipeline"),
         "_class_name is 'StableDiffusionPipeline'; accepted is MarigoldDepthPipeline",
     ),
-    "normals": (lambda d: edit_json(d / "model_index.json", prediction_type="normals"), "is 'normals'; only depth"),
+    "normals": (
+        lambda d: edit_json(d / "model_index.json", prediction_type="normals"),
+        "is 'normals'; a MarigoldDepthPipeline has 'depth'",
+    ),
     "shift only": (
         lambda d: edit_json(d / "model_index.json", scale_invariant=False),
         "scale_invariant is false and shift_invariant true, which is not supported",
@@ -150,7 +153,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "image generator": (
         lambda d: edit_json(d / "unet/config.json", in_channels=8),
-        "8 input and 8 output channels do not fit a VAE of 8 latent channels; a depth checkpoint has 16 and 8",
+        "8 input and 8 output channels do not fit a VAE of 8 latent channels; a checkpoint for depth has 16 and 8",
     ),
 }
 

@@ -6,11 +6,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-import openmarigold
-from openmarigold.config import OutputConfig, PredictConfig
+import openmarigold.predictor as predictor_module
+from openmarigold.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from openmarigold.config import CallConfig, CallOptions, ModelConfig, ModelOptions, OutputConfig, PredictConfig
+from openmarigold.engines import Engine
 from openmarigold.errors import InvalidValueError
+from openmarigold.predictor import Predictor
+from openmarigold.results.writers import write_prediction
 
 
 @pytest.mark.parametrize(
@@ -49,13 +54,87 @@ def test_refuses_with_what_is_accepted(settings: dict[str, Any], message: str) -
         PredictConfig(**settings)
 
 
-def test_every_setting_is_read() -> None:
-    package = Path(openmarigold.__file__).parent
-    code = "".join(
-        (package / name).read_text() for name in ("results/run.py", "checkpoints/checkpoint.py", "predictor.py")
-    )
-    unread = [field.name for field in fields(PredictConfig) if f"config.{field.name}" not in code]
-    assert not unread
+# A value of each setting that must change what comes out of a call.
+CALLS: dict[str, dict[str, Any]] = {
+    "num_inference_steps": {"num_inference_steps": 3},
+    "ensemble_size": {"ensemble_size": 2},
+    "ensemble_tolerance": {"ensemble_size": 4, "ensemble_tolerance": 0.99},
+    "processing_resolution": {"processing_resolution": 32},
+    "seed": {"seed": 7},
+    "background": {"background": "black"},
+    "batch_size": {"ensemble_size": 4, "batch_size": 3},
+    "final_step": {"final_step": "clean"},
+    "timestep_spacing": {"timestep_spacing": "leading"},
+    "start_noise": {"start_noise": "zeros"},
+}
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(CallConfig)])
+def test_every_setting_of_a_call_has_its_effect(
+    name: str, onnx_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor, rgba = Predictor.load(onnx_checkpoint), np.full((40, 48, 4), 90, dtype=np.uint8)
+    batches: list[int] = []
+    decode = predictor.engine.decode
+    monkeypatch.setattr(predictor.engine, "max_batch_size", None)
+    monkeypatch.setattr(predictor.engine, "fitting_batch_size", lambda height, width: 2)
+    monkeypatch.setattr(predictor.engine, "decode", lambda latent: batches.append(len(latent)) or decode(latent))
+
+    def outcome(**settings: Any) -> tuple[bytes, int, list[int]]:
+        batches.clear()
+        prediction = predictor(rgba, **settings)
+        return prediction.depth.tobytes(), prediction.settings["num_members"], batches.copy()
+
+    settings = CALLS[name]
+    others = {key: value for key, value in settings.items() if key != name}
+    assert outcome(**settings) != outcome(**others)
+
+
+def test_every_setting_of_a_model_reaches_what_it_is_for(
+    onnx_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = {
+        "checkpoint": onnx_checkpoint,
+        "variant": "fp16",
+        "revision": "main",
+        "local_files_only": True,
+        "engine": "onnx",
+        "device": "cuda:1",
+        "dtype": "float16",
+        "tiny_vae": "tiny",
+        "tiny_vae_for": "both",
+        "compile": "full",
+    }
+    assert wanted.keys() == {field.name for field in fields(ModelConfig)}
+    found = read_checkpoint(onnx_checkpoint)
+    got: dict[str, Any] = {}
+
+    def read(checkpoint: Path, **settings: Any) -> Checkpoint:
+        got.update(settings, checkpoint=checkpoint)
+        return found
+
+    def read_tiny(config: ModelConfig, checkpoint: Checkpoint) -> None:
+        got.update(tiny_vae=config.tiny_vae, tiny_vae_for=config.tiny_vae_for)
+
+    def open_engine(checkpoint: Checkpoint, **settings: Any) -> Engine:
+        got.update({name: value for name, value in settings.items() if name != "tiny_vae"})
+        return engine
+
+    engine = Predictor.load(onnx_checkpoint).engine
+    for name, fake in (("read_checkpoint", read), ("read_tiny_vae", read_tiny), ("open_engine", open_engine)):
+        monkeypatch.setattr(predictor_module, name, fake)
+    Predictor.load(**wanted)
+    assert got == wanted
+
+
+@pytest.mark.parametrize(
+    ("config", "options"), [(ModelConfig, ModelOptions), (CallConfig, CallOptions)], ids=["model", "call"]
+)
+def test_keywords_are_those_of_the_settings(config: type, options: type) -> None:
+    settings = {field.name: field.type for field in fields(config) if field.name != "checkpoint"}
+    assert settings == options.__annotations__ or settings == {
+        name: value.__forward_arg__ for name, value in options.__annotations__.items()
+    }
 
 
 def test_no_format_is_refused() -> None:
@@ -63,8 +142,17 @@ def test_no_format_is_refused() -> None:
         OutputConfig(format=())
 
 
-def test_every_output_setting_is_read() -> None:
-    package = Path(openmarigold.__file__).parent
-    code = "".join((package / name).read_text() for name in ("results/run.py", "results/writers.py"))
-    unread = [field.name for field in fields(OutputConfig) if f"output.{field.name}" not in code]
-    assert not unread
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("format", ("npz",)), ("color_map", "viridis"), ("inverted", True), ("uncertainty_picture", True)],
+)
+def test_every_output_setting_has_its_effect(name: str, value: Any, tmp_path: Path) -> None:
+    assert name in {field.name for field in fields(OutputConfig)} and len(fields(OutputConfig)) == 4
+    maps = {"depth": np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)}
+
+    def files(output: OutputConfig) -> dict[str, bytes]:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        paths = write_prediction(maps, {"uncertainty": maps["depth"]}, output_dir=folder, stem="cat", output=output)
+        return {path.name: path.read_bytes() for path in paths}
+
+    assert files(OutputConfig(**{name: value})) != files(OutputConfig())

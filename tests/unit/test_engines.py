@@ -28,8 +28,8 @@ from openmarigold.networks import conversion
 from openmarigold.networks.backbone import save_checkpoint
 from openmarigold.networks.conversion import export_checkpoint
 from openmarigold.predictor import Predictor
+from openmarigold.predictor.run import predict_files
 from openmarigold.results.provenance import read_provenance
-from openmarigold.results.run import predict_files
 from tiny import make_photo, make_vae
 
 
@@ -120,7 +120,7 @@ def test_an_engine_that_is_not_installed_is_named(tiny_checkpoint: Path, onnx_ch
             "device='cuda' is not for engine openvino.*engine torch",
         ),
         ("onnx", {"engine": "onnx", "compile": "full"}, "compile='full' is for engine torch, not onnx"),
-        ("weights", {"compile": "graphs", "device": "cpu"}, "compile='graphs' records CUDA graphs, which cpu has not"),
+        ("weights", {"compile": "graphs"}, "compile='graphs' is not known; use off or full"),
     ],
 )
 def test_what_an_engine_cannot_do_is_said(

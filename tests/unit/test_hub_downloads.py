@@ -27,7 +27,7 @@ from openmarigold.config import PredictConfig
 from openmarigold.errors import CheckpointError
 from openmarigold.networks.tensors import save_tensors
 from openmarigold.predictor import Predictor
-from openmarigold.results.run import predict_files
+from openmarigold.predictor.run import predict_files
 from tiny import add_text_encoder, edit_json, make_photo
 
 SMALL = {

@@ -18,8 +18,8 @@ from PIL import Image
 
 from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import InvalidValueError, OutputError
+from openmarigold.predictor.run import Event, predict_files
 from openmarigold.results.manifest import MANIFEST_NAME, Manifest
-from openmarigold.results.run import Event, predict_files
 from tiny import make_photo
 
 NPY = OutputConfig(format=("npy",))
@@ -236,7 +236,7 @@ def test_large_photos_wait_for_each_other(
     photo_dir: Path, tmp_path: Path, config: PredictConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predict_files([photo_dir], output_dir=tmp_path / "together", config=config)
-    monkeypatch.setattr("openmarigold.results.run.MAX_PIXELS_ASIDE", 3000)  # of the five photos some are larger
+    monkeypatch.setattr("openmarigold.predictor.run.MAX_PIXELS_ASIDE", 3000)  # of the five photos some are larger
     events: list[Event] = []
     predict_files([photo_dir], output_dir=tmp_path / "apart", config=config, report=events.append)
     assert [event.path.name for event in events] == ["a.png", "b.png", "c.png", "d.png", "e.png"]

@@ -23,8 +23,8 @@ from openmarigold.images.exr import write_exr
 from openmarigold.images.hdr import tone_map
 from openmarigold.images.kinds import image_suffixes, url_in
 from openmarigold.images.photo import as_rgb, read_rgb
+from openmarigold.predictor.run import predict_files
 from openmarigold.printing import printable, quoted_logger
-from openmarigold.results.run import predict_files
 from picture_files import png_file
 
 RNG = np.random.default_rng(0)

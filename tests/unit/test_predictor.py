@@ -15,8 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from openmarigold import predictor as predictor_module
 from openmarigold.ensembling import ensemble
-from openmarigold.errors import ImageError, InvalidValueError, NumericalError
-from openmarigold.predictor import DepthPrediction, Predictor
+from openmarigold.errors import ImageError, InvalidValueError, NumericalError, OutputError
+from openmarigold.predictor import Predictor
+from openmarigold.predictor.pipeline import pipeline
+from openmarigold.predictor.sampling import Step
+from openmarigold.results.prediction import Prediction
+from openmarigold.results.provenance import read_provenance
 from tiny import edit_json, make_photo
 
 
@@ -134,7 +138,7 @@ def test_settings_are_resolved(predictor: Predictor) -> None:
         "dtype": "float32",
     }
     clean = predictor(make_photo(48, 64), final_step="clean", num_inference_steps=1)
-    assert isinstance(clean, DepthPrediction)
+    assert isinstance(clean, Prediction)
     assert (clean.settings["final_step"], clean.settings["num_inference_steps"]) == ("clean", 1)
 
 
@@ -240,7 +244,7 @@ def test_leading_timesteps_are_warned_of_once(
     first, second = predictor(rgb), predictor(rgb)
     (record,) = caplog.records
     assert "v1-0 asks for leading timesteps" in record.getMessage()
-    assert "timestep_spacing trailing mends it" in record.getMessage()
+    assert "timestep_spacing trailing fixes it" in record.getMessage()
     np.testing.assert_array_equal(first.depth, second.depth)
     assert first.settings["timestep_spacing"] == "leading"
     assert not np.array_equal(first.depth, trailing.depth)
@@ -408,9 +412,9 @@ def test_on_a_cpu_photos_go_one_by_one(predictor: Predictor, monkeypatch: pytest
     watched = Watched(predictor.engine, fitting=64, max_batch_size=predictor.engine.max_batch_size)
     as_rgb = predictor_module.as_rgb
 
-    def read(one: Any) -> np.ndarray:
+    def read(one: Any, **options: Any) -> np.ndarray:
         watched.calls.append(("read", 1))
-        return as_rgb(one)
+        return as_rgb(one, **options)
 
     monkeypatch.setattr(predictor_module, "as_rgb", read)
     monkeypatch.setattr(predictor, "engine", watched)
@@ -433,7 +437,7 @@ def test_a_long_list_is_not_held_in_memory(
     photos: list[weakref.ref[np.ndarray]] = []
     as_rgb = predictor_module.as_rgb
 
-    def read(path: Any) -> np.ndarray:
+    def read(path: Any, **options: Any) -> np.ndarray:
         assert not any(photo() is not None for photo in photos)
         prepared = len(photos) - sum(size for name, size in watched.calls if name == "encode")
         assert prepared < (3 if num_shapes == 1 else 6)
@@ -468,3 +472,73 @@ def test_one_bad_photo_among_those_that_go_together(
     monkeypatch.setattr(watched, "decode", broken)
     with pytest.raises(NumericalError, match="the VAE decoder of checkpoint tiny-8-onnx"):
         predictor(photos)
+
+
+def test_arrays_and_tensors_in_any_layout_are_the_same_photo(predictor: Predictor) -> None:
+    torch = pytest.importorskip("torch")
+    rgb = make_photo(24, 32)
+    expected = predictor(rgb).depth.tobytes()
+    planes = np.ascontiguousarray(rgb.transpose(2, 0, 1))
+    for one in (planes, torch.from_numpy(planes), torch.from_numpy(rgb), planes.astype(np.float32) / 255):
+        assert predictor(one).depth.tobytes() == expected
+    for batch in (np.stack([rgb, rgb]), np.stack([planes, planes]), torch.from_numpy(np.stack([planes, planes]))):
+        found = predictor(batch)
+        assert isinstance(found, list)
+        assert [one.depth.tobytes() for one in found] == [expected] * 2
+    with pytest.raises(InvalidValueError, match=r"may be \[h w c\] or \[c h w\]"):
+        predictor(torch.zeros((3, 24, 3), dtype=torch.uint8))
+
+
+def test_a_prediction_saves_shows_and_names_itself(predictor: Predictor, tmp_path: Path) -> None:
+    prediction = predictor(make_photo(24, 32), ensemble_size=3)
+    paths = prediction.save(str(tmp_path), "cat")
+    assert [path.name for path in paths] == [
+        "cat_depth.npy",
+        "cat_depth.png",
+        "cat_depth_colored.png",
+        "cat_uncertainty.npy",
+    ]
+    np.testing.assert_array_equal(np.load(paths[0]), prediction.depth)
+    record = read_provenance(paths[1])
+    assert record["seed"] == 2024 and record["quantity"].startswith("affine depth")
+    with pytest.raises(OutputError, match="exists"):
+        prediction.save(tmp_path, "cat")
+    np.testing.assert_array_equal(np.asarray(prediction.picture()), np.asarray(Image.open(paths[2])))
+    shown = repr(prediction)
+    assert "depth [24, 32]" in shown and "uncertainty [24, 32]" in shown and "array(" not in shown
+    with pytest.raises(AttributeError, match="has no attribute 'albedo'"):
+        _ = prediction.albedo
+    latent = prediction.latent
+    assert latent is not None and latent.shape == (3, predictor.engine.latent_channels, 6, 8)
+    decoded = predictor.engine.decode(predictor.engine.to_engine(latent[:1]))
+    assert decoded.shape == (1, 1, 1, 48, 64)
+
+
+def test_a_guide_sees_every_step_and_may_change_the_latents(predictor: Predictor) -> None:
+    rgb, seen = make_photo(24, 32), []
+
+    def look(latent: Any, step: Step) -> Any:
+        seen.append((step.number, step.num_steps, step.timestep, latent.shape))
+        return latent
+
+    plain = predictor(rgb, num_inference_steps=3)
+    assert predictor(rgb, num_inference_steps=3, guide=look).depth.tobytes() == plain.depth.tobytes()
+    assert [(number, count) for number, count, *_ in seen] == [(0, 3), (1, 3), (2, 3)]
+    assert [timestep for _, _, timestep, _ in seen] == predictor.checkpoint.schedule.timesteps(3)
+    guided = predictor(rgb, num_inference_steps=3, guide=lambda latent, step: 0.5 * latent)
+    assert guided.depth.tobytes() != plain.depth.tobytes()
+
+
+def test_the_pipeline_has_the_keys_of_transformers(onnx_checkpoint: Path) -> None:
+    estimate, rgb = pipeline("depth-estimation", model=str(onnx_checkpoint)), make_photo(24, 32)
+    found, again = estimate(rgb), estimate([rgb, rgb], num_inference_steps=1)
+    assert isinstance(found, dict) and isinstance(again, list) and len(again) == 2
+    assert found.keys() == {"predicted_depth", "depth"}
+    assert found["predicted_depth"].shape == (24, 32) and found["depth"].size == (32, 24)
+    np.testing.assert_array_equal(np.asarray(found["depth"]), np.rint(255 * found["predicted_depth"]).astype(np.uint8))
+    with pytest.raises(InvalidValueError, match="task='image-to-text' is not known; use 'depth-estimation'"):
+        pipeline("image-to-text")
+
+
+def test_from_pretrained_is_load(onnx_checkpoint: Path) -> None:
+    assert Predictor.from_pretrained(onnx_checkpoint).checkpoint == Predictor.load(onnx_checkpoint).checkpoint

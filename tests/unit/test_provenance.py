@@ -25,6 +25,7 @@ from openmarigold.results.writers import write_prediction
 from tiny import add_text_encoder
 
 DEPTH = np.linspace(0.0, 1.0, 12, dtype=np.float32).reshape(3, 4)
+MAPS, SPREAD = {"depth": DEPTH}, {"uncertainty": DEPTH / 9}
 RECORD = {"software": "openmarigold", "seed": 7, "checkpoint": "näno"}
 EVERYTHING = OutputConfig(format=("npy", "png", "npz", "exr"), inverted=True, uncertainty_picture=True)
 
@@ -93,7 +94,14 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(tmp_path, monkeyp
 
 
 def test_every_result_tells_where_it_comes_from(tmp_path):
-    paths = write_prediction(DEPTH, DEPTH / 9, output_dir=tmp_path, stem="cat", output=EVERYTHING, provenance=RECORD)
+    paths = write_prediction(
+        MAPS,
+        SPREAD,
+        output_dir=tmp_path,
+        stem="cat",
+        output=EVERYTHING,
+        provenance=RECORD,
+    )
     assert len(paths) == 8
     carrying = [path for path in paths if path.suffix != ".npy"]
     contents = [read_provenance(path) for path in carrying]
@@ -109,14 +117,21 @@ def test_every_result_tells_where_it_comes_from(tmp_path):
 
 def test_the_same_prediction_gives_the_same_bytes(tmp_path):
     for name in ("first", "second"):
-        write_prediction(DEPTH, DEPTH / 9, output_dir=tmp_path / name, stem="cat", output=EVERYTHING, provenance=RECORD)
+        write_prediction(
+            MAPS,
+            SPREAD,
+            output_dir=tmp_path / name,
+            stem="cat",
+            output=EVERYTHING,
+            provenance=RECORD,
+        )
     for path in (tmp_path / "first").iterdir():
         assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes(), path.name
 
 
 @pytest.mark.parametrize("suffix", ["_depth.png", "_depth.npz", "_depth.exr"])
 def test_results_of_others_and_damaged_ones(tmp_path, suffix):
-    write_prediction(DEPTH, output_dir=tmp_path, stem="cat", output=EVERYTHING)
+    write_prediction(MAPS, output_dir=tmp_path, stem="cat", output=EVERYTHING)
     path = tmp_path / f"cat{suffix}"
     with pytest.raises(InvalidValueError, match="carries no provenance"):
         read_provenance(path)
@@ -128,11 +143,18 @@ def test_results_of_others_and_damaged_ones(tmp_path, suffix):
 
 
 def test_results_are_told_from_photos(tmp_path):
-    paths = write_prediction(DEPTH, DEPTH / 9, output_dir=tmp_path, stem="cat", output=EVERYTHING, provenance=RECORD)
+    paths = write_prediction(
+        MAPS,
+        SPREAD,
+        output_dir=tmp_path,
+        stem="cat",
+        output=EVERYTHING,
+        provenance=RECORD,
+    )
     assert {path.name for path in paths if is_result(path)} == {
         *("cat_depth.png", "cat_depth_colored.png", "cat_depth_inverted.png", "cat_uncertainty.png", "cat_depth.exr")
     }
-    without = write_prediction(DEPTH, output_dir=tmp_path, stem="dog", output=EVERYTHING)
+    without = write_prediction(MAPS, output_dir=tmp_path, stem="dog", output=EVERYTHING)
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.png").write_bytes(b"tEXtopenmarigold\0 in no picture")
     for path in (*without, tmp_path / "empty.png", tmp_path / "text.png"):
@@ -143,7 +165,7 @@ def test_results_are_told_from_photos(tmp_path):
 
 def test_a_large_result_is_read_without_a_warning_and_a_bomb_refused(tmp_path, monkeypatch):
     (path,) = write_prediction(
-        DEPTH, output_dir=tmp_path, stem="cat", output=OutputConfig(format=("png",)), provenance=RECORD
+        MAPS, output_dir=tmp_path, stem="cat", output=OutputConfig(format=("png",)), provenance=RECORD
     )[:1]
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8)  # of 12: Pillow warns
     assert read_provenance(path)["seed"] == 7

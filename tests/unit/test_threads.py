@@ -13,6 +13,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -392,7 +393,7 @@ def test_a_pickle_holds_settings_only(
         settings = {**settings, "tiny_vae": tmp_path / "other-vae"}
     monkeypatch.chdir(checkpoint.parent)
     predictor = Predictor.load(checkpoint.name, device="cpu", **settings)
-    predictor.default_num_inference_steps = 1
+    predictor.checkpoint = replace(predictor.checkpoint, default_num_inference_steps=1)
     stored = pickle.dumps(predictor)
     assert len(stored) < 5000
     monkeypatch.chdir(tmp_path)
@@ -404,13 +405,7 @@ def test_a_pickle_holds_settings_only(
 
 def test_an_engine_in_memory_cannot_be_pickled(onnx_checkpoint: Path) -> None:
     loaded = Predictor.load(onnx_checkpoint)
-    predictor = Predictor(
-        loaded.engine,
-        schedule=loaded.schedule,
-        name="in memory",
-        default_num_inference_steps=1,
-        default_processing_resolution=64,
-    )
+    predictor = Predictor(loaded.engine, replace(loaded.checkpoint, name="in memory"))
     with pytest.raises(InvalidValueError, match=r"in memory was made from an engine in memory .* use Predictor\.load"):
         pickle.dumps(predictor)
 

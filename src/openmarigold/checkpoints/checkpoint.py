@@ -13,10 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, TypeVar, cast
 
 from openmarigold.checkpoints import hub, hub_checkpoint
-from openmarigold.checkpoints.known import Known, check_kind
+from openmarigold.checkpoints.known import Known, check_kind, modality_of
 from openmarigold.checkpoints.network_configs import (
     MAX_LATENT_CHANNELS,
     MAX_PROCESSING_RESOLUTION,
@@ -40,10 +40,11 @@ from openmarigold.checkpoints.weight_files import (
 )
 from openmarigold.config import (
     MAX_INFERENCE_STEPS,
+    CallConfig,
     ConvertedFormat,
     FinalStep,
     Invariance,
-    PredictConfig,
+    ModelConfig,
     StartNoise,
     TimestepSpacing,
     TinyVaeUse,
@@ -54,6 +55,7 @@ from openmarigold.config import (
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, InvalidValueError, one_line
 from openmarigold.files import user_cache_dir
+from openmarigold.modalities import Modality
 from openmarigold.printing import quoted_logger
 
 EMBEDDED_DIR = Path(__file__).parents[1] / "weights" / "marigold-nano"
@@ -84,6 +86,8 @@ class Checkpoint:
     """Which files of the networks are to be read: None the plain ones (else those named fp16), "fp16" those named so.
     `loaded_variant` says what that comes to."""
     schedule: NoiseSchedule
+    modality: Modality
+    """What it predicts."""
     latent_channels: int
     invariance: Invariance
     """What the depth is known up to: its own scale and shift ("affine"), its own scale ("scale"), or nothing."""
@@ -116,25 +120,10 @@ class TinyVae:
         ]
 
 
-@runtime_checkable
-class Defaults(Protocol):
-    """What a checkpoint recommends; a `Checkpoint` and a `Predictor` both say it."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def schedule(self) -> NoiseSchedule: ...
-    @property
-    def default_num_inference_steps(self) -> int: ...
-    @property
-    def default_processing_resolution(self) -> int: ...
-    @property
-    def default_final_step(self) -> FinalStep: ...
-    @property
-    def default_start_noise(self) -> StartNoise: ...
+_Config = TypeVar("_Config", bound=CallConfig)
 
 
-def resolve_settings(config: PredictConfig, defaults: Defaults) -> PredictConfig:
+def resolve_settings(config: _Config, defaults: Checkpoint) -> _Config:
     """`config` with the checkpoint's defaults in place of None.
 
     Raises:
@@ -201,7 +190,7 @@ def read_checkpoint(
         ) from error
 
 
-def read_tiny_vae(config: PredictConfig, checkpoint: Checkpoint) -> TinyVae | None:
+def read_tiny_vae(config: ModelConfig, checkpoint: Checkpoint) -> TinyVae | None:
     """The small autoencoder that the settings name, a folder or a hub id; None where they name none.
 
     Raises:
@@ -275,6 +264,7 @@ def _read(directory: Path, name: str, *, variant: str | None, outline: hub.Repos
     scheduler_path, unet_path = directory / "scheduler" / "scheduler_config.json", directory / "unet" / "config.json"
     scheduler_config, unet_config = read_json(scheduler_path), read_json(unet_path) if unet_path.is_file() else None
     known = check_kind(index, index_path, name=name, scheduler=scheduler_config, unet=unet_config)
+    modality = modality_of(index, known)
     invariance = _invariance(index, index_path)
     try:
         schedule = NoiseSchedule.from_config(scheduler_config)
@@ -286,7 +276,7 @@ def _read(directory: Path, name: str, *, variant: str | None, outline: hub.Repos
     weights = _kind_of_weights(directory if outline is None else outline.files)
     if outline is not None and weights == "safetensors":
         configs = {part: read_json(directory / part / "config.json") for part in ("vae", "unet")}
-        channels = _channels_of(directory, configs)
+        channels = _channels_of(directory, configs, modality)
     elif weights != "safetensors" and outline is not None:
         channels = _integer(index, "latent_channels", None, least=1)
     elif weights != "safetensors":
@@ -296,7 +286,7 @@ def _read(directory: Path, name: str, *, variant: str | None, outline: hub.Repos
             )
         channels = _check_converted(directory, index, weights)
     else:
-        channels = _check_safetensors(directory, variant)
+        channels = _check_safetensors(directory, variant, modality)
     defaults = _defaults(index, index_path, schedule, known)
     checkpoint = Checkpoint(
         directory=directory,
@@ -304,6 +294,7 @@ def _read(directory: Path, name: str, *, variant: str | None, outline: hub.Repos
         weights=weights,
         variant=variant,
         schedule=schedule,
+        modality=modality,
         latent_channels=channels,
         invariance=invariance,
         index=index,
@@ -525,7 +516,7 @@ def _check_converted(directory: Path, index: Mapping[str, Any], kind: ConvertedF
         raise CheckpointError(f"{directory / 'model_index.json'}: {error}") from error
 
 
-def _check_safetensors(directory: Path, variant: str | None) -> int:
+def _check_safetensors(directory: Path, variant: str | None, modality: Modality) -> int:
     """The latent's channels, after all files have been looked at."""
     configs = {}
     for name in ("vae", "unet"):
@@ -548,10 +539,10 @@ def _check_safetensors(directory: Path, variant: str | None) -> int:
         raise CheckpointError(
             f"{embedding} is missing, and so are text_encoder/ and tokenizer/; one of the two is needed"
         )
-    return _channels_of(directory, configs)
+    return _channels_of(directory, configs, modality)
 
 
-def _channels_of(directory: Path, configs: Mapping[str, Mapping[str, Any]]) -> int:
+def _channels_of(directory: Path, configs: Mapping[str, Mapping[str, Any]], modality: Modality) -> int:
     """The latent's channels, which VAE and U-Net must agree on."""
     vae_path = directory / "vae" / "config.json"
     factor = configs["vae"].get("scaling_factor", 1.0)
@@ -561,10 +552,11 @@ def _channels_of(directory: Path, configs: Mapping[str, Mapping[str, Any]]) -> i
         _channels(configs[network], directory / network / "config.json", key)
         for network, key in (("vae", "latent_channels"), ("unet", "in_channels"), ("unet", "out_channels"))
     )
-    if found != [2 * channels, channels]:
+    wanted = [channels * (1 + modality.num_targets), channels * modality.num_targets]
+    if found != wanted:
         raise CheckpointError(
             f"{directory / 'unet' / 'config.json'}: {found[0]} input and {found[1]} output channels do not fit a VAE "
-            f"of {channels} latent channels; a depth checkpoint has {2 * channels} and {channels}"
+            f"of {channels} latent channels; a checkpoint for {modality.title} has {wanted[0]} and {wanted[1]}"
         )
     return channels
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Facts about checkpoints: what a pipeline predicts, and what the files of published ones do not say.
 
-A new modality is a row of `KINDS` that is supported; a published checkpoint is a row of `KNOWN`. What a checkpoint's
-files state goes before the table.
+`KINDS` are families that no modality of `MODALITIES` describes, with advice. A published checkpoint is a row of
+`KNOWN`. What a checkpoint's files state goes before the table.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from openmarigold import modalities
 from openmarigold.config import StartNoise
 from openmarigold.errors import CheckpointError
+from openmarigold.modalities import MODALITIES, Modality, find_modality, modality_of_pipeline
 from openmarigold.printing import quoted_logger
 
-DEPTH = "depth"
-PIPELINE_CLASSES = ("MarigoldDepthPipeline", "MarigoldPipeline")
+DEPTH = modalities.DEPTH.name
+PIPELINE_CLASSES = modalities.DEPTH.pipeline_classes
 
 _log = quoted_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What a family of checkpoints predicts, and whether it is supported."""
+    """What a family of checkpoints predicts that no modality describes yet."""
 
     predicts: str
-    supported: bool = False
     advice: str = "use a depth checkpoint in Marigold's layout, such as prs-eth/marigold-depth-v1-1"
 
 
 KINDS: Mapping[str, Kind] = {
-    DEPTH: Kind(predicts="depth", supported=True),
     "normals": Kind(predicts="surface normals"),
     "intrinsics": Kind(predicts="intrinsic images (albedo, material or shading)"),
     "generator": Kind(
@@ -51,7 +51,6 @@ KINDS: Mapping[str, Kind] = {
 }
 # Class of a pipeline in model_index.json -> kind.
 _KIND_OF_CLASS = {
-    **dict.fromkeys(PIPELINE_CLASSES, DEPTH),
     "MarigoldNormalsPipeline": "normals",
     "MarigoldIntrinsicsPipeline": "intrinsics",
     "LotusGPipeline": "lotus",
@@ -131,7 +130,7 @@ def check_known(name: str) -> Known | None:
         CheckpointError: it is of a kind that is not supported.
     """
     known = KNOWN.get(name)
-    if known is not None and not KINDS[known.kind].supported:
+    if known is not None and known.kind not in MODALITIES:
         same = f"; the same weights are in {known.same_weights}" if known.same_weights else ""
         raise CheckpointError(f"{_refusal(name, known.kind)}{same}")
     return known
@@ -163,7 +162,8 @@ def check_kind(
     """
     known = check_known(name)
     pipeline = index.get("_class_name", PIPELINE_CLASSES[0])
-    kind = _KIND_OF_CLASS.get(pipeline) if isinstance(pipeline, str) else None
+    claimed = modality_of_pipeline(pipeline)
+    kind = claimed.name if claimed else _KIND_OF_CLASS.get(pipeline) if isinstance(pipeline, str) else None
     if kind is None:
         raise CheckpointError(
             f"{path}: _class_name is {pipeline!r}; accepted is {PIPELINE_CLASSES[0]}, a depth checkpoint"
@@ -174,16 +174,22 @@ def check_kind(
         if (scheduler or {}).get("_class_name") == "DDPMScheduler":
             _warn_of_unknown_kind(name)
             return _END_TO_END
-    if not KINDS[kind].supported:
+    if claimed is None:
         raise CheckpointError(
             f"{path}: _class_name is {pipeline!r}; accepted is {PIPELINE_CLASSES[0]}, a depth checkpoint: "
             f"{_refusal(name, kind)}"
         )
-    if (index.get("prediction_type") or DEPTH) != DEPTH:
+    if (index.get("prediction_type") or claimed.prediction_type) != claimed.prediction_type:
         raise CheckpointError(
-            f"{path}: prediction_type is {index['prediction_type']!r}; only depth checkpoints are supported"
+            f"{path}: prediction_type is {index['prediction_type']!r}; a {pipeline} has {claimed.prediction_type!r}"
         )
     return known
+
+
+def modality_of(index: Mapping[str, Any], known: Known | None) -> Modality:
+    """What a checkpoint predicts that `check_kind` has passed."""
+    claimed = modality_of_pipeline(index.get("_class_name", PIPELINE_CLASSES[0]))
+    return claimed or find_modality(_END_TO_END.kind if known is None else known.kind)
 
 
 @cache  # once, however often a checkpoint is read

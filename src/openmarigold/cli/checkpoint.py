@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from openmarigold.cli.terminal import EXIT_ERROR, say
-from openmarigold.config import ConvertedFormat, Dtype, PredictConfig, StoredDtype, TinyVaeUse
+from openmarigold.config import ConvertedFormat, Dtype, ModelConfig, PredictConfig, StoredDtype, TinyVaeUse
 from openmarigold.errors import InvalidValueError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def _verify(action: Verify, found: Checkpoint, repository: Repository | None) ->
         for line in problems or [name]:
             say(f"{'WRONG' if problems else 'ok':<8}{line.replace('get the checkpoint again', again)}")
     if not failed:
-        Predictor.from_checkpoint(found, device="cpu").try_out()
+        Predictor.from_config(ModelConfig(device="cpu"), found=found).try_out()
         say("ok      a small picture was predicted")
     return EXIT_ERROR if failed else 0
 

@@ -38,7 +38,7 @@ class Predict:
 
 def run_predict(command: Predict) -> int:
     """Predicts, prints what was done, and returns the exit status."""
-    from openmarigold.results.run import Event, predict_files
+    from openmarigold.predictor.run import Event, predict_files
 
     started = time.perf_counter()
     with progress_bar("photos") as (advance, note):

@@ -30,7 +30,9 @@ _log = quoted_logger(__name__)
 
 @runtime_checkable
 class Engine(Protocol):
-    """Encodes images, denoises latents and decodes depth. `h = H / 8`, `w = W / 8`.
+    """Encodes images, denoises latents `[b C·t h w]` of a modality's t targets, and decodes them.
+
+    `h = H / 8`, `w = W / 8`.
 
     Several threads may call one engine at the same time; results have the bytes of calls one after another.
     """
@@ -51,12 +53,16 @@ class Engine(Protocol):
         """The U-Net's raw output for `[rgb_latent, noisy_latent]`; one `rgb_latent` may serve a whole batch."""
         ...
 
-    def decode(self, depth_latent: Latent) -> Float[np.ndarray, "b H W"]:
-        """Decoded depth, about [-1, 1] but not clipped. Paper: §3.2."""
+    def decode(self, latent: Latent) -> Float[np.ndarray, "b t k H W"]:
+        """The t decoded targets, about [-1, 1] but not clipped; k as the modality's `decoded_channels`. Paper: §3.2."""
         ...
 
     def to_engine(self, array: Float[np.ndarray, "b C h w"]) -> Latent:
         """The same values as the engine's own array type."""
+        ...
+
+    def from_engine(self, latent: Latent) -> Float[np.ndarray, "b C h w"]:
+        """The inverse of `to_engine`; waits for a GPU."""
         ...
 
     def is_finite(self, latent: Latent) -> Any:

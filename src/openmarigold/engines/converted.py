@@ -24,6 +24,7 @@ from openmarigold.checkpoints.weight_files import GRAPH_FILES, NETWORK_FILES, NE
 from openmarigold.config import LATENT_FACTOR, ConvertedFormat, StoredDtype
 from openmarigold.errors import CheckpointError, MissingExtraError, OutputError
 from openmarigold.files import atomic_directory, files_sha256, user_cache_dir
+from openmarigold.modalities import Modality
 from openmarigold.printing import quoted_logger
 from openmarigold.text_files import parse_json
 
@@ -165,18 +166,22 @@ def denoise(
     run: Run, rgb_latent: Float[np.ndarray, "#b C h w"], noisy_latent: Float[np.ndarray, "b C h w"], *, timestep: int
 ) -> Float[np.ndarray, "b C h w"]:
     """`Engine.denoise`, as `encode`."""
-    sample = np.concatenate([np.broadcast_to(rgb_latent, noisy_latent.shape), noisy_latent], axis=1)
+    condition = np.broadcast_to(rgb_latent, (len(noisy_latent), *rgb_latent.shape[1:]))
+    sample = np.concatenate([condition, noisy_latent], axis=1)
     prediction = run("unet", sample=sample, timestep=np.array([timestep], dtype=np.int64))
     _check_output(prediction.shape, noisy_latent.shape, "unet")
     return prediction
 
 
-def decode(run: Run, depth_latent: Float[np.ndarray, "b C h w"]) -> Float[np.ndarray, "b H W"]:
+def decode(
+    run: Run, latent: Float[np.ndarray, "b C h w"], *, latent_channels: int, modality: Modality
+) -> Float[np.ndarray, "b t k H W"]:
     """`Engine.decode`, as `encode`."""
-    decoded = run("vae_decoder", latent=depth_latent)
-    height, width = depth_latent.shape[2] * LATENT_FACTOR, depth_latent.shape[3] * LATENT_FACTOR
-    _check_output(decoded.shape, (len(depth_latent), *decoded.shape[1:2], height, width), "vae_decoder")
-    return decoded[:, 0]
+    targets = latent.reshape(-1, latent_channels, *latent.shape[2:])
+    decoded = run("vae_decoder", latent=targets)
+    height, width = latent.shape[2] * LATENT_FACTOR, latent.shape[3] * LATENT_FACTOR
+    _check_output(decoded.shape, (len(targets), modality.decoded_channels, height, width), "vae_decoder")
+    return decoded.reshape(len(latent), modality.num_targets, *decoded.shape[1:])
 
 
 def _check_output(found: tuple[int, ...], expected: tuple[int, ...], what: str) -> None:

@@ -53,6 +53,7 @@ class OnnxEngine:
         self.device = "cpu"
         self.dtype = dtype
         self.latent_channels = checkpoint.latent_channels
+        self._modality = checkpoint.modality
         self._sessions = open_networks(checkpoint, "onnx", _open_all, tiny_vae=tiny_vae)
         stored = self._sessions["vae_encoder"].get_outputs()[0].shape[1]
         if isinstance(stored, int) and stored != self.latent_channels:
@@ -67,17 +68,20 @@ class OnnxEngine:
     def denoise(
         self,
         rgb_latent: Float[np.ndarray, "#b C h w"],
-        noisy_latent: Float[np.ndarray, "b C h w"],
+        noisy_latent: Float[np.ndarray, "b tC h w"],
         *,
         timestep: int,
-    ) -> Float[np.ndarray, "b C h w"]:
+    ) -> Float[np.ndarray, "b tC h w"]:
         return converted.denoise(self._run, rgb_latent, noisy_latent, timestep=timestep)
 
-    def decode(self, depth_latent: Float[np.ndarray, "b C h w"]) -> Float[np.ndarray, "b H W"]:
-        return converted.decode(self._run, depth_latent)
+    def decode(self, latent: Float[np.ndarray, "b C h w"]) -> Float[np.ndarray, "b t k H W"]:
+        return converted.decode(self._run, latent, latent_channels=self.latent_channels, modality=self._modality)
 
     def to_engine(self, array: Float[np.ndarray, "b C h w"]) -> Float[np.ndarray, "b C h w"]:
         return array
+
+    def from_engine(self, latent: Float[np.ndarray, "b C h w"]) -> Float[np.ndarray, "b C h w"]:
+        return latent
 
     def is_finite(self, latent: Float[np.ndarray, "b C h w"]) -> bool:
         return bool(np.isfinite(latent).all())

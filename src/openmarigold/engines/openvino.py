@@ -78,6 +78,7 @@ class OpenVinoEngine:
         self.device = "cpu"
         self.dtype = dtype
         self.latent_channels = checkpoint.latent_channels
+        self._modality = checkpoint.modality
         # In bfloat16 the stored weights need no more than half precision, which halves the memory while compiling.
         stored: StoredDtype = "float32" if dtype == "float32" else "float16"
         open_networks(checkpoint, "openvino", self._open_all, dtype=stored, tiny_vae=tiny_vae)
@@ -88,17 +89,20 @@ class OpenVinoEngine:
     def denoise(
         self,
         rgb_latent: Float[np.ndarray, "#b C h w"],
-        noisy_latent: Float[np.ndarray, "b C h w"],
+        noisy_latent: Float[np.ndarray, "b tC h w"],
         *,
         timestep: int,
-    ) -> Float[np.ndarray, "b C h w"]:
+    ) -> Float[np.ndarray, "b tC h w"]:
         return converted.denoise(self._run, rgb_latent, noisy_latent, timestep=timestep)
 
-    def decode(self, depth_latent: Float[np.ndarray, "b C h w"]) -> Float[np.ndarray, "b H W"]:
-        return converted.decode(self._run, depth_latent)
+    def decode(self, latent: Float[np.ndarray, "b C h w"]) -> Float[np.ndarray, "b t k H W"]:
+        return converted.decode(self._run, latent, latent_channels=self.latent_channels, modality=self._modality)
 
     def to_engine(self, array: Float[np.ndarray, "b C h w"]) -> Float[np.ndarray, "b C h w"]:
         return array
+
+    def from_engine(self, latent: Float[np.ndarray, "b C h w"]) -> Float[np.ndarray, "b C h w"]:
+        return latent
 
     def is_finite(self, latent: Float[np.ndarray, "b C h w"]) -> bool:
         return bool(np.isfinite(latent).all())
@@ -131,10 +135,11 @@ class OpenVinoEngine:
 
         The most memory is needed then: more if the activations of a photo were already there. Damage shows, too.
         """
-        latent = np.zeros((1, self.latent_channels, _SMALL, _SMALL), dtype=np.float32)
+        channels = self.latent_channels
+        latent = np.zeros((1, channels * self._modality.num_targets, _SMALL, _SMALL), dtype=np.float32)
         try:
             self.encode(np.zeros((1, 3, _SMALL * LATENT_FACTOR, _SMALL * LATENT_FACTOR), dtype=np.float32))
-            self.denoise(latent, latent, timestep=0)
+            self.denoise(latent[:, :channels], latent, timestep=0)
             self.decode(latent)
         except OpenMarigoldError as error:
             self._requests = {}

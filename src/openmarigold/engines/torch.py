@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,7 +29,6 @@ except ModuleNotFoundError as error:
 
 _MEMORY_SHARE = 0.8  # of the free memory, for a batch: allocators waste some
 _MPS_BATCH_SIZE = 4  # torch does not say there how much memory a batch took
-_MAX_GRAPHS = 8  # recorded sizes of each network; each keeps its activations
 _log = quoted_logger(__name__)
 
 
@@ -45,7 +43,7 @@ class TorchEngine:
 
     Raises:
         CheckpointError: a network file is damaged.
-        InvalidValueError: the device is not available, or does not compute in this precision or compile so.
+        InvalidValueError: the device is not available, or does not compute in this precision.
     """
 
     name = "torch"
@@ -62,12 +60,12 @@ class TorchEngine:
     ) -> None:
         self.device = _choose_device(device)
         _check_dtype(dtype, self.device)
-        _check_compile(compile, self.device)
         self.dtype = dtype
         self._dtype = getattr(torch, dtype)
         # Convolutions may choose another algorithm for another batch size: on a CPU bytes must not depend on it.
         self.max_batch_size: int | None = 1 if self.device == "cpu" else None
         self.latent_channels = checkpoint.latent_channels
+        self._modality = checkpoint.modality
         files: dict[str, Any] = {"variant": checkpoint.variant, "dtype": self._dtype}
         unet = backbone.load_unet(checkpoint.directory / "unet", **files)
         embedding = backbone.load_empty_prompt_embedding(checkpoint.directory, variant=checkpoint.variant)
@@ -92,27 +90,32 @@ class TorchEngine:
     def denoise(
         self,
         rgb_latent: Float[Tensor, "#b C h w"],
-        noisy_latent: Float[Tensor, "b C h w"],
+        noisy_latent: Float[Tensor, "b tC h w"],
         *,
         timestep: int,
-    ) -> Float[Tensor, "b C h w"]:
+    ) -> Float[Tensor, "b tC h w"]:
         with self._inference(), self._measured("denoise", 64 * noisy_latent[:, 0].numel()):
-            sample = torch.cat([rgb_latent.expand_as(noisy_latent), noisy_latent], dim=1)
+            sample = torch.cat([rgb_latent.expand(len(noisy_latent), -1, -1, -1), noisy_latent], dim=1)
             return self._networks["denoise"](sample, self._timestep(timestep))
 
-    def decode(self, depth_latent: Float[Tensor, "b C h w"]) -> Float[np.ndarray, "b H W"]:
+    def decode(self, latent: Float[Tensor, "b C h w"]) -> Float[np.ndarray, "b t k H W"]:
         with (
             self._inference(),
             self._tiles_if_needed("decode"),
-            self._measured("decode", 64 * depth_latent[:, 0].numel()),
+            self._measured("decode", 64 * latent[:, 0].numel()),
         ):
-            return self._retried("decode", depth_latent).cpu().numpy()
+            targets = latent.reshape(-1, self.latent_channels, *latent.shape[2:])
+            decoded = self._retried("decode", targets).cpu().numpy()
+            return decoded.reshape(len(latent), self._modality.num_targets, *decoded.shape[1:])
 
     def to_engine(self, array: Float[np.ndarray, "b C h w"]) -> Float[Tensor, "b C h w"]:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
         if self.device.startswith("cuda"):  # from pinned memory the copy runs beside the GPU's work
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
+
+    def from_engine(self, latent: Float[Tensor, "b C h w"]) -> Float[np.ndarray, "b C h w"]:
+        return latent.cpu().numpy()
 
     def is_finite(self, latent: Float[Tensor, "b C h w"]) -> Any:
         finite = torch.isfinite(latent).all()
@@ -136,7 +139,8 @@ class TorchEngine:
         return self._unet(sample.to(self._dtype), timestep, encoder_hidden_states=context, return_dict=False)[0].float()
 
     def _decode(self, latent: Tensor) -> Tensor:
-        return backbone.decode_to_image(self._vaes["decode"], latent.to(self._dtype)).float().mean(dim=1)
+        image = backbone.decode_to_image(self._vaes["decode"], latent.to(self._dtype)).float()
+        return image.mean(dim=1, keepdim=True) if self._modality.decoded_channels == 1 else image
 
     def _placed(self, network: Any) -> Any:
         """The network on the device; where tensor cores convolve, in the layout that they read."""
@@ -236,49 +240,10 @@ def _load_vaes(checkpoint: Checkpoint, tiny_vae: TinyVae | None, dtype: torch.dt
 
 
 def _compiled(network: Callable[..., Tensor], mode: CompileMode) -> Callable[..., Tensor]:
-    if mode == "graphs":
-        return _Graphed(network)
     if mode == "full":
         # Recorded as CUDA graphs too, where there is CUDA. A size is compiled when it is first seen.
         return torch.compile(network, dynamic=False, mode="reduce-overhead" if torch.cuda.is_available() else None)
     return network
-
-
-class _Graphed:
-    """A network that is recorded as a CUDA graph when a shape comes for the second time, and replayed from then on."""
-
-    def __init__(self, network: Callable[..., Tensor]) -> None:
-        self._network = network
-        self._seen: set[tuple[torch.Size, ...]] = set()
-        self._recorded: OrderedDict[tuple[torch.Size, ...], tuple[Any, tuple[Tensor, ...], Tensor]] = OrderedDict()
-
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        shapes = tuple(value.shape for value in inputs)
-        if shapes not in self._recorded:
-            if shapes not in self._seen:  # kernels are chosen and memory is found in this first run
-                self._seen.add(shapes)
-                return self._network(*inputs)
-            self._record(shapes, inputs)
-        self._recorded.move_to_end(shapes)
-        graph, buffers, output = self._recorded[shapes]
-        for buffer, value in zip(buffers, inputs, strict=True):
-            buffer.copy_(value)
-        graph.replay()
-        return output.clone()  # the next replay writes to the same place
-
-    def _record(self, shapes: tuple[torch.Size, ...], inputs: tuple[Tensor, ...]) -> None:
-        buffers = tuple(value.clone() for value in inputs)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # as torch's manual asks for, before recording
-            self._network(*buffers)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            output = self._network(*buffers)
-        self._recorded[shapes] = (graph, buffers, output)
-        if len(self._recorded) > _MAX_GRAPHS:
-            self._recorded.popitem(last=False)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
@@ -308,8 +273,3 @@ def _check_dtype(dtype: str, device: str) -> None:
         )
     if dtype == "bfloat16" and device.startswith("cuda") and not torch.cuda.is_bf16_supported():
         raise InvalidValueError("dtype='bfloat16' is not supported by this GPU; use float16 or float32")
-
-
-def _check_compile(mode: CompileMode, device: str) -> None:
-    if mode == "graphs" and not device.startswith("cuda"):
-        raise InvalidValueError(f"compile='graphs' records CUDA graphs, which {device} has not; use off or full")

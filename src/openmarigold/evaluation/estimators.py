@@ -48,7 +48,7 @@ class Estimator:
 
 def predictor_estimator(predictor: Predictor, **settings: Any) -> Estimator:
     """`predictor` with settings of its call, such as `ensemble_size`."""
-    return Estimator(lambda rgb: predictor(rgb, **settings).depth, INVARIANCES[predictor.invariance])
+    return Estimator(lambda rgb: predictor(rgb, **settings).depth, INVARIANCES[predictor.checkpoint.invariance])
 
 
 def constant_estimator() -> Estimator:

@@ -96,10 +96,10 @@ def measure_speed(config: PredictConfig, *, size: tuple[int, int] = (640, 480), 
     first_photo_s = _seconds(lambda: predictor(rgb, **settings))
     photo_s = statistics.median(_seconds(lambda: predictor(rgb, **settings)) for _ in range(repeats))
 
-    resolution = predictor.default_processing_resolution
+    resolution = predictor.checkpoint.default_processing_resolution
     if config.processing_resolution is not None:
         resolution = config.processing_resolution
-    seen = processing_size(height, width, processing_resolution=resolution, side=predictor.processing_side)
+    seen = processing_size(height, width, processing_resolution=resolution, side=predictor.checkpoint.processing_side)
     image = pad_to_multiple(rgb_to_planes(rgb, seen), multiple=LATENT_FACTOR)[None]
     shape = (1, engine.latent_channels, image.shape[2] // LATENT_FACTOR, image.shape[3] // LATENT_FACTOR)
     noise = engine.to_engine(np.random.default_rng(1).standard_normal(shape).astype(np.float32))
@@ -120,7 +120,7 @@ def measure_speed(config: PredictConfig, *, size: tuple[int, int] = (640, 480), 
         share = None if rate is None or ceiling is None else rate / ceiling
         stages[name] = StageSpeed(seconds=value, gflop=gflop, gflop_per_s=rate, ceiling_share=share)
     return SpeedReport(
-        checkpoint=predictor.name,
+        checkpoint=predictor.checkpoint.name,
         engine=engine.name,
         device=engine.device,
         dtype=engine.dtype,

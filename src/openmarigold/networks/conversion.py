@@ -42,7 +42,7 @@ from openmarigold.files import atomic_directory
 from openmarigold.images.quiet import quiet
 from openmarigold.networks.backbone import (
     Vae,
-    decode_from_latent,
+    decode_to_image,
     empty_network,
     encode_to_latent,
     latent_channels,
@@ -195,7 +195,8 @@ def count_network_flops(source: Checkpoint, name: str, height: int, width: int, 
         if name == "unet":
             unet = empty_network(source.directory / "unet")
             module: nn.Module = _Denoiser(unet, torch.zeros(1, 2, unet.config["cross_attention_dim"]))
-            inputs = [torch.zeros(1, 2 * channels, h, w), torch.zeros(1, dtype=torch.int64)]
+            num_inputs = channels * (1 + source.modality.num_targets)
+            inputs = [torch.zeros(1, num_inputs, h, w), torch.zeros(1, dtype=torch.int64)]
         else:
             replaced = tiny_vae is not None and name in tiny_vae.networks
             vae = empty_network(tiny_vae.directory if tiny_vae and replaced else source.directory / "vae")
@@ -231,7 +232,7 @@ class _Decoder(nn.Module):
         self.vae = vae
 
     def forward(self, latent: Tensor) -> Tensor:
-        return decode_from_latent(self.vae, latent)
+        return decode_to_image(self.vae, latent)
 
 
 class _Denoiser(nn.Module):
@@ -252,7 +253,7 @@ def _network(source: Checkpoint, name: str, tiny_vae: TinyVae | None) -> tuple[n
     if name == "unet":
         unet = load_unet(source.directory / "unet", variant=source.variant)
         context = load_empty_prompt_embedding(source.directory, variant=source.variant)
-        sample = torch.zeros(1, 2 * channels, h, w)
+        sample = torch.zeros(1, channels * (1 + source.modality.num_targets), h, w)
         denoiser = _Denoiser(fold_constant_context(unet, context), context)
         return denoiser, {"sample": sample, "timestep": torch.tensor([999])}, "prediction"
     if tiny_vae is not None:
@@ -262,7 +263,9 @@ def _network(source: Checkpoint, name: str, tiny_vae: TinyVae | None) -> tuple[n
     assert latent_channels(vae) == channels
     if name == "vae_encoder":
         return _Encoder(vae), {"sample": torch.zeros(1, 3, 8 * h, 8 * w)}, "latent"
-    return _Decoder(fold_channel_mean(vae)), {"latent": torch.zeros(1, channels, h, w)}, "depth"
+    if source.modality.decoded_channels == 1:
+        vae = fold_channel_mean(vae)
+    return _Decoder(vae), {"latent": torch.zeros(1, channels, h, w)}, "image"
 
 
 def _check_replaceable(destination: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Result files of one photo: depth as numbers, as 16-bit grays and in colors, and its uncertainty."""
+"""Result files of one photo: maps as numbers and as pictures, and their uncertainty."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
-from jaxtyping import Float
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -16,38 +15,37 @@ from openmarigold.config import OutputConfig
 from openmarigold.errors import InvalidValueError, OutputError
 from openmarigold.files import as_path, remove_leftovers, write_atomically
 from openmarigold.images.exr import require_exr, write_exr
-from openmarigold.modalities.colors import color_table, colorize, uncertainty_picture
-from openmarigold.modalities.depth import to_uint16
+from openmarigold.modalities import DEPTH, Modality
+from openmarigold.modalities.modality import Maps, Picture
 from openmarigold.results.provenance import RECORD_NAME, to_json
 
-_PNG_COMPRESSION = (
-    1  # a quarter of the time of Pillow's 6, for a sixth more bytes; writing must keep up with predicting
-)
+# A quarter of the time of Pillow's 6, for a sixth more bytes: writing must keep up with predicting.
+_PNG_COMPRESSION = 1
 
 _Writer: TypeAlias = Callable[[Path], object]
 
 
-def result_paths(output_dir: Path, stem: str, *, uncertainty: bool, output: OutputConfig | None = None) -> list[Path]:
+def result_paths(
+    output_dir: Path, stem: str, *, uncertainty: bool, output: OutputConfig | None = None, modality: Modality = DEPTH
+) -> list[Path]:
     """Paths that `write_prediction` writes, in its order; `uncertainty` says whether there is one.
 
     >>> [path.name for path in result_paths(Path("out"), "cat", uncertainty=False)]
     ['cat_depth.npy', 'cat_depth.png', 'cat_depth_colored.png']
     """
     output = output or OutputConfig()
-    wanted = {
-        "_depth.npy": "npy" in output.format,
-        "_depth.png": "png" in output.format,
-        "_depth_colored.png": "png" in output.format,
-        "_depth_inverted.png": output.inverted,
-        "_uncertainty.npy": uncertainty and "npy" in output.format,
-        "_uncertainty.png": uncertainty and output.uncertainty_picture,
-        "_depth.npz": "npz" in output.format,
-        "_depth.exr": "exr" in output.format,
-    }
-    return [output_dir / f"{stem}{suffix}" for suffix, is_wanted in wanted.items() if is_wanted]
+    maps = [kind.name for kind in modality.maps]
+    numbers, formats = "npy" in output.format, [name for name in ("npz", "exr") if name in output.format]
+    pictures = [picture for picture in modality.pictures if picture.wanted(output)]
+    suffixes = [f"_{name}.npy" for name in maps if numbers]
+    suffixes += [picture.suffix for picture in pictures if not picture.of_uncertainty]
+    suffixes += [f"_{name}.npy" for name in modality.uncertainties if uncertainty and numbers]
+    suffixes += [picture.suffix for picture in pictures if picture.of_uncertainty and uncertainty]
+    suffixes += [f"_{modality.name}.{name}" for name in formats]
+    return [output_dir / f"{stem}{suffix}" for suffix in suffixes]
 
 
-def check_output(output: OutputConfig) -> None:
+def check_output(output: OutputConfig, modality: Modality = DEPTH) -> None:
     """Checks that everything which the settings ask for can be written here, before anything is predicted.
 
     Raises:
@@ -56,27 +54,27 @@ def check_output(output: OutputConfig) -> None:
     """
     if "exr" in output.format:
         require_exr()
-    if "png" in output.format:
-        color_table(output.color_map)
+    modality.check_output(output)
 
 
 def write_prediction(
-    depth: Float[np.ndarray, "h w"],
-    uncertainty: Float[np.ndarray, "h w"] | None = None,
+    maps: Maps,
+    uncertainties: Maps | None = None,
     *,
     output_dir: Path | str,
     stem: str,
     output: OutputConfig | None = None,
     provenance: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    modality: Modality = DEPTH,
 ) -> list[Path]:
     """Paths of the files written for one prediction; each appears whole or not at all.
 
-    `<stem>_depth.npy` float32, affine depth in [0, 1]; `<stem>_depth.png` the same × 65535, rounded, 16 bits;
-    `<stem>_depth_colored.png` colors, in Spectral near = red; `<stem>_uncertainty.npy` float32, where there is one;
-    `<stem>_depth.npz` with `depth`, `uncertainty` and `openmarigold`; `<stem>_depth.exr` with the channels Y (depth)
-    and uncertainty; `<stem>_depth_inverted.png` 16 bits, near = 65535; `<stem>_uncertainty.png` grays. PNG, npz and EXR
-    carry the provenance. The folder is made where it is missing. Nothing is written unless everything may be.
+    For each map `<stem>_<map>.npy`, float32; for each uncertainty the same; `<stem>_<modality>.npz` with all of them
+    and `openmarigold`; `<stem>_<modality>.exr` with a channel each; and the pictures of the modality. For depth these
+    are: `<stem>_depth.png`, depth × 65535, rounded, 16 bits; `<stem>_depth_colored.png`, in Spectral near = red;
+    `<stem>_depth_inverted.png`, 16 bits, near = 65535; `<stem>_uncertainty.png`, grays. PNG, npz and EXR carry the
+    provenance. The folder is made where it is missing. Nothing is written unless everything may be.
 
     Raises:
         InvalidValueError: a stem that is empty or names another folder, or a color map that is not known.
@@ -87,8 +85,8 @@ def write_prediction(
     if not stem or Path(stem).name != stem:
         raise InvalidValueError(f"stem={stem!r} is not a plain file name; give it without a folder")
     output = output or OutputConfig()
-    check_output(output)
-    paths = result_paths(output_dir, stem, uncertainty=uncertainty is not None, output=output)
+    check_output(output, modality)
+    paths = result_paths(output_dir, stem, uncertainty=bool(uncertainties), output=output, modality=modality)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         existing = [path for path in paths if path.exists()]
@@ -96,47 +94,54 @@ def write_prediction(
         raise OutputError(f"cannot write to {output_dir}: {error.strerror or error}; choose another folder") from error
     if existing and not overwrite:
         raise OutputError(f"{existing[0]} exists; allow overwriting or choose another folder")
-    depth = depth.astype(np.float32, copy=False)
-    uncertainty = None if uncertainty is None else uncertainty.astype(np.float32, copy=False)
-    writers = _writers(depth, uncertainty, output, provenance or {})
+    writers = _writers(_as_float32(maps), _as_float32(uncertainties or {}), output, provenance or {}, modality)
     for path in paths:
         remove_leftovers(path)
         write_atomically(path, writers[path.name.removeprefix(stem)])
     return paths
 
 
+def _as_float32(maps: Maps) -> dict[str, np.ndarray]:
+    return {name: values.astype(np.float32, copy=False) for name, values in maps.items()}
+
+
 def _writers(
-    depth: Float[np.ndarray, "h w"],
-    uncertainty: Float[np.ndarray, "h w"] | None,
-    output: OutputConfig,
-    provenance: Mapping[str, Any],
+    maps: Maps, uncertainties: Maps, output: OutputConfig, provenance: Mapping[str, Any], modality: Modality
 ) -> dict[str, _Writer]:
     """What writes each kind of file, by the end of its name. Pictures are made only when they are written."""
 
-    def png(picture: Callable[[], np.ndarray], content: str) -> _Writer:
+    def png(picture: Picture) -> _Writer:
         def save(file: BinaryIO) -> None:
             info = PngInfo()
             if provenance:
-                info.add_text(RECORD_NAME, to_json({**provenance, "content": content}))
-            Image.fromarray(picture()).save(file, format="PNG", pnginfo=info, compress_level=_PNG_COMPRESSION)
+                info.add_text(RECORD_NAME, to_json({**provenance, "content": picture.content}))
+            pixels = picture.make(uncertainties if picture.of_uncertainty else maps, output)
+            Image.fromarray(pixels).save(file, format="PNG", pnginfo=info, compress_level=_PNG_COMPRESSION)
 
         return _with_open_file(save)
 
-    arrays = {"depth": depth} if uncertainty is None else {"depth": depth, "uncertainty": uncertainty}
+    def npy(values: np.ndarray) -> _Writer:
+        return _with_open_file(lambda file: np.save(file, values))
+
+    arrays = {**maps, **uncertainties}
     record = to_json({**provenance, "content": f"{' and '.join(arrays)}, float32"}) if provenance else None
     entries = arrays if record is None else {**arrays, RECORD_NAME: np.array(record)}
-    channels = {"Y" if name == "depth" else name: values for name, values in arrays.items()}
-    spread = depth if uncertainty is None else uncertainty
+    header = {} if record is None else {RECORD_NAME: record}
     return {
-        "_depth.npy": _with_open_file(lambda file: np.save(file, depth)),
-        "_depth.png": png(lambda: to_uint16(depth), "depth x 65535, near 0"),
-        "_depth_colored.png": png(lambda: colorize(depth, color_map=output.color_map), "depth in colors"),
-        "_depth_inverted.png": png(lambda: np.uint16(65535) - to_uint16(depth), "(1 - depth) x 65535, near 65535"),
-        "_uncertainty.npy": _with_open_file(lambda file: np.save(file, spread)),
-        "_uncertainty.png": png(lambda: uncertainty_picture(spread), "uncertainty, white where it is largest"),
-        "_depth.npz": _with_open_file(lambda file: np.savez(file, **entries)),  # pyright: ignore[reportArgumentType]
-        "_depth.exr": lambda path: write_exr(path, channels, {} if record is None else {RECORD_NAME: record}),
+        **{f"_{name}.npy": npy(values) for name, values in arrays.items()},
+        **{picture.suffix: png(picture) for picture in modality.pictures},
+        f"_{modality.name}.npz": _with_open_file(lambda file: np.savez(file, **entries)),  # pyright: ignore
+        f"_{modality.name}.exr": lambda path: write_exr(path, _exr_channels(maps, uncertainties, modality), header),
     }
+
+
+def _exr_channels(maps: Maps, uncertainties: Maps, modality: Modality) -> dict[str, np.ndarray]:
+    channels: dict[str, np.ndarray] = {}
+    for kind in modality.maps:
+        values = maps[kind.name]
+        planes = [values] if values.ndim == 2 else list(np.moveaxis(values, -1, 0))
+        channels |= dict(zip(kind.exr_channels, planes, strict=True))
+    return {**channels, **uncertainties}
 
 
 def _with_open_file(writer: Callable[[BinaryIO], object]) -> _Writer:

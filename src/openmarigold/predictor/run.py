@@ -33,9 +33,10 @@ from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import InvalidValueError, OpenMarigoldError, OutputError
 from openmarigold.files import as_path, concerns_every_file, file_sha256
 from openmarigold.images.photo import parse_color, read_rgb
-from openmarigold.predictor import DepthPrediction, Predictor
+from openmarigold.predictor import Predictor
 from openmarigold.results.inputs import about_left_out, about_passed_over, check_output_dir, list_photos, photo_location
 from openmarigold.results.manifest import Manifest, file_size
+from openmarigold.results.prediction import Prediction
 from openmarigold.results.provenance import stated_input
 from openmarigold.results.writers import check_output, result_paths, write_prediction
 
@@ -55,11 +56,6 @@ _WITHOUT_EFFECT = frozenset(
 )
 MAX_PIXELS_ASIDE = 2**25  # of photos that are held while the next one is read
 _PHOTO_ERRORS = (OpenMarigoldError, MemoryError, OSError)
-_QUANTITIES = {
-    "affine": "affine depth in [0, 1], near 0; true depth is about scale * depth + shift",
-    "scale": "depth in [0, 1] up to scale; true depth is about scale * depth",
-    "absolute": "depth in [0, 1]; true depth is a fixed multiple that the checkpoint's authors state",
-}
 
 
 @dataclass
@@ -176,7 +172,7 @@ class _Job:
     """None where the photo is done already or cannot be read."""
     num_pixels: int = 0
     """Of the photo as it is read, predicted and written."""
-    prediction: DepthPrediction | None = None
+    prediction: Prediction | None = None
     error: str | None = None
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -198,8 +194,8 @@ class _Run:
     def check(self) -> None:
         """Finds out what is wrong with the settings before any photo is read."""
         parse_color(self.config.background)
-        check_output(self.output)
         _ = self.request
+        check_output(self.output, self.checkpoint.modality)
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -400,12 +396,12 @@ class _Run:
             self.outcome.engine = self._predictor.engine.name
         return self._predictor
 
-    def _write(self, job: _Job, prediction: DepthPrediction) -> tuple[dict[str, Any], dict[str, int | None]]:
+    def _write(self, job: _Job, prediction: Prediction) -> tuple[dict[str, Any], dict[str, int | None]]:
         """Writes the results of a photo; returns their provenance, and every file that is valid now with its size."""
         result, photo, paths, input_sha256 = job.result, job.photo, job.paths, job.input_sha256
         record = {
             "software": f"openmarigold {__version__}",
-            "quantity": _QUANTITIES[self.checkpoint.invariance],
+            "quantity": self.checkpoint.modality.quantities[self.checkpoint.invariance],
             "input_sha256": input_sha256,
             "checkpoint": None,  # its name, in a place of its own
             **self.request,
@@ -414,8 +410,9 @@ class _Run:
         folder = (self.output_dir / result).parent
         kept = self._make_room(result, photo, paths, input_sha256)
         write_prediction(
-            prediction.depth,
-            prediction.uncertainty,
+            prediction.maps,
+            prediction.uncertainties,
+            modality=prediction.modality,
             output_dir=folder,
             stem=Path(result).name,
             output=self.output,
@@ -455,7 +452,13 @@ class _Run:
 
     def _paths(self, result: str) -> list[Path]:
         path = self.output_dir / result
-        return result_paths(path.parent, path.name, uncertainty=self.config.ensemble_size > 1, output=self.output)
+        return result_paths(
+            path.parent,
+            path.name,
+            uncertainty=self.config.ensemble_size > 1,
+            output=self.output,
+            modality=self.checkpoint.modality,
+        )
 
 
 def _one_line(photo: Path, error: Exception) -> str:

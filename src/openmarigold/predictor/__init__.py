@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a photo to its maps: the numbered steps of inference. Paper: §3.4 and fig. 3."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeAlias, Unpack, overload
+
+import numpy as np
+from jaxtyping import Float
+from PIL.Image import Image
+
+from openmarigold.checkpoints.checkpoint import Checkpoint, TinyVae, read_checkpoint, read_tiny_vae, resolve_settings
+from openmarigold.config import LATENT_FACTOR, CallConfig, CallOptions, ModelConfig, ModelOptions
+from openmarigold.engines import Engine, Latent, open_engine
+from openmarigold.errors import InvalidValueError
+from openmarigold.images.photo import as_rgb, pad_to_multiple, processing_size, resize, rgb_to_planes, unpad
+from openmarigold.modalities import Modality
+from openmarigold.modalities.modality import Merged
+from openmarigold.predictor.sampling import FiniteChecks, Guide, MemberNoise, PreparedPhoto, Step, checked_latents
+from openmarigold.printing import quoted_logger
+from openmarigold.results.prediction import Prediction
+
+ImageInput: TypeAlias = Image | np.ndarray | str | Path
+_log = quoted_logger(__name__)
+
+
+class Predictor:
+    """A loaded model: call it with photos, get their maps.
+
+    Several threads may call one at the same time, with the same bytes as alone. A pickled one holds its settings and
+    reads the weights again where it is unpickled, such as in a spawned process.
+
+    >>> predictor = Predictor.load()  # doctest: +SKIP
+    >>> predictor("photo.jpg").depth.shape  # doctest: +SKIP
+    (480, 640)
+    """
+
+    def __init__(self, engine: Engine, checkpoint: Checkpoint, *, tiny_vae: TinyVae | None = None) -> None:
+        """A predictor from parts; `load` is the usual way.
+
+        Args:
+            engine: runs the networks.
+            checkpoint: the facts and defaults that go with them.
+            tiny_vae: the small autoencoder that the engine uses, if it does.
+        """
+        self.engine = engine
+        self.checkpoint = checkpoint
+        self.tiny_vae = tiny_vae
+        self._warned = False
+        self._opening: dict[str, Any] | None = None  # the arguments of `open_engine`, where it opened the engine
+
+    @classmethod
+    def load(cls, checkpoint: Path | str | None = None, **options: Unpack[ModelOptions]) -> Predictor:
+        """The predictor for a checkpoint folder or hub id; None is the model that comes with the package.
+
+        Args:
+            checkpoint: folder, or id on the hub such as prs-eth/marigold-depth-v1-1.
+            options: engine, device, dtype and the other settings of `ModelConfig`.
+
+        Raises:
+            CheckpointError: the checkpoint is missing, incomplete, damaged, of another kind or cannot be downloaded.
+            InvalidValueError: the device is not available, or the engine cannot run this checkpoint in this precision.
+            MissingExtraError: the engine is not installed, or a hub id without the extra `torch`.
+        """
+        return cls.from_config(ModelConfig(checkpoint=checkpoint, **options))
+
+    from_pretrained = load
+
+    @classmethod
+    def from_config(
+        cls, config: ModelConfig, *, found: Checkpoint | None = None, tiny_vae: TinyVae | None = None
+    ) -> Predictor:
+        """The predictor for the settings of a model. Raises what `load` raises.
+
+        Args:
+            config: the settings.
+            found: its checkpoint where it has been read before: a branch on the hub may stand elsewhere a second later.
+            tiny_vae: likewise its small autoencoder.
+        """
+        found = found or read_checkpoint(
+            config.checkpoint,
+            variant=config.variant,
+            revision=config.revision,
+            local_files_only=config.local_files_only,
+        )
+        tiny_vae = tiny_vae or read_tiny_vae(config, found)
+        settings: dict[str, Any] = {"dtype": config.dtype, "compile": config.compile}
+        engine = open_engine(found, engine=config.engine, device=config.device, tiny_vae=tiny_vae, **settings)
+        predictor = cls(engine, found, tiny_vae=tiny_vae)
+        predictor._opening = {
+            # Found from any working folder.
+            "checkpoint": replace(found, directory=found.directory.absolute()),
+            "tiny_vae": tiny_vae and replace(tiny_vae, directory=tiny_vae.directory.absolute()),
+            # Not "auto": a copy in another process runs what runs here.
+            "engine": engine.name,
+            "device": engine.device,
+            **settings,
+        }
+        return predictor
+
+    @property
+    def modality(self) -> Modality:
+        """What the model predicts."""
+        return self.checkpoint.modality
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and spawned processes: the settings; the weights are read again from their files.
+
+        Raises:
+            InvalidValueError: the engine was made in memory, and no files say how to make it again.
+        """
+        if self._opening is None:
+            raise InvalidValueError(
+                f"the predictor of {self.checkpoint.name} was made from an engine in memory and cannot be pickled; "
+                "save the checkpoint to a folder and use Predictor.load"
+            )
+        return {name: value for name, value in vars(self).items() if name != "engine"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.engine = open_engine(**state["_opening"])
+
+    @overload
+    def __call__(
+        self,
+        rgb: Sequence[ImageInput],
+        *,
+        latents: None = None,
+        guide: Guide | None = None,
+        **options: Unpack[CallOptions],
+    ) -> list[Prediction]: ...
+    @overload
+    def __call__(
+        self,
+        rgb: Any,
+        *,
+        latents: Float[np.ndarray, "n C h w"] | None = None,
+        guide: Guide | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Prediction: ...
+    def __call__(
+        self,
+        rgb: Any,
+        *,
+        latents: Float[np.ndarray, "n C h w"] | None = None,
+        guide: Guide | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Any:
+        """The prediction for one photo, or for each photo of a list, tuple or batch; photos may differ in size.
+
+        Args:
+            rgb: PIL image, path, the bytes of a file, or array or tensor: `[h w]`, `[h w c]` or `[c h w]`, uint8,
+                uint16, or float in [0, 1]; a list or tuple of them, or a batch `[n c h w]` or `[n h w c]`.
+            latents: starting noise instead of the seed's, one per member, for a single photo.
+            guide: looks at the noisy latents before each step and may change them.
+            options: the settings of `CallConfig`, such as ensemble_size; what is not given is as there.
+
+        Returns:
+            One `Prediction`; for a list, tuple or batch a list of them.
+
+        Raises:
+            InvalidValueError: a setting that is not accepted.
+            ImageError: a photo that cannot be read.
+            NumericalError: the networks returned values that are not finite.
+        """
+        config = self.resolve(CallConfig(**options))
+        photos = _photos_of(rgb)
+        if photos is None:
+            (prediction,) = self._predict([self._prepare(rgb, config, latents)], config, guide)
+            return prediction
+        if latents is not None:
+            raise InvalidValueError("latents was given with a list of photos; give it with one photo at a time")
+        predictions: dict[int, Prediction] = {}
+        for group in self._groups(photos, config):
+            predictions |= zip(group, self._predict(list(group.values()), config, guide), strict=True)
+        return [predictions[place] for place in range(len(photos))]
+
+    def resolve(self, config: CallConfig) -> CallConfig:
+        """`config` with the checkpoint's defaults in place of None.
+
+        Raises:
+            InvalidValueError: a setting that this checkpoint has no use for.
+        """
+        resolved = resolve_settings(config, self.checkpoint)
+        if config.timestep_spacing is None and resolved.timestep_spacing == "leading" and not self._warned:
+            self._warned = True
+            _log.warning(
+                "checkpoint %s asks for leading timesteps, which start below pure noise and give poor maps in few "
+                "steps; timestep_spacing trailing fixes it, leading keeps it without this warning",
+                self.checkpoint.name,
+            )
+        return resolved
+
+    def try_out(self) -> None:
+        """Predicts a small ramp, so that damaged networks show before the first photo.
+
+        Raises:
+            NumericalError: the networks returned values that are not finite.
+        """
+        ramp = np.linspace(0, 255, 64 * 64).astype(np.uint8).reshape(64, 64)
+        self(ramp, processing_resolution=64)
+
+    def _groups(self, rgb: Iterable[Any], config: CallConfig) -> Iterator[dict[int, PreparedPhoto]]:
+        """Photos by their place in the list, in groups whose images have one shape: where there are enough, a batch."""
+        waiting: defaultdict[tuple[int, ...], dict[int, PreparedPhoto]] = defaultdict(dict)
+        for place, one in enumerate(rgb):
+            photo = self._prepare(one, config, None)
+            shape = photo.image.shape
+            waiting[shape][place] = photo
+            # With a tolerance the number of members is not known in advance.
+            together = 1 if config.ensemble_tolerance is not None else self._batch_limit(shape, config)
+            if len(waiting[shape]) >= together:
+                yield waiting.pop(shape)
+            elif sum(map(len, waiting.values())) >= 2 * together:  # of many shapes: memory does not hold them all
+                yield waiting.pop(max(waiting, key=lambda shape: len(waiting[shape])))
+        yield from waiting.values()
+
+    def _prepare(self, one: Any, config: CallConfig, latents: np.ndarray | None) -> PreparedPhoto:
+        resolution = config.processing_resolution
+        assert resolution is not None
+
+        # 1. The photo in [-1, 1], at the size that the networks see, padded to whole latent cells.
+        rgb = as_rgb(one, background=config.background)
+        height, width = rgb.shape[:2]
+        side = self.checkpoint.processing_side
+        size = processing_size(height, width, processing_resolution=resolution, side=side)
+        image = pad_to_multiple(rgb_to_planes(rgb, size), multiple=LATENT_FACTOR)[None]
+
+        # 2. Where the random numbers come from: seed, photo, member and step, or the given latents.
+        channels = self.engine.latent_channels * self.modality.num_targets
+        shape = (channels, image.shape[2] // LATENT_FACTOR, image.shape[3] // LATENT_FACTOR)
+        if latents is not None:
+            latents = checked_latents(latents, shape, config)
+        noise = MemberNoise(shape, rgb=rgb, seed=config.seed, zeros=config.start_noise == "zeros", latents=latents)
+        return PreparedPhoto(size=(height, width), processing_size=size, image=image, noise=noise)
+
+    def _predict(
+        self, photos: Sequence[PreparedPhoto], config: CallConfig, guide: Guide | None = None
+    ) -> list[Prediction]:
+        """The predictions for photos whose images have the same shape."""
+        # 3. Their latents, computed once whatever the number of members and steps.
+        checks = FiniteChecks(checkpoint=self.checkpoint.name, dtype=self.engine.dtype)
+        images = [photo.image for photo in photos]
+        rgb_latents = self.engine.encode(images[0] if len(images) == 1 else np.concatenate(images))
+        checks.add(self.engine.is_finite(rgb_latents), "VAE encoder")
+
+        # 4. Their members, photo after photo, in batches that neighbors fill.
+        members = self._members(rgb_latents, photos, config, checks, guide)
+
+        # 5. and 6. One consensus of the members of each, at the photo's size. Paper: §3.4.
+        return [self._merge(photo, islice(members, config.ensemble_size), config) for photo in photos]
+
+    def _members(
+        self,
+        rgb_latents: Latent,
+        photos: Sequence[PreparedPhoto],
+        config: CallConfig,
+        checks: FiniteChecks,
+        guide: Guide | None,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Maps `[c h w]` at the processing size of every member, and its latents, computed as they are asked for."""
+        pairs = [(row, member) for row in range(len(photos)) for member in range(config.ensemble_size)]
+        while pairs:
+            # Asked anew each time: an engine learns from the first batch how much memory an image takes.
+            limit = self._batch_limit(photos[0].image.shape, config)
+            batch, pairs = pairs[:limit], pairs[limit:]
+            latent = self._denoise(rgb_latents, photos, batch, config, guide)
+            # What is not finite stays so from step to step: one look at the end.
+            checks.add(self.engine.is_finite(latent), "U-Net")
+            decoded = self.engine.decode(latent)
+            checks.add(bool(np.isfinite(decoded).all()), "VAE decoder")  # has waited for a GPU, if any
+            latents = self.engine.from_engine(latent)
+            for (row, _), member, its_latent in zip(batch, decoded, latents, strict=True):
+                yield self.modality.from_decoded(unpad(member, photos[row].processing_size)), its_latent
+
+    def _batch_limit(self, shape: Sequence[int], config: CallConfig) -> int:
+        """Images `[.. H W]` that go together: as asked for or as fit, and do not change a result by going together."""
+        limit = config.batch_size or self.engine.fitting_batch_size(*shape[-2:])
+        return min(limit, self.engine.max_batch_size or limit)
+
+    def _denoise(
+        self,
+        rgb_latents: Latent,
+        photos: Sequence[PreparedPhoto],
+        batch: Sequence[tuple[int, int]],
+        config: CallConfig,
+        guide: Guide | None,
+    ) -> Latent:
+        """Target latents of a batch of members, each given by its photo's row and its number."""
+
+        def noise(step: int) -> Latent:
+            return self.engine.to_engine(np.stack([photos[row].noise(member, step=step) for row, member in batch]))
+
+        steps, spacing = config.num_inference_steps, config.timestep_spacing
+        assert steps is not None and config.final_step is not None
+        schedule = self.checkpoint.schedule
+        if spacing not in (None, schedule.timestep_spacing):
+            schedule = replace(schedule, timestep_spacing=spacing)
+        # One photo's latent serves all its members, without copies.
+        rgb_latent = rgb_latents if len(photos) == 1 else rgb_latents[[row for row, _ in batch]]
+        latent = noise(0)
+        for index, timestep in enumerate(schedule.timesteps(steps)):
+            if guide is not None:
+                step = Step(number=index, num_steps=steps, timestep=timestep, rgb_latent=rgb_latent)
+                latent = guide(latent, step)
+            prediction = self.engine.denoise(rgb_latent, latent, timestep=timestep)
+            latent = schedule.step(
+                latent,
+                prediction,
+                timestep=timestep,
+                num_inference_steps=steps,
+                final_step=config.final_step,
+                noise=noise(index + 1) if schedule.adds_noise(timestep, steps) else None,
+            )
+        return latent
+
+    def _merge(
+        self, photo: PreparedPhoto, found: Iterable[tuple[np.ndarray, np.ndarray]], config: CallConfig
+    ) -> Prediction:
+        modality, invariance = self.modality, self.checkpoint.invariance
+        members: list[np.ndarray] = []
+        latents: list[np.ndarray] = []
+        merged: Merged | None = None
+        for member, latent in found:
+            members.append(member)
+            latents.append(latent)
+            # Every number of members is looked at, so that the batch size does not decide where to stop.
+            if config.ensemble_tolerance is not None and len(members) > 1:
+                previous, merged = merged, modality.merge(np.stack(members), invariance)
+                if previous and np.abs(merged.stack - previous.stack).mean() < config.ensemble_tolerance:
+                    break
+        if len(members) > 1:
+            merged = merged or modality.merge(np.stack(members), invariance)
+        stack, uncertainty = (merged.stack, merged.uncertainty) if merged else (members[0], None)
+        if photo.processing_size != photo.size:
+            stack = resize(stack, photo.size, antialias=False)
+            uncertainty = None if uncertainty is None else resize(uncertainty, photo.size, antialias=False)
+        planes = [] if uncertainty is None else uncertainty.astype(np.float32, copy=False)
+        return Prediction(
+            maps=modality.split(modality.finish(stack).astype(np.float32, copy=False)),
+            uncertainties=dict(zip(modality.uncertainties, planes, strict=False)),
+            latent=np.stack(latents),
+            settings=self._settings(photo, config, num_members=len(members)),
+            modality=modality,
+        )
+
+    def _settings(self, photo: PreparedPhoto, config: CallConfig, *, num_members: int) -> dict[str, Any]:
+        names = ("num_inference_steps", "ensemble_size", "processing_resolution", "seed", "timestep_spacing")
+        tiny_vae = self.tiny_vae
+        return {
+            "checkpoint": self.checkpoint.name,
+            "invariance": self.checkpoint.invariance,
+            **{name: getattr(config, name) for name in names},
+            "num_members": num_members,
+            "start_noise": "given" if photo.noise.is_given else config.start_noise,
+            "final_step": config.final_step,
+            "engine": self.engine.name,
+            "device": self.engine.device,
+            "dtype": self.engine.dtype,
+            **({} if tiny_vae is None else {"tiny_vae": tiny_vae.name, "tiny_vae_for": tiny_vae.used_for}),
+        }
+
+
+def _photos_of(rgb: Any) -> Sequence[Any] | None:
+    """The photos of a list, tuple or batch; None for a single photo."""
+    if isinstance(rgb, (list, tuple)):
+        return rgb
+    return list(rgb) if getattr(rgb, "ndim", None) == 4 else None

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one photo brings to the sampler: its image, the noise of its members, and whether the networks stay finite."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+
+from openmarigold.config import CallConfig
+from openmarigold.diffusion import member_noise
+from openmarigold.engines import Latent
+from openmarigold.errors import InvalidValueError, NumericalError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Where the sampler stands when it calls a `Guide`."""
+
+    number: int
+    """0 before the first step."""
+    num_steps: int
+    timestep: int
+    rgb_latent: Latent
+    """`[b C h w]`, or one for the whole batch."""
+
+
+Guide: TypeAlias = Callable[[Latent, Step], Latent]
+"""Called before each denoising step with the noisy latents `[b C·t h w]` in the engine's own array type; returns those
+to go on with, of the same shape."""
+
+
+@dataclass(kw_only=True)
+class FiniteChecks:
+    """Whether the networks gave finite values for the photos of one call."""
+
+    checkpoint: str
+    dtype: str
+    answers: list[tuple[Any, str]] = field(default_factory=list)
+
+    def add(self, finite: Any, stage: str) -> None:
+        """Raises NumericalError unless `finite`; what only a GPU knows yet is asked for with the next known answer."""
+        self.answers.append((finite, stage))
+        if not isinstance(finite, bool):
+            return
+        answers, self.answers = self.answers, []
+        broken = next((name for answer, name in answers if not answer), None)
+        if broken is None:
+            return
+        if self.dtype == "float32":
+            cure = "its weights may be damaged: look at it with `openmarigold checkpoint verify`"
+        else:
+            cure = f"{self.dtype} may be too narrow for it: use dtype " + (
+                "bfloat16 or float32" if self.dtype == "float16" else "float32"
+            )
+        raise NumericalError(f"the {broken} of checkpoint {self.checkpoint} gave values that are not finite; {cure}")
+
+
+class MemberNoise:
+    """Random latents of a photo's members: at each step a function of seed, photo and member, and of nothing else."""
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        *,
+        rgb: UInt8[np.ndarray, "H W 3"],
+        seed: int,
+        zeros: bool,
+        latents: Float[np.ndarray, "n C h w"] | None,
+    ) -> None:
+        digest = hashlib.sha256(repr(rgb.shape).encode())
+        digest.update(np.ascontiguousarray(rgb).data)
+        self._keys = {"seed": seed, "image_key": int.from_bytes(digest.digest()[:8], "little")}
+        self._shape, self._zeros, self._latents = shape, zeros, latents
+
+    @property
+    def is_given(self) -> bool:
+        return self._latents is not None
+
+    def __call__(self, member: int, *, step: int = 0) -> Float[np.ndarray, "C h w"]:
+        """Start latent of a member, or the fresh noise after `step` denoising steps."""
+        if step == 0 and self._latents is not None:
+            return self._latents[member]
+        if step == 0 and self._zeros:
+            return np.zeros(self._shape, dtype=np.float32)
+        return member_noise(self._shape, **self._keys, member=member, step=step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedPhoto:
+    """What is kept of a photo until its depth is done; the photo itself is not."""
+
+    size: tuple[int, int]
+    processing_size: tuple[int, int]
+    """Without the padding of `image`."""
+    image: Float32[np.ndarray, "1 3 H W"]
+    noise: MemberNoise
+
+
+def checked_latents(
+    latents: np.ndarray, shape: tuple[int, int, int], config: CallConfig
+) -> Float[np.ndarray, "n C h w"]:
+    """Given starting noise, if there is one of this shape for each member.
+
+    Raises:
+        InvalidValueError: it has another shape.
+    """
+    expected = (config.ensemble_size, *shape)
+    if latents.shape != expected:
+        raise InvalidValueError(
+            f"latents has shape {list(latents.shape)}; for this photo, checkpoint and ensemble_size it is "
+            f"{list(expected)}"
+        )
+    return latents.astype(np.float32, copy=False)

@@ -68,8 +68,8 @@ class ModelConfig:
     """
 
     checkpoint: Path | str | None = None
-    """Checkpoint folder: ONNX networks, or safetensors weights with the extra `torch`; or the id of one on the Hugging
-    Face hub, such as prs-eth/marigold-depth-v1-1. None: the embedded model."""
+    """Folder of a checkpoint, or its id on the Hugging Face hub, such as prs-eth/marigold-depth-v1-1 (extra `torch`).
+    None: the embedded model."""
     variant: str | None = None
     """Weight files to read: fp16 for those named so (half the download). None: the plain ones, else fp16."""
     revision: str | None = None
@@ -128,8 +128,8 @@ class CallConfig:
     """Stop before ensemble-size when one more member changes the merged depth by less than this: mean absolute change,
     in units of the depth's range, from the third member on. None: always use all."""
     processing_resolution: int | None = None
-    """Longer side (embedded model: shorter side) that the networks see [px], a multiple of 8. 0: the photo's own size.
-    None: the checkpoint's default."""
+    """Longer side (embedded model: shorter side) that the networks see [px], a multiple of 8; 0 is the photo's own
+    size. None: the checkpoint's default."""
     seed: int = 2024
     """Seed of the noise. The same photo and seed give the same depth, alone or among others."""
     background: str = "white"
@@ -208,8 +208,8 @@ class OutputConfig:
     """
 
     format: tuple[FileFormat, ...] = ("npy", "png")
-    """Kinds of files, one or more: npy (float32), png (16 bits, and in colors), npz (depth, uncertainty and provenance
-    in one file), exr (float32, extra `exr`)."""
+    """Kinds of files, one or more: npy (float32), png (16 bits, and in colors), npz (all in one file), exr (float32,
+    extra `exr`)."""
     color_map: str = "Spectral"
     """Colors of the picture: Spectral (near is red), or any color map of matplotlib (extra `plots`)."""
     inverted: bool = False

@@ -344,7 +344,7 @@ def test_evaluate_saved_maps_resumed_and_compared(tmp_path: Path, onnx_checkpoin
 
     ignored = openmarigold(*command, "--seed", 7, "--checkpoint", "x", "--ensemble-size", 2)
     assert ignored.returncode == 0
-    assert ignored.stderr == "warning: not used with --predictions: --checkpoint, --ensemble-size, --seed\n"
+    assert ignored.stderr == "warning: not used with --predictions: --ensemble-size, --seed, --checkpoint\n"
 
     for words in (("evaluate", "compare"), ("compare",)):
         result = openmarigold(*words, tmp_path / "a", tmp_path / "b")

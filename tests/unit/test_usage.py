@@ -5,13 +5,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from openmarigold import cli
 from openmarigold.cli import run
+from openmarigold.cli.predict import Predict
+from openmarigold.config import OutputConfig, PredictConfig
+from openmarigold.errors import InvalidValueError
 
 PREDICT = ("predict", "a.jpg", "-o", "out")
 CASES = [
@@ -175,3 +181,52 @@ def test_names_and_signs_that_stdout_cannot_encode_end_nothing(tmp_path: Path) -
 def test_names_in_errors_are_as_they_were_given(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["checkpoint", "verify", "two  spaces\n"]) == 2
     assert "two  spaces\\n" in capsys.readouterr().err
+
+
+def shown(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    with pytest.raises(SystemExit) as request:
+        cli.parse(argv)
+    assert not request.value.code
+    return capsys.readouterr().out
+
+
+def test_help_of_predict_fits_a_screen_and_help_all_has_every_setting(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    brief, whole = shown(capsys, "predict", "--help"), shown(capsys, "predict", "--help-all")
+    assert len(brief.splitlines()) <= 48
+    flags = [
+        f"--{setting.name.replace('_', '-')}" for kind in (PredictConfig, OutputConfig) for setting in fields(kind)
+    ]
+    assert [flag for flag in flags if not re.search(rf"{flag}\b", whole)] == []
+    assert 6 <= sum(bool(re.search(rf"{flag}\b", brief)) for flag in flags) <= 10
+    assert "--help-all" in brief and "--config" in brief
+
+
+def test_settings_come_from_a_file_and_flags_go_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('ensemble_size = 3\nformat = ["npy", "npz"]\nseed = 5\n')
+    command = cli.parse(["predict", "a.jpg", "-o", "out", "--config", str(path), "--seed", "7"])
+    assert isinstance(command, Predict)
+    assert (command.config.ensemble_size, command.config.seed, command.config.engine) == (3, 7, "auto")
+    assert command.output.format == ("npy", "npz") and command.inputs == (Path("a.jpg"),)
+    assert cli.parse(["predict", "a.jpg", "-o", "out", f"--config={path}"]).config.seed == 5  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("ensemble_siz = 3", "ensemble_siz is not a setting of predict; did you mean ensemble_size"),
+        ("ensemble_size = 0", "ensemble_size=0 is not accepted"),
+        ("ensemble_size = ", "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_bad_settings_file_is_one_line(content: str | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InvalidValueError, match=message) as error:
+        cli.parse(["predict", "a.jpg", "-o", "out", "--config", str(path)])
+    assert str(path) in str(error.value) and "\n" not in str(error.value)

@@ -26,7 +26,7 @@ from openmarigold.cli.data import Data, check_moved, run_data
 from openmarigold.cli.evaluate import Evaluate, run_evaluate
 from openmarigold.cli.export import Export, run_export
 from openmarigold.cli.inspect import Inspect, run_inspect
-from openmarigold.cli.predict import Predict, run_predict
+from openmarigold.cli.predict import Predict, parse_predict, run_predict
 from openmarigold.cli.reproduce import Reproduce, run_reproduce
 from openmarigold.cli.terminal import EXIT_ERROR, EXIT_INTERRUPTED, brief_errors, say
 from openmarigold.cli.train import Train, run_train
@@ -137,6 +137,8 @@ def parse(argv: Sequence[str]) -> Command:
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed), unwrapped(argv):
+            if argv and argv[0] == "predict" and (command := parse_predict(argv[1:], "openmarigold predict")):
+                return command
             return tyro.cli(Command, args=list(argv), prog="openmarigold")
     except SystemExit as exit_request:
         if not exit_request.code:

@@ -3,37 +3,131 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import tyro
 
 from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar, say
 from openmarigold.config import OutputConfig, PredictConfig
+from openmarigold.errors import InvalidValueError
+from openmarigold.text_files import parse_toml
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
-    """Predict the depth of photos.
+    """Predict the depth of photos. `--help-all` lists the rare settings too.
 
     For each photo: STEM_depth.npy (float32, 0 near to 1 far), STEM_depth.png (16 bits), STEM_depth_colored.png (near is
-    red), and STEM_uncertainty.npy where ensemble-size is above 1; manifest.jsonl says what is done. A run that was
-    interrupted goes on where it was. Exit status: 0 all done, 1 some photos failed, 2 an error, 130 interrupted.
+    red), and STEM_uncertainty.npy where ensemble-size is above 1. A run that was interrupted goes on where it was. Exit
+    status: 0 all done, 1 some photos failed, 2 an error, 130 interrupted.
     """
 
     inputs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="INPUT...", help_behavior_hint="")]
     """Photos, and folders of photos with those in the folders within."""
     output_dir: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
     """Folder of the results; made where it is missing."""
+    config_file: Annotated[Path | None, tyro.conf.arg(name="config", metavar="FILE")] = None
+    """TOML file with settings, such as ensemble_size = 10; flags go before it."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """Predict again what is done already; otherwise photos with results of the same settings are skipped."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print what was done as JSON."""
     output: tyro.conf.OmitArgPrefixes[tyro.conf.FlagCreatePairsOff[OutputConfig]] = field(default_factory=OutputConfig)
     config: tyro.conf.OmitArgPrefixes[PredictConfig] = field(default_factory=PredictConfig)
+
+
+# What `predict --help` shows; `--help-all` shows the rest.
+_COMMON = frozenset(
+    {
+        "checkpoint",
+        "num_inference_steps",
+        "ensemble_size",
+        "processing_resolution",
+        "device",
+        "format",
+        "color_map",
+    }
+)
+
+
+def parse_predict(argv: Sequence[str], prog: str) -> Predict | None:
+    """The command that the words after `predict` ask for; None where neither help nor a settings file is named.
+
+    Raises:
+        InvalidValueError: a settings file that cannot be read, or a value that is not accepted.
+        SystemExit: help was asked for, or the usage is wrong.
+    """
+    words = list(argv)
+    if "--help-all" in words:
+        return tyro.cli(Predict, args=["--help"], prog=prog)
+    if {"-h", "--help"} & set(words):
+        return tyro.cli(_brief(Predict), args=["--help"], prog=prog)
+    path = _value_of(words, "--config")
+    if path is None:
+        return None
+    config, output = _read_settings(Path(path))
+    hints = get_type_hints(Predict, include_extras=True)
+    given = {name: hints[name] for name in ("config", "output")}
+    return tyro.cli(_varied(Predict, given, {"config": config, "output": output}), args=words, prog=prog)
+
+
+def _value_of(words: Sequence[str], option: str) -> str | None:
+    """What follows an option, as a word of its own or after =."""
+    for place, word in enumerate(words):
+        name, _, value = word.partition("=")
+        if name == option:
+            return value or (words[place + 1] if place + 1 < len(words) else None)
+    return None
+
+
+def _read_settings(path: Path) -> tuple[PredictConfig, OutputConfig]:
+    """The settings of a TOML file.
+
+    Raises:
+        InvalidValueError: the file cannot be read, or holds a key or value that is not accepted.
+    """
+    try:
+        table = parse_toml(path.read_bytes())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise InvalidValueError(f"--config {path} cannot be read ({reason}); give a TOML file with settings") from error
+    names = {kind: [setting.name for setting in fields(kind)] for kind in (PredictConfig, OutputConfig)}
+    known = [name for group in names.values() for name in group]
+    for key in table:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            meant = f"did you mean {close[0]}?" if close else "see `openmarigold predict --help-all`"
+            raise InvalidValueError(f"{path}: {key} is not a setting of predict; {meant}")
+    if isinstance(table.get("format"), list):
+        table["format"] = tuple(table["format"])
+    try:
+        config, output = (kind(**{key: table[key] for key in table if key in group}) for kind, group in names.items())
+    except InvalidValueError as error:
+        raise InvalidValueError(f"{path}: {error}") from error
+    return config, output  # pyright: ignore[reportReturnType]
+
+
+def _brief(command: type, shown: frozenset[str] | None = None) -> type:
+    """A copy of a command, or of its settings, whose help shows the common ones only."""
+    hints = get_type_hints(command, include_extras=True)
+    if shown is None:
+        parts = {name: _brief(kind, _COMMON) for name, kind in (("config", PredictConfig), ("output", OutputConfig))}
+        rare = {name: tyro.conf.OmitArgPrefixes[part] for name, part in parts.items()}
+        return _varied(command, rare, {name: part() for name, part in parts.items()})
+    rare = {setting.name: setting.default for setting in fields(command) if setting.name not in shown}
+    return _varied(command, {name: tyro.conf.Suppress[hints[name]] for name in rare}, rare, text=" ")
+
+
+def _varied(base: type, hints: dict[str, Any], defaults: dict[str, Any], text: str | None = None) -> type:
+    """A dataclass like `base` whose fields of these names have other types and defaults."""
+    body = {"__annotations__": hints, "__doc__": text or base.__doc__, "__module__": base.__module__, **defaults}
+    return dataclass(frozen=True, kw_only=True)(type(base.__name__, (base,), body))
 
 
 def run_predict(command: Predict) -> int:

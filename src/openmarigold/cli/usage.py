@@ -20,7 +20,7 @@ _WIDE = "10000"
 def unwrapped(argv: Sequence[str]) -> Iterator[None]:
     """Keeps tyro's messages from being wrapped at the terminal's width, which help texts still are."""
     before = os.environ.get("COLUMNS")
-    if {"-h", "--help"} & set(argv):
+    if {"-h", "--help", "--help-all"} & set(argv):
         yield
         return
     os.environ["COLUMNS"] = _WIDE

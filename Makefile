@@ -1,5 +1,6 @@
-# make demo: depth maps of the example photos and a score. make test: lint, types, layers, docs, tests. make docs: the
-# documentation as a site in site/. The plain pip lines stand in README.md.
+# make demo: depth maps of the example photos and a score. make test: lint, types, layers, docs, wheel, tests. make docs:
+# the documentation as a site in site/. make wheel: builds, installs and checks the wheels. The plain pip lines stand in
+# README.md.
 #   PYTHON=python3.12         the Python that makes the virtual environment
 #   VENV=/somewhere/else      where it lies
 #   PIP_ARGS='--index-url …'  for every pip call, e.g. an index with the CPU-only build of torch
@@ -11,7 +12,7 @@ OUT ?= out
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test docs clean
+.PHONY: demo test docs wheel clean
 
 export TIMEFORMAT :=   -> %R s
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -36,12 +37,15 @@ test: $(DEV)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 	$(BIN)/lint-imports --config $(RENDER)/pyproject.toml
-	@$(MAKE) --no-print-directory docs
+	@$(MAKE) --no-print-directory docs wheel
 	@time $(BIN)/python -m pytest
 	@time $(BIN)/python -m pytest $(RENDER)
 
 docs: $(DEV)
 	@time NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+wheel: $(DEV)
+	@time $(BIN)/python .ci/check_wheel.py $(PIP_ARGS)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || { \

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import pkgutil
 import re
 import runpy
 import shlex
 import tempfile
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,7 @@ OUTCOMES = {
 }
 COMMAND = re.compile(r"^ {3,}(?:\.venv/bin/)?(openmarigold (?:.*\\\n)*.*)$", re.MULTILINE)
 COMMANDS = sorted({(page, line) for page, text in PAGES.items() for line in COMMAND.findall(BLOCK.sub("", text))})
+FILE_NAME = re.compile(r"\.(json|jsonl|md|npy|onnx|py|toml|xml)$")
 SCRIPTS = sorted(path for folder in ("docs", "benchmarks") for path in (REPOSITORY / folder).glob("*.py"))
 
 
@@ -88,3 +91,38 @@ def test_readme_is_short_and_links_lead_somewhere() -> None:
         for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
             if not link.startswith("http"):
                 assert (REPOSITORY / page).parent.joinpath(link).exists(), f"{page}: {link}"
+
+
+def rows_of_layers() -> list[set[str]]:
+    """Modules of each row of the linter's layers, lowest first."""
+    contracts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = (contract["layers"] for contract in contracts if contract["type"] == "layers")
+    return [set(re.findall(r"\w+", row)) for row in reversed(layers)]
+
+
+def first_cells(section: str) -> list[str]:
+    """First cells of the rows of the table in a section of docs/architecture.md."""
+    text = PAGES["docs/architecture.md"].partition(f"## {section}\n")[2].partition("\n## ")[0]
+    return re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
+
+
+def test_architecture_lists_the_layers_that_are_checked() -> None:
+    assert [set(re.findall(r"`(\w+)`", cell)) for cell in first_cells("Layers")] == rows_of_layers()
+
+
+def test_the_walk_through_the_rooms_goes_down() -> None:
+    layers = rows_of_layers()
+    walk = [cell.strip("`") for cell in first_cells("One photo and one training sample")]
+    heights = [next(height for height, row in enumerate(layers) if room in row) for room in walk]
+    assert len(walk) == len(set(walk)) > 10
+    assert heights == sorted(heights, reverse=True)
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "docs/faithfulness.md"])
+def test_names_of_functions_and_tests_exist(page: str) -> None:
+    names = {name for name in re.findall(r"`([a-zA-Z_]+(?:\.\w+)+)[`(]", PAGES[page]) if not FILE_NAME.search(name)}
+    assert names
+    for name in names - {"diffusers.MarigoldDepthPipeline", "timesteps.last_share"}:  # another package, a recipe's key
+        pkgutil.resolve_name(f"openmarigold.{name}")
+    tests = {path.stem for path in (REPOSITORY / "tests").rglob("test_*.py")}
+    assert set(re.findall(r"`(?:\w+/)?(test_\w+)`", PAGES[page])) <= tests

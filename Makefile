@@ -1,5 +1,6 @@
-# make demo: depth maps of the example photos and a score. make test: lint, types, layers, tests. The plain pip lines
-# stand in README.md.
+# make demo: depth maps of the example photos and a score. make test: lint, types, layers, docs, wheel, tests. make docs:
+# the documentation as a site in site/. make wheel: builds, installs and checks the wheels. make coverage: the tests
+# with line coverage. The plain pip lines stand in README.md.
 #   PYTHON=python3.12         the Python that makes the virtual environment
 #   VENV=/somewhere/else      where it lies
 #   PIP_ARGS='--index-url …'  for every pip call, e.g. an index with the CPU-only build of torch
@@ -11,7 +12,7 @@ OUT ?= out
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test clean
+.PHONY: demo test docs wheel coverage clean
 
 export TIMEFORMAT :=   -> %R s
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -36,8 +37,20 @@ test: $(DEV)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 	$(BIN)/lint-imports --config $(RENDER)/pyproject.toml
+	@$(MAKE) --no-print-directory docs wheel
 	@time $(BIN)/python -m pytest
 	@time $(BIN)/python -m pytest $(RENDER)
+
+docs: $(DEV)
+	@time NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+wheel: $(DEV)
+	@time $(BIN)/python .ci/check_wheel.py $(PIP_ARGS)
+
+# sys.monitoring, from Python 3.12 on, is cheaper than tracing.
+coverage: $(DEV)
+	@time COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
+	  $(BIN)/python -m pytest --cov
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || { \
@@ -56,5 +69,5 @@ $(DEV): pyproject.toml constraints.txt $(RENDER)/pyproject.toml | $(BIN)/python
 	@touch $(CORE) $@
 
 clean:
-	rm -rf $(VENV) $(OUT) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache $(RENDER)/.pytest_cache $(RENDER)/dist
+	rm -rf $(VENV) $(OUT) build dist site .coverage .pytest_cache .ruff_cache .hypothesis .import_linter_cache $(RENDER)/.pytest_cache $(RENDER)/dist
 	find src tests packages -name __pycache__ -type d -prune -exec rm -rf {} +

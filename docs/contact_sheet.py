@@ -11,7 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from openmarigold.images.photo import IMAGE_SUFFIXES, read_rgb
+from openmarigold.images.kinds import image_suffixes
+from openmarigold.images.photo import read_rgb
 
 HEIGHT, GAP = 190, 6
 
@@ -20,7 +21,7 @@ def contact_sheet(photos_dir: Path, results_dir: Path) -> Image.Image:
     """Photos in one row, their colored depth (near red, far violet) in the row below."""
     columns = []
     for path in sorted(photos_dir.iterdir()):
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
+        if path.suffix.lower() not in image_suffixes():
             continue
         photo = Image.fromarray(read_rgb(path))
         depth = Image.open(results_dir / f"{path.stem}_depth_colored.png").convert("RGB")

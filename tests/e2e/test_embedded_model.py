@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import tomllib
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -67,23 +64,3 @@ def test_intact_and_with_its_terms() -> None:
     content = describe(checkpoint)
     assert content["license"] == "see LICENSE.md"
     assert {*GRAPH_FILES.values(), "unet/diffusion_pytorch_model.safetensors"} < set(content["files"])
-
-
-def test_the_wheel_carries_model_card_and_terms() -> None:
-    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert wheel == {"packages": ["src/openmarigold"]}  # the whole folder, but for what git ignores
-    assert EMBEDDED_DIR.is_relative_to(ROOT / "src" / "openmarigold")
-    documents = [EMBEDDED_DIR / "README.md", EMBEDDED_DIR / "LICENSE.md"]
-    assert all(path.stat().st_size for path in documents)
-    ignored = subprocess.run(["git", "check-ignore", *documents], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert not ignored.stdout
-
-
-@pytest.mark.slow
-def test_a_built_wheel_holds_the_whole_checkpoint(tmp_path: Path) -> None:
-    wheel = pytest.importorskip("hatchling.builders.wheel")
-    (path,) = wheel.WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
-    with zipfile.ZipFile(path) as archive:
-        names = set(archive.namelist())
-    files = {file.relative_to(ROOT / "src").as_posix() for file in EMBEDDED_DIR.rglob("*") if file.is_file()}
-    assert {f"openmarigold/weights/marigold-nano/{name}" for name in ("README.md", "LICENSE.md")} < files <= names

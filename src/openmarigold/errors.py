@@ -15,6 +15,8 @@ OpenMarigoldError
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class OpenMarigoldError(Exception):
@@ -61,6 +63,21 @@ class MissingExtraError(OpenMarigoldError, ImportError):
     def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
         """Made again from what it was made of, so that it reaches the caller of a worker process."""
         return type(self), self._given
+
+
+@contextmanager
+def needs_extra(extra: str, package: str | None = None) -> Iterator[None]:
+    """For imports inside that belong to an optional part; `package` is its name where it differs from the module's.
+
+    Raises:
+        MissingExtraError: in the place of a `ModuleNotFoundError` of another package.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("openmarigold"):
+            raise
+        raise MissingExtraError(package or error.name.partition(".")[0], extra) from error
 
 
 def one_line(error: BaseException) -> str:

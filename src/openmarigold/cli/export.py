@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from openmarigold.cli.terminal import say
-from openmarigold.errors import MissingExtraError
+from openmarigold.errors import needs_extra
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +28,8 @@ class Export:
 
 def run_export(command: Export) -> int:
     """Exports and returns the exit status."""
-    try:
+    with needs_extra("export"):
         from openmarigold.networks.conversion import export_onnx
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("openmarigold"):
-            raise
-        raise MissingExtraError(error.name, "export") from error
 
     export_onnx(command.checkpoint_dir, command.output_dir)
     say(f"ONNX checkpoint -> {command.output_dir}")

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from openmarigold.errors import ImageError, MissingExtraError
+from openmarigold.errors import ImageError, needs_extra
 
 CheckSize = Callable[[int, int], None]
 
@@ -32,10 +32,8 @@ def read_raw(path: Path, *, check_size: CheckSize) -> UInt8[np.ndarray, "h w 3"]
         ImageError: no raw photo, a damaged one, or one of a camera that LibRaw does not know.
         MissingExtraError: without the extra `raw`.
     """
-    try:
+    with needs_extra("raw", "rawpy, which reads raw photos,"):
         import rawpy
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("rawpy, which reads raw photos,", "raw") from error
     try:
         with path.open("rb") as file, rawpy.imread(file) as raw:
             check_size(raw.sizes.width, raw.sizes.height)
@@ -99,10 +97,8 @@ def read_radiance(path: Path, *, check_size: CheckSize) -> Float32[np.ndarray, "
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """An open file of OpenImageIO, which is closed at the end."""
-    try:
+    with needs_extra("formats", "OpenImageIO, which reads this kind of file,"):
         import OpenImageIO
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("OpenImageIO, which reads this kind of file,", "formats") from error
     with _named_in_utf_8(path) as name:
         config = OpenImageIO.ImageSpec()
         config["oiio:UnassociatedAlpha"] = 1

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float32, Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
 
-from openmarigold.errors import ImageError, InvalidValueError, MissingExtraError
+from openmarigold.errors import ImageError, InvalidValueError, MissingExtraError, needs_extra
 from openmarigold.files import as_path
 from openmarigold.images.decoders import read_raw, read_tiff
 from openmarigold.images.hdr import is_linear_light, read_tone_mapped
@@ -345,10 +345,8 @@ def _open(path: Path, head: bytes) -> Any:
             # Pillow loads its plugins with the first photos, and passes over those that another thread just loads.
             Image.init()
             return Image.open(path)
-    try:
+    with needs_extra("heif", "pillow-heif"):
         import pillow_heif
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("pillow-heif", "heif") from error
     with path.open("rb") as stream:
         file = pillow_heif.open_heif(stream, convert_hdr_to_8bit=True)
         _check_size(*file.size)

@@ -37,7 +37,7 @@ from openmarigold.checkpoints.weight_files import (
     weight_files,
 )
 from openmarigold.config import LATENT_FACTOR, ConvertedFormat, StoredDtype
-from openmarigold.errors import CheckpointError, MissingExtraError, OutputError
+from openmarigold.errors import CheckpointError, OutputError, needs_extra
 from openmarigold.files import atomic_directory
 from openmarigold.images.quiet import quiet
 from openmarigold.networks.backbone import (
@@ -209,11 +209,8 @@ def count_network_flops(source: Checkpoint, name: str, height: int, width: int, 
 def check_format(format: ConvertedFormat) -> None:
     """Raises MissingExtraError unless the package that writes a format is installed."""
     package, extra = _PACKAGES[format]
-    try:
-        with openvino_without_reports():  # every use of the package below comes after this import
-            __import__(package)
-    except ImportError as error:
-        raise MissingExtraError(package, extra) from error
+    with needs_extra(extra), openvino_without_reports():  # every use of the package below comes after this import
+        __import__(package)
 
 
 class _Encoder(nn.Module):

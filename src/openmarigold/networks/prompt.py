@@ -30,7 +30,7 @@ from openmarigold.checkpoints.checkpoint import (
 from openmarigold.checkpoints.hashes import origin_metadata, text_encoder_sha256
 from openmarigold.checkpoints.network_configs import text_encoder_settings
 from openmarigold.checkpoints.weight_files import TEXT_ENCODER_STEM, read_json, weight_files
-from openmarigold.errors import CheckpointError, MissingExtraError, OutputError, one_line
+from openmarigold.errors import CheckpointError, OutputError, needs_extra, one_line
 from openmarigold.files import write_atomically
 from openmarigold.networks.tensors import save_tensors
 from openmarigold.printing import quoted_logger
@@ -112,10 +112,8 @@ def _checked(embedding: Tensor, directory: Path, source: Path) -> Tensor:
 def _encode_empty_prompt(directory: Path, variant: str | None) -> Float[Tensor, "1 n d"]:
     folder = directory / "text_encoder"
     _, files = text_encoder_weights(folder, variant)
-    try:
+    with needs_extra("torch"):
         from transformers import CLIPTokenizer
-    except ImportError as error:
-        raise MissingExtraError("transformers", "torch") from error
     settings = text_encoder_settings(folder)
     try:
         with _without_progress_bars(), torch.no_grad():

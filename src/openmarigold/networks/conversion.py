@@ -19,14 +19,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from openmarigold.checkpoints.checkpoint import (
-    EMBEDDING_FILE,
-    TITLES,
-    Checkpoint,
-    TinyVae,
-    read_checkpoint,
-    stored_embedding_path,
-)
+from openmarigold.checkpoints.checkpoint import EMBEDDING_FILE, TITLES, Checkpoint, TinyVae
+from openmarigold.checkpoints.empty_prompt import stored_embedding_path
 from openmarigold.checkpoints.integrity import count_parameters
 from openmarigold.checkpoints.weight_files import (
     GRAPH_FILES,
@@ -153,11 +147,6 @@ def _network_sources(source: Checkpoint, name: str) -> list[Path]:
 
 def _documents(folder: Path) -> list[Path]:
     return sorted((*folder.glob("README.md"), *folder.glob("LICEN[SC]E*")))
-
-
-def export_onnx(checkpoint_dir: Path, destination: Path) -> None:
-    """`export_checkpoint` of a checkpoint folder to ONNX networks with weights stored in half precision."""
-    export_checkpoint(read_checkpoint(checkpoint_dir), destination, format="onnx")
 
 
 def write_network(

@@ -35,7 +35,7 @@ from openmarigold.data.shard_writer import Rejection
 from openmarigold.data.shards import DepthEncoding
 from openmarigold.errors import DataError, ImageError, InvalidValueError, OutputError
 from openmarigold.images.exr import exr_size, read_exr, require_exr
-from openmarigold.images.pixels import image_to_rgb
+from openmarigold.images.pixels import EXIF_ORIENTATION, image_to_rgb
 from openmarigold.text_files import DamagedTextError, parse_toml, with_current_keys
 
 CONFIG_FILE = "dataset.toml"
@@ -217,7 +217,7 @@ class FolderReader:
     def _rgb(self, name: str) -> Any:
         data = self._bytes(name)
         image = decode_image(data, name)
-        is_plain = image.format == "JPEG" and image.mode == "RGB" and image.getexif().get(0x0112, 1) == 1
+        is_plain = image.format == "JPEG" and image.mode == "RGB" and image.getexif().get(EXIF_ORIENTATION, 1) == 1
         if is_plain and "icc_profile" not in image.info:
             return data
         try:

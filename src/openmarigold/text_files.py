@@ -3,7 +3,7 @@
 
 A table becomes a frozen dataclass by `from_table`.
 
-Python's own parsers end in different exceptions for bytes that are not UTF-8, for nesting that is too deep and for whole
+Python's own parsers end in different exceptions for bytes that are not UTF-8, nesting that is too deep and whole
 numbers that are too long. Others they let pass, to fail later: a whole number that no float can hold, a NUL in a name.
 Here all of them are a `DamagedTextError`. NaN and Infinity pass: logs of a diverging training hold them.
 """

@@ -15,9 +15,10 @@ from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image
 
+from openmarigold.checkpoints.checkpoint import read_checkpoint
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.networks.backbone import save_checkpoint
-from openmarigold.networks.conversion import export_onnx
+from openmarigold.networks.conversion import export_checkpoint
 from openmarigold.networks.tensors import save_tensors
 
 INDEX = {
@@ -150,14 +151,14 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def kl_onnx_checkpoint(kl_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("kl-onnx") / "tiny-kl-onnx"
-    export_onnx(kl_checkpoint, directory)
+    export_checkpoint(read_checkpoint(kl_checkpoint), directory, format="onnx")
     return directory
 
 
 @pytest.fixture(scope="session")
 def onnx_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("onnx") / "tiny-8-onnx"
-    export_onnx(tiny_checkpoint, directory)
+    export_checkpoint(read_checkpoint(tiny_checkpoint), directory, format="onnx")
     return directory
 
 

@@ -15,6 +15,8 @@ OpenMarigoldError
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class OpenMarigoldError(Exception):
@@ -63,8 +65,23 @@ class MissingExtraError(OpenMarigoldError, ImportError):
         return type(self), self._given
 
 
-def one_line(error: BaseException) -> str:
-    """Another library's error on one line of readable length, after the name of its class.
+@contextmanager
+def needs_extra(extra: str, package: str | None = None) -> Iterator[None]:
+    """For imports inside that belong to an optional part; `package` is its name where it differs from the module's.
+
+    Raises:
+        MissingExtraError: in the place of a `ModuleNotFoundError` of another package.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("openmarigold"):
+            raise
+        raise MissingExtraError(package or error.name.partition(".")[0], extra) from error
+
+
+def one_line(error: BaseException | str) -> str:
+    """Another library's error on one line of readable length, after the name of its class; a text of it as it is.
 
     Without the addresses in memory that some messages hold: the same fault has the same text in every run.
 
@@ -72,4 +89,6 @@ def one_line(error: BaseException) -> str:
     'OSError: cannot identify image file <_io.BytesIO object>'
     """
     text = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(str(error).split()))
+    if isinstance(error, str):
+        return text[:160] or "no reason given"
     return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__

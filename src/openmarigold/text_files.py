@@ -1,20 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """JSON and TOML from files that may be damaged or hostile: a value that is safe to use, or one error on one line.
 
-Python's own parsers end in different exceptions for bytes that are no UTF-8, for nesting that is too deep and for whole
+A table becomes a frozen dataclass by `from_table`.
+
+Python's own parsers end in different exceptions for bytes that are not UTF-8, nesting that is too deep and whole
 numbers that are too long. Others they let pass, to fail later: a whole number that no float can hold, a NUL in a name.
 Here all of them are a `DamagedTextError`. NaN and Infinity pass: logs of a diverging training hold them.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import json
+import math
 import re
 import tomllib
-from collections.abc import Iterator
-from typing import Any
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
-from openmarigold.errors import one_line
+from openmarigold.errors import OpenMarigoldError, one_line
 
 # Nesting that no file of ours or of other tools comes near, far below Python's own limit.
 MAX_DEPTH = 100
@@ -28,6 +36,9 @@ _OLD_KEYS = {
     "latent_regularisation": "latent_regularization",
     "colour_map": "color_map",
 }
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+_KINDS_OF_MANY = {tuple: "a list", dict: "a table"}
+_Target = TypeVar("_Target")
 _NUL = re.compile(r"\0|(?<!\\)(?:\\\\)*\\u0000")
 
 
@@ -93,6 +104,76 @@ def with_current_keys(value: Any) -> Any:
     if isinstance(value, dict):
         return {_OLD_KEYS.get(key, key): with_current_keys(entry) for key, entry in value.items()}
     return [with_current_keys(entry) for entry in value] if isinstance(value, list) else value
+
+
+def from_table(
+    target: type[_Target], table: Any, *, where: str, error: type[OpenMarigoldError], prefix: str = ""
+) -> _Target:
+    """A dataclass of the values in a table, whose fields may be dataclasses of tables within it.
+
+    Args:
+        target: the dataclass; its own checks may raise `error`.
+        table: of TOML or JSON.
+        where: what error messages begin with.
+        error: the kind of error to raise.
+        prefix: what the names of keys begin with in messages.
+
+    Raises:
+        OpenMarigoldError: of the kind `error`: an unknown, missing or wrong key.
+    """
+    if not isinstance(table, Mapping):
+        raise error(f"{where}: [{prefix.rstrip('.')}] must be a table, not {table!r}")
+    hints = typing.get_type_hints(target)
+    for key in table:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            advice = f"did you mean {prefix}{near[0]}?" if near else f"accepted: {', '.join(hints)}"
+            raise error(f"{where}: unknown key {prefix}{key}; {advice}")
+    for entry in dataclasses.fields(target):  # pyright: ignore[reportArgumentType]
+        optional = entry.default is not dataclasses.MISSING or entry.default_factory is not dataclasses.MISSING
+        if entry.name not in table and not optional:
+            raise error(f"{where}: {prefix}{entry.name} is missing; give a value")
+    values = {
+        key: _converted(hints[key], value, where=where, error=error, name=f"{prefix}{key}")
+        for key, value in table.items()
+    }
+    try:
+        return target(**values)
+    except error as problem:
+        raise error(f"{where}: {prefix}{problem}") from problem
+
+
+def _converted(hint: Any, value: Any, *, where: str, error: type[OpenMarigoldError], name: str) -> Any:
+    """A value as the type of its field."""
+
+    def part(hint: Any, value: Any, name: str = name) -> Any:
+        return _converted(hint, value, where=where, error=error, name=name)
+
+    if dataclasses.is_dataclass(hint):
+        return from_table(typing.cast(Any, hint), value, where=where, error=error, prefix=f"{name}.")
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType and types.NoneType in arguments:
+        rest = next(argument for argument in arguments if argument is not types.NoneType)
+        return None if value is None else part(rest, value)
+    if origin is Literal and value in arguments:
+        return value
+    if origin is tuple and isinstance(value, list):
+        expected = arguments if Ellipsis not in arguments else (arguments[0],) * len(value)
+        if len(expected) == len(value):
+            return tuple(map(part, expected, value))
+    if origin is dict and isinstance(value, Mapping):
+        return {str(key): part(arguments[1], entry, f"{name}.{key}") for key, entry in value.items()}
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if hint is float and isinstance(value, (int, float)) and type(value) is not bool and not math.isnan(value):
+        return float(value)
+    if hint in (bool, int, str) and type(value) is hint:
+        return value
+    if origin is Literal:
+        accepted = f"one of {', '.join(map(repr, arguments))}"
+    else:
+        accepted = _KINDS.get(hint) or f"{_KINDS_OF_MANY[origin]} of this form: {hint}"
+    raise error(f"{where}: {name}={value!r} is not accepted; it must be {accepted}")
 
 
 def _text(content: bytes | str) -> str:

@@ -283,7 +283,7 @@ def test_interrupt_leaves_whole_files(photo_dir: Path, tmp_path: Path, onnx_chec
 
 def test_export_then_predict(photo: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
     exported = tmp_path / "exported"
-    result = openmarigold("export", tiny_checkpoint, "--output-dir", exported)
+    result = openmarigold("checkpoint", "export", tiny_checkpoint, "--format", "onnx", "--output-dir", exported)
     assert result.returncode == 0, result.stderr
     result = openmarigold("predict", photo, "--output-dir", tmp_path / "out", "--checkpoint", exported)
     assert result.returncode == 0, result.stderr
@@ -391,12 +391,12 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         after = os.times()
         seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
         assert result.returncode == 0
-        names = ("predict", "inspect", "evaluate", "compare", "reproduce", "data", "train", "export", "checkpoint")
+        names = ("predict", "inspect", "evaluate", "compare", "reproduce", "data", "train", "checkpoint")
         assert all(name in result.stdout for name in names)
     # Processor time, so that other jobs on the machine do not count; it takes about 0.1 s.
     assert min(seconds) < 0.3
 
-    for command in ("", *names, "checkpoint save", "data where"):
+    for command in ("", *names, "checkpoint export", "data where"):
         code = (
             f"import sys; from openmarigold.cli import main\ntry: main([*{command!r}.split(), '--help'])\n"
             "except SystemExit: pass\n"

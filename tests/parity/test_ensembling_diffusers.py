@@ -8,15 +8,17 @@ are compared with one difference step that float32 can represent, and otherwise 
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
-from openmarigold import ensembling
-from openmarigold.ensembling import compat_cost, ensemble
+from openmarigold.ensembling import ensemble
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 optimize = pytest.importorskip("scipy.optimize")
+published = pytest.importorskip("parity.published_ensembling")
 
 CASES = [(2, 0), (3, 1), (4, 2), (5, 3), (10, 4)]
 EVERY_CASE = pytest.mark.parametrize(("count", "seed"), CASES)
@@ -51,7 +53,7 @@ def meaningful_differences(monkeypatch):
     seen = {}
 
     def patched(function, start, *, options, **arguments):
-        options = options | {"eps": ensembling._DIFFERENCE_STEP}
+        options = options | {"eps": published.DIFFERENCE_STEP}
         seen["function"], seen["start"] = function, start
         seen["solution"] = minimize(function, start, options=options, **arguments)
         return seen["solution"]
@@ -62,14 +64,14 @@ def meaningful_differences(monkeypatch):
 
 @EVERY_CASE
 @pytest.mark.parametrize("reduction", ["median", "mean"])
-def test_compat_solver(count, seed, reduction, meaningful_differences):
+def test_the_published_solver(count, seed, reduction, meaningful_differences):
     members = members_of(count, seed)
     depth, uncertainty = theirs(members, reduction)
     evaluations = meaningful_differences["solution"].nfev
     assert evaluations > 2 * count, "the solver left its starting point"
-    result = ensemble(members, solver="compat", reduction=reduction)
-    np.testing.assert_allclose(result.depth, depth, atol=1e-3)
-    np.testing.assert_allclose(result.uncertainty, uncertainty, atol=1e-3)
+    our_depth, our_uncertainty = published.published_ensemble(members, reduction=reduction)
+    np.testing.assert_allclose(our_depth, depth, atol=1e-3)
+    np.testing.assert_allclose(our_uncertainty, uncertainty, atol=1e-3)
 
 
 @EVERY_CASE
@@ -81,27 +83,27 @@ def test_cost_at_given_scales_and_shifts(count, seed, meaningful_differences):
     rng = np.random.default_rng(seed)
     for strength in (0.0, 0.1, 1.0):
         parameters = start + strength * rng.standard_normal(2 * count)
-        ours = compat_cost(parameters, flat, *ensembling._moments(flat), "median")
+        ours = published.cost(parameters, flat, *published.moments(flat), "median")
         assert ours == pytest.approx(their_cost(parameters), rel=1e-5)
 
 
 @EVERY_CASE
-def test_compat_solver_of_scale_only_members(count, seed, meaningful_differences):
+def test_the_published_solver_of_scale_only_members(count, seed, meaningful_differences):
     members = 0.2 + 0.8 * members_of(count, seed)
     depth, uncertainty = theirs(members, shift_invariant=False)
     assert meaningful_differences["solution"].nfev > count
-    result = ensemble(members, solver="compat", invariance="scale")
-    np.testing.assert_allclose(result.depth, depth, atol=1e-3)
-    np.testing.assert_allclose(result.uncertainty, uncertainty, atol=1e-3)
+    our_depth, our_uncertainty = published.published_ensemble(members, invariance="scale")
+    np.testing.assert_allclose(our_depth, depth, atol=1e-3)
+    np.testing.assert_allclose(our_uncertainty, uncertainty, atol=1e-3)
 
 
 def pairwise_term(members: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, invariance: str) -> float:
     """The published pairwise term in our gauge, which both solutions can be put into."""
     flat = members.reshape(len(members), -1)
-    mean, covariance = ensembling._moments(flat)
-    gram = covariance + np.outer(mean, mean)
-    size = np.sqrt(np.mean(scale**2 * np.diag(covariance if invariance == "affine" else gram)))
-    return ensembling.pairwise_cost(gram, mean, scale / size, shift / size)
+    mean, gram = published.moments(flat)
+    squares = np.diag(gram - np.outer(mean, mean) if invariance == "affine" else gram)
+    size = np.sqrt(np.mean(scale**2 * squares))
+    return published.pairwise_cost(gram, mean, scale / size, shift / size)
 
 
 @pytest.mark.parametrize("shift_invariant", [True, False])
@@ -120,15 +122,14 @@ def test_never_a_worse_pairwise_term_in_the_same_gauge(shift_invariant, monkeypa
         invariance = "affine" if shift_invariant else "scale"
         result = ensemble(members, invariance=invariance)
         ours = pairwise_term(members, result.scale, result.shift, invariance=invariance)
-        split = ensembling._split(solutions[-1].x, len(members))
-        published = pairwise_term(members, *split, invariance=invariance)
-        assert ours <= published * (1 + 1e-9)
+        split = published.split(solutions[-1].x, len(members))
+        assert ours <= pairwise_term(members, *split, invariance=invariance) * (1 + 1e-9)
 
 
 def test_maps_larger_than_the_solvers_resolution(meaningful_differences):
     members = members_of(2, 5, height=21, width=1300)
     depth, _ = theirs(members)
-    np.testing.assert_allclose(ensemble(members, solver="compat").depth, depth, atol=1e-3)
+    np.testing.assert_allclose(published.published_ensemble(members)[0], depth, atol=1e-3)
 
 
 def test_the_published_solution_is_not_reproducible():
@@ -153,9 +154,24 @@ def test_closed_form_is_closer_to_the_truth_than_the_published_solution():
         fit = np.polyfit(depth.ravel().astype(np.float64), truth.ravel(), 1)
         return float(np.abs(np.polyval(fit, depth.ravel()) - truth.ravel()).mean())
 
-    ours, published = [], []
+    ours, other = [], []
     for seed in range(10):
         members = members_of(5, seed)
         ours.append(error(ensemble(members).depth))
-        published.append(error(theirs(members)[0]))
-    assert np.mean(ours) <= np.mean(published)
+        other.append(error(theirs(members)[0]))
+    assert np.mean(ours) <= np.mean(other)
+
+
+def test_pairwise_cost_equals_the_direct_cost():
+    rng = np.random.default_rng(4)
+    members = members_of(5, 4).astype(np.float64)
+    scale, shift = rng.uniform(0.5, 2.0, 5), rng.uniform(-1.0, 1.0, 5)
+    aligned = scale[:, None, None] * members + shift[:, None, None]
+    direct = sum(np.sqrt(np.mean((a - b) ** 2)) for a, b in itertools.combinations(aligned, 2))
+    mean, gram = published.moments(members.reshape(5, -1))
+    assert published.pairwise_cost(gram, mean, scale, shift) == pytest.approx(direct, rel=1e-9)
+
+
+def test_pairwise_cost_of_equal_members_is_zero_not_nan():
+    gram, mean = np.full((2, 2), 1.0 / 3.0), np.full(2, 0.1)
+    assert published.pairwise_cost(gram, mean, np.ones(2), np.zeros(2)) == pytest.approx(0.0, abs=1e-7)

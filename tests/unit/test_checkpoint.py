@@ -98,15 +98,15 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "steps as text": (
         lambda d: edit_json(d / "model_index.json", default_denoising_steps="4"),
-        "model_index.json: default_denoising_steps is '4'; a whole number from 0 on is needed",
+        "model_index.json: default_denoising_steps is '4'; a whole number from 1 to 1000 is needed",
     ),
     "no steps": (
         lambda d: edit_json(d / "model_index.json", default_denoising_steps=0),
-        "default_denoising_steps is 0; 1 to 1000 is needed",
+        "default_denoising_steps is 0; a whole number from 1 to 1000 is needed",
     ),
     "channels as table": (
         lambda d: edit_json(d / "vae/config.json", latent_channels={}),
-        "vae/config.json: latent_channels is {}; a whole number from 1 on is needed",
+        "vae/config.json: latent_channels is {}; a whole number from 1 to 1024 is needed",
     ),
     "scaling as text": (
         lambda d: edit_json(d / "vae/config.json", scaling_factor="x"),
@@ -114,7 +114,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "channels as text": (
         lambda d: edit_json(d / "unet/config.json", in_channels="16"),
-        "unet/config.json: in_channels is '16'; a whole number from 1 on is needed",
+        "unet/config.json: in_channels is '16'; a whole number from 1 to 1000000 is needed",
     ),
     "scheduler as list": (
         lambda d: edit_json(d / "scheduler/scheduler_config.json", _class_name=["DDIMScheduler"]),
@@ -345,7 +345,7 @@ def test_an_index_names_only_safetensors_files_beside_it(tiny_checkpoint: Path, 
     index = directory / "unet" / SHARD_NAMES["plain"][0]
     for name in ("../vae/diffusion_pytorch_model.safetensors", "weights.bin"):
         index.write_text(json.dumps({"weight_map": {"conv_in.weight": name}}))
-        with pytest.raises(CheckpointError, match="which is no safetensors file beside it"):
+        with pytest.raises(CheckpointError, match="which is not a safetensors file next to it"):
             read_checkpoint(directory)
 
 

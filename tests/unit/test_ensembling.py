@@ -2,13 +2,12 @@
 from __future__ import annotations
 
 import itertools
-import sys
 
 import numpy as np
 import pytest
 
-from openmarigold.ensembling import ensemble, pairwise_cost
-from openmarigold.errors import InvalidValueError, MissingExtraError, NumericalError
+from openmarigold.ensembling import ensemble
+from openmarigold.errors import InvalidValueError, NumericalError
 
 
 def scene(height: int = 24, width: int = 32) -> np.ndarray:
@@ -135,13 +134,11 @@ def test_a_constant_member_lies_at_the_mean_and_takes_no_scale():
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-@pytest.mark.parametrize("solver", ["closed_form", "compat"])
-def test_constant_members_give_zeros(count, solver):
+def test_constant_members_give_zeros(count):
     members = np.broadcast_to(np.linspace(0.1, 0.7, count, dtype=np.float32)[:, None, None], (count, 3, 4))
-    result = ensemble(np.ascontiguousarray(members), solver=solver)
-    if solver == "closed_form":
-        assert not result.depth.any()
-        assert not result.uncertainty.any()
+    result = ensemble(np.ascontiguousarray(members))
+    assert not result.depth.any()
+    assert not result.uncertainty.any()
     assert np.isfinite(result.depth).all()
 
 
@@ -158,22 +155,6 @@ def test_maps_larger_than_a_chunk_give_what_one_chunk_gives():
     np.testing.assert_allclose(ensemble(members).depth[:24, :32], ensemble(noisy_members(3)).depth, atol=1e-6)
 
 
-def test_pairwise_cost_equals_the_direct_cost():
-    rng = np.random.default_rng(4)
-    members = noisy_members(5).astype(np.float64)
-    scale, shift = rng.uniform(0.5, 2.0, 5), rng.uniform(-1.0, 1.0, 5)
-    aligned = scale[:, None, None] * members + shift[:, None, None]
-    direct = sum(np.sqrt(np.mean((a - b) ** 2)) for a, b in itertools.combinations(aligned, 2))
-    flat = members.reshape(5, -1)
-    gram, mean = flat @ flat.T / flat.shape[1], flat.mean(axis=1)
-    assert pairwise_cost(gram, mean, scale, shift) == pytest.approx(direct, rel=1e-9)
-
-
-def test_pairwise_cost_of_equal_members_is_zero_not_nan():
-    gram, mean = np.full((2, 2), 1.0 / 3.0), np.full(2, 0.1)
-    assert pairwise_cost(gram, mean, np.ones(2), np.zeros(2)) == pytest.approx(0.0, abs=1e-7)
-
-
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_are_numerical_errors(value):
     members = noisy_members(3)
@@ -185,16 +166,10 @@ def test_values_that_are_not_finite_are_numerical_errors(value):
 def test_unknown_settings_and_empty_ensembles_are_refused():
     with pytest.raises(InvalidValueError, match="reduction='mode' is not one of median, mean"):
         ensemble(noisy_members(2), reduction="mode")
-    with pytest.raises(InvalidValueError, match="solver='bfgs' is not one of closed_form, compat"):
-        ensemble(noisy_members(2), solver="bfgs")
+    with pytest.raises(InvalidValueError, match="invariance='none' is not one of affine, scale, absolute"):
+        ensemble(noisy_members(2), invariance="none")
     with pytest.raises(InvalidValueError, match="hold no pixel"):
         ensemble(np.zeros((0, 4, 4), np.float32))
-
-
-def test_compat_without_scipy_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
-    with pytest.raises(MissingExtraError, match=r"openmarigold\[dev\]"):
-        ensemble(noisy_members(2), solver="compat")
 
 
 def scaled_members(count: int, *, strength: float = 0.03, seed: int = 0) -> np.ndarray:
@@ -230,11 +205,10 @@ def test_no_other_scales_of_the_same_mean_power_are_closer():
             assert objective(result.scale * np.exp(size * rng.standard_normal(5))) > best
 
 
-@pytest.mark.parametrize("solver", ["closed_form", "compat"])
 @pytest.mark.parametrize("reduction", ["median", "mean"])
-def test_absolute_members_are_only_reduced(solver, reduction):
+def test_absolute_members_are_only_reduced(reduction):
     members = noisy_members(5)
-    result = ensemble(members, invariance="absolute", solver=solver, reduction=reduction)
+    result = ensemble(members, invariance="absolute", reduction=reduction)
     np.testing.assert_allclose(result.depth, getattr(np, reduction)(members, axis=0), atol=1e-6)
     np.testing.assert_array_equal(result.scale, np.ones(5))
     assert not result.shift.any()

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from safetensors.torch import save_file
 
 from openmarigold.checkpoints.checkpoint import EMBEDDING_FILE, read_checkpoint
-from openmarigold.checkpoints.weight_files import check_safetensors_file
+from openmarigold.checkpoints.safetensors_header import read_header
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError
 from openmarigold.networks.prompt import load_empty_prompt_embedding
@@ -65,9 +65,10 @@ def tensor(shape: Any, start: Any = 0, end: Any = 16, dtype: Any = "F32") -> dic
 def test_headers_of_weights(header: Any, tmp_path: Path) -> None:
     path = safetensors(tmp_path / "w.safetensors", header, 16)
     with pytest.raises(CheckpointError, match=r"w\.safetensors is (not a safetensors file|truncated)") as caught:
-        check_safetensors_file(path)
+        read_header(path)
     assert "\n" not in str(caught.value)
-    assert check_safetensors_file(safetensors(path, {"x": tensor([2], 8, 16), "w": tensor([2], 0, 8)}, 16))
+    header = read_header(safetensors(path, {"x": tensor([2], 8, 16), "w": tensor([2], 0, 8)}, 16))
+    assert header.tensors["x"].start == header.tensors["w"].end == header.data_start + 8
 
 
 EPSILON: dict[str, Any] = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
@@ -117,8 +118,8 @@ def test_schedules_in_use_are_accepted() -> None:
         ("unet/config.json", {"norm_eps": float("nan")}, "norm_eps is the number nan"),
         ("unet/config.json", {"out_channels": 1}, "and 1 output channels do not fit"),
         ("unet/config.json", {"out_channels": 16}, "and 16 output channels do not fit"),
-        ("vae/config.json", {"latent_channels": -8}, "a whole number from 1 on"),
-        ("model_index.json", {"default_processing_resolution": 8 * 10**8}, "at most 16384"),
+        ("vae/config.json", {"latent_channels": -8}, "a whole number from 1 to"),
+        ("model_index.json", {"default_processing_resolution": 8 * 10**8}, "a whole number from 0 to 16384"),
     ],
 )
 def test_absurd_values_of_the_networks(file: str, changes: dict[str, Any], message: str, checkpoint: Path) -> None:

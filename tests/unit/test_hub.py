@@ -74,7 +74,7 @@ def test_a_repository_with_one_kind_of_files_only(hub: Hub) -> None:
 
 
 def _cached(directory: Path, tmp_path: Path) -> Path:
-    from openmarigold.checkpoints.checkpoint import cached_embedding_path
+    from openmarigold.checkpoints.empty_prompt import cached_embedding_path
 
     path = cached_embedding_path(directory)
     assert path.parent == tmp_path / "user-cache"

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,18 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hub_server import COMMIT, HALF_WEIGHTS, HUB_ID, WEIGHTS, Hub
-from openmarigold.checkpoints.checkpoint import EMBEDDING_FILE, Checkpoint, loaded_variant, read_checkpoint
+from openmarigold.checkpoints.checkpoint import (
+    EMBEDDING_FILE,
+    Checkpoint,
+    loaded_variant,
+    read_checkpoint,
+    read_outline,
+)
 from openmarigold.checkpoints.hashes import checkpoint_sha256
+from openmarigold.checkpoints.hub import HubFile
+from openmarigold.checkpoints.hub_checkpoint import open_checkpoint
 from openmarigold.checkpoints.known import KINDS, KNOWN
+from openmarigold.checkpoints.weight_files import GRAPH_FILES, NETWORK_FILES
 from openmarigold.cli import run
 from openmarigold.config import PredictConfig
 from openmarigold.errors import CheckpointError
@@ -106,6 +116,20 @@ def test_info_downloads_no_weights(hub: Hub, capsys: pytest.CaptureFixture[str])
     assert run(["checkpoint", "info", HUB_ID, "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert content["sha256"] is not None and content["files"][f"unet/{WEIGHTS}"] == sha256
+
+
+def test_an_outline_is_checked_and_needs_no_graphs_here(hub: Hub) -> None:
+    for file in GRAPH_FILES.values():
+        (hub.folder / file).write_bytes(b"not downloaded")
+    repository = open_checkpoint(HUB_ID)
+    assert read_outline(repository).graphs
+    edit_json(repository.folder / "vae" / "config.json", latent_channels=2048)
+    with pytest.raises(CheckpointError, match="latent_channels is 2048; a whole number from 1 to 1024 is needed"):
+        read_outline(repository)
+    converted = replace(repository, files={**repository.files, NETWORK_FILES["onnx"]["unet"]: HubFile(1, None)})
+    edit_json(repository.folder / "model_index.json", latent_channels=2048)
+    with pytest.raises(CheckpointError, match="latent_channels is 2048; a whole number from 1 to 1024 is needed"):
+        read_outline(converted)
 
 
 def test_a_run_resolves_the_revision_once(hub: Hub, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from openmarigold.checkpoints.checkpoint import EMBEDDING_FILE, cached_embedding_path, read_checkpoint
+from openmarigold.checkpoints.checkpoint import EMBEDDING_FILE, read_checkpoint
+from openmarigold.checkpoints.empty_prompt import cached_embedding_path
 from openmarigold.checkpoints.hashes import checkpoint_sha256
 from openmarigold.errors import CheckpointError
 from openmarigold.networks.prompt import load_empty_prompt_embedding, write_constant_text_encoder, write_embedding

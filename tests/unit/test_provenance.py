@@ -138,7 +138,7 @@ def test_results_of_others_and_damaged_ones(tmp_path, suffix):
     path.write_bytes(b"nothing")
     with pytest.raises(ImageError, match=f"cat{suffix} is damaged"):
         read_provenance(path)
-    with pytest.raises(ImageError, match="does not exist or is no file"):
+    with pytest.raises(ImageError, match="does not exist or is not a file"):
         read_provenance(tmp_path / "missing.png")
 
 

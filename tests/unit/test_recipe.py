@@ -62,7 +62,7 @@ def test_depth_recipe_defaults_are_the_papers() -> None:
         ('kind = "depth"', 'kind = "normals"', "kind='normals' is not a kind of recipe; use one of autoencoder"),
         ('kind = "depth"', "", "kind=None is not a kind of recipe"),
         ("num_steps = 12\n", "", "optimization.num_steps is missing"),
-        ("num_steps = 12", "num_steps = 1.5", "optimization.num_steps=1.5 is not accepted; it must be int"),
+        ("num_steps = 12", "num_steps = 1.5", "optimization.num_steps=1.5 is not accepted; it must be a whole number"),
         ("num_steps = 12", "num_steps = true", "optimization.num_steps=True is not accepted"),
         ("num_steps = 12", "num_steps = 0", "optimization.num_steps=0 must be at least 1"),
         ("[32, 48]", "[32, 50]", r"data.size=\[32, 50\]: 50 is not a multiple of 8"),

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from openmarigold.alignment import fit_scale_shift
-from openmarigold.checkpoints.weight_files import check_safetensors_file
+from openmarigold.checkpoints.checkpoint import read_checkpoint
+from openmarigold.checkpoints.safetensors_header import read_header
 from openmarigold.data.sources import Source
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, OutputError
@@ -25,7 +26,7 @@ from openmarigold.networks.backbone import (
     save_tensors,
     widen_conv_in,
 )
-from openmarigold.networks.conversion import export_onnx
+from openmarigold.networks.conversion import export_checkpoint
 from openmarigold.seeding import generator_for
 from openmarigold.training.loss import affine_invariant_loss, latent_regularization, masked_latent_loss
 from openmarigold.training.nano.generator import draw_timesteps, make_unet, noisy_latent_and_target
@@ -243,10 +244,7 @@ def test_a_damaged_state_is_found_and_the_one_before_it_is_used(tmp_path: Path, 
         path.write_text(path.read_text().replace('"step": 7', '"step": 5'))
     else:
         path = newest / "tensors.safetensors"
-        header = check_safetensors_file(path)
-        name = next(name for name in header if name.startswith(part))
-        data_start = 8 + int.from_bytes(path.read_bytes()[:8], "little")
-        flip(path, data_start + header[name]["data_offsets"][0])
+        flip(path, next(tensor.start for name, tensor in read_header(path).tensors.items() if name.startswith(part)))
     set_damaged_aside(tmp_path)
     assert latest_state(tmp_path) == tmp_path / "step-00000003"
     assert (tmp_path / "damaged-step-00000007").is_dir()
@@ -381,9 +379,9 @@ def test_export_refuses_to_replace_what_it_did_not_make(tmp_path: Path) -> None:
     (precious / "thesis.txt").write_text("years of work")
     for destination in (precious, precious / "thesis.txt", checkpoint):
         with pytest.raises(OutputError, match="exists and is no exported checkpoint"):
-            export_onnx(checkpoint, destination)
+            export_checkpoint(read_checkpoint(checkpoint), destination, format="onnx")
     assert (precious / "thesis.txt").read_text() == "years of work"
-    export_onnx(checkpoint, tmp_path / "onnx")
-    export_onnx(checkpoint, tmp_path / "onnx")
+    export_checkpoint(read_checkpoint(checkpoint), tmp_path / "onnx", format="onnx")
+    export_checkpoint(read_checkpoint(checkpoint), tmp_path / "onnx", format="onnx")
     with pytest.raises(CheckpointError, match="ONNX networks already"):
-        export_onnx(tmp_path / "onnx", tmp_path / "again")
+        export_checkpoint(read_checkpoint(tmp_path / "onnx"), tmp_path / "again", format="onnx")

@@ -52,7 +52,7 @@ CASES = [
         ("predict", "a.jpg"),
         "Missing from openmarigold predict: -o PATH, --output-dir PATH. See `openmarigold predict --h",
     ),
-    ((), "Expected one of {predict, inspect, evaluate, compare, reproduce, data, train, export, checkpoint"),
+    ((), "Expected one of {predict, inspect, evaluate, compare, reproduce, data, train, checkpoint"),
     (
         ("data", "render", "mix", "--count", "3"),
         "`openmarigold data render` is now `openmarigold-render pictures`, a command of another package: pip install o",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint folder says: its kind, its defaults, its noise schedule, and whether it is whole.
+"""A checkpoint folder: its kind, its defaults, its noise schedule, and whether it is whole.
 
 Reads JSON, file sizes and headers only; no weights are loaded and torch is not needed. A checkpoint is a folder in
 diffusers layout, see docs/architecture.md, or the id of such a folder on the Hugging Face hub.
@@ -9,37 +9,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from openmarigold.checkpoints import hub, hub_checkpoint
-from openmarigold.checkpoints.known import Known, check_kind, modality_of
+from openmarigold.checkpoints.defaults import invariance, recommended
+from openmarigold.checkpoints.empty_prompt import (
+    cached_embedding_path,
+    has_text_encoder,
+    stored_embedding_path,
+    text_encoder_files,
+    text_encoder_weights,
+)
+from openmarigold.checkpoints.known import check_kind, modality_of
 from openmarigold.checkpoints.network_configs import (
     MAX_LATENT_CHANNELS,
-    MAX_PROCESSING_RESOLUTION,
+    MAX_SIZE,
     check_network_config,
     say_where_links_lead,
+    whole_number,
 )
+from openmarigold.checkpoints.safetensors_header import check_not_a_pointer, read_header
 from openmarigold.checkpoints.weight_files import (
     EMBEDDING_FILE,
     GRAPH_FILES,
     NETWORK_FILES,
-    TEXT_ENCODER_STEM,
-    check_not_a_pointer,
-    check_safetensors_file,
     converted_files,
-    fingerprint,
     has_graphs,
     read_json,
     readable,
-    safetensors_metadata,
     weight_files,
 )
 from openmarigold.config import (
-    MAX_INFERENCE_STEPS,
     CallConfig,
     ConvertedFormat,
     FinalStep,
@@ -48,31 +51,16 @@ from openmarigold.config import (
     StartNoise,
     TimestepSpacing,
     TinyVaeUse,
-    check_final_step,
-    check_processing_resolution,
-    check_start_noise,
 )
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, InvalidValueError, one_line
-from openmarigold.files import user_cache_dir
 from openmarigold.modalities import Modality
 from openmarigold.printing import quoted_logger
 
 EMBEDDED_DIR = Path(__file__).parents[1] / "weights" / "marigold-nano"
 TITLES = {"onnx": "ONNX", "openvino": "OpenVINO"}
-FALLBACK_PROCESSING_RESOLUTION = 768
-FALLBACK_INFERENCE_STEPS = {"trailing": 4, "leading": 10, "lcm": 1}
-# (scale_invariant, shift_invariant) of model_index.json
-INVARIANCE_OF: dict[tuple[bool, bool], Invariance] = {
-    (True, True): "affine",
-    (True, False): "scale",
-    (False, False): "absolute",
-}
 
 _log = quoted_logger(__name__)
-
-
-_CACHED_EMBEDDING = "empty-prompt-"  # how the names of the embeddings in the user's cache begin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +211,7 @@ def read_tiny_vae(config: ModelConfig, checkpoint: Checkpoint) -> TinyVae | None
         )
     variant, files = weight_files(directory)
     for file in files:
-        check_safetensors_file(file)
+        read_header(file)
     name = hub_id or directory.resolve().name
     return TinyVae(directory=directory, name=name, variant=variant, used_for=config.tiny_vae_for)
 
@@ -234,13 +222,7 @@ def read_repository(repository: hub.Repository, *, variant: str | None = None) -
     Raises:
         CheckpointError: a file cannot be had or is damaged.
     """
-
-    def is_embedding_known(folder: Path | None) -> bool:
-        if folder is None:
-            return any(user_cache_dir().glob(f"{_CACHED_EMBEDDING}*"))
-        return cached_embedding_path(folder, variant=variant).is_file()
-
-    directory = hub_checkpoint.fetch_checkpoint(repository, variant=variant, is_embedding_known=is_embedding_known)
+    directory = hub_checkpoint.fetch_checkpoint(repository, variant=variant)
     try:
         return _read(directory, repository.hub_id, variant=variant)
     except CheckpointError as error:
@@ -265,7 +247,6 @@ def _read(directory: Path, name: str, *, variant: str | None, outline: hub.Repos
     scheduler_config, unet_config = read_json(scheduler_path), read_json(unet_path) if unet_path.is_file() else None
     known = check_kind(index, index_path, name=name, scheduler=scheduler_config, unet=unet_config)
     modality = modality_of(index, known)
-    invariance = _invariance(index, index_path)
     try:
         schedule = NoiseSchedule.from_config(scheduler_config)
     except CheckpointError as error:
@@ -274,20 +255,18 @@ def _read(directory: Path, name: str, *, variant: str | None, outline: hub.Repos
         schedule = replace(schedule, timestep_spacing=known.timestep_spacing)
 
     weights = _kind_of_weights(directory if outline is None else outline.files)
-    if outline is not None and weights == "safetensors":
-        configs = {part: read_json(directory / part / "config.json") for part in ("vae", "unet")}
-        channels = _channels_of(directory, configs, modality)
-    elif weights != "safetensors" and outline is not None:
-        channels = _integer(index, "latent_channels", None, least=1)
-    elif weights != "safetensors":
-        if variant is not None:
-            raise CheckpointError(
-                f"{directory} holds {TITLES[weights]} networks, which have no variant {variant!r}; leave it out"
-            )
-        channels = _check_converted(directory, index, weights)
+    if weights == "safetensors":
+        channels = _channels_of_networks(directory, modality)
     else:
-        channels = _check_safetensors(directory, variant, modality)
-    defaults = _defaults(index, index_path, schedule, known)
+        channels = whole_number(index, index_path, "latent_channels", least=1, most=MAX_LATENT_CHANNELS)
+    if outline is not None:  # its weights need not be here
+        graphs = all(file in outline.files for file in GRAPH_FILES.values())
+    elif weights == "safetensors":
+        _check_safetensors(directory, variant)
+        graphs = has_graphs(directory, variant)
+    else:
+        _check_converted(directory, weights, variant)
+        graphs = False
     checkpoint = Checkpoint(
         directory=directory,
         name=str(index.get("name") or name),
@@ -296,54 +275,17 @@ def _read(directory: Path, name: str, *, variant: str | None, outline: hub.Repos
         schedule=schedule,
         modality=modality,
         latent_channels=channels,
-        invariance=invariance,
+        invariance=invariance(index, index_path),
         index=index,
-        **defaults,
-        graphs=weights == "safetensors" and has_graphs(directory, variant),
+        graphs=graphs,
+        **recommended(index, index_path, schedule, known),
     )
-    if outline is None:  # else its weights need not be there, and its links are the hub's own
+    if outline is None:  # the links of an outline are the hub's own
         files = [index_path, directory / EMBEDDING_FILE, *network_files(checkpoint)]
         if weights == "safetensors" and not stored_embedding_path(directory, variant=variant).is_file():
             files += text_encoder_files(directory, variant)
         say_where_links_lead(directory, files)
     return checkpoint
-
-
-def _defaults(index: Mapping[str, Any], path: Path, schedule: NoiseSchedule, known: Known | None) -> dict[str, Any]:
-    """What model_index.json at `path` recommends, by the names of `Checkpoint`; where it is silent, what is known."""
-    try:
-        fallback = (known.num_inference_steps if known is not None else None) or FALLBACK_INFERENCE_STEPS[
-            "lcm" if schedule.sampler == "lcm" else schedule.timestep_spacing
-        ]
-        steps = _integer(index, "default_denoising_steps", fallback)
-        if not 1 <= steps <= MAX_INFERENCE_STEPS:
-            raise InvalidValueError(f"default_denoising_steps is {steps}; 1 to {MAX_INFERENCE_STEPS} is needed")
-        try:
-            schedule.timesteps(steps)
-        except InvalidValueError as error:
-            raise InvalidValueError(f"default_denoising_steps is {steps}: {error}") from error
-        resolution = _integer(index, "default_processing_resolution", FALLBACK_PROCESSING_RESOLUTION)
-        final_step = index.get("default_final_step") or "reference"
-        start_noise = index.get("start_noise") or _start_noise(known, index, schedule, steps)
-        check_processing_resolution(resolution)
-        if resolution > MAX_PROCESSING_RESOLUTION:
-            raise InvalidValueError(
-                f"default_processing_resolution is {resolution}; at most {MAX_PROCESSING_RESOLUTION} is accepted"
-            )
-        check_final_step(final_step)
-        check_start_noise(start_noise)
-        processing_side = index.get("processing_side") or "longer"
-        if processing_side not in ("longer", "shorter"):
-            raise InvalidValueError(f"processing_side={processing_side!r} is not known; use longer or shorter")
-    except InvalidValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    return {
-        "default_num_inference_steps": steps,
-        "default_processing_resolution": resolution,
-        "default_final_step": final_step,
-        "default_start_noise": start_noise,
-        "processing_side": processing_side,
-    }
 
 
 def network_files(checkpoint: Checkpoint) -> list[Path]:
@@ -361,30 +303,6 @@ def network_files(checkpoint: Checkpoint) -> list[Path]:
     return files + [directory / file for file in GRAPH_FILES.values() if checkpoint.graphs]
 
 
-def text_encoder_files(directory: Path, variant: str | None = None) -> list[Path]:
-    """The files that give the text encoder (of the variant, where it is there) and its tokenizer; none without both.
-
-    Raises:
-        CheckpointError: no weights.
-    """
-    folder, tokenizer = directory / "text_encoder", directory / "tokenizer"
-    if not (folder.is_dir() and tokenizer.is_dir()):
-        return []
-    weights = text_encoder_weights(folder, variant)[1]
-    return [folder / "config.json", *weights, *sorted((*tokenizer.glob("*.json"), *tokenizer.glob("*.txt")))]
-
-
-def text_encoder_weights(folder: Path, variant: str | None) -> tuple[str | None, list[Path]]:
-    """(variant, files) of a text encoder's weights: of the given variant where it is there, else of any.
-
-    Raises:
-        CheckpointError: there are none.
-    """
-    with suppress(CheckpointError):
-        return weight_files(folder, stem=TEXT_ENCODER_STEM, variant=variant)
-    return weight_files(folder, stem=TEXT_ENCODER_STEM)
-
-
 def loaded_variant(checkpoint: Checkpoint) -> str | None:
     """Which weight files are read, whatever was asked for: "fp16" those named so, None the plain ones.
 
@@ -398,33 +316,6 @@ def loaded_variant(checkpoint: Checkpoint) -> str | None:
     if len(set(variants.values())) == 1:
         return variants["unet"]
     return ", ".join(f"{name} {variant or 'plain'}" for name, variant in variants.items())
-
-
-def cached_embedding_path(directory: Path, *, variant: str | None = None) -> Path:
-    """Where the user cache has, or would have, the empty-prompt embedding of the checkpoint in `directory`.
-
-    The name is a fingerprint of the U-Net's weight files. So it is found without a text encoder, which may never have
-    been downloaded.
-    """
-    digest = fingerprint(weight_files(directory / "unet", variant=variant)[1])
-    return user_cache_dir() / f"{_CACHED_EMBEDDING}{digest[:32]}{f'-{variant}' if variant else ''}.safetensors"
-
-
-def stored_embedding_path(directory: Path, *, variant: str | None = None) -> Path:
-    """Where a checkpoint folder has, or would have, the empty-prompt embedding of a variant.
-
-    One that a text encoder has made belongs to the variant of that text encoder. One that came with the folder serves
-    all variants, and so does any other where the folder has no text encoder to make another.
-    """
-    plain = directory / EMBEDDING_FILE
-    if variant is None:
-        return plain
-    named = directory / f"empty_prompt_embedding.{variant}.safetensors"
-    if named.is_file() or not plain.is_file():
-        return named
-    check_safetensors_file(plain)
-    made_here = "text_encoder_sha256" in safetensors_metadata(plain)
-    return named if made_here and text_encoder_files(directory, variant) else plain
 
 
 def _locate(checkpoint: Path | str | None, *, revision: str | None, local_files_only: bool) -> tuple[Path, str]:
@@ -456,40 +347,6 @@ def _warn_of_unused(settings: tuple[str, ...], what: str) -> None:
         )
 
 
-def _invariance(index: Mapping[str, Any], path: Path) -> Invariance:
-    for key in ("scale_invariant", "shift_invariant"):
-        if not isinstance(index.get(key), (bool, type(None))):
-            raise CheckpointError(f"{path}: {key} is {index[key]!r}; true or false is needed")
-    invariances = [index.get(key) is not False for key in ("scale_invariant", "shift_invariant")]
-    if (invariances[0], invariances[1]) not in INVARIANCE_OF:
-        raise CheckpointError(
-            f"{path}: scale_invariant is false and shift_invariant true, which is not supported; depth is affine (both "
-            "true), known up to its scale (scale_invariant only), or absolute (both false)"
-        )
-    return INVARIANCE_OF[invariances[0], invariances[1]]
-
-
-def _start_noise(known: Known | None, index: Mapping[str, Any], schedule: NoiseSchedule, steps: int) -> StartNoise:
-    """What a checkpoint that does not say so (`start_noise`) was trained to start from: a known fact, else inferred.
-
-    Checkpoints fine-tuned end to end (E2E-FT) start from zeros, and their files do not tell. Among published ones they
-    are those that ask for one trailing DDIM step without zero terminal SNR: v1-0 is leading and asks for ten, v1-1 has
-    zero terminal SNR and asks for four, LCM has its own scheduler. What this package trains states
-    `default_final_step` and starts from noise.
-    """
-    if known is not None and known.start_noise is not None:
-        return known.start_noise
-    end_to_end = (
-        schedule.sampler == "ddim"
-        and schedule.timestep_spacing == "trailing"
-        and not schedule.rescale_betas_zero_snr
-        and steps == 1
-        and index.get("default_denoising_steps") == 1
-        and "default_final_step" not in index
-    )
-    return "zeros" if end_to_end else "gaussian"
-
-
 def _kind_of_weights(place: Path | Mapping[str, object]) -> Literal["onnx", "openvino", "safetensors"]:
     """The kind of the networks in a folder, or in a list of files."""
     for kind, files in NETWORK_FILES.items():
@@ -498,79 +355,68 @@ def _kind_of_weights(place: Path | Mapping[str, object]) -> Literal["onnx", "ope
     return "safetensors"
 
 
-def _check_converted(directory: Path, index: Mapping[str, Any], kind: ConvertedFormat) -> int:
+def _check_converted(directory: Path, kind: ConvertedFormat, variant: str | None) -> None:
+    """Passes if a folder holds all files of converted networks.
+
+    Raises:
+        CheckpointError: one is missing, empty or damaged, or a variant is asked for.
+    """
+    if variant is not None:
+        raise CheckpointError(
+            f"{directory} holds {TITLES[kind]} networks, which have no variant {variant!r}; leave it out"
+        )
     for path in converted_files(directory, kind):
         if not path.is_file():
             expected = ", ".join(NETWORK_FILES[kind].values())
-            also = ", each with model.bin beside it" if kind == "openvino" else ""
+            also = ", each with model.bin next to it" if kind == "openvino" else ""
             raise CheckpointError(f"{path} is missing; an {TITLES[kind]} checkpoint holds {expected}{also}")
         if path.stat().st_size == 0:
             raise CheckpointError(f"{path} is empty; get the checkpoint again")
         check_not_a_pointer(path)
-    try:
-        channels = _integer(index, "latent_channels", None, least=1)
-        if channels > MAX_LATENT_CHANNELS:
-            raise InvalidValueError(f"latent_channels is {channels}; at most {MAX_LATENT_CHANNELS} is accepted")
-        return channels
-    except InvalidValueError as error:
-        raise CheckpointError(f"{directory / 'model_index.json'}: {error}") from error
 
 
-def _check_safetensors(directory: Path, variant: str | None, modality: Modality) -> int:
-    """The latent's channels, after all files have been looked at."""
-    configs = {}
-    for name in ("vae", "unet"):
-        folder = directory / name
-        if not folder.is_dir():
-            raise CheckpointError(
-                f"{folder} is missing; a checkpoint holds unet/ and vae/ with config.json and weights"
-            )
-        configs[name] = read_json(folder / "config.json")
-        check_network_config(configs[name], folder / "config.json")
-        for path in weight_files(folder, variant=variant)[1]:
-            check_safetensors_file(path)
+def _check_safetensors(directory: Path, variant: str | None) -> None:
+    """Passes if the weights of a folder, and what gives the embedding of the empty prompt, are there and whole.
+
+    Raises:
+        CheckpointError: one is missing or damaged.
+    """
+    files = [file for name in ("vae", "unet") for file in weight_files(directory / name, variant=variant)[1]]
     embedding = stored_embedding_path(directory, variant=variant)
     if embedding.is_file():
-        check_safetensors_file(embedding)
-    elif (directory / "text_encoder").is_dir() and (directory / "tokenizer").is_dir():
-        for path in text_encoder_weights(directory / "text_encoder", variant)[1]:
-            check_safetensors_file(path)
+        files.append(embedding)
+    elif has_text_encoder(directory):
+        files += text_encoder_weights(directory / "text_encoder", variant)
     elif not cached_embedding_path(directory, variant=variant).is_file():
         raise CheckpointError(
             f"{embedding} is missing, and so are text_encoder/ and tokenizer/; one of the two is needed"
         )
-    return _channels_of(directory, configs, modality)
+    for file in files:
+        read_header(file)
 
 
-def _channels_of(directory: Path, configs: Mapping[str, Mapping[str, Any]], modality: Modality) -> int:
-    """The latent's channels, which VAE and U-Net must agree on."""
-    vae_path = directory / "vae" / "config.json"
-    factor = configs["vae"].get("scaling_factor", 1.0)
-    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
-        raise CheckpointError(f"{vae_path}: scaling_factor is {factor!r}; a number above 0 is needed")
-    channels, *found = (
-        _channels(configs[network], directory / network / "config.json", key)
-        for network, key in (("vae", "latent_channels"), ("unet", "in_channels"), ("unet", "out_channels"))
-    )
-    wanted = [channels * (1 + modality.num_targets), channels * modality.num_targets]
+def _channels_of_networks(directory: Path, modality: Modality) -> int:
+    """The latent's channels, which VAE and U-Net must agree on, after their configurations have been checked."""
+    channels = {}
+    for name, keys in (("vae", ("latent_channels",)), ("unet", ("in_channels", "out_channels"))):
+        path = directory / name / "config.json"
+        if not path.parent.is_dir():
+            raise CheckpointError(
+                f"{path.parent} is missing; a checkpoint holds unet/ and vae/ with config.json and weights"
+            )
+        config = read_json(path)
+        check_network_config(config, path)
+        factor = config.get("scaling_factor", 1.0)
+        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
+            raise CheckpointError(f"{path}: scaling_factor is {factor!r}; a number above 0 is needed")
+        most = MAX_LATENT_CHANNELS if name == "vae" else MAX_SIZE  # the U-Net's follow from these
+        for key in keys:
+            channels[key] = whole_number(config, path, key, 4, least=1, most=most)  # 4 is what diffusers assumes
+    latent, *found = channels.values()
+    wanted = [latent * (1 + modality.num_targets), latent * modality.num_targets]
     if found != wanted:
         raise CheckpointError(
             f"{directory / 'unet' / 'config.json'}: {found[0]} input and {found[1]} output channels do not fit a VAE "
-            f"of {channels} latent channels; a checkpoint for {modality.title} has {wanted[0]} and {wanted[1]}"
+            f"of {latent} latent channels; a checkpoint for {modality.title} has {wanted[0]} and {wanted[1]}"
         )
-    return channels
-
-
-def _channels(config: Mapping[str, Any], path: Path, key: str) -> int:
-    try:
-        return _integer(config, key, 4, least=1)  # 4 is what diffusers assumes
-    except InvalidValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-
-
-def _integer(index: Mapping[str, Any], key: str, fallback: int | None, *, least: int = 0) -> int:
-    value = index.get(key)
-    value = fallback if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InvalidValueError(f"{key} is {value!r}; a whole number from {least} on is needed")
-    return value
+    return latent

@@ -7,15 +7,10 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from openmarigold.checkpoints.checkpoint import (
-    Checkpoint,
-    TinyVae,
-    cached_embedding_path,
-    network_files,
-    stored_embedding_path,
-    text_encoder_files,
-)
-from openmarigold.checkpoints.weight_files import check_safetensors_file, readable, safetensors_metadata, weight_files
+from openmarigold.checkpoints.checkpoint import Checkpoint, TinyVae, network_files
+from openmarigold.checkpoints.empty_prompt import cached_embedding_path, stored_embedding_path, text_encoder_files
+from openmarigold.checkpoints.safetensors_header import read_header
+from openmarigold.checkpoints.weight_files import readable, weight_files
 from openmarigold.errors import CheckpointError
 from openmarigold.files import file_sha256, files_sha256, remembered_sha256
 
@@ -55,7 +50,6 @@ def embedding_sha256(checkpoint: Checkpoint) -> str:
     path = stored if stored.is_file() else cached
     if path.is_file():
         try:
-            check_safetensors_file(path)
             return _stated_origin(path) or file_sha256(path)
         except CheckpointError:
             if path == stored or not text_encoder_files(directory):
@@ -76,11 +70,11 @@ def origin_metadata(origin: str, values: bytes) -> dict[str, str]:
 
 def _stated_origin(path: Path) -> str | None:
     """The hash of the text encoder that made a stored embedding; None where it is not stated, or of other values."""
-    stated = safetensors_metadata(path)
-    origin = stated.get("text_encoder_sha256")
+    header = read_header(path)
+    origin = header.metadata.get("text_encoder_sha256")
     with path.open("rb") as file:
-        file.seek(8 + int.from_bytes(file.read(8), "little"))
-        return origin if origin and origin_metadata(origin, file.read()).items() <= stated.items() else None
+        file.seek(header.data_start)
+        return origin if origin and origin_metadata(origin, file.read()).items() <= header.metadata.items() else None
 
 
 def _hash_lines(files: Iterable[Path], directory: Path) -> list[str]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from openmarigold.checkpoints.hub_download import fetch_blob, git_hash_of, in_units, partial_path, size_of
 from openmarigold.checkpoints.hub_messages import explained, is_absent, not_downloaded
-from openmarigold.errors import CheckpointError, MissingExtraError
+from openmarigold.errors import CheckpointError, needs_extra
 from openmarigold.files import file_sha256, some_home, write_atomically
 from openmarigold.printing import quoted_logger
 
@@ -213,13 +213,9 @@ def stated_sha256(path: Path) -> str | None:
 
 
 def _library() -> Any:
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    try:
-        with some_home():  # its cache would be a folder named ~
-            import huggingface_hub
-            from huggingface_hub import constants
-    except ImportError as error:
-        raise MissingExtraError("huggingface_hub", "torch") from error
+    with needs_extra("torch"), some_home():  # its cache would be a folder named ~
+        import huggingface_hub
+        from huggingface_hub import constants
     assert constants is huggingface_hub.constants
     return huggingface_hub
 

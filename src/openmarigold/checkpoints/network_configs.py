@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a stranger's configuration files may say: sizes within bounds, no choice of code, and where links lead."""
+"""Limits for configuration files from others: sizes within bounds, no choice of code, and where links lead."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from openmarigold.printing import quoted_logger
 
 MAX_LATENT_CHANNELS = 1024
 MAX_PROCESSING_RESOLUTION = 16_384  # px, four times what any depth model recommends
-_MAX_SIZE, _MAX_LAYERS, _MAX_LIST = 1_000_000, 128, 128
+MAX_SIZE = 1_000_000
+_MAX_LAYERS, _MAX_LIST = 128, 128
 
 # What is read of a text encoder's config.json, with the largest value; all else keeps transformers' default. Of its
 # other keys some choose code: attn_implementation can name a repository of kernels, quantization_config a library.
@@ -40,7 +41,7 @@ def check_network_config(config: Mapping[str, Any], path: Path) -> None:
         CheckpointError: a number that is not finite or too large, or a list that is too long.
     """
     for key, value in _leaves(config):
-        limit = _MAX_LAYERS if "layers" in key else _MAX_SIZE
+        limit = _MAX_LAYERS if "layers" in key else MAX_SIZE
         if isinstance(value, list):
             what, size, limit = "a list of", len(value), _MAX_LIST
         elif isinstance(value, (int, float)):
@@ -49,6 +50,26 @@ def check_network_config(config: Mapping[str, Any], path: Path) -> None:
             continue
         if not (math.isfinite(size) and size <= limit):
             raise CheckpointError(f"{path}: {key} is {what} {size:.6g}; at most {limit} is accepted")
+
+
+def whole_number(
+    config: Mapping[str, Any],
+    path: Path,
+    key: str,
+    fallback: int | None = None,
+    *,
+    least: int = 0,
+    most: int = MAX_SIZE,
+) -> int:
+    """The value of `key` in the content of the file `path`; `fallback` where there is none.
+
+    Raises:
+        CheckpointError: it is not a whole number from `least` to `most`.
+    """
+    value = fallback if config.get(key) is None else config[key]
+    if type(value) is not int or not least <= value <= most:
+        raise CheckpointError(f"{path}: {key} is {value!r:.60}; a whole number from {least} to {most} is needed")
+    return value
 
 
 def text_encoder_settings(folder: Path) -> dict[str, Any]:
@@ -62,15 +83,11 @@ def text_encoder_settings(folder: Path) -> dict[str, Any]:
     if isinstance(config.get("text_config"), dict):
         config = config["text_config"]  # of a file that describes CLIP's image encoder too
     settings: dict[str, Any] = {}
-    for key, largest in (*_TEXT_ENCODER_SIZES.items(), *((key, _MAX_SIZE) for key in _TEXT_ENCODER_TOKENS)):
-        value = config.get(key)
-        if value is None:
-            continue
-        # A text encoder for the empty prompt alone has no layer.
-        least = 0 if key == "num_hidden_layers" or key in _TEXT_ENCODER_TOKENS else 1
-        if type(value) is not int or not least <= value <= largest:
-            raise CheckpointError(f"{path}: {key} is {value!r:.60}; a whole number from {least} to {largest} is needed")
-        settings[key] = value
+    for key, largest in (*_TEXT_ENCODER_SIZES.items(), *((key, MAX_SIZE) for key in _TEXT_ENCODER_TOKENS)):
+        if config.get(key) is not None:
+            # A text encoder for the empty prompt alone has no layer.
+            least = 0 if key == "num_hidden_layers" or key in _TEXT_ENCODER_TOKENS else 1
+            settings[key] = whole_number(config, path, key, least=least, most=largest)
     epsilon = config.get("layer_norm_eps", 1e-5)
     if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 < epsilon < 1:
         raise CheckpointError(f"{path}: layer_norm_eps is {epsilon!r:.60}; a number between 0 and 1 is needed")

@@ -4,16 +4,16 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from openmarigold.checkpoints.external_data import OnnxFacts, read_onnx_facts
+from openmarigold.checkpoints.safetensors_header import check_not_a_pointer
 from openmarigold.config import ConvertedFormat
-from openmarigold.errors import CheckpointError, OpenMarigoldError, one_line
+from openmarigold.errors import CheckpointError, OpenMarigoldError
 from openmarigold.printing import quoted_logger
 from openmarigold.text_files import DamagedTextError, parse_json
 
@@ -23,7 +23,6 @@ NETWORK_FILES: dict[ConvertedFormat, dict[str, str]] = {
     "onnx": {name: f"{name}/model.onnx" for name in NETWORKS},
     "openvino": {name: f"{name}/model.xml" for name in NETWORKS},
 }
-ONNX_FILES = NETWORK_FILES["onnx"]
 # ONNX networks beside safetensors weights, which they read (`checkpoint export --shared-weights`).
 GRAPH_FILES = {"vae_encoder": "vae/encoder.onnx", "unet": "unet/unet.onnx", "vae_decoder": "vae/decoder.onnx"}
 EMBEDDING_FILE = "empty_prompt_embedding.safetensors"
@@ -31,9 +30,7 @@ NETWORK_STEM = "diffusion_pytorch_model"
 TEXT_ENCODER_STEM = "model"
 _MADE_FROM = "openmarigold.made_from"
 _FINGERPRINT_BLOCKS, _FINGERPRINT_BLOCK_BYTES = 64, 4096
-_MAX_HEADER_BYTES = 100_000_000  # as the safetensors library has it
-_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-_POINTER = b"version https://git-lfs.github.com/spec/"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 _log = quoted_logger(__name__)
 
@@ -54,6 +51,11 @@ def readable() -> Iterator[None]:
             f"{error.filename or 'a file of the checkpoint'} cannot be read: {error.strerror or error}; check its "
             "permissions and the disk, or get the checkpoint again"
         ) from error
+
+
+def embedding_file(variant: str | None = None) -> str:
+    """Name of the file in a checkpoint folder with the embedding of the empty prompt, of a variant or of all."""
+    return EMBEDDING_FILE.replace(".", f".{variant}.", 1) if variant else EMBEDDING_FILE
 
 
 def weight_files(
@@ -102,7 +104,7 @@ def _shards(index_path: Path) -> list[Path]:
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{index_path} names {name!r}, which is no safetensors file beside it")
+            raise CheckpointError(f"{index_path} names {name!r}, which is not a safetensors file next to it")
         if not (index_path.parent / name).is_file():
             raise CheckpointError(f"{index_path.parent / name} is missing, which {index_path.name} names")
     return [index_path.parent / name for name in names]
@@ -113,7 +115,7 @@ def _what_is_there(folder: Path, stem: str) -> str:
     others = sorted(path.name for path in folder.glob(f"{stem}*.safetensors"))
     if others:
         return f"; the folder holds {', '.join(others[:3])}: choose with --variant"
-    pickles = sorted(path for suffix in ("bin", "pt", "ckpt") for path in folder.glob(f"*.{suffix}"))
+    pickles = sorted(path for path in folder.glob("*") if path.suffix in PICKLE_SUFFIXES)
     if not pickles:
         return "; a checkpoint is a whole folder in diffusers layout"
     pickle = pickles[0]
@@ -210,87 +212,6 @@ def _onnx_facts(path: Path) -> OnnxFacts:
     with readable():
         check_not_a_pointer(path)
     return read_onnx_facts(path)
-
-
-def check_not_a_pointer(path: Path) -> None:
-    """Finds the text that a clone without Git LFS has in the place of a large file.
-
-    Raises:
-        CheckpointError: `path` is such a text.
-    """
-    with path.open("rb") as file:
-        pointer = file.read(len(_POINTER)) == _POINTER
-    if pointer:
-        raise CheckpointError(
-            f"{path} is a Git LFS pointer, not the weights themselves; run `git lfs install` and `git lfs pull` in the "
-            "clone, or give the checkpoint's hub id"
-        )
-
-
-def check_safetensors_file(path: Path) -> dict[str, Any]:
-    """The header of the file (name → dtype, shape, data_offsets), its size having been compared with it.
-
-    Raises:
-        CheckpointError: the file is truncated or not in safetensors format.
-    """
-    try:
-        size = path.stat().st_size
-        check_not_a_pointer(path)
-        with path.open("rb") as file:
-            header_size = int.from_bytes(file.read(8), "little")
-            if size < 8 or header_size > size - 8:
-                raise CheckpointError(f"{path} is truncated ({size} bytes); get the checkpoint again")
-            header = parse_json(file.read(min(header_size, _MAX_HEADER_BYTES)))
-        end = _end_of_tensors({key: entry for key, entry in header.items() if key != "__metadata__"})
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(
-            f"{path} is not a safetensors file ({one_line(error)}); get the checkpoint again"
-        ) from error
-    expected = 8 + header_size + end
-    if size != expected:
-        raise CheckpointError(f"{path} is truncated ({size} of {expected} bytes); get the checkpoint again")
-    return {key: entry for key, entry in header.items() if key != "__metadata__"}
-
-
-def safetensors_metadata(path: Path) -> dict[str, str]:
-    """The texts that a safetensors file, which has been checked, carries beside its tensors."""
-    with path.open("rb") as file:
-        metadata = parse_json(file.read(int.from_bytes(file.read(8), "little"))).get("__metadata__")
-    return dict(metadata) if isinstance(metadata, dict) else {}
-
-
-def _end_of_tensors(entries: Mapping[str, Any]) -> int:
-    """Where the last tensor's bytes end, after all places have been compared with the shapes and with each other.
-
-    Raises:
-        ValueError: a place or shape that is no list of whole numbers from 0 on, a size that differs from the shape's,
-            or tensors that overlap or leave a gap.
-    """
-    places = []
-    for name, entry in entries.items():
-        start, end = _whole_numbers(name, entry["data_offsets"])
-        count = math.prod(_whole_numbers(name, entry["shape"]))
-        itemsize = _ITEM_BYTES.get(entry["dtype"])
-        if start > end or (itemsize is not None and end - start != itemsize * count):
-            raise ValueError(f"tensor {name[:80]!r} has {end - start} bytes, which its shape does not need")
-        places.append((start, end))
-    position = 0
-    for start, end in sorted(places):
-        if start != position:
-            raise ValueError(f"the tensor at byte {start} overlaps another, or leaves a gap")
-        position = end
-    return position
-
-
-def _whole_numbers(name: str, values: Any) -> list[int]:
-    # 2.0 and True are equal to whole numbers, and the product of two negative sizes is positive.
-    if not isinstance(values, list) or not all(type(value) is int and value >= 0 for value in values):
-        raise ValueError(f"tensor {name[:80]!r} has shape or data_offsets {values!r:.80}; whole numbers are needed")
-    return values
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -24,7 +24,6 @@ from openmarigold.cli.checkpoint import CheckpointCommand, run_checkpoint
 from openmarigold.cli.compare import Compare, run_compare
 from openmarigold.cli.data import Data, check_moved, run_data
 from openmarigold.cli.evaluate import Evaluate, run_evaluate
-from openmarigold.cli.export import Export, run_export
 from openmarigold.cli.inspect import Inspect, run_inspect
 from openmarigold.cli.predict import Predict, parse_predict, run_predict
 from openmarigold.cli.reproduce import Reproduce, run_reproduce
@@ -42,7 +41,6 @@ Command: TypeAlias = (
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
     | Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[CheckpointCommand, tyro.conf.subcommand("checkpoint")]
     | Annotated[BenchmarkCommand, tyro.conf.subcommand("benchmark")]
 )
@@ -56,7 +54,6 @@ _RUN: dict[type, Callable[[Any], int]] = {
     Reproduce: run_reproduce,
     Data: run_data,
     Train: run_train,
-    Export: run_export,
     CheckpointCommand: run_checkpoint,
     BenchmarkCommand: run_benchmark,
 }

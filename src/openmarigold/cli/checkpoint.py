@@ -12,7 +12,7 @@ import tyro
 
 from openmarigold.cli.terminal import EXIT_ERROR, say
 from openmarigold.config import ConvertedFormat, Dtype, ModelConfig, PredictConfig, StoredDtype, TinyVaeUse
-from openmarigold.errors import InvalidValueError, MissingExtraError
+from openmarigold.errors import InvalidValueError, needs_extra
 
 if TYPE_CHECKING:
     from openmarigold.checkpoints.checkpoint import Checkpoint
@@ -216,12 +216,8 @@ def _verify(action: Verify, found: Checkpoint, repository: Repository | None) ->
 
 
 def _save(action: Save, found: Checkpoint) -> int:
-    try:
+    with needs_extra("torch"):
         from openmarigold.networks.backbone import save_complete_checkpoint
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("openmarigold"):
-            raise
-        raise MissingExtraError(error.name, "torch") from error
     save_complete_checkpoint(found, action.output_dir, dtype=action.dtype)
     say(f"checkpoint -> {action.output_dir}")
     return 0
@@ -230,12 +226,8 @@ def _save(action: Save, found: Checkpoint) -> int:
 def _export(action: ExportCheckpoint, found: Checkpoint) -> int:
     from openmarigold.checkpoints.checkpoint import TITLES, read_tiny_vae
 
-    try:
+    with needs_extra("export"):
         from openmarigold.networks.conversion import export_checkpoint, export_shared
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("openmarigold"):
-            raise
-        raise MissingExtraError(error.name, "export") from error
     if action.shared_weights:
         if action.format != "onnx" or action.tiny_vae is not None:
             raise InvalidValueError(

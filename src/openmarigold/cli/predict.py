@@ -16,7 +16,7 @@ import tyro
 from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar, say
 from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import InvalidValueError
-from openmarigold.text_files import parse_toml
+from openmarigold.text_files import from_table, parse_toml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +104,11 @@ def _read_settings(path: Path) -> tuple[PredictConfig, OutputConfig]:
             close = difflib.get_close_matches(key, known, n=1)
             meant = f"did you mean {close[0]}?" if close else "see `openmarigold predict --help-all`"
             raise InvalidValueError(f"{path}: {key} is not a setting of predict; {meant}")
-    if isinstance(table.get("format"), list):
-        table["format"] = tuple(table["format"])
-    try:
-        config, output = (kind(**{key: table[key] for key in table if key in group}) for kind, group in names.items())
-    except InvalidValueError as error:
-        raise InvalidValueError(f"{path}: {error}") from error
+    parts = ({key: table[key] for key in table if key in group} for group in names.values())
+    config, output = (
+        from_table(kind, part, where=str(path), error=InvalidValueError)
+        for kind, part in zip(names, parts, strict=True)
+    )
     return config, output  # pyright: ignore[reportReturnType]
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 from openmarigold.cli.terminal import progress_bar, say
-from openmarigold.errors import MissingExtraError
+from openmarigold.errors import needs_extra
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +46,8 @@ class Train:
 
 def run_train(command: Train) -> int:
     """Trains and returns the exit status."""
-    try:
+    with needs_extra("train"):
         from openmarigold.training import dry_run, train
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("openmarigold"):
-            raise
-        raise MissingExtraError(error.name, "train") from error
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     paths = {

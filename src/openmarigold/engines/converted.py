@@ -19,10 +19,11 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from jaxtyping import Float
 
-from openmarigold.checkpoints.checkpoint import Checkpoint, TinyVae, cached_embedding_path, stored_embedding_path
+from openmarigold.checkpoints.checkpoint import Checkpoint, TinyVae
+from openmarigold.checkpoints.empty_prompt import cached_embedding_path, stored_embedding_path
 from openmarigold.checkpoints.weight_files import GRAPH_FILES, NETWORK_FILES, NETWORKS, weight_files
 from openmarigold.config import LATENT_FACTOR, ConvertedFormat, StoredDtype
-from openmarigold.errors import CheckpointError, MissingExtraError, OutputError
+from openmarigold.errors import CheckpointError, OutputError, needs_extra
 from openmarigold.files import atomic_directory, files_sha256, user_cache_dir
 from openmarigold.modalities import Modality
 from openmarigold.printing import quoted_logger
@@ -132,12 +133,8 @@ def _converted(
     path = folder / Path(NETWORK_FILES[format][name]).name
     if not renew and _is_whole(folder):
         return path
-    try:
+    with needs_extra("torch"):
         from openmarigold.networks.conversion import write_network
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("openmarigold"):
-            raise
-        raise MissingExtraError(error.name, "torch") from error
     started = time.perf_counter()
     _log.info("converting %s of %s for %s, once; kept in %s", name, checkpoint.name, format, folder)
     try:
@@ -229,10 +226,6 @@ def _sources_of_network(checkpoint: Checkpoint, name: str, tiny_vae: TinyVae | N
 
 def _make_embedding(directory: Path, variant: str | None) -> None:
     """Has the text encoder make the empty prompt's embedding, which is then kept."""
-    try:
+    with needs_extra("torch"):
         from openmarigold.networks.prompt import load_empty_prompt_embedding
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("openmarigold"):
-            raise
-        raise MissingExtraError(error.name, "torch") from error
     load_empty_prompt_embedding(directory, variant=variant)

@@ -25,16 +25,13 @@ from openmarigold.checkpoints.checkpoint import Checkpoint, TinyVae
 from openmarigold.config import LATENT_FACTOR, Dtype, StoredDtype
 from openmarigold.engines import converted
 from openmarigold.engines.converted import LARGE_BYTES, open_networks
-from openmarigold.errors import CheckpointError, InvalidValueError, MissingExtraError, OpenMarigoldError, one_line
+from openmarigold.errors import CheckpointError, InvalidValueError, OpenMarigoldError, needs_extra, one_line
 from openmarigold.files import some_home, user_cache_dir
 from openmarigold.printing import quoted_logger
 from openmarigold.privacy import openvino_without_reports
 
-try:
-    with some_home(), openvino_without_reports():  # one of its modules ends without a home folder
-        import openvino
-except ModuleNotFoundError as error:
-    raise MissingExtraError("openvino", "openvino") from error
+with needs_extra("openvino"), some_home(), openvino_without_reports():  # a module of it ends without a home folder
+    import openvino
 
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 _COUNTED = ("Convolution", "ConvolutionBackpropData", "GroupConvolution", "MatMul", "ScaledDotProductAttention")

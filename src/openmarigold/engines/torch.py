@@ -13,19 +13,15 @@ from jaxtyping import Float
 
 from openmarigold.checkpoints.checkpoint import Checkpoint, TinyVae
 from openmarigold.config import CompileMode, Dtype
-from openmarigold.errors import InvalidValueError, MissingExtraError, OpenMarigoldError, one_line
+from openmarigold.errors import InvalidValueError, OpenMarigoldError, needs_extra, one_line
 from openmarigold.printing import quoted_logger
 
-try:
+with needs_extra("torch"):
     import torch
     from torch import Tensor
 
     from openmarigold.networks import backbone
     from openmarigold.networks.rewrites import fold_constant_context, fold_upsampling
-except ModuleNotFoundError as error:
-    if error.name is None or error.name.startswith("openmarigold"):
-        raise
-    raise MissingExtraError(error.name, "torch") from error
 
 _MEMORY_SHARE = 0.8  # of the free memory, for a batch: allocators waste some
 _MPS_BATCH_SIZE = 4  # torch does not say there how much memory a batch took

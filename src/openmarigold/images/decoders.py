@@ -16,13 +16,12 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from openmarigold.errors import ImageError, MissingExtraError
+from openmarigold.errors import ImageError, needs_extra, one_line
+from openmarigold.images.pixels import EXIF_ORIENTATION, ROUNDING, as_stored
 
 CheckSize = Callable[[int, int], None]
 
 _PHOTOMETRIC = "tiff:PhotometricInterpretation"
-_EXIF_ORIENTATION = 0x0112
-_TOLERANCE = 1e-3  # of float samples, rounding: a quarter of one level of 255
 
 
 def read_raw(path: Path, *, check_size: CheckSize) -> UInt8[np.ndarray, "h w 3"]:
@@ -32,10 +31,8 @@ def read_raw(path: Path, *, check_size: CheckSize) -> UInt8[np.ndarray, "h w 3"]
         ImageError: no raw photo, a damaged one, or one of a camera that LibRaw does not know.
         MissingExtraError: without the extra `raw`.
     """
-    try:
+    with needs_extra("raw", "rawpy, which reads raw photos,"):
         import rawpy
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("rawpy, which reads raw photos,", "raw") from error
     try:
         with path.open("rb") as file, rawpy.imread(file) as raw:
             check_size(raw.sizes.width, raw.sizes.height)
@@ -56,7 +53,7 @@ def read_tiff(path: Path, *, page: int, check_size: CheckSize) -> Image.Image:
     """
     with _opened(path) as file:
         if page and not file.seek_subimage(page, 0):
-            raise ImageError(f"is damaged: {_one_line(file.geterror())}")
+            raise ImageError(f"is damaged: {one_line(file.geterror())}")
         spec = file.spec()
         check_size(spec.width, spec.height)
         pixels = _pixels(file, page)
@@ -71,7 +68,7 @@ def read_tiff(path: Path, *, page: int, check_size: CheckSize) -> Image.Image:
         opaque = _levels(pixels[..., [alpha]]) if alpha >= 0 else None
         separate = bool(spec.get_int_attribute("tiff:UnassociatedAlpha", 0))
         image = _image(levels, opaque, multiplied=not separate)
-        image.getexif()[_EXIF_ORIENTATION] = spec.get_int_attribute("Orientation", 1)
+        image.getexif()[EXIF_ORIENTATION] = spec.get_int_attribute("Orientation", 1)
         profile = spec.getattribute("ICCProfile")
         if profile is not None:
             image.info["icc_profile"] = np.asarray(profile, dtype=np.uint8).tobytes()
@@ -93,22 +90,24 @@ def read_radiance(path: Path, *, check_size: CheckSize) -> Float32[np.ndarray, "
         spec = file.spec()
         check_size(spec.width, spec.height)
         linear = _pixels(file, 0)[..., :3]
-        return np.ascontiguousarray(_upright(linear, spec.get_int_attribute("Orientation", 1)))
+        orientation = spec.get_int_attribute("Orientation", 1)
+        size = linear.shape[:2] if orientation < 5 else linear.shape[1::-1]
+        upright = np.empty((*size, 3), dtype=linear.dtype)
+        as_stored(upright, orientation)[...] = linear
+        return upright
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """An open file of OpenImageIO, which is closed at the end."""
-    try:
+    with needs_extra("formats", "OpenImageIO, which reads this kind of file,"):
         import OpenImageIO
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("OpenImageIO, which reads this kind of file,", "formats") from error
     with _named_in_utf_8(path) as name:
         config = OpenImageIO.ImageSpec()
         config["oiio:UnassociatedAlpha"] = 1
         file = OpenImageIO.ImageInput.open(name, config)
         if file is None:
-            raise ImageError(f"is damaged or of a kind that is not read: {_one_line(OpenImageIO.geterror())}")
+            raise ImageError(f"is damaged or of a kind that is not read: {one_line(OpenImageIO.geterror())}")
         try:
             yield file
         finally:
@@ -136,7 +135,7 @@ def _pixels(file: Any, page: int) -> np.ndarray:
 
     pixels = file.read_image(page, 0, 0, file.spec().nchannels, OpenImageIO.UNKNOWN)
     if pixels is None:
-        raise ImageError(f"is damaged: {_one_line(file.geterror())}")
+        raise ImageError(f"is damaged: {one_line(file.geterror())}")
     return pixels
 
 
@@ -144,7 +143,7 @@ def _levels(pixels: np.ndarray, *, inverted: bool = False) -> UInt8[np.ndarray, 
     """Samples of any kind as 0 … 255: the largest number that their bits can hold is white, of floats 1."""
     if pixels.dtype.kind == "f":
         low, high = float(pixels.min()), float(pixels.max())
-        if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):  # also for NaN
+        if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # also for NaN
             raise ImageError(
                 f"has float samples {low:g} … {high:g}; 0 … 1 is accepted: save linear light of any range as .exr"
             )
@@ -167,13 +166,3 @@ def _image(levels: np.ndarray, opaque: np.ndarray | None, *, multiplied: bool) -
     size = levels.shape[1], levels.shape[0]
     rgba = np.concatenate([colors, opaque], axis=2).tobytes()
     return Image.frombytes("RGBa" if multiplied else "RGBA", size, rgba)
-
-
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Rows and columns in their order, by the number that EXIF has for it."""
-    pixels = pixels[:: -1 if orientation in (3, 4, 6, 7) else 1, :: -1 if orientation in (2, 3, 7, 8) else 1]
-    return pixels.swapaxes(0, 1) if orientation >= 5 else pixels
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:200] or "no reason given"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from openmarigold.errors import ImageError, MissingExtraError, OutputError, one_line
+from openmarigold.errors import ImageError, OutputError, needs_extra, one_line
 from openmarigold.images.quiet import unprinted
 
 
@@ -162,8 +162,6 @@ def _named(path: Path) -> Iterator[str]:
 
 
 def _openexr() -> Any:
-    try:
+    with needs_extra("exr"):
         import OpenEXR
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("OpenEXR", "exr") from error
     return OpenEXR

@@ -23,6 +23,7 @@ RAW_SUFFIXES = frozenset({".3fr", ".arw", ".cap", ".cr2", ".cr3", ".crw", ".dcr"
 }
 _OTHER_SUFFIXES = frozenset({".ai", ".djvu", ".dpx", ".jls", ".jxl", ".jxr", ".kra", ".ora", ".psb", ".svg", ".xcf"})
 
+JPEG_MAGIC, PNG_MAGIC = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 EXR_MAGIC = b"\x76\x2f\x31\x01"
@@ -30,7 +31,7 @@ RADIANCE_MAGIC = (b"#?RADIANCE", b"#?RGBE")
 # Raw photos that do not begin as TIFF does (Canon's old and new files, Fujifilm, Olympus, Panasonic, Sigma, Minolta).
 _RAW_MAGIC = (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FOVb", b"\0MRM")
 _PICTURE_MAGIC = (
-    *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"8BPS"),
+    *(JPEG_MAGIC, PNG_MAGIC, b"GIF87a", b"GIF89a", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"8BPS"),
     *(b"\0\0\0\x0cJXL ", b"\xff\x0a", EXR_MAGIC, *RADIANCE_MAGIC, *TIFF_MAGIC, *_RAW_MAGIC),
 )
 HEAD_BYTES = 64  # of a file, enough to tell its kind

@@ -19,13 +19,15 @@ import numpy as np
 from jaxtyping import Float32, Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
 
-from openmarigold.errors import ImageError, InvalidValueError, MissingExtraError
+from openmarigold.errors import ImageError, InvalidValueError, MissingExtraError, needs_extra, one_line
 from openmarigold.files import as_path
 from openmarigold.images.decoders import read_raw, read_tiff
 from openmarigold.images.hdr import is_linear_light, read_tone_mapped
 from openmarigold.images.kinds import (
     HEAD_BYTES,
+    JPEG_MAGIC,
     PILLOW_FORMATS,
+    PNG_MAGIC,
     RAW_SUFFIXES,
     TIFF_MAGIC,
     begins_like_picture,
@@ -89,7 +91,7 @@ def read_rgb(
         raise ImageError(f"{path} does not fit into memory; make it smaller first") from error
     except Exception as error:
         # Pillow's decoders raise whatever damaged bytes lead to: OSError, SyntaxError, ValueError, struct.error …
-        raise ImageError(f"{path} is damaged or cannot be read: {_one_line(error)}") from error
+        raise ImageError(f"{path} is damaged or cannot be read: {one_line(error)}") from error
 
 
 def as_rgb(image: Any, *, background: str = "white") -> UInt8[np.ndarray, "h w 3"]:
@@ -116,7 +118,7 @@ def as_rgb(image: Any, *, background: str = "white") -> UInt8[np.ndarray, "h w 3
             told = str(error)
             raise ImageError(f"the image {told}" if told.startswith(_VERBS) else told) from error
         except Exception as error:  # a lazily opened file is decoded only now; see read_rgb
-            raise ImageError(f"the image cannot be read: {_one_line(error)}") from error
+            raise ImageError(f"the image cannot be read: {one_line(error)}") from error
     if callable(getattr(image, "read", None)):
         return _read_content(_content_of(image), background)
     return array_to_rgb(*_as_array(image), background=color)
@@ -276,7 +278,7 @@ def _decode(path: Path, head: bytes, color: Color, note: Callable[[str], object]
     if is_linear_light(head):
         return read_tone_mapped(path, background=color, check_size=_check_size, note=note)
     tiff = examine_tiff(path) if head[:4] in TIFF_MAGIC else None
-    renamed = head.startswith((b"\xff\xd8\xff", b"\x89PNG", *TIFF_MAGIC))  # has the suffix of a raw photo only
+    renamed = head.startswith((JPEG_MAGIC, PNG_MAGIC, *TIFF_MAGIC))  # has the suffix of a raw photo only
     is_raw_file = is_raw(head) or (path.suffix.lower() in RAW_SUFFIXES and not renamed)
     if is_raw_file or (tiff is not None and tiff.decoder == "raw"):
         return read_raw(path, check_size=_check_size)
@@ -345,10 +347,8 @@ def _open(path: Path, head: bytes) -> Any:
             # Pillow loads its plugins with the first photos, and passes over those that another thread just loads.
             Image.init()
             return Image.open(path)
-    try:
+    with needs_extra("heif", "pillow-heif"):
         import pillow_heif
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("pillow-heif", "heif") from error
     with path.open("rb") as stream:
         file = pillow_heif.open_heif(stream, convert_hdr_to_8bit=True)
         _check_size(*file.size)
@@ -388,7 +388,7 @@ def _as_array(image: Any) -> tuple[np.ndarray, bool]:
         try:
             tensor = image.detach().cpu()
         except NotImplementedError as error:  # of torch's device "meta", which holds no numbers
-            raise InvalidValueError(f"the tensor holds no numbers: {_one_line(error)}") from error
+            raise InvalidValueError(f"the tensor holds no numbers: {one_line(error)}") from error
         with quiet():
             try:
                 return tensor.numpy(), True
@@ -398,7 +398,7 @@ def _as_array(image: Any) -> tuple[np.ndarray, bool]:
         array = np.asarray(image)
     except Exception as error:  # of other libraries' arrays, on devices and of kinds that NumPy does not have
         raise InvalidValueError(
-            f"{_ACCEPTED_KINDS}; {type(image).__name__} cannot be made one: {_one_line(error)}"
+            f"{_ACCEPTED_KINDS}; {type(image).__name__} cannot be made one: {one_line(error)}"
         ) from error
     if array.dtype.kind not in "biufc":
         raise InvalidValueError(f"{_ACCEPTED_KINDS}; {type(image).__name__} is given")
@@ -413,8 +413,3 @@ _VERBS = ("is ", "has ", "holds ", "its ")  # of messages that go on after the n
 def _accepted() -> str:
     formats = "JPEG, PNG, WebP, TIFF, AVIF, HEIC, BMP, GIF, JPEG 2000, PPM, TGA, OpenEXR, Radiance"
     return f"accepted are {formats} and raw photos"
-
-
-def _one_line(error: BaseException) -> str:
-    """The error's text on one line, or its type where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__

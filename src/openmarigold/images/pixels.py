@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Any Pillow image or array to RGB uint8 [h w 3]: upright, in sRGB, without alpha.
 
-A large image is converted in strips of rows straight into its result, so that beside Pillow's own 4 bytes a pixel only
+A large image is converted in strips of rows straight into its result, so that next to Pillow's own 4 bytes a pixel only
 the result's 3 bytes a pixel are held.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image, ImageColor
 
 from openmarigold.errors import ImageError, InvalidValueError
@@ -20,10 +20,10 @@ from openmarigold.images.tiff import check_tiff_image, white_is_zero
 
 Color: TypeAlias = tuple[int, int, int]
 WHITE: Color = (255, 255, 255)
+EXIF_ORIENTATION = 0x0112
 ROUNDING = 1e-3  # beyond [0, 1] of floats: a quarter of one level of 255, which changes no level
 
 _STRIP_PIXELS = 2**20
-_EXIF_ORIENTATION = 0x0112
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 # The space of an ICC profile: the mode that it describes, and the modes of images that are given in it.
 _PROFILE_MODES = {
@@ -60,7 +60,7 @@ def image_to_rgb(image: Image.Image, *, background: Color = WHITE) -> UInt8[np.n
     width, height = image.size
     orientation = _orientation(image)
     rgb = np.empty((height, width, 3) if orientation < 5 else (width, height, 3), dtype=np.uint8)
-    stored = _as_stored(rgb, orientation)
+    stored = as_stored(rgb, orientation)
     convert = _converter(image, background)
     rows = max(1, _STRIP_PIXELS // max(1, width))
     for top in range(0, height, rows):
@@ -157,13 +157,13 @@ def _channels_last(array: np.ndarray, *, channels_first: bool) -> np.ndarray:
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation 1 … 8, or 1 where the tag is absent or its block is damaged (the pixels may be fine)."""
     try:
-        orientation = int(image.getexif().get(_EXIF_ORIENTATION, 1))
+        orientation = int(image.getexif().get(EXIF_ORIENTATION, 1))
     except Exception:  # noqa: BLE001 - Pillow raises many kinds for damaged tags
         return 1
     return orientation if 1 <= orientation <= 8 else 1
 
 
-def _as_stored(rgb: UInt8[np.ndarray, "h w 3"], orientation: int) -> UInt8[np.ndarray, "hs ws 3"]:
+def as_stored(rgb: Shaped[np.ndarray, "h w 3"], orientation: int) -> Shaped[np.ndarray, "hs ws 3"]:
     """View of an upright image whose rows and columns are those of the file."""
     stored = rgb if orientation < 5 else rgb.swapaxes(0, 1)
     rows_reversed = orientation in (3, 4, 6, 7)

@@ -37,11 +37,10 @@ Tags = Mapping[int, Any]
 
 @dataclass(frozen=True)
 class TiffPicture:
-    """Where the picture of a TIFF file is, and who decodes it; `num_pages` are those that could be read."""
+    """Where the picture of a TIFF file is, and who decodes it."""
 
     decoder: Decoder
     page: int = 0
-    num_pages: int = 1
     note: str | None = None
 
 
@@ -49,7 +48,7 @@ def examine_tiff(path: Path) -> TiffPicture:
     """What is to be done with a TIFF file.
 
     Raises:
-        ImageError: it holds previews only, or samples of a kind that are no picture.
+        ImageError: it holds previews only, or samples of a kind that are not a picture.
     """
     with path.open("rb") as file:
         pages, whole = _read_pages(file)
@@ -69,7 +68,7 @@ def examine_tiff(path: Path) -> TiffPicture:
         notes.append(f"has {len(pages)} frames or pages{more}; the first is used")
     if page > 0:
         notes.append(f"page {page + 1} is used, since those before are previews or masks")
-    return TiffPicture(_decoder(pages[page]), page, len(pages), "; ".join(notes) or None)
+    return TiffPicture(_decoder(pages[page]), page, "; ".join(notes) or None)
 
 
 def check_tiff_image(image: Any) -> None:

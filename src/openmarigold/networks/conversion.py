@@ -19,14 +19,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from openmarigold.checkpoints.checkpoint import (
-    EMBEDDING_FILE,
-    TITLES,
-    Checkpoint,
-    TinyVae,
-    read_checkpoint,
-    stored_embedding_path,
-)
+from openmarigold.checkpoints.checkpoint import EMBEDDING_FILE, TITLES, Checkpoint, TinyVae
+from openmarigold.checkpoints.empty_prompt import stored_embedding_path
 from openmarigold.checkpoints.integrity import count_parameters
 from openmarigold.checkpoints.weight_files import (
     GRAPH_FILES,
@@ -37,7 +31,7 @@ from openmarigold.checkpoints.weight_files import (
     weight_files,
 )
 from openmarigold.config import LATENT_FACTOR, ConvertedFormat, StoredDtype
-from openmarigold.errors import CheckpointError, MissingExtraError, OutputError
+from openmarigold.errors import CheckpointError, OutputError, needs_extra
 from openmarigold.files import atomic_directory
 from openmarigold.images.quiet import quiet
 from openmarigold.networks.backbone import (
@@ -155,11 +149,6 @@ def _documents(folder: Path) -> list[Path]:
     return sorted((*folder.glob("README.md"), *folder.glob("LICEN[SC]E*")))
 
 
-def export_onnx(checkpoint_dir: Path, destination: Path) -> None:
-    """`export_checkpoint` of a checkpoint folder to ONNX networks with weights stored in half precision."""
-    export_checkpoint(read_checkpoint(checkpoint_dir), destination, format="onnx")
-
-
 def write_network(
     source: Checkpoint,
     name: str,
@@ -210,11 +199,8 @@ def count_network_flops(source: Checkpoint, name: str, height: int, width: int, 
 def check_format(format: ConvertedFormat) -> None:
     """Raises MissingExtraError unless the package that writes a format is installed."""
     package, extra = _PACKAGES[format]
-    try:
-        with openvino_without_reports():  # every use of the package below comes after this import
-            __import__(package)
-    except ImportError as error:
-        raise MissingExtraError(package, extra) from error
+    with needs_extra(extra), openvino_without_reports():  # every use of the package below comes after this import
+        __import__(package)
 
 
 class _Encoder(nn.Module):

@@ -21,16 +21,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from openmarigold.checkpoints.checkpoint import (
-    EMBEDDING_FILE,
+from openmarigold.checkpoints.empty_prompt import (
     cached_embedding_path,
+    has_text_encoder,
     stored_embedding_path,
     text_encoder_weights,
 )
 from openmarigold.checkpoints.hashes import origin_metadata, text_encoder_sha256
 from openmarigold.checkpoints.network_configs import text_encoder_settings
-from openmarigold.checkpoints.weight_files import TEXT_ENCODER_STEM, read_json, weight_files
-from openmarigold.errors import CheckpointError, MissingExtraError, OutputError, one_line
+from openmarigold.checkpoints.weight_files import EMBEDDING_FILE, TEXT_ENCODER_STEM, read_json
+from openmarigold.errors import CheckpointError, OutputError, needs_extra, one_line
 from openmarigold.files import write_atomically
 from openmarigold.networks.tensors import save_tensors
 from openmarigold.printing import quoted_logger
@@ -53,14 +53,13 @@ def load_empty_prompt_embedding(directory: Path, *, variant: str | None = None) 
     if stored.is_file():
         return _checked(_read(stored), directory, stored)
     cached = cached_embedding_path(directory, variant=variant)
-    has_text_encoder = (directory / "text_encoder").is_dir() and (directory / "tokenizer").is_dir()
     if cached.is_file():
         try:
             return _checked(_read(cached), directory, cached)
         except CheckpointError:
-            if not has_text_encoder:
+            if not has_text_encoder(directory):
                 raise
-    if not has_text_encoder:
+    if not has_text_encoder(directory):
         raise CheckpointError(
             f"{directory} holds neither {EMBEDDING_FILE} nor text_encoder/ and tokenizer/; one of the two is needed"
         )
@@ -111,11 +110,9 @@ def _checked(embedding: Tensor, directory: Path, source: Path) -> Tensor:
 
 def _encode_empty_prompt(directory: Path, variant: str | None) -> Float[Tensor, "1 n d"]:
     folder = directory / "text_encoder"
-    _, files = text_encoder_weights(folder, variant)
-    try:
+    files = text_encoder_weights(folder, variant)
+    with needs_extra("torch"):
         from transformers import CLIPTokenizer
-    except ImportError as error:
-        raise MissingExtraError("transformers", "torch") from error
     settings = text_encoder_settings(folder)
     try:
         with _without_progress_bars(), torch.no_grad():
@@ -170,11 +167,10 @@ def _without_progress_bars() -> Iterator[None]:
 
 def copy_text_encoder(source: Path, destination: Path) -> bool:
     """Copies `text_encoder/` (configuration and safetensors weights) and `tokenizer/`; False where they are missing."""
-    folders = [source / name for name in ("text_encoder", "tokenizer")]
-    if not all(folder.is_dir() for folder in folders):
+    if not has_text_encoder(source):
         return False
-    weights = {path.name for path in weight_files(folders[0], stem=TEXT_ENCODER_STEM)[1]}
-    for folder in folders:
+    weights = {path.name for path in text_encoder_weights(source / "text_encoder")}
+    for folder in (source / "text_encoder", source / "tokenizer"):
         (destination / folder.name).mkdir()
         for path in sorted(folder.iterdir()):
             if path.is_file() and (path.suffix in (".json", ".txt") or path.name in weights):

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from openmarigold.checkpoints.weight_files import check_safetensors_file
+from openmarigold.checkpoints.safetensors_header import StoredTensor, read_header
 
 _TYPES = {
     "F16": (np.dtype("<f2"), TensorProto.FLOAT16),
@@ -35,10 +35,7 @@ class _Stored:
 
     name: str
     file: str
-    kind: str
-    shape: tuple[int, ...]
-    offset: int
-    num_bytes: int
+    tensor: StoredTensor
 
 
 @dataclass(frozen=True)
@@ -78,16 +75,11 @@ class _Index:
         self._by_values: dict[bytes, list[_Stored]] = {}
         for path in files:
             with path.open("rb") as file:
-                data_start = 8 + int.from_bytes(file.read(8), "little")
-                for name, entry in check_safetensors_file(path).items():
-                    if entry["dtype"] not in _TYPES:
-                        continue
-                    start, end = entry["data_offsets"]
-                    file.seek(data_start + start)
-                    content = file.read(end - start)
-                    shape = tuple(entry["shape"])
-                    found = _Stored(name, path.name, entry["dtype"], shape, data_start + start, end - start)
-                    self._by_values.setdefault(_key(_values(found, content)), []).append(found)
+                for name, tensor in read_header(path).tensors.items():
+                    if tensor.dtype in _TYPES:
+                        file.seek(tensor.start)
+                        values = _values(tensor, file.read(tensor.end - tensor.start))
+                        self._by_values.setdefault(_key(values), []).append(_Stored(name, path.name, tensor))
 
     def find(self, weight: Any) -> _Source | None:
         """What a weight of a network is made of; None where it is not made of stored tensors alone."""
@@ -112,10 +104,10 @@ def _key(values: np.ndarray) -> bytes:
     return hashlib.sha256(repr(values.shape).encode() + np.ascontiguousarray(values, dtype="<f4").tobytes()).digest()
 
 
-def _values(stored: _Stored, content: bytes) -> np.ndarray:
+def _values(stored: StoredTensor, content: bytes) -> np.ndarray:
     """The tensor in float32, which holds the values of all three kinds exactly."""
-    values = np.frombuffer(content, dtype=_TYPES[stored.kind][0])
-    if stored.kind == "BF16":
+    values = np.frombuffer(content, dtype=_TYPES[stored.dtype][0])
+    if stored.dtype == "BF16":
         values = (values.astype(np.uint32) << 16).view(np.float32)
     return values.astype(np.float32).reshape(stored.shape)
 
@@ -123,11 +115,12 @@ def _values(stored: _Stored, content: bytes) -> np.ndarray:
 def _external(stored: _Stored) -> TensorProto:
     tensor = TensorProto(
         name=_name(stored),
-        data_type=_TYPES[stored.kind][1],
-        dims=stored.shape,
+        data_type=_TYPES[stored.tensor.dtype][1],
+        dims=stored.tensor.shape,
         data_location=TensorProto.EXTERNAL,
     )
-    for key, value in (("location", stored.file), ("offset", stored.offset), ("length", stored.num_bytes)):
+    start, end = stored.tensor.start, stored.tensor.end
+    for key, value in (("location", stored.file), ("offset", start), ("length", end - start)):
         tensor.external_data.add(key=key, value=str(value))
     return tensor
 
@@ -143,7 +136,7 @@ def _operators(source: _Source, name: str) -> list[Any]:
         steps.append(("Concat", {"axis": 0}))
     if source.transposed:
         steps.append(("Transpose", {"perm": [1, 0]}))
-    if any(stored.kind != "F32" for stored in source.tensors):
+    if any(stored.tensor.dtype != "F32" for stored in source.tensors):
         steps.append(("Cast", {"to": TensorProto.FLOAT}))
     inputs, nodes = [_name(stored) for stored in source.tensors], []
     for number, (operator, attributes) in enumerate(steps or [("Identity", {})], start=1):

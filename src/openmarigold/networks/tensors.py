@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from openmarigold.checkpoints.weight_files import check_safetensors_file, readable
+from openmarigold.checkpoints.safetensors_header import read_header
+from openmarigold.checkpoints.weight_files import readable
 from openmarigold.errors import CheckpointError
 
 _DTYPES = {
@@ -37,21 +38,17 @@ def read_tensors(path: Path, *, dtype: torch.dtype | None = None) -> Iterator[tu
     Raises:
         CheckpointError: truncated, not in safetensors format, or with numbers of another kind.
     """
-    header = check_safetensors_file(path)
+    header = read_header(path)
     with readable(), path.open("rb") as file:
-        begin = 8 + int.from_bytes(file.read(8), "little")
-        for name, entry in header.items():
-            if entry["dtype"] not in _DTYPES:
-                raise CheckpointError(
-                    f"{path}: {name} is stored as {entry['dtype']}; accepted are {', '.join(_DTYPES)}"
-                )
-            start, end = entry["data_offsets"]
-            file.seek(begin + start)
+        for name, stored in header.tensors.items():
+            if stored.dtype not in _DTYPES:
+                raise CheckpointError(f"{path}: {name} is stored as {stored.dtype}; accepted are {', '.join(_DTYPES)}")
+            file.seek(stored.start)
             # In torch's own memory, whose alignment is always the same: kernels round differently on other addresses.
-            content = torch.empty(end - start, dtype=torch.uint8)
-            if file.readinto(content.numpy().data) != end - start:
+            content = torch.empty(stored.end - stored.start, dtype=torch.uint8)
+            if file.readinto(content.numpy().data) != len(content):
                 raise CheckpointError(f"{path} ends within {name}; get the checkpoint again")
-            tensor = content.view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+            tensor = content.view(_DTYPES[stored.dtype]).reshape(stored.shape)
             yield name, tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 from openmarigold.errors import ImageError, InvalidValueError, OpenMarigoldError
 from openmarigold.files import as_path
 from openmarigold.images.exr import read_exr_header
+from openmarigold.images.kinds import EXR_MAGIC, PNG_MAGIC
 from openmarigold.images.quiet import quiet
 from openmarigold.results.manifest import Manifest
 from openmarigold.text_files import DamagedTextError, parse_json, with_current_keys
@@ -29,8 +30,8 @@ RECORD_NAME = "openmarigold"
 _HEAD_BYTES = 2**14
 # How a record begins in PNG (a text chunk) and in OpenEXR (a header attribute), by the first bytes of the file.
 _RECORD_MARKS = {
-    b"\x89PNG": b"tEXt" + RECORD_NAME.encode() + b"\0",
-    b"v/1\x01": RECORD_NAME.encode() + b"\0string\0",
+    PNG_MAGIC: b"tEXt" + RECORD_NAME.encode() + b"\0",
+    EXR_MAGIC: RECORD_NAME.encode() + b"\0string\0",
 }
 
 
@@ -40,7 +41,7 @@ def to_json(record: Mapping[str, Any]) -> str:
 
 
 def read_provenance(path: Path | str) -> dict[str, Any]:
-    """The record of a result file; of a .npy file, and of others without one, what the manifest beside it says.
+    """The record of a result file; of a .npy file, and of others without one, that of the manifest next to it.
 
     Raises:
         ImageError: the file is missing or damaged.
@@ -49,13 +50,13 @@ def read_provenance(path: Path | str) -> dict[str, Any]:
     """
     path = as_path(path, "the result file")
     if not path.is_file():
-        raise ImageError(f"{path} does not exist or is no file; check the name")
+        raise ImageError(f"{path} does not exist or is not a file; check the name")
     text = _embedded_text(path)
     if text is None:
         record = _from_manifest(path)
         if record is None:
             raise InvalidValueError(
-                f"{path} carries no provenance, and no manifest beside it names it; only results of `openmarigold "
+                f"{path} carries no provenance, and no manifest next to it names it; only results of `openmarigold "
                 "predict` do"
             )
         return record
@@ -64,7 +65,7 @@ def read_provenance(path: Path | str) -> dict[str, Any]:
     except DamagedTextError as error:
         raise InvalidValueError(f"{path}: its provenance is not valid JSON; predict the photo again") from error
     if not isinstance(record, dict):
-        raise InvalidValueError(f"{path}: its provenance is no JSON object; predict the photo again")
+        raise InvalidValueError(f"{path}: its provenance is not a JSON object; predict the photo again")
     return record
 
 

@@ -7,10 +7,6 @@ Torch-free, so that a mistake in a recipe is reported before anything heavy is i
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +14,7 @@ from typing import Any, Literal
 
 from openmarigold.config import MAX_INFERENCE_STEPS, check_processing_resolution
 from openmarigold.errors import InvalidValueError, RecipeError
-from openmarigold.text_files import DamagedTextError, parse_toml, with_current_keys
+from openmarigold.text_files import DamagedTextError, from_table, parse_toml, with_current_keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -418,7 +414,7 @@ def parse_recipe(table: Mapping[str, Any], *, where: str) -> Recipe:
     kind = table.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
         raise RecipeError(f"{where}: kind={kind!r} is not a kind of recipe; use one of {', '.join(KINDS)}")
-    return _build(KINDS[kind], table, where=where, prefix="")
+    return from_table(KINDS[kind], table, where=where, error=RecipeError)
 
 
 def to_table(recipe: Recipe) -> dict[str, Any]:
@@ -437,54 +433,3 @@ def to_table(recipe: Recipe) -> dict[str, Any]:
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise RecipeError(message)
-
-
-def _build(target: Any, table: Any, *, where: str, prefix: str) -> Any:
-    if not isinstance(table, Mapping):
-        raise RecipeError(f"{where}: [{prefix.rstrip('.')}] must be a table, not {table!r}")
-    hints = typing.get_type_hints(target)
-    for key in table:
-        if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1)
-            advice = f"did you mean {prefix}{near[0]}?" if near else f"accepted: {', '.join(hints)}"
-            raise RecipeError(f"{where}: unknown key {prefix}{key}; {advice}")
-    for entry in dataclasses.fields(target):
-        optional = entry.default is not dataclasses.MISSING or entry.default_factory is not dataclasses.MISSING
-        if entry.name not in table and not optional:
-            raise RecipeError(f"{where}: {prefix}{entry.name} is missing; a recipe of this kind needs it")
-    values = {key: _convert(hints[key], value, where=where, name=f"{prefix}{key}") for key, value in table.items()}
-    try:
-        return target(**values)
-    except RecipeError as error:
-        raise RecipeError(f"{where}: {prefix}{error}") from error
-
-
-def _convert(hint: Any, value: Any, *, where: str, name: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, where=where, prefix=f"{name}.")
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType and types.NoneType in arguments:
-        rest = next(argument for argument in arguments if argument is not types.NoneType)
-        return None if value is None else _convert(rest, value, where=where, name=name)
-    if origin is Literal and value in arguments:
-        return value
-    if origin is tuple and isinstance(value, list):
-        expected = arguments if Ellipsis not in arguments else (arguments[0],) * len(value)
-        if len(expected) == len(value):
-            return tuple(
-                _convert(item, part, where=where, name=name) for item, part in zip(expected, value, strict=True)
-            )
-    if origin is dict and isinstance(value, Mapping):
-        return {
-            str(key): _convert(arguments[1], item, where=where, name=f"{name}.{key}") for key, item in value.items()
-        }
-    if hint is Path and isinstance(value, str):
-        return Path(value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) and type(value) is hint:
-        return value
-    accepted = (
-        f"one of {', '.join(map(repr, arguments))}" if origin is Literal else getattr(hint, "__name__", str(hint))
-    )
-    raise RecipeError(f"{where}: {name}={value!r} is not accepted; it must be {accepted}")

@@ -31,7 +31,7 @@ from openmarigold.data.preparation import (
 )
 from openmarigold.data.shard_writer import Rejection
 from openmarigold.data.shards import DepthEncoding
-from openmarigold.errors import DataError, MissingExtraError
+from openmarigold.errors import DataError, needs_extra
 
 SPLIT_CSV = "metadata_images_split_scene_v1.csv"
 SIZE = (768, 1024)
@@ -287,8 +287,6 @@ def _open_scene(path: Path) -> Archive:
 
 
 def _h5py() -> Any:
-    try:
+    with needs_extra("data"):
         import h5py
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("h5py", "data") from error
     return h5py

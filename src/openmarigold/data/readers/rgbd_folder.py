@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Anybody's RGB and depth: a folder (or tar, or zip) and a small TOML file that says how it is laid out."""
+"""Anybody's RGB and depth: a folder (or tar, or zip) and a small TOML file that describes the layout."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import hashlib
 import re
 import tempfile
@@ -35,8 +34,8 @@ from openmarigold.data.shard_writer import Rejection
 from openmarigold.data.shards import DepthEncoding
 from openmarigold.errors import DataError, ImageError, InvalidValueError, OutputError
 from openmarigold.images.exr import exr_size, read_exr, require_exr
-from openmarigold.images.pixels import image_to_rgb
-from openmarigold.text_files import DamagedTextError, parse_toml, with_current_keys
+from openmarigold.images.pixels import EXIF_ORIENTATION, image_to_rgb
+from openmarigold.text_files import DamagedTextError, from_table, parse_toml, with_current_keys
 
 CONFIG_FILE = "dataset.toml"
 
@@ -48,7 +47,7 @@ _DEPTH_SUFFIXES = (".png", ".npy", ".exr")
 
 @dataclass(frozen=True, kw_only=True)
 class FolderConfig:
-    """What the TOML file says.
+    """The settings in the TOML file.
 
     Attributes:
         name: of the data set.
@@ -128,21 +127,7 @@ def read_config(path: Path) -> FolderConfig:
         raise DataError(
             f"{path} cannot be read ({error}); it must be a TOML file, see docs/data.md, or give --config"
         ) from error
-    known = {entry.name: entry for entry in dataclasses.fields(FolderConfig)}
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            advice = f"did you mean {near[0]}?" if near else f"accepted: {', '.join(known)}"
-            raise DataError(f"{path}: unknown key {key}; {advice}")
-        values[key] = _convert(value, str(known[key].type), f"{path}: {key}")
-    missing = [name for name in ("name", "rgb", "depth") if name not in values]
-    if missing:
-        raise DataError(f"{path}: {missing[0]} is missing")
-    try:
-        return FolderConfig(**values)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+    return from_table(FolderConfig, table, where=str(path), error=DataError)
 
 
 class FolderReader:
@@ -217,7 +202,7 @@ class FolderReader:
     def _rgb(self, name: str) -> Any:
         data = self._bytes(name)
         image = decode_image(data, name)
-        is_plain = image.format == "JPEG" and image.mode == "RGB" and image.getexif().get(0x0112, 1) == 1
+        is_plain = image.format == "JPEG" and image.mode == "RGB" and image.getexif().get(EXIF_ORIENTATION, 1) == 1
         if is_plain and "icc_profile" not in image.info:
             return data
         try:
@@ -254,7 +239,7 @@ class FolderReader:
         try:
             stored = load_npy(data) if self.config.depth_suffix == ".npy" else self._exr(data, name)
         except ImageError as error:
-            raise FrameDefectError("damaged", f"{name} is damaged or no OpenEXR file") from error
+            raise FrameDefectError("damaged", f"{name} is damaged or not an OpenEXR file") from error
         except UnexpectedArrayError as error:
             raise FrameDefectError("wrong format", f"{name}: {error}") from error
         except ValueError as error:
@@ -330,16 +315,3 @@ def _with_unique_keys(frames: list[Frame]) -> list[Frame]:
         return f"{frame.key[: _MAX_KEY - 13]}-{digits}"
 
     return [dataclasses.replace(frame, key=key(frame)) for frame in frames]
-
-
-def _convert(value: Any, annotation: str, where: str) -> Any:
-    """A TOML value as the field's type."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if annotation == "float" and is_number:
-        return float(value)
-    if annotation.startswith("tuple") and isinstance(value, list):
-        return tuple(_convert(entry, "float", where) for entry in value)
-    if annotation == "str" and isinstance(value, str):
-        return value
-    wanted = {"float": "a number", "str": "a text"}.get(annotation, "a list of numbers")
-    raise DataError(f"{where}={value!r} must be {wanted}")

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a checkpoint recommends in model_index.json and, where that is silent, what is known or can be inferred."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from openmarigold.checkpoints.known import Known
+from openmarigold.checkpoints.network_configs import MAX_PROCESSING_RESOLUTION, whole_number
+from openmarigold.config import (
+    MAX_INFERENCE_STEPS,
+    Invariance,
+    StartNoise,
+    check_final_step,
+    check_processing_resolution,
+    check_start_noise,
+)
+from openmarigold.diffusion import NoiseSchedule
+from openmarigold.errors import CheckpointError, InvalidValueError
+
+_FALLBACK_PROCESSING_RESOLUTION = 768
+_FALLBACK_INFERENCE_STEPS = {"trailing": 4, "leading": 10, "lcm": 1}
+# (scale_invariant, shift_invariant) of model_index.json
+_INVARIANCE_OF: dict[tuple[bool, bool], Invariance] = {
+    (True, True): "affine",
+    (True, False): "scale",
+    (False, False): "absolute",
+}
+
+
+def recommended(index: Mapping[str, Any], path: Path, schedule: NoiseSchedule, known: Known | None) -> dict[str, Any]:
+    """Defaults by their names in `Checkpoint`, from the content of model_index.json at `path`.
+
+    Raises:
+        CheckpointError: a value that is not accepted.
+    """
+    fallback = (known.num_inference_steps if known is not None else None) or _FALLBACK_INFERENCE_STEPS[
+        "lcm" if schedule.sampler == "lcm" else schedule.timestep_spacing
+    ]
+    steps = whole_number(index, path, "default_denoising_steps", fallback, least=1, most=MAX_INFERENCE_STEPS)
+    resolution = whole_number(
+        index,
+        path,
+        "default_processing_resolution",
+        _FALLBACK_PROCESSING_RESOLUTION,
+        most=MAX_PROCESSING_RESOLUTION,
+    )
+    final_step = index.get("default_final_step") or "reference"
+    start_noise = index.get("start_noise") or _start_noise(known, index, schedule, steps)
+    processing_side = index.get("processing_side") or "longer"
+    try:
+        try:
+            schedule.timesteps(steps)
+        except InvalidValueError as error:
+            raise InvalidValueError(f"default_denoising_steps is {steps}: {error}") from error
+        check_processing_resolution(resolution)
+        check_final_step(final_step)
+        check_start_noise(start_noise)
+        if processing_side not in ("longer", "shorter"):
+            raise InvalidValueError(f"processing_side={processing_side!r} is not known; use longer or shorter")
+    except InvalidValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return {
+        "default_num_inference_steps": steps,
+        "default_processing_resolution": resolution,
+        "default_final_step": final_step,
+        "default_start_noise": start_noise,
+        "processing_side": processing_side,
+    }
+
+
+def invariance(index: Mapping[str, Any], path: Path) -> Invariance:
+    """What the depth is known up to.
+
+    Raises:
+        CheckpointError: a value that is not true or false, or a pair of them without a meaning.
+    """
+    for key in ("scale_invariant", "shift_invariant"):
+        if not isinstance(index.get(key), (bool, type(None))):
+            raise CheckpointError(f"{path}: {key} is {index[key]!r}; true or false is needed")
+    pair = index.get("scale_invariant") is not False, index.get("shift_invariant") is not False
+    if pair not in _INVARIANCE_OF:
+        raise CheckpointError(
+            f"{path}: scale_invariant is false and shift_invariant true, which is not supported; depth is affine (both "
+            "true), known up to its scale (scale_invariant only), or absolute (both false)"
+        )
+    return _INVARIANCE_OF[pair]
+
+
+def _start_noise(known: Known | None, index: Mapping[str, Any], schedule: NoiseSchedule, steps: int) -> StartNoise:
+    """What a checkpoint without the key `start_noise` was trained to start from: a known fact, else inferred.
+
+    Checkpoints fine-tuned end to end (E2E-FT) start from zeros, and their files do not tell. Among published ones they
+    are those that ask for one trailing DDIM step without zero terminal SNR: v1-0 is leading and asks for ten, v1-1 has
+    zero terminal SNR and asks for four, LCM has its own scheduler. What this package trains states
+    `default_final_step` and starts from noise.
+    """
+    if known is not None and known.start_noise is not None:
+        return known.start_noise
+    end_to_end = (
+        schedule.sampler == "ddim"
+        and schedule.timestep_spacing == "trailing"
+        and not schedule.rescale_betas_zero_snr
+        and steps == 1
+        and index.get("default_denoising_steps") == 1
+        and "default_final_step" not in index
+    )
+    return "zeros" if end_to_end else "gaussian"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -15,10 +16,9 @@ LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Adds index.md: README.md, with its links as they are from docs/."""
-    root = posixpath.dirname(config.config_file_path)
-    with open(posixpath.join(root, "README.md"), encoding="utf-8") as file:
-        readme = LINK.sub(lambda match: posixpath.relpath(match[1], "docs"), file.read())
-    files.append(File.generated(config, "index.md", content=readme))
+    readme = Path(config.config_file_path).with_name("README.md").read_text(encoding="utf-8")
+    content = LINK.sub(lambda match: posixpath.relpath(match[1], "docs"), readme)
+    files.append(File.generated(config, "index.md", content=content))
     return files
 
 

@@ -17,6 +17,7 @@ import pytest
 from hub_server import COMMIT, HUB_ID, WEIGHTS, Hub
 from openmarigold.checkpoints.checkpoint import EMBEDDING_FILE, loaded_variant, read_checkpoint
 from openmarigold.checkpoints.hub import as_hub_id, find_repository
+from openmarigold.config import ModelConfig
 from openmarigold.errors import CheckpointError
 from openmarigold.predictor import Predictor
 from tiny import add_text_encoder, make_photo
@@ -40,7 +41,9 @@ def test_a_variant_is_fetched_in_the_place_of_the_plain_files(hub: Hub) -> None:
     checkpoint = read_checkpoint(Path(HUB_ID), variant="fp16")
     weights = {name for name in hub.fetched if name.endswith("safetensors") and name != EMBEDDING_FILE}
     assert weights == {f"{name}/diffusion_pytorch_model.fp16.safetensors" for name in ("unet", "vae")}
-    assert np.isfinite(Predictor.from_checkpoint(checkpoint, device="cpu")(make_photo(24, 32)).depth).all()
+    assert np.isfinite(
+        Predictor.from_config(ModelConfig(device="cpu"), found=checkpoint)(make_photo(24, 32)).depth
+    ).all()
 
 
 def test_the_text_encoder_is_fetched_once_and_never_where_the_embedding_is_known(hub: Hub, tmp_path: Path) -> None:
@@ -48,7 +51,7 @@ def test_the_text_encoder_is_fetched_once_and_never_where_the_embedding_is_known
     add_text_encoder(hub.folder)
     checkpoint = read_checkpoint(Path(HUB_ID))
     assert "text_encoder/model.safetensors" in hub.fetched
-    Predictor.from_checkpoint(checkpoint, device="cpu")
+    Predictor.from_config(ModelConfig(device="cpu"), found=checkpoint)
     assert (checkpoint.directory / EMBEDDING_FILE).is_file()
 
     # Another download of the same weights, while the user's cache knows their embedding.

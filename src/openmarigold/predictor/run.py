@@ -6,10 +6,9 @@ The manifest in the output folder says what is finished (see `manifest`); a run 
 
 from __future__ import annotations
 
-import errno
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -30,14 +29,14 @@ from openmarigold.checkpoints.checkpoint import (
 )
 from openmarigold.checkpoints.hashes import checkpoint_sha256, tiny_vae_sha256
 from openmarigold.config import OutputConfig, PredictConfig
-from openmarigold.errors import InvalidValueError, OpenMarigoldError, OutputError
+from openmarigold.errors import InvalidValueError, OpenMarigoldError
 from openmarigold.files import as_path, concerns_every_file, file_sha256
 from openmarigold.images.photo import parse_color, read_rgb
 from openmarigold.predictor import Predictor
 from openmarigold.results.inputs import about_left_out, about_passed_over, check_output_dir, list_photos, photo_location
 from openmarigold.results.manifest import Manifest, file_size
 from openmarigold.results.prediction import Prediction
-from openmarigold.results.provenance import stated_input
+from openmarigold.results.replacing import ResultFiles
 from openmarigold.results.writers import check_output, result_paths, write_prediction
 
 # Settings that say where the model lies and how it is run, but not what comes out: the checkpoint counts by its hash.
@@ -188,6 +187,7 @@ class _Run:
         self.output_dir = output_dir
         self.overwrite = overwrite
         self.manifest = Manifest(output_dir)
+        self.files = ResultFiles(self.manifest)
         self.outcome = BatchResult()
         self._predictor: Predictor | None = None
 
@@ -273,14 +273,15 @@ class _Run:
         """Reads a photo unless it is done."""
         started = time.perf_counter()
         try:
-            self._check_names(job.photo, job.paths)
+            self.files.check_names(job.photo, job.paths)
             job.input_sha256 = file_sha256(job.photo) if job.photo.is_file() else None
             names = [path.name for path in job.paths]
             done = not self.overwrite and self.manifest.is_done(
                 job.result, request=self.request, input_sha256=job.input_sha256, outputs=names
             )
             if not done:
-                self._check_owner(job)
+                if not self.overwrite:
+                    self.files.check_owner(job.result, job.photo, job.paths, job.input_sha256)
                 job.rgb = read_rgb(job.photo, background=self.config.background, note=job.notes.append)
                 job.num_pixels = job.rgb.shape[0] * job.rgb.shape[1]
         except _PHOTO_ERRORS as error:
@@ -341,53 +342,6 @@ class _Run:
         self.manifest.append(result, "failed", input=str(photo), input_sha256=input_sha256, error=message)
         return message
 
-    def _check_owner(self, job: _Job) -> None:
-        """Finds out whether files with the names of the results are another photo's.
-
-        Raises:
-            OutputError: they are, or nothing says whose they are.
-        """
-        if self.overwrite:
-            return
-        if self.manifest.standing(job.result) is not None:
-            owner = self.manifest.other_photo(
-                job.result, input=str(job.photo), location=photo_location(job.photo), input_sha256=job.input_sha256
-            )
-            if owner is not None:
-                raise OutputError(
-                    f"{job.photo}: {job.paths[0]} is the result of another photo, {owner}; choose another output "
-                    "folder, or allow overwriting (--overwrite)"
-                )
-            return
-        found = [path for path in job.paths if path.is_file()]
-        if found and job.input_sha256 not in {stated_input(path) for path in found}:
-            raise OutputError(
-                f"{job.photo}: {found[0]} is there already, and nothing says that it is of this photo; choose another "
-                "output folder, or allow overwriting (--overwrite)"
-            )
-
-    def _check_names(self, photo: Path, paths: Sequence[Path]) -> None:
-        """Finds out whether the file system takes the results.
-
-        Raises:
-            OutputError: their names are too long, or their folder cannot be written.
-        """
-        folder = paths[0].parent
-        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
-            raise OutputError(f"{photo}: cannot write to {folder}; check its permissions")
-        longest = max((path.name for path in paths), key=lambda name: len(os.fsencode(name)))
-        try:
-            (self.output_dir / longest).lstat()
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:
-                return  # what else there is shows when files are written, with the right words
-            raise OutputError(
-                f"{photo}: its result {longest} would have a name of {len(os.fsencode(longest))} bytes, which is too "
-                "long for the file system; give the photo a shorter name"
-            ) from error
-
     def _load(self) -> Predictor:
         if self._predictor is None:
             started = time.perf_counter()
@@ -408,7 +362,9 @@ class _Run:
             **prediction.settings,
         }
         folder = (self.output_dir / result).parent
-        kept = self._make_room(result, photo, paths, input_sha256)
+        kept = self.files.make_room(result, photo, paths, input_sha256, request=self.request)
+        if kept is None:
+            self.outcome.renewed.append(photo)
         write_prediction(
             prediction.maps,
             prediction.uncertainties,
@@ -419,36 +375,7 @@ class _Run:
             provenance=record,
             overwrite=True,
         )
-        return record, {**kept, **{path.name: file_size(path) for path in paths}}
-
-    def _make_room(
-        self, result: str, photo: Path, paths: Sequence[Path], input_sha256: str | None
-    ) -> dict[str, int | None]:
-        """Files of an earlier run that stay valid beside new ones, with their sizes.
-
-        If they are of another photo or of other settings, they are removed: a kill between two new files must not leave
-        files of two kinds that look like one set. What was planned is noted first, for the run after such a kill.
-        """
-        last = self.manifest.standing(result) or {}
-        new = {path.name for path in paths}
-        if last.get("status") == "done":
-            if last.get("request") == self.request and last.get("input_sha256") == input_sha256:
-                return {name: size for name, size in last["outputs"].items() if name not in new}
-            self.outcome.renewed.append(photo)
-        names = sorted({*self._names_of_earlier_runs(result), *new})
-        started: dict[str, Any] = {"input": str(photo), "input_path": photo_location(photo)}
-        self.manifest.append(result, "started", **started, input_sha256=input_sha256, replaces=names)
-        try:
-            for name in names:
-                ((self.output_dir / result).parent / name).unlink(missing_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot replace {error.filename}: {error.strerror}; check its permissions") from error
-        return {}
-
-    def _names_of_earlier_runs(self, result: str) -> list[str]:
-        """Files that the line which holds for a result calls done or about to be replaced."""
-        last = self.manifest.standing(result) or {}
-        return sorted({*last.get("outputs", ()), *last.get("replaces", ())})
+        return record, {**(kept or {}), **{path.name: file_size(path) for path in paths}}
 
     def _paths(self, result: str) -> list[Path]:
         path = self.output_dir / result

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which files of an output folder new results may replace, and what becomes of those of earlier runs."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from openmarigold.errors import OutputError
+from openmarigold.results.inputs import photo_location
+from openmarigold.results.manifest import Manifest
+from openmarigold.results.provenance import stated_input
+
+
+class ResultFiles:
+    """The result files of one output folder, as its manifest describes them."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+
+    def check_owner(self, result: str, photo: Path, paths: Sequence[Path], input_sha256: str | None) -> None:
+        """Finds out whether files with the names of the results are another photo's.
+
+        Raises:
+            OutputError: they are, or nothing says whose they are.
+        """
+        if self.manifest.standing(result) is not None:
+            owner = self.manifest.other_photo(
+                result, input=str(photo), location=photo_location(photo), input_sha256=input_sha256
+            )
+            if owner is not None:
+                raise OutputError(
+                    f"{photo}: {paths[0]} is the result of another photo, {owner}; choose another output "
+                    "folder, or allow overwriting (--overwrite)"
+                )
+            return
+        found = [path for path in paths if path.is_file()]
+        if found and input_sha256 not in {stated_input(path) for path in found}:
+            raise OutputError(
+                f"{photo}: {found[0]} is there already, and nothing says that it is of this photo; choose another "
+                "output folder, or allow overwriting (--overwrite)"
+            )
+
+    def check_names(self, photo: Path, paths: Sequence[Path]) -> None:
+        """Finds out whether the file system takes the results.
+
+        Raises:
+            OutputError: their names are too long, or their folder cannot be written.
+        """
+        folder = paths[0].parent
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            raise OutputError(f"{photo}: cannot write to {folder}; check its permissions")
+        longest = max((path.name for path in paths), key=lambda name: len(os.fsencode(name)))
+        try:
+            (self.manifest.output_dir / longest).lstat()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                return  # what else there is shows when files are written, with the right words
+            raise OutputError(
+                f"{photo}: its result {longest} would have a name of {len(os.fsencode(longest))} bytes, which is too "
+                "long for the file system; give the photo a shorter name"
+            ) from error
+
+    def make_room(
+        self,
+        result: str,
+        photo: Path,
+        paths: Sequence[Path],
+        input_sha256: str | None,
+        *,
+        request: Mapping[str, Any],
+    ) -> dict[str, int | None] | None:
+        """Files of an earlier run that stay valid next to new ones, with their sizes; None where it
+        had others, which are removed.
+
+        Those are files of another photo or of other settings: a kill between two new files must not leave files of
+        two kinds that look like one set. What was planned is noted first, for the run after such a kill.
+
+        Raises:
+            OutputError: a file cannot be removed.
+        """
+        last = self.manifest.standing(result) or {}
+        new = {path.name for path in paths}
+        done = last.get("status") == "done"
+        if done and last.get("request") == request and last.get("input_sha256") == input_sha256:
+            return {name: size for name, size in last["outputs"].items() if name not in new}
+        names = sorted({*self._names_of_earlier_runs(result), *new})
+        started: dict[str, Any] = {"input": str(photo), "input_path": photo_location(photo)}
+        self.manifest.append(result, "started", **started, input_sha256=input_sha256, replaces=names)
+        try:
+            for name in names:
+                ((self.manifest.output_dir / result).parent / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot replace {error.filename}: {error.strerror}; check its permissions") from error
+        return None if done else {}
+
+    def _names_of_earlier_runs(self, result: str) -> list[str]:
+        """Files that the line which holds for a result calls done or about to be replaced."""
+        last = self.manifest.standing(result) or {}
+        return sorted({*last.get("outputs", ()), *last.get("replaces", ())})

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from openmarigold.evaluation import DepthEstimator, Report, evaluate
     from openmarigold.predictor import DepthPrediction, Predictor
     from openmarigold.results.run import BatchResult, predict_files
+    from openmarigold.training import train
 
 __version__ = "0.1.0"
 
@@ -54,6 +55,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "predict_files",
+    "train",
 ]
 
 # Imported when first asked for (PEP 562), so that `import openmarigold` and `--help` stay fast.
@@ -73,6 +75,7 @@ _MODULES = {
     ),
     "evaluation": ("DepthEstimator", "Report", "evaluate"),
     "predictor": ("DepthPrediction", "Predictor"),
+    "training": ("train",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -33,7 +33,7 @@ from openmarigold.networks.backbone import load_empty_prompt_embedding, load_vae
 from openmarigold.training import TrainingPaths, make_task
 from openmarigold.training.batches import Batches, plan_batches
 from openmarigold.training.loop import make_accelerator
-from openmarigold.training.recipe import DepthRecipe, parse_recipe
+from openmarigold.training.recipe import MarigoldRecipe, parse_recipe
 from openmarigold.training.trainer import Trainer
 
 # Widths of the U-Net, widths of the autoencoder, size of a view, our micro-batch; layers as in Stable Diffusion. In
@@ -97,7 +97,7 @@ def write_data(folder: Path, count: int, size: tuple[int, int]) -> None:
                 archive.addfile(member, io.BytesIO(buffer.getvalue()))
 
 
-def make_recipe(base: Path, size: tuple[int, int], *, precision: str, batch: tuple[int, int]) -> DepthRecipe:
+def make_recipe(base: Path, size: tuple[int, int], *, precision: str, batch: tuple[int, int]) -> MarigoldRecipe:
     """The paper's micro-step on our own data."""
     table: dict[str, Any] = {
         "kind": "depth",
@@ -113,14 +113,14 @@ def make_recipe(base: Path, size: tuple[int, int], *, precision: str, batch: tup
         "checkpoint": {"name": "benchmark"},
     }
     recipe = parse_recipe(table, where="benchmark")
-    assert isinstance(recipe, DepthRecipe)
+    assert isinstance(recipe, MarigoldRecipe)
     return recipe
 
 
 class Ours:
     """The steps of `openmarigold train`."""
 
-    def __init__(self, recipe: DepthRecipe, folder: Path) -> None:
+    def __init__(self, recipe: MarigoldRecipe, folder: Path) -> None:
         self.accelerator = make_accelerator(recipe.optimization.mixed_precision, "cpu")
         paths = TrainingPaths(data_dir=folder / "data", output_dir=folder / "run")
         self.task = make_task(recipe, paths, cache_dir=folder / "latents", accelerator=self.accelerator)
@@ -144,14 +144,14 @@ class Ours:
         started = time.perf_counter()
         for step in range(steps):
             for micro_step in range(self.plan.num_micro_steps):
-                self.task.batch(self.plan.share(step, micro_step))
+                self.task.batch(self.plan.slice_of(step, micro_step))
         return steps * self.plan.batch_size / (time.perf_counter() - started)
 
 
 class Plain:
     """A loop as it is published: encoding on line, float32, one fetch of the loss a micro-step."""
 
-    def __init__(self, recipe: DepthRecipe, folder: Path) -> None:
+    def __init__(self, recipe: MarigoldRecipe, folder: Path) -> None:
         self.accelerator = make_accelerator("no", "cpu")
         paths = TrainingPaths(data_dir=folder / "data", output_dir=folder / "run")
         # Without a cache: its batches hold pictures, which are encoded here.
@@ -169,11 +169,11 @@ class Plain:
         started = time.perf_counter()
         for _ in range(steps):
             for micro_step in range(self.plan.num_micro_steps):
-                arrays = self.task.batch(self.plan.share(self.step, micro_step))
+                arrays = self.task.batch(self.plan.slice_of(self.step, micro_step))
                 batch = {name: torch.from_numpy(value) for name, value in arrays.items()}
                 with torch.no_grad():
                     rgb = self.vae.encode(batch["rgb_picture"]).latent_dist.mode() * 0.18215
-                    depth = self.vae.encode(batch["depth_picture"]).latent_dist.mode() * 0.18215
+                    depth = self.vae.encode(batch["target_pictures"][:, 0]).latent_dist.mode() * 0.18215
                 alpha = self.alphas[batch["timesteps"]].view(-1, 1, 1, 1)
                 noisy = alpha.sqrt() * depth + (1 - alpha).sqrt() * batch["noise"]
                 wanted = alpha.sqrt() * batch["noise"] - (1 - alpha).sqrt() * depth
@@ -196,7 +196,7 @@ def measure(name: str, *, rounds: int, steps: int, accumulated: int, folder: Pat
     write_data(folder / "data", 16, size)
     batch = PLAIN_MICRO_BATCH * accumulated
 
-    def recipe(precision: str, micro_batch: int) -> DepthRecipe:
+    def recipe(precision: str, micro_batch: int) -> MarigoldRecipe:
         return make_recipe(folder / "base", size, precision=precision, batch=(batch, min(batch, micro_batch)))
 
     plain = Plain(recipe("no", PLAIN_MICRO_BATCH), folder)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from openmarigold.predictor.pipeline import pipeline
     from openmarigold.predictor.run import BatchResult, predict_files
     from openmarigold.results.prediction import Prediction
+    from openmarigold.training import train
 
 __version__ = "0.1.0"
 
@@ -59,6 +60,7 @@ __all__ = [
     "evaluate",
     "pipeline",
     "predict_files",
+    "train",
 ]
 
 # Imported when first asked for (PEP 562), so that `import openmarigold` and `--help` stay fast.
@@ -80,6 +82,7 @@ _MODULES = {
     "predictor": ("Predictor",),
     "predictor.pipeline": ("pipeline",),
     "results.prediction": ("Prediction",),
+    "training": ("train",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

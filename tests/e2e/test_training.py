@@ -22,11 +22,11 @@ from openmarigold.errors import CheckpointError, DataError, RecipeError
 from openmarigold.networks.backbone import load_unet, load_vae
 from openmarigold.predictor import Predictor
 from openmarigold.training import latents, train
-from openmarigold.training.depth import DepthTask
 from openmarigold.training.latents import Latents
 from openmarigold.training.loop import make_accelerator
-from openmarigold.training.recipe import DataConfig, DepthRecipe, read_recipe
-from openmarigold.training.views import Mixture, Share
+from openmarigold.training.marigold import MarigoldTask
+from openmarigold.training.recipe import DataConfig, MarigoldRecipe, read_recipe
+from openmarigold.training.views import BatchSlice, Mixture
 from training_data import AUTOENCODER, DEPTH, GENERATOR, write_training_data
 
 
@@ -221,7 +221,7 @@ def open_latents(workspace: Path, cache_dir: Path | None, config: DataConfig, *,
         vae=load_vae(workspace / "autoencoder" / "checkpoint" / "vae"),
         cache_dir=cache_dir,
         accelerator=make_accelerator("no", "cpu"),
-        depth_form=form,  # pyright: ignore[reportArgumentType]
+        target_form=form,  # pyright: ignore[reportArgumentType]
     )
 
 
@@ -282,7 +282,7 @@ def test_latents_of_another_autoencoder_are_refused(in_workspace: Path, tmp_path
     with torch.no_grad():
         next(iter(other.parameters())).add_(1.0)
     mixture = Mixture(PAIRS, data_dir=in_workspace / "data", seed=0)
-    settings = {"accelerator": make_accelerator("no", "cpu"), "depth_form": "latents"}
+    settings = {"accelerator": make_accelerator("no", "cpu"), "target_form": "latents"}
     with pytest.raises(CheckpointError, match="made with another state of the autoencoder; remove that folder"):
         Latents(mixture, vae=other, cache_dir=tmp_path / "cache", **settings)
     with pytest.raises(CheckpointError, match=r"another state of data\.num_variants, the data|data\.num_variants"):
@@ -328,16 +328,16 @@ def test_unknown_key_is_one_line_on_the_command_line(in_workspace: Path, tmp_pat
 
 
 def test_noise_on_color_latents_stays_within_its_limit(in_workspace: Path, tmp_path: Path) -> None:
-    share = Share(step=3, micro_step=0, group_size=64, rows=slice(0, 64))
+    share = BatchSlice(step=3, micro_step=0, group_size=64, rows=slice(0, 64))
     for value in (0.0, 0.5):
         (tmp_path / "noisy.toml").write_text(
             DEPTH.replace("num_variants = 2", f"num_variants = 2, latent_noise = {value}")
         )
         recipe = read_recipe(tmp_path / "noisy.toml")
-        assert isinstance(recipe, DepthRecipe)
+        assert isinstance(recipe, MarigoldRecipe)
         recipe = dataclasses.replace(recipe, optimization=dataclasses.replace(recipe.optimization, batch_size=64))
         settings = {"data_dir": in_workspace / "data", "cache_dir": tmp_path / "latents"}
-        task = DepthTask(recipe, accelerator=make_accelerator("no", "cpu"), **settings)
+        task = MarigoldTask(recipe, accelerator=make_accelerator("no", "cpu"), **settings)
         batch = task.batch(share)
         if not value:
             assert "rgb_noise" not in batch
@@ -350,7 +350,7 @@ def test_noise_on_color_latents_stays_within_its_limit(in_workspace: Path, tmp_p
 def test_kinds_are_drawn_as_often_as_asked(in_workspace: Path) -> None:
     config = dataclasses.replace(PAIRS, kind_weights={"street": 4.0})
     mixture = Mixture(config, data_dir=in_workspace / "data", seed=0)
-    share = Share(step=0, micro_step=0, group_size=3000, rows=slice(0, 3000))
+    share = BatchSlice(step=0, micro_step=0, group_size=3000, rows=slice(0, 3000))
     _, chosen, _ = mixture.choose("test", share, 3000)
     # Eight views of rooms with weight 1, four of streets with weight 4: one in 24, four in 24.
     np.testing.assert_allclose(np.bincount(chosen, minlength=12) / 3000, [1 / 24] * 8 + [4 / 24] * 4, atol=0.02)

@@ -26,7 +26,7 @@ from openmarigold.errors import CheckpointError, DataError, MissingExtraError, N
 from openmarigold.predictor import Predictor
 from openmarigold.training import dry_run, train
 from openmarigold.training.recipe import DataConfig, OptimizationConfig, parse_recipe
-from openmarigold.training.views import Mixture, Share
+from openmarigold.training.views import BatchSlice, Mixture
 from raw_data import write_vkitti2
 from stable_diffusion import write_stable_diffusion
 from training_data import write_training_data
@@ -331,7 +331,7 @@ def test_every_sample_is_seen_before_any_is_seen_twice(workspace: Path) -> None:
     taken: dict[int, list[int]] = {0: [], 1: []}
     for step in range(400):
         for micro_step in range(2):
-            share = Share(step=step, micro_step=micro_step, group_size=2, rows=slice(0, 2))
+            share = BatchSlice(step=step, micro_step=micro_step, group_size=2, rows=slice(0, 2))
             _, chosen, _ = mixture.choose("depth", share, 4)
             (number,) = {mixture.source_of(int(index)) for index in chosen}
             taken[number] += [(int(index) - int(mixture.starts[number])) // 2 for index in chosen]
@@ -350,8 +350,8 @@ def test_variants_are_the_plain_and_the_mirrored_view(workspace: Path) -> None:
         original = mixture.sources[0].read(sample).rgb.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1.0
         np.testing.assert_array_equal(plain.rgb, original)
         np.testing.assert_array_equal(mirrored.rgb, original[:, :, ::-1])
-        assert plain.norm_depth is not None and mirrored.norm_depth is not None
-        np.testing.assert_array_equal(mirrored.norm_depth, plain.norm_depth[:, ::-1])
+        assert plain.target is not None and mirrored.target is not None
+        np.testing.assert_array_equal(mirrored.target.values, plain.target.values[..., ::-1])
 
 
 def test_a_prepared_set_says_which_depth_may_be_used(tmp_path: Path) -> None:
@@ -363,8 +363,10 @@ def test_a_prepared_set_says_which_depth_may_be_used(tmp_path: Path) -> None:
     mixture = Mixture(config, data_dir=tmp_path / "data", seed=0)
     assert mixture.sources[0].valid_range == (1e-5, 80.0)
     view = mixture.view(0)
-    assert view.norm_depth is not None and view.depth_range[1] < 80.0
-    assert not view.valid_mask.all() and set(view.norm_depth[~view.valid_mask].tolist()) == {1.0}, "the sky is far"
+    assert view.target is not None and view.target.bounds[1] < 80.0
+    assert not view.valid_mask.all() and set(view.target.values[0, 0][~view.valid_mask].tolist()) == {1.0}, (
+        "the sky is far"
+    )
 
 
 def test_holes_can_stay_what_the_published_code_makes_of_them(workspace: Path) -> None:
@@ -372,5 +374,5 @@ def test_holes_can_stay_what_the_published_code_makes_of_them(workspace: Path) -
     for fill, expected in (("far", 1.0), ("raw", -1.0)):
         mixture = Mixture(dataclasses.replace(config, invalid=fill), data_dir=workspace / "data", seed=5)
         view = mixture.view(0)  # with a hole in the corner
-        assert view.norm_depth is not None and not view.valid_mask.all()
-        assert set(view.norm_depth[~view.valid_mask].tolist()) == {expected}
+        assert view.target is not None and not view.valid_mask.all()
+        assert set(view.target.values[0, 0][~view.valid_mask].tolist()) == {expected}

@@ -11,6 +11,7 @@ import pytest
 from openmarigold.data.augmentation import random_appearance, random_view
 from openmarigold.data.sources import Sample, Source
 from openmarigold.errors import DataError, RecipeError
+from openmarigold.modalities import DEPTH
 from openmarigold.seeding import generator_for
 from openmarigold.training.recipe import DataConfig
 from openmarigold.training.views import Mixture
@@ -27,19 +28,19 @@ def test_pairs_are_read_in_meters(data_dir: Path) -> None:
     assert source.keys == ["rooms-0", "rooms-1", "rooms-2", "rooms-3", "street-4", "street-5"]
     sample = source.read(1)
     assert sample.rgb.shape == (48, 64, 3) and sample.rgb.dtype == np.uint8
-    assert sample.depth is not None and sample.kind == "rooms"
+    assert sample.kind == "rooms"
     # A plane that starts at 1 m; one step of the code is 0.17 %.
-    assert sample.depth[0, 0] == pytest.approx(1.0, rel=0.002)
-    slope = np.diff(sample.depth[:, 0])
+    assert sample.maps["depth"][0, 0] == pytest.approx(1.0, rel=0.002)
+    slope = np.diff(sample.maps["depth"][:, 0])
     assert slope.min() >= 0 and slope.max() < 0.11
-    sky = source.read(0).depth
-    assert sky is not None and bool((sky[:16, :16] == 0).all()) and bool((sky[16:] > 0).all())
+    sky = source.read(0).maps["depth"]
+    assert bool((sky[:16, :16] == 0).all()) and bool((sky[16:] > 0).all())
     source.close()
 
 
 def test_photos_have_no_depth(data_dir: Path) -> None:
     source = Source("photos", data_dir)
-    assert len(source) == 6 and source.read(5).depth is None
+    assert len(source) == 6 and source.read(5).maps == {}
     source.close()
 
 
@@ -67,31 +68,38 @@ def test_color_and_depth_stay_together() -> None:
     """Depth equal to the picture's brightness must stay so under every view."""
     ramp = np.linspace(20, 235, 96 * 128).reshape(96, 128)
     sample = Sample(
-        rgb=np.repeat(ramp.astype(np.uint8)[:, :, None], 3, axis=2), depth=ramp.astype(np.float32), kind="x"
+        rgb=np.repeat(ramp.astype(np.uint8)[:, :, None], 3, axis=2), maps={"depth": ramp.astype(np.float32)}, kind="x"
     )
     mirrored = 0
     for index in range(40):
-        view = random_view(sample, generator_for(0, "view", index), size=(48, 64), min_scale=0.4, aspect_jitter=0.2)
-        assert view.rgb.shape == (48, 64, 3) and view.depth is not None and view.kind == "x"
-        np.testing.assert_allclose(view.rgb[:, :, 0], view.depth, atol=5)
-        mirrored += bool(view.depth[0, 0] > view.depth[0, -1])
+        view = random_view(
+            sample, generator_for(0, "view", index), modality=DEPTH, size=(48, 64), min_scale=0.4, aspect_jitter=0.2
+        )
+        assert view.rgb.shape == (48, 64, 3) and view.kind == "x"
+        np.testing.assert_allclose(view.rgb[:, :, 0], view.maps["depth"], atol=5)
+        mirrored += bool(view.maps["depth"][0, 0] > view.maps["depth"][0, -1])
     assert 8 < mirrored < 32
 
 
 def test_full_view_keeps_everything() -> None:
     rgb = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)
     view = random_view(
-        Sample(rgb=rgb, depth=None, kind="x"), generator_for(0, "x", 3), size=(24, 32), min_scale=1.0, aspect_jitter=0.0
+        Sample(rgb=rgb, maps={}, kind="x"),
+        generator_for(0, "x", 3),
+        modality=DEPTH,
+        size=(24, 32),
+        min_scale=1.0,
+        aspect_jitter=0.0,
     )
     assert np.array_equal(view.rgb, rgb) or np.array_equal(view.rgb, rgb[:, ::-1])
 
 
 def test_full_views_of_any_shape_fit() -> None:
     """Rounding must not put a view outside the picture."""
-    sample = Sample(rgb=np.zeros((288, 384, 3), np.uint8), depth=None, kind="x")
+    sample = Sample(rgb=np.zeros((288, 384, 3), np.uint8), maps={}, kind="x")
     for index in range(300):
         rng = generator_for(0, "full", index)
-        view = random_view(sample, rng, size=(192, 256), min_scale=1.0, aspect_jitter=0.1)
+        view = random_view(sample, rng, modality=DEPTH, size=(192, 256), min_scale=1.0, aspect_jitter=0.1)
         assert view.rgb.shape == (192, 256, 3)
 
 
@@ -107,10 +115,10 @@ def test_depths_beyond_the_limit_of_their_kind_do_not_count(data_dir: Path) -> N
     config = DataConfig(sources={"synthetic": 1.0}, size=(48, 64), max_depth={"rooms": 1.5, "street": 1.7})
     mixture = Mixture(config, data_dir=data_dir, seed=0)
     for index in range(6):
-        original = mixture.sources[0].read(index).depth
+        original = mixture.sources[0].read(index).maps["depth"]
         view = mixture.view(index)
         limit = 1.5 if index < 4 else 1.7
-        assert original is not None and view.depth_range[1] < limit
+        assert view.target is not None and view.target.bounds[1] < limit
         expected = (original > 0) & (original < limit)
         assert any(np.array_equal(view.valid_mask, mask) for mask in (expected, expected[:, ::-1]))
 
@@ -118,7 +126,7 @@ def test_depths_beyond_the_limit_of_their_kind_do_not_count(data_dir: Path) -> N
 def test_mixture_draws_sources_in_their_shares(data_dir: Path) -> None:
     config = DataConfig(sources={"photos": 3.0, "synthetic": 1.0}, size=(16, 16))
     mixture = Mixture(config, data_dir=data_dir, seed=0)
-    deep = [mixture.random_sample(generator_for(0, "draw", i))[0].depth is not None for i in range(400)]
+    deep = [mixture.random_sample(generator_for(0, "draw", i))[0].maps != {} for i in range(400)]
     assert np.mean(deep) == pytest.approx(0.25, abs=0.07)
 
 

@@ -151,12 +151,12 @@ def test_a_frame_is_what_the_formulas_say(hypersim: Path, tmp_path: Path) -> Non
     sample = data.read(0)
     valid_mask = entity != -1
     np.testing.assert_array_equal(sample.rgb, tone_map(color.astype(np.float32), valid_mask))
-    assert sample.depth is not None and sample.kind == "rooms"
+    assert "depth" in sample.maps and sample.kind == "rooms"
     x, y = 31.5 - 16, 20.5 - 12
     exact = float(distance[20, 31]) * 27.7 / math.sqrt(x**2 + y**2 + 27.7**2)
-    assert sample.depth[20, 31] == pytest.approx(math.floor(1000 * exact) / 1000)
-    np.testing.assert_array_equal(sample.depth == 0, ~valid_mask)
-    holes, far = data.read(1).depth, data.read(2).depth
+    assert sample.maps["depth"][20, 31] == pytest.approx(math.floor(1000 * exact) / 1000)
+    np.testing.assert_array_equal(sample.maps["depth"] == 0, ~valid_mask)
+    holes, far = data.read(1).maps["depth"], data.read(2).maps["depth"]
     assert holes is not None and far is not None
     assert (holes[10:12] == 0).all() and (holes[12:] > 0).all()
     # 300 m is beyond 16 bits of millimeters, and stays far.
@@ -166,7 +166,7 @@ def test_a_frame_is_what_the_formulas_say(hypersim: Path, tmp_path: Path) -> Non
     with (tmp_path / "meta.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["key"] for row in rows] == data.keys
-    valid = sample.depth[sample.depth > 0].astype(np.float64)
+    valid = sample.maps["depth"][sample.maps["depth"] > 0].astype(np.float64)
     assert float(rows[0]["depth_mean"]) == pytest.approx(valid.mean(), abs=1e-6)
     assert float(rows[0]["depth_std"]) == pytest.approx(valid.std(), abs=1e-6)
     assert float(rows[0]["rgb_mean"]) == pytest.approx(sample.rgb.mean(), abs=1e-6)
@@ -252,8 +252,8 @@ def test_street_frames_pass_and_each_bad_one_is_named(vkitti2: Path, tmp_path: P
     sample = data.read(0)
     # Crop, centimeters, and the sky as the far plane: outside the range that training uses, and not "no depth".
     codes = vkitti2_codes(0)[23:375, 13:1229]
-    np.testing.assert_allclose(sample.depth, codes / 100, rtol=1e-6)
-    assert sample.depth is not None and sample.depth[0, 0] == np.float32(655.35) and data.valid_range == (1e-5, 80.0)
+    np.testing.assert_allclose(sample.maps["depth"], codes / 100, rtol=1e-6)
+    assert sample.maps["depth"][0, 0] == np.float32(655.35) and data.valid_range == (1e-5, 80.0)
     assert sample.rgb.shape == (352, 1216, 3) and sample.kind == "street"
     assert data.info(0)["intrinsics"] == {"fx": 725.0087, "fy": 725.0087, "cx": 608.0, "cy": 164.5}
 
@@ -353,10 +353,10 @@ def test_png_folder_keeps_codes_and_jpeg_files(tmp_path: Path) -> None:
     data = prepare_folder(source, tmp_path / "out")
     assert data.keys == [f"{place}-{number}" for place in ("hall", "kitchen-1") for number in range(3)]
     assert data.scenes == ["hall"] * 3 + ["kitchen 1"] * 3 and set(data.kinds) == {"rooms"} and data.name == "mine"
-    depth = data.read(1).depth
+    depth = data.read(1).maps["depth"]
     assert depth is not None and depth[0, :2].tolist() == [0, 0]
     assert depth[1, 0] == np.float32(0.002 * (1000 + 160 + 100))
-    assert data.encoding.meters_per_unit == 0.002
+    assert data.encodings["depth"].meters_per_unit == 0.002
     assert data.member(0, "rgb") == (source / "hall" / "color" / "0.jpg").read_bytes()
     listed = prepare_folder(source, tmp_path / "listed", listed=["hall/color/2.jpg hall/depth/2.png"])
     assert listed.keys == ["hall-2"]
@@ -365,19 +365,19 @@ def test_png_folder_keeps_codes_and_jpeg_files(tmp_path: Path) -> None:
 def test_distances_become_planar_and_float32(tmp_path: Path) -> None:
     config = PNG.replace(".png", ".npy").replace("0.002", "1.0") + 'depth_is = "distance"\nfx = 20.0\ncx = 7.0\n'
     data = prepare_folder(write_folder(tmp_path / "in", config), tmp_path / "out")
-    depth = data.read(0).depth
+    depth = data.read(0).maps["depth"]
     assert depth is not None and depth[0, :3].tolist() == [0, 0, 0]
     x, y = (5.5 - 7.0) / 20, (4.5 - 6.0) / 20
     stored = (1000 + 10 * (4 * 16 + 5)) / 1000
     assert depth[4, 5] == pytest.approx(stored / math.sqrt(1 + x**2 + y**2), rel=1e-6)
-    assert data.encoding.kind == "float32"
+    assert data.encodings["depth"].kind == "float32"
     assert data.info(0)["intrinsics"] == {"fx": 20.0, "fy": 20.0, "cx": 7.0, "cy": 6.0}
 
 
 def test_log_codes_of_a_range(tmp_path: Path) -> None:
     config = PNG + 'encoding = "log"\nmin_depth = 2.2\nmax_depth = 5.0\n'
     data = prepare_folder(write_folder(tmp_path / "in", config), tmp_path / "out")
-    depth = data.read(0).depth
+    depth = data.read(0).maps["depth"]
     assert depth is not None
     stored = 0.002 * (1000 + 10 * np.arange(192).reshape(12, 16))
     inside = (stored >= 2.2) & (stored <= 5.0)
@@ -398,7 +398,7 @@ def test_exr_depth(tmp_path: Path) -> None:
     write_exr(source / "hall" / "depth" / "2.exr", {"R": meters, "G": meters}, {})
     data = prepare_folder(source, tmp_path / "out")
     assert data.keys == ["hall-0", "kitchen-1-0", "kitchen-1-1", "kitchen-1-2"]
-    np.testing.assert_array_equal(data.read(0).depth, meters)
+    np.testing.assert_array_equal(data.read(0).maps["depth"], meters)
     assert [row["reason"] for row in rejections(tmp_path / "out")] == ["damaged", "wrong format"]
 
 
@@ -568,7 +568,7 @@ def test_a_good_frame_at_the_real_size(tmp_path: Path) -> None:
     prepare(HypersimReader(tmp_path), tmp_path / "out")
     data = ShardedDataset(tmp_path / "out")
     assert data.sizes.tolist() == [[768, 1024]]
-    depth = data.read(0).depth
+    depth = data.read(0).maps["depth"]
     assert depth is not None
     _, distance, _ = hypersim_arrays(0, (768, 1024))
     exact = float(distance[767, 0]) * 886.81 / math.sqrt(511.5**2 + 383.5**2 + 886.81**2)

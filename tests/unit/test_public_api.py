@@ -31,6 +31,7 @@ PUBLIC = {
     "evaluate",
     "pipeline",
     "predict_files",
+    "train",
 }
 
 
@@ -58,7 +59,7 @@ def test_errors_are_ours_and_builtin() -> None:
         ("import openmarigold", ["numpy", "torch", "onnxruntime", "PIL", "rich", "tyro"]),
         ("import openmarigold.cli", ["numpy", "torch", "onnxruntime", "PIL", "rich.progress"]),
         ("from openmarigold import PredictConfig", ["numpy", "torch", "onnxruntime"]),
-        ("from openmarigold import Predictor, evaluate, predict_files", ["torch", "diffusers", "scipy"]),
+        ("from openmarigold import Predictor, evaluate, predict_files, train", ["torch", "diffusers", "scipy"]),
     ],
 )
 def test_imports_stay_lean(code: str, absent: list[str]) -> None:

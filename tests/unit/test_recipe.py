@@ -11,13 +11,16 @@ from pathlib import Path
 
 import pytest
 
+import openmarigold.training.nano.recipes as nano_recipes
 import openmarigold.training.recipe as recipe_module
+import openmarigold.training.settings as settings_module
 from openmarigold.errors import RecipeError
-from openmarigold.training.recipe import DepthRecipe, parse_recipe, read_recipe, to_table
+from openmarigold.training.recipe import MarigoldRecipe, parse_recipe, read_recipe, to_table
 from training_data import AUTOENCODER, DEPTH, GENERATOR
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGE = REPOSITORY / "src" / "openmarigold"
+RECIPE_FILES = [PACKAGE / "training" / name for name in ("recipe.py", "settings.py", "nano/recipes.py")]
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -47,7 +50,7 @@ def test_depth_recipe_defaults_are_the_papers() -> None:
         "checkpoint": {"name": "x"},
     }
     recipe = parse_recipe(table, where="test")
-    assert isinstance(recipe, DepthRecipe)
+    assert isinstance(recipe, MarigoldRecipe)
     assert (recipe.noise.strength, recipe.noise.annealed) == (0.9, True)
     assert recipe.timesteps.last_share == 0
     optimization = recipe.optimization
@@ -110,10 +113,11 @@ def test_every_field_is_read_somewhere() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 # Validation alone is no use of a value.
-                inside_check = path.name == "recipe.py" and isinstance(node.value, ast.Name) and node.value.id == "self"
+                inside_check = path in RECIPE_FILES and isinstance(node.value, ast.Name) and node.value.id == "self"
                 if not inside_check:
                     read.add(node.attr)
-    classes = [value for value in vars(recipe_module).values() if dataclasses.is_dataclass(value)]
+    modules = (recipe_module, nano_recipes, settings_module)
+    classes = [value for module in modules for value in vars(module).values() if dataclasses.is_dataclass(value)]
     assert len(classes) > 8
     fields = {entry.name for value in classes for entry in dataclasses.fields(value)}
     # Chooses the class of the recipe before there is an object.
@@ -123,8 +127,8 @@ def test_every_field_is_read_somewhere() -> None:
 
 
 def test_recipes_module_imports_no_torch() -> None:
-    source = (PACKAGE / "training" / "recipe.py").read_text()
-    assert not re.search(r"^\s*(import|from) (torch|diffusers|accelerate)", source, flags=re.MULTILINE)
+    for path in RECIPE_FILES:
+        assert not re.search(r"^\s*(import|from) (torch|diffusers|accelerate)", path.read_text(), flags=re.MULTILINE)
 
 
 def test_unet_widths_that_cannot_be_built_are_named(tmp_path: Path) -> None:

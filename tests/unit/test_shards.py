@@ -19,16 +19,17 @@ import pytest
 from PIL import Image
 
 from openmarigold.cli import run
+from openmarigold.data.encodings import MapEncoding
 from openmarigold.data.shard_writer import NewSample, Rejection, ShardWriter
-from openmarigold.data.shards import DepthEncoding, ShardedDataset
+from openmarigold.data.shards import ShardedDataset
 from openmarigold.data.sources import Source
 from openmarigold.data.statistics import dataset_statistics
 from openmarigold.errors import DataError
 from training_data import write_training_data
 
-LINEAR = DepthEncoding(kind="linear", meters_per_unit=0.001)
-LOG = DepthEncoding(kind="log", near=0.1, far=100.0, levels=4095)
-FLOAT = DepthEncoding(kind="float32")
+LINEAR = MapEncoding(kind="linear", meters_per_unit=0.001)
+LOG = MapEncoding(kind="log", near=0.1, far=100.0, levels=4095)
+FLOAT = MapEncoding(kind="float32")
 
 
 def make_photo(height: int, width: int, *, seed: int = 0) -> np.ndarray:
@@ -53,16 +54,16 @@ def new_sample(number: int, *, kind: str = "rooms", rgb: np.ndarray | bytes | No
         kind=kind,
         scene=f"scene_{number // 2}",
         rgb=make_photo(6 + number, 9, seed=number) if rgb is None else rgb,
-        depth=depth,
+        maps={"depth": depth},
         info={"source": f"raw/{number}.png"},
     )
 
 
-def new_writer(folder: Path, *, encoding: DepthEncoding = LINEAR, **settings: object) -> ShardWriter:
-    return ShardWriter(folder, name="made", split="train", encoding=encoding, settings=settings)
+def new_writer(folder: Path, *, encoding: MapEncoding = LINEAR, **settings: object) -> ShardWriter:
+    return ShardWriter(folder, name="made", split="train", encodings={"depth": encoding}, settings=settings)
 
 
-def write_five(folder: Path, *, encoding: DepthEncoding = LINEAR) -> ShardedDataset:
+def write_five(folder: Path, *, encoding: MapEncoding = LINEAR) -> ShardedDataset:
     writer = new_writer(folder, encoding=encoding)
     writer.begin()
     writer.write(0, [new_sample(0), new_sample(1), Rejection(name="raw/x.png", reason="truncated", detail="cut")])
@@ -85,8 +86,8 @@ def test_codes_by_hand() -> None:
     assert LOG.meters(np.array([[0]], dtype=np.uint16))[0, 0] == 0
 
 
-@pytest.mark.parametrize("encoding", [LINEAR, DepthEncoding(kind="linear", meters_per_unit=0.01), LOG])
-def test_every_code_survives_a_round_trip(encoding: DepthEncoding) -> None:
+@pytest.mark.parametrize("encoding", [LINEAR, MapEncoding(kind="linear", meters_per_unit=0.01), LOG])
+def test_every_code_survives_a_round_trip(encoding: MapEncoding) -> None:
     codes = np.arange(encoding.levels + 1 if encoding.kind == "log" else 65536, dtype=np.uint16)[None]
     np.testing.assert_array_equal(encoding.codes(encoding.meters(codes)), codes)
 
@@ -100,23 +101,23 @@ def test_what_does_not_fit_is_refused_and_not_changed(bad: float) -> None:
 
 def test_impossible_encodings_are_refused() -> None:
     with pytest.raises(DataError, match="0 < near < far"):
-        DepthEncoding(kind="log", near=3.0, far=2.0)
+        MapEncoding(kind="log", near=3.0, far=2.0)
 
 
 @pytest.mark.parametrize("encoding", [LINEAR, LOG, FLOAT])
-def test_samples_are_read_as_they_were_written(tmp_path: Path, encoding: DepthEncoding) -> None:
+def test_samples_are_read_as_they_were_written(tmp_path: Path, encoding: MapEncoding) -> None:
     data = write_five(tmp_path / "set", encoding=encoding)
     assert data.keys == ["rooms-0", "rooms-1", "street-2", "rooms-3", "rooms-4"]
     assert data.kinds == ["rooms", "rooms", "street", "rooms", "rooms"]
     assert data.scenes == ["scene_0", "scene_0", "scene_1", "scene_1", "scene_2"]
     assert data.sizes.tolist() == [[6 + number, 9] for number in range(5)]
-    assert len(data) == 5 and data.encoding == encoding
+    assert len(data) == 5 and data.encodings == {"depth": encoding}
     tolerance = {"linear": 1e-6, "log": 0.00085, "float32": 0.0}[encoding.kind]
     for number in (3, 0, 2, 1):
         sample, made = data.read(number), new_sample(number)
         np.testing.assert_array_equal(sample.rgb, made.rgb)
-        assert sample.depth is not None and sample.depth.dtype == np.float32
-        np.testing.assert_allclose(sample.depth, made.depth, rtol=tolerance)
+        assert sample.maps["depth"].dtype == np.float32
+        np.testing.assert_allclose(sample.maps["depth"], made.maps["depth"], rtol=tolerance)
         assert sample.kind == data.kinds[number]
     assert data.member(4, "rgb") == jpeg(make_photo(10, 9))  # a JPEG file is kept byte for byte
     info = data.info(3)
@@ -203,8 +204,10 @@ def test_names_and_sizes_are_checked(tmp_path: Path) -> None:
     writer = new_writer(tmp_path)
     writer.begin()
     with pytest.raises(DataError, match="use letters, digits"):
-        writer.write(0, [NewSample(key="a.b", kind="k", scene="s", rgb=make_photo(4, 4), depth=None)])
-    uneven = NewSample(key="a", kind="k", scene="s", rgb=jpeg(make_photo(4, 4)), depth=np.ones((4, 5), np.float32))
+        writer.write(0, [NewSample(key="a.b", kind="k", scene="s", rgb=make_photo(4, 4))])
+    uneven = NewSample(
+        key="a", kind="k", scene="s", rgb=jpeg(make_photo(4, 4)), maps={"depth": np.ones((4, 5), np.float32)}
+    )
     with pytest.raises(DataError, match="make them equal"):
         writer.write(0, [uneven])
     writer.write(0, [new_sample(0), new_sample(0)])
@@ -229,10 +232,10 @@ def test_a_damaged_sample_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"sample street-2 is damaged .No such file"):
         data.read(2)
     data.close()
-    edit_json(tmp_path / "manifest.json", depth={"kind": "cubic"})
+    edit_json(tmp_path / "manifest.json", maps={"depth": {"kind": "cubic"}})
     with pytest.raises(DataError, match="missing or damaged"):
         ShardedDataset(tmp_path)
-    edit_json(tmp_path / "manifest.json", depth={"kind": "float32"}, format="openmarigold-shards-0")
+    edit_json(tmp_path / "manifest.json", maps={"depth": {"kind": "float32"}}, format="openmarigold-shards-0")
     with pytest.raises(DataError, match="has format 'openmarigold-shards-0'"):
         ShardedDataset(tmp_path)
     edit_json(tmp_path / "manifest.json", format="openmarigold-shards-1")
@@ -307,9 +310,9 @@ def test_statistics_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     shares = [0, 1 / 63, 2 / 72, 3 / 81, 4 / 90]
     assert everything.invalid_share == pytest.approx(np.mean(shares))
     assert everything.above_limit_share == pytest.approx(2 / 5)  # 3 / 81 and 4 / 90 are above 3 %
-    assert street.depth_quantiles == pytest.approx((3.5, 3.5, 3.5)) and street.depth_range == pytest.approx((3.5, 3.5))
-    assert everything.depth_quantiles == pytest.approx((3.5, 3.5, 3.5))
-    assert everything.depth_range == pytest.approx((1.5, 5.5))
+    assert street.quantiles == pytest.approx((3.5, 3.5, 3.5)) and street.range == pytest.approx((3.5, 3.5))
+    assert everything.quantiles == pytest.approx((3.5, 3.5, 3.5))
+    assert everything.range == pytest.approx((1.5, 5.5))
     assert run(["data", "statistics", str(tmp_path), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["all"]["depth_range"] == pytest.approx([1.5, 5.5]) and printed["kinds"]["rooms"]["num_scenes"] == 3
@@ -317,15 +320,17 @@ def test_statistics_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "street        1       1     2.8 %     0.0 %" in capsys.readouterr().out
     edit_json(tmp_path / "manifest.json", valid_range=[1e-5, 5.0])  # as training takes it: 5.5 m is sky
     *_, everything = dataset_statistics(tmp_path)
-    assert everything.depth_range == pytest.approx((1.5, 4.5))
+    assert everything.range == pytest.approx((1.5, 4.5))
     assert everything.invalid_share == pytest.approx(np.mean([*shares[:4], 1.0]))
 
 
 def test_statistics_without_depth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     writer = new_writer(tmp_path)
     writer.begin()
-    empty = NewSample(key="e", kind="fog", scene="s", rgb=make_photo(6, 9), depth=np.zeros((6, 9), np.float32))
-    writer.write(0, [empty, NewSample(key="p", kind="photo", scene="s", rgb=make_photo(6, 9), depth=None)])
+    empty = NewSample(
+        key="e", kind="fog", scene="s", rgb=make_photo(6, 9), maps={"depth": np.zeros((6, 9), np.float32)}
+    )
+    writer.write(0, [empty, NewSample(key="p", kind="photo", scene="s", rgb=make_photo(6, 9))])
     writer.finish(1, {})
     assert [(row.kind, row.num_samples, row.invalid_share) for row in dataset_statistics(tmp_path)] == [
         ("fog", 1, 1.0),
@@ -338,7 +343,7 @@ def test_statistics_without_depth(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_statistics_of_photos_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     writer = new_writer(tmp_path)
     writer.begin()
-    writer.write(0, [NewSample(key="p", kind="photo", scene="s", rgb=make_photo(6, 9), depth=None)])
+    writer.write(0, [NewSample(key="p", kind="photo", scene="s", rgb=make_photo(6, 9))])
     writer.finish(1, {})
     assert run(["data", "statistics", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["all"]["invalid_share"] is None

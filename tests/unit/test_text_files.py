@@ -10,9 +10,10 @@ import pytest
 
 import openmarigold
 from openmarigold.checkpoints.weight_files import read_json
+from openmarigold.data.encodings import MapEncoding
 from openmarigold.data.readers.rgbd_folder import read_config
 from openmarigold.data.shard_writer import ShardWriter
-from openmarigold.data.shards import DepthEncoding, ShardedDataset
+from openmarigold.data.shards import ShardedDataset
 from openmarigold.errors import CheckpointError, DataError, OpenMarigoldError, one_line
 from openmarigold.evaluation.report import read_report
 from openmarigold.results.manifest import MANIFEST_NAME, Manifest
@@ -128,7 +129,7 @@ def test_a_log_of_training_keeps_its_whole_lines(tmp_path: Path) -> None:
 )
 def test_a_shard_with_a_damaged_index_is_made_again(content: bytes, tmp_path: Path) -> None:
     writer = ShardWriter(
-        tmp_path, name="x", split="train", encoding=DepthEncoding(kind="float32"), settings={"seed": 1}
+        tmp_path, name="x", split="train", encodings={"depth": MapEncoding(kind="float32")}, settings={"seed": 1}
     )
     writer.begin()
     writer.write(0, [])

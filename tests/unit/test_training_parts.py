@@ -29,11 +29,12 @@ from openmarigold.networks.backbone import (
 from openmarigold.networks.conversion import export_checkpoint
 from openmarigold.seeding import generator_for
 from openmarigold.training.loss import affine_invariant_loss, latent_regularization, masked_latent_loss
-from openmarigold.training.nano.generator import draw_timesteps, make_unet, noisy_latent_and_target
+from openmarigold.training.nano.generator import make_unet
+from openmarigold.training.nano.recipes import UNetModelConfig
+from openmarigold.training.noise import draw_timesteps, noisy_latent_and_target
 from openmarigold.training.recipe import (
     OptimizationConfig,
     TimestepConfig,
-    UNetModelConfig,
     read_recipe,
     to_table,
 )

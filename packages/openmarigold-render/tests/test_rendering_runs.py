@@ -76,7 +76,7 @@ def test_a_run_is_a_prepared_data_set_whose_depth_fits_its_camera(finished: Path
     data = ShardedDataset(finished)
     assert len(data) == TINY.count and set(data.kinds) == {"tabletops"} and len(set(data.scenes)) == 3
     sample, info = data.read(0), data.info(0)
-    assert sample.rgb.shape == (72, 96, 3) and sample.depth is not None and (sample.depth > 0).mean() > 0.5
+    assert sample.rgb.shape == (72, 96, 3) and (sample.maps["depth"] > 0).mean() > 0.5
     low, high = TINY.fov
     assert low <= np.degrees(2 * np.arctan(48 / info["intrinsics"]["fx"])) <= high
     manifest = json.loads((finished / "manifest.json").read_text())

@@ -299,27 +299,45 @@ def _preview(command: Preview) -> None:
 
 
 def _print_statistics(command: Statistics) -> None:
-    from openmarigold.data.statistics import INVALID_LIMIT, dataset_statistics
+    from openmarigold.data.shards import ShardedDataset
+    from openmarigold.data.statistics import dataset_statistics
 
-    with progress_bar("samples") as (progress, _):
-        *kinds, everything = dataset_statistics(command.folder, progress=progress)
+    found = {}
+    for name in ShardedDataset(command.folder).encodings:
+        with progress_bar("samples") as (progress, _):
+            found[name] = dataset_statistics(command.folder, map_name=name, progress=progress)
     if command.json:
-        tables = {row.kind: {name: _number(value) for name, value in dataclasses.asdict(row).items()} for row in kinds}
-        total = {name: _number(value) for name, value in dataclasses.asdict(everything).items()}
-        print(json.dumps({"kinds": tables, "all": total}))
+        tables = [
+            {"kinds": {row.kind: _row(name, row) for row in rows[:-1]}, "all": _row(name, rows[-1])}
+            for name, rows in found.items()
+        ]
+        print(json.dumps(tables[0] if len(tables) == 1 else dict(zip(found, tables, strict=True))))
         return
-    if not everything.num_samples:
-        say(f"no sample of {command.folder} has a depth map")
+    for name, rows in found.items():
+        _print_table(command.folder, name, rows)
+
+
+def _row(name: str, row: Any) -> dict[str, Any]:
+    """Statistics for JSON, with the map's name in front of what is of its values."""
+    values = {key: _number(value) for key, value in dataclasses.asdict(row).items()}
+    return {f"{name}_{key}" if key in ("quantiles", "range") else key: value for key, value in values.items()}
+
+
+def _print_table(folder: Path, name: str, rows: list[Any]) -> None:
+    from openmarigold.data.statistics import INVALID_LIMIT
+
+    if not rows[-1].num_samples:
+        say(f"no sample of {folder} has a {name} map")
         return
-    wide = max(len(row.kind) for row in (*kinds, everything))
-    over = f"over {100 * INVALID_LIMIT:.0f} %"
-    say(f"{'kind':{wide}s}  samples  scenes  no depth  {over:>8s}   depth 5 / 50 / 95 % [m]   smallest to largest")
-    for row in (*kinds, everything):
-        quantiles = " / ".join(f"{value:.2f}" for value in row.depth_quantiles)
+    wide = max(len(row.kind) for row in rows)
+    over, values = f"over {100 * INVALID_LIMIT:.0f} %", f"{name} 5 / 50 / 95 %" + (" [m]" if name == "depth" else "")
+    say(f"{'kind':{wide}s}  samples  scenes  no {name}  {over:>8s}   {values}   smallest to largest")
+    for row in rows:
+        quantiles = " / ".join(f"{value:.2f}" for value in row.quantiles)
         say(
             f"{row.kind:{wide}s} {row.num_samples:8d} {row.num_scenes:7d} {100 * row.invalid_share:7.1f} % "
             f"{100 * row.above_limit_share:7.1f} %  {quantiles:>24s}   "
-            f"{row.depth_range[0]:.2f} to {row.depth_range[1]:.1f}"
+            f"{row.range[0]:.2f} to {row.range[1]:.1f}"
         )
 
 

@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random variations of a sample. Geometry moves color and depth together; appearance changes color only."""
+"""Random variations of a sample. Geometry moves color and maps together; appearance changes color only."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageFilter
 
 from openmarigold.data.sources import Sample
+from openmarigold.modalities.modality import Modality
 
 
 def random_view(
     sample: Sample,
     rng: np.random.Generator,
     *,
+    modality: Modality,
     size: tuple[int, int],
     min_scale: float,
     aspect_jitter: float,
@@ -24,12 +27,13 @@ def random_view(
     """A random part of `sample`, resized to `size` (height, width) and mirrored half of the time.
 
     Args:
+        modality: whose maps are kept, cut and mirrored.
         min_scale: smallest part, as a share of the largest crop of that shape that fits; in (0, 1].
         aspect_jitter: largest stretch of one side against the other; 0.1 = up to 10 %.
         mirrored: whether the view is mirrored; None = by chance.
 
     Depth is sampled nearest, since a mean over an edge would invent surfaces; its values stay as they are, because
-    depth is normalized per image afterwards and a crop only shifts and scales it.
+    depth is normalized per image afterwards and a crop only shifts and scales it. Other maps as `MapKind.resample`.
     """
     height, width = sample.rgb.shape[:2]
     aspect = size[1] / size[0] * np.exp(rng.uniform(-1, 1) * np.log1p(aspect_jitter))
@@ -44,17 +48,25 @@ def random_view(
     mirrored = by_chance if mirrored is None else mirrored
     width_height = (size[1], size[0])
     rgb = np.asarray(Image.fromarray(sample.rgb).resize(width_height, Image.Resampling.BILINEAR, box=box))
-    depth = None
-    if sample.depth is not None:
-        depth = np.asarray(Image.fromarray(sample.depth).resize(width_height, Image.Resampling.NEAREST, box=box))
+    maps: Mapping[str, np.ndarray] = {
+        kind.name: _cut(sample.maps[kind.name], width_height, box, kind.resample)
+        for kind in modality.maps
+        if kind.name in sample.maps
+    }
     if mirrored:
-        rgb = rgb[:, ::-1]
-        depth = depth[:, ::-1] if depth is not None else None
-    return Sample(
-        rgb=np.ascontiguousarray(rgb),
-        depth=np.ascontiguousarray(depth) if depth is not None else None,
-        kind=sample.kind,
-    )
+        rgb, maps = rgb[:, ::-1], modality.mirror(maps)
+    contiguous = {name: np.ascontiguousarray(values) for name, values in maps.items()}
+    return Sample(rgb=np.ascontiguousarray(rgb), maps=contiguous, kind=sample.kind)
+
+
+def _cut(
+    values: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float], resample: str
+) -> np.ndarray:
+    """A part of a map, resized channel by channel."""
+    method = Image.Resampling.NEAREST if resample == "nearest" else Image.Resampling.BILINEAR
+    if values.ndim == 2:
+        return np.asarray(Image.fromarray(values).resize(size, method, box=box))
+    return np.stack([_cut(values[:, :, channel], size, box, resample) for channel in range(values.shape[2])], axis=-1)
 
 
 def random_appearance(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a raw data set to a prepared one: frames are read, checked and written to shards, by several processes.
 
-A reader knows one raw data set: which frames there are, and how to make RGB and planar depth of one. All else is here.
+A reader knows one raw data set: which frames there are, and how to make RGB and the maps of one. All else is here.
 The bytes of every shard are a function of the frames and the settings, whatever the number of processes.
 """
 
@@ -27,8 +27,8 @@ from jaxtyping import Float32, UInt8, UInt16
 from PIL import Image
 
 from openmarigold.data.archives import Archive
+from openmarigold.data.encodings import MapEncoding
 from openmarigold.data.shard_writer import NewSample, Rejection, ShardWriter
-from openmarigold.data.shards import DepthEncoding
 from openmarigold.data.statistics import write_meta
 from openmarigold.errors import (
     DataError,
@@ -38,7 +38,8 @@ from openmarigold.errors import (
     OutputError,
     one_line,
 )
-from openmarigold.modalities.depth import depth_range
+from openmarigold.modalities import DEPTH, find_modality
+from openmarigold.modalities.modality import Maps, Modality
 
 _POLL_S = 0.2
 
@@ -95,7 +96,7 @@ class FrameDefectError(Exception):
         self.is_error = is_error
 
 
-Picture = tuple[UInt8[np.ndarray, "h w 3"] | bytes, Float32[np.ndarray, "h w"], dict[str, Any]]
+Picture = tuple[UInt8[np.ndarray, "h w 3"] | bytes, Maps, dict[str, Any]]
 
 
 @runtime_checkable
@@ -104,9 +105,12 @@ class RawReader(Protocol):
 
     name: str
     split: str
-    encoding: DepthEncoding
+    modality: str
+    """What its maps are for; they are checked as that asks."""
+    encodings: dict[str, MapEncoding]
+    """How its maps are stored, by name."""
     valid_range: tuple[float, float]
-    """Depth [m] that training may use, exclusive at both ends."""
+    """Values (of depth in meters) that training may use, exclusive at both ends."""
 
     def settings(self) -> dict[str, Any]:
         """All that its samples depend on but the frames."""
@@ -121,7 +125,7 @@ class RawReader(Protocol):
         ...
 
     def read(self, frame: Frame) -> Picture:
-        """RGB (or a JPEG file's bytes), planar depth [m] (0 = none), and more for the sample's .json.
+        """RGB (or a JPEG file's bytes), the maps (`depth` planar [m], 0 = none), and more for the sample's .json.
 
         Raises:
             FrameDefectError: the frame is defective.
@@ -134,7 +138,7 @@ class Checks:
     """Thresholds of the filter; frames below them are left out, which is no error.
 
     Attributes:
-        min_valid: least share of pixels with usable depth.
+        min_valid: least share of pixels that can be used.
         min_brightness: least mean of RGB, [0, 1].
     """
 
@@ -147,27 +151,29 @@ class Checks:
                 raise InvalidValueError(f"{name}={getattr(self, name)} must be in [0, 1]")
 
     def apply(
-        self, rgb: UInt8[np.ndarray, "h w 3"], depth: Float32[np.ndarray, "hd wd"], limits: tuple[float, float]
+        self, rgb: UInt8[np.ndarray, "h w 3"], maps: Maps, limits: tuple[float, float], modality: Modality = DEPTH
     ) -> None:
-        """Checks a frame of depth usable within `limits` (exclusive).
+        """Checks a frame of a modality whose maps are usable within `limits` (exclusive).
 
         Raises:
-            FrameDefectError: no usable depth, depth or color that is the same everywhere, or a threshold not reached.
+            FrameDefectError: nothing usable, maps or color that are the same everywhere, or a threshold not reached.
         """
-        if rgb.shape[:2] != depth.shape:
-            raise FrameDefectError("wrong size", f"rgb is {_size(rgb)}, depth {_size(depth)}")
+        for name, values in maps.items():
+            if rgb.shape[:2] != values.shape[:2]:
+                raise FrameDefectError("wrong size", f"rgb is {_size(rgb)}, {name} {_size(values)}")
         if int(rgb.min()) == int(rgb.max()):
             raise FrameDefectError("constant color", f"every value is {rgb.min()}")
-        valid = (depth > limits[0]) & (depth < limits[1])
+        valid, title = modality.valid_mask(maps, limits), modality.title
         share = float(valid.mean())
         if share == 0:
-            raise FrameDefectError("no depth", f"no pixel between {limits[0]:g} and {limits[1]:g} m")
+            raise FrameDefectError(f"no {title}", f"no pixel between {limits[0]:g} and {limits[1]:g} m")
         if share < self.min_valid:
-            raise FrameDefectError("too little depth", f"{share:.4f} of the pixels have one", is_error=False)
+            raise FrameDefectError(f"too little {title}", f"{share:.4f} of the pixels have one", is_error=False)
         try:
-            depth_range(depth, valid)
+            with np.errstate(over="ignore"):  # where values are far apart
+                modality.to_target(maps, valid, "far")
         except DataError as error:
-            raise FrameDefectError("constant depth", "its 2 % and 98 % quantiles are equal") from error
+            raise FrameDefectError(f"constant {title}", str(error)) from error
         brightness = float(rgb.mean()) / 255
         if brightness < self.min_brightness:
             raise FrameDefectError("too dark", f"mean brightness {brightness:.4f}", is_error=False)
@@ -230,7 +236,9 @@ def prepare(
         "shard_size": shard_size,
         "frames": hashlib.sha256(names).hexdigest(),
     }
-    writer = ShardWriter(destination, name=reader.name, split=reader.split, encoding=reader.encoding, settings=settings)
+    writer = ShardWriter(
+        destination, name=reader.name, split=reader.split, encodings=reader.encodings, settings=settings
+    )
     writer.begin()
     units = [
         _Unit(number, frames[start : start + shard_size], listing.rejected if number == 0 else [])
@@ -370,10 +378,10 @@ class _Task:
             tick()
 
     def _sample(self, frame: Frame) -> NewSample:
-        rgb, depth, info = self.reader.read(frame)
+        rgb, maps, info = self.reader.read(frame)
         pixels = np.asarray(decode_image(rgb, frame.name).convert("RGB")) if isinstance(rgb, bytes) else rgb
-        self.checks.apply(pixels, depth, self.reader.valid_range)
-        return NewSample(key=frame.key, kind=frame.kind, scene=frame.scene, rgb=rgb, depth=depth, info=info)
+        self.checks.apply(pixels, maps, self.reader.valid_range, find_modality(self.reader.modality))
+        return NewSample(key=frame.key, kind=frame.kind, scene=frame.scene, rgb=rgb, maps=maps, info=info)
 
 
 def _run_here(task: _Task, units: Sequence[_Unit], workers: int, progress: Callable[[int], None]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A contact sheet of a prepared data set: RGB beside depth, and what there is to know about each."""
+"""A contact sheet of a prepared data set: RGB beside its maps, and what there is to know about each."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 def write_preview(folder: Path, output: Path, *, count: int = 24, columns: int = 2) -> int:
     """Writes a picture of `count` samples, evenly spread over the data set; returns how many there were.
 
-    Depth is colored from its 2 % (red) to its 98 % quantile (violet), in the range that training uses; pixels without
-    depth are black.
+    A map of one channel, such as depth, is colored from its 2 % (red) to its 98 % quantile (violet), in the range that
+    training uses; pixels without are black. Of others the first three channels are shown, from their smallest to their
+    largest value.
 
     Raises:
         DataError: no prepared data set, or a damaged sample.
@@ -41,19 +42,19 @@ def write_preview(folder: Path, output: Path, *, count: int = 24, columns: int =
     count = min(count, len(data))
     cells = [_cell(data, round(number)) for number in np.linspace(0, len(data) - 1, count)]
     data.close()
-    sheet = _sheet(cells, min(columns, count))
+    sheet = _sheet(cells, min(columns, count), (1 + len(data.encodings)) * _WIDTH)
     write_atomically(output, lambda temporary: sheet.save(temporary, kind, quality=90))
     return count
 
 
-def _sheet(cells: list[Image.Image], columns: int) -> Image.Image:
+def _sheet(cells: list[Image.Image], columns: int, width: int) -> Image.Image:
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     heights = [max(cell.height for cell in row) + _GAP for row in rows]
-    sheet = Image.new("RGB", (columns * (2 * _WIDTH + _GAP) + _GAP, sum(heights) + _GAP), "white")
+    sheet = Image.new("RGB", (columns * (width + _GAP) + _GAP, sum(heights) + _GAP), "white")
     top = _GAP
     for row, height in zip(rows, heights, strict=True):
         for column, cell in enumerate(row):
-            sheet.paste(cell, (_GAP + column * (2 * _WIDTH + _GAP), top))
+            sheet.paste(cell, (_GAP + column * (width + _GAP), top))
         top += height
     return sheet
 
@@ -61,14 +62,14 @@ def _sheet(cells: list[Image.Image], columns: int) -> Image.Image:
 def _cell(data: ShardedDataset, index: int) -> Image.Image:
     sample = data.read(index)
     height = max(1, round(_WIDTH * sample.rgb.shape[0] / sample.rgb.shape[1]))
-    cell = Image.new("RGB", (2 * _WIDTH, height + _TEXT_HEIGHT), "white")
+    cell = Image.new("RGB", ((1 + len(data.encodings)) * _WIDTH, height + _TEXT_HEIGHT), "white")
     cell.paste(Image.fromarray(sample.rgb).resize((_WIDTH, height)), (0, 0))
     second = f"{sample.kind}, {data.scenes[index]}, {sample.rgb.shape[1]}x{sample.rgb.shape[0]}"
-    if sample.depth is not None:
+    for number, values in enumerate(sample.maps.values(), start=1):
         # Nearest, so that no depth between two surfaces is invented.
-        picture = Image.fromarray(_colored(sample.depth, data.valid_range))
-        cell.paste(picture.resize((_WIDTH, height), Image.Resampling.NEAREST), (_WIDTH, 0))
-        second += f"; {_range_text(sample.depth, data.valid_range)}"
+        picture = Image.fromarray(_colored(values, data.valid_range) if values.ndim == 2 else _stretched(values))
+        cell.paste(picture.resize((_WIDTH, height), Image.Resampling.NEAREST), (number * _WIDTH, 0))
+        second += f"; {_range_text(values, data.valid_range)}" if values.ndim == 2 else ""
     draw = ImageDraw.Draw(cell)
     font = ImageFont.load_default()
     for line, text in enumerate((data.keys[index], second)):
@@ -82,6 +83,12 @@ def _colored(depth: Float32[np.ndarray, "h w"], limits: tuple[float, float]) -> 
     except DataError:  # constant, or nothing in the range
         near, far = 0.0, float(depth.max()) or 1.0
     return colorize(np.where(depth > 0, (depth - near) / (far - near), np.nan).astype(np.float32))
+
+
+def _stretched(values: Float32[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:
+    shown = values[:, :, [0, 1, 2] if values.shape[2] > 2 else [0, 0, 0]]
+    low, high = float(shown.min()), float(shown.max())
+    return np.rint(255 * (shown - low) / (high - low or 1.0)).astype(np.uint8)
 
 
 def _range_text(depth: Float32[np.ndarray, "h w"], limits: tuple[float, float]) -> str:

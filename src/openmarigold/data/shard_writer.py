@@ -18,27 +18,30 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 
+from openmarigold.data.encodings import MapEncoding, png_bytes
 from openmarigold.data.shards import (
     FORMAT,
     INDEX_FILE,
     MANIFEST_FILE,
-    MEMBERS,
     PLACE,
     PLAN_FILE,
-    DepthEncoding,
     contents_sha256,
     decode_rgb,
-    png_bytes,
     read_json,
+    roles,
+    with_maps,
 )
 from openmarigold.errors import DataError, OutputError
 from openmarigold.files import write_atomically
 from openmarigold.text_files import parse_json
 
 REJECTED_FILE = "rejected.jsonl"
-_KEY = re.compile(r"[A-Za-z0-9_-]{1,88}")  # no dots, which end a key; with the suffix at most 100 bytes, tar's limit
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,88}")  # no dots, which end a key
+_MAP_NAME = re.compile(r"[a-z][a-z0-9_]{0,23}")
+_TAKEN = {"rgb", "json", "key", "kind", "scene", "size", "shard", "invalid_ratio"}  # in the index and the statistics
+_LONGEST_NAME = 100  # of a file in a tar
 _BLOCK = 512
 
 
@@ -51,7 +54,7 @@ class NewSample:
         kind: what it shows; training may weight kinds.
         scene: pictures of one scene belong to one split.
         rgb: pixels, stored as PNG, or a JPEG file's bytes, stored as they are.
-        depth: planar depth [m], 0 = none; None for photos.
+        maps: as in `shards.Sample`, of the data set's maps; none for photos.
         info: more for the sample's .json: source path, intrinsics (fx fy cx cy in pixels), what it was made of.
     """
 
@@ -59,7 +62,7 @@ class NewSample:
     kind: str
     scene: str
     rgb: UInt8[np.ndarray, "h w 3"] | bytes
-    depth: Float32[np.ndarray, "h w"] | None
+    maps: Mapping[str, np.ndarray] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -92,7 +95,7 @@ class ShardWriter:
         *,
         name: str,
         split: str,
-        encoding: DepthEncoding,
+        encodings: Mapping[str, MapEncoding],
         settings: Mapping[str, Any],
     ) -> None:
         """Describes the data set; nothing is read or written yet.
@@ -101,17 +104,26 @@ class ShardWriter:
             folder: where it goes; one split of one data set a folder.
             name: of the data set ("hypersim").
             split: "train", "val" or "test".
-            encoding: of the depth.
+            encodings: of its maps, by name: lower-case letters, digits and `_`.
             settings: all that the samples depend on, as JSON; shards are taken over from an interrupted run only if its
                 settings are the same.
+
+        Raises:
+            DataError: a name of a map that is not accepted.
         """
+        for map_name in encodings:
+            if not _MAP_NAME.fullmatch(map_name) or map_name in _TAKEN:
+                raise DataError(
+                    f"the map name {map_name!r} is not accepted; use up to 24 lower-case letters, digits and _, and "
+                    f"none of {', '.join(sorted(_TAKEN))}"
+                )
         self.folder = folder
-        self.encoding = encoding
+        self.encodings = dict(encodings)
         self._plan = {
             "format": FORMAT,
             "name": name,
             "split": split,
-            "depth": encoding.record(),
+            "maps": {name: encoding.record() for name, encoding in encodings.items()},
             "settings": parse_json(json.dumps(settings)),
         }
 
@@ -194,7 +206,7 @@ class ShardWriter:
         if twice:
             raise DataError(f"{self.folder}: {len(twice)} keys occur twice, {twice[0]} first; make the names unique")
         kinds, scenes = (Counter(row[name] for _, row in samples) for name in ("kind", "scene"))
-        table = _index_table(samples, sorted(kinds), sorted(scenes))
+        table = _index_table(samples, sorted(kinds), sorted(scenes), roles(self.encodings))
         write_atomically(self.folder / INDEX_FILE, lambda temporary: _save_array(temporary, table))
         errors = [row for row in rejected if row["is_error"]]
         manifest = {
@@ -210,7 +222,7 @@ class ShardWriter:
                 {"name": index["shard"], "bytes": index["bytes"], "sha256": index["sha256"], "samples": count}
                 for index, count in ((index, len(index["samples"])) for index in indices)
             ],
-            "contents": contents_sha256(self._plan["depth"], indices),
+            "contents": contents_sha256(self._plan["maps"], indices),
             "index_sha256": hashlib.sha256((self.folder / INDEX_FILE).read_bytes()).hexdigest(),
             **(facts or {}),
         }
@@ -225,14 +237,14 @@ class ShardWriter:
     def _read_index(self, number: int) -> dict[str, Any]:
         path = self._paths(number)[1]
         index = read_json(path)
-        if not _is_index(index):
+        if not _is_index(index, set(roles(self.encodings))):
             raise DataError(f"{path} is no index of a shard; delete it and run the preparation again")
         return index
 
     def _earlier_plan(self) -> dict[str, Any] | None:
         for name in (MANIFEST_FILE, PLAN_FILE):
             with suppress(FileNotFoundError):
-                found = read_json(self.folder / name)
+                found = with_maps(read_json(self.folder / name))
                 return {key: found.get(key) for key in self._plan}
         return None
 
@@ -274,22 +286,34 @@ class ShardWriter:
         else:
             rgb, name, data = sample.rgb, "rgb.png", png_bytes(sample.rgb)
         members = {name: data}
-        if sample.depth is not None:
-            if sample.depth.shape != rgb.shape[:2]:
-                raise DataError(f"{sample.key}: rgb is {rgb.shape[:2]}, depth {sample.depth.shape}; make them equal")
-            members[self.encoding.suffix] = self.encoding.encode(sample.depth)
+        unknown = sorted(sample.maps.keys() - self.encodings.keys())
+        if unknown:
+            raise DataError(
+                f"{sample.key}: {unknown[0]} is not among the data set's maps ({', '.join(self.encodings)})"
+            )
+        for map_name in (name for name in self.encodings if name in sample.maps):
+            values = sample.maps[map_name]
+            if values.shape[:2] != rgb.shape[:2]:
+                raise DataError(f"{sample.key}: rgb is {rgb.shape[:2]}, {map_name} {values.shape}; make them equal")
+            encoding = self.encodings[map_name]
+            members[f"{map_name}.{encoding.suffix}"] = encoding.encode(values)
         info = {
             "kind": sample.kind,
             "scene": sample.scene,
             **sample.info,
-            "statistics": statistics(rgb, sample.depth),
+            "statistics": statistics(rgb, sample.maps),
         }
         members["json"] = (json.dumps(info, ensure_ascii=True) + "\n").encode()
+        longest = max(map(len, members))
+        if len(sample.key) + 1 + longest > _LONGEST_NAME:
+            raise DataError(
+                f"key {sample.key!r} is too long; use at most {_LONGEST_NAME - 1 - longest} characters here"
+            )
         return members, list(rgb.shape[:2])
 
 
-def _is_index(index: Mapping[str, Any]) -> bool:
-    """Whether a shard's index has everything that is read of it: damaged, it may be valid JSON all the same."""
+def _is_index(index: Mapping[str, Any], known: set[str]) -> bool:
+    """Whether a shard's index has all that is read of it: damaged, it may be valid JSON all the same."""
     samples, rejected = index.get("samples"), index.get("rejected")
     if not (isinstance(samples, list) and isinstance(rejected, list) and isinstance(index.get("sha256"), str)):
         return False
@@ -299,7 +323,7 @@ def _is_index(index: Mapping[str, Any]) -> bool:
     lists = [(row.get("size"), 2) for row in samples]
     for row in samples:
         members = row.get("members")
-        if not isinstance(members, dict) or not {name.partition(".")[0] for name in members} <= set(MEMBERS):
+        if not isinstance(members, dict) or not {name.partition(".")[0] for name in members} <= known:
             return False
         lists += [(place, 3) for place in members.values()]
     return all(row.get("is_error") in (True, False) for row in rejected) and all(
@@ -308,17 +332,18 @@ def _is_index(index: Mapping[str, Any]) -> bool:
     )
 
 
-def statistics(rgb: UInt8[np.ndarray, "h w 3"], depth: Float32[np.ndarray, "h w"] | None) -> dict[str, Any]:
-    """Mean, standard deviation, minimum and maximum of colors [0, 255] and of valid depth [m], and share invalid."""
-    found = {"rgb": _moments(rgb)}
-    if depth is None:
-        return found
-    valid = depth[depth > 0]
-    return {
-        **found,
-        "depth": _moments(valid) if valid.size else None,
-        "invalid_ratio": round(1 - valid.size / depth.size, 6),
-    }
+def statistics(rgb: UInt8[np.ndarray, "h w 3"], maps: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Mean, standard deviation, minimum and maximum of colors [0, 255] and of the known values of each map.
+
+    In maps of one channel 0 is unknown; `invalid_ratio` is the largest share of it.
+    """
+    found: dict[str, Any] = {"rgb": _moments(rgb)}
+    shares = []
+    for name, values in maps.items():
+        known = values[values > 0] if values.ndim == 2 else values
+        found[name] = _moments(known) if known.size else None
+        shares.append(1 - known.size / values.size)
+    return {**found, "invalid_ratio": round(max(shares), 6)} if shares else found
 
 
 def _moments(values: np.ndarray) -> dict[str, float]:
@@ -331,11 +356,13 @@ def _moments(values: np.ndarray) -> dict[str, float]:
     return {name: round(float(value), 6) for name, value in numbers.items()}
 
 
-def _index_table(samples: list[tuple[int, dict[str, Any]]], kinds: list[str], scenes: list[str]) -> np.ndarray:
+def _index_table(
+    samples: list[tuple[int, dict[str, Any]]], kinds: list[str], scenes: list[str], members: tuple[str, ...]
+) -> np.ndarray:
     """Rows of index.npy: all that `ShardedDataset` must know about a sample, in a fixed number of bytes."""
     longest = max((len(row["key"]) for _, row in samples), default=1)
     fields: list[Any] = [("key", f"S{longest}"), ("kind", "<u2"), ("scene", "<u4"), ("size", "<u4", (2,))]
-    fields += [("shard", "<u4"), *((role, PLACE) for role in MEMBERS)]
+    fields += [("shard", "<u4"), *((role, PLACE) for role in members)]
     table = np.zeros(len(samples), dtype=fields)
     kind_code, scene_code = ({name: code for code, name in enumerate(names)} for names in (kinds, scenes))
     for target, (number, row) in zip(table, samples, strict=True):

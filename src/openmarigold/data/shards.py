@@ -8,7 +8,6 @@ of every sample lies.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import io
 import json
@@ -17,13 +16,14 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8, UInt16
+from jaxtyping import Int64, UInt8
 from PIL import Image
 
+from openmarigold.data.encodings import MapEncoding
 from openmarigold.errors import DataError, one_line
 from openmarigold.text_files import parse_json, with_current_keys
 
@@ -32,7 +32,6 @@ MANIFEST_FILE = "manifest.json"
 INDEX_FILE = "index.npy"
 PLAN_FILE = "plan.json"
 
-MEMBERS = ("rgb", "depth", "json")
 # What a damaged manifest or index may lead to.
 _DAMAGE = (
     OSError,
@@ -45,110 +44,22 @@ _DAMAGE = (
     MemoryError,
     BadZipFile,
 )
-_MAX_CODE = 65535
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture, with its depth where the source has it.
+    """One picture, with the maps that the source has of it.
 
     Attributes:
         rgb: color image.
-        depth: planar depth [m], 0 where there is none; None for a source of photos.
+        maps: float32 by name, `[h w]` of one channel, `[h w c]` of more; `depth` is planar [m], 0 where there is none.
+            Empty for a photo.
         kind: what it shows, in the source's own words ("rooms", "tabletop", "street").
     """
 
     rgb: UInt8[np.ndarray, "h w 3"]
-    depth: Float32[np.ndarray, "h w"] | None
+    maps: Mapping[str, np.ndarray]
     kind: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class DepthEncoding:
-    """How a data set stores planar depth z [m]; code 0 is "no depth" in all of them.
-
-    linear: 16-bit PNG, z = code * meters_per_unit. log: 16-bit PNG, z = near * (far / near) ** (code / levels).
-    float32: NumPy file, z itself.
-    """
-
-    kind: Literal["linear", "log", "float32"]
-    meters_per_unit: float = 0.001
-    near: float = 0.1
-    far: float = 100.0
-    levels: int = 4095
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("linear", "log", "float32"):
-            raise DataError(f"depth encoding {self.kind!r} is not known; use linear, log or float32")
-        if not (self.meters_per_unit > 0 and 0 < self.near < self.far and 0 < self.levels <= _MAX_CODE):
-            raise DataError(
-                f"{self} is no depth encoding; meters_per_unit must be positive, 0 < near < far, "
-                f"levels 1 to {_MAX_CODE}"
-            )
-
-    @property
-    def suffix(self) -> str:
-        """Of the member that holds the depth."""
-        return "depth.npy" if self.kind == "float32" else "depth.png"
-
-    def record(self) -> dict[str, Any]:
-        """What the manifest says: the kind and the settings that it has."""
-        names = {"linear": ("meters_per_unit",), "log": ("near", "far", "levels"), "float32": ()}[self.kind]
-        return {"kind": self.kind, **{name: getattr(self, name) for name in names}}
-
-    def encode(self, depth: Float32[np.ndarray, "h w"]) -> bytes:
-        """The member's bytes.
-
-        Raises:
-            DataError: a value that is negative, not finite, or outside what the encoding can hold.
-        """
-        # Sums of finite float32 do not overflow float64, and one pass finds NaN and both infinities.
-        if not np.isfinite(depth.sum(dtype=np.float64)) or depth.min(initial=0) < 0:
-            raise DataError("depth to be written is negative or not finite; mark such pixels with 0")
-        if self.kind == "float32":
-            buffer = io.BytesIO()
-            np.save(buffer, np.ascontiguousarray(depth, dtype="<f4"))
-            return buffer.getvalue()
-        return png_bytes(self.codes(depth))
-
-    def codes(self, depth: Float32[np.ndarray, "h w"]) -> UInt16[np.ndarray, "h w"]:
-        """The 16-bit codes of a depth map, each the nearest one.
-
-        Raises:
-            DataError: a value that needs a code below 1 or above the largest.
-        """
-        valid = depth > 0
-        z = np.where(valid, depth, 1.0).astype(np.float64)
-        if self.kind == "linear":
-            code, top = np.rint(z / self.meters_per_unit), _MAX_CODE
-        else:
-            code, top = np.rint(np.log(z / self.near) / np.log(self.far / self.near) * self.levels), self.levels
-        if bool((valid & ((code < 1) | (code > top))).any()):
-            low, high = self.meters(np.array([[1, top]], dtype=np.uint16))[0]
-            raise DataError(
-                f"depth from {depth[valid].min():g} to {depth[valid].max():g} m does not fit {self.kind} 16-bit codes "
-                f"({low:g} to {high:g} m); clip it, mark it as invalid, or store float32"
-            )
-        return np.where(valid, code, 0).astype(np.uint16)
-
-    def meters(self, codes: UInt16[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
-        """Depth of codes."""
-        table = _meters_of_codes(self)
-        if int(codes.max(initial=0)) >= len(table):
-            raise ValueError(f"code {codes.max()} where {len(table) - 1} is the largest")
-        return table[codes]
-
-
-@functools.lru_cache(maxsize=8)
-def _meters_of_codes(encoding: DepthEncoding) -> Float32[np.ndarray, " codes"]:
-    # There are few codes, so a table of them all costs less than a power per pixel.
-    if encoding.kind == "linear":
-        table = np.arange(_MAX_CODE + 1) * encoding.meters_per_unit
-    else:
-        shares = np.arange(encoding.levels + 1) / encoding.levels
-        table = encoding.near * (encoding.far / encoding.near) ** shares
-        table[0] = 0.0
-    return table.astype(np.float32)
 
 
 class ShardedDataset:
@@ -158,8 +69,8 @@ class ShardedDataset:
         """Opens the data set in `folder`.
 
         Attributes set: `name`, `keys`, `kinds`, `scenes` (lists, in the order of the shards), `sizes` (height and width
-        of each sample), `contents` (one hash over all samples), `valid_range` (depth [m] that training may use,
-        exclusive), `shard_numbers`, `manifest`.
+        of each sample), `contents` (one hash over all samples), `encodings` (of its maps, by name), `valid_range`
+        (values that training may use, exclusive; depth in meters), `shard_numbers`, `manifest`.
 
         Raises:
             DataError: no prepared data set, or one whose manifest or index is damaged.
@@ -173,8 +84,8 @@ class ShardedDataset:
             if any(Path(name).name != name for name in self._shards):
                 raise ValueError("a shard outside the folder")
             kinds, scenes = (list(self.manifest["counts"][name]) for name in ("kinds", "scenes"))
-            depth = dict(self.manifest["depth"])
-            self.encoding = DepthEncoding(**depth)
+            self.encodings = {name: MapEncoding(**record) for name, record in self.manifest["maps"].items()}
+            self._roles = roles(self.encodings)
             self._table = np.load(folder / INDEX_FILE, allow_pickle=False)
             self.keys: list[str] = self._table["key"].astype(str).tolist()
             self.kinds: list[str] = [kinds[code] for code in self._table["kind"].tolist()]
@@ -206,13 +117,16 @@ class ShardedDataset:
         Raises:
             DataError: the sample is damaged.
         """
-        rgb, depth = self._decoded(index, "rgb", decode_rgb), None
-        if self._table["depth"]["bytes"][index]:
-            depth = self._decoded(index, "depth", self._decode_depth)
+        rgb = self._decoded(index, "rgb", decode_rgb)
+        maps = {
+            name: self._decoded(index, name, encoding.decode)
+            for name, encoding in self.encodings.items()
+            if self._table[name]["bytes"][index]
+        }
         height, width = self.sizes[index].tolist()
-        if rgb.shape[:2] != (height, width) or (depth is not None and depth.shape != (height, width)):
+        if any(pixels.shape[:2] != (height, width) for pixels in (rgb, *maps.values())):
             raise self._damaged(index, f"its size is not the {height}x{width} of the index")
-        return Sample(rgb=rgb, depth=depth, kind=self.kinds[index])
+        return Sample(rgb=rgb, maps=maps, kind=self.kinds[index])
 
     def info(self, index: int) -> dict[str, Any]:
         """What the sample's .json says: source, intrinsics where known, statistics.
@@ -222,8 +136,8 @@ class ShardedDataset:
         """
         return self._decoded(index, "json", parse_json)
 
-    def member(self, index: int, role: Literal["rgb", "depth", "json"]) -> bytes:
-        """Bytes of one of the sample's files, checked against the index.
+    def member(self, index: int, role: str) -> bytes:
+        """Bytes of one of the sample's files ("rgb", "json" or the name of a map), checked against the index.
 
         Raises:
             DataError: they are not what was written.
@@ -242,7 +156,7 @@ class ShardedDataset:
 
     def places(self, index: int) -> dict[str, tuple[int, int, int]]:
         """Offset in the shard, bytes and CRC-32 of each of the sample's files, by role."""
-        rows = {role: tuple(self._table[role][index].tolist()) for role in MEMBERS}
+        rows = {role: tuple(self._table[role][index].tolist()) for role in self._roles}
         return {role: place for role, place in rows.items() if place[1]}
 
     def close(self) -> None:
@@ -250,18 +164,12 @@ class ShardedDataset:
         for number in list(self._handles):
             os.close(self._handles.pop(number))
 
-    def _decoded(self, index: int, role: Literal["rgb", "depth", "json"], decode: Callable[[bytes], Any]) -> Any:
+    def _decoded(self, index: int, role: str, decode: Callable[[bytes], Any]) -> Any:
         data = self.member(index, role)
         try:
             return decode(data)
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
             raise self._damaged(index, f"{role}: {one_line(error)}") from error
-
-    def _decode_depth(self, data: bytes) -> Float32[np.ndarray, "h w"]:
-        if data[:6] == b"\x93NUMPY":
-            return np.load(io.BytesIO(data), allow_pickle=False)
-        with Image.open(io.BytesIO(data)) as image:
-            return self.encoding.meters(np.asarray(image).astype(np.uint16))
 
     def _handle(self, number: int) -> int:
         # pread keeps no position, so threads and forked processes share handles.
@@ -284,9 +192,16 @@ def is_prepared(folder: Path) -> bool:
     return (folder / MANIFEST_FILE).is_file()
 
 
-def contents_sha256(encoding: Mapping[str, Any], shards: Iterable[Mapping[str, Any]]) -> str:
-    """One hash over all samples: over how depth is stored (the manifest's `depth`), and each shard's name and hash."""
-    lines = [json.dumps(encoding, sort_keys=True)]
+def roles(maps: Iterable[str]) -> tuple[str, ...]:
+    """What the files of a sample hold, in their order: colors, the maps, and facts about it."""
+    return ("rgb", *maps, "json")
+
+
+def contents_sha256(maps: Mapping[str, Any], shards: Iterable[Mapping[str, Any]]) -> str:
+    """One hash over all samples: over how maps are stored (the manifest's `maps`), and each shard's name and hash."""
+    # The name of a set's only map does not count: such sets had one before maps had names.
+    encodings = next(iter(maps.values())) if len(maps) == 1 else maps
+    lines = [json.dumps(encodings, sort_keys=True)]
     lines += [f"{shard.get('shard') or shard['name']} {shard['sha256']}" for shard in shards]
     return hashlib.sha256("".join(f"{line}\n" for line in lines).encode(errors="surrogateescape")).hexdigest()
 
@@ -304,21 +219,21 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise DataError(
             f"{folder / MANIFEST_FILE} has format {manifest.get('format')!r}, not {FORMAT!r}; prepare the data again"
         )
-    return manifest
+    return with_maps(manifest)
+
+
+def with_maps(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest or plan with the key `maps`; those of version 0.1 have `depth`, the encoding of their only map."""
+    found = dict(manifest)
+    if "maps" not in found and "depth" in found:
+        found["maps"] = {"depth": found.pop("depth")}
+    return found
 
 
 def decode_rgb(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
     """The colors of an encoded picture."""
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image.convert("RGB"))
-
-
-def png_bytes(pixels: np.ndarray) -> bytes:
-    """Pixels as a PNG file."""
-    buffer = io.BytesIO()
-    # Level 6, the default, takes three times as long for a few per cent.
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=3)
-    return buffer.getvalue()
 
 
 def read_json(path: Path) -> dict[str, Any]:

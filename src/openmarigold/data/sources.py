@@ -26,7 +26,7 @@ from openmarigold.seeding import generator_for
 
 @dataclass(frozen=True)
 class SourceRow:
-    """How a source is stored: shards in a folder, and the function from a sample's files (by suffix) to rgb and depth.
+    """How a source is stored: shards in a folder, and the function from a sample's files (by suffix) to rgb and maps.
 
     A sample's kind is the first part of its name: `rooms-040110-03` shows rooms.
     """
@@ -34,18 +34,19 @@ class SourceRow:
     folder: str
     shards: str
     suffixes: tuple[str, ...]
-    decode: Callable[[Mapping[str, bytes]], tuple[np.ndarray, np.ndarray | None]]
+    decode: Callable[[Mapping[str, bytes]], tuple[np.ndarray, dict[str, np.ndarray]]]
+    maps: tuple[str, ...] = ()
 
 
-def _decode_photo(files: Mapping[str, bytes]) -> tuple[np.ndarray, None]:
-    return _decode_rgb(files[".jpg"]), None
+def _decode_photo(files: Mapping[str, bytes]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    return _decode_rgb(files[".jpg"]), {}
 
 
-def _decode_log_depth_pair(files: Mapping[str, bytes]) -> tuple[np.ndarray, np.ndarray]:
+def _decode_log_depth_pair(files: Mapping[str, bytes]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     # 12-bit logarithmic code: 0 = no depth, else 0.1 m * 1000 ** (code / 4095).
     code = np.asarray(Image.open(io.BytesIO(files[".depth.png"])), dtype=np.float32)
     depth = np.where(code > 0, 0.1 * 1000.0 ** (code / 4095.0), 0.0).astype(np.float32)
-    return _decode_rgb(files[".rgb.jpg"]), depth
+    return _decode_rgb(files[".rgb.jpg"]), {"depth": depth}
 
 
 def _decode_rgb(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
@@ -55,8 +56,8 @@ def _decode_rgb(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
 _PAIR = (".rgb.jpg", ".depth.png")
 SOURCES: dict[str, SourceRow] = {
     "photos": SourceRow("photos", "photos-*.tar", (".jpg",), _decode_photo),
-    "synthetic": SourceRow("synthetic", "train-*.tar", _PAIR, _decode_log_depth_pair),
-    "synthetic-val": SourceRow("synthetic", "val-*.tar", _PAIR, _decode_log_depth_pair),
+    "synthetic": SourceRow("synthetic", "train-*.tar", _PAIR, _decode_log_depth_pair, ("depth",)),
+    "synthetic-val": SourceRow("synthetic", "val-*.tar", _PAIR, _decode_log_depth_pair, ("depth",)),
 }
 
 
@@ -102,7 +103,11 @@ class Source:
         self.valid_range: tuple[float, float] = (
             reader.valid_range if isinstance(reader, ShardedDataset) else (0.0, float("inf"))
         )
-        """Depth [m] that training may use, exclusive: what a prepared data set states."""
+        """Values that training may use, exclusive (depth in meters): what a prepared data set states."""
+        self.maps: tuple[str, ...] = (
+            tuple(reader.encodings) if isinstance(reader, ShardedDataset) else SOURCES[name].maps
+        )
+        """Names of the maps that its samples may have."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -168,10 +173,10 @@ class _PlainTars:
     def read(self, index: int) -> Sample:
         files = {suffix: self._bytes(*place) for suffix, place in self._entries[index].items()}
         try:
-            rgb, depth = self._row.decode(files)
+            rgb, maps = self._row.decode(files)
         except (OSError, ValueError) as error:
             raise self._damaged(index, error) from error
-        return Sample(rgb=rgb, depth=depth, kind=self.kinds[index])
+        return Sample(rgb=rgb, maps=maps, kind=self.kinds[index])
 
     def close(self) -> None:
         for handle in self._handles.values():

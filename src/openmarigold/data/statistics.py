@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a prepared data set holds, in numbers to set beside those of another: depth ranges, shares without depth."""
+"""What a prepared data set holds, in numbers to compare with those of another: ranges of its maps, shares without."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from openmarigold.data.shards import ShardedDataset
+from openmarigold.errors import DataError
 from openmarigold.files import write_atomically
 
 QUANTILES = (0.05, 0.5, 0.95)
@@ -22,16 +23,16 @@ ALL = "all"
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetStatistics:
-    """Numbers of all samples, or of those of one kind; means are over samples.
+    """Numbers of one map in all samples, or in those of one kind; means are over samples.
 
     Attributes:
         kind: what the samples show, `ALL` for the whole data set.
-        num_samples: samples with a depth map.
+        num_samples: samples with the map.
         num_scenes: scenes that they are of.
-        invalid_share: mean share of pixels without usable depth, such as sky, [0, 1]; NaN without samples.
+        invalid_share: mean share of pixels without usable values, such as sky, [0, 1]; NaN without samples.
         above_limit_share: share of samples of which more than `INVALID_LIMIT` is so, [0, 1]; NaN without samples.
-        depth_quantiles: means of the `QUANTILES` of usable depth [m]; NaN without any.
-        depth_range: smallest and largest usable depth of all [m]; NaN without any.
+        quantiles: means of the `QUANTILES` of usable values (depth in meters); NaN without any.
+        range: smallest and largest usable value of all; NaN without any.
     """
 
     kind: str
@@ -39,33 +40,39 @@ class DatasetStatistics:
     num_scenes: int
     invalid_share: float
     above_limit_share: float
-    depth_quantiles: tuple[float, float, float]
-    depth_range: tuple[float, float]
+    quantiles: tuple[float, float, float]
+    range: tuple[float, float]
 
 
 def dataset_statistics(
-    folder: Path, *, progress: Callable[[int, int], None] = lambda done, total: None
+    folder: Path, *, map_name: str | None = None, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> list[DatasetStatistics]:
     """Statistics of the data set in `folder`: of each kind in the order of their names, then of all.
 
-    Depth is usable within the set's `valid_range`, as in training. Samples without a depth map (photos) are left out.
+    A map of one channel is usable within the set's `valid_range`, as in training; of others all values are. Samples
+    without the map (photos) are left out.
 
     Args:
         folder: of the data set.
+        map_name: which map; None: its first.
         progress: called with the samples done and their number.
 
     Raises:
-        DataError: no prepared data set, or a damaged sample.
+        DataError: no prepared data set, one without such a map, or a damaged sample.
     """
     data = ShardedDataset(folder)
+    chosen = next(iter(data.encodings), "") if map_name is None else map_name
+    if chosen not in data.encodings:
+        raise DataError(f"{folder} has no map {chosen!r}; it has {', '.join(data.encodings) or 'none'}")
     low, high = data.valid_range
     rows: list[tuple[str, str, tuple[float, ...]]] = []
     for index in range(len(data)):
-        depth = data.read(index).depth
-        if depth is not None:
-            valid = depth[(depth > low) & (depth < high)].astype(np.float64)
+        values = data.read(index).maps.get(chosen)
+        if values is not None:
+            usable = values[(values > low) & (values < high)] if values.ndim == 2 else values
+            valid = usable.astype(np.float64)
             found = (np.nan,) * 5 if not valid.size else (*np.quantile(valid, QUANTILES), valid.min(), valid.max())
-            rows.append((data.kinds[index], data.scenes[index], (1 - valid.size / depth.size, *found)))
+            rows.append((data.kinds[index], data.scenes[index], (1 - valid.size / values.size, *found)))
         progress(index + 1, len(data))
     data.close()
     kinds = sorted({kind for kind, _, _ in rows})
@@ -73,17 +80,17 @@ def dataset_statistics(
 
 
 def write_meta(folder: Path) -> None:
-    """Writes meta.csv, one line a sample: statistics of color [0, 255] and valid depth [m], share invalid."""
+    """Writes meta.csv, one line a sample: statistics of color [0, 255] and of each map, share invalid."""
     data = ShardedDataset(folder)
     buffer = io.StringIO()
     moments = ("mean", "std", "min", "max")
-    columns = [f"{what}_{name}" for what in ("rgb", "depth") for name in moments]
+    columns = [f"{what}_{name}" for what in ("rgb", *data.encodings) for name in moments]
     table = csv.writer(buffer, lineterminator="\n")
     table.writerow(["key", "kind", "scene", "source", *columns, "invalid_ratio"])
     for index, key in enumerate(data.keys):
         info = data.info(index)
         found = info["statistics"]
-        values = [(found.get(what) or {}).get(name) for what in ("rgb", "depth") for name in moments]
+        values = [(found.get(what) or {}).get(name) for what in ("rgb", *data.encodings) for name in moments]
         table.writerow([key, info["kind"], info["scene"], info.get("source"), *values, found.get("invalid_ratio")])
     data.close()
     text = buffer.getvalue()
@@ -102,6 +109,6 @@ def _summary(kind: str, rows: list[tuple[str, str, tuple[float, ...]]]) -> Datas
         num_scenes=len({scene for _, scene, _ in rows}),
         invalid_share=float(table[:, 0].mean()) if len(table) else np.nan,
         above_limit_share=float((table[:, 0] > INVALID_LIMIT).mean()) if len(table) else np.nan,
-        depth_quantiles=(low, middle, high),
-        depth_range=(float(some[:, 4].min()), float(some[:, 5].max())) if len(some) else (np.nan, np.nan),
+        quantiles=(low, middle, high),
+        range=(float(some[:, 4].min()), float(some[:, 5].max())) if len(some) else (np.nan, np.nan),
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from openmarigold.data.shards import INDEX_FILE, MANIFEST_FILE, ShardedDataset, contents_sha256
+from openmarigold.data.shards import INDEX_FILE, MANIFEST_FILE, ShardedDataset, contents_sha256, with_maps
 from openmarigold.errors import DataError
 from openmarigold.files import file_sha256
 from openmarigold.text_files import parse_json
@@ -70,7 +70,9 @@ def _whole(data: ShardedDataset) -> list[Problem]:
     problems = []
     if file_sha256(data.folder / INDEX_FILE) != data.manifest.get("index_sha256"):
         problems.append(Problem(shard=INDEX_FILE, key=None, what="is not the file that was written"))
-    if contents_sha256(data.manifest["depth"], data.manifest["shards"]) != data.contents:
+    # As it was written: a key of version 0.1 is part of the hash.
+    manifest = with_maps(parse_json((data.folder / MANIFEST_FILE).read_bytes()))
+    if contents_sha256(manifest["maps"], manifest["shards"]) != data.contents:
         problems.append(Problem(shard=MANIFEST_FILE, key=None, what="`contents` is not the hash of the shards' hashes"))
     return problems
 
@@ -92,13 +94,14 @@ def _shard(data: ShardedDataset, shard: dict[str, Any], indices: list[int]) -> l
     problems += _index(data, path, indices)
     for index in indices:
         try:
-            depth = data.read(index).depth
+            maps = data.read(index).maps
             data.info(index)
         except DataError as error:
             problems.append(Problem(shard=name, key=data.keys[index], what=_core(str(error))))
             continue
-        if depth is not None and not (np.isfinite(depth).all() and (depth >= 0).all()):
-            problems.append(Problem(shard=name, key=data.keys[index], what="depth is negative or not finite"))
+        for map_name, values in maps.items():
+            if not (np.isfinite(values).all() and (values.ndim > 2 or (values >= 0).all())):
+                problems.append(Problem(shard=name, key=data.keys[index], what=f"{map_name} is negative or not finite"))
     return problems
 
 

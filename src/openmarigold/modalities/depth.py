@@ -171,4 +171,7 @@ DEPTH = Modality(
             "absolute": "depth in [0, 1]; true depth is a fixed multiple that the checkpoint's authors state",
         }
     ),
+    pixel_loss="affine_invariant",
+    headline_metrics=("abs_rel", "delta1"),
+    index_facts=MappingProxyType({"scale_invariant": True, "shift_invariant": True}),
 )

@@ -43,6 +43,11 @@ class Target:
     bounds: tuple[float, float] = (0.0, 1.0)
     """What -1 and 1 stand for, in the unit of the sample's map, where the view sets that."""
 
+    @property
+    def pictures(self) -> Float32[np.ndarray, "t 3 H W"]:
+        """The targets as the autoencoder takes them."""
+        return self.values if self.values.shape[1] == 3 else np.repeat(self.values, 3, axis=1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
@@ -105,6 +110,12 @@ class Modality:
     pictures: tuple[Picture, ...]
     quantities: Mapping[str, str]
     """What a predicted value means under each invariance, for provenance."""
+    pixel_loss: Literal["affine_invariant", "absolute"]
+    """How decoded targets are compared in end-to-end training: `PIXEL_LOSSES` of training/loss.py."""
+    headline_metrics: tuple[str, ...]
+    """Scores that validation in training reports."""
+    index_facts: Mapping[str, Any]
+    """What model_index.json of a checkpoint that is trained states besides its class and prediction type."""
 
     def split(self, stack: Float[np.ndarray, "c h w"]) -> dict[str, np.ndarray]:
         """The maps of a stack, by name: views of it."""

@@ -29,12 +29,12 @@ with hidden("transformers"):  # which diffusers imports with its networks, which
 
 from openmarigold.checkpoints.checkpoint import EMBEDDING_FILE, Checkpoint
 from openmarigold.checkpoints.integrity import write_sums
-from openmarigold.checkpoints.known import PIPELINE_CLASSES
 from openmarigold.checkpoints.weight_files import weight_files
 from openmarigold.config import Dtype
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, OutputError, one_line
 from openmarigold.files import atomic_directory
+from openmarigold.modalities import DEPTH, modality_of_pipeline
 from openmarigold.networks.prompt import (
     copy_text_encoder,
     load_empty_prompt_embedding,
@@ -52,20 +52,40 @@ VAE_CLASSES: dict[str, type[AutoencoderKL] | type[AutoencoderTiny]] = {
 _OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def widen_conv_in(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """The same U-Net with a first layer of twice the input channels, for [rgb_latent, noisy depth_latent].
+def widen_conv_in(unet: UNet2DConditionModel, *, num_latents: int = 2) -> UNet2DConditionModel:
+    """The same U-Net with a first layer of so many times the input channels, for [rgb_latent, noisy target latents].
 
-    The weights are repeated and halved and the bias is kept, so two equal latents give exactly the pretrained
-    activation. Changes `unet` in place; do it before an optimizer holds its parameters. Paper: §3.2.
+    The weights are repeated and divided by that number and the bias is kept, so equal latents give exactly the
+    pretrained activation. Changes `unet` in place; do it before an optimizer holds its parameters. Paper: §3.2.
     """
     old = unet.conv_in
-    new = nn.Conv2d(2 * old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding)  # pyright: ignore
+    inputs = num_latents * old.in_channels
+    new = nn.Conv2d(inputs, old.out_channels, old.kernel_size, old.stride, old.padding)  # pyright: ignore
     with torch.no_grad():
-        new.weight.copy_(torch.cat([old.weight, old.weight], dim=1) * 0.5)
+        new.weight.copy_(torch.cat([old.weight] * num_latents, dim=1) / num_latents)
         assert new.bias is not None and old.bias is not None
         new.bias.copy_(old.bias)
     unet.conv_in = new.to(old.weight.device, old.weight.dtype)
     unet.register_to_config(in_channels=new.in_channels)
+    return unet
+
+
+def widen_conv_out(unet: UNet2DConditionModel, *, num_latents: int) -> UNet2DConditionModel:
+    """The same U-Net with a last layer of so many times the output channels: each target starts from what one was.
+
+    Changes `unet` in place, as `widen_conv_in` does; one latent changes nothing.
+    """
+    if num_latents == 1:
+        return unet
+    old = unet.conv_out
+    outputs = num_latents * old.out_channels
+    new = nn.Conv2d(old.in_channels, outputs, old.kernel_size, old.stride, old.padding)  # pyright: ignore
+    with torch.no_grad():
+        assert new.bias is not None and old.bias is not None
+        new.weight.copy_(torch.cat([old.weight] * num_latents))
+        new.bias.copy_(torch.cat([old.bias] * num_latents))
+    unet.conv_out = new.to(old.weight.device, old.weight.dtype)
+    unet.register_to_config(out_channels=new.out_channels)
     return unet
 
 
@@ -90,6 +110,15 @@ def decode_to_image(vae: Vae, latent: Float[Tensor, "b C h w"]) -> Float[Tensor,
 def decode_from_latent(vae: Vae, latent: Float[Tensor, "b C h w"]) -> Float[Tensor, "b 1 H W"]:
     """Decoded depth, about [-1, 1] but not clipped: the mean of the three decoded channels. Paper: §3.2."""
     return decode_to_image(vae, latent).mean(dim=1, keepdim=True)
+
+
+def decode_targets(
+    vae: Vae, latents: Float[Tensor, "b tC h w"], *, num_targets: int, channels: int
+) -> Float[Tensor, "b t k H W"]:
+    """Decoded targets, about [-1, 1] but not clipped, each by itself: of `channels` 1 the mean of the three."""
+    each = latents.reshape(len(latents) * num_targets, -1, *latents.shape[2:])
+    decoded = decode_from_latent(vae, each) if channels == 1 else decode_to_image(vae, each)
+    return decoded.reshape(len(latents), num_targets, *decoded.shape[1:])
 
 
 def load_unet(folder: Path, *, variant: str | None = None, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
@@ -238,7 +267,7 @@ def _text_components(complete: bool) -> dict[str, list[str | None]]:
 
 
 def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: Dtype) -> None:
-    """Writes a checkpoint as a folder that `diffusers.MarigoldDepthPipeline.from_pretrained` loads, with SHA256SUMS.
+    """Writes a checkpoint as a folder that its pipeline in diffusers (`MarigoldDepthPipeline`) loads, with SHA256SUMS.
 
     It predicts the same there as here, from the same starting noise and size: where our default is to end on the clean
     latent, the scheduler is told so (`set_alpha_to_one`). The text encoder is copied where there is one, else one is
@@ -255,14 +284,15 @@ def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: Dt
     networks = {"unet": load_unet, "vae": load_vae}
     loaded = {name: load(source.directory / name, variant=source.variant) for name, load in networks.items()}
     embedding = load_empty_prompt_embedding(source.directory, variant=source.variant)
+    modality = modality_of_pipeline(source.index.get("_class_name")) or DEPTH
     schedule = source.schedule
     if source.default_final_step == "clean" and schedule.sampler == "ddim":
         schedule = replace(schedule, set_alpha_to_one=True)
     index = {key: value for key, value in source.index.items() if not isinstance(value, list)}
     index.pop("requires_safety_checker", None)  # of an image generator's pipeline
     index |= {
-        "_class_name": PIPELINE_CLASSES[0],
-        "prediction_type": "depth",
+        "_class_name": modality.pipeline_classes[0],
+        "prediction_type": modality.prediction_type,
         "default_denoising_steps": source.default_num_inference_steps,
         "default_processing_resolution": source.default_processing_resolution,
         "start_noise": source.default_start_noise,

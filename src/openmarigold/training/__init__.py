@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training by recipe: the autoencoder, the image generator and the depth fine-tune (docs/training.md)."""
+"""Training by recipe: the fine-tune of a modality, the toy autoencoder and generator (docs/training.md)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from typing import Any
 from openmarigold.errors import InvalidValueError, MissingExtraError
 from openmarigold.files import as_path
 from openmarigold.printing import quoted_logger
-from openmarigold.training.recipe import AutoencoderRecipe, DepthRecipe, GeneratorRecipe, Recipe, read_recipe, to_table
+from openmarigold.training.recipe import (
+    AutoencoderRecipe,
+    GeneratorRecipe,
+    MarigoldRecipe,
+    Recipe,
+    read_recipe,
+    to_table,
+)
 
 LOGGER = quoted_logger(__name__)
 
@@ -24,9 +31,9 @@ class TrainingPaths:
         data_dir: folder that holds the recipe's sources (`photos/`, `synthetic/`, `hypersim/`, ...).
         output_dir: where the run lives.
         cache_dir: where latents are kept; None: `output_dir / "latents"`. Runs may share one.
-        benchmark_dir: benchmark folder for zero-shot validation of a depth model; None: none.
+        benchmark_dir: benchmark folder for zero-shot validation; None: none.
         benchmark_data_dir: folder of the benchmarks that the recipe names.
-        photos_dir: photos whose predicted depth is written at each validation; None: none.
+        photos_dir: photos whose predicted maps are written at each validation; None: none.
     """
 
     data_dir: Path
@@ -104,7 +111,7 @@ def train(
 def dry_run(recipe_path: Path | str, *, device: str = "auto", **paths: Any) -> Any:
     """Checks recipe, base, data and benchmarks, makes one step, and returns what a full run will need.
 
-    Nothing is written, and no state is looked at. The result is a `rehearsal.Rehearsal`, whose text says it all.
+    Nothing is written, and no state is looked at. The result is a `dry_runs.DryRun`, whose text says it all.
 
     Args:
         recipe_path: as `train`.
@@ -116,12 +123,12 @@ def dry_run(recipe_path: Path | str, *, device: str = "auto", **paths: Any) -> A
     """
     places, recipe = TrainingPaths(**paths), read_recipe(as_path(recipe_path, "recipe_path"))
     loop, _, _ = _import_parts()
-    from openmarigold.training.rehearsal import rehearse
+    from openmarigold.training.dry_runs import make_dry_run
 
     _warn_of_unused(recipe, places)
     accelerator = loop.make_accelerator(recipe.optimization.mixed_precision, device)
     task = make_task(recipe, places, cache_dir=None, accelerator=accelerator)
-    return rehearse(task, recipe, output_dir=places.output_dir, accelerator=accelerator, cached=recipe.data.cache)
+    return make_dry_run(task, recipe, output_dir=places.output_dir, accelerator=accelerator, cached=recipe.data.cache)
 
 
 def make_task(recipe: Recipe, places: TrainingPaths, *, cache_dir: Path | None, accelerator: Any) -> Any:
@@ -135,7 +142,7 @@ def make_task(recipe: Recipe, places: TrainingPaths, *, cache_dir: Path | None, 
         from openmarigold.training.nano.generator import GeneratorTask
 
         return GeneratorTask(recipe, data_dir=data_dir, cache_dir=cache_dir, accelerator=accelerator)
-    from openmarigold.training.depth import DepthTask
+    from openmarigold.training.marigold import MarigoldTask
     from openmarigold.training.validation import ValidationPaths
 
     validation = ValidationPaths(
@@ -143,7 +150,7 @@ def make_task(recipe: Recipe, places: TrainingPaths, *, cache_dir: Path | None, 
         benchmark_data_dir=places.benchmark_data_dir,
         photos_dir=places.photos_dir,
     )
-    return DepthTask(recipe, data_dir=data_dir, cache_dir=cache_dir, accelerator=accelerator, validation=validation)
+    return MarigoldTask(recipe, data_dir=data_dir, cache_dir=cache_dir, accelerator=accelerator, validation=validation)
 
 
 def _import_parts() -> tuple[Any, Any, Any]:
@@ -156,8 +163,8 @@ def _import_parts() -> tuple[Any, Any, Any]:
 
 
 def _warn_of_unused(recipe: Recipe, places: TrainingPaths) -> None:
-    if isinstance(recipe, DepthRecipe):
+    if isinstance(recipe, MarigoldRecipe):
         return
     for name in ("benchmark_dir", "benchmark_data_dir", "photos_dir"):
         if getattr(places, name) is not None:
-            LOGGER.warning("%s is not used: a recipe of kind %s makes no depth", name, recipe.kind)
+            LOGGER.warning("%s is not used: a recipe of kind %s predicts nothing", name, recipe.kind)

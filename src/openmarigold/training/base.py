@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checkpoint that a depth fine-tune starts from: Stable Diffusion, an image generator of ours, or a Marigold."""
+"""The checkpoint that a fine-tune starts from: Stable Diffusion, an image generator of ours, or a Marigold."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from openmarigold.checkpoints import hub, hub_checkpoint
 from openmarigold.diffusion import PREDICTION_TYPES, NoiseSchedule
 from openmarigold.errors import CheckpointError, InvalidValueError, RecipeError, one_line
+from openmarigold.modalities import find_modality
 from openmarigold.networks.backbone import (
     Vae,
     hash_of_weights,
@@ -22,10 +23,12 @@ from openmarigold.networks.backbone import (
     load_unet,
     load_vae,
     widen_conv_in,
+    widen_conv_out,
 )
 from openmarigold.text_files import parse_json
-from openmarigold.training.recipe import DepthRecipe
+from openmarigold.training.recipe import MarigoldRecipe
 
+NUM_CONDITION_LATENTS = 1  # what the U-Net sees of the photo; how many targets there are is the modality's
 _PARTS = ("unet", "vae", "scheduler")
 # What diffusers' schedulers assume for keys that their file leaves out.
 _SCHEDULER_DEFAULTS = {
@@ -43,7 +46,7 @@ class Base:
 
     Attributes:
         directory: where it lies, downloaded if need be.
-        unet: widened to [rgb_latent, noisy depth_latent] if it was not.
+        unet: widened to [rgb_latent, noisy target latents] if it was not.
         schedule: the base's noise with the recipe's changes, as training and the finished checkpoint use it.
         sha256: of the U-Net as it was read.
     """
@@ -57,7 +60,7 @@ class Base:
     sha256: str
 
 
-def load_base(recipe: DepthRecipe) -> Base:
+def load_base(recipe: MarigoldRecipe) -> Base:
     """The base checkpoint of a recipe, ready for training.
 
     Raises:
@@ -77,19 +80,22 @@ def load_base(recipe: DepthRecipe) -> Base:
     unet = load_unet(directory / "unet", variant=variant)
     embedding = load_empty_prompt_embedding(directory, variant=variant)
     sha256 = hash_of_weights(unet)
-    channels, inputs, outputs = latent_channels(vae), unet.config["in_channels"], unet.config["out_channels"]
-    if outputs != channels or inputs not in (channels, 2 * channels):
+    modality = find_modality(recipe.modality)
+    channels, found = latent_channels(vae), (unet.config["in_channels"], unet.config["out_channels"])
+    needed = ((NUM_CONDITION_LATENTS + modality.num_targets) * channels, modality.num_targets * channels)
+    if found not in ((channels, channels), needed):
         raise RecipeError(
-            f"{recipe.base}: the U-Net turns {inputs} channels into {outputs}, and the autoencoder's latents have "
-            f"{channels}; needed are {channels} to {channels} (an image generator) or {2 * channels} to {channels} (a "
-            "depth model)"
+            f"{recipe.base}: the U-Net turns {found[0]} channels into {found[1]}, and the autoencoder's latents have "
+            f"{channels}; needed are {channels} to {channels} (an image generator) or {needed[0]} to {needed[1]} (a "
+            f"{modality.name} model)"
         )
-    if inputs == channels:
-        widen_conv_in(unet)
+    if found != needed:
+        widen_conv_in(unet, num_latents=NUM_CONDITION_LATENTS + modality.num_targets)
+        widen_conv_out(unet, num_latents=modality.num_targets)
     return Base(directory, variant, unet, vae, embedding, schedule, sha256)
 
 
-def locate_base(recipe: DepthRecipe) -> Path:
+def locate_base(recipe: MarigoldRecipe) -> Path:
     """Folder of the base checkpoint; a hub id is downloaded where it is not there yet.
 
     Raises:
@@ -107,7 +113,7 @@ def locate_base(recipe: DepthRecipe) -> Path:
     return hub_checkpoint.fetch_base(hub_id, variant=recipe.base_variant or None, revision=recipe.base_revision or None)
 
 
-def _schedule(directory: Path, recipe: DepthRecipe) -> NoiseSchedule:
+def _schedule(directory: Path, recipe: MarigoldRecipe) -> NoiseSchedule:
     """The base's noise schedule, whatever sampler its file names: training uses its betas and prediction type only."""
     path = directory / "scheduler" / "scheduler_config.json"
     try:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from openmarigold.errors import RecipeError
-from openmarigold.training.recipe import OptimizationConfig
+from openmarigold.training.settings import OptimizationConfig
 from openmarigold.training.task import Task
-from openmarigold.training.views import Share
+from openmarigold.training.views import BatchSlice
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class BatchPlan:
         """Micro-batches that each process accumulates in a step."""
         return self.batch_size // self.group_size
 
-    def share(self, step: int, micro_step: int) -> Share:
+    def slice_of(self, step: int, micro_step: int) -> BatchSlice:
         """This process's part of a micro-step."""
         start = self.process_index * self.micro_batch_size
         rows = slice(start, start + self.micro_batch_size)
-        return Share(step=step, micro_step=micro_step, group_size=self.group_size, rows=rows)
+        return BatchSlice(step=step, micro_step=micro_step, group_size=self.group_size, rows=rows)
 
 
 def plan_batches(optimization: OptimizationConfig, *, num_processes: int, process_index: int = 0) -> BatchPlan:
@@ -83,7 +83,7 @@ class Batches:
 
     def _refill(self) -> None:
         while len(self._pending) < self._ahead and (place := next(self._coming, None)) is not None:
-            self._pending.append(self._executor.submit(self._task.batch, self._plan.share(*place)))
+            self._pending.append(self._executor.submit(self._task.batch, self._plan.slice_of(*place)))
 
     def next(self) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
         """The next micro-batch on the device, and as it was prepared."""

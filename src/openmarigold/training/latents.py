@@ -27,24 +27,28 @@ from openmarigold.modalities.modality import latent_valid_mask
 from openmarigold.networks.backbone import Vae, encode_to_latent, hash_of_weights, latent_channels
 from openmarigold.printing import quoted_logger
 from openmarigold.text_files import DamagedTextError, parse_json, with_current_keys
+from openmarigold.training.settings import DEFAULT_MODALITY
 from openmarigold.training.views import Mixture, View
 
 LOGGER = quoted_logger(__name__)
 SHARD_BYTES = 2**23  # about so much is lost when making a cache is interrupted
 LOG_PERIOD = 20  # shards between progress lines
 CACHE_FILE = "cache.json"
-_BYTES = "the data's bytes"
+# What the fingerprint leaves out: states know the one by itself, and the other by their recipe.
+_BYTES, _MODALITY = "the data's bytes", "the modality"
 
-DepthForm = Literal["none", "latents", "maps"]
-"""What is needed of the depth: nothing, latents of the normalized maps, or the maps themselves."""
+TargetForm = Literal["none", "latents", "maps"]
+"""What is needed of the targets: nothing, their latents, or the pixels themselves."""
+# Fields of the caches of version 0.1, and what they are called now.
+_OLD_FIELDS = {"depth_latent": "target_latent", "norm_depth": "target", "depth_range": "bounds"}
 
 
 class Latents:
     """Batches of views as arrays, and their latents.
 
-    Keys of a batch: `rgb_latent` [b C h w]; for form "latents" `depth_latent` [b C h w] and `valid_mask` [b 1 h w]
-    (cells that count; all False for a photo, whose `depth_latent` is 0); for "maps" `norm_depth` [b 1 H W] (NaN where a
-    pixel does not count) and `depth_range` [b 2] (what -1 and 1 stand for [m]).
+    Keys of a batch: `rgb_latent` [b C h w]; for form "latents" `target_latent` [b t·C h w] (each target encoded by
+    itself) and `valid_mask` [b 1 h w] (cells that count; all False for a photo, whose `target_latent` is 0); for "maps"
+    `target` [b t k H W] (NaN where a pixel does not count) and `bounds` [b 2] (what -1 and 1 stand for).
     """
 
     def __init__(
@@ -54,7 +58,7 @@ class Latents:
         vae: Vae,
         cache_dir: Path | None,
         accelerator: Accelerator,
-        depth_form: DepthForm,
+        target_form: TargetForm,
         num_workers: int = 2,
     ) -> None:
         """Opens the cache and encodes what is missing in it.
@@ -66,20 +70,20 @@ class Latents:
 
         Raises:
             CheckpointError: the cache was made from something else.
-            DataError: a sample is damaged, or no view of a source has depth.
+            DataError: a sample is damaged, or no view of a source has anything to learn.
             OutputError: the cache cannot be written.
         """
-        self.mixture, self._form = mixture, depth_form
+        self.mixture, self._form = mixture, target_form
         self._vae: Any = vae.requires_grad_(False).to(accelerator.device)
         self._device = accelerator.device
         self._row = [self._row_type(number) for number in range(len(mixture.sources))]
         described = self._described(vae)
         self.fingerprint = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-        described[_BYTES] = mixture.sha256
+        described |= {_BYTES: mixture.sha256, _MODALITY: mixture.modality.name}
         self._folder = cache_dir
         if cache_dir is not None:
             self._open_cache(cache_dir, described, accelerator, num_workers)
-        self._check_depth()
+        self._check_targets()
 
     @property
     def num_views(self) -> int:
@@ -101,13 +105,13 @@ class Latents:
     def encoded(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A batch with latents; one that has them already as it is."""
         done = dict(batch)
-        for name in ("rgb", "depth"):
-            if f"{name}_picture" in done:
-                pictures = done.pop(f"{name}_picture")
-                latents = torch.stack([self._encode(picture) for picture in pictures])
-                if name == "depth":  # a picture of zeros stands for no depth
-                    latents = latents * done.pop("has_depth").view(-1, 1, 1, 1)
-                done[f"{name}_latent"] = latents
+        if "rgb_picture" in done:
+            done["rgb_latent"] = torch.stack([self._encode(picture) for picture in done.pop("rgb_picture")])
+        if "target_pictures" in done:
+            views = done.pop("target_pictures")
+            latents = torch.stack([torch.cat([self._encode(picture) for picture in pictures]) for pictures in views])
+            # Pictures of zeros stand for no target.
+            done["target_latent"] = latents * done.pop("has_target").view(-1, 1, 1, 1)
         return done
 
     def _encode(self, picture: Float[Tensor, "3 H W"]) -> Float[Tensor, "C h w"]:
@@ -118,20 +122,26 @@ class Latents:
     def _pictures(self, view: View) -> dict[str, np.ndarray]:
         found: dict[str, np.ndarray] = {"rgb_picture": view.rgb}
         if self._form == "latents":
-            norm_depth = view.norm_depth
-            picture = np.zeros_like(view.rgb) if norm_depth is None else np.repeat(norm_depth[None], 3, axis=0)
-            found["depth_picture"], found["has_depth"] = picture, np.array(norm_depth is not None, dtype=np.float32)
+            nothing = np.zeros((self.mixture.modality.num_targets, *view.rgb.shape), dtype=np.float32)
+            found["target_pictures"] = nothing if view.target is None else view.target.pictures
+            found["has_target"] = np.array(view.target is not None, dtype=np.float32)
             found["valid_mask"] = latent_valid_mask(view.valid_mask)[None]
         return found | self._maps(view)
 
     def _maps(self, view: View) -> dict[str, np.ndarray]:
         if self._form != "maps":
             return {}
-        nothing = np.full(view.valid_mask.shape, np.nan, dtype=np.float32)
-        norm_depth = nothing if view.norm_depth is None else np.where(view.valid_mask, view.norm_depth, nothing)
+        values = np.full(self._target_shape(*view.valid_mask.shape), np.nan, dtype=np.float32)
+        bounds = (0.0, 1.0)
+        if view.target is not None:
+            values, bounds = np.where(view.valid_mask, view.target.values, values), view.target.bounds
         # Rounded as they are kept, so that a cache changes nothing.
-        norm_depth = norm_depth.astype(np.float16).astype(np.float32)
-        return {"norm_depth": norm_depth[None], "depth_range": np.array(view.depth_range, dtype=np.float32)}
+        values = values.astype(np.float16).astype(np.float32)
+        return {"target": values, "bounds": np.array(bounds, dtype=np.float32)}
+
+    def _target_shape(self, height: int, width: int) -> tuple[int, int, int, int]:
+        modality = self.mixture.modality
+        return modality.num_targets, modality.decoded_channels, height, width
 
     def _row_type(self, number: int) -> np.dtype:
         """What is kept of one view of a source."""
@@ -139,9 +149,10 @@ class Latents:
         latent = (latent_channels(self._vae), height // 8, width // 8)
         fields: list[Any] = [("rgb_latent", np.float16, latent)]
         if self._form == "latents":
-            fields += [("depth_latent", np.float16, latent), ("valid_mask", np.bool_, (1, *latent[1:]))]
+            targets = (self.mixture.modality.num_targets * latent[0], *latent[1:])
+            fields += [("target_latent", np.float16, targets), ("valid_mask", np.bool_, (1, *latent[1:]))]
         elif self._form == "maps":
-            fields += [("norm_depth", np.float16, (1, height, width)), ("depth_range", np.float32, (2,))]
+            fields += [("target", np.float16, self._target_shape(height, width)), ("bounds", np.float32, (2,))]
         return np.dtype(fields)
 
     def _described(self, vae: Vae) -> dict[str, Any]:
@@ -211,22 +222,23 @@ class Latents:
     def _read(self, index: int) -> dict[str, np.ndarray]:
         return self._pictures(self.mixture.view(index))
 
-    def _check_depth(self) -> None:
-        """Looks at views of each source until one has depth: usually at one."""
+    def _check_targets(self) -> None:
+        """Looks at views of each source until one has something to learn: usually at one."""
         if self._form == "none":
             return
         for number, source in enumerate(self.mixture.sources):
             start, stop = (int(place) for place in self.mixture.starts[number : number + 2])
             if not any(self._counts(index) for index in range(start, stop)):
+                title = self.mixture.modality.title
                 raise DataError(
-                    f"source {source.name}: none of its {stop - start} views has valid depth; check the unit of its "
-                    "depth, data.min_depth and data.max_depth"
+                    f"source {source.name}: none of its {stop - start} views has valid {title}; check the unit of its "
+                    f"{title}, data.min_depth and data.max_depth"
                 )
 
     def _counts(self, index: int) -> bool:
-        """Whether anything of a view's depth counts."""
+        """Whether anything of a view's targets counts."""
         row = self._pictures(self.mixture.view(index)) if self._folder is None else self._kept(index)
-        return bool((~np.isnan(row["norm_depth"])).any() if self._form == "maps" else row["valid_mask"].any())
+        return bool((~np.isnan(row["target"])).any() if self._form == "maps" else row["valid_mask"].any())
 
     def _views_in_shard(self, number: int) -> int:
         return max(1, SHARD_BYTES // self._row[number].itemsize)
@@ -286,7 +298,8 @@ def _claim(folder: Path, described: Mapping[str, Any]) -> None:
     expected = parse_json(json.dumps(described))
     if not isinstance(kept, dict):
         raise CheckpointError(f"{path} cannot be read; remove {folder} to encode again, or choose another --cache-dir")
-    kept.setdefault(_BYTES, expected.get(_BYTES))  # caches of earlier versions do not say it
+    kept.setdefault(_BYTES, expected.get(_BYTES))  # caches of earlier versions do not say it, nor this:
+    kept.setdefault(_MODALITY, DEFAULT_MODALITY)
     changed = sorted(key for key in kept.keys() | expected.keys() if kept.get(key) != expected.get(key))
     if changed:
         raise CheckpointError(
@@ -310,6 +323,9 @@ def _open_npy(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}); remove it, and it will be encoded again") from error
+    names = [_OLD_FIELDS.get(name, name) for name in array.dtype.names or ()]
+    if names == list(dtype.names or ()) and array.dtype.itemsize == dtype.itemsize:
+        array = array.view(dtype)  # the same numbers under older names
     stated = _sum_of(path)  # caches of earlier versions have none
     damaged = stated.is_file() and stated.read_text(errors="replace") != hashlib.sha256(array.tobytes()).hexdigest()
     if damaged or array.dtype != dtype or array.shape != (count,):

@@ -10,6 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from openmarigold.files import append_text, make_directory, write_atomically
 from openmarigold.printing import quoted_logger
 from openmarigold.training.batches import Batches, plan_batches
 from openmarigold.training.monitor import Monitor, keep_lines
-from openmarigold.training.recipe import OptimizationConfig, RunConfig
+from openmarigold.training.settings import OptimizationConfig, RunConfig
 from openmarigold.training.state import StateWriter, check_recipe, latest_state
 from openmarigold.training.task import Task
 from openmarigold.training.trainer import Trainer
@@ -92,49 +93,84 @@ def run_training(
         check_recipe(state, recipe)
         step = trainer.restore(state)
         LOGGER.info("resuming %s at step %d", output_dir, step)
-    last = min(optimization.num_steps, stop_after_steps or optimization.num_steps)
-    monitor = None
-    if main:
-        monitor = _open_monitor(output_dir, step, optimization, run, accelerator, watch)
-        text = json.dumps(recipe, indent=2) + "\n"
-        write_atomically(output_dir / "recipe.json", lambda path: path.write_text(text, encoding="utf-8"))
-        # A validation belongs to the steps before it; the last one is made again by a run that has nothing else to do.
-        keep_lines(output_dir / "validation.jsonl", before=step + (0 < step < optimization.num_steps))
+    monitor = _open_monitor(output_dir, step, recipe, optimization, run, accelerator, watch) if main else None
     writer = StateWriter(states_dir, keep=run.keep_states)
-
-    def save() -> None:
-        if monitor is not None:
-            monitor.flush()  # which refuses losses that are not finite
-        collected = trainer.state(step, recipe)
-        if main:
-            writer.submit(collected)
-
-    saved_at = time.monotonic()
-    settings: dict[str, Any] = {"num_workers": run.num_workers, "device": accelerator.device}
-    with Batches(task, plan, start=step, stop=last, **settings) as batches:
-        while step < last:
-            result = trainer.take_step(step, batches)
-            if monitor is not None:
-                monitor.add(step, result, waited_s=batches.take_waited())
-            step += 1
-            writer.check()
-            period = max(run.save_period_s, writer.seconds / MOST_TIME_FOR_STATES) if run.save_period_s else 0.0
-            if step < last and _agreed(accelerator, time.monotonic() - saved_at > period):
-                save()
-                saved_at = time.monotonic()
-            if run.validation_period and step % run.validation_period == 0 and step < optimization.num_steps:
-                _publish(task, trainer, output_dir, step, accelerator, monitor, final=False)
-    save()
+    session = _Session(task, trainer, recipe, optimization, run, output_dir, accelerator, monitor, writer)
+    last = min(optimization.num_steps, stop_after_steps or optimization.num_steps)
+    with Batches(task, plan, start=step, stop=last, num_workers=run.num_workers, device=accelerator.device) as batches:
+        step = session.take_steps(batches, step, last)
+    session.save(step)
     writer.wait()
     directory = None
     if step < optimization.num_steps:
         LOGGER.info("stopped at step %d of %d, the state is saved", step, optimization.num_steps)
     else:
-        directory = _publish(task, trainer, output_dir, step, accelerator, monitor, final=True)
+        directory = session.publish(step, final=True)
     if monitor is not None:
         monitor.close()
     accelerator.wait_for_everyone()
     return directory
+
+
+@dataclass(frozen=True)
+class _Session:
+    """A run with everything open."""
+
+    task: Task
+    trainer: Trainer
+    recipe: Mapping[str, Any]
+    optimization: OptimizationConfig
+    run: RunConfig
+    output_dir: Path
+    accelerator: Accelerator
+    monitor: Monitor | None
+    """Of the main process."""
+    writer: StateWriter
+
+    def take_steps(self, batches: Batches, step: int, last: int) -> int:
+        """Trains from `step` to `last`, which is returned; saves and validates on the way."""
+        saved_at = time.monotonic()
+        while step < last:
+            result = self.trainer.take_step(step, batches)
+            if self.monitor is not None:
+                self.monitor.add(step, result, waited_s=batches.take_waited())
+            step += 1
+            self.writer.check()
+            period = self.run.save_period_s
+            period = max(period, self.writer.seconds / MOST_TIME_FOR_STATES) if period else 0.0
+            if step < last and _agreed(self.accelerator, time.monotonic() - saved_at > period):
+                self.save(step)
+                saved_at = time.monotonic()
+            validation_period = self.run.validation_period
+            if validation_period and step % validation_period == 0 and step < self.optimization.num_steps:
+                self.publish(step, final=False)
+        return step
+
+    def save(self, step: int) -> None:
+        """Starts to write the state after `step` steps."""
+        if self.monitor is not None:
+            self.monitor.flush()  # which refuses losses that are not finite
+        collected = self.trainer.state(step, self.recipe)
+        if self.accelerator.is_main_process:
+            self.writer.submit(collected)
+
+    def publish(self, step: int, *, final: bool) -> Path:
+        """Writes and validates the checkpoint, with averaged weights where there are any; the model stays as it was."""
+        directory = self.output_dir / "checkpoint"
+        with self.trainer.whole_weights():
+            if self.monitor is not None:
+                self.monitor.flush()
+                self.task.save(directory, final=final)
+                scores = self.task.validate(directory)
+                show = getattr(self.task, "pictures", None)
+                shown = show(directory, self.output_dir / "pictures" / f"step-{step:08d}") if show is not None else {}
+                if scores:
+                    line = json.dumps({"step": step, **scores})
+                    LOGGER.info("validation %s", line)
+                    append_text(self.output_dir / "validation.jsonl", line + "\n")
+                self.monitor.validated(step, scores, shown)
+        self.accelerator.wait_for_everyone()
+        return directory
 
 
 def _prepare_folder(output_dir: Path, *, forget: Path | None) -> None:
@@ -146,9 +182,16 @@ def _prepare_folder(output_dir: Path, *, forget: Path | None) -> None:
 
 
 def _open_monitor(
-    output_dir: Path, step: int, optimization: OptimizationConfig, run: RunConfig, accelerator: Accelerator, watch: Any
+    output_dir: Path,
+    step: int,
+    recipe: Mapping[str, Any],
+    optimization: OptimizationConfig,
+    run: RunConfig,
+    accelerator: Accelerator,
+    watch: Any,
 ) -> Monitor:
-    return Monitor(
+    """Writes the recipe and opens the logs, without the lines of steps that are made again."""
+    monitor = Monitor(
         output_dir,
         step=step,
         num_steps=optimization.num_steps,
@@ -158,6 +201,11 @@ def _open_monitor(
         device=accelerator.device,
         watch=watch or (lambda progress: LOGGER.info("%s", progress)),
     )
+    text = json.dumps(recipe, indent=2) + "\n"
+    write_atomically(output_dir / "recipe.json", lambda path: path.write_text(text, encoding="utf-8"))
+    # A validation belongs to the steps before it; the last one is made again by a run that has nothing else to do.
+    keep_lines(output_dir / "validation.jsonl", before=step + (0 < step < optimization.num_steps))
+    return monitor
 
 
 def _agreed(accelerator: Accelerator, wanted: bool) -> bool:
@@ -167,31 +215,3 @@ def _agreed(accelerator: Accelerator, wanted: bool) -> bool:
     flag = torch.tensor([float(wanted and accelerator.is_main_process)], device=accelerator.device)
     summed: Any = accelerator.reduce(flag, reduction="sum")
     return bool(summed.item())
-
-
-def _publish(
-    task: Task,
-    trainer: Trainer,
-    output_dir: Path,
-    step: int,
-    accelerator: Accelerator,
-    monitor: Monitor | None,
-    *,
-    final: bool,
-) -> Path:
-    """Writes and validates the checkpoint, with averaged weights where there are any; the model is left as it was."""
-    directory = output_dir / "checkpoint"
-    with trainer.whole_weights():
-        if monitor is not None:
-            monitor.flush()
-            task.save(directory, final=final)
-            scores = task.validate(directory)
-            show = getattr(task, "pictures", None)
-            shown = show(directory, output_dir / "pictures" / f"step-{step:08d}") if show is not None else {}
-            if scores:
-                line = json.dumps({"step": step, **scores})
-                LOGGER.info("validation %s", line)
-                append_text(output_dir / "validation.jsonl", line + "\n")
-            monitor.validated(step, scores, shown)
-    accelerator.wait_for_everyone()
-    return directory

@@ -52,17 +52,16 @@ def masked_latent_loss(
 
 
 def affine_invariant_loss(
-    prediction: Float[Tensor, "b 1 H W"],
-    target: Float[Tensor, "b 1 H W"],
-    valid_mask: Bool[Tensor, "b 1 H W"],
-    pixel_weight: Float[Tensor, "b 1 H W"] | None = None,
+    prediction: Float[Tensor, "b c H W"],
+    target: Float[Tensor, "b c H W"],
+    valid_mask: Bool[Tensor, "b c H W"],
+    pixel_weight: Float[Tensor, "b c H W"] | None = None,
 ) -> Loss:
     """Absolute errors over the valid pixels of the whole batch, after the best scale and shift of each image.
 
     Scale and shift are the least-squares fit of `prediction` to `target`, in closed form, and carry gradients. A
-    constant prediction is fitted by its shift alone. `pixel_weight` multiplies
-    the errors, not the fit. Garcia et al. 2024, "Fine-tuning image-conditional diffusion models is easier than you
-    think", eq. 5.
+    constant prediction is fitted by its shift alone. `pixel_weight` multiplies the errors, not the fit. Garcia et al.
+    2024, "Fine-tuning image-conditional diffusion models is easier than you think", eq. 5.
     """
     weight = valid_mask.to(prediction.dtype)
     # Zeroed before any product: a NaN in an invalid pixel would survive a product with 0.
@@ -78,6 +77,25 @@ def affine_invariant_loss(
         error = error * pixel_weight.masked_fill(~valid_mask, 0.0)
     per_sample = error.detach().sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3))
     return Loss(error.sum(), weight.sum(), per_sample)
+
+
+def absolute_loss(
+    prediction: Float[Tensor, "b c H W"],
+    target: Float[Tensor, "b c H W"],
+    valid_mask: Bool[Tensor, "b c H W"],
+    pixel_weight: Float[Tensor, "b c H W"] | None = None,
+) -> Loss:
+    """Absolute errors over the valid values of the whole batch, times `pixel_weight`."""
+    weight = valid_mask.to(prediction.dtype)
+    error = (prediction - target).masked_fill(~valid_mask, 0.0).abs()
+    if pixel_weight is not None:
+        error = error * pixel_weight.masked_fill(~valid_mask, 0.0)
+    per_sample = error.detach().sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3))
+    return Loss(error.sum(), weight.sum(), per_sample)
+
+
+PIXEL_LOSSES = {"affine_invariant": affine_invariant_loss, "absolute": absolute_loss}
+"""How decoded targets are compared, by the modality's `pixel_loss`."""
 
 
 def latent_regularization(latent: Float[Tensor, "b C h w"]) -> Float[Tensor, ""]:

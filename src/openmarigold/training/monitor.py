@@ -135,8 +135,8 @@ class Monitor:
             self._empty = 0 if float(entry.num_valid) else self._empty + 1
         if self._empty >= MOST_EMPTY_STEPS:
             raise DataError(
-                f"none of the last {self._empty} steps had a sample with valid depth; check the unit of the data's "
-                "depth, data.min_depth and data.max_depth"
+                f"none of the last {self._empty} steps had a sample with valid pixels; check the unit of the data's "
+                "maps, data.min_depth and data.max_depth"
             )
         steps_per_s = len(rows) / window if window > 0 else math.inf
         last_step, last = self._pending[-1]
@@ -168,7 +168,7 @@ class Monitor:
             for name, value in scores.items():
                 self._board.add_scalar(f"validation/{name}", value, step)
             for name, picture in pictures.items():
-                self._board.add_image(f"depth/{name}", picture, step, dataformats="HWC")
+                self._board.add_image(f"pictures/{name}", picture, step, dataformats="HWC")
             self._board.flush()
         self._reported = time.monotonic()
 

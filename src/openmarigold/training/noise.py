@@ -1,16 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Annealed multi-resolution noise. Paper: §3.3, "Annealed multi-resolution noise"."""
+"""What the paper draws for a step: timesteps and annealed multi-resolution noise; and what is to be answered.
+
+Paper: §3.1, §3.3 ("Annealed multi-resolution noise").
+"""
 
 from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from openmarigold.diffusion import NoiseSchedule, add_noise, target
+from openmarigold.training.settings import TimestepConfig
+
 MAX_LEVELS = 10
+
+
+def draw_timesteps(
+    rng: np.random.Generator, batch_size: int, *, config: TimestepConfig, num_train_timesteps: int
+) -> np.ndarray:
+    """One timestep a sample: uniform, or the last one with probability `config.last_share`."""
+    timesteps = rng.integers(0, num_train_timesteps, size=batch_size)
+    return np.where(rng.random(batch_size) < config.last_share, num_train_timesteps - 1, timesteps)
+
+
+def noisy_latent_and_target(
+    clean: Tensor, noise: Tensor, timesteps: Tensor, schedule: NoiseSchedule
+) -> tuple[Tensor, Tensor]:
+    """What the U-Net sees and what it is to answer, for one timestep a sample. Paper: §3.1."""
+    signal, amount = schedule.coefficients(timesteps.cpu().numpy())
+    signal_weight = torch.from_numpy(signal).to(clean).view(-1, 1, 1, 1)
+    noise_weight = torch.from_numpy(amount).to(clean).view(-1, 1, 1, 1)
+    noisy = add_noise(clean, noise, signal_weight, noise_weight)
+    wanted = target(clean, noise, signal_weight, noise_weight, prediction_type=schedule.prediction_type)
+    return noisy, wanted
 
 
 def multi_resolution_noise(

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from openmarigold.training.loss import Loss
-from openmarigold.training.views import Mixture, Share
+from openmarigold.training.views import BatchSlice, Mixture
 
 
 @runtime_checkable
@@ -25,7 +25,7 @@ class Task(Protocol):
         """What the training starts from (a name for the user) and its hash."""
         ...
 
-    def batch(self, share: Share) -> dict[str, np.ndarray]:
+    def batch(self, share: BatchSlice) -> dict[str, np.ndarray]:
         """Arrays of this process's part of a micro-batch, a pure function of it; called from other threads."""
         ...
 

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from openmarigold.errors import MissingExtraError, NumericalError
 from openmarigold.training.batches import Batches, BatchPlan
 from openmarigold.training.loss import Loss
-from openmarigold.training.recipe import OptimizationConfig
+from openmarigold.training.settings import OptimizationConfig
 from openmarigold.training.state import State, collect_state, load_state
 from openmarigold.training.task import Task
 

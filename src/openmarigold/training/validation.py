@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores and pictures of a depth model in training, through the same `Predictor` and protocols that users have."""
+"""Scores and pictures of a model in training, through the same `Predictor` and protocols that users have."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from openmarigold.evaluation.benchmark import Benchmark
 from openmarigold.evaluation.benchmarks import open_benchmark, open_folder_benchmark
 from openmarigold.files import write_atomically
 from openmarigold.images.photo import read_rgb
-from openmarigold.modalities.colors import colorize
+from openmarigold.modalities.modality import Modality
 from openmarigold.predictor import Predictor
 from openmarigold.training.recipe import ValidationConfig
 
-METRICS = ("abs_rel", "delta1")
 PICTURE_HEIGHT = 240
+COLOR_MAP = "Spectral"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 
 
@@ -33,20 +33,20 @@ class ValidationPaths:
     benchmark_data_dir: Path | None = None
     """Folder of the named benchmarks of the recipe."""
     photos_dir: Path | None = None
-    """Photos whose predicted depth is written as pictures."""
+    """Photos whose predicted maps are written as pictures."""
 
 
 class Validation:
-    """Scores checkpoints at fixed seeds on fixed images, and shows the depth of fixed photos."""
+    """Scores checkpoints at fixed seeds on fixed images, and shows the maps of fixed photos."""
 
-    def __init__(self, config: ValidationConfig, paths: ValidationPaths, *, device: str) -> None:
+    def __init__(self, config: ValidationConfig, paths: ValidationPaths, *, device: str, modality: Modality) -> None:
         """Opens the benchmarks and looks for the photos: a wrong folder is said now, not after the last step.
 
         Raises:
             DataError: a benchmark is missing, damaged or incomplete, or there are no photos.
             RecipeError: named benchmarks without the folder of their data.
         """
-        self._config, self._device = config, device
+        self._config, self._device, self._modality = config, device, modality
         self._benchmarks: dict[str, Benchmark] = {}
         if paths.benchmark_dir is not None:
             self._benchmarks[""] = open_folder_benchmark(paths.benchmark_dir)
@@ -85,11 +85,11 @@ class Validation:
             kinds = score_benchmark(benchmark, estimator, entries=entries).kinds
             for kind, score in kinds.items():
                 label = name if name and kind == "all" else "_".join(part for part in (name, kind) if part)
-                found |= {f"{label}_{metric}": score.metrics[metric] for metric in METRICS}
+                found |= {f"{label}_{metric}": score.metrics[metric] for metric in self._modality.headline_metrics}
         return found
 
     def pictures(self, checkpoint: Path, folder: Path) -> dict[str, np.ndarray]:
-        """Writes each photo beside its depth to `folder`, and returns these pictures (uint8 [h w 3]) by name."""
+        """Writes each photo next to its maps to `folder`, and returns these pictures (uint8 [h w 3]) by name."""
         found: dict[str, np.ndarray] = {}
         if not self._photos:
             return found
@@ -98,7 +98,8 @@ class Validation:
         for photo in self._photos:
             rgb = read_rgb(photo)
             prediction = predictor(rgb, seed=self._config.seed, num_inference_steps=self._config.num_inference_steps)
-            pair = np.concatenate([rgb, colorize(prediction.depth)], axis=1)
+            maps = {kind.name: getattr(prediction, kind.name) for kind in self._modality.maps}
+            pair = np.concatenate([rgb, self._modality.picture(maps, COLOR_MAP)], axis=1)
             width = max(1, round(pair.shape[1] * PICTURE_HEIGHT / pair.shape[0]))
             picture = Image.fromarray(pair).resize((width, PICTURE_HEIGHT), Image.Resampling.LANCZOS)
             path = folder / f"{photo.stem}.jpg"

@@ -18,13 +18,14 @@ from jaxtyping import Bool, Float32, Int
 from openmarigold.data.augmentation import random_appearance, random_view
 from openmarigold.data.sources import Sample, Source
 from openmarigold.errors import DataError, RecipeError
-from openmarigold.modalities.depth import depth_range, normalize_depth
+from openmarigold.modalities import DEPTH
+from openmarigold.modalities.modality import Modality, Target
 from openmarigold.seeding import generator_for
-from openmarigold.training.recipe import DataConfig
+from openmarigold.training.settings import DataConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
+class BatchSlice:
     """One process's part of a micro-batch: `rows` of the `group_size` samples that all processes take at once."""
 
     step: int
@@ -39,35 +40,38 @@ class View:
 
     Attributes:
         rgb: color, [-1, 1].
-        norm_depth: normalized depth, [-1, 1]; None for a photo, and where there is nothing to learn: no valid pixel, or
-            a single plane.
-        depth_range: what -1 and 1 of `norm_depth` stand for [m].
-        valid_mask: pixels of `norm_depth` that count; all False without it.
+        target: what is to be learned; None for a photo, and where there is nothing: no valid pixel, or a single plane.
+        valid_mask: pixels of `target` that count; all False without it.
     """
 
     rgb: Float32[np.ndarray, "3 H W"]
-    norm_depth: Float32[np.ndarray, "H W"] | None
-    depth_range: tuple[float, float]
+    target: Target | None
     valid_mask: Bool[np.ndarray, "H W"]
 
 
 class Mixture:
     """The views of several sources, and the order in which training takes them."""
 
-    def __init__(self, config: DataConfig, *, data_dir: Path, seed: int) -> None:
+    def __init__(self, config: DataConfig, *, data_dir: Path, seed: int, modality: Modality = DEPTH) -> None:
         """Opens the sources; reads no samples yet.
 
         Raises:
-            DataError: a source is missing or damaged.
+            DataError: a source is missing or damaged, or has other maps than the modality.
             RecipeError: a kind that the data does not have, or weights that leave nothing.
         """
-        self.config, self.seed = config, seed
+        self.config, self.seed, self.modality = config, seed, modality
         self.sources = [
             Source(name, data_dir, num_samples=config.num_samples.get(name), seed=seed) for name in config.sources
         ]
         for source in self.sources:
             if not len(source):
                 raise DataError(f"source {source.name} holds no samples; prepare it again, or leave it out")
+            lacking = [kind.name for kind in modality.maps if source.maps and kind.name not in source.maps]
+            if lacking:
+                raise DataError(
+                    f"source {source.name} has the maps {', '.join(source.maps)}, and {modality.name} needs "
+                    f"{', '.join(lacking)}; leave it out, or train another modality"
+                )
         kinds = {kind for source in self.sources for kind in source.all_kinds}
         for name in ("max_depth", "kind_weights"):
             unknown = sorted(getattr(config, name).keys() - kinds)
@@ -106,7 +110,7 @@ class Mixture:
                     f"{samples}; give more data, or lower optimization.batch_size or micro_batch_size"
                 )
 
-    def choose(self, what: str, share: Share, batch_size: int) -> tuple[np.random.Generator, np.ndarray, slice]:
+    def choose(self, what: str, share: BatchSlice, batch_size: int) -> tuple[np.random.Generator, np.ndarray, slice]:
         """Which views make up a micro-batch.
 
         Returns:
@@ -177,30 +181,29 @@ class Mixture:
         sample = self._vary(number, sample_index, rng, mirrored=bool(variant % 2) if config.mirror == "both" else None)
         rgb = random_appearance(sample.rgb, rng, strength=config.appearance)
         image = np.ascontiguousarray(rgb.transpose(2, 0, 1)).astype(np.float32) / 127.5 - 1.0
-        nothing = View(image, None, (0.0, 1.0), np.zeros(image.shape[1:], dtype=bool))
-        if sample.depth is None:
-            return nothing
+        nothing = View(image, None, np.zeros(image.shape[1:], dtype=bool))
         valid_mask = self.valid_mask(sample, number)
-        try:
-            near_far = depth_range(sample.depth, valid_mask)
-            norm_depth = normalize_depth(sample.depth, valid_mask, invalid=config.invalid)
-        except DataError:  # no depth at all, or a single plane: nothing to learn from
+        if valid_mask is None:
             return nothing
-        counted = np.ones_like(valid_mask) if config.invalid_is_far else valid_mask
-        return View(image, norm_depth, near_far, counted)
+        try:
+            target = self.modality.to_target(sample.maps, valid_mask, config.invalid)
+        except DataError:  # no depth at all, say, or a single plane: nothing to learn from
+            return nothing
+        return View(image, target, np.ones_like(valid_mask) if config.invalid_is_far else valid_mask)
 
     def random_sample(self, rng: np.random.Generator) -> tuple[Sample, Bool[np.ndarray, "h w"] | None]:
-        """A view of a random sample of a random source, without changes of color, and which of its depth counts."""
+        """A view of a random sample of a random source, without changes of color, and which of its pixels count."""
         number = min(int(np.searchsorted(self._source_shares, rng.random(), side="right")), len(self.sources) - 1)
         sample = self._vary(number, int(rng.integers(len(self.sources[number]))), rng)
-        return sample, None if sample.depth is None else self.valid_mask(sample, number)
+        return sample, self.valid_mask(sample, number)
 
-    def valid_mask(self, sample: Sample, number: int) -> Bool[np.ndarray, "h w"]:
-        """Pixels whose depth counts: in the range of the source (a prepared data set states one) and the recipe's."""
-        assert sample.depth is not None
+    def valid_mask(self, sample: Sample, number: int) -> Bool[np.ndarray, "h w"] | None:
+        """Pixels whose maps count, None for a photo: in the range of the source, if it states one, and the recipe's."""
+        if any(kind.name not in sample.maps for kind in self.modality.maps):
+            return None
         nearest, farthest = self.sources[number].valid_range
         limit = min(farthest, self.config.max_depth.get(sample.kind, np.inf))
-        return (sample.depth > max(nearest, self.config.min_depth)) & (sample.depth < limit)
+        return self.modality.valid_mask(sample.maps, (max(nearest, self.config.min_depth), limit))
 
     def _vary(
         self, number: int, sample_index: int, rng: np.random.Generator, *, mirrored: bool | None = None
@@ -209,6 +212,7 @@ class Mixture:
         return random_view(
             self.sources[number].read(sample_index),
             rng,
+            modality=self.modality,
             size=self.size_of(number),
             min_scale=config.min_scale,
             aspect_jitter=config.aspect_jitter,

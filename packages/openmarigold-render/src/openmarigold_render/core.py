@@ -7,8 +7,8 @@ The README lists the same names ("Interface to the core"), and import-linter che
 from __future__ import annotations
 
 from openmarigold.data.archives import Archive, open_archive
+from openmarigold.data.encodings import MapEncoding
 from openmarigold.data.shard_writer import NewSample, Rejection, ShardWriter
-from openmarigold.data.shards import DepthEncoding
 from openmarigold.errors import DataError, InvalidValueError, OpenMarigoldError, one_line
 from openmarigold.files import user_cache_dir, write_atomically
 from openmarigold.images.exr import read_exr
@@ -18,8 +18,8 @@ from openmarigold.text_files import parse_json, with_current_keys
 __all__ = [
     "Archive",
     "DataError",
-    "DepthEncoding",
     "InvalidValueError",
+    "MapEncoding",
     "NewSample",
     "OpenMarigoldError",
     "Rejection",

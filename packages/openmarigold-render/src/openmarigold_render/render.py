@@ -35,8 +35,8 @@ from openmarigold_render.blender import Quality, Studio, require_bpy, seed_of
 from openmarigold_render.cameras import depth_rejection, picture_rejection, rejection
 from openmarigold_render.core import (
     DataError,
-    DepthEncoding,
     InvalidValueError,
+    MapEncoding,
     NewSample,
     Rejection,
     ShardWriter,
@@ -65,7 +65,7 @@ MAX_PROPOSALS = 120
 MAX_FAILED_PICTURES = 4
 JPEG_QUALITY = 95
 TIMES_FILE = "seconds.jsonl"
-ENCODING = DepthEncoding(kind="log", near=0.05, far=400.0, levels=16383)  # one step is 0.055 %
+ENCODING = MapEncoding(kind="log", near=0.05, far=400.0, levels=16383)  # one step is 0.055 %
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +185,11 @@ def render_dataset(
     size = config.scenes_per_shard
     shards = [scenes[start : start + size] for start in range(0, len(scenes), size)]
     writer = ShardWriter(
-        output_dir, name=f"rendered-{config.source}", split=config.split, encoding=ENCODING, settings=config.settings()
+        output_dir,
+        name=f"rendered-{config.source}",
+        split=config.split,
+        encodings={"depth": ENCODING},
+        settings=config.settings(),
     )
     writer.begin()
     undone = [number for number in range(len(shards)) if not writer.is_done(number)]
@@ -339,7 +343,7 @@ class SceneRenderer:
                 kind=setting.kind,
                 scene=scene.name,
                 rgb=_jpeg(rgb),
-                depth=depth,
+                maps={"depth": depth},
                 info=self._info(setting, camera, attempt),
             )
         for why, count in sorted(reasons.items()):

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Float32, UInt8, UInt16
 
 from openmarigold.data.archives import Archive, open_archive, read_file
 from openmarigold.data.arrays import UnexpectedArrayError, hdf5_dataset, hdf5_values
+from openmarigold.data.encodings import MapEncoding
 from openmarigold.data.preparation import (
     Frame,
     FrameDefectError,
@@ -30,7 +31,6 @@ from openmarigold.data.preparation import (
     plane_depth,
 )
 from openmarigold.data.shard_writer import Rejection
-from openmarigold.data.shards import DepthEncoding
 from openmarigold.errors import DataError, needs_extra
 
 SPLIT_CSV = "metadata_images_split_scene_v1.csv"
@@ -105,7 +105,8 @@ class HypersimReader:
     """Frames of Hypersim: `ai_VVV_NNN/images/...` below a folder, each scene a folder or a zip."""
 
     name = "hypersim"
-    encoding = DepthEncoding(kind="linear", meters_per_unit=0.001)
+    modality = "depth"
+    encoding = MapEncoding(kind="linear", meters_per_unit=0.001)
     valid_range = (1e-5, MAX_DEPTH)
 
     def __init__(
@@ -136,6 +137,7 @@ class HypersimReader:
         _h5py()
         self.source = source
         self.split = split
+        self.encodings = {"depth": self.encoding}
         self.split_csv = split_csv
         self.listed = listed
         self.scenes = scenes
@@ -191,7 +193,7 @@ class HypersimReader:
             "intrinsics": intrinsics,
             "non_finite_depth": int((valid_mask & ~np.isfinite(distance)).sum()),
         }
-        return rgb, self.encoding.meters(codes), info
+        return rgb, {"depth": self.encoding.meters(codes)}, info
 
     def _split_frames(self) -> list[tuple[str, str, int]]:
         places = (self.source, self.source.parent, self.source.parent / "analysis")

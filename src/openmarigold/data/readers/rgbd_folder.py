@@ -19,6 +19,7 @@ from jaxtyping import Float32
 
 from openmarigold.data.archives import LARGEST_FILE, Archive, open_archive
 from openmarigold.data.arrays import UnexpectedArrayError, load_npy
+from openmarigold.data.encodings import MapEncoding
 from openmarigold.data.preparation import (
     Frame,
     FrameDefectError,
@@ -31,7 +32,6 @@ from openmarigold.data.preparation import (
     plane_depth,
 )
 from openmarigold.data.shard_writer import Rejection
-from openmarigold.data.shards import DepthEncoding
 from openmarigold.errors import DataError, ImageError, InvalidValueError, OutputError
 from openmarigold.images.exr import exr_size, read_exr, require_exr
 from openmarigold.images.pixels import EXIF_ORIENTATION, image_to_rgb
@@ -133,6 +133,8 @@ def read_config(path: Path) -> FolderConfig:
 class FolderReader:
     """Frames of a folder that a `FolderConfig` describes."""
 
+    modality = "depth"
+
     def __init__(
         self, source: Path, config: FolderConfig, *, split: str = "train", listed: list[str] | None = None
     ) -> None:
@@ -157,11 +159,12 @@ class FolderReader:
         self.valid_range = (config.min_depth, config.max_depth)
         self.keeps_codes = (config.encoding, config.depth_suffix, config.depth_is) == ("auto", ".png", "planar")
         if self.keeps_codes:
-            self.encoding = DepthEncoding(kind="linear", meters_per_unit=config.meters_per_unit)
+            self.encoding = MapEncoding(kind="linear", meters_per_unit=config.meters_per_unit)
         elif config.encoding == "log":
-            self.encoding = DepthEncoding(kind="log", near=config.min_depth, far=config.max_depth, levels=65535)
+            self.encoding = MapEncoding(kind="log", near=config.min_depth, far=config.max_depth, levels=65535)
         else:
-            self.encoding = DepthEncoding(kind="float32")
+            self.encoding = MapEncoding(kind="float32")
+        self.encodings = {"depth": self.encoding}
         self._archive: Archive | None = None
 
     def settings(self) -> dict[str, Any]:
@@ -197,7 +200,7 @@ class FolderReader:
         rgb = self._rgb(frame.files["rgb"])
         depth, intrinsics = self._depth(frame.files["depth"])
         info = {"source": frame.name, **frame.fields}
-        return rgb, depth, {**info, "intrinsics": intrinsics} if intrinsics else info
+        return rgb, {"depth": depth}, {**info, "intrinsics": intrinsics} if intrinsics else info
 
     def _rgb(self, name: str) -> Any:
         data = self._bytes(name)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from openmarigold.data.archives import Archive, open_archive
+from openmarigold.data.encodings import MapEncoding
 from openmarigold.data.preparation import (
     Frame,
     Listing,
@@ -25,7 +26,6 @@ from openmarigold.data.preparation import (
     decode_image,
 )
 from openmarigold.data.shard_writer import Rejection
-from openmarigold.data.shards import DepthEncoding
 from openmarigold.errors import DataError, InvalidValueError
 
 SIZE = (375, 1242)
@@ -111,7 +111,8 @@ class VirtualKitti2Reader:
     """Frames of Virtual KITTI 2 in a folder with the tars or their content, or in one tar."""
 
     name = "vkitti2"
-    encoding = DepthEncoding(kind="linear", meters_per_unit=0.01)  # the source's own codes
+    modality = "depth"
+    encoding = MapEncoding(kind="linear", meters_per_unit=0.01)  # the source's own codes
     valid_range = (1e-5, MAX_DEPTH)
 
     def __init__(
@@ -146,6 +147,7 @@ class VirtualKitti2Reader:
             raise InvalidValueError(f"scene {unknown[0]!r} is not known; use some of {', '.join(FRAMES_PER_CAMERA)}")
         self.source = source
         self.split = split
+        self.encodings = {"depth": self.encoding}
         all_scenes = variants == ("e2e-ft",) and split == "train"
         self.scenes = scenes or SPLITS["all" if all_scenes else split]
         self.variants = choose_variants(variants)
@@ -191,11 +193,11 @@ class VirtualKitti2Reader:
         check_size(codes, self.size, frame.files["depth"])
         info = {"source": frame.name, **frame.fields, "intrinsics": INTRINSICS}
         if not self.crop:
-            return data, self.encoding.meters(codes), info
+            return data, {"depth": self.encoding.meters(codes)}, info
         rows, columns = kitti_crop(*self.size)
         shifted = {**INTRINSICS, "cx": INTRINSICS["cx"] - columns.start, "cy": INTRINSICS["cy"] - rows.start}
         depth = self.encoding.meters(np.ascontiguousarray(codes[rows, columns]))
-        return np.ascontiguousarray(rgb[rows, columns]), depth, {**info, "intrinsics": shifted}
+        return np.ascontiguousarray(rgb[rows, columns]), {"depth": depth}, {**info, "intrinsics": shifted}
 
     def _selected_places(self, found: dict[_Place, dict[str, str]], notes: list[str]) -> list[_Place]:
         places = []

@@ -13,12 +13,12 @@ from torch.nn import functional
 
 from openmarigold.data.augmentation import random_appearance
 from openmarigold.errors import DataError
-from openmarigold.modalities.depth import normalize_depth
+from openmarigold.modalities.depth import DEPTH
 from openmarigold.networks.backbone import decode_to_image, encode_to_latent, load_vae, save_checkpoint
 from openmarigold.seeding import generator_for
 from openmarigold.training.loss import Loss, latent_regularization, whole
-from openmarigold.training.recipe import AutoencoderRecipe
-from openmarigold.training.views import Mixture, Share
+from openmarigold.training.nano.recipes import AutoencoderRecipe
+from openmarigold.training.views import BatchSlice, Mixture
 
 
 class AutoencoderTask:
@@ -26,7 +26,7 @@ class AutoencoderTask:
 
     def __init__(self, recipe: AutoencoderRecipe, *, data_dir: Path) -> None:
         self._recipe = recipe
-        self.mixture = Mixture(recipe.data, data_dir=data_dir, seed=recipe.seed)
+        self.mixture = Mixture(recipe.data, data_dir=data_dir, seed=recipe.seed, modality=DEPTH)
         width, model = recipe.model.width, recipe.model
         torch.manual_seed(recipe.seed)  # diffusers initializes from the global generator
         self.model: nn.Module = AutoencoderTiny(
@@ -42,7 +42,7 @@ class AutoencoderTask:
     def inputs(self) -> dict[str, str]:
         return {"data": self.mixture.contents}
 
-    def batch(self, share: Share) -> dict[str, np.ndarray]:
+    def batch(self, share: BatchSlice) -> dict[str, np.ndarray]:
         size, batch_size = self._recipe.data.size, self._recipe.optimization.batch_size
         offset = share.micro_step * share.group_size
         rows = slice(offset + share.rows.start, offset + share.rows.stop)
@@ -55,10 +55,9 @@ class AutoencoderTask:
     def _image(self, index: int) -> np.ndarray:
         rng = generator_for(self._recipe.seed, "autoencoder", index)
         view, valid_mask = self.mixture.random_sample(rng)
-        if view.depth is not None and valid_mask is not None and rng.random() < self._recipe.loss.depth_share:
+        if valid_mask is not None and rng.random() < self._recipe.loss.depth_share:
             try:
-                norm_depth = normalize_depth(view.depth, valid_mask)
-                return np.repeat(norm_depth[None], 3, axis=0)
+                return DEPTH.to_target(view.maps, valid_mask, "far").pictures[0]
             except DataError:  # sky only: train on the color instead
                 pass
         rgb = random_appearance(view.rgb, rng, strength=self._recipe.data.appearance)
@@ -87,9 +86,9 @@ class AutoencoderTask:
                 generator_for(self._recipe.seed, "autoencoder validation", index)
             )
             images = {"rgb": view.rgb.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1.0}
-            if view.depth is not None and valid_mask is not None:
+            if valid_mask is not None:
                 try:
-                    images["depth"] = np.repeat(normalize_depth(view.depth, valid_mask)[None], 3, axis=0)
+                    images["depth"] = DEPTH.to_target(view.maps, valid_mask, "far").pictures[0]
                 except DataError:
                     continue
             for name, image in images.items():

@@ -14,13 +14,15 @@ from accelerate import Accelerator
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
-from openmarigold.diffusion import NoiseSchedule, add_noise, target
+from openmarigold.diffusion import NoiseSchedule
+from openmarigold.modalities.depth import DEPTH
 from openmarigold.networks.backbone import Vae, latent_channels, load_vae, save_checkpoint
 from openmarigold.seeding import generator_for
 from openmarigold.training.latents import Latents
 from openmarigold.training.loss import Loss, masked_latent_loss
-from openmarigold.training.recipe import GeneratorRecipe, TimestepConfig, UNetModelConfig
-from openmarigold.training.views import Mixture, Share
+from openmarigold.training.nano.recipes import GeneratorRecipe, UNetModelConfig
+from openmarigold.training.noise import draw_timesteps, noisy_latent_and_target
+from openmarigold.training.views import BatchSlice, Mixture
 
 NUM_PROMPT_TOKENS = 2  # as many as the empty prompt has in Stable Diffusion 2: begin and end of text
 VALIDATION_STEPS = 16
@@ -44,26 +46,6 @@ def make_unet(config: UNetModelConfig, *, channels: int) -> UNet2DConditionModel
     )
 
 
-def draw_timesteps(
-    rng: np.random.Generator, batch_size: int, *, config: TimestepConfig, num_train_timesteps: int
-) -> np.ndarray:
-    """One timestep a sample: uniform, or the last one with probability `config.last_share`."""
-    timesteps = rng.integers(0, num_train_timesteps, size=batch_size)
-    return np.where(rng.random(batch_size) < config.last_share, num_train_timesteps - 1, timesteps)
-
-
-def noisy_latent_and_target(
-    clean: Tensor, noise: Tensor, timesteps: Tensor, schedule: NoiseSchedule
-) -> tuple[Tensor, Tensor]:
-    """What the U-Net sees and what it is to answer, for one timestep a sample. Paper: §3.1."""
-    signal, amount = schedule.coefficients(timesteps.cpu().numpy())
-    signal_weight = torch.from_numpy(signal).to(clean).view(-1, 1, 1, 1)
-    noise_weight = torch.from_numpy(amount).to(clean).view(-1, 1, 1, 1)
-    noisy = add_noise(clean, noise, signal_weight, noise_weight)
-    wanted = target(clean, noise, signal_weight, noise_weight, prediction_type=schedule.prediction_type)
-    return noisy, wanted
-
-
 class GeneratorTask:
     """Unconditional latent diffusion: the empty prompt is one random constant that is stored with the checkpoint."""
 
@@ -72,13 +54,13 @@ class GeneratorTask:
     ) -> None:
         self._recipe = recipe
         self._vae: Vae = load_vae(recipe.autoencoder / "vae")
-        self.mixture = Mixture(recipe.data, data_dir=data_dir, seed=recipe.seed)
+        self.mixture = Mixture(recipe.data, data_dir=data_dir, seed=recipe.seed, modality=DEPTH)
         self.latents = Latents(
             self.mixture,
             vae=self._vae,
             cache_dir=cache_dir,
             accelerator=accelerator,
-            depth_form="none",
+            target_form="none",
             num_workers=recipe.run.num_workers,
         )
         self._schedule = NoiseSchedule(rescale_betas_zero_snr=recipe.timesteps.zero_terminal_snr)
@@ -93,7 +75,7 @@ class GeneratorTask:
     def inputs(self) -> dict[str, str]:
         return {"autoencoder or data": self.latents.fingerprint}
 
-    def batch(self, share: Share, what: str = "generator") -> dict[str, np.ndarray]:
+    def batch(self, share: BatchSlice, what: str = "generator") -> dict[str, np.ndarray]:
         rng, chosen, rows = self.mixture.choose(what, share, self._recipe.optimization.batch_size)
         timesteps = draw_timesteps(
             rng,
@@ -133,7 +115,7 @@ class GeneratorTask:
         device, batch_size = self._embedding.device, self._recipe.optimization.batch_size
         losses = []
         for step in range(VALIDATION_STEPS):
-            share = Share(step=step, micro_step=0, group_size=batch_size, rows=slice(0, batch_size))
+            share = BatchSlice(step=step, micro_step=0, group_size=batch_size, rows=slice(0, batch_size))
             arrays = self.batch(share, what="generator validation")
             with torch.no_grad():
                 batch = {name: torch.from_numpy(value).to(device) for name, value in arrays.items()}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipe kind "depth": Marigold's fine-tuning protocol. Paper: §3.3, figure 2.
+"""Recipe kind "depth": Marigold's fine-tuning protocol, for any modality. Paper: §3.3, figure 2.
 
-Only the U-Net is trained. It sees the image latent beside the noisy latent of the normalized depth map, which the
-frozen autoencoder encodes like an image, and learns to denoise it. The second objective, "end_to_end", goes one step
-from the last timestep through the frozen decoder and compares depth maps (Garcia et al. 2024).
+Only the U-Net is trained. It sees the image latent and the noisy latents of the targets (the normalized depth map, say,
+which the frozen autoencoder encodes like an image), and learns to denoise them. The second objective, "end_to_end",
+goes one step from the last timestep through the frozen decoder and compares pixels (Garcia et al. 2024).
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from openmarigold.diffusion import to_clean_and_noise
-from openmarigold.networks.backbone import decode_from_latent, latent_channels, save_checkpoint
+from openmarigold.modalities import find_modality
+from openmarigold.networks.backbone import decode_targets, latent_channels, save_checkpoint
 from openmarigold.training.base import load_base
 from openmarigold.training.latents import Latents
-from openmarigold.training.loss import Loss, affine_invariant_loss, masked_latent_loss
-from openmarigold.training.nano.generator import draw_timesteps, noisy_latent_and_target
-from openmarigold.training.noise import multi_resolution_noise
-from openmarigold.training.recipe import DepthRecipe
+from openmarigold.training.loss import PIXEL_LOSSES, Loss, masked_latent_loss
+from openmarigold.training.noise import draw_timesteps, multi_resolution_noise, noisy_latent_and_target
+from openmarigold.training.recipe import MarigoldRecipe
 from openmarigold.training.validation import Validation, ValidationPaths
-from openmarigold.training.views import Mixture, Share
+from openmarigold.training.views import BatchSlice, Mixture
 
 
-class DepthTask:
-    """Denoising of depth latents beside image latents with a masked loss, or one step to a depth map."""
+class MarigoldTask:
+    """Denoising of target latents next to image latents with a masked loss, or one step to the pixels."""
 
     def __init__(
         self,
-        recipe: DepthRecipe,
+        recipe: MarigoldRecipe,
         *,
         data_dir: Path,
         cache_dir: Path | None,
@@ -51,10 +51,12 @@ class DepthTask:
         """
         self._recipe = recipe
         self._end_to_end = recipe.objective.kind == "end_to_end"
+        self._modality = find_modality(recipe.modality)
+        device = accelerator.device.type
         self._validation = Validation(
-            recipe.validation, validation or ValidationPaths(), device=accelerator.device.type
+            recipe.validation, validation or ValidationPaths(), device=device, modality=self._modality
         )
-        self.mixture = Mixture(recipe.data, data_dir=data_dir, seed=recipe.seed)
+        self.mixture = Mixture(recipe.data, data_dir=data_dir, seed=recipe.seed, modality=self._modality)
         self._base = load_base(recipe)
         self._vae: Any = self._base.vae.requires_grad_(False)
         self._vae.to(memory_format=torch.channels_last)
@@ -71,7 +73,7 @@ class DepthTask:
             vae=self._vae,
             cache_dir=cache_dir,
             accelerator=accelerator,
-            depth_form="maps" if self._end_to_end else "latents",
+            target_form="maps" if self._end_to_end else "latents",
             num_workers=recipe.run.num_workers,
         )
 
@@ -84,14 +86,16 @@ class DepthTask:
             "autoencoder or data": self.latents.fingerprint,
         }
 
-    def batch(self, share: Share) -> dict[str, np.ndarray]:
-        rng, chosen, rows = self.mixture.choose("depth", share, self._recipe.optimization.batch_size)
+    def batch(self, share: BatchSlice) -> dict[str, np.ndarray]:
+        rng, chosen, rows = self.mixture.choose(self._recipe.kind, share, self._recipe.optimization.batch_size)
         batch = self.latents.batch(chosen[rows])
         height, width = self.mixture.size_of(self.mixture.source_of(int(chosen[0])))
-        shape = (len(chosen), latent_channels(self._vae), height // 8, width // 8)
+        channels, size = latent_channels(self._vae), (height // 8, width // 8)
         if self._recipe.data.latent_noise:
             std = rng.uniform(0.0, self._recipe.data.latent_noise, size=(len(chosen), 1, 1, 1)).astype(np.float32)
-            batch["rgb_noise"] = (std * rng.standard_normal(shape, dtype=np.float32))[rows]
+            rgb_noise = rng.standard_normal((len(chosen), channels, *size), dtype=np.float32)
+            batch["rgb_noise"] = (std * rgb_noise)[rows]
+        shape = (len(chosen), self._modality.num_targets * channels, *size)
         if self._end_to_end:
             zeros = self._recipe.objective.start_noise == "zeros"
             start = np.zeros(shape, dtype=np.float32) if zeros else rng.standard_normal(shape, dtype=np.float32)
@@ -121,7 +125,7 @@ class DepthTask:
 
     def _denoising_loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Loss:
         noisy, wanted = noisy_latent_and_target(
-            batch["depth_latent"], batch["noise"], batch["timesteps"], self._schedule
+            batch["target_latent"], batch["noise"], batch["timesteps"], self._schedule
         )
         predicted = self._denoise(model, batch["rgb_latent"], noisy, batch["timesteps"])
         return masked_latent_loss(predicted, wanted, batch["valid_mask"])
@@ -133,13 +137,15 @@ class DepthTask:
         clean, _ = to_clean_and_noise(
             start, predicted, *self._schedule.coefficients(last), prediction_type=self._schedule.prediction_type
         )
-        decoded = decode_from_latent(self._vae, clean).float().clamp(-1.0, 1.0)
-        norm_depth, weight = batch["norm_depth"], None
+        modality = self._modality
+        decoded = decode_targets(self._vae, clean, num_targets=modality.num_targets, channels=modality.decoded_channels)
+        decoded, target = decoded.flatten(1, 2).float().clamp(-1.0, 1.0), batch["target"].flatten(1, 2)
+        weight = None
         if self._recipe.objective.error == "relative":
-            near, far = batch["depth_range"].view(-1, 2, 1, 1, 1).unbind(dim=1)
-            half_range = (far - near) / 2.0  # what one unit of norm_depth stands for
-            weight = half_range / (near + (norm_depth + 1.0) * half_range)
-        return affine_invariant_loss(decoded, norm_depth, ~norm_depth.isnan(), weight)
+            low, high = batch["bounds"].view(-1, 2, 1, 1, 1).unbind(dim=1)
+            half_range = (high - low) / 2.0  # what one unit of the target stands for
+            weight = half_range / (low + (target + 1.0) * half_range)
+        return PIXEL_LOSSES[modality.pixel_loss](decoded, target, ~target.isnan(), weight)
 
     def _denoise(self, model: nn.Module, rgb_latent: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
         context = self._embedding.expand(len(noisy), -1, -1)
@@ -157,11 +163,10 @@ class DepthTask:
             empty_prompt_embedding=self._embedding,
             schedule=self._schedule,
             index={
-                "_class_name": "MarigoldDepthPipeline",
+                "_class_name": self._modality.pipeline_classes[0],
                 "name": defaults.name,
-                "prediction_type": "depth",
-                "scale_invariant": True,
-                "shift_invariant": True,
+                "prediction_type": self._modality.prediction_type,
+                **self._modality.index_facts,
                 "default_denoising_steps": defaults.num_inference_steps,
                 "default_processing_resolution": defaults.processing_resolution,
                 "default_final_step": defaults.final_step,
@@ -173,9 +178,9 @@ class DepthTask:
         )
 
     def validate(self, directory: Path) -> dict[str, float]:
-        """Zero-shot AbsRel and delta1 on the benchmarks."""
+        """Zero-shot scores on the benchmarks."""
         return self._validation.scores(directory)
 
     def pictures(self, directory: Path, folder: Path) -> dict[str, np.ndarray]:
-        """Depth of the fixed photos, as pictures that are also written to `folder`."""
+        """Maps of the fixed photos, as pictures that are also written to `folder`."""
         return self._validation.pictures(directory, folder)

@@ -26,7 +26,7 @@ _LONG_STEP_S = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rehearsal:
+class DryRun:
     """What a dry run found, as text for people.
 
     Attributes:
@@ -81,7 +81,7 @@ class Rehearsal:
         return "\n".join(lines)
 
 
-def rehearse(task: Any, recipe: Recipe, *, output_dir: Path, accelerator: Accelerator, cached: bool) -> Rehearsal:
+def make_dry_run(task: Any, recipe: Recipe, *, output_dir: Path, accelerator: Accelerator, cached: bool) -> DryRun:
     """Reads some samples of each source and makes one optimizer step; nothing is written.
 
     Args:
@@ -120,7 +120,7 @@ def rehearse(task: Any, recipe: Recipe, *, output_dir: Path, accelerator: Accele
         if isinstance(value, torch.Tensor)
     )
     place = next(folder for folder in (output_dir, *output_dir.absolute().parents) if folder.exists())
-    return Rehearsal(
+    return DryRun(
         sources=tuple(sources),
         plan=plan,
         num_steps=optimization.num_steps,
@@ -153,7 +153,7 @@ def _time_step(
     started = time.monotonic()
     for micro_step in range(plan.num_micro_steps):
         before = time.monotonic()
-        arrays = task.batch(plan.share(0, micro_step))
+        arrays = task.batch(plan.slice_of(0, micro_step))
         batch = {name: torch.from_numpy(value).to(accelerator.device) for name, value in arrays.items()}
         if encodes:
             batch = task.latents.encoded(batch)

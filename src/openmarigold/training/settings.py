@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What recipes of every kind have in common: optimization, run, data and timesteps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from openmarigold.errors import RecipeError
+
+DEFAULT_MODALITY = "depth"
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises `RecipeError` with the message unless the condition holds."""
+    if not condition:
+        raise RecipeError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizationConfig:
+    """How weights are moved. Paper: §4.1 (Adam, 3e-5, batch 32, exponential decay after a warm-up of 100 steps)."""
+
+    num_steps: int
+    batch_size: int
+    """Samples of one step, over all processes and accumulated micro-batches: the effective batch."""
+    learning_rate: float
+    micro_batch_size: int = 0
+    """Samples that one process takes at once; batch_size must be a multiple of it times the processes, and the rest is
+    accumulated. 0 = no accumulation."""
+    optimizer: Literal["adam", "adamw_8bit"] = "adam"
+    """adam: AdamW, which without weight decay is Adam. adamw_8bit: its moments in 8 bits (package bitsandbytes)."""
+    fused: bool = True
+    """The fused kernel of adam where the device has it; off: torch's "foreach" loops, which round differently."""
+    warmup_steps: int = 100
+    decay: Literal["exponential", "cosine"] = "exponential"
+    decay_steps: int = 0
+    """Step at which the decay has reached its floor; 0 = num_steps."""
+    final_learning_rate_factor: float = 0.01
+    weight_decay: float = 0.0
+    gradient_clip: float = 0.0
+    """Largest gradient norm; 0 = no clipping, as in the paper."""
+    ema_decay: float = 0.0
+    """Decay of the moving average of weights that is saved and validated; 0 = none, as in the paper."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: a third slower, a fraction of the memory."""
+    compile: bool = False
+    """Compile the trained network with torch.compile: minutes at the start, faster steps on a GPU."""
+
+    def __post_init__(self) -> None:
+        require(self.num_steps >= 1, f"num_steps={self.num_steps} must be at least 1")
+        require(self.batch_size >= 1, f"batch_size={self.batch_size} must be at least 1")
+        require(
+            self.micro_batch_size >= 0 and (self.micro_batch_size == 0 or self.batch_size % self.micro_batch_size == 0),
+            f"micro_batch_size={self.micro_batch_size} must divide batch_size={self.batch_size}; 0 = no accumulation",
+        )
+        require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be above 0")
+        factor = self.final_learning_rate_factor
+        require(0 < factor <= 1, f"final_learning_rate_factor={factor} must be above 0, at most 1")
+        require(self.weight_decay >= 0, f"weight_decay={self.weight_decay} must be 0 or more")
+        require(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps} must be 0 or more")
+        require(
+            self.decay_steps == 0 or self.decay_steps > self.warmup_steps,
+            f"decay_steps={self.decay_steps} must be above warmup_steps={self.warmup_steps}; 0 = num_steps",
+        )
+        require(0 <= self.ema_decay < 1, f"ema_decay={self.ema_decay} must be in [0, 1)")
+        require(self.gradient_clip >= 0, f"gradient_clip={self.gradient_clip} must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How a run is carried out, saved and watched. None of it changes what is learned."""
+
+    save_period_s: float = 180.0
+    """Seconds between saved states; more where writing one takes over a twentieth of that. 0 = after each step."""
+    keep_states: int = 1
+    """How many of the newest states are kept."""
+    validation_period: int = 0
+    """Steps between validations; 0 = only at the end."""
+    num_workers: int = 2
+    """Threads that read and prepare micro-batches ahead. Their number changes no result."""
+    tensorboard: bool = False
+    """Also write event files for TensorBoard (package tensorboard) to `tensorboard/`."""
+
+    def __post_init__(self) -> None:
+        require(self.save_period_s >= 0, f"save_period_s={self.save_period_s} must be 0 or more")
+        require(self.keep_states >= 1, f"keep_states={self.keep_states} must be at least 1")
+        require(self.validation_period >= 0, f"validation_period={self.validation_period} must be 0 or more")
+        require(self.num_workers >= 1, f"num_workers={self.num_workers} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which samples, and how they are varied."""
+
+    sources: dict[str, float]
+    """Source name -> share of samples."""
+    num_samples: dict[str, int] = field(default_factory=dict)
+    """Source name -> how many of its samples are used, drawn by the seed; all where not given. For comparing sources
+    of different size."""
+    size: tuple[int, int]
+    """Height and width of a training view [px], multiples of 8."""
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Source name -> height and width of its views where they are not `size` (mixture "micro_batch" only)."""
+    mixture: Literal["sample", "micro_batch"] = "sample"
+    """sample: each sample comes from a random source, any view as often as another. micro_batch: each micro-batch comes
+    from one random source, which is gone through in a random order, everything once before anything twice (paper)."""
+    min_scale: float = 1.0
+    """Smallest part of a picture that a view shows, as a share of the largest crop of its shape."""
+    aspect_jitter: float = 0.0
+    mirror: Literal["random", "both"] = "random"
+    """random: each variant is mirrored or not by chance. both: variants take turns, plain and mirrored."""
+    appearance: float = 0.0
+    """Strength of the random changes of color: 0 none, 1 strong; above it they are more frequent and larger still."""
+    latent_noise: float = 0.0
+    """Largest standard deviation of the noise on a color latent, drawn for each sample (depth only): the model is not
+    to live on fine detail, in which renders and photos differ most."""
+    num_variants: int = 1
+    """Random variants of each sample (generator and depth): there are so many views of it, and no others."""
+    cache: bool = True
+    """Compute the latents of all views once and keep them (generator and depth); false computes them anew each time:
+    the same numbers, no disk, slower."""
+    invalid: Literal["far", "raw"] = "far"
+    """What pixels without depth are encoded as: the far plane, or whatever they hold, as in the published code (0,
+    which becomes the near plane)."""
+    invalid_is_far: bool = False
+    """Learn pixels without depth as the far plane instead of masking them: right where they are all sky."""
+    min_depth: float = 1e-5
+    """Smallest depth that counts [m], excluded. Paper code: 1e-5."""
+    max_depth: dict[str, float] = field(default_factory=dict)
+    """Kind of sample -> depth from which on it does not count [m]; farther pixels are as good as without depth. So a
+    view through a window does not squeeze the room into a sliver of the normalized range."""
+    kind_weights: dict[str, float] = field(default_factory=dict)
+    """Kind of sample -> how often it is drawn within its source, 1 where not given (generator and depth)."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.sources), "sources is empty; name at least one, such as { synthetic = 1.0 }")
+        require(all(share > 0 for share in self.sources.values()), "every share in sources must be above 0")
+        require(all(weight >= 0 for weight in self.kind_weights.values()), "every kind_weights must be 0 or above")
+        for name, size in {"size": self.size, **{f"sizes.{name}": size for name, size in self.sizes.items()}}.items():
+            for side in size:
+                require(side > 0 and side % 8 == 0, f"{name}={list(size)}: {side} is not a multiple of 8")
+        for name in ("sizes", "num_samples"):
+            unknown = sorted(getattr(self, name).keys() - self.sources.keys())
+            require(not unknown, f"{name} names {', '.join(unknown)}, which sources does not")
+        for name, count in self.num_samples.items():
+            require(count >= 1, f"num_samples of {name} = {count} must be 1 or above")
+        if self.mixture == "sample":
+            different = sorted(
+                name for name in self.sources if self.size_of(name) != self.size_of(next(iter(self.sources)))
+            )
+            require(
+                not different,
+                'sizes differ between sources, so that they cannot share a batch; set mixture = "micro_batch"',
+            )
+        else:
+            require(
+                not self.kind_weights,
+                'kind_weights needs mixture = "sample"; with "micro_batch" everything is drawn equally',
+            )
+        require(0 < self.min_scale <= 1, f"min_scale={self.min_scale} must be in (0, 1]")
+        require(self.aspect_jitter >= 0, f"aspect_jitter={self.aspect_jitter} must be 0 or above")
+        require(self.appearance >= 0, f"appearance={self.appearance} must be 0 or above")
+        require(self.latent_noise >= 0, f"latent_noise={self.latent_noise} must be 0 or above")
+        require(self.num_variants >= 1, f"num_variants={self.num_variants} must be at least 1")
+        require(self.min_depth >= 0, f"min_depth={self.min_depth} must be 0 or above")
+        require(
+            self.mirror == "random" or self.num_variants % 2 == 0,
+            f'mirror="both" needs an even num_variants, not {self.num_variants}: a plain and a mirrored one',
+        )
+
+    def size_of(self, source: str) -> tuple[int, int]:
+        """Height and width of the views of a source [px]."""
+        return self.sizes.get(source, self.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimestepConfig:
+    """Which timesteps are trained, and on which noise schedule."""
+
+    last_share: float = 0.0
+    """Share of samples trained at the last timestep, where one-step prediction starts; the rest is uniform."""
+    zero_terminal_snr: bool = True
+    spacing: Literal["trailing", "leading"] = "trailing"
+    """Which timesteps the finished checkpoint visits in prediction; leading is for comparison with v1-0."""
+    prediction_type: Literal["base", "v_prediction", "epsilon", "sample"] = "base"
+    """What the U-Net is trained to answer; base = as the base checkpoint did."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.last_share <= 1, f"last_share={self.last_share} must be in [0, 1]")
+        require(
+            not (self.prediction_type == "epsilon" and self.zero_terminal_snr),
+            'prediction_type="epsilon" says nothing at zero terminal SNR; set zero_terminal_snr = false or use '
+            "v_prediction",
+        )

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from openmarigold.evaluation.benchmarks import open_benchmark
-from openmarigold.evaluation.contestants import saved_contestant
 from openmarigold.evaluation.runner import evaluate_benchmark
+from openmarigold.evaluation.specs import saved_spec
 
 SIZE = (480, 640)
 DISTINCT = 12
@@ -65,7 +65,7 @@ def main() -> None:
         wall, processor = time.perf_counter(), time.process_time()
         report = evaluate_benchmark(
             open_benchmark("nyuv2", root / "data", allow_partial=True),
-            saved_contestant(root / "maps", "affine_depth"),
+            saved_spec(root / "maps", "affine_depth"),
             output_dir=root / "out",
             num_workers=arguments.num_workers,
         )

@@ -14,6 +14,7 @@ TYPE_CHECKING = False  # as in `typing`, whose import would take longer than all
 if TYPE_CHECKING:
     from typing import Any
 
+    from openmarigold import alignment, metrics
     from openmarigold.config import CallConfig, ModelConfig, OutputConfig, PredictConfig
     from openmarigold.errors import (
         CheckpointError,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
         OutputError,
         RecipeError,
     )
-    from openmarigold.evaluation import DepthEstimator, Report, evaluate
+    from openmarigold.evaluation import MapEstimator, Report, evaluate
     from openmarigold.predictor import Predictor
     from openmarigold.predictor.pipeline import pipeline
     from openmarigold.predictor.run import BatchResult, predict_files
@@ -42,9 +43,9 @@ __all__ = [
     "CallConfig",
     "CheckpointError",
     "DataError",
-    "DepthEstimator",
     "ImageError",
     "InvalidValueError",
+    "MapEstimator",
     "MissingExtraError",
     "ModelConfig",
     "NumericalError",
@@ -57,7 +58,9 @@ __all__ = [
     "RecipeError",
     "Report",
     "__version__",
+    "alignment",
     "evaluate",
+    "metrics",
     "pipeline",
     "predict_files",
     "train",
@@ -78,20 +81,23 @@ _MODULES = {
         "OutputError",
         "RecipeError",
     ),
-    "evaluation": ("DepthEstimator", "Report", "evaluate"),
+    "evaluation": ("MapEstimator", "Report", "evaluate"),
     "predictor": ("Predictor",),
     "predictor.pipeline": ("pipeline",),
     "results.prediction": ("Prediction",),
     "training": ("train",),
 }
+_PUBLIC_MODULES = ("alignment", "metrics")
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
+    if name in _PUBLIC_MODULES:
+        return import_module(f"{__name__}.{name}")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value

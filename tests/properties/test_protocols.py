@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openmarigold.errors import DataError, InvalidValueError
-from openmarigold.evaluation.benchmark import BenchmarkSample
-from openmarigold.evaluation.protocols import PROTOCOLS, align_sample, score_sample
+from openmarigold.evaluation.scoring import align_sample, score_sample
+from openmarigold.modalities.depth_scores import PROTOCOLS
+from openmarigold.modalities.protocol import BenchmarkSample
 
 LOW, HIGH = 0.5, 9.0
 EXACT = 1e-9
@@ -46,10 +47,10 @@ def cases(draw: st.DrawFn) -> tuple[BenchmarkSample, np.ndarray]:
         kind="room",
         place="a",
         rgb=np.zeros((height, width, 3), np.uint8),
-        depth=depth,
+        maps={"depth": depth},
         valid_mask=valid_mask,
-        min_depth=LOW,
-        max_depth=HIGH,
+        min_value=LOW,
+        max_value=HIGH,
         full_size=(height, width),
     )
     return sample, pred.astype(np.float64)
@@ -74,7 +75,7 @@ def oracle(sample: BenchmarkSample, pred: np.ndarray, *, disparity: bool) -> dic
         if sample.valid_mask[i, j] and math.isfinite(pred[i, j])
     ]
     x = [float(pred[pixel]) for pixel in pixels]
-    d = [float(sample.depth[pixel]) for pixel in pixels]
+    d = [float(sample.maps["depth"][pixel]) for pixel in pixels]
     slope, shift = oracle_line(x, [1 / value for value in d] if disparity else d)
     line = [slope * value + shift for value in x]
     p = [min(max(1 / max(v, 1e-3) if disparity else v, LOW), HIGH) for v in line]
@@ -125,8 +126,9 @@ def is_incomplete(sample: BenchmarkSample, pred: np.ndarray) -> bool:
 
 def at_a_threshold(sample: BenchmarkSample, pred: np.ndarray, protocol: str) -> bool:
     """Whether a ratio lies so near a threshold that rounding decides: ours or the oracle's may fall to either side."""
-    aligned, usable = align_sample(sample, pred, PROTOCOLS[protocol])
-    ratios = [(aligned / sample.depth)[usable]]
+    maps, usable = align_sample(sample, pred, PROTOCOLS[protocol])
+    aligned = maps["depth"]
+    ratios = [(aligned / sample.maps["depth"])[usable]]
     for axis in (0, 1):
         ratios.append(np.exp(np.diff(np.log(aligned), axis=axis)).ravel())
     seen = np.concatenate(ratios)
@@ -156,9 +158,11 @@ def test_scores_equal_the_oracle(protocol, case):
 @given(case=cases())
 def test_ties_at_a_threshold_do_not_count(case):
     sample, _ = case
-    exact = replace(sample, depth=np.where(sample.depth > 2, 4.0, 1.0), min_depth=1e-3, max_depth=100.0)
+    exact = replace(
+        sample, maps={"depth": np.where(sample.maps["depth"] > 2, 4.0, 1.0)}, min_value=1e-3, max_value=100.0
+    )
     # Without an alignment the ratio is exactly 1.25, which is not below 1.25.
-    scores = score_sample(exact, 1.25 * exact.depth, PROTOCOLS["metric"])
+    scores = score_sample(exact, 1.25 * exact.maps["depth"], PROTOCOLS["metric"])
     assert (scores["delta1"], scores["delta2"]) == (0, 1)
     assert scores["abs_rel"] == pytest.approx(0.25, abs=EXACT)
 
@@ -171,7 +175,7 @@ def test_what_is_not_valid_never_counts(case):
     for name in ("marigold", "disparity", "log-ransac"):
         expected = score_sample(sample, pred, PROTOCOLS[name])
         other = np.where(sample.valid_mask, pred, -1e9)
-        changed = replace(sample, depth=np.where(sample.valid_mask, sample.depth, 0.0))
+        changed = replace(sample, maps={"depth": np.where(sample.valid_mask, sample.maps["depth"], 0.0)})
         assert score_sample(changed, other, PROTOCOLS[name]) == expected
 
 
@@ -189,10 +193,10 @@ def test_log_ransac_is_seeded_and_clips_to_the_images_own_maximum(case):
     sample, pred = case
     if is_incomplete(sample, pred):
         return
-    first, usable = align_sample(sample, pred, PROTOCOLS["log-ransac"])
-    again, _ = align_sample(sample, pred, PROTOCOLS["log-ransac"])
+    maps, usable = align_sample(sample, pred, PROTOCOLS["log-ransac"])
+    first, again = maps["depth"], align_sample(sample, pred, PROTOCOLS["log-ransac"])[0]["depth"]
     np.testing.assert_array_equal(first, again)
-    assert first[usable].max() <= sample.depth[usable].max() + 1e-12
+    assert first[usable].max() <= sample.maps["depth"][usable].max() + 1e-12
 
 
 @given(seed=st.integers(0, 2**32 - 1))
@@ -204,16 +208,16 @@ def test_log_ransac_ignores_outliers(seed):
         kind="room",
         place="a",
         rgb=np.zeros((12, 12, 3), np.uint8),
-        depth=depth,
+        maps={"depth": depth},
         valid_mask=np.ones((12, 12), bool),
-        min_depth=LOW,
-        max_depth=HIGH,
+        min_value=LOW,
+        max_value=HIGH,
         full_size=(12, 12),
     )
     pred = (np.log1p(depth) - 0.5) / 2
     outlier = rng.random(depth.shape) < 0.2
-    aligned, _ = align_sample(sample, np.where(outlier, 50.0, pred), PROTOCOLS["log-ransac"])
+    aligned = align_sample(sample, np.where(outlier, 50.0, pred), PROTOCOLS["log-ransac"])[0]["depth"]
     np.testing.assert_allclose(aligned[~outlier], depth[~outlier], rtol=1e-6)
     # A prediction that falls with depth is no depth; it is scaled, not turned over.
-    turned, _ = align_sample(sample, 3.0 - pred, PROTOCOLS["log-ransac"])
+    turned = align_sample(sample, 3.0 - pred, PROTOCOLS["log-ransac"])[0]["depth"]
     assert np.corrcoef(turned.ravel(), depth.ravel())[0, 1] < 0

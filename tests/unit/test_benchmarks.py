@@ -30,12 +30,12 @@ from benchmark_data import (
     pack,
     write,
 )
+from openmarigold.data.crops import kitti_crop
 from openmarigold.errors import DataError, ImageError
 from openmarigold.evaluation.benchmark import Benchmark, BenchmarkRow
 from openmarigold.evaluation.benchmarks import (
     BENCHMARKS,
     find_row,
-    kitti_benchmark_crop,
     kitti_eigen_window,
     nyu_eigen_window,
     open_benchmark,
@@ -61,7 +61,7 @@ def only_sample(benchmark: Benchmark):
 
 def test_rows_hold_the_papers_numbers() -> None:
     def facts(row: BenchmarkRow):
-        return row.min_depth, row.max_depth, row.processing_resolution, row.expected_count
+        return row.min_value, row.max_value, row.processing_resolution, row.expected_count
 
     assert {name: facts(row) for name, row in BENCHMARKS.items() if row.expected_count} == {
         "nyuv2": (1e-3, 10, 0, 654),
@@ -88,13 +88,13 @@ def test_crops_as_index_sets() -> None:
     rows, columns = nyu_eigen_window(*NYU_SIZE)
     assert (range(480)[rows], range(640)[columns]) == (range(45, 471), range(41, 601))
     for height, width in (KITTI_SIZE, (370, 1226), (376, 1241), (352, 1216)):
-        rows, columns = kitti_benchmark_crop(height, width)
+        rows, columns = kitti_crop(height, width)
         assert range(height)[rows] == range(height - 352, height)
         assert range(width)[columns] == range(int((width - 1216) / 2), int((width - 1216) / 2) + 1216)
     rows, columns = kitti_eigen_window(352, 1216)
     assert (range(352)[rows], range(1216)[columns]) == (range(117, 321), range(43, 1172))
     with pytest.raises(DataError, match="an image of 300x1242 is smaller than KITTI's window of 352x1216"):
-        kitti_benchmark_crop(300, 1242)
+        kitti_crop(300, 1242)
 
 
 # --- NYU Depth v2
@@ -111,7 +111,7 @@ def test_nyuv2_official_file(tmp_path: Path) -> None:
     ]
     sample = benchmark.sample(benchmark.entries[1])
     np.testing.assert_array_equal(sample.rgb, make_photo(*NYU_SIZE, seed=1))
-    np.testing.assert_array_equal(sample.depth, depths[1].astype(np.float32))
+    np.testing.assert_array_equal(sample.maps["depth"], depths[1].astype(np.float32))
     expected = np.zeros(NYU_SIZE, dtype=bool)
     expected[45:471, 41:601] = True
     expected &= (depths[1] > 1e-3) & (depths[1].astype(np.float32) < 10)
@@ -133,7 +133,7 @@ def test_nyuv2_repacked(kind: str, tmp_path: Path) -> None:
     benchmark = open_partial("nyuv2", tmp_path)
     assert [entry.name for entry in benchmark.entries] == [f"test/kitchen_0004/rgb_000{number}" for number in (1, 2)]
     for entry, depth in zip(benchmark.entries, depths, strict=True):
-        np.testing.assert_allclose(benchmark.sample(entry).depth, np.rint(depth * 1000) / 1000)
+        np.testing.assert_allclose(benchmark.sample(entry).maps["depth"], np.rint(depth * 1000) / 1000)
 
 
 def break_not_hdf5(path: Path) -> None:
@@ -183,12 +183,12 @@ def test_kitti(tmp_path: Path) -> None:
     sample = only_sample(benchmark)  # the frame without depth is left out
     assert sample.place == "2011_09_26_drive_0002_sync"
     stored = np.rint(depth * 256) / 256
-    np.testing.assert_array_equal(sample.depth, stored[23:375, 13:1229])
+    np.testing.assert_array_equal(sample.maps["depth"], stored[23:375, 13:1229])
     np.testing.assert_array_equal(sample.rgb, make_photo(*KITTI_SIZE)[23:375, 13:1229])
     assert (sample.full_size, sample.crop) == (KITTI_SIZE, (slice(23, 375), slice(13, 1229)))
     expected = np.zeros((352, 1216), dtype=bool)
     expected[117:321, 43:1172] = True
-    expected &= (sample.depth > 1e-5) & (sample.depth < 80)
+    expected &= (sample.maps["depth"] > 1e-5) & (sample.maps["depth"] < 80)
     np.testing.assert_array_equal(sample.valid_mask, expected)
 
 
@@ -205,7 +205,7 @@ def test_kitti_from_the_zips_as_they_come(tmp_path: Path) -> None:
         open_partial("kitti", tmp_path)
     list_name = "eigen_test_files_with_gt.txt"
     (tmp_path / "all" / list_name).rename(root / list_name)
-    assert only_sample(open_partial("kitti", tmp_path)).depth.shape == (352, 1216)
+    assert only_sample(open_partial("kitti", tmp_path)).maps["depth"].shape == (352, 1216)
 
 
 def test_counts_that_differ_are_an_error_unless_allowed(tmp_path: Path) -> None:
@@ -236,9 +236,9 @@ def test_eth3d(tmp_path: Path) -> None:
     write(tmp_path / "eth3d" / "office" / "images" / "dslr_images_undistorted" / "DSC_0219.JPG", b"no")
     sample = only_sample(open_partial("eth3d", tmp_path))
     assert (sample.name, sample.place) == ("office/DSC_0219", "office")
-    np.testing.assert_array_equal(sample.depth, depth.astype(np.float32))
+    np.testing.assert_array_equal(sample.maps["depth"], depth.astype(np.float32))
     np.testing.assert_array_equal(sample.valid_mask, depth > 0)  # inf became 0, nothing is too far
-    assert sample.max_depth == np.inf
+    assert sample.max_value == np.inf
 
 
 def test_eth3d_of_another_size(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_diode(tmp_path: Path) -> None:
         sample = benchmark.sample(entry)
         # The data set's mask alone says what is valid, also nearer than 0.6 m and farther than 350 m.
         np.testing.assert_array_equal(sample.valid_mask, depths[entry.name] > 0)
-        np.testing.assert_array_equal(sample.depth, depths[entry.name].astype(np.float32))
+        np.testing.assert_array_equal(sample.maps["depth"], depths[entry.name].astype(np.float32))
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_diode(tmp_path: Path) -> None:
     [
         ("_depth.npy", b"no npy", "is missing or damaged"),
         ("_depth.npy", npy(np.ones((24, 30, 1), np.float32)), r"the mask is \[24, 32\], the depth \[24, 30\]"),
-        ("_depth.npy", npy(np.ones((24, 32), np.uint8)), r"uint8 of shape \[24, 32\] is no depth map"),
+        ("_depth.npy", npy(np.ones((24, 32), np.uint8)), r"uint8 of shape \[24, 32\] is not a depth map"),
         ("_depth_mask.npy", npy(np.zeros((24, 32), np.float32)), "has no valid pixel"),
         ("_depth_mask.npy", npy(np.array([{}], dtype=object)), "is missing or damaged"),
         (".png", b"no image", "is damaged or cannot be read"),
@@ -307,7 +307,7 @@ def test_scannet(photo_scale: int, tmp_path: Path) -> None:
     for entry, depth in zip(benchmark.entries, depths.values(), strict=True):
         sample = benchmark.sample(entry)
         millimeters = np.rint(depth * 1000)
-        np.testing.assert_array_equal(sample.depth, millimeters / 1000)
+        np.testing.assert_array_equal(sample.maps["depth"], millimeters / 1000)
         np.testing.assert_array_equal(sample.valid_mask, (millimeters > 1) & (millimeters < 10_000))
         assert sample.rgb.shape == (24, 32, 3)
 
@@ -333,9 +333,9 @@ def test_generic_layout(kind: str, tmp_path: Path) -> None:
     for index, entry in enumerate(benchmark.entries):
         sample = benchmark.sample(entry)
         expected = np.rint(make_depth(24, 32, seed=index) * 1000) / 1000
-        np.testing.assert_array_equal(sample.depth, expected)
+        np.testing.assert_array_equal(sample.maps["depth"], expected)
         np.testing.assert_array_equal(sample.valid_mask, expected > 0)
-        assert sample.max_depth == (20 if entry.kind == "room" else 80)
+        assert sample.max_value == (20 if entry.kind == "room" else 80)
 
 
 def test_broken_folders(tmp_path: Path) -> None:
@@ -362,7 +362,7 @@ def test_broken_folders(tmp_path: Path) -> None:
 
 
 def test_data_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="diode does not exist; `openmarigold data where diode` says"):
+    with pytest.raises(DataError, match="diode does not exist; `openmarigold data where diode` lists"):
         open_benchmark("diode", tmp_path)
 
 

@@ -23,7 +23,7 @@ from openmarigold.config import PredictConfig
 from openmarigold.engines import choose_engine, converted, open_engine
 from openmarigold.engines.torch import TorchEngine
 from openmarigold.errors import CheckpointError, InvalidValueError
-from openmarigold.evaluation.contestants import predictor_contestant
+from openmarigold.evaluation.specs import predictor_spec
 from openmarigold.networks import conversion
 from openmarigold.networks.backbone import save_checkpoint
 from openmarigold.networks.conversion import export_checkpoint
@@ -289,7 +289,7 @@ def test_tiny_autoencoder_counts_in_provenance_and_evaluation(
     assert (record["engine"], record["tiny_vae"], record["tiny_vae_for"]) == ("onnx", "vae", "decode")
     assert len(record["tiny_vae_sha256"]) == 64
     assert predict_files([photo], output_dir=tmp_path / "out", config=with_tiny).skipped == [photo]
-    settings = [predictor_contestant(one).settings for one in (config, with_tiny)]
+    settings = [predictor_spec(one).settings for one in (config, with_tiny)]
     assert settings[0]["engine"] == "onnx"
     assert "tiny_vae_sha256" not in settings[0]
     assert settings[1]["tiny_vae_sha256"] == record["tiny_vae_sha256"]

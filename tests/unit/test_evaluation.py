@@ -11,23 +11,23 @@ from PIL import Image
 from benchmark_data import add_folder_image
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.evaluation import (
-    DepthEstimator,
     Estimator,
-    Invariance,
-    constant_estimator,
+    MapEstimator,
+    baseline_estimators,
     evaluate,
-    image_row_estimator,
     predictor_estimator,
 )
 from openmarigold.evaluation.benchmarks import open_folder_benchmark
 from openmarigold.evaluation.statistics import summarize
 from openmarigold.predictor import Predictor
 
+CONSTANT = baseline_estimators()["constant"]
+
 
 class Careless:
     """An estimator from elsewhere that returns another size than the photo's."""
 
-    invariance: Invariance = "affine_depth"
+    invariance = "affine_depth"
 
     def __call__(self, rgb: np.ndarray, /) -> np.ndarray:
         return np.ones((2, 2))
@@ -53,7 +53,7 @@ def test_a_perfect_estimate_scores_perfectly(benchmark: Path) -> None:
     calls: list[tuple[int, int]] = []
     report = evaluate(
         benchmark,
-        Estimator(lambda rgb: 3 * next(truths).depth + 7),
+        Estimator(lambda rgb: 3 * next(truths).maps["depth"] + 7),
         progress=lambda done, total: calls.append((done, total)),
     )
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
@@ -63,7 +63,7 @@ def test_a_perfect_estimate_scores_perfectly(benchmark: Path) -> None:
 
 
 def test_means_go_over_places_not_images(benchmark: Path) -> None:
-    report = evaluate(benchmark, constant_estimator())
+    report = evaluate(benchmark, CONSTANT)
     scores = {image.name: image.metrics["abs_rel"] for image in report.images}
     place_a = (scores["room-a-1"] + scores["room-a-2"]) / 2
     assert list(report.kinds) == ["room", "outdoor", "all"]
@@ -78,15 +78,15 @@ def test_means_go_over_places_not_images(benchmark: Path) -> None:
 def test_a_constant_becomes_the_mean_depth(benchmark: Path) -> None:
     opened = open_folder_benchmark(benchmark)
     sample = opened.sample(opened.entries[2])
-    depth = sample.depth[sample.valid_mask]
-    score = {image.name: image.metrics for image in evaluate(benchmark, constant_estimator()).images}["room-b-1"]
+    depth = sample.maps["depth"][sample.valid_mask]
+    score = {image.name: image.metrics for image in evaluate(benchmark, CONSTANT).images}["room-b-1"]
     assert score["abs_rel"] == pytest.approx(np.mean(np.abs(depth.mean() - depth) / depth))
 
 
 def test_image_row_is_exact_on_a_floor(tmp_path: Path) -> None:
     rows = np.mgrid[:24, :32][0]
     add_folder_image(tmp_path, "floor", "room", "a", 10 / (rows + 2.0))
-    report = evaluate(tmp_path, image_row_estimator())
+    report = evaluate(tmp_path, baseline_estimators()["image row"])
     assert report.kinds["all"].metrics["abs_rel"] < 1e-3
 
 
@@ -111,7 +111,7 @@ def test_depth_is_clipped_after_the_fit(tmp_path: Path, kind: str, maximum: floa
 def test_a_predictor_is_an_estimator(benchmark: Path, onnx_checkpoint: Path) -> None:
     predictor = Predictor.load(onnx_checkpoint)
     reports = [evaluate(benchmark, predictor_estimator(predictor, ensemble_size=2)) for _ in range(2)]
-    assert isinstance(predictor_estimator(predictor), DepthEstimator)
+    assert isinstance(predictor_estimator(predictor), MapEstimator)
     assert reports[0] == reports[1]
     assert reports[0].kinds["all"].metrics["abs_rel"] > 0
 
@@ -124,18 +124,18 @@ def test_damaged_benchmarks(benchmark: Path) -> None:
     depth_path = benchmark / "room-a-1" / "depth.png"
     Image.fromarray(np.zeros((24, 32), np.uint16)).save(depth_path)
     with pytest.raises(DataError, match=r"depth\.png has no valid pixel"):
-        evaluate(benchmark, constant_estimator())
+        evaluate(benchmark, CONSTANT)
     Image.fromarray(np.ones((24, 30), np.uint16)).save(depth_path)
     with pytest.raises(DataError, match="sizes must be equal"):
-        evaluate(benchmark, constant_estimator())
+        evaluate(benchmark, CONSTANT)
     depth_path.write_bytes(b"no image")
     with pytest.raises(DataError, match=r"depth\.png is missing or damaged"):
-        evaluate(benchmark, constant_estimator())
+        evaluate(benchmark, CONSTANT)
     (benchmark / "room-a-1" / "meta.json").write_text("{}")
     with pytest.raises(DataError, match="has no number depth_scale"):
-        evaluate(benchmark, constant_estimator())
+        evaluate(benchmark, CONSTANT)
     (benchmark / "manifest.json").write_text("[]")
     with pytest.raises(DataError, match="is not a list of objects with name, kind and place"):
-        evaluate(benchmark, constant_estimator())
+        evaluate(benchmark, CONSTANT)
     with pytest.raises(DataError, match=r"a benchmark is a folder with manifest\.json"):
-        evaluate(benchmark / "missing", constant_estimator())
+        evaluate(benchmark / "missing", CONSTANT)

@@ -25,13 +25,13 @@ from openmarigold.errors import DataError, InvalidValueError, OutputError
 from openmarigold.evaluation import Estimator, evaluate, evaluate_benchmark, predictor_estimator
 from openmarigold.evaluation.benchmarks import open_benchmark, open_folder_benchmark
 from openmarigold.evaluation.compare import compare, compare_reports
-from openmarigold.evaluation.contestants import (
-    Contestant,
-    baseline_contestants,
-    predictor_contestant,
-    saved_contestant,
-)
 from openmarigold.evaluation.report import read_report
+from openmarigold.evaluation.specs import (
+    EstimatorSpec,
+    baseline_specs,
+    predictor_spec,
+    saved_spec,
+)
 from openmarigold.predictor import Predictor
 
 
@@ -40,8 +40,8 @@ def look(rgb: np.ndarray) -> np.ndarray:
     return rgb.astype(np.float32).mean(axis=2) / 255
 
 
-def contestant(estimate: Callable[[np.ndarray], np.ndarray] = look, **settings: Any) -> Contestant:
-    return Contestant(
+def spec(estimate: Callable[[np.ndarray], np.ndarray] = look, **settings: Any) -> EstimatorSpec:
+    return EstimatorSpec(
         name="look", load=lambda: Estimator(estimate), invariance="affine_depth", settings={"model": "look", **settings}
     )
 
@@ -60,7 +60,7 @@ def benchmark(tmp_path: Path) -> Path:
 def test_a_run_writes_summary_table_and_page(benchmark: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     opened = open_folder_benchmark(benchmark)
-    report = evaluate_benchmark(opened, contestant(), output_dir=out)
+    report = evaluate_benchmark(opened, spec(), output_dir=out)
     assert {path.name for path in out.iterdir()} == {"summary.json", "images.csv", "page.html", "scores.jsonl"}
     # The same scores as in memory.
     assert report.kinds == evaluate(benchmark, Estimator(look)).kinds
@@ -114,13 +114,13 @@ def test_missing_predictions_are_failures_and_no_good_scores(
     """These scored AbsRel 0.0 and delta1 100.0: what is left of a map can always be fitted."""
     opened = open_folder_benchmark(benchmark)
     with pytest.raises(DataError, match=r"6 of 6 images could not be scored .* at most 1 % may be missing|not finite"):
-        evaluate_benchmark(opened, contestant(spoiled(change)), output_dir=tmp_path / "out")
+        evaluate_benchmark(opened, spec(spoiled(change)), output_dir=tmp_path / "out")
     first = opened.sample(opened.entries[0]).rgb
 
     def some(rgb: np.ndarray) -> np.ndarray:
         return spoiled(change)(rgb) if np.array_equal(rgb, first) else look(rgb)
 
-    report = evaluate_benchmark(opened, contestant(some), output_dir=tmp_path / "out", allow_partial=True)
+    report = evaluate_benchmark(opened, spec(some), output_dir=tmp_path / "out", allow_partial=True)
     assert list(report.failed) == [opened.entries[0].name] and report.share_scored == pytest.approx(5 / 6)
     assert summary(tmp_path / "out")["share_scored"] == report.share_scored
     page = (tmp_path / "out" / "page.html").read_text()
@@ -130,7 +130,7 @@ def test_missing_predictions_are_failures_and_no_good_scores(
 def test_few_missing_pixels_are_counted_in_every_table(benchmark: Path, tmp_path: Path) -> None:
     report = evaluate_benchmark(
         open_folder_benchmark(benchmark),
-        contestant(spoiled(lambda values: values[:1, :1].fill(np.nan))),
+        spec(spoiled(lambda values: values[:1, :1].fill(np.nan))),
         output_dir=tmp_path,
     )
     assert not report.failed and 0.99 < report.share_scored <= 1
@@ -145,21 +145,23 @@ def test_few_missing_pixels_are_counted_in_every_table(benchmark: Path, tmp_path
 def test_an_inverted_map_is_pointed_out(invariance: Any, protocol: str | None, benchmark: Path, tmp_path: Path) -> None:
     """The alignment turns it around: its scores are those of the map itself."""
     opened = open_folder_benchmark(benchmark)
-    depths = {sample.rgb.tobytes(): sample.depth for sample in map(opened.sample, opened.entries)}
+    depths = {sample.rgb.tobytes(): sample.maps["depth"] for sample in map(opened.sample, opened.entries)}
 
     def estimate(rgb: np.ndarray) -> np.ndarray:
         depth = depths[rgb.tobytes()]
         return depth if invariance == "disparity" else -depth
 
-    found = Contestant(
+    found = EstimatorSpec(
         name="inverted", load=lambda: Estimator(estimate, invariance), invariance=invariance, settings={"n": 1}
     )
     report = evaluate_benchmark(opened, found, protocol=protocol, output_dir=tmp_path)
-    assert report.num_negative_scale == 6 == summary(tmp_path)["num_negative_scale"]
+    assert report.num_flagged == {"negative_scale": 6} and summary(tmp_path)["num_negative_scale"] == 6
     with (tmp_path / "images.csv").open() as file:
         assert [row["negative_scale"] for row in csv.DictReader(file)] == ["1.0"] * 6
-    assert "negative scale in 6 images" in (tmp_path / "page.html").read_text()
-    assert read_report(tmp_path).num_negative_scale == 6
+    assert (
+        "in 6 images the fitted scale is negative: near and far are exchanged" in (tmp_path / "page.html").read_text()
+    )
+    assert read_report(tmp_path).num_flagged == {"negative_scale": 6}
 
 
 @pytest.mark.parametrize(
@@ -176,11 +178,11 @@ def test_an_inverted_map_is_pointed_out(invariance: Any, protocol: str | None, b
 )
 def test_damaged_scores_are_made_again(line: str, benchmark: Path, tmp_path: Path) -> None:
     opened = open_folder_benchmark(benchmark)
-    report = evaluate_benchmark(opened, contestant(), output_dir=tmp_path)
+    report = evaluate_benchmark(opened, spec(), output_dir=tmp_path)
     lines = (tmp_path / "scores.jsonl").read_text().splitlines()
     lines[2] = line.replace("KEY", json.loads(lines[2])["key"])
     (tmp_path / "scores.jsonl").write_text("\n".join(lines) + "\n")
-    again = evaluate_benchmark(opened, contestant(), output_dir=tmp_path)
+    again = evaluate_benchmark(opened, spec(), output_dir=tmp_path)
     assert again == report and again.times["images_from_earlier_runs"] == 5
 
 
@@ -193,24 +195,24 @@ def test_damaged_scores_are_made_again(line: str, benchmark: Path, tmp_path: Pat
     ],
 )
 def test_a_summary_of_other_content_is_refused(old: str, new: str, benchmark: Path, tmp_path: Path) -> None:
-    evaluate_benchmark(open_folder_benchmark(benchmark), contestant(), output_dir=tmp_path)
+    evaluate_benchmark(open_folder_benchmark(benchmark), spec(), output_dir=tmp_path)
     path = tmp_path / "summary.json"
     before, _, images = path.read_text().partition('"images": [')
     path.write_text(before + ('"images": [' + images).replace(old, new, 1))
-    with pytest.raises(DataError, match="is no summary of"):
+    with pytest.raises(DataError, match="is not a summary of"):
         compare(path, path)
 
 
 def test_the_number_of_workers_does_not_matter(benchmark: Path, tmp_path: Path) -> None:
     for workers in (1, 2, 5):
         evaluate_benchmark(
-            open_folder_benchmark(benchmark), contestant(), output_dir=tmp_path / str(workers), num_workers=workers
+            open_folder_benchmark(benchmark), spec(), output_dir=tmp_path / str(workers), num_workers=workers
         )
     assert summary(tmp_path / "1") == summary(tmp_path / "2") == summary(tmp_path / "5")
     csvs = {(tmp_path / str(workers) / "images.csv").read_bytes() for workers in (1, 2, 5)}
     assert len(csvs) == 1
     with pytest.raises(InvalidValueError, match="num_workers=0 is not accepted"):
-        evaluate_benchmark(open_folder_benchmark(benchmark), contestant(), num_workers=0)
+        evaluate_benchmark(open_folder_benchmark(benchmark), spec(), num_workers=0)
 
 
 def test_an_estimator_sees_one_photo_at_a_time(benchmark: Path) -> None:
@@ -223,7 +225,7 @@ def test_an_estimator_sees_one_photo_at_a_time(benchmark: Path) -> None:
         finally:
             inside.release()
 
-    evaluate_benchmark(open_folder_benchmark(benchmark), contestant(estimate), num_workers=4)
+    evaluate_benchmark(open_folder_benchmark(benchmark), spec(estimate), num_workers=4)
 
 
 class Interrupted:
@@ -241,12 +243,10 @@ class Interrupted:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_interrupted_run_goes_on(workers: int, benchmark: Path, tmp_path: Path) -> None:
-    evaluate_benchmark(open_folder_benchmark(benchmark), contestant(), output_dir=tmp_path / "whole")
+    evaluate_benchmark(open_folder_benchmark(benchmark), spec(), output_dir=tmp_path / "whole")
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        evaluate_benchmark(
-            open_folder_benchmark(benchmark), contestant(Interrupted()), output_dir=out, num_workers=workers
-        )
+        evaluate_benchmark(open_folder_benchmark(benchmark), spec(Interrupted()), output_dir=out, num_workers=workers)
     assert not (out / "summary.json").exists()
     done = len((out / "scores.jsonl").read_text().splitlines())
     assert 1 <= done <= 5
@@ -254,7 +254,7 @@ def test_an_interrupted_run_goes_on(workers: int, benchmark: Path, tmp_path: Pat
     with (out / "scores.jsonl").open("a") as file:
         file.write('{"key": "ab", "na')
     calls: list[int] = []
-    seen = contestant(lambda rgb: (calls.append(1), look(rgb))[1])
+    seen = spec(lambda rgb: (calls.append(1), look(rgb))[1])
     report = evaluate_benchmark(open_folder_benchmark(benchmark), seen, output_dir=out, num_workers=workers)
     assert report.times["images_from_earlier_runs"] == done
     assert summary(out) == summary(tmp_path / "whole")
@@ -268,13 +268,13 @@ def test_what_has_changed_is_scored_again(benchmark: Path, tmp_path: Path) -> No
     out = tmp_path / "out"
 
     def reused(**settings: Any) -> int:
-        run = evaluate_benchmark(open_folder_benchmark(benchmark), contestant(**settings), output_dir=out)
+        run = evaluate_benchmark(open_folder_benchmark(benchmark), spec(**settings), output_dir=out)
         return run.times["images_from_earlier_runs"]
 
     assert [reused(), reused(), reused(ensemble_size=2), reused(ensemble_size=2), reused()] == [0, 6, 0, 6, 6]
     Image.fromarray(np.full((24, 32, 3), 40, np.uint8)).save(benchmark / "room-1" / "rgb.jpg")
     assert reused() == 5
-    run = evaluate_benchmark(open_folder_benchmark(benchmark), contestant(), output_dir=out, protocol="log-ransac")
+    run = evaluate_benchmark(open_folder_benchmark(benchmark), spec(), output_dir=out, protocol="log-ransac")
     assert (run.protocol, run.times["images_from_earlier_runs"]) == ("log-ransac", 0)
 
 
@@ -291,13 +291,13 @@ def test_saved_predictions_score_like_the_model_live(benchmark: Path, tmp_path: 
     saved = save_predictions(benchmark, tmp_path / "saved", lambda rgb: predictor(rgb).depth)
     evaluate_benchmark(
         open_folder_benchmark(benchmark),
-        predictor_contestant(PredictConfig(checkpoint=onnx_checkpoint)),
+        predictor_spec(PredictConfig(checkpoint=onnx_checkpoint)),
         output_dir=tmp_path / "live",
     )
     for workers in (1, 2):
         evaluate_benchmark(
             open_folder_benchmark(benchmark),
-            saved_contestant(saved, "affine_depth"),
+            saved_spec(saved, "affine_depth"),
             output_dir=tmp_path / str(workers),
             num_workers=workers,
         )
@@ -314,7 +314,7 @@ def test_saved_predictions_score_like_the_model_live(benchmark: Path, tmp_path: 
     # A changed file is scored again, the others are not.
     np.save(saved / "room-0_depth.npy", np.random.default_rng(0).random((24, 32)))
     again = evaluate_benchmark(
-        open_folder_benchmark(benchmark), saved_contestant(saved, "affine_depth"), output_dir=tmp_path / "1"
+        open_folder_benchmark(benchmark), saved_spec(saved, "affine_depth"), output_dir=tmp_path / "1"
     )
     assert again.times["images_from_earlier_runs"] == 5
 
@@ -327,22 +327,22 @@ def test_one_bad_image_never_loses_the_others(benchmark: Path, tmp_path: Path) -
     notes: list[str] = []
     out = tmp_path / "out"
     with pytest.raises(DataError, match=r"1 of 6 images could not be scored \(room-1: .*--allow-partial"):
-        evaluate_benchmark(open_folder_benchmark(benchmark), contestant(), output_dir=out, note=notes.append)
+        evaluate_benchmark(open_folder_benchmark(benchmark), spec(), output_dir=out, note=notes.append)
     assert len(notes) == 1
-    report = evaluate_benchmark(open_folder_benchmark(benchmark), contestant(), output_dir=out, allow_partial=True)
+    report = evaluate_benchmark(open_folder_benchmark(benchmark), spec(), output_dir=out, allow_partial=True)
     assert report.times["images_from_earlier_runs"] == 5
     assert report.kinds["all"].num_images == 5
     assert list(summary(out)["failed"]) == ["room-1"]
     for entry in open_folder_benchmark(benchmark).entries:
         (benchmark / entry.name / "depth.png").write_bytes(b"no image")
     with pytest.raises(DataError, match="6 of 6 images could not be scored"):
-        evaluate_benchmark(open_folder_benchmark(benchmark), contestant(), output_dir=out, allow_partial=True)
+        evaluate_benchmark(open_folder_benchmark(benchmark), spec(), output_dir=out, allow_partial=True)
 
 
 def test_an_output_folder_that_is_a_file(benchmark: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("kept")
     with pytest.raises(OutputError, match="choose another --output-dir"):
-        evaluate_benchmark(open_folder_benchmark(benchmark), contestant(), output_dir=tmp_path / "file")
+        evaluate_benchmark(open_folder_benchmark(benchmark), spec(), output_dir=tmp_path / "file")
 
 
 def test_predictions_before_or_after_the_crop(tmp_path: Path) -> None:
@@ -357,7 +357,7 @@ def test_predictions_before_or_after_the_crop(tmp_path: Path) -> None:
         path = tmp_path / name / f"{entry.name}_depth.npy"
         path.parent.mkdir(parents=True)
         np.save(path, prediction.astype(np.float32))
-        report = evaluate_benchmark(opened, saved_contestant(tmp_path / name, "metric"), allow_partial=True)
+        report = evaluate_benchmark(opened, saved_spec(tmp_path / name, "metric"), allow_partial=True)
         scores.append(report.images[0].metrics)
         assert (report.benchmark, report.expected, report.over_places) == ("kitti", 652, False)
     assert scores[0] == scores[1]
@@ -369,14 +369,14 @@ def test_predictions_before_or_after_the_crop(tmp_path: Path) -> None:
 @pytest.fixture
 def runs(benchmark: Path, tmp_path: Path) -> tuple[Path, Path]:
     opened = open_folder_benchmark(benchmark)
-    truths = {entry.name: opened.sample(entry).depth for entry in opened.entries}
+    truths = {entry.name: opened.sample(entry).maps["depth"] for entry in opened.entries}
     rng = np.random.default_rng(0)
     for name, error in {"a": 0.6, "b": 0.05}.items():
         folder = tmp_path / f"maps-{name}"
         folder.mkdir()
         for image, depth in truths.items():
             np.save(folder / f"{image}.npy", depth + error * rng.normal(size=depth.shape))
-        evaluate_benchmark(opened, saved_contestant(folder, "affine_depth"), output_dir=tmp_path / name)
+        evaluate_benchmark(opened, saved_spec(folder, "affine_depth"), output_dir=tmp_path / name)
     return tmp_path / "a", tmp_path / "b"
 
 
@@ -410,32 +410,32 @@ def test_few_images_name_no_winner(runs: tuple[Path, Path]) -> None:
 def test_runs_that_cannot_be_compared(runs: tuple[Path, Path], benchmark: Path, tmp_path: Path) -> None:
     a, _ = runs
     opened = open_folder_benchmark(benchmark)
-    row = next(other for other in baseline_contestants() if other.invariance == "disparity")
+    row = next(other for other in baseline_specs() if other.invariance == "disparity")
     evaluate_benchmark(opened, row, output_dir=tmp_path / "row")
     with pytest.raises(InvalidValueError, match="the runs have protocol marigold and disparity"):
         compare(a, tmp_path / "row")
     opened.entries.pop()
-    evaluate_benchmark(opened, contestant(), output_dir=tmp_path / "fewer")
+    evaluate_benchmark(opened, spec(), output_dir=tmp_path / "fewer")
     with pytest.raises(InvalidValueError, match="1 images, such as room-5, were scored in one run only"):
         compare(a, tmp_path / "fewer")
     Image.fromarray(np.zeros((24, 32, 3), np.uint8)).save(benchmark / "room-0" / "rgb.jpg")
-    evaluate_benchmark(open_folder_benchmark(benchmark), contestant(), output_dir=tmp_path / "changed")
+    evaluate_benchmark(open_folder_benchmark(benchmark), spec(), output_dir=tmp_path / "changed")
     with pytest.raises(InvalidValueError, match="the files of 1 images, such as room-0, changed between the runs"):
         compare(a, tmp_path / "changed")
     with pytest.raises(DataError, match=r"summary\.json cannot be read \(No such file"):
         compare(a, benchmark)
     (tmp_path / "broken.json").write_text("{}")
-    with pytest.raises(DataError, match="is no summary of"):
+    with pytest.raises(DataError, match="is not a summary of"):
         compare(a, tmp_path / "broken.json")
 
 
 def test_another_kind_of_place_has_another_range_and_is_scored_again(benchmark: Path, tmp_path: Path) -> None:
-    evaluate_benchmark(open_folder_benchmark(benchmark), contestant(), output_dir=tmp_path / "out")
+    evaluate_benchmark(open_folder_benchmark(benchmark), spec(), output_dir=tmp_path / "out")
     manifest = benchmark / "manifest.json"
     entries = json.loads(manifest.read_text())
     entries[0]["kind"] = "outdoor" if entries[0]["kind"] != "outdoor" else "room"
     manifest.write_text(json.dumps(entries))
-    again = evaluate_benchmark(open_folder_benchmark(benchmark), contestant(), output_dir=tmp_path / "out")
+    again = evaluate_benchmark(open_folder_benchmark(benchmark), spec(), output_dir=tmp_path / "out")
     assert again.times["images_from_earlier_runs"] == 5
 
 
@@ -447,7 +447,7 @@ def test_a_model_that_cannot_be_loaded_is_said_once(workers: int, benchmark: Pat
         attempts.append(1)
         raise InvalidValueError("device='cuda' is not available")
 
-    broken = Contestant(name="broken", load=load, invariance="affine_depth", settings={})
+    broken = EstimatorSpec(name="broken", load=load, invariance="affine_depth", settings={})
     notes: list[str] = []
     with pytest.raises(InvalidValueError, match="is not available"):
         evaluate_benchmark(open_folder_benchmark(benchmark), broken, num_workers=workers, note=notes.append)
@@ -457,8 +457,8 @@ def test_a_model_that_cannot_be_loaded_is_said_once(workers: int, benchmark: Pat
 def test_settings_without_use_and_those_of_model_index_are_known_before_loading(tiny_checkpoint: Path) -> None:
     config = PredictConfig(checkpoint=tiny_checkpoint, start_noise="zeros", ensemble_size=2)
     with pytest.raises(InvalidValueError, match="gains nothing"):
-        predictor_contestant(config)
-    settings = predictor_contestant(PredictConfig(checkpoint=tiny_checkpoint)).settings
+        predictor_spec(config)
+    settings = predictor_spec(PredictConfig(checkpoint=tiny_checkpoint)).settings
     assert (settings["invariance"], settings["processing_side"], settings["variant"]) == ("affine", "longer", None)
 
 
@@ -493,7 +493,7 @@ def test_names_that_are_no_utf_8(benchmark: Path, tmp_path: Path) -> None:
     (benchmark / "room-0").rename(benchmark / name)
     for listed in benchmark.glob("manifest.json"):
         listed.write_text(listed.read_text().replace('"room-0"', json.dumps(name)))
-    report = evaluate_benchmark(open_folder_benchmark(benchmark), contestant(), output_dir=tmp_path / "out")
+    report = evaluate_benchmark(open_folder_benchmark(benchmark), spec(), output_dir=tmp_path / "out")
     assert name in [image.name for image in report.images]
     assert read_report(tmp_path / "out").images == report.images
     page = (tmp_path / "out" / "page.html").read_text(encoding="utf-8")

@@ -18,7 +18,7 @@ from openmarigold.data.preparation import Checks, FrameDefectError, plane_depth,
 from openmarigold.data.preview import write_preview
 from openmarigold.data.readers.hypersim import FOCAL_PX, SPLIT_CSV, HypersimReader, millimeters, tone_map
 from openmarigold.data.readers.rgbd_folder import FolderReader, read_config
-from openmarigold.data.readers.vkitti2 import VirtualKitti2Reader, choose_variants, kitti_crop
+from openmarigold.data.readers.vkitti2 import VirtualKitti2Reader, choose_variants
 from openmarigold.data.shards import ShardedDataset
 from openmarigold.data.verification import verify
 from openmarigold.errors import DataError, InvalidValueError, OpenMarigoldError
@@ -101,14 +101,6 @@ def test_millimeters_are_cut_and_do_not_wrap_around() -> None:
     depth = np.array([[1.2349, 65.5351, 66.0, 400.0, np.nan, np.inf, -1.0, 2.0]])
     valid_mask = np.array([[True] * 7 + [False]])
     assert millimeters(depth, valid_mask).tolist() == [[1234, 65535, 65535, 65535, 0, 0, 0, 0]]
-
-
-def test_kitti_crop() -> None:
-    assert kitti_crop(375, 1242) == (slice(23, 375), slice(13, 1229))
-    assert kitti_crop(370, 1224) == (slice(18, 370), slice(4, 1220))
-    assert kitti_crop(353, 1217) == (slice(1, 353), slice(0, 1216))
-    with pytest.raises(InvalidValueError, match="300x1242 is smaller"):
-        kitti_crop(300, 1242)
 
 
 # --- Hypersim

@@ -12,10 +12,10 @@ PUBLIC = {
     "BatchResult",
     "CheckpointError",
     "DataError",
-    "DepthEstimator",
     "CallConfig",
     "ImageError",
     "InvalidValueError",
+    "MapEstimator",
     "MissingExtraError",
     "NumericalError",
     "OpenMarigoldError",
@@ -28,7 +28,9 @@ PUBLIC = {
     "RecipeError",
     "Report",
     "__version__",
+    "alignment",
     "evaluate",
+    "metrics",
     "pipeline",
     "predict_files",
     "train",
@@ -40,7 +42,7 @@ def test_public_names() -> None:
     assert set(dir(openmarigold)) >= PUBLIC
     for name in PUBLIC:
         value = getattr(openmarigold, name)
-        assert getattr(value, "__name__", name) == name
+        assert getattr(value, "__name__", name).removeprefix("openmarigold.") == name
     with pytest.raises(AttributeError, match="has no attribute 'Pipeline'"):
         _ = openmarigold.Pipeline
 

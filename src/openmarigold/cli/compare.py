@@ -16,15 +16,6 @@ from openmarigold.cli.terminal import cell
 if TYPE_CHECKING:
     from openmarigold.evaluation.compare import Comparison
 
-# Metric, its label, factor and digits.
-_SHOWN = (
-    ("abs_rel", "AbsRel %", 100, 2),
-    ("delta1", "delta1 %", 100, 2),
-    ("rmse", "RMSE m", 1, 3),
-    ("silog", "SILog", 1, 2),
-    ("boundary_f1", "boundary F1 %", 100, 2),
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Compare:
@@ -65,20 +56,19 @@ def _print_table(comparison: Comparison) -> None:
     )
     for heading in ("metric", "a", "b", "b - a"):
         table.add_column(heading, justify="left" if heading == "metric" else "right")
-    kinds = next(iter(comparison.differences.values())).intervals
-    for what in kinds:
-        table.add_column(f"95 % over {what}", justify="right")
+    for drawn in next(iter(comparison.differences.values())).intervals:
+        table.add_column(f"95 % over {drawn}", justify="right")
     table.add_column("better")
-    for metric, label, factor, digits in _SHOWN:
-        difference = comparison.differences[metric]
+    for score in comparison.scores.values():
+        if not score.label or score.name not in comparison.differences:
+            continue
+        difference = comparison.differences[score.name]
+        plain, signed = f".{score.digits}f", f"+.{score.digits}f"
         table.add_row(
-            label,
-            *(f"{factor * value:.{digits}f}" for value in (difference.a, difference.b)),
-            f"{factor * difference.difference:+.{digits}f}",
-            *(
-                f"{factor * low:+.{digits}f} … {factor * high:+.{digits}f}"
-                for low, high in difference.intervals.values()
-            ),
-            comparison.verdict(metric),
+            score.heading,
+            *(score.text(value, plain) for value in (difference.a, difference.b)),
+            score.text(difference.difference, signed),
+            *(f"{score.text(low, signed)} … {score.text(high, signed)}" for low, high in difference.intervals.values()),
+            comparison.verdict(score.name),
         )
     Console(width=None if sys.stdout.isatty() else 110).print(table)

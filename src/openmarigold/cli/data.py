@@ -363,7 +363,7 @@ def _print_where(command: Where) -> None:
         raise DataError(f"unknown data set {command.name!r}; use one of {', '.join([*BENCHMARKS, *raw])}")
     row = BENCHMARKS[command.name]
     say(f"{row.name}: {row.title}" + (f", {row.expected_count} images" if row.expected_count else ""))
-    print(f"depth: {row.unit}; range {row.min_depth:g} to {row.max_depth:g} m\n")
+    print(f"depth: {row.unit}; range {row.min_value:g} to {row.max_value:g} m\n")
     print(row.files.replace("{root}", printable(command.data)))
     if row.expected_count:
         print()
@@ -382,7 +382,7 @@ def _print_list() -> None:
         table.add_column(heading, justify="right" if heading == "images" else "left")
     for row in BENCHMARKS.values():
         count = "" if row.expected_count is None else str(row.expected_count)
-        table.add_row(row.name, row.title, count, escape(row.unit), f"{row.min_depth:g}–{row.max_depth:g}")
+        table.add_row(row.name, row.title, count, escape(row.unit), f"{row.min_value:g}–{row.max_value:g}")
     training = Table(title="training sets: data prepare", title_justify="left")
     for heading in ("name", "what", "images", "license", "size"):
         training.add_column(heading)

@@ -7,7 +7,7 @@ import json
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -16,27 +16,33 @@ from openmarigold.config import PredictConfig
 
 if TYPE_CHECKING:
     from openmarigold.evaluation import Report
+    from openmarigold.modalities.modality import Modality
+    from openmarigold.modalities.protocol import Score
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Measure a model, or depth maps of any tool, on photos with measured depth.
+    """Measure a model, or maps of any tool, on photos with measured maps.
 
-    Per image, scale and shift are fitted to the measured depth; scores are means over images or, for a folder, over the
-    places of a kind. `evaluate compare A B` compares the output folders of two runs.
+    Per image, depth is fitted to the measured depth; scores are means over images or, for a folder, over the places of
+    a kind. `evaluate compare A B` compares the output folders of two runs.
     """
 
     benchmark: Path
-    """Folder, tar or zip with manifest.json and, for each image, a folder with rgb.jpg, depth.png and meta.json. With
-    --data: a name, such as nyuv2 (`openmarigold data list`)."""
+    """Folder, tar or zip with manifest.json and, for each image, a folder with rgb.jpg and depth.npy, or depth.png and
+    meta.json. With --data: a name, such as nyuv2 (`openmarigold data list`)."""
     data: Path | None = None
     """Folder of the known benchmarks (`openmarigold data where NAME`)."""
     predictions: Path | None = None
-    """Folder of depth maps (npy, exr, 16-bit png) to score instead of a model."""
-    invariance: Literal["affine_depth", "scale", "metric", "disparity"] = "affine_depth"
-    """What the maps of --predictions are: depth up to scale and shift, up to scale, in meters, or disparity."""
-    protocol: Literal["marigold", "disparity", "log-ransac", "scale", "metric"] | None = None
-    """How maps are aligned. None: disparity for disparity, else marigold."""
+    """Folder of maps (npy, exr, 16-bit png) to score instead of a model."""
+    modality: str = "depth"
+    """What a benchmark folder holds."""
+    invariance: str | None = None
+    """What the maps of --predictions are: affine_depth (up to scale and shift), scale (up to scale), metric (meters) or
+    disparity. None: affine_depth."""
+    protocol: str | None = None
+    """How maps are aligned: marigold, disparity, log-ransac, scale or metric. None: disparity for disparity, else
+    marigold."""
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
     """Folder of the report: summary.json, images.csv, page.html. An interrupted run goes on."""
     num_workers: int = 1
@@ -53,24 +59,26 @@ class Evaluate:
 def run_evaluate(command: Evaluate) -> int:
     """Scores, prints a table or JSON, and returns the exit status."""
     from openmarigold.evaluation.benchmarks import open_benchmark, open_folder_benchmark
-    from openmarigold.evaluation.contestants import baseline_contestants, predictor_contestant, saved_contestant
     from openmarigold.evaluation.runner import evaluate_benchmark
+    from openmarigold.evaluation.specs import baseline_specs, predictor_spec, saved_spec
+    from openmarigold.modalities import find_modality
 
     if command.data is None:
-        benchmark = open_folder_benchmark(command.benchmark)
+        benchmark = open_folder_benchmark(command.benchmark, find_modality(command.modality))
     else:
         benchmark = open_benchmark(str(command.benchmark), command.data, allow_partial=command.allow_partial)
+    modality = benchmark.row.modality
     if command.predictions is None:
-        contestant = predictor_contestant(command.config)
+        spec = predictor_spec(command.config)
     else:
-        contestant = saved_contestant(command.predictions, command.invariance)
+        spec = saved_spec(command.predictions, command.invariance, modality)
     if ignored := _without_effect(command):
         options = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
         say(f"warning: not used with{'' if command.predictions else 'out'} --predictions: {options}", error=True)
-    runs = [(contestant, command.protocol, command.output_dir)]
+    runs = [(spec, command.protocol, command.output_dir)]
     if command.baselines:
         # They have protocols of their own: the image row is disparity.
-        for baseline in baseline_contestants():
+        for baseline in baseline_specs(modality):
             folder = None if command.output_dir is None else command.output_dir / baseline.name.replace(" ", "-")
             runs.append((baseline, None, folder))
     reports: dict[str, Report] = {}
@@ -89,7 +97,7 @@ def run_evaluate(command: Evaluate) -> int:
     if command.json:
         print(json.dumps({name: report.to_dict() for name, report in reports.items()}, indent=2))
     else:
-        _print_tables(reports)
+        _print_tables(reports, modality)
         if command.output_dir is not None:
             say(f"summary.json, images.csv, page.html -> {command.output_dir}")
     return EXIT_SOME_FAILED if any(report.failed for report in reports.values()) else 0
@@ -104,7 +112,7 @@ def _without_effect(command: Evaluate) -> list[str]:
     return [name for name in names if getattr(command.config, name) != getattr(defaults, name)]
 
 
-def _print_tables(reports: dict[str, Report]) -> None:
+def _print_tables(reports: dict[str, Report], modality: Modality) -> None:
     """A table for each protocol, since their scores must not be compared."""
     from rich.console import Console
     from rich.table import Table
@@ -112,30 +120,37 @@ def _print_tables(reports: dict[str, Report]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 100)
     for protocol in dict.fromkeys(report.protocol for report in reports.values()):
         chosen = {name: report for name, report in reports.items() if report.protocol == protocol}
-        kinds = next(iter(chosen.values())).kinds
-        table = Table(title=f"AbsRel % (lower is better) / delta1 % (higher is better), protocol {protocol}")
+        first = next(iter(chosen.values()))
+        headline = _headline(first, modality)
+        table = Table(title=f"{' / '.join(map(_with_direction, headline))}, protocol {protocol}")
         table.add_column("estimator")
-        for name, kind in kinds.items():
+        for name, kind in first.kinds.items():
             table.add_column(f"{cell(name)}\n{_counts(kind.num_places, kind.num_images)}", justify="right")
         table.add_column("pixels\nscored", justify="right")
         for name, report in chosen.items():
-            scores = (kind.metrics for kind in report.kinds.values())
-            cells = (f"{100 * score['abs_rel']:.1f} / {100 * score['delta1']:.1f}" for score in scores)
+            cells = (
+                " / ".join(score.text(kind.metrics[score.name]) for score in headline) for kind in report.kinds.values()
+            )
             table.add_row(cell(name), *cells, f"{100 * report.share_scored:.1f} %")
         console.print(table)
     for name, report in reports.items():
-        for what, intervals in report.kinds["all"].intervals.items():
-            spans = " / ".join(
-                f"{100 * low:.1f}–{100 * high:.1f}" for low, high in (intervals["abs_rel"], intervals["delta1"])
-            )
-            say(f"{name}, all: 95 % interval over {what} {spans}")
-        if report.num_negative_scale:
-            say(
-                f"{name}: in {report.num_negative_scale} of {len(report.images)} images the fitted scale is negative: "
-                "near and far are exchanged; check --invariance"
-            )
+        for drawn, intervals in report.kinds["all"].intervals.items():
+            spans = ("–".join(map(score.text, intervals[score.name])) for score in _headline(report, modality))
+            say(f"{name}, all: 95 % interval over {drawn} {' / '.join(spans)}")
+        for score in report.scores:
+            if count := report.num_flagged.get(score.name):
+                say(f"{name}: in {count} of {len(report.images)} images {score.flag}; check --invariance")
         if report.failed:
             say(f"{name}: {len(report.failed)} images failed and are not counted")
+
+
+def _headline(report: Report, modality: Modality) -> list[Score]:
+    scores = {score.name: score for score in report.scores}
+    return [scores[name] for name in modality.headline_metrics]
+
+
+def _with_direction(score: Score) -> str:
+    return f"{score.heading} ({'higher' if score.higher_is_better else 'lower'} is better)"
 
 
 def _counts(num_places: int, num_images: int) -> str:

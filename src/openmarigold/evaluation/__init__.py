@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of depth estimators: estimators, protocols, runs, reports, comparisons and the paper's tables.
+"""Scores of estimators: protocols, runs, reports, comparisons and the paper's tables.
 
->>> from openmarigold.evaluation import constant_estimator, evaluate
->>> evaluate(Path("examples/benchmark"), constant_estimator()).kinds["all"].metrics["abs_rel"]  # doctest: +SKIP
+>>> from openmarigold.evaluation import baseline_estimators, evaluate
+>>> report = evaluate("examples/benchmark", baseline_estimators()["constant"])  # doctest: +SKIP
+>>> report.kinds["all"].metrics["abs_rel"]  # doctest: +SKIP
 """
 
 from openmarigold.evaluation.estimators import (
-    BASELINES,
-    DepthEstimator,
     Estimator,
-    Invariance,
+    MapEstimator,
     SavedPredictions,
-    constant_estimator,
-    image_row_estimator,
+    baseline_estimators,
     predictor_estimator,
 )
 from openmarigold.evaluation.report import ImageScore, Report
@@ -20,18 +18,15 @@ from openmarigold.evaluation.runner import evaluate, evaluate_benchmark, read_ma
 from openmarigold.evaluation.statistics import KindScore
 
 __all__ = [
-    "BASELINES",
-    "DepthEstimator",
     "Estimator",
     "ImageScore",
-    "Invariance",
     "KindScore",
+    "MapEstimator",
     "Report",
     "SavedPredictions",
-    "constant_estimator",
+    "baseline_estimators",
     "evaluate",
     "evaluate_benchmark",
-    "image_row_estimator",
     "predictor_estimator",
     "read_manifest",
     "score_benchmark",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a benchmark is: a row that says how it is stored and which pixels count, and access to its samples."""
+"""What a benchmark is: a row of how it is stored and which pixels count, and access to its samples."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ import hashlib
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float64, UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from openmarigold.data.archives import Archive
 from openmarigold.data.arrays import load_npy
 from openmarigold.errors import DataError, ImageError, one_line
-from openmarigold.evaluation.benchmark_readers import Decoder, Entry, Lister, NoDepthScaleError
+from openmarigold.evaluation.benchmark_readers import Decoder, Entry, Lister, NoScaleError
 from openmarigold.images.photo import as_rgb
-
-Window: TypeAlias = tuple[slice, slice]
+from openmarigold.modalities.modality import Modality
+from openmarigold.modalities.protocol import BenchmarkSample, Maps, Window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +27,17 @@ class BenchmarkRow:
 
     name: str
     title: str
+    modality: Modality
     list_entries: Lister
     decode: Decoder
     unit: str
-    """What the depth files hold, in words."""
-    min_depth: float
-    max_depth: float
-    """Range of valid depth [m], exclusive; aligned predictions are clipped to it."""
-    max_depth_by_kind: Mapping[str, float] = field(default_factory=dict)
-    use_range: bool = True
-    """False: only the data set's own mask says what is valid."""
+    """What the files of the maps hold, in words."""
+    min_value: float
+    max_value: float
+    """Range of valid values, exclusive; protocols clip aligned predictions to it."""
+    max_value_by_kind: Mapping[str, float] = field(default_factory=dict)
+    valid_range: tuple[float, float] | None = None
+    """What counts instead of that range, exclusive, where the data set's own mask decides."""
     window: Callable[[int, int], Window] | None = None
     """Part of the (cropped) image that counts."""
     crop: Callable[[int, int], Window] | None = None
@@ -47,30 +47,12 @@ class BenchmarkRow:
     max_fit_width: int | None = None
     """Columns that the fit of scale and shift uses, at most."""
     resize_rgb: bool = False
-    """Photos of another size than the depth are resized to it."""
+    """Photos of another size than the maps are resized to it."""
     expected_count: int | None
     average_over_places: bool = False
     """Mean over the images of a place, then over places; False: over images."""
     files: str
     """Where the files come from and what to put where, with {root} for the folder of the data."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkSample:
-    """A photo and its measured depth [m], cropped as the benchmark asks; True in `valid_mask` = use this pixel."""
-
-    name: str
-    kind: str
-    place: str
-    rgb: UInt8[np.ndarray, "h w 3"]
-    depth: Float64[np.ndarray, "h w"]
-    valid_mask: Bool[np.ndarray, "h w"]
-    min_depth: float
-    max_depth: float
-    max_fit_width: int | None = None
-    full_size: tuple[int, int]
-    """Height and width before the crop."""
-    crop: Window | None = None
 
 
 class Benchmark:
@@ -116,62 +98,70 @@ class Benchmark:
         return contents
 
     def sample(self, entry: Entry, files: Mapping[str, bytes] | None = None) -> BenchmarkSample:
-        """One image with its measured depth, from its files' content where that has been read already.
+        """One image with its measured maps, from its files' content where that has been read already.
 
         Raises:
-            DataError: a file is missing or damaged, sizes differ, or no pixel has a measured depth.
+            DataError: a file is missing or damaged, sizes differ, or no pixel was measured.
             ImageError: the photo cannot be read.
         """
         files = self.files(entry) if files is None else files
-        row, depth_path = self.row, self._path(entry.files["depth"])
+        row = self.row
         rgb = self._rgb(entry, files["rgb"])
-        try:
-            depth, mask = row.decode(files, rgb.shape[:2])
-        except NoDepthScaleError as error:
-            path = self._path(entry.files["meta"])
-            raise DataError(f"{path} has no number depth_scale, the values per meter") from error
-        except Exception as error:
-            # Decoders raise whatever damaged bytes lead to, as Pillow's and NumPy's do.
-            raise DataError(
-                f"{depth_path} is missing or damaged ({one_line(error)}); get the benchmark again"
-            ) from error
-        if row.resize_rgb and rgb.shape[:2] != depth.shape:
-            size = depth.shape[::-1]
-            rgb = np.array(Image.fromarray(rgb).resize(size, Image.Resampling.BILINEAR))
-        if depth.shape != rgb.shape[:2]:
-            raise DataError(
-                f"{depth_path} is {list(depth.shape)} and its photo {list(rgb.shape[:2])}; sizes must be equal"
-            )
-        full_size = (depth.shape[0], depth.shape[1])
-        crop = None if row.crop is None else row.crop(*full_size)
+        maps, mask = self._maps(entry, files, (rgb.shape[0], rgb.shape[1]))
+        height, width = next(iter(maps.values())).shape[:2]
+        if row.resize_rgb and rgb.shape[:2] != (height, width):
+            rgb = np.array(Image.fromarray(rgb).resize((width, height), Image.Resampling.BILINEAR))
+        for name, values in maps.items():
+            if values.shape[:2] != rgb.shape[:2]:
+                raise DataError(
+                    f"{self._path(entry.files[name])} is {list(values.shape[:2])} and its photo "
+                    f"{list(rgb.shape[:2])}; sizes must be equal"
+                )
+        crop = None if row.crop is None else row.crop(height, width)
         if crop is not None:
-            rgb, depth = np.ascontiguousarray(rgb[crop]), np.ascontiguousarray(depth[crop])
+            rgb = np.ascontiguousarray(rgb[crop])
+            maps = {name: np.ascontiguousarray(values[crop]) for name, values in maps.items()}
             mask = None if mask is None else mask[crop]
-        max_depth = row.max_depth_by_kind.get(entry.kind, row.max_depth)
-        valid_mask = depth > 0
-        if row.use_range:
-            valid_mask &= (depth > row.min_depth) & (depth < max_depth)
+        max_value = row.max_value_by_kind.get(entry.kind, row.max_value)
+        valid_mask = row.modality.valid_mask(maps, row.valid_range or (row.min_value, max_value))
         if mask is not None:
-            valid_mask &= mask
+            valid_mask = valid_mask & mask
         if row.window is not None:
-            inside = np.zeros(depth.shape, dtype=bool)
-            inside[row.window(*depth.shape)] = True
-            valid_mask &= inside
+            inside = np.zeros(valid_mask.shape, dtype=bool)
+            inside[row.window(*valid_mask.shape)] = True
+            valid_mask = valid_mask & inside
         if not valid_mask.any():
-            raise DataError(f"{depth_path} has no valid pixel; leave the image out of the manifest")
+            path = self._path(entry.files[next(iter(maps))])
+            raise DataError(f"{path} has no valid pixel; leave the image out of the manifest")
         return BenchmarkSample(
             name=entry.name,
             kind=entry.kind,
             place=entry.place,
             rgb=rgb,
-            depth=depth,
+            maps=maps,
             valid_mask=valid_mask,
-            min_depth=row.min_depth,
-            max_depth=max_depth,
+            min_value=row.min_value,
+            max_value=max_value,
             max_fit_width=row.max_fit_width,
-            full_size=full_size,
+            full_size=(height, width),
             crop=crop,
         )
+
+    def _maps(
+        self, entry: Entry, files: Mapping[str, bytes], size: tuple[int, int]
+    ) -> tuple[Maps, Bool[np.ndarray, "h w"] | None]:
+        """The measured maps, and the pixels that count where the data set has a mask of its own."""
+        name = next(kind.name for kind in self.row.modality.maps if kind.name in entry.files)
+        try:
+            return self.row.decode(files, size)
+        except NoScaleError as error:
+            path = self._path(entry.files["meta"])
+            raise DataError(f"{path} has no number {error}, the values of its 16-bit picture per unit") from error
+        except Exception as error:
+            # Decoders raise whatever damaged bytes lead to, as Pillow's and NumPy's do.
+            raise DataError(
+                f"{self._path(entry.files[name])} is missing or damaged ({one_line(error)}); get the benchmark again"
+            ) from error
 
     def _rgb(self, entry: Entry, content: bytes) -> UInt8[np.ndarray, "h w 3"]:
         path = self._path(entry.files["rgb"])

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How each benchmark stores its images and depth: a function that lists them and one that decodes depth.
+"""How each benchmark stores its images and maps: a function that lists them and one that decodes the maps.
 
-A lister turns an archive into entries, pairs of files that belong together. A decoder turns an entry's bytes into depth
-[m], float64, 0 where nothing was measured, and a mask where the data set has one of its own.
+A lister turns an archive into entries, files that belong together. A decoder turns an entry's bytes into maps, float64,
+and a mask where the data set has one of its own. Depth is in meters, 0 where nothing was measured.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from PIL import Image
 from openmarigold.data.archives import Archive
 from openmarigold.data.arrays import load_npy
 from openmarigold.errors import DataError
+from openmarigold.modalities.modality import Modality
+from openmarigold.modalities.protocol import Maps
 from openmarigold.text_files import DamagedTextError, parse_json
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One image of a benchmark: its unique name, and the name of its file in each role (rgb, depth, mask, meta)."""
+    """One image of a benchmark: its unique name, and its file in each role (rgb, mask, meta, and the names of maps)."""
 
     name: str
     kind: str
@@ -43,26 +45,36 @@ class Listing:
 
 
 Lister: TypeAlias = Callable[[Archive], Listing]
-Decoded: TypeAlias = tuple[Float64[np.ndarray, "h w"], Bool[np.ndarray, "h w"] | None]
+Decoded: TypeAlias = tuple[Maps, Bool[np.ndarray, "h w"] | None]
 Decoder: TypeAlias = Callable[[Mapping[str, bytes], tuple[int, int]], Decoded]
 
 
 # --- Listers
 
 
-def list_folder(archive: Archive) -> Listing:
-    """The generic layout: `manifest.json`, a list of `{name, kind, place}`, and a folder of three files for each name.
+def list_folder(modality: Modality) -> Lister:
+    """The generic layout: `manifest.json`, a list of `{name, kind, place}`, and a folder of files for each name.
 
-    Raises:
-        DataError: `manifest.json` is missing, damaged or empty.
+    Each map of the modality is `<map>.npy`, or, of one channel, a 16-bit `<map>.png` with `<map>_scale`, the values per
+    unit, in `meta.json`.
     """
-    listing = Listing()
-    for item in parse_manifest(archive):
-        name = item["name"]
-        files = {"rgb": f"{name}/rgb.jpg", "depth": f"{name}/depth.png", "meta": f"{name}/meta.json"}
-        # Missing files are said when they are read: the manifest is the count.
-        listing.entries.append(Entry(name=name, kind=item["kind"], place=item["place"], files=files))
-    return listing
+
+    def list_entries(archive: Archive) -> Listing:
+        listing = Listing()
+        for item in parse_manifest(archive):
+            name = item["name"]
+            files = {"rgb": f"{name}/rgb.jpg"}
+            for kind in modality.maps:
+                array = f"{name}/{kind.name}.npy"
+                if kind.channels == 1 and array not in archive.names:
+                    files |= {kind.name: f"{name}/{kind.name}.png", "meta": f"{name}/meta.json"}
+                else:
+                    files[kind.name] = array
+            # Missing files are reported when they are read: the manifest is the count.
+            listing.entries.append(Entry(name=name, kind=item["kind"], place=item["place"], files=files))
+        return listing
+
+    return list_entries
 
 
 def parse_manifest(archive: Archive) -> list[dict[str, Any]]:
@@ -98,7 +110,7 @@ def parse_manifest(archive: Archive) -> list[dict[str, Any]]:
 
 
 def list_nyuv2(split: str) -> Lister:
-    """`<split>/<scene>/rgb_0001.png` with `depth_0001.png` beside it; .npy from the official file."""
+    """`<split>/<scene>/rgb_0001.png` and `depth_0001.png`; .npy from the official file."""
     pattern = re.compile(rf"(?:^|/)({split}/([^/]+)/)rgb_(\d+)\.(png|npy)$")
 
     def list_entries(archive: Archive) -> Listing:
@@ -222,26 +234,46 @@ def decode_png(values_per_meter: float) -> Decoder:
 
     def decode(files: Mapping[str, bytes], size: tuple[int, int]) -> Decoded:
         if files["depth"][:6] == b"\x93NUMPY":
-            return _finite(_load_npy(files["depth"])), None
-        return _read_gray16(files["depth"]) / values_per_meter, None
+            return {"depth": _finite(load_npy(files["depth"]))}, None
+        return {"depth": _read_gray16(files["depth"]) / values_per_meter}, None
 
     return decode
 
 
-def decode_folder(files: Mapping[str, bytes], size: tuple[int, int]) -> Decoded:
-    """16-bit grays with `depth_scale`, the values per meter, in `meta.json`."""
-    meta = parse_json(files["meta"])
+def decode_folder(modality: Modality) -> Decoder:
+    """The maps of a modality in the generic layout; see `list_folder`."""
+
+    def decode(files: Mapping[str, bytes], size: tuple[int, int]) -> Decoded:
+        maps = {}
+        for kind in modality.maps:
+            content = files[kind.name]
+            if content[:6] != b"\x93NUMPY":
+                scale = _scale(files["meta"], f"{kind.name}_scale")
+                maps[kind.name] = _read_gray16(content) / scale
+                continue
+            values = load_npy(content)
+            if values.dtype.kind not in "fiu" or values.shape[2:] != (() if kind.channels == 1 else (kind.channels,)):
+                shape = "[h, w]" if kind.channels == 1 else f"[h, w, {kind.channels}]"
+                raise ValueError(f"{values.dtype} of shape {list(values.shape)}; numbers of shape {shape} are needed")
+            maps[kind.name] = values.astype(np.float64)
+        return maps, None
+
+    return decode
+
+
+def _scale(meta: bytes, name: str) -> float:
+    content = parse_json(meta)
     try:
-        scale = float(meta["depth_scale"])
+        scale = float(content[name])
     except (KeyError, TypeError, ValueError) as error:
-        raise NoDepthScaleError from error
+        raise NoScaleError(name) from error
     if not (0 < scale < np.inf):
-        raise NoDepthScaleError
-    return _read_gray16(files["depth"]) / scale, None
+        raise NoScaleError(name)
+    return scale
 
 
-class NoDepthScaleError(ValueError):
-    """`meta.json` has no positive number `depth_scale`."""
+class NoScaleError(ValueError):
+    """`meta.json` has no positive number of that name."""
 
 
 def decode_float32(files: Mapping[str, bytes], size: tuple[int, int]) -> Decoded:
@@ -250,23 +282,23 @@ def decode_float32(files: Mapping[str, bytes], size: tuple[int, int]) -> Decoded
     content = files["depth"]
     if len(content) != 4 * height * width:
         raise ValueError(f"{len(content)} bytes; {4 * height * width} are needed for {height}x{width}")
-    return _finite(np.frombuffer(content, "<f4").reshape(height, width)), None
+    return {"depth": _finite(np.frombuffer(content, "<f4").reshape(height, width))}, None
 
 
 def decode_diode(files: Mapping[str, bytes], size: tuple[int, int]) -> Decoded:
     """DIODE: [h, w, 1] float32 [m] and a mask [h, w] of 0 and 1, both .npy."""
-    depth, mask = _load_npy(files["depth"]), _load_npy(files["mask"])
+    depth, mask = load_npy(files["depth"]), load_npy(files["mask"])
     depth = depth[..., 0] if depth.ndim == 3 and depth.shape[2] == 1 else depth
     mask = mask[..., 0] if mask.ndim == 3 and mask.shape[2] == 1 else mask
     if mask.shape != depth.shape:
         raise ValueError(f"the mask is {list(mask.shape)}, the depth {list(depth.shape)}")
-    return _finite(depth), mask.astype(np.float64) > 0.5
+    return {"depth": _finite(depth)}, mask.astype(np.float64) > 0.5
 
 
 def _finite(depth: np.ndarray) -> Float64[np.ndarray, "h w"]:
     """float64, with 0 in the place of values that are not finite."""
     if depth.ndim != 2 or not np.issubdtype(depth.dtype, np.floating):
-        raise ValueError(f"{depth.dtype} of shape {list(depth.shape)} is no depth map")
+        raise ValueError(f"{depth.dtype} of shape {list(depth.shape)} is not a depth map")
     return np.where(np.isfinite(depth), depth, 0.0).astype(np.float64)
 
 
@@ -275,7 +307,3 @@ def _read_gray16(content: bytes) -> Float64[np.ndarray, "h w"]:
         if not image.mode.startswith("I"):
             raise ValueError(f"Pillow mode {image.mode}, not 16-bit grays")
         return np.asarray(image).astype(np.float64)
-
-
-def _load_npy(content: bytes) -> np.ndarray:
-    return load_npy(content)

@@ -7,14 +7,16 @@ Paper: §4.1, table 1; its ablations use `nyuv2-train` and `kitti-val`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 
 from openmarigold.data.archives import open_archive
+from openmarigold.data.crops import kitti_crop
 from openmarigold.errors import DataError
-from openmarigold.evaluation.benchmark import Benchmark, BenchmarkRow, Window
+from openmarigold.evaluation.benchmark import Benchmark, BenchmarkRow
 from openmarigold.evaluation.benchmark_readers import (
     decode_diode,
     decode_float32,
@@ -29,21 +31,9 @@ from openmarigold.evaluation.benchmark_readers import (
 )
 from openmarigold.evaluation.nyuv2 import MAT_NAME, MatArchive
 from openmarigold.files import as_path
-
-KITTI_CROP_SIZE = (352, 1216)
-
-
-def kitti_benchmark_crop(height: int, width: int) -> Window:
-    """Rows and columns of the 352x1216 window of the KITTI benchmark: at the bottom, centered.
-
-    >>> kitti_benchmark_crop(375, 1242)
-    (slice(23, 375, None), slice(13, 1229, None))
-    """
-    crop_height, crop_width = KITTI_CROP_SIZE
-    if height < crop_height or width < crop_width:
-        raise DataError(f"an image of {height}x{width} is smaller than KITTI's window of {crop_height}x{crop_width}")
-    top, left = height - crop_height, (width - crop_width) // 2
-    return slice(top, height), slice(left, left + crop_width)
+from openmarigold.modalities import DEPTH
+from openmarigold.modalities.modality import Modality
+from openmarigold.modalities.protocol import Window
 
 
 def kitti_eigen_window(height: int, width: int) -> Window:
@@ -63,8 +53,8 @@ def nyu_eigen_window(height: int, width: int) -> Window:
     return slice(45, 471), slice(41, 601)
 
 
-def open_folder_benchmark(path: Path | str) -> Benchmark:
-    """A benchmark in the generic layout: a folder, tar or zip with manifest.json.
+def open_folder_benchmark(path: Path | str, modality: Modality = DEPTH) -> Benchmark:
+    """A benchmark in the generic layout: a folder, tar or zip with manifest.json and the maps of a modality.
 
     Raises:
         DataError: it is missing or damaged.
@@ -76,7 +66,20 @@ def open_folder_benchmark(path: Path | str) -> Benchmark:
             f"{path / 'manifest.json'} cannot be read (No such file or directory); a benchmark is a folder with "
             "manifest.json and one folder an image"
         )
-    return Benchmark(BENCHMARKS["folder"], open_archive(path))
+    row = BENCHMARKS["folder"]
+    if row.modality != modality:  # the same layout, without depth's ranges
+        row = replace(
+            row,
+            modality=modality,
+            list_entries=list_folder(modality),
+            decode=decode_folder(modality),
+            unit=".npy",
+            min_value=-np.inf,
+            max_value=np.inf,
+            max_value_by_kind=MappingProxyType({}),
+            valid_range=None,
+        )
+    return Benchmark(row, open_archive(path))
 
 
 def open_benchmark(name: str, data_dir: Path | str, *, allow_partial: bool = False) -> Benchmark:
@@ -92,7 +95,7 @@ def open_benchmark(name: str, data_dir: Path | str, *, allow_partial: bool = Fal
     location = next((path for path in candidates if path.exists()), None)
     if location is None:
         raise DataError(
-            f"{folder} does not exist; `openmarigold data where {row.name}` says what belongs there and where to get it"
+            f"{folder} does not exist; `openmarigold data where {row.name}` lists what belongs there and its source"
         )
     archive = MatArchive(location / MAT_NAME) if (location / MAT_NAME).is_file() else open_archive(location)
     return Benchmark(row, archive, allow_partial=allow_partial)
@@ -124,7 +127,7 @@ https://www.cvlibs.net/datasets/kitti/eval_depth.php (registration), zipped as t
   {{root}}/kitti/data_depth_annotated.zip
 or the repacked copy:
   {{root}}/kitti/kitti_eigen_split_test.tar
-and, in both cases, the list `rgb depth focal` of the split beside them, from data_split/kitti/ of
+and, in both cases, the list `rgb depth focal` of the split, from data_split/kitti/ of
 https://github.com/prs-eth/Marigold:
   {{root}}/kitti/LIST
 {_REPACKED}"""
@@ -137,11 +140,12 @@ def _nyuv2(name: str, title: str, split: str, count: int) -> BenchmarkRow:
     return BenchmarkRow(
         name=name,
         title=title,
+        modality=DEPTH,
         list_entries=list_nyuv2(split),
         decode=decode_png(1000.0),
         unit="16-bit PNG [mm]; float [m] in the official file",
-        min_depth=1e-3,
-        max_depth=10.0,
+        min_value=1e-3,
+        max_value=10.0,
         window=nyu_eigen_window,
         processing_resolution=0,
         expected_count=count,
@@ -153,13 +157,14 @@ def _kitti(name: str, title: str, list_name: str, count: int) -> BenchmarkRow:
     return BenchmarkRow(
         name=name,
         title=title,
+        modality=DEPTH,
         list_entries=list_kitti(list_name),
         decode=decode_png(256.0),
         unit="16-bit PNG [1/256 m]",
-        min_depth=1e-5,
-        max_depth=80.0,
+        min_value=1e-5,
+        max_value=80.0,
         window=kitti_eigen_window,
-        crop=kitti_benchmark_crop,
+        crop=kitti_crop,
         processing_resolution=0,
         expected_count=count,
         files=_KITTI_FILES.replace("LIST", list_name),
@@ -172,11 +177,12 @@ _ROWS = (
     BenchmarkRow(
         name="eth3d",
         title="ETH3D, high-resolution multi-view, training scenes",
+        modality=DEPTH,
         list_entries=list_eth3d,
         decode=decode_float32,
         unit="raw float32 [m], inf = none",
-        min_depth=1e-5,
-        max_depth=np.inf,
+        min_value=1e-5,
+        max_value=np.inf,
         # 756 at the source, of which its autoencoder uses 752: see docs/faithfulness.md.
         processing_resolution=752,
         max_fit_width=1024,
@@ -193,11 +199,12 @@ or the repacked copy:
     BenchmarkRow(
         name="scannet",
         title="ScanNet, 800 validation frames",
+        modality=DEPTH,
         list_entries=list_scannet(_SCANNET_LIST),
         decode=decode_png(1000.0),
         unit="16-bit PNG [mm]",
-        min_depth=1e-3,
-        max_depth=10.0,
+        min_value=1e-3,
+        max_value=10.0,
         processing_resolution=0,
         resize_rgb=True,
         expected_count=800,
@@ -214,12 +221,13 @@ Photos of another size than the depth (1296x968) are resized to it.
     BenchmarkRow(
         name="diode",
         title="DIODE, validation, indoors and outdoors",
+        modality=DEPTH,
         list_entries=list_diode,
         decode=decode_diode,
         unit=".npy float32 [m] and mask",
-        min_depth=0.6,
-        max_depth=350.0,
-        use_range=False,
+        min_value=0.6,
+        max_value=350.0,
+        valid_range=(0.0, np.inf),
         processing_resolution=640,
         expected_count=771,
         files=f"""\
@@ -235,13 +243,14 @@ or the repacked copy:
     BenchmarkRow(
         name="folder",
         title="a folder in the generic layout",
-        list_entries=list_folder,
-        decode=decode_folder,
-        unit="16-bit PNG, meta.json says how many values a meter",
-        min_depth=1e-3,
-        max_depth=20.0,
-        max_depth_by_kind=MappingProxyType({"outdoor": 80.0}),
-        use_range=False,
+        modality=DEPTH,
+        list_entries=list_folder(DEPTH),
+        decode=decode_folder(DEPTH),
+        unit=".npy [m]; 16-bit PNG, values per meter in meta.json",
+        min_value=1e-3,
+        max_value=20.0,
+        max_value_by_kind=MappingProxyType({"outdoor": 80.0}),
+        valid_range=(0.0, np.inf),
         processing_resolution=0,
         expected_count=None,
         average_over_places=True,
@@ -251,6 +260,7 @@ Your own pairs, given as `evaluate --benchmark DIR` (a folder, tar or zip) witho
   DIR/<name>/rgb.jpg
   DIR/<name>/depth.png         (16 bits, planar depth = value / depth_scale meters, 0 = none)
   DIR/<name>/meta.json         {"depth_scale": 1000}
+  DIR/<name>/depth.npy         (instead of these two: meters, 0 = none)
 Depth is clipped to [0.001, 20] m, to 80 m for the kind "outdoor". Images of a place count together.""",
     ),
 )

@@ -11,11 +11,12 @@ from typing import Any
 from openmarigold.errors import InvalidValueError
 from openmarigold.evaluation.report import Report, read_report
 from openmarigold.evaluation.statistics import Difference, paired_differences
+from openmarigold.modalities import find_modality
+from openmarigold.modalities.protocol import Score
 
 # If chance alone decided each image, five would all agree in more than one run of 20 (2 * 0.5**5), six would not.
 MIN_IMAGES = 6
 TOO_FEW = "too few images"
-_HIGHER_IS_BETTER = frozenset({"delta1", "delta2", "delta3", "boundary_f1", "pixels_scored"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,8 @@ class Comparison:
 
     benchmark: str
     protocol: str
+    scores: Mapping[str, Score]
+    """What the protocol measures, by name; what tables show first comes first."""
     num_images: int
     differences: Mapping[str, Difference]
 
@@ -35,10 +38,11 @@ class Comparison:
         if self.num_images < MIN_IMAGES:
             return TOO_FEW
         intervals = self.differences[metric].intervals.values()
+        higher_is_better = metric in self.scores and self.scores[metric].higher_is_better
         if all(high < 0 for _, high in intervals):
-            return "a" if metric in _HIGHER_IS_BETTER else "b"
+            return "a" if higher_is_better else "b"
         if all(low > 0 for low, _ in intervals):
-            return "b" if metric in _HIGHER_IS_BETTER else "a"
+            return "b" if higher_is_better else "a"
         return "undecided"
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,12 +58,12 @@ class Comparison:
         }
 
 
-def compare(a: Path, b: Path) -> Comparison:
+def compare(a: Path | str, b: Path | str) -> Comparison:
     """Comparison of two runs by their output folders or summary files.
 
     Raises:
         DataError: one is missing or damaged.
-        InvalidValueError: they differ in benchmark, protocol, images or the images' files.
+        InvalidValueError: they differ in modality, benchmark, protocol, images or the images' files.
     """
     return compare_reports(read_report(a), read_report(b))
 
@@ -68,9 +72,9 @@ def compare_reports(a: Report, b: Report) -> Comparison:
     """Comparison of two reports.
 
     Raises:
-        InvalidValueError: they differ in benchmark, protocol, images or the images' files.
+        InvalidValueError: they differ in modality, benchmark, protocol, images or the images' files.
     """
-    for what in ("benchmark", "protocol"):
+    for what in ("modality", "benchmark", "protocol"):
         first, second = getattr(a, what), getattr(b, what)
         if first != second:
             raise InvalidValueError(
@@ -92,6 +96,13 @@ def compare_reports(a: Report, b: Report) -> Comparison:
     return Comparison(
         benchmark=a.benchmark,
         protocol=a.protocol,
+        scores=_headline_first(a),
         num_images=len(names),
         differences=paired_differences(a.images, ordered, over_places=a.over_places),
     )
+
+
+def _headline_first(report: Report) -> dict[str, Score]:
+    scores = {score.name: score for score in report.scores}
+    headline = [name for name in find_modality(report.modality).headline_metrics if name in scores]
+    return {name: scores[name] for name in (*headline, *scores)}

@@ -4,152 +4,153 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
 from openmarigold.errors import DataError, ImageError, one_line
+from openmarigold.evaluation.scoring import Predicted, choose_space
 from openmarigold.files import as_path
 from openmarigold.images.exr import read_exr
+from openmarigold.modalities import DEPTH
+from openmarigold.modalities.modality import MapKind, Modality
+from openmarigold.modalities.protocol import Maps, PredictionSpace
 from openmarigold.predictor import Predictor
-
-Invariance: TypeAlias = Literal["affine_depth", "scale", "metric", "disparity"]
-"""What an estimate is known up to: depth up to scale and shift; depth up to scale; depth [m]; disparity up to both."""
-
-# What a checkpoint's depth is known up to, in the words of the protocols. An absolute one has no unit of its own.
-INVARIANCES: Mapping[str, Invariance] = {"affine": "affine_depth", "scale": "scale", "absolute": "scale"}
 
 
 @runtime_checkable
-class DepthEstimator(Protocol):
-    """Anything that can be evaluated: a map of the photo's size, and what it is known up to."""
+class MapEstimator(Protocol):
+    """Anything that can be evaluated: maps of the photo's size, and what they are known up to."""
 
     @property
-    def invariance(self) -> Invariance: ...
+    def invariance(self) -> PredictionSpace: ...
 
-    def __call__(self, rgb: UInt8[np.ndarray, "h w 3"], /) -> Float[np.ndarray, "h w"]: ...
+    def __call__(self, rgb: UInt8[np.ndarray, "h w 3"], /) -> Predicted: ...
 
 
 @dataclass(frozen=True)
 class Estimator:
-    """A `DepthEstimator` made of a function."""
+    """A `MapEstimator` made of a function that gives maps by name, or the array of a modality with one map."""
 
-    estimate: Callable[[np.ndarray], np.ndarray]
-    invariance: Invariance = "affine_depth"
+    estimate: Callable[[np.ndarray], Predicted]
+    invariance: PredictionSpace = DEPTH.spaces[0]
+    modality: Modality = DEPTH
 
-    def __call__(self, rgb: UInt8[np.ndarray, "h w 3"], /) -> Float[np.ndarray, "h w"]:
+    def __call__(self, rgb: UInt8[np.ndarray, "h w 3"], /) -> Predicted:
         return self.estimate(rgb)
 
 
 def predictor_estimator(predictor: Predictor, **settings: Any) -> Estimator:
     """`predictor` with settings of its call, such as `ensemble_size`."""
-    return Estimator(lambda rgb: predictor(rgb, **settings).depth, INVARIANCES[predictor.checkpoint.invariance])
+    invariance = predictor.modality.prediction_space(predictor.checkpoint.invariance)
+    return Estimator(lambda rgb: predictor(rgb, **settings).maps, invariance, predictor.modality)
 
 
-def constant_estimator() -> Estimator:
-    """The same depth everywhere: after the alignment, the image's mean depth. A baseline."""
-    return Estimator(lambda rgb: np.ones(rgb.shape[:2]))
+def baseline_estimators(modality: Modality = DEPTH) -> dict[str, Estimator]:
+    """Estimators that do not look at the photo, by name."""
+    return {
+        name: Estimator(baseline.estimate, baseline.space, modality) for name, baseline in modality.baselines.items()
+    }
 
-
-def image_row_estimator() -> Estimator:
-    """Disparity grows with the row, as on a floor: knows where the bottom of a photo is, nothing else. A baseline."""
-    return Estimator(
-        lambda rgb: np.repeat(np.arange(len(rgb), dtype=float)[:, None], rgb.shape[1], axis=1), "disparity"
-    )
-
-
-BASELINES: dict[str, Callable[[], Estimator]] = {"constant": constant_estimator, "image row": image_row_estimator}
 
 SAVED_SUFFIXES = (".npy", ".exr", ".png")
-EXR_CHANNELS = ("Z", "depth", "depth.Z", "Depth", "Y", "R")
 
 
 class SavedPredictions:
     """Maps in a folder, found by the names of a benchmark's images.
 
-    For the image `scene/rgb_0001`, with suffix .npy, .exr or 16-bit .png, the first there is of: `scene/rgb_0001`,
-    `scene/rgb_0001_depth` (what `openmarigold predict` writes), `scene/pred_0001` (what Marigold's own scripts write),
-    `scene/rgb_0001/depth`, `scene/rgb_0001/rgb_depth`, and the first two flat, as `scene_rgb_0001`.
+    For the map `depth` of the image `scene/rgb_0001`, with suffix .npy, .exr or 16-bit .png, the first there is of:
+    `scene/rgb_0001`, `scene/rgb_0001_depth` (what `openmarigold predict` writes), `scene/pred_0001` (what Marigold's
+    own scripts write), `scene/rgb_0001/rgb_depth`, `scene/rgb_0001/depth`, and the first two flat, as `scene_rgb_0001`.
+    Names without the map's are for modalities of one map.
     """
 
-    def __init__(self, directory: Path | str, invariance: Invariance = "affine_depth") -> None:
-        """Checks the folder.
+    def __init__(
+        self, directory: Path | str, invariance: PredictionSpace | None = None, modality: Modality = DEPTH
+    ) -> None:
+        """Checks the folder; without `invariance`, the maps are of the modality's first space.
 
         Raises:
-            DataError: there is no such folder.
+            DataError: the folder does not exist.
+            InvalidValueError: an invariance that the modality does not have.
         """
         directory = as_path(directory, "the folder of predictions")
         if not directory.is_dir():
             raise DataError(f"{directory} is not a folder; give the folder that holds the predictions")
-        self.directory, self.invariance = directory, invariance
+        self.directory, self.modality = directory, modality
+        self.invariance = choose_space(modality, invariance)
 
-    def find(self, name: str) -> Path:
-        """The file for an image.
+    def find(self, name: str) -> dict[str, Path]:
+        """The files for an image, by map.
 
         Raises:
-            DataError: there is none.
+            DataError: a map has none.
         """
-        for stem in _stems(name):
+        return {kind.name: self._find(name, kind) for kind in self.modality.maps}
+
+    def read(self, name: str) -> Maps:
+        """The maps of an image.
+
+        Raises:
+            DataError: one is missing or damaged, or does not have the channels of the map.
+            MissingExtraError: an EXR file without OpenEXR.
+        """
+        found = self.find(name)
+        for path in found.values():
+            if path.suffix == ".png" and self.invariance not in self.modality.picture_spaces:
+                raise DataError(
+                    f"{path}: a PNG has no unit and no zero; give {self.invariance} predictions as npy or exr"
+                )
+        return {kind.name: read_map(found[kind.name], kind) for kind in self.modality.maps}
+
+    def hash_of(self, name: str) -> str:
+        """SHA-256 of an image's files."""
+        digest = hashlib.sha256()
+        for path in self.find(name).values():
+            digest.update(path.read_bytes())
+        return digest.hexdigest()
+
+    def _find(self, name: str, kind: MapKind) -> Path:
+        for stem in _stems(name, kind.name, is_alone=len(self.modality.maps) == 1):
             for suffix in SAVED_SUFFIXES:
                 path = self.directory / f"{stem}{suffix}"
                 if path.is_file():
                     return path
-        raise DataError(f"{self.directory} holds no prediction {name} ({', '.join(SAVED_SUFFIXES)}); predict it")
-
-    def read(self, name: str) -> Float[np.ndarray, "h w"]:
-        """The map of an image.
-
-        Raises:
-            DataError: there is none, or it is damaged or has no single channel of depth.
-            MissingExtraError: an EXR file without OpenEXR.
-        """
-        path = self.find(name)
-        if path.suffix == ".png" and self.invariance in ("metric", "scale"):
-            raise DataError(f"{path}: a PNG says no unit and no zero; give {self.invariance} predictions as npy or exr")
-        return read_map(path)
-
-    def hash_of(self, name: str) -> str:
-        """SHA-256 of an image's file."""
-        return hashlib.sha256(self.find(name).read_bytes()).hexdigest()
+        what = name if len(self.modality.maps) == 1 else f"{name}_{kind.name}"
+        raise DataError(f"{self.directory} holds no prediction {what} ({', '.join(SAVED_SUFFIXES)}); predict it")
 
 
-def _stems(name: str) -> Iterable[str]:
+def _stems(name: str, map_name: str, *, is_alone: bool) -> Iterator[str]:
+    """Where the map of an image may lie, the likeliest first."""
     path = PurePosixPath(name)
     flat = name.replace("/", "_")
-    published = path.with_name(f"pred_{path.name.removeprefix('rgb_')}")
-    return (
-        name,
-        f"{name}_depth",
-        str(published),
-        f"{name}/rgb_depth",
-        f"{name}/depth",
-        flat,
-        f"{flat}_depth",
-    )
+    if is_alone:
+        yield name
+    yield f"{name}_{map_name}"
+    if is_alone:
+        yield str(path.with_name(f"pred_{path.name.removeprefix('rgb_')}"))
+    yield f"{name}/rgb_{map_name}"
+    yield f"{name}/{map_name}"
+    if is_alone:
+        yield flat
+    yield f"{flat}_{map_name}"
 
 
-def read_map(path: Path | str) -> Float[np.ndarray, "h w"]:
-    """A map from .npy, .exr (channel Z or the only one) or 16-bit .png (as [0, 1]).
+def read_map(path: Path | str, kind: MapKind) -> np.ndarray:
+    """A map from .npy, .exr (channels by name, or the only one) or, of one channel, 16-bit .png (as [0, 1]).
 
     Raises:
-        DataError: it is missing, damaged or has no single channel of depth.
+        DataError: it is missing or damaged, or does not have the channels of the map.
         MissingExtraError: an EXR file without OpenEXR.
     """
     path = as_path(path, "the map")
     if path.suffix == ".exr":
-        try:
-            channels = read_exr(path)
-        except ImageError as error:
-            raise DataError(str(error)) from error
-        name = next((name for name in EXR_CHANNELS if name in channels), next(iter(channels), ""))
-        if name not in EXR_CHANNELS and len(channels) != 1:
-            raise DataError(f"{path} has channels {', '.join(channels)}; one of {', '.join(EXR_CHANNELS)} is needed")
-        values = channels[name]
+        values = _read_exr_map(path, kind)
     else:
         try:
             values = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _read_gray16(path)
@@ -157,9 +158,30 @@ def read_map(path: Path | str) -> Float[np.ndarray, "h w"]:
             # Pillow and NumPy raise whatever damaged bytes lead to.
             raise DataError(f"{path} is missing or damaged ({one_line(error)}); write it again") from error
     values = np.squeeze(np.asarray(values))
-    if values.ndim != 2 or values.dtype.kind not in "fiu":
-        raise DataError(f"{path} holds {values.dtype} of shape {list(values.shape)}; a map [h, w] of numbers is needed")
+    channels = () if kind.channels == 1 else (kind.channels,)
+    if values.ndim != 2 + len(channels) or values.shape[2:] != channels or values.dtype.kind not in "fiu":
+        shape = ", ".join(["h", "w", *map(str, channels)])
+        raise DataError(
+            f"{path} holds {values.dtype} of shape {list(values.shape)}; a map [{shape}] of numbers is needed"
+        )
     return values.astype(np.float32 if values.dtype.kind != "f" or values.dtype.itemsize < 4 else values.dtype)
+
+
+def _read_exr_map(path: Path, kind: MapKind) -> np.ndarray:
+    try:
+        channels: Mapping[str, np.ndarray] = read_exr(path)
+    except ImageError as error:
+        raise DataError(str(error)) from error
+    if kind.channels > 1:
+        absent = [name for name in kind.exr_channels if name not in channels]
+        if absent:
+            raise DataError(f"{path} has channels {', '.join(channels)}; {', '.join(kind.exr_channels)} are needed")
+        return np.stack([channels[name] for name in kind.exr_channels], axis=-1)
+    names = kind.exr_aliases or kind.exr_channels
+    name = next((name for name in names if name in channels), next(iter(channels), ""))
+    if name not in names and len(channels) != 1:
+        raise DataError(f"{path} has channels {', '.join(channels)}; one of {', '.join(names)} is needed")
+    return channels[name]
 
 
 def _read_gray16(path: Path) -> np.ndarray:

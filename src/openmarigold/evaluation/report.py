@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run found: scores per image and per kind, with what is needed to repeat it; as JSON and CSV."""
+"""What a run found: scores per image and per kind of place, with what is needed to repeat it; as JSON and CSV."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from typing import Any
 
 from openmarigold.errors import DataError, one_line
 from openmarigold.evaluation.statistics import KindScore
-from openmarigold.files import write_atomically
+from openmarigold.files import as_path, write_atomically
+from openmarigold.modalities import DEPTH, find_modality
+from openmarigold.modalities.protocol import PIXELS_SCORED, Score
 from openmarigold.text_files import DamagedTextError, parse_json
 
 SUMMARY_NAME = "summary.json"
@@ -37,8 +39,10 @@ class Report:
     """Scores per image, and per kind of place with `all` last.
 
     Attributes:
-        benchmark: name of the row, "folder" for the generic layout.
         protocol: how predictions were aligned; scores of two protocols are not comparable.
+        scores: what the protocol measures.
+        modality: name of what was predicted.
+        benchmark: name of the row, "folder" for the generic layout.
         over_places: whether means are over places or over images.
         expected: number of images that the benchmark should have; None where it is not known.
         settings: of the estimator.
@@ -49,8 +53,10 @@ class Report:
 
     images: Sequence[ImageScore]
     kinds: Mapping[str, KindScore]
+    protocol: str
+    scores: Sequence[Score]
+    modality: str = DEPTH.name
     benchmark: str = "folder"
-    protocol: str = "marigold"
     over_places: bool = True
     expected: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -59,19 +65,21 @@ class Report:
     times: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
-    def num_negative_scale(self) -> int:
-        """Images whose fitted scale is negative: their near and far are exchanged, which the alignment hides."""
-        return sum(image.metrics.get("negative_scale", 0.0) > 0 for image in self.images)
+    def num_flagged(self) -> dict[str, int]:
+        """Images with something wrong that their other scores hide, by the name of the score that tells it."""
+        flags = [score.name for score in self.scores if score.flag]
+        return {name: sum(image.metrics.get(name, 0.0) > 0 for image in self.images) for name in flags}
 
     @property
     def share_scored(self) -> float:
         """Mean share of an image's valid pixels that were scored, [0, 1]; of a failed image none were."""
-        shares = [image.metrics.get("pixels_scored", 1.0) for image in self.images]
+        shares = [image.metrics.get(PIXELS_SCORED.name, 1.0) for image in self.images]
         return sum(shares) / max(1, len(shares) + len(self.failed))
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: fractions and meters, not percent."""
+        """For JSON: fractions and units of the maps, not percent."""
         return {
+            "modality": self.modality,
             "benchmark": self.benchmark,
             "protocol": self.protocol,
             "mean_over": "places" if self.over_places else "images",
@@ -101,14 +109,15 @@ class Report:
                 for image in self.images
             ],
             "share_scored": self.share_scored,
-            "num_negative_scale": self.num_negative_scale,
+            **{f"num_{name}": count for name, count in self.num_flagged.items()},
             "failed": dict(self.failed),
             "times": dict(self.times),
         }
 
 
-def write_report(report: Report, output_dir: Path) -> list[Path]:
+def write_report(report: Report, output_dir: Path | str) -> list[Path]:
     """Paths of `summary.json` and `images.csv`, written atomically."""
+    output_dir = as_path(output_dir, "output_dir")
     summary, table = output_dir / SUMMARY_NAME, output_dir / IMAGES_NAME
     text = json.dumps(report.to_dict(), indent=2, allow_nan=False)
     write_atomically(summary, lambda path: path.write_text(text + "\n", encoding="utf-8"))
@@ -124,12 +133,13 @@ def write_report(report: Report, output_dir: Path) -> list[Path]:
     return [summary, table]
 
 
-def read_report(path: Path) -> Report:
+def read_report(path: Path | str) -> Report:
     """The report of a run's output folder, or of a summary file.
 
     Raises:
-        DataError: it is missing, damaged or no summary of a run.
+        DataError: it is missing, damaged or not the summary of a run.
     """
+    path = as_path(path, "the run")
     path = path / SUMMARY_NAME if path.is_dir() else path
     try:
         content = parse_json(path.read_bytes())
@@ -139,41 +149,15 @@ def read_report(path: Path) -> Report:
         ) from error
     except DamagedTextError as error:
         raise DataError(f"{path} is not valid JSON ({error}); evaluate again") from error
-    fixed = {"name", "kind", "place", "input_sha256"}
     try:
-        images = [
-            ImageScore(
-                name=image["name"],
-                kind=image["kind"],
-                place=image["place"],
-                input_hash=image["input_sha256"],
-                metrics={key: _score(value) for key, value in image.items() if key not in fixed},
-            )
-            for image in content["images"]
-        ]
-        if not images or any(image.metrics.keys() != images[0].metrics.keys() for image in images):
-            raise ValueError("there are no images, or they have different scores")
-        if not all(isinstance(text, str) for image in images for text in (image.name, image.kind, image.place)):
-            raise ValueError("an image whose name, kind or place is not a text")
-        kinds = {
-            name: KindScore(
-                num_places=kind["num_places"],
-                num_images=kind["num_images"],
-                metrics={
-                    key: value for key, value in kind.items() if key not in ("num_places", "num_images", "intervals_95")
-                },
-                intervals={
-                    what: {metric: (low, high) for metric, (low, high) in intervals.items()}
-                    for what, intervals in kind["intervals_95"].items()
-                },
-            )
-            for name, kind in content["kinds"].items()
-        }
+        modality = find_modality(content.get("modality", DEPTH.name))  # older runs are of depth and do not state it
         return Report(
-            images=images,
-            kinds=kinds,
-            benchmark=content["benchmark"],
+            images=_images(content["images"]),
+            kinds={name: _kind_score(kind) for name, kind in content["kinds"].items()},
             protocol=content["protocol"],
+            scores=modality.protocols[content["protocol"]].scores,
+            modality=modality.name,
+            benchmark=content["benchmark"],
             over_places=content["mean_over"] == "places",
             expected=content["expected_images"],
             settings=content["settings"],
@@ -183,8 +167,40 @@ def read_report(path: Path) -> Report:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
-            f"{path} is no summary of `openmarigold evaluate` ({one_line(error)}); evaluate again"
+            f"{path} is not a summary of `openmarigold evaluate` ({one_line(error)}); evaluate again"
         ) from error
+
+
+def _images(content: Any) -> list[ImageScore]:
+    fixed = {"name", "kind", "place", "input_sha256"}
+    images = [
+        ImageScore(
+            name=image["name"],
+            kind=image["kind"],
+            place=image["place"],
+            input_hash=image["input_sha256"],
+            metrics={key: _score(value) for key, value in image.items() if key not in fixed},
+        )
+        for image in content
+    ]
+    if not images or any(image.metrics.keys() != images[0].metrics.keys() for image in images):
+        raise ValueError("there are no images, or they have different scores")
+    if not all(isinstance(text, str) for image in images for text in (image.name, image.kind, image.place)):
+        raise ValueError("an image whose name, kind or place is not a text")
+    return images
+
+
+def _kind_score(content: Any) -> KindScore:
+    fixed = ("num_places", "num_images", "intervals_95")
+    return KindScore(
+        num_places=content["num_places"],
+        num_images=content["num_images"],
+        metrics={key: value for key, value in content.items() if key not in fixed},
+        intervals={
+            drawn: {metric: (low, high) for metric, (low, high) in intervals.items()}
+            for drawn, intervals in content["intervals_95"].items()
+        },
+    )
 
 
 def is_score(value: object) -> bool:

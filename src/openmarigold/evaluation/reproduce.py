@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The paper's tables, run: ours beside the published number, with every setting pinned to the paper's."""
+"""The paper's tables, run: our numbers and the published ones, with every setting pinned to the paper's."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from openmarigold.checkpoints.checkpoint import read_checkpoint
 from openmarigold.config import PredictConfig
 from openmarigold.errors import DataError, InvalidValueError, MissingExtraError
 from openmarigold.evaluation.benchmarks import find_row, open_benchmark
-from openmarigold.evaluation.contestants import predictor_contestant
 from openmarigold.evaluation.published import SEED, TABLES, Cell, PaperTable
 from openmarigold.evaluation.report import Report
 from openmarigold.evaluation.runner import evaluate_benchmark
+from openmarigold.evaluation.specs import predictor_spec
+from openmarigold.files import as_path
 
 PROTOCOL = "marigold"
 
@@ -94,9 +95,9 @@ def parse_checkpoints(table: PaperTable, given: Sequence[str]) -> dict[str, Path
 def reproduce(
     table: PaperTable,
     *,
-    data_dir: Path,
+    data_dir: Path | str,
     checkpoints: Mapping[str, Path],
-    output_dir: Path,
+    output_dir: Path | str,
     benchmarks: Sequence[str] = (),
     config: PredictConfig | None = None,
     num_workers: int = 1,
@@ -115,7 +116,7 @@ def reproduce(
     """
     for name in benchmarks:
         find_row(name)
-    config = config or PredictConfig()
+    config, output_dir = config or PredictConfig(), as_path(output_dir, "output_dir")
     results = []
     for cell in table.cells:
         if benchmarks and cell.benchmark not in benchmarks:
@@ -126,24 +127,13 @@ def reproduce(
         if cell.model not in checkpoints:
             results.append(CellResult(cell=cell, reason=f"no --checkpoint {cell.model}=DIR"))
             continue
-        settings = PredictConfig(
-            checkpoint=checkpoints[cell.model],
-            num_inference_steps=cell.num_inference_steps,
-            ensemble_size=cell.ensemble_size,
-            processing_resolution=find_row(cell.benchmark).processing_resolution,
-            seed=SEED,
-            final_step="reference",
-            device=config.device,
-            batch_size=config.batch_size,
-        )
         name = "-".join(filter(None, (cell.benchmark, cell.model.replace(":", "to"))))
-        folder = output_dir / table.name / f"{name}-{cell.num_inference_steps}x{cell.ensemble_size}"
         try:
             report = evaluate_benchmark(
                 open_benchmark(cell.benchmark, data_dir, allow_partial=allow_partial),
-                predictor_contestant(settings),
+                predictor_spec(_settings(cell, checkpoints[cell.model], config)),
                 protocol=PROTOCOL,
-                output_dir=folder,
+                output_dir=output_dir / table.name / f"{name}-{cell.num_inference_steps}x{cell.ensemble_size}",
                 num_workers=num_workers,
                 allow_partial=allow_partial,
                 progress=progress,
@@ -154,6 +144,20 @@ def reproduce(
             continue
         results.append(CellResult(cell=cell, report=report))
     return results
+
+
+def _settings(cell: Cell, checkpoint: Path, config: PredictConfig) -> PredictConfig:
+    """The paper's settings of a cell."""
+    return PredictConfig(
+        checkpoint=checkpoint,
+        num_inference_steps=cell.num_inference_steps,
+        ensemble_size=cell.ensemble_size,
+        processing_resolution=find_row(cell.benchmark).processing_resolution,
+        seed=SEED,
+        final_step="reference",
+        device=config.device,
+        batch_size=config.batch_size,
+    )
 
 
 def find_table(name: str) -> PaperTable:

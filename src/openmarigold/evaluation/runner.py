@@ -19,20 +19,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from openmarigold.errors import DataError, InvalidValueError, OpenMarigoldError, OutputError
-from openmarigold.evaluation.benchmark import Benchmark, BenchmarkSample, hash_of_files
+from openmarigold.evaluation.benchmark import Benchmark, hash_of_files
 from openmarigold.evaluation.benchmark_readers import Entry, parse_manifest
 from openmarigold.evaluation.benchmarks import open_folder_benchmark
-from openmarigold.evaluation.contestants import Contestant
-from openmarigold.evaluation.estimators import DepthEstimator, SavedPredictions, predictor_estimator
+from openmarigold.evaluation.estimators import MapEstimator, SavedPredictions, predictor_estimator
 from openmarigold.evaluation.machine import describe_machine, version_of
 from openmarigold.evaluation.page import write_page
-from openmarigold.evaluation.protocols import SCORES, AlignmentProtocol, align_sample, choose_protocol, score_sample
 from openmarigold.evaluation.report import ImageScore, Report, is_score, write_report
+from openmarigold.evaluation.scoring import Predicted, align_sample, choose_protocol, score_sample
+from openmarigold.evaluation.specs import EstimatorSpec
 from openmarigold.evaluation.statistics import summarize
 from openmarigold.files import as_path
+from openmarigold.modalities import DEPTH
+from openmarigold.modalities.modality import Modality
+from openmarigold.modalities.protocol import BenchmarkSample, Maps, Protocol
 from openmarigold.predictor import Predictor
 from openmarigold.text_files import parse_json_lines
 
@@ -51,40 +52,49 @@ def read_manifest(benchmark_dir: Path | str) -> list[dict[str, Any]]:
 
 def evaluate(
     benchmark_dir: Path | str,
-    estimator: DepthEstimator | Predictor,
+    estimator: MapEstimator | Predictor,
     *,
+    modality: Modality | None = None,
     protocol: str | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Report:
-    """The estimator's scores on a benchmark in the generic layout; `progress(done, total)` is called after each image.
+    """The estimator's scores on a benchmark in the generic layout.
 
-    A `Predictor` is scored with its default settings; `predictor_estimator` gives it others.
+    Args:
+        benchmark_dir: folder, tar or zip with `manifest.json`; see docs/evaluation.md.
+        estimator: a `Predictor` with its default settings (`predictor_estimator` gives it others), or any object that
+            is called with a photo, uint8 [h w 3], and has an `invariance`.
+        modality: what is measured and predicted. None: the estimator's own, else depth.
+        protocol: how predictions are aligned and scored, by name. None: the default for the estimator's invariance.
+        progress: called with (done, total) after each image.
 
     Raises:
         DataError: the benchmark is missing, incomplete or damaged.
-        InvalidValueError: no estimator, the protocol does not fit, or the estimator returned another size than the
-            photo's.
+        InvalidValueError: not an estimator, the protocol does not fit, or the estimator returned other maps or another
+            size than the photo's.
     """
     if isinstance(estimator, Predictor):
         estimator = predictor_estimator(estimator)
-    if not isinstance(estimator, DepthEstimator):
+    if not isinstance(estimator, MapEstimator):
         raise InvalidValueError(
             f"{type(estimator).__name__} is not an estimator; give a Predictor, or an object that is called with a "
             "photo and has an `invariance`, such as an Estimator"
         )
-    return score_benchmark(open_folder_benchmark(benchmark_dir), estimator, protocol=protocol, progress=progress)
+    own: Modality = getattr(estimator, "modality", DEPTH)
+    benchmark = open_folder_benchmark(benchmark_dir, modality or own)
+    return score_benchmark(benchmark, estimator, protocol=protocol, progress=progress)
 
 
 def score_benchmark(
     benchmark: Benchmark,
-    estimator: DepthEstimator,
+    estimator: MapEstimator,
     *,
     entries: Sequence[Entry] | None = None,
     protocol: str | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Report:
     """The estimator's scores on a benchmark, or on some `entries` of it. Raises what `evaluate` raises."""
-    chosen = choose_protocol(protocol, estimator.invariance)
+    chosen = choose_protocol(benchmark.row.modality, protocol, estimator.invariance)
     entries = benchmark.entries if entries is None else entries
     images = []
     for done, entry in enumerate(entries, start=1):
@@ -98,13 +108,15 @@ def score_benchmark(
         images=images,
         kinds=summarize(images, over_places=over_places),
         protocol=chosen.name,
+        scores=chosen.scores,
+        modality=benchmark.row.modality.name,
         over_places=over_places,
     )
 
 
 def evaluate_benchmark(
     benchmark: Benchmark,
-    contestant: Contestant,
+    spec: EstimatorSpec,
     *,
     protocol: str | None = None,
     output_dir: Path | str | None = None,
@@ -113,84 +125,103 @@ def evaluate_benchmark(
     progress: Callable[[int, int], object] = lambda done, total: None,
     note: Callable[[str], object] = lambda line: None,
 ) -> Report:
-    """Scores of a contestant on any benchmark; with `output_dir` also the files of `docs/evaluation.md`, resumed.
+    """Scores of an estimator on any benchmark; with `output_dir` also the files of `docs/evaluation.md`, resumed.
 
     Workers read and score images at the same time, the estimator sees one photo at a time: the result does not depend
     on their number. An image that cannot be scored is noted and the others go on.
 
     Raises:
         DataError: an image could not be scored (unless `allow_partial`), or none.
-        InvalidValueError: a protocol or number of workers that is not accepted.
+        InvalidValueError: a protocol or number of workers that is not accepted, or an estimator of another modality.
         OutputError: the output folder cannot be written.
     """
     if num_workers < 1:
         raise InvalidValueError(f"num_workers={num_workers} is not accepted; give 1 or above")
     output_dir = None if output_dir is None else as_path(output_dir, "output_dir")
-    run = _Run(benchmark, contestant, choose_protocol(protocol, contestant.invariance))
-    started, wall = datetime.now(UTC), time.perf_counter()
-    with _Log(output_dir) as log, ThreadPoolExecutor(num_workers) as pool:
-        tasks = [pool.submit(run.score, entry, log) for entry in benchmark.entries]
-        images: list[ImageScore] = []
-        failed: dict[str, str] = {}
-        try:
-            for done, (entry, task) in enumerate(zip(benchmark.entries, tasks, strict=True), start=1):
-                try:
-                    images.append(task.result())
-                except OpenMarigoldError as error:
-                    if run.load_error or isinstance(error, OutputError):  # no image's fault
-                        raise
-                    failed[entry.name] = str(error)
-                    note(f"error: {error}")
-                progress(done, len(tasks))
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-        resumed = log.num_found
-    _check_failures(failed, len(tasks), allow_partial)
     row = benchmark.row
+    if spec.modality.name != row.modality.name:
+        raise InvalidValueError(
+            f"{spec.name} predicts {spec.modality.title} and {row.name} measures {row.modality.title}; use a benchmark "
+            f"of {spec.modality.title}"
+        )
+    run = _Run(benchmark, spec, choose_protocol(row.modality, protocol, spec.invariance))
+    started, wall = datetime.now(UTC), time.perf_counter()
+    with _Log(output_dir, run.protocol.score_names) as log:
+        images, failed = run.score_all(log, num_workers, progress, note)
+    _check_failures(failed, len(benchmark.entries), allow_partial)
     report = Report(
         images=images,
         kinds=summarize(images, over_places=row.average_over_places),
-        benchmark=row.name,
         protocol=run.protocol.name,
+        scores=run.protocol.scores,
+        modality=row.modality.name,
+        benchmark=row.name,
         over_places=row.average_over_places,
         expected=row.expected_count,
-        settings=dict(contestant.settings),
-        provenance={"estimator": contestant.name, **describe_machine(), "inputs_sha256": _hash_of_all(images)},
+        settings=dict(spec.settings),
+        provenance={"estimator": spec.name, **describe_machine(), "inputs_sha256": _hash_of_all(images)},
         failed=failed,
         times={
             "started": started.isoformat(timespec="seconds"),
             "wall_s": round(time.perf_counter() - wall, 3),
-            "images_from_earlier_runs": resumed,
+            "images_from_earlier_runs": log.num_found,
         },
     )
     if output_dir is not None:
         write_report(report, output_dir)
-        title = f"{contestant.name} on {row.title}, protocol {run.protocol.name}"
-        write_page(report, run.aligned, output_dir / PAGE_NAME, title=title)
+        title = f"{spec.name} on {row.title}, protocol {run.protocol.name}"
+        write_page(report, row.modality, run.aligned, output_dir / PAGE_NAME, title=title)
     return report
 
 
 class _Run:
     """How one image is scored, and seen again for the page."""
 
-    def __init__(self, benchmark: Benchmark, contestant: Contestant, protocol: AlignmentProtocol) -> None:
-        self.benchmark, self.contestant, self.protocol = benchmark, contestant, protocol
+    def __init__(self, benchmark: Benchmark, spec: EstimatorSpec, protocol: Protocol) -> None:
+        self.benchmark, self.spec, self.protocol = benchmark, spec, protocol
         self._entries = {entry.name: entry for entry in benchmark.entries}
         self.load_error: BaseException | None = None
-        self._estimator: DepthEstimator | SavedPredictions | None = None
+        self._estimator: MapEstimator | SavedPredictions | None = None
         self._lock = threading.Lock()
         self._context = json.dumps(
             {
                 "benchmark": benchmark.row.name,
                 "protocol": protocol.name,
-                "estimator": contestant.name,
-                "settings": dict(contestant.settings),
+                "estimator": spec.name,
+                "settings": dict(spec.settings),
                 "version": version_of("openmarigold"),
             },
             sort_keys=True,
             default=str,
         )
+
+    def score_all(
+        self,
+        log: _Log,
+        num_workers: int,
+        progress: Callable[[int, int], object],
+        note: Callable[[str], object],
+    ) -> tuple[list[ImageScore], dict[str, str]]:
+        """Scores of the images, and why the others have none."""
+        entries = self.benchmark.entries
+        images: list[ImageScore] = []
+        failed: dict[str, str] = {}
+        with ThreadPoolExecutor(num_workers) as pool:
+            tasks = [pool.submit(self.score, entry, log) for entry in entries]
+            try:
+                for done, (entry, task) in enumerate(zip(entries, tasks, strict=True), start=1):
+                    try:
+                        images.append(task.result())
+                    except OpenMarigoldError as error:
+                        if self.load_error or isinstance(error, OutputError):  # no image's fault
+                            raise
+                        failed[entry.name] = str(error)
+                        note(f"error: {error}")
+                    progress(done, len(tasks))
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        return images, failed
 
     def score(self, entry: Entry, log: _Log) -> ImageScore:
         files = self.benchmark.files(entry)
@@ -207,42 +238,42 @@ class _Run:
             log.add(key, entry.name, metrics)
         return ImageScore(name=entry.name, kind=entry.kind, place=entry.place, metrics=metrics, input_hash=input_hash)
 
-    def aligned(self, name: str) -> tuple[BenchmarkSample, np.ndarray]:
+    def aligned(self, name: str) -> tuple[BenchmarkSample, Maps]:
         """An image and its aligned prediction."""
         sample = self.benchmark.sample(self._entries[name])
         return sample, align_sample(sample, self._predict(sample), self.protocol)[0]
 
     def _saved_predictions(self) -> SavedPredictions | None:
         """The estimator, where it is saved predictions; a model is not loaded for this."""
-        if "predictions" not in self.contestant.settings:
+        if "predictions" not in self.spec.settings:
             return None
         estimator = self._load()
         return estimator if isinstance(estimator, SavedPredictions) else None
 
-    def _load(self) -> DepthEstimator | SavedPredictions:
+    def _load(self) -> MapEstimator | SavedPredictions:
         with self._lock:
             if self.load_error is not None:  # the threads that waited for the first attempt need no other
                 raise self.load_error
             if self._estimator is None:
                 try:
-                    self._estimator = self.contestant.load()
+                    self._estimator = self.spec.load()
                 except BaseException as error:
                     self.load_error = error
                     raise
             return self._estimator
 
-    def _predict(self, sample: BenchmarkSample) -> np.ndarray:
+    def _predict(self, sample: BenchmarkSample) -> Predicted:
         estimator = self._load()
         if isinstance(estimator, SavedPredictions):
             return estimator.read(sample.name)
         with self._lock:
-            return np.asarray(estimator(sample.rgb))
+            return estimator(sample.rgb)
 
 
 class _Log:
     """`scores.jsonl`: a line for each scored image, of this and earlier runs. Without a folder, nothing is kept."""
 
-    def __init__(self, output_dir: Path | None) -> None:
+    def __init__(self, output_dir: Path | None, score_names: tuple[str, ...]) -> None:
         self.num_found = 0
         self._found: dict[str, dict[str, float]] = {}
         self._lock = threading.Lock()
@@ -256,7 +287,7 @@ class _Log:
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror}; choose another --output-dir") from error
         self._file.seek(0)
-        self._found = dict(_whole_lines(path.read_bytes()))
+        self._found = dict(_whole_lines(path.read_bytes(), score_names))
         self._file.seek(0, 2)
         if self._file.tell() and not _ends_with_newline(path):
             self._file.write("\n")  # the line that an interruption cut is left alone
@@ -286,14 +317,14 @@ class _Log:
                 self._file.close()
 
 
-def _whole_lines(content: bytes) -> Iterator[tuple[str, dict[str, float]]]:
+def _whole_lines(content: bytes, names: tuple[str, ...]) -> Iterator[tuple[str, dict[str, float]]]:
     """Keys and scores of the lines that hold all scores of an image; the images of others are scored again."""
     for entry in parse_json_lines(content):
         if not isinstance(entry, dict) or not isinstance(entry.get("key"), str):
             continue
         metrics = entry.get("metrics")
-        if isinstance(metrics, dict) and metrics.keys() == set(SCORES) and all(map(is_score, metrics.values())):
-            yield entry["key"], {name: float(metrics[name]) for name in SCORES}
+        if isinstance(metrics, dict) and metrics.keys() == set(names) and all(map(is_score, metrics.values())):
+            yield entry["key"], {name: float(metrics[name]) for name in names}
 
 
 def _ends_with_newline(path: Path) -> bool:

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Float32, UInt16
 from openmarigold.config import OutputConfig
 from openmarigold.ensembling import ensemble
 from openmarigold.errors import DataError
+from openmarigold.modalities import depth_scores
 from openmarigold.modalities.colors import color_table, colorize, uncertainty_picture
 from openmarigold.modalities.modality import MapKind, Maps, Merged, Modality, Picture, Target
 
@@ -124,6 +125,7 @@ DEPTH = Modality(
             unit="shares of the image's range, near 0",
             space="linear",
             exr_channels=("Y",),
+            exr_aliases=("Z", "depth", "depth.Z", "Depth", "Y", "R"),
         ),
     ),
     num_targets=1,
@@ -172,6 +174,13 @@ DEPTH = Modality(
         }
     ),
     pixel_loss="affine_invariant",
-    headline_metrics=("abs_rel", "delta1"),
     index_facts=MappingProxyType({"scale_invariant": True, "shift_invariant": True}),
+    protocols=depth_scores.PROTOCOLS,
+    default_protocol=depth_scores.default_protocol,
+    headline_metrics=depth_scores.HEADLINE_METRICS,
+    spaces=depth_scores.SPACES,
+    prediction_space=depth_scores.prediction_space,
+    picture_spaces=frozenset({"affine_depth", "disparity"}),
+    baselines=depth_scores.BASELINES,
+    panels=depth_scores.panels,
 )

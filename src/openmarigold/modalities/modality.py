@@ -4,17 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
 from openmarigold.config import OutputConfig
 from openmarigold.errors import InvalidValueError
-
-Maps: TypeAlias = Mapping[str, np.ndarray]
-"""Arrays by name: `[h w]` of one channel, `[h w c]` of more."""
+from openmarigold.modalities.protocol import Baseline, BenchmarkSample, Maps, PredictionSpace, Protocol
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +28,8 @@ class MapKind:
     space: Literal["linear", "log", "disparity", "srgb", "vector"]
     exr_channels: tuple[str, ...]
     """One name for each channel."""
+    exr_aliases: tuple[str, ...] = ()
+    """Of one channel: what other tools call it, the likeliest first."""
     resample: Literal["nearest", "bilinear"] = "nearest"
     """How training views are cut from it: nearest where a mean over an edge would invent a value."""
 
@@ -116,6 +116,24 @@ class Modality:
     """Scores that validation in training reports."""
     index_facts: Mapping[str, Any]
     """What model_index.json of a checkpoint that is trained states besides its class and prediction type."""
+
+    protocols: Mapping[str, Protocol]
+    """How predictions are scored, by name."""
+    default_protocol: Callable[[PredictionSpace], str]
+    """Name of the protocol for predictions of a space where none is named."""
+    headline_metrics: tuple[str, ...]
+    """Scores that tables and validation show first; pages sort images by the first one."""
+    spaces: tuple[PredictionSpace, ...]
+    """What predictions may be known up to; the first one where nothing is stated."""
+    prediction_space: Callable[[str], PredictionSpace]
+    """The space of a checkpoint's predictions, from its invariance."""
+    picture_spaces: frozenset[PredictionSpace] = frozenset()
+    """Spaces that need no unit and no zero, so that saved 16-bit pictures of a map can be scored."""
+    baselines: Mapping[str, Baseline] = field(default_factory=dict)
+    """Estimators to compare with that do not look at the photo, by name."""
+    panels: Callable[[BenchmarkSample, Maps, int], Mapping[str, np.ndarray]] = lambda sample, maps, step: {}
+    """Pictures for a page, uint8 `[h w 3]` by heading: measured and aligned maps and their difference, of every n-th
+    pixel."""
 
     def split(self, stack: Float[np.ndarray, "c h w"]) -> dict[str, np.ndarray]:
         """The maps of a stack, by name: views of it."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from openmarigold.data.archives import Archive, open_archive
+from openmarigold.data.crops import KITTI_CROP, kitti_crop
 from openmarigold.data.encodings import MapEncoding
 from openmarigold.data.preparation import (
     Frame,
@@ -29,7 +30,6 @@ from openmarigold.data.shard_writer import Rejection
 from openmarigold.errors import DataError, InvalidValueError
 
 SIZE = (375, 1242)
-CROP = (352, 1216)
 MAX_DEPTH = 80.0
 # Pixel centers at +0.5, as everywhere here; the data set's own files say 620.5 and 187 with centers at whole numbers.
 INTRINSICS = {"fx": 725.0087, "fy": 725.0087, "cx": 621.0, "cy": 187.5}
@@ -74,21 +74,6 @@ tars as they are, or extracted, RGB and depth in one tree or in two:
 _FRAME = re.compile(r"(Scene\d+)/([\w-]+)/frames/(rgb|depth)/(Camera_\d)/\w+_(\d{5})\.(?:jpg|png)")
 
 _Place = tuple[str, str, str, int]
-
-
-def kitti_crop(height: int, width: int, size: tuple[int, int] = CROP) -> tuple[slice, slice]:
-    """Rows and columns of KITTI's benchmark crop: at the bottom, in the middle.
-
-    >>> kitti_crop(375, 1242)
-    (slice(23, 375, None), slice(13, 1229, None))
-
-    Raises:
-        InvalidValueError: the picture is smaller.
-    """
-    if height < size[0] or width < size[1]:
-        raise InvalidValueError(f"{height}x{width} is smaller than the crop of {size[0]}x{size[1]}")
-    top, left = height - size[0], (width - size[1]) // 2
-    return slice(top, top + size[0]), slice(left, left + size[1])
 
 
 def choose_variants(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -157,7 +142,7 @@ class VirtualKitti2Reader:
         self._archive: Archive | None = None
 
     def settings(self) -> dict[str, Any]:
-        return {"crop": list(CROP) if self.crop else None, "size": list(self.size)}
+        return {"crop": list(KITTI_CROP) if self.crop else None, "size": list(self.size)}
 
     def list_frames(self) -> Listing:
         self._archive = archive = open_archive(self.source)

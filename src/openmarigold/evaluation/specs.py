@@ -13,18 +13,19 @@ from openmarigold.checkpoints.hashes import checkpoint_sha256, tiny_vae_sha256
 from openmarigold.config import PredictConfig
 from openmarigold.engines import choose_engine
 from openmarigold.evaluation.estimators import (
-    BASELINES,
-    INVARIANCES,
-    DepthEstimator,
-    Invariance,
+    MapEstimator,
     SavedPredictions,
+    baseline_estimators,
     predictor_estimator,
 )
+from openmarigold.modalities import DEPTH
+from openmarigold.modalities.modality import Modality
+from openmarigold.modalities.protocol import PredictionSpace
 from openmarigold.predictor import Predictor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contestant:
+class EstimatorSpec:
     """An estimator for a run: loaded when the first image needs it, and described so that a run can be resumed.
 
     Attributes:
@@ -32,15 +33,17 @@ class Contestant:
         load: gives the estimator, or saved predictions.
         invariance: as the estimator's.
         settings: everything its maps depend on, such as the hash of its weights; written to the report.
+        modality: what it predicts.
     """
 
     name: str
-    load: Callable[[], DepthEstimator | SavedPredictions]
-    invariance: Invariance
+    load: Callable[[], MapEstimator | SavedPredictions]
+    invariance: PredictionSpace
     settings: Mapping[str, Any]
+    modality: Modality = DEPTH
 
 
-def predictor_contestant(config: PredictConfig) -> Contestant:
+def predictor_spec(config: PredictConfig) -> EstimatorSpec:
     """A checkpoint with settings, the checkpoint's defaults in the place of None.
 
     Raises:
@@ -59,17 +62,19 @@ def predictor_contestant(config: PredictConfig) -> Contestant:
     if tiny_vae is not None:
         settings |= {"tiny_vae": tiny_vae.name, "tiny_vae_for": tiny_vae.used_for}
         settings["tiny_vae_sha256"] = tiny_vae_sha256(tiny_vae)
+    modality: Modality = getattr(checkpoint, "modality", DEPTH)
     loading: dict[str, Any] = {"device": config.device, "dtype": config.dtype}
     engine = choose_engine(checkpoint, engine=config.engine, tiny_vae=tiny_vae, compile=config.compile, **loading)
 
-    def load() -> DepthEstimator:
+    def load() -> MapEstimator:
         predictor = Predictor.from_config(config, found=checkpoint, tiny_vae=tiny_vae)
         return predictor_estimator(predictor, **config.call_options)
 
-    return Contestant(
+    return EstimatorSpec(
         name=checkpoint.name,
         load=load,
-        invariance=INVARIANCES[checkpoint.invariance],
+        invariance=modality.prediction_space(checkpoint.invariance),
+        modality=modality,
         settings={
             "checkpoint": checkpoint.name,
             "checkpoint_sha256": checkpoint_sha256(checkpoint),
@@ -83,25 +88,35 @@ def predictor_contestant(config: PredictConfig) -> Contestant:
     )
 
 
-def saved_contestant(directory: Path | str, invariance: Invariance) -> Contestant:
+def saved_spec(
+    directory: Path | str, invariance: PredictionSpace | None = None, modality: Modality = DEPTH
+) -> EstimatorSpec:
     """Maps that lie in a folder.
 
     Raises:
-        DataError: there is no such folder.
+        DataError: the folder does not exist.
+        InvalidValueError: an invariance that the modality does not have.
     """
-    saved = SavedPredictions(directory, invariance)
-    directory = saved.directory
-    return Contestant(
-        name=directory.resolve().name,
+    saved = SavedPredictions(directory, invariance, modality)
+    name = saved.directory.resolve().name
+    return EstimatorSpec(
+        name=name,
         load=lambda: saved,
-        invariance=invariance,
-        settings={"predictions": directory.resolve().name, "invariance": invariance},
+        invariance=saved.invariance,
+        settings={"predictions": name, "invariance": saved.invariance},
+        modality=modality,
     )
 
 
-def baseline_contestants() -> list[Contestant]:
-    """The estimators of `BASELINES`, which do not look at the photo."""
+def baseline_specs(modality: Modality = DEPTH) -> list[EstimatorSpec]:
+    """The modality's baselines."""
     return [
-        Contestant(name=name, load=make, invariance=make().invariance, settings={"baseline": name})
-        for name, make in BASELINES.items()
+        EstimatorSpec(
+            name=name,
+            load=lambda estimator=estimator: estimator,
+            invariance=estimator.invariance,
+            settings={"baseline": name},
+            modality=modality,
+        )
+        for name, estimator in baseline_estimators(modality).items()
     ]

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a prediction to scores by a protocol: what is checked for every modality stands here, once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Bool
+
+from openmarigold.errors import DataError, InvalidValueError
+from openmarigold.modalities.modality import Modality
+from openmarigold.modalities.protocol import (
+    PIXELS_SCORED,
+    Aligned,
+    BenchmarkSample,
+    Maps,
+    PredictionSpace,
+    Protocol,
+)
+
+MAX_MISSING = 0.01
+"""Share of an image's valid pixels whose prediction may be missing (not a number); of more, the image has failed."""
+
+Predicted: TypeAlias = np.ndarray | Mapping[str, np.ndarray]
+"""Maps by name; of a benchmark with one map also the array alone."""
+
+
+def choose_space(modality: Modality, space: PredictionSpace | None) -> PredictionSpace:
+    """The space of predictions; without one, the modality's first.
+
+    Raises:
+        InvalidValueError: the modality has none of that name.
+    """
+    if space is None:
+        return modality.spaces[0]
+    if space not in modality.spaces:
+        raise InvalidValueError(f"invariance={space!r} is not known; use one of {', '.join(modality.spaces)}")
+    return space
+
+
+def choose_protocol(modality: Modality, name: str | None, space: PredictionSpace) -> Protocol:
+    """The protocol of a name; without one, the modality's default for the space.
+
+    Raises:
+        InvalidValueError: there is none of that name, or it does not fit the space.
+    """
+    space, protocols = choose_space(modality, space), modality.protocols
+    name = modality.default_protocol(space) if name is None else name
+    if name not in protocols:
+        raise InvalidValueError(f"protocol={name!r} is not known; use one of {', '.join(protocols)}")
+    protocol = protocols[name]
+    if space not in protocol.accepts:
+        fitting = ", ".join(other.name for other in protocols.values() if space in other.accepts)
+        raise InvalidValueError(f"protocol {name} does not score {space} estimates; use one of {fitting}")
+    return protocol
+
+
+def align_sample(
+    sample: BenchmarkSample, predicted: Predicted, protocol: Protocol
+) -> tuple[Maps, Bool[np.ndarray, "h w"]]:
+    """Aligned maps, and the valid pixels on which the prediction is a number.
+
+    A prediction of the size before the benchmark's crop is cropped like the photo.
+
+    Raises:
+        InvalidValueError: a prediction without a map, of another size or of complex numbers, or one that is missing on
+            more than `MAX_MISSING` of the valid pixels.
+        DataError: the ground truth does not fit the protocol.
+    """
+    aligned, usable = _align(sample, predicted, protocol)
+    return aligned.maps, usable
+
+
+def score_sample(sample: BenchmarkSample, predicted: Predicted, protocol: Protocol) -> dict[str, float]:
+    """The protocol's scores of one prediction.
+
+    Raises:
+        InvalidValueError, DataError: see `align_sample`.
+    """
+    aligned, usable = _align(sample, predicted, protocol)
+    found = {**aligned.scores, **protocol.score(sample, aligned.maps, usable)}
+    found[PIXELS_SCORED.name] = np.count_nonzero(usable) / np.count_nonzero(sample.valid_mask)
+    return {name: found[name] for name in protocol.score_names}
+
+
+def _align(
+    sample: BenchmarkSample, predicted: Predicted, protocol: Protocol
+) -> tuple[Aligned, Bool[np.ndarray, "h w"]]:
+    maps = {name: _fitting(sample, name, values) for name, values in _by_name(sample, predicted).items()}
+    if not sample.valid_mask.any():
+        raise DataError(f"{sample.name}: the ground truth has no valid pixel; leave this image out")
+    usable = sample.valid_mask & _finite(maps)
+    _check_missing(sample, usable)
+    try:
+        # Overflow and NaN can only come from pixels that do not count.
+        with np.errstate(over="ignore", invalid="ignore"):
+            aligned = protocol.align(sample, maps, usable)
+    except DataError as error:
+        raise DataError(f"{sample.name}: {error}") from error
+    usable = usable & _finite(aligned.maps)  # a range without an end does not clip what overflows
+    _check_missing(sample, usable)
+    return aligned, usable
+
+
+def _by_name(sample: BenchmarkSample, predicted: Predicted) -> dict[str, np.ndarray]:
+    """The predicted maps that were measured."""
+    if not isinstance(predicted, Mapping):
+        if len(sample.maps) > 1:
+            raise InvalidValueError(
+                f"{sample.name}: the estimate is one array; give a mapping with the maps {', '.join(sample.maps)}"
+            )
+        return {next(iter(sample.maps)): np.asarray(predicted)}
+    absent = [name for name in sample.maps if name not in predicted]
+    if absent:
+        given = ", ".join(predicted) or "none"
+        raise InvalidValueError(f"{sample.name}: the estimate has no map {absent[0]}, only {given}; give all maps")
+    return {name: np.asarray(predicted[name]) for name in sample.maps}
+
+
+def _fitting(sample: BenchmarkSample, name: str, values: np.ndarray) -> np.ndarray:
+    """One predicted map, cropped like the photo, of the measured map's size."""
+    if np.iscomplexobj(values):
+        raise InvalidValueError(f"{sample.name}: the estimate holds complex numbers; real ones are needed")
+    if sample.crop is not None and values.shape[:2] == sample.full_size:
+        values = values[sample.crop]
+    measured = sample.maps[name]
+    if values.shape != measured.shape:
+        raise InvalidValueError(
+            f"{sample.name}: the estimate is {list(values.shape)} and the measured {name} {list(measured.shape)}; both "
+            "must have the photo's size"
+        )
+    return values
+
+
+def _finite(maps: Maps) -> Bool[np.ndarray, "h w"]:
+    """Pixels at which every channel of every map is a number."""
+    finite = [np.isfinite(values) for values in maps.values()]
+    return np.logical_and.reduce([where if where.ndim == 2 else where.all(axis=2) for where in finite])
+
+
+def _check_missing(sample: BenchmarkSample, usable: Bool[np.ndarray, "h w"]) -> None:
+    """Refuses an estimate that leaves out what it likes: its scores would flatter it.
+
+    Raises:
+        InvalidValueError: more than `MAX_MISSING` of the valid pixels are not usable.
+    """
+    valid, present = np.count_nonzero(sample.valid_mask), np.count_nonzero(usable)
+    if present == 0:
+        raise InvalidValueError(f"{sample.name}: the estimate is not finite on any valid pixel; it cannot be aligned")
+    if valid - present > MAX_MISSING * valid:
+        raise InvalidValueError(
+            f"{sample.name}: the estimate is not finite on {valid - present} of {valid} valid pixels "
+            f"({100 * (1 - present / valid):.1f} %); at most {100 * MAX_MISSING:g} % may be missing: fill them"
+        )

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How depth is scored: five protocols, two baselines, and what a page shows of an image.
+
+Paper: §4.1 (`marigold`). The other protocols are what the field uses; see docs/evaluation.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64, UInt8
+
+from openmarigold.alignment import MIN_DISPARITY, fit_disparity, fit_log_ransac, fit_scale, fit_scale_shift
+from openmarigold.metrics import METRICS, boundary_f1, depth_metrics
+from openmarigold.modalities.colors import colorize
+from openmarigold.modalities.protocol import (
+    PIXELS_SCORED,
+    Aligned,
+    Baseline,
+    BenchmarkSample,
+    Maps,
+    PredictionSpace,
+    Protocol,
+    Score,
+)
+
+# Aligned depth is at least this [m], whatever the benchmark's range is.
+_SMALLEST_DEPTH = 1e-6
+# A page shows relative errors from 0 (black) to this (white).
+_FULL_ERROR = 0.5
+
+SPACES: tuple[PredictionSpace, ...] = ("affine_depth", "scale", "metric", "disparity")
+"""Depth up to scale and shift; depth up to scale; depth [m]; disparity up to scale and shift."""
+
+HEADLINE_METRICS = ("abs_rel", "delta1")
+
+_SHOWN = {
+    "abs_rel": Score(name="abs_rel", label="AbsRel", unit="%"),
+    "delta1": Score(name="delta1", label="delta1", unit="%", higher_is_better=True),
+    "delta2": Score(name="delta2", higher_is_better=True),
+    "delta3": Score(name="delta3", higher_is_better=True),
+    "rmse": Score(name="rmse", label="RMSE", unit="m", digits=3),
+    "silog": Score(name="silog", label="SILog"),
+}
+SCORES = (
+    *(_SHOWN.get(name, Score(name=name)) for name in METRICS),
+    Score(name="boundary_f1", label="boundary F1", unit="%", higher_is_better=True),
+    PIXELS_SCORED,
+    Score(name="negative_scale", flag="the fitted scale is negative: near and far are exchanged"),
+)
+
+_Fit: TypeAlias = tuple[Float64[np.ndarray, "h w"], float]
+"""Depth [m] and the fitted scale."""
+
+
+def _fit_affine(pred: Float[np.ndarray, "h w"], sample: BenchmarkSample, usable: Bool[np.ndarray, "h w"]) -> _Fit:
+    chosen = _fit_columns(sample)
+    # A subset of the columns may hold no valid pixel; then all are used.
+    if not usable[:, chosen].any():
+        chosen = slice(None)
+    scale, shift = fit_scale_shift(pred[:, chosen], sample.maps["depth"][:, chosen], usable[:, chosen])
+    return scale * pred.astype(np.float64) + shift, scale
+
+
+def _fit_disparity(pred: Float[np.ndarray, "h w"], sample: BenchmarkSample, usable: Bool[np.ndarray, "h w"]) -> _Fit:
+    scale, shift = fit_disparity(pred, sample.maps["depth"], usable)
+    return 1.0 / np.maximum(scale * pred.astype(np.float64) + shift, MIN_DISPARITY), scale
+
+
+def _fit_scale(pred: Float[np.ndarray, "h w"], sample: BenchmarkSample, usable: Bool[np.ndarray, "h w"]) -> _Fit:
+    scale = fit_scale(pred, sample.maps["depth"], usable)
+    return scale * pred.astype(np.float64), scale
+
+
+def _fit_columns(sample: BenchmarkSample) -> slice | np.ndarray:
+    """Columns that the fit sees: all, or `max_fit_width` nearest ones where the image is larger.
+
+    The published evaluation of ETH3D means to shrink to 1024 pixels along the longer side, but shrinks the width only.
+    """
+    height, width = sample.valid_mask.shape
+    if sample.max_fit_width is None or max(height, width) <= sample.max_fit_width:
+        return slice(None)
+    count = max(1, width * sample.max_fit_width // max(height, width))
+    return np.arange(count) * width // count
+
+
+def _score(sample: BenchmarkSample, maps: Maps, usable: Bool[np.ndarray, "h w"]) -> dict[str, float]:
+    scores = depth_metrics(maps["depth"], sample.maps["depth"], usable)
+    return {**scores, "boundary_f1": boundary_f1(maps["depth"], sample.maps["depth"], usable)}
+
+
+def _protocol(
+    name: str,
+    summary: str,
+    accepts: set[PredictionSpace],
+    fit: Callable[[np.ndarray, BenchmarkSample, np.ndarray], _Fit],
+    *,
+    clip_to_range: bool = True,
+) -> Protocol:
+    """`clip_to_range=False`: the fit clips by itself, to what it takes from the ground truth."""
+
+    def align(sample: BenchmarkSample, maps: Maps, usable: Bool[np.ndarray, "h w"]) -> Aligned:
+        depth, scale = fit(maps["depth"], sample, usable)
+        lowest = max(sample.min_value, _SMALLEST_DEPTH) if clip_to_range else _SMALLEST_DEPTH
+        clipped = np.clip(depth, lowest, sample.max_value if clip_to_range else None)
+        return Aligned(maps={"depth": clipped}, scores={"negative_scale": float(scale < 0)})
+
+    return Protocol(name=name, summary=summary, accepts=frozenset(accepts), scores=SCORES, score=_score, align=align)
+
+
+PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
+    {
+        protocol.name: protocol
+        for protocol in (
+            _protocol(
+                "marigold",
+                "scale and shift by least squares in depth, clipped to the benchmark's range",
+                {"affine_depth", "scale", "metric"},
+                _fit_affine,
+            ),
+            _protocol(
+                "disparity",
+                "scale and shift by least squares in disparity, clipped to the benchmark's range",
+                {"disparity"},
+                _fit_disparity,
+            ),
+            _protocol(
+                "log-ransac",
+                "RANSAC against log(1 + depth), clipped to each image's own farthest depth: leaks ground truth",
+                {"affine_depth", "scale", "metric"},
+                lambda pred, sample, usable: fit_log_ransac(pred, sample.maps["depth"], usable),
+                clip_to_range=False,
+            ),
+            _protocol(
+                "scale",
+                "scale by least squares in depth, clipped to the benchmark's range",
+                {"scale", "metric"},
+                _fit_scale,
+            ),
+            _protocol(
+                "metric",
+                "no alignment, clipped to the benchmark's range",
+                {"metric"},
+                lambda pred, sample, usable: (pred.astype(np.float64), 1.0),
+            ),
+        )
+    }
+)
+
+
+def default_protocol(space: PredictionSpace) -> str:
+    """Disparity is fitted as disparity, depth as in the paper."""
+    return "disparity" if space == "disparity" else "marigold"
+
+
+def prediction_space(invariance: str) -> PredictionSpace:
+    """What a checkpoint's depth is known up to, in the words of the protocols. An absolute one has no unit of its own.
+
+    >>> [prediction_space(invariance) for invariance in ("affine", "scale", "absolute")]
+    ['affine_depth', 'scale', 'scale']
+    """
+    return "affine_depth" if invariance == "affine" else "scale"
+
+
+def _row_number(rgb: UInt8[np.ndarray, "h w 3"]) -> Maps:
+    return {"depth": np.repeat(np.arange(len(rgb), dtype=float)[:, None], rgb.shape[1], axis=1)}
+
+
+BASELINES: Mapping[str, Baseline] = MappingProxyType(
+    {
+        # The same depth everywhere: after the alignment, the image's mean depth.
+        "constant": Baseline(space="affine_depth", estimate=lambda rgb: {"depth": np.ones(rgb.shape[:2])}),
+        # Disparity grows with the row, as on a floor: knows where the bottom of a photo is, nothing else.
+        "image row": Baseline(space="disparity", estimate=_row_number),
+    }
+)
+
+
+def panels(sample: BenchmarkSample, maps: Maps, step: int) -> dict[str, UInt8[np.ndarray, "_ _ 3"]]:
+    """Measured and aligned depth, and the error |pred - gt| / gt, of every `step`-th pixel.
+
+    Depth is colored by the measured depth's 2 % to 98 % range, near red. Pixels that do not count are gray.
+    """
+    depth, mask = sample.maps["depth"], sample.valid_mask
+    low, high = np.quantile(depth[mask], (0.02, 0.98))
+    scale = max(high - low, 1e-6)
+    gt, pred, valid = depth[::step, ::step], maps["depth"][::step, ::step], mask[::step, ::step]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # A missing prediction is wrong by as much as is shown.
+        error = np.where(valid, np.nan_to_num(np.abs(pred - gt) / gt, nan=_FULL_ERROR), 0.0)
+    pred = np.nan_to_num(pred, nan=low, posinf=high)
+    gray = np.repeat((255 * np.clip(error / _FULL_ERROR, 0, 1)).astype(np.uint8)[..., None], 3, axis=2)
+    shown = [colorize(np.clip((values - low) / scale, 0, 1).astype(np.float32)) for values in (gt, pred)]
+    return {
+        "measured depth": _grayed(shown[0], valid),
+        "prediction, aligned": shown[1],
+        f"relative error, 0 to {100 * _FULL_ERROR:.0f} %": _grayed(gray, valid),
+    }
+
+
+def _grayed(picture: UInt8[np.ndarray, "h w 3"], valid: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    return np.where(valid[..., None], picture, np.uint8(96))

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How predictions of any modality are scored: what a benchmark measured, and what a protocol makes of a prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+Maps: TypeAlias = Mapping[str, np.ndarray]
+"""Arrays by name: `[h w]` of one channel, `[h w c]` of more."""
+
+PredictionSpace: TypeAlias = str
+"""What a prediction is known up to, in the words of a modality's protocols, such as "affine_depth" or "metric"."""
+
+Window: TypeAlias = tuple[slice, slice]
+"""Rows and columns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkSample:
+    """A photo and its measured maps, cropped as the benchmark asks; True in `valid_mask` = use this pixel."""
+
+    name: str
+    kind: str
+    """Of place, such as "room" or "outdoor"."""
+    place: str
+    rgb: UInt8[np.ndarray, "h w 3"]
+    maps: Maps
+    valid_mask: Bool[np.ndarray, "h w"]
+    min_value: float = -np.inf
+    max_value: float = np.inf
+    """Range of measured values; protocols may clip predictions to it."""
+    max_fit_width: int | None = None
+    """Columns that a fit to the measured map uses, at most."""
+    full_size: tuple[int, int]
+    """Height and width before the crop."""
+    crop: Window | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A number that a protocol gives an image, and how tables show it."""
+
+    name: str
+    label: str = ""
+    """What tables call it; a score without a label stands in files only."""
+    unit: str = ""
+    """Scores in "%" are stored as shares and shown times 100."""
+    digits: int = 2
+    """Behind the point, in a comparison."""
+    higher_is_better: bool = False
+    flag: str = ""
+    """What is wrong with an image where it is above 0; reports count such images."""
+
+    @property
+    def heading(self) -> str:
+        """Label and unit."""
+        return f"{self.label} {self.unit}".strip()
+
+    def text(self, value: float, spec: str = ".1f") -> str:
+        """The number as tables show it, without the unit.
+
+        >>> Score(name="abs_rel", unit="%").text(0.0561)
+        '5.6'
+        """
+        return format((100 if self.unit == "%" else 1) * value, spec)
+
+
+PIXELS_SCORED = Score(name="pixels_scored", higher_is_better=True)
+"""The share of valid pixels with a prediction. Every protocol has it: evaluation adds it where it is not listed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aligned:
+    """A prediction in the space of the measured maps, and scores that the fit itself gives."""
+
+    maps: Maps
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+def _as_predicted(sample: BenchmarkSample, maps: Maps, usable: Bool[np.ndarray, "h w"]) -> Aligned:
+    return Aligned(maps=maps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """One way to score predictions. Scores of two protocols are never comparable.
+
+    Before a protocol sees a prediction, evaluation has checked its size and cropped it, and counted the missing pixels.
+    """
+
+    name: str
+    summary: str
+    accepts: frozenset[PredictionSpace]
+    scores: tuple[Score, ...]
+    """All scores of an image, in their order."""
+    score: Callable[[BenchmarkSample, Maps, Bool[np.ndarray, "h w"]], Mapping[str, float]]
+    """Scores of the aligned maps over the pixels that are True."""
+    align: Callable[[BenchmarkSample, Maps, Bool[np.ndarray, "h w"]], Aligned] = _as_predicted
+    """Fits a prediction to the measured maps on the pixels that are True. Pages show the result."""
+
+    def __post_init__(self) -> None:
+        if PIXELS_SCORED.name not in (score.name for score in self.scores):
+            object.__setattr__(self, "scores", (*self.scores, PIXELS_SCORED))
+
+    @cached_property
+    def score_names(self) -> tuple[str, ...]:
+        """Names of all scores of an image, in their order."""
+        return tuple(score.name for score in self.scores)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """An estimator that does not look at the photo."""
+
+    space: PredictionSpace
+    estimate: Callable[[UInt8[np.ndarray, "h w 3"]], Maps]

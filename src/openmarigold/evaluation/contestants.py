@@ -60,7 +60,7 @@ def predictor_contestant(config: PredictConfig) -> Contestant:
         settings |= {"tiny_vae": tiny_vae.name, "tiny_vae_for": tiny_vae.used_for}
         settings["tiny_vae_sha256"] = tiny_vae_sha256(tiny_vae)
     loading: dict[str, Any] = {"device": config.device, "dtype": config.dtype}
-    engine = choose_engine(checkpoint, engine=config.engine, tiny_vae=tiny_vae, compile=config.compile, **loading)
+    engine = choose_engine(checkpoint, engine=config.engine, compile=config.compile, **loading)
 
     def load() -> DepthEstimator:
         predictor = Predictor.from_config(config, found=checkpoint, tiny_vae=tiny_vae)

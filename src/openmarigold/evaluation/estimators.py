@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,7 +13,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from openmarigold.errors import DataError, ImageError, one_line
-from openmarigold.files import as_path
+from openmarigold.files import as_path, file_sha256
 from openmarigold.images.exr import read_exr
 from openmarigold.predictor import Predictor
 
@@ -115,7 +114,7 @@ class SavedPredictions:
 
     def hash_of(self, name: str) -> str:
         """SHA-256 of an image's file."""
-        return hashlib.sha256(self.find(name).read_bytes()).hexdigest()
+        return file_sha256(self.find(name))
 
 
 def _stems(name: str) -> Iterable[str]:

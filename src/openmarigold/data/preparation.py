@@ -131,7 +131,7 @@ class RawReader(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Checks:
-    """Thresholds of the filter; frames below them are left out, which is no error.
+    """Thresholds of the filter; frames below them are left out, which is not an error.
 
     Attributes:
         min_valid: least share of pixels with usable depth.

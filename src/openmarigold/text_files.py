@@ -165,7 +165,7 @@ def _converted(hint: Any, value: Any, *, where: str, error: type[OpenMarigoldErr
         return {str(key): part(arguments[1], entry, f"{name}.{key}") for key, entry in value.items()}
     if hint is Path and isinstance(value, str):
         return Path(value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value):
+    if hint is float and isinstance(value, (int, float)) and type(value) is not bool and not math.isnan(value):
         return float(value)
     if hint in (bool, int, str) and type(value) is hint:
         return value

@@ -30,12 +30,12 @@ from benchmark_data import (
     pack,
     write,
 )
-from openmarigold.data.readers.vkitti2 import kitti_crop
 from openmarigold.errors import DataError, ImageError
 from openmarigold.evaluation.benchmark import Benchmark, BenchmarkRow
 from openmarigold.evaluation.benchmarks import (
     BENCHMARKS,
     find_row,
+    kitti_benchmark_crop,
     kitti_eigen_window,
     nyu_eigen_window,
     open_benchmark,
@@ -88,11 +88,13 @@ def test_crops_as_index_sets() -> None:
     rows, columns = nyu_eigen_window(*NYU_SIZE)
     assert (range(480)[rows], range(640)[columns]) == (range(45, 471), range(41, 601))
     for height, width in (KITTI_SIZE, (370, 1226), (376, 1241), (352, 1216)):
-        rows, columns = kitti_crop(height, width)
+        rows, columns = kitti_benchmark_crop(height, width)
         assert range(height)[rows] == range(height - 352, height)
         assert range(width)[columns] == range(int((width - 1216) / 2), int((width - 1216) / 2) + 1216)
     rows, columns = kitti_eigen_window(352, 1216)
     assert (range(352)[rows], range(1216)[columns]) == (range(117, 321), range(43, 1172))
+    with pytest.raises(DataError, match="an image of 300x1242 is smaller than KITTI's window of 352x1216"):
+        kitti_benchmark_crop(300, 1242)
 
 
 # --- NYU Depth v2

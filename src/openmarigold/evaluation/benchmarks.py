@@ -13,7 +13,6 @@ from types import MappingProxyType
 import numpy as np
 
 from openmarigold.data.archives import open_archive
-from openmarigold.data.readers.vkitti2 import kitti_crop
 from openmarigold.errors import DataError
 from openmarigold.evaluation.benchmark import Benchmark, BenchmarkRow, Window
 from openmarigold.evaluation.benchmark_readers import (
@@ -30,6 +29,21 @@ from openmarigold.evaluation.benchmark_readers import (
 )
 from openmarigold.evaluation.nyuv2 import MAT_NAME, MatArchive
 from openmarigold.files import as_path
+
+KITTI_CROP_SIZE = (352, 1216)
+
+
+def kitti_benchmark_crop(height: int, width: int) -> Window:
+    """Rows and columns of the 352x1216 window of the KITTI benchmark: at the bottom, centered.
+
+    >>> kitti_benchmark_crop(375, 1242)
+    (slice(23, 375, None), slice(13, 1229, None))
+    """
+    crop_height, crop_width = KITTI_CROP_SIZE
+    if height < crop_height or width < crop_width:
+        raise DataError(f"an image of {height}x{width} is smaller than KITTI's window of {crop_height}x{crop_width}")
+    top, left = height - crop_height, (width - crop_width) // 2
+    return slice(top, height), slice(left, left + crop_width)
 
 
 def kitti_eigen_window(height: int, width: int) -> Window:
@@ -145,7 +159,7 @@ def _kitti(name: str, title: str, list_name: str, count: int) -> BenchmarkRow:
         min_depth=1e-5,
         max_depth=80.0,
         window=kitti_eigen_window,
-        crop=kitti_crop,
+        crop=kitti_benchmark_crop,
         processing_resolution=0,
         expected_count=count,
         files=_KITTI_FILES.replace("LIST", list_name),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -13,7 +14,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from openmarigold.errors import DataError, ImageError, one_line
-from openmarigold.files import as_path, file_sha256
+from openmarigold.files import as_path
 from openmarigold.images.exr import read_exr
 from openmarigold.predictor import Predictor
 
@@ -114,7 +115,7 @@ class SavedPredictions:
 
     def hash_of(self, name: str) -> str:
         """SHA-256 of an image's file."""
-        return file_sha256(self.find(name))
+        return hashlib.sha256(self.find(name).read_bytes()).hexdigest()
 
 
 def _stems(name: str) -> Iterable[str]:

@@ -76,19 +76,19 @@ _FRAME = re.compile(r"(Scene\d+)/([\w-]+)/frames/(rgb|depth)/(Camera_\d)/\w+_(\d
 _Place = tuple[str, str, str, int]
 
 
-def kitti_crop(height: int, width: int) -> tuple[slice, slice]:
+def kitti_crop(height: int, width: int, size: tuple[int, int] = CROP) -> tuple[slice, slice]:
     """Rows and columns of KITTI's benchmark crop: at the bottom, in the middle.
 
     >>> kitti_crop(375, 1242)
     (slice(23, 375, None), slice(13, 1229, None))
 
     Raises:
-        DataError: the picture is smaller.
+        InvalidValueError: the picture is smaller.
     """
-    if height < CROP[0] or width < CROP[1]:
-        raise DataError(f"an image of {height}x{width} is smaller than KITTI's crop of {CROP[0]}x{CROP[1]}")
-    top, left = height - CROP[0], (width - CROP[1]) // 2
-    return slice(top, height), slice(left, left + CROP[1])
+    if height < size[0] or width < size[1]:
+        raise InvalidValueError(f"{height}x{width} is smaller than the crop of {size[0]}x{size[1]}")
+    top, left = height - size[0], (width - size[1]) // 2
+    return slice(top, top + size[0]), slice(left, left + size[1])
 
 
 def choose_variants(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A contact sheet of a prepared data set: RGB next to depth, with facts about each."""
+"""A contact sheet of a prepared data set: RGB beside depth, and what there is to know about each."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A prepared data set in numbers, to compare with those of another: depth ranges, shares without depth."""
+"""What a prepared data set holds, in numbers to set beside those of another: depth ranges, shares without depth."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def write_meta(folder: Path) -> None:
         table.writerow([key, info["kind"], info["scene"], info.get("source"), *values, found.get("invalid_ratio")])
     data.close()
     text = buffer.getvalue()
-    # What is not UTF-8 in a name is written as \\udc.., as in the .json files.
+    # What is no UTF-8 in a name is written as \\udc.., as in the .json files.
     content = text.encode("utf-8", "backslashreplace")
     write_atomically(folder / META_FILE, lambda temporary: temporary.write_bytes(content))
 

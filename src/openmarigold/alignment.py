@@ -16,7 +16,7 @@ from openmarigold.seeding import generator_for
 _CONSTANT_SPREAD = 1e-10
 # Smallest disparity [1/m] that a fit may give: depth is capped at 1000 m.
 MIN_DISPARITY = 1e-3
-# Trials of `align_log_ransac`, at most, and the probability of one without outliers after which it stops.
+# Trials of `fit_log_ransac`, at most, and the probability of one without outliers after which it stops.
 _MAX_TRIALS = 1000
 _ENOUGH = 0.99
 
@@ -107,33 +107,6 @@ def fit_scale(
     return float(np.mean(valid_pred * valid_gt) / power) if power > 0 else 0.0
 
 
-def align_log_ransac(
-    pred: Float[np.ndarray, "*shape"],
-    gt: Float[np.ndarray, "*shape"],
-    valid_mask: Bool[np.ndarray, "*shape"],
-    *,
-    seed: int = 0,
-) -> Float64[np.ndarray, "*shape"]:
-    """The whole prediction as depth, fitted by RANSAC to log(1 + gt) and clipped to the largest valid `gt`.
-
-    **It leaks ground truth**: pixels that disagree are left out of the fit, and nothing can be farther than the
-    image's own farthest measurement. Its scores must not stand beside those of another protocol; for the same maps
-    AbsRel on DIODE falls from 31 to 10 % by the protocol alone.
-
-    A trial fits a line through two pixels drawn by `seed`; pixels within the median absolute deviation of the targets
-    of it are its inliers. The trial with the most inliers (then the least squared residual) is fitted again to its
-    inliers by least squares. A line that does not rise is no depth: then the prediction is scaled to the mean of
-    log(1 + gt), as in the published procedure.
-
-    Protocol of Pixel-Perfect Depth and Marigold V2, whose own draws depend on a global seed.
-
-    Raises:
-        DataError: ground truth that is not above -1 on a valid pixel; else see `fit_scale_shift`.
-        InvalidValueError: see `fit_scale_shift`.
-    """
-    return fit_log_ransac(pred, gt, valid_mask, seed=seed)[0]
-
-
 def fit_log_ransac(
     pred: Float[np.ndarray, "*shape"],
     gt: Float[np.ndarray, "*shape"],
@@ -141,7 +114,25 @@ def fit_log_ransac(
     *,
     seed: int = 0,
 ) -> tuple[Float64[np.ndarray, "*shape"], float]:
-    """The result of `align_log_ransac`, and the slope of the line that was fitted. Raises as it does."""
+    """The whole prediction as depth, fitted by RANSAC to log(1 + gt), and the slope of the line that was fitted.
+
+    Depth is clipped to the largest valid `gt`.
+
+    **It leaks ground truth**: pixels that disagree are left out of the fit, and nothing can be farther than the
+    image's own farthest measurement. Its scores must not stand next to those of another protocol; for the same maps
+    AbsRel on DIODE falls from 31 to 10 % by the protocol alone.
+
+    A trial fits a line through two pixels drawn by `seed`; pixels within the median absolute deviation of the targets
+    of it are its inliers. The trial with the most inliers (then the least squared residual) is fitted again to its
+    inliers by least squares. A line that does not rise cannot give depth: then the prediction is scaled to the mean
+    of log(1 + gt), as in the published procedure.
+
+    Protocol of Pixel-Perfect Depth and Marigold V2, whose own draws depend on a global seed.
+
+    Raises:
+        DataError: ground truth that is not above -1 on a valid pixel; else see `fit_scale_shift`.
+        InvalidValueError: see `fit_scale_shift`.
+    """
     x, valid_gt = _valid_pixels(pred, gt, valid_mask)
     if valid_gt.min() <= -1:
         raise DataError("the ground truth is not positive on valid pixels; mark them invalid")

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Texts with names in them, as they reach a terminal or a log: on one line, and without what a terminal would obey."""
+"""Texts with names in them, as they reach a terminal or a log: on one line, and without control sequences."""
 
 from __future__ import annotations
 
 import logging
 import unicodedata
 
-# Cc: control characters, Cf: invisible ones that turn or hide text, Cs: bytes of a name that is no UTF-8, Zl and Zp:
+# Cc: control characters, Cf: invisible ones that turn or hide text, Cs: bytes of a name that is not UTF-8, Zl and Zp:
 # further line breaks.
 _ESCAPED = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 

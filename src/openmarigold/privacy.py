@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from openmarigold import workers
 
@@ -25,28 +25,39 @@ def switch_off_reports() -> None:
 
 
 @contextmanager
-def openvino_without_reports() -> Iterator[None]:
+def hidden(package: str, *, only_ours: bool = False) -> Iterator[None]:
+    """Makes a package look as if it was not installed to what is imported inside.
+
+    With `only_ours` only in our own process, and not where the package is imported already: a program that imports us
+    as a library finds every package as it is.
+    """
+    if only_ours and (package in sys.modules or not workers.is_claimed()):
+        yield
+        return
+    imported = {key: module for key, module in sys.modules.items() if key.partition(".")[0] == package}
+    for key in imported:
+        del sys.modules[key]
+    sys.modules[package] = None  # type: ignore[assignment]  # makes Python's import report that it is missing
+    try:
+        yield
+    finally:
+        del sys.modules[package]
+        sys.modules.update(imported)
+
+
+def openvino_without_reports() -> AbstractContextManager[None]:
     """Hides the package `openvino_telemetry` while OpenVINO is imported inside, which then reports nothing.
 
     Its only other switch is a file in the home folder. When it is imported it would send an event and write an id.
     """
-    name = "openvino_telemetry"
-    imported = {key: module for key, module in sys.modules.items() if key.partition(".")[0] == name}
-    for key in imported:
-        del sys.modules[key]
-    sys.modules[name] = None  # type: ignore[assignment]  # what makes Python's import say that it is missing
-    try:
-        yield
-    finally:
-        del sys.modules[name]
-        sys.modules.update(imported)
+    return hidden("openvino_telemetry")
 
 
 @contextmanager
 def matplotlib_without_folder() -> Iterator[None]:
     """Gives matplotlib a temporary folder for its settings while it is imported inside, in our own process only.
 
-    Otherwise it would make one in the home folder. Who imports us as a library keeps the usual one.
+    Otherwise it would make one in the home folder. A program that imports us as a library keeps the usual one.
     """
     if not workers.is_claimed() or "MPLCONFIGDIR" in os.environ or "matplotlib" in sys.modules:
         yield

@@ -10,8 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 _SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -26,10 +25,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 def claim() -> None:
-    """Says that the command line was started as a program: no other code needs the libraries in this process.
+    """Notes that the command line was started as a program: no other code needs the libraries in this process.
 
     Until `start_work`, a signal that asks for the end ends the process at once: there is nothing to clean up yet, and
-    an exception in the middle of an import would be swallowed or told of in a traceback.
+    an exception in the middle of an import would be swallowed or shown in a traceback.
     """
     global _ours
     _ours = True
@@ -93,22 +92,6 @@ def say(line: str) -> None:
 def is_claimed() -> bool:
     """Whether this process is our own command line."""
     return _ours
-
-
-@contextmanager
-def hidden(package: str) -> Iterator[None]:
-    """Makes an installed package look as if it was not there to what is imported inside, in our own process only.
-
-    Who imports us as a library finds every package as it is. A package that is imported already stays so.
-    """
-    if not _ours or package in sys.modules:
-        yield
-        return
-    sys.modules[package] = None  # type: ignore[assignment]  # what makes Python's import say that it is missing
-    try:
-        yield
-    finally:
-        del sys.modules[package]
 
 
 def _hear(handler: object) -> None:

@@ -186,7 +186,7 @@ def test_selections(hypersim: Path, tmp_path: Path) -> None:
         keys(scenes=("ai_001_004",))
     with pytest.raises(DataError, match="no public frame of split 'val'; use train, val, test or all"):
         keys(split="val")
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="is not a folder"):
         hypersim_reader(hypersim / "none").list_frames()
     with pytest.raises(DataError, match="does not exist; it is evermotion_dataset"):
         hypersim_reader(tmp_path).list_frames()

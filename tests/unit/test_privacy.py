@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from openmarigold.errors import MissingExtraError, needs_extra
+from openmarigold.privacy import hidden
 from tiny import make_photo
 
 # Python's own sockets are seen by an audit hook, those of compiled libraries among the open files, a thousand times a
@@ -120,3 +122,19 @@ def test_a_prediction_with_safetensors_weights_keeps_to_itself(
     if engine == "openvino":
         pytest.importorskip("openvino")
     predict_watched(tmp_path, "--checkpoint", str(tiny_checkpoint), "--engine", engine)
+
+
+def test_a_missing_package_names_its_extra_and_a_missing_module_of_our_own_is_a_fault() -> None:
+    import h5py
+
+    message = r"h5py is not installed; .*openmarigold\[data\]"
+    with hidden("h5py"), pytest.raises(MissingExtraError, match=message), needs_extra("data"):
+        import h5py as missing  # noqa: F401
+    assert sys.modules["h5py"] is h5py
+    with pytest.raises(ModuleNotFoundError, match=r"openmarigold\.missing"), needs_extra("data"):
+        import openmarigold.missing  # noqa: F401  # pyright: ignore[reportMissingImports]
+
+
+def test_a_package_is_hidden_in_our_own_process_only() -> None:
+    with hidden("colorsys", only_ours=True):
+        import colorsys  # noqa: F401

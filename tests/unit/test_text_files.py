@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ast
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from openmarigold.data.shards import ShardedDataset
 from openmarigold.errors import CheckpointError, DataError, OpenMarigoldError, one_line
 from openmarigold.evaluation.report import read_report
 from openmarigold.results.manifest import MANIFEST_NAME, Manifest
-from openmarigold.text_files import DamagedTextError, parse_json, parse_json_lines, parse_toml
+from openmarigold.text_files import DamagedTextError, from_table, parse_json, parse_json_lines, parse_toml
 from openmarigold.training.monitor import keep_lines
 from openmarigold.training.recipe import read_recipe
 
@@ -151,3 +152,33 @@ def test_a_shard_with_a_damaged_index_is_made_again(content: bytes, tmp_path: Pa
 def test_errors_of_libraries_have_the_same_text_in_every_run() -> None:
     texts = {one_line(OSError(f"cannot identify image file {object()!r}\nat all")) for _ in range(3)}
     assert texts == {"OSError: cannot identify image file <object object> at all"}
+
+
+@dataclass(frozen=True)
+class Part:
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Whole:
+    part: Part
+    share: float = 1.0
+    limit: int | None = None
+
+
+def test_tables_become_dataclasses() -> None:
+    table = {"part": {"size": [2, 3]}, "share": 1, "limit": 4}
+    assert from_table(Whole, table, where="w", error=DataError) == Whole(Part((2, 3)), 1.0, 4)
+    for change, message in (
+        (
+            {"part": {"size": [2]}},
+            r"w: part\.size=\[2\] is not accepted; it must be a list of this form: tuple",
+        ),
+        ({"part": {"sise": [2, 3]}}, r"w: unknown key part\.sise; did you mean part\.size\?"),
+        ({"part": {}}, r"w: part\.size is missing"),
+        ({"part": 1}, r"w: \[part\] must be a table, not 1"),
+        ({"share": float("nan")}, "w: share=nan is not accepted; it must be a number"),
+        ({"limit": True}, "w: limit=True is not accepted; it must be a whole number"),
+    ):
+        with pytest.raises(DataError, match=message):
+            from_table(Whole, table | change, where="w", error=DataError)

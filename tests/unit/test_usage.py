@@ -23,11 +23,11 @@ PREDICT = ("predict", "a.jpg", "-o", "out")
 CASES = [
     (
         (*PREDICT, "--ensemble", "3"),
-        "Unrecognized options: --ensemble, 3; did you mean --ensemble-size or --ensemble-t",
+        "Unrecognized options: --ensemble; did you mean --ensemble-size or --ensemble-t",
     ),
     (
         (*PREDICT, "--processing-res", "768"),
-        "--processing-res, 768; did you mean --processing-resolution? See `openmar",
+        "--processing-res; did you mean --processing-resolution? See `openmar",
     ),
     (
         (*PREDICT, "--sed", "1", "--devise", "cpu"),
@@ -35,11 +35,11 @@ CASES = [
     ),
     (
         (*PREDICT, "--benchmark", "x"),
-        "Unrecognized options: --benchmark, x; did you mean --benchmark of `openmarigold evaluate`",
+        "Unrecognized options: --benchmark; did you mean --benchmark of `openmarigold evaluate`",
     ),
     (
         ("checkpoint", "verify", "x", "--dtype", "y"),
-        "--dtype, y; did you mean --dtype of `openmarigold checkpoint save`",
+        "--dtype; did you mean --dtype of `openmarigold checkpoint save`",
     ),
     ((*PREDICT, "--ensemble-size", "x"), "--ensemble-size: invalid literal for int() with base 10: 'x'; give --ensem"),
     ((*PREDICT, "--ensemble-size", "0"), "ensemble_size=0 is not accepted; give a whole number, 1 or above"),
@@ -50,7 +50,7 @@ CASES = [
     ((*PREDICT, "--seed"), "Missing value for argument '--seed'"),
     (
         ("predict", "a.jpg"),
-        "Missing from openmarigold predict: -o PATH, --output-dir PATH. See `openmarigold predict --h",
+        "Missing from openmarigold predict: -o PATH, --output-dir PATH Folder of the results",
     ),
     ((), "Expected one of {predict, inspect, evaluate, compare, reproduce, data, train, checkpoint"),
     (
@@ -61,9 +61,9 @@ CASES = [
         ("data", "where", "assets", "--data", "x"),
         "`openmarigold data where assets` is now `openmarigold-render assets`, a command of another package: pip insta",
     ),
-    (("predct", "a.jpg"), "predct, a.jpg; did you mean predict? See `openmarigold --help`"),
-    (("checkpoint", "inof"), "inof; did you mean info? See `openmarigold checkpoint --help`"),
-    (("zebra",), "Unrecognized options: zebra; there are predict, inspect, evaluate, compare"),
+    (("predct", "a.jpg"), "Unrecognized command: predct; did you mean predict? See `openmarigold --help`"),
+    (("checkpoint", "inof"), "Unrecognized command: inof; did you mean info? See `openmarigold checkpoint --help`"),
+    (("zebra",), "Unrecognized command: zebra; there are predict, inspect, evaluate, compare"),
     (("inspect", "a", f"{'long/' * 40}b"), f"Unrecognized options: {'long/' * 40}b. See `openmarigold inspect --help`"),
 ]
 

@@ -72,7 +72,7 @@ class Checkpoint:
     weights: Literal["onnx", "openvino", "safetensors"]
     variant: str | None
     """Which files of the networks are to be read: None the plain ones (else those named fp16), "fp16" those named so.
-    `loaded_variant` says what that comes to."""
+    `loaded_variant` gives the outcome."""
     schedule: NoiseSchedule
     modality: Modality
     """What it predicts."""
@@ -88,7 +88,7 @@ class Checkpoint:
     index: Mapping[str, Any] = field(repr=False)
     """All of model_index.json."""
     graphs: bool = False
-    """Whether ONNX networks lie beside the safetensors weights and read these, so that both engines have the same."""
+    """Whether ONNX networks lie next to the safetensors weights and read these, so that both engines have the same."""
 
 
 @dataclass(frozen=True, kw_only=True)

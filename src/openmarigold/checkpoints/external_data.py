@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which other files an ONNX file reads its weights from, and what it says of itself.
+"""Which other files an ONNX file reads its weights from, and its metadata.
 
 ONNX files are protocol buffers. Only the messages that may hold tensors are read, without the package `onnx`.
 """
@@ -38,7 +38,7 @@ _MAX_VARINT_BYTES = 10
 
 @dataclass
 class OnnxFacts:
-    """What an ONNX file says: the other files that its weights are read from, and texts about itself."""
+    """Other files that the weights of an ONNX file are read from, and texts about itself."""
 
     external_files: list[Path] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
@@ -85,14 +85,14 @@ def _checked(path: Path, location: str, end: int) -> Path:
             f"{path} reads weights from {location!r}; accepted are files in its own folder, so that what is loaded can "
             "be hashed: export the network again"
         )
-    beside = path.parent / location
-    if not beside.is_file():
-        raise CheckpointError(f"{beside} is missing, from which {path.name} reads weights; get the checkpoint again")
-    if beside.stat().st_size < end:
+    sibling = path.parent / location
+    if not sibling.is_file():
+        raise CheckpointError(f"{sibling} is missing, from which {path.name} reads weights; get the checkpoint again")
+    if sibling.stat().st_size < end:
         raise CheckpointError(
-            f"{beside} is truncated ({beside.stat().st_size} of {end} bytes at least); get the checkpoint again"
+            f"{sibling} is truncated ({sibling.stat().st_size} of {end} bytes at least); get the checkpoint again"
         )
-    return beside
+    return sibling
 
 
 def _entries(content: mmap.mmap) -> Iterator[tuple[str, list[tuple[str, str]]]]:

@@ -40,7 +40,7 @@ def not_downloaded(hub_id: str, *, offline: str, missing: str | None = None) -> 
 
 
 def is_absent(error: Exception) -> bool:
-    """Whether the hub has answered, and has no such revision or file: what is kept here is no substitute then."""
+    """Whether the hub has answered, and has no such revision or file: what is kept here cannot replace it then."""
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool(names & {"RevisionNotFoundError", "RemoteEntryNotFoundError"})
 

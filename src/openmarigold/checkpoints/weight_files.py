@@ -23,7 +23,7 @@ NETWORK_FILES: dict[ConvertedFormat, dict[str, str]] = {
     "onnx": {name: f"{name}/model.onnx" for name in NETWORKS},
     "openvino": {name: f"{name}/model.xml" for name in NETWORKS},
 }
-# ONNX networks beside safetensors weights, which they read (`checkpoint export --shared-weights`).
+# ONNX networks next to safetensors weights, which they read (`checkpoint export --shared-weights`).
 GRAPH_FILES = {"vae_encoder": "vae/encoder.onnx", "unet": "unet/unet.onnx", "vae_decoder": "vae/decoder.onnx"}
 EMBEDDING_FILE = "empty_prompt_embedding.safetensors"
 NETWORK_STEM = "diffusion_pytorch_model"

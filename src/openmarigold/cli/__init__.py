@@ -14,7 +14,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, TypeAlias, get_args
+from typing import Annotated, Any, TypeAlias
 
 import tyro
 
@@ -29,7 +29,7 @@ from openmarigold.cli.predict import Predict, parse_predict, run_predict
 from openmarigold.cli.reproduce import Reproduce, run_reproduce
 from openmarigold.cli.terminal import EXIT_ERROR, EXIT_INTERRUPTED, brief_errors, say
 from openmarigold.cli.train import Train, run_train
-from openmarigold.cli.usage import one_line, unwrapped
+from openmarigold.cli.usage import commands_of, unwrapped, wrong_usage
 from openmarigold.errors import InvalidValueError, OpenMarigoldError
 from openmarigold.printing import quoted_logger
 
@@ -45,7 +45,6 @@ Command: TypeAlias = (
     | Annotated[BenchmarkCommand, tyro.conf.subcommand("benchmark")]
 )
 _logger = quoted_logger(__name__)
-_NAMES = [get_args(command)[1].name for command in get_args(Command)]
 _RUN: dict[type, Callable[[Any], int]] = {
     Predict: run_predict,
     Inspect: run_inspect,
@@ -146,7 +145,7 @@ def parse(argv: Sequence[str]) -> Command:
             if isinstance(error, OpenMarigoldError):
                 raise error from None
             error = error.__cause__ or error.__context__
-        raise InvalidValueError(one_line(printed.getvalue(), argv, _NAMES)) from None
+        raise InvalidValueError(wrong_usage(printed.getvalue(), argv, commands_of(Command))) from None
 
 
 def _refuse_empty(argv: Sequence[str]) -> None:

@@ -83,7 +83,7 @@ class PrepareVirtualKitti2(_Preparation):
     """Prepare Virtual KITTI 2 from its tars or folders."""
 
     split: Literal["train", "val", "all"] = "train"
-    """Scenes 02, 06, 18, 20 (train) or 01 (val), unless --scenes says otherwise."""
+    """Scenes 02, 06, 18, 20 (train) or 01 (val), unless --scenes is given."""
     scenes: tuple[str, ...] = ()
     """Scene01, Scene02, Scene06, Scene18, Scene20."""
     variants: tuple[str, ...] = ("published",)
@@ -134,7 +134,7 @@ class Verify:
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """Write a contact sheet of a prepared data set: RGB beside colored depth, with names and shares."""
+    """Write a contact sheet of a prepared data set: RGB next to colored depth, with names and shares."""
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """Folder of the prepared data set."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`openmarigold reproduce`: the paper's tables, ours beside the published numbers."""
+"""`openmarigold reproduce`: the paper's tables, ours next to the published numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Reproduce:
-    """Run a table of the paper and print our numbers beside the published ones.
+    """Run a table of the paper and print our numbers next to the published ones.
 
     Steps, ensemble size, resolution and seed are pinned to the paper's. A run goes on where it was interrupted.
     """

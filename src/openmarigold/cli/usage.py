@@ -1,19 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tyro says about wrong usage in a frame of several lines, as one line like every other error."""
+"""Wrong usage in one line: unknown commands and options with similar ones, all else as tyro prints it, unframed."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import os
 import re
-from collections.abc import Iterator, Sequence
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import tyro
 
 _STYLE = re.compile(r"\x1b\[[0-9;]*m")
-_ROW = re.compile(r"│ ?(.*?)\s*│")
-_RULE = re.compile(r"[─-]{3,}")
 _MAX_SUGGESTIONS = 3
 _WIDE = "10000"
+
+Commands = Mapping[tuple[str, ...], frozenset[str]]  # words of a command -> its options
 
 
 @contextlib.contextmanager
@@ -32,101 +37,92 @@ def unwrapped(argv: Sequence[str]) -> Iterator[None]:
             os.environ["COLUMNS"] = before
 
 
-def one_line(printed: str, argv: Sequence[str], commands: Sequence[str]) -> str:
-    r"""The message in a frame of tyro's, with what may have been meant and where help is.
+def commands_of(union: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], frozenset[str]]:
+    """The options of each command in a union of dataclasses, and of the commands within these."""
+    found: dict[tuple[str, ...], frozenset[str]] = {}
+    for command in typing.get_args(union):
+        kind, *marks = typing.get_args(command)
+        words = (*path, next(mark.name for mark in marks if hasattr(mark, "name")))
+        options, inner = _fields(kind)
+        found[words] = frozenset(options)
+        for choice in inner:
+            found |= commands_of(choice, words)
+    return found
 
-    Args:
-        printed: all that tyro printed.
-        argv: the command line.
-        commands: names of the commands.
+
+def wrong_usage(printed: str, argv: Sequence[str], commands: Commands) -> str:
+    r"""The message about an unknown command or option, or else what tyro printed, on one line.
 
     >>> frame = ["╭─ Missing argument ─────────────╮", "│ Missing value for argument '--seed'. │", "╰──╯"]
-    >>> one_line("\n".join(frame), ["predict", "--seed"], ["predict", "data"])
+    >>> wrong_usage("\n".join(frame), ["predict", "--seed"], {("predict",): frozenset({"--seed"})})
     "Missing value for argument '--seed'. See `openmarigold predict --help`"
+    >>> wrong_usage("", ["predict", "--sed"], {("predict",): frozenset({"--seed"})})
+    'Unrecognized options: --sed; did you mean --seed? See `openmarigold predict --help`'
     """
-    command = argv[0] if argv and argv[0] in commands else None
-    help_command = " ".join(("openmarigold", *([command] if command else []), "--help"))
-    message, *details = _sections(printed)
-    parts = [_message(message)]
-    meant: list[str] = []
-    for section in sorted(details, key=lambda section: _position(section[0], argv)):
-        heading = section[0].strip()
-        if heading.startswith(("Perhaps you meant", "Arguments similar to")):
-            meant.append(_suggestions(section[1:], argv))
-        elif heading.startswith("Argument helptext") and len(section) > 1:
-            parts.append(f"give {section[1].strip()}")
-        elif heading.startswith("Available subcommands:"):
-            parts.append(_subcommands(heading, argv))
-    if any(meant):
-        parts.append(f"did you mean {', '.join(text for text in meant if text)}?")
-    text = "; ".join(part.rstrip(".") for part in parts if part)
-    return f"{text}{'' if text.endswith('?') else '.'} See `{help_command}`"
+    path = _path(argv, commands)
+    names = [words[-1] for words in commands if words[:-1] == path]
+    if names and len(argv) > len(path) and not argv[len(path)].startswith("-"):
+        word = argv[len(path)]
+        close = difflib.get_close_matches(word, names, n=1)
+        advice = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}."
+        return f"Unrecognized command: {word}; {advice} {_see(path)}"
+    known = commands.get(path, frozenset())
+    unknown = [word for word in (word.partition("=")[0] for word in argv) if not _is_known(word, known)]
+    if unknown:
+        similar = [_similar(word, path, commands) for word in unknown]
+        meant = ", ".join(" or ".join(options[:_MAX_SUGGESTIONS]) for options in similar if options)
+        advice = f"; did you mean {meant}?" if meant else "."
+        return f"Unrecognized options: {', '.join(unknown)}{advice} {_see(path)}"
+    lines = _STYLE.sub("", printed).splitlines()
+    rows = [line.strip(" │") for line in lines if line[:1] not in ("╭", "╰")]
+    rows = [row for row in rows if row.strip("─-")]
+    if "│" not in printed:
+        rows = rows[1:]  # the title, which stands in the frame elsewhere
+    text, *_ = " ".join(" ".join(rows).split()).split(" For full helptext")
+    return f"{text.replace(' Argument helptext: ', '; give ').rstrip('.') or 'wrong usage'}. {_see(path)}"
 
 
-def _sections(printed: str) -> list[list[str]]:
-    """Rows between the rules, without the frame, which is blanks and a title of its own where stdout is not UTF-8."""
-    sections: list[list[str]] = [[]]
-    framed = "│" in printed
-    for line in _STYLE.sub("", printed).splitlines():
-        match = _ROW.fullmatch(line.strip()) if framed else None
-        if framed and match is None:
-            continue
-        row = match.group(1) if match else line.rstrip().removeprefix("  ")
-        if _RULE.fullmatch(row.strip()):
-            sections.append([])
-        elif row.strip():
-            sections[-1].append(row)
-    found = [section for section in sections[0 if framed or len(sections) == 1 else 1 :] if section]
-    return found or [["wrong usage"]]
+def _fields(kind: Any) -> tuple[list[str], list[Any]]:
+    """Names of a dataclass's options, and its unions of commands."""
+    options, inner = [], []
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        marks: list[Any] = []
+        while typing.get_origin(hint) is typing.Annotated:
+            hint, *more = typing.get_args(hint)
+            marks += more
+        if dataclasses.is_dataclass(hint):
+            of_part, within = _fields(hint)
+            options += of_part
+            inner += within
+        elif any(typing.get_origin(choice) is typing.Annotated for choice in typing.get_args(hint)):
+            inner.append(hint)
+        elif tyro.conf.Positional not in marks:
+            options.append(f"--{name.replace('_', '-')}")
+    return options, inner
 
 
-def _message(rows: Sequence[str]) -> str:
-    """The first section on one line, of each missing argument only its name."""
-    if not rows[0].startswith("Missing from"):
-        # Where tyro knows an option of another command, it says of each option where it stands.
-        applied = [words[0] for row in rows if "(applied to " in row and (words := row.split())]
-        return f"Unrecognized options: {', '.join(applied)}" if applied else " ".join(" ".join(rows).split())
-    return " ".join(row.strip() for row in rows if _indent(row) <= 4 and not row.startswith("For full"))
+def _path(argv: Sequence[str], commands: Commands) -> tuple[str, ...]:
+    """The command that a command line begins with."""
+    return max((words for words in commands if tuple(argv[: len(words)]) == words), key=len, default=())
 
 
-def _suggestions(rows: Sequence[str], argv: Sequence[str]) -> str:
-    """Options that resemble an unknown one: those of the command, else those of others with the command's name."""
-
-    def is_given(place: str) -> bool:
-        words = place.split()[1:]
-        return words == list(argv[: len(words)])
-
-    options: dict[str, list[str]] = {}
-    name = ""
-    for row in rows:
-        words = row.split()
-        if _indent(row) == 4 and words[0].startswith("-"):
-            name = words[-2] if words[-1].isupper() and len(words) > 2 else words[0]
-            name = name.rstrip(",")
-            options.setdefault(name, [])
-        elif words[:1] == ["in"] and words[-1:] == ["--help"] and name:
-            options[name].append(" ".join(words[1:-1]))
-    own = [name for name, places in options.items() if any(map(is_given, places))]
-    others = [f"{name} of `{places[0]}`" for name, places in options.items() if places]
-    return " or ".join((own or others)[:_MAX_SUGGESTIONS])
+def _is_known(word: str, options: frozenset[str]) -> bool:
+    name = word.replace("_", "-")
+    return not name.startswith("--") or name in options or name.replace("--no-", "--", 1) in options
 
 
-def _position(heading: str, argv: Sequence[str]) -> int:
-    """Where the option that a heading is about stands in the command line; tyro's own order is by chance."""
-    words = heading.rstrip().rstrip(":").split()
-    return argv.index(words[-1]) if words and words[-1] in argv else 0
+def _similar(option: str, path: tuple[str, ...], commands: Commands) -> list[str]:
+    """Options of the command that resemble an unknown one, else those of others with the command's name."""
+
+    def close(options: frozenset[str]) -> list[str]:
+        begun = sorted(name for name in options if name.startswith(option))
+        return begun or difflib.get_close_matches(option, sorted(options), n=_MAX_SUGGESTIONS, cutoff=0.75)
+
+    own = close(commands.get(path, frozenset()))
+    others = {words: close(options) for words, options in commands.items()}
+    nearest = sorted(others, key=lambda words: words[:1] != path[:1])
+    return own or [f"{others[words][0]} of `openmarigold {' '.join(words)}`" for words in nearest if others[words]]
 
 
-def _subcommands(heading: str, argv: Sequence[str]) -> str:
-    names = heading.partition(":")[2].replace(",", " ").split()
-    close = next((text for word in argv if (text := _close(word, names))), "")
-    return close or f"there are {', '.join(names)}"
-
-
-def _close(word: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, names, n=1)
-    return f"did you mean {close[0]}?" if close and close[0] != word else ""
-
-
-def _indent(row: str) -> int:
-    return len(row) - len(row.lstrip())
+def _see(path: tuple[str, ...]) -> str:
+    return f"See `{' '.join(('openmarigold', *path[:1], '--help'))}`"

@@ -85,7 +85,7 @@ def read_file(path: Path) -> bytes:
     Raises:
         FileNotFoundError: there is none.
         OSError: it cannot be read.
-        DataError: it is no regular file (a pipe would never end), or larger.
+        DataError: it is not a regular file (a pipe would never end), or larger.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
@@ -104,7 +104,7 @@ def _check_size(size: int, what: str) -> None:
 def _open_file(path: Path) -> Archive:
     try:
         if not path.is_file():
-            raise DataError(f"{path} is no regular file; give a folder, a tar or a zip")
+            raise DataError(f"{path} is not a regular file; give a folder, a tar or a zip")
         if zipfile.is_zipfile(path):
             return _Zip(path)
         with path.open("rb") as file:

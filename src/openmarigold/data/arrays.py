@@ -69,7 +69,7 @@ def hdf5_dataset(file: Any, name: str, *, kinds: str = "fiu") -> Any:
         )
     dataset = file[name]
     if not isinstance(dataset, h5py.Dataset):
-        raise UnexpectedArrayError(f"{name} is no data set")
+        raise UnexpectedArrayError(f"{name} is not a data set")
     if dataset.is_virtual or dataset.external:
         raise UnexpectedArrayError(f"{name} has its values in other files, which are not read")
     if dataset.dtype.kind not in kinds:

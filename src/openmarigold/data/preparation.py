@@ -46,7 +46,7 @@ _POLL_S = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class RawDataSet:
-    """What everybody should know about a raw data set before using it."""
+    """Facts about a raw data set that its users need."""
 
     name: str
     title: str
@@ -135,7 +135,7 @@ class RawReader(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Checks:
-    """Thresholds of the filter; frames below them are left out, which is no error.
+    """Thresholds of the filter; frames below them are left out, which is not an error.
 
     Attributes:
         min_valid: least share of pixels that can be used.
@@ -227,23 +227,18 @@ def prepare(
     frames = listing.frames[:limit]
     if not frames:
         raise DataError(f"{reader.name}: the source has no frame of the selection; see `openmarigold data where`")
-    # Names may have bytes that are no UTF-8, which Python keeps as surrogates.
-    names = "".join(f"{frame.name}\n" for frame in (*frames, *listing.rejected)).encode("utf-8", "surrogatepass")
     settings = {
         **reader.settings(),
         **asdict(checks),
         "limit": limit,
         "shard_size": shard_size,
-        "frames": hashlib.sha256(names).hexdigest(),
+        "frames": _names_sha256([*frames, *listing.rejected]),
     }
     writer = ShardWriter(
         destination, name=reader.name, split=reader.split, encodings=reader.encodings, settings=settings
     )
     writer.begin()
-    units = [
-        _Unit(number, frames[start : start + shard_size], listing.rejected if number == 0 else [])
-        for number, start in enumerate(range(0, len(frames), shard_size))
-    ]
+    units = _units(frames, listing.rejected, shard_size)
     todo = [unit for unit in units if not writer.is_done(unit.number)]
     total, kept = len(frames), len(frames) - sum(len(unit.frames) for unit in todo)
     progress(kept, total)
@@ -255,6 +250,19 @@ def prepare(
     manifest = writer.finish(len(units), {"valid_range": valid_range, **(facts or {})})
     write_meta(destination)
     return Prepared(manifest=manifest, num_shards_kept=len(units) - len(todo))
+
+
+def _units(frames: list[Frame], rejected: list[Rejection], shard_size: int) -> list[_Unit]:
+    return [
+        _Unit(number, frames[start : start + shard_size], rejected if number == 0 else [])
+        for number, start in enumerate(range(0, len(frames), shard_size))
+    ]
+
+
+def _names_sha256(items: Sequence[Frame | Rejection]) -> str:
+    # Names may have bytes that are not UTF-8, which Python keeps as surrogates.
+    names = "".join(f"{item.name}\n" for item in items).encode("utf-8", "surrogatepass")
+    return hashlib.sha256(names).hexdigest()
 
 
 # --- What readers share
@@ -325,7 +333,7 @@ def check_size(pixels: np.ndarray, size: tuple[int, int], what: str) -> None:
     """Checks height and width.
 
     Raises:
-        FrameDefectError: they are others.
+        FrameDefectError: they differ from `size`.
     """
     if pixels.shape[:2] != size:
         raise FrameDefectError("wrong size", f"{what} is {_size(pixels)}, not {size[0]}x{size[1]}")
@@ -391,7 +399,7 @@ def _run_here(task: _Task, units: Sequence[_Unit], workers: int, progress: Calla
 
 
 def _run_in_processes(task: _Task, units: Sequence[_Unit], workers: int, progress: Callable[[int], None]) -> None:
-    context = multiprocessing.get_context("spawn")  # the same on every system, and safe beside threads
+    context = multiprocessing.get_context("spawn")  # the same on every system, and safe with threads
     counter, stop = context.Value("q", 0), context.Event()
     executor = ProcessPoolExecutor(workers, context, _start_worker, (task, counter, stop, os.getpid()))
     try:
@@ -403,8 +411,8 @@ def _run_in_processes(task: _Task, units: Sequence[_Unit], workers: int, progres
                 future.result()
     except BrokenProcessPool as error:
         raise OpenMarigoldError(
-            "a worker process was ended from outside, perhaps for want of memory; finished shards are kept: run the "
-            "same command again, with fewer --workers"
+            "a worker process was ended from outside, perhaps because memory ran out; finished shards are kept: run "
+            "the same command again, with fewer --workers"
         ) from error
     finally:
         stop.set()

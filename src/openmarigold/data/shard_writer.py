@@ -34,7 +34,7 @@ from openmarigold.data.shards import (
     with_maps,
 )
 from openmarigold.errors import DataError, OutputError
-from openmarigold.files import write_atomically
+from openmarigold.files import file_sha256, write_atomically
 from openmarigold.text_files import parse_json
 
 REJECTED_FILE = "rejected.jsonl"
@@ -223,7 +223,7 @@ class ShardWriter:
                 for index, count in ((index, len(index["samples"])) for index in indices)
             ],
             "contents": contents_sha256(self._plan["maps"], indices),
-            "index_sha256": hashlib.sha256((self.folder / INDEX_FILE).read_bytes()).hexdigest(),
+            "index_sha256": file_sha256(self.folder / INDEX_FILE),
             **(facts or {}),
         }
         _write_json(self.folder / MANIFEST_FILE, manifest)

@@ -80,7 +80,6 @@ def choose_engine(
     engine: EngineName = "auto",
     device: str = "auto",
     dtype: Dtype = "float32",
-    tiny_vae: TinyVae | None = None,
     compile: CompileMode = "off",
 ) -> ChosenEngine:
     """The engine that "auto" stands for: the fastest that is installed and can run this; else the given one.
@@ -132,7 +131,7 @@ def open_engine(
         InvalidValueError: the device is not available, or the engine cannot run this checkpoint in this precision.
         MissingExtraError: the engine is not installed.
     """
-    chosen = choose_engine(checkpoint, engine=engine, device=device, dtype=dtype, tiny_vae=tiny_vae, compile=compile)
+    chosen = choose_engine(checkpoint, engine=engine, device=device, dtype=dtype, compile=compile)
     with _one_opens:
         opened = _open(chosen, checkpoint, device=device, dtype=dtype, tiny_vae=tiny_vae, compile=compile)
     _log.info("%s runs on engine %s, %s, %s", checkpoint.name, chosen, opened.device, dtype)

@@ -24,7 +24,7 @@ from openmarigold.checkpoints.empty_prompt import cached_embedding_path, stored_
 from openmarigold.checkpoints.weight_files import GRAPH_FILES, NETWORK_FILES, NETWORKS, weight_files
 from openmarigold.config import LATENT_FACTOR, ConvertedFormat, StoredDtype
 from openmarigold.errors import CheckpointError, OutputError, needs_extra
-from openmarigold.files import atomic_directory, files_sha256, user_cache_dir
+from openmarigold.files import atomic_directory, file_sha256, files_sha256, user_cache_dir
 from openmarigold.modalities import Modality
 from openmarigold.printing import quoted_logger
 from openmarigold.text_files import parse_json
@@ -220,7 +220,7 @@ def _sources_of_network(checkpoint: Checkpoint, name: str, tiny_vae: TinyVae | N
     if not embedding.is_file():
         _make_embedding(directory, variant)
         embedding = next((path for path in (stored, embedding) if path.is_file()), embedding)
-    content = hashlib.sha256(embedding.read_bytes()).hexdigest() if embedding.is_file() else "not kept"
+    content = file_sha256(embedding) if embedding.is_file() else "not kept"
     return [files_sha256(_sources(directory / "unet", variant)), content]
 
 

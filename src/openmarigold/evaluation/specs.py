@@ -64,7 +64,7 @@ def predictor_spec(config: PredictConfig) -> EstimatorSpec:
         settings["tiny_vae_sha256"] = tiny_vae_sha256(tiny_vae)
     modality: Modality = getattr(checkpoint, "modality", DEPTH)
     loading: dict[str, Any] = {"device": config.device, "dtype": config.dtype}
-    engine = choose_engine(checkpoint, engine=config.engine, tiny_vae=tiny_vae, compile=config.compile, **loading)
+    engine = choose_engine(checkpoint, engine=config.engine, compile=config.compile, **loading)
 
     def load() -> MapEstimator:
         predictor = Predictor.from_config(config, found=checkpoint, tiny_vae=tiny_vae)

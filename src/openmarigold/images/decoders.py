@@ -116,7 +116,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _named_in_utf_8(path: Path) -> Iterator[str]:
-    """A name of the file that OpenImageIO takes: a link in a temporary folder where the file's own is no UTF-8."""
+    """A name of the file that OpenImageIO takes: a link in a temporary folder where the file's own is not UTF-8."""
     name = str(path)
     try:
         name.encode()
@@ -150,7 +150,7 @@ def _levels(pixels: np.ndarray, *, inverted: bool = False) -> UInt8[np.ndarray, 
         top = 1.0
     else:
         if pixels.dtype.kind == "i" and pixels.min() < 0:
-            raise ImageError("has negative samples, which are no picture; save it as RGB or gray with 8 or 16 bits")
+            raise ImageError("has negative samples, as no picture has; save it as RGB or gray with 8 or 16 bits")
         top = float(np.iinfo(pixels.dtype).max)  # OpenImageIO widens 12 bits to 16
     scaled = np.clip(pixels.astype(np.float64) * (255 / top), 0, 255)
     return np.rint(255 - scaled if inverted else scaled).astype(np.uint8)

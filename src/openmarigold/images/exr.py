@@ -94,7 +94,7 @@ def write_exr(path: Path, channels: Mapping[str, Float[np.ndarray, "h w"]], head
 
 
 def _name(path: Path) -> str | bytes:
-    """The path as the binding takes it: bytes where it is no UTF-8."""
+    """The path as the binding takes it: bytes where it is not UTF-8."""
     name = str(path)
     try:
         name.encode()

@@ -112,8 +112,6 @@ class Modality:
     """What a predicted value means under each invariance, for provenance."""
     pixel_loss: Literal["affine_invariant", "absolute"]
     """How decoded targets are compared in end-to-end training: `PIXEL_LOSSES` of training/loss.py."""
-    headline_metrics: tuple[str, ...]
-    """Scores that validation in training reports."""
     index_facts: Mapping[str, Any]
     """What model_index.json of a checkpoint that is trained states besides its class and prediction type."""
 

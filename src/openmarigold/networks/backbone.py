@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from openmarigold.workers import hidden
+from openmarigold.privacy import hidden
 
-with hidden("transformers"):  # which diffusers imports with its networks, which do not need it: seconds
+with hidden("transformers", only_ours=True):  # which diffusers imports with its networks, which do not need it: seconds
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel

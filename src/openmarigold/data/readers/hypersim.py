@@ -149,7 +149,7 @@ class HypersimReader:
 
     def list_frames(self) -> Listing:
         if not self.source.is_dir():
-            raise DataError(f"{self.source} is no folder; give the one that holds the scenes (ai_001_001, ...)")
+            raise DataError(f"{self.source} is not a folder; give the one that holds the scenes (ai_001_001, ...)")
         wanted = self._listed_frames() if self.listed is not None else self._split_frames()
         if self.scenes:
             wanted = [row for row in wanted if row[0] in self.scenes]

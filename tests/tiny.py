@@ -52,11 +52,11 @@ def make_vae(kind: str) -> AutoencoderKL | AutoencoderTiny:
     )
 
 
-def make_unet(latent_channels: int) -> UNet2DConditionModel:
+def make_unet(latent_channels: int, *, in_channels: int | None = None) -> UNet2DConditionModel:
     """Two down-samplings: latents that are not divisible by 4 take the less traveled path."""
     return UNet2DConditionModel(
         sample_size=8,
-        in_channels=2 * latent_channels,
+        in_channels=in_channels or 2 * latent_channels,
         out_channels=latent_channels,
         block_out_channels=(8, 16, 16),
         down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),

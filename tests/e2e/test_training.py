@@ -267,6 +267,38 @@ def test_kept_latents_are_those_computed_anew(in_workspace: Path, tmp_path: Path
         assert torch.equal(value.nan_to_num(9.0), found[1][name].nan_to_num(9.0)), name
 
 
+@pytest.mark.parametrize(
+    ("form", "old"),
+    [
+        ("latents", {"target_latent": "depth_latent"}),
+        ("maps", {"target": "norm_depth", "bounds": "depth_range"}),
+    ],
+)
+def test_a_cache_of_version_0_1_is_read(in_workspace: Path, tmp_path: Path, form: str, old: dict[str, str]) -> None:
+    new = open_latents(in_workspace, tmp_path / "new", PAIRS, form=form)
+    shutil.copytree(tmp_path / "new", tmp_path / "old")
+    (shard,) = (tmp_path / "old" / "synthetic").glob("*.npy")
+    rows = np.load(shard)
+    fields = []
+    for name in rows.dtype.names:
+        base, shape = rows.dtype[name].subdtype
+        fields.append((old.get(name, name), base, shape[1:] if name == "target" else shape))  # it had no targets
+    renamed = np.zeros(len(rows), dtype=fields)
+    for name in rows.dtype.names:
+        renamed[old.get(name, name)] = rows[name].reshape(renamed[old.get(name, name)].shape)
+    np.save(shard, renamed)
+    described = json.loads((tmp_path / "old" / "cache.json").read_text())
+    assert described.pop("the modality") == "depth"
+    (tmp_path / "old" / "cache.json").write_text(json.dumps(described))
+    batches = [
+        source.batch(np.arange(12)) for source in (new, open_latents(in_workspace, tmp_path / "old", PAIRS, form=form))
+    ]
+    assert batches[0].keys() == batches[1].keys()
+    for name, values in batches[0].items():
+        np.testing.assert_array_equal(values, batches[1][name])
+    assert np.load(shard).dtype.names == renamed.dtype.names, "nothing was encoded again"
+
+
 def test_latents_are_encoded_once(in_workspace: Path) -> None:
     output = in_workspace / "cached"
     train(Path("depth.toml"), data_dir=in_workspace / "data", output_dir=output, stop_after_steps=1)

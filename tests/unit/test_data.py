@@ -118,7 +118,7 @@ def test_depths_beyond_the_limit_of_their_kind_do_not_count(data_dir: Path) -> N
         original = mixture.sources[0].read(index).maps["depth"]
         view = mixture.view(index)
         limit = 1.5 if index < 4 else 1.7
-        assert view.target is not None and view.target.bounds[1] < limit
+        assert view.target is None or view.target.bounds[1] < limit
         expected = (original > 0) & (original < limit)
         assert any(np.array_equal(view.valid_mask, mask) for mask in (expected, expected[:, ::-1]))
 

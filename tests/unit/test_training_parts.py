@@ -25,10 +25,11 @@ from openmarigold.networks.backbone import (
     load_vae,
     save_tensors,
     widen_conv_in,
+    widen_conv_out,
 )
 from openmarigold.networks.conversion import export_checkpoint
 from openmarigold.seeding import generator_for
-from openmarigold.training.loss import affine_invariant_loss, latent_regularization, masked_latent_loss
+from openmarigold.training.loss import absolute_loss, affine_invariant_loss, latent_regularization, masked_latent_loss
 from openmarigold.training.nano.generator import make_unet
 from openmarigold.training.nano.recipes import UNetModelConfig
 from openmarigold.training.noise import draw_timesteps, noisy_latent_and_target
@@ -67,6 +68,22 @@ def test_widened_unet_equals_the_generator_on_equal_latents(channels: int) -> No
     torch.testing.assert_close(after, before)
     assert unet.config["in_channels"] == unet.conv_in.in_channels == 2 * channels
     torch.testing.assert_close(unet.conv_in.bias.detach(), bias, rtol=0, atol=0)  # pyright: ignore
+
+
+@pytest.mark.parametrize("num_targets", [2, 3])
+def test_a_unet_widened_for_several_targets_answers_each_as_before(num_targets: int) -> None:
+    torch.manual_seed(0)
+    config = UNetModelConfig(block_out_channels=(32, 32), layers_per_block=1, head_dim=16, cross_attention_dim=8)
+    unet = make_unet(config, channels=4).eval()
+    latent, context = torch.randn(2, 4, 6, 7), torch.randn(2, 2, 8)
+    with torch.no_grad():
+        before = unet(latent, 500, encoder_hidden_states=context).sample
+        widen_conv_out(widen_conv_in(unet, num_latents=1 + num_targets), num_latents=num_targets)
+        wide = latent.repeat(1, 1 + num_targets, 1, 1)
+        after = unet(wide, 500, encoder_hidden_states=context).sample
+    assert (unet.config["in_channels"], unet.config["out_channels"]) == (4 * (1 + num_targets), 4 * num_targets)
+    for answer in after.split(4, dim=1):
+        torch.testing.assert_close(answer, before)
 
 
 def test_masked_cells_never_touch_the_loss() -> None:
@@ -126,6 +143,20 @@ def test_affine_invariant_loss_ignores_invalid_pixels_and_survives_flat_maps() -
     assert np.isfinite(loss.item()) and flat.grad is not None and bool(flat.grad.isfinite().all())
     nothing = affine_invariant_loss(prediction, wanted, torch.zeros_like(valid_mask)).mean
     assert nothing.item() == 0
+
+
+def test_absolute_loss_is_the_mean_error_of_valid_values() -> None:
+    torch.manual_seed(0)
+    prediction, wanted, valid_mask = torch.randn(2, 6, 5, 4), torch.randn(2, 6, 5, 4), torch.rand(2, 6, 5, 4) > 0.4
+    prediction.requires_grad_()
+    loss = absolute_loss(prediction, wanted.masked_fill(~valid_mask, float("nan")), valid_mask)
+    loss.mean.backward()
+    expected = (prediction.detach() - wanted)[valid_mask].abs()
+    torch.testing.assert_close(loss.mean.detach(), expected.mean())
+    assert prediction.grad is not None and bool((prediction.grad[~valid_mask] == 0).all())
+    assert loss.per_sample is not None and loss.per_sample.shape == (2,)
+    doubled = absolute_loss(prediction, wanted, valid_mask, torch.full_like(wanted, 2.0)).mean
+    torch.testing.assert_close(doubled, 2 * loss.mean)
 
 
 def test_latent_regularization_is_zero_for_standard_channels() -> None:
@@ -285,12 +316,15 @@ def test_a_flipped_bit_of_plain_data_changes_its_identity(tmp_path: Path) -> Non
 def test_a_state_of_an_earlier_version_has_the_defaults_of_newer_keys(tmp_path: Path) -> None:
     recipe = to_table(read_recipe(Path(__file__).parents[2] / "recipes" / "nano-4-depth.toml"))
     earlier = {**recipe, "data": {name: value for name, value in recipe["data"].items() if name != "num_samples"}}
+    del earlier["modality"]
     described = {"step": 3, "recipe": earlier, "inputs": {}, "param_groups": [], "scalars": {}}
     (tmp_path / "state.json").write_text(json.dumps(described))
     check_recipe(tmp_path, recipe)
     other = {**recipe, "data": {**recipe["data"], "num_samples": {"rendered": 10}}}
     with pytest.raises(CheckpointError, match=r"another recipe \(data.num_samples.* changed\)"):
         check_recipe(tmp_path, other)
+    with pytest.raises(CheckpointError, match=r"another recipe \(modality changed\)"):
+        check_recipe(tmp_path, {**recipe, "modality": "normals"})
 
 
 FULL_DISK = """

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A modality is one file: the stub of tests/brightness.py goes through the rooms without touching any of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from brightness import BRIGHTNESS, maps_of
+from openmarigold.cli import run
+from openmarigold.data.encodings import MapEncoding
+from openmarigold.data.shard_writer import NewSample, ShardWriter
+from openmarigold.diffusion import NoiseSchedule
+from openmarigold.errors import DataError, RecipeError
+from openmarigold.modalities import MODALITIES
+from openmarigold.networks.backbone import load_unet, save_checkpoint
+from openmarigold.training import train
+from openmarigold.training.recipe import DataConfig
+from openmarigold.training.views import Mixture
+from tiny import make_photo, make_unet, make_vae
+from training_data import write_training_data
+
+SIZE = (32, 48)
+RECIPE = """
+kind = "depth"
+modality = "brightness"
+base = "{base}"
+seed = {seed}
+data = {{ sources = {{ colors = 1.0 }}, size = [32, 48], min_scale = 0.8, min_depth = 0.0, num_variants = 2 }}
+optimization = {{ num_steps = 5, batch_size = 2, learning_rate = 1e-3, warmup_steps = 0 }}
+checkpoint = {{ name = "tiny-brightness", processing_resolution = 48 }}
+"""
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODALITIES, "brightness", BRIGHTNESS)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared set with both maps, and a tiny image generator to start from."""
+    folder = tmp_path_factory.mktemp("seam")
+    encodings = {"bright": MapEncoding(kind="float16"), "dark": MapEncoding(kind="float32")}
+    writer = ShardWriter(folder / "data" / "colors", name="colors", split="train", encodings=encodings, settings={})
+    writer.begin()
+    photos = [make_photo(40, 60, seed=number) for number in range(6)]
+    writer.write(
+        0,
+        [
+            NewSample(key=f"p-{number}", kind="photo", scene="s", rgb=rgb, maps=maps_of(rgb))
+            for number, rgb in enumerate(photos)
+        ],
+    )
+    writer.finish(1)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        vae, unet, embedding = make_vae("kl"), make_unet(4, in_channels=4), torch.randn(1, 2, 16)
+    save_checkpoint(
+        folder / "generator",
+        vae=vae,
+        unet=unet,
+        empty_prompt_embedding=embedding,
+        schedule=NoiseSchedule(),
+        index={"_class_name": "OpenMarigoldGenerator"},
+    )
+    return folder
+
+
+def write_recipe(workspace: Path, name: str, *, seed: int = 1, base: str = "generator", more: str = "") -> Path:
+    path = workspace / f"{name}.toml"
+    path.write_text(RECIPE.format(base=workspace / base, seed=seed) + more)
+    return path
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(workspace: Path) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODALITIES, "brightness", BRIGHTNESS)
+        recipe = write_recipe(workspace, "whole")
+        checkpoint = train(recipe, data_dir=workspace / "data", output_dir=workspace / "whole", device="cpu")
+    assert checkpoint is not None
+    return checkpoint
+
+
+def test_views_are_cut_and_mirrored_together(workspace: Path) -> None:
+    config = DataConfig(sources={"colors": 1.0}, size=SIZE, min_scale=0.5, min_depth=0.0, num_variants=8)
+    mixture = Mixture(config, data_dir=workspace / "data", seed=0, modality=BRIGHTNESS)
+    for index in range(8):
+        view = mixture.view(index)
+        assert view.target is not None and view.target.values.shape == (2, 3, *SIZE) and view.valid_mask.all()
+        bright, dark = view.target.values
+        # Colors are resized in 8 bits, and their map in float.
+        np.testing.assert_allclose(bright, view.rgb, atol=0.02)
+        np.testing.assert_allclose(dark, -bright, atol=0.002)
+
+
+def test_training_widens_both_ends_and_learns(workspace: Path, trained: Path) -> None:
+    unet = load_unet(trained / "unet")
+    assert (unet.config["in_channels"], unet.config["out_channels"]) == (12, 8)
+    index = json.loads((trained / "model_index.json").read_text())
+    assert (index["_class_name"], index["prediction_type"]) == ("BrightnessPipeline", "brightness")
+    first = losses(workspace / "whole")
+    assert len(first) == 5 and np.isfinite(first).all()
+    kept = np.load(workspace / "whole" / "latents" / "colors" / "shard-00000.npy")
+    assert kept["rgb_latent"].shape == (12, 4, 4, 6) and kept["target_latent"].shape == (12, 8, 4, 6)
+    # The first target is the photo itself, the second another picture.
+    bright, dark = (
+        np.abs(kept["target_latent"][:, part] - kept["rgb_latent"]).mean() for part in (slice(4), slice(4, 8))
+    )
+    assert bright < 0.1 * dark
+    other = write_recipe(workspace, "other", seed=2)
+    train(other, data_dir=workspace / "data", output_dir=workspace / "other", device="cpu")
+    assert losses(workspace / "other") != first
+
+
+def test_a_stopped_run_resumes_to_the_same_weights(workspace: Path, trained: Path) -> None:
+    recipe = write_recipe(workspace, "halves")
+    paths = {"data_dir": workspace / "data", "output_dir": workspace / "halves", "device": "cpu"}
+    assert train(recipe, stop_after_steps=2, **paths) is None
+    checkpoint = train(recipe, **paths)
+    assert checkpoint is not None and losses(workspace / "halves") == losses(workspace / "whole")
+    ours, theirs = (
+        load_file(folder / "unet" / "diffusion_pytorch_model.safetensors") for folder in (checkpoint, trained)
+    )
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_a_trained_model_is_a_base_and_end_to_end_compares_pixels(workspace: Path, trained: Path) -> None:
+    objective = 'objective = { kind = "end_to_end", start_noise = "zeros" }\n'
+    recipe = write_recipe(workspace, "pixels", base="whole/checkpoint", more=objective)
+    checkpoint = train(recipe, data_dir=workspace / "data", output_dir=workspace / "pixels", device="cpu")
+    assert checkpoint is not None and np.isfinite(losses(workspace / "pixels")).all()
+    before, after = (load_unet(folder / "unet").conv_out.weight for folder in (trained, checkpoint))
+    assert after.shape[0] == 8 and bool((after != before).flatten(1).any(dim=1).all()), "every channel is trained"
+
+
+def test_what_does_not_fit_is_refused(workspace: Path, trained: Path, tmp_path: Path) -> None:
+    write_training_data(tmp_path)
+    config = DataConfig(sources={"synthetic": 1.0}, size=SIZE)
+    with pytest.raises(DataError, match="has the maps depth, and brightness needs bright, dark"):
+        Mixture(config, data_dir=tmp_path, seed=0, modality=BRIGHTNESS)
+    depth = write_recipe(workspace, "depth", base="whole/checkpoint")
+    depth.write_text(depth.read_text().replace('"brightness"', '"depth"').replace("colors", "synthetic"))
+    with pytest.raises(RecipeError, match=r"turns 12 channels into 8.*needed are 4 to 4 .* or 8 to 4 .a depth model"):
+        train(depth, data_dir=tmp_path, output_dir=tmp_path / "run", device="cpu")
+    depth.write_text(depth.read_text().replace('"depth"\nbase', '"flow"\nbase'))
+    with pytest.raises(RecipeError, match="modality='flow' is not known; use depth, brightness"):
+        train(depth, data_dir=tmp_path, output_dir=tmp_path / "run", device="cpu")
+
+
+def test_the_set_is_verified_shown_and_counted(
+    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(workspace / "data" / "colors")
+    assert run(["data", "verify", folder]) == 0
+    assert run(["data", "preview", folder, "--output", str(tmp_path / "sheet.jpg")]) == 0
+    capsys.readouterr()
+    assert run(["data", "statistics", folder, "--json"]) == 0
+    tables = json.loads(capsys.readouterr().out)
+    assert tables["bright"]["all"]["bright_range"][1] <= 1 and tables["dark"]["kinds"]["photo"]["num_samples"] == 6

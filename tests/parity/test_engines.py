@@ -41,7 +41,7 @@ def test_networks_agree(engines: tuple[Engine, Engine], size: tuple[int, int], b
         assert ours.dtype == other.dtype == np.float32
         np.testing.assert_allclose(ours, other, rtol=0, atol=TOLERANCE)
     assert results[0][1].shape == shape
-    assert results[0][2].shape == (batch_size, *size)
+    assert results[0][2].shape == (batch_size, 1, 1, *size)
 
 
 @pytest.mark.parametrize("size", [(48, 64), (50, 70), (90, 33)])

@@ -101,7 +101,7 @@ def test_lcm_checkpoint_equals_diffusers_with_the_same_noise(
 ) -> None:
     checkpoint = variation(tiny_checkpoint, tmp_path / "lcm", scheduler=LCM, default_denoising_steps=None)
     predictor = Predictor.load(checkpoint, device="cpu")
-    assert predictor.default_num_inference_steps == 1
+    assert predictor.checkpoint.default_num_inference_steps == 1
     rgb, latents = make_photo(50, 70), np.random.default_rng(5).standard_normal((1, 8, 7, 9)).astype(np.float32)
     settings = {"num_inference_steps": num_inference_steps, "processing_resolution": 0}
 

@@ -53,7 +53,7 @@ def test_diffusers_loads_it_and_predicts_the_same(case: str, request: pytest.Fix
     predictor = Predictor.load(saved, device="cpu")
     shape = (1, predictor.engine.latent_channels, 6, 8)
     latents = np.random.default_rng(5).standard_normal(shape).astype(np.float32)
-    if predictor.default_start_noise == "zeros":
+    if predictor.checkpoint.default_start_noise == "zeros":
         latents[:] = 0
     pipeline = MarigoldDepthPipeline.from_pretrained(saved)
     pipeline.set_progress_bar_config(disable=True)

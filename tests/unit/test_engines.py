@@ -120,7 +120,6 @@ def test_an_engine_that_is_not_installed_is_named(tiny_checkpoint: Path, onnx_ch
             "device='cuda' is not for engine openvino.*engine torch",
         ),
         ("onnx", {"engine": "onnx", "compile": "full"}, "compile='full' is for engine torch, not onnx"),
-        ("weights", {"compile": "graphs"}, "compile='graphs' is not known; use off or full"),
     ],
 )
 def test_what_an_engine_cannot_do_is_said(

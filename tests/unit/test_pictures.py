@@ -302,7 +302,7 @@ def test_arrays_of_other_libraries_that_cannot_be_converted():
         raise TypeError("lies on a GPU;\ncopy it first")
 
     other = type("Other", (), {"__array__": refuse})()
-    with pytest.raises(InvalidValueError, match="Other cannot be made one: lies on a GPU; copy it first"):
+    with pytest.raises(InvalidValueError, match="Other cannot be made one: TypeError: lies on a GPU; copy it first"):
         as_rgb(other)
     with pytest.raises(InvalidValueError, match="SimpleNamespace is given"):
         as_rgb(SimpleNamespace())

@@ -222,8 +222,7 @@ def prepare(
             raise InvalidValueError(f"{name}={value} must be at least 1")
     checks = checks or Checks()
     listing = reader.list_frames()
-    for line in listing.notes:
-        note(line)
+    list(map(note, listing.notes))
     frames = listing.frames[:limit]
     if not frames:
         raise DataError(f"{reader.name}: the source has no frame of the selection; see `openmarigold data where`")
@@ -234,17 +233,15 @@ def prepare(
         "shard_size": shard_size,
         "frames": _names_sha256([*frames, *listing.rejected]),
     }
-    writer = ShardWriter(
-        destination, name=reader.name, split=reader.split, encodings=reader.encodings, settings=settings
-    )
+    about: Any = {"name": reader.name, "split": reader.split, "encodings": reader.encodings}
+    writer = ShardWriter(destination, **about, settings=settings)
     writer.begin()
     units = _units(frames, listing.rejected, shard_size)
     todo = [unit for unit in units if not writer.is_done(unit.number)]
     total, kept = len(frames), len(frames) - sum(len(unit.frames) for unit in todo)
     progress(kept, total)
-    task = _Task(reader, writer, checks)
     run = _run_here if workers == 1 or len(todo) < 2 else _run_in_processes
-    run(task, todo, min(workers, len(todo)), lambda done: progress(kept + done, total))
+    run(_Task(reader, writer, checks), todo, min(workers, len(todo)), lambda done: progress(kept + done, total))
     low, high = reader.valid_range
     valid_range = [low, high if np.isfinite(high) else None]
     manifest = writer.finish(len(units), {"valid_range": valid_range, **(facts or {})})

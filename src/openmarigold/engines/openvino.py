@@ -9,7 +9,6 @@ size alone.
 from __future__ import annotations
 
 import ctypes
-import math
 import shutil
 import sys
 import threading
@@ -34,7 +33,6 @@ with needs_extra("openvino"), some_home(), openvino_without_reports():  # a modu
     import openvino
 
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
-_COUNTED = ("Convolution", "ConvolutionBackpropData", "GroupConvolution", "MatMul", "ScaledDotProductAttention")
 _MADV_DONTNEED = 4
 _KEPT_SHAPES = 4  # 4:3 and 3:2, lying and upright
 _SMALL = 8  # cells, the least that a U-Net which halves three times takes
@@ -254,34 +252,6 @@ def matrix_product(size: int, device: str, dtype: str) -> Callable[[], object]:
         model, device.upper(), {"INFERENCE_PRECISION_HINT": _PRECISIONS[dtype]}
     ).create_infer_request()
     return lambda: request.infer([matrix], share_inputs=True)
-
-
-def count_file_flops(path: Path, height: int, width: int) -> int:
-    """Arithmetic of an ONNX or OpenVINO network for one image of this size [px]: convolutions and matrix products."""
-    model = openvino.Core().read_model(path)
-    shapes = {}
-    for port in model.inputs:
-        shape = port.get_partial_shape()
-        if len(shape) == 4:
-            cells = 1 if shape[1].get_length() == 3 else LATENT_FACTOR
-            shapes[port] = [1, shape[1].get_length(), height // cells, width // cells]
-    model.reshape(shapes)
-    return sum(_operation_flops(operation) for operation in model.get_ops())
-
-
-def _operation_flops(operation: Any) -> int:
-    kind = operation.get_type_name()
-    if kind not in _COUNTED:
-        return 0
-    out = math.prod(operation.output(0).get_shape())
-    first, second = (list(operation.input(index).get_shape()) for index in (0, 1))
-    if kind == "MatMul":
-        return 2 * out * (first[-2] if operation.get_attributes()["transpose_a"] else first[-1])
-    if kind == "ScaledDotProductAttention":  # the logits, and their product with the values
-        return 4 * math.prod(first) * second[-2]
-    if kind == "ConvolutionBackpropData":  # each input value goes through all filters
-        return 2 * math.prod(first) * math.prod(second[1:])
-    return 2 * out * math.prod(second[1:] if kind == "Convolution" else second[2:])
 
 
 def _check_dtype(dtype: str) -> None:

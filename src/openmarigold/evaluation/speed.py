@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, UInt8
 
-from openmarigold.checkpoints.checkpoint import Checkpoint, read_checkpoint, read_tiny_vae
-from openmarigold.checkpoints.weight_files import GRAPH_FILES, NETWORK_FILES, NETWORKS
+from openmarigold.checkpoints.checkpoint import read_checkpoint
+from openmarigold.checkpoints.weight_files import NETWORKS
 from openmarigold.config import LATENT_FACTOR, PredictConfig
-from openmarigold.engines import is_installed
+from openmarigold.engines import Engine
+from openmarigold.evaluation.flops import count_flops
 from openmarigold.images.photo import pad_to_multiple, processing_size, rgb_to_planes
 from openmarigold.predictor import Predictor
 
@@ -88,7 +90,6 @@ def measure_speed(config: PredictConfig, *, size: tuple[int, int] = (640, 480), 
     started = time.perf_counter()
     predictor = Predictor.from_config(config, found=found)
     load_s = time.perf_counter() - started
-    engine = predictor.engine
     width, height = size
     rgb = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     settings = {"num_inference_steps": 1, "processing_resolution": config.processing_resolution}
@@ -96,29 +97,12 @@ def measure_speed(config: PredictConfig, *, size: tuple[int, int] = (640, 480), 
     first_photo_s = _seconds(lambda: predictor(rgb, **settings))
     photo_s = statistics.median(_seconds(lambda: predictor(rgb, **settings)) for _ in range(repeats))
 
-    resolution = predictor.checkpoint.default_processing_resolution
-    if config.processing_resolution is not None:
-        resolution = config.processing_resolution
-    seen = processing_size(height, width, processing_resolution=resolution, side=predictor.checkpoint.processing_side)
-    image = pad_to_multiple(rgb_to_planes(rgb, seen), multiple=LATENT_FACTOR)[None]
-    shape = (1, engine.latent_channels, image.shape[2] // LATENT_FACTOR, image.shape[3] // LATENT_FACTOR)
-    noise = engine.to_engine(np.random.default_rng(1).standard_normal(shape).astype(np.float32))
-    rgb_latent = engine.encode(image)
-    runs: dict[str, Callable[[], object]] = {
-        "encode": lambda: bool(engine.is_finite(engine.encode(image))),  # asking for a truth waits for a GPU
-        "denoise": lambda: bool(engine.is_finite(engine.denoise(rgb_latent, noise, timestep=999))),
-        "decode": lambda: engine.decode(noise),
-    }
-    seconds = {name: statistics.median(_seconds(run) for _ in range(repeats)) for name, run in runs.items()}
+    engine = predictor.engine
+    image = _network_input(predictor, rgb, config.processing_resolution)
+    seconds = _stage_seconds(engine, image, predictor.modality.num_targets, repeats)
     peak_gib = peak_memory_gib()
     ceiling = matmul_ceiling(engine.name, engine.device, engine.dtype)
     flops = count_flops(found, config, image.shape[2], image.shape[3])
-    stages = {}
-    for name, value in seconds.items():
-        gflop = None if flops is None else flops[_STAGES[name]] / 1e9
-        rate = None if gflop is None else gflop / value
-        share = None if rate is None or ceiling is None else rate / ceiling
-        stages[name] = StageSpeed(seconds=value, gflop=gflop, gflop_per_s=rate, ceiling_share=share)
     return SpeedReport(
         checkpoint=predictor.checkpoint.name,
         engine=engine.name,
@@ -126,7 +110,10 @@ def measure_speed(config: PredictConfig, *, size: tuple[int, int] = (640, 480), 
         dtype=engine.dtype,
         photo_size=size,
         network_size=(image.shape[3], image.shape[2]),
-        stages=stages,
+        stages={
+            name: _stage_speed(value, None if flops is None else flops[_STAGES[name]], ceiling)
+            for name, value in seconds.items()
+        },
         photo_s=photo_s,
         first_photo_s=first_photo_s,
         load_s=load_s,
@@ -136,24 +123,36 @@ def measure_speed(config: PredictConfig, *, size: tuple[int, int] = (640, 480), 
     )
 
 
-def count_flops(checkpoint: Checkpoint, config: PredictConfig, height: int, width: int) -> dict[str, int] | None:
-    """Arithmetic of each network for one image, as the checkpoint has it; None where nothing that can count it is here.
+def _network_input(
+    predictor: Predictor, rgb: UInt8[np.ndarray, "h w 3"], resolution: int | None
+) -> Float[np.ndarray, "1 3 H W"]:
+    """The photo as the networks see it."""
+    chosen = predictor.checkpoint.default_processing_resolution if resolution is None else resolution
+    seen = processing_size(*rgb.shape[:2], processing_resolution=chosen, side=predictor.checkpoint.processing_side)
+    return pad_to_multiple(rgb_to_planes(rgb, seen), multiple=LATENT_FACTOR)[None]
 
-    Counted are matrix products, convolutions and attention. Safetensors weights need torch, others OpenVINO.
-    """
-    tiny_vae = read_tiny_vae(config, checkpoint)
-    if checkpoint.weights == "safetensors" and (is_installed("torch") or not checkpoint.graphs):
-        if not is_installed("torch"):
-            return None
-        from openmarigold.networks.conversion import count_network_flops
 
-        return {name: count_network_flops(checkpoint, name, height, width, tiny_vae) for name in NETWORKS}
-    if not is_installed("openvino") or tiny_vae is not None:
-        return None
-    from openmarigold.engines.openvino import count_file_flops
+def _stage_seconds(
+    engine: Engine, image: Float[np.ndarray, "1 3 H W"], num_targets: int, repeats: int
+) -> dict[str, float]:
+    """Median of each network [s]."""
+    channels = engine.latent_channels * num_targets
+    shape = (1, channels, image.shape[2] // LATENT_FACTOR, image.shape[3] // LATENT_FACTOR)
+    noise = engine.to_engine(np.random.default_rng(1).standard_normal(shape).astype(np.float32))
+    rgb_latent = engine.encode(image)
+    runs: dict[str, Callable[[], object]] = {
+        "encode": lambda: bool(engine.is_finite(engine.encode(image))),  # asking for a truth waits for a GPU
+        "denoise": lambda: bool(engine.is_finite(engine.denoise(rgb_latent, noise, timestep=999))),
+        "decode": lambda: engine.decode(noise),
+    }
+    return {name: statistics.median(_seconds(run) for _ in range(repeats)) for name, run in runs.items()}
 
-    files = GRAPH_FILES if checkpoint.weights == "safetensors" else NETWORK_FILES[checkpoint.weights]
-    return {name: count_file_flops(checkpoint.directory / files[name], height, width) for name in NETWORKS}
+
+def _stage_speed(seconds: float, flop: int | None, ceiling: float | None) -> StageSpeed:
+    gflop = None if flop is None else flop / 1e9
+    rate = None if gflop is None else gflop / seconds
+    share = None if rate is None or ceiling is None else rate / ceiling
+    return StageSpeed(seconds=seconds, gflop=gflop, gflop_per_s=rate, ceiling_share=share)
 
 
 def matmul_ceiling(engine: str, device: str, dtype: str) -> float | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from brightness import BRIGHTNESS, maps_of
@@ -17,8 +18,11 @@ from openmarigold.data.encodings import MapEncoding
 from openmarigold.data.shard_writer import NewSample, ShardWriter
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import DataError, RecipeError
+from openmarigold.evaluation import evaluate
 from openmarigold.modalities import MODALITIES
 from openmarigold.networks.backbone import load_unet, save_checkpoint
+from openmarigold.predictor import Predictor
+from openmarigold.results.provenance import read_provenance
 from openmarigold.training import train
 from openmarigold.training.recipe import DataConfig
 from openmarigold.training.views import Mixture
@@ -168,3 +172,63 @@ def test_the_set_is_verified_shown_and_counted(
     assert run(["data", "statistics", folder, "--json"]) == 0
     tables = json.loads(capsys.readouterr().out)
     assert tables["bright"]["all"]["bright_range"][1] <= 1 and tables["dark"]["kinds"]["photo"]["num_samples"] == 6
+
+
+def test_the_trained_model_predicts_and_merges(trained: Path) -> None:
+    predictor, rgb = Predictor.load(trained, device="cpu"), make_photo(40, 60, seed=9)
+    assert predictor.modality.name == "brightness"
+    one, three = predictor(rgb), predictor(rgb, ensemble_size=3)
+    for prediction in (one, three):
+        assert prediction.maps.keys() == {"bright", "dark"} and prediction.bright.shape == (40, 60, 3)
+        assert all(values.min() >= 0 and values.max() <= 1 for values in prediction.maps.values())
+    assert one.uncertainty is None and three.uncertainties["uncertainty"].shape == (40, 60)
+    assert three.latent is not None and three.latent.shape == (3, 8, 4, 6)
+    # The ensemble is the median of its members, here at the size that the networks see.
+    rgb, noise = make_photo(32, 48, seed=9), np.random.default_rng(1).normal(size=(3, 8, 4, 6)).astype(np.float32)
+    together = predictor(rgb, latents=noise, ensemble_size=3, processing_resolution=0)
+    alone = [predictor(rgb, latents=one[None], processing_resolution=0) for one in noise]
+    for name, values in together.maps.items():
+        np.testing.assert_array_equal(values, np.median([one.maps[name] for one in alone], axis=0))
+
+
+def test_its_networks_run_converted(trained: Path, tmp_path: Path) -> None:
+    rgb = make_photo(40, 60, seed=9)
+    assert run(["checkpoint", "export", str(trained), "--format", "onnx", "--output-dir", str(tmp_path / "onnx")]) == 0
+    torch_maps, onnx_maps = (
+        Predictor.load(folder, engine=engine)(rgb).maps
+        for folder, engine in ((trained, "torch"), (tmp_path / "onnx", "onnx"))
+    )
+    for name in ("bright", "dark"):
+        np.testing.assert_allclose(onnx_maps[name], torch_maps[name], atol=5e-3)
+
+
+def test_its_results_are_written_and_its_scores_are_those_of_its_protocol(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark, out = tmp_path / "benchmark", tmp_path / "out"
+    photos = {f"r{number}": make_photo(40, 60, seed=20 + number) for number in range(3)}
+    for name, rgb in photos.items():
+        (benchmark / name).mkdir(parents=True)
+        Image.fromarray(rgb).save(benchmark / name / "rgb.jpg", quality=95)
+        for map_name, values in maps_of(rgb).items():
+            np.save(benchmark / name / f"{map_name}.npy", values)
+    entries = [{"name": name, "kind": "room", "place": name} for name in photos]
+    (benchmark / "manifest.json").write_text(json.dumps(entries))
+
+    photo = str(benchmark / "r0" / "rgb.jpg")
+    checkpoint = ["--checkpoint", str(trained), "--device", "cpu", "--ensemble-size", "2"]
+    formats = ["--format", "npy", "png", "npz", "exr"]
+    assert run(["predict", photo, "-o", str(out), *checkpoint, *formats]) == 0
+    names = ["bright.npy", "bright.png", "brightness.exr", "brightness.npz", "dark.npy", "uncertainty.npy"]
+    assert sorted(path.name for path in out.glob("rgb_*")) == [f"rgb_{name}" for name in names]
+    assert np.load(out / "rgb_dark.npy").shape == (40, 60, 3)
+    assert read_provenance(out / "rgb_bright.png")["quantity"] == "shares of white"
+
+    capsys.readouterr()
+    assert run(["evaluate", "--benchmark", str(benchmark), "--json", *checkpoint]) == 0
+    (report,) = json.loads(capsys.readouterr().out).values()
+    assert report["protocol"] == "mae"
+    scored = evaluate(benchmark, Predictor.load(trained, device="cpu"))
+    found = Predictor.load(trained, device="cpu")(photo).maps
+    errors = [np.abs(found[name] - np.load(benchmark / "r0" / f"{name}.npy")).mean() for name in found]
+    assert scored.images[0].metrics["mae"] == pytest.approx(np.mean(errors), rel=1e-5)

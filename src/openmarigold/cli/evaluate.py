@@ -35,8 +35,8 @@ class Evaluate:
     """Folder of the known benchmarks (`openmarigold data where NAME`)."""
     predictions: Path | None = None
     """Folder of maps (npy, exr, 16-bit png) to score instead of a model."""
-    modality: str = "depth"
-    """What a benchmark folder holds."""
+    modality: str | None = None
+    """What a benchmark folder holds. None: what the checkpoint predicts, depth for --predictions."""
     invariance: str | None = None
     """What the maps of --predictions are: affine_depth (up to scale and shift), scale (up to scale), metric (meters) or
     disparity. None: affine_depth."""
@@ -61,16 +61,17 @@ def run_evaluate(command: Evaluate) -> int:
     from openmarigold.evaluation.benchmarks import open_benchmark, open_folder_benchmark
     from openmarigold.evaluation.runner import evaluate_benchmark
     from openmarigold.evaluation.specs import baseline_specs, predictor_spec, saved_spec
-    from openmarigold.modalities import find_modality
+    from openmarigold.modalities import DEPTH, find_modality
 
+    spec = None if command.predictions is not None else predictor_spec(command.config)
     if command.data is None:
-        benchmark = open_folder_benchmark(command.benchmark, find_modality(command.modality))
+        modality = find_modality(command.modality) if command.modality else spec.modality if spec else DEPTH
+        benchmark = open_folder_benchmark(command.benchmark, modality)
     else:
         benchmark = open_benchmark(str(command.benchmark), command.data, allow_partial=command.allow_partial)
     modality = benchmark.row.modality
-    if command.predictions is None:
-        spec = predictor_spec(command.config)
-    else:
+    if spec is None:
+        assert command.predictions is not None
         spec = saved_spec(command.predictions, command.invariance, modality)
     if ignored := _without_effect(command):
         options = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)

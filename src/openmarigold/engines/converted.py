@@ -160,8 +160,8 @@ def encode(run: Run, rgb: Float[np.ndarray, "b 3 H W"], *, latent_channels: int)
 
 
 def denoise(
-    run: Run, rgb_latent: Float[np.ndarray, "#b C h w"], noisy_latent: Float[np.ndarray, "b C h w"], *, timestep: int
-) -> Float[np.ndarray, "b C h w"]:
+    run: Run, rgb_latent: Float[np.ndarray, "#b C h w"], noisy_latent: Float[np.ndarray, "b tC h w"], *, timestep: int
+) -> Float[np.ndarray, "b tC h w"]:
     """`Engine.denoise`, as `encode`."""
     condition = np.broadcast_to(rgb_latent, (len(noisy_latent), *rgb_latent.shape[1:]))
     sample = np.concatenate([condition, noisy_latent], axis=1)
@@ -171,7 +171,7 @@ def denoise(
 
 
 def decode(
-    run: Run, latent: Float[np.ndarray, "b C h w"], *, latent_channels: int, modality: Modality
+    run: Run, latent: Float[np.ndarray, "b tC h w"], *, latent_channels: int, modality: Modality
 ) -> Float[np.ndarray, "b t k H W"]:
     """`Engine.decode`, as `encode`."""
     targets = latent.reshape(-1, latent_channels, *latent.shape[2:])

@@ -101,11 +101,10 @@ def run_training(
         step = session.take_steps(batches, step, last)
     session.save(step)
     writer.wait()
-    directory = None
-    if step < optimization.num_steps:
+    is_done = step == optimization.num_steps
+    if not is_done:
         LOGGER.info("stopped at step %d of %d, the state is saved", step, optimization.num_steps)
-    else:
-        directory = session.publish(step, final=True)
+    directory = session.publish(step, final=True) if is_done else None
     if monitor is not None:
         monitor.close()
     accelerator.wait_for_everyone()

@@ -238,7 +238,7 @@ class ShardWriter:
         path = self._paths(number)[1]
         index = read_json(path)
         if not _is_index(index, set(roles(self.encodings))):
-            raise DataError(f"{path} is no index of a shard; delete it and run the preparation again")
+            raise DataError(f"{path} is not the index of a shard; delete it and run the preparation again")
         return index
 
     def _earlier_plan(self) -> dict[str, Any] | None:

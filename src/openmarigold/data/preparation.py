@@ -166,7 +166,7 @@ class FrameFilter:
         valid, title = modality.valid_mask(maps, limits), modality.title
         share = float(valid.mean())
         if share == 0:
-            raise FrameDefectError(f"no {title}", f"no pixel between {limits[0]:g} and {limits[1]:g} m")
+            raise FrameDefectError(f"no {title}", f"no pixel between {limits[0]:g} and {limits[1]:g}")
         if share < self.min_valid:
             raise FrameDefectError(f"too little {title}", f"{share:.4f} of the pixels have one", is_error=False)
         try:

@@ -288,9 +288,8 @@ class ShardWriter:
         members = {name: data}
         unknown = sorted(sample.maps.keys() - self.encodings.keys())
         if unknown:
-            raise DataError(
-                f"{sample.key}: {unknown[0]} is not among the data set's maps ({', '.join(self.encodings)})"
-            )
+            known = ", ".join(self.encodings)
+            raise DataError(f"{sample.key}: {unknown[0]} is not among the data set's maps ({known}); leave it out")
         for map_name in (name for name in self.encodings if name in sample.maps):
             values = sample.maps[map_name]
             if values.shape[:2] != rgb.shape[:2]:

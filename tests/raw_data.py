@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from openmarigold.data.preparation import Frame, Picture
+from openmarigold.data.preparation import RawFrame, RawSample
 from openmarigold.data.readers.hypersim import SPLIT_CSV, HypersimReader
 
 SIZE = (24, 32)
@@ -136,7 +136,7 @@ def _write_hdf5(path: Path, array: np.ndarray, *, name: str = "dataset") -> None
 class DyingReader(HypersimReader):
     """Takes its process along when it reads the second frame."""
 
-    def read(self, frame: Frame) -> Picture:
+    def read(self, frame: RawFrame) -> RawSample:
         if frame.fields["frame"] == 1:
             os._exit(9)
         return super().read(frame)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,11 @@ from safetensors.torch import load_file
 
 from brightness import BRIGHTNESS, maps_of
 from openmarigold.cli import run
+from openmarigold.data.augmentation import random_view
 from openmarigold.data.encodings import MapEncoding
+from openmarigold.data.preparation import FrameDefectError, FrameFilter
 from openmarigold.data.shard_writer import NewSample, ShardWriter
+from openmarigold.data.sources import Sample
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import DataError, RecipeError
 from openmarigold.evaluation import evaluate
@@ -23,6 +27,7 @@ from openmarigold.modalities import MODALITIES
 from openmarigold.networks.backbone import load_unet, save_checkpoint
 from openmarigold.predictor import Predictor
 from openmarigold.results.provenance import read_provenance
+from openmarigold.seeding import generator_for
 from openmarigold.training import train
 from openmarigold.training.recipe import DataConfig
 from openmarigold.training.views import Mixture
@@ -106,6 +111,22 @@ def test_views_are_cut_and_mirrored_together(workspace: Path) -> None:
         # Colors are resized in 8 bits, and their map in float.
         np.testing.assert_allclose(bright, view.rgb, atol=0.02)
         np.testing.assert_allclose(dark, -bright, atol=0.002)
+
+
+def test_frames_are_filtered_as_the_modality_asks() -> None:
+    rgb = make_photo(8, 8)
+    FrameFilter().apply(rgb, maps_of(rgb), (0.0, 2.0), BRIGHTNESS)
+    with pytest.raises(FrameDefectError, match="no brightness: no pixel between 0 and 0"):
+        FrameFilter().apply(rgb, maps_of(rgb), (0.0, 0.0), BRIGHTNESS)
+    with pytest.raises(FrameDefectError, match="wrong size: rgb is 8x8, dark 4x8"):
+        FrameFilter().apply(rgb, {**maps_of(rgb), "dark": maps_of(rgb[:4])["dark"]}, (0.0, 2.0), BRIGHTNESS)
+
+
+def test_a_sample_without_all_maps_is_a_photo() -> None:
+    rgb = make_photo(40, 60)
+    sample = Sample(rgb=rgb, maps={"bright": maps_of(rgb)["bright"]}, kind="photo")
+    settings: dict[str, Any] = {"size": SIZE, "min_scale": 1.0, "aspect_jitter": 0.0, "mirrored": True}
+    assert random_view(sample, generator_for(0, "x"), modality=BRIGHTNESS, **settings).maps == {}
 
 
 def test_training_widens_both_ends_and_learns(workspace: Path, trained: Path) -> None:

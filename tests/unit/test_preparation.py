@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openmarigold.data.preparation import Checks, FrameDefectError, plane_depth, prepare
+from openmarigold.data.preparation import FrameDefectError, FrameFilter, plane_depth, prepare
 from openmarigold.data.preview import write_preview
 from openmarigold.data.readers.hypersim import FOCAL_PX, SPLIT_CSV, HypersimReader, millimeters, tone_map
 from openmarigold.data.readers.rgbd_folder import FolderReader, read_config
@@ -196,19 +196,22 @@ def test_selections(hypersim: Path, tmp_path: Path) -> None:
 
 
 def test_thresholds_and_limit(hypersim: Path, tmp_path: Path) -> None:
-    everything = prepare(hypersim_reader(hypersim), tmp_path / "a", checks=Checks(min_valid=0.0))
+    everything = prepare(hypersim_reader(hypersim), tmp_path / "a", frame_filter=FrameFilter(min_valid=0.0))
     assert everything.manifest["counts"]["samples"] == 6  # the frame with little depth too
     strict = prepare(
-        hypersim_reader(hypersim), tmp_path / "b", checks=Checks(min_valid=0.85, min_brightness=0.3), limit=12
+        hypersim_reader(hypersim),
+        tmp_path / "b",
+        frame_filter=FrameFilter(min_valid=0.85, min_brightness=0.3),
+        limit=12,
     )
     counts = strict.manifest["counts"]
     assert counts["left_out"] == {"scene not there": 1, "too little depth": 3}
     assert counts["samples"] + sum(counts["defective"].values()) + 3 == 12
-    dark = prepare(hypersim_reader(hypersim), tmp_path / "c", checks=Checks(min_brightness=0.99))
+    dark = prepare(hypersim_reader(hypersim), tmp_path / "c", frame_filter=FrameFilter(min_brightness=0.99))
     assert dark.manifest["counts"]["left_out"]["too dark"] == 5
     for options in ({"min_valid": 1.5}, {"min_brightness": -0.1}):
         with pytest.raises(InvalidValueError, match=r"must be in \[0, 1\]"):
-            Checks(**options)
+            FrameFilter(**options)
     with pytest.raises(InvalidValueError, match="workers=0 must be at least 1"):
         prepare(hypersim_reader(hypersim), tmp_path / "d", workers=0)
 

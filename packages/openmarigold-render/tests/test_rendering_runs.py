@@ -91,7 +91,7 @@ def test_workers_and_interruptions_change_nothing(finished: Path, tmp_path: Path
         (tmp_path / "two" / f"shard-{number:05d}.tar").write_bytes((finished / f"shard-{number:05d}.tar").read_bytes())
     (tmp_path / "two" / "shard-00002.json").write_bytes((finished / "shard-00002.json").read_bytes())
     manifest = json.loads((finished / "manifest.json").read_text())
-    plan_keys = ("format", "name", "split", "depth", "settings")
+    plan_keys = ("format", "name", "split", "maps", "settings")
     (tmp_path / "two" / "plan.json").write_text(json.dumps({key: manifest[key] for key in plan_keys}))
     seen: list[tuple[int, int]] = []
     render_dataset(TINY, tmp_path / "two", workers=2, studio=FlatPainter, progress=lambda *counts: seen.append(counts))
@@ -107,7 +107,7 @@ def test_times_of_earlier_versions_and_cut_lines_are_borne(finished: Path, tmp_p
         if path.name.startswith("shard-") and path.name[6:11] != "00002":
             (tmp_path / "run" / path.name).write_bytes(path.read_bytes())
     manifest = json.loads((finished / "manifest.json").read_text())
-    plan_keys = ("format", "name", "split", "depth", "settings")
+    plan_keys = ("format", "name", "split", "maps", "settings")
     (tmp_path / "run" / "plan.json").write_text(json.dumps({key: manifest[key] for key in plan_keys}))
     old = json.dumps({"shard": 0, "frames": 2, "seconds": 4000.0})
     (tmp_path / "run" / "seconds.jsonl").write_text(f'{old}\n{{"shard": 1, "fra')

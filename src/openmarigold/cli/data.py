@@ -197,7 +197,7 @@ def run_data(command: Data) -> int:
 
 
 def _prepare(command: PrepareHypersim | PrepareVirtualKitti2 | PrepareFolder) -> int:
-    from openmarigold.data.preparation import Checks, prepare
+    from openmarigold.data.preparation import FrameFilter, prepare
     from openmarigold.data.shard_writer import REJECTED_FILE
 
     reader, facts = _reader(command)
@@ -205,7 +205,7 @@ def _prepare(command: PrepareHypersim | PrepareVirtualKitti2 | PrepareFolder) ->
         prepared = prepare(
             reader,
             command.dest,
-            checks=Checks(min_valid=command.min_valid, min_brightness=command.min_brightness),
+            frame_filter=FrameFilter(min_valid=command.min_valid, min_brightness=command.min_brightness),
             limit=command.limit,
             shard_size=command.shard_size,
             workers=command.workers or os.cpu_count() or 1,

@@ -27,7 +27,7 @@ def random_view(
     """A random part of `sample`, resized to `size` (height, width) and mirrored half of the time.
 
     Args:
-        modality: whose maps are kept, cut and mirrored.
+        modality: whose maps are cut and mirrored, if the sample has all of them; others are left out.
         min_scale: smallest part, as a share of the largest crop of that shape that fits; in (0, 1].
         aspect_jitter: largest stretch of one side against the other; 0.1 = up to 10 %.
         mirrored: whether the view is mirrored; None = by chance.
@@ -48,13 +48,12 @@ def random_view(
     mirrored = by_chance if mirrored is None else mirrored
     width_height = (size[1], size[0])
     rgb = np.asarray(Image.fromarray(sample.rgb).resize(width_height, Image.Resampling.BILINEAR, box=box))
-    maps: Mapping[str, np.ndarray] = {
-        kind.name: _cut(sample.maps[kind.name], width_height, box, kind.resample)
-        for kind in modality.maps
-        if kind.name in sample.maps
-    }
+    maps: Mapping[str, np.ndarray] = {}
+    if all(kind.name in sample.maps for kind in modality.maps):
+        maps = {kind.name: _cut(sample.maps[kind.name], width_height, box, kind.resample) for kind in modality.maps}
+        maps = modality.mirror(maps) if mirrored else maps
     if mirrored:
-        rgb, maps = rgb[:, ::-1], modality.mirror(maps)
+        rgb = rgb[:, ::-1]
     contiguous = {name: np.ascontiguousarray(values) for name, values in maps.items()}
     return Sample(rgb=np.ascontiguousarray(rgb), maps=contiguous, kind=sample.kind)
 

@@ -37,7 +37,7 @@ class MapEncoding:
             raise DataError(f"map encoding {self.kind!r} is not known; use {', '.join(_SETTINGS)}")
         if not (self.meters_per_unit > 0 and 0 < self.near < self.far and 0 < self.levels <= _MAX_CODE):
             raise DataError(
-                f"{self} is no map encoding; meters_per_unit must be positive, 0 < near < far, levels 1 to {_MAX_CODE}"
+                f"{self} is not a map encoding; meters_per_unit must be above 0, 0 < near < far, levels to {_MAX_CODE}"
             )
 
     @property

@@ -59,7 +59,7 @@ class RawDataSet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frame:
+class RawFrame:
     """One picture of a raw data set, not read yet.
 
     Attributes:
@@ -81,7 +81,7 @@ class Frame:
 class Listing:
     """The frames of a raw data set, those that cannot be had, and what a user should be told."""
 
-    frames: list[Frame]
+    frames: list[RawFrame]
     rejected: list[Rejection] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -96,7 +96,7 @@ class FrameDefectError(Exception):
         self.is_error = is_error
 
 
-Picture = tuple[UInt8[np.ndarray, "h w 3"] | bytes, Maps, dict[str, Any]]
+RawSample = tuple[UInt8[np.ndarray, "h w 3"] | bytes, Maps, dict[str, Any]]
 
 
 @runtime_checkable
@@ -124,7 +124,7 @@ class RawReader(Protocol):
         """
         ...
 
-    def read(self, frame: Frame) -> Picture:
+    def read(self, frame: RawFrame) -> RawSample:
         """RGB (or a JPEG file's bytes), the maps (`depth` planar [m], 0 = none), and more for the sample's .json.
 
         Raises:
@@ -134,7 +134,7 @@ class RawReader(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checks:
+class FrameFilter:
     """Thresholds of the filter; frames below them are left out, which is not an error.
 
     Attributes:
@@ -166,7 +166,7 @@ class Checks:
         valid, title = modality.valid_mask(maps, limits), modality.title
         share = float(valid.mean())
         if share == 0:
-            raise FrameDefectError(f"no {title}", f"no pixel between {limits[0]:g} and {limits[1]:g} m")
+            raise FrameDefectError(f"no {title}", f"no pixel between {limits[0]:g} and {limits[1]:g}")
         if share < self.min_valid:
             raise FrameDefectError(f"too little {title}", f"{share:.4f} of the pixels have one", is_error=False)
         try:
@@ -192,7 +192,7 @@ def prepare(
     reader: RawReader,
     destination: Path,
     *,
-    checks: Checks | None = None,
+    frame_filter: FrameFilter | None = None,
     limit: int | None = None,
     shard_size: int = 256,
     workers: int = 1,
@@ -205,7 +205,7 @@ def prepare(
     Args:
         reader: of the raw data set.
         destination: folder of the prepared data set.
-        checks: the filter.
+        frame_filter: the filter.
         limit: only the first so many frames.
         shard_size: frames a shard.
         workers: processes; 1 = this one.
@@ -220,7 +220,7 @@ def prepare(
     for name, value in (("limit", limit), ("shard_size", shard_size), ("workers", workers)):
         if value is not None and value < 1:
             raise InvalidValueError(f"{name}={value} must be at least 1")
-    checks = checks or Checks()
+    frame_filter = frame_filter or FrameFilter()
     listing = reader.list_frames()
     list(map(note, listing.notes))
     frames = listing.frames[:limit]
@@ -228,7 +228,7 @@ def prepare(
         raise DataError(f"{reader.name}: the source has no frame of the selection; see `openmarigold data where`")
     settings = {
         **reader.settings(),
-        **asdict(checks),
+        **asdict(frame_filter),
         "limit": limit,
         "shard_size": shard_size,
         "frames": _names_sha256([*frames, *listing.rejected]),
@@ -241,7 +241,8 @@ def prepare(
     total, kept = len(frames), len(frames) - sum(len(unit.frames) for unit in todo)
     progress(kept, total)
     run = _run_here if workers == 1 or len(todo) < 2 else _run_in_processes
-    run(_Task(reader, writer, checks), todo, min(workers, len(todo)), lambda done: progress(kept + done, total))
+    task = _Task(reader, writer, frame_filter)
+    run(task, todo, min(workers, len(todo)), lambda done: progress(kept + done, total))
     low, high = reader.valid_range
     valid_range = [low, high if np.isfinite(high) else None]
     manifest = writer.finish(len(units), {"valid_range": valid_range, **(facts or {})})
@@ -357,7 +358,7 @@ def _size(pixels: np.ndarray) -> str:
 @dataclass(frozen=True)
 class _Unit:
     number: int
-    frames: list[Frame]
+    frames: list[RawFrame]
     rejected: list[Rejection]
 
 
@@ -365,7 +366,7 @@ class _Unit:
 class _Task:
     reader: RawReader
     writer: ShardWriter
-    checks: Checks
+    frame_filter: FrameFilter
 
     def run(self, unit: _Unit, tick: Callable[[], None]) -> None:
         self.writer.write(unit.number, itertools.chain(unit.rejected, self._items(unit, tick)))
@@ -382,10 +383,10 @@ class _Task:
                 yield Rejection(name=frame.name, reason="damaged", detail=one_line(error))
             tick()
 
-    def _sample(self, frame: Frame) -> NewSample:
+    def _sample(self, frame: RawFrame) -> NewSample:
         rgb, maps, info = self.reader.read(frame)
         pixels = np.asarray(decode_image(rgb, frame.name).convert("RGB")) if isinstance(rgb, bytes) else rgb
-        self.checks.apply(pixels, maps, self.reader.valid_range, find_modality(self.reader.modality))
+        self.frame_filter.apply(pixels, maps, self.reader.valid_range, find_modality(self.reader.modality))
         return NewSample(key=frame.key, kind=frame.kind, scene=frame.scene, rgb=rgb, maps=maps, info=info)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A contact sheet of a prepared data set: RGB beside its maps, and what there is to know about each."""
+"""A contact sheet of a prepared data set: RGB next to its maps, and facts about each."""
 
 from __future__ import annotations
 

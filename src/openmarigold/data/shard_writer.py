@@ -238,7 +238,7 @@ class ShardWriter:
         path = self._paths(number)[1]
         index = read_json(path)
         if not _is_index(index, set(roles(self.encodings))):
-            raise DataError(f"{path} is no index of a shard; delete it and run the preparation again")
+            raise DataError(f"{path} is not the index of a shard; delete it and run the preparation again")
         return index
 
     def _earlier_plan(self) -> dict[str, Any] | None:
@@ -288,9 +288,8 @@ class ShardWriter:
         members = {name: data}
         unknown = sorted(sample.maps.keys() - self.encodings.keys())
         if unknown:
-            raise DataError(
-                f"{sample.key}: {unknown[0]} is not among the data set's maps ({', '.join(self.encodings)})"
-            )
+            known = ", ".join(self.encodings)
+            raise DataError(f"{sample.key}: {unknown[0]} is not among the data set's maps ({known}); leave it out")
         for map_name in (name for name in self.encodings if name in sample.maps):
             values = sample.maps[map_name]
             if values.shape[:2] != rgb.shape[:2]:

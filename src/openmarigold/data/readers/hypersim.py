@@ -21,11 +21,11 @@ from openmarigold.data.archives import Archive, open_archive, read_file
 from openmarigold.data.arrays import UnexpectedArrayError, hdf5_dataset, hdf5_values
 from openmarigold.data.encodings import MapEncoding
 from openmarigold.data.preparation import (
-    Frame,
     FrameDefectError,
     Listing,
-    Picture,
     RawDataSet,
+    RawFrame,
+    RawSample,
     check_size,
     damaged,
     plane_depth,
@@ -170,7 +170,7 @@ class HypersimReader:
             ]
         return Listing(frames=frames, rejected=rejected, notes=notes)
 
-    def read(self, frame: Frame) -> Picture:
+    def read(self, frame: RawFrame) -> RawSample:
         color = self._dataset(frame, "color")
         distance = self._dataset(frame, "distance")
         entity = self._dataset(frame, "entity")
@@ -234,9 +234,9 @@ class HypersimReader:
             rows.append((match[1], match[2], int(match[3])))
         return list(dict.fromkeys(rows))
 
-    def _frame(self, scene: str, camera: str, number: int) -> Frame:
+    def _frame(self, scene: str, camera: str, number: int) -> RawFrame:
         files = {what: f"{scene}/{path.format(camera=camera, number=number)}" for what, path in _FILES.items()}
-        return Frame(
+        return RawFrame(
             name=files["color"],
             key=f"{scene}-{camera}-{number:04d}",
             kind="rooms",
@@ -251,7 +251,7 @@ class HypersimReader:
                 return path
         return None
 
-    def _dataset(self, frame: Frame, what: str) -> np.ndarray:
+    def _dataset(self, frame: RawFrame, what: str) -> np.ndarray:
         name = frame.files[what]
         data = self._bytes(frame.scene, name)
         if not data:

@@ -21,10 +21,10 @@ from openmarigold.data.archives import LARGEST_FILE, Archive, open_archive
 from openmarigold.data.arrays import UnexpectedArrayError, load_npy
 from openmarigold.data.encodings import MapEncoding
 from openmarigold.data.preparation import (
-    Frame,
     FrameDefectError,
     Listing,
-    Picture,
+    RawFrame,
+    RawSample,
     damaged,
     damaged_archives,
     decode_codes,
@@ -196,7 +196,7 @@ class FolderReader:
         notes = [*archive.notes, *archive.damage.values()]
         return Listing(frames=_with_unique_keys(frames), rejected=rejected, notes=notes)
 
-    def read(self, frame: Frame) -> Picture:
+    def read(self, frame: RawFrame) -> RawSample:
         rgb = self._rgb(frame.files["rgb"])
         depth, intrinsics = self._depth(frame.files["depth"])
         info = {"source": frame.name, **frame.fields}
@@ -299,19 +299,19 @@ def _pattern(text: str) -> re.Pattern[str]:
     return re.compile("".join(parts))
 
 
-def _frame(config: FolderConfig, name: str, fields: dict[str, str]) -> Frame:
+def _frame(config: FolderConfig, name: str, fields: dict[str, str]) -> RawFrame:
     def fill(text: str) -> str:
         return _FIELD.sub(lambda match: fields[match[1]], text)
 
     key = re.sub(r"[^A-Za-z0-9_-]+", "-", "-".join(fields.values()))
     files = {"rgb": name, "depth": fill(config.depth)}
-    return Frame(name=name, key=key, kind=fill(config.kind), scene=fill(config.scene), files=files)
+    return RawFrame(name=name, key=key, kind=fill(config.kind), scene=fill(config.scene), files=files)
 
 
-def _with_unique_keys(frames: list[Frame]) -> list[Frame]:
+def _with_unique_keys(frames: list[RawFrame]) -> list[RawFrame]:
     counts = Counter(frame.key for frame in frames)
 
-    def key(frame: Frame) -> str:
+    def key(frame: RawFrame) -> str:
         if counts[frame.key] == 1 and len(frame.key) <= _MAX_KEY:
             return frame.key
         digits = hashlib.sha256(frame.name.encode("utf-8", "surrogatepass")).hexdigest()[:12]

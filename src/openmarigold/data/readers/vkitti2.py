@@ -16,10 +16,10 @@ from openmarigold.data.archives import Archive, open_archive
 from openmarigold.data.crops import KITTI_CROP, kitti_crop
 from openmarigold.data.encodings import MapEncoding
 from openmarigold.data.preparation import (
-    Frame,
     Listing,
-    Picture,
     RawDataSet,
+    RawFrame,
+    RawSample,
     check_size,
     damaged,
     damaged_archives,
@@ -170,7 +170,7 @@ class VirtualKitti2Reader:
                 frames.append(_frame(place, files))
         return Listing(frames=frames, rejected=rejected, notes=notes)
 
-    def read(self, frame: Frame) -> Picture:
+    def read(self, frame: RawFrame) -> RawSample:
         data = self._bytes(frame.files["rgb"])
         rgb = np.asarray(decode_image(data, frame.files["rgb"]).convert("RGB"))
         codes = decode_codes(self._bytes(frame.files["depth"]), frame.files["depth"])
@@ -222,9 +222,9 @@ class VirtualKitti2Reader:
             raise damaged(name, error) from error
 
 
-def _frame(place: _Place, files: dict[str, str]) -> Frame:
+def _frame(place: _Place, files: dict[str, str]) -> RawFrame:
     scene, variant, camera, number = place
-    return Frame(
+    return RawFrame(
         name=_rgb_path(place),
         key=f"{scene}-{variant}-{camera}-{number:05d}",
         kind="street",

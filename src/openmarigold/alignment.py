@@ -117,12 +117,12 @@ def align_log_ransac(
     """The whole prediction as depth, fitted by RANSAC to log(1 + gt) and clipped to the largest valid `gt`.
 
     **It leaks ground truth**: pixels that disagree are left out of the fit, and nothing can be farther than the
-    image's own farthest measurement. Its scores must not stand beside those of another protocol; for the same maps
-    AbsRel on DIODE falls from 31 to 10 % by the protocol alone.
+    image's own farthest measurement. Its scores must not be compared with those of another protocol; for the same
+    maps AbsRel on DIODE falls from 31 to 10 % by the protocol alone.
 
     A trial fits a line through two pixels drawn by `seed`; pixels within the median absolute deviation of the targets
     of it are its inliers. The trial with the most inliers (then the least squared residual) is fitted again to its
-    inliers by least squares. A line that does not rise is no depth: then the prediction is scaled to the mean of
+    inliers by least squares. A line that does not rise cannot be depth: then the prediction is scaled to the mean of
     log(1 + gt), as in the published procedure.
 
     Protocol of Pixel-Perfect Depth and Marigold V2, whose own draws depend on a global seed.

@@ -250,14 +250,14 @@ def prepare(
     return Prepared(manifest=manifest, num_shards_kept=len(units) - len(todo))
 
 
-def _units(frames: list[Frame], rejected: list[Rejection], shard_size: int) -> list[_Unit]:
+def _units(frames: list[RawFrame], rejected: list[Rejection], shard_size: int) -> list[_Unit]:
     return [
         _Unit(number, frames[start : start + shard_size], rejected if number == 0 else [])
         for number, start in enumerate(range(0, len(frames), shard_size))
     ]
 
 
-def _names_sha256(items: Sequence[Frame | Rejection]) -> str:
+def _names_sha256(items: Sequence[RawFrame | Rejection]) -> str:
     # Names may have bytes that are not UTF-8, which Python keeps as surrogates.
     names = "".join(f"{item.name}\n" for item in items).encode("utf-8", "surrogatepass")
     return hashlib.sha256(names).hexdigest()

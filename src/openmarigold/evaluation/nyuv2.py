@@ -116,5 +116,5 @@ class MatArchive:
     def _text(self, reference: Any) -> str:
         target = self._file[reference]
         if target.dtype.kind not in "ui" or target.size > _LONGEST_NAME or target.external or target.is_virtual:
-            raise ValueError("the name of a scene is no text")
+            raise ValueError("the name of a scene is not a text")
         return "".join(map(chr, np.asarray(target).reshape(-1)))

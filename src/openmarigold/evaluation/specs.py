@@ -62,7 +62,7 @@ def predictor_spec(config: PredictConfig) -> EstimatorSpec:
     if tiny_vae is not None:
         settings |= {"tiny_vae": tiny_vae.name, "tiny_vae_for": tiny_vae.used_for}
         settings["tiny_vae_sha256"] = tiny_vae_sha256(tiny_vae)
-    modality: Modality = getattr(checkpoint, "modality", DEPTH)
+    modality = checkpoint.modality
     loading: dict[str, Any] = {"device": config.device, "dtype": config.dtype}
     engine = choose_engine(checkpoint, engine=config.engine, compile=config.compile, **loading)
 

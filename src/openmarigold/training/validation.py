@@ -98,7 +98,7 @@ class Validation:
         for photo in self._photos:
             rgb = read_rgb(photo)
             prediction = predictor(rgb, seed=self._config.seed, num_inference_steps=self._config.num_inference_steps)
-            maps = {kind.name: getattr(prediction, kind.name) for kind in self._modality.maps}
+            maps = {kind.name: prediction.maps[kind.name] for kind in self._modality.maps}
             pair = np.concatenate([rgb, self._modality.picture(maps, COLOR_MAP)], axis=1)
             width = max(1, round(pair.shape[1] * PICTURE_HEIGHT / pair.shape[0]))
             picture = Image.fromarray(pair).resize((width, PICTURE_HEIGHT), Image.Resampling.LANCZOS)

@@ -33,7 +33,7 @@ BLOCKS = {page: blocks for page, text in PAGES.items() if (blocks := BLOCK.finda
 # What the blocks of a page have made, where more than "no error" can be said of it.
 OUTCOMES = {
     "README.md": ("prediction.depth.shape", (480, 640)),
-    "docs/data.md": ("sample.depth.shape", (288, 384)),
+    "docs/data.md": ("sample.maps['depth'].shape", (288, 384)),
     "docs/evaluation.md": ("report.protocol", "marigold"),
 }
 COMMAND = re.compile(r"^ {3,}(?:\.venv/bin/)?(openmarigold (?:.*\\\n)*.*)$", re.MULTILINE)
@@ -76,7 +76,9 @@ def test_python_of_a_page(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS)
-def test_commands_are_understood(page: str, line: str) -> None:
+def test_commands_are_understood(page: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my.toml").write_text("ensemble_size = 10")
+    monkeypatch.chdir(tmp_path)
     parse(shlex.split(line.replace("\\\n", " "), comments=True)[1:])
 
 

@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -22,15 +22,13 @@ from jaxtyping import Float
 from openmarigold.checkpoints.checkpoint import Checkpoint, TinyVae
 from openmarigold.checkpoints.empty_prompt import cached_embedding_path, stored_embedding_path
 from openmarigold.checkpoints.weight_files import GRAPH_FILES, NETWORK_FILES, NETWORKS, weight_files
-from openmarigold.config import LATENT_FACTOR, ConvertedFormat, StoredDtype
-from openmarigold.errors import CheckpointError, OutputError, needs_extra
+from openmarigold.config import LATENT_FACTOR, ConvertedFormat, Dtype, StoredDtype
+from openmarigold.errors import CheckpointError, OpenMarigoldError, OutputError, needs_extra, one_line
 from openmarigold.files import atomic_directory, file_sha256, files_sha256, user_cache_dir
-from openmarigold.modalities import Modality
 from openmarigold.printing import quoted_logger
 from openmarigold.text_files import parse_json
 
 T = TypeVar("T")
-Run: TypeAlias = Callable[..., np.ndarray]
 LARGE_BYTES = 2**28
 """Weights from which on a network counts as large: OpenVINO saves more than its start costs, memory matters."""
 _VERSION = 3  # raised whenever the same weights would be converted to something else
@@ -151,34 +149,68 @@ def _converted(
     return path
 
 
-def encode(run: Run, rgb: Float[np.ndarray, "b 3 H W"], *, latent_channels: int) -> Float[np.ndarray, "b C h w"]:
-    """`Engine.encode` by a function that runs a network of a name on named inputs."""
-    latent = run("vae_encoder", sample=rgb)
-    height, width = rgb.shape[2] // LATENT_FACTOR, rgb.shape[3] // LATENT_FACTOR
-    _check_output(latent.shape, (len(rgb), latent_channels, height, width), "vae_encoder")
-    return latent
+class ConvertedEngine:
+    """What engines of converted networks share: arrays of NumPy, one image at a time. See `Engine`."""
 
+    device = "cpu"
+    # Measured: batches of 1 to 5 gave equal bytes. The libraries do not promise it, and on a CPU batches gain nothing.
+    max_batch_size: int | None = 1
 
-def denoise(
-    run: Run, rgb_latent: Float[np.ndarray, "#b C h w"], noisy_latent: Float[np.ndarray, "b tC h w"], *, timestep: int
-) -> Float[np.ndarray, "b tC h w"]:
-    """`Engine.denoise`, as `encode`."""
-    condition = np.broadcast_to(rgb_latent, (len(noisy_latent), *rgb_latent.shape[1:]))
-    sample = np.concatenate([condition, noisy_latent], axis=1)
-    prediction = run("unet", sample=sample, timestep=np.array([timestep], dtype=np.int64))
-    _check_output(prediction.shape, noisy_latent.shape, "unet")
-    return prediction
+    def __init__(self, checkpoint: Checkpoint, dtype: Dtype) -> None:
+        self.dtype = dtype
+        self.latent_channels = checkpoint.latent_channels
+        self._modality = checkpoint.modality
 
+    def encode(self, rgb: Float[np.ndarray, "b 3 H W"]) -> Float[np.ndarray, "b C h w"]:
+        latent = self._run("vae_encoder", sample=rgb)
+        height, width = rgb.shape[2] // LATENT_FACTOR, rgb.shape[3] // LATENT_FACTOR
+        _check_output(latent.shape, (len(rgb), self.latent_channels, height, width), "vae_encoder")
+        return latent
 
-def decode(
-    run: Run, latent: Float[np.ndarray, "b tC h w"], *, latent_channels: int, modality: Modality
-) -> Float[np.ndarray, "b t k H W"]:
-    """`Engine.decode`, as `encode`."""
-    targets = latent.reshape(-1, latent_channels, *latent.shape[2:])
-    decoded = run("vae_decoder", latent=targets)
-    height, width = latent.shape[2] * LATENT_FACTOR, latent.shape[3] * LATENT_FACTOR
-    _check_output(decoded.shape, (len(targets), modality.decoded_channels, height, width), "vae_decoder")
-    return decoded.reshape(len(latent), modality.num_targets, *decoded.shape[1:])
+    def denoise(
+        self,
+        rgb_latent: Float[np.ndarray, "#b C h w"],
+        noisy_latent: Float[np.ndarray, "b tC h w"],
+        *,
+        timestep: int,
+    ) -> Float[np.ndarray, "b tC h w"]:
+        condition = np.broadcast_to(rgb_latent, (len(noisy_latent), *rgb_latent.shape[1:]))
+        sample = np.concatenate([condition, noisy_latent], axis=1)
+        prediction = self._run("unet", sample=sample, timestep=np.array([timestep], dtype=np.int64))
+        _check_output(prediction.shape, noisy_latent.shape, "unet")
+        return prediction
+
+    def decode(self, latent: Float[np.ndarray, "b tC h w"]) -> Float[np.ndarray, "b t k H W"]:
+        modality, (height, width) = self._modality, (LATENT_FACTOR * side for side in latent.shape[2:])
+        targets = latent.reshape(-1, self.latent_channels, *latent.shape[2:])
+        decoded = self._run("vae_decoder", latent=targets)
+        _check_output(decoded.shape, (len(targets), modality.decoded_channels, height, width), "vae_decoder")
+        return decoded.reshape(len(latent), modality.num_targets, *decoded.shape[1:])
+
+    def to_engine(self, array: Float[np.ndarray, "b C h w"]) -> Float[np.ndarray, "b C h w"]:
+        return array
+
+    def from_engine(self, latent: Float[np.ndarray, "b C h w"]) -> Float[np.ndarray, "b C h w"]:
+        return latent
+
+    def is_finite(self, latent: Float[np.ndarray, "b C h w"]) -> bool:
+        return bool(np.isfinite(latent).all())
+
+    def fitting_batch_size(self, height: int, width: int) -> int:
+        return 1
+
+    def _infer(self, name: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        """The output of one of `NETWORKS`, float32."""
+        raise NotImplementedError
+
+    def _run(self, name: str, **inputs: np.ndarray) -> np.ndarray:
+        try:
+            return self._infer(name, inputs)
+        except Exception as error:  # the libraries' error classes share no public base
+            shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in inputs.items())
+            raise OpenMarigoldError(
+                f"{name} failed on {shapes} ({one_line(error)}); try a smaller processing_resolution"
+            ) from error
 
 
 def _check_output(found: tuple[int, ...], expected: tuple[int, ...], what: str) -> None:
@@ -189,8 +221,8 @@ def _check_output(found: tuple[int, ...], expected: tuple[int, ...], what: str) 
     """
     if tuple(found) != tuple(expected):
         raise CheckpointError(
-            f"{what} gave an output of shape {list(found)}, not {list(expected)}: it is not the network of a depth "
-            "checkpoint; get the checkpoint again"
+            f"{what} gave an output of shape {list(found)}, not {list(expected)}: it is not the network of this "
+            "kind of checkpoint; get the checkpoint again"
         )
 
 
@@ -210,10 +242,12 @@ def _sources(folder: Path, variant: str | None) -> list[Path]:
 def _sources_of_network(checkpoint: Checkpoint, name: str, tiny_vae: TinyVae | None) -> list[str]:
     """Hashes of what a network is made from."""
     directory, variant = checkpoint.directory, checkpoint.variant
-    if tiny_vae is not None:
-        return [files_sha256(_sources(tiny_vae.directory, tiny_vae.variant))]
     if name != "unet":
-        return [files_sha256(_sources(directory / "vae", variant))]
+        folder, variant = (tiny_vae.directory, tiny_vae.variant) if tiny_vae else (directory / "vae", variant)
+        # One channel has been the only kind for long; its files in users' caches keep their names.
+        channels = checkpoint.modality.decoded_channels
+        kind = [f"{channels} channels"] if name == "vae_decoder" and channels != 1 else []
+        return [files_sha256(_sources(folder, variant)), *kind]
     stored = embedding = stored_embedding_path(directory, variant=variant)
     if not embedding.is_file():
         embedding = cached_embedding_path(directory, variant=variant)

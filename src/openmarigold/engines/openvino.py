@@ -18,12 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from openmarigold.checkpoints.checkpoint import Checkpoint, TinyVae
 from openmarigold.config import LATENT_FACTOR, Dtype, StoredDtype
-from openmarigold.engines import converted
-from openmarigold.engines.converted import LARGE_BYTES, open_networks
+from openmarigold.engines.converted import LARGE_BYTES, ConvertedEngine, open_networks
 from openmarigold.errors import CheckpointError, InvalidValueError, OpenMarigoldError, needs_extra, one_line
 from openmarigold.files import some_home, user_cache_dir
 from openmarigold.printing import quoted_logger
@@ -39,7 +37,7 @@ _SMALL = 8  # cells, the least that a U-Net which halves three times takes
 _log = quoted_logger(__name__)
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(ConvertedEngine):
     """Three compiled networks. See `Engine`.
 
     Runs OpenVINO and ONNX checkpoints as they are; safetensors weights are converted once and kept (see `converted`).
@@ -52,8 +50,6 @@ class OpenVinoEngine:
     """
 
     name = "openvino"
-    # On a CPU batches gain nothing, and bytes must not depend on them.
-    max_batch_size: int | None = 1
 
     def __init__(
         self,
@@ -68,53 +64,17 @@ class OpenVinoEngine:
                 f"device={device!r} is not for engine openvino, which runs on cpu; use engine torch"
             )
         _check_dtype(dtype)
+        super().__init__(checkpoint, dtype)
         self._core = openvino.Core()
         self._turn = threading.Lock()  # a request that is computing refuses another: "busy"
-        self.device = "cpu"
-        self.dtype = dtype
-        self.latent_channels = checkpoint.latent_channels
-        self._modality = checkpoint.modality
         # In bfloat16 the stored weights need no more than half precision, which halves the memory while compiling.
         stored: StoredDtype = "float32" if dtype == "float32" else "float16"
         open_networks(checkpoint, "openvino", self._open_all, dtype=stored, tiny_vae=tiny_vae)
 
-    def encode(self, rgb: Float[np.ndarray, "b 3 H W"]) -> Float[np.ndarray, "b C h w"]:
-        return converted.encode(self._run, rgb, latent_channels=self.latent_channels)
-
-    def denoise(
-        self,
-        rgb_latent: Float[np.ndarray, "#b C h w"],
-        noisy_latent: Float[np.ndarray, "b tC h w"],
-        *,
-        timestep: int,
-    ) -> Float[np.ndarray, "b tC h w"]:
-        return converted.denoise(self._run, rgb_latent, noisy_latent, timestep=timestep)
-
-    def decode(self, latent: Float[np.ndarray, "b C h w"]) -> Float[np.ndarray, "b t k H W"]:
-        return converted.decode(self._run, latent, latent_channels=self.latent_channels, modality=self._modality)
-
-    def to_engine(self, array: Float[np.ndarray, "b C h w"]) -> Float[np.ndarray, "b C h w"]:
-        return array
-
-    def from_engine(self, latent: Float[np.ndarray, "b C h w"]) -> Float[np.ndarray, "b C h w"]:
-        return latent
-
-    def is_finite(self, latent: Float[np.ndarray, "b C h w"]) -> bool:
-        return bool(np.isfinite(latent).all())
-
-    def fitting_batch_size(self, height: int, width: int) -> int:
-        return 1
-
-    def _run(self, name: str, **inputs: np.ndarray) -> np.ndarray:
+    def _infer(self, name: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
         tensors = {key: np.ascontiguousarray(value) for key, value in inputs.items()}
-        try:
-            with self._turn:
-                return np.array(self._requests[name].infer(tensors, share_inputs=True)[0], dtype=np.float32)
-        except Exception as error:  # OpenVINO's errors share no public base
-            shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in inputs.items())
-            raise OpenMarigoldError(
-                f"{name} failed on {shapes} ({one_line(error)}); try a smaller processing_resolution"
-            ) from error
+        with self._turn:
+            return np.array(self._requests[name].infer(tensors, share_inputs=True)[0], dtype=np.float32)
 
     def _open_all(self, paths: dict[str, Path]) -> None:
         weights = [path.with_suffix(".bin") for path in paths.values() if path.suffix == ".xml"]

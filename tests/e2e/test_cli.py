@@ -393,8 +393,8 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         assert result.returncode == 0
         names = ("predict", "inspect", "evaluate", "compare", "reproduce", "data", "train", "checkpoint")
         assert all(name in result.stdout for name in names)
-    # Processor time, so that other jobs on the machine do not count; it takes about 0.1 s.
-    assert min(seconds) < 0.3
+    # Processor time; it takes about 0.1 s, and three times that next to other jobs.
+    assert min(seconds) < 0.6
 
     for command in ("", *names, "checkpoint export", "data where"):
         code = (

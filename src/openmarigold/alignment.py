@@ -6,11 +6,16 @@ Paper: §4.1 (evaluation protocol: affine-invariant predictions are aligned to t
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.seeding import generator_for
+
+Map: TypeAlias = Float[np.ndarray, "*shape"]
+Mask: TypeAlias = Bool[np.ndarray, "*shape"]
 
 # Spread of a prediction, relative to its magnitude, below which its values differ by rounding only.
 _CONSTANT_SPREAD = 1e-10
@@ -21,9 +26,7 @@ _MAX_TRIALS = 1000
 _ENOUGH = 0.99
 
 
-def fit_scale_shift(
-    pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
-) -> tuple[float, float]:
+def fit_scale_shift(pred: Map, gt: Map, valid_mask: Mask) -> tuple[float, float]:
     """Scale and shift that minimize Σ (scale·pred + shift − gt)² over the valid pixels, computed in float64.
 
     A constant prediction cannot tell scale from shift: its scale is 0 and its shift the mean of `gt`.
@@ -43,21 +46,16 @@ def fit_scale_shift(
     return float(scale), float(gt_mean - scale * pred_mean)
 
 
-def align_depth(
-    pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
-) -> Float64[np.ndarray, "*shape"]:
+def align_depth(pred: Map, gt: Map, valid_mask: Mask) -> Float64[np.ndarray, "*shape"]:
     """The whole prediction as depth in the unit of `gt` [m], fitted in depth; not clipped, so it may be negative.
 
-    Raises:
-        DataError, InvalidValueError: see `fit_scale_shift`.
+    Raises what `fit_scale_shift` raises.
     """
     scale, shift = fit_scale_shift(pred, gt, valid_mask)
     return scale * pred.astype(np.float64) + shift
 
 
-def align_disparity(
-    pred_disparity: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
-) -> Float64[np.ndarray, "*shape"]:
+def align_disparity(pred_disparity: Map, gt: Map, valid_mask: Mask) -> Float64[np.ndarray, "*shape"]:
     """The whole prediction as depth in the unit of `gt` [m], fitted in disparity (1/depth), at most 1000.
 
     Raises:
@@ -68,13 +66,10 @@ def align_disparity(
     return 1.0 / np.maximum(scale * pred_disparity.astype(np.float64) + shift, MIN_DISPARITY)
 
 
-def fit_disparity(
-    pred_disparity: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
-) -> tuple[float, float]:
+def fit_disparity(pred_disparity: Map, gt: Map, valid_mask: Mask) -> tuple[float, float]:
     """Scale and shift that minimize Σ (scale·pred + shift − 1/gt)² over the valid pixels.
 
-    Raises:
-        DataError, InvalidValueError: see `align_disparity`.
+    Raises what `align_disparity` raises.
     """
     if (gt[valid_mask] <= 0).any():
         raise DataError("the ground truth is not positive on valid pixels; mark them invalid")
@@ -83,24 +78,10 @@ def fit_disparity(
     return fit_scale_shift(pred_disparity, gt_disparity, valid_mask)
 
 
-def align_scale(
-    pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
-) -> Float64[np.ndarray, "*shape"]:
-    """The whole prediction times the factor that minimizes Σ (scale·pred − gt)² over the valid pixels.
-
-    Raises:
-        DataError, InvalidValueError: see `fit_scale_shift`.
-    """
-    return fit_scale(pred, gt, valid_mask) * pred.astype(np.float64)
-
-
-def fit_scale(
-    pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
-) -> float:
+def fit_scale(pred: Map, gt: Map, valid_mask: Mask) -> float:
     """The factor that minimizes Σ (scale·pred − gt)² over the valid pixels; 0 for a prediction of zeros.
 
-    Raises:
-        DataError, InvalidValueError: see `fit_scale_shift`.
+    Raises what `fit_scale_shift` raises.
     """
     valid_pred, valid_gt = _valid_pixels(pred, gt, valid_mask)
     power = np.mean(valid_pred**2)
@@ -108,9 +89,9 @@ def fit_scale(
 
 
 def fit_log_ransac(
-    pred: Float[np.ndarray, "*shape"],
-    gt: Float[np.ndarray, "*shape"],
-    valid_mask: Bool[np.ndarray, "*shape"],
+    pred: Map,
+    gt: Map,
+    valid_mask: Mask,
     *,
     seed: int = 0,
 ) -> tuple[Float64[np.ndarray, "*shape"], float]:
@@ -122,10 +103,10 @@ def fit_log_ransac(
     image's own farthest measurement. Its scores must not stand next to those of another protocol; for the same maps
     AbsRel on DIODE falls from 31 to 10 % by the protocol alone.
 
-    A trial fits a line through two pixels drawn by `seed`; pixels within the median absolute deviation of the targets
-    of it are its inliers. The trial with the most inliers (then the least squared residual) is fitted again to its
-    inliers by least squares. A line that does not rise cannot give depth: then the prediction is scaled to the mean
-    of log(1 + gt), as in the published procedure.
+    A trial fits a line through two pixels, drawn by `seed`. Its inliers are the pixels that lie nearer to the line
+    than the median absolute deviation of the targets. The trial with the most inliers (then the least squared
+    residual) is fitted again to its inliers by least squares. A line that does not rise cannot give depth: then the
+    prediction is scaled to the mean of log(1 + gt), as in the published procedure.
 
     Protocol of Pixel-Perfect Depth and Marigold V2, whose own draws depend on a global seed.
 
@@ -172,9 +153,7 @@ def _ransac_line(
     return fit_scale_shift(x[best_inliers], y[best_inliers], np.ones(int(best_inliers.sum()), dtype=bool))
 
 
-def _valid_pixels(
-    pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
-) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
+def _valid_pixels(pred: Map, gt: Map, valid_mask: Mask) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
     """Valid pixels of both maps in float64, all finite."""
     valid_pred = pred[valid_mask].astype(np.float64)
     valid_gt = gt[valid_mask].astype(np.float64)

@@ -61,7 +61,7 @@ class CallOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What is loaded, and what runs it.
+    """Which model is loaded, and what runs it.
 
     Raises:
         InvalidValueError: a value that is not accepted.
@@ -106,10 +106,10 @@ class ModelConfig:
             raise InvalidValueError(
                 f"tiny_vae_for={self.tiny_vae_for!r} has no effect without tiny_vae; give both or none"
             )
-        _check_choice("dtype", self.dtype, DTYPES)
-        _check_choice("engine", self.engine, get_args(EngineName))
-        _check_choice("tiny_vae_for", self.tiny_vae_for, get_args(TinyVaeUse))
-        _check_choice("compile", self.compile, get_args(CompileMode))
+        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("engine", self.engine, get_args(EngineName))
+        check_choice("tiny_vae_for", self.tiny_vae_for, get_args(TinyVaeUse))
+        check_choice("compile", self.compile, get_args(CompileMode))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ class CallConfig:
     num_inference_steps: int | None = None
     """Denoising steps, 1 to 1000. None: the checkpoint's default."""
     ensemble_size: int = 1
-    """Predictions from different noise that are aligned and merged; from 2 on there is an uncertainty map."""
+    """Predictions from different noise that are aligned and merged; 2 or more also give an uncertainty map."""
     ensemble_tolerance: float | None = None
     """Stop before ensemble-size when one more member changes the merged depth by less than this: mean absolute change,
     in units of the depth's range, from the third member on. None: always use all."""
@@ -163,14 +163,14 @@ class CallConfig:
             check_processing_resolution(self.processing_resolution)
         if not _is_integer(self.seed) or self.seed < 0:
             raise InvalidValueError(f"seed={self.seed!r} is not accepted; give a whole number, 0 or above")
-        check_final_step(self.final_step)
-        check_start_noise(self.start_noise)
-        _check_choice("timestep_spacing", self.timestep_spacing, (None, *get_args(TimestepSpacing)))
+        check_choice("final_step", self.final_step, (None, *get_args(FinalStep)))
+        check_choice("start_noise", self.start_noise, (None, *get_args(StartNoise)))
+        check_choice("timestep_spacing", self.timestep_spacing, (None, *get_args(TimestepSpacing)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(ModelConfig, CallConfig):
-    """All settings of `openmarigold predict` that shape its results: a model, and how it is called.
+    """All settings of `openmarigold predict` that shape its results: the model and its call.
 
     Raises:
         InvalidValueError: a value that is not accepted.
@@ -226,7 +226,7 @@ class OutputConfig:
 
 
 def _make_plain(config: ModelConfig | CallConfig | OutputConfig) -> None:
-    """Makes plain values of NumPy's and of paths given as text, which are written to JSON later."""
+    """Turns NumPy values into plain ones, which JSON can hold."""
     for setting in fields(config):
         value = getattr(config, setting.name)
         if not isinstance(value, (str, int, float, Path)) and callable(getattr(value, "item", None)):
@@ -251,18 +251,6 @@ def check_processing_resolution(value: object) -> None:
         )
 
 
-def check_final_step(value: object) -> None:
-    """Accepts None, "reference" and "clean"."""
-    if value not in (None, "reference", "clean"):
-        raise InvalidValueError(f"final_step={value!r} is not known; use reference or clean")
-
-
-def check_start_noise(value: object) -> None:
-    """Accepts None, "gaussian" and "zeros"."""
-    if value not in (None, "gaussian", "zeros"):
-        raise InvalidValueError(f"start_noise={value!r} is not known; use gaussian or zeros")
-
-
 def _check_count(name: str, value: object, *, maximum: int | None = None) -> None:
     if not _is_integer(value) or value < 1 or (maximum is not None and value > maximum):  # pyright: ignore
         accepted = "1 or above" if maximum is None else f"1 to {maximum}"
@@ -273,7 +261,8 @@ def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _check_choice(name: str, value: object, accepted: tuple[object, ...]) -> None:
+def check_choice(name: str, value: object, accepted: tuple[object, ...]) -> None:
+    """Raises InvalidValueError unless the value is one of those accepted."""
     if value not in accepted:
         choices = " or ".join(str(choice) for choice in accepted if choice)
         raise InvalidValueError(f"{name}={value!r} is not known; use {choices}")

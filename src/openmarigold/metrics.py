@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Depth metrics of one image: functions of (pred, gt, valid_mask), both maps in the same unit [m].
 
-Predictions are aligned and clipped to positive values before (`alignment`). Values are ratios, not percent, and are
-averaged over images by the caller, not pooled over pixels.
+The caller aligns predictions and clips them to positive values (`alignment`) first. Values are ratios, not percent. The
+caller averages them over images; pixels of several images are never pooled.
 
 Paper: §4.1 (AbsRel and δ1); the other definitions are those of the KITTI and NYU benchmarks (Eigen et al. 2014).
 """
@@ -16,6 +16,7 @@ from types import MappingProxyType
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 
+from openmarigold.alignment import Map, Mask
 from openmarigold.errors import DataError, InvalidValueError
 
 # Depth ratios between neighbors above which they belong to different surfaces.
@@ -24,62 +25,42 @@ _CONTOUR_RATIOS = np.linspace(1.05, 1.25, 10)
 _NO_CONTOUR = 0.04
 
 
-def abs_rel(
-    pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
-) -> float:
+def abs_rel(pred: Map, gt: Map, valid_mask: Mask) -> float:
     """Mean of |pred − gt| / gt, ≥ 0."""
     return _FORMULAS["abs_rel"](_valid_pixels(pred, gt, valid_mask))
 
 
-def sq_rel(
-    pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
-) -> float:
+def sq_rel(pred: Map, gt: Map, valid_mask: Mask) -> float:
     """Mean of (pred − gt)² / gt [m], ≥ 0."""
     return _FORMULAS["sq_rel"](_valid_pixels(pred, gt, valid_mask))
 
 
-def rmse(
-    pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
-) -> float:
+def rmse(pred: Map, gt: Map, valid_mask: Mask) -> float:
     """Root of the mean squared difference [m], ≥ 0."""
     return _FORMULAS["rmse"](_valid_pixels(pred, gt, valid_mask))
 
 
-def rmse_log(
-    pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
-) -> float:
+def rmse_log(pred: Map, gt: Map, valid_mask: Mask) -> float:
     """Root of the mean squared difference of natural logarithms, ≥ 0."""
     return _FORMULAS["rmse_log"](_valid_pixels(pred, gt, valid_mask))
 
 
-def log10(
-    pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
-) -> float:
+def log10(pred: Map, gt: Map, valid_mask: Mask) -> float:
     """Mean absolute difference of decimal logarithms, ≥ 0."""
     return _FORMULAS["log10"](_valid_pixels(pred, gt, valid_mask))
 
 
-def delta(
-    pred: Float[np.ndarray, "*shape"],
-    gt: Float[np.ndarray, "*shape"],
-    valid_mask: Bool[np.ndarray, "*shape"],
-    *,
-    k: int = 1,
-) -> float:
+def delta(pred: Map, gt: Map, valid_mask: Mask, *, k: int = 1) -> float:
     """Share of pixels, [0, 1], with max(pred / gt, gt / pred) strictly below 1.25^k."""
     return _share_below(_valid_pixels(pred, gt, valid_mask), 1.25**k)
 
 
-def i_rmse(
-    pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
-) -> float:
+def i_rmse(pred: Map, gt: Map, valid_mask: Mask) -> float:
     """Root of the mean squared difference of inverse depth [1/m], ≥ 0."""
     return _FORMULAS["i_rmse"](_valid_pixels(pred, gt, valid_mask))
 
 
-def silog(
-    pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
-) -> float:
+def silog(pred: Map, gt: Map, valid_mask: Mask) -> float:
     """100 × standard deviation of the difference of natural logarithms, ≥ 0: blind to a common scale."""
     return _FORMULAS["silog"](_valid_pixels(pred, gt, valid_mask))
 
@@ -141,9 +122,7 @@ METRICS: MappingProxyType[str, Callable[..., float]] = MappingProxyType(
 )
 
 
-def depth_metrics(
-    pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
-) -> dict[str, float]:
+def depth_metrics(pred: Map, gt: Map, valid_mask: Mask) -> dict[str, float]:
     """Every metric of `METRICS` by name.
 
     Raises:
@@ -192,9 +171,7 @@ def _share_below(pixels: _Pixels, limit: float) -> float:
     return float(np.mean(pixels.ratio < limit))
 
 
-def _valid_pixels(
-    pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], valid_mask: Bool[np.ndarray, "*shape"]
-) -> _Pixels:
+def _valid_pixels(pred: Map, gt: Map, valid_mask: Mask) -> _Pixels:
     """Valid pixels of both maps, all positive and finite.
 
     A negative prediction must not pass: its ratios are below any threshold, so `delta` would count it as correct.

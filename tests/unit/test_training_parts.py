@@ -413,7 +413,7 @@ def test_export_refuses_to_replace_what_it_did_not_make(tmp_path: Path) -> None:
     precious.mkdir()
     (precious / "thesis.txt").write_text("years of work")
     for destination in (precious, precious / "thesis.txt", checkpoint):
-        with pytest.raises(OutputError, match="exists and is no exported checkpoint"):
+        with pytest.raises(OutputError, match="exists and is not an exported checkpoint"):
             export_checkpoint(read_checkpoint(checkpoint), destination, format="onnx")
     assert (precious / "thesis.txt").read_text() == "years of work"
     export_checkpoint(read_checkpoint(checkpoint), tmp_path / "onnx", format="onnx")

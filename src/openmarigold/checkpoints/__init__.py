@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint folder or a repository of the hub says, read once; no torch here."""
+"""Checkpoint folders and hub repositories: their files and settings, read once, without torch."""

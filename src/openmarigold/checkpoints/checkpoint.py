@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint folder: its kind, its defaults, its noise schedule, and whether it is whole.
+"""A checkpoint: its kind, its defaults, its noise schedule, and whether all its files are there and whole.
 
-Reads JSON, file sizes and headers only; no weights are loaded and torch is not needed. A checkpoint is a folder in
-diffusers layout, see docs/architecture.md, or the id of such a folder on the Hugging Face hub.
+Only JSON, file sizes and headers are read. No weights are loaded, and torch is not needed. A checkpoint is a folder in
+diffusers layout (docs/architecture.md), or the id of such a folder on the Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -71,14 +71,14 @@ class Checkpoint:
     name: str
     weights: Literal["onnx", "openvino", "safetensors"]
     variant: str | None
-    """Which files of the networks are to be read: None the plain ones (else those named fp16), "fp16" those named so.
-    `loaded_variant` gives the outcome."""
+    """The requested weight files: None for the plain ones (else those named fp16), "fp16" for those named fp16.
+    `loaded_variant` gives those that are read."""
     schedule: NoiseSchedule
     modality: Modality
     """What it predicts."""
     latent_channels: int
     invariance: Invariance
-    """What the depth is known up to: its own scale and shift ("affine"), its own scale ("scale"), or nothing."""
+    """What is unknown about the depth: scale and shift ("affine"), the scale ("scale"), or nothing ("absolute")."""
     default_num_inference_steps: int
     default_processing_resolution: int
     default_final_step: FinalStep
@@ -88,12 +88,12 @@ class Checkpoint:
     index: Mapping[str, Any] = field(repr=False)
     """All of model_index.json."""
     graphs: bool = False
-    """Whether ONNX networks lie next to the safetensors weights and read these, so that both engines have the same."""
+    """Whether ONNX networks lie next to the safetensors weights and read them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TinyVae:
-    """A small autoencoder with a checkpoint's latent space, and what it is used for in the place of its own."""
+    """A small autoencoder with a checkpoint's latent space, and what it replaces."""
 
     directory: Path
     name: str
@@ -115,7 +115,7 @@ def resolve_settings(config: _Config, defaults: Checkpoint) -> _Config:
     """`config` with the checkpoint's defaults in place of None.
 
     Raises:
-        InvalidValueError: a setting that this checkpoint has no use for.
+        InvalidValueError: a setting that does not apply to this checkpoint.
     """
     lcm = defaults.schedule.sampler == "lcm"
     for name in ("final_step", "timestep_spacing"):
@@ -153,7 +153,7 @@ def read_checkpoint(
 
     Args:
         checkpoint: folder, or `owner/name` on the hub where there is no such folder.
-        variant: "fp16" reads the files named so; None the plain ones, and those named fp16 where there are no others.
+        variant: "fp16" for the files named fp16; None for the plain ones, else those named fp16.
         revision: branch, tag or commit of a hub repository.
         local_files_only: take a hub repository as it was downloaded before.
 
@@ -172,10 +172,20 @@ def read_checkpoint(
                 return read_repository(repository, variant=variant)
             directory, name = _locate(checkpoint, revision=revision, local_files_only=local_files_only)
             return _read(directory, name, variant=variant)
-    except (TypeError, KeyError, IndexError, RecursionError) as error:  # JSON of another shape than anybody writes
+    except (TypeError, KeyError, IndexError, RecursionError) as error:  # JSON of an unexpected shape
         raise CheckpointError(
             f"{checkpoint} cannot be understood ({one_line(error)}); get the checkpoint again"
         ) from error
+
+
+def read_configured(config: ModelConfig) -> Checkpoint:
+    """The checkpoint that the settings name. Raises what `read_checkpoint` raises."""
+    return read_checkpoint(
+        config.checkpoint,
+        variant=config.variant,
+        revision=config.revision,
+        local_files_only=config.local_files_only,
+    )
 
 
 def read_tiny_vae(config: ModelConfig, checkpoint: Checkpoint) -> TinyVae | None:
@@ -217,7 +227,7 @@ def read_tiny_vae(config: ModelConfig, checkpoint: Checkpoint) -> TinyVae | None
 
 
 def read_repository(repository: hub.Repository, *, variant: str | None = None) -> Checkpoint:
-    """The checkpoint of a repository, as `hub_checkpoint.open_checkpoint` gives it, downloaded where need be.
+    """The checkpoint of a repository from `hub_checkpoint.open_checkpoint`; missing files are downloaded.
 
     Raises:
         CheckpointError: a file cannot be had or is damaged.
@@ -231,7 +241,7 @@ def read_repository(repository: hub.Repository, *, variant: str | None = None) -
 
 
 def read_outline(repository: hub.Repository, *, variant: str | None = None) -> Checkpoint:
-    """The checkpoint of a repository as its small files describe it; its weights need not be there.
+    """The checkpoint of a repository, described by its small files; its weights need not be there.
 
     Raises:
         CheckpointError: one of the small files is damaged.
@@ -289,7 +299,7 @@ def _read(directory: Path, name: str, *, variant: str | None, outline: hub.Repos
 
 
 def network_files(checkpoint: Checkpoint) -> list[Path]:
-    """The files that give the networks and the scheduler when the checkpoint is loaded, and no others in its folder.
+    """The files of the networks and the scheduler that loading reads.
 
     Raises:
         CheckpointError: one is missing.
@@ -304,7 +314,7 @@ def network_files(checkpoint: Checkpoint) -> list[Path]:
 
 
 def loaded_variant(checkpoint: Checkpoint) -> str | None:
-    """Which weight files are read, whatever was asked for: "fp16" those named so, None the plain ones.
+    """The variant of the weight files that are read: "fp16", or None for plain ones.
 
     Where U-Net and VAE differ, both are named.
     """
@@ -376,7 +386,7 @@ def _check_converted(directory: Path, kind: ConvertedFormat, variant: str | None
 
 
 def _check_safetensors(directory: Path, variant: str | None) -> None:
-    """Passes if the weights of a folder, and what gives the embedding of the empty prompt, are there and whole.
+    """Passes if the weights of a folder, and the source of the empty-prompt embedding, are there and whole.
 
     Raises:
         CheckpointError: one is missing or damaged.
@@ -396,7 +406,7 @@ def _check_safetensors(directory: Path, variant: str | None) -> None:
 
 
 def _channels_of_networks(directory: Path, modality: Modality) -> int:
-    """The latent's channels, which VAE and U-Net must agree on, after their configurations have been checked."""
+    """The latent's channels, on which VAE and U-Net must agree; also checks their configurations."""
     channels = {}
     for name, keys in (("vae", ("latent_channels",)), ("unet", ("in_channels", "out_channels"))):
         path = directory / name / "config.json"

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint recommends in model_index.json and, where that is silent, what is known or can be inferred."""
+"""A checkpoint's recommended settings: from model_index.json, else a known fact, else inferred."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from openmarigold.checkpoints.known import Known
 from openmarigold.checkpoints.network_configs import MAX_PROCESSING_RESOLUTION, whole_number
 from openmarigold.config import (
     MAX_INFERENCE_STEPS,
+    FinalStep,
     Invariance,
     StartNoise,
-    check_final_step,
+    check_choice,
     check_processing_resolution,
-    check_start_noise,
 )
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, InvalidValueError
@@ -56,10 +56,9 @@ def recommended(index: Mapping[str, Any], path: Path, schedule: NoiseSchedule, k
         except InvalidValueError as error:
             raise InvalidValueError(f"default_denoising_steps is {steps}: {error}") from error
         check_processing_resolution(resolution)
-        check_final_step(final_step)
-        check_start_noise(start_noise)
-        if processing_side not in ("longer", "shorter"):
-            raise InvalidValueError(f"processing_side={processing_side!r} is not known; use longer or shorter")
+        check_choice("final_step", final_step, get_args(FinalStep))
+        check_choice("start_noise", start_noise, get_args(StartNoise))
+        check_choice("processing_side", processing_side, ("longer", "shorter"))
     except InvalidValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return {
@@ -90,12 +89,12 @@ def invariance(index: Mapping[str, Any], path: Path) -> Invariance:
 
 
 def _start_noise(known: Known | None, index: Mapping[str, Any], schedule: NoiseSchedule, steps: int) -> StartNoise:
-    """What a checkpoint without the key `start_noise` was trained to start from: a known fact, else inferred.
+    """The start of a checkpoint without the key `start_noise`: a known fact, else inferred.
 
-    Checkpoints fine-tuned end to end (E2E-FT) start from zeros, and their files do not tell. Among published ones they
-    are those that ask for one trailing DDIM step without zero terminal SNR: v1-0 is leading and asks for ten, v1-1 has
-    zero terminal SNR and asks for four, LCM has its own scheduler. What this package trains states
-    `default_final_step` and starts from noise.
+    Checkpoints fine-tuned end to end (E2E-FT) start from zeros, and their files do not state it. Among published
+    checkpoints only these ask for one trailing DDIM step without zero terminal SNR: v1-0 asks for ten leading steps,
+    v1-1 has zero terminal SNR and asks for four, LCM has its own scheduler. Checkpoints trained by this package state
+    `default_final_step` and start from noise.
     """
     if known is not None and known.start_noise is not None:
         return known.start_noise

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three networks behind one protocol; everything else of a prediction is the same whichever engine runs them."""
+"""The three networks behind one protocol, and the choice of the engine that runs them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Latent = Any
 """`[b C h w]` float32 in the engine's own array type: a NumPy array or a tensor on the engine's device."""
 
 _DRIVERS = {"linux": "libcuda.so.1", "win32": "nvcuda.dll"}
-# Conversion, the caches of networks and the libraries' settings while they load belong to the whole process.
+# Conversion, the network caches and the libraries' settings belong to the whole process.
 _one_opens = threading.Lock()
 _log = quoted_logger(__name__)
 
@@ -32,18 +32,16 @@ _log = quoted_logger(__name__)
 class Engine(Protocol):
     """Encodes images, denoises latents `[b C·t h w]` of a modality's t targets, and decodes them.
 
-    `h = H / 8`, `w = W / 8`.
-
-    Several threads may call one engine at the same time; results have the bytes of calls one after another.
+    `h = H / 8`, `w = W / 8`. Several threads may call an engine at the same time; this does not change the results.
     """
 
     name: str
     device: str
     dtype: str
-    """Precision of the networks; latents are float32 whatever it is."""
+    """Precision of the networks; latents are always float32."""
     latent_channels: int
     max_batch_size: int | None
-    """Largest batch whose results are bit for bit those of single images; None where single ones differ too."""
+    """Largest batch with bit for bit the results of single images; None where single images differ too."""
 
     def encode(self, rgb: Float[np.ndarray, "b 3 H W"]) -> Latent:
         """Scaled latent of images in [-1, 1]; `H` and `W` are multiples of 8. Paper: §3.2."""
@@ -66,7 +64,7 @@ class Engine(Protocol):
         ...
 
     def is_finite(self, latent: Latent) -> Any:
-        """Whether every value is a finite number; on a GPU a tensor, and asking for its truth waits for the GPU."""
+        """Whether every value is finite; on a GPU a tensor, whose `bool` waits for the GPU."""
         ...
 
     def fitting_batch_size(self, height: int, width: int) -> int:
@@ -82,11 +80,11 @@ def choose_engine(
     dtype: Dtype = "float32",
     compile: CompileMode = "off",
 ) -> ChosenEngine:
-    """The engine that "auto" stands for: the fastest that is installed and can run this; else the given one.
+    """The given engine; for "auto" the fastest one that is installed and can run this checkpoint.
 
-    ONNX networks, on a CPU also those next to safetensors weights: ONNX Runtime, but OpenVINO for large ones and for
-    bfloat16. Safetensors weights alone: torch on a GPU and for small networks, OpenVINO for large ones on a CPU, where
-    they are converted once.
+    ONNX networks (on a CPU also those next to safetensors weights) run on ONNX Runtime; large ones and bfloat16 on
+    OpenVINO. Safetensors weights alone run on torch on a GPU and if they are small; large ones on a CPU run on
+    OpenVINO, which needs one conversion.
 
     Raises:
         InvalidValueError: the engine cannot run this checkpoint.
@@ -132,32 +130,22 @@ def open_engine(
         MissingExtraError: the engine is not installed.
     """
     chosen = choose_engine(checkpoint, engine=engine, device=device, dtype=dtype, compile=compile)
+    settings: Any = {"device": device, "dtype": dtype, "tiny_vae": tiny_vae}
     with _one_opens:
-        opened = _open(chosen, checkpoint, device=device, dtype=dtype, tiny_vae=tiny_vae, compile=compile)
+        if chosen == "onnx":
+            from openmarigold.engines.onnx import open_onnx
+
+            opened: Engine = open_onnx(checkpoint, **settings)
+        elif chosen == "openvino":
+            from openmarigold.engines.openvino import open_openvino
+
+            opened = open_openvino(checkpoint, **settings)
+        else:
+            from openmarigold.engines.torch import TorchEngine
+
+            opened = TorchEngine(checkpoint, **settings, compile=compile)
     _log.info("%s runs on engine %s, %s, %s", checkpoint.name, chosen, opened.device, dtype)
     return opened
-
-
-def _open(
-    chosen: ChosenEngine,
-    checkpoint: Checkpoint,
-    *,
-    device: str,
-    dtype: Dtype,
-    tiny_vae: TinyVae | None,
-    compile: CompileMode,
-) -> Engine:
-    if chosen == "onnx":
-        from openmarigold.engines.onnx import OnnxEngine
-
-        return OnnxEngine(checkpoint, device=device, dtype=dtype, tiny_vae=tiny_vae)
-    if chosen == "openvino":
-        from openmarigold.engines.openvino import OpenVinoEngine
-
-        return OpenVinoEngine(checkpoint, device=device, dtype=dtype, tiny_vae=tiny_vae)
-    from openmarigold.engines.torch import TorchEngine
-
-    return TorchEngine(checkpoint, device=device, dtype=dtype, tiny_vae=tiny_vae, compile=compile)
 
 
 def is_installed(package: str) -> bool:

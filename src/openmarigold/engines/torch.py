@@ -24,18 +24,18 @@ with needs_extra("torch"):
     from openmarigold.networks.rewrites import fold_constant_context, fold_upsampling
 
 _MEMORY_SHARE = 0.8  # of the free memory, for a batch: allocators waste some
-_MPS_BATCH_SIZE = 4  # torch does not say there how much memory a batch took
+_MPS_BATCH_SIZE = 4  # torch does not report there how much memory a batch took
 _log = quoted_logger(__name__)
 
 
 class TorchEngine:
     """U-Net and VAE as diffusers modules. See `Engine`.
 
-    The networks' weights and activations have the given precision; images, latents, the sampler and decoded depth are
-    float32. The empty prompt's context is folded into the U-Net, on a CPU doublings into the VAE's convolutions (see
-    `folding`), unless `plain`, which is there to compare with. An image that does not fit into the memory goes through
-    the VAE in tiles, whose seams are blended: not the same result, but one. Threads take turns: tiles, recorded graphs
-    and the measured peak of memory belong to the engine.
+    Weights and activations have the given precision; images, latents, the sampler and decoded depth are float32. The
+    empty prompt's context is folded into the U-Net and, on a CPU, doublings into the VAE's convolutions (see
+    `rewrites`). `plain` leaves both out, for comparison. An image that does not fit into memory goes through the VAE in
+    tiles with blended seams, which changes the result. Threads take turns, because tiles, recorded graphs and the
+    measured peak of memory belong to the engine.
 
     Raises:
         CheckpointError: a network file is damaged.
@@ -58,7 +58,7 @@ class TorchEngine:
         _check_dtype(dtype, self.device)
         self.dtype = dtype
         self._dtype = getattr(torch, dtype)
-        # Convolutions may choose another algorithm for another batch size: on a CPU bytes must not depend on it.
+        # Convolutions may choose another algorithm for another batch size; on a CPU results must not depend on it.
         self.max_batch_size: int | None = 1 if self.device == "cpu" else None
         self.latent_channels = checkpoint.latent_channels
         self._modality = checkpoint.modality
@@ -75,7 +75,7 @@ class TorchEngine:
         self._turn = threading.Lock()
         networks = {"encode": self._encode, "denoise": self._denoise, "decode": self._decode}
         self._networks = {name: _compiled(network, compile) for name, network in networks.items()}
-        # The most that an image of a batch has needed so far, beside the weights.
+        # The most memory that an image of a batch has needed so far, without the weights.
         self._bytes_per_pixel = dict.fromkeys(networks, 0.0)
 
     def encode(self, rgb: Float[np.ndarray, "b 3 H W"]) -> Float[Tensor, "b C h w"]:
@@ -106,7 +106,7 @@ class TorchEngine:
 
     def to_engine(self, array: Float[np.ndarray, "b C h w"]) -> Float[Tensor, "b C h w"]:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
-        if self.device.startswith("cuda"):  # from pinned memory the copy runs beside the GPU's work
+        if self.device.startswith("cuda"):  # pinned memory is copied while the GPU computes
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
 
@@ -139,19 +139,19 @@ class TorchEngine:
         return image.mean(dim=1, keepdim=True) if self._modality.decoded_channels == 1 else image
 
     def _placed(self, network: Any) -> Any:
-        """The network on the device; where tensor cores convolve, in the layout that they read."""
+        """The network on the device; for tensor cores in their own memory layout."""
         network = network.to(self.device)
         half_on_cuda = self.device.startswith("cuda") and self._dtype != torch.float32
         return network.to(memory_format=torch.channels_last) if half_on_cuda else network
 
     def _timestep(self, timestep: int) -> Tensor:
-        """As a tensor that is on the device already: making one there waits for the GPU."""
+        """The timestep as a tensor, kept on the device: making a new one waits for the GPU."""
         if timestep not in self._timesteps:
             self._timesteps[timestep] = torch.tensor([timestep], device=self.device)
         return self._timesteps[timestep]
 
     def _retried(self, name: str, value: Tensor) -> Tensor:
-        """An autoencoder's output; what does not fit into the memory goes one by one, and then in tiles."""
+        """An autoencoder's output; images that do not fit into memory go one by one, then in tiles."""
         try:
             return self._networks[name](value)
         except RuntimeError as error:
@@ -168,7 +168,7 @@ class TorchEngine:
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
-        """One thread's turn, without gradients; what does not fit into the memory is said in our words."""
+        """One thread's turn, without gradients; out-of-memory errors become ours."""
         try:
             with self._turn, torch.inference_mode():
                 yield
@@ -181,7 +181,7 @@ class TorchEngine:
 
     @contextmanager
     def _tiles_if_needed(self, name: str) -> Iterator[None]:
-        """Tiles are for the image at hand alone: what fits is never tiled."""
+        """Switches tiling off again after this image, so that the next one is tiled only if needed."""
         try:
             yield
         finally:
@@ -190,7 +190,7 @@ class TorchEngine:
 
     @contextmanager
     def _measured(self, name: str, num_pixels: int) -> Iterator[None]:
-        """Learns from this batch how much memory an image takes; asks the allocator only, not the GPU."""
+        """Learns from this batch how much memory an image takes, without waiting for the GPU."""
         if not self.device.startswith("cuda"):
             yield
             return
@@ -207,13 +207,13 @@ def has_gpu() -> bool:
 
 
 def matrix_product(size: int, device: str, dtype: str) -> Callable[[], object]:
-    """A product of square matrices to time: when the call returns, it is done."""
+    """A product of square matrices, for timing; the call returns when it is done."""
     matrix = torch.randn(size, size, device=device).to(getattr(torch, dtype))
     return lambda: float((matrix @ matrix)[0, 0])
 
 
 def batch_that_fits(free_bytes: int, image_bytes: float) -> int:
-    """How many images fit; one as long as nothing is known about an image.
+    """The number of images that fit; one while the memory of an image is unknown.
 
     >>> [batch_that_fits(free, 3e9) for free in (80_000_000_000, 1_000_000_000)], batch_that_fits(80_000_000_000, 0.0)
     ([21, 1], 1)
@@ -222,7 +222,7 @@ def batch_that_fits(free_bytes: int, image_bytes: float) -> int:
 
 
 def _load_vaes(checkpoint: Checkpoint, tiny_vae: TinyVae | None, dtype: torch.dtype) -> dict[str, backbone.Vae]:
-    """The autoencoder of each direction; only those that are used are read."""
+    """The autoencoder for each direction; only those in use are read."""
     used_for = () if tiny_vae is None else ("encode", "decode") if tiny_vae.used_for == "both" else (tiny_vae.used_for,)
     vaes: dict[str, backbone.Vae] = {}
     if tiny_vae is not None:
@@ -237,13 +237,13 @@ def _load_vaes(checkpoint: Checkpoint, tiny_vae: TinyVae | None, dtype: torch.dt
 
 def _compiled(network: Callable[..., Tensor], mode: CompileMode) -> Callable[..., Tensor]:
     if mode == "full":
-        # Recorded as CUDA graphs too, where there is CUDA. A size is compiled when it is first seen.
+        # Also recorded as CUDA graphs where CUDA is available. Each size is compiled at its first use.
         return torch.compile(network, dynamic=False, mode="reduce-overhead" if torch.cuda.is_available() else None)
     return network
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    # On a CPU torch has no class of its own for it.
+    # On a CPU torch has no error class for it.
     return isinstance(error, torch.OutOfMemoryError) or "alloc_cpu" in str(error)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Estimators as runs need them: loaded late, and with a description that changes whenever their maps may."""
+"""Estimators for runs: loaded late, and described by everything that their maps depend on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openmarigold.checkpoints.checkpoint import loaded_variant, read_checkpoint, read_tiny_vae, resolve_settings
+from openmarigold.checkpoints.checkpoint import loaded_variant, read_configured, read_tiny_vae, resolve_settings
 from openmarigold.checkpoints.hashes import checkpoint_sha256, tiny_vae_sha256
 from openmarigold.config import PredictConfig
 from openmarigold.engines import choose_engine
@@ -48,14 +48,9 @@ def predictor_spec(config: PredictConfig) -> EstimatorSpec:
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
-        InvalidValueError: a setting that it has no use for.
+        InvalidValueError: a setting that does not apply to this checkpoint.
     """
-    checkpoint = read_checkpoint(
-        config.checkpoint,
-        variant=config.variant,
-        revision=config.revision,
-        local_files_only=config.local_files_only,
-    )
+    checkpoint = read_configured(config)
     resolved = resolve_settings(config, checkpoint).call_options
     settings = {name: value for name, value in resolved.items() if name != "batch_size"}
     tiny_vae = read_tiny_vae(config, checkpoint)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from openmarigold.checkpoints.checkpoint import read_checkpoint
+from openmarigold.checkpoints.checkpoint import read_configured
 from openmarigold.checkpoints.weight_files import NETWORKS
 from openmarigold.config import LATENT_FACTOR, PredictConfig
 from openmarigold.engines import Engine
@@ -32,7 +32,7 @@ _STAGES: dict[str, str] = dict(zip(("encode", "denoise", "decode"), NETWORKS, st
 
 @dataclass(frozen=True, kw_only=True)
 class StageSpeed:
-    """One network. Without a way to count its arithmetic, the last three are None."""
+    """Speed of one network. The last three are None where its arithmetic cannot be counted."""
 
     seconds: float
     """Median [s]."""
@@ -40,7 +40,7 @@ class StageSpeed:
     """Arithmetic of one run, a multiplication and an addition being two [1e9]."""
     gflop_per_s: float | None
     ceiling_share: float | None
-    """Of the rate at which the same library multiplies large matrices here."""
+    """Share of the rate at which the same library multiplies large matrices on this machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +81,7 @@ def measure_speed(config: PredictConfig, *, size: tuple[int, int] = (640, 480), 
         InvalidValueError: the device is not available, or the engine cannot run this checkpoint in this precision.
         MissingExtraError: the engine is not installed.
     """
-    found = read_checkpoint(
-        config.checkpoint,
-        variant=config.variant,
-        revision=config.revision,
-        local_files_only=config.local_files_only,
-    )
+    found = read_configured(config)
     started = time.perf_counter()
     predictor = Predictor.from_config(config, found=found)
     load_s = time.perf_counter() - started
@@ -174,7 +169,7 @@ def matmul_ceiling(engine: str, device: str, dtype: str) -> float | None:
 
 
 def peak_memory_gib() -> float | None:
-    """The most memory that this process has had [GiB]; None where the system does not say."""
+    """The most memory that this process has used [GiB]; None where the system does not report it."""
     status = Path("/proc/self/status")
     if status.is_file():
         found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
@@ -188,7 +183,7 @@ def peak_memory_gib() -> float | None:
 
 
 def _start_up_s(config: PredictConfig) -> float:
-    """A process of its own, from its start to a loaded model; our command line's, so without what it leaves out."""
+    """Time from the start of a new process to a loaded model [s], with the imports of our command line."""
     names = ("variant", "revision", "local_files_only", "engine", "device", "dtype", "tiny_vae", "tiny_vae_for")
     settings = {name: getattr(config, name) for name in names}
     settings["checkpoint"] = None if config.checkpoint is None else str(config.checkpoint)

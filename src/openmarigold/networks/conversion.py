@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The three networks of a checkpoint as ONNX or OpenVINO files, which predict without torch.
 
-Each is traced once at a small size; sizes stay free, so that the file serves any batch and any photo. The networks are
-rewritten to multiply less (see `folding`).
+Each network is traced once at a small size. Its file takes any batch and any photo size. The networks are rewritten to
+multiply less (see `rewrites`).
 """
 
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -70,11 +71,11 @@ def export_checkpoint(
         format: "onnx" or "openvino".
         dtype: how weights are stored. "float16" halves the files and is widened when a network is loaded; "float32"
             keeps every bit.
-        tiny_vae: an autoencoder that takes the place of the checkpoint's own, for what it says.
+        tiny_vae: an autoencoder that replaces the checkpoint's own, in the directions of its `used_for`.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or in the asked-for format already.
-        OutputError: `destination` holds something else than an exported checkpoint, which would be lost.
+        OutputError: `destination` holds something other than an exported checkpoint, which would be lost.
         MissingExtraError: the package of the format is not installed.
     """
     check_format(format)
@@ -103,12 +104,12 @@ def export_checkpoint(
 def export_shared(source: Checkpoint, destination: Path) -> None:
     """Writes a copy of a checkpoint with ONNX networks that read their weights from its safetensors files.
 
-    The copy predicts without torch and trains further with it, and its weights stand once. What is folded from several
-    weights, about a thousandth of a U-Net, lies in the ONNX files in half precision.
+    The copy predicts without torch and can be trained further with it; each weight is stored once. Weights folded from
+    several others, about a thousandth of a U-Net, are stored in the ONNX files in half precision.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or has no safetensors weights.
-        OutputError: `destination` holds something else than such a copy, which would be lost.
+        OutputError: `destination` holds something other than such a copy, which would be lost.
         MissingExtraError: the package `onnx` is not installed.
     """
     check_format("onnx")
@@ -177,7 +178,7 @@ def write_network(
 
 
 def count_network_flops(source: Checkpoint, name: str, height: int, width: int, tiny_vae: TinyVae | None = None) -> int:
-    """Arithmetic of one of `NETWORKS`, as published, for one image of this size [px]; nothing is computed."""
+    """Arithmetic of one of `NETWORKS`, not rewritten, for one image of this size [px]; nothing is computed."""
     h, w = height // LATENT_FACTOR, width // LATENT_FACTOR
     channels = source.latent_channels
     with torch.device("meta"):
@@ -260,7 +261,7 @@ def _check_replaceable(destination: Path) -> None:
     kinds = [("model_index.json", *files.values()) for files in (*NETWORK_FILES.values(), GRAPH_FILES)]
     if not any(all((destination / file).is_file() for file in files) for files in kinds):
         raise OutputError(
-            f"{destination} exists and is no exported checkpoint; choose a new folder, so that nothing is lost"
+            f"{destination} exists and is not an exported checkpoint; choose a new folder, so that nothing is lost"
         )
 
 
@@ -271,9 +272,7 @@ def _write_graph(source: Checkpoint, name: str, path: Path) -> None:
     from openmarigold.networks.shared_weights import share_weights
 
     module, inputs, output = _network(source, name, None)
-    with atomic_directory(path.parent / "traced") as scratch:
-        model = _traced(module.eval(), inputs, output, scratch)
-    _remove(path.parent / "traced")
+    model = _traced(module.eval(), inputs, output, path.parent)
     share_weights(model, weight_files(path.parent, variant=source.variant)[1])
     _store_weights_in_half(model)
     metadata = graph_metadata(graph_sources(source.directory, name, source.variant))
@@ -287,9 +286,7 @@ def _write_graph(source: Checkpoint, name: str, path: Path) -> None:
 def _write_onnx(module: nn.Module, inputs: dict[str, Tensor], output: str, folder: Path, dtype: StoredDtype) -> None:
     import onnx
 
-    with atomic_directory(folder / "traced") as scratch:
-        model = _traced(module, inputs, output, scratch)
-    _remove(folder / "traced")
+    model = _traced(module, inputs, output, folder)
     if dtype == "float16":
         _store_weights_in_half(model)
     path = folder / "model.onnx"
@@ -299,30 +296,29 @@ def _write_onnx(module: nn.Module, inputs: dict[str, Tensor], output: str, folde
     onnx.checker.check_model(str(path))
 
 
-def _traced(module: nn.Module, inputs: dict[str, Tensor], output: str, scratch: Path) -> Any:
-    """The network in ONNX format, in memory; the exporter spreads a large one over a file for each tensor."""
+def _traced(module: nn.Module, inputs: dict[str, Tensor], output: str, folder: Path) -> Any:
+    """The network in ONNX format, in memory; the exporter writes a large one as one file for each tensor."""
     import onnx
 
     names = {0: "batch", 2: "height", 3: "width"}
     axes = {name: names for name, value in inputs.items() if value.ndim == 4} | {output: names}
-    with torch.no_grad(), quiet():  # the tracer warns about every shape test, which odd sizes take care of
+    with (
+        torch.no_grad(),
+        quiet(),
+        tempfile.TemporaryDirectory(dir=folder) as scratch,
+    ):  # the tracer warns of shape tests
+        path = Path(scratch, "model.onnx")
         torch.onnx.export(
             module,
             tuple(inputs.values()),
-            scratch / "model.onnx",
+            path,
             input_names=list(inputs),
             output_names=[output],
             dynamic_axes=axes,
             opset_version=17,
             dynamo=False,
         )
-        return onnx.load(scratch / "model.onnx")
-
-
-def _remove(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
+        return onnx.load(path)
 
 
 def _store_weights_in_half(model: Any) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL.Image import Image
 
-from openmarigold.checkpoints.checkpoint import Checkpoint, TinyVae, read_checkpoint, read_tiny_vae, resolve_settings
+from openmarigold.checkpoints.checkpoint import Checkpoint, TinyVae, read_configured, read_tiny_vae, resolve_settings
 from openmarigold.config import LATENT_FACTOR, CallConfig, CallOptions, ModelConfig, ModelOptions
 from openmarigold.engines import Engine, Latent, open_engine
 from openmarigold.errors import InvalidValueError
@@ -32,8 +32,8 @@ _log = quoted_logger(__name__)
 class Predictor:
     """A loaded model: call it with photos, get their maps.
 
-    Several threads may call one at the same time, with the same bytes as alone. A pickled one holds its settings and
-    reads the weights again where it is unpickled, such as in a spawned process.
+    Several threads may call it at the same time; the results are the same bytes. Pickling stores the settings only:
+    the process that unpickles it reads the weights again.
 
     >>> predictor = Predictor.load()  # doctest: +SKIP
     >>> predictor("photo.jpg").depth.shape  # doctest: +SKIP
@@ -41,13 +41,7 @@ class Predictor:
     """
 
     def __init__(self, engine: Engine, checkpoint: Checkpoint, *, tiny_vae: TinyVae | None = None) -> None:
-        """A predictor from parts; `load` is the usual way.
-
-        Args:
-            engine: runs the networks.
-            checkpoint: the facts and defaults that go with them.
-            tiny_vae: the small autoencoder that the engine uses, if it does.
-        """
+        """A predictor from its parts; `load` is the usual way. `tiny_vae` is the small autoencoder of the engine."""
         self.engine = engine
         self.checkpoint = checkpoint
         self.tiny_vae = tiny_vae
@@ -79,15 +73,10 @@ class Predictor:
 
         Args:
             config: the settings.
-            found: its checkpoint where it has been read before: a branch on the hub may stand elsewhere a second later.
-            tiny_vae: likewise its small autoencoder.
+            found: its checkpoint, if it was read before: a branch on the hub may change between two reads.
+            tiny_vae: its small autoencoder, if it was read before.
         """
-        found = found or read_checkpoint(
-            config.checkpoint,
-            variant=config.variant,
-            revision=config.revision,
-            local_files_only=config.local_files_only,
-        )
+        found = found or read_configured(config)
         tiny_vae = tiny_vae or read_tiny_vae(config, found)
         settings: dict[str, Any] = {"dtype": config.dtype, "compile": config.compile}
         engine = open_engine(found, engine=config.engine, device=config.device, tiny_vae=tiny_vae, **settings)
@@ -112,7 +101,7 @@ class Predictor:
         """For pickle and spawned processes: the settings; the weights are read again from their files.
 
         Raises:
-            InvalidValueError: the engine was made in memory, and no files say how to make it again.
+            InvalidValueError: the engine was made in memory, so no files can restore it.
         """
         if self._opening is None:
             raise InvalidValueError(
@@ -157,8 +146,8 @@ class Predictor:
             rgb: PIL image, path, the bytes of a file, or array or tensor: `[h w]`, `[h w c]` or `[c h w]`, uint8,
                 uint16, or float in [0, 1]; a list or tuple of them, or a batch `[n c h w]` or `[n h w c]`.
             latents: starting noise instead of the seed's, one per member, for a single photo.
-            guide: looks at the noisy latents before each step and may change them.
-            options: the settings of `CallConfig`, such as ensemble_size; what is not given is as there.
+            guide: called with the noisy latents before each step; may change them.
+            options: the settings of `CallConfig`, such as ensemble_size.
 
         Returns:
             One `Prediction`; for a list, tuple or batch a list of them.
@@ -184,7 +173,7 @@ class Predictor:
         """`config` with the checkpoint's defaults in place of None.
 
         Raises:
-            InvalidValueError: a setting that this checkpoint has no use for.
+            InvalidValueError: a setting that does not apply to this checkpoint.
         """
         resolved = resolve_settings(config, self.checkpoint)
         if config.timestep_spacing is None and resolved.timestep_spacing == "leading" and not self._warned:
@@ -197,7 +186,7 @@ class Predictor:
         return resolved
 
     def try_out(self) -> None:
-        """Predicts a small ramp, so that damaged networks show before the first photo.
+        """Predict a small ramp, to find damaged networks before the first photo.
 
         Raises:
             NumericalError: the networks returned values that are not finite.
@@ -206,7 +195,7 @@ class Predictor:
         self(ramp, processing_resolution=64)
 
     def _groups(self, rgb: Iterable[Any], config: CallConfig) -> Iterator[dict[int, PreparedPhoto]]:
-        """Photos by their place in the list, in groups whose images have one shape: where there are enough, a batch."""
+        """Yields photos by their place in the list, in groups of one image shape, at most a batch each."""
         waiting: defaultdict[tuple[int, ...], dict[int, PreparedPhoto]] = defaultdict(dict)
         for place, one in enumerate(rgb):
             photo = self._prepare(one, config, None)
@@ -243,7 +232,7 @@ class Predictor:
         self, photos: Sequence[PreparedPhoto], config: CallConfig, guide: Guide | None = None
     ) -> list[Prediction]:
         """The predictions for photos whose images have the same shape."""
-        # 3. Their latents, computed once whatever the number of members and steps.
+        # 3. Their latents, computed once for all members and steps.
         checks = FiniteChecks(checkpoint=self.checkpoint.name, dtype=self.engine.dtype)
         images = [photo.image for photo in photos]
         rgb_latents = self.engine.encode(images[0] if len(images) == 1 else np.concatenate(images))
@@ -263,14 +252,14 @@ class Predictor:
         checks: FiniteChecks,
         guide: Guide | None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Maps `[c h w]` at the processing size of every member, and its latents, computed as they are asked for."""
+        """Yields each member's maps `[c h w]` at the processing size, and its latents."""
         pairs = [(row, member) for row in range(len(photos)) for member in range(config.ensemble_size)]
         while pairs:
-            # Asked anew each time: an engine learns from the first batch how much memory an image takes.
+            # Computed again each time: an engine learns from the first batch how much memory an image takes.
             limit = self._batch_limit(photos[0].image.shape, config)
             batch, pairs = pairs[:limit], pairs[limit:]
             latent = self._denoise(rgb_latents, photos, batch, config, guide)
-            # What is not finite stays so from step to step: one look at the end.
+            # A value that is not finite stays so in later steps: one check at the end is enough.
             checks.add(self.engine.is_finite(latent), "U-Net")
             decoded = self.engine.decode(latent)
             checks.add(bool(np.isfinite(decoded).all()), "VAE decoder")  # has waited for a GPU, if any
@@ -279,7 +268,7 @@ class Predictor:
                 yield self.modality.from_decoded(unpad(member, photos[row].processing_size)), its_latent
 
     def _batch_limit(self, shape: Sequence[int], config: CallConfig) -> int:
-        """Images `[.. H W]` that go together: as asked for or as fit, and do not change a result by going together."""
+        """The number of images `[.. H W]` in a batch: as requested or as fits, if batching changes no result."""
         limit = config.batch_size or self.engine.fitting_batch_size(*shape[-2:])
         return min(limit, self.engine.max_batch_size or limit)
 
@@ -329,7 +318,7 @@ class Predictor:
         for member, latent in found:
             members.append(member)
             latents.append(latent)
-            # Every number of members is looked at, so that the batch size does not decide where to stop.
+            # The check runs after every member, so that the batch size does not decide where to stop.
             if config.ensemble_tolerance is not None and len(members) > 1:
                 previous, merged = merged, modality.merge(np.stack(members), invariance)
                 if previous and np.abs(merged.stack - previous.stack).mean() < config.ensemble_tolerance:

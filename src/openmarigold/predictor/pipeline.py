@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A callable with the inputs and keys of transformers' pipelines, for programs that were written for those."""
+"""A callable with the inputs and keys of transformers' depth pipeline, for programs written for that."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TASK = "depth-estimation"
 def pipeline(
     task: str = TASK, model: Path | str | None = None, **options: Unpack[ModelOptions]
 ) -> Callable[..., dict[str, Any] | list[dict[str, Any]]]:
-    """A callable in the place of `transformers.pipeline("depth-estimation")`.
+    """A callable that replaces `transformers.pipeline("depth-estimation")`.
 
     Called with a photo (path, PIL image, array or tensor) it returns a dict with "predicted_depth", float32 `[h w]` in
     [0, 1], and "depth", the same as an 8-bit gray PIL image; with a list of photos, a list of such dicts. The settings

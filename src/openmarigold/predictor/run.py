@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many photos to many result files: one bad photo is reported and counted, and never stops the others.
+"""Many photos to many result files: a bad photo is reported and counted, and does not stop the others.
 
-The manifest in the output folder says what is finished (see `manifest`); a run that was killed goes on from there.
+The manifest in the output folder records what is finished (see `manifest`), so a killed run can be continued.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from openmarigold.checkpoints.checkpoint import (
     Checkpoint,
     TinyVae,
     loaded_variant,
-    read_checkpoint,
+    read_configured,
     read_tiny_vae,
     resolve_settings,
 )
@@ -39,7 +39,7 @@ from openmarigold.results.prediction import Prediction
 from openmarigold.results.replacing import ResultFiles
 from openmarigold.results.writers import check_output, result_paths, write_prediction
 
-# Settings that say where the model lies and how it is run, but not what comes out: the checkpoint counts by its hash.
+# Settings that do not shape the results: where the model lies and how it runs. The checkpoint counts by its hash.
 _WITHOUT_EFFECT = frozenset(
     {
         "checkpoint",
@@ -68,11 +68,11 @@ class BatchResult:
     renewed: list[Path] = field(default_factory=list)
     """Photos that were predicted again because their results were of another photo or of other settings."""
     failed: list[tuple[Path, str]] = field(default_factory=list)
-    """Photos without results, each with one line that says why."""
+    """Photos without results, each with the reason on one line."""
     left_out: list[Path] = field(default_factory=list)
-    """Pictures in the given folders that are results of earlier predictions, and no photos."""
+    """Results of earlier predictions in the given folders, which are not predicted again."""
     passed_over: list[Path] = field(default_factory=list)
-    """Files in the given folders that look like pictures and were not taken: of kinds that are not read, or raw photos
+    """Files in the given folders that look like pictures and were skipped: of kinds that are not read, or raw photos
     next to a picture of the same name."""
     num_predicted: int = 0
     engine: str | None = None
@@ -100,7 +100,7 @@ class BatchResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Progress: `done` of `total` photos are done or failed, the last one with `error`; a `note` is worth saying."""
+    """Progress: `done` of `total` photos are done or failed; `error` and `note` belong to the last one."""
 
     path: Path
     done: int
@@ -120,13 +120,11 @@ def predict_files(
 ) -> BatchResult:
     """Predicts photos and all photos in folders, in the given order and sorted by path within a folder.
 
-    `inputs` is a path, as text too, or several of them.
-    Results of a folder keep its layout: `folder/a/b.jpg` becomes `output_dir/a/b_depth.npy`. Results that the manifest
-    of the output folder calls done for the same photo and settings are kept unless `overwrite`; others are made anew.
-    Results of another photo, one that lies elsewhere and holds other bytes, are replaced with `overwrite` only.
-    Results of earlier predictions that lie in a given folder are no photos; one that is named itself is taken. The
-    model is loaded for the first photo that can be read, after everything that can be wrong with folders and settings
-    has been found.
+    `inputs` is one path or several. Results of a folder keep its layout: `folder/a/b.jpg` becomes
+    `output_dir/a/b_depth.npy`. Results that the manifest lists as done for the same photo and settings are kept unless
+    `overwrite`; others are made again. Results of another photo (another place and other bytes) are replaced only with
+    `overwrite`. Results of earlier predictions in a given folder are not photos, unless they are named themselves.
+    Folders and settings are checked first; then the model is loaded for the first photo that can be read.
 
     Raises:
         OutputError: the output folder or its manifest cannot be written.
@@ -152,7 +150,7 @@ def predict_files(
         run.fail("", path, problem)
         report(Event(path=path, done=done, total=total, error=problem))
     for done, (path, (error, note)) in enumerate(run.predict_all(photos), start=len(problems) + 1):
-        if note is not None:  # one is enough
+        if note is not None:  # only the first is reported
             note = None if noted else f"{note} (of further files such notes stand in the manifest)"
             noted = True
         report(Event(path=path, done=done, total=total, error=error, note=note))
@@ -192,20 +190,14 @@ class _Run:
         self._predictor: Predictor | None = None
 
     def check(self) -> None:
-        """Finds out what is wrong with the settings before any photo is read."""
+        """Check the settings before any photo is read."""
         parse_color(self.config.background)
         _ = self.request
         check_output(self.output, self.checkpoint.modality)
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        config = self.config
-        return read_checkpoint(
-            config.checkpoint,
-            variant=config.variant,
-            revision=config.revision,
-            local_files_only=config.local_files_only,
-        )
+        return read_configured(self.config)
 
     @cached_property
     def tiny_vae(self) -> TinyVae | None:
@@ -236,12 +228,12 @@ class _Run:
     def predict_all(self, photos: Mapping[str, Path]) -> Iterator[tuple[Path, tuple[str | None, str | None]]]:
         """Yields each photo with its error and a note, if any, in order.
 
-        While one photo is predicted, the next is read and the one before is written, each in a thread of its own;
-        large photos wait for each other (`MAX_PIXELS_ASIDE`), so that memory holds one of them. All that is counted and
-        noted in the manifest is so in the order of the photos.
+        While one photo is predicted, one thread reads the next and another writes the one before. Large photos wait
+        for each other (`MAX_PIXELS_ASIDE`), so that memory holds only one. Counts and manifest lines keep the order of
+        the photos.
 
         Raises:
-            OpenMarigoldError: what is wrong for every photo: the model cannot be loaded, or the manifest not written.
+            OpenMarigoldError: a fault that every photo meets: the model cannot be loaded, or the manifest not written.
         """
         self.manifest.standing("")  # reads what is there, before two threads ask
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
@@ -301,7 +293,7 @@ class _Run:
         job.seconds += time.perf_counter() - started
 
     def _finish(self, job: _Job) -> tuple[str | None, str | None]:
-        """Writes the results of a photo and says in the manifest what became of it; its error and a note, if any."""
+        """Write the results of a photo and its line in the manifest; return its error and note, if any."""
         result, photo = job.result, job.photo
         if job.error is None and job.prediction is None:
             self.outcome.skipped.append(photo)
@@ -314,7 +306,7 @@ class _Run:
             record, outputs = self._write(job, job.prediction)
         except _PHOTO_ERRORS as error:
             if isinstance(error, OpenMarigoldError) and concerns_every_file(error, self.output_dir):
-                raise  # the next photo would fare no better
+                raise  # the next photo would fail too
             return self.fail(result, photo, _one_line(photo, error), job.input_sha256), None
         finally:
             job.prediction = None
@@ -337,7 +329,7 @@ class _Run:
         return None, job.notes[0] if job.notes else None
 
     def fail(self, result: str, photo: Path, message: str, input_sha256: str | None = None) -> str:
-        """Counts a photo without results, and returns why it has none."""
+        """Count a photo without results, and return the reason."""
         self.outcome.failed.append((photo, message))
         self.manifest.append(result, "failed", input=str(photo), input_sha256=input_sha256, error=message)
         return message
@@ -351,7 +343,7 @@ class _Run:
         return self._predictor
 
     def _write(self, job: _Job, prediction: Prediction) -> tuple[dict[str, Any], dict[str, int | None]]:
-        """Writes the results of a photo; returns their provenance, and every file that is valid now with its size."""
+        """Write the results of a photo; return their provenance, and the valid files with their sizes."""
         result, photo, paths, input_sha256 = job.result, job.photo, job.paths, job.input_sha256
         record = {
             "software": f"openmarigold {__version__}",
@@ -389,7 +381,7 @@ class _Run:
 
 
 def _one_line(photo: Path, error: Exception) -> str:
-    """What went wrong with a photo, by its name."""
+    """The error of a photo, with its name."""
     if isinstance(error, MemoryError):
         return f"{photo}: out of memory; try a smaller photo, processing_resolution or ensemble_size"
     if isinstance(error, OSError) and not isinstance(error, OpenMarigoldError):

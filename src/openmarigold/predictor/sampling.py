@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one photo brings to the sampler: its image, the noise of its members, and whether the networks stay finite."""
+"""The sampler's inputs for one photo (its image, the noise of its members), and the check for finite values."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class FiniteChecks:
     answers: list[tuple[Any, str]] = field(default_factory=list)
 
     def add(self, finite: Any, stage: str) -> None:
-        """Raises NumericalError unless `finite`; what only a GPU knows yet is asked for with the next known answer."""
+        """Raise NumericalError unless `finite`; answers that a GPU still computes are read with the next known one."""
         self.answers.append((finite, stage))
         if not isinstance(finite, bool):
             return
@@ -92,7 +92,7 @@ class MemberNoise:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedPhoto:
-    """What is kept of a photo until its depth is done; the photo itself is not."""
+    """What is kept of a photo until its prediction is done; the photo itself is not kept."""
 
     size: tuple[int, int]
     processing_size: tuple[int, int]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which file each network is run from: the checkpoint's own, or one that is converted once and kept; and how.
+"""The engine of converted networks, and the file of each: the checkpoint's own, or one converted once and kept.
 
-Converted networks lie in the user's cache folder (`files.user_cache_dir`), each in a folder named by a hash of the
-files that it was made from, so that it serves the same weights wherever they lie. Only converting needs torch.
+Converted networks lie in the user's cache folder (`files.user_cache_dir`). Each has a folder, named by a hash of its
+source files, so the same weights in another place are not converted again. Only the conversion needs torch.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -29,8 +29,9 @@ from openmarigold.printing import quoted_logger
 from openmarigold.text_files import parse_json
 
 T = TypeVar("T")
+Run: TypeAlias = Callable[..., np.ndarray]
 LARGE_BYTES = 2**28
-"""Weights from which on a network counts as large: OpenVINO saves more than its start costs, memory matters."""
+"""Weights of a large network, at least: OpenVINO saves more time than its start costs, and memory matters."""
 _VERSION = 3  # raised whenever the same weights would be converted to something else
 _CONTENT_FILE = "content.json"
 _log = quoted_logger(__name__)
@@ -44,11 +45,11 @@ def network_paths(
     tiny_vae: TinyVae | None = None,
     renew: bool = False,
 ) -> dict[str, Path]:
-    """The file of each network in a format, converted where it is not there yet; OpenVINO also reads ONNX files.
+    """The file of each network in a format, converted where it is missing; OpenVINO also reads ONNX files.
 
     Args:
         dtype: how the weights of converted networks are stored.
-        renew: convert again what was converted before.
+        renew: convert again, even if converted files are there.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or its networks cannot become this format.
@@ -79,7 +80,7 @@ def open_networks(
     dtype: StoredDtype = "float32",
     tiny_vae: TinyVae | None = None,
 ) -> T:
-    """What `open_all` makes of `network_paths`; where converted files have been damaged since, they are made again.
+    """The result of `open_all` on `network_paths`; damaged converted files are made again.
 
     Raises:
         CheckpointError: the checkpoint's own files are damaged, or its networks cannot become this format.
@@ -108,7 +109,7 @@ def can_keep_converted(checkpoint: Checkpoint) -> bool:
 
 
 def weight_bytes(checkpoint: Checkpoint) -> int:
-    """Size of the files that the networks are read from."""
+    """Size of the networks' files."""
     if checkpoint.weights == "safetensors":
         files = [path for name in ("unet", "vae") for path in _sources(checkpoint.directory / name, checkpoint.variant)]
     else:
@@ -150,42 +151,41 @@ def _converted(
 
 
 class ConvertedEngine:
-    """What engines of converted networks share: arrays of NumPy, one image at a time. See `Engine`."""
+    """An engine of converted networks, on NumPy arrays and the CPU. See `Engine`.
+
+    `run(name, **inputs)` gives the output of a network.
+    """
 
     device = "cpu"
-    # Measured: batches of 1 to 5 gave equal bytes. The libraries do not promise it, and on a CPU batches gain nothing.
+    # Batches gain nothing on a CPU, and results must not depend on them.
     max_batch_size: int | None = 1
 
-    def __init__(self, checkpoint: Checkpoint, dtype: Dtype) -> None:
-        self.dtype = dtype
+    def __init__(self, name: str, checkpoint: Checkpoint, run: Run, *, dtype: Dtype) -> None:
+        self.name, self.dtype, self.run = name, dtype, run
         self.latent_channels = checkpoint.latent_channels
         self._modality = checkpoint.modality
 
     def encode(self, rgb: Float[np.ndarray, "b 3 H W"]) -> Float[np.ndarray, "b C h w"]:
-        latent = self._run("vae_encoder", sample=rgb)
+        latent = self.run("vae_encoder", sample=rgb)
         height, width = rgb.shape[2] // LATENT_FACTOR, rgb.shape[3] // LATENT_FACTOR
         _check_output(latent.shape, (len(rgb), self.latent_channels, height, width), "vae_encoder")
         return latent
 
     def denoise(
-        self,
-        rgb_latent: Float[np.ndarray, "#b C h w"],
-        noisy_latent: Float[np.ndarray, "b tC h w"],
-        *,
-        timestep: int,
+        self, rgb_latent: Float[np.ndarray, "#b C h w"], noisy_latent: Float[np.ndarray, "b tC h w"], *, timestep: int
     ) -> Float[np.ndarray, "b tC h w"]:
         condition = np.broadcast_to(rgb_latent, (len(noisy_latent), *rgb_latent.shape[1:]))
         sample = np.concatenate([condition, noisy_latent], axis=1)
-        prediction = self._run("unet", sample=sample, timestep=np.array([timestep], dtype=np.int64))
+        prediction = self.run("unet", sample=sample, timestep=np.array([timestep], dtype=np.int64))
         _check_output(prediction.shape, noisy_latent.shape, "unet")
         return prediction
 
     def decode(self, latent: Float[np.ndarray, "b tC h w"]) -> Float[np.ndarray, "b t k H W"]:
-        modality, (height, width) = self._modality, (LATENT_FACTOR * side for side in latent.shape[2:])
         targets = latent.reshape(-1, self.latent_channels, *latent.shape[2:])
-        decoded = self._run("vae_decoder", latent=targets)
-        _check_output(decoded.shape, (len(targets), modality.decoded_channels, height, width), "vae_decoder")
-        return decoded.reshape(len(latent), modality.num_targets, *decoded.shape[1:])
+        decoded = self.run("vae_decoder", latent=targets)
+        height, width = latent.shape[2] * LATENT_FACTOR, latent.shape[3] * LATENT_FACTOR
+        _check_output(decoded.shape, (len(targets), self._modality.decoded_channels, height, width), "vae_decoder")
+        return decoded.reshape(len(latent), self._modality.num_targets, *decoded.shape[1:])
 
     def to_engine(self, array: Float[np.ndarray, "b C h w"]) -> Float[np.ndarray, "b C h w"]:
         return array
@@ -199,35 +199,28 @@ class ConvertedEngine:
     def fitting_batch_size(self, height: int, width: int) -> int:
         return 1
 
-    def _infer(self, name: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
-        """The output of one of `NETWORKS`, float32."""
-        raise NotImplementedError
 
-    def _run(self, name: str, **inputs: np.ndarray) -> np.ndarray:
-        try:
-            return self._infer(name, inputs)
-        except Exception as error:  # the libraries' error classes share no public base
-            shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in inputs.items())
-            raise OpenMarigoldError(
-                f"{name} failed on {shapes} ({one_line(error)}); try a smaller processing_resolution"
-            ) from error
+def failed_run(name: str, inputs: Mapping[str, np.ndarray], error: Exception) -> OpenMarigoldError:
+    """The error for a network whose library has failed."""
+    shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in inputs.items())
+    return OpenMarigoldError(f"{name} failed on {shapes} ({one_line(error)}); try a smaller processing_resolution")
 
 
 def _check_output(found: tuple[int, ...], expected: tuple[int, ...], what: str) -> None:
-    """Refuses a network's output of another shape, which arithmetic might stretch to fit without a word.
+    """Refuses a network's output of another shape, which NumPy might broadcast silently.
 
     Raises:
         CheckpointError: the shapes differ.
     """
     if tuple(found) != tuple(expected):
         raise CheckpointError(
-            f"{what} gave an output of shape {list(found)}, not {list(expected)}: it is not the network of this "
-            "kind of checkpoint; get the checkpoint again"
+            f"{what} gave an output of shape {list(found)}, not {list(expected)}: it is not the network of a depth "
+            "checkpoint; get the checkpoint again"
         )
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether all files of a conversion are there, with the sizes that they had."""
+    """Whether all files of a conversion are there with their original sizes."""
     try:
         sizes = parse_json((folder / _CONTENT_FILE).read_bytes())
         return bool(sizes) and all((folder / name).stat().st_size == size for name, size in sizes.items())
@@ -240,7 +233,7 @@ def _sources(folder: Path, variant: str | None) -> list[Path]:
 
 
 def _sources_of_network(checkpoint: Checkpoint, name: str, tiny_vae: TinyVae | None) -> list[str]:
-    """Hashes of what a network is made from."""
+    """Hashes of a network's source files."""
     directory, variant = checkpoint.directory, checkpoint.variant
     if name != "unet":
         folder, variant = (tiny_vae.directory, tiny_vae.variant) if tiny_vae else (directory / "vae", variant)
@@ -259,7 +252,7 @@ def _sources_of_network(checkpoint: Checkpoint, name: str, tiny_vae: TinyVae | N
 
 
 def _make_embedding(directory: Path, variant: str | None) -> None:
-    """Has the text encoder make the empty prompt's embedding, which is then kept."""
+    """Compute the empty prompt's embedding by the text encoder, and keep it."""
     with needs_extra("torch"):
         from openmarigold.networks.prompt import load_empty_prompt_embedding
     load_empty_prompt_embedding(directory, variant=variant)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """ONNX Runtime on the CPU: the engine of the embedded model, without torch.
 
-Safetensors weights, where this engine is asked for by name, are converted once and kept (see `converted`).
+If safetensors weights are to run on this engine, they are converted once and kept (see `converted`).
 """
 
 from __future__ import annotations
@@ -13,50 +13,43 @@ import onnxruntime
 
 from openmarigold.checkpoints.checkpoint import Checkpoint, TinyVae
 from openmarigold.config import Dtype
-from openmarigold.engines.converted import ConvertedEngine, open_networks
+from openmarigold.engines.converted import ConvertedEngine, failed_run, open_networks
 from openmarigold.errors import CheckpointError, InvalidValueError, one_line
 
 
-class OnnxEngine(ConvertedEngine):
-    """Three ONNX Runtime sessions, which any number of threads may run at once. See `Engine`.
+def open_onnx(checkpoint: Checkpoint, *, device: str, dtype: Dtype, tiny_vae: TinyVae | None) -> ConvertedEngine:
+    """The engine of three ONNX Runtime sessions, which any number of threads may run at once.
 
     Raises:
         CheckpointError: a network file is damaged.
         InvalidValueError: a device other than the CPU, or another precision than float32.
         MissingExtraError: networks have to be converted and torch is not installed.
     """
+    if device not in ("auto", "cpu"):
+        raise InvalidValueError(
+            f"device={device!r} does not run ONNX networks, cpu does; for a GPU give --checkpoint a folder with "
+            'safetensors weights and install "openmarigold[torch]"'
+        )
+    if dtype != "float32":
+        raise InvalidValueError(
+            f"dtype={dtype!r} is not for ONNX networks, which compute in float32; leave it out, or use "
+            'engine openvino (pip install "openmarigold[openvino]")'
+        )
+    sessions = open_networks(checkpoint, "onnx", _open_all, tiny_vae=tiny_vae)
+    stored = sessions["vae_encoder"].get_outputs()[0].shape[1]
+    if isinstance(stored, int) and stored != checkpoint.latent_channels:
+        raise CheckpointError(
+            f"{checkpoint.directory / 'model_index.json'}: latent_channels is {checkpoint.latent_channels}, and the "
+            f"networks have {stored}; get the checkpoint again"
+        )
 
-    name = "onnx"
+    def run(name: str, **inputs: np.ndarray) -> np.ndarray:
+        try:
+            return sessions[name].run(None, inputs)[0]  # pyright: ignore[reportReturnType]
+        except Exception as error:  # ONNX Runtime's error classes share no public base
+            raise failed_run(name, inputs, error) from error
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        device: str = "auto",
-        dtype: Dtype = "float32",
-        tiny_vae: TinyVae | None = None,
-    ) -> None:
-        if device not in ("auto", "cpu"):
-            raise InvalidValueError(
-                f"device={device!r} does not run ONNX networks, cpu does; for a GPU give --checkpoint a folder with "
-                'safetensors weights and install "openmarigold[torch]"'
-            )
-        if dtype != "float32":
-            raise InvalidValueError(
-                f"dtype={dtype!r} is not for ONNX networks, which compute in float32; leave it out, or use "
-                'engine openvino (pip install "openmarigold[openvino]")'
-            )
-        super().__init__(checkpoint, dtype)
-        self._sessions = open_networks(checkpoint, "onnx", _open_all, tiny_vae=tiny_vae)
-        stored = self._sessions["vae_encoder"].get_outputs()[0].shape[1]
-        if isinstance(stored, int) and stored != self.latent_channels:
-            raise CheckpointError(
-                f"{checkpoint.directory / 'model_index.json'}: latent_channels is {self.latent_channels}, and the "
-                f"networks have {stored}; get the checkpoint again"
-            )
-
-    def _infer(self, name: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
-        return self._sessions[name].run(None, inputs)[0]  # pyright: ignore[reportReturnType]
+    return ConvertedEngine("onnx", checkpoint, run, dtype=dtype)
 
 
 def _open_all(paths: dict[str, Path]) -> dict[str, onnxruntime.InferenceSession]:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """OpenVINO on the CPU: the fastest engine there, in float32 and in bfloat16 (extra `openvino`).
 
-Sizes stay free in the compiled networks: a folder of mixed photos compiles nothing anew. Only the autoencoders of large
-checkpoints, which need half the memory so, are compiled for each size that comes. A photo's result depends on its own
-size alone.
+Compiled networks take any size, so a folder of mixed photos needs one compilation. Only the autoencoders of large
+checkpoints are compiled for each size, which halves their memory. A photo's result does not depend on other photos.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import numpy as np
 
 from openmarigold.checkpoints.checkpoint import Checkpoint, TinyVae
 from openmarigold.config import LATENT_FACTOR, Dtype, StoredDtype
-from openmarigold.engines.converted import LARGE_BYTES, ConvertedEngine, open_networks
+from openmarigold.engines.converted import LARGE_BYTES, ConvertedEngine, failed_run, open_networks
 from openmarigold.errors import CheckpointError, InvalidValueError, OpenMarigoldError, needs_extra, one_line
 from openmarigold.files import some_home, user_cache_dir
 from openmarigold.printing import quoted_logger
@@ -37,67 +36,73 @@ _SMALL = 8  # cells, the least that a U-Net which halves three times takes
 _log = quoted_logger(__name__)
 
 
-class OpenVinoEngine(ConvertedEngine):
-    """Three compiled networks. See `Engine`.
+def open_openvino(checkpoint: Checkpoint, *, device: str, dtype: Dtype, tiny_vae: TinyVae | None) -> ConvertedEngine:
+    """The engine of three networks compiled by OpenVINO.
 
-    Runs OpenVINO and ONNX checkpoints as they are; safetensors weights are converted once and kept (see `converted`).
-    Threads take turns: a network computes one image at a time, on all cores.
+    OpenVINO and ONNX checkpoints run as they are; safetensors weights are converted once and kept (see `converted`).
 
     Raises:
         CheckpointError: a network file is damaged.
-        InvalidValueError: a device other than the CPU, or a precision that it does not compute in.
+        InvalidValueError: a device other than the CPU, or a precision that this CPU does not compute in.
         MissingExtraError: networks have to be converted and torch is not installed.
     """
+    if device not in ("auto", "cpu"):
+        raise InvalidValueError(f"device={device!r} is not for engine openvino, which runs on cpu; use engine torch")
+    _check_dtype(dtype)
+    networks = _Networks(dtype)
+    engine = ConvertedEngine("openvino", checkpoint, networks.run, dtype=dtype)
+    # In bfloat16 the stored weights need no more than half precision, which halves the memory while compiling.
+    stored: StoredDtype = "float32" if dtype == "float32" else "float16"
+    num_targets = checkpoint.modality.num_targets
+    open_networks(
+        checkpoint,
+        "openvino",
+        lambda paths: networks.open_all(paths, engine, num_targets),
+        dtype=stored,
+        tiny_vae=tiny_vae,
+    )
+    return engine
 
-    name = "openvino"
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        device: str = "auto",
-        dtype: Dtype = "float32",
-        tiny_vae: TinyVae | None = None,
-    ) -> None:
-        if device not in ("auto", "cpu"):
-            raise InvalidValueError(
-                f"device={device!r} is not for engine openvino, which runs on cpu; use engine torch"
-            )
-        _check_dtype(dtype)
-        super().__init__(checkpoint, dtype)
+class _Networks:
+    """Three compiled networks. Threads take turns: a network computes one image at a time, on all cores."""
+
+    def __init__(self, dtype: Dtype) -> None:
+        self.requests: dict[str, Any] = {}
+        self._dtype = dtype
         self._core = openvino.Core()
         self._turn = threading.Lock()  # a request that is computing refuses another: "busy"
-        # In bfloat16 the stored weights need no more than half precision, which halves the memory while compiling.
-        stored: StoredDtype = "float32" if dtype == "float32" else "float16"
-        open_networks(checkpoint, "openvino", self._open_all, dtype=stored, tiny_vae=tiny_vae)
 
-    def _infer(self, name: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    def run(self, name: str, **inputs: np.ndarray) -> np.ndarray:
         tensors = {key: np.ascontiguousarray(value) for key, value in inputs.items()}
-        with self._turn:
-            return np.array(self._requests[name].infer(tensors, share_inputs=True)[0], dtype=np.float32)
+        try:
+            with self._turn:
+                return np.array(self.requests[name].infer(tensors, share_inputs=True)[0], dtype=np.float32)
+        except Exception as error:  # OpenVINO's errors share no public base
+            raise failed_run(name, inputs, error) from error
 
-    def _open_all(self, paths: dict[str, Path]) -> None:
+    def open_all(self, paths: dict[str, Path], engine: ConvertedEngine, num_targets: int) -> None:
         weights = [path.with_suffix(".bin") for path in paths.values() if path.suffix == ".xml"]
         large = sum(path.stat().st_size for path in (*weights, *paths.values()) if path.is_file()) >= LARGE_BYTES
-        # Large networks open in a second without OpenVINO's own cache, which would hold all weights once more.
+        # Large networks open in a second without OpenVINO's own cache, which would store all weights once more.
         cache_dir = None if large else user_cache_dir() / "openvino"
-        self._requests = {name: self._open(path, cache_dir, large and name != "unet") for name, path in paths.items()}
+        self.requests = {name: self._open(path, cache_dir, large and name != "unet") for name, path in paths.items()}
         if large:
-            self._pack(weights)
+            self._pack(weights, engine, num_targets)
 
-    def _pack(self, weights: Iterable[Path]) -> None:
-        """Has the networks pack their weights, on a small image, and lets go of what they were packed from.
+    def _pack(self, weights: Iterable[Path], engine: ConvertedEngine, num_targets: int) -> None:
+        """Run each network once on a small image so that OpenVINO packs its weights, then release the originals.
 
-        The most memory is needed then: more if the activations of a photo were already there. Damage shows, too.
+        This needs the most memory, so it comes before the activations of a photo. It also finds damaged networks.
         """
-        channels = self.latent_channels
-        latent = np.zeros((1, channels * self._modality.num_targets, _SMALL, _SMALL), dtype=np.float32)
+        channels = engine.latent_channels
+        latent = np.zeros((1, channels * num_targets, _SMALL, _SMALL), dtype=np.float32)
         try:
-            self.encode(np.zeros((1, 3, _SMALL * LATENT_FACTOR, _SMALL * LATENT_FACTOR), dtype=np.float32))
-            self.denoise(latent[:, :channels], latent, timestep=0)
-            self.decode(latent)
+            engine.encode(np.zeros((1, 3, _SMALL * LATENT_FACTOR, _SMALL * LATENT_FACTOR), dtype=np.float32))
+            engine.denoise(latent[:, :channels], latent, timestep=0)
+            engine.decode(latent)
         except OpenMarigoldError as error:
-            self._requests = {}
+            self.requests = {}
             cause = error.__cause__ or error
             if isinstance(cause, MemoryError) or "bad_alloc" in str(cause) or "memory" in str(cause).lower():
                 raise OpenMarigoldError(
@@ -105,15 +110,15 @@ class OpenVinoEngine(ConvertedEngine):
                     "or another machine"
                 ) from error
             raise CheckpointError(f"a network cannot be run ({one_line(cause)}); get the checkpoint again") from error
-        for request in self._requests.values():
+        for request in self.requests.values():
             if isinstance(request, _NetworkBySize):
-                request.forget()  # no photo is so small
+                request.requests.clear()  # no photo is so small
         _return_memory(weights)
 
     def _open(self, path: Path, cache_dir: Path | None, by_size: bool) -> Any:
         settings: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": _PRECISIONS[self.dtype],  # without it, float32 networks run in bfloat16
-            "EXECUTION_MODE_HINT": "ACCURACY" if self.dtype == "float32" else "PERFORMANCE",
+            "INFERENCE_PRECISION_HINT": _PRECISIONS[self._dtype],  # without it, float32 networks run in bfloat16
+            "EXECUTION_MODE_HINT": "ACCURACY" if self._dtype == "float32" else "PERFORMANCE",
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": False,
         }
@@ -132,9 +137,9 @@ class OpenVinoEngine(ConvertedEngine):
             raise CheckpointError(f"{path} cannot be loaded ({one_line(error)}); get the checkpoint again") from error
 
     def _compile_cached(self, model: Any, settings: dict[str, Any]) -> Any:
-        """The network as OpenVINO's cache holds it, also where it has just been put there.
+        """The network from OpenVINO's cache, even if it was just stored there.
 
-        One that is compiled may lay out images in another way than one that is read back, and round otherwise.
+        A freshly compiled network may use another image layout than a cached one, and round differently.
         """
         compiled = self._core.compile_model(model, "CPU", settings)
         if not compiled.get_property("LOADED_FROM_CACHE"):
@@ -143,42 +148,38 @@ class OpenVinoEngine(ConvertedEngine):
 
 
 class _NetworkBySize:
-    """A network of one input that is compiled anew for each of its shapes; the last ones are kept, one with its memory.
+    """A network with one input, compiled for each shape; the last ones are kept, one of them with its memory.
 
-    For a known shape OpenVINO plans which activations share memory, and a Stable Diffusion autoencoder needs half.
+    For a known shape OpenVINO plans which activations share memory: a Stable Diffusion autoencoder needs half.
     """
 
     def __init__(self, core: Any, model: Any, settings: dict[str, Any], path: Path) -> None:
         self._core, self._model, self._settings = core, model, settings
         self._weights = [path.with_suffix(".bin")]
-        self._requests: OrderedDict[tuple[int, ...], Any] = OrderedDict()  # the last one is the one in use
-
-    def forget(self) -> None:
-        """Lets go of all that has been compiled."""
-        self._requests.clear()
+        self.requests: OrderedDict[tuple[int, ...], Any] = OrderedDict()  # the last one is in use
 
     def infer(self, inputs: dict[str, np.ndarray], *, share_inputs: bool) -> Any:
         (shape,) = (value.shape for value in inputs.values())
-        compiled = shape not in self._requests
-        if self._requests and shape != next(reversed(self._requests)):
-            self._requests[next(reversed(self._requests))].get_compiled_model().release_memory()
+        compiled = shape not in self.requests
+        if self.requests and shape != next(reversed(self.requests)):
+            self.requests[next(reversed(self.requests))].get_compiled_model().release_memory()
         if compiled:
-            if len(self._requests) == _KEPT_SHAPES:
-                self._requests.popitem(last=False)
+            if len(self.requests) == _KEPT_SHAPES:
+                self.requests.popitem(last=False)
             self._model.reshape(list(shape))
             request = self._core.compile_model(self._model, "CPU", self._settings).create_infer_request()
-            self._requests[shape] = request
-        self._requests.move_to_end(shape)
-        outputs = self._requests[shape].infer(inputs, share_inputs=share_inputs)
+            self.requests[shape] = request
+        self.requests.move_to_end(shape)
+        outputs = self.requests[shape].infer(inputs, share_inputs=share_inputs)
         if compiled:
             _return_memory(self._weights)
         return outputs
 
 
 def _return_memory(files: Iterable[Path]) -> None:
-    """Gives back what has been freed, and weight files that have been packed into memory of their own (Linux).
+    """Return freed memory and the pages of packed weight files to the system (Linux).
 
-    The files are mapped for reading only, so the system reads again what is needed again.
+    The files are mapped for reading only, so the system can read their pages again.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -196,12 +197,12 @@ def _return_memory(files: Iterable[Path]) -> None:
 
 
 def computes_in_bfloat16() -> bool:
-    """Whether this CPU has instructions for it."""
+    """Whether this CPU has instructions for bfloat16."""
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def matrix_product(size: int, device: str, dtype: str) -> Callable[[], object]:
-    """A product of square matrices to time: when the call returns, it is done."""
+    """A product of square matrices, for timing; the call returns when it is done."""
     from openvino import opset13 as operations
 
     matrix = np.random.default_rng(0).standard_normal((size, size)).astype(np.float32)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors meant for users: each message says what was given, what is accepted and what to do.
+"""Errors for users: each message states what was given, what is accepted and what to do.
 
 OpenMarigoldError
 ├── InvalidValueError (ValueError)     a setting or argument that is not accepted

@@ -12,12 +12,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property, partial
 from types import MappingProxyType
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 
-from openmarigold.alignment import Map, Mask
 from openmarigold.errors import DataError, InvalidValueError
+
+Map: TypeAlias = Float[np.ndarray, "*shape"]
+Mask: TypeAlias = Bool[np.ndarray, "*shape"]
 
 # Depth ratios between neighbors above which they belong to different surfaces.
 _CONTOUR_RATIOS = np.linspace(1.05, 1.25, 10)

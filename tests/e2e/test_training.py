@@ -342,7 +342,7 @@ def test_missing_data_and_base(in_workspace: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no photos-\*\.tar in .*--data-dir"):
         train(Path("autoencoder.toml"), data_dir=tmp_path, output_dir=tmp_path / "run")
     Path("orphan.toml").write_text(DEPTH.replace("generator/checkpoint", "nowhere"))
-    with pytest.raises(CheckpointError, match="nowhere is no folder"):
+    with pytest.raises(CheckpointError, match="nowhere is not a folder"):
         train(Path("orphan.toml"), data_dir=in_workspace / "data", output_dir=tmp_path / "run")
 
 

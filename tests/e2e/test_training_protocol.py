@@ -246,7 +246,7 @@ class TestBadInput:
         write_stable_diffusion(tmp_path / "wide", prediction_type="v_prediction", in_channels=5)
         with pytest.raises(RecipeError, match="turns 5 channels into 4, and the autoencoder's latents have 4"):
             self.start(workspace, write_recipe(workspace, "bad", base=tmp_path / "wide"))
-        with pytest.raises(CheckpointError, match=r"is no folder; the recipe's `base` is a folder"):
+        with pytest.raises(CheckpointError, match=r"is not a folder; the recipe's `base` is a folder"):
             self.start(workspace, write_recipe(workspace, "bad", base="./nowhere/at/all"))
 
     def test_recipes_that_contradict_themselves(self) -> None:

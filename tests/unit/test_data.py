@@ -132,5 +132,5 @@ def test_mixture_draws_sources_in_their_shares(data_dir: Path) -> None:
 
 def test_kinds_that_the_data_does_not_have_are_named(data_dir: Path) -> None:
     config = DataConfig(sources={"synthetic": 1.0}, size=(16, 16), max_depth={"room": 15.0})
-    with pytest.raises(RecipeError, match="there is no kind 'room'; the data has rooms, street"):
+    with pytest.raises(RecipeError, match="kind 'room' is not known; the data has rooms, street"):
         Mixture(config, data_dir=data_dir, seed=0)

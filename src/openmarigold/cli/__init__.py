@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line and exits."""
     workers.claim()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A file name of other bytes, or a dash where only ASCII is printed, must not end a run that has succeeded.
+        # A character that stdout cannot print, such as a dash in ASCII, must not end a successful run.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = run(sys.argv[1:] if argv is None else argv)
@@ -84,7 +84,7 @@ def run(argv: Sequence[str]) -> int:
                 return _RUN[type(command)](command)
         except OpenMarigoldError as error:
             if workers.interrupted_by() is not None:
-                return _end_interrupted(argv)  # which an import reports as an error of its own
+                return _end_interrupted(argv)  # an interrupted import raises another error
             message = str(error)
             say(f"error: {message}", error=True)
             return _end(argv, message, EXIT_ERROR)
@@ -96,19 +96,19 @@ def run(argv: Sequence[str]) -> int:
             if workers.interrupted_by() is not None:
                 return _end_interrupted(argv)
             _logger.exception("error: a fault of openmarigold itself; please report it with the lines below")
-            return _end(argv, "a fault of openmarigold itself; stderr says more", EXIT_ERROR)
+            return _end(argv, "a fault of openmarigold itself; see stderr", EXIT_ERROR)
     except BrokenPipeError:  # the reader of stdout has gone, as in `... | head`
         return EXIT_ERROR
 
 
 def _end(argv: Sequence[str], message: str, status: int) -> int:
-    """The status of a command that ends early, with an object on stdout for who has asked for JSON."""
+    """The status of a command that ends early; with --json an object is printed to stdout."""
     if "--json" in argv:
         try:
             print(json.dumps({"error": message, "status": status}, indent=2), flush=True)
         except BrokenPipeError:
             raise
-        except OSError:  # stderr says what was wrong first
+        except OSError:  # the first error is on stderr
             pass
     return status
 
@@ -120,7 +120,7 @@ def _end_interrupted(argv: Sequence[str]) -> int:
 
 
 def parse(argv: Sequence[str]) -> Command:
-    """The command that a command line asks for.
+    """The command of a command line.
 
     Raises:
         InvalidValueError: wrong usage, or a value that is not accepted.
@@ -139,7 +139,7 @@ def parse(argv: Sequence[str]) -> Command:
     except SystemExit as exit_request:
         if not exit_request.code:
             raise
-        # tyro frames every ValueError of a setting's own check, which is one line by itself.
+        # tyro frames the ValueError of a setting's check, whose message is one line.
         error: BaseException | None = exit_request
         while error is not None:
             if isinstance(error, OpenMarigoldError):
@@ -149,10 +149,10 @@ def parse(argv: Sequence[str]) -> Command:
 
 
 def _refuse_empty(argv: Sequence[str]) -> None:
-    """Refuses empty words, which a shell makes of variables that are not set: as paths they would be folders.
+    """Refuses empty words, which shells make of unset variables: an empty path would be the current folder.
 
     Raises:
-        InvalidValueError: there is one.
+        InvalidValueError: a word is empty.
     """
     for place, word in enumerate(argv):
         if re.fullmatch(r"(--?[\w-]+=)?", word):

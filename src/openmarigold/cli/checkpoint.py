@@ -98,29 +98,32 @@ class CheckpointCommand:
 
 
 def run_checkpoint(command: CheckpointCommand) -> int:
-    """Does what was asked for and returns the exit status."""
-    from openmarigold.checkpoints.checkpoint import read_checkpoint, read_repository
-
+    """Runs the action and returns the exit status."""
     action, source = command.action, command.action.source
     repository = _repository(source, fetch_again=isinstance(action, Verify) and action.fetch_again)
     if isinstance(action, Info):
         return _info(action, repository)
-    if repository is None:
-        found = read_checkpoint(
-            source.checkpoint,
-            variant=source.variant,
-            revision=source.revision,
-            local_files_only=source.local_files_only,
-        )
-    else:
-        found = read_repository(repository, variant=source.variant)
+    found = _read(source, repository)
     if isinstance(action, Save):
         return _save(action, found)
     return _export(action, found) if isinstance(action, ExportCheckpoint) else _verify(action, found, repository)
 
 
+def _read(source: Source, repository: Repository | None) -> Checkpoint:
+    from openmarigold.checkpoints.checkpoint import read_checkpoint, read_repository
+
+    if repository is not None:
+        return read_repository(repository, variant=source.variant)
+    return read_checkpoint(
+        source.checkpoint,
+        variant=source.variant,
+        revision=source.revision,
+        local_files_only=source.local_files_only,
+    )
+
+
 def _repository(source: Source, *, fetch_again: bool) -> Repository | None:
-    """The repository of a hub id, its small files here; None of a folder and the embedded model."""
+    """The repository of a hub id, with its small files downloaded; None for a folder and the embedded model."""
     from openmarigold.checkpoints.hub import as_hub_id
     from openmarigold.checkpoints.hub_checkpoint import open_checkpoint
 
@@ -137,25 +140,16 @@ def _repository(source: Source, *, fetch_again: bool) -> Repository | None:
 
 
 def _info(action: Info, repository: Repository | None) -> int:
-    from openmarigold.checkpoints.checkpoint import read_checkpoint, read_outline, read_repository
+    from openmarigold.checkpoints.checkpoint import read_outline
     from openmarigold.checkpoints.hub_checkpoint import needed_files
     from openmarigold.checkpoints.integrity import describe, describe_outline
 
     source = action.source
     names = [] if repository is None else needed_files(repository, source.variant)
-    if repository is None:
-        content = describe(
-            read_checkpoint(
-                source.checkpoint,
-                variant=source.variant,
-                revision=source.revision,
-                local_files_only=source.local_files_only,
-            )
-        )
-    elif repository.missing(names):
+    if repository is not None and repository.missing(names):
         content = describe_outline(read_outline(repository, variant=source.variant), repository, names)
     else:
-        content = describe(read_repository(repository, variant=source.variant))
+        content = describe(_read(source, repository))
     if action.json:
         print(json.dumps(content, indent=2))
         return 0

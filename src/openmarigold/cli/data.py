@@ -30,7 +30,7 @@ _MOVED = {
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
-    """Say where a data set's files come from and what to put where.
+    """Show where a data set's files come from and where to put them.
 
     Nothing is downloaded.
     """
@@ -146,7 +146,7 @@ class Preview:
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """Say what a prepared data set holds: samples and scenes of each kind, depth ranges, shares without depth."""
+    """Show what a prepared data set holds: samples and scenes of each kind, depth ranges, shares without depth."""
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """Folder of the prepared data set."""
@@ -227,7 +227,7 @@ def _prepare(command: PrepareHypersim | PrepareVirtualKitti2 | PrepareFolder) ->
 
 
 def _reader(command: PrepareHypersim | PrepareVirtualKitti2 | PrepareFolder) -> tuple[RawReader, dict[str, Any]]:
-    """The reader that a command asks for, and what the manifest should say about the source."""
+    """The reader of a command, and facts about the source for the manifest."""
     from openmarigold.data.preparation import read_list
 
     listed = None if command.list is None else read_list(command.list)
@@ -259,7 +259,7 @@ def _reader(command: PrepareHypersim | PrepareVirtualKitti2 | PrepareFolder) -> 
 
 
 def _command_line(command: PrepareHypersim | PrepareVirtualKitti2 | PrepareFolder) -> str:
-    """The command with what was given; where the result goes and how many processes make it does not shape it."""
+    """The command with the given settings, without the destination and the number of processes."""
     names = {PrepareHypersim: "hypersim", PrepareVirtualKitti2: "vkitti2", PrepareFolder: "folder"}
     words = ["openmarigold", "data", "prepare", names[type(command)], str(command.source), "DEST"]
     for field in dataclasses.fields(command):
@@ -318,7 +318,7 @@ def _print_statistics(command: Statistics) -> None:
 
 
 def _row(name: str, row: Any) -> dict[str, Any]:
-    """Statistics for JSON, with the map's name in front of what is of its values."""
+    """Statistics for JSON; the map's name begins the keys about its values."""
     values = {key: _number(value) for key, value in dataclasses.asdict(row).items()}
     return {f"{name}_{key}" if key in ("quantiles", "range") else key: value for key, value in values.items()}
 
@@ -342,7 +342,7 @@ def _print_table(folder: Path, name: str, rows: list[Any]) -> None:
 
 
 def _number(value: Any) -> Any:
-    """For JSON, which has no NaN."""
+    """A value for JSON: None in place of NaN."""
     if isinstance(value, tuple):
         return [_number(one) for one in value]
     return None if isinstance(value, float) and value != value else value

@@ -57,7 +57,7 @@ _COMMON = frozenset(
 
 
 def parse_predict(argv: Sequence[str], prog: str) -> Predict | None:
-    """The command that the words after `predict` ask for; None where neither help nor a settings file is named.
+    """The command of the words after `predict`; None without a request for help or a settings file.
 
     Raises:
         InvalidValueError: a settings file that cannot be read, or a value that is not accepted.
@@ -78,7 +78,7 @@ def parse_predict(argv: Sequence[str], prog: str) -> Predict | None:
 
 
 def _value_of(words: Sequence[str], option: str) -> str | None:
-    """What follows an option, as a word of its own or after =."""
+    """The value of an option: the next word, or the text after =."""
     for place, word in enumerate(words):
         name, _, value = word.partition("=")
         if name == option:
@@ -113,7 +113,7 @@ def _read_settings(path: Path) -> tuple[PredictConfig, OutputConfig]:
 
 
 def _brief(command: type, shown: frozenset[str] | None = None) -> type:
-    """A copy of a command, or of its settings, whose help shows the common ones only."""
+    """A copy of a command, or of its settings, whose help shows only common settings."""
     hints = get_type_hints(command, include_extras=True)
     if shown is None:
         parts = {name: _brief(kind, _COMMON) for name, kind in (("config", PredictConfig), ("output", OutputConfig))}
@@ -124,7 +124,7 @@ def _brief(command: type, shown: frozenset[str] | None = None) -> type:
 
 
 def _varied(base: type, hints: dict[str, Any], defaults: dict[str, Any], text: str | None = None) -> type:
-    """A dataclass like `base` whose fields of these names have other types and defaults."""
+    """A dataclass like `base` with other types and defaults for these fields."""
     body = {"__annotations__": hints, "__doc__": text or base.__doc__, "__module__": base.__module__, **defaults}
     return dataclass(frozen=True, kw_only=True)(type(base.__name__, (base,), body))
 

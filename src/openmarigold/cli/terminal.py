@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all commands share: exit statuses, the progress bar, brief errors."""
+"""Exit statuses, the progress bar and brief errors, shared by all commands."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ EXIT_INTERRUPTED = 130
 
 
 def say(text: object, *, error: bool = False) -> None:
-    """Prints one line; names in it cannot break it, nor tell the terminal anything.
+    """Prints one line, with control characters escaped.
 
     Raises:
-        OutputError: stdout cannot be written. A stderr that cannot be written stops nothing.
+        OutputError: stdout cannot be written; an unwritable stderr is ignored.
     """
     if error:
         workers.say(printable(text))
@@ -37,7 +37,7 @@ def say(text: object, *, error: bool = False) -> None:
 
 
 def cell(text: object) -> str:
-    """A text for a table of rich's, which shows brackets in a name as they are."""
+    """A text for a table of rich, with its brackets escaped."""
     return escape(printable(text))
 
 
@@ -62,7 +62,7 @@ def progress_bar(label: str) -> Iterator[tuple[Callable[[int, int], None], Calla
 
 @contextlib.contextmanager
 def brief_errors() -> Iterator[None]:
-    """Turns errors of the operating system that have no message of ours into one line."""
+    """Turns errors of the operating system into one line."""
     try:
         yield
     except (OpenMarigoldError, BrokenPipeError):

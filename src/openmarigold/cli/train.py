@@ -18,7 +18,7 @@ from openmarigold.errors import needs_extra
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train a model as a recipe says (extra `train`). Several processes or GPUs: start it with `accelerate launch`."""
+    """Train a model by a recipe (extra `train`). For several processes or GPUs start it with `accelerate launch`."""
 
     recipe: Path
     """Recipe file (TOML)."""
@@ -41,7 +41,7 @@ class Train:
     stop_after_steps: int | None = None
     """Stop early, with the state saved, when so many steps are done."""
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Check recipe, base and data, make one step, and say what a full run will need. Nothing is written."""
+    """Check recipe, base and data, make one step, and show what a full run will need. Nothing is written."""
 
 
 def run_train(command: Train) -> int:
@@ -76,11 +76,6 @@ def run_train(command: Train) -> int:
             watch=watch,
             **paths,
         )
-    if is_main_process():
+    if os.environ.get("RANK", "0") == "0":  # the main process of all that `accelerate launch` started
         say("stopped before the end of the recipe" if directory is None else f"checkpoint -> {directory}")
     return 0
-
-
-def is_main_process() -> bool:
-    """Whether this is the process that speaks for all that `accelerate launch` started."""
-    return os.environ.get("RANK", "0") == "0"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wrong usage in one line: unknown commands and options with similar ones, all else as tyro prints it, unframed."""
+"""Messages about wrong usage, on one line: unknown commands and options with similar ones, else tyro's own text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Commands = Mapping[tuple[str, ...], frozenset[str]]  # words of a command -> its
 
 @contextlib.contextmanager
 def unwrapped(argv: Sequence[str]) -> Iterator[None]:
-    """Keeps tyro's messages from being wrapped at the terminal's width, which help texts still are."""
+    """Keeps tyro from wrapping messages at the terminal's width; help texts are still wrapped."""
     before = os.environ.get("COLUMNS")
     if {"-h", "--help", "--help-all"} & set(argv):
         yield
@@ -51,7 +51,7 @@ def commands_of(union: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...],
 
 
 def wrong_usage(printed: str, argv: Sequence[str], commands: Commands) -> str:
-    r"""The message about an unknown command or option, or else what tyro printed, on one line.
+    r"""The message about an unknown command or option, else tyro's own message, on one line.
 
     >>> frame = ["╭─ Missing argument ─────────────╮", "│ Missing value for argument '--seed'. │", "╰──╯"]
     >>> wrong_usage("\n".join(frame), ["predict", "--seed"], {("predict",): frozenset({"--seed"})})
@@ -77,7 +77,7 @@ def wrong_usage(printed: str, argv: Sequence[str], commands: Commands) -> str:
     rows = [line.strip(" │") for line in lines if line[:1] not in ("╭", "╰")]
     rows = [row for row in rows if row.strip("─-")]
     if "│" not in printed:
-        rows = rows[1:]  # the title, which stands in the frame elsewhere
+        rows = rows[1:]  # without the title, which is otherwise part of the frame
     text, *_ = " ".join(" ".join(rows).split()).split(" For full helptext")
     return f"{text.replace(' Argument helptext: ', '; give ').rstrip('.') or 'wrong usage'}. {_see(path)}"
 
@@ -112,7 +112,7 @@ def _is_known(word: str, options: frozenset[str]) -> bool:
 
 
 def _similar(option: str, path: tuple[str, ...], commands: Commands) -> list[str]:
-    """Options of the command that resemble an unknown one, else those of others with the command's name."""
+    """Options that resemble an unknown one: of this command, else of other commands, with their names."""
 
     def close(options: frozenset[str]) -> list[str]:
         begun = sorted(name for name in options if name.startswith(option))

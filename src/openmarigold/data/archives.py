@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files by name from a folder, a tar or a zip, in any order and from any thread, without unpacking.
 
-An archive may be sent to another process: what was found goes along, handles do not. Damage costs the files that it
-touches; the others can be read.
+An archive can be pickled for another process, without its open files. Damage affects only the files that it touches.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from openmarigold.data.tar_index import read_tar_index
 from openmarigold.errors import DataError, one_line
 
 LARGEST_FILE = 256 << 20
-"""Bytes of one file, unpacked. The largest of the known data sets' files have a third of it."""
+"""Bytes of one file, unpacked. The largest files of the known data sets have a third of it."""
 _MOST_NAMES = 16  # of one folder, through links; each is walked
 
 
@@ -44,25 +43,25 @@ class Archive(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should be told about the set as a whole."""
+        """Notes for the user about the whole set."""
         ...
 
     @property
     def damage(self) -> Mapping[str, str]:
-        """What could not be read of the set as a whole, and why: by the name of an archive or folder."""
+        """Why archives or folders could not be read, by name."""
         ...
 
     def read(self, name: str) -> bytes:
         """The content of one file.
 
         Raises:
-            DataError: there is no such file, or it cannot be read.
+            DataError: the file is missing or cannot be read.
         """
         ...
 
 
 def open_archive(path: Path) -> Archive:
-    """The files of a folder (with those of the tars and zips that lie directly in it), of a tar or of a zip.
+    """The files of a folder (and of the tars and zips directly in it), of a tar or of a zip.
 
     Raises:
         DataError: the path does not exist, or is of another kind, compressed as a whole, or damaged.
@@ -138,7 +137,7 @@ class _Folder:
         self._own = own
 
     def _walk(self) -> frozenset[str]:
-        """Names of all files. Links to folders are followed, but not into a folder that they lie in."""
+        """Names of all files. Links to folders are followed, except into their own parents."""
         names: set[str] = set()
         notes: list[str] = []
         above = {os.fspath(self.location): frozenset({_identity(os.fspath(self.location))})}
@@ -178,7 +177,7 @@ class _Folder:
 
 
 def _identity(path: str) -> tuple[int, int]:
-    """What a folder is, by whatever name."""
+    """Device and inode of a folder: the same for all its names."""
     status = os.stat(path)
     return status.st_dev, status.st_ino
 
@@ -246,8 +245,8 @@ class _Zip:
         member = self._members[name]
         _check_size(member.file_size, f"{self.location}: {name}, unpacked,")
         try:
-            # Not more than the zip announces is unpacked, whatever there is; one byte more is asked for, so that the
-            # end is reached and the checksum compared.
+            # Never unpack more than the zip announces. One byte more is requested, so that the end is reached and the
+            # checksum compared.
             with self._lock, self._archive.open(member) as file:
                 return file.read(member.file_size + 1)
         except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, RuntimeError) as error:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays of real numbers from .npy and HDF5 files that may be damaged or hostile: looked at before they are read.
+"""Arrays of real numbers from .npy and HDF5 files that may be damaged or hostile: checked before they are read.
 
-A header of some bytes can announce terabytes; an HDF5 file can name other files, which the library then reads wherever
-they lie.
+A small header can announce terabytes. An HDF5 file can name any other file, which the library would read.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from openmarigold.data.archives import LARGEST_FILE
 
 
 class UnexpectedArrayError(ValueError):
-    """A whole file whose array is not of an accepted kind."""
+    """An intact file whose array is not accepted."""
 
 
 def load_npy(content: bytes) -> np.ndarray:
@@ -46,12 +45,10 @@ def load_npy(content: bytes) -> np.ndarray:
 
 
 def hdf5_dataset(file: Any, name: str, *, kinds: str = "fiu") -> Any:
-    """The h5py dataset of a name, whose values lie in this file.
+    """The h5py dataset `name` at the top of an open `h5py.File`, with its values in this file.
 
     Args:
-        file: an open `h5py.File`.
-        name: of the data set, at the top.
-        kinds: NumPy's letters for the types that are accepted; real numbers if not given.
+        kinds: NumPy's letters for the accepted types; by default real numbers.
 
     Raises:
         KeyError: there is none.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random variations of a sample. Geometry moves color and maps together; appearance changes color only."""
+"""Random variations of a sample: geometry changes color and maps together, appearance changes color only."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def random_view(
     """A random part of `sample`, resized to `size` (height, width) and mirrored half of the time.
 
     Args:
-        modality: whose maps are cut and mirrored, if the sample has all of them; others are left out.
+        modality: its maps are cut and mirrored, if the sample has all of them; other maps are left out.
         min_scale: smallest part, as a share of the largest crop of that shape that fits; in (0, 1].
         aspect_jitter: largest stretch of one side against the other; 0.1 = up to 10 %.
         mirrored: whether the view is mirrored; None = by chance.
 
-    Depth is sampled nearest, since a mean over an edge would invent surfaces; its values stay as they are, because
-    depth is normalized per image afterwards and a crop only shifts and scales it. Other maps as `MapKind.resample`.
+    Depth is sampled nearest, since a mean over an edge would invent surfaces. Its values do not change, because depth
+    is normalized for each image later. Other maps are resampled by `MapKind.resample`.
     """
     height, width = sample.rgb.shape[:2]
     aspect = size[1] / size[0] * np.exp(rng.uniform(-1, 1) * np.log1p(aspect_jitter))

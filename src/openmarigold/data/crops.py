@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part of an image that a benchmark uses, which training data of its kin is cut to."""
+"""KITTI's benchmark window, for evaluation and for training data of the same kind."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ _SETTINGS = {"linear": ("meters_per_unit",), "log": ("near", "far", "levels"), "
 
 @dataclass(frozen=True, kw_only=True)
 class MapEncoding:
-    """How a map is stored. Of maps of one channel, 0 is "nothing known here" in all of them.
+    """How a map is stored. In maps of one channel, 0 means "unknown" in every encoding.
 
     linear: 16-bit PNG, z = code * meters_per_unit. log: 16-bit PNG, z = near * (far / near) ** (code / levels).
     float32, float16: NumPy file, the values themselves, of any number of channels.

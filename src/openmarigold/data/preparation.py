@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a raw data set to a prepared one: frames are read, checked and written to shards, by several processes.
 
-A reader knows one raw data set: which frames there are, and how to make RGB and the maps of one. All else is here.
-The bytes of every shard are a function of the frames and the settings, whatever the number of processes.
+A reader lists the frames of one raw data set and reads the RGB and maps of a frame. Everything else is here. The bytes
+of a shard depend on the frames and the settings only, not on the number of processes.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class RawFrame:
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """The frames of a raw data set, those that cannot be had, and what a user should be told."""
+    """The frames of a raw data set, those that are missing, and notes for the user."""
 
     frames: list[RawFrame]
     rejected: list[Rejection] = field(default_factory=list)
@@ -101,26 +101,26 @@ RawSample = tuple[UInt8[np.ndarray, "h w 3"] | bytes, Maps, dict[str, Any]]
 
 @runtime_checkable
 class RawReader(Protocol):
-    """A raw data set. Readers are sent to other processes, so they hold no open file that cannot be sent."""
+    """A raw data set. Readers are pickled for other processes, so they hold no open files."""
 
     name: str
     split: str
     modality: str
-    """What its maps are for; they are checked as that asks."""
+    """Name of the modality that its maps are for, which also checks them."""
     encodings: dict[str, MapEncoding]
     """How its maps are stored, by name."""
     valid_range: tuple[float, float]
     """Values (of depth in meters) that training may use, exclusive at both ends."""
 
     def settings(self) -> dict[str, Any]:
-        """All that its samples depend on but the frames."""
+        """Everything that its samples depend on, except the frames."""
         ...
 
     def list_frames(self) -> Listing:
         """The frames, in a fixed order.
 
         Raises:
-            DataError: the source is not what it should be.
+            DataError: the source is damaged or of another kind.
         """
         ...
 
@@ -135,7 +135,7 @@ class RawReader(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class FrameFilter:
-    """Thresholds of the filter; frames below them are left out, which is not an error.
+    """Thresholds for frames; those below are left out, which is not an error.
 
     Attributes:
         min_valid: least share of pixels that can be used.
@@ -156,7 +156,7 @@ class FrameFilter:
         """Checks a frame of a modality whose maps are usable within `limits` (exclusive).
 
         Raises:
-            FrameDefectError: nothing usable, maps or color that are the same everywhere, or a threshold not reached.
+            FrameDefectError: no usable pixel, constant maps or colors, or a threshold that is not reached.
         """
         for name, values in maps.items():
             if rgb.shape[:2] != values.shape[:2]:
@@ -200,12 +200,9 @@ def prepare(
     progress: Callable[[int, int], None] = lambda done, total: None,
     note: Callable[[str], None] = lambda line: None,
 ) -> Prepared:
-    """Writes `destination`, or goes on where an interrupted run of the same settings was.
+    """Write a prepared data set to `destination`, or continue an interrupted run with the same settings.
 
     Args:
-        reader: of the raw data set.
-        destination: folder of the prepared data set.
-        frame_filter: the filter.
         limit: only the first so many frames.
         shard_size: frames a shard.
         workers: processes; 1 = this one.
@@ -236,7 +233,10 @@ def prepare(
     about: Any = {"name": reader.name, "split": reader.split, "encodings": reader.encodings}
     writer = ShardWriter(destination, **about, settings=settings)
     writer.begin()
-    units = _units(frames, listing.rejected, shard_size)
+    units = [
+        _Unit(number, frames[start : start + shard_size], listing.rejected if number == 0 else [])
+        for number, start in enumerate(range(0, len(frames), shard_size))
+    ]
     todo = [unit for unit in units if not writer.is_done(unit.number)]
     total, kept = len(frames), len(frames) - sum(len(unit.frames) for unit in todo)
     progress(kept, total)
@@ -250,20 +250,10 @@ def prepare(
     return Prepared(manifest=manifest, num_shards_kept=len(units) - len(todo))
 
 
-def _units(frames: list[RawFrame], rejected: list[Rejection], shard_size: int) -> list[_Unit]:
-    return [
-        _Unit(number, frames[start : start + shard_size], rejected if number == 0 else [])
-        for number, start in enumerate(range(0, len(frames), shard_size))
-    ]
-
-
 def _names_sha256(items: Sequence[RawFrame | Rejection]) -> str:
     # Names may have bytes that are not UTF-8, which Python keeps as surrogates.
     names = "".join(f"{item.name}\n" for item in items).encode("utf-8", "surrogatepass")
     return hashlib.sha256(names).hexdigest()
-
-
-# --- What readers share
 
 
 def read_list(path: Path) -> list[str]:
@@ -283,7 +273,7 @@ def read_list(path: Path) -> list[str]:
 
 
 def damaged_archives(archive: Archive) -> list[Rejection]:
-    """A line for each part of the source that cannot be read as a whole."""
+    """A rejection for each part of the source that is damaged as a whole."""
     return [
         Rejection(name=name, reason="damaged archive", detail=what) for name, what in sorted(archive.damage.items())
     ]
@@ -298,7 +288,7 @@ def decode_image(data: bytes, what: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
-    except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead to
+    except Exception as error:  # Pillow's decoders raise many kinds for damaged bytes
         raise damaged(what, error) from error
     return image
 
@@ -320,8 +310,21 @@ def decode_codes(data: bytes, what: str) -> UInt16[np.ndarray, "h w"]:
     return codes.astype(np.uint16)
 
 
+def read_member(archive: Archive | None, name: str) -> bytes:
+    """The content of a file of a reader's archive, which `list_frames` has opened.
+
+    Raises:
+        FrameDefectError: missing or damaged.
+    """
+    assert archive is not None
+    try:
+        return archive.read(name)
+    except DataError as error:
+        raise damaged(name, error) from error
+
+
 def damaged(what: str, error: BaseException) -> FrameDefectError:
-    """The defect that a decoder's error stands for."""
+    """The defect for a decoder's error."""
     text = one_line(error)
     is_cut = isinstance(error, EOFError) or any(sign in text.lower() for sign in ("truncated", "ends within", " eof"))
     return FrameDefectError("truncated" if is_cut else "damaged", f"{what}: {text}")
@@ -352,9 +355,6 @@ def _size(pixels: np.ndarray) -> str:
     return "x".join(map(str, pixels.shape[:2]))
 
 
-# --- Units of work
-
-
 @dataclass(frozen=True)
 class _Unit:
     number: int
@@ -379,7 +379,7 @@ class _Task:
                 yield Rejection(name=frame.name, reason=defect.reason, detail=defect.detail, is_error=defect.is_error)
             except (MissingExtraError, OutputError):
                 raise
-            except Exception as error:  # noqa: BLE001 - one file never ends the set, whatever a library makes of it
+            except Exception as error:  # noqa: BLE001 - one damaged file never ends the run
                 yield Rejection(name=frame.name, reason="damaged", detail=one_line(error))
             tick()
 
@@ -427,12 +427,12 @@ _worker: tuple[_Task, Any, Any] | None = None
 def _start_worker(task: _Task, counter: Any, stop: Any, parent: int) -> None:
     global _worker
     _worker = (task, counter, stop)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and says stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and sets `stop`
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:
-    # A parent that is killed cannot tell its workers.
+    # A killed parent cannot stop its workers.
     while os.getppid() == parent:
         time.sleep(_POLL_S)
     os._exit(1)

@@ -24,9 +24,9 @@ _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 def write_preview(folder: Path, output: Path, *, count: int = 24, columns: int = 2) -> int:
     """Writes a picture of `count` samples, evenly spread over the data set; returns how many there were.
 
-    A map of one channel, such as depth, is colored from its 2 % (red) to its 98 % quantile (violet), in the range that
-    training uses; pixels without are black. Of others the first three channels are shown, from their smallest to their
-    largest value.
+    A map of one channel, such as depth, is colored from its 2 % (red) to its 98 % quantile (violet) in the range that
+    training uses; unknown pixels are black. Other maps show their first three channels, scaled from smallest to largest
+    value.
 
     Raises:
         DataError: no prepared data set, or a damaged sample.

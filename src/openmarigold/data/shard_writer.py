@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing prepared data sets: units of work become shards, which appear whole; then an index and a manifest."""
+"""Writing prepared data sets: each unit of work becomes a whole shard; then follow an index and a manifest."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _BLOCK = 512
 
 @dataclass(frozen=True, kw_only=True)
 class NewSample:
-    """What a unit of work yields for each good picture.
+    """A good picture of a unit of work.
 
     Attributes:
         key: name within the data set: letters, digits, `_` and `-`, at most 88.
@@ -68,13 +68,13 @@ class NewSample:
 
 @dataclass(frozen=True, kw_only=True)
 class Rejection:
-    """What a unit of work yields for each picture that does not become a sample.
+    """A picture of a unit of work that does not become a sample.
 
     Attributes:
-        name: the picture, as the source names it.
-        reason: one of few short words, under which rejections are counted ("truncated", "all invalid").
+        name: the picture's name in the source.
+        reason: a few short words; rejections are counted by it ("truncated", "all invalid").
         detail: what exactly was found.
-        is_error: whether the source is defective; False for what a setting left out.
+        is_error: whether the source is defective; False if a setting left the picture out.
     """
 
     name: str
@@ -84,9 +84,9 @@ class Rejection:
 
 
 class ShardWriter:
-    """Writes the shards of one data set; may be sent to other processes, which then call `write`.
+    """Writes the shards of one data set; can be pickled for other processes.
 
-    One process calls `begin`, any number of them `write` (each unit in one of them), then one calls `finish`.
+    One process calls `begin`, any number of processes `write` (each unit once), then one calls `finish`.
     """
 
     def __init__(
@@ -101,11 +101,9 @@ class ShardWriter:
         """Describes the data set; nothing is read or written yet.
 
         Args:
-            folder: where it goes; one split of one data set a folder.
-            name: of the data set ("hypersim").
-            split: "train", "val" or "test".
+            folder: holds one split of one data set.
             encodings: of its maps, by name: lower-case letters, digits and `_`.
-            settings: all that the samples depend on, as JSON; shards are taken over from an interrupted run only if its
+            settings: everything that the samples depend on, as JSON; shards of an interrupted run are kept only if its
                 settings are the same.
 
         Raises:
@@ -128,7 +126,7 @@ class ShardWriter:
         }
 
     def begin(self) -> None:
-        """Makes the folder, or checks that what an earlier run left there is of the same settings.
+        """Make the folder, or check that an earlier run in it had the same settings.
 
         Raises:
             DataError: the folder holds something else.
@@ -164,9 +162,9 @@ class ShardWriter:
             return False
 
     def write(self, number: int, items: Iterable[NewSample | Rejection]) -> dict[str, Any]:
-        """Writes shard `number` (over an unfinished or damaged one) and its index, which is returned.
+        """Write shard `number` (over an unfinished or damaged one) and its index, which is returned.
 
-        Nothing is kept of the unit if `items` raises.
+        If `items` raises, nothing of the unit is kept.
 
         Raises:
             DataError: a sample whose key, size or depth cannot be stored.
@@ -312,7 +310,7 @@ class ShardWriter:
 
 
 def _is_index(index: Mapping[str, Any], known: set[str]) -> bool:
-    """Whether a shard's index has all that is read of it: damaged, it may be valid JSON all the same."""
+    """Whether a shard's index has all the fields that are read; a damaged one may still be valid JSON."""
     samples, rejected = index.get("samples"), index.get("rejected")
     if not (isinstance(samples, list) and isinstance(rejected, list) and isinstance(index.get("sha256"), str)):
         return False
@@ -358,7 +356,7 @@ def _moments(values: np.ndarray) -> dict[str, float]:
 def _index_table(
     samples: list[tuple[int, dict[str, Any]]], kinds: list[str], scenes: list[str], members: tuple[str, ...]
 ) -> np.ndarray:
-    """Rows of index.npy: all that `ShardedDataset` must know about a sample, in a fixed number of bytes."""
+    """Rows of index.npy: the facts about each sample that `ShardedDataset` needs, of fixed size."""
     longest = max((len(row["key"]) for _, row in samples), default=1)
     fields: list[Any] = [("key", f"S{longest}"), ("kind", "<u2"), ("scene", "<u4"), ("size", "<u4", (2,))]
     fields += [("shard", "<u4"), *((role, PLACE) for role in members)]
@@ -414,7 +412,7 @@ def _write_synced(path: Path, text: str) -> None:
 
 
 class _CountedFile:
-    """What tarfile writes to: counts and hashes on the way."""
+    """A file for tarfile that counts and hashes what is written."""
 
     def __init__(self, file: io.BufferedIOBase) -> None:
         self._file = file

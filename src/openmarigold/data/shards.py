@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prepared data sets: a folder of indexed, uncompressed tar shards with a manifest (docs/data.md, "The shard format").
 
-A shard is the unit of work: written once, by one process, under its final name only when whole, its index after it. So
-a killed run leaves whole shards, which the next one skips. Reading needs no scan: `index.npy` says where every file
-of every sample lies.
+A shard is the unit of work. One process writes it once; it gets its final name when it is whole, and its index follows.
+So a killed run leaves whole shards, which the next run skips. Reading needs no scan: `index.npy` holds the place of
+every file of every sample.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MANIFEST_FILE = "manifest.json"
 INDEX_FILE = "index.npy"
 PLAN_FILE = "plan.json"
 
-# What a damaged manifest or index may lead to.
+# Errors that a damaged manifest or index may cause.
 _DAMAGE = (
     OSError,
     ValueError,
@@ -48,10 +48,9 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture, with the maps that the source has of it.
+    """One picture and its maps.
 
     Attributes:
-        rgb: color image.
         maps: float32 by name, `[h w]` of one channel, `[h w c]` of more; `depth` is planar [m], 0 where there is none.
             Empty for a photo.
         kind: what it shows, in the source's own words ("rooms", "tabletop", "street").
@@ -95,10 +94,10 @@ class ShardedDataset:
             self.valid_range = (float(low), float("inf") if high is None else float(high))
             self.sizes: Int64[np.ndarray, "n 2"] = self._table["size"].astype(np.int64)
             if len(self.keys) != self.manifest["counts"]["samples"]:
-                raise ValueError(f"{len(self.keys)} samples, the manifest says {self.manifest['counts']['samples']}")
+                raise ValueError(f"{len(self.keys)} samples, the manifest has {self.manifest['counts']['samples']}")
             if int(self.shard_numbers.max(initial=0)) >= max(1, len(self._shards)):
                 raise ValueError("a sample of a shard that the manifest does not name")
-        except (*_DAMAGE, BadZipFile) as error:
+        except _DAMAGE as error:
             raise DataError(
                 f"{folder}: {MANIFEST_FILE} or {INDEX_FILE} is missing or damaged ({one_line(error)}); "
                 "run the preparation again, which keeps whole shards"
@@ -129,7 +128,7 @@ class ShardedDataset:
         return Sample(rgb=rgb, maps=maps, kind=self.kinds[index])
 
     def info(self, index: int) -> dict[str, Any]:
-        """What the sample's .json says: source, intrinsics where known, statistics.
+        """The content of the sample's .json: source, intrinsics where known, statistics.
 
         Raises:
             DataError: the sample is damaged.
@@ -193,7 +192,7 @@ def is_prepared(folder: Path) -> bool:
 
 
 def roles(maps: Iterable[str]) -> tuple[str, ...]:
-    """What the files of a sample hold, in their order: colors, the maps, and facts about it."""
+    """Roles of a sample's files, in order: colors, maps, facts."""
     return ("rgb", *maps, "json")
 
 

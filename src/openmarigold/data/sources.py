@@ -26,7 +26,7 @@ from openmarigold.seeding import generator_for
 
 @dataclass(frozen=True)
 class SourceRow:
-    """How a source is stored: shards in a folder, and the function from a sample's files (by suffix) to rgb and maps.
+    """Storage of a source: shards in a folder, and the function from a sample's files (by suffix) to rgb and maps.
 
     A sample's kind is the first part of its name: `rooms-040110-03` shows rooms.
     """
@@ -87,7 +87,7 @@ class Source:
         self.contents = reader.contents
         """Names and sizes of plain tars' samples, hashed; of a prepared data set the hash of all shards."""
         self.sha256 = reader.sha256 if isinstance(reader, _PlainTars) else reader.contents
-        """Of all bytes: samples of a prepared data set are compared with its index when they are read."""
+        """Hash of all bytes; samples of a prepared data set are compared with its index when they are read."""
         if num_samples is not None:
             if num_samples > len(reader.keys):
                 raise DataError(
@@ -103,7 +103,7 @@ class Source:
         self.valid_range: tuple[float, float] = (
             reader.valid_range if isinstance(reader, ShardedDataset) else (0.0, float("inf"))
         )
-        """Values that training may use, exclusive (depth in meters): what a prepared data set states."""
+        """Values that training may use, exclusive (depth in meters), as a prepared data set states them."""
         self.maps: tuple[str, ...] = (
             tuple(reader.encodings) if isinstance(reader, ShardedDataset) else SOURCES[name].maps
         )
@@ -200,7 +200,7 @@ def _members(shard: Path, suffixes: tuple[str, ...]) -> list[tuple[str, str, int
     except (tarfile.TarError, OSError) as error:
         raise DataError(f"{shard} is not a whole tar file ({one_line(error)}); get it again") from error
     if index.damage or index.defects:
-        # What a model learns must not depend on which files can still be read.
+        # Training must not depend on which files can still be read.
         damage = index.damage or "{} {}".format(*next(iter(index.defects.items())))
         raise DataError(f"{shard} is not a whole tar file ({damage}); get it again")
     for name, (offset, size) in index.places.items():

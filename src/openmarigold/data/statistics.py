@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a prepared data set holds, in numbers to compare with those of another: ranges of its maps, shares without."""
+"""Statistics of a prepared data set: ranges of its maps, and shares of pixels without values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from openmarigold.files import write_atomically
 
 QUANTILES = (0.05, 0.5, 0.95)
 META_FILE = "meta.csv"
-INVALID_LIMIT = 0.03  # share without depth above which users of Hypersim found frames left out of Marigold's list
+INVALID_LIMIT = 0.03  # share without depth; Marigold's list of Hypersim seems to leave out frames above it
 ALL = "all"
 
 
@@ -28,9 +28,9 @@ class DatasetStatistics:
     Attributes:
         kind: what the samples show, `ALL` for the whole data set.
         num_samples: samples with the map.
-        num_scenes: scenes that they are of.
+        num_scenes: scenes of these samples.
         invalid_share: mean share of pixels without usable values, such as sky, [0, 1]; NaN without samples.
-        above_limit_share: share of samples of which more than `INVALID_LIMIT` is so, [0, 1]; NaN without samples.
+        above_limit_share: share of samples with an invalid share above `INVALID_LIMIT`, [0, 1]; NaN without samples.
         quantiles: means of the `QUANTILES` of usable values (depth in meters); NaN without any.
         range: smallest and largest usable value of all; NaN without any.
     """
@@ -49,11 +49,10 @@ def dataset_statistics(
 ) -> list[DatasetStatistics]:
     """Statistics of the data set in `folder`: of each kind in the order of their names, then of all.
 
-    A map of one channel is usable within the set's `valid_range`, as in training; of others all values are. Samples
-    without the map (photos) are left out.
+    In a map of one channel, values within the set's `valid_range` are usable, as in training; in others all values are.
+    Samples without the map (photos) are left out.
 
     Args:
-        folder: of the data set.
         map_name: which map; None: its first.
         progress: called with the samples done and their number.
 
@@ -94,7 +93,7 @@ def write_meta(folder: Path) -> None:
         table.writerow([key, info["kind"], info["scene"], info.get("source"), *values, found.get("invalid_ratio")])
     data.close()
     text = buffer.getvalue()
-    # What is no UTF-8 in a name is written as \\udc.., as in the .json files.
+    # Bytes of a name that are not UTF-8 are written as \\udc.., as in the .json files.
     content = text.encode("utf-8", "backslashreplace")
     write_atomically(folder / META_FILE, lambda temporary: temporary.write_bytes(content))
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the files of a tar lie, also where headers are damaged or lie: sizes below 0 or beyond the end, sparse files.
+"""The places of a tar's files, even with damaged or false headers: sizes below 0 or beyond the end, sparse files.
 
-Python's tarfile takes such sizes as they are (a negative one sends it back, to the same headers for ever), ends without
-a word at a damaged header, and reads as much into memory for a long name as a header asks for.
+Python's tarfile trusts such sizes (a negative one makes it read the same headers forever). It ends silently at a
+damaged header, and reads as many bytes for a long name as a header asks for.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class TarIndex:
 
 
 def read_tar_index(path: Path) -> TarIndex:
-    """The files of a tar that is not compressed. After a damaged header it goes on at the next whole one.
+    """The files of an uncompressed tar. After a damaged header, reading continues at the next whole one.
 
     Raises:
-        tarfile.ReadError: there is no whole header at all.
+        tarfile.ReadError: no whole header was found.
         OSError: the file cannot be read.
     """
     index = TarIndex()
@@ -101,7 +101,7 @@ def _next_header(file: IO[bytes], start: int, size: int) -> int | None:
 
 
 class _HeaderFile:
-    """What tarfile reads headers from: refuses long reads, and places that no file has."""
+    """A file from which tarfile reads headers; it refuses long reads and impossible places."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

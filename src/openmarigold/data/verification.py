@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a prepared data set is what was written: every shard against its hash, every sample decoded."""
+"""Verification of a prepared data set: every shard is compared with its hash, every sample decoded."""
 
 from __future__ import annotations
 
@@ -19,16 +19,12 @@ from openmarigold.text_files import parse_json
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What is wrong, and where.
-
-    Attributes:
-        shard: file name.
-        key: of the sample; None where the file as a whole is meant.
-        what: in words.
-    """
+    """What is wrong, and where."""
 
     shard: str
+    """File name."""
     key: str | None
+    """Of the sample; None for the whole file."""
     what: str
 
     def __str__(self) -> str:
@@ -38,11 +34,10 @@ class Problem:
 def verify(
     folder: Path, *, workers: int = 1, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> list[Problem]:
-    """Everything that is wrong with the data set in `folder`, in the order of its shards.
+    """The problems of the data set in `folder`, in the order of its shards.
 
     Args:
-        folder: of the data set.
-        workers: threads; hashing and decoding release the interpreter.
+        workers: threads; hashing and decoding release the interpreter lock.
         progress: called with the samples done and their number.
 
     Raises:
@@ -120,6 +115,6 @@ def _index(data: ShardedDataset, path: Path, indices: list[int]) -> list[Problem
 
 
 def _core(message: str) -> str:
-    """What is damaged, of a message that also says what to do."""
+    """The damage in a message, without its advice."""
     start, end = message.find("is damaged ("), message.rfind("); see all damage")
     return message[start + len("is damaged (") : end] if 0 <= start < end else message

@@ -17,7 +17,7 @@ import numpy as np
 
 from openmarigold.data.archives import missing
 from openmarigold.data.arrays import hdf5_dataset, hdf5_values
-from openmarigold.errors import DataError, MissingExtraError, one_line
+from openmarigold.errors import DataError, needs_extra, one_line
 
 MAT_NAME = "nyu_depth_v2_labeled.mat"
 NUM_LABELED = 1449
@@ -62,10 +62,8 @@ class MatArchive:
             MissingExtraError: h5py is not installed.
             DataError: the file is damaged or another one.
         """
-        try:
+        with needs_extra("data"):
             import h5py
-        except ImportError as error:
-            raise MissingExtraError("h5py", "data") from error
         self.location = path
         # HDF5 is not for several threads at once.
         self._lock = threading.Lock()

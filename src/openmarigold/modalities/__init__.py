@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model predicts: one description for each kind of map, which every other room asks."""
+"""Modalities: descriptions of what a model predicts."""
 
 from openmarigold.errors import InvalidValueError
 from openmarigold.modalities.depth import DEPTH

@@ -59,8 +59,8 @@ def normalize_depth(
         depth: any affine function of planar depth, for example metric depth [m].
         valid_mask: True = use this pixel; only these set the quantiles.
         quantiles: shares of the valid pixels, linear interpolation between neighbors.
-        invalid: invalid pixels are put on the far plane (+1) with "far"; "raw" normalizes whatever they hold, as the
-            published code does (Hypersim holes, stored as 0, become -1; NaN becomes +1).
+        invalid: "far" puts invalid pixels on the far plane (+1); "raw" normalizes their stored values, as the published
+            code does (Hypersim holes, stored as 0, become -1; NaN becomes +1).
 
     Raises:
         DataError: no valid pixel, a valid pixel that is not finite, or both quantiles equal.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How depth is scored: five protocols, two baselines, and what a page shows of an image.
+"""Scores of depth: five protocols, two baselines, and the panels of a report page.
 
 Paper: §4.1 (`marigold`). The other protocols are what the field uses; see docs/evaluation.md.
 """
@@ -27,7 +27,7 @@ from openmarigold.modalities.protocol import (
     Score,
 )
 
-# Aligned depth is at least this [m], whatever the benchmark's range is.
+# Smallest aligned depth [m], even if the benchmark's range is larger.
 _SMALLEST_DEPTH = 1e-6
 # A page shows relative errors from 0 (black) to this (white).
 _FULL_ERROR = 0.5

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The seam: all that the other rooms ask of a kind of map. A new modality is one more file with one more instance."""
+"""The description of a modality, which all other rooms use. A new modality is a new file with one instance."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class Modality:
         parts = [maps[kind.name] for kind in self.maps]
         return np.concatenate([part[None] if part.ndim == 2 else np.moveaxis(part, -1, 0) for part in parts])
 
-    def __reduce__(self) -> tuple[Any, ...]:  # its functions cannot be pickled; its name says it all
+    def __reduce__(self) -> tuple[Any, ...]:  # its functions cannot be pickled, its name can
         from openmarigold.modalities import find_modality
 
         return find_modality, (self.name,)
@@ -156,7 +156,7 @@ class Modality:
 def latent_valid_mask(valid_mask: Bool[np.ndarray, "... h w"], *, factor: int = 8) -> Bool[np.ndarray, "... hl wl"]:
     """Mask on the latent grid [... h/factor w/factor]: a cell is valid only if all its pixels are.
 
-    The decoder of a latent cell sees all its pixels, so one invalid pixel spoils the cell. Paper: supplement, training.
+    A latent cell depends on all its pixels, so one invalid pixel makes it invalid. Paper: supplement, training.
 
     Raises:
         InvalidValueError: a side that is not a multiple of `factor`.

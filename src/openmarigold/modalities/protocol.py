@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How predictions of any modality are scored: what a benchmark measured, and what a protocol makes of a prediction."""
+"""The types for scoring predictions of any modality: samples of benchmarks, protocols and scores."""
 
 from __future__ import annotations
 

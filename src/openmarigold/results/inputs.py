@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which photos a list of files and folders means, the names of their results, and their folder."""
+"""Photos from a list of files and folders, the names of their results, and the output folder."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _NAMED = 5  # files in one note
 def list_photos(
     inputs: Sequence[Path], output_dir: Path, left_out: list[Path], passed_over: list[Path]
 ) -> tuple[dict[str, Path], list[tuple[Path, str]]]:
-    """Photos in order, each once, by their results' path without suffixes; and inputs with the reason why not.
+    """Photos in order, each once, by the path of their results without suffixes; and other inputs with the reason.
 
-    Two names that are links to one file are two photos. Results of earlier predictions that folders hold are added to
-    `left_out`, other pictures that are not taken to `passed_over`.
+    Two links to one file are two photos. Results of earlier predictions in folders are added to `left_out`, other
+    pictures that are skipped to `passed_over`.
     """
     photos: dict[str, Path] = {}
     seen: set[str] = set()
@@ -72,7 +72,7 @@ def check_output_dir(output_dir: Path, inputs: Sequence[Path]) -> None:
 def photo_location(photo: Path) -> str:
     """Where a photo lies: its folder without links, and its own name, which may be a link.
 
-    It says which photo is meant, whatever the file holds.
+    It identifies the photo independently of the file's content.
     """
     return os.path.join(os.path.realpath(photo.parent), photo.name)
 
@@ -112,7 +112,7 @@ def _photos_in(
 def _is_result(path: Path) -> bool:
     try:
         return path.is_file() and is_result(path)
-    except OSError:  # reading it as a photo will say what is wrong
+    except OSError:  # reading it as a photo will report the error
         return False
 
 
@@ -142,7 +142,7 @@ def _why_not_there(path: Path) -> str | None:
 
 
 def about_left_out(paths: Sequence[Path]) -> str:
-    """What is said of results in the given folders."""
+    """The note about results in the given folders."""
     if len(paths) == 1:
         return f"{paths[0]} is the result of an earlier prediction and is left out; name the file to predict it"
     return (
@@ -152,7 +152,7 @@ def about_left_out(paths: Sequence[Path]) -> str:
 
 
 def about_passed_over(paths: Sequence[Path]) -> str:
-    """What is said of files in the given folders that look like pictures and are not taken."""
+    """The note about files in the given folders that look like pictures and are skipped."""
     advice = "of kinds that are not looked for, or raw photos next to a picture of the same name; name a file to try it"
     if len(paths) == 1:
         return f"{paths[0]} looks like a picture and is passed over: {advice}"

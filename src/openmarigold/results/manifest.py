@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The manifest of an output folder: one JSON object a line, appended as each photo begins, is done or fails.
 
-It is the only truth about what is finished. A photo is done if its last line says so, for the same photo and settings,
-and every file that the line names is there with the size that it names. Lines about failures do not count there: files
-are replaced only after a line that says "started", so a failure before it leaves what was done. A line is one write of
-an append-only file: a process killed at any moment leaves whole lines and at most one cut one, which is skipped.
+A photo is done if its last line has the status "done", for the same photo and settings, and every file in that line
+exists with the stated size. Lines about failures do not count here: files are
+replaced only after a line "started", so an earlier failure changes no file. A line is one write to an append-only file:
+a killed process leaves whole lines and at most one cut line, which is skipped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Status = Literal["started", "done", "failed"]
 
 
 class Manifest:
-    """The manifest of `output_dir`; nothing is read or written before it is asked for."""
+    """The manifest of `output_dir`, read at the first use."""
 
     def __init__(self, output_dir: Path) -> None:
         self.output_dir = output_dir
@@ -49,7 +49,7 @@ class Manifest:
     def standing(self, result: str) -> dict[str, Any] | None:
         """The line that holds for the files of a result (its path in the output folder, without suffixes), if any.
 
-        That is the last one which is no failure.
+        That is the last line that is not a failure.
         """
         if self._standing is None:
             self._standing = {entry["result"]: entry for entry in self.lines() if entry["status"] != "failed"}

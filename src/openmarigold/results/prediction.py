@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model says about one photo: maps, how far they can be trusted, and how they were made."""
+"""The prediction for one photo: its maps, their uncertainty, and the settings."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Prediction:
     """The maps of one photo, at the photo's size.
 
     A map is also an attribute: `prediction.depth` is `prediction.maps["depth"]`. Depth is in [0, 1], nearer is smaller.
-    True depth, as the checkpoint's invariance says: "affine" (every published one): `scale * depth + shift`, near plane
-    0, far plane 1; "scale": `scale * depth`; "absolute": a fixed multiple of `depth` that the checkpoint's authors
-    state.
+    True depth follows from the checkpoint's invariance: "affine" (every published one): `scale * depth + shift`, near
+    plane 0, far plane 1; "scale": `scale * depth`; "absolute": a fixed multiple of `depth`, which the checkpoint's
+    authors state.
     """
 
     maps: dict[str, np.ndarray]

@@ -2,8 +2,8 @@
 """Where a result comes from: the record that each result file carries.
 
 The record is one JSON object: in PNG a text chunk, in npz an entry, in OpenEXR a header attribute, each named
-`openmarigold`. A .npy file has no place for it; the manifest next to it holds the same. Records hold no time of day, so
-that the same photo and settings give the same bytes again.
+`openmarigold`. A .npy file cannot hold it; the manifest next to it does. Records hold no time of day, so that the same
+photo and settings give the same bytes again.
 """
 
 from __future__ import annotations

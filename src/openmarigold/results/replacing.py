@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files of an output folder new results may replace, and what becomes of those of earlier runs."""
+"""Rules for replacing files of an output folder by new results."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class ResultFiles:
         self.manifest = manifest
 
     def check_owner(self, result: str, photo: Path, paths: Sequence[Path], input_sha256: str | None) -> None:
-        """Finds out whether files with the names of the results are another photo's.
+        """Check that files with the names of the results do not belong to another photo.
 
         Raises:
-            OutputError: they are, or nothing says whose they are.
+            OutputError: they do, or their photo is unknown.
         """
         if self.manifest.standing(result) is not None:
             owner = self.manifest.other_photo(
@@ -45,7 +45,7 @@ class ResultFiles:
             )
 
     def check_names(self, photo: Path, paths: Sequence[Path]) -> None:
-        """Finds out whether the file system takes the results.
+        """Check that the file system accepts the names of the results.
 
         Raises:
             OutputError: their names are too long, or their folder cannot be written.

@@ -28,7 +28,7 @@ _Writer: TypeAlias = Callable[[Path], object]
 def result_paths(
     output_dir: Path, stem: str, *, uncertainty: bool, output: OutputConfig | None = None, modality: Modality = DEPTH
 ) -> list[Path]:
-    """Paths that `write_prediction` writes, in its order; `uncertainty` says whether there is one.
+    """Paths that `write_prediction` writes, in its order; `uncertainty` = with uncertainty maps.
 
     >>> [path.name for path in result_paths(Path("out"), "cat", uncertainty=False)]
     ['cat_depth.npy', 'cat_depth.png', 'cat_depth_colored.png']
@@ -46,7 +46,7 @@ def result_paths(
 
 
 def check_output(output: OutputConfig, modality: Modality = DEPTH) -> None:
-    """Checks that everything which the settings ask for can be written here, before anything is predicted.
+    """Check before prediction that the requested files can be written here.
 
     Raises:
         InvalidValueError: no such color map.
@@ -108,7 +108,7 @@ def _as_float32(maps: Maps) -> dict[str, np.ndarray]:
 def _writers(
     maps: Maps, uncertainties: Maps, output: OutputConfig, provenance: Mapping[str, Any], modality: Modality
 ) -> dict[str, _Writer]:
-    """What writes each kind of file, by the end of its name. Pictures are made only when they are written."""
+    """The writer of each kind of file, by the end of its name. Pictures are made when they are written."""
 
     def png(picture: Picture) -> _Writer:
         def save(file: BinaryIO) -> None:

@@ -58,7 +58,7 @@ def train(
     watch: Callable[[Any], object] | None = None,
     **paths: Any,
 ) -> Path | None:
-    """Trains what the recipe says and returns the checkpoint folder, or None if stopped before the end.
+    """Train by a recipe; return the checkpoint folder, or None if stopped before the end.
 
     Args:
         recipe_path: TOML file, see `openmarigold.training.recipe`.
@@ -109,17 +109,10 @@ def train(
 
 
 def dry_run(recipe_path: Path | str, *, device: str = "auto", **paths: Any) -> Any:
-    """Checks recipe, base, data and benchmarks, makes one step, and returns what a full run will need.
+    """Check recipe, base, data and benchmarks, make one step, and return what a full run will need.
 
-    Nothing is written, and no state is looked at. The result is a `dry_runs.DryRun`, whose text says it all.
-
-    Args:
-        recipe_path: as `train`.
-        device: as `train`.
-        paths: as `TrainingPaths`.
-
-    Raises:
-        OpenMarigoldError: whatever `train` would stop at.
+    Nothing is written, and no state is read. The result is a `dry_runs.DryRun`; print it. The arguments are those of
+    `train`, and so are the errors.
     """
     places, recipe = TrainingPaths(**paths), read_recipe(as_path(recipe_path, "recipe_path"))
     loop, _, _ = _import_parts()

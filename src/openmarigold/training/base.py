@@ -99,7 +99,7 @@ def locate_base(recipe: MarigoldRecipe) -> Path:
     """Folder of the base checkpoint; a hub id is downloaded where it is not there yet.
 
     Raises:
-        CheckpointError: there is no such folder and it cannot be had from the hub.
+        CheckpointError: the folder does not exist, and the hub does not give it.
     """
     folder = Path(recipe.base)
     if folder.is_dir():
@@ -107,14 +107,14 @@ def locate_base(recipe: MarigoldRecipe) -> Path:
     hub_id = hub.as_hub_id(folder)
     if hub_id is None:
         raise CheckpointError(
-            f"the base checkpoint {recipe.base} is no folder; the recipe's `base` is a folder (relative to where the "
-            "command runs) or an id on the hub, owner/name"
+            f"the base checkpoint {recipe.base} is not a folder; the recipe's `base` is a folder (relative to where "
+            "the command runs) or an id on the hub, owner/name"
         )
     return hub_checkpoint.fetch_base(hub_id, variant=recipe.base_variant or None, revision=recipe.base_revision or None)
 
 
 def _schedule(directory: Path, recipe: MarigoldRecipe) -> NoiseSchedule:
-    """The base's noise schedule, whatever sampler its file names: training uses its betas and prediction type only."""
+    """The base's noise schedule. The sampler in its file is ignored: training uses betas and prediction type only."""
     path = directory / "scheduler" / "scheduler_config.json"
     try:
         config: Any = parse_json(path.read_bytes())
@@ -130,7 +130,7 @@ def _schedule(directory: Path, recipe: MarigoldRecipe) -> NoiseSchedule:
         )
     if values["prediction_type"] == "epsilon" and wanted.zero_terminal_snr:
         raise RecipeError(
-            f"{recipe.base} predicts epsilon, which says nothing at zero terminal SNR; set timesteps.prediction_type = "
+            f"{recipe.base} predicts epsilon, which is undefined at zero terminal SNR; set timesteps.prediction_type = "
             '"v_prediction" (it is learned anew) or timesteps.zero_terminal_snr = false'
         )
     try:

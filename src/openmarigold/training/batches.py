@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a step's samples are spread over processes and micro-steps, and micro-batches that are ready in time."""
+"""The distribution of a step's samples over processes and micro-steps, and micro-batches prepared ahead."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from openmarigold.training.views import BatchSlice
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How the samples of a step are spread over processes and micro-steps."""
+    """The distribution of a step's samples over processes and micro-steps."""
 
     batch_size: int
     micro_batch_size: int
@@ -48,14 +48,14 @@ def plan_batches(optimization: OptimizationConfig, *, num_processes: int, proces
     """The plan for so many processes.
 
     Raises:
-        RecipeError: batch_size is no multiple of micro-batch times processes.
+        RecipeError: batch_size is not a multiple of micro-batch times processes.
     """
     batch_size, micro = optimization.batch_size, optimization.micro_batch_size
     if micro == 0:
         micro = max(1, batch_size // num_processes)
     if batch_size % (micro * num_processes):
         raise RecipeError(
-            f"optimization.batch_size={batch_size} is no multiple of {micro} samples of a micro-batch times "
+            f"optimization.batch_size={batch_size} is not a multiple of {micro} samples of a micro-batch times "
             f"{num_processes} processes; change batch_size, micro_batch_size or the number of processes"
         )
     return BatchPlan(batch_size, micro, num_processes, process_index)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`train --dry-run`: everything that can go wrong early goes wrong now, and what a full run will need."""
+"""`train --dry-run`: early checks of a run, and its needs in time, memory and disk."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LONG_STEP_S = 20.0
 
 @dataclass(frozen=True, kw_only=True)
 class DryRun:
-    """What a dry run found, as text for people.
+    """The result of a dry run; `str` gives it as text.
 
     Attributes:
         sources: name, number of samples and views, size of the views.
@@ -147,7 +147,7 @@ def _time_step(
 ) -> tuple[float, float, float]:
     """Loss of one step, seconds to read and encode one view, and seconds of the rest of the step.
 
-    Where the full run has no cache to read from, `encodes` is false and reading and encoding belong to the step.
+    If the full run has no cache, `encodes` is False, and reading and encoding count as part of the step.
     """
     loss, prepared_s = 0.0, 0.0
     started = time.monotonic()

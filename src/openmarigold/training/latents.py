@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Latents of training views: computed once by the frozen autoencoder and kept on disk, or anew for each batch.
+"""Latents of training views: computed once by the frozen autoencoder and kept on disk, or for each batch again.
 
 Both ways give the same numbers: each view is encoded by itself, in float32, and rounded to half precision. The cache is
-a folder of shards, each of which appears whole by a rename, so that any number of processes make it together and an
-interrupted one is continued; `cache.json` says what it was made from.
+a folder of shards, which appear whole by a rename. So several processes can make it together, and an interrupted cache
+is continued. `cache.json` records its sources.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ LOGGER = quoted_logger(__name__)
 SHARD_BYTES = 2**23  # about so much is lost when making a cache is interrupted
 LOG_PERIOD = 20  # shards between progress lines
 CACHE_FILE = "cache.json"
-# What the fingerprint leaves out: states know the one by itself, and the other by their recipe.
+# Not part of the fingerprint: a state holds the first by itself, and the second in its recipe.
 _BYTES, _MODALITY = "the data's bytes", "the modality"
 
 TargetForm = Literal["none", "latents", "maps"]
-"""What is needed of the targets: nothing, their latents, or the pixels themselves."""
+"""The needed form of the targets: none, their latents, or the pixels themselves."""
 # Fields of the caches of version 0.1, and what they are called now.
 _OLD_FIELDS = {"depth_latent": "target_latent", "norm_depth": "target", "depth_range": "bounds"}
 
@@ -61,7 +61,7 @@ class Latents:
         target_form: TargetForm,
         num_workers: int = 2,
     ) -> None:
-        """Opens the cache and encodes what is missing in it.
+        """Open the cache and encode its missing shards.
 
         Args:
             vae: the frozen autoencoder; moved to the accelerator's device.
@@ -69,8 +69,8 @@ class Latents:
             num_workers: threads that read views while others are encoded.
 
         Raises:
-            CheckpointError: the cache was made from something else.
-            DataError: a sample is damaged, or no view of a source has anything to learn.
+            CheckpointError: the cache was made from other sources.
+            DataError: a sample is damaged, or no view of a source has a valid target.
             OutputError: the cache cannot be written.
         """
         self.mixture, self._form = mixture, target_form
@@ -103,7 +103,7 @@ class Latents:
         return _stack([self._kept(int(index)) for index in indices])
 
     def encoded(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A batch with latents; one that has them already as it is."""
+        """The batch with latents, which are encoded if they are missing."""
         done = dict(batch)
         if "rgb_picture" in done:
             done["rgb_latent"] = torch.stack([self._encode(picture) for picture in done.pop("rgb_picture")])
@@ -144,7 +144,7 @@ class Latents:
         return modality.num_targets, modality.decoded_channels, height, width
 
     def _row_type(self, number: int) -> np.dtype:
-        """What is kept of one view of a source."""
+        """The stored fields of a view of a source."""
         height, width = self.mixture.size_of(number)
         latent = (latent_channels(self._vae), height // 8, width // 8)
         fields: list[Any] = [("rgb_latent", np.float16, latent)]
@@ -156,7 +156,7 @@ class Latents:
         return np.dtype(fields)
 
     def _described(self, vae: Vae) -> dict[str, Any]:
-        """Everything that latents depend on. Shares, weights and noise do not count: they are for drawing."""
+        """Everything that latents depend on; shares, weights and noise only affect which are drawn."""
         config = self.mixture.config
         names = ("min_scale", "aspect_jitter", "mirror", "appearance", "num_variants", "invalid", "invalid_is_far")
         settings = {f"data.{name}": getattr(config, name) for name in (*names, "min_depth", "max_depth")}
@@ -223,7 +223,7 @@ class Latents:
         return self._pictures(self.mixture.view(index))
 
     def _check_targets(self) -> None:
-        """Looks at views of each source until one has something to learn: usually at one."""
+        """Check that a view of each source has a valid target; usually the first one has."""
         if self._form == "none":
             return
         for number, source in enumerate(self.mixture.sources):
@@ -284,7 +284,7 @@ def _ahead(make: Callable[[int], Any], items: list[int], *, num_workers: int) ->
 
 
 def _claim(folder: Path, described: Mapping[str, Any]) -> None:
-    """Writes what a new cache is made from; passes if an existing one was made from the same."""
+    """Record the sources of a new cache, or check those of an existing one."""
     path = folder / CACHE_FILE
     if not path.is_file():
         make_directory(folder)
@@ -298,7 +298,7 @@ def _claim(folder: Path, described: Mapping[str, Any]) -> None:
     expected = parse_json(json.dumps(described))
     if not isinstance(kept, dict):
         raise CheckpointError(f"{path} cannot be read; remove {folder} to encode again, or choose another --cache-dir")
-    kept.setdefault(_BYTES, expected.get(_BYTES))  # caches of earlier versions do not say it, nor this:
+    kept.setdefault(_BYTES, expected.get(_BYTES))  # caches of earlier versions have neither this nor the next:
     kept.setdefault(_MODALITY, DEFAULT_MODALITY)
     changed = sorted(key for key in kept.keys() | expected.keys() if kept.get(key) != expected.get(key))
     if changed:

@@ -35,7 +35,7 @@ NUM_TRAIN_TIMESTEPS = 1000
 
 
 def make_accelerator(mixed_precision: str, device: str = "auto") -> Accelerator:
-    """Accelerate's view of this machine and of the processes; `device="cpu"` keeps off an accelerator that is there.
+    """Accelerate's view of this machine and of the processes; `device="cpu"` ignores accelerators.
 
     Raises:
         InvalidValueError: a device other than "auto" and "cpu".
@@ -64,8 +64,7 @@ def run_training(
     """Trains `task` to the end of its recipe and returns the checkpoint folder; None if stopped before the end.
 
     Writes to `output_dir`: `checkpoint/` (for use), `states/` (to resume), `metrics.jsonl` (one line a step),
-    `validation.jsonl`, `recipe.json`, and as the recipe says `pictures/` and `tensorboard/`. Of several processes the
-    main one writes.
+    `validation.jsonl`, `recipe.json`, and if requested `pictures/` and `tensorboard/`. Only the main process writes.
 
     Args:
         resume: continue from the newest state; without it older states and logs are removed.
@@ -208,7 +207,7 @@ def _open_monitor(
 
 
 def _agreed(accelerator: Accelerator, wanted: bool) -> bool:
-    """What the main process wants: clocks differ, and saving takes all processes."""
+    """The main process's wish, for all processes: their clocks differ, and saving needs all of them."""
     if accelerator.num_processes == 1:
         return wanted
     flag = torch.tensor([float(wanted and accelerator.is_main_process)], device=accelerator.device)

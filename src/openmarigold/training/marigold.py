@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recipe kind "depth": Marigold's fine-tuning protocol, for any modality. Paper: §3.3, figure 2.
 
-Only the U-Net is trained. It sees the image latent and the noisy latents of the targets (the normalized depth map, say,
-which the frozen autoencoder encodes like an image), and learns to denoise them. The second objective, "end_to_end",
-goes one step from the last timestep through the frozen decoder and compares pixels (Garcia et al. 2024).
+Only the U-Net is trained. It sees the image latent and the noisy latents of the targets, and learns to denoise them.
+The frozen autoencoder encodes a target, such as the normalized depth map, like an image. The second objective,
+"end_to_end", makes one step from the last timestep, decodes it, and compares pixels (Garcia et al. 2024).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class MarigoldTask:
         Raises:
             CheckpointError: the base is damaged or incomplete, or the cache was made from something else.
             DataError: data or a benchmark is missing or damaged.
-            RecipeError: base, data and recipe do not fit.
+            RecipeError: base, data and recipe do not fit together.
         """
         self._recipe = recipe
         self._end_to_end = recipe.objective.kind == "end_to_end"

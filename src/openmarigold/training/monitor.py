@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run says about itself: `metrics.jsonl`, TensorBoard, and a line of progress for whoever watches."""
+"""Logs of a training run: `metrics.jsonl`, TensorBoard, and lines of progress."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ MOST_EMPTY_STEPS = 10  # one after another, before the data is called wrong
 LOG_PERIOD_STEPS = 50  # between transfers of the losses from the device,
 LOG_PERIOD_S = 30.0  # or less where steps take long
 NUM_BINS = 10
-"""Loss is told apart by timestep in so many equal parts of the schedule, from little to much noise."""
+"""Number of equal parts of the schedule, from little to much noise, for which the loss is logged."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How a run stands.
+    """The progress of a run.
 
     Attributes:
         loss: mean over the steps since the last report.
@@ -94,7 +94,7 @@ class Monitor:
         self._board = open_board(output_dir / "tensorboard", step=step) if tensorboard else None
 
     def add(self, step: int, result: StepResult, *, waited_s: float) -> None:
-        """Keeps what a step gave, on its device, until the next `flush`: now and then, since it waits for the device.
+        """Keep a step's result on its device until the next `flush`, which waits for the device and so is rare.
 
         Args:
             waited_s: time in which there was no batch [s].
@@ -109,7 +109,7 @@ class Monitor:
 
         Raises:
             NumericalError: a loss is not finite.
-            DataError: in none of many steps there was a valid pixel.
+            DataError: many steps in a row had no valid pixel.
         """
         if not self._pending:
             return
@@ -163,7 +163,7 @@ class Monitor:
         self._watch(progress)
 
     def validated(self, step: int, scores: Mapping[str, float], pictures: Mapping[str, np.ndarray]) -> None:
-        """Shows a validation on the board; the time it took is not the training's."""
+        """Show a validation on the board; its time does not count as training time."""
         if self._board is not None:
             for name, value in scores.items():
                 self._board.add_scalar(f"validation/{name}", value, step)
@@ -197,7 +197,7 @@ class Monitor:
 
 
 def open_board(folder: Path, *, step: int) -> Any:
-    """TensorBoard's writer; what an interrupted run has written from `step` on is hidden by it.
+    """TensorBoard's writer; it hides what an interrupted run wrote from `step` on.
 
     Raises:
         MissingExtraError: tensorboard is not installed.
@@ -222,13 +222,13 @@ def peak_memory(device: torch.device) -> int:
 
 
 def keep_lines(path: Path, *, before: int) -> None:
-    """Leaves of a log only the lines of steps below `before`; those that follow are made again."""
+    """Remove the lines of step `before` and later from a log; these steps are made again."""
     kept = []
     if path.is_file():
         for line in path.read_bytes().splitlines():
             try:
                 if parse_json(line)["step"] < before:
                     kept.append(line + b"\n")
-            except (DamagedTextError, KeyError, TypeError, IndexError):  # cut by an interruption, or no line of ours
+            except (DamagedTextError, KeyError, TypeError, IndexError):  # cut by an interruption, or not ours
                 continue
     write_atomically(path, lambda partial: partial.write_bytes(b"".join(kept)))

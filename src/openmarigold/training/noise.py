@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the paper draws for a step: timesteps and annealed multi-resolution noise; and what is to be answered.
+"""The random draws of a step: timesteps and annealed multi-resolution noise; and the U-Net's input and target.
 
 Paper: §3.1, §3.3 ("Annealed multi-resolution noise").
 """
@@ -31,7 +31,7 @@ def draw_timesteps(
 def noisy_latent_and_target(
     clean: Tensor, noise: Tensor, timesteps: Tensor, schedule: NoiseSchedule
 ) -> tuple[Tensor, Tensor]:
-    """What the U-Net sees and what it is to answer, for one timestep a sample. Paper: §3.1."""
+    """The U-Net's noisy input and its target, for one timestep a sample. Paper: §3.1."""
     signal, amount = schedule.coefficients(timesteps.cpu().numpy())
     signal_weight = torch.from_numpy(signal).to(clean).view(-1, 1, 1, 1)
     noise_weight = torch.from_numpy(amount).to(clean).view(-1, 1, 1, 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What recipes of every kind have in common: optimization, run, data and timesteps."""
+"""Settings of recipes of every kind: optimization, run, data and timesteps."""
 
 from __future__ import annotations
 
@@ -114,23 +114,23 @@ class DataConfig:
     appearance: float = 0.0
     """Strength of the random changes of color: 0 none, 1 strong; above it they are more frequent and larger still."""
     latent_noise: float = 0.0
-    """Largest standard deviation of the noise on a color latent, drawn for each sample (depth only): the model is not
-    to live on fine detail, in which renders and photos differ most."""
+    """Largest standard deviation of the noise on a color latent, drawn for each sample (depth only), so that the model
+    does not rely on fine detail, in which renders and photos differ most."""
     num_variants: int = 1
     """Random variants of each sample (generator and depth): there are so many views of it, and no others."""
     cache: bool = True
     """Compute the latents of all views once and keep them (generator and depth); false computes them anew each time:
     the same numbers, no disk, slower."""
     invalid: Literal["far", "raw"] = "far"
-    """What pixels without depth are encoded as: the far plane, or whatever they hold, as in the published code (0,
+    """How pixels without depth are encoded: as the far plane, or by their stored values, as in the published code (0,
     which becomes the near plane)."""
     invalid_is_far: bool = False
     """Learn pixels without depth as the far plane instead of masking them: right where they are all sky."""
     min_depth: float = 1e-5
     """Smallest depth that counts [m], excluded. Paper code: 1e-5."""
     max_depth: dict[str, float] = field(default_factory=dict)
-    """Kind of sample -> depth from which on it does not count [m]; farther pixels are as good as without depth. So a
-    view through a window does not squeeze the room into a sliver of the normalized range."""
+    """Kind of sample -> largest depth that counts [m], excluded; farther pixels are treated as pixels without depth. So
+    a view through a window does not squeeze the room into a sliver of the normalized range."""
     kind_weights: dict[str, float] = field(default_factory=dict)
     """Kind of sample -> how often it is drawn within its source, 1 where not given (generator and depth)."""
 
@@ -191,6 +191,6 @@ class TimestepConfig:
         require(0 <= self.last_share <= 1, f"last_share={self.last_share} must be in [0, 1]")
         require(
             not (self.prediction_type == "epsilon" and self.zero_terminal_snr),
-            'prediction_type="epsilon" says nothing at zero terminal SNR; set zero_terminal_snr = false or use '
+            'prediction_type="epsilon" is undefined at zero terminal SNR; set zero_terminal_snr = false or use '
             "v_prediction",
         )

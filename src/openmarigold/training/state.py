@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The state of a run: everything that the next step depends on, in a folder `step-N` that is always whole.
 
-A new folder appears in one rename before older ones go, so whenever a run is killed, or the disk is full, a whole one
-is there. `state.json` says which recipe, inputs (hashes of the base checkpoint and the data) and step it is,
-`tensors.safetensors` holds weights, their moving average and the optimizer's moments, and `SHA256SUMS` the hashes of
-both. No loader or generator state: batches are functions of the step (docs/architecture.md).
+A new folder appears by one rename before older ones are removed. So a whole one exists even if the run is killed or the
+disk is full. `state.json` holds recipe, inputs (hashes of the base checkpoint and the data) and step;
+`tensors.safetensors` weights, their moving average and the optimizer's moments; `SHA256SUMS` the hashes of both. There
+is no state of loaders or generators: batches are functions of the step (docs/architecture.md).
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def set_damaged_aside(states_dir: Path) -> None:
 
 @dataclass(frozen=True)
 class State:
-    """What is to be written after `step` finished steps: on the main process of several, empty on the others."""
+    """The content to write after `step` finished steps; empty on all processes but the main one."""
 
     step: int
     described: Mapping[str, Any]
@@ -120,7 +120,7 @@ class StateWriter:
         self._executor = ThreadPoolExecutor(max_workers=1)
         self._pending: Future[None] | None = None
         self.seconds = 0.0
-        """How long the last one took to write."""
+        """Time that the last state took to write [s]."""
 
     def submit(self, state: State) -> None:
         """Starts to write `state`, after the one before is done. One that is there already is kept.
@@ -139,12 +139,12 @@ class StateWriter:
         self._pending = self._executor.submit(self._write, copied, current)
 
     def check(self) -> None:
-        """Raises what went wrong in the background, if anything has."""
+        """Raise the error of the background thread, if there is one."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
     def wait(self) -> None:
-        """Waits for what is being written. Raises `OutputError` if that failed."""
+        """Wait until the current state is written. Raises `OutputError` if that failed."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -256,7 +256,7 @@ def _lay_out_like_weights(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _available_memory() -> float:
-    """Main memory that can be had without swapping [bytes]; infinite where the system does not say."""
+    """Main memory available without swapping [bytes]; infinite where the system does not report it."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the training loop asks of a kind of recipe."""
+"""The protocol between the training loop and each kind of recipe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from openmarigold.training.views import BatchSlice, Mixture
 
 @runtime_checkable
 class Task(Protocol):
-    """What differs between the kinds of recipe."""
+    """The parts of training that differ between kinds of recipe."""
 
     model: nn.Module
     mixture: Mixture

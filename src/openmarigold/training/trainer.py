@@ -57,7 +57,7 @@ def make_optimizer(parameters: list[nn.Parameter], config: OptimizationConfig) -
 
 
 class TrainingModule(nn.Module):
-    """The trained network with its loss, so that whatever spreads modules over processes sees one forward pass."""
+    """The trained network with its loss, as one forward pass for libraries that spread modules over processes."""
 
     def __init__(self, task: Task) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class Trainer:
         """The state after `step` finished steps, as `collect_state` gives it; every process must call it.
 
         Raises:
-            NumericalError: the last step has spoilt it, and it must not take the place of a good one.
+            NumericalError: it became non-finite in the last step, so it must not replace a good one.
         """
         state = collect_state(
             step,
@@ -178,10 +178,10 @@ class Trainer:
             average=self._average,
             optimizer=self._optimizer,
         )
-        spoilt = [name for name, v in state.tensors.items() if v.is_floating_point() and not v.isfinite().all()]
-        if spoilt:
+        broken = [name for name, v in state.tensors.items() if v.is_floating_point() and not v.isfinite().all()]
+        if broken:
             raise NumericalError(
-                f"after step {step} {len(spoilt)} tensors are not finite ({spoilt[0]}), and are not saved; lower "
+                f"after step {step} {len(broken)} tensors are not finite ({broken[0]}), and are not saved; lower "
                 "optimization.learning_rate or set gradient_clip"
             )
         return state

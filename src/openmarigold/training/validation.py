@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores and pictures of a model in training, through the same `Predictor` and protocols that users have."""
+"""Scores and pictures of a model in training, by the same `Predictor` and protocols that users call."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationPaths:
-    """Where the material lies; what is None is left out."""
+    """Folders of benchmarks and photos; None leaves one out."""
 
     benchmark_dir: Path | None = None
     """A benchmark folder in the generic layout."""
@@ -40,10 +40,10 @@ class Validation:
     """Scores checkpoints at fixed seeds on fixed images, and shows the maps of fixed photos."""
 
     def __init__(self, config: ValidationConfig, paths: ValidationPaths, *, device: str, modality: Modality) -> None:
-        """Opens the benchmarks and looks for the photos: a wrong folder is said now, not after the last step.
+        """Open the benchmarks and list the photos, so that a wrong folder is found before the first step.
 
         Raises:
-            DataError: a benchmark is missing, damaged or incomplete, or there are no photos.
+            DataError: a benchmark is missing, damaged or incomplete, or the folder holds no photos.
             RecipeError: named benchmarks without the folder of their data.
         """
         self._config, self._device, self._modality = config, device, modality

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training views: what they show, and which of them make up a micro-batch.
+"""Training views, and the choice of those in a micro-batch.
 
-A view is one variant of one sample, a function of (seed, its number) alone. Which views a micro-batch holds is a
-function of (seed, step, micro-step). So no order is kept anywhere: a resumed run, and any number of threads, compute
-the same batches.
+A view is one variant of one sample, a function of (seed, its number) alone. The choice of views for a micro-batch is a
+function of (seed, step, micro-step). No order is stored: a resumed run, and any number of threads, compute the same
+batches.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class View:
 
     Attributes:
         rgb: color, [-1, 1].
-        target: what is to be learned; None for a photo, and where there is nothing: no valid pixel, or a single plane.
+        target: None for a photo, and for maps without a valid pixel or of a single plane.
         valid_mask: pixels of `target` that count; all False without it.
     """
 
@@ -77,7 +77,7 @@ class Mixture:
             unknown = sorted(getattr(config, name).keys() - kinds)
             if unknown:
                 raise RecipeError(
-                    f"data.{name}: there is no kind {unknown[0]!r}; the data has {', '.join(sorted(kinds))}"
+                    f"data.{name}: kind {unknown[0]!r} is not known; the data has {', '.join(sorted(kinds))}"
                 )
         shares = np.array(list(config.sources.values()))
         self._source_shares = np.cumsum(shares / shares.sum())
@@ -114,9 +114,9 @@ class Mixture:
         """Which views make up a micro-batch.
 
         Returns:
-            The generator for whatever else is random about it, already used for the choice; the numbers of the views
-            that are drawn together (of the whole step with mixture "sample", of the micro-batch otherwise); and which
-            of them this process takes. Every process draws for all, so that their number changes no sample.
+            The generator for all other draws, already used for the choice; the numbers of the views that are drawn
+            together (of the whole step with mixture "sample", otherwise of the micro-batch); and the rows of this
+            process. Every process draws for all, so that the number of processes changes no sample.
         """
         if self.config.mixture == "sample":
             rng = generator_for(self.seed, what, share.step)
@@ -140,7 +140,7 @@ class Mixture:
         if turn >= self._turns[0]:
             total = 1024
             while total <= turn:
-                total *= 2  # the first entries stay the same, whatever the length
+                total *= 2  # a longer draw begins with the same entries
             draws = generator_for(self.seed, "source of a micro-batch").random(total)
             chosen = np.minimum(np.searchsorted(self._source_shares, draws, side="right"), len(self.sources) - 1)
             earlier = np.zeros(total, dtype=np.int64)
@@ -187,7 +187,7 @@ class Mixture:
             return nothing
         try:
             target = self.modality.to_target(sample.maps, valid_mask, config.invalid)
-        except DataError:  # no depth at all, say, or a single plane: nothing to learn from
+        except DataError:  # no valid target, such as a single plane
             return nothing
         return View(image, target, np.ones_like(valid_mask) if config.invalid_is_far else valid_mask)
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How each raw data set stores its frames."""
+"""Readers of raw data sets."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hypersim (Roberts et al., ICCV 2021) from its scene folders or zips: tone mapping, planar depth, split.
 
-Paper: §4.1. The steps are those of the authors' script; docs/data.md says what differs and why.
+Paper: §4.1. The steps are those of the authors' script; docs/data.md lists the differences and their reasons.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8, UInt16
 
-from openmarigold.data.archives import Archive, open_archive, read_file
+from openmarigold.data.archives import open_archive, read_file
 from openmarigold.data.arrays import UnexpectedArrayError, hdf5_dataset, hdf5_values
 from openmarigold.data.encodings import MapEncoding
 from openmarigold.data.preparation import (
@@ -71,8 +71,8 @@ def tone_map(color: Float32[np.ndarray, "h w 3"], valid_mask: Bool[np.ndarray, "
     """RGB of linear light, exposed so that the 90th percentile of brightness becomes 0.8 after gamma 2.2.
 
     Args:
-        color: finite, or infinite where a lamp is beyond what float16 holds: such pixels become white.
-        valid_mask: pixels with geometry; only these set the exposure. Without any, colors are taken as they are.
+        color: finite, or infinite where a lamp is brighter than float16 can hold: such pixels become white.
+        valid_mask: pixels with geometry; only these set the exposure. Without any, colors are not scaled.
 
     Raises:
         FrameDefectError: the percentile is not finite.
@@ -120,16 +120,16 @@ class HypersimReader:
         size: tuple[int, int] = SIZE,
         focal_px: float = FOCAL_PX,
     ) -> None:
-        """Describes the selection; files are looked at by `list_frames`.
+        """Describes the selection; `list_frames` reads the files.
 
         Args:
             source: folder of scenes.
-            split: of the data set's own split; names the result if there is a list.
-            split_csv: where the split is, if not in `source`.
-            listed: frames to take instead of the split's, each line naming scene, camera and frame somehow.
+            split: part of the data set's own split; with a list only a name for the result.
+            split_csv: file of the split, if not in `source`.
+            listed: frames to take instead of the split's; each line names scene, camera and frame.
             scenes: only these.
             size: height and width of every frame.
-            focal_px: focal length of every camera. Some are tilt-shift lenses, for which it is an approximation.
+            focal_px: focal length of every camera; an approximation for the few tilt-shift lenses.
 
         Raises:
             MissingExtraError: h5py is not installed.
@@ -283,9 +283,7 @@ class HypersimReader:
             raise damaged(name, error) from error
 
 
-@functools.lru_cache(maxsize=2)
-def _open_scene(path: Path) -> Archive:
-    return open_archive(path)
+_open_scene = functools.lru_cache(maxsize=2)(open_archive)
 
 
 def _h5py() -> Any:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Anybody's RGB and depth: a folder (or tar, or zip) and a small TOML file that describes the layout."""
+"""Your own RGB and depth: a folder (or tar, or zip) and a small TOML file that describes its layout."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from openmarigold.data.preparation import (
     decode_codes,
     decode_image,
     plane_depth,
+    read_member,
 )
 from openmarigold.data.shard_writer import Rejection
 from openmarigold.errors import DataError, ImageError, InvalidValueError, OutputError
@@ -51,19 +52,19 @@ class FolderConfig:
 
     Attributes:
         name: of the data set.
-        rgb: pattern of the RGB files' paths below the source. `{field}` stands for a part of a path without `/`,
-            `{path}` for one that may have some.
-        depth: the depth file of the same fields; .png (16-bit), .npy or .exr.
-        meters_per_unit: what a stored 1 is worth [m]. Needed for .png; 1 for the others if not given.
+        rgb: pattern of the RGB files' paths below the source. `{field}` matches a part of a path without `/`, `{path}`
+            also parts with `/`.
+        depth: the depth file with the same fields; .png (16-bit), .npy or .exr.
+        meters_per_unit: depth of a stored 1 [m]. Needed for .png; 1 for the others if not given.
         depth_is: "planar" depth, or "distance" along the ray, which needs the focal length.
         kind: what the pictures show; may have fields.
         scene: which pictures belong together; may have fields.
         fx, fy, cx, cy: intrinsics [px], pixel centers at +0.5; fy is fx, and cx, cy the middle, if not given.
-        invalid: stored values that mean "no depth", besides 0, negative ones and what is not finite.
+        invalid: stored values that mean "no depth", in addition to 0, negative and non-finite ones.
         min_depth, max_depth: depth [m] that training may use, exclusive; other depth stays as it is.
-        encoding: "auto" keeps the codes of planar .png as they are and takes float32 for all else; "log" takes 16-bit
-            codes from `min_depth` to `max_depth`, and depth outside becomes "no depth".
-        exr_channel: of .exr files; if not given, the only one, or Z, or Y.
+        encoding: "auto" keeps the codes of planar .png and stores all else as float32; "log" stores 16-bit codes from
+            `min_depth` to `max_depth`, and depth outside becomes "no depth".
+        exr_channel: of .exr files; by default the only one, or Z, or Y.
         license, attribution: for the manifest.
     """
 
@@ -111,7 +112,7 @@ class FolderConfig:
 
     @property
     def depth_suffix(self) -> str:
-        """Which kind of file the depth is in."""
+        """Suffix of the depth files."""
         return PurePosixPath(self.depth).suffix.lower()
 
 
@@ -138,13 +139,11 @@ class FolderReader:
     def __init__(
         self, source: Path, config: FolderConfig, *, split: str = "train", listed: list[str] | None = None
     ) -> None:
-        """Describes the selection; the source is looked at by `list_frames`.
+        """Describes the selection; `list_frames` reads the source (a folder, tar or zip).
 
         Args:
-            source: folder, tar or zip.
-            config: how it is laid out.
-            split: what the result is for.
-            listed: paths of the RGB files to take, one a line (what follows a blank is not read); None = all.
+            split: name of the split that the result becomes.
+            listed: paths of the RGB files to take, one a line (text after a blank is ignored); None = all.
 
         Raises:
             MissingExtraError: .exr files without the extra `exr`.
@@ -203,7 +202,7 @@ class FolderReader:
         return rgb, {"depth": depth}, {**info, "intrinsics": intrinsics} if intrinsics else info
 
     def _rgb(self, name: str) -> Any:
-        data = self._bytes(name)
+        data = read_member(self._archive, name)
         image = decode_image(data, name)
         is_plain = image.format == "JPEG" and image.mode == "RGB" and image.getexif().get(EXIF_ORIENTATION, 1) == 1
         if is_plain and "icc_profile" not in image.info:
@@ -236,7 +235,7 @@ class FolderReader:
         return depth, intrinsics
 
     def _stored(self, name: str) -> np.ndarray:
-        data = self._bytes(name)
+        data = read_member(self._archive, name)
         if self.config.depth_suffix == ".png":
             return decode_codes(data, name)
         try:
@@ -276,13 +275,6 @@ class FolderReader:
                 "wrong format", f"{name} has channels {', '.join(sorted(channels))}; set exr_channel"
             )
         return channels[found]
-
-    def _bytes(self, name: str) -> bytes:
-        assert self._archive is not None
-        try:
-            return self._archive.read(name)
-        except DataError as error:
-            raise damaged(name, error) from error
 
 
 def _pattern(text: str) -> re.Pattern[str]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Virtual KITTI 2 (Cabon et al., 2020) from its tars or folders: scenes and variants, KITTI's benchmark crop.
 
-Paper: §4.1. Sky is stored as the far plane, 655.35 m: outside the range that training uses, and yet not "no depth".
+Paper: §4.1. Sky is stored as the far plane, 655.35 m. This is outside the range that training uses, but not "no depth".
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from openmarigold.data.preparation import (
     RawFrame,
     RawSample,
     check_size,
-    damaged,
     damaged_archives,
     decode_codes,
     decode_image,
+    read_member,
 )
 from openmarigold.data.shard_writer import Rejection
 from openmarigold.errors import DataError, InvalidValueError
 
 SIZE = (375, 1242)
 MAX_DEPTH = 80.0
-# Pixel centers at +0.5, as everywhere here; the data set's own files say 620.5 and 187 with centers at whole numbers.
+# Pixel centers at +0.5, as everywhere here; the data set states 620.5 and 187, with centers at whole numbers.
 INTRINSICS = {"fx": 725.0087, "fy": 725.0087, "cx": 621.0, "cy": 187.5}
 
 FRAMES_PER_CAMERA = {"Scene01": 447, "Scene02": 233, "Scene06": 270, "Scene18": 339, "Scene20": 837}
@@ -111,10 +111,9 @@ class VirtualKitti2Reader:
         crop: bool = True,
         size: tuple[int, int] = SIZE,
     ) -> None:
-        """Describes the selection; the source is looked at by `list_frames`.
+        """Describes the selection; `list_frames` reads the source.
 
         Args:
-            source: where the files are.
             split: "train" (scenes 02, 06, 18, 20), "val" (scene 01), or "all".
             scenes: these instead of the split's. For the variants "e2e-ft" alone all five are the default.
             variants: names, or names of sets.
@@ -171,9 +170,9 @@ class VirtualKitti2Reader:
         return Listing(frames=frames, rejected=rejected, notes=notes)
 
     def read(self, frame: RawFrame) -> RawSample:
-        data = self._bytes(frame.files["rgb"])
+        data = read_member(self._archive, frame.files["rgb"])
         rgb = np.asarray(decode_image(data, frame.files["rgb"]).convert("RGB"))
-        codes = decode_codes(self._bytes(frame.files["depth"]), frame.files["depth"])
+        codes = decode_codes(read_member(self._archive, frame.files["depth"]), frame.files["depth"])
         check_size(rgb, self.size, frame.files["rgb"])
         check_size(codes, self.size, frame.files["depth"])
         info = {"source": frame.name, **frame.fields, "intrinsics": INTRINSICS}
@@ -213,13 +212,6 @@ class VirtualKitti2Reader:
                 )
             places.append((match[1], match[2], match[4], int(match[5])))
         return list(dict.fromkeys(places))
-
-    def _bytes(self, name: str) -> bytes:
-        assert self._archive is not None
-        try:
-            return self._archive.read(name)
-        except DataError as error:
-            raise damaged(name, error) from error
 
 
 def _frame(place: _Place, files: dict[str, str]) -> RawFrame:

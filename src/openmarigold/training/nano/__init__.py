@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The embedded model of earlier days from nothing: its own autoencoder and image generator."""
+"""The toy autoencoder and image generator, from which a small model can be trained without downloads."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recipe kind "generator": an image generator for the empty prompt, in the autoencoder's latent space.
 
-It stands where Stable Diffusion 2 stands in the paper: the source of the prior that the depth fine-tune starts from.
+It replaces the paper's Stable Diffusion 2: it is the base of the depth fine-tune.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def test_everything_is_checked_before_weights_are_loaded(
     def load(*args: object, **named: object) -> None:
         pytest.fail("weights were loaded")
 
-    monkeypatch.setattr("openmarigold.predictor.Predictor.load", load)
+    monkeypatch.setattr("openmarigold.predictor.open_engine", load)
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"cannot write to output folder .*sub: Not a directory; choose a folder"):
         predict_files([photo_dir], output_dir=tmp_path / "file" / "sub", config=config)

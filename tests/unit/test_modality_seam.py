@@ -253,3 +253,28 @@ def test_its_results_are_written_and_its_scores_are_those_of_its_protocol(
     found = Predictor.load(trained, device="cpu")(photo).maps
     errors = [np.abs(found[name] - np.load(benchmark / "r0" / f"{name}.npy")).mean() for name in found]
     assert scored.images[0].metrics["mae"] == pytest.approx(np.mean(errors), rel=1e-5)
+
+
+def test_results_of_two_modalities_stand_in_one_folder(trained: Path, tmp_path: Path) -> None:
+    Image.fromarray(make_photo(40, 60)).save(tmp_path / "cat.png")
+    words = ["predict", str(tmp_path / "cat.png"), "-o", str(tmp_path / "out"), "--device", "cpu"]
+    for _ in range(2):
+        assert run([*words, "--processing-resolution", "48"]) == 0
+        assert run([*words, "--checkpoint", str(trained)]) == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names >= {"cat_depth.npy", "cat_depth.png", "cat_bright.npy", "cat_dark.npy"}
+    lines = [json.loads(line) for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()]
+    assert [line["modality"] for line in lines if line["status"] == "done"] == ["depth", "brightness"]
+
+
+def test_training_is_validated_on_its_own_maps(workspace: Path, tmp_path: Path) -> None:
+    rgb = make_photo(40, 60)
+    (tmp_path / "bench" / "r0").mkdir(parents=True)
+    Image.fromarray(rgb).save(tmp_path / "bench" / "r0" / "rgb.jpg")
+    for name, values in maps_of(rgb).items():
+        np.save(tmp_path / "bench" / "r0" / f"{name}.npy", values)
+    (tmp_path / "bench" / "manifest.json").write_text('[{"name": "r0", "kind": "room", "place": "p"}]')
+    paths = {"data_dir": workspace / "data", "output_dir": tmp_path / "run", "benchmark_dir": tmp_path / "bench"}
+    assert train(write_recipe(workspace, "validated"), device="cpu", **paths) is not None
+    (line,) = (json.loads(line) for line in (tmp_path / "run" / "validation.jsonl").read_text().splitlines())
+    assert 0 < line["all_mae"] < 1

@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 import shutil
 import weakref
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -542,3 +544,17 @@ def test_the_pipeline_has_the_keys_of_transformers(onnx_checkpoint: Path) -> Non
 
 def test_from_pretrained_is_load(onnx_checkpoint: Path) -> None:
     assert Predictor.from_pretrained(onnx_checkpoint).checkpoint == Predictor.load(onnx_checkpoint).checkpoint
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda latent: None, lambda latent: latent[:, :1], lambda latent: latent.astype(np.float64), list]
+)
+def test_a_guide_that_returns_something_else_is_refused(predictor: Predictor, wrong: Any) -> None:
+    with pytest.raises(InvalidValueError, match=r"the guide returned .* is needed"):
+        predictor(make_photo(24, 32), guide=lambda latent, step: wrong(latent))
+
+
+def test_a_prediction_becomes_a_dict(predictor: Predictor) -> None:
+    prediction = predictor(make_photo(24, 32))
+    assert asdict(prediction)["maps"]["depth"].shape == (24, 32)
+    assert pickle.loads(pickle.dumps(prediction)).depth.tobytes() == prediction.depth.tobytes()

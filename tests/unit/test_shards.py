@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import multiprocessing
@@ -21,7 +22,7 @@ from PIL import Image
 from openmarigold.cli import run
 from openmarigold.data.encodings import MapEncoding
 from openmarigold.data.shard_writer import NewSample, Rejection, ShardWriter
-from openmarigold.data.shards import ShardedDataset
+from openmarigold.data.shards import ShardedDataset, contents_sha256
 from openmarigold.data.sources import Source
 from openmarigold.data.statistics import dataset_statistics
 from openmarigold.errors import DataError
@@ -366,3 +367,9 @@ def test_opening_many_samples_is_quick(tmp_path: Path) -> None:
     np.testing.assert_array_equal(data.read(15_000).rgb, new_sample(0).rgb)
     data.close()
     assert seconds < 0.5  # 0.01 s on an idle machine
+
+
+def test_the_hash_of_a_set_is_that_of_version_0_1() -> None:
+    stored = '{"kind": "linear", "metres_per_unit": 0.001}\n0 abc\n'
+    found = contents_sha256({"depth": {"kind": "linear", "meters_per_unit": 0.001}}, [{"name": "0", "sha256": "abc"}])
+    assert found == hashlib.sha256(stored.encode()).hexdigest()

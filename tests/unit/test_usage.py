@@ -12,12 +12,14 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from openmarigold import cli
 from openmarigold.cli import run
 from openmarigold.cli.predict import Predict
 from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import InvalidValueError
+from tiny import make_photo
 
 PREDICT = ("predict", "a.jpg", "-o", "out")
 CASES = [
@@ -230,3 +232,16 @@ def test_a_bad_settings_file_is_one_line(content: str | None, message: str, tmp_
     with pytest.raises(InvalidValueError, match=message) as error:
         cli.parse(["predict", "a.jpg", "-o", "out", "--config", str(path)])
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_settings_file_predicts(tmp_path: Path, onnx_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(make_photo(24, 32)).save(tmp_path / "a.png")
+    path, out = tmp_path / "mine.toml", tmp_path / "out"
+    path.write_text(f'checkpoint = "{onnx_checkpoint}"\nensemble_size = 2\nformat = ["npy"]\n')
+    words = ["predict", str(tmp_path / "a.png"), "-o", str(out), "--config", str(path)]
+    assert run(words) == 0
+    assert sorted(file.name for file in out.glob("a_*")) == ["a_depth.npy", "a_uncertainty.npy"]
+    assert run([*words, "--config", str(path)]) == 2
+    assert "--config is given 2 times" in capsys.readouterr().err
+    assert run(["predict", "--config", str(path), "a.png"]) == 2
+    assert "--output-dir" in capsys.readouterr().err.splitlines()[-1]

@@ -37,7 +37,7 @@ class BenchmarkCommand:
     tiny_vae_for: TinyVaeUse = "decode"
     """What tiny-vae is used for: decode, encode or both."""
     compile: CompileMode = "off"
-    """Engine torch: off, graphs or full."""
+    """Engine torch: off or full."""
     size: tuple[int, int] = (640, 480)
     """Width and height of the photo [px]."""
     processing_resolution: int | None = None

@@ -33,7 +33,7 @@ class Predict:
     output_dir: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
     """Folder of the results; made where it is missing."""
     config_file: Annotated[Path | None, tyro.conf.arg(name="config", metavar="FILE")] = None
-    """TOML file with settings, such as ensemble_size = 10; flags go before it."""
+    """TOML file with settings, such as ensemble_size = 10; flags override it."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """Predict again what is done already; otherwise photos with results of the same settings are skipped."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -68,22 +68,26 @@ def parse_predict(argv: Sequence[str], prog: str) -> Predict | None:
         return tyro.cli(Predict, args=["--help"], prog=prog)
     if {"-h", "--help"} & set(words):
         return tyro.cli(_brief(Predict), args=["--help"], prog=prog)
-    path = _value_of(words, "--config")
-    if path is None:
+    paths = _values_of(words, "--config")
+    if not paths:
         return None
-    config, output = _read_settings(Path(path))
+    if len(paths) > 1:
+        raise InvalidValueError(f"--config is given {len(paths)} times; give one file")
+    config, output = _read_settings(Path(paths[0]))
     hints = get_type_hints(Predict, include_extras=True)
     given = {name: hints[name] for name in ("config", "output")}
-    return tyro.cli(_varied(Predict, given, {"config": config, "output": output}), args=words, prog=prog)
+    found = tyro.cli(_varied(Predict, given, {"config": config, "output": output}), args=words, prog=prog)
+    return Predict(**{setting.name: getattr(found, setting.name) for setting in fields(Predict)})
 
 
-def _value_of(words: Sequence[str], option: str) -> str | None:
-    """The value of an option: the next word, or the text after =."""
+def _values_of(words: Sequence[str], option: str) -> list[str]:
+    """The values of an option: the next word, or the text after =."""
+    found = []
     for place, word in enumerate(words):
         name, _, value = word.partition("=")
         if name == option:
-            return value or (words[place + 1] if place + 1 < len(words) else None)
-    return None
+            found += [value] if value else words[place + 1 : place + 2]
+    return found
 
 
 def _read_settings(path: Path) -> tuple[PredictConfig, OutputConfig]:

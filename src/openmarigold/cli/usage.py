@@ -97,7 +97,8 @@ def _fields(kind: Any) -> tuple[list[str], list[Any]]:
         elif any(typing.get_origin(choice) is typing.Annotated for choice in typing.get_args(hint)):
             inner.append(hint)
         elif tyro.conf.Positional not in marks:
-            options.append(f"--{name.replace('_', '-')}")
+            named = next((mark.name for mark in marks if getattr(mark, "name", None)), name)
+            options.append(f"--{named.replace('_', '-')}")
     return options, inner
 
 

@@ -200,7 +200,7 @@ def contents_sha256(maps: Mapping[str, Any], shards: Iterable[Mapping[str, Any]]
     """One hash over all samples: over how maps are stored (the manifest's `maps`), and each shard's name and hash."""
     # The name of a set's only map does not count: such sets had one before maps had names.
     encodings = next(iter(maps.values())) if len(maps) == 1 else maps
-    lines = [json.dumps(encodings, sort_keys=True)]
+    lines = [json.dumps(encodings, sort_keys=True).replace("meters_per_unit", "metres_per_unit")]  # as in version 0.1
     lines += [f"{shard.get('shard') or shard['name']} {shard['sha256']}" for shard in shards]
     return hashlib.sha256("".join(f"{line}\n" for line in lines).encode(errors="surrogateescape")).hexdigest()
 

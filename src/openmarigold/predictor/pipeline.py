@@ -30,7 +30,7 @@ def pipeline(
     Args:
         task: "depth-estimation", the only one.
         model: checkpoint folder or hub id; None is the embedded model.
-        options: device, dtype and the other settings of `ModelConfig`.
+        options: device (also a number, -1 for the CPU), dtype and the other settings of `ModelConfig`.
 
     Raises:
         InvalidValueError: another task, a setting that is not accepted, or a model that predicts something else.
@@ -38,6 +38,10 @@ def pipeline(
     """
     if task != TASK:
         raise InvalidValueError(f"task={task!r} is not known; use {TASK!r}")
+    if (device := options.get("device")) is not None and not isinstance(device, str):
+        # transformers also takes numbers of GPUs, -1 for the CPU, and torch's devices.
+        number = device if isinstance(device, int) else None
+        options["device"] = str(device) if number is None else "cpu" if number < 0 else f"cuda:{number}"
     predictor = Predictor.load(model, **options)
     if [kind.name for kind in predictor.modality.maps] != ["depth"]:
         raise InvalidValueError(

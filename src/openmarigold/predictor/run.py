@@ -184,8 +184,6 @@ class _Run:
         self.output = output
         self.output_dir = output_dir
         self.overwrite = overwrite
-        self.manifest = Manifest(output_dir)
-        self.files = ResultFiles(self.manifest)
         self.outcome = BatchResult()
         self._predictor: Predictor | None = None
 
@@ -194,6 +192,14 @@ class _Run:
         parse_color(self.config.background)
         _ = self.request
         check_output(self.output, self.checkpoint.modality)
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        return Manifest(self.output_dir, self.checkpoint.modality.name)
+
+    @cached_property
+    def files(self) -> ResultFiles:
+        return ResultFiles(self.manifest)
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -360,7 +366,7 @@ class _Run:
         write_prediction(
             prediction.maps,
             prediction.uncertainties,
-            modality=prediction.modality,
+            modality=self.checkpoint.modality,
             output_dir=folder,
             stem=Path(result).name,
             output=self.output,

@@ -101,6 +101,21 @@ class PreparedPhoto:
     noise: MemberNoise
 
 
+def checked_guidance(guided: Any, latent: Latent) -> Latent:
+    """What a guide returned, where it can take the place of the latents that it got.
+
+    Raises:
+        InvalidValueError: another type, shape or precision.
+    """
+    found = [type(guided).__name__, list(getattr(guided, "shape", [])), str(getattr(guided, "dtype", ""))]
+    wanted = [type(latent).__name__, list(latent.shape), str(latent.dtype)]
+    if found != wanted:
+        raise InvalidValueError(
+            f"the guide returned {' '.join(map(str, found))}; {' '.join(map(str, wanted))} is needed"
+        )
+    return guided.detach() if getattr(guided, "requires_grad", False) else guided
+
+
 def checked_latents(
     latents: np.ndarray, shape: tuple[int, int, int], config: CallConfig
 ) -> Float[np.ndarray, "n C h w"]:

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from openmarigold.errors import OutputError
+from openmarigold.modalities import DEPTH
 from openmarigold.text_files import parse_json_lines, with_current_keys
 
 MANIFEST_NAME = "manifest.jsonl"
@@ -24,10 +25,11 @@ Status = Literal["started", "done", "failed"]
 
 
 class Manifest:
-    """The manifest of `output_dir`, read at the first use."""
+    """The manifest of `output_dir` for the results of one modality, read at the first use."""
 
-    def __init__(self, output_dir: Path) -> None:
+    def __init__(self, output_dir: Path, modality: str = DEPTH.name) -> None:
         self.output_dir = output_dir
+        self.modality = modality
         self.path = output_dir / MANIFEST_NAME
         self._standing: dict[str, dict[str, Any]] | None = None
 
@@ -52,7 +54,8 @@ class Manifest:
         That is the last line that is not a failure.
         """
         if self._standing is None:
-            self._standing = {entry["result"]: entry for entry in self.lines() if entry["status"] != "failed"}
+            own = (entry for entry in self.lines() if entry.get("modality", DEPTH.name) == self.modality)
+            self._standing = {entry["result"]: entry for entry in own if entry["status"] != "failed"}
         return self._standing.get(result)
 
     def append(self, result: str, status: Status, **fields: Any) -> None:
@@ -61,7 +64,7 @@ class Manifest:
         Raises:
             OutputError: the file cannot be written.
         """
-        entry = {"result": result, "status": status, **fields}
+        entry = {"result": result, "status": status, "modality": self.modality, **fields}
         self.standing(result)  # read before it is written
         assert self._standing is not None
         content = (json.dumps(entry, ensure_ascii=True) + "\n").encode()
@@ -121,10 +124,16 @@ class Manifest:
             outputs = entry.get("outputs")
             if isinstance(outputs, dict) and path.name in outputs:
                 found = entry if outputs[path.name] == file_size(path) else None
-            elif entry["status"] == "started" and found is not None and found["result"] == entry["result"]:
+            elif entry["status"] == "started" and found is not None and _is_of_same(found, entry):
                 found = None  # replaced by a run that did not get to its end
         record = None if found is None else found.get("provenance")
         return record if isinstance(record, dict) else None
+
+
+def _is_of_same(line: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two lines are about the same files; those of version 0.1 do not state the modality, which was depth."""
+    first, second = ((entry["result"], entry.get("modality", DEPTH.name)) for entry in (line, other))
+    return first == second
 
 
 def _is_entry(entry: object) -> bool:

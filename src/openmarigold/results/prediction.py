@@ -12,7 +12,7 @@ from jaxtyping import Float32
 from PIL import Image
 
 from openmarigold.config import OutputConfig
-from openmarigold.modalities import DEPTH, Modality
+from openmarigold.modalities import DEPTH, find_modality
 from openmarigold.results.writers import write_prediction
 
 
@@ -37,7 +37,8 @@ class Prediction:
     """The resolved settings: checkpoint, invariance, num_inference_steps, ensemble_size, num_members (of which the
     maps were made; fewer than ensemble_size where ensemble_tolerance stopped), processing_resolution, seed,
     timestep_spacing, start_noise, final_step, engine, device, dtype; tiny_vae and tiny_vae_for where one was used."""
-    modality: Modality = DEPTH
+    modality: str = DEPTH.name
+    """Name of what the model predicts."""
 
     def __getattr__(self, name: str) -> np.ndarray:
         maps = self.__dict__.get("maps", {})
@@ -56,7 +57,7 @@ class Prediction:
         Raises:
             InvalidValueError, MissingExtraError: see `modalities.colors.color_table`.
         """
-        return Image.fromarray(self.modality.picture(self.maps, color_map))
+        return Image.fromarray(find_modality(self.modality).picture(self.maps, color_map))
 
     def save(
         self, folder: Path | str, stem: str, *, output: OutputConfig | None = None, overwrite: bool = False
@@ -74,12 +75,13 @@ class Prediction:
             MissingExtraError: a format or color map without its extra.
             OutputError: a file exists and `overwrite` is off, or the folder cannot be written.
         """
-        quantity = self.modality.quantities.get(str(self.settings.get("invariance")))
+        modality = find_modality(self.modality)
+        quantity = modality.quantities.get(str(self.settings.get("invariance")))
         record = {**({} if quantity is None else {"quantity": quantity}), **self.settings}
         return write_prediction(
             self.maps,
             self.uncertainties,
-            modality=self.modality,
+            modality=modality,
             output_dir=folder,
             stem=stem,
             output=output,

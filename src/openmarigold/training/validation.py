@@ -49,7 +49,7 @@ class Validation:
         self._config, self._device, self._modality = config, device, modality
         self._benchmarks: dict[str, Benchmark] = {}
         if paths.benchmark_dir is not None:
-            self._benchmarks[""] = open_folder_benchmark(paths.benchmark_dir)
+            self._benchmarks[""] = open_folder_benchmark(paths.benchmark_dir, modality)
         if config.benchmarks and paths.benchmark_data_dir is None:
             raise RecipeError(
                 f"validation.benchmarks names {', '.join(config.benchmarks)}; give the folder of their data with "
@@ -58,6 +58,10 @@ class Validation:
         for name in config.benchmarks:
             assert paths.benchmark_data_dir is not None
             self._benchmarks[name] = open_benchmark(name, paths.benchmark_data_dir)
+            if (measured := self._benchmarks[name].row.modality.name) != modality.name:
+                raise RecipeError(
+                    f"validation.benchmarks: {name} measures {measured}, not {modality.name}; leave it out"
+                )
         self._photos: list[Path] = []
         if paths.photos_dir is not None:
             if paths.photos_dir.is_dir():

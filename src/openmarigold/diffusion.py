@@ -137,7 +137,7 @@ class NoiseSchedule:
                 "prediction_type='epsilon' cannot start from that; try 0.012"
             )
         if self.prediction_type == "epsilon" and self.rescale_betas_zero_snr:
-            # At SNR 0 the input is the noise itself: predicting it says nothing about the image.
+            # At SNR 0 the input is the noise itself, so its prediction carries no information about the image.
             raise InvalidValueError(
                 "prediction_type='epsilon' cannot be sampled with rescale_betas_zero_snr=True; use 'v_prediction'"
             )

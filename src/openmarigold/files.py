@@ -30,7 +30,7 @@ _ROOM_BYTES = 40  # what a temporary name adds: dots, the ids of process and thr
 _PROBE_BYTES = 2**20
 _BLOCK_BYTES = 2**20
 
-# Errors of one name, which say nothing about the next file: too long, not allowed, something else in its place.
+# Errors of a single name, which the next file may not meet: too long, not allowed, something else in its place.
 _OF_ONE_NAME = frozenset(
     {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY}
 )
@@ -96,7 +96,7 @@ def remembered_sha256(path: Path) -> str:
 
 
 def user_cache_dir() -> Path:
-    r"""Where small files are kept that belong to a checkpoint whose own folder cannot be written.
+    r"""The folder of caches: hashes, embeddings and converted networks of checkpoints.
 
     `OPENMARIGOLD_CACHE_DIR`, or the platform's place: `~/.cache/openmarigold` (or `XDG_CACHE_HOME`) on Linux,
     `~/Library/Caches/openmarigold` on macOS, `%LOCALAPPDATA%\openmarigold\Cache` on Windows. Where the home folder is
@@ -167,7 +167,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         text = getattr(cause, "strerror", None) or one_line(cause)
         raise OutputError(f"cannot write {path}: {text}; check the folder and free space") from cause
     finally:
-        with suppress(OSError):  # the error above says what is wrong with the path
+        with suppress(OSError):  # the error above is the one to report
             temporary.unlink(missing_ok=True)
 
 
@@ -207,7 +207,7 @@ def try_to_write(folder: Path) -> None:
 
 def remove_leftovers(path: Path) -> None:
     """Removes what processes that were killed while writing this file have left of it."""
-    with suppress(OSError):  # writing the file says what is wrong with the folder
+    with suppress(OSError):  # writing the file will report the error
         for leftover in path.parent.glob(f".{glob_escape(_short_name(path))}.*.partial"):
             leftover.unlink(missing_ok=True)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether this process is our own command line, which may arrange it to its needs, or somebody's that imported us.
+"""Signals and streams of our own command line; a program that imports this package keeps its own.
 
-Our own process hears the signals that ask it to end, and has all three standard streams, whoever started it.
+Our own process handles the signals that ask it to end, and always has all three standard streams.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def end_work(status: int) -> int:
 
 
 def say(line: str) -> None:
-    """Prints a line to stderr; a stderr that cannot be written stops nothing."""
+    """Prints a line to stderr; an unwritable stderr is ignored."""
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:
@@ -132,7 +132,7 @@ def _open_streams() -> None:
 
 
 def _discard(stream: object) -> None:
-    """Sends what a stream still holds, and whatever comes after it, to the null device."""
+    """Sends the rest of a stream to the null device."""
     with suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())  # type: ignore[attr-defined]

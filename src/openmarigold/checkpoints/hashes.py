@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hashes of checkpoints: one for all that loading one reads, whatever the history of its folder."""
+"""Hashes of checkpoints, over the files that loading reads."""
 
 from __future__ import annotations
 

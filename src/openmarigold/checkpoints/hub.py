@@ -246,7 +246,7 @@ def _listed(library: Any, hub_id: str, revision: str) -> Repository:
 
 
 def _kept(library: Any, hub_id: str, revision: str, landmark: str, *, offline: str) -> Repository | None:
-    """The repository as it was downloaded before, by whatever program; None where it was not."""
+    """The repository as any program downloaded it before; None if none did."""
     found = library.try_to_load_from_cache(hub_id, landmark, revision=revision)
     if not isinstance(found, str):
         return None
@@ -296,7 +296,7 @@ def _take_from_another_repository(library: Any, repository: Repository, name: st
 
 
 def _announce(library: Any, repository: Repository, large: Mapping[str, HubFile], what: str) -> None:
-    """One line that says what is downloaded, how much, from where and to where; a warning, so that it always shows."""
+    """Logs what is downloaded, how much, from where and to where; as a warning, so that it always shows."""
     if not large:
         return
     here = sum(size_of(partial_path(_blob(repository, file))) for file in large.values())

@@ -159,7 +159,7 @@ def fetch_network(hub_id: str, *, local_files_only: bool = False) -> Path:
     """The folder of a repository that holds one network, such as a small autoencoder.
 
     Raises:
-        CheckpointError: it has no weights that are loaded, or cannot be had.
+        CheckpointError: its weights are missing or of a kind that is not loaded, or it cannot be downloaded.
     """
     repository = find_repository(hub_id, local_files_only=local_files_only, landmark="config.json")
     fetch(repository, [name for name in part_files(repository, "") if name in repository.files])
@@ -223,7 +223,7 @@ def _matching(repository: Repository, patterns: Iterable[str]) -> list[str]:
 
 
 def _no_weights(repository: Repository, prefix: str, stem: str, variant: str | None) -> CheckpointError:
-    """Why a part has no weights that are loaded: another variant, a pickle, or nothing."""
+    """The error for a part without usable weights: another variant, a pickle, or nothing."""
     where = f"{repository.hub_id}{f' ({prefix})' if prefix else ''}"
     here = [name.removeprefix(prefix) for name in repository.files if name.startswith(prefix)]
     published = sorted({_variant_of(name, stem) for name in here if name.endswith(".safetensors")})

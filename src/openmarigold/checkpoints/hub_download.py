@@ -169,7 +169,7 @@ def _status(error: Exception) -> int | None:
 
 
 def _progress(title: str, size: int) -> Callable[[int], None]:
-    """Says on a terminal, ten times a file at most, how far a download is; nothing elsewhere."""
+    """A function that logs the progress of a download on a terminal, at most ten times a file."""
     if not sys.stderr.isatty() or os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS"):
         return lambda done: None
     last_share, last_time = 0.0, time.monotonic()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What went wrong with the Hugging Face hub, in one line: the cause, and what to do.
+"""Errors of the Hugging Face hub on one line: the cause, and what to do.
 
 Errors of huggingface_hub and of the HTTP library underneath are told apart by HTTP status and class name: the library,
 and its errors with it, has changed between releases.
@@ -40,7 +40,7 @@ def not_downloaded(hub_id: str, *, offline: str, missing: str | None = None) -> 
 
 
 def is_absent(error: Exception) -> bool:
-    """Whether the hub has answered, and has no such revision or file: what is kept here cannot replace it then."""
+    """Whether the hub answered that the revision or file does not exist, so that a kept copy cannot replace it."""
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool(names & {"RevisionNotFoundError", "RemoteEntryNotFoundError"})
 
@@ -153,5 +153,5 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None and error not in links:
         links.append(error)
         error = error.__cause__ or error.__context__
-    # An answer of the hub comes wrapped around an error of the HTTP library that says less.
+    # The hub's answer is more precise than the HTTP library's error that it wraps.
     yield from sorted(links, key=lambda link: not hasattr(link, "response"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint consists of and whether it is intact: parameters, sizes, hashes, finite weights.
+"""Description and verification of checkpoints: parameters, sizes, hashes, finite weights.
 
 Files are read in blocks and no network is loaded, so that neither torch nor much memory is needed.
 """
@@ -176,7 +176,7 @@ def write_sums(directory: Path) -> None:
 
 
 def check_sums(directory: Path) -> None:
-    """Passes if the files that SHA256SUMS in a folder names are as they were; also where there is no such file.
+    """Passes if the files in a folder's SHA256SUMS are unchanged, or if the folder does not have that file.
 
     Raises:
         CheckpointError: one is missing or has other bytes, or SHA256SUMS is damaged.

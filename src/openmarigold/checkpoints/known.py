@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Facts about checkpoints: what a pipeline predicts, and what the files of published ones do not say.
+"""Facts about checkpoints: what a pipeline predicts, and facts that published files do not state.
 
 `KINDS` are families that no modality of `MODALITIES` describes, with advice. A published checkpoint is a row of
 `KNOWN`. What a checkpoint's files state goes before the table.
@@ -63,7 +63,7 @@ _KIND_OF_CLASS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """Facts about one checkpoint; None where its files say it, or it does not matter."""
+    """Facts about one checkpoint; None where its files state it, or it does not matter."""
 
     kind: str
     source: str
@@ -71,7 +71,7 @@ class Known:
     start_noise: StartNoise | None = None
     num_inference_steps: int | None = None
     timestep_spacing: str | None = None
-    """What its authors sample with, whatever its scheduler's file states."""
+    """The spacing that its authors use, where its scheduler's file states another."""
     same_weights: str | None = None
     """Another repository with the same weights, in files that can be loaded."""
 
@@ -138,7 +138,7 @@ def check_kind(
     scheduler: Mapping[str, Any] | None = None,
     unet: Mapping[str, Any] | None = None,
 ) -> Known | None:
-    """The facts that go with a checkpoint's model_index.json in `path`; None where its files say all.
+    """The facts about the checkpoint of the model_index.json in `path`; None where its files state all.
 
     The script of Garcia et al. (E2E-FT) saves its models as a StableDiffusionPipeline with a DDPMScheduler. Their U-Net
     takes the photo's latent too, which tells them from image generators. No file says whether they predict depth or

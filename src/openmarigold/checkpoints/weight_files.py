@@ -91,7 +91,7 @@ def plain_pickles(stem: str) -> tuple[str, ...]:
 
 @cache  # once, however often a checkpoint is read
 def warn_of_half(where: str) -> None:
-    """Says that weights in half precision are taken, where the plain ones are there in a form that is never loaded."""
+    """Warns that weights in half precision are used because the plain ones are pickles."""
     _log.warning(
         "%s has its plain weights only as a pickle, which is never loaded: its weights named fp16 are taken", where
     )

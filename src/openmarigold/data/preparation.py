@@ -331,11 +331,7 @@ def damaged(what: str, error: BaseException) -> FrameDefectError:
 
 
 def check_size(pixels: np.ndarray, size: tuple[int, int], what: str) -> None:
-    """Checks height and width.
-
-    Raises:
-        FrameDefectError: they differ from `size`.
-    """
+    """Raises FrameDefectError unless height and width are `size`."""
     if pixels.shape[:2] != size:
         raise FrameDefectError("wrong size", f"{what} is {_size(pixels)}, not {size[0]}x{size[1]}")
 

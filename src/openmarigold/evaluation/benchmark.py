@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a benchmark is: a row of how it is stored and which pixels count, and access to its samples."""
+"""Benchmarks: a row describes the storage and the pixels that count; `Benchmark` gives access to the samples."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ class Benchmark:
             path = self._path(entry.files["meta"])
             raise DataError(f"{path} has no number {error}, the values of its 16-bit picture per unit") from error
         except Exception as error:
-            # Decoders raise whatever damaged bytes lead to, as Pillow's and NumPy's do.
+            # Decoders, such as Pillow's and NumPy's, raise many kinds for damaged bytes.
             raise DataError(
                 f"{self._path(entry.files[name])} is missing or damaged ({one_line(error)}); get the benchmark again"
             ) from error
@@ -173,7 +173,7 @@ class Benchmark:
         except ImageError as error:
             raise ImageError(f"{path}: {error}") from error
         except Exception as error:
-            # Pillow's decoders raise whatever damaged bytes lead to.
+            # Pillow's decoders raise many kinds for damaged bytes.
             raise ImageError(f"{path} is damaged or cannot be read: {one_line(error)}") from error
 
     def _path(self, name: str) -> str:

@@ -33,7 +33,7 @@ class Comparison:
     def verdict(self, metric: str) -> str:
         """Who is better: "a" or "b" where every interval of the difference excludes 0, else "undecided".
 
-        Of fewer than `MIN_IMAGES` images nothing can be said, whatever the intervals are: "too few images".
+        Fewer than `MIN_IMAGES` images decide nothing: "too few images".
         """
         if self.num_images < MIN_IMAGES:
             return TOO_FEW

@@ -155,7 +155,7 @@ def read_map(path: Path | str, kind: MapKind) -> np.ndarray:
         try:
             values = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _read_gray16(path)
         except Exception as error:
-            # Pillow and NumPy raise whatever damaged bytes lead to.
+            # Pillow and NumPy raise many kinds for damaged bytes.
             raise DataError(f"{path} is missing or damaged ({one_line(error)}); write it again") from error
     values = np.squeeze(np.asarray(values))
     channels = () if kind.channels == 1 else (kind.channels,)

@@ -184,7 +184,7 @@ def _images(content: Any) -> list[ImageScore]:
         for image in content
     ]
     if not images or any(image.metrics.keys() != images[0].metrics.keys() for image in images):
-        raise ValueError("there are no images, or they have different scores")
+        raise ValueError("images are missing, or they have different scores")
     if not all(isinstance(text, str) for image in images for text in (image.name, image.kind, image.place)):
         raise ValueError("an image whose name, kind or place is not a text")
     return images

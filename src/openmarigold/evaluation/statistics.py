@@ -36,7 +36,7 @@ class Scored(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class KindScore:
-    """Means over the images of a kind, each place counting once where the benchmark says so, with 95 % intervals."""
+    """Means over the images of a kind, or over its places if the benchmark asks for it, with 95 % intervals."""
 
     num_places: int
     num_images: int

@@ -53,7 +53,7 @@ def read_exr(path: Path) -> dict[str, Shaped[np.ndarray, "h w"]]:
 
 
 def read_exr_picture(path: Path) -> tuple[dict[str, Shaped[np.ndarray, "h w"]], bool]:
-    """As `read_exr`, for pictures: deep samples are merged, which the second value says, and channels may be smaller.
+    """The channels of a picture, and whether deep samples were merged; unlike in `read_exr`, sizes may differ.
 
     Raises:
         ImageError: the file is damaged or of another kind.

@@ -39,7 +39,7 @@ def read_tone_mapped(
     """RGB of an OpenEXR or Radiance file; `check_size(width, height)` may refuse it before its pixels are read.
 
     Raises:
-        ImageError: the file is damaged, or has no channels of a picture.
+        ImageError: the file is damaged, or without the channels of a picture.
         MissingExtraError: OpenEXR without the extra `exr`, Radiance without the extra `formats`.
     """
     with path.open("rb") as file:
@@ -61,7 +61,7 @@ def read_tone_mapped(
 
 
 def tone_map(linear: Float32[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Picture in sRGB of linear light in any unit: the same picture whatever factor the light is multiplied with.
+    """Picture in sRGB of linear light in any unit: multiplying the light by a factor does not change it.
 
     Negative and undefined values are black, infinite ones white.
     """

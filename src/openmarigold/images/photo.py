@@ -59,7 +59,7 @@ def read_rgb(
     Raises:
         ImageError: missing, empty, truncated, too large or not an image, or an extra is missing; the message is one
             line.
-        InvalidValueError: a background that is no color.
+        InvalidValueError: a background that is not a color.
     """
     path = as_path(path, "the photo")
     color = parse_color(background)
@@ -90,7 +90,7 @@ def read_rgb(
     except MemoryError as error:
         raise ImageError(f"{path} does not fit into memory; make it smaller first") from error
     except Exception as error:
-        # Pillow's decoders raise whatever damaged bytes lead to: OSError, SyntaxError, ValueError, struct.error …
+        # Pillow's decoders raise many kinds for damaged bytes: OSError, SyntaxError, ValueError, struct.error …
         raise ImageError(f"{path} is damaged or cannot be read: {one_line(error)}") from error
 
 
@@ -102,7 +102,7 @@ def as_rgb(image: Any, *, background: str = "white") -> UInt8[np.ndarray, "h w 3
 
     Raises:
         ImageError: a path, file or Pillow image that cannot be read.
-        InvalidValueError: an array of another shape, type or range, or a background that is no color.
+        InvalidValueError: an array of another shape, type or range, or a background that is not a color.
     """
     if isinstance(image, (str, os.PathLike)):
         return read_rgb(Path(image), background=background)
@@ -175,7 +175,7 @@ def processing_size(
     """Size (height, width) whose longer (or shorter) side is `processing_resolution` [px]; 0 keeps the native size.
 
     The other side is rounded down, as in diffusers, but never below 8: a sliver keeps one latent cell. With "shorter"
-    the longer side stays within eight times the resolution, whatever the photo's shape.
+    the longer side stays within eight times the resolution.
 
     Raises:
         InvalidValueError: a size that is too large for the networks.
@@ -214,7 +214,7 @@ def unpad(array: Shaped[np.ndarray, "*lead hp wp"], size: tuple[int, int]) -> Sh
 
 
 def _interpolate(planes: Float32[np.ndarray, "n h w"], length: int, *, axis: int) -> Float32[np.ndarray, "n ho wo"]:
-    """One axis resized with two taps per output pixel, whatever the ratio; along rows in strips."""
+    """One axis resized with two taps per output pixel at any ratio; along rows in strips."""
     source = planes.shape[axis]
     # float32 like torch, so that both pick the same weights: at 4000 px they differ from exact ones by 1e-4.
     center = (np.arange(length, dtype=np.float32) + np.float32(0.5)) * np.float32(source / length) - np.float32(0.5)
@@ -274,7 +274,7 @@ def _head(path: Path) -> bytes:
 
 
 def _decode(path: Path, head: bytes, color: Color, note: Callable[[str], object]) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB of a file, by whoever decodes its kind rightly."""
+    """RGB of a file, by the decoder for its kind."""
     if is_linear_light(head):
         return read_tone_mapped(path, background=color, check_size=_check_size, note=note)
     tiff = examine_tiff(path) if head[:4] in TIFF_MAGIC else None

@@ -136,7 +136,7 @@ def _channels_last(array: np.ndarray, *, channels_first: bool) -> np.ndarray:
     """The array as [h w c].
 
     Raises:
-        InvalidValueError: it has no such shape, or two.
+        InvalidValueError: the shape does not fit, or is ambiguous.
     """
     if array.ndim == 2 and array.size > 0:
         return array[..., None]
@@ -233,7 +233,7 @@ def _deep_converter(image: Image.Image, background: Color) -> Callable[[Image.Im
     """
     inverted = white_is_zero(image)
     key = image.info.get("transparency")  # in PNG, one gray level
-    if image.mode == "I" and image.format is None:  # in the making, so that no file says what the range is
+    if image.mode == "I" and image.format is None:  # not from a file, so the range is unknown
         extrema = image.getextrema()
         if 1 < extrema[1] <= 255:  # pyright: ignore[reportOperatorIssue]
             raise ImageError(

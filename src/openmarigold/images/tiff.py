@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a TIFF file holds, by its tags: raw photo or picture, which page is the picture, and who decodes it rightly.
+"""The kind of a TIFF file, by its tags: raw photo or picture, the page of the picture, and its decoder.
 
 Pillow opens more kinds than it decodes rightly (12 bits, signed samples, 16 bits in planes, white as zero), so that
 what it may decode is a list; everything else goes to OpenImageIO or is refused. TIFF 6.0; DNG 1.7, chapter 2.
@@ -53,7 +53,7 @@ def examine_tiff(path: Path) -> TiffPicture:
     with path.open("rb") as file:
         pages, whole = _read_pages(file)
         if not pages:
-            return TiffPicture("pillow")  # whose message says what is wrong
+            return TiffPicture("pillow")  # which reports the error
         if path.suffix.lower() in RAW_SUFFIXES or any(map(_is_raw, _with_sub_pages(file, pages))):
             return TiffPicture("raw")
     full = [index for index, tags in enumerate(pages) if not _is_preview(tags)]
@@ -96,7 +96,7 @@ def white_is_zero(image: Any) -> bool:
 
 
 def _read_pages(file: BinaryIO) -> tuple[list[Tags], bool]:
-    """Tags of the pages in order, and whether the last one says that it is the last."""
+    """Tags of the pages in order, and whether the chain of pages is complete."""
     pages: list[Tags] = []
     file.seek(0)
     header = file.read(8)

@@ -131,7 +131,7 @@ def load_unet(folder: Path, *, variant: str | None = None, dtype: torch.dtype = 
 
 
 def load_vae(folder: Path, *, variant: str | None = None, dtype: torch.dtype = torch.float32) -> Vae:
-    """VAE (`AutoencoderKL` or `AutoencoderTiny`, as its config.json says), in evaluation mode.
+    """VAE (`AutoencoderKL` or `AutoencoderTiny`, by its config.json), in evaluation mode.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the class is another one.
@@ -173,7 +173,7 @@ def _load(model_class: Any, folder: Path, *, variant: str | None, dtype: torch.d
     try:
         with torch.device("meta"):
             model = model_class.from_config(config)
-    except Exception as error:  # whatever a constructor makes of wrong values
+    except Exception as error:  # constructors raise many kinds for wrong values
         raise CheckpointError(
             f"{folder} cannot be loaded ({one_line(error)}); get config.json and weights from the same checkpoint"
         ) from error
@@ -231,17 +231,39 @@ def save_checkpoint(
             return
         assert schedule is not None and empty_prompt_embedding is not None
         _save_network(unet, folder / "unet", dtype)
-        write_embedding(empty_prompt_embedding, folder / EMBEDDING_FILE)
-        (folder / "scheduler").mkdir()
-        write_json(folder / "scheduler" / "scheduler_config.json", schedule.to_config())
-        complete = text_encoder_of is not None and _write_text_encoder(text_encoder_of, folder, empty_prompt_embedding)
-        components = {
-            "unet": ["diffusers", "UNet2DConditionModel"],
-            "vae": ["diffusers", type(vae).__name__],
-            "scheduler": ["diffusers", schedule.class_name],
-            **_text_components(complete),
-        }
-        write_json(folder / "model_index.json", {**(index or {}), **components})
+        _write_parts(
+            folder,
+            vae=vae,
+            embedding=empty_prompt_embedding,
+            schedule=schedule,
+            index=index or {},
+            text_encoder_of=text_encoder_of,
+        )
+
+
+def _write_parts(
+    folder: Path,
+    *,
+    vae: Vae,
+    embedding: Float[Tensor, "1 n d"],
+    schedule: NoiseSchedule,
+    index: Mapping[str, Any],
+    text_encoder_of: Path | None,
+) -> None:
+    """Writes all of a checkpoint except its networks: embedding, scheduler, text encoder and model_index.json."""
+    write_embedding(embedding, folder / EMBEDDING_FILE)
+    (folder / "scheduler").mkdir()
+    write_json(folder / "scheduler" / "scheduler_config.json", schedule.to_config())
+    complete = text_encoder_of is not None and _write_text_encoder(text_encoder_of, folder, embedding)
+    library = "transformers" if complete else None
+    components = {
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", type(vae).__name__],
+        "scheduler": ["diffusers", schedule.class_name],
+        "text_encoder": [library, "CLIPTextModel" if complete else None],
+        "tokenizer": [library, "CLIPTokenizer" if complete else None],
+    }
+    write_json(folder / "model_index.json", {**index, **components})
 
 
 def _write_text_encoder(source: Path, folder: Path, embedding: Float[Tensor, "1 n d"]) -> bool:
@@ -249,21 +271,13 @@ def _write_text_encoder(source: Path, folder: Path, embedding: Float[Tensor, "1 
     try:
         if copy_text_encoder(source, folder):
             return True
-    except CheckpointError:  # only pickles there, say: training did not need it, and its result must not be lost
+    except CheckpointError:  # such as pickles only; training did not need them, and its result must not be lost
         for name in ("text_encoder", "tokenizer"):
             shutil.rmtree(folder / name, ignore_errors=True)
     if embedding.shape[1] != 2 or find_spec("transformers") is None:
         return False
     write_constant_text_encoder(embedding.cpu(), folder)
     return True
-
-
-def _text_components(complete: bool) -> dict[str, list[str | None]]:
-    library = "transformers" if complete else None
-    return {
-        "text_encoder": [library, "CLIPTextModel" if complete else None],
-        "tokenizer": [library, "CLIPTokenizer" if complete else None],
-    }
 
 
 def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: Dtype) -> None:
@@ -296,18 +310,18 @@ def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: Dt
         "default_denoising_steps": source.default_num_inference_steps,
         "default_processing_resolution": source.default_processing_resolution,
         "start_noise": source.default_start_noise,
-        "unet": ["diffusers", type(loaded["unet"]).__name__],
-        "vae": ["diffusers", type(loaded["vae"]).__name__],
-        "scheduler": ["diffusers", schedule.class_name],
     }
     with atomic_directory(destination) as folder:
         for name, network in loaded.items():
             _save_network(network, folder / name, getattr(torch, dtype))
-        (folder / "scheduler").mkdir()
-        write_json(folder / "scheduler" / "scheduler_config.json", schedule.to_config())
-        write_embedding(embedding, folder / EMBEDDING_FILE)
-        index |= _text_components(_write_text_encoder(source.directory, folder, embedding))
-        write_json(folder / "model_index.json", index)
+        _write_parts(
+            folder,
+            vae=loaded["vae"],
+            embedding=embedding,
+            schedule=schedule,
+            index=index,
+            text_encoder_of=source.directory,
+        )
         for path in (*source.directory.glob("README.md"), *source.directory.glob("LICEN[SC]E*")):
             shutil.copyfile(path, folder / path.name)
         write_sums(folder)

@@ -108,7 +108,7 @@ def export_shared(source: Checkpoint, destination: Path) -> None:
     several others, about a thousandth of a U-Net, are stored in the ONNX files in half precision.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, or has no safetensors weights.
+        CheckpointError: the checkpoint is damaged, or without safetensors weights.
         OutputError: `destination` holds something other than such a copy, which would be lost.
         MissingExtraError: the package `onnx` is not installed.
     """

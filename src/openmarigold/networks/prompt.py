@@ -126,7 +126,7 @@ def _encode_empty_prompt(directory: Path, variant: str | None) -> Float[Tensor, 
 def _text_encoder(settings: dict[str, Any], files: Sequence[Path]) -> nn.Module:
     """CLIP's text encoder of these sizes and weights, and of nothing else that its folder may hold.
 
-    transformers' own loading follows what config.json says of kernels, quantization and adapters.
+    transformers' own loading obeys keys of config.json for kernels, quantization and adapters, which may run code.
     """
     from transformers import CLIPTextConfig, CLIPTextModel
 

@@ -221,3 +221,21 @@ def test_log_ransac_ignores_outliers(seed):
     # A prediction that falls with depth is no depth; it is scaled, not turned over.
     turned = align_sample(sample, 3.0 - pred, PROTOCOLS["log-ransac"])[0]["depth"]
     assert np.corrcoef(turned.ravel(), depth.ravel())[0, 1] < 0
+
+
+def test_disparity_of_zero_and_less_is_as_far_as_the_range_goes():
+    depth = np.array([[1.0, 2.0, 4.0, 8.0, 8.0]])
+    sample = BenchmarkSample(
+        name="case",
+        kind="room",
+        place="a",
+        rgb=np.zeros((1, 5, 3), np.uint8),
+        maps={"depth": depth},
+        valid_mask=np.array([[True, True, True, False, False]]),
+        min_value=LOW,
+        max_value=HIGH,
+        full_size=(1, 5),
+    )
+    pred = np.array([[1.0, 0.5, 0.25, 0.0, -0.5]])
+    aligned = align_sample(sample, pred, PROTOCOLS["disparity"])[0]["depth"]
+    np.testing.assert_allclose(aligned, [[1.0, 2.0, 4.0, HIGH, HIGH]], rtol=1e-9)

@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from openmarigold.alignment import align_depth, align_disparity, fit_scale_shift
+from openmarigold.alignment import align_depth, align_disparity, fit_log_ransac, fit_scale_shift
 from openmarigold.errors import DataError, InvalidValueError
 
 EVERYWHERE = np.ones((3, 4), dtype=bool)
@@ -60,6 +60,16 @@ def test_align_disparity_fits_in_inverse_depth_and_caps_it():
     aligned = align_disparity(disparity, gt, np.array([[True, True, True, False]]))
     np.testing.assert_allclose(aligned[0, :3], gt[0, :3], rtol=1e-9)
     assert aligned[0, 3] == pytest.approx(1000.0)
+
+
+def test_what_disagrees_by_more_than_the_median_deviation_is_left_out():
+    pred = np.linspace(0.0, 1.0, 100)
+    log_gt = 1.0 + 0.1 * pred
+    log_gt[60:80] += 0.3  # less than the mean deviation, which the far ones make large
+    log_gt[80:] += 5.0
+    aligned, slope = fit_log_ransac(pred, np.expm1(log_gt), np.ones(100, bool))
+    assert slope == pytest.approx(0.1)
+    np.testing.assert_allclose(aligned[:60], np.expm1(log_gt[:60]))
 
 
 def test_maps_that_cannot_be_aligned_are_refused():

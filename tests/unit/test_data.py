@@ -66,7 +66,7 @@ def test_broken_data_is_named(data_dir: Path, tmp_path: Path) -> None:
 
 def test_color_and_depth_stay_together() -> None:
     """Depth equal to the picture's brightness must stay so under every view."""
-    ramp = np.linspace(20, 235, 96 * 128).reshape(96, 128)
+    ramp = np.add.outer(np.linspace(0, 90, 96), np.linspace(20, 145, 128))  # steep in both directions
     sample = Sample(
         rgb=np.repeat(ramp.astype(np.uint8)[:, :, None], 3, axis=2), maps={"depth": ramp.astype(np.float32)}, kind="x"
     )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from openmarigold.errors import DataError, InvalidValueError
-from openmarigold.metrics import METRICS, delta, depth_metrics
+from openmarigold.metrics import METRICS, boundary_f1, delta, depth_metrics
 
 GT = np.array([[1.0, 2.0, 4.0, 5.0]])
 PRED = np.array([[1.0, 1.0, 8.0, 5.0]])
@@ -35,6 +35,18 @@ def test_all_metrics_by_hand():
 @pytest.mark.parametrize("name", METRICS)
 def test_each_metric_alone_gives_the_same(name):
     assert METRICS[name](PRED, GT, EVERYWHERE) == pytest.approx(BY_HAND[name])
+
+
+def test_relative_errors_are_shares_of_the_ground_truth():
+    scores = depth_metrics(np.array([[3.0]]), np.array([[2.0]]), np.ones((1, 1), bool))
+    assert (scores["abs_rel"], scores["sq_rel"]) == (0.5, 0.5)
+
+
+def test_contours_count_in_each_of_the_four_directions():
+    step = np.ones((4, 6))
+    step[2:] = 2.0
+    for depth in (step, step[::-1], step.T, step.T[::-1]):
+        assert boundary_f1(depth, depth, np.ones(depth.shape, bool)) == pytest.approx(0.25)
 
 
 def test_delta_is_strict():

@@ -21,10 +21,11 @@ from openmarigold.data.preparation import FrameDefectError, FrameFilter
 from openmarigold.data.shard_writer import NewSample, ShardWriter
 from openmarigold.data.sources import Sample
 from openmarigold.diffusion import NoiseSchedule
+from openmarigold.engines.converted import decode
 from openmarigold.errors import DataError, RecipeError
 from openmarigold.evaluation import evaluate
 from openmarigold.modalities import MODALITIES
-from openmarigold.networks.backbone import load_unet, save_checkpoint
+from openmarigold.networks.backbone import decode_targets, decode_to_image, load_unet, save_checkpoint
 from openmarigold.predictor import Predictor
 from openmarigold.results.provenance import read_provenance
 from openmarigold.seeding import generator_for
@@ -99,6 +100,27 @@ def trained(workspace: Path) -> Path:
         checkpoint = train(recipe, data_dir=workspace / "data", output_dir=workspace / "whole", device="cpu")
     assert checkpoint is not None
     return checkpoint
+
+
+def test_maps_of_several_channels_keep_their_places() -> None:
+    stack = np.arange(36, dtype=np.float32).reshape(6, 2, 3)
+    maps = BRIGHTNESS.split(stack)
+    np.testing.assert_array_equal(maps["bright"], stack[:3].transpose(1, 2, 0))
+    np.testing.assert_array_equal(maps["dark"], stack[3:].transpose(1, 2, 0))
+    np.testing.assert_array_equal(BRIGHTNESS.stack(maps), stack)
+
+
+def test_targets_of_a_batch_keep_their_places() -> None:
+    vae, latent = make_vae("kl"), torch.arange(32, dtype=torch.float32).reshape(2, 8, 1, 2) / 32
+    expected = torch.stack([decode_to_image(vae, latent[:, start : start + 4]) for start in (0, 4)], dim=1)
+    ours = decode_targets(vae, latent, num_targets=2, channels=3)
+    torch.testing.assert_close(ours, expected)
+
+    def run(name: str, **inputs: np.ndarray) -> np.ndarray:
+        return decode_to_image(vae, torch.from_numpy(inputs["latent"])).detach().numpy()
+
+    converted = decode(run, latent.numpy(), latent_channels=4, modality=BRIGHTNESS)
+    np.testing.assert_allclose(converted, expected.detach().numpy(), atol=1e-5)
 
 
 def test_views_are_cut_and_mirrored_together(workspace: Path) -> None:

@@ -85,6 +85,23 @@ def test_members_are_the_first_of_a_larger_ensemble(predictor: Predictor, monkey
     assert len(set(seen)) == 4
 
 
+def test_each_lcm_step_takes_noise_of_its_own(
+    onnx_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = Path(shutil.copytree(onnx_checkpoint, tmp_path / "lcm"))
+    lcm = {"_class_name": "LCMScheduler", "rescale_betas_zero_snr": False}
+    edit_json(copied / "scheduler" / "scheduler_config.json", **lcm)
+    predictor, seen = Predictor.load(copied), []
+
+    def to_engine(array: np.ndarray) -> np.ndarray:
+        seen.append(array.tobytes())
+        return array
+
+    monkeypatch.setattr(predictor.engine, "to_engine", to_engine)
+    predictor(make_photo(48, 64), num_inference_steps=3)
+    assert len(seen) == len(set(seen)) == 3
+
+
 def test_the_image_is_encoded_once(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 

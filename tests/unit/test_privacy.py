@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from openmarigold.errors import MissingExtraError, needs_extra
-from openmarigold.privacy import hidden
+from openmarigold.privacy import hidden, switch_off_reports
 from tiny import make_photo
 
 # Python's own sockets are seen by an audit hook, those of compiled libraries among the open files, a thousand times a
@@ -80,6 +80,14 @@ def predict_watched(tmp_path: Path, *options: str) -> None:
         "photo_depth.png",
         "photo_depth_colored.png",
     ]
+
+
+def test_switches_of_the_libraries_are_set_and_a_users_own_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "0")  # so that it is as before afterwards
+    monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY")
+    switch_off_reports()
+    assert [os.environ[f"{name}_DISABLE_TELEMETRY"] for name in ("ORT", "HF_HUB")] == ["0", "1"]
 
 
 def test_the_watcher_sees_sockets_and_files(tmp_path: Path) -> None:

@@ -56,9 +56,7 @@ BRIGHTNESS = Modality(
     mirror=lambda maps: {name: values[:, ::-1] for name, values in maps.items()},
     picture=_picture,
     check_output=lambda output: None,
-    pictures=(
-        Picture(suffix="_bright.png", content="colors", make=_picture, wanted=lambda output: "png" in output.format),
-    ),
+    pictures=(_FILE,),
     quantities=dict.fromkeys(("affine", "scale", "absolute"), "shares of white"),
     pixel_loss="absolute",
     index_facts={},

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from brightness import BRIGHTNESS, maps_of
+from openmarigold.checkpoints.checkpoint import read_checkpoint
 from openmarigold.cli import run
 from openmarigold.data.augmentation import random_view
 from openmarigold.data.encodings import MapEncoding
@@ -21,7 +22,7 @@ from openmarigold.data.preparation import FrameDefectError, FrameFilter
 from openmarigold.data.shard_writer import NewSample, ShardWriter
 from openmarigold.data.sources import Sample
 from openmarigold.diffusion import NoiseSchedule
-from openmarigold.engines.converted import decode
+from openmarigold.engines.converted import ConvertedEngine
 from openmarigold.errors import DataError, RecipeError
 from openmarigold.evaluation import evaluate
 from openmarigold.modalities import MODALITIES
@@ -110,7 +111,7 @@ def test_maps_of_several_channels_keep_their_places() -> None:
     np.testing.assert_array_equal(BRIGHTNESS.stack(maps), stack)
 
 
-def test_targets_of_a_batch_keep_their_places() -> None:
+def test_targets_of_a_batch_keep_their_places(trained: Path) -> None:
     vae, latent = make_vae("kl"), torch.arange(32, dtype=torch.float32).reshape(2, 8, 1, 2) / 32
     expected = torch.stack([decode_to_image(vae, latent[:, start : start + 4]) for start in (0, 4)], dim=1)
     ours = decode_targets(vae, latent, num_targets=2, channels=3)
@@ -119,8 +120,8 @@ def test_targets_of_a_batch_keep_their_places() -> None:
     def run(name: str, **inputs: np.ndarray) -> np.ndarray:
         return decode_to_image(vae, torch.from_numpy(inputs["latent"])).detach().numpy()
 
-    converted = decode(run, latent.numpy(), latent_channels=4, modality=BRIGHTNESS)
-    np.testing.assert_allclose(converted, expected.detach().numpy(), atol=1e-5)
+    engine = ConvertedEngine("onnx", read_checkpoint(trained), run, dtype="float32")
+    np.testing.assert_allclose(engine.decode(latent.numpy()), expected.detach().numpy(), atol=1e-5)
 
 
 def test_views_are_cut_and_mirrored_together(workspace: Path) -> None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -27,7 +29,11 @@ def command_line(*arguments: object) -> list[str]:
 
 
 def data(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command_line(*arguments), capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+    """A command in this process, with its status and what it prints."""
+    words, stdout, stderr = ["data", *map(str, arguments)], io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        status = run(words)
+    return subprocess.CompletedProcess(words, status, stdout.getvalue(), stderr.getvalue())
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ MODES = (
 )
 SUFFIXES = ("png", "jpg", "webp", "tif", "gif", "bmp", "tga", "jp2", "ppm", "avif")
 ORIENTATION = 0x0112
-NUM_IMAGES = 330
+NUM_IMAGES = 220
 
 
 def make_image(mode: str, height: int, width: int, seed: int) -> Image.Image:
@@ -69,8 +69,8 @@ def test_any_image_is_a_depth_map_or_one_of_our_errors(predictor: Predictor, tmp
     @settings(max_examples=NUM_IMAGES, suppress_health_check=list(HealthCheck))
     @given(
         mode=st.sampled_from(MODES),
-        height=st.integers(1, 400),
-        width=st.integers(1, 400),
+        height=st.integers(1, 160),
+        width=st.integers(1, 160),
         suffix=st.sampled_from(SUFFIXES),
         orientation=st.integers(1, 8),
         share=st.one_of(st.just(1.0), st.just(1.0), st.floats(0.0, 0.999)),
@@ -83,7 +83,7 @@ def test_any_image_is_a_depth_map_or_one_of_our_errors(predictor: Predictor, tmp
         if content is not None:
             path.write_bytes(content[: int(share * len(content))])
         try:
-            prediction = predictor(image if content is None else path, processing_resolution=64)
+            prediction = predictor(image if content is None else path, processing_resolution=32, num_inference_steps=1)
         except OpenMarigoldError as error:
             assert isinstance(error, ImageError)
             assert "\n" not in str(error)
@@ -99,5 +99,5 @@ def test_any_image_is_a_depth_map_or_one_of_our_errors(predictor: Predictor, tmp
         outcomes["file" if content is not None else "image"] += 1
 
     check()
-    assert outcomes.total() >= 300
-    assert min(outcomes["file"], outcomes["image"], outcomes["error"]) >= 30, outcomes
+    assert outcomes.total() >= 200
+    assert min(outcomes["file"], outcomes["image"], outcomes["error"]) >= 25, outcomes

@@ -476,13 +476,14 @@ def test_what_is_no_estimator_is_refused(benchmark: Path) -> None:
 
 
 def test_brackets_in_names_are_shown_as_they_are(
-    benchmark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    benchmark: Path, tmp_path: Path, onnx_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifest = json.loads((benchmark / "manifest.json").read_text())
     for image in manifest["images"] if isinstance(manifest, dict) else manifest:
         image["kind"] = "[/red]a"
     (benchmark / "manifest.json").write_text(json.dumps(manifest))
-    assert run(["evaluate", "--benchmark", str(benchmark), "--baselines", "-o", str(tmp_path / "out")]) == 0
+    options = ["--checkpoint", str(onnx_checkpoint), "--baselines", "-o", str(tmp_path / "out")]
+    assert run(["evaluate", "--benchmark", str(benchmark), *options]) == 0
     assert "[/red]a" in capsys.readouterr().out
 
 

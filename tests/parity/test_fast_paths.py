@@ -185,7 +185,7 @@ def test_autoencoder_with_split_group_norms_equals_the_plain_one(size: tuple[int
     plain = [name for name, module in vae.named_modules() if isinstance(module, nn.GroupNorm)]
     assert plain == [f"{half}.mid_block.attentions.0.group_norm" for half in ("encoder", "decoder")]
     for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=FOLDED)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=3 * FOLDED)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -549,12 +549,17 @@ def test_a_guide_sees_every_step_and_may_change_the_latents(predictor: Predictor
 
 
 def test_the_pipeline_has_the_keys_of_transformers(onnx_checkpoint: Path) -> None:
+    torch = pytest.importorskip("torch")
     estimate, rgb = pipeline("depth-estimation", model=str(onnx_checkpoint)), make_photo(24, 32)
     found, again = estimate(rgb), estimate([rgb, rgb], num_inference_steps=1)
     assert isinstance(found, dict) and isinstance(again, list) and len(again) == 2
     assert found.keys() == {"predicted_depth", "depth"}
     assert found["predicted_depth"].shape == (24, 32) and found["depth"].size == (32, 24)
     np.testing.assert_array_equal(np.asarray(found["depth"]), np.rint(255 * found["predicted_depth"]).astype(np.uint8))
+    for device in (-1, torch.device("cpu")):
+        assert pipeline(model=onnx_checkpoint, device=device)(rgb)["depth"] == found["depth"]
+    with pytest.raises(InvalidValueError, match="device='cuda:0' does not run ONNX networks"):
+        pipeline(model=onnx_checkpoint, engine="onnx", device=0)
     with pytest.raises(InvalidValueError, match="task='image-to-text' is not known; use 'depth-estimation'"):
         pipeline("image-to-text")
 

@@ -337,10 +337,13 @@ class Predictor:
         if photo.processing_size != photo.size:
             stack = resize(stack, photo.size, antialias=False)
             uncertainty = None if uncertainty is None else resize(uncertainty, photo.size, antialias=False)
-        planes = [] if uncertainty is None else uncertainty.astype(np.float32, copy=False)
+        uncertainties: dict[str, np.ndarray] = {}
+        if uncertainty is not None:
+            planes = uncertainty.astype(np.float32, copy=False)
+            uncertainties = dict(zip(modality.uncertainties, planes, strict=True))
         return Prediction(
             maps=modality.split(modality.finish(stack).astype(np.float32, copy=False)),
-            uncertainties=dict(zip(modality.uncertainties, planes, strict=False)),
+            uncertainties=uncertainties,
             latent=np.stack(latents),
             settings=self._settings(photo, config, num_members=len(members)),
             modality=modality.name,

@@ -75,11 +75,10 @@ class ResultFiles:
         *,
         request: Mapping[str, Any],
     ) -> dict[str, int | None] | None:
-        """Files of an earlier run that stay valid next to new ones, with their sizes; None where it
-        had others, which are removed.
+        """Files of an earlier run that stay valid next to new ones, with their sizes; None if its files were removed.
 
-        Those are files of another photo or of other settings: a kill between two new files must not leave files of
-        two kinds that look like one set. What was planned is noted first, for the run after such a kill.
+        Files of another photo or of other settings are removed: a kill between two new files must not leave files of
+        two kinds that look like one set. The plan is noted first, for the run after such a kill.
 
         Raises:
             OutputError: a file cannot be removed.

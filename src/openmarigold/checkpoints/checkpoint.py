@@ -158,8 +158,8 @@ def read_checkpoint(
         local_files_only: take a hub repository as it was downloaded before.
 
     Raises:
-        CheckpointError: a file is missing, empty, truncated or not understood, or the checkpoint predicts something
-            other than depth, or a hub repository cannot be had.
+        CheckpointError: a file is missing, empty, truncated or not understood, or no modality describes what the
+            checkpoint predicts, or a hub repository cannot be had.
         MissingExtraError: a hub id without the extra `torch`.
     """
     try:

@@ -214,8 +214,8 @@ def _check_output(found: tuple[int, ...], expected: tuple[int, ...], what: str) 
     """
     if tuple(found) != tuple(expected):
         raise CheckpointError(
-            f"{what} gave an output of shape {list(found)}, not {list(expected)}: it is not the network of a depth "
-            "checkpoint; get the checkpoint again"
+            f"{what} gave an output of shape {list(found)}, not {list(expected)}: it is not the network of this "
+            "kind of checkpoint; get the checkpoint again"
         )
 
 

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from against_diffusers import inputs, load_ours, machine, make_weights  # noqa: E402
+from against_diffusers import inputs, load_ours, machine, make_weights
 
 
 def main() -> None:

@@ -81,13 +81,6 @@ class EfficientNetLiteEncoder(ModelMixin, ConfigMixin):
         """All but the projections, which start at random."""
         return [*self.stem.parameters(), *self.stages.parameters()]
 
-    def train(self, mode: bool = True) -> EfficientNetLiteEncoder:
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
-        return self
-
     def forward(self, image: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b K h w"]:
         height, width = image.shape[2] // _LATENT_STRIDE, image.shape[3] // _LATENT_STRIDE
         value, features = self.stem(image), []
@@ -107,6 +100,21 @@ class EfficientNetLiteEncoder(ModelMixin, ConfigMixin):
         return torch.cat(parts, dim=1)
 
 
+class _FixedNorm(nn.Module):
+    """A batch norm with fixed statistics, in training too; its weights are trained."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, value: Tensor) -> Tensor:
+        mean, variance = self.running_mean, self.running_var
+        return functional.batch_norm(value, mean, variance, self.weight, self.bias, eps=_NORM_EPSILON)  # pyright: ignore
+
+
 class _ConvNorm(nn.Module):
     """A convolution without bias and its batch norm, with ReLU6 unless `linear`. Output sizes are rounded up."""
 
@@ -118,7 +126,7 @@ class _ConvNorm(nn.Module):
         before = (kernel - stride) // 2
         self.padding = (before, kernel - 1 - before) * 2
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride=stride, groups=groups, bias=False)
-        self.norm = nn.BatchNorm2d(outputs, eps=_NORM_EPSILON)
+        self.norm = _FixedNorm(outputs)
         self.linear = linear
 
     def forward(self, value: Tensor) -> Tensor:
@@ -156,7 +164,7 @@ def published_weights(encoder: EfficientNetLiteEncoder, published: dict[str, Any
     own = encoder.state_dict()
     pairs = [name for name in own if not name.startswith("projections.")]
     # Both list stem and blocks from front to back, each convolution with its norm.
-    theirs = [name for name in published if not name.startswith(("_conv_head", "_bn1", "_fc"))]
+    theirs = [name for name in published if not name.startswith(("_conv_head", "_bn1", "_fc")) and "num_batches" not in name]
     if [own[name].shape for name in pairs] != [published[name].shape for name in theirs]:
         raise ValueError("these are not the weights of this variant")
     return own | {name: published[other] for name, other in zip(pairs, theirs, strict=True)}

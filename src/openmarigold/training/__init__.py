@@ -14,6 +14,8 @@ from openmarigold.printing import quoted_logger
 from openmarigold.training.recipe import (
     AutoencoderRecipe,
     GeneratorRecipe,
+    LiteRecipe,
+    LogAutoencoderRecipe,
     MarigoldRecipe,
     Recipe,
     read_recipe,
@@ -93,7 +95,7 @@ def train(
         if found is not None:
             state.check_recipe(found, table)
     plan_batches(recipe.optimization, num_processes=accelerator.num_processes)  # before latents are encoded in vain
-    cached = recipe.data.cache and not isinstance(recipe, AutoencoderRecipe)
+    cached = recipe.data.cache and isinstance(recipe, GeneratorRecipe | MarigoldRecipe)
     cache_dir = (places.cache_dir or places.output_dir / "latents") if cached else None
     return loop.run_training(
         make_task(recipe, places, cache_dir=cache_dir, accelerator=accelerator),
@@ -131,6 +133,14 @@ def make_task(recipe: Recipe, places: TrainingPaths, *, cache_dir: Path | None, 
         from openmarigold.training.nano.autoencoder import AutoencoderTask
 
         return AutoencoderTask(recipe, data_dir=data_dir)
+    if isinstance(recipe, LogAutoencoderRecipe):
+        from openmarigold.training.lite.autoencoder import LogAutoencoderTask
+
+        return LogAutoencoderTask(recipe, data_dir=data_dir, accelerator=accelerator)
+    if isinstance(recipe, LiteRecipe):
+        from openmarigold.training.lite.depth import LiteTask
+
+        return LiteTask(recipe, data_dir=data_dir, accelerator=accelerator)
     if isinstance(recipe, GeneratorRecipe):
         from openmarigold.training.nano.generator import GeneratorTask
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training recipes: TOML files of three kinds, each a frozen dataclass whose fields are all the knobs there are.
+"""Training recipes: TOML files of five kinds, each a frozen dataclass whose fields are all the knobs there are.
 
 Torch-free, so that a mistake in a recipe is reported before anything heavy is imported.
 """
@@ -16,6 +16,7 @@ from openmarigold.config import MAX_INFERENCE_STEPS, check_processing_resolution
 from openmarigold.errors import InvalidValueError, RecipeError
 from openmarigold.modalities import MODALITIES
 from openmarigold.text_files import DamagedTextError, from_table, parse_toml, with_current_keys
+from openmarigold.training.lite.recipes import LiteRecipe, LogAutoencoderRecipe
 from openmarigold.training.nano.recipes import AutoencoderRecipe, GeneratorRecipe
 from openmarigold.training.settings import (
     DEFAULT_MODALITY,
@@ -141,11 +142,13 @@ class MarigoldRecipe:
             require(not unused, f'{" and ".join(unused)} has no effect with objective kind "end_to_end"; leave it out')
 
 
-Recipe = AutoencoderRecipe | GeneratorRecipe | MarigoldRecipe
+Recipe = AutoencoderRecipe | GeneratorRecipe | LogAutoencoderRecipe | LiteRecipe | MarigoldRecipe
 KINDS: dict[str, type[Recipe]] = {
     "autoencoder": AutoencoderRecipe,
     "generator": GeneratorRecipe,
     "depth": MarigoldRecipe,
+    "log_autoencoder": LogAutoencoderRecipe,
+    "lite": LiteRecipe,
 }
 
 

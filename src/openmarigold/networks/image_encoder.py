@@ -77,9 +77,10 @@ class EfficientNetLiteEncoder(ModelMixin, ConfigMixin):
             for stage, stride, width in zip(_TAPPED, _STRIDES, condition_channels, strict=True)
         )
 
-    def pretrained_parameters(self) -> list[nn.Parameter]:
-        """All but the projections, which start at random."""
-        return [*self.stem.parameters(), *self.stages.parameters()]
+    def pretrained_parameters(self, *, first_stage: int = 0) -> list[nn.Parameter]:
+        """The parameters of stem and stages, not of the projections, which start at random; or from a stage on."""
+        stem = [] if first_stage else list(self.stem.parameters())
+        return [*stem, *self.stages[first_stage:].parameters()]
 
     def forward(self, image: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b K h w"]:
         height, width = image.shape[2] // _LATENT_STRIDE, image.shape[3] // _LATENT_STRIDE
@@ -164,7 +165,8 @@ def published_weights(encoder: EfficientNetLiteEncoder, published: dict[str, Any
     own = encoder.state_dict()
     pairs = [name for name in own if not name.startswith("projections.")]
     # Both list stem and blocks from front to back, each convolution with its norm.
-    theirs = [name for name in published if not name.startswith(("_conv_head", "_bn1", "_fc")) and "num_batches" not in name]
+    head = ("_conv_head", "_bn1", "_fc")
+    theirs = [name for name in published if not name.startswith(head) and not name.endswith("num_batches_tracked")]
     if [own[name].shape for name in pairs] != [published[name].shape for name in theirs]:
         raise ValueError("these are not the weights of this variant")
     return own | {name: published[other] for name, other in zip(pairs, theirs, strict=True)}

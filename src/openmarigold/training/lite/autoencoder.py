@@ -70,7 +70,8 @@ class LogAutoencoderTask:
         latent = encode_to_latent(model, picture)  # pyright: ignore[reportArgumentType]
         decoded = decode_from_latent(model, latent + config.latent_noise_std * noise).float()  # pyright: ignore
         target = picture[:, :1]
-        error = distance(decoded, target, torch.ones_like(target, dtype=torch.bool), gradient_weight=config.gradient_weight)
+        everywhere = torch.ones_like(target, dtype=torch.bool)
+        error = distance(decoded, target, everywhere, gradient_weight=config.gradient_weight)
         return whole(error.mean() + config.latent_regularization * latent_regularization(latent.float()))
 
     def _views(self, batch: dict[str, Tensor]) -> Float[Tensor, "b 1 H W"]:

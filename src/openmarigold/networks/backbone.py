@@ -35,6 +35,7 @@ from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, OutputError, one_line
 from openmarigold.files import atomic_directory
 from openmarigold.modalities import DEPTH, modality_of_pipeline
+from openmarigold.networks.image_encoder import EfficientNetLiteEncoder
 from openmarigold.networks.prompt import (
     copy_text_encoder,
     load_empty_prompt_embedding,
@@ -142,6 +143,17 @@ def load_vae(folder: Path, *, variant: str | None = None, dtype: torch.dtype = t
     return _load(VAE_CLASSES[name], folder, variant=variant, dtype=dtype)
 
 
+def load_image_encoder(
+    folder: Path, *, variant: str | None = None, dtype: torch.dtype = torch.float32
+) -> EfficientNetLiteEncoder:
+    """Image encoder from its folder, in evaluation mode.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    return _load(EfficientNetLiteEncoder, folder, variant=variant, dtype=dtype)
+
+
 def empty_network(folder: Path) -> Any:
     """The U-Net or VAE that a folder's config.json describes, without memory for its weights (torch device "meta").
 
@@ -213,6 +225,7 @@ def save_checkpoint(
     *,
     vae: Vae,
     unet: UNet2DConditionModel | None = None,
+    image_encoder: EfficientNetLiteEncoder | None = None,
     empty_prompt_embedding: Float[Tensor, "1 n d"] | None = None,
     schedule: NoiseSchedule | None = None,
     index: Mapping[str, Any] | None = None,
@@ -231,6 +244,9 @@ def save_checkpoint(
             return
         assert schedule is not None and empty_prompt_embedding is not None
         _save_network(unet, folder / "unet", dtype)
+        if image_encoder is not None:
+            _save_network(image_encoder, folder / "image_encoder", dtype)
+            index = {**(index or {}), "image_encoder": ["openmarigold", type(image_encoder).__name__]}
         _write_parts(
             folder,
             vae=vae,
@@ -327,7 +343,7 @@ def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: Dt
         write_sums(folder)
 
 
-def hash_of_weights(model: Vae | UNet2DConditionModel) -> str:
+def hash_of_weights(model: Vae | UNet2DConditionModel | EfficientNetLiteEncoder) -> str:
     """SHA-256 of a network's configuration and weights."""
     config = {key: value for key, value in model.config.items() if not key.startswith("_")}  # not where it lies
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Views on the device, the losses of log depth, the image encoder, and the two recipes of marigold-lite in a row."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from openmarigold.errors import DataError, RecipeError
+from openmarigold.modalities import DEPTH
+from openmarigold.networks.image_encoder import EfficientNetLiteEncoder, published_weights
+from openmarigold.training import train
+from openmarigold.training.lite.loss import aligned, farness, pair_loss, point_loss
+from openmarigold.training.lite.recipes import ViewConfig
+from openmarigold.training.lite.samples import Samples, cut_depth, draw_views, make_views
+from openmarigold.training.recipe import parse_recipe, read_recipe, to_table
+from openmarigold.training.settings import DataConfig
+from openmarigold.training.views import Mixture
+from training_data import LITE, LOG_AUTOENCODER, write_training_data
+
+STORED = (96, 128)
+DATA = DataConfig(sources={"synthetic": 1.0}, size=(32, 48), min_scale=0.5, aspect_jitter=0.2, appearance=1.0)
+WEIGHTS = {"gradient_weight": 1.0, "far_weight": 0.5}
+
+
+def draw(seed: int = 0, count: int = 64, data: DataConfig = DATA, views: ViewConfig | None = None) -> dict:
+    drawn = draw_views(np.random.default_rng(seed), count, stored=STORED, data=data, views=views or ViewConfig())
+    return {name: torch.from_numpy(values) for name, values in drawn.arrays.items()}
+
+
+def still(count: int = 1) -> DataConfig:
+    """No change but mirroring."""
+    return DataConfig(sources={"synthetic": 1.0}, size=STORED)
+
+
+def slope() -> torch.Tensor:
+    """Codes whose value is 100 times the column plus the row."""
+    row, column = np.mgrid[0 : STORED[0], 0 : STORED[1]]
+    return torch.from_numpy((100 * column + row).astype(np.int16))
+
+
+def test_views_lie_within_their_pictures_whatever_the_angle() -> None:
+    affine = draw(count=500)["affine"]
+    corners = torch.tensor([[x, y, 1.0] for x in (-1, 1) for y in (-1, 1)]).T
+    assert (affine @ corners).abs().max() <= 1.0 + 1e-5
+
+
+def test_a_view_that_is_not_varied_is_the_picture_or_its_mirror_image() -> None:
+    arrays = draw(data=still(), views=ViewConfig(rotation=0.0), count=8)
+    cut = cut_depth(slope().expand(8, -1, -1), arrays["affine"], size=STORED)
+    whole = cut_depth(slope()[None], torch.tensor([[[1.0, 0, 0], [0, 1, 0]]]), size=STORED)[0]
+    mirrored = [bool(torch.allclose(view, whole.flip(2))) for view in cut]
+    assert all(
+        bool(torch.allclose(view, whole)) != is_mirrored for view, is_mirrored in zip(cut, mirrored, strict=True)
+    )
+    assert 0 < sum(mirrored) < 8
+
+
+def test_color_and_depth_are_cut_at_the_same_place() -> None:
+    plain = DataConfig(sources={"synthetic": 1.0}, size=(64, 80), min_scale=0.5, aspect_jitter=0.2)
+    arrays = draw(data=plain, views=ViewConfig(rotation=20.0, rotated_share=1.0), count=16)
+    code = slope().expand(16, -1, -1).clone()
+    code[:, :, 64:] += 10_000  # an edge in depth, where color has one too
+    rgb = torch.zeros(16, *STORED, 3, dtype=torch.uint8)
+    rgb[:, :, 64:] = 255
+    image, log_depth = make_views(rgb, code, arrays, size=(64, 80), generator=torch.Generator().manual_seed(0))
+    far = (
+        log_depth[:, 0]
+        > cut_depth(torch.full((1, *STORED), 12_000, dtype=torch.int16), arrays["affine"][:1], size=(1, 1)).item()
+    )
+    bright = image.mean(dim=1) > 0
+    assert (far == bright).float().mean() > 0.99
+
+
+def test_rolled_views_keep_straight_lines_and_pixels_square() -> None:
+    data = DataConfig(sources={"synthetic": 1.0}, size=(64, 64))
+    arrays = draw(data=data, views=ViewConfig(rotation=30.0, rotated_share=1.0), count=32)
+    pixels = arrays["affine"] * torch.tensor([STORED[1] / 2, STORED[0] / 2])[:, None]
+    right, down = pixels[:, :, 0], pixels[:, :, 1]
+    assert torch.allclose(right.norm(dim=1), down.norm(dim=1), rtol=1e-4)
+    assert torch.allclose((right * down).sum(dim=1), torch.zeros(32), atol=1e-2)
+
+
+def test_colors_change_and_stay_in_range() -> None:
+    rgb = torch.randint(0, 256, (64, *STORED, 3), dtype=torch.uint8)
+    code = slope().expand(64, -1, -1)
+    arrays = draw()
+    first, depth = make_views(rgb, code, arrays, size=(32, 48), generator=torch.Generator().manual_seed(1))
+    again, _ = make_views(rgb, code, arrays, size=(32, 48), generator=torch.Generator().manual_seed(1))
+    plain = draw(data=DataConfig(sources={"synthetic": 1.0}, size=(32, 48), min_scale=0.5, aspect_jitter=0.2))
+    unchanged, same_depth = make_views(rgb, code, plain, size=(32, 48), generator=torch.Generator())
+    assert torch.equal(first, again)
+    assert first.min() >= -1.0 and first.max() <= 1.0
+    assert torch.equal(depth.nan_to_num(), same_depth.nan_to_num())
+    assert (first - unchanged).abs().mean() > 0.1
+
+
+def test_samples_keep_depth_to_a_hundredth_of_a_percent(tmp_path: Path) -> None:
+    write_training_data(tmp_path)
+    mixture = Mixture(DataConfig(sources={"synthetic": 1.0}, size=(32, 48)), data_dir=tmp_path, seed=0, modality=DEPTH)
+    samples = Samples(mixture, num_workers=2)
+    truth = mixture.sources[0].read(0)
+    whole = torch.tensor([[[1.0, 0, 0], [0, 1, 0]]])
+    found = cut_depth(torch.from_numpy(samples.code[:1]), whole, size=(48, 64))[0, 0].exp().numpy()
+    valid = truth.maps["depth"] > 0
+    assert np.array_equal(~np.isnan(found), valid)
+    assert np.abs(found[valid] / truth.maps["depth"][valid] - 1).max() < 1e-4
+    assert np.array_equal(samples.rgb[0], truth.rgb)
+
+
+def test_samples_of_two_sizes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_training_data(tmp_path)
+    mixture = Mixture(DataConfig(sources={"synthetic": 1.0}, size=(32, 48)), data_dir=tmp_path, seed=0, modality=DEPTH)
+    read = Samples._read
+    monkeypatch.setattr(Samples, "_read", lambda self, index: tuple(part[index % 2 :] for part in read(self, index)))
+    with pytest.raises(DataError, match="2 sizes"):
+        Samples(mixture, num_workers=1)
+
+
+def truth(count: int = 3) -> torch.Tensor:
+    target = torch.randn(count, 1, 24, 32, generator=torch.Generator().manual_seed(3))
+    target[:, :, :5, :7] = torch.nan
+    return target
+
+
+def test_losses_do_not_depend_on_the_scale_of_an_image() -> None:
+    target = truth()
+    answer, other = torch.randn_like(target), torch.randn_like(target)
+    scales = torch.tensor([0.5, -1.0, 3.0]).view(-1, 1, 1, 1)  # of depth; added to its logarithm
+    assert torch.allclose(
+        point_loss(answer, target, **WEIGHTS), point_loss(answer + scales, target, **WEIGHTS), atol=1e-5
+    )
+    assert torch.allclose(
+        pair_loss(answer, other, target, **WEIGHTS),
+        pair_loss(answer + scales, other - scales, target, **WEIGHTS),
+        atol=1e-5,
+    )
+
+
+def test_the_truth_costs_nothing_and_a_pair_of_equal_members_costs_what_one_does() -> None:
+    target = truth()
+    answer = torch.randn_like(target)
+    right = target.nan_to_num(nan=10.0) + 2.0
+    assert torch.allclose(point_loss(right, target, **WEIGHTS), torch.zeros(3), atol=1e-5)
+    assert torch.allclose(pair_loss(answer, answer, target, **WEIGHTS), point_loss(answer, target, **WEIGHTS))
+
+
+def test_the_energy_score_prefers_the_right_spread() -> None:
+    # Truths are spread by 1 around 0; a generator that knows it scores better than a sure one and a wild one.
+    rng = torch.Generator().manual_seed(0)
+    target = torch.randn(400, 1, 8, 8, generator=rng)
+    found = {
+        spread: pair_loss(
+            spread * torch.randn(target.shape, generator=rng),
+            spread * torch.randn(target.shape, generator=rng),
+            target,
+            gradient_weight=0.0,
+            far_weight=0.0,
+        ).mean()
+        for spread in (0.0, 1.0, 3.0)
+    }
+    assert found[1.0] < found[0.0] < found[3.0]
+
+
+def test_pixels_without_depth_are_asked_to_be_far() -> None:
+    target = torch.zeros(1, 1, 4, 4)
+    target[..., 0] = torch.nan
+    near, far = torch.zeros_like(target), torch.zeros_like(target)
+    target[..., 3], near[..., 3], far[..., 3] = 1.0, 1.0, 1.0
+    far[..., 0] = 2.0
+    assert farness(aligned(near, target), target).item() == pytest.approx(1.0)
+    assert farness(aligned(far, target), target).item() == pytest.approx(0.0, abs=1e-6)
+    assert farness(near, torch.full_like(target, torch.nan)).item() == 0.0
+
+
+def test_losses_have_finite_gradients_where_nothing_is_valid() -> None:
+    answer = torch.zeros(2, 1, 24, 32, requires_grad=True)
+    target = truth(2)
+    target[0] = torch.nan
+    (point_loss(answer, target, **WEIGHTS).sum() + pair_loss(answer, answer * 2, target, **WEIGHTS).sum()).backward()
+    assert answer.grad is not None and answer.grad.isfinite().all()
+    assert (answer.grad[0] == 0).all()
+
+
+@pytest.mark.parametrize("variant", ["lite0", "lite1", "lite2"])
+def test_the_encoder_fits_the_latent_grid_at_any_size(variant: str) -> None:
+    encoder = EfficientNetLiteEncoder(variant, (2, 3, 4, 5, 6)).eval()
+    for height, width in ((64, 96), (72, 40), (8, 8)):
+        assert encoder(torch.zeros(1, 3, height, width)).shape == (1, 20, height // 8, width // 8)
+
+
+def test_the_condition_moves_with_the_picture() -> None:
+    torch.manual_seed(0)
+    encoder = EfficientNetLiteEncoder("lite0", (2, 2, 2, 2, 2)).eval()
+    image = torch.rand(1, 3, 256, 320)
+    with torch.no_grad():
+        whole, part = encoder(image), encoder(image[:, :, 32:, 64:])
+    inner = (slice(None), slice(None), slice(12, 16), slice(12, 16))
+    moved = whole[:, :, 4:, 8:]
+    assert torch.allclose(moved[inner][:, :6], part[inner][:, :6], atol=1e-4)
+
+
+def test_published_weights_are_taken_in_order_and_others_refused() -> None:
+    encoder = EfficientNetLiteEncoder("lite0", (1, 1, 1, 1, 1))
+    own = {name: value for name, value in encoder.state_dict().items() if not name.startswith("projections")}
+    published = {f"layer{number}": torch.full_like(value, number) for number, value in enumerate(own.values())}
+    published |= {"_bn0.num_batches_tracked": torch.tensor(1), "_fc.weight": torch.zeros(3, 2)}
+    state = published_weights(encoder, published)
+    assert [float(state[name].flatten()[0]) for name in own] == list(range(len(own)))
+    with pytest.raises(ValueError, match="not the weights"):
+        published_weights(EfficientNetLiteEncoder("lite2", (1, 1, 1, 1, 1)), published)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data, recipes and a trained autoencoder."""
+    folder = tmp_path_factory.mktemp("lite")
+    write_training_data(folder / "data")
+    (folder / "lite.toml").write_text(LITE)
+    (folder / "log.toml").write_text(LOG_AUTOENCODER)
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        train("log.toml", data_dir=folder / "data", output_dir=folder / "log-autoencoder", device="cpu")
+        train("lite.toml", data_dir=folder / "data", output_dir=folder / "whole", device="cpu")
+    finally:
+        os.chdir(before)
+    return folder
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
+    settings = {"data_dir": workspace / "data", "output_dir": workspace / "stopped", "device": "cpu"}
+    assert train("lite.toml", stop_after_steps=3, **settings) is None
+    assert train("lite.toml", **settings) is not None
+    for part in ("unet", "image_encoder", "vae"):
+        whole, stopped = (
+            load_file(workspace / name / "checkpoint" / part / "diffusion_pytorch_model.safetensors")
+            for name in ("whole", "stopped")
+        )
+        assert whole.keys() == stopped.keys()
+        assert all(torch.equal(whole[name], stopped[name]) for name in whole), part
+
+
+def test_frozen_stages_keep_their_weights_and_the_others_learn(workspace: Path) -> None:
+    torch.manual_seed(2024)
+    start = EfficientNetLiteEncoder("lite0", (2, 3, 4, 5, 6)).state_dict()
+    trained = load_file(workspace / "whole/checkpoint/image_encoder/diffusion_pytorch_model.safetensors")
+    same = {name: torch.equal(value.half(), trained[name]) for name, value in start.items()}
+    assert all(kept for name, kept in same.items() if name.startswith(("stem.", "stages.0.")))
+    assert not same["stages.3.0.project.conv.weight"] and not same["projections.0.weight"]
+
+
+def test_the_losses_fall_in_the_log(workspace: Path) -> None:
+    rows = [json.loads(line) for line in (workspace / "log-autoencoder/metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 8 and all(math.isfinite(row["loss"]) for row in rows)
+    scores = json.loads((workspace / "log-autoencoder/validation.jsonl").read_text().splitlines()[-1])
+    assert 0 < scores["log_depth_mae"] < 4.0
+
+
+def test_the_shipped_recipes_read_and_write_the_same() -> None:
+    for name in ("lite-1-autoencoder", "lite-2-depth"):
+        recipe = read_recipe(Path(__file__).parents[2] / "recipes" / f"{name}.toml")
+        assert parse_recipe(json.loads(json.dumps(to_table(recipe))), where=name) == recipe
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('encoder = { variant = "lite9" }', "variant"),
+        ("encoder = { condition_channels = [1, 2] }", "five numbers"),
+        ("encoder = { frozen_stages = 8 }", "0 to 7"),
+        ("loss = { pair_share = 1.5 }", "pair_share"),
+        ("views = { other_share = 0.5 }", "needs other_sizes"),
+        ("views = { other_sizes = [[30, 32]] }", "multiple of 8"),
+        ("unet = { attention_levels = 3 }", "attention_levels"),
+    ],
+)
+def test_wrong_values_are_refused(tmp_path: Path, line: str, message: str) -> None:
+    kept = [row for row in LITE.splitlines() if not row.startswith(line.split(" ")[0] + " ")]
+    (tmp_path / "wrong.toml").write_text("\n".join([kept[0], kept[1], line, *kept[2:]]))
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(tmp_path / "wrong.toml")

@@ -47,6 +47,9 @@ class OptimizationConfig:
     """Compute activations again in the backward pass: a third slower, a fraction of the memory."""
     compile: bool = False
     """Compile the trained network with torch.compile: minutes at the start, faster steps on a GPU."""
+    cudnn_benchmark: bool = False
+    """Let cuDNN try its kernels for each size of input and keep the fastest: faster steps on a GPU, and runs that
+    differ in rounding."""
 
     def __post_init__(self) -> None:
         require(self.num_steps >= 1, f"num_steps={self.num_steps} must be at least 1")

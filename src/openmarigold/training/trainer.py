@@ -97,6 +97,7 @@ class Trainer:
             MissingExtraError: an optimizer whose package is not installed.
         """
         self._task, self._config, self._plan, self._accelerator = task, config, plan, accelerator
+        torch.backends.cudnn.benchmark = config.cudnn_benchmark
         self._network = task.model.to(accelerator.device).train()
         if config.compile:
             self._network.compile()

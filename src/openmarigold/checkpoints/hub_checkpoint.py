@@ -12,7 +12,7 @@ from openmarigold.checkpoints.hub import Repository, fetch, find_repository, kee
 from openmarigold.checkpoints.known import KNOWN, check_kind, check_known
 from openmarigold.checkpoints.weight_files import (
     EMBEDDING_FILE,
-    GRAPH_FILES,
+    IMAGE_ENCODER,
     NETWORK_FILES,
     NETWORK_STEM,
     NETWORKS,
@@ -20,6 +20,7 @@ from openmarigold.checkpoints.weight_files import (
     TEXT_ENCODER_STEM,
     conversion_command,
     embedding_file,
+    graph_files,
     plain_pickles,
     read_json,
     warn_of_half,
@@ -31,7 +32,7 @@ from openmarigold.printing import quoted_logger
 
 _INDEX = "model_index.json"
 _SCHEDULER = "scheduler/scheduler_config.json"
-_SMALL_FILES = (_INDEX, "scheduler/*.json", "unet/config.json", "vae/config.json")
+_SMALL_FILES = (_INDEX, "scheduler/*.json", "unet/config.json", "vae/config.json", f"{IMAGE_ENCODER}/config.json")
 _NOT_REQUIRED = ("README.md", "LICEN[SC]E*")
 
 _log = quoted_logger(__name__)
@@ -94,8 +95,10 @@ def network_files(repository: Repository, variant: str | None) -> list[str]:
         folders = tuple(f"{name}/" for name in NETWORKS)
         torch_files = tuple(f"{folder}{NETWORK_STEM}" for folder in folders)
         return [name for name in repository.files if name.startswith(folders) and not name.startswith(torch_files)]
-    weights = [name for part in ("unet", "vae") for name in part_files(repository, part, variant=variant)]
-    return weights + [name for name in GRAPH_FILES.values() if name in repository.files]
+    seen = f"{IMAGE_ENCODER}/config.json" in repository.files
+    parts = ("unet", "vae", IMAGE_ENCODER) if seen else ("unet", "vae")
+    weights = [name for part in parts for name in part_files(repository, part, variant=variant)]
+    return weights + [name for name in graph_files(seen).values() if name in repository.files]
 
 
 def part_files(repository: Repository, part: str, *, stem: str = NETWORK_STEM, variant: str | None = None) -> list[str]:

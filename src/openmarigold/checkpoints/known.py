@@ -15,7 +15,7 @@ from typing import Any
 
 from openmarigold import modalities
 from openmarigold.config import StartNoise
-from openmarigold.errors import CheckpointError
+from openmarigold.errors import CheckpointError, InvalidValueError
 from openmarigold.modalities import MODALITIES, Modality, find_modality, modality_of_pipeline
 from openmarigold.printing import quoted_logger
 
@@ -181,9 +181,17 @@ def check_kind(
 
 
 def modality_of(index: Mapping[str, Any], known: Known | None) -> Modality:
-    """What a checkpoint predicts that `check_kind` has passed."""
+    """What a checkpoint predicts that `check_kind` has passed, in the space that it states.
+
+    Raises:
+        CheckpointError: a space that is not known.
+    """
     claimed = modality_of_pipeline(index.get("_class_name", PIPELINE_CLASSES[0]))
-    return claimed or find_modality(_END_TO_END.kind if known is None else known.kind)
+    found = claimed or find_modality(_END_TO_END.kind if known is None else known.kind)
+    try:
+        return found.in_space(index.get("space"))
+    except InvalidValueError as error:
+        raise CheckpointError(f"model_index.json: {error}") from error
 
 
 @cache  # once, however often a checkpoint is read

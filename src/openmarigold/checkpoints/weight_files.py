@@ -23,8 +23,9 @@ NETWORK_FILES: dict[ConvertedFormat, dict[str, str]] = {
     "onnx": {name: f"{name}/model.onnx" for name in NETWORKS},
     "openvino": {name: f"{name}/model.xml" for name in NETWORKS},
 }
+IMAGE_ENCODER = "image_encoder"  # folder of the network that sees the photo in place of the VAE's encoder
 # ONNX networks next to safetensors weights, which they read (`checkpoint export --shared-weights`).
-GRAPH_FILES = {"vae_encoder": "vae/encoder.onnx", "unet": "unet/unet.onnx", "vae_decoder": "vae/decoder.onnx"}
+_GRAPH_FILES = {"vae_encoder": "vae/encoder.onnx", "unet": "unet/unet.onnx", "vae_decoder": "vae/decoder.onnx"}
 EMBEDDING_FILE = "empty_prompt_embedding.safetensors"
 NETWORK_STEM = "diffusion_pytorch_model"
 TEXT_ENCODER_STEM = "model"
@@ -51,6 +52,21 @@ def readable() -> Iterator[None]:
             f"{error.filename or 'a file of the checkpoint'} cannot be read: {error.strerror or error}; check its "
             "permissions and the disk, or get the checkpoint again"
         ) from error
+
+
+def graph_files(has_image_encoder: bool) -> dict[str, str]:
+    """Name of a network -> its ONNX file next to safetensors weights."""
+    return {**_GRAPH_FILES, "vae_encoder": f"{IMAGE_ENCODER}/encoder.onnx"} if has_image_encoder else _GRAPH_FILES
+
+
+def has_image_encoder(directory: Path) -> bool:
+    """Whether a checkpoint of safetensors weights holds an image encoder."""
+    return (directory / IMAGE_ENCODER / "config.json").is_file()
+
+
+def network_folders(directory: Path) -> tuple[str, ...]:
+    """Folders of a checkpoint that hold safetensors weights which prediction reads."""
+    return ("unet", "vae", IMAGE_ENCODER) if has_image_encoder(directory) else ("unet", "vae")
 
 
 def embedding_file(variant: str | None = None) -> str:
@@ -162,12 +178,13 @@ def has_graphs(directory: Path, variant: str | None) -> bool:
     Raises:
         CheckpointError: one of them is missing, or was made from other weights than those that are there now.
     """
-    paths = {name: directory / file for name, file in GRAPH_FILES.items()}
+    files = graph_files(has_image_encoder(directory))
+    paths = {name: directory / file for name, file in files.items()}
     if not any(path.is_file() for path in paths.values()):
         return False
     for name, path in paths.items():
         if not path.is_file():
-            raise CheckpointError(f"{path} is missing; a checkpoint holds all of {', '.join(GRAPH_FILES.values())}")
+            raise CheckpointError(f"{path} is missing; a checkpoint holds all of {', '.join(files.values())}")
         facts, sources = _onnx_facts(path), graph_sources(directory, name, variant)
         strangers = [file.name for file in facts.external_files if file not in sources]
         if strangers and variant is not None:
@@ -176,15 +193,15 @@ def has_graphs(directory: Path, variant: str | None) -> bool:
             what = f"reads {', '.join(strangers)}" if strangers else "was made from other weights or settings"
             raise CheckpointError(
                 f"{path} {what}, and the folder holds {', '.join(file.name for file in sources)}; remove "
-                f"{', '.join(GRAPH_FILES.values())}, or write them again with `openmarigold checkpoint export "
+                f"{', '.join(files.values())}, or write them again with `openmarigold checkpoint export "
                 "--shared-weights`"
             )
     return True
 
 
 def graph_sources(directory: Path, name: str, variant: str | None) -> list[Path]:
-    """The files that one of `GRAPH_FILES` is made from."""
-    folder = (directory / GRAPH_FILES[name]).parent
+    """The files that one of `graph_files` is made from."""
+    folder = (directory / graph_files(has_image_encoder(directory))[name]).parent
     embedding = [directory / EMBEDDING_FILE] if name == "unet" else []
     return [folder / "config.json", *weight_files(folder, variant=variant)[1], *embedding]
 

@@ -166,11 +166,13 @@ def _lines(content: dict[str, Any]) -> list[tuple[str, str]]:
     to_download = content.get("bytes_to_download")
     unknown = "not stated" if to_download is None else "known after the download"
     counts = unknown if parameters is None else ", ".join(f"{name} {count:,}" for name, count in parameters.items())
+    channels = content["latent_channels"], content["condition_channels"]
+    seen = "" if channels[0] == channels[1] else f", {channels[1]} channels of an image encoder"
     size = f"{content['bytes']:,} bytes in {len(content['files'])} files"
     return [
         ("name", content["name"]),
         ("folder", content["directory"]),
-        ("kind", f"{content['kind']}, {weights} weights, {content['latent_channels']} latent channels"),
+        ("kind", f"{content['kind']}, {weights} weights, {content['latent_channels']} latent channels{seen}"),
         ("scheduler", f"{scheduler['class']}: {details}"),
         ("defaults", ", ".join(f"{key} {_plain(value)}" for key, value in defaults.items())),
         ("parameters", counts),

@@ -40,11 +40,17 @@ class Engine(Protocol):
     dtype: str
     """Precision of the networks; latents are always float32."""
     latent_channels: int
+    """C, of one target."""
+    condition_channels: int
+    """K, of what the U-Net sees of the photo: C in the published checkpoints."""
     max_batch_size: int | None
     """Largest batch with bit for bit the results of single images; None where single images differ too."""
 
     def encode(self, rgb: Float[np.ndarray, "b 3 H W"]) -> Latent:
-        """Scaled latent of images in [-1, 1]; `H` and `W` are multiples of 8. Paper: §3.2."""
+        """What the U-Net sees of images in [-1, 1], `[b K h w]`; `H` and `W` are multiples of 8.
+
+        In the published checkpoints the image's scaled latent (paper: §3.2), otherwise an image encoder's features.
+        """
         ...
 
     def denoise(self, rgb_latent: Latent, noisy_latent: Latent, *, timestep: int) -> Latent:

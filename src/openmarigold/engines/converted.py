@@ -19,9 +19,16 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from jaxtyping import Float
 
-from openmarigold.checkpoints.checkpoint import Checkpoint, TinyVae
+from openmarigold.checkpoints.checkpoint import Checkpoint, TinyVae, graph_paths
 from openmarigold.checkpoints.empty_prompt import cached_embedding_path, stored_embedding_path
-from openmarigold.checkpoints.weight_files import GRAPH_FILES, NETWORK_FILES, NETWORKS, weight_files
+from openmarigold.checkpoints.weight_files import (
+    IMAGE_ENCODER,
+    NETWORK_FILES,
+    NETWORKS,
+    has_image_encoder,
+    network_folders,
+    weight_files,
+)
 from openmarigold.config import LATENT_FACTOR, ConvertedFormat, Dtype, StoredDtype
 from openmarigold.errors import CheckpointError, OpenMarigoldError, OutputError, needs_extra, one_line
 from openmarigold.files import atomic_directory, file_sha256, files_sha256, user_cache_dir
@@ -60,7 +67,7 @@ def network_paths(
     for name in NETWORKS:
         replaced = tiny_vae is not None and name in tiny_vae.networks
         if checkpoint.graphs and not replaced:
-            paths[name] = checkpoint.directory / GRAPH_FILES[name]
+            paths[name] = graph_paths(checkpoint)[name]
         elif checkpoint.weights == "safetensors" or replaced:
             paths[name] = _converted(checkpoint, name, format, dtype, tiny_vae if replaced else None, renew)
         elif format == "onnx" and checkpoint.weights == "openvino":
@@ -111,7 +118,8 @@ def can_keep_converted(checkpoint: Checkpoint) -> bool:
 def weight_bytes(checkpoint: Checkpoint) -> int:
     """Size of the networks' files."""
     if checkpoint.weights == "safetensors":
-        files = [path for name in ("unet", "vae") for path in _sources(checkpoint.directory / name, checkpoint.variant)]
+        folders = [checkpoint.directory / name for name in network_folders(checkpoint.directory)]
+        files = [path for folder in folders for path in _sources(folder, checkpoint.variant)]
     else:
         folders = [checkpoint.directory / name for name in NETWORKS]
         files = [path for folder in folders for path in folder.iterdir() if path.is_file()]
@@ -163,16 +171,17 @@ class ConvertedEngine:
     def __init__(self, name: str, checkpoint: Checkpoint, run: Run, *, dtype: Dtype) -> None:
         self.name, self.dtype, self.run = name, dtype, run
         self.latent_channels = checkpoint.latent_channels
+        self.condition_channels = checkpoint.condition_channels
         self._modality = checkpoint.modality
 
-    def encode(self, rgb: Float[np.ndarray, "b 3 H W"]) -> Float[np.ndarray, "b C h w"]:
-        latent = self.run("vae_encoder", sample=rgb)
+    def encode(self, rgb: Float[np.ndarray, "b 3 H W"]) -> Float[np.ndarray, "b K h w"]:
+        condition = self.run("vae_encoder", sample=rgb)
         height, width = rgb.shape[2] // LATENT_FACTOR, rgb.shape[3] // LATENT_FACTOR
-        _check_output(latent.shape, (len(rgb), self.latent_channels, height, width), "vae_encoder")
-        return latent
+        _check_output(condition.shape, (len(rgb), self.condition_channels, height, width), "vae_encoder")
+        return condition
 
     def denoise(
-        self, rgb_latent: Float[np.ndarray, "#b C h w"], noisy_latent: Float[np.ndarray, "b tC h w"], *, timestep: int
+        self, rgb_latent: Float[np.ndarray, "#b K h w"], noisy_latent: Float[np.ndarray, "b tC h w"], *, timestep: int
     ) -> Float[np.ndarray, "b tC h w"]:
         condition = np.broadcast_to(rgb_latent, (len(noisy_latent), *rgb_latent.shape[1:]))
         sample = np.concatenate([condition, noisy_latent], axis=1)
@@ -236,7 +245,8 @@ def _sources_of_network(checkpoint: Checkpoint, name: str, tiny_vae: TinyVae | N
     """Hashes of a network's source files."""
     directory, variant = checkpoint.directory, checkpoint.variant
     if name != "unet":
-        folder, variant = (tiny_vae.directory, tiny_vae.variant) if tiny_vae else (directory / "vae", variant)
+        own = IMAGE_ENCODER if name == "vae_encoder" and has_image_encoder(directory) else "vae"
+        folder, variant = (tiny_vae.directory, tiny_vae.variant) if tiny_vae else (directory / own, variant)
         # One channel has been the only kind for long; its files in users' caches keep their names.
         channels = checkpoint.modality.decoded_channels
         kind = [f"{channels} channels"] if name == "vae_decoder" and channels != 1 else []

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from openmarigold.checkpoints.checkpoint import Checkpoint, TinyVae
+from openmarigold.checkpoints.weight_files import IMAGE_ENCODER, has_image_encoder
 from openmarigold.config import CompileMode, Dtype
 from openmarigold.errors import InvalidValueError, OpenMarigoldError, needs_extra, one_line
 from openmarigold.printing import quoted_logger
@@ -61,6 +62,7 @@ class TorchEngine:
         # Convolutions may choose another algorithm for another batch size; on a CPU results must not depend on it.
         self.max_batch_size: int | None = 1 if self.device == "cpu" else None
         self.latent_channels = checkpoint.latent_channels
+        self.condition_channels = checkpoint.condition_channels
         self._modality = checkpoint.modality
         files: dict[str, Any] = {"variant": checkpoint.variant, "dtype": self._dtype}
         unet = backbone.load_unet(checkpoint.directory / "unet", **files)
@@ -71,6 +73,11 @@ class TorchEngine:
         if self.device == "cpu" and not plain:  # measured there alone
             vaes = {name: fold_upsampling(vae) for name, vae in vaes.items()}
         self._vaes = {name: self._placed(vae) for name, vae in vaes.items()}
+        self._image_encoder = None
+        if has_image_encoder(checkpoint.directory):
+            self._image_encoder = self._placed(
+                backbone.load_image_encoder(checkpoint.directory / IMAGE_ENCODER, **files)
+            )
         self._timesteps: dict[int, Tensor] = {}
         self._turn = threading.Lock()
         networks = {"encode": self._encode, "denoise": self._denoise, "decode": self._decode}
@@ -78,14 +85,14 @@ class TorchEngine:
         # The most memory that an image of a batch has needed so far, without the weights.
         self._bytes_per_pixel = dict.fromkeys(networks, 0.0)
 
-    def encode(self, rgb: Float[np.ndarray, "b 3 H W"]) -> Float[Tensor, "b C h w"]:
+    def encode(self, rgb: Float[np.ndarray, "b 3 H W"]) -> Float[Tensor, "b K h w"]:
         with self._inference(), self._tiles_if_needed("encode"), self._measured("encode", rgb[:, 0].size):
             image = self.to_engine(rgb)
             return self._retried("encode", image)
 
     def denoise(
         self,
-        rgb_latent: Float[Tensor, "#b C h w"],
+        rgb_latent: Float[Tensor, "#b K h w"],
         noisy_latent: Float[Tensor, "b tC h w"],
         *,
         timestep: int,
@@ -128,6 +135,8 @@ class TorchEngine:
         return batch_that_fits(free, max(known) * height * width if all(known) else 0.0)
 
     def _encode(self, rgb: Tensor) -> Tensor:
+        if self._image_encoder is not None:
+            return self._image_encoder(rgb.to(self._dtype)).float()
         return backbone.encode_to_latent(self._vaes["encode"], rgb.to(self._dtype)).float()
 
     def _denoise(self, sample: Tensor, timestep: Tensor) -> Tensor:

@@ -8,15 +8,15 @@ from openmarigold.modalities.modality import Modality
 MODALITIES: dict[str, Modality] = {"depth": DEPTH}
 
 
-def find_modality(name: str) -> Modality:
-    """The modality of a name.
+def find_modality(name: str, space: str | None = None) -> Modality:
+    """The modality of a name, in the space that a checkpoint states.
 
     Raises:
         InvalidValueError: there is none.
     """
     if name not in MODALITIES:
         raise InvalidValueError(f"modality={name!r} is not known; use one of {', '.join(MODALITIES)}")
-    return MODALITIES[name]
+    return MODALITIES[name].in_space(space)
 
 
 def modality_of_pipeline(class_name: object) -> Modality | None:

@@ -6,6 +6,7 @@ Paper: §3.2 (affine-invariant depth normalization, eq. 3).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -19,6 +20,8 @@ from openmarigold.modalities import depth_scores
 from openmarigold.modalities.colors import color_table, colorize, uncertainty_picture
 from openmarigold.modalities.modality import MapKind, Maps, Merged, Modality, Picture, Target
 
+LOG_HALF_RANGE = 2.0
+"""What one unit of decoded log depth stands for: depths from exp(-2) to exp(2) times the median lie in [-1, 1]."""
 _STRIP_ROWS = 256
 
 
@@ -112,7 +115,30 @@ def _check_output(output: OutputConfig) -> None:
         color_table(output.color_map)
 
 
-DEPTH = Modality(
+def log_targets(depth: Float[np.ndarray, "h w"], valid_mask: Bool[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
+    """Training target in [-1, 1]: the logarithm of depth around the median of its valid pixels, in half ranges.
+
+    Invalid pixels are put on the far end (+1).
+
+    Raises:
+        DataError: no valid pixel, or one that is not a finite depth above 0.
+    """
+    valid_depth = depth[valid_mask].astype(np.float64)
+    if valid_depth.size == 0:
+        raise DataError("the depth map has no valid pixel; skip this sample")
+    if not (np.isfinite(valid_depth).all() and valid_depth.min() > 0):
+        raise DataError("valid pixels of the depth map are not finite and above 0; mark them invalid")
+    log_depth = np.log(np.where(valid_mask, depth, 1.0))
+    scaled = (log_depth - np.median(np.log(valid_depth))) / LOG_HALF_RANGE
+    return np.where(valid_mask, np.clip(scaled, -1.0, 1.0), 1.0).astype(np.float32)
+
+
+def from_log(decoded: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """Depth in (0, 1] up to scale, the farthest pixel 1, of decoded log depth in half ranges."""
+    return np.exp(LOG_HALF_RANGE * (decoded - decoded.max()))
+
+
+_AFFINE_DEPTH = Modality(
     name="depth",
     title="depth",
     pipeline_classes=("MarigoldDepthPipeline", "MarigoldPipeline"),
@@ -184,3 +210,15 @@ DEPTH = Modality(
     baselines=depth_scores.BASELINES,
     panels=depth_scores.panels,
 )
+
+LOG_DEPTH = replace(
+    _AFFINE_DEPTH,
+    to_target=lambda maps, valid_mask, invalid: Target(values=log_targets(maps["depth"], valid_mask)[None, None]),
+    from_decoded=lambda decoded: from_log(decoded[:, 0]),
+    pixel_loss="absolute",
+    index_facts=MappingProxyType({"scale_invariant": True, "shift_invariant": False, "space": "log"}),
+    space="log",
+)
+"""Depth up to scale, learned as its logarithm."""
+
+DEPTH = replace(_AFFINE_DEPTH, variants=MappingProxyType({"log": LOG_DEPTH}))

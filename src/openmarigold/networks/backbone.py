@@ -29,7 +29,8 @@ with hidden("transformers", only_ours=True):  # which diffusers imports with its
 
 from openmarigold.checkpoints.checkpoint import EMBEDDING_FILE, Checkpoint
 from openmarigold.checkpoints.integrity import write_sums
-from openmarigold.checkpoints.weight_files import weight_files
+from openmarigold.checkpoints.network_configs import IMAGE_ENCODER_CLASS
+from openmarigold.checkpoints.weight_files import IMAGE_ENCODER, has_image_encoder, weight_files
 from openmarigold.config import Dtype
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, OutputError, one_line
@@ -155,14 +156,18 @@ def load_image_encoder(
 
 
 def empty_network(folder: Path) -> Any:
-    """The U-Net or VAE that a folder's config.json describes, without memory for its weights (torch device "meta").
+    """The network that a folder's config.json describes, without memory for its weights (torch device "meta").
 
     Raises:
         CheckpointError: config.json is missing or damaged, or describes something else.
     """
     config = _read_config(folder)
     name = config.get("_class_name")
-    classes: dict[Any, Any] = {**VAE_CLASSES, "UNet2DConditionModel": UNet2DConditionModel}
+    classes: dict[Any, Any] = {
+        **VAE_CLASSES,
+        "UNet2DConditionModel": UNet2DConditionModel,
+        IMAGE_ENCODER_CLASS: EfficientNetLiteEncoder,
+    }
     if name not in classes:
         raise CheckpointError(f"{folder}: {name!r} is not supported; use one of {', '.join(classes)}")
     with torch.device("meta"):
@@ -245,8 +250,8 @@ def save_checkpoint(
         assert schedule is not None and empty_prompt_embedding is not None
         _save_network(unet, folder / "unet", dtype)
         if image_encoder is not None:
-            _save_network(image_encoder, folder / "image_encoder", dtype)
-            index = {**(index or {}), "image_encoder": ["openmarigold", type(image_encoder).__name__]}
+            _save_network(image_encoder, folder / IMAGE_ENCODER, dtype)
+            index = {**(index or {}), IMAGE_ENCODER: ["openmarigold", IMAGE_ENCODER_CLASS]}
         _write_parts(
             folder,
             vae=vae,
@@ -304,13 +309,17 @@ def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: Dt
     written that knows the empty prompt only (`prompt.write_constant_text_encoder`).
 
     Raises:
-        CheckpointError: the source holds ONNX networks, or is damaged.
+        CheckpointError: the source holds ONNX networks or an image encoder, or is damaged.
         OutputError: the destination holds files already, or cannot be written.
     """
     if source.weights != "safetensors":
         raise CheckpointError(f"{source.directory} holds ONNX networks; give the checkpoint that they were made from")
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise OutputError(f"{destination} exists and is not empty; choose a new folder, so that nothing is lost")
+    if has_image_encoder(source.directory):
+        raise CheckpointError(
+            f"{source.directory} has an image encoder, which no pipeline of diffusers runs; copy the folder as it is"
+        )
     networks = {"unet": load_unet, "vae": load_vae}
     loaded = {name: load(source.directory / name, variant=source.variant) for name, load in networks.items()}
     embedding = load_empty_prompt_embedding(source.directory, variant=source.variant)

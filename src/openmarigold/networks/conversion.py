@@ -20,15 +20,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from openmarigold.checkpoints.checkpoint import EMBEDDING_FILE, TITLES, Checkpoint, TinyVae
+from openmarigold.checkpoints.checkpoint import EMBEDDING_FILE, TITLES, Checkpoint, TinyVae, graph_paths
 from openmarigold.checkpoints.empty_prompt import stored_embedding_path
 from openmarigold.checkpoints.integrity import count_parameters
 from openmarigold.checkpoints.weight_files import (
-    GRAPH_FILES,
+    IMAGE_ENCODER,
     NETWORK_FILES,
     NETWORKS,
+    graph_files,
     graph_metadata,
     graph_sources,
+    has_image_encoder,
+    network_folders,
     weight_files,
 )
 from openmarigold.config import LATENT_FACTOR, ConvertedFormat, StoredDtype
@@ -41,6 +44,7 @@ from openmarigold.networks.backbone import (
     empty_network,
     encode_to_latent,
     latent_channels,
+    load_image_encoder,
     load_unet,
     load_vae,
     write_json,
@@ -95,7 +99,8 @@ def export_checkpoint(
         runtime = {"onnx": "onnxruntime", "openvino": "openvino"}[format]
         components = {name: [runtime, "OnnxModel" if format == "onnx" else "Model"] for name in NETWORKS}
         components["scheduler"] = ["diffusers", source.schedule.class_name]
-        kept |= {"latent_channels": source.latent_channels, "num_parameters": count_parameters(source)}
+        kept |= {"latent_channels": source.latent_channels, "condition_channels": source.condition_channels}
+        kept |= {"num_parameters": count_parameters(source)}
         if tiny_vae is not None:
             kept["tiny_vae"] = {"name": tiny_vae.name, "used_for": tiny_vae.used_for}
         write_json(folder / "model_index.json", {**kept, **components})
@@ -128,13 +133,13 @@ def export_shared(source: Checkpoint, destination: Path) -> None:
         else:
             values = load_empty_prompt_embedding(source.directory, variant=source.variant)
             write_embedding(values, folder / EMBEDDING_FILE)
-        for name in ("unet", "vae"):
+        for name in network_folders(source.directory):
             (folder / name).mkdir()
             for path in _network_sources(source, name):
                 shutil.copyfile(path, folder / name / path.name)
         copied = replace(source, directory=folder)
-        for name, file in GRAPH_FILES.items():
-            _write_graph(copied, name, folder / file)
+        for name, path in graph_paths(copied).items():
+            _write_graph(copied, name, path)
         for path in _documents(source.directory) or _documents(destination):
             shutil.copyfile(path, folder / path.name)
 
@@ -185,8 +190,11 @@ def count_network_flops(source: Checkpoint, name: str, height: int, width: int, 
         if name == "unet":
             unet = empty_network(source.directory / "unet")
             module: nn.Module = _Denoiser(unet, torch.zeros(1, 2, unet.config["cross_attention_dim"]))
-            num_inputs = channels * (1 + source.modality.num_targets)
+            num_inputs = source.condition_channels + channels * source.modality.num_targets
             inputs = [torch.zeros(1, num_inputs, h, w), torch.zeros(1, dtype=torch.int64)]
+        elif name == "vae_encoder" and has_image_encoder(source.directory):
+            module = empty_network(source.directory / IMAGE_ENCODER)
+            inputs = [torch.zeros(1, 3, height, width)]
         else:
             replaced = tiny_vae is not None and name in tiny_vae.networks
             vae = empty_network(tiny_vae.directory if tiny_vae and replaced else source.directory / "vae")
@@ -240,9 +248,12 @@ def _network(source: Checkpoint, name: str, tiny_vae: TinyVae | None) -> tuple[n
     if name == "unet":
         unet = load_unet(source.directory / "unet", variant=source.variant)
         context = load_empty_prompt_embedding(source.directory, variant=source.variant)
-        sample = torch.zeros(1, channels * (1 + source.modality.num_targets), h, w)
+        sample = torch.zeros(1, source.condition_channels + channels * source.modality.num_targets, h, w)
         denoiser = _Denoiser(fold_constant_context(unet, context), context)
         return denoiser, {"sample": sample, "timestep": torch.tensor([999])}, "prediction"
+    if name == "vae_encoder" and has_image_encoder(source.directory):
+        encoder = load_image_encoder(source.directory / IMAGE_ENCODER, variant=source.variant)
+        return encoder, {"sample": torch.zeros(1, 3, 8 * h, 8 * w)}, "latent"
     if tiny_vae is not None:
         vae = load_vae(tiny_vae.directory, variant=tiny_vae.variant)
     else:
@@ -258,7 +269,8 @@ def _network(source: Checkpoint, name: str, tiny_vae: TinyVae | None) -> tuple[n
 def _check_replaceable(destination: Path) -> None:
     if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
         return
-    kinds = [("model_index.json", *files.values()) for files in (*NETWORK_FILES.values(), GRAPH_FILES)]
+    layouts = (*NETWORK_FILES.values(), graph_files(False), graph_files(True))
+    kinds = [("model_index.json", *files.values()) for files in layouts]
     if not any(all((destination / file).is_file() for file in files) for files in kinds):
         raise OutputError(
             f"{destination} exists and is not an exported checkpoint; choose a new folder, so that nothing is lost"
@@ -266,13 +278,13 @@ def _check_replaceable(destination: Path) -> None:
 
 
 def _write_graph(source: Checkpoint, name: str, path: Path) -> None:
-    """Writes one of `GRAPH_FILES` next to the weights that it reads."""
+    """Writes one of `graph_files` next to the weights that it reads."""
     import onnx
 
     from openmarigold.networks.shared_weights import share_weights
 
     module, inputs, output = _network(source, name, None)
-    model = _traced(module.eval(), inputs, output, path.parent)
+    model = _traced(module.eval(), inputs, output, path.parent, keep_norms=True)
     share_weights(model, weight_files(path.parent, variant=source.variant)[1])
     _store_weights_in_half(model)
     metadata = graph_metadata(graph_sources(source.directory, name, source.variant))
@@ -296,8 +308,13 @@ def _write_onnx(module: nn.Module, inputs: dict[str, Tensor], output: str, folde
     onnx.checker.check_model(str(path))
 
 
-def _traced(module: nn.Module, inputs: dict[str, Tensor], output: str, folder: Path) -> Any:
-    """The network in ONNX format, in memory; the exporter writes a large one as one file for each tensor."""
+def _traced(
+    module: nn.Module, inputs: dict[str, Tensor], output: str, folder: Path, *, keep_norms: bool = False
+) -> Any:
+    """The network in ONNX format, in memory; the exporter writes a large one as one file for each tensor.
+
+    `keep_norms` leaves it to sessions to fold batch norms into convolutions, whose weights then stay as they are.
+    """
     import onnx
 
     names = {0: "batch", 2: "height", 3: "width"}
@@ -317,6 +334,7 @@ def _traced(module: nn.Module, inputs: dict[str, Tensor], output: str, folder: P
             dynamic_axes=axes,
             opset_version=17,
             dynamo=False,
+            training=torch.onnx.TrainingMode.PRESERVE if keep_norms else torch.onnx.TrainingMode.EVAL,
         )
         return onnx.load(path)
 

@@ -21,7 +21,6 @@ with hidden("transformers", only_ours=True):
     from diffusers.configuration_utils import ConfigMixin, register_to_config
     from diffusers.models.modeling_utils import ModelMixin
 
-IMAGE_ENCODER_CLASS = "EfficientNetLiteEncoder"
 _NORM_EPSILON = 1e-3
 _STEM_CHANNELS = 32
 _STRIDES = (2, 4, 8, 16, 32)

@@ -12,15 +12,13 @@ from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from openmarigold.modalities.depth import DEPTH
+from openmarigold.modalities.depth import DEPTH, LOG_HALF_RANGE
 from openmarigold.networks.backbone import decode_from_latent, encode_to_latent, save_checkpoint
 from openmarigold.training.lite.loss import distance
 from openmarigold.training.lite.recipes import LogAutoencoderRecipe
 from openmarigold.training.lite.samples import Samples, cut_depth, draw_views
 from openmarigold.training.loss import Loss, latent_regularization, whole
 from openmarigold.training.views import BatchSlice, Mixture
-
-LOG_HALF_RANGE = 2.0
 
 
 def as_picture(log_depth: Float[Tensor, "b 1 H W"]) -> Float[Tensor, "b 3 H W"]:

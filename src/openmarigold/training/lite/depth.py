@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from openmarigold.diffusion import NoiseSchedule, to_clean_and_noise
 from openmarigold.errors import RecipeError, needs_extra
-from openmarigold.modalities.depth import DEPTH
+from openmarigold.modalities.depth import DEPTH, LOG_DEPTH, LOG_HALF_RANGE
 from openmarigold.networks.backbone import (
     decode_from_latent,
     hash_of_weights,
@@ -33,7 +33,6 @@ from openmarigold.networks.backbone import (
 )
 from openmarigold.networks.image_encoder import EfficientNetLiteEncoder, published_weights
 from openmarigold.seeding import generator_for
-from openmarigold.training.lite.autoencoder import LOG_HALF_RANGE
 from openmarigold.training.lite.loss import pair_loss, point_loss
 from openmarigold.training.lite.recipes import ImageEncoderConfig, LiteRecipe
 from openmarigold.training.lite.samples import Samples, draw_views, make_views
@@ -177,9 +176,7 @@ class LiteTask:
                 "_class_name": DEPTH.pipeline_classes[0],
                 "name": defaults.name,
                 "prediction_type": DEPTH.prediction_type,
-                "scale_invariant": True,
-                "shift_invariant": False,
-                "space": "log",
+                **LOG_DEPTH.index_facts,
                 "default_denoising_steps": 1,
                 "default_processing_resolution": defaults.processing_resolution,
                 "default_final_step": "clean",

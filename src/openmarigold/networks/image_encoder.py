@@ -124,13 +124,14 @@ class _ConvNorm(nn.Module):
         super().__init__()
         # As TensorFlow pads, with which the published weights were trained: at stride 2 more at the end.
         before = (kernel - stride) // 2
-        self.padding = (before, kernel - 1 - before) * 2
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride=stride, groups=groups, bias=False)
+        self.padding = (before, kernel - 1 - before) * 2 if stride > 1 else ()
+        inside = 0 if stride > 1 else kernel // 2
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=inside, groups=groups, bias=False)
         self.norm = _FixedNorm(outputs)
         self.linear = linear
 
     def forward(self, value: Tensor) -> Tensor:
-        if any(self.padding):
+        if self.padding:
             value = functional.pad(value, self.padding)
         value = self.norm(self.conv(value))
         return value if self.linear else functional.relu6(value)

@@ -21,6 +21,7 @@ Mask: TypeAlias = Bool[np.ndarray, "*shape"]
 _CONSTANT_SPREAD = 1e-10
 # Smallest disparity [1/m] that a fit may give: depth is capped at 1000 m.
 MIN_DISPARITY = 1e-3
+SMALLEST_DEPTH = 1e-6  # what a prediction counts at least where its logarithm or inverse is taken
 # Trials of `fit_log_ransac`, at most, and the probability of one without outliers after which it stops.
 _MAX_TRIALS = 1000
 _ENOUGH = 0.99
@@ -86,6 +87,31 @@ def fit_scale(pred: Map, gt: Map, valid_mask: Mask) -> float:
     valid_pred, valid_gt = _valid_pixels(pred, gt, valid_mask)
     power = np.mean(valid_pred**2)
     return float(np.mean(valid_pred * valid_gt) / power) if power > 0 else 0.0
+
+
+def fit_scale_median(pred: Map, gt: Map, valid_mask: Mask) -> float:
+    """The median of gt / pred over the valid pixels; predictions that are not positive count as `SMALLEST_DEPTH`.
+
+    Raises what `fit_scale_shift` raises.
+    """
+    valid_pred, valid_gt = _valid_pixels(pred, gt, valid_mask)
+    return float(np.median(valid_gt / np.maximum(valid_pred, SMALLEST_DEPTH)))
+
+
+def fit_log(pred: Map, gt: Map, valid_mask: Mask) -> tuple[float, float]:
+    """Scale and shift that minimize Σ (scale·log pred + shift − log gt)² over the valid pixels.
+
+    Predictions that are not positive count as `SMALLEST_DEPTH`.
+
+    Raises:
+        DataError: ground truth that is not positive on a valid pixel; else see `fit_scale_shift`.
+        InvalidValueError: see `fit_scale_shift`.
+    """
+    if (gt[valid_mask] <= 0).any():
+        raise DataError("the ground truth is not positive on valid pixels; mark them invalid")
+    valid_pred, valid_gt = _valid_pixels(pred, gt, valid_mask)
+    logs = np.log(np.maximum(valid_pred, SMALLEST_DEPTH)), np.log(valid_gt)
+    return fit_scale_shift(*logs, np.ones(valid_gt.size, dtype=bool))
 
 
 def fit_log_ransac(

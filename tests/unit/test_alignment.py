@@ -4,7 +4,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from openmarigold.alignment import align_depth, align_disparity, fit_log_ransac, fit_scale_shift
+from openmarigold.alignment import (
+    SMALLEST_DEPTH,
+    align_depth,
+    align_disparity,
+    fit_log,
+    fit_log_ransac,
+    fit_scale_median,
+    fit_scale_shift,
+)
 from openmarigold.errors import DataError, InvalidValueError
 
 EVERYWHERE = np.ones((3, 4), dtype=bool)
@@ -82,3 +90,45 @@ def test_maps_that_cannot_be_aligned_are_refused():
         fit_scale_shift(pred * np.float32(np.nan), gt, EVERYWHERE)
     with pytest.raises(DataError, match="ground truth is not finite"):
         fit_scale_shift(pred, gt * np.inf, EVERYWHERE)
+
+
+def test_log_fit_finds_the_power_law_and_ignores_what_is_invalid() -> None:
+    pred, _ = random_maps()
+    gt = 3.0 * (pred.astype(np.float64) + 0.1) ** 1.7
+    valid_mask = EVERYWHERE.copy()
+    valid_mask[0, 0], gt[0, 0] = False, np.nan
+    scale, shift = fit_log(pred + np.float32(0.1), gt, valid_mask)
+    assert (scale, np.exp(shift)) == pytest.approx((1.7, 3.0), rel=1e-5)
+
+
+def test_log_fit_and_median_take_zeros_for_the_smallest_depth() -> None:
+    pred, gt = np.array([[0.0, 0.5, 1.0]]), np.array([[1.0, 2.0, 4.0]])
+    everywhere = np.ones(pred.shape, dtype=bool)
+    logs = np.log(np.maximum(pred, SMALLEST_DEPTH))
+    expected = np.polyfit(logs[0], np.log(gt[0]), 1)
+    assert fit_log(pred, gt, everywhere) == pytest.approx(tuple(expected))
+    assert fit_scale_median(pred, gt, everywhere) == pytest.approx(4.0)
+
+
+def test_median_scale_withstands_outliers() -> None:
+    pred, _ = random_maps()
+    gt = 2.5 * (pred.astype(np.float64) + 1.0)
+    gt[0, :3] = 1000.0
+    assert fit_scale_median(pred + 1.0, gt, EVERYWHERE) == pytest.approx(2.5, rel=1e-6)
+
+
+@pytest.mark.parametrize("fit", [fit_log, fit_scale_median])
+def test_fits_of_depth_up_to_scale_refuse_what_others_refuse(fit) -> None:
+    pred, gt = random_maps()
+    with pytest.raises(DataError, match="no valid pixel"):
+        fit(pred, gt, ~EVERYWHERE)
+    pred[0, 0] = np.nan
+    with pytest.raises(InvalidValueError, match="not finite"):
+        fit(pred, gt, EVERYWHERE)
+
+
+def test_log_fit_refuses_depth_of_zero() -> None:
+    pred, gt = random_maps()
+    gt[1, 1] = 0.0
+    with pytest.raises(DataError, match="not positive"):
+        fit_log(pred, gt, EVERYWHERE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of depth: five protocols, two baselines, and the panels of a report page.
+"""Scores of depth: eight protocols, two baselines, and the panels of a report page.
 
 Paper: §4.1 (`marigold`). The other protocols are what the field uses; see docs/evaluation.md.
 """
@@ -13,7 +13,16 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float, Float64, UInt8
 
-from openmarigold.alignment import MIN_DISPARITY, fit_disparity, fit_log_ransac, fit_scale, fit_scale_shift
+from openmarigold.alignment import (
+    MIN_DISPARITY,
+    SMALLEST_DEPTH,
+    fit_disparity,
+    fit_log,
+    fit_log_ransac,
+    fit_scale,
+    fit_scale_median,
+    fit_scale_shift,
+)
 from openmarigold.metrics import METRICS, boundary_f1, depth_metrics
 from openmarigold.modalities.colors import colorize
 from openmarigold.modalities.protocol import (
@@ -27,8 +36,6 @@ from openmarigold.modalities.protocol import (
     Score,
 )
 
-# Smallest aligned depth [m], even if the benchmark's range is larger.
-_SMALLEST_DEPTH = 1e-6
 # A page shows relative errors from 0 (black) to this (white).
 _FULL_ERROR = 0.5
 
@@ -75,6 +82,21 @@ def _fit_scale(pred: Float[np.ndarray, "h w"], sample: BenchmarkSample, usable: 
     return scale * pred.astype(np.float64), scale
 
 
+def _fit_log(pred: Float[np.ndarray, "h w"], sample: BenchmarkSample, usable: Bool[np.ndarray, "h w"]) -> _Fit:
+    scale, shift = fit_log(pred, sample.maps["depth"], usable)
+    with np.errstate(over="ignore"):  # clipped afterwards
+        return np.exp(scale * np.log(np.maximum(pred.astype(np.float64), SMALLEST_DEPTH)) + shift), scale
+
+
+def _fit_inverse(pred: Float[np.ndarray, "h w"], sample: BenchmarkSample, usable: Bool[np.ndarray, "h w"]) -> _Fit:
+    return _fit_disparity(1.0 / np.maximum(pred.astype(np.float64), SMALLEST_DEPTH), sample, usable)
+
+
+def _fit_scale_median(pred: Float[np.ndarray, "h w"], sample: BenchmarkSample, usable: Bool[np.ndarray, "h w"]) -> _Fit:
+    scale = fit_scale_median(pred, sample.maps["depth"], usable)
+    return scale * pred.astype(np.float64), scale
+
+
 def _fit_columns(sample: BenchmarkSample) -> slice | np.ndarray:
     """Columns that the fit sees: all, or `max_fit_width` nearest ones where the image is larger.
 
@@ -104,7 +126,7 @@ def _protocol(
 
     def align(sample: BenchmarkSample, maps: Maps, usable: Bool[np.ndarray, "h w"]) -> Aligned:
         depth, scale = fit(maps["depth"], sample, usable)
-        lowest = max(sample.min_value, _SMALLEST_DEPTH) if clip_to_range else _SMALLEST_DEPTH
+        lowest = max(sample.min_value, SMALLEST_DEPTH) if clip_to_range else SMALLEST_DEPTH
         clipped = np.clip(depth, lowest, sample.max_value if clip_to_range else None)
         return Aligned(maps={"depth": clipped}, scores={"negative_scale": float(scale < 0)})
 
@@ -139,6 +161,24 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
                 "scale by least squares in depth, clipped to the benchmark's range",
                 {"scale", "metric"},
                 _fit_scale,
+            ),
+            _protocol(
+                "scale-median",
+                "scale by the median ratio, clipped to the benchmark's range",
+                {"scale", "metric"},
+                _fit_scale_median,
+            ),
+            _protocol(
+                "log",
+                "scale and shift by least squares in log depth, clipped to the benchmark's range",
+                {"scale", "metric"},
+                _fit_log,
+            ),
+            _protocol(
+                "inverse",
+                "scale and shift of 1/depth by least squares in disparity, clipped to the benchmark's range",
+                {"scale", "metric"},
+                _fit_inverse,
             ),
             _protocol(
                 "metric",

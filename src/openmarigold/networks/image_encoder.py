@@ -8,6 +8,7 @@ squeeze-and-excitation, ReLU6), trained on ImageNet. Its features at strides 2 t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -55,7 +56,7 @@ class EfficientNetLiteEncoder(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
-    def __init__(self, variant: str = "lite2", condition_channels: tuple[int, ...] = (32, 32, 48, 64, 64)) -> None:
+    def __init__(self, variant: str = "lite2", condition_channels: Sequence[int] = (32, 32, 48, 64, 64)) -> None:
         super().__init__()
         if variant not in _VARIANTS or len(condition_channels) != len(_STRIDES):
             raise ValueError(f"variant {variant!r} with {len(condition_channels)} features is not supported")

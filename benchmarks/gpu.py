@@ -142,6 +142,8 @@ def measure(arguments: argparse.Namespace, report: Report, ends_at: float) -> No
             except Exception as error:  # noqa: BLE001
                 report.fail(setup, [case], error)
                 bench.clean()
+                if not bench.is_healthy():
+                    break
         pipeline = None
         bench.clean()
         if not bench.is_healthy():  # such as an illegal address: every later call of this process fails too

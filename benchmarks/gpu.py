@@ -28,20 +28,40 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from gpu_pipelines import Ours, Setup, Theirs, make_weights, network_flops
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a pipeline is loaded."""
+
+    who: str
+    """ours or diffusers."""
+    vae: str
+    """full or tiny, both ways."""
+    dtype: str
+    way: str
+    """plain, channels_last, graphs, compiled, compiled+graphs (ours); plain, recipe (diffusers)."""
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the first calls record what later ones replay."""
+        return self.way not in ("plain", "channels_last")
+
+    def name(self, case: tuple[int, int]) -> str:
+        """A row's name."""
+        return f"{self.who} {self.vae} {self.dtype} {self.way} photos={case[0]} members={case[1]}"
+
 
 # Photos and members of each prediction.
 ONE, FOUR, SIXTEEN, ENSEMBLE = (1, 1), (4, 1), (16, 1), (1, 10)
@@ -112,6 +132,8 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace, report: Report, ends_at: float) -> None:
     """Measures the ceilings and row after row."""
+    from gpu_pipelines import machine, make_weights, network_flops
+
     bench = Bench(arguments.device, tiny=arguments.tiny, folder=report.folder)
     if not report.facts:
         report.at = "the ceilings"
@@ -230,6 +252,8 @@ class Bench:
     def __init__(self, device: str, *, tiny: bool, folder: Path) -> None:
         self.device, self.tiny, self.folder = device, tiny, folder
         self.size = (24, 32) if tiny else (576, 768)
+        from gpu_pipelines import photo
+
         self.photos = [photo(number, self.size) for number in range(16)]
         shape = (10, 4, self.size[0] // 8, self.size[1] // 8)
         self.latents = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
@@ -237,6 +261,8 @@ class Bench:
 
     def open(self, setup: Setup) -> Any:
         """The pipeline of a row, loaded."""
+        from gpu_pipelines import Ours, Theirs
+
         torch.backends.cudnn.allow_tf32 = setup.dtype != "float32"  # float32 is the reference
         return (Ours if setup.who == "ours" else Theirs)(setup, self.folder, self.device, self.size)
 
@@ -349,36 +375,6 @@ class Bench:
         except Exception:  # noqa: BLE001
             return False
         return True
-
-
-def photo(number: int, size: tuple[int, int]) -> np.ndarray:
-    """Waves, other ones for each number."""
-    rows, columns = np.mgrid[: size[0], : size[1]]
-    waves = [np.sin(rows / (9 + k + number / 3) + k) * np.cos(columns / (13 + k + number / 5)) for k in range(3)]
-    return (127.5 + 100 * np.stack(waves, axis=-1)).astype(np.uint8)
-
-
-def machine(device: str) -> dict[str, Any]:
-    """What the rows were measured on."""
-    import diffusers
-
-    facts: dict[str, Any] = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "device": "CPU",
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-    }
-    if device == "cuda":
-        facts |= {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "driver": "unknown"}
-        facts["device_gib"] = round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1)
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        try:
-            answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
-            facts["driver"] = answer.stdout.strip().splitlines()[0]
-        except (OSError, subprocess.SubprocessError, IndexError):
-            pass
-    return facts
 
 
 def ceilings(bench: Bench) -> dict[str, Any]:

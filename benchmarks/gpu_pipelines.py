@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,26 +51,34 @@ _SMALL_TAESD = {
 }
 
 
-@dataclass(frozen=True)
-class Setup:
-    """How a pipeline is loaded."""
+def photo(number: int, size: tuple[int, int]) -> np.ndarray:
+    """Waves, other ones for each number."""
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    waves = [np.sin(rows / (9 + k + number / 3) + k) * np.cos(columns / (13 + k + number / 5)) for k in range(3)]
+    return (127.5 + 100 * np.stack(waves, axis=-1)).astype(np.uint8)
 
-    who: str
-    """ours or diffusers."""
-    vae: str
-    """full or tiny, both ways."""
-    dtype: str
-    way: str
-    """plain, channels_last, graphs, compiled, compiled+graphs (ours); plain, recipe (diffusers)."""
 
-    @property
-    def is_recorded(self) -> bool:
-        """Whether the first calls record what later ones replay."""
-        return self.way not in ("plain", "channels_last")
+def machine(device: str) -> dict[str, Any]:
+    """What the rows were measured on."""
+    import diffusers
 
-    def name(self, case: tuple[int, int]) -> str:
-        """A row's name."""
-        return f"{self.who} {self.vae} {self.dtype} {self.way} photos={case[0]} members={case[1]}"
+    facts: dict[str, Any] = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "device": "CPU",
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+    }
+    if device == "cuda":
+        facts |= {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "driver": "unknown"}
+        facts["device_gib"] = round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1)
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        try:
+            answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
+            facts["driver"] = answer.stdout.strip().splitlines()[0]
+        except (OSError, subprocess.SubprocessError, IndexError):
+            pass
+    return facts
 
 
 def make_weights(folder: Path, rgb: np.ndarray, *, device: str, tiny: bool) -> None:
@@ -162,7 +172,7 @@ _VAE_FOLDERS = {"full": "checkpoint/vae", "tiny": "taesd/vae"}
 class Ours:
     """Our predictor in one of its ways."""
 
-    def __init__(self, setup: Setup, folder: Path, device: str, size: tuple[int, int]) -> None:
+    def __init__(self, setup: Any, folder: Path, device: str, size: tuple[int, int]) -> None:
         # Half precision is for GPUs; elsewhere the same row runs in float32.
         self.dtype = "float32" if setup.dtype == "float16" and device == "cpu" else setup.dtype
         checkpoint = read_checkpoint(folder / "checkpoint")
@@ -222,7 +232,7 @@ class Ours:
 class Theirs:
     """`diffusers.MarigoldDepthPipeline`, plain or in its documented recipe."""
 
-    def __init__(self, setup: Setup, folder: Path, device: str, size: tuple[int, int]) -> None:
+    def __init__(self, setup: Any, folder: Path, device: str, size: tuple[int, int]) -> None:
         from diffusers import DDIMScheduler, MarigoldDepthPipeline
 
         self.dtype = "float32" if device == "cpu" else setup.dtype

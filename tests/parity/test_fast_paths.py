@@ -297,6 +297,7 @@ def test_large_networks_that_cannot_be_packed(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what the compiler itself imports
 def test_compiled_network_equals_the_plain_one(tiny_checkpoint: Path) -> None:
     rgb = make_photo(50, 70)
     expected = Predictor.load(tiny_checkpoint, engine="torch", device="cpu")(rgb).depth

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from compiling import eager_and_compiled
 from openmarigold.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from openmarigold.engines.torch import TorchEngine
 from openmarigold.errors import InvalidValueError
@@ -197,15 +198,12 @@ def test_recorded_engine_equals_the_eager_one(cuda: str, kl_checkpoint: Path, dt
             np.testing.assert_allclose(found, expected, rtol=0, atol=BATCH[dtype])
 
 
-def test_compiled_engine_equals_the_eager_one(cuda: str, tiny_checkpoint: Path) -> None:
-    rgb, settings = make_photo(50, 70), {**SETTINGS, "batch_size": 3}
-    expected = on(cuda, tiny_checkpoint, dtype="float16")(rgb, **settings).depth
-    predictor = on(cuda, tiny_checkpoint, dtype="float16", compile="full")
-    first = predictor(rgb, **settings).depth
-    assert np.abs(first - expected).mean() < DEPTH["float16"]
-    with ThreadPoolExecutor(2) as threads:  # a graph is replayed in any thread
-        for again in threads.map(lambda _: predictor(rgb, **settings).depth, range(4)):
-            np.testing.assert_array_equal(again, first)
+def test_compiled_engine_equals_the_eager_one(cuda: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    options = {"checkpoint": str(tiny_checkpoint), "device": cuda, "dtype": "float16"}
+    eager, first, *others = eager_and_compiled(tmp_path, make_photo(50, 70), options, {**SETTINGS, "batch_size": 3})
+    assert np.abs(first - eager).mean() < DEPTH["float16"]
+    for again in others:  # a graph is replayed, in any thread
+        np.testing.assert_array_equal(again, first)
 
 
 @pytest.mark.parametrize("graphs", [False, True])

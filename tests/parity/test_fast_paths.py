@@ -14,6 +14,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 from torch.nn import functional
 
+from compiling import eager_and_compiled
 from openmarigold.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from openmarigold.engines import open_engine
 from openmarigold.engines.torch import TorchEngine
@@ -297,9 +298,8 @@ def test_large_networks_that_cannot_be_packed(
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what the compiler itself imports
-def test_compiled_network_equals_the_plain_one(tiny_checkpoint: Path) -> None:
-    rgb = make_photo(50, 70)
-    expected = Predictor.load(tiny_checkpoint, engine="torch", device="cpu")(rgb).depth
-    found = Predictor.load(tiny_checkpoint, engine="torch", device="cpu", compile="full")(rgb).depth
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+def test_compiled_network_equals_the_plain_one(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    options = {"checkpoint": str(tiny_checkpoint), "device": "cpu"}
+    expected, *found = eager_and_compiled(tmp_path, make_photo(50, 70), options, {"num_inference_steps": 2})
+    for depth in found:
+        np.testing.assert_allclose(depth, expected, rtol=0, atol=1e-4)

@@ -22,6 +22,7 @@ with needs_extra("torch"):
     from torch import Tensor
 
     from openmarigold.networks import backbone
+    from openmarigold.networks.graphs import RecordedNetwork
     from openmarigold.networks.rewrites import fold_constant_context, fold_upsampling
 
 _MEMORY_SHARE = 0.8  # of the free memory, for a batch: allocators waste some
@@ -81,7 +82,7 @@ class TorchEngine:
         self._timesteps: dict[int, Tensor] = {}
         self._turn = threading.Lock()
         networks = {"encode": self._encode, "denoise": self._denoise, "decode": self._decode}
-        self._networks = {name: _compiled(network, compile) for name, network in networks.items()}
+        self._networks = {name: _compiled(network, compile, self.device) for name, network in networks.items()}
         # The most memory that an image of a batch has needed so far, without the weights.
         self._bytes_per_pixel = dict.fromkeys(networks, 0.0)
 
@@ -244,11 +245,11 @@ def _load_vaes(checkpoint: Checkpoint, tiny_vae: TinyVae | None, dtype: torch.dt
     return vaes
 
 
-def _compiled(network: Callable[..., Tensor], mode: CompileMode) -> Callable[..., Tensor]:
-    if mode == "full":
-        # Also recorded as CUDA graphs where CUDA is available. Each size is compiled at its first use.
-        return torch.compile(network, dynamic=False, mode="reduce-overhead" if torch.cuda.is_available() else None)
-    return network
+def _compiled(network: Callable[..., Tensor], mode: CompileMode, device: str) -> Callable[..., Tensor]:
+    if mode == "off":
+        return network
+    compiled = torch.compile(network, dynamic=False)  # each size at its first use
+    return RecordedNetwork(compiled) if device.startswith("cuda") else compiled
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

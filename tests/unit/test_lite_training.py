@@ -15,8 +15,10 @@ from safetensors.torch import load_file
 
 from openmarigold.errors import DataError, MissingExtraError, RecipeError
 from openmarigold.modalities import DEPTH
+from openmarigold.networks.backbone import decode_from_latent
 from openmarigold.networks.image_encoder import EfficientNetLiteEncoder, published_weights
 from openmarigold.training import train
+from openmarigold.training.lite.autoencoder import keep_output_exact
 from openmarigold.training.lite.depth import start_encoder
 from openmarigold.training.lite.loss import aligned, farness, pair_loss, point_loss
 from openmarigold.training.lite.recipes import ImageEncoderConfig, ViewConfig
@@ -24,6 +26,7 @@ from openmarigold.training.lite.samples import Samples, cut_depth, draw_views, m
 from openmarigold.training.recipe import parse_recipe, read_recipe, to_table
 from openmarigold.training.settings import DataConfig
 from openmarigold.training.views import Mixture
+from tiny import make_vae
 from training_data import LITE, LOG_AUTOENCODER, write_training_data
 
 STORED = (96, 128)
@@ -188,6 +191,17 @@ def test_losses_have_finite_gradients_where_nothing_is_valid() -> None:
     (point_loss(answer, target, **WEIGHTS).sum() + pair_loss(answer, answer * 2, target, **WEIGHTS).sum()).backward()
     assert answer.grad is not None and answer.grad.isfinite().all()
     assert (answer.grad[0] == 0).all()
+
+
+def test_the_decoders_output_is_exact_under_autocast() -> None:
+    torch.manual_seed(0)
+    vae, latent = make_vae("tiny"), torch.randn(1, 8, 6, 6)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        rounded = decode_from_latent(vae, latent)
+        exact = decode_from_latent(keep_output_exact(vae), latent)
+    assert exact.dtype == torch.float32
+    assert len(exact.unique()) > 5 * len(rounded.unique())
+    assert torch.allclose(exact, rounded.float(), atol=0.05)
 
 
 @pytest.mark.parametrize("variant", ["lite0", "lite1", "lite2"])

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,22 @@ def as_picture(log_depth: Float[Tensor, "b 1 H W"]) -> Float[Tensor, "b 3 H W"]:
     return torch.where(scaled.isnan(), farthest, scaled).expand(-1, 3, -1, -1)
 
 
+def keep_output_exact(vae: AutoencoderTiny) -> AutoencoderTiny:
+    """Computes the decoder's last layer in float32 under autocast too, in place.
+
+    In bfloat16 log depth would have steps of 1 %, and differences of neighbors would be noise.
+    """
+    last: Any = vae.decoder.layers[-1]
+    plain = last.forward
+
+    def forward(value: Tensor) -> Tensor:
+        with torch.autocast(value.device.type, enabled=False):
+            return plain(value.float())
+
+    last.forward = forward
+    return vae
+
+
 class LogAutoencoderTask:
     """Errors of the decoded maps and of their differences, latents kept near unit scale."""
 
@@ -38,7 +55,7 @@ class LogAutoencoderTask:
         self._samples = Samples(self.mixture, num_workers=recipe.run.num_workers)
         width, model = recipe.model.width, recipe.model
         torch.manual_seed(recipe.seed)  # diffusers initializes from the global generator
-        self.model: nn.Module = AutoencoderTiny(
+        autoencoder = AutoencoderTiny(
             latent_channels=model.latent_channels,
             encoder_block_out_channels=(width,) * 4,
             decoder_block_out_channels=(width,) * 4,
@@ -46,6 +63,7 @@ class LogAutoencoderTask:
             num_decoder_blocks=model.decoder_blocks,
             scaling_factor=1.0,
         ).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.model: nn.Module = keep_output_exact(autoencoder)
         self._device = accelerator.device
 
     @property

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -33,6 +34,7 @@ from openmarigold.networks.backbone import (
 )
 from openmarigold.networks.image_encoder import EfficientNetLiteEncoder, published_weights
 from openmarigold.seeding import generator_for
+from openmarigold.training.lite.autoencoder import keep_output_exact
 from openmarigold.training.lite.loss import pair_loss, point_loss
 from openmarigold.training.lite.recipes import ImageEncoderConfig, LiteRecipe
 from openmarigold.training.lite.samples import Samples, draw_views, make_views
@@ -73,7 +75,7 @@ class LiteTask:
         """
         self._recipe = recipe
         self._device = accelerator.device
-        self._vae: Any = load_vae(recipe.autoencoder / "vae").requires_grad_(False)
+        self._vae: Any = keep_output_exact(_load_autoencoder(recipe.autoencoder).requires_grad_(False))
         self._vae.to(accelerator.device, memory_format=torch.channels_last)
         self.mixture = Mixture(recipe.data, data_dir=data_dir, seed=recipe.seed, modality=DEPTH)
         self._samples = Samples(self.mixture, num_workers=recipe.run.num_workers)
@@ -191,6 +193,13 @@ class LiteTask:
         """Nothing: a checkpoint is scored by `openmarigold evaluate`."""
         del directory
         return {}
+
+
+def _load_autoencoder(folder: Path) -> AutoencoderTiny:
+    vae = load_vae(folder / "vae")
+    if not isinstance(vae, AutoencoderTiny):
+        raise RecipeError(f"{folder}: the autoencoder is {type(vae).__name__}; recipe kind log_autoencoder makes one")
+    return vae
 
 
 def start_encoder(config: ImageEncoderConfig) -> EfficientNetLiteEncoder:

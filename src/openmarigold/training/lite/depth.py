@@ -126,7 +126,8 @@ class LiteTask:
         drawn = draw_views(rng, len(chosen), stored=stored, data=recipe.data, views=recipe.views)
         shape = (len(chosen), 2, latent_channels(self._vae), drawn.size[0] // 8, drawn.size[1] // 8)
         noise = rng.standard_normal(shape, dtype=np.float32)
-        is_pair = rng.random(len(chosen)) < recipe.loss.pair_share
+        is_pair = np.zeros(len(chosen), dtype=bool)  # always as many: GPUs prepare for each size of batch
+        is_pair[rng.permutation(len(chosen))[: round(recipe.loss.pair_share * len(chosen))]] = True
         arrays = {name: values[rows] for name, values in drawn.arrays.items()}
         return {
             **arrays,

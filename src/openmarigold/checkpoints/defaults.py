@@ -49,6 +49,7 @@ def recommended(index: Mapping[str, Any], path: Path, schedule: NoiseSchedule, k
     )
     final_step = index.get("default_final_step") or "reference"
     start_noise = index.get("start_noise") or _start_noise(known, index, schedule, steps)
+    ensemble_start_noise = index.get("ensemble_start_noise") or start_noise
     processing_side = index.get("processing_side") or "longer"
     try:
         try:
@@ -58,6 +59,7 @@ def recommended(index: Mapping[str, Any], path: Path, schedule: NoiseSchedule, k
         check_processing_resolution(resolution)
         check_choice("final_step", final_step, get_args(FinalStep))
         check_choice("start_noise", start_noise, get_args(StartNoise))
+        check_choice("ensemble_start_noise", ensemble_start_noise, get_args(StartNoise))
         check_choice("processing_side", processing_side, ("longer", "shorter"))
     except InvalidValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -66,6 +68,7 @@ def recommended(index: Mapping[str, Any], path: Path, schedule: NoiseSchedule, k
         "default_processing_resolution": resolution,
         "default_final_step": final_step,
         "default_start_noise": start_noise,
+        "default_ensemble_start_noise": ensemble_start_noise,
         "processing_side": processing_side,
     }
 

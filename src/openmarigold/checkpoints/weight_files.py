@@ -17,14 +17,21 @@ from openmarigold.errors import CheckpointError, OpenMarigoldError
 from openmarigold.printing import quoted_logger
 from openmarigold.text_files import DamagedTextError, parse_json
 
+IMAGE_ENCODER = "image_encoder"
 NETWORKS = ("vae_encoder", "unet", "vae_decoder")
+_ALL_NETWORKS = (*NETWORKS, IMAGE_ENCODER)
 # Format of converted networks -> name of a network -> its file, and where the weights lie that are not in it.
 NETWORK_FILES: dict[ConvertedFormat, dict[str, str]] = {
-    "onnx": {name: f"{name}/model.onnx" for name in NETWORKS},
-    "openvino": {name: f"{name}/model.xml" for name in NETWORKS},
+    "onnx": {name: f"{name}/model.onnx" for name in _ALL_NETWORKS},
+    "openvino": {name: f"{name}/model.xml" for name in _ALL_NETWORKS},
 }
 # ONNX networks next to safetensors weights, which they read (`checkpoint export --shared-weights`).
-GRAPH_FILES = {"vae_encoder": "vae/encoder.onnx", "unet": "unet/unet.onnx", "vae_decoder": "vae/decoder.onnx"}
+GRAPH_FILES = {
+    "vae_encoder": "vae/encoder.onnx",
+    "unet": "unet/unet.onnx",
+    "vae_decoder": "vae/decoder.onnx",
+    IMAGE_ENCODER: "image_encoder/encoder.onnx",
+}
 EMBEDDING_FILE = "empty_prompt_embedding.safetensors"
 NETWORK_STEM = "diffusion_pytorch_model"
 TEXT_ENCODER_STEM = "model"
@@ -33,6 +40,16 @@ _FINGERPRINT_BLOCKS, _FINGERPRINT_BLOCK_BYTES = 64, 4096
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 _log = quoted_logger(__name__)
+
+
+def networks_of(*, image_encoder: bool) -> tuple[str, str, str]:
+    """Names of the networks that encode, denoise and decode; an image encoder stands in the place of the VAE's."""
+    return (IMAGE_ENCODER, *NETWORKS[1:]) if image_encoder else NETWORKS
+
+
+def parts_of(*, image_encoder: bool) -> tuple[str, ...]:
+    """Names of the folders that hold safetensors weights of the networks."""
+    return ("unet", "vae", IMAGE_ENCODER) if image_encoder else ("unet", "vae")
 
 
 @contextmanager
@@ -144,30 +161,31 @@ def weight_patterns(stem: str, variant: str | None) -> list[str]:
     return [f"{stem}{infix}.safetensors", f"{stem}{infix}-*-of-*.safetensors", *sorted(indices)]
 
 
-def converted_files(directory: Path, kind: ConvertedFormat) -> list[Path]:
+def converted_files(directory: Path, kind: ConvertedFormat, networks: Iterable[str]) -> list[Path]:
     """The files of converted networks in a folder: for each the network, and those that its weights are read from.
 
     Raises:
         CheckpointError: an ONNX file is damaged, or reads weights from elsewhere than files next to it.
     """
-    paths = [directory / file for file in NETWORK_FILES[kind].values()]
+    paths = [directory / NETWORK_FILES[kind][name] for name in networks]
     if kind == "openvino":
         return paths + [path.with_suffix(".bin") for path in paths]
     return paths + [other for path in paths if path.is_file() for other in _onnx_facts(path).external_files]
 
 
-def has_graphs(directory: Path, variant: str | None) -> bool:
-    """Whether a folder of safetensors weights also holds ONNX networks that read these very weights.
+def has_graphs(directory: Path, variant: str | None, networks: Iterable[str]) -> bool:
+    """Whether a folder of safetensors weights also holds these networks in ONNX format, which read these very weights.
 
     Raises:
         CheckpointError: one of them is missing, or was made from other weights than those that are there now.
     """
-    paths = {name: directory / file for name, file in GRAPH_FILES.items()}
+    files = {name: GRAPH_FILES[name] for name in networks}
+    paths = {name: directory / file for name, file in files.items()}
     if not any(path.is_file() for path in paths.values()):
         return False
     for name, path in paths.items():
         if not path.is_file():
-            raise CheckpointError(f"{path} is missing; a checkpoint holds all of {', '.join(GRAPH_FILES.values())}")
+            raise CheckpointError(f"{path} is missing; a checkpoint holds all of {', '.join(files.values())}")
         facts, sources = _onnx_facts(path), graph_sources(directory, name, variant)
         strangers = [file.name for file in facts.external_files if file not in sources]
         if strangers and variant is not None:
@@ -176,7 +194,7 @@ def has_graphs(directory: Path, variant: str | None) -> bool:
             what = f"reads {', '.join(strangers)}" if strangers else "was made from other weights or settings"
             raise CheckpointError(
                 f"{path} {what}, and the folder holds {', '.join(file.name for file in sources)}; remove "
-                f"{', '.join(GRAPH_FILES.values())}, or write them again with `openmarigold checkpoint export "
+                f"{', '.join(files.values())}, or write them again with `openmarigold checkpoint export "
                 "--shared-weights`"
             )
     return True

@@ -32,7 +32,9 @@ _log = quoted_logger(__name__)
 class Engine(Protocol):
     """Encodes images, denoises latents `[b C·t h w]` of a modality's t targets, and decodes them.
 
-    `h = H / 8`, `w = W / 8`. Several threads may call an engine at the same time; this does not change the results.
+    What the U-Net sees of an image is its condition, `[b K h w]`: the VAE's latent (then K = C), or what an image
+    encoder makes. `h = H / 8`, `w = W / 8`. Several threads may call an engine at the same time; this does not change
+    the results.
     """
 
     name: str
@@ -44,7 +46,7 @@ class Engine(Protocol):
     """Largest batch with bit for bit the results of single images; None where single images differ too."""
 
     def encode(self, rgb: Float[np.ndarray, "b 3 H W"]) -> Latent:
-        """Scaled latent of images in [-1, 1]; `H` and `W` are multiples of 8. Paper: §3.2."""
+        """Condition of images in [-1, 1], such as their scaled latent; `H`, `W` are multiples of 8. Paper: §3.2."""
         ...
 
     def denoise(self, rgb_latent: Latent, noisy_latent: Latent, *, timestep: int) -> Latent:

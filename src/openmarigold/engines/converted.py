@@ -21,7 +21,7 @@ from jaxtyping import Float
 
 from openmarigold.checkpoints.checkpoint import Checkpoint, TinyVae
 from openmarigold.checkpoints.empty_prompt import cached_embedding_path, stored_embedding_path
-from openmarigold.checkpoints.weight_files import GRAPH_FILES, NETWORK_FILES, NETWORKS, weight_files
+from openmarigold.checkpoints.weight_files import GRAPH_FILES, IMAGE_ENCODER, NETWORK_FILES, weight_files
 from openmarigold.config import LATENT_FACTOR, ConvertedFormat, Dtype, StoredDtype
 from openmarigold.errors import CheckpointError, OpenMarigoldError, OutputError, needs_extra, one_line
 from openmarigold.files import atomic_directory, file_sha256, files_sha256, user_cache_dir
@@ -57,7 +57,7 @@ def network_paths(
         OutputError: the user's cache cannot be written.
     """
     paths = {}
-    for name in NETWORKS:
+    for name in checkpoint.networks:
         replaced = tiny_vae is not None and name in tiny_vae.networks
         if checkpoint.graphs and not replaced:
             paths[name] = checkpoint.directory / GRAPH_FILES[name]
@@ -111,9 +111,11 @@ def can_keep_converted(checkpoint: Checkpoint) -> bool:
 def weight_bytes(checkpoint: Checkpoint) -> int:
     """Size of the networks' files."""
     if checkpoint.weights == "safetensors":
-        files = [path for name in ("unet", "vae") for path in _sources(checkpoint.directory / name, checkpoint.variant)]
+        files = [
+            path for name in checkpoint.parts for path in _sources(checkpoint.directory / name, checkpoint.variant)
+        ]
     else:
-        folders = [checkpoint.directory / name for name in NETWORKS]
+        folders = [checkpoint.directory / name for name in checkpoint.networks]
         files = [path for folder in folders for path in folder.iterdir() if path.is_file()]
     return sum(path.stat().st_size for path in files)
 
@@ -163,16 +165,18 @@ class ConvertedEngine:
     def __init__(self, name: str, checkpoint: Checkpoint, run: Run, *, dtype: Dtype) -> None:
         self.name, self.dtype, self.run = name, dtype, run
         self.latent_channels = checkpoint.latent_channels
+        self.condition_channels = checkpoint.condition_channels
+        self._encoder = checkpoint.networks[0]
         self._modality = checkpoint.modality
 
-    def encode(self, rgb: Float[np.ndarray, "b 3 H W"]) -> Float[np.ndarray, "b C h w"]:
-        latent = self.run("vae_encoder", sample=rgb)
+    def encode(self, rgb: Float[np.ndarray, "b 3 H W"]) -> Float[np.ndarray, "b K h w"]:
+        condition = self.run(self._encoder, sample=rgb)
         height, width = rgb.shape[2] // LATENT_FACTOR, rgb.shape[3] // LATENT_FACTOR
-        _check_output(latent.shape, (len(rgb), self.latent_channels, height, width), "vae_encoder")
-        return latent
+        _check_output(condition.shape, (len(rgb), self.condition_channels, height, width), self._encoder)
+        return condition
 
     def denoise(
-        self, rgb_latent: Float[np.ndarray, "#b C h w"], noisy_latent: Float[np.ndarray, "b tC h w"], *, timestep: int
+        self, rgb_latent: Float[np.ndarray, "#b K h w"], noisy_latent: Float[np.ndarray, "b tC h w"], *, timestep: int
     ) -> Float[np.ndarray, "b tC h w"]:
         condition = np.broadcast_to(rgb_latent, (len(noisy_latent), *rgb_latent.shape[1:]))
         sample = np.concatenate([condition, noisy_latent], axis=1)
@@ -235,6 +239,8 @@ def _sources(folder: Path, variant: str | None) -> list[Path]:
 def _sources_of_network(checkpoint: Checkpoint, name: str, tiny_vae: TinyVae | None) -> list[str]:
     """Hashes of a network's source files."""
     directory, variant = checkpoint.directory, checkpoint.variant
+    if name == IMAGE_ENCODER:
+        return [files_sha256(_sources(directory / IMAGE_ENCODER, variant))]
     if name != "unet":
         folder, variant = (tiny_vae.directory, tiny_vae.variant) if tiny_vae else (directory / "vae", variant)
         # One channel has been the only kind for long; its files in users' caches keep their names.

@@ -61,6 +61,7 @@ class TorchEngine:
         # Convolutions may choose another algorithm for another batch size; on a CPU results must not depend on it.
         self.max_batch_size: int | None = 1 if self.device == "cpu" else None
         self.latent_channels = checkpoint.latent_channels
+        self.condition_channels = checkpoint.condition_channels
         self._modality = checkpoint.modality
         files: dict[str, Any] = {"variant": checkpoint.variant, "dtype": self._dtype}
         unet = backbone.load_unet(checkpoint.directory / "unet", **files)
@@ -71,6 +72,10 @@ class TorchEngine:
         if self.device == "cpu" and not plain:  # measured there alone
             vaes = {name: fold_upsampling(vae) for name, vae in vaes.items()}
         self._vaes = {name: self._placed(vae) for name, vae in vaes.items()}
+        self._image_encoder = None
+        if checkpoint.image_encoder:
+            encoder = backbone.load_image_encoder(checkpoint.directory / backbone.IMAGE_ENCODER, **files)
+            self._image_encoder = self._placed(encoder)
         self._timesteps: dict[int, Tensor] = {}
         self._turn = threading.Lock()
         networks = {"encode": self._encode, "denoise": self._denoise, "decode": self._decode}
@@ -78,14 +83,14 @@ class TorchEngine:
         # The most memory that an image of a batch has needed so far, without the weights.
         self._bytes_per_pixel = dict.fromkeys(networks, 0.0)
 
-    def encode(self, rgb: Float[np.ndarray, "b 3 H W"]) -> Float[Tensor, "b C h w"]:
+    def encode(self, rgb: Float[np.ndarray, "b 3 H W"]) -> Float[Tensor, "b K h w"]:
         with self._inference(), self._tiles_if_needed("encode"), self._measured("encode", rgb[:, 0].size):
             image = self.to_engine(rgb)
             return self._retried("encode", image)
 
     def denoise(
         self,
-        rgb_latent: Float[Tensor, "#b C h w"],
+        rgb_latent: Float[Tensor, "#b K h w"],
         noisy_latent: Float[Tensor, "b tC h w"],
         *,
         timestep: int,
@@ -128,6 +133,8 @@ class TorchEngine:
         return batch_that_fits(free, max(known) * height * width if all(known) else 0.0)
 
     def _encode(self, rgb: Tensor) -> Tensor:
+        if self._image_encoder is not None:
+            return self._image_encoder(rgb.to(self._dtype)).float()
         return backbone.encode_to_latent(self._vaes["encode"], rgb.to(self._dtype)).float()
 
     def _denoise(self, sample: Tensor, timestep: Tensor) -> Tensor:
@@ -151,11 +158,13 @@ class TorchEngine:
         return self._timesteps[timestep]
 
     def _retried(self, name: str, value: Tensor) -> Tensor:
-        """An autoencoder's output; images that do not fit into memory go one by one, then in tiles."""
+        """The output of an encoder or decoder; images that do not fit into memory go one by one, then an autoencoder's
+        in tiles.
+        """
         try:
             return self._networks[name](value)
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not _is_out_of_memory(error) or (len(value) == 1 and name not in self._vaes):
                 raise
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
@@ -185,7 +194,7 @@ class TorchEngine:
         try:
             yield
         finally:
-            if getattr(self._vaes[name], "use_tiling", False):
+            if getattr(self._vaes.get(name), "use_tiling", False):
                 self._vaes[name].disable_tiling()
 
     @contextmanager
@@ -228,7 +237,8 @@ def _load_vaes(checkpoint: Checkpoint, tiny_vae: TinyVae | None, dtype: torch.dt
     if tiny_vae is not None:
         tiny = backbone.load_vae(tiny_vae.directory, variant=tiny_vae.variant, dtype=dtype)
         vaes = dict.fromkeys(used_for, tiny)
-    own = [name for name in ("encode", "decode") if name not in used_for]
+    needed = ("decode",) if checkpoint.image_encoder else ("encode", "decode")
+    own = [name for name in needed if name not in used_for]
     if own:
         vae = backbone.load_vae(checkpoint.directory / "vae", variant=checkpoint.variant, dtype=dtype)
         vaes |= dict.fromkeys(own, vae)

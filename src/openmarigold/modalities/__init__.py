@@ -8,15 +8,20 @@ from openmarigold.modalities.modality import Modality
 MODALITIES: dict[str, Modality] = {"depth": DEPTH}
 
 
-def find_modality(name: str) -> Modality:
-    """The modality of a name.
+def find_modality(name: str, space: str | None = None) -> Modality:
+    """The modality of a name, and the variant of it whose values are in a space; without one, the modality itself.
 
     Raises:
         InvalidValueError: there is none.
     """
     if name not in MODALITIES:
         raise InvalidValueError(f"modality={name!r} is not known; use one of {', '.join(MODALITIES)}")
-    return MODALITIES[name]
+    found = MODALITIES[name]
+    if space in (None, found.space):
+        return found
+    if space not in found.variants:
+        raise InvalidValueError(f"space={space!r} is not known; use one of {', '.join((found.space, *found.variants))}")
+    return found.variants[space]
 
 
 def modality_of_pipeline(class_name: object) -> Modality | None:

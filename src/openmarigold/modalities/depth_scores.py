@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of depth: five protocols, two baselines, and the panels of a report page.
+"""Scores of depth: seven protocols, two baselines, and the panels of a report page.
 
 Paper: §4.1 (`marigold`). The other protocols are what the field uses; see docs/evaluation.md.
 """
@@ -13,7 +13,16 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float, Float64, UInt8
 
-from openmarigold.alignment import MIN_DISPARITY, fit_disparity, fit_log_ransac, fit_scale, fit_scale_shift
+from openmarigold.alignment import (
+    MIN_DISPARITY,
+    at_least_smallest_positive,
+    fit_disparity,
+    fit_log,
+    fit_log_ransac,
+    fit_scale,
+    fit_scale_median,
+    fit_scale_shift,
+)
 from openmarigold.metrics import METRICS, boundary_f1, depth_metrics
 from openmarigold.modalities.colors import colorize
 from openmarigold.modalities.protocol import (
@@ -75,6 +84,16 @@ def _fit_scale(pred: Float[np.ndarray, "h w"], sample: BenchmarkSample, usable: 
     return scale * pred.astype(np.float64), scale
 
 
+def _fit_scale_median(pred: Float[np.ndarray, "h w"], sample: BenchmarkSample, usable: Bool[np.ndarray, "h w"]) -> _Fit:
+    scale = fit_scale_median(pred, sample.maps["depth"], usable)
+    return scale * pred.astype(np.float64), scale
+
+
+def _as_disparity(maps: Maps, usable: Bool[np.ndarray, "h w"]) -> Maps:
+    """The inverse of depth up to scale."""
+    return {"depth": 1.0 / at_least_smallest_positive(maps["depth"], usable)}
+
+
 def _fit_columns(sample: BenchmarkSample) -> slice | np.ndarray:
     """Columns that the fit sees: all, or `max_fit_width` nearest ones where the image is larger.
 
@@ -99,6 +118,7 @@ def _protocol(
     fit: Callable[[np.ndarray, BenchmarkSample, np.ndarray], _Fit],
     *,
     clip_to_range: bool = True,
+    convert: Mapping[PredictionSpace, Callable[[Maps, Bool[np.ndarray, "h w"]], Maps]] = MappingProxyType({}),
 ) -> Protocol:
     """`clip_to_range=False`: the fit clips by itself, to what it takes from the ground truth."""
 
@@ -108,7 +128,15 @@ def _protocol(
         clipped = np.clip(depth, lowest, sample.max_value if clip_to_range else None)
         return Aligned(maps={"depth": clipped}, scores={"negative_scale": float(scale < 0)})
 
-    return Protocol(name=name, summary=summary, accepts=frozenset(accepts), scores=SCORES, score=_score, align=align)
+    return Protocol(
+        name=name,
+        summary=summary,
+        accepts=frozenset(accepts),
+        scores=SCORES,
+        score=_score,
+        align=align,
+        convert=convert,
+    )
 
 
 PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
@@ -124,8 +152,15 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
             _protocol(
                 "disparity",
                 "scale and shift by least squares in disparity, clipped to the benchmark's range",
-                {"disparity"},
+                {"disparity", "scale", "metric"},
                 _fit_disparity,
+                convert=dict.fromkeys(("scale", "metric"), _as_disparity),
+            ),
+            _protocol(
+                "log",
+                "scale and shift by least squares in log depth, both ends clipped to the benchmark's range",
+                {"affine_depth", "scale", "metric"},
+                lambda pred, sample, usable: fit_log(pred, sample.maps["depth"], usable),
             ),
             _protocol(
                 "log-ransac",
@@ -139,6 +174,12 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
                 "scale by least squares in depth, clipped to the benchmark's range",
                 {"scale", "metric"},
                 _fit_scale,
+            ),
+            _protocol(
+                "scale-median",
+                "scale by the median of the ratios, clipped to the benchmark's range",
+                {"scale", "metric"},
+                _fit_scale_median,
             ),
             _protocol(
                 "metric",

@@ -129,6 +129,10 @@ class Modality:
     """Spaces that need no unit and no zero, so that saved 16-bit pictures of a map can be scored."""
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
     """Estimators to compare with that do not look at the photo, by name."""
+    space: str = "linear"
+    """What a decoded value is proportional to; model_index.json may state one of the variants."""
+    variants: Mapping[str, Modality] = field(default_factory=dict)
+    """The same modality with values in another space, by `space`."""
     panels: Callable[[BenchmarkSample, Maps, int], Mapping[str, np.ndarray]] = lambda sample, maps, step: {}
     """Pictures for a page, uint8 `[h w 3]` by heading: measured and aligned maps and their difference, of every n-th
     pixel."""
@@ -150,7 +154,7 @@ class Modality:
     def __reduce__(self) -> tuple[Any, ...]:  # its functions cannot be pickled, its name can
         from openmarigold.modalities import find_modality
 
-        return find_modality, (self.name,)
+        return find_modality, (self.name, self.space)
 
 
 def latent_valid_mask(valid_mask: Bool[np.ndarray, "... h w"], *, factor: int = 8) -> Bool[np.ndarray, "... hl wl"]:

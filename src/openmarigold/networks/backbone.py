@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The networks: U-Net and VAE from diffusers; widening, latents, loading and saving.
+"""The networks: U-Net and VAE from diffusers, image encoder; widening, latents, loading and saving.
 
 A checkpoint is a folder in diffusers layout (docs/architecture.md). Shapes: `b` batch, `C` channels of the VAE's
 latent, `h = H / 8`, `w = W / 8`. Paper: §3.2 (network), §3.3 (fine-tuning protocol).
@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from openmarigold.printing import quoted_logger
 from openmarigold.privacy import hidden
 
 with hidden("transformers", only_ours=True):  # which diffusers imports with its networks, which do not need it: seconds
@@ -27,14 +28,16 @@ with hidden("transformers", only_ours=True):  # which diffusers imports with its
     from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
+from openmarigold.checkpoints.channels import IMAGE_ENCODER_CLASS
 from openmarigold.checkpoints.checkpoint import EMBEDDING_FILE, Checkpoint
 from openmarigold.checkpoints.integrity import write_sums
-from openmarigold.checkpoints.weight_files import weight_files
+from openmarigold.checkpoints.weight_files import IMAGE_ENCODER, weight_files
 from openmarigold.config import Dtype
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, OutputError, one_line
 from openmarigold.files import atomic_directory
 from openmarigold.modalities import DEPTH, modality_of_pipeline
+from openmarigold.networks.image_encoder import EfficientNetLiteEncoder
 from openmarigold.networks.prompt import (
     copy_text_encoder,
     load_empty_prompt_embedding,
@@ -49,6 +52,7 @@ VAE_CLASSES: dict[str, type[AutoencoderKL] | type[AutoencoderTiny]] = {
     "AutoencoderKL": AutoencoderKL,
     "AutoencoderTiny": AutoencoderTiny,
 }
+_log = quoted_logger(__name__)
 _OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -142,15 +146,33 @@ def load_vae(folder: Path, *, variant: str | None = None, dtype: torch.dtype = t
     return _load(VAE_CLASSES[name], folder, variant=variant, dtype=dtype)
 
 
+def load_image_encoder(
+    folder: Path, *, variant: str | None = None, dtype: torch.dtype = torch.float32
+) -> EfficientNetLiteEncoder:
+    """Image encoder from a folder with config.json and safetensors weights, in evaluation mode.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the class is another one.
+    """
+    name = _read_config(folder).get("_class_name")
+    if name != IMAGE_ENCODER_CLASS:
+        raise CheckpointError(f"{folder}: {name!r} is not a supported image encoder; use {IMAGE_ENCODER_CLASS}")
+    return _load(EfficientNetLiteEncoder, folder, variant=variant, dtype=dtype)
+
+
 def empty_network(folder: Path) -> Any:
-    """The U-Net or VAE that a folder's config.json describes, without memory for its weights (torch device "meta").
+    """The network that a folder's config.json describes, without memory for its weights (torch device "meta").
 
     Raises:
         CheckpointError: config.json is missing or damaged, or describes something else.
     """
     config = _read_config(folder)
     name = config.get("_class_name")
-    classes: dict[Any, Any] = {**VAE_CLASSES, "UNet2DConditionModel": UNet2DConditionModel}
+    classes: dict[Any, Any] = {
+        **VAE_CLASSES,
+        "UNet2DConditionModel": UNet2DConditionModel,
+        IMAGE_ENCODER_CLASS: EfficientNetLiteEncoder,
+    }
     if name not in classes:
         raise CheckpointError(f"{folder}: {name!r} is not supported; use one of {', '.join(classes)}")
     with torch.device("meta"):
@@ -218,12 +240,14 @@ def save_checkpoint(
     index: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
     text_encoder_of: Path | None = None,
+    image_encoder: EfficientNetLiteEncoder | None = None,
 ) -> None:
     """Writes a checkpoint folder in diffusers layout, atomically; `index` joins `model_index.json`.
 
     Without `unet` only `vae/` is written (a trained autoencoder). `dtype` is how weights are stored. With
     `text_encoder_of` the folder is complete for diffusers' pipeline: that checkpoint's text encoder is copied or, where
-    it has none that can be read, one is written that knows the empty prompt only.
+    it has none that can be read, one is written that knows the empty prompt only. An `image_encoder` makes the U-Net's
+    condition; diffusers' pipeline cannot run such a checkpoint.
     """
     with atomic_directory(directory) as folder:
         _save_network(vae, folder / "vae", dtype)
@@ -231,6 +255,8 @@ def save_checkpoint(
             return
         assert schedule is not None and empty_prompt_embedding is not None
         _save_network(unet, folder / "unet", dtype)
+        if image_encoder is not None:
+            _save_network(image_encoder, folder / IMAGE_ENCODER, dtype)
         _write_parts(
             folder,
             vae=vae,
@@ -238,6 +264,7 @@ def save_checkpoint(
             schedule=schedule,
             index=index or {},
             text_encoder_of=text_encoder_of,
+            image_encoder=image_encoder is not None,
         )
 
 
@@ -249,6 +276,7 @@ def _write_parts(
     schedule: NoiseSchedule,
     index: Mapping[str, Any],
     text_encoder_of: Path | None,
+    image_encoder: bool,
 ) -> None:
     """Writes all of a checkpoint except its networks: embedding, scheduler, text encoder and model_index.json."""
     write_embedding(embedding, folder / EMBEDDING_FILE)
@@ -262,6 +290,7 @@ def _write_parts(
         "scheduler": ["diffusers", schedule.class_name],
         "text_encoder": [library, "CLIPTextModel" if complete else None],
         "tokenizer": [library, "CLIPTokenizer" if complete else None],
+        **({IMAGE_ENCODER: ["openmarigold", IMAGE_ENCODER_CLASS]} if image_encoder else {}),
     }
     write_json(folder / "model_index.json", {**index, **components})
 
@@ -285,7 +314,8 @@ def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: Dt
 
     It predicts the same there as here, from the same starting noise and size: where our default is to end on the clean
     latent, the scheduler is told so (`set_alpha_to_one`). The text encoder is copied where there is one, else one is
-    written that knows the empty prompt only (`prompt.write_constant_text_encoder`).
+    written that knows the empty prompt only (`prompt.write_constant_text_encoder`). A checkpoint with an image encoder
+    is copied for this package alone: no pipeline of diffusers runs it, and a warning says so.
 
     Raises:
         CheckpointError: the source holds ONNX networks, or is damaged.
@@ -295,7 +325,13 @@ def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: Dt
         raise CheckpointError(f"{source.directory} holds ONNX networks; give the checkpoint that they were made from")
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise OutputError(f"{destination} exists and is not empty; choose a new folder, so that nothing is lost")
+    if source.image_encoder:
+        _log.warning(
+            "%s has an image encoder, which no pipeline of diffusers runs: the copy is for openmarigold", source.name
+        )
     networks = {"unet": load_unet, "vae": load_vae}
+    if source.image_encoder:
+        networks[IMAGE_ENCODER] = load_image_encoder
     loaded = {name: load(source.directory / name, variant=source.variant) for name, load in networks.items()}
     embedding = load_empty_prompt_embedding(source.directory, variant=source.variant)
     modality = modality_of_pipeline(source.index.get("_class_name")) or DEPTH
@@ -321,13 +357,14 @@ def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: Dt
             schedule=schedule,
             index=index,
             text_encoder_of=source.directory,
+            image_encoder=source.image_encoder,
         )
         for path in (*source.directory.glob("README.md"), *source.directory.glob("LICEN[SC]E*")):
             shutil.copyfile(path, folder / path.name)
         write_sums(folder)
 
 
-def hash_of_weights(model: Vae | UNet2DConditionModel) -> str:
+def hash_of_weights(model: Vae | UNet2DConditionModel | EfficientNetLiteEncoder) -> str:
     """SHA-256 of a network's configuration and weights."""
     config = {key: value for key, value in model.config.items() if not key.startswith("_")}  # not where it lies
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())

@@ -25,10 +25,11 @@ from openmarigold.checkpoints.empty_prompt import stored_embedding_path
 from openmarigold.checkpoints.integrity import count_parameters
 from openmarigold.checkpoints.weight_files import (
     GRAPH_FILES,
+    IMAGE_ENCODER,
     NETWORK_FILES,
-    NETWORKS,
     graph_metadata,
     graph_sources,
+    networks_of,
     weight_files,
 )
 from openmarigold.config import LATENT_FACTOR, ConvertedFormat, StoredDtype
@@ -41,10 +42,12 @@ from openmarigold.networks.backbone import (
     empty_network,
     encode_to_latent,
     latent_channels,
+    load_image_encoder,
     load_unet,
     load_vae,
     write_json,
 )
+from openmarigold.networks.image_encoder import EfficientNetLiteEncoder
 from openmarigold.networks.prompt import load_empty_prompt_embedding, write_embedding
 from openmarigold.networks.rewrites import fold_channel_mean, fold_constant_context, fold_upsampling, split_group_norms
 from openmarigold.privacy import openvino_without_reports
@@ -86,16 +89,18 @@ def export_checkpoint(
         )
     _check_replaceable(destination)
     with atomic_directory(destination) as folder:
-        for name in NETWORKS:
+        for name in source.networks:
             (folder / name).mkdir()
             write_network(source, name, folder / name, format=format, dtype=dtype, tiny_vae=tiny_vae)
         (folder / "scheduler").mkdir()
         write_json(folder / "scheduler" / "scheduler_config.json", source.schedule.to_config())
         kept = {key: value for key, value in source.index.items() if not isinstance(value, list)}
         runtime = {"onnx": "onnxruntime", "openvino": "openvino"}[format]
-        components = {name: [runtime, "OnnxModel" if format == "onnx" else "Model"] for name in NETWORKS}
+        components = {name: [runtime, "OnnxModel" if format == "onnx" else "Model"] for name in source.networks}
         components["scheduler"] = ["diffusers", source.schedule.class_name]
         kept |= {"latent_channels": source.latent_channels, "num_parameters": count_parameters(source)}
+        if source.image_encoder:
+            kept["condition_channels"] = source.condition_channels
         if tiny_vae is not None:
             kept["tiny_vae"] = {"name": tiny_vae.name, "used_for": tiny_vae.used_for}
         write_json(folder / "model_index.json", {**kept, **components})
@@ -128,13 +133,13 @@ def export_shared(source: Checkpoint, destination: Path) -> None:
         else:
             values = load_empty_prompt_embedding(source.directory, variant=source.variant)
             write_embedding(values, folder / EMBEDDING_FILE)
-        for name in ("unet", "vae"):
+        for name in source.parts:
             (folder / name).mkdir()
             for path in _network_sources(source, name):
                 shutil.copyfile(path, folder / name / path.name)
         copied = replace(source, directory=folder)
-        for name, file in GRAPH_FILES.items():
-            _write_graph(copied, name, folder / file)
+        for name in source.networks:
+            _write_graph(copied, name, folder / GRAPH_FILES[name])
         for path in _documents(source.directory) or _documents(destination):
             shutil.copyfile(path, folder / path.name)
 
@@ -159,7 +164,7 @@ def write_network(
     dtype: StoredDtype,
     tiny_vae: TinyVae | None = None,
 ) -> None:
-    """Writes one of `NETWORKS` into a folder.
+    """Writes one of a checkpoint's networks into a folder.
 
     Raises:
         CheckpointError: the checkpoint is damaged.
@@ -178,15 +183,18 @@ def write_network(
 
 
 def count_network_flops(source: Checkpoint, name: str, height: int, width: int, tiny_vae: TinyVae | None = None) -> int:
-    """Arithmetic of one of `NETWORKS`, not rewritten, for one image of this size [px]; nothing is computed."""
+    """Arithmetic of one of its networks, not rewritten, for one image of this size [px]; nothing is computed."""
     h, w = height // LATENT_FACTOR, width // LATENT_FACTOR
     channels = source.latent_channels
     with torch.device("meta"):
         if name == "unet":
             unet = empty_network(source.directory / "unet")
             module: nn.Module = _Denoiser(unet, torch.zeros(1, 2, unet.config["cross_attention_dim"]))
-            num_inputs = channels * (1 + source.modality.num_targets)
+            num_inputs = source.condition_channels + channels * source.modality.num_targets
             inputs = [torch.zeros(1, num_inputs, h, w), torch.zeros(1, dtype=torch.int64)]
+        elif name == IMAGE_ENCODER:
+            module = empty_network(source.directory / IMAGE_ENCODER)
+            inputs = [torch.zeros(1, 3, height, width)]
         else:
             replaced = tiny_vae is not None and name in tiny_vae.networks
             vae = empty_network(tiny_vae.directory if tiny_vae and replaced else source.directory / "vae")
@@ -240,9 +248,12 @@ def _network(source: Checkpoint, name: str, tiny_vae: TinyVae | None) -> tuple[n
     if name == "unet":
         unet = load_unet(source.directory / "unet", variant=source.variant)
         context = load_empty_prompt_embedding(source.directory, variant=source.variant)
-        sample = torch.zeros(1, channels * (1 + source.modality.num_targets), h, w)
+        sample = torch.zeros(1, source.condition_channels + channels * source.modality.num_targets, h, w)
         denoiser = _Denoiser(fold_constant_context(unet, context), context)
         return denoiser, {"sample": sample, "timestep": torch.tensor([999])}, "prediction"
+    if name == IMAGE_ENCODER:
+        encoder = load_image_encoder(source.directory / IMAGE_ENCODER, variant=source.variant)
+        return encoder, {"sample": torch.zeros(1, 3, 8 * h, 8 * w)}, "condition"
     if tiny_vae is not None:
         vae = load_vae(tiny_vae.directory, variant=tiny_vae.variant)
     else:
@@ -258,7 +269,11 @@ def _network(source: Checkpoint, name: str, tiny_vae: TinyVae | None) -> tuple[n
 def _check_replaceable(destination: Path) -> None:
     if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
         return
-    kinds = [("model_index.json", *files.values()) for files in (*NETWORK_FILES.values(), GRAPH_FILES)]
+    kinds = [
+        ("model_index.json", *(files[name] for name in networks_of(image_encoder=image_encoder)))
+        for files in (*NETWORK_FILES.values(), GRAPH_FILES)
+        for image_encoder in (False, True)
+    ]
     if not any(all((destination / file).is_file() for file in files) for files in kinds):
         raise OutputError(
             f"{destination} exists and is not an exported checkpoint; choose a new folder, so that nothing is lost"
@@ -297,10 +312,16 @@ def _write_onnx(module: nn.Module, inputs: dict[str, Tensor], output: str, folde
 
 
 def _traced(module: nn.Module, inputs: dict[str, Tensor], output: str, folder: Path) -> Any:
-    """The network in ONNX format, in memory; the exporter writes a large one as one file for each tensor."""
+    """The network in ONNX format, in memory; the exporter writes a large one as one file for each tensor.
+
+    The batch norms of an image encoder stay operators of their own, so that weights are the stored ones; ONNX Runtime
+    folds them into the convolutions when it loads the network.
+    """
     import onnx
 
     names = {0: "batch", 2: "height", 3: "width"}
+    keeps_norms = isinstance(module, EfficientNetLiteEncoder)
+    settings: dict[str, Any] = {"training": torch.onnx.TrainingMode.PRESERVE} if keeps_norms else {}
     axes = {name: names for name, value in inputs.items() if value.ndim == 4} | {output: names}
     with (
         torch.no_grad(),
@@ -317,6 +338,7 @@ def _traced(module: nn.Module, inputs: dict[str, Tensor], output: str, folder: P
             dynamic_axes=axes,
             opset_version=17,
             dynamo=False,
+            **settings,
         )
         return onnx.load(path)
 

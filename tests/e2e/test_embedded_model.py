@@ -63,4 +63,5 @@ def test_intact_and_with_its_terms() -> None:
     assert [line for _, lines in verify(checkpoint) for line in lines] == []
     content = describe(checkpoint)
     assert content["license"] == "see LICENSE.md"
-    assert {*GRAPH_FILES.values(), "unet/diffusion_pytorch_model.safetensors"} < set(content["files"])
+    graphs = {GRAPH_FILES[name] for name in checkpoint.networks}
+    assert {*graphs, "unet/diffusion_pytorch_model.safetensors"} < set(content["files"])

@@ -99,7 +99,7 @@ def _align(
     try:
         # Overflow and NaN can only come from pixels that do not count.
         with np.errstate(over="ignore", invalid="ignore"):
-            if space in protocol.convert:
+            if space is not None and space in protocol.convert:
                 maps = protocol.convert[space](maps, usable)
             aligned = protocol.align(sample, maps, usable)
     except DataError as error:

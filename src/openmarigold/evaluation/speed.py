@@ -97,7 +97,7 @@ def measure_speed(config: PredictConfig, *, size: tuple[int, int] = (640, 480), 
     peak_gib = peak_memory_gib()
     ceiling = matmul_ceiling(engine.name, engine.device, engine.dtype)
     flops = count_flops(found, config, image.shape[2], image.shape[3])
-    network_of = dict(zip(_STAGES, found.networks, strict=True))
+    network_of: dict[str, str] = dict(zip(_STAGES, found.networks, strict=True))
     return SpeedReport(
         checkpoint=predictor.checkpoint.name,
         engine=engine.name,

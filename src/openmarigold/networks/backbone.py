@@ -176,7 +176,13 @@ def empty_network(folder: Path) -> Any:
     if name not in classes:
         raise CheckpointError(f"{folder}: {name!r} is not supported; use one of {', '.join(classes)}")
     with torch.device("meta"):
-        return classes[name].from_config(config)
+        return _build(classes[name], config)
+
+
+def _build(model_class: Any, config: dict[str, Any]) -> Any:
+    if model_class is EfficientNetLiteEncoder:  # JSON knows no tuples
+        config = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+    return model_class.from_config(config)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -194,7 +200,7 @@ def _load(model_class: Any, folder: Path, *, variant: str | None, dtype: torch.d
     config = _read_config(folder)
     try:
         with torch.device("meta"):
-            model = model_class.from_config(config)
+            model = _build(model_class, config)
     except Exception as error:  # constructors raise many kinds for wrong values
         raise CheckpointError(
             f"{folder} cannot be loaded ({one_line(error)}); get config.json and weights from the same checkpoint"

@@ -21,7 +21,6 @@ Mask: TypeAlias = Bool[np.ndarray, "*shape"]
 _CONSTANT_SPREAD = 1e-10
 # Smallest disparity [1/m] that a fit may give: depth is capped at 1000 m.
 MIN_DISPARITY = 1e-3
-SMALLEST_DEPTH = 1e-6  # what a prediction counts at least where its logarithm or inverse is taken
 # Trials of `fit_log_ransac`, at most, and the probability of one without outliers after which it stops.
 _MAX_TRIALS = 1000
 _ENOUGH = 0.99
@@ -90,28 +89,43 @@ def fit_scale(pred: Map, gt: Map, valid_mask: Mask) -> float:
 
 
 def fit_scale_median(pred: Map, gt: Map, valid_mask: Mask) -> float:
-    """The median of gt / pred over the valid pixels; predictions that are not positive count as `SMALLEST_DEPTH`.
+    """The median of gt / pred over the valid pixels whose prediction is above 0; 0 where none is.
 
     Raises what `fit_scale_shift` raises.
     """
     valid_pred, valid_gt = _valid_pixels(pred, gt, valid_mask)
-    return float(np.median(valid_gt / np.maximum(valid_pred, SMALLEST_DEPTH)))
+    positive = valid_pred > 0
+    return float(np.median(valid_gt[positive] / valid_pred[positive])) if positive.any() else 0.0
 
 
-def fit_log(pred: Map, gt: Map, valid_mask: Mask) -> tuple[float, float]:
-    """Scale and shift that minimize Σ (scale·log pred + shift − log gt)² over the valid pixels.
+def at_least_smallest_positive(pred: Map, valid_mask: Mask) -> Float64[np.ndarray, "*shape"]:
+    """The prediction in float64, what is not above 0 replaced by its smallest positive value on a valid pixel.
 
-    Predictions that are not positive count as `SMALLEST_DEPTH`.
+    Without a positive value on a valid pixel it is 1 there, a constant.
+    """
+    positive = pred[valid_mask & (pred > 0)]
+    floor = float(positive.min()) if positive.size else 1.0
+    return np.maximum(pred.astype(np.float64), floor)  # keeps NaN
+
+
+def fit_log(pred: Map, gt: Map, valid_mask: Mask) -> tuple[Float64[np.ndarray, "*shape"], float]:
+    """The whole prediction as depth in the unit of `gt` [m], fitted in log depth, and the fitted scale.
+
+    Scale and shift minimize Σ (scale·log(pred) + shift − log(gt))² over the valid pixels; depth is
+    exp(shift)·pred^scale. A prediction that is not above 0 counts as the smallest positive one. Not clipped.
 
     Raises:
         DataError: ground truth that is not positive on a valid pixel; else see `fit_scale_shift`.
         InvalidValueError: see `fit_scale_shift`.
     """
-    if (gt[valid_mask] <= 0).any():
+    _, valid_gt = _valid_pixels(pred, gt, valid_mask)
+    if valid_gt.min() <= 0:
         raise DataError("the ground truth is not positive on valid pixels; mark them invalid")
-    valid_pred, valid_gt = _valid_pixels(pred, gt, valid_mask)
-    logs = np.log(np.maximum(valid_pred, SMALLEST_DEPTH)), np.log(valid_gt)
-    return fit_scale_shift(*logs, np.ones(valid_gt.size, dtype=bool))
+    log_pred = np.log(at_least_smallest_positive(pred, valid_mask))
+    log_gt = np.zeros(gt.shape)
+    log_gt[valid_mask] = np.log(valid_gt)
+    scale, shift = fit_scale_shift(log_pred, log_gt, valid_mask)
+    return np.exp(scale * log_pred + shift), scale
 
 
 def fit_log_ransac(

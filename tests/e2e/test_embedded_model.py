@@ -10,7 +10,7 @@ import pytest
 
 from openmarigold.checkpoints.checkpoint import EMBEDDED_DIR, read_checkpoint
 from openmarigold.checkpoints.integrity import describe, verify
-from openmarigold.checkpoints.weight_files import graph_files
+from openmarigold.checkpoints.weight_files import GRAPH_FILES
 from openmarigold.evaluation import baseline_estimators, evaluate, predictor_estimator
 from openmarigold.predictor import Predictor
 
@@ -63,6 +63,5 @@ def test_intact_and_with_its_terms() -> None:
     assert [line for _, lines in verify(checkpoint) for line in lines] == []
     content = describe(checkpoint)
     assert content["license"] == "see LICENSE.md"
-    assert {*graph_files(has_image_encoder=True).values(), "unet/diffusion_pytorch_model.safetensors"} < set(
-        content["files"]
-    )
+    graphs = {GRAPH_FILES[name] for name in checkpoint.networks}
+    assert {*graphs, "unet/diffusion_pytorch_model.safetensors"} < set(content["files"])

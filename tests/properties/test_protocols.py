@@ -172,7 +172,7 @@ def test_what_is_not_valid_never_counts(case):
     sample, pred = case
     if is_incomplete(sample, pred):
         return
-    for name in ("marigold", "disparity", "log-ransac"):
+    for name in ("marigold", "disparity", "log-ransac", "log", "scale-median"):
         expected = score_sample(sample, pred, PROTOCOLS[name])
         other = np.where(sample.valid_mask, pred, -1e9)
         changed = replace(sample, maps={"depth": np.where(sample.valid_mask, sample.maps["depth"], 0.0)})
@@ -239,3 +239,39 @@ def test_disparity_of_zero_and_less_is_as_far_as_the_range_goes():
     pred = np.array([[1.0, 0.5, 0.25, 0.0, -0.5]])
     aligned = align_sample(sample, pred, PROTOCOLS["disparity"])[0]["depth"]
     np.testing.assert_allclose(aligned, [[1.0, 2.0, 4.0, HIGH, HIGH]], rtol=1e-9)
+
+
+def test_log_and_the_median_ratio_are_exact_where_they_can_be():
+    depth = np.array([[1.0, 2.0, 4.0, 8.0]])
+    sample = replace(scaled_sample(depth), max_value=4.0)
+    aligned = align_sample(sample, 5 * depth**3, PROTOCOLS["log"])[0]["depth"]
+    np.testing.assert_allclose(aligned, [[1.0, 2.0, 4.0, 4.0]], rtol=1e-9)
+    found = score_sample(scaled_sample(depth), depth**-1.0, PROTOCOLS["log"])
+    assert found["abs_rel"] == pytest.approx(0) and found["negative_scale"] == 1
+    pred = np.array([[0.1, 0.2, 0.4, 0.1]])
+    aligned = align_sample(scaled_sample(depth), pred, PROTOCOLS["scale-median"])[0]["depth"]
+    np.testing.assert_allclose(aligned, [[1.0, 2.0, 4.0, 1.0]], rtol=1e-9)
+
+
+def test_depth_up_to_scale_is_fitted_as_disparity_by_its_inverse():
+    depth = np.array([[1.0, 2.0, 4.0, 8.0]])
+    pred = 1 / (3 / depth + 0.5)  # depth whose inverse is off by scale and shift
+    for space in ("scale", "metric"):
+        aligned = align_sample(scaled_sample(depth), pred, PROTOCOLS["disparity"], space)[0]["depth"]
+        np.testing.assert_allclose(aligned, depth, rtol=1e-9)
+    given = score_sample(scaled_sample(depth), 1 / pred, PROTOCOLS["disparity"], "disparity")
+    assert given == pytest.approx(score_sample(scaled_sample(depth), pred, PROTOCOLS["disparity"], "scale"))
+
+
+def scaled_sample(depth: np.ndarray) -> BenchmarkSample:
+    return BenchmarkSample(
+        name="case",
+        kind="room",
+        place="a",
+        rgb=np.zeros((*depth.shape, 3), np.uint8),
+        maps={"depth": depth},
+        valid_mask=np.ones(depth.shape, dtype=bool),
+        min_value=LOW,
+        max_value=HIGH,
+        full_size=depth.shape,
+    )

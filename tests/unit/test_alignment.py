@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from openmarigold.alignment import (
-    SMALLEST_DEPTH,
     align_depth,
     align_disparity,
+    at_least_smallest_positive,
     fit_log,
     fit_log_ransac,
     fit_scale_median,
@@ -70,6 +70,43 @@ def test_align_disparity_fits_in_inverse_depth_and_caps_it():
     assert aligned[0, 3] == pytest.approx(1000.0)
 
 
+def test_a_power_of_depth_is_fitted_exactly_in_logarithms():
+    _, gt = random_maps()
+    aligned, scale = fit_log(0.3 * gt**0.5, gt, EVERYWHERE)
+    assert scale == pytest.approx(2.0, rel=1e-12)
+    np.testing.assert_allclose(aligned, gt, rtol=1e-12)
+
+
+def test_fit_in_logarithms_equals_numpys_least_squares():
+    pred, gt = random_maps()
+    valid_mask = EVERYWHERE.copy()
+    valid_mask[0, :2] = False
+    system = np.stack([np.log(pred[valid_mask].astype(float)), np.ones(valid_mask.sum())], axis=1)
+    scale, shift = np.linalg.lstsq(system, np.log(gt[valid_mask]), rcond=None)[0]
+    changed = np.where(valid_mask, gt, np.nan)
+    aligned, found = fit_log(np.where(valid_mask, pred, np.float32(-9)), changed, valid_mask)
+    assert found == pytest.approx(scale, rel=1e-9)
+    np.testing.assert_allclose(aligned[valid_mask], (np.exp(shift) * pred.astype(float) ** scale)[valid_mask])
+
+
+def test_what_is_not_positive_counts_as_the_smallest_positive_value():
+    pred = np.array([[0.0, -2.0, 0.5, 1.0, np.nan, 0.1]])
+    valid_mask = np.array([[True, True, True, True, False, False]])
+    np.testing.assert_array_equal(at_least_smallest_positive(pred, valid_mask), [[0.5, 0.5, 0.5, 1.0, np.nan, 0.5]])
+    np.testing.assert_array_equal(at_least_smallest_positive(-pred[:, :2], valid_mask[:, :2] & False), [[1.0, 2.0]])
+    aligned, scale = fit_log(np.zeros((1, 2)), np.array([[1.0, 4.0]]), np.ones((1, 2), dtype=bool))
+    assert scale == 0.0
+    np.testing.assert_allclose(aligned, 2.0)  # the mean in logarithms
+
+
+def test_the_median_of_ratios_is_not_moved_by_a_few_pixels():
+    pred, _ = random_maps()
+    gt = 3.0 * pred.astype(np.float64)
+    gt[0, :3] = 1e4
+    assert fit_scale_median(pred, gt, EVERYWHERE) == pytest.approx(3.0)
+    assert fit_scale_median(-pred, gt, EVERYWHERE) == 0.0
+
+
 def test_what_disagrees_by_more_than_the_median_deviation_is_left_out():
     pred = np.linspace(0.0, 1.0, 100)
     log_gt = 1.0 + 0.1 * pred
@@ -86,49 +123,11 @@ def test_maps_that_cannot_be_aligned_are_refused():
         fit_scale_shift(pred, gt, ~EVERYWHERE)
     with pytest.raises(DataError, match="not positive"):
         align_disparity(pred, gt * 0.0, EVERYWHERE)
+    with pytest.raises(DataError, match="not positive"):
+        fit_log(pred, gt * 0.0, EVERYWHERE)
+    with pytest.raises(InvalidValueError, match="prediction is not finite"):
+        fit_log(pred * np.float32(np.nan), gt, EVERYWHERE)
     with pytest.raises(InvalidValueError, match="prediction is not finite"):
         fit_scale_shift(pred * np.float32(np.nan), gt, EVERYWHERE)
     with pytest.raises(DataError, match="ground truth is not finite"):
         fit_scale_shift(pred, gt * np.inf, EVERYWHERE)
-
-
-def test_log_fit_finds_the_power_law_and_ignores_what_is_invalid() -> None:
-    pred, _ = random_maps()
-    gt = 3.0 * (pred.astype(np.float64) + 0.1) ** 1.7
-    valid_mask = EVERYWHERE.copy()
-    valid_mask[0, 0], gt[0, 0] = False, np.nan
-    scale, shift = fit_log(pred + np.float32(0.1), gt, valid_mask)
-    assert (scale, np.exp(shift)) == pytest.approx((1.7, 3.0), rel=1e-5)
-
-
-def test_log_fit_and_median_take_zeros_for_the_smallest_depth() -> None:
-    pred, gt = np.array([[0.0, 0.5, 1.0]]), np.array([[1.0, 2.0, 4.0]])
-    everywhere = np.ones(pred.shape, dtype=bool)
-    logs = np.log(np.maximum(pred, SMALLEST_DEPTH))
-    expected = np.polyfit(logs[0], np.log(gt[0]), 1)
-    assert fit_log(pred, gt, everywhere) == pytest.approx(tuple(expected))
-    assert fit_scale_median(pred, gt, everywhere) == pytest.approx(4.0)
-
-
-def test_median_scale_withstands_outliers() -> None:
-    pred, _ = random_maps()
-    gt = 2.5 * (pred.astype(np.float64) + 1.0)
-    gt[0, :3] = 1000.0
-    assert fit_scale_median(pred + 1.0, gt, EVERYWHERE) == pytest.approx(2.5, rel=1e-6)
-
-
-@pytest.mark.parametrize("fit", [fit_log, fit_scale_median])
-def test_fits_of_depth_up_to_scale_refuse_what_others_refuse(fit) -> None:
-    pred, gt = random_maps()
-    with pytest.raises(DataError, match="no valid pixel"):
-        fit(pred, gt, ~EVERYWHERE)
-    pred[0, 0] = np.nan
-    with pytest.raises(InvalidValueError, match="not finite"):
-        fit(pred, gt, EVERYWHERE)
-
-
-def test_log_fit_refuses_depth_of_zero() -> None:
-    pred, gt = random_maps()
-    gt[1, 1] = 0.0
-    with pytest.raises(DataError, match="not positive"):
-        fit_log(pred, gt, EVERYWHERE)

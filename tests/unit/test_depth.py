@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
 from openmarigold.errors import DataError, InvalidValueError
+from openmarigold.modalities import DEPTH, find_modality
 from openmarigold.modalities.colors import colorize
-from openmarigold.modalities.depth import normalize_depth, to_affine
+from openmarigold.modalities.depth import LOG_DEPTH, LOG_HALF_RANGE, normalize_depth, normalize_log_depth, to_affine
 from openmarigold.modalities.modality import latent_valid_mask
 
 # 101 values 0 … 100: the 2 % quantile is exactly 2, the 98 % quantile exactly 98.
@@ -82,6 +85,46 @@ def test_latent_mask_keeps_leading_axes_and_takes_another_factor():
 def test_latent_mask_of_another_size_is_refused():
     with pytest.raises(InvalidValueError, match="12x16 does not divide into cells of 8"):
         latent_valid_mask(np.ones((12, 16), bool))
+
+
+def test_log_depth_is_centered_on_the_median_and_clipped():
+    depth = np.exp(np.array([[-5.0, -1.0, 0.0, 1.0, 9.0, 0.0]]))
+    valid_mask = np.array([[True, True, True, True, True, False]])
+    norm_depth = normalize_log_depth(3 * depth, valid_mask)
+    assert norm_depth.dtype == np.float32 and LOG_HALF_RANGE == 2.0
+    np.testing.assert_allclose(norm_depth, [[-1, -0.5, 0, 0.5, 1, 1]], atol=1e-6)
+    np.testing.assert_allclose(normalize_log_depth(3 * depth, valid_mask, invalid="raw")[0, 5], 0, atol=1e-6)
+    holes = np.array([[0.0, np.nan, 2.0]])
+    assert normalize_log_depth(holes, holes > 1, invalid="raw").tolist() == [[-1, 1, 0]]
+    target = LOG_DEPTH.to_target({"depth": 3 * depth}, valid_mask, "far")
+    np.testing.assert_array_equal(target.values[0, 0], norm_depth)
+    np.testing.assert_allclose(target.bounds, [3 * np.exp(-2), 3 * np.exp(2)])
+    for wrong, message in ((depth * 0, "not above 0"), (depth * np.nan, "not finite")):
+        with pytest.raises(DataError, match=message):
+            normalize_log_depth(wrong, valid_mask)
+    with pytest.raises(DataError, match="no valid pixel"):
+        normalize_log_depth(depth, valid_mask & False)
+
+
+def test_log_depth_comes_back_up_to_scale():
+    depth = np.random.default_rng(0).uniform(1, 9, (5, 7))
+    target = LOG_DEPTH.to_target({"depth": depth}, depth > 0, "far")
+    stack = LOG_DEPTH.from_decoded(target.values)
+    assert stack.dtype == np.float32 and stack.shape == (1, 5, 7)
+    np.testing.assert_allclose(stack[0], depth / depth.max(), rtol=1e-5)
+    for members in ([stack, 0.5 * stack], [stack, stack, 0.1 * stack]):
+        merged = LOG_DEPTH.merge(np.stack(members), "scale")
+        np.testing.assert_allclose(merged.stack, stack, rtol=1e-5)
+        np.testing.assert_allclose(merged.uncertainty, 0, atol=1e-6)
+
+
+def test_log_depth_is_a_variant_of_depth():
+    assert DEPTH.variants == {"log": LOG_DEPTH} and LOG_DEPTH.name == "depth"
+    assert find_modality("depth") is find_modality("depth", "linear") is DEPTH
+    assert pickle.loads(pickle.dumps(LOG_DEPTH)) is LOG_DEPTH
+    assert pickle.loads(pickle.dumps(DEPTH)) is DEPTH
+    with pytest.raises(InvalidValueError, match="space='cubic' is not known; use one of linear, log"):
+        find_modality("depth", "cubic")
 
 
 def test_colors_run_from_red_over_yellow_to_violet():

@@ -31,7 +31,7 @@ from openmarigold.checkpoints.hashes import checkpoint_sha256
 from openmarigold.checkpoints.hub import HubFile
 from openmarigold.checkpoints.hub_checkpoint import open_checkpoint
 from openmarigold.checkpoints.known import KINDS, KNOWN
-from openmarigold.checkpoints.weight_files import NETWORK_FILES, graph_files
+from openmarigold.checkpoints.weight_files import GRAPH_FILES, NETWORK_FILES, NETWORKS
 from openmarigold.cli import run
 from openmarigold.config import ModelConfig, PredictConfig
 from openmarigold.errors import CheckpointError
@@ -119,7 +119,7 @@ def test_info_downloads_no_weights(hub: Hub, capsys: pytest.CaptureFixture[str])
 
 
 def test_an_outline_is_checked_and_needs_no_graphs_here(hub: Hub) -> None:
-    for file in graph_files(has_image_encoder=False).values():
+    for file in (GRAPH_FILES[name] for name in NETWORKS):
         (hub.folder / file).write_bytes(b"not downloaded")
     repository = open_checkpoint(HUB_ID)
     assert read_outline(repository).graphs

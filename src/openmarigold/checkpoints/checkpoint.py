@@ -7,14 +7,14 @@ diffusers layout (docs/architecture.md), or the id of such a folder on the Huggi
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from openmarigold.checkpoints import hub, hub_checkpoint
+from openmarigold.checkpoints.channels import channels_of_networks, converted_channels, has_image_encoder
 from openmarigold.checkpoints.defaults import invariance, recommended
 from openmarigold.checkpoints.empty_prompt import (
     cached_embedding_path,
@@ -24,24 +24,16 @@ from openmarigold.checkpoints.empty_prompt import (
     text_encoder_weights,
 )
 from openmarigold.checkpoints.known import check_kind, modality_of
-from openmarigold.checkpoints.network_configs import (
-    MAX_LATENT_CHANNELS,
-    MAX_SIZE,
-    check_image_encoder_config,
-    check_network_config,
-    say_where_links_lead,
-    whole_number,
-)
+from openmarigold.checkpoints.network_configs import say_where_links_lead
 from openmarigold.checkpoints.safetensors_header import check_not_a_pointer, read_header
 from openmarigold.checkpoints.weight_files import (
     EMBEDDING_FILE,
-    IMAGE_ENCODER,
+    GRAPH_FILES,
     NETWORK_FILES,
     converted_files,
-    graph_files,
     has_graphs,
-    has_image_encoder,
-    network_folders,
+    networks_of,
+    parts_of,
     read_json,
     readable,
     weight_files,
@@ -81,9 +73,8 @@ class Checkpoint:
     modality: Modality
     """What it predicts."""
     latent_channels: int
-    """Channels C of the latent of one target."""
     condition_channels: int
-    """Channels of what the U-Net sees of the photo: C, or those of the image encoder."""
+    """Channels of what the U-Net sees of the photo: the VAE's latent, or the image encoder's condition."""
     invariance: Invariance
     """What is unknown about the depth: scale and shift ("affine"), the scale ("scale"), or nothing ("absolute")."""
     default_num_inference_steps: int
@@ -91,13 +82,25 @@ class Checkpoint:
     default_final_step: FinalStep
     default_start_noise: StartNoise
     default_ensemble_start_noise: StartNoise
-    """What ensembles of two or more start from."""
+    """Where the members of an ensemble start."""
     processing_side: Literal["longer", "shorter"]
     """The side of the photo that a processing resolution gives: the longer one in published checkpoints."""
     index: Mapping[str, Any] = field(repr=False)
     """All of model_index.json."""
     graphs: bool = False
     """Whether ONNX networks lie next to the safetensors weights and read them."""
+    image_encoder: bool = False
+    """Whether an image encoder makes the condition, in the place of the VAE's encoder."""
+
+    @property
+    def networks(self) -> tuple[str, str, str]:
+        """Names of the networks that encode, denoise and decode."""
+        return networks_of(image_encoder=self.image_encoder)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the folders with safetensors weights."""
+        return parts_of(image_encoder=self.image_encoder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +135,8 @@ def resolve_settings(config: _Config, defaults: Checkpoint) -> _Config:
             raise InvalidValueError(
                 f"{name} is a setting of DDIM, and {defaults.name} is an LCM checkpoint; leave it out"
             )
-    default = defaults.default_ensemble_start_noise if config.ensemble_size > 1 else defaults.default_start_noise
-    start_noise = config.start_noise or default
+    of_checkpoint = defaults.default_ensemble_start_noise if config.ensemble_size > 1 else defaults.default_start_noise
+    start_noise = config.start_noise or of_checkpoint
     if start_noise == "zeros" and config.ensemble_size > 1:
         raise InvalidValueError(
             f"ensemble_size={config.ensemble_size} gains nothing with {defaults.name}: it starts from zeros, so that "
@@ -203,10 +206,16 @@ def read_tiny_vae(config: ModelConfig, checkpoint: Checkpoint) -> TinyVae | None
 
     Raises:
         CheckpointError: it is missing, damaged, of another class or latent space, or cannot be downloaded.
+        InvalidValueError: it is to encode, which an image encoder does.
         MissingExtraError: a hub id without the extra `torch`.
     """
     if config.tiny_vae is None:
         return None
+    if checkpoint.image_encoder and config.tiny_vae_for != "decode":
+        raise InvalidValueError(
+            f"tiny_vae_for={config.tiny_vae_for!r} does not fit {checkpoint.name}, whose image encoder takes the place "
+            "of the VAE's encoder; use decode"
+        )
     given = Path(config.tiny_vae)
     hub_id = hub.as_hub_id(given)
     directory = given
@@ -266,7 +275,9 @@ def _read(directory: Path, name: str, *, variant: str | None, outline: hub.Repos
     scheduler_path, unet_path = directory / "scheduler" / "scheduler_config.json", directory / "unet" / "config.json"
     scheduler_config, unet_config = read_json(scheduler_path), read_json(unet_path) if unet_path.is_file() else None
     known = check_kind(index, index_path, name=name, scheduler=scheduler_config, unet=unet_config)
-    modality = modality_of(index, known)
+    modality = modality_of(index, index_path, known)
+    image_encoder = has_image_encoder(index, index_path)
+    networks = networks_of(image_encoder=image_encoder)
     try:
         schedule = NoiseSchedule.from_config(scheduler_config)
     except CheckpointError as error:
@@ -274,20 +285,18 @@ def _read(directory: Path, name: str, *, variant: str | None, outline: hub.Repos
     if known is not None and known.timestep_spacing is not None:
         schedule = replace(schedule, timestep_spacing=known.timestep_spacing)
 
-    weights = _kind_of_weights(directory if outline is None else outline.files)
+    weights = _kind_of_weights(directory if outline is None else outline.files, networks)
     if weights == "safetensors":
-        channels, condition_channels = _channels_of_networks(directory, modality)
+        latent, condition = channels_of_networks(directory, modality, image_encoder=image_encoder)
     else:
-        limits: Any = {"least": 1, "most": MAX_LATENT_CHANNELS}
-        channels = whole_number(index, index_path, "latent_channels", **limits)
-        condition_channels = whole_number(index, index_path, "condition_channels", channels, **limits)
+        latent, condition = converted_channels(index, index_path, image_encoder=image_encoder)
     if outline is not None:  # its weights need not be here
-        graphs = all(file in outline.files for file in graph_files(has_image_encoder(directory)).values())
+        graphs = all(GRAPH_FILES[name] in outline.files for name in networks)
     elif weights == "safetensors":
-        _check_safetensors(directory, variant)
-        graphs = has_graphs(directory, variant)
+        _check_safetensors(directory, variant, parts_of(image_encoder=image_encoder))
+        graphs = has_graphs(directory, variant, networks)
     else:
-        _check_converted(directory, weights, variant)
+        _check_converted(directory, weights, variant, networks)
         graphs = False
     checkpoint = Checkpoint(
         directory=directory,
@@ -296,11 +305,12 @@ def _read(directory: Path, name: str, *, variant: str | None, outline: hub.Repos
         variant=variant,
         schedule=schedule,
         modality=modality,
-        latent_channels=channels,
-        condition_channels=condition_channels,
+        latent_channels=latent,
+        condition_channels=condition,
         invariance=invariance(index, index_path),
         index=index,
         graphs=graphs,
+        image_encoder=image_encoder,
         **recommended(index, index_path, schedule, known),
     )
     if outline is None:  # the links of an outline are the hub's own
@@ -320,28 +330,21 @@ def network_files(checkpoint: Checkpoint) -> list[Path]:
     directory = checkpoint.directory
     files = [directory / "scheduler" / "scheduler_config.json"]
     if checkpoint.weights != "safetensors":
-        return files + converted_files(directory, checkpoint.weights)
-    for folder in (directory / name for name in network_folders(directory)):
+        return files + converted_files(directory, checkpoint.weights, checkpoint.networks)
+    for folder in (directory / name for name in checkpoint.parts):
         files += [folder / "config.json", *weight_files(folder, variant=checkpoint.variant)[1]]
-    return files + [path for path in graph_paths(checkpoint).values() if checkpoint.graphs]
-
-
-def graph_paths(checkpoint: Checkpoint) -> dict[str, Path]:
-    """The ONNX file of each network next to the safetensors weights, whether it is there or not."""
-    files = graph_files(has_image_encoder(checkpoint.directory))
-    return {name: checkpoint.directory / file for name, file in files.items()}
+    return files + [directory / GRAPH_FILES[name] for name in checkpoint.networks if checkpoint.graphs]
 
 
 def loaded_variant(checkpoint: Checkpoint) -> str | None:
     """The variant of the weight files that are read: "fp16", or None for plain ones.
 
-    Where networks differ, all are named.
+    Where the networks differ, all are named.
     """
     if checkpoint.weights != "safetensors":
         return None
-    directory = checkpoint.directory
     variants = {
-        name: weight_files(directory / name, variant=checkpoint.variant)[0] for name in network_folders(directory)
+        name: weight_files(checkpoint.directory / name, variant=checkpoint.variant)[0] for name in checkpoint.parts
     }
     if len(set(variants.values())) == 1:
         return variants["unet"]
@@ -377,15 +380,18 @@ def _warn_of_unused(settings: tuple[str, ...], what: str) -> None:
         )
 
 
-def _kind_of_weights(place: Path | Mapping[str, object]) -> Literal["onnx", "openvino", "safetensors"]:
+def _kind_of_weights(
+    place: Path | Mapping[str, object], networks: Iterable[str]
+) -> Literal["onnx", "openvino", "safetensors"]:
     """The kind of the networks in a folder, or in a list of files."""
     for kind, files in NETWORK_FILES.items():
-        if any((place / file).exists() if isinstance(place, Path) else file in place for file in files.values()):
+        wanted = [files[name] for name in networks]
+        if any((place / file).exists() if isinstance(place, Path) else file in place for file in wanted):
             return kind
     return "safetensors"
 
 
-def _check_converted(directory: Path, kind: ConvertedFormat, variant: str | None) -> None:
+def _check_converted(directory: Path, kind: ConvertedFormat, variant: str | None, networks: tuple[str, ...]) -> None:
     """Passes if a folder holds all files of converted networks.
 
     Raises:
@@ -395,9 +401,9 @@ def _check_converted(directory: Path, kind: ConvertedFormat, variant: str | None
         raise CheckpointError(
             f"{directory} holds {TITLES[kind]} networks, which have no variant {variant!r}; leave it out"
         )
-    for path in converted_files(directory, kind):
+    for path in converted_files(directory, kind, networks):
         if not path.is_file():
-            expected = ", ".join(NETWORK_FILES[kind].values())
+            expected = ", ".join(NETWORK_FILES[kind][name] for name in networks)
             also = ", each with model.bin next to it" if kind == "openvino" else ""
             raise CheckpointError(f"{path} is missing; an {TITLES[kind]} checkpoint holds {expected}{also}")
         if path.stat().st_size == 0:
@@ -405,14 +411,13 @@ def _check_converted(directory: Path, kind: ConvertedFormat, variant: str | None
         check_not_a_pointer(path)
 
 
-def _check_safetensors(directory: Path, variant: str | None) -> None:
+def _check_safetensors(directory: Path, variant: str | None, parts: Iterable[str]) -> None:
     """Passes if the weights of a folder, and the source of the empty-prompt embedding, are there and whole.
 
     Raises:
         CheckpointError: one is missing or damaged.
     """
-    names = reversed(network_folders(directory))
-    files = [file for name in names for file in weight_files(directory / name, variant=variant)[1]]
+    files = [file for name in parts for file in weight_files(directory / name, variant=variant)[1]]
     embedding = stored_embedding_path(directory, variant=variant)
     if embedding.is_file():
         files.append(embedding)
@@ -424,35 +429,3 @@ def _check_safetensors(directory: Path, variant: str | None) -> None:
         )
     for file in files:
         read_header(file)
-
-
-def _channels_of_networks(directory: Path, modality: Modality) -> tuple[int, int]:
-    """Channels of latent and condition, on which the networks must agree; also checks their configurations."""
-    channels = {}
-    for name, keys in (("vae", ("latent_channels",)), ("unet", ("in_channels", "out_channels"))):
-        path = directory / name / "config.json"
-        if not path.parent.is_dir():
-            raise CheckpointError(
-                f"{path.parent} is missing; a checkpoint holds unet/ and vae/ with config.json and weights"
-            )
-        config = read_json(path)
-        check_network_config(config, path)
-        factor = config.get("scaling_factor", 1.0)
-        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
-            raise CheckpointError(f"{path}: scaling_factor is {factor!r}; a number above 0 is needed")
-        most = MAX_LATENT_CHANNELS if name == "vae" else MAX_SIZE  # the U-Net's follow from these
-        for key in keys:
-            channels[key] = whole_number(config, path, key, 4, least=1, most=most)  # 4 is what diffusers assumes
-    latent, *found = channels.values()
-    condition = latent
-    if has_image_encoder(directory):
-        path = directory / IMAGE_ENCODER / "config.json"
-        condition = check_image_encoder_config(read_json(path), path)
-    wanted = [condition + latent * modality.num_targets, latent * modality.num_targets]
-    if found != wanted:
-        also = f" and an image encoder of {condition} channels" if condition != latent else ""
-        raise CheckpointError(
-            f"{directory / 'unet' / 'config.json'}: {found[0]} input and {found[1]} output channels do not fit a VAE "
-            f"of {latent} latent channels{also}; a checkpoint for {modality.title} has {wanted[0]} and {wanted[1]}"
-        )
-    return latent, condition

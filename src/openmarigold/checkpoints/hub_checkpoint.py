@@ -7,20 +7,21 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from openmarigold.checkpoints.channels import has_image_encoder
 from openmarigold.checkpoints.empty_prompt import cached_embedding_path, is_any_embedding_cached
 from openmarigold.checkpoints.hub import Repository, fetch, find_repository, keep_revision, remove_damaged
 from openmarigold.checkpoints.known import KNOWN, check_kind, check_known
 from openmarigold.checkpoints.weight_files import (
     EMBEDDING_FILE,
-    IMAGE_ENCODER,
+    GRAPH_FILES,
     NETWORK_FILES,
     NETWORK_STEM,
-    NETWORKS,
     PICKLE_SUFFIXES,
     TEXT_ENCODER_STEM,
     conversion_command,
     embedding_file,
-    graph_files,
+    networks_of,
+    parts_of,
     plain_pickles,
     read_json,
     warn_of_half,
@@ -32,7 +33,7 @@ from openmarigold.printing import quoted_logger
 
 _INDEX = "model_index.json"
 _SCHEDULER = "scheduler/scheduler_config.json"
-_SMALL_FILES = (_INDEX, "scheduler/*.json", "unet/config.json", "vae/config.json", f"{IMAGE_ENCODER}/config.json")
+_SMALL_FILES = (_INDEX, "scheduler/*.json", "unet/config.json", "vae/config.json", "image_encoder/config.json")
 _NOT_REQUIRED = ("README.md", "LICEN[SC]E*")
 
 _log = quoted_logger(__name__)
@@ -89,16 +90,17 @@ def network_files(repository: Repository, variant: str | None) -> list[str]:
     Raises:
         CheckpointError: the variant is not published, or the weights are pickles only.
     """
+    image_encoder = _has_image_encoder(repository)
+    networks = networks_of(image_encoder=image_encoder)
     if _is_converted(repository):
         if variant is not None:
             raise CheckpointError(f"{repository.hub_id} holds converted networks, which have no variant; leave it out")
-        folders = tuple(f"{name}/" for name in NETWORKS)
+        folders = tuple(f"{name}/" for name in networks)
         torch_files = tuple(f"{folder}{NETWORK_STEM}" for folder in folders)
         return [name for name in repository.files if name.startswith(folders) and not name.startswith(torch_files)]
-    seen = f"{IMAGE_ENCODER}/config.json" in repository.files
-    parts = ("unet", "vae", IMAGE_ENCODER) if seen else ("unet", "vae")
+    parts = parts_of(image_encoder=image_encoder)
     weights = [name for part in parts for name in part_files(repository, part, variant=variant)]
-    return weights + [name for name in graph_files(seen).values() if name in repository.files]
+    return weights + [GRAPH_FILES[name] for name in networks if GRAPH_FILES[name] in repository.files]
 
 
 def part_files(repository: Repository, part: str, *, stem: str = NETWORK_STEM, variant: str | None = None) -> list[str]:
@@ -217,7 +219,14 @@ def _embedding_files(repository: Repository, variant: str | None, *, required: b
 
 
 def _is_converted(repository: Repository) -> bool:
-    return any(file in repository.files for files in NETWORK_FILES.values() for file in files.values())
+    networks = networks_of(image_encoder=_has_image_encoder(repository))
+    return any(files[name] in repository.files for files in NETWORK_FILES.values() for name in networks)
+
+
+def _has_image_encoder(repository: Repository) -> bool:
+    """By the index, where it is here: a base of training is decided without it, and has none."""
+    index = repository.path(_INDEX)
+    return index.is_file() and has_image_encoder(read_json(index), index)
 
 
 def _matching(repository: Repository, patterns: Iterable[str]) -> list[str]:

@@ -19,7 +19,7 @@ from openmarigold.checkpoints.empty_prompt import stored_embedding_path, text_en
 from openmarigold.checkpoints.hashes import checkpoint_sha256
 from openmarigold.checkpoints.hub import Repository, stated_sha256
 from openmarigold.checkpoints.safetensors_header import StoredTensor, read_header
-from openmarigold.checkpoints.weight_files import network_folders, readable, weight_files
+from openmarigold.checkpoints.weight_files import readable, weight_files
 from openmarigold.errors import CheckpointError
 from openmarigold.files import file_sha256
 
@@ -87,12 +87,18 @@ def _described_settings(checkpoint: Checkpoint) -> dict[str, Any]:
             "processing_resolution": checkpoint.default_processing_resolution,
             "processing_side": checkpoint.processing_side,
             "start_noise": checkpoint.default_start_noise,
-            "ensemble_start_noise": checkpoint.default_ensemble_start_noise,
+            **_ensemble_start(checkpoint),
             "final_step": "clean" if schedule.sampler == "lcm" else checkpoint.default_final_step,
         },
         "latent_channels": checkpoint.latent_channels,
-        "condition_channels": checkpoint.condition_channels,
+        **({"condition_channels": checkpoint.condition_channels} if checkpoint.image_encoder else {}),
     }
+
+
+def _ensemble_start(checkpoint: Checkpoint) -> dict[str, str]:
+    """Where members of an ensemble start, if a single prediction starts elsewhere."""
+    start = checkpoint.default_ensemble_start_noise
+    return {} if start == checkpoint.default_start_noise else {"ensemble_start_noise": start}
 
 
 def checkpoint_files(checkpoint: Checkpoint) -> list[Path]:
@@ -117,12 +123,12 @@ def _sha256_of(path: Path) -> str:
 
 
 def count_parameters(checkpoint: Checkpoint) -> dict[str, int] | None:
-    """Numbers in the weights of each network, from the files' headers; None where converted ones do not state them."""
+    """Numbers in the weights of each part, from the files' headers; None where converted ones do not state them."""
     if checkpoint.weights != "safetensors":
         stated = checkpoint.index.get("num_parameters")
         return dict(stated) if isinstance(stated, dict) and all(map(_is_count, stated.values())) else None
     counts = {}
-    for name in network_folders(checkpoint.directory):
+    for name in checkpoint.parts:
         files = weight_files(checkpoint.directory / name, variant=checkpoint.variant)[1]
         shapes = (tensor.shape for path in files for tensor in read_header(path).tensors.values())
         counts[name] = sum(math.prod(shape) for shape in shapes)

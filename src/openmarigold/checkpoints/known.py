@@ -15,7 +15,7 @@ from typing import Any
 
 from openmarigold import modalities
 from openmarigold.config import StartNoise
-from openmarigold.errors import CheckpointError, InvalidValueError
+from openmarigold.errors import CheckpointError
 from openmarigold.modalities import MODALITIES, Modality, find_modality, modality_of_pipeline
 from openmarigold.printing import quoted_logger
 
@@ -180,18 +180,25 @@ def check_kind(
     return known
 
 
-def modality_of(index: Mapping[str, Any], known: Known | None) -> Modality:
-    """What a checkpoint predicts that `check_kind` has passed, in the space that it states.
+def modality_of(index: Mapping[str, Any], path: Path, known: Known | None) -> Modality:
+    """What a checkpoint predicts that `check_kind` has passed, in the `space` that its index (in `path`) states.
 
     Raises:
-        CheckpointError: a space that is not known.
+        CheckpointError: an unknown space, or one that does not fit what else the index states.
     """
     claimed = modality_of_pipeline(index.get("_class_name", PIPELINE_CLASSES[0]))
-    found = claimed or find_modality(_END_TO_END.kind if known is None else known.kind)
-    try:
-        return found.in_space(index.get("space"))
-    except InvalidValueError as error:
-        raise CheckpointError(f"model_index.json: {error}") from error
+    modality = claimed or find_modality(_END_TO_END.kind if known is None else known.kind)
+    space = index.get("space")
+    if space in (None, modality.space):
+        return modality
+    if not isinstance(space, str) or space not in modality.variants:
+        accepted = ", ".join((modality.space, *modality.variants))
+        raise CheckpointError(f"{path}: space is {space!r:.60}; accepted for {modality.title}: {accepted}")
+    found = modality.variants[space]
+    for key, value in found.index_facts.items():
+        if index.get(key) != value:
+            raise CheckpointError(f"{path}: {key} is {index.get(key)!r:.60}; with space {space!r} it must be {value!r}")
+    return found
 
 
 @cache  # once, however often a checkpoint is read

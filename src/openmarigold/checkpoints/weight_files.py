@@ -17,15 +17,21 @@ from openmarigold.errors import CheckpointError, OpenMarigoldError
 from openmarigold.printing import quoted_logger
 from openmarigold.text_files import DamagedTextError, parse_json
 
+IMAGE_ENCODER = "image_encoder"
 NETWORKS = ("vae_encoder", "unet", "vae_decoder")
+_ALL_NETWORKS = (*NETWORKS, IMAGE_ENCODER)
 # Format of converted networks -> name of a network -> its file, and where the weights lie that are not in it.
 NETWORK_FILES: dict[ConvertedFormat, dict[str, str]] = {
-    "onnx": {name: f"{name}/model.onnx" for name in NETWORKS},
-    "openvino": {name: f"{name}/model.xml" for name in NETWORKS},
+    "onnx": {name: f"{name}/model.onnx" for name in _ALL_NETWORKS},
+    "openvino": {name: f"{name}/model.xml" for name in _ALL_NETWORKS},
 }
-IMAGE_ENCODER = "image_encoder"  # folder of the network that sees the photo in place of the VAE's encoder
 # ONNX networks next to safetensors weights, which they read (`checkpoint export --shared-weights`).
-_GRAPH_FILES = {"vae_encoder": "vae/encoder.onnx", "unet": "unet/unet.onnx", "vae_decoder": "vae/decoder.onnx"}
+GRAPH_FILES = {
+    "vae_encoder": "vae/encoder.onnx",
+    "unet": "unet/unet.onnx",
+    "vae_decoder": "vae/decoder.onnx",
+    IMAGE_ENCODER: "image_encoder/encoder.onnx",
+}
 EMBEDDING_FILE = "empty_prompt_embedding.safetensors"
 NETWORK_STEM = "diffusion_pytorch_model"
 TEXT_ENCODER_STEM = "model"
@@ -34,6 +40,16 @@ _FINGERPRINT_BLOCKS, _FINGERPRINT_BLOCK_BYTES = 64, 4096
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 _log = quoted_logger(__name__)
+
+
+def networks_of(*, image_encoder: bool) -> tuple[str, str, str]:
+    """Names of the networks that encode, denoise and decode; an image encoder stands in the place of the VAE's."""
+    return (IMAGE_ENCODER, *NETWORKS[1:]) if image_encoder else NETWORKS
+
+
+def parts_of(*, image_encoder: bool) -> tuple[str, ...]:
+    """Names of the folders that hold safetensors weights of the networks."""
+    return ("unet", "vae", IMAGE_ENCODER) if image_encoder else ("unet", "vae")
 
 
 @contextmanager
@@ -52,21 +68,6 @@ def readable() -> Iterator[None]:
             f"{error.filename or 'a file of the checkpoint'} cannot be read: {error.strerror or error}; check its "
             "permissions and the disk, or get the checkpoint again"
         ) from error
-
-
-def graph_files(has_image_encoder: bool) -> dict[str, str]:
-    """Name of a network -> its ONNX file next to safetensors weights."""
-    return {**_GRAPH_FILES, "vae_encoder": f"{IMAGE_ENCODER}/encoder.onnx"} if has_image_encoder else _GRAPH_FILES
-
-
-def has_image_encoder(directory: Path) -> bool:
-    """Whether a checkpoint of safetensors weights holds an image encoder."""
-    return (directory / IMAGE_ENCODER / "config.json").is_file()
-
-
-def network_folders(directory: Path) -> tuple[str, ...]:
-    """Folders of a checkpoint that hold safetensors weights which prediction reads."""
-    return ("unet", "vae", IMAGE_ENCODER) if has_image_encoder(directory) else ("unet", "vae")
 
 
 def embedding_file(variant: str | None = None) -> str:
@@ -160,25 +161,25 @@ def weight_patterns(stem: str, variant: str | None) -> list[str]:
     return [f"{stem}{infix}.safetensors", f"{stem}{infix}-*-of-*.safetensors", *sorted(indices)]
 
 
-def converted_files(directory: Path, kind: ConvertedFormat) -> list[Path]:
+def converted_files(directory: Path, kind: ConvertedFormat, networks: Iterable[str]) -> list[Path]:
     """The files of converted networks in a folder: for each the network, and those that its weights are read from.
 
     Raises:
         CheckpointError: an ONNX file is damaged, or reads weights from elsewhere than files next to it.
     """
-    paths = [directory / file for file in NETWORK_FILES[kind].values()]
+    paths = [directory / NETWORK_FILES[kind][name] for name in networks]
     if kind == "openvino":
         return paths + [path.with_suffix(".bin") for path in paths]
     return paths + [other for path in paths if path.is_file() for other in _onnx_facts(path).external_files]
 
 
-def has_graphs(directory: Path, variant: str | None) -> bool:
-    """Whether a folder of safetensors weights also holds ONNX networks that read these very weights.
+def has_graphs(directory: Path, variant: str | None, networks: Iterable[str]) -> bool:
+    """Whether a folder of safetensors weights also holds these networks in ONNX format, which read these very weights.
 
     Raises:
         CheckpointError: one of them is missing, or was made from other weights than those that are there now.
     """
-    files = graph_files(has_image_encoder(directory))
+    files = {name: GRAPH_FILES[name] for name in networks}
     paths = {name: directory / file for name, file in files.items()}
     if not any(path.is_file() for path in paths.values()):
         return False
@@ -200,8 +201,8 @@ def has_graphs(directory: Path, variant: str | None) -> bool:
 
 
 def graph_sources(directory: Path, name: str, variant: str | None) -> list[Path]:
-    """The files that one of `graph_files` is made from."""
-    folder = (directory / graph_files(has_image_encoder(directory))[name]).parent
+    """The files that one of `GRAPH_FILES` is made from."""
+    folder = (directory / GRAPH_FILES[name]).parent
     embedding = [directory / EMBEDDING_FILE] if name == "unet" else []
     return [folder / "config.json", *weight_files(folder, variant=variant)[1], *embedding]
 

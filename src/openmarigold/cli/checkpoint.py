@@ -55,7 +55,10 @@ class Verify:
 
 @dataclass(frozen=True, kw_only=True)
 class Save:
-    """Write a complete folder in diffusers layout for `MarigoldDepthPipeline.from_pretrained` (extra `torch`)."""
+    """Write a complete folder in diffusers layout for `MarigoldDepthPipeline.from_pretrained` (extra `torch`).
+
+    No pipeline of diffusers runs a checkpoint with an image encoder: its copy is for this package.
+    """
 
     source: tyro.conf.OmitArgPrefixes[Source] = field(default_factory=Source)
     output_dir: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
@@ -166,13 +169,12 @@ def _lines(content: dict[str, Any]) -> list[tuple[str, str]]:
     to_download = content.get("bytes_to_download")
     unknown = "not stated" if to_download is None else "known after the download"
     counts = unknown if parameters is None else ", ".join(f"{name} {count:,}" for name, count in parameters.items())
-    channels = content["latent_channels"], content["condition_channels"]
-    seen = "" if channels[0] == channels[1] else f", {channels[1]} channels of an image encoder"
+    condition = f", {content['condition_channels']} of the image encoder" if "condition_channels" in content else ""
     size = f"{content['bytes']:,} bytes in {len(content['files'])} files"
     return [
         ("name", content["name"]),
         ("folder", content["directory"]),
-        ("kind", f"{content['kind']}, {weights} weights, {content['latent_channels']} latent channels{seen}"),
+        ("kind", f"{content['kind']}, {weights} weights, {content['latent_channels']} latent channels{condition}"),
         ("scheduler", f"{scheduler['class']}: {details}"),
         ("defaults", ", ".join(f"{key} {_plain(value)}" for key, value in defaults.items())),
         ("parameters", counts),

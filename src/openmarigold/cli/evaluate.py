@@ -41,8 +41,8 @@ class Evaluate:
     """What the maps of --predictions are: affine_depth (up to scale and shift), scale (up to scale), metric (meters) or
     disparity. None: affine_depth."""
     protocol: str | None = None
-    """How maps are aligned: marigold, disparity, log, inverse, log-ransac, scale, scale-median or metric. None:
-    disparity for disparity, else marigold."""
+    """How maps are aligned: marigold, disparity, log, log-ransac, scale, scale-median or metric. None: disparity for
+    disparity, else marigold."""
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
     """Folder of the report: summary.json, images.csv, page.html. An interrupted run goes on."""
     num_workers: int = 1

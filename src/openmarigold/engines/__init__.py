@@ -32,7 +32,9 @@ _log = quoted_logger(__name__)
 class Engine(Protocol):
     """Encodes images, denoises latents `[b C·t h w]` of a modality's t targets, and decodes them.
 
-    `h = H / 8`, `w = W / 8`. Several threads may call an engine at the same time; this does not change the results.
+    What the U-Net sees of an image is its condition, `[b K h w]`: the VAE's latent (then K = C), or what an image
+    encoder makes. `h = H / 8`, `w = W / 8`. Several threads may call an engine at the same time; this does not change
+    the results.
     """
 
     name: str
@@ -40,17 +42,11 @@ class Engine(Protocol):
     dtype: str
     """Precision of the networks; latents are always float32."""
     latent_channels: int
-    """C, of one target."""
-    condition_channels: int
-    """K, of what the U-Net sees of the photo: C in the published checkpoints."""
     max_batch_size: int | None
     """Largest batch with bit for bit the results of single images; None where single images differ too."""
 
     def encode(self, rgb: Float[np.ndarray, "b 3 H W"]) -> Latent:
-        """What the U-Net sees of images in [-1, 1], `[b K h w]`; `H` and `W` are multiples of 8.
-
-        In the published checkpoints the image's scaled latent (paper: §3.2), otherwise an image encoder's features.
-        """
+        """Condition of images in [-1, 1], such as their scaled latent; `H`, `W` are multiples of 8. Paper: §3.2."""
         ...
 
     def denoise(self, rgb_latent: Latent, noisy_latent: Latent, *, timestep: int) -> Latent:

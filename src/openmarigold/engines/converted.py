@@ -19,16 +19,9 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from jaxtyping import Float
 
-from openmarigold.checkpoints.checkpoint import Checkpoint, TinyVae, graph_paths
+from openmarigold.checkpoints.checkpoint import Checkpoint, TinyVae
 from openmarigold.checkpoints.empty_prompt import cached_embedding_path, stored_embedding_path
-from openmarigold.checkpoints.weight_files import (
-    IMAGE_ENCODER,
-    NETWORK_FILES,
-    NETWORKS,
-    has_image_encoder,
-    network_folders,
-    weight_files,
-)
+from openmarigold.checkpoints.weight_files import GRAPH_FILES, IMAGE_ENCODER, NETWORK_FILES, weight_files
 from openmarigold.config import LATENT_FACTOR, ConvertedFormat, Dtype, StoredDtype
 from openmarigold.errors import CheckpointError, OpenMarigoldError, OutputError, needs_extra, one_line
 from openmarigold.files import atomic_directory, file_sha256, files_sha256, user_cache_dir
@@ -64,10 +57,10 @@ def network_paths(
         OutputError: the user's cache cannot be written.
     """
     paths = {}
-    for name in NETWORKS:
+    for name in checkpoint.networks:
         replaced = tiny_vae is not None and name in tiny_vae.networks
         if checkpoint.graphs and not replaced:
-            paths[name] = graph_paths(checkpoint)[name]
+            paths[name] = checkpoint.directory / GRAPH_FILES[name]
         elif checkpoint.weights == "safetensors" or replaced:
             paths[name] = _converted(checkpoint, name, format, dtype, tiny_vae if replaced else None, renew)
         elif format == "onnx" and checkpoint.weights == "openvino":
@@ -118,10 +111,11 @@ def can_keep_converted(checkpoint: Checkpoint) -> bool:
 def weight_bytes(checkpoint: Checkpoint) -> int:
     """Size of the networks' files."""
     if checkpoint.weights == "safetensors":
-        folders = [checkpoint.directory / name for name in network_folders(checkpoint.directory)]
-        files = [path for folder in folders for path in _sources(folder, checkpoint.variant)]
+        files = [
+            path for name in checkpoint.parts for path in _sources(checkpoint.directory / name, checkpoint.variant)
+        ]
     else:
-        folders = [checkpoint.directory / name for name in NETWORKS]
+        folders = [checkpoint.directory / name for name in checkpoint.networks]
         files = [path for folder in folders for path in folder.iterdir() if path.is_file()]
     return sum(path.stat().st_size for path in files)
 
@@ -172,12 +166,13 @@ class ConvertedEngine:
         self.name, self.dtype, self.run = name, dtype, run
         self.latent_channels = checkpoint.latent_channels
         self.condition_channels = checkpoint.condition_channels
+        self._encoder = checkpoint.networks[0]
         self._modality = checkpoint.modality
 
     def encode(self, rgb: Float[np.ndarray, "b 3 H W"]) -> Float[np.ndarray, "b K h w"]:
-        condition = self.run("vae_encoder", sample=rgb)
+        condition = self.run(self._encoder, sample=rgb)
         height, width = rgb.shape[2] // LATENT_FACTOR, rgb.shape[3] // LATENT_FACTOR
-        _check_output(condition.shape, (len(rgb), self.condition_channels, height, width), "vae_encoder")
+        _check_output(condition.shape, (len(rgb), self.condition_channels, height, width), self._encoder)
         return condition
 
     def denoise(
@@ -244,9 +239,10 @@ def _sources(folder: Path, variant: str | None) -> list[Path]:
 def _sources_of_network(checkpoint: Checkpoint, name: str, tiny_vae: TinyVae | None) -> list[str]:
     """Hashes of a network's source files."""
     directory, variant = checkpoint.directory, checkpoint.variant
+    if name == IMAGE_ENCODER:
+        return [files_sha256(_sources(directory / IMAGE_ENCODER, variant))]
     if name != "unet":
-        own = IMAGE_ENCODER if name == "vae_encoder" and has_image_encoder(directory) else "vae"
-        folder, variant = (tiny_vae.directory, tiny_vae.variant) if tiny_vae else (directory / own, variant)
+        folder, variant = (tiny_vae.directory, tiny_vae.variant) if tiny_vae else (directory / "vae", variant)
         # One channel has been the only kind for long; its files in users' caches keep their names.
         channels = checkpoint.modality.decoded_channels
         kind = [f"{channels} channels"] if name == "vae_decoder" and channels != 1 else []

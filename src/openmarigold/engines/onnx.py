@@ -36,11 +36,11 @@ def open_onnx(checkpoint: Checkpoint, *, device: str, dtype: Dtype, tiny_vae: Ti
             'engine openvino (pip install "openmarigold[openvino]")'
         )
     sessions = open_networks(checkpoint, "onnx", _open_all, tiny_vae=tiny_vae)
-    stored = sessions["vae_encoder"].get_outputs()[0].shape[1]
+    stored = sessions[checkpoint.networks[0]].get_outputs()[0].shape[1]
     if isinstance(stored, int) and stored != checkpoint.condition_channels:
-        key = "latent" if checkpoint.condition_channels == checkpoint.latent_channels else "condition"
+        key = "condition_channels" if checkpoint.image_encoder else "latent_channels"
         raise CheckpointError(
-            f"{checkpoint.directory / 'model_index.json'}: {key}_channels is {checkpoint.condition_channels}, and the "
+            f"{checkpoint.directory / 'model_index.json'}: {key} is {checkpoint.condition_channels}, and the "
             f"networks have {stored}; get the checkpoint again"
         )
 

@@ -95,11 +95,10 @@ class _Networks:
 
         This needs the most memory, so it comes before the activations of a photo. It also finds damaged networks.
         """
-        channels = engine.latent_channels
-        latent = np.zeros((1, channels * num_targets, _SMALL, _SMALL), dtype=np.float32)
+        latent = np.zeros((1, engine.latent_channels * num_targets, _SMALL, _SMALL), dtype=np.float32)
+        condition = np.zeros((1, engine.condition_channels, _SMALL, _SMALL), dtype=np.float32)
         try:
             engine.encode(np.zeros((1, 3, _SMALL * LATENT_FACTOR, _SMALL * LATENT_FACTOR), dtype=np.float32))
-            condition = np.zeros((1, engine.condition_channels, _SMALL, _SMALL), dtype=np.float32)
             engine.denoise(condition, latent, timestep=0)
             engine.decode(latent)
         except OpenMarigoldError as error:

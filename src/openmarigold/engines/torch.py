@@ -75,10 +75,9 @@ class TorchEngine:
             vaes = {name: fold_upsampling(vae) for name, vae in vaes.items()}
         self._vaes = {name: self._placed(vae) for name, vae in vaes.items()}
         self._image_encoder = None
-        if has_image_encoder(checkpoint.directory):
-            self._image_encoder = self._placed(
-                backbone.load_image_encoder(checkpoint.directory / IMAGE_ENCODER, **files)
-            )
+        if checkpoint.image_encoder:
+            encoder = backbone.load_image_encoder(checkpoint.directory / backbone.IMAGE_ENCODER, **files)
+            self._image_encoder = self._placed(encoder)
         self._timesteps: dict[int, Tensor] = {}
         self._turn = threading.Lock()
         networks = {"encode": self._encode, "denoise": self._denoise, "decode": self._decode}
@@ -161,11 +160,13 @@ class TorchEngine:
         return self._timesteps[timestep]
 
     def _retried(self, name: str, value: Tensor) -> Tensor:
-        """An autoencoder's output; images that do not fit into memory go one by one, then in tiles."""
+        """The output of an encoder or decoder; images that do not fit into memory go one by one, then an autoencoder's
+        in tiles.
+        """
         try:
             return self._networks[name](value)
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not _is_out_of_memory(error) or (len(value) == 1 and name not in self._vaes):
                 raise
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
@@ -195,7 +196,7 @@ class TorchEngine:
         try:
             yield
         finally:
-            if getattr(self._vaes[name], "use_tiling", False):
+            if getattr(self._vaes.get(name), "use_tiling", False):
                 self._vaes[name].disable_tiling()
 
     @contextmanager
@@ -238,7 +239,8 @@ def _load_vaes(checkpoint: Checkpoint, tiny_vae: TinyVae | None, dtype: torch.dt
     if tiny_vae is not None:
         tiny = backbone.load_vae(tiny_vae.directory, variant=tiny_vae.variant, dtype=dtype)
         vaes = dict.fromkeys(used_for, tiny)
-    own = [name for name in ("encode", "decode") if name not in used_for]
+    needed = ("decode",) if checkpoint.image_encoder else ("encode", "decode")
+    own = [name for name in needed if name not in used_for]
     if own:
         vae = backbone.load_vae(checkpoint.directory / "vae", variant=checkpoint.variant, dtype=dtype)
         vaes |= dict.fromkeys(own, vae)

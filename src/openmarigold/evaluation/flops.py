@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from openmarigold.checkpoints.checkpoint import Checkpoint, graph_paths, read_tiny_vae
-from openmarigold.checkpoints.weight_files import NETWORK_FILES, NETWORKS
+from openmarigold.checkpoints.checkpoint import Checkpoint, read_tiny_vae
+from openmarigold.checkpoints.weight_files import GRAPH_FILES, NETWORK_FILES
 from openmarigold.config import LATENT_FACTOR, PredictConfig
 from openmarigold.engines import is_installed
 
@@ -27,13 +27,11 @@ def count_flops(checkpoint: Checkpoint, config: PredictConfig, height: int, widt
             return None
         from openmarigold.networks.conversion import count_network_flops
 
-        return {name: count_network_flops(checkpoint, name, height, width, tiny_vae) for name in NETWORKS}
+        return {name: count_network_flops(checkpoint, name, height, width, tiny_vae) for name in checkpoint.networks}
     if not is_installed("openvino") or tiny_vae is not None:
         return None
-    paths = graph_paths(checkpoint)
-    if checkpoint.weights != "safetensors":
-        paths = {name: checkpoint.directory / file for name, file in NETWORK_FILES[checkpoint.weights].items()}
-    return {name: _count_file_flops(paths[name], height, width) for name in NETWORKS}
+    files = GRAPH_FILES if checkpoint.weights == "safetensors" else NETWORK_FILES[checkpoint.weights]
+    return {name: _count_file_flops(checkpoint.directory / files[name], height, width) for name in checkpoint.networks}
 
 
 def _count_file_flops(path: Path, height: int, width: int) -> int:

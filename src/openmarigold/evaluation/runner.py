@@ -99,7 +99,7 @@ def score_benchmark(
     images = []
     for done, entry in enumerate(entries, start=1):
         sample = benchmark.sample(entry)
-        metrics = score_sample(sample, estimator(sample.rgb), chosen)
+        metrics = score_sample(sample, estimator(sample.rgb), chosen, estimator.invariance)
         images.append(ImageScore(name=entry.name, kind=entry.kind, place=entry.place, metrics=metrics))
         if progress is not None:
             progress(done, len(entries))
@@ -234,14 +234,14 @@ class _Run:
         metrics = log.find(key)
         if metrics is None:
             sample = self.benchmark.sample(entry, files)
-            metrics = score_sample(sample, self._predict(sample), self.protocol)
+            metrics = score_sample(sample, self._predict(sample), self.protocol, self.spec.invariance)
             log.add(key, entry.name, metrics)
         return ImageScore(name=entry.name, kind=entry.kind, place=entry.place, metrics=metrics, input_hash=input_hash)
 
     def aligned(self, name: str) -> tuple[BenchmarkSample, Maps]:
         """An image and its aligned prediction."""
         sample = self.benchmark.sample(self._entries[name])
-        return sample, align_sample(sample, self._predict(sample), self.protocol)[0]
+        return sample, align_sample(sample, self._predict(sample), self.protocol, self.spec.invariance)[0]
 
     def _saved_predictions(self) -> SavedPredictions | None:
         """The estimator, where it is saved predictions; a model is not loaded for this."""

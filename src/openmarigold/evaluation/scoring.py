@@ -58,35 +58,38 @@ def choose_protocol(modality: Modality, name: str | None, space: PredictionSpace
 
 
 def align_sample(
-    sample: BenchmarkSample, predicted: Predicted, protocol: Protocol
+    sample: BenchmarkSample, predicted: Predicted, protocol: Protocol, space: PredictionSpace | None = None
 ) -> tuple[Maps, Bool[np.ndarray, "h w"]]:
     """Aligned maps, and the valid pixels on which the prediction is a number.
 
-    A prediction of the size before the benchmark's crop is cropped like the photo.
+    A prediction of the size before the benchmark's crop is cropped like the photo. `space` is what it is known up to;
+    without it, it is taken as the protocol's fit takes it.
 
     Raises:
         InvalidValueError: a prediction without a map, of another size or of complex numbers, or one that is missing on
             more than `MAX_MISSING` of the valid pixels.
         DataError: the ground truth does not fit the protocol.
     """
-    aligned, usable = _align(sample, predicted, protocol)
+    aligned, usable = _align(sample, predicted, protocol, space)
     return aligned.maps, usable
 
 
-def score_sample(sample: BenchmarkSample, predicted: Predicted, protocol: Protocol) -> dict[str, float]:
-    """The protocol's scores of one prediction.
+def score_sample(
+    sample: BenchmarkSample, predicted: Predicted, protocol: Protocol, space: PredictionSpace | None = None
+) -> dict[str, float]:
+    """The protocol's scores of one prediction, which is known up to `space`.
 
     Raises:
         InvalidValueError, DataError: see `align_sample`.
     """
-    aligned, usable = _align(sample, predicted, protocol)
+    aligned, usable = _align(sample, predicted, protocol, space)
     found = {**aligned.scores, **protocol.score(sample, aligned.maps, usable)}
     found[PIXELS_SCORED.name] = np.count_nonzero(usable) / np.count_nonzero(sample.valid_mask)
     return {name: found[name] for name in protocol.score_names}
 
 
 def _align(
-    sample: BenchmarkSample, predicted: Predicted, protocol: Protocol
+    sample: BenchmarkSample, predicted: Predicted, protocol: Protocol, space: PredictionSpace | None
 ) -> tuple[Aligned, Bool[np.ndarray, "h w"]]:
     maps = {name: _fitting(sample, name, values) for name, values in _by_name(sample, predicted).items()}
     if not sample.valid_mask.any():
@@ -96,6 +99,8 @@ def _align(
     try:
         # Overflow and NaN can only come from pixels that do not count.
         with np.errstate(over="ignore", invalid="ignore"):
+            if space is not None and space in protocol.convert:
+                maps = protocol.convert[space](maps, usable)
             aligned = protocol.align(sample, maps, usable)
     except DataError as error:
         raise DataError(f"{sample.name}: {error}") from error

@@ -19,7 +19,6 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from openmarigold.checkpoints.checkpoint import read_configured
-from openmarigold.checkpoints.weight_files import NETWORKS
 from openmarigold.config import LATENT_FACTOR, PredictConfig
 from openmarigold.engines import Engine
 from openmarigold.evaluation.flops import count_flops
@@ -27,7 +26,7 @@ from openmarigold.images.photo import pad_to_multiple, processing_size, rgb_to_p
 from openmarigold.predictor import Predictor
 
 _CEILING_SIZE = 2048  # of square matrices: large enough for the full rate, and a tenth of a second
-_STAGES: dict[str, str] = dict(zip(("encode", "denoise", "decode"), NETWORKS, strict=True))
+_STAGES = ("encode", "denoise", "decode")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +97,7 @@ def measure_speed(config: PredictConfig, *, size: tuple[int, int] = (640, 480), 
     peak_gib = peak_memory_gib()
     ceiling = matmul_ceiling(engine.name, engine.device, engine.dtype)
     flops = count_flops(found, config, image.shape[2], image.shape[3])
+    network_of: dict[str, str] = dict(zip(_STAGES, found.networks, strict=True))
     return SpeedReport(
         checkpoint=predictor.checkpoint.name,
         engine=engine.name,
@@ -106,7 +106,7 @@ def measure_speed(config: PredictConfig, *, size: tuple[int, int] = (640, 480), 
         photo_size=size,
         network_size=(image.shape[3], image.shape[2]),
         stages={
-            name: _stage_speed(value, None if flops is None else flops[_STAGES[name]], ceiling)
+            name: _stage_speed(value, None if flops is None else flops[network_of[name]], ceiling)
             for name, value in seconds.items()
         },
         photo_s=photo_s,

@@ -9,14 +9,19 @@ MODALITIES: dict[str, Modality] = {"depth": DEPTH}
 
 
 def find_modality(name: str, space: str | None = None) -> Modality:
-    """The modality of a name, in the space that a checkpoint states.
+    """The modality of a name, and the variant of it whose values are in a space; without one, the modality itself.
 
     Raises:
         InvalidValueError: there is none.
     """
     if name not in MODALITIES:
         raise InvalidValueError(f"modality={name!r} is not known; use one of {', '.join(MODALITIES)}")
-    return MODALITIES[name].in_space(space)
+    found = MODALITIES[name]
+    if space in (None, found.space):
+        return found
+    if space not in found.variants:
+        raise InvalidValueError(f"space={space!r} is not known; use one of {', '.join((found.space, *found.variants))}")
+    return found.variants[space]
 
 
 def modality_of_pipeline(class_name: object) -> Modality | None:

@@ -20,9 +20,9 @@ from openmarigold.modalities import depth_scores
 from openmarigold.modalities.colors import color_table, colorize, uncertainty_picture
 from openmarigold.modalities.modality import MapKind, Maps, Merged, Modality, Picture, Target
 
-LOG_HALF_RANGE = 2.0
-"""What one unit of decoded log depth stands for: depths from exp(-2) to exp(2) times the median lie in [-1, 1]."""
 _STRIP_ROWS = 256
+LOG_HALF_RANGE = 2.0
+"""Of log depth, in natural logarithms: what a normalized value of 1 stands for. Targets span a factor of e^4 = 55."""
 
 
 def depth_range(
@@ -77,6 +77,48 @@ def normalize_depth(
     return np.where(unknown, 1.0, norm_depth).astype(np.float32)
 
 
+def normalize_log_depth(
+    depth: Float[np.ndarray, "h w"],
+    valid_mask: Bool[np.ndarray, "h w"],
+    *,
+    invalid: Literal["far", "raw"] = "far",
+) -> Float32[np.ndarray, "h w"]:
+    """Training target in [-1, 1]: log depth minus its median over the valid pixels, by `LOG_HALF_RANGE`, clipped.
+
+    Args:
+        depth: planar depth, positive where valid, up to scale.
+        valid_mask: True = use this pixel; only these set the median.
+        invalid: "far" puts invalid pixels on the far plane (+1); "raw" normalizes their stored values (0 becomes -1;
+            NaN and what is negative become +1).
+
+    Raises:
+        DataError: no valid pixel, or a valid pixel that is not finite or not above 0.
+    """
+    return _log_target(depth, valid_mask, invalid)[0]
+
+
+def _log_target(
+    depth: Float[np.ndarray, "h w"], valid_mask: Bool[np.ndarray, "h w"], invalid: str
+) -> tuple[Float32[np.ndarray, "h w"], float]:
+    """The target of `normalize_log_depth`, and the median of log depth."""
+    valid_depth = depth[valid_mask]
+    if valid_depth.size == 0:
+        raise DataError("the depth map has no valid pixel; skip this sample")
+    if not (np.isfinite(valid_depth).all() and valid_depth.min() > 0):
+        raise DataError("valid pixels of the depth map are not finite or not above 0; mark them invalid")
+    with np.errstate(divide="ignore", invalid="ignore"):  # in pixels that are replaced or clipped below
+        log_depth = np.log(depth.astype(np.float64))
+        middle = float(np.median(log_depth[valid_mask]))
+        norm_depth = np.clip((log_depth - middle) / LOG_HALF_RANGE, -1.0, 1.0)
+    unknown = np.isnan(norm_depth) if invalid == "raw" else ~valid_mask
+    return np.where(unknown, 1.0, norm_depth).astype(np.float32), middle
+
+
+def to_relative(norm_depth: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """Depth up to scale in (0, 1], the farthest pixel 1, of a normalized log depth."""
+    return np.exp(LOG_HALF_RANGE * (norm_depth - norm_depth.max()))
+
+
 def to_affine(norm_depth: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     """Affine depth in [0, 1] (near 0, far 1) of a normalized depth, clipped to [-1, 1] first."""
     return (np.clip(norm_depth, -1.0, 1.0) + 1.0) / 2.0
@@ -101,6 +143,12 @@ def _to_target(maps: Maps, valid_mask: Bool[np.ndarray, "h w"], invalid: str) ->
     return Target(values=normalize_depth(maps["depth"], valid_mask, invalid=rule)[None, None], bounds=bounds)
 
 
+def _to_log_target(maps: Maps, valid_mask: Bool[np.ndarray, "h w"], invalid: str) -> Target:
+    values, middle = _log_target(maps["depth"], valid_mask, invalid)
+    low, high = np.exp(middle - LOG_HALF_RANGE), np.exp(middle + LOG_HALF_RANGE)
+    return Target(values=values[None, None], bounds=(float(low), float(high)))
+
+
 def _merge(members: Float32[np.ndarray, "n 1 h w"], invariance: str) -> Merged:
     merged = ensemble(members[:, 0], invariance=invariance)
     return Merged(stack=merged.depth[None], uncertainty=merged.uncertainty[None])
@@ -115,30 +163,7 @@ def _check_output(output: OutputConfig) -> None:
         color_table(output.color_map)
 
 
-def log_targets(depth: Float[np.ndarray, "h w"], valid_mask: Bool[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
-    """Training target in [-1, 1]: the logarithm of depth around the median of its valid pixels, in half ranges.
-
-    Invalid pixels are put on the far end (+1).
-
-    Raises:
-        DataError: no valid pixel, or one that is not a finite depth above 0.
-    """
-    valid_depth = depth[valid_mask].astype(np.float64)
-    if valid_depth.size == 0:
-        raise DataError("the depth map has no valid pixel; skip this sample")
-    if not (np.isfinite(valid_depth).all() and valid_depth.min() > 0):
-        raise DataError("valid pixels of the depth map are not finite and above 0; mark them invalid")
-    log_depth = np.log(np.where(valid_mask, depth, 1.0))
-    scaled = (log_depth - np.median(np.log(valid_depth))) / LOG_HALF_RANGE
-    return np.where(valid_mask, np.clip(scaled, -1.0, 1.0), 1.0).astype(np.float32)
-
-
-def from_log(decoded: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """Depth in (0, 1] up to scale, the farthest pixel 1, of decoded log depth in half ranges."""
-    return np.exp(LOG_HALF_RANGE * (decoded - decoded.max()))
-
-
-_AFFINE_DEPTH = Modality(
+_LINEAR = Modality(
     name="depth",
     title="depth",
     pipeline_classes=("MarigoldDepthPipeline", "MarigoldPipeline"),
@@ -212,13 +237,14 @@ _AFFINE_DEPTH = Modality(
 )
 
 LOG_DEPTH = replace(
-    _AFFINE_DEPTH,
-    to_target=lambda maps, valid_mask, invalid: Target(values=log_targets(maps["depth"], valid_mask)[None, None]),
-    from_decoded=lambda decoded: from_log(decoded[:, 0]),
+    _LINEAR,
+    space="log",
+    maps=(replace(_LINEAR.maps[0], unit="shares of the image's farthest depth"),),
+    to_target=_to_log_target,
+    from_decoded=lambda decoded: to_relative(decoded[:, 0]),
     pixel_loss="absolute",
     index_facts=MappingProxyType({"scale_invariant": True, "shift_invariant": False, "space": "log"}),
-    space="log",
 )
-"""Depth up to scale, learned as its logarithm."""
+"""Depth up to scale: a decoded value times `LOG_HALF_RANGE` is log depth plus an unknown constant."""
 
-DEPTH = replace(_AFFINE_DEPTH, variants=MappingProxyType({"log": LOG_DEPTH}))
+DEPTH = replace(_LINEAR, variants=MappingProxyType({LOG_DEPTH.space: LOG_DEPTH}))

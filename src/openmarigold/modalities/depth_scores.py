@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of depth: eight protocols, two baselines, and the panels of a report page.
+"""Scores of depth: seven protocols, two baselines, and the panels of a report page.
 
 Paper: §4.1 (`marigold`). The other protocols are what the field uses; see docs/evaluation.md.
 """
@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Float64, UInt8
 
 from openmarigold.alignment import (
     MIN_DISPARITY,
-    SMALLEST_DEPTH,
+    at_least_smallest_positive,
     fit_disparity,
     fit_log,
     fit_log_ransac,
@@ -36,6 +36,8 @@ from openmarigold.modalities.protocol import (
     Score,
 )
 
+# Smallest aligned depth [m], even if the benchmark's range is larger.
+_SMALLEST_DEPTH = 1e-6
 # A page shows relative errors from 0 (black) to this (white).
 _FULL_ERROR = 0.5
 
@@ -82,19 +84,14 @@ def _fit_scale(pred: Float[np.ndarray, "h w"], sample: BenchmarkSample, usable: 
     return scale * pred.astype(np.float64), scale
 
 
-def _fit_log(pred: Float[np.ndarray, "h w"], sample: BenchmarkSample, usable: Bool[np.ndarray, "h w"]) -> _Fit:
-    scale, shift = fit_log(pred, sample.maps["depth"], usable)
-    with np.errstate(over="ignore"):  # clipped afterwards
-        return np.exp(scale * np.log(np.maximum(pred.astype(np.float64), SMALLEST_DEPTH)) + shift), scale
-
-
-def _fit_inverse(pred: Float[np.ndarray, "h w"], sample: BenchmarkSample, usable: Bool[np.ndarray, "h w"]) -> _Fit:
-    return _fit_disparity(1.0 / np.maximum(pred.astype(np.float64), SMALLEST_DEPTH), sample, usable)
-
-
 def _fit_scale_median(pred: Float[np.ndarray, "h w"], sample: BenchmarkSample, usable: Bool[np.ndarray, "h w"]) -> _Fit:
     scale = fit_scale_median(pred, sample.maps["depth"], usable)
     return scale * pred.astype(np.float64), scale
+
+
+def _as_disparity(maps: Maps, usable: Bool[np.ndarray, "h w"]) -> Maps:
+    """The inverse of depth up to scale."""
+    return {"depth": 1.0 / at_least_smallest_positive(maps["depth"], usable)}
 
 
 def _fit_columns(sample: BenchmarkSample) -> slice | np.ndarray:
@@ -121,16 +118,25 @@ def _protocol(
     fit: Callable[[np.ndarray, BenchmarkSample, np.ndarray], _Fit],
     *,
     clip_to_range: bool = True,
+    convert: Mapping[PredictionSpace, Callable[[Maps, Bool[np.ndarray, "h w"]], Maps]] = MappingProxyType({}),
 ) -> Protocol:
     """`clip_to_range=False`: the fit clips by itself, to what it takes from the ground truth."""
 
     def align(sample: BenchmarkSample, maps: Maps, usable: Bool[np.ndarray, "h w"]) -> Aligned:
         depth, scale = fit(maps["depth"], sample, usable)
-        lowest = max(sample.min_value, SMALLEST_DEPTH) if clip_to_range else SMALLEST_DEPTH
+        lowest = max(sample.min_value, _SMALLEST_DEPTH) if clip_to_range else _SMALLEST_DEPTH
         clipped = np.clip(depth, lowest, sample.max_value if clip_to_range else None)
         return Aligned(maps={"depth": clipped}, scores={"negative_scale": float(scale < 0)})
 
-    return Protocol(name=name, summary=summary, accepts=frozenset(accepts), scores=SCORES, score=_score, align=align)
+    return Protocol(
+        name=name,
+        summary=summary,
+        accepts=frozenset(accepts),
+        scores=SCORES,
+        score=_score,
+        align=align,
+        convert=convert,
+    )
 
 
 PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
@@ -146,8 +152,15 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
             _protocol(
                 "disparity",
                 "scale and shift by least squares in disparity, clipped to the benchmark's range",
-                {"disparity"},
+                {"disparity", "scale", "metric"},
                 _fit_disparity,
+                convert=dict.fromkeys(("scale", "metric"), _as_disparity),
+            ),
+            _protocol(
+                "log",
+                "scale and shift by least squares in log depth, both ends clipped to the benchmark's range",
+                {"affine_depth", "scale", "metric"},
+                lambda pred, sample, usable: fit_log(pred, sample.maps["depth"], usable),
             ),
             _protocol(
                 "log-ransac",
@@ -164,21 +177,9 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
             ),
             _protocol(
                 "scale-median",
-                "scale by the median ratio, clipped to the benchmark's range",
+                "scale by the median of the ratios, clipped to the benchmark's range",
                 {"scale", "metric"},
                 _fit_scale_median,
-            ),
-            _protocol(
-                "log",
-                "scale and shift by least squares in log depth, clipped to the benchmark's range",
-                {"scale", "metric"},
-                _fit_log,
-            ),
-            _protocol(
-                "inverse",
-                "scale and shift of 1/depth by least squares in disparity, clipped to the benchmark's range",
-                {"scale", "metric"},
-                _fit_inverse,
             ),
             _protocol(
                 "metric",

@@ -129,27 +129,13 @@ class Modality:
     """Spaces that need no unit and no zero, so that saved 16-bit pictures of a map can be scored."""
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
     """Estimators to compare with that do not look at the photo, by name."""
+    space: str = "linear"
+    """What a decoded value is proportional to; model_index.json may state one of the variants."""
+    variants: Mapping[str, Modality] = field(default_factory=dict)
+    """The same modality with values in another space, by `space`."""
     panels: Callable[[BenchmarkSample, Maps, int], Mapping[str, np.ndarray]] = lambda sample, maps, step: {}
     """Pictures for a page, uint8 `[h w 3]` by heading: measured and aligned maps and their difference, of every n-th
     pixel."""
-
-    variants: Mapping[str, Modality] = field(default_factory=dict)
-    """The same maps learned in another space, by the `space` that a checkpoint states."""
-    space: str = ""
-    """Of a variant."""
-
-    def in_space(self, space: str | None) -> Modality:
-        """This modality for a checkpoint that states `space`; None where it states none.
-
-        Raises:
-            InvalidValueError: no variant has that name.
-        """
-        if space in (None, self.space):
-            return self
-        if space not in self.variants:
-            known = ", ".join(self.variants) or "none"
-            raise InvalidValueError(f"space {space!r:.60} is not known for {self.title}; accepted: {known}")
-        return self.variants[space]
 
     def split(self, stack: Float[np.ndarray, "c h w"]) -> dict[str, np.ndarray]:
         """The maps of a stack, by name: views of it."""
@@ -168,7 +154,7 @@ class Modality:
     def __reduce__(self) -> tuple[Any, ...]:  # its functions cannot be pickled, its name can
         from openmarigold.modalities import find_modality
 
-        return find_modality, (self.name, self.space or None)
+        return find_modality, (self.name, self.space)
 
 
 def latent_valid_mask(valid_mask: Bool[np.ndarray, "... h w"], *, factor: int = 8) -> Bool[np.ndarray, "... hl wl"]:

@@ -103,6 +103,8 @@ class Protocol:
     """Scores of the aligned maps over the pixels that are True."""
     align: Callable[[BenchmarkSample, Maps, Bool[np.ndarray, "h w"]], Aligned] = _as_predicted
     """Fits a prediction to the measured maps on the pixels that are True. Pages show the result."""
+    convert: Mapping[PredictionSpace, Callable[[Maps, Bool[np.ndarray, "h w"]], Maps]] = field(default_factory=dict)
+    """Predictions of a space as `align` takes them, given the pixels that are True; of others as they are."""
 
     def __post_init__(self) -> None:
         if PIXELS_SCORED.name not in (score.name for score in self.scores):

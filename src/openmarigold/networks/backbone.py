@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The networks: U-Net and VAE from diffusers; widening, latents, loading and saving.
+"""The networks: U-Net and VAE from diffusers, image encoder; widening, latents, loading and saving.
 
 A checkpoint is a folder in diffusers layout (docs/architecture.md). Shapes: `b` batch, `C` channels of the VAE's
 latent, `h = H / 8`, `w = W / 8`. Paper: §3.2 (network), §3.3 (fine-tuning protocol).
@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from openmarigold.printing import quoted_logger
 from openmarigold.privacy import hidden
 
 with hidden("transformers", only_ours=True):  # which diffusers imports with its networks, which do not need it: seconds
@@ -27,10 +28,10 @@ with hidden("transformers", only_ours=True):  # which diffusers imports with its
     from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
+from openmarigold.checkpoints.channels import IMAGE_ENCODER_CLASS
 from openmarigold.checkpoints.checkpoint import EMBEDDING_FILE, Checkpoint
 from openmarigold.checkpoints.integrity import write_sums
-from openmarigold.checkpoints.network_configs import IMAGE_ENCODER_CLASS
-from openmarigold.checkpoints.weight_files import IMAGE_ENCODER, has_image_encoder, weight_files
+from openmarigold.checkpoints.weight_files import IMAGE_ENCODER, weight_files
 from openmarigold.config import Dtype
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, OutputError, one_line
@@ -51,6 +52,7 @@ VAE_CLASSES: dict[str, type[AutoencoderKL] | type[AutoencoderTiny]] = {
     "AutoencoderKL": AutoencoderKL,
     "AutoencoderTiny": AutoencoderTiny,
 }
+_log = quoted_logger(__name__)
 _OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -147,11 +149,14 @@ def load_vae(folder: Path, *, variant: str | None = None, dtype: torch.dtype = t
 def load_image_encoder(
     folder: Path, *, variant: str | None = None, dtype: torch.dtype = torch.float32
 ) -> EfficientNetLiteEncoder:
-    """Image encoder from its folder, in evaluation mode.
+    """Image encoder from a folder with config.json and safetensors weights, in evaluation mode.
 
     Raises:
-        CheckpointError: a file is missing or damaged.
+        CheckpointError: a file is missing or damaged, or the class is another one.
     """
+    name = _read_config(folder).get("_class_name")
+    if name != IMAGE_ENCODER_CLASS:
+        raise CheckpointError(f"{folder}: {name!r} is not a supported image encoder; use {IMAGE_ENCODER_CLASS}")
     return _load(EfficientNetLiteEncoder, folder, variant=variant, dtype=dtype)
 
 
@@ -171,7 +176,13 @@ def empty_network(folder: Path) -> Any:
     if name not in classes:
         raise CheckpointError(f"{folder}: {name!r} is not supported; use one of {', '.join(classes)}")
     with torch.device("meta"):
-        return classes[name].from_config(config)
+        return _build(classes[name], config)
+
+
+def _build(model_class: Any, config: dict[str, Any]) -> Any:
+    if model_class is EfficientNetLiteEncoder:  # JSON knows no tuples
+        config = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+    return model_class.from_config(config)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -189,7 +200,7 @@ def _load(model_class: Any, folder: Path, *, variant: str | None, dtype: torch.d
     config = _read_config(folder)
     try:
         with torch.device("meta"):
-            model = model_class.from_config(config)
+            model = _build(model_class, config)
     except Exception as error:  # constructors raise many kinds for wrong values
         raise CheckpointError(
             f"{folder} cannot be loaded ({one_line(error)}); get config.json and weights from the same checkpoint"
@@ -230,18 +241,19 @@ def save_checkpoint(
     *,
     vae: Vae,
     unet: UNet2DConditionModel | None = None,
-    image_encoder: EfficientNetLiteEncoder | None = None,
     empty_prompt_embedding: Float[Tensor, "1 n d"] | None = None,
     schedule: NoiseSchedule | None = None,
     index: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
     text_encoder_of: Path | None = None,
+    image_encoder: EfficientNetLiteEncoder | None = None,
 ) -> None:
     """Writes a checkpoint folder in diffusers layout, atomically; `index` joins `model_index.json`.
 
     Without `unet` only `vae/` is written (a trained autoencoder). `dtype` is how weights are stored. With
     `text_encoder_of` the folder is complete for diffusers' pipeline: that checkpoint's text encoder is copied or, where
-    it has none that can be read, one is written that knows the empty prompt only.
+    it has none that can be read, one is written that knows the empty prompt only. An `image_encoder` makes the U-Net's
+    condition; diffusers' pipeline cannot run such a checkpoint.
     """
     with atomic_directory(directory) as folder:
         _save_network(vae, folder / "vae", dtype)
@@ -251,7 +263,6 @@ def save_checkpoint(
         _save_network(unet, folder / "unet", dtype)
         if image_encoder is not None:
             _save_network(image_encoder, folder / IMAGE_ENCODER, dtype)
-            index = {**(index or {}), IMAGE_ENCODER: ["openmarigold", IMAGE_ENCODER_CLASS]}
         _write_parts(
             folder,
             vae=vae,
@@ -259,6 +270,7 @@ def save_checkpoint(
             schedule=schedule,
             index=index or {},
             text_encoder_of=text_encoder_of,
+            image_encoder=image_encoder is not None,
         )
 
 
@@ -270,6 +282,7 @@ def _write_parts(
     schedule: NoiseSchedule,
     index: Mapping[str, Any],
     text_encoder_of: Path | None,
+    image_encoder: bool,
 ) -> None:
     """Writes all of a checkpoint except its networks: embedding, scheduler, text encoder and model_index.json."""
     write_embedding(embedding, folder / EMBEDDING_FILE)
@@ -283,6 +296,7 @@ def _write_parts(
         "scheduler": ["diffusers", schedule.class_name],
         "text_encoder": [library, "CLIPTextModel" if complete else None],
         "tokenizer": [library, "CLIPTokenizer" if complete else None],
+        **({IMAGE_ENCODER: ["openmarigold", IMAGE_ENCODER_CLASS]} if image_encoder else {}),
     }
     write_json(folder / "model_index.json", {**index, **components})
 
@@ -306,21 +320,24 @@ def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: Dt
 
     It predicts the same there as here, from the same starting noise and size: where our default is to end on the clean
     latent, the scheduler is told so (`set_alpha_to_one`). The text encoder is copied where there is one, else one is
-    written that knows the empty prompt only (`prompt.write_constant_text_encoder`).
+    written that knows the empty prompt only (`prompt.write_constant_text_encoder`). A checkpoint with an image encoder
+    is copied for this package alone: no pipeline of diffusers runs it, and a warning says so.
 
     Raises:
-        CheckpointError: the source holds ONNX networks or an image encoder, or is damaged.
+        CheckpointError: the source holds ONNX networks, or is damaged.
         OutputError: the destination holds files already, or cannot be written.
     """
     if source.weights != "safetensors":
         raise CheckpointError(f"{source.directory} holds ONNX networks; give the checkpoint that they were made from")
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise OutputError(f"{destination} exists and is not empty; choose a new folder, so that nothing is lost")
-    if has_image_encoder(source.directory):
-        raise CheckpointError(
-            f"{source.directory} has an image encoder, which no pipeline of diffusers runs; copy the folder as it is"
+    if source.image_encoder:
+        _log.warning(
+            "%s has an image encoder, which no pipeline of diffusers runs: the copy is for openmarigold", source.name
         )
     networks = {"unet": load_unet, "vae": load_vae}
+    if source.image_encoder:
+        networks[IMAGE_ENCODER] = load_image_encoder
     loaded = {name: load(source.directory / name, variant=source.variant) for name, load in networks.items()}
     embedding = load_empty_prompt_embedding(source.directory, variant=source.variant)
     modality = modality_of_pipeline(source.index.get("_class_name")) or DEPTH
@@ -346,6 +363,7 @@ def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: Dt
             schedule=schedule,
             index=index,
             text_encoder_of=source.directory,
+            image_encoder=source.image_encoder,
         )
         for path in (*source.directory.glob("README.md"), *source.directory.glob("LICEN[SC]E*")):
             shutil.copyfile(path, folder / path.name)

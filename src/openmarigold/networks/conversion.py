@@ -20,18 +20,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from openmarigold.checkpoints.checkpoint import EMBEDDING_FILE, TITLES, Checkpoint, TinyVae, graph_paths
+from openmarigold.checkpoints.checkpoint import EMBEDDING_FILE, TITLES, Checkpoint, TinyVae
 from openmarigold.checkpoints.empty_prompt import stored_embedding_path
 from openmarigold.checkpoints.integrity import count_parameters
 from openmarigold.checkpoints.weight_files import (
+    GRAPH_FILES,
     IMAGE_ENCODER,
     NETWORK_FILES,
-    NETWORKS,
-    graph_files,
     graph_metadata,
     graph_sources,
-    has_image_encoder,
-    network_folders,
+    networks_of,
     weight_files,
 )
 from openmarigold.config import LATENT_FACTOR, ConvertedFormat, StoredDtype
@@ -49,6 +47,7 @@ from openmarigold.networks.backbone import (
     load_vae,
     write_json,
 )
+from openmarigold.networks.image_encoder import EfficientNetLiteEncoder
 from openmarigold.networks.prompt import load_empty_prompt_embedding, write_embedding
 from openmarigold.networks.rewrites import fold_channel_mean, fold_constant_context, fold_upsampling, split_group_norms
 from openmarigold.privacy import openvino_without_reports
@@ -90,17 +89,18 @@ def export_checkpoint(
         )
     _check_replaceable(destination)
     with atomic_directory(destination) as folder:
-        for name in NETWORKS:
+        for name in source.networks:
             (folder / name).mkdir()
             write_network(source, name, folder / name, format=format, dtype=dtype, tiny_vae=tiny_vae)
         (folder / "scheduler").mkdir()
         write_json(folder / "scheduler" / "scheduler_config.json", source.schedule.to_config())
         kept = {key: value for key, value in source.index.items() if not isinstance(value, list)}
         runtime = {"onnx": "onnxruntime", "openvino": "openvino"}[format]
-        components = {name: [runtime, "OnnxModel" if format == "onnx" else "Model"] for name in NETWORKS}
+        components = {name: [runtime, "OnnxModel" if format == "onnx" else "Model"] for name in source.networks}
         components["scheduler"] = ["diffusers", source.schedule.class_name]
-        kept |= {"latent_channels": source.latent_channels, "condition_channels": source.condition_channels}
-        kept |= {"num_parameters": count_parameters(source)}
+        kept |= {"latent_channels": source.latent_channels, "num_parameters": count_parameters(source)}
+        if source.image_encoder:
+            kept["condition_channels"] = source.condition_channels
         if tiny_vae is not None:
             kept["tiny_vae"] = {"name": tiny_vae.name, "used_for": tiny_vae.used_for}
         write_json(folder / "model_index.json", {**kept, **components})
@@ -133,13 +133,13 @@ def export_shared(source: Checkpoint, destination: Path) -> None:
         else:
             values = load_empty_prompt_embedding(source.directory, variant=source.variant)
             write_embedding(values, folder / EMBEDDING_FILE)
-        for name in network_folders(source.directory):
+        for name in source.parts:
             (folder / name).mkdir()
             for path in _network_sources(source, name):
                 shutil.copyfile(path, folder / name / path.name)
         copied = replace(source, directory=folder)
-        for name, path in graph_paths(copied).items():
-            _write_graph(copied, name, path)
+        for name in source.networks:
+            _write_graph(copied, name, folder / GRAPH_FILES[name])
         for path in _documents(source.directory) or _documents(destination):
             shutil.copyfile(path, folder / path.name)
 
@@ -164,7 +164,7 @@ def write_network(
     dtype: StoredDtype,
     tiny_vae: TinyVae | None = None,
 ) -> None:
-    """Writes one of `NETWORKS` into a folder.
+    """Writes one of a checkpoint's networks into a folder.
 
     Raises:
         CheckpointError: the checkpoint is damaged.
@@ -183,7 +183,7 @@ def write_network(
 
 
 def count_network_flops(source: Checkpoint, name: str, height: int, width: int, tiny_vae: TinyVae | None = None) -> int:
-    """Arithmetic of one of `NETWORKS`, not rewritten, for one image of this size [px]; nothing is computed."""
+    """Arithmetic of one of its networks, not rewritten, for one image of this size [px]; nothing is computed."""
     h, w = height // LATENT_FACTOR, width // LATENT_FACTOR
     channels = source.latent_channels
     with torch.device("meta"):
@@ -192,7 +192,7 @@ def count_network_flops(source: Checkpoint, name: str, height: int, width: int, 
             module: nn.Module = _Denoiser(unet, torch.zeros(1, 2, unet.config["cross_attention_dim"]))
             num_inputs = source.condition_channels + channels * source.modality.num_targets
             inputs = [torch.zeros(1, num_inputs, h, w), torch.zeros(1, dtype=torch.int64)]
-        elif name == "vae_encoder" and has_image_encoder(source.directory):
+        elif name == IMAGE_ENCODER:
             module = empty_network(source.directory / IMAGE_ENCODER)
             inputs = [torch.zeros(1, 3, height, width)]
         else:
@@ -251,9 +251,9 @@ def _network(source: Checkpoint, name: str, tiny_vae: TinyVae | None) -> tuple[n
         sample = torch.zeros(1, source.condition_channels + channels * source.modality.num_targets, h, w)
         denoiser = _Denoiser(fold_constant_context(unet, context), context)
         return denoiser, {"sample": sample, "timestep": torch.tensor([999])}, "prediction"
-    if name == "vae_encoder" and has_image_encoder(source.directory):
+    if name == IMAGE_ENCODER:
         encoder = load_image_encoder(source.directory / IMAGE_ENCODER, variant=source.variant)
-        return encoder, {"sample": torch.zeros(1, 3, 8 * h, 8 * w)}, "latent"
+        return encoder, {"sample": torch.zeros(1, 3, 8 * h, 8 * w)}, "condition"
     if tiny_vae is not None:
         vae = load_vae(tiny_vae.directory, variant=tiny_vae.variant)
     else:
@@ -269,8 +269,11 @@ def _network(source: Checkpoint, name: str, tiny_vae: TinyVae | None) -> tuple[n
 def _check_replaceable(destination: Path) -> None:
     if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
         return
-    layouts = (*NETWORK_FILES.values(), graph_files(False), graph_files(True))
-    kinds = [("model_index.json", *files.values()) for files in layouts]
+    kinds = [
+        ("model_index.json", *(files[name] for name in networks_of(image_encoder=image_encoder)))
+        for files in (*NETWORK_FILES.values(), GRAPH_FILES)
+        for image_encoder in (False, True)
+    ]
     if not any(all((destination / file).is_file() for file in files) for files in kinds):
         raise OutputError(
             f"{destination} exists and is not an exported checkpoint; choose a new folder, so that nothing is lost"
@@ -278,13 +281,13 @@ def _check_replaceable(destination: Path) -> None:
 
 
 def _write_graph(source: Checkpoint, name: str, path: Path) -> None:
-    """Writes one of `graph_files` next to the weights that it reads."""
+    """Writes one of `GRAPH_FILES` next to the weights that it reads."""
     import onnx
 
     from openmarigold.networks.shared_weights import share_weights
 
     module, inputs, output = _network(source, name, None)
-    model = _traced(module.eval(), inputs, output, path.parent, keep_norms=True)
+    model = _traced(module.eval(), inputs, output, path.parent)
     share_weights(model, weight_files(path.parent, variant=source.variant)[1])
     _store_weights_in_half(model)
     metadata = graph_metadata(graph_sources(source.directory, name, source.variant))
@@ -308,16 +311,17 @@ def _write_onnx(module: nn.Module, inputs: dict[str, Tensor], output: str, folde
     onnx.checker.check_model(str(path))
 
 
-def _traced(
-    module: nn.Module, inputs: dict[str, Tensor], output: str, folder: Path, *, keep_norms: bool = False
-) -> Any:
+def _traced(module: nn.Module, inputs: dict[str, Tensor], output: str, folder: Path) -> Any:
     """The network in ONNX format, in memory; the exporter writes a large one as one file for each tensor.
 
-    `keep_norms` leaves it to sessions to fold batch norms into convolutions, whose weights then stay as they are.
+    The batch norms of an image encoder stay operators of their own, so that weights are the stored ones; ONNX Runtime
+    folds them into the convolutions when it loads the network.
     """
     import onnx
 
     names = {0: "batch", 2: "height", 3: "width"}
+    keeps_norms = isinstance(module, EfficientNetLiteEncoder)
+    settings: dict[str, Any] = {"training": torch.onnx.TrainingMode.PRESERVE} if keeps_norms else {}
     axes = {name: names for name, value in inputs.items() if value.ndim == 4} | {output: names}
     with (
         torch.no_grad(),
@@ -334,7 +338,7 @@ def _traced(
             dynamic_axes=axes,
             opset_version=17,
             dynamo=False,
-            training=torch.onnx.TrainingMode.PRESERVE if keep_norms else torch.onnx.TrainingMode.EVAL,
+            **settings,
         )
         return onnx.load(path)
 

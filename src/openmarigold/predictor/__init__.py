@@ -244,7 +244,9 @@ class Predictor:
         checks = FiniteChecks(checkpoint=self.checkpoint.name, dtype=self.engine.dtype)
         images = [photo.image for photo in photos]
         rgb_latents = self.engine.encode(images[0] if len(images) == 1 else np.concatenate(images))
-        checks.add(self.engine.is_finite(rgb_latents), "VAE encoder")
+        checks.add(
+            self.engine.is_finite(rgb_latents), "image encoder" if self.checkpoint.image_encoder else "VAE encoder"
+        )
 
         # 4. Their members, photo after photo, in batches that neighbors fill.
         members = self._members(rgb_latents, photos, config, checks, guide)

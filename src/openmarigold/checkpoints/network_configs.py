@@ -14,9 +14,6 @@ from openmarigold.errors import CheckpointError
 from openmarigold.printing import quoted_logger
 
 MAX_LATENT_CHANNELS = 1024
-IMAGE_ENCODER_CLASS = "EfficientNetLiteEncoder"
-IMAGE_ENCODER_VARIANTS = ("lite0", "lite1", "lite2")
-IMAGE_FEATURES = 5  # strides of which an image encoder gives features
 MAX_PROCESSING_RESOLUTION = 16_384  # px, four times what any depth model recommends
 MAX_SIZE = 1_000_000
 _MAX_LAYERS, _MAX_LIST = 128, 128
@@ -53,23 +50,6 @@ def check_network_config(config: Mapping[str, Any], path: Path) -> None:
             continue
         if not (math.isfinite(size) and size <= limit):
             raise CheckpointError(f"{path}: {key} is {what} {size:.6g}; at most {limit} is accepted")
-
-
-def check_image_encoder_config(config: Mapping[str, Any], path: Path) -> int:
-    """The channels of the condition that an image encoder gives.
-
-    Raises:
-        CheckpointError: another class or variant, or channels that are not whole numbers within bounds.
-    """
-    name, variant, channels = (config.get(key) for key in ("_class_name", "variant", "condition_channels"))
-    if name != IMAGE_ENCODER_CLASS:
-        raise CheckpointError(f"{path}: {name!r:.60} is not a supported image encoder; use {IMAGE_ENCODER_CLASS}")
-    if variant not in IMAGE_ENCODER_VARIANTS:
-        raise CheckpointError(f"{path}: variant is {variant!r:.60}; accepted are {', '.join(IMAGE_ENCODER_VARIANTS)}")
-    if not isinstance(channels, list) or len(channels) != IMAGE_FEATURES:
-        raise CheckpointError(f"{path}: condition_channels is {channels!r:.60}; {IMAGE_FEATURES} numbers are needed")
-    each = [whole_number({"c": value}, path, "c", least=1, most=MAX_LATENT_CHANNELS) for value in channels]
-    return sum(each)
 
 
 def whole_number(

@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Float
 
 from openmarigold.checkpoints.checkpoint import Checkpoint, TinyVae
-from openmarigold.checkpoints.weight_files import IMAGE_ENCODER, has_image_encoder
 from openmarigold.config import CompileMode, Dtype
 from openmarigold.errors import InvalidValueError, OpenMarigoldError, needs_extra, one_line
 from openmarigold.printing import quoted_logger

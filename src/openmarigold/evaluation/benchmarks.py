@@ -67,7 +67,7 @@ def open_folder_benchmark(path: Path | str, modality: Modality = DEPTH) -> Bench
             "manifest.json and one folder an image"
         )
     row = BENCHMARKS["folder"]
-    if row.modality != modality:  # the same layout, without depth's ranges
+    if row.modality.name != modality.name:  # the same layout, without depth's ranges
         row = replace(
             row,
             modality=modality,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
+from openmarigold.config import OutputConfig
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.modalities import DEPTH, find_modality
 from openmarigold.modalities.colors import colorize
@@ -140,3 +141,20 @@ def test_colors_between_two_classes_are_halfway():
 def test_shapes_are_checked_in_the_tests():
     with pytest.raises(TypeCheckError):
         normalize_depth(RAMP, np.ones((2, 2), bool))
+
+
+def test_pictures_of_depth_up_to_scale_give_ratios_equal_steps_and_withstand_a_far_sky() -> None:
+    depth = np.geomspace(0.01, 0.16, 400).reshape(20, 20)
+    shown = LOG_DEPTH.picture({"depth": depth}, "Spectral")
+    assert np.array_equal(shown, LOG_DEPTH.picture({"depth": 3.0 * depth}, "Spectral"))
+    with_sky = depth.copy()
+    with_sky[0, :2] = 1000.0  # half a percent of the pixels
+    near = LOG_DEPTH.picture({"depth": with_sky}, "Spectral")[5:15]
+    assert np.abs(shown[5:15].astype(int) - near).max() < 12
+    flat = LOG_DEPTH.picture({"depth": np.full((4, 4), 0.5)}, "Spectral")
+    assert (flat == flat[0, 0]).all()
+    zeros = LOG_DEPTH.picture({"depth": np.array([[0.0, 0.5, 1.0]])}, "Spectral")
+    assert zeros.shape == (1, 3, 3)
+    made = {picture.suffix: picture for picture in LOG_DEPTH.pictures}
+    assert made["_depth_colored.png"].content == "the logarithm of depth in colors"
+    assert np.array_equal(made["_depth_colored.png"].make({"depth": depth}, OutputConfig()), shown)

@@ -21,6 +21,7 @@ from openmarigold.modalities.colors import color_table, colorize, uncertainty_pi
 from openmarigold.modalities.modality import MapKind, Maps, Merged, Modality, Picture, Target
 
 _STRIP_ROWS = 256
+_SMALLEST_SHOWN = 1e-6
 LOG_HALF_RANGE = 2.0
 """Of log depth, in natural logarithms: what a normalized value of 1 stands for. Targets span a factor of e^4 = 55."""
 
@@ -236,12 +237,32 @@ _LINEAR = Modality(
     panels=depth_scores.panels,
 )
 
+
+def _colored_logs(depth: Float[np.ndarray, "h w"], color_map: str) -> np.ndarray:
+    """Colors by the logarithm of depth, from its 1 % to its 99 % quantile: a far sky leaves colors for what is near."""
+    levels = np.log(np.maximum(depth, _SMALLEST_SHOWN))
+    known = levels[np.isfinite(levels)]
+    low, high = np.quantile(known, (0.01, 0.99)) if known.size else (0.0, 1.0)
+    return colorize((levels - low) / max(high - low, _SMALLEST_SHOWN), color_map=color_map)
+
+
 LOG_DEPTH = replace(
     _LINEAR,
     space="log",
     maps=(replace(_LINEAR.maps[0], unit="shares of the image's farthest depth"),),
     to_target=_to_log_target,
     from_decoded=lambda decoded: to_relative(decoded[:, 0]),
+    picture=lambda maps, color_map: _colored_logs(maps["depth"], color_map),
+    pictures=tuple(
+        replace(
+            picture,
+            content="the logarithm of depth in colors",
+            make=lambda maps, output: _colored_logs(maps["depth"], output.color_map),
+        )
+        if picture.suffix == "_depth_colored.png"
+        else picture
+        for picture in _LINEAR.pictures
+    ),
     pixel_loss="absolute",
     index_facts=MappingProxyType({"scale_invariant": True, "shift_invariant": False, "space": "log"}),
 )

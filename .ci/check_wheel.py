@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RENDERER = ROOT / "packages" / "openmarigold-render"
-WEIGHTS = "openmarigold/weights/marigold-nano"
+WEIGHTS = "openmarigold/weights/marigold-lite"
 REQUIRED = {
     "openmarigold": {"openmarigold/py.typed", f"{WEIGHTS}/README.md", f"{WEIGHTS}/LICENSE.md"},
     "openmarigold_render": {"openmarigold_render/py.typed"},

@@ -53,7 +53,7 @@ from openmarigold.errors import CheckpointError, InvalidValueError, one_line
 from openmarigold.modalities import Modality
 from openmarigold.printing import quoted_logger
 
-EMBEDDED_DIR = Path(__file__).parents[1] / "weights" / "marigold-nano"
+EMBEDDED_DIR = Path(__file__).parents[1] / "weights" / "marigold-lite"
 TITLES = {"onnx": "ONNX", "openvino": "OpenVINO"}
 
 _log = quoted_logger(__name__)

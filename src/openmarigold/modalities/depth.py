@@ -22,6 +22,7 @@ from openmarigold.modalities.modality import MapKind, Maps, Merged, Modality, Pi
 
 _STRIP_ROWS = 256
 _SMALLEST_SHOWN = 1e-6
+_QUANTILE_ROWS = 1000  # the quantiles of colors are those of so many rows and columns
 LOG_HALF_RANGE = 2.0
 """Of log depth, in natural logarithms: what a normalized value of 1 stands for. Targets span a factor of e^4 = 55."""
 
@@ -240,10 +241,20 @@ _LINEAR = Modality(
 
 def _colored_logs(depth: Float[np.ndarray, "h w"], color_map: str) -> np.ndarray:
     """Colors by the logarithm of depth, from its 1 % to its 99 % quantile: a far sky leaves colors for what is near."""
-    levels = np.log(np.maximum(depth, _SMALLEST_SHOWN))
-    known = levels[np.isfinite(levels)]
+    height, width = depth.shape
+    some = _logs(depth[:: max(1, height // _QUANTILE_ROWS), :: max(1, width // _QUANTILE_ROWS)])
+    known = some[np.isfinite(some)]
     low, high = np.quantile(known, (0.01, 0.99)) if known.size else (0.0, 1.0)
-    return colorize((levels - low) / max(high - low, _SMALLEST_SHOWN), color_map=color_map)
+    scale = np.float32(1.0 / max(high - low, _SMALLEST_SHOWN))
+    picture = np.empty((height, width, 3), dtype=np.uint8)
+    for top in range(0, height, _STRIP_ROWS):  # a whole map of logarithms would be one copy too many
+        strip = _logs(depth[top : top + _STRIP_ROWS])
+        picture[top : top + _STRIP_ROWS] = colorize((strip - np.float32(low)) * scale, color_map=color_map)
+    return picture
+
+
+def _logs(depth: Float[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
+    return np.log(np.maximum(depth, _SMALLEST_SHOWN), dtype=np.float32)
 
 
 LOG_DEPTH = replace(

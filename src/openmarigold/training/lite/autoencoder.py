@@ -19,6 +19,7 @@ from openmarigold.training.lite.loss import distance
 from openmarigold.training.lite.recipes import LogAutoencoderRecipe
 from openmarigold.training.lite.samples import Samples, cut_depth, draw_views
 from openmarigold.training.loss import Loss, latent_regularization, whole
+from openmarigold.training.nano.autoencoder import make_autoencoder
 from openmarigold.training.views import BatchSlice, Mixture
 
 
@@ -53,17 +54,7 @@ class LogAutoencoderTask:
         self._recipe = recipe
         self.mixture = Mixture(recipe.data, data_dir=data_dir, seed=recipe.seed, modality=DEPTH)
         self._samples = Samples(self.mixture, num_workers=recipe.run.num_workers)
-        width, model = recipe.model.width, recipe.model
-        torch.manual_seed(recipe.seed)  # diffusers initializes from the global generator
-        autoencoder = AutoencoderTiny(
-            latent_channels=model.latent_channels,
-            encoder_block_out_channels=(width,) * 4,
-            decoder_block_out_channels=(width,) * 4,
-            num_encoder_blocks=model.encoder_blocks,
-            num_decoder_blocks=model.decoder_blocks,
-            scaling_factor=1.0,
-        ).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.model: nn.Module = keep_output_exact(autoencoder)
+        self.model: nn.Module = keep_output_exact(make_autoencoder(recipe.model, seed=recipe.seed))
         self._device = accelerator.device
 
     @property

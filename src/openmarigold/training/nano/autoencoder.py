@@ -17,8 +17,22 @@ from openmarigold.modalities.depth import DEPTH
 from openmarigold.networks.backbone import decode_to_image, encode_to_latent, load_vae, save_checkpoint
 from openmarigold.seeding import generator_for
 from openmarigold.training.loss import Loss, latent_regularization, whole
-from openmarigold.training.nano.recipes import AutoencoderRecipe
+from openmarigold.training.nano.recipes import AutoencoderModelConfig, AutoencoderRecipe
 from openmarigold.training.views import BatchSlice, Mixture
+
+
+def make_autoencoder(config: AutoencoderModelConfig, *, seed: int) -> AutoencoderTiny:
+    """An autoencoder with random weights, in channels-last layout."""
+    torch.manual_seed(seed)  # diffusers initializes from the global generator
+    autoencoder = AutoencoderTiny(
+        latent_channels=config.latent_channels,
+        encoder_block_out_channels=(config.width,) * 4,
+        decoder_block_out_channels=(config.width,) * 4,
+        num_encoder_blocks=config.encoder_blocks,
+        num_decoder_blocks=config.decoder_blocks,
+        scaling_factor=1.0,
+    )
+    return autoencoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 class AutoencoderTask:
@@ -27,16 +41,7 @@ class AutoencoderTask:
     def __init__(self, recipe: AutoencoderRecipe, *, data_dir: Path) -> None:
         self._recipe = recipe
         self.mixture = Mixture(recipe.data, data_dir=data_dir, seed=recipe.seed, modality=DEPTH)
-        width, model = recipe.model.width, recipe.model
-        torch.manual_seed(recipe.seed)  # diffusers initializes from the global generator
-        self.model: nn.Module = AutoencoderTiny(
-            latent_channels=model.latent_channels,
-            encoder_block_out_channels=(width,) * 4,
-            decoder_block_out_channels=(width,) * 4,
-            num_encoder_blocks=model.encoder_blocks,
-            num_decoder_blocks=model.decoder_blocks,
-            scaling_factor=1.0,
-        ).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.model: nn.Module = make_autoencoder(recipe.model, seed=recipe.seed)
 
     @property
     def inputs(self) -> dict[str, str]:

@@ -84,7 +84,7 @@ def test_weights_come_back(encoded: Path) -> None:
 
 def test_the_names_of_variants_are_those_of_the_network() -> None:
     assert tuple(image_encoder._VARIANTS) == IMAGE_ENCODER_VARIANTS
-    assert image_encoder.IMAGE_ENCODER_CLASS == IMAGE_ENCODER_CLASS
+    assert image_encoder.EfficientNetLiteEncoder.__name__ == IMAGE_ENCODER_CLASS
     assert len(image_encoder._STRIDES) == len(CONDITION_CHANNELS)
 
 

@@ -60,7 +60,7 @@ def test_transparent_color_in_png(tmp_path, bits):
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
 def test_a_jpeg_that_lacks_only_its_end_marker(tmp_path, options):
-    # Of its own generator: one file in ten happens to end such that the decoder needs nothing more, and nothing is said.
+    # Of its own generator: one file in ten happens to end such that the decoder needs no more, and nothing is said.
     colors = np.random.default_rng(1).integers(0, 256, (40, 56, 3), dtype=np.uint8)
     smooth = Image.fromarray(colors)
     path, said = tmp_path / "photo.jpg", []

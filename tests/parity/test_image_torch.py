@@ -6,7 +6,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from openmarigold.images.photo import pad_to_multiple, processing_size, resize
+from openmarigold.errors import InvalidValueError
+from openmarigold.images.photo import as_rgb, pad_to_multiple, processing_size, resize
 from openmarigold.modalities.colors import colorize
 
 torch = pytest.importorskip("torch")
@@ -71,3 +72,17 @@ def test_colors():
     expected = np.asarray(processor.visualize_depth(torch.from_numpy(depth))[0]).astype(int)
     # Ours is rounded, theirs truncated.
     assert np.abs(colorize(depth) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.ones(3, 16, 16).to_sparse(),
+        torch.nested.nested_tensor([torch.ones(3, 4, 4)], layout=torch.jagged),
+        torch.ones(3, 16, 16, dtype=torch.complex64).conj(),
+    ],
+    ids=["sparse", "nested", "conjugated"],
+)
+def test_tensors_that_are_not_dense_are_refused_in_plain_words(tensor) -> None:
+    with pytest.raises(InvalidValueError, match="tensor"):
+        as_rgb(tensor)

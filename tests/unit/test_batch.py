@@ -5,8 +5,11 @@ import json
 import os
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from openmarigold.checkpoints.hashes import checkpoint_sha256
 from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import CheckpointError, InvalidValueError, OutputError
 from openmarigold.files import file_sha256
+from openmarigold.predictor import Predictor
 from openmarigold.predictor.run import Event, predict_files
 from openmarigold.results.manifest import MANIFEST_NAME, Manifest
 from openmarigold.results.provenance import read_provenance
@@ -420,3 +424,74 @@ def test_the_variant_that_is_read_is_recorded(photo_dir: Path, tmp_path: Path, t
     assert read_provenance(tmp_path / "out" / "a_depth.png")["variant"] == "fp16"
     same = predict_files([photo_dir / "a.png"], output_dir=tmp_path / "out", config=replace(asked, variant="fp16"))
     assert len(same.skipped) == 1
+
+
+def photos_of_one_name(tmp_path: Path) -> list[Path]:
+    """a/photo.png and b/photo.png, which differ."""
+    paths = [tmp_path / name / "photo.png" for name in ("a", "b")]
+    for number, path in enumerate(paths):
+        path.parent.mkdir()
+        Image.fromarray(make_photo(40, 48, seed=number)).save(path)
+    return paths
+
+
+@pytest.mark.skipif(os.name == "nt", reason="runs take turns by locks that Windows does not have")
+def test_two_runs_at_once_never_lose_results_of_photos_of_one_name(
+    tmp_path: Path, config: PredictConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, both_predicted = photos_of_one_name(tmp_path), Barrier(2, timeout=60)
+    call = Predictor.__call__
+
+    def meet(self: Predictor, *args: Any, **settings: Any) -> Any:
+        prediction = call(self, *args, **settings)
+        both_predicted.wait()  # each has found the folder empty, and none has written
+        return prediction
+
+    monkeypatch.setattr(Predictor, "__call__", meet)
+    out = tmp_path / "out"
+    with ThreadPoolExecutor(2) as executor:
+        results = list(executor.map(lambda path: predict_files([path], output_dir=out, config=config), paths))
+    assert sorted(result.num_predicted for result in results) == [0, 1]
+    loser = next(result for result in results if not result.num_predicted)
+    winner = paths[0] if results[0].num_predicted else paths[1]
+    assert f"is the result of another photo, {winner}" in loser.failed[0][1]
+    for path in results_in(out):
+        if (record := read_provenance(path)) is not None:
+            assert record["input_sha256"] == file_sha256(winner), path.name
+    assert [line["status"] for line in Manifest(out).lines()] == ["started", "done", "failed"]
+
+
+def test_two_runs_at_once_share_a_folder_if_names_differ(
+    photo_dir: Path, tmp_path: Path, config: PredictConfig
+) -> None:
+    photos, out = sorted(photo_dir.iterdir()), tmp_path / "out"
+    with ThreadPoolExecutor(2) as executor:
+        halves = [photos[::2], photos[1::2]]
+        results = list(executor.map(lambda half: predict_files(half, output_dir=out, config=config), halves))
+    assert sum(result.num_predicted for result in results) == len(photos)
+    assert not any(result.failed for result in results)
+    again = predict_files([photo_dir], output_dir=out, config=config)
+    assert (again.num_predicted, len(again.skipped)) == (0, len(photos))
+
+
+def test_a_run_learns_what_another_has_done_meanwhile(tmp_path: Path) -> None:
+    first, second = Manifest(tmp_path), Manifest(tmp_path)
+    assert first.standing("a") is None
+    second.append("a", "done", input="x", input_sha256="1", outputs={}, request={})
+    first.path.write_bytes(first.path.read_bytes() + b'{"result": "b", "sta')  # cut by a kill
+    second.append("c", "done", input="y", input_sha256="2", outputs={}, request={})
+    assert first.standing("a") is None
+    with first.exclusive():
+        assert [(first.standing(name) or {}).get("input") for name in "abc"] == ["x", None, "y"]
+        first.append("a", "failed", input="z", error="no")
+    with first.exclusive():
+        assert (first.standing("a") or {})["input"] == "x"
+
+
+@pytest.mark.parametrize(("given", "message"), [(b"one.jpg", "of type bytes"), (None, "of type NoneType"), (3, "int")])
+def test_inputs_that_are_no_paths_are_refused_whole(
+    tmp_path: Path, config: PredictConfig, given: Any, message: str
+) -> None:
+    unchecked = getattr(predict_files, "__wrapped__", predict_files)  # as it is outside of tests
+    with pytest.raises(InvalidValueError, match=message):
+        unchecked(given, output_dir=tmp_path / "out", config=config)

@@ -612,3 +612,8 @@ def test_damaged_tiff_is_refused_without_remarks_of_the_library(
         list(pool.map(read_rgb, [path] * 8))
     print("still there", file=sys.stderr)
     assert capfd.readouterr().err == "still there\n"
+
+
+def test_an_empty_path_is_called_empty() -> None:
+    with pytest.raises(InvalidValueError, match="the photo is empty"):
+        as_rgb("")

@@ -105,7 +105,7 @@ def as_rgb(image: Any, *, background: str = "white") -> UInt8[np.ndarray, "h w 3
         InvalidValueError: an array of another shape, type or range, or a background that is not a color.
     """
     if isinstance(image, (str, os.PathLike)):
-        return read_rgb(Path(image), background=background)
+        return read_rgb(as_path(image, "the photo"), background=background)
     if isinstance(image, (bytes, bytearray, memoryview)):
         return _read_content(bytes(image), background)
     color = parse_color(background)
@@ -389,11 +389,14 @@ def _as_array(image: Any) -> tuple[np.ndarray, bool]:
             tensor = image.detach().cpu()
         except NotImplementedError as error:  # of torch's device "meta", which holds no numbers
             raise InvalidValueError(f"the tensor holds no numbers: {one_line(error)}") from error
-        with quiet():
-            try:
-                return tensor.numpy(), True
-            except TypeError:  # bfloat16, which NumPy does not have
-                return tensor.float().numpy(), True
+        try:
+            with quiet():
+                try:
+                    return tensor.numpy(), True
+                except TypeError:  # bfloat16, which NumPy does not have
+                    return tensor.float().numpy(), True
+        except (TypeError, RuntimeError) as error:  # sparse, nested, quantized, conjugated lazily
+            raise InvalidValueError(f"a dense tensor of plain numbers is accepted: {one_line(error)}") from error
     try:
         array = np.asarray(image)
     except Exception as error:  # of other libraries' arrays, on devices and of kinds that NumPy does not have

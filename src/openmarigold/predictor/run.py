@@ -29,7 +29,7 @@ from openmarigold.checkpoints.checkpoint import (
 )
 from openmarigold.checkpoints.hashes import checkpoint_sha256, tiny_vae_sha256
 from openmarigold.config import OutputConfig, PredictConfig
-from openmarigold.errors import InvalidValueError, OpenMarigoldError
+from openmarigold.errors import InvalidValueError, OpenMarigoldError, OutputError
 from openmarigold.files import as_path, concerns_every_file, file_sha256
 from openmarigold.images.photo import parse_color, read_rgb
 from openmarigold.predictor import Predictor
@@ -132,7 +132,9 @@ def predict_files(
         MissingExtraError: a format or color map without its extra.
         CheckpointError: the checkpoint cannot be used.
     """
-    inputs = [as_path(path, "an input") for path in ([inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)]
+    if not isinstance(inputs, Iterable) or isinstance(inputs, (str, bytes, os.PathLike)):
+        inputs = [inputs]  # one path, or what `as_path` refuses
+    inputs = [as_path(path, "an input") for path in inputs]
     output_dir = as_path(output_dir, "output_dir")
     if not inputs:
         raise InvalidValueError("no input given; name photos or folders of photos")
@@ -307,21 +309,35 @@ class _Run:
         if job.prediction is None:
             assert job.error is not None
             return self.fail(result, photo, job.error, job.input_sha256), None
-        started = time.perf_counter()
-        try:
-            record, outputs = self._write(job, job.prediction)
-        except _PHOTO_ERRORS as error:
-            if isinstance(error, OpenMarigoldError) and concerns_every_file(error, self.output_dir):
-                raise  # the next photo would fail too
-            return self.fail(result, photo, _one_line(photo, error), job.input_sha256), None
-        finally:
-            job.prediction = None
-        job.seconds += time.perf_counter() - started
+        with self.manifest.exclusive():
+            started = time.perf_counter()
+            try:
+                if not self.overwrite:  # another run may have put another photo's results there meanwhile
+                    self.files.check_owner(result, photo, job.paths, job.input_sha256)
+            except OutputError as error:
+                job.prediction = None
+                return self.fail(result, photo, str(error), job.input_sha256), None
+            try:
+                record, outputs = self._write(job, job.prediction)
+            except _PHOTO_ERRORS as error:
+                if isinstance(error, OpenMarigoldError) and concerns_every_file(error, self.output_dir):
+                    raise  # the next photo would fail too
+                return self.fail(result, photo, _one_line(photo, error), job.input_sha256), None
+            finally:
+                job.prediction = None
+            job.seconds += time.perf_counter() - started
+            self._note_done(job, record, outputs)
+        self.outcome.written.extend(job.paths)
+        self.outcome.num_predicted += 1
+        self.outcome.predict_s.append(job.seconds)
+        return None, job.notes[0] if job.notes else None
+
+    def _note_done(self, job: _Job, record: dict[str, Any], outputs: dict[str, int | None]) -> None:
         self.manifest.append(
-            result,
+            job.result,
             "done",
-            input=str(photo),
-            input_path=photo_location(photo),
+            input=str(job.photo),
+            input_path=photo_location(job.photo),
             input_sha256=job.input_sha256,
             request=self.request,
             provenance=record,
@@ -329,10 +345,6 @@ class _Run:
             seconds=round(job.seconds, 3),
             **({"notes": job.notes} if job.notes else {}),
         )
-        self.outcome.written.extend(job.paths)
-        self.outcome.num_predicted += 1
-        self.outcome.predict_s.append(job.seconds)
-        return None, job.notes[0] if job.notes else None
 
     def fail(self, result: str, photo: Path, message: str, input_sha256: str | None = None) -> str:
         """Count a photo without results, and return the reason."""

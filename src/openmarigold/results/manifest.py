@@ -11,9 +11,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
 
 from openmarigold.errors import OutputError
 from openmarigold.modalities import DEPTH
@@ -32,6 +38,7 @@ class Manifest:
         self.modality = modality
         self.path = output_dir / MANIFEST_NAME
         self._standing: dict[str, dict[str, Any]] | None = None
+        self._read_to = 0  # bytes of the file whose lines are known
 
     def lines(self) -> list[dict[str, Any]]:
         """Every whole line, oldest first.
@@ -39,14 +46,55 @@ class Manifest:
         Raises:
             OutputError: the file cannot be read.
         """
+        return self._lines_from(0)[0]
+
+    def _lines_from(self, start: int) -> tuple[list[dict[str, Any]], int]:
+        """Whole lines from a place in the file on, and where they end."""
         try:
-            content = self.path.read_bytes()
+            with self.path.open("rb") as file:
+                file.seek(start)
+                content = file.read()
         except FileNotFoundError:
-            return []
+            return [], 0
         except OSError as error:
             raise OutputError(f"cannot read {self.path}: {error.strerror}; check its permissions") from error
         # Lines are cut by a kill or a full disk.
-        return [entry for entry in map(with_current_keys, parse_json_lines(content)) if _is_entry(entry)]
+        entries = [entry for entry in map(with_current_keys, parse_json_lines(content)) if _is_entry(entry)]
+        return entries, start + content.rfind(b"\n") + 1
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Within it no other run that uses the folder checks or replaces results, and what others did is known.
+
+        Runs take turns by a lock on the file, which ends with its process. Without such locks (Windows, some network
+        disks) they are not coordinated.
+
+        Raises:
+            OutputError: the file cannot be opened.
+        """
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {self.path}: {error.strerror or error}; check the folder and free space"
+            ) from error
+        try:
+            if fcntl is not None:
+                with suppress(OSError):  # a file system without locks
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+            self._learn()
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _learn(self) -> None:
+        """Takes up the lines that were added since the file was last read."""
+        entries, self._read_to = self._lines_from(self._read_to)
+        if self._standing is None:
+            self._standing = {}
+        for entry in entries:
+            if entry.get("modality", DEPTH.name) == self.modality and entry["status"] != "failed":
+                self._standing[entry["result"]] = entry
 
     def standing(self, result: str) -> dict[str, Any] | None:
         """The line that holds for the files of a result (its path in the output folder, without suffixes), if any.
@@ -54,8 +102,8 @@ class Manifest:
         That is the last line that is not a failure.
         """
         if self._standing is None:
-            own = (entry for entry in self.lines() if entry.get("modality", DEPTH.name) == self.modality)
-            self._standing = {entry["result"]: entry for entry in own if entry["status"] != "failed"}
+            self._learn()
+        assert self._standing is not None
         return self._standing.get(result)
 
     def append(self, result: str, status: Status, **fields: Any) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -59,3 +60,26 @@ def test_memory_of_a_folder_of_large_photos(tmp_path: Path, onnx_checkpoint: Pat
     assert result.returncode == 0, result.stderr
     aside = min(2**25, 2 * size[0] * size[1]) if size[0] * size[1] <= 2**25 else 0
     assert float(result.stdout.split()[-1]) < BASE_MIB + BYTES_A_PIXEL * (size[0] * size[1] + aside) / 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="the peak is asked of getrusage")
+def test_memory_of_an_evaluation_of_large_pairs(tmp_path: Path, onnx_checkpoint: Path) -> None:
+    """The bound of docs/evaluation.md: 300 MiB and 100 bytes a pixel of the largest image, however many there are."""
+    size, entries = (4000, 3000), []
+    for index in range(2):
+        folder = tmp_path / "benchmark" / f"room-{index}"
+        folder.mkdir(parents=True)
+        colors = np.random.default_rng(index).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+        Image.fromarray(colors).resize(size, Image.Resampling.BILINEAR).save(folder / "rgb.jpg", quality=90)
+        depth = np.broadcast_to(np.linspace(1000, 5000, size[0]).astype(np.uint16), size[::-1])
+        Image.fromarray(np.ascontiguousarray(depth)).save(folder / "depth.png")
+        (folder / "meta.json").write_text('{"depth_scale": 1000}')
+        entries.append({"name": folder.name, "kind": "room", "place": folder.name})
+    (tmp_path / "benchmark" / "manifest.json").write_text(json.dumps(entries))
+    arguments = ("evaluate", "--benchmark", tmp_path / "benchmark", "--checkpoint", onnx_checkpoint)
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURE, *map(str, arguments)], env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout.split()[-1]) < BASE_MIB + 100 * size[0] * size[1] / 2**20

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from openmarigold.errors import DataError, MissingExtraError, RecipeError
 from openmarigold.modalities import DEPTH
-from openmarigold.networks.backbone import decode_from_latent
+from openmarigold.networks.backbone import decode_from_latent, load_image_encoder, load_unet
 from openmarigold.networks.image_encoder import EfficientNetLiteEncoder, published_weights
-from openmarigold.training import train
+from openmarigold.training import dry_run, train
 from openmarigold.training.lite.autoencoder import keep_output_exact
 from openmarigold.training.lite.depth import start_encoder
 from openmarigold.training.lite.loss import aligned, farness, pair_loss, point_loss
@@ -291,6 +291,47 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(workspace: Path, monkey
         )
         assert whole.keys() == stopped.keys()
         assert all(torch.equal(whole[name], stopped[name]) for name in whole), part
+
+
+@pytest.mark.parametrize("name", ["log", "lite"])
+def test_a_dry_run_needs_no_latents_and_counts_what_is_trained(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(workspace)
+    found = dry_run(f"{name}.toml", data_dir=workspace / "data", output_dir=workspace / "dry", device="cpu")
+    assert math.isfinite(found.loss) and found.cache_bytes == 0
+    if name == "lite":
+        encoder = load_image_encoder(workspace / "whole" / "checkpoint" / "image_encoder")
+        unet = load_unet(workspace / "whole" / "checkpoint" / "unet")
+        trained = [*encoder.pretrained_parameters(first_stage=1), *encoder.projections.parameters(), *unet.parameters()]
+        assert found.num_parameters == sum(parameter.numel() for parameter in trained)
+    assert not (workspace / "dry").exists()
+
+
+def test_training_goes_on_from_a_checkpoint_of_the_same_autoencoder(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(workspace)
+    lines = [row for row in LITE.splitlines() if row]
+    (tmp_path / "further.toml").write_text("\n".join([lines[0], 'start = "whole/checkpoint"', *lines[1:]]))
+    settings = {"data_dir": workspace / "data", "output_dir": tmp_path / "further", "device": "cpu"}
+    assert train(tmp_path / "further.toml", stop_after_steps=1, **settings) is None
+    rows = [json.loads(line) for line in (workspace / "whole" / "metrics.jsonl").read_text().splitlines()]
+    first = json.loads((tmp_path / "further" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["loss"] < rows[0]["loss"]  # the same views and noise, by weights that have learned
+
+
+def test_a_start_with_another_autoencoder_is_refused(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(workspace)
+    wider = LOG_AUTOENCODER.replace("latent_channels = 4", "latent_channels = 6")
+    (tmp_path / "wider.toml").write_text(wider)
+    train(tmp_path / "wider.toml", data_dir=workspace / "data", output_dir=tmp_path / "wider", device="cpu")
+    lines = LITE.replace("log-autoencoder/checkpoint", str(tmp_path / "wider" / "checkpoint")).strip().splitlines()
+    (tmp_path / "misfit.toml").write_text("\n".join([lines[0], 'start = "whole/checkpoint"', *lines[1:]]))
+    with pytest.raises(RecipeError, match=r"takes 24 channels, .* give 26"):
+        train(tmp_path / "misfit.toml", data_dir=workspace / "data", output_dir=tmp_path / "misfit", device="cpu")
 
 
 def test_frozen_stages_keep_their_weights_and_the_others_learn(workspace: Path) -> None:

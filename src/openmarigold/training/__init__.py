@@ -18,6 +18,7 @@ from openmarigold.training.recipe import (
     LogAutoencoderRecipe,
     MarigoldRecipe,
     Recipe,
+    keeps_latents,
     read_recipe,
     to_table,
 )
@@ -95,8 +96,7 @@ def train(
         if found is not None:
             state.check_recipe(found, table)
     plan_batches(recipe.optimization, num_processes=accelerator.num_processes)  # before latents are encoded in vain
-    cached = recipe.data.cache and isinstance(recipe, GeneratorRecipe | MarigoldRecipe)
-    cache_dir = (places.cache_dir or places.output_dir / "latents") if cached else None
+    cache_dir = (places.cache_dir or places.output_dir / "latents") if keeps_latents(recipe) else None
     return loop.run_training(
         make_task(recipe, places, cache_dir=cache_dir, accelerator=accelerator),
         recipe=table,
@@ -123,7 +123,7 @@ def dry_run(recipe_path: Path | str, *, device: str = "auto", **paths: Any) -> A
     _warn_of_unused(recipe, places)
     accelerator = loop.make_accelerator(recipe.optimization.mixed_precision, device)
     task = make_task(recipe, places, cache_dir=None, accelerator=accelerator)
-    return make_dry_run(task, recipe, output_dir=places.output_dir, accelerator=accelerator, cached=recipe.data.cache)
+    return make_dry_run(task, recipe, output_dir=places.output_dir, accelerator=accelerator)
 
 
 def make_task(recipe: Recipe, places: TrainingPaths, *, cache_dir: Path | None, accelerator: Any) -> Any:

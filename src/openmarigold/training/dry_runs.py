@@ -17,8 +17,8 @@ from openmarigold.errors import NumericalError
 from openmarigold.training.batches import BatchPlan, plan_batches
 from openmarigold.training.loss import Loss
 from openmarigold.training.monitor import format_time, peak_memory
-from openmarigold.training.recipe import AutoencoderRecipe, Recipe
-from openmarigold.training.trainer import TrainingModule, make_optimizer
+from openmarigold.training.recipe import Recipe, keeps_latents
+from openmarigold.training.trainer import TrainingModule, optimizer_of
 
 _NUM_SAMPLES = 2  # of each source that are looked at
 _GIB = 2.0**30
@@ -81,12 +81,11 @@ class DryRun:
         return "\n".join(lines)
 
 
-def make_dry_run(task: Any, recipe: Recipe, *, output_dir: Path, accelerator: Accelerator, cached: bool) -> DryRun:
+def make_dry_run(task: Any, recipe: Recipe, *, output_dir: Path, accelerator: Accelerator) -> DryRun:
     """Reads some samples of each source and makes one optimizer step; nothing is written.
 
     Args:
         task: built without a cache, so that the step encodes its views itself.
-        cached: whether the full run will keep latents.
 
     Raises:
         DataError: a source is too small, or a sample is damaged.
@@ -104,9 +103,9 @@ def make_dry_run(task: Any, recipe: Recipe, *, output_dir: Path, accelerator: Ac
         sources.append((source.name, len(source), len(source) * variants, mixture.size_of(number)))
     network = task.model.to(accelerator.device).train()
     module: Any = TrainingModule(task)
+    optimizer = optimizer_of(task, optimization)
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = make_optimizer(parameters, optimization)
-    encodes = cached and not isinstance(recipe, AutoencoderRecipe)
+    encodes = keeps_latents(recipe)
     loss, view_s, step_s = 0.0, 0.0, 0.0
     for attempt in range(2):  # the first warms up, unless it takes so long that this does not matter
         loss, view_s, step_s = _time_step(task, plan, module, optimizer, accelerator, encodes=encodes)

@@ -152,6 +152,11 @@ KINDS: dict[str, type[Recipe]] = {
 }
 
 
+def keeps_latents(recipe: Recipe) -> bool:
+    """Whether a run of this kind works on latents that are encoded once and kept, unless `data.cache` is off."""
+    return recipe.data.cache and isinstance(recipe, GeneratorRecipe | MarigoldRecipe)
+
+
 def read_recipe(path: Path) -> Recipe:
     """The recipe in the TOML file `path`; relative paths in it are taken from the current folder.
 

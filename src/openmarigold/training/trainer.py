@@ -58,6 +58,14 @@ def make_optimizer(
     return AdamW8bit(parameters, **settings)
 
 
+def optimizer_of(task: Task, config: OptimizationConfig) -> torch.optim.Optimizer:
+    """The optimizer of what a task trains. Raises what `make_optimizer` raises."""
+    groups = getattr(task, "parameter_groups", None)
+    if groups is not None:
+        return make_optimizer(groups(), config)
+    return make_optimizer([parameter for parameter in task.model.parameters() if parameter.requires_grad], config)
+
+
 class TrainingModule(nn.Module):
     """The trained network with its loss, as one forward pass for libraries that spread modules over processes."""
 
@@ -102,8 +110,7 @@ class Trainer:
         if config.compile:
             self._network.compile()
         self._module: nn.Module = TrainingModule(task)
-        groups = getattr(task, "parameter_groups", None)
-        optimizer: Any = make_optimizer(self._parameters() if groups is None else groups(), config)
+        optimizer: Any = optimizer_of(task, config)
         if self._is_distributed:
             self._module, optimizer = accelerator.prepare(self._module, optimizer)
         self._stepper = optimizer

@@ -71,6 +71,7 @@ class LiteTask:
         Raises:
             CheckpointError: the autoencoder or `start` is damaged or missing.
             DataError: data is missing, damaged or of several sizes.
+            RecipeError: `start` was trained with another autoencoder.
             MissingExtraError: the package with the published weights is not installed.
         """
         self._recipe = recipe
@@ -88,6 +89,12 @@ class LiteTask:
         if recipe.start:
             self._encoder = load_image_encoder(Path(recipe.start) / "image_encoder")
             unet = load_unet(Path(recipe.start) / "unet")
+            seen = sum(self._encoder.config["condition_channels"]) + latent_channels(self._vae)
+            if unet.config["in_channels"] != seen:
+                raise RecipeError(
+                    f"{recipe.start}: its U-Net takes {unet.config['in_channels']} channels, and its image encoder and "
+                    f"the autoencoder {recipe.autoencoder} give {seen}; name the autoencoder that it was trained with"
+                )
         else:
             self._encoder = start_encoder(recipe.encoder)
             unet = make_unet(

@@ -17,6 +17,8 @@ StartNoise = Literal["gaussian", "zeros"]
 TimestepSpacing = Literal["leading", "trailing"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Invariance = Literal["affine", "scale", "absolute"]
+NormalFrame = Literal["rub", "lub", "opencv"]
+Green = Literal["gl", "dx"]
 
 EngineName = Literal["auto", "onnx", "openvino", "torch"]
 TinyVaeUse = Literal["decode", "encode", "both"]
@@ -42,6 +44,7 @@ class ModelOptions(TypedDict, total=False):
     tiny_vae: str | Path | None
     tiny_vae_for: TinyVaeUse
     compile: CompileMode
+    modality: tuple[str, ...] | str
 
 
 class CallOptions(TypedDict, total=False):
@@ -57,6 +60,8 @@ class CallOptions(TypedDict, total=False):
     final_step: FinalStep | None
     timestep_spacing: TimestepSpacing | None
     start_noise: StartNoise | None
+    ensemble_reduction: str | None
+    fov: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +96,17 @@ class ModelConfig:
     """What tiny-vae is used for: decode, encode or both."""
     compile: CompileMode = "off"
     """Engine torch, for many photos of one size: full compiles the networks (a minute or two for each new size)."""
+    modality: tuple[str, ...] = ()
+    """What to predict: depth or normals; `predict` takes several. Nothing: what the checkpoint predicts. Normals are
+    computed from depth where the checkpoint predicts that."""
 
     def __post_init__(self) -> None:
         if self.checkpoint is not None:
             object.__setattr__(self, "checkpoint", as_path(self.checkpoint, "checkpoint"))
         if isinstance(self.tiny_vae, Path):
             object.__setattr__(self, "tiny_vae", str(self.tiny_vae))
+        if isinstance(self.modality, str):
+            object.__setattr__(self, "modality", (self.modality,))
         _make_plain(self)
         if not isinstance(self.device, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise InvalidValueError(f"device={self.device!r} is not known; use auto, cpu, cuda, cuda:1 or mps")
@@ -146,6 +156,12 @@ class CallConfig:
     start_noise: StartNoise | None = None
     """What denoising starts from: gaussian noise, or zeros (checkpoints fine-tuned end to end). None: the checkpoint's
     own."""
+    ensemble_reduction: str | None = None
+    """How members are merged: median or mean for depth, closest (to the mean direction) or mean for normals. None: the
+    first of these."""
+    fov: float | None = None
+    """Field of view of the camera along the photo's longer side [deg], for normals that are computed from depth. None:
+    55, stated as assumed."""
 
     def __post_init__(self) -> None:
         _make_plain(self)
@@ -166,6 +182,10 @@ class CallConfig:
         check_choice("final_step", self.final_step, (None, *get_args(FinalStep)))
         check_choice("start_noise", self.start_noise, (None, *get_args(StartNoise)))
         check_choice("timestep_spacing", self.timestep_spacing, (None, *get_args(TimestepSpacing)))
+        if self.fov is not None and not 1 <= self.fov <= 170:
+            raise InvalidValueError(
+                f"fov={self.fov!r} is not accepted; give degrees from 1 to 170, along the photo's longer side"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,6 +236,11 @@ class OutputConfig:
     """Also write 16 bits with near = white, far = black, as ControlNet and its kin expect."""
     uncertainty_picture: bool = False
     """Also write the uncertainty as a picture, white where it is largest."""
+    normal_frame: NormalFrame = "rub"
+    """Axes of written normals: rub (x right, y up, z backward; Marigold, OpenGL), lub (x left; DSINE, E2E-FT, Lotus) or
+    opencv (right, down, forward)."""
+    green: Green = "gl"
+    """Green of normal maps: gl (up; OpenGL, Blender, glTF, Unity) or dx (down; DirectX, Unreal)."""
 
     def __post_init__(self) -> None:
         _make_plain(self)
@@ -223,6 +248,8 @@ class OutputConfig:
         if not self.format or not set(self.format) <= set(known):
             given = ", ".join(map(repr, self.format)) or "nothing"
             raise InvalidValueError(f"format: {given} is not known; give one or more of {', '.join(known)}")
+        check_choice("normal_frame", self.normal_frame, get_args(NormalFrame))
+        check_choice("green", self.green, get_args(Green))
 
 
 def _make_plain(config: ModelConfig | CallConfig | OutputConfig) -> None:

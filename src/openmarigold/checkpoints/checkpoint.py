@@ -50,10 +50,13 @@ from openmarigold.config import (
 )
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, InvalidValueError, one_line
-from openmarigold.modalities import Modality
+from openmarigold.modalities import Modality, find_modality
 from openmarigold.printing import quoted_logger
 
-EMBEDDED_DIR = Path(__file__).parents[1] / "weights" / "marigold-lite"
+_WEIGHTS_DIR = Path(__file__).parents[1] / "weights"
+EMBEDDED_DIR = _WEIGHTS_DIR / "marigold-lite"
+EMBEDDED_DIRS = {"depth": EMBEDDED_DIR}
+"""The models that come with the package, by what they predict."""
 TITLES = {"onnx": "ONNX", "openvino": "OpenVINO"}
 
 _log = quoted_logger(__name__)
@@ -91,6 +94,26 @@ class Checkpoint:
     """Whether ONNX networks lie next to the safetensors weights and read them."""
     image_encoder: bool = False
     """Whether an image encoder makes the condition, in the place of the VAE's encoder."""
+    derived: Modality | None = None
+    """What is asked for, where it is computed from what the networks predict."""
+
+    @property
+    def predicts(self) -> Modality:
+        """What predictions are: what the networks give, or what is derived from it."""
+        return self.derived or self.modality
+
+    def modality_of_call(self, config: CallConfig) -> Modality:
+        """The modality whose codec turns decoded latents into predictions."""
+        if self.derived is None:
+            return self.modality
+        return self.derived.derivations[self.modality.name](self.modality, self.invariance, config)
+
+    def facts_of_call(self, config: CallConfig) -> dict[str, Any]:
+        """What results state about how members are merged and maps derived; nothing where both are as usual."""
+        reduction = config.ensemble_reduction
+        usual = reduction in (None, self.predicts.reductions[0])
+        merged = {} if usual else {"ensemble_reduction": reduction}
+        return merged if self.derived is None else {**merged, "derived_from": self.modality.name, "fov": config.fov}
 
     @property
     def networks(self) -> tuple[str, str, str]:
@@ -142,6 +165,11 @@ def resolve_settings(config: _Config, defaults: Checkpoint) -> _Config:
             f"ensemble_size={config.ensemble_size} gains nothing with {defaults.name}: it starts from zeros, so that "
             "all members are equal; use 1 (or start_noise gaussian)"
         )
+    if config.ensemble_reduction not in (None, *defaults.predicts.reductions):
+        raise InvalidValueError(
+            f"ensemble_reduction={config.ensemble_reduction!r} does not fit {defaults.predicts.title}; use one of "
+            f"{', '.join(defaults.predicts.reductions)}"
+        )
     spacing, resolution = config.timestep_spacing, config.processing_resolution
     num_inference_steps = config.num_inference_steps or defaults.default_num_inference_steps
     defaults.schedule.timesteps(num_inference_steps)  # too many for it?
@@ -191,14 +219,38 @@ def read_checkpoint(
         ) from error
 
 
+def embedded_dir(modality: str) -> Path | None:
+    """The embedded model for a modality; None, that for depth, where there is none of its own."""
+    return EMBEDDED_DIRS.get(modality)
+
+
 def read_configured(config: ModelConfig) -> Checkpoint:
-    """The checkpoint that the settings name. Raises what `read_checkpoint` raises."""
-    return read_checkpoint(
-        config.checkpoint,
+    """The checkpoint that the settings name, for the modality that they ask for. Raises what `read_checkpoint` raises.
+
+    Raises:
+        InvalidValueError: several modalities, or one that neither the checkpoint predicts nor derives.
+    """
+    if len(config.modality) > 1:
+        raise InvalidValueError(
+            f"modality {', '.join(config.modality)}: only `predict` takes several at once; give one"
+        )
+    wanted = find_modality(config.modality[0]) if config.modality else None
+    embedded = config.checkpoint is None and wanted is not None
+    found = read_checkpoint(
+        embedded_dir(wanted.name) if embedded and wanted else config.checkpoint,
         variant=config.variant,
         revision=config.revision,
         local_files_only=config.local_files_only,
     )
+    if wanted is None or wanted.name == found.modality.name:
+        return found
+    if found.modality.name not in wanted.derivations:
+        which = "the embedded model" if config.checkpoint is None else str(config.checkpoint)
+        raise InvalidValueError(
+            f"modality={wanted.name!r}: {which} predicts {found.modality.title}, from which {wanted.title} cannot be "
+            f"computed; give a checkpoint for {wanted.title}"
+        )
+    return replace(found, derived=wanted)
 
 
 def read_tiny_vae(config: ModelConfig, checkpoint: Checkpoint) -> TinyVae | None:
@@ -307,7 +359,7 @@ def _read(directory: Path, name: str, *, variant: str | None, outline: hub.Repos
         modality=modality,
         latent_channels=latent,
         condition_channels=condition,
-        invariance=invariance(index, index_path),
+        invariance=invariance(index, index_path, modality.quantities),
         index=index,
         graphs=graphs,
         image_encoder=image_encoder,

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -73,12 +73,14 @@ def recommended(index: Mapping[str, Any], path: Path, schedule: NoiseSchedule, k
     }
 
 
-def invariance(index: Mapping[str, Any], path: Path) -> Invariance:
-    """What the depth is known up to.
+def invariance(index: Mapping[str, Any], path: Path, accepted: Iterable[str]) -> Invariance:
+    """What predictions are known up to, one of those `accepted`: that one, or what the flags of depth state.
 
     Raises:
         CheckpointError: a value that is not true or false, or a pair of them without a meaning.
     """
+    if set(accepted) == {"absolute"}:
+        return "absolute"
     for key in ("scale_invariant", "shift_invariant"):
         if not isinstance(index.get(key), (bool, type(None))):
             raise CheckpointError(f"{path}: {key} is {index[key]!r}; true or false is needed")

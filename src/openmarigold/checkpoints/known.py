@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from openmarigold import modalities
 from openmarigold.config import StartNoise
 from openmarigold.errors import CheckpointError
-from openmarigold.modalities import MODALITIES, Modality, find_modality, modality_of_pipeline
+from openmarigold.modalities import MODALITIES, Modality, find_modality, modality_of_index
 from openmarigold.printing import quoted_logger
 
 DEPTH = modalities.DEPTH.name
@@ -34,7 +34,6 @@ class Kind:
 
 
 KINDS: Mapping[str, Kind] = {
-    "normals": Kind(predicts="surface normals"),
     "intrinsics": Kind(predicts="intrinsic images (albedo, material or shading)"),
     "generator": Kind(
         predicts="images from a text, not depth",
@@ -51,7 +50,6 @@ KINDS: Mapping[str, Kind] = {
 }
 # Class of a pipeline in model_index.json -> kind.
 _KIND_OF_CLASS = {
-    "MarigoldNormalsPipeline": "normals",
     "MarigoldIntrinsicsPipeline": "intrinsics",
     "LotusGPipeline": "lotus",
     "LotusDPipeline": "lotus",
@@ -72,6 +70,8 @@ class Known:
     num_inference_steps: int | None = None
     timestep_spacing: str | None = None
     """The spacing that its authors use, where its scheduler's file states another."""
+    index: Mapping[str, Any] = field(default_factory=dict)
+    """What its model_index.json would state about its modality."""
     same_weights: str | None = None
     """Another repository with the same weights, in files that can be loaded."""
 
@@ -79,9 +79,9 @@ class Known:
 _MARIGOLD = "github.com/prs-eth/Marigold"
 _E2E = "github.com/VisualComputingInstitute/diffusion-e2e-ft (Marigold/infer.py): one step, trailing, from zeros"
 _END_TO_END = Known(kind=DEPTH, source=_E2E, start_noise="zeros", num_inference_steps=1, timestep_spacing="trailing")
-_END_TO_END_NORMALS = Known(kind="normals", source=_E2E)
+_END_TO_END_NORMALS = replace(_END_TO_END, kind="normals", index={"normal_frame": "lub"})
 _LOTUS = Known(kind="lotus", source="github.com/EnVision-Research/Lotus")
-_NORMALS = Known(kind="normals", source=_MARIGOLD)
+_NORMALS = Known(kind="normals", source=_MARIGOLD, start_noise="gaussian", index={"normal_frame": "rub"})
 _INTRINSICS = Known(kind="intrinsics", source=_MARIGOLD)
 _FIRST = Known(kind=DEPTH, source=_MARIGOLD, start_noise="gaussian", num_inference_steps=10)
 _CONSISTENCY = Known(kind=DEPTH, source=_MARIGOLD, start_noise="gaussian", num_inference_steps=1)
@@ -94,9 +94,9 @@ KNOWN: Mapping[str, Known] = {
     "Bingxin/Marigold": replace(_FIRST, same_weights="prs-eth/marigold-depth-v1-0"),
     "prs-eth/marigold-depth-lcm-v1-0": _CONSISTENCY,
     "prs-eth/marigold-lcm-v1-0": _CONSISTENCY,
-    "prs-eth/marigold-normals-v0-1": _NORMALS,
-    "prs-eth/marigold-normals-lcm-v0-1": _NORMALS,
-    "prs-eth/marigold-normals-v1-1": _NORMALS,
+    "prs-eth/marigold-normals-v0-1": replace(_NORMALS, num_inference_steps=10),
+    "prs-eth/marigold-normals-lcm-v0-1": replace(_NORMALS, num_inference_steps=1),
+    "prs-eth/marigold-normals-v1-1": replace(_NORMALS, num_inference_steps=4),
     "prs-eth/marigold-iid-appearance-v1-1": _INTRINSICS,
     "prs-eth/marigold-iid-lighting-v1-1": _INTRINSICS,
     "GonzaloMG/marigold-e2e-ft-depth": _END_TO_END,
@@ -156,7 +156,7 @@ def check_kind(
     """
     known = check_known(name)
     pipeline = index.get("_class_name", PIPELINE_CLASSES[0])
-    claimed = modality_of_pipeline(pipeline)
+    claimed = modality_of_index(index)
     kind = claimed.name if claimed else _KIND_OF_CLASS.get(pipeline) if isinstance(pipeline, str) else None
     if kind is None:
         raise CheckpointError(
@@ -186,9 +186,10 @@ def modality_of(index: Mapping[str, Any], path: Path, known: Known | None) -> Mo
     Raises:
         CheckpointError: an unknown space, or one that does not fit what else the index states.
     """
-    claimed = modality_of_pipeline(index.get("_class_name", PIPELINE_CLASSES[0]))
+    claimed = modality_of_index(index)
     modality = claimed or find_modality(_END_TO_END.kind if known is None else known.kind)
-    space = index.get("space")
+    index = {**(known.index if known else {}), **index}
+    space = modality.space_of(index)
     if space in (None, modality.space):
         return modality
     if not isinstance(space, str) or space not in modality.variants:

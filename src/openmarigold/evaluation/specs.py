@@ -53,12 +53,13 @@ def predictor_spec(config: PredictConfig) -> EstimatorSpec:
     checkpoint = read_configured(config)
     resolved = resolve_settings(config, checkpoint).call_options
     # Photos of benchmarks have no transparent pixels, and the size of batches changes nothing on a CPU.
-    settings = {name: value for name, value in resolved.items() if name not in ("batch_size", "background")}
+    left_out = ("batch_size", "background", "ensemble_reduction", "fov")  # facts of the call state the last two
+    settings = {name: value for name, value in resolved.items() if name not in left_out}
     tiny_vae = read_tiny_vae(config, checkpoint)
     if tiny_vae is not None:
         settings |= {"tiny_vae": tiny_vae.name, "tiny_vae_for": tiny_vae.used_for}
         settings["tiny_vae_sha256"] = tiny_vae_sha256(tiny_vae)
-    modality = checkpoint.modality
+    modality = checkpoint.predicts
     loading: dict[str, Any] = {"device": config.device, "dtype": config.dtype}
     engine = choose_engine(checkpoint, engine=config.engine, compile=config.compile, **loading)
 
@@ -80,6 +81,7 @@ def predictor_spec(config: PredictConfig) -> EstimatorSpec:
             "engine": engine,
             **loading,
             **settings,
+            **checkpoint.facts_of_call(config),
         },
     )
 

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Modalities: descriptions of what a model predicts."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from openmarigold.errors import InvalidValueError
 from openmarigold.modalities.depth import DEPTH
 from openmarigold.modalities.modality import Modality
+from openmarigold.modalities.normals import NORMALS
 
-MODALITIES: dict[str, Modality] = {"depth": DEPTH}
+MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (DEPTH, NORMALS)}
 
 
 def find_modality(name: str, space: str | None = None) -> Modality:
@@ -24,6 +28,8 @@ def find_modality(name: str, space: str | None = None) -> Modality:
     return found.variants[space]
 
 
-def modality_of_pipeline(class_name: object) -> Modality | None:
-    """The modality that a pipeline's class in model_index.json predicts; None where no modality claims it."""
-    return next((found for found in MODALITIES.values() if class_name in found.pipeline_classes), None)
+def modality_of_index(index: Mapping[str, Any]) -> Modality | None:
+    """The modality that claims a model_index.json, by its pipeline's class; None where none does."""
+    classes = index.get("_class_name", DEPTH.pipeline_classes[0])
+    found = (modality for modality in MODALITIES.values() if classes in modality.pipeline_classes)
+    return next((modality for modality in found if modality.claims(index)), None)

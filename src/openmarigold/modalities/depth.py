@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt16
 
 from openmarigold.config import OutputConfig
-from openmarigold.ensembling import ensemble
+from openmarigold.ensembling import REDUCTIONS, ensemble
 from openmarigold.errors import DataError
 from openmarigold.modalities import depth_scores
 from openmarigold.modalities.colors import color_table, colorize, uncertainty_picture
@@ -151,8 +151,8 @@ def _to_log_target(maps: Maps, valid_mask: Bool[np.ndarray, "h w"], invalid: str
     return Target(values=values[None, None], bounds=(float(low), float(high)))
 
 
-def _merge(members: Float32[np.ndarray, "n 1 h w"], invariance: str) -> Merged:
-    merged = ensemble(members[:, 0], invariance=invariance)
+def _merge(members: Float32[np.ndarray, "n 1 h w"], invariance: str, reduction: str) -> Merged:
+    merged = ensemble(members[:, 0], invariance=invariance, reduction=reduction)
     return Merged(stack=merged.depth[None], uncertainty=merged.uncertainty[None])
 
 
@@ -188,6 +188,7 @@ _LINEAR = Modality(
     to_target=_to_target,
     from_decoded=lambda decoded: to_affine(decoded[:, 0]),
     merge=_merge,
+    reductions=REDUCTIONS,
     finish=lambda stack: np.clip(stack, 0, 1, out=stack),
     mirror=_mirror,
     picture=lambda maps, color_map: colorize(maps["depth"], color_map=color_map),

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, UInt8
 
-from openmarigold.config import OutputConfig
+from openmarigold.config import CallConfig, OutputConfig
 from openmarigold.errors import InvalidValueError
 from openmarigold.modalities.protocol import Baseline, BenchmarkSample, Maps, PredictionSpace, Protocol
 
@@ -97,8 +97,10 @@ class Modality:
     "raw"). Raises DataError where there is nothing to learn."""
     from_decoded: Callable[[Float[np.ndarray, "t k h w"]], Float[np.ndarray, "c h w"]]
     """One member's stack from its decoded latents, which are about [-1, 1]."""
-    merge: Callable[[Float32[np.ndarray, "n c h w"], str], Merged]
-    """Consensus of members that are known up to an invariance."""
+    merge: Callable[[Float32[np.ndarray, "n c h w"], str, str], Merged]
+    """Consensus of members that are known up to an invariance, by one of the `reductions`."""
+    reductions: tuple[str, ...]
+    """How members may be merged; the first one where nothing is asked for."""
     finish: Callable[[Float[np.ndarray, "c h w"]], Float[np.ndarray, "c h w"]]
     """The stack after resizing to the photo's size, back in its range."""
     mirror: Callable[[Maps], Maps]
@@ -109,8 +111,8 @@ class Modality:
     """Raises InvalidValueError or MissingExtraError for a setting of `pictures` that cannot be met here."""
     pictures: tuple[Picture, ...]
     quantities: Mapping[str, str]
-    """What a predicted value means under each invariance, for provenance."""
-    pixel_loss: Literal["affine_invariant", "absolute"]
+    """What a predicted value means under each invariance that predictions may have, for provenance."""
+    pixel_loss: Literal["affine_invariant", "absolute", "angular"]
     """How decoded targets are compared in end-to-end training: `PIXEL_LOSSES` of training/loss.py."""
     index_facts: Mapping[str, Any]
     """What model_index.json of a checkpoint that is trained states besides its class and prediction type."""
@@ -130,9 +132,22 @@ class Modality:
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
     """Estimators to compare with that do not look at the photo, by name."""
     space: str = "linear"
-    """What a decoded value is proportional to; model_index.json may state one of the variants."""
+    """What decoded values are: proportional to depth or to its logarithm, or vectors of a frame; model_index.json may
+    state one of the variants."""
     variants: Mapping[str, Modality] = field(default_factory=dict)
-    """The same modality with values in another space, by `space`."""
+    """The same modality with decoded values in another space, by `space`."""
+    space_of: Callable[[Mapping[str, Any]], object] = lambda index: index.get("space")
+    """The space that a model_index.json states; None where it states none."""
+    claims: Callable[[Mapping[str, Any]], bool] = lambda index: True
+    """Whether a model_index.json of one of its classes is of this modality: classes may serve several."""
+    exported: Callable[[Maps, OutputConfig], Maps] = lambda maps, output: maps
+    """The maps as files of numbers hold them."""
+    output_facts: Callable[[OutputConfig], Mapping[str, Any]] = lambda output: {}
+    """What files state about settings of `exported` and `pictures`; other facts make other results."""
+    complete: Callable[[Maps, UInt8[np.ndarray, "h w 3"], CallConfig], tuple[Maps, Mapping[str, Any]]] | None = None
+    """The maps made consistent with their photo (sRGB), and what is to be stated about it; None: they stay."""
+    derivations: Mapping[str, Callable[[Modality, str, CallConfig], Modality]] = field(default_factory=dict)
+    """By name of another modality: this one, decoded from what a model of that modality (of an invariance) gives."""
     panels: Callable[[BenchmarkSample, Maps, int], Mapping[str, np.ndarray]] = lambda sample, maps, step: {}
     """Pictures for a page, uint8 `[h w 3]` by heading: measured and aligned maps and their difference, of every n-th
     pixel."""

@@ -36,7 +36,7 @@ from openmarigold.config import Dtype
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, OutputError, one_line
 from openmarigold.files import atomic_directory
-from openmarigold.modalities import DEPTH, modality_of_pipeline
+from openmarigold.modalities import DEPTH, modality_of_index
 from openmarigold.networks.image_encoder import EfficientNetLiteEncoder
 from openmarigold.networks.prompt import (
     copy_text_encoder,
@@ -340,7 +340,7 @@ def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: Dt
         networks[IMAGE_ENCODER] = load_image_encoder
     loaded = {name: load(source.directory / name, variant=source.variant) for name, load in networks.items()}
     embedding = load_empty_prompt_embedding(source.directory, variant=source.variant)
-    modality = modality_of_pipeline(source.index.get("_class_name")) or DEPTH
+    modality = modality_of_index(source.index) or DEPTH
     schedule = source.schedule
     if source.default_final_step == "clean" and schedule.sampler == "ddim":
         schedule = replace(schedule, set_alpha_to_one=True)

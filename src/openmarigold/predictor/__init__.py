@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,7 @@ from openmarigold.engines import Engine, Latent, open_engine
 from openmarigold.errors import InvalidValueError
 from openmarigold.images.photo import as_rgb, pad_to_multiple, processing_size, resize, rgb_to_planes, unpad
 from openmarigold.modalities import Modality
-from openmarigold.modalities.modality import Merged
+from openmarigold.modalities.modality import Maps, Merged
 from openmarigold.predictor.sampling import (
     FiniteChecks,
     Guide,
@@ -69,7 +69,7 @@ class Predictor:
             InvalidValueError: the device is not available, or the engine cannot run this checkpoint in this precision.
             MissingExtraError: the engine is not installed, or a hub id without the extra `torch`.
         """
-        return cls.from_config(ModelConfig(checkpoint=checkpoint, **options))
+        return cls.from_config(ModelConfig(checkpoint=checkpoint, **options))  # pyright: ignore[reportArgumentType]
 
     from_pretrained = load
 
@@ -102,8 +102,8 @@ class Predictor:
 
     @property
     def modality(self) -> Modality:
-        """What the model predicts."""
-        return self.checkpoint.modality
+        """What is predicted."""
+        return self.checkpoint.predicts
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and spawned processes: the settings; the weights are read again from their files.
@@ -229,12 +229,13 @@ class Predictor:
         image = pad_to_multiple(rgb_to_planes(rgb, size), multiple=LATENT_FACTOR)[None]
 
         # 2. Where the random numbers come from: seed, photo, member and step, or the given latents.
-        channels = self.engine.latent_channels * self.modality.num_targets
+        channels = self.engine.latent_channels * self.checkpoint.modality.num_targets
         shape = (channels, image.shape[2] // LATENT_FACTOR, image.shape[3] // LATENT_FACTOR)
         if latents is not None:
             latents = checked_latents(latents, shape, config)
         noise = MemberNoise(shape, rgb=rgb, seed=config.seed, zeros=config.start_noise == "zeros", latents=latents)
-        return PreparedPhoto(size=(height, width), processing_size=size, image=image, noise=noise)
+        kept = rgb if self.modality.complete else None
+        return PreparedPhoto(size=(height, width), processing_size=size, image=image, noise=noise, rgb=kept)
 
     def _predict(
         self, photos: Sequence[PreparedPhoto], config: CallConfig, guide: Guide | None = None
@@ -263,6 +264,7 @@ class Predictor:
         guide: Guide | None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields each member's maps `[c h w]` at the processing size, and its latents."""
+        modality = self.checkpoint.modality_of_call(config)
         pairs = [(row, member) for row in range(len(photos)) for member in range(config.ensemble_size)]
         while pairs:
             # Computed again each time: an engine learns from the first batch how much memory an image takes.
@@ -275,7 +277,7 @@ class Predictor:
             checks.add(bool(np.isfinite(decoded).all()), "VAE decoder")  # has waited for a GPU, if any
             latents = self.engine.from_engine(latent)
             for (row, _), member, its_latent in zip(batch, decoded, latents, strict=True):
-                yield self.modality.from_decoded(unpad(member, photos[row].processing_size)), its_latent
+                yield modality.from_decoded(unpad(member, photos[row].processing_size)), its_latent
 
     def _batch_limit(self, shape: Sequence[int], config: CallConfig) -> int:
         """The number of images `[.. H W]` in a batch: as requested or as fits, if batching changes no result."""
@@ -322,6 +324,7 @@ class Predictor:
         self, photo: PreparedPhoto, found: Iterable[tuple[np.ndarray, np.ndarray]], config: CallConfig
     ) -> Prediction:
         modality, invariance = self.modality, self.checkpoint.invariance
+        reduction = config.ensemble_reduction or modality.reductions[0]
         members: list[np.ndarray] = []
         latents: list[np.ndarray] = []
         merged: Merged | None = None
@@ -330,11 +333,11 @@ class Predictor:
             latents.append(latent)
             # The check runs after every member, so that the batch size does not decide where to stop.
             if config.ensemble_tolerance is not None and len(members) > 1:
-                previous, merged = merged, modality.merge(np.stack(members), invariance)
+                previous, merged = merged, modality.merge(np.stack(members), invariance, reduction)
                 if previous and np.abs(merged.stack - previous.stack).mean() < config.ensemble_tolerance:
                     break
         if len(members) > 1:
-            merged = merged or modality.merge(np.stack(members), invariance)
+            merged = merged or modality.merge(np.stack(members), invariance, reduction)
         stack, uncertainty = (merged.stack, merged.uncertainty) if merged else (members[0], None)
         if photo.processing_size != photo.size:
             stack = resize(stack, photo.size, antialias=False)
@@ -343,11 +346,15 @@ class Predictor:
         if uncertainty is not None:
             planes = uncertainty.astype(np.float32, copy=False)
             uncertainties = dict(zip(modality.uncertainties, planes, strict=True))
+        maps: Maps = modality.split(modality.finish(stack).astype(np.float32, copy=False))
+        facts: Mapping[str, Any] = {}
+        if modality.complete and photo.rgb is not None:
+            maps, facts = modality.complete(maps, photo.rgb, config)
         return Prediction(
-            maps=modality.split(modality.finish(stack).astype(np.float32, copy=False)),
+            maps=dict(maps),
             uncertainties=uncertainties,
             latent=np.stack(latents),
-            settings=self._settings(photo, config, num_members=len(members)),
+            settings={**self._settings(photo, config, num_members=len(members)), **facts},
             modality=modality.name,
         )
 
@@ -359,6 +366,7 @@ class Predictor:
             "invariance": self.checkpoint.invariance,
             **{name: getattr(config, name) for name in names},
             "num_members": num_members,
+            **self.checkpoint.facts_of_call(config),
             "start_noise": "given" if photo.noise.is_given else config.start_noise,
             "final_step": config.final_step,
             "engine": self.engine.name,

@@ -51,6 +51,9 @@ _WITHOUT_EFFECT = frozenset(
         "batch_size",
         "tiny_vae",
         "tiny_vae_for",
+        "modality",
+        "ensemble_reduction",  # this and the next one stand in the facts of a call, where they matter
+        "fov",
     }
 )
 MAX_PIXELS_ASIDE = 2**25  # of photos that are held while the next one is read
@@ -193,11 +196,11 @@ class _Run:
         """Check the settings before any photo is read."""
         parse_color(self.config.background)
         _ = self.request
-        check_output(self.output, self.checkpoint.modality)
+        check_output(self.output, self.checkpoint.predicts)
 
     @cached_property
     def manifest(self) -> Manifest:
-        return Manifest(self.output_dir, self.checkpoint.modality.name)
+        return Manifest(self.output_dir, self.checkpoint.predicts.name)
 
     @cached_property
     def files(self) -> ResultFiles:
@@ -223,6 +226,8 @@ class _Run:
             **{name: getattr(resolved, name) for name in names},
             "variant": loaded_variant(self.checkpoint),
             "color_map": self.output.color_map,
+            **self.checkpoint.predicts.output_facts(self.output),
+            **self.checkpoint.facts_of_call(self.config),
             **self._tiny_vae_settings,
         }
 
@@ -365,7 +370,7 @@ class _Run:
         result, photo, paths, input_sha256 = job.result, job.photo, job.paths, job.input_sha256
         record = {
             "software": f"openmarigold {__version__}",
-            "quantity": self.checkpoint.modality.quantities[self.checkpoint.invariance],
+            "quantity": self.checkpoint.modality_of_call(self.config).quantities[self.checkpoint.invariance],
             "input_sha256": input_sha256,
             "checkpoint": None,  # its name, in a place of its own
             **self.request,
@@ -378,7 +383,7 @@ class _Run:
         write_prediction(
             prediction.maps,
             prediction.uncertainties,
-            modality=self.checkpoint.modality,
+            modality=self.checkpoint.predicts,
             output_dir=folder,
             stem=Path(result).name,
             output=self.output,
@@ -394,7 +399,7 @@ class _Run:
             path.name,
             uncertainty=self.config.ensemble_size > 1,
             output=self.output,
-            modality=self.checkpoint.modality,
+            modality=self.checkpoint.predicts,
         )
 
 

@@ -92,13 +92,15 @@ class MemberNoise:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedPhoto:
-    """What is kept of a photo until its prediction is done; the photo itself is not kept."""
+    """What is kept of a photo until its prediction is done."""
 
     size: tuple[int, int]
     processing_size: tuple[int, int]
     """Without the padding of `image`."""
     image: Float32[np.ndarray, "1 3 H W"]
     noise: MemberNoise
+    rgb: UInt8[np.ndarray, "h w 3"] | None = None
+    """The photo itself, where the modality completes maps by it."""
 
 
 def checked_guidance(guided: Any, latent: Latent) -> Latent:

@@ -8,19 +8,15 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from openmarigold.config import OutputConfig
 from openmarigold.errors import InvalidValueError, OutputError
 from openmarigold.files import as_path, remove_leftovers, write_atomically
 from openmarigold.images.exr import require_exr, write_exr
+from openmarigold.images.png import save_png
 from openmarigold.modalities import DEPTH, Modality
 from openmarigold.modalities.modality import Maps, Picture
 from openmarigold.results.provenance import RECORD_NAME, to_json
-
-# A quarter of the time of Pillow's 6, for a sixth more bytes: writing must keep up with predicting.
-_PNG_COMPRESSION = 1
 
 _Writer: TypeAlias = Callable[[Path], object]
 
@@ -94,7 +90,8 @@ def write_prediction(
         raise OutputError(f"cannot write to {output_dir}: {error.strerror or error}; choose another folder") from error
     if existing and not overwrite:
         raise OutputError(f"{existing[0]} exists; allow overwriting or choose another folder")
-    writers = _writers(_as_float32(maps), _as_float32(uncertainties or {}), output, provenance or {}, modality)
+    record = {**provenance, **modality.output_facts(output)} if provenance else {}
+    writers = _writers(_as_float32(maps), _as_float32(uncertainties or {}), output, record, modality)
     for path in paths:
         remove_leftovers(path)
         write_atomically(path, writers[path.name.removeprefix(stem)])
@@ -112,18 +109,17 @@ def _writers(
 
     def png(picture: Picture) -> _Writer:
         def save(file: BinaryIO) -> None:
-            info = PngInfo()
-            if provenance:
-                info.add_text(RECORD_NAME, to_json({**provenance, "content": picture.content}))
+            texts = {RECORD_NAME: to_json({**provenance, "content": picture.content})} if provenance else {}
             pixels = picture.make(uncertainties if picture.of_uncertainty else maps, output)
-            Image.fromarray(pixels).save(file, format="PNG", pnginfo=info, compress_level=_PNG_COMPRESSION)
+            save_png(file, pixels, texts)
 
         return _with_open_file(save)
 
     def npy(values: np.ndarray) -> _Writer:
         return _with_open_file(lambda file: np.save(file, values))
 
-    arrays = {**maps, **uncertainties}
+    numbers = modality.exported(maps, output)
+    arrays = {**numbers, **uncertainties}
     record = to_json({**provenance, "content": f"{' and '.join(arrays)}, float32"}) if provenance else None
     entries = arrays if record is None else {**arrays, RECORD_NAME: np.array(record)}
     header = {} if record is None else {RECORD_NAME: record}
@@ -131,7 +127,7 @@ def _writers(
         **{f"_{name}.npy": npy(values) for name, values in arrays.items()},
         **{picture.suffix: png(picture) for picture in modality.pictures},
         f"_{modality.name}.npz": _with_open_file(lambda file: np.savez(file, **entries)),  # pyright: ignore
-        f"_{modality.name}.exr": lambda path: write_exr(path, _exr_channels(maps, uncertainties, modality), header),
+        f"_{modality.name}.exr": lambda path: write_exr(path, _exr_channels(numbers, uncertainties, modality), header),
     }
 
 

@@ -8,7 +8,10 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional
 
+_MIN_LENGTH = 1e-6  # of a vector that is normalized
+_LARGEST_COSINE = 1.0 - 1e-6  # the slope of an angle has no bound at 0
 MIN_VARIANCE = 1e-6  # of a prediction in [-1, 1] that is fitted; below it the map is constant but for rounding
 
 
@@ -94,7 +97,29 @@ def absolute_loss(
     return Loss(error.sum(), weight.sum(), per_sample)
 
 
-PIXEL_LOSSES = {"affine_invariant": affine_invariant_loss, "absolute": absolute_loss}
+def angular_loss(
+    prediction: Float[Tensor, "b c H W"],
+    target: Float[Tensor, "b c H W"],
+    valid_mask: Bool[Tensor, "b c H W"],
+    pixel_weight: Float[Tensor, "b c H W"] | None = None,
+) -> Loss:
+    """Angles [rad] between predicted and wanted vectors of three channels, over the valid pixels of the whole batch.
+
+    Vectors need not have unit length. Garcia et al. 2024, eq. 6. `pixel_weight` multiplies the angles.
+    """
+    valid = valid_mask.all(dim=1, keepdim=True)
+    first = functional.normalize(prediction.masked_fill(~valid, 1.0), dim=1, eps=_MIN_LENGTH)
+    second = functional.normalize(target.masked_fill(~valid, 1.0), dim=1, eps=_MIN_LENGTH)
+    cosine = (first * second).sum(dim=1, keepdim=True)
+    error = cosine.clamp(-_LARGEST_COSINE, _LARGEST_COSINE).acos().masked_fill(~valid, 0.0)
+    weight = valid.to(prediction.dtype)
+    if pixel_weight is not None:
+        error = error * pixel_weight[:, :1].masked_fill(~valid, 0.0)
+    per_sample = error.detach().sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3))
+    return Loss(error.sum(), weight.sum(), per_sample)
+
+
+PIXEL_LOSSES = {"affine_invariant": affine_invariant_loss, "absolute": absolute_loss, "angular": angular_loss}
 """How decoded targets are compared, by the modality's `pixel_loss`."""
 
 

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cameras and surfaces: focal length and field of view, directions of normals, normals from depth.
+
+Normals are unit vectors in camera axes and point out of the surface, towards the viewer's side. Inside the package
+their frame is "rub": x right, y up, z backward, so that a wall that faces the camera is (0, 0, 1).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import get_args
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Shaped
+
+from openmarigold.config import NormalFrame
+from openmarigold.errors import InvalidValueError
+
+NORMAL_FRAMES: tuple[NormalFrame, ...] = get_args(NormalFrame)
+"""Axes of stored normals: right, up, backward (Marigold, OpenGL); left, up, backward (DSINE, E2E-FT, Lotus); right,
+down, forward (OpenCV, MoGe, Metric3D)."""
+MIN_LENGTH = 1e-6
+"""Of a vector that has a direction."""
+ASSUMED_FOV = 55.0
+"""Along the longer side [deg], where nothing is known about the camera."""
+
+_SIGNS: dict[str, tuple[float, float, float]] = {"rub": (1, 1, 1), "lub": (-1, 1, 1), "opencv": (1, -1, -1)}
+_OCCLUSION = 0.02  # second difference of disparity, relative to disparity, that no smooth surface shows
+_SMOOTH = 1e-4  # the same, below which both neighbors count alike
+
+
+def check_frame(frame: str) -> None:
+    """Raises InvalidValueError unless a frame of normals is known."""
+    if frame not in NORMAL_FRAMES:
+        raise InvalidValueError(f"normal_frame={frame!r} is not known; use one of {', '.join(NORMAL_FRAMES)}")
+
+
+def convert_frame(
+    normals: Float[np.ndarray, "*lead c h w"], source: str, target: str, *, axis: int = -3
+) -> Float[np.ndarray, "*lead c h w"]:
+    """Normals of one frame in the axes of another; a copy, unless both are the same. Exact: only signs change.
+
+    Args:
+        normals: their three components lie along `axis`.
+        source: one of `NORMAL_FRAMES`.
+        target: another one.
+        axis: of the components.
+
+    Raises:
+        InvalidValueError: an unknown frame.
+    """
+    check_frame(source)
+    check_frame(target)
+    if source == target:
+        return normals
+    signs = np.multiply(_SIGNS[source], _SIGNS[target]).astype(normals.dtype)
+    shape = [1] * normals.ndim
+    shape[axis] = 3
+    return normals * signs.reshape(shape)
+
+
+def unit_vectors(vectors: Float[np.ndarray, "*shape"], *, axis: int = -3) -> Float[np.ndarray, "*shape"]:
+    """Vectors along `axis`, divided by their lengths, or by `MIN_LENGTH` if they are shorter."""
+    length = np.sqrt(np.sum(np.square(vectors), axis=axis, keepdims=True))
+    return vectors / np.maximum(length, MIN_LENGTH)
+
+
+def angles_between(
+    first: Float[np.ndarray, "*shape"], second: Float[np.ndarray, "*other"], *, axis: int = -3
+) -> Float[np.ndarray, "*rest"]:
+    """Angles [deg] in [0, 180] between unit vectors along `axis`; exact for small angles too (Kahan's formula)."""
+    apart = np.sqrt(np.sum(np.square(first - second), axis=axis))
+    along = np.sqrt(np.sum(np.square(first + second), axis=axis))
+    return np.degrees(2 * np.arctan2(apart, along))
+
+
+def focal_length(size: tuple[int, int], fov: float) -> float:
+    """Focal length [px] of a picture of `size` (height, width) with a field of view [deg] along its longer side.
+
+    >>> round(focal_length((480, 640), 90.0), 6)
+    320.0
+    """
+    return max(size) / 2 / math.tan(math.radians(fov) / 2)
+
+
+def normals_from_depth(
+    depth: Float[np.ndarray, "h w"],
+    *,
+    focal: float | tuple[float, float],
+    center: tuple[float, float] | None = None,
+    valid_mask: Bool[np.ndarray, "h w"] | None = None,
+) -> tuple[Float32[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:
+    """Normals (frame "rub") of the surface that a depth map shows, and where they can be trusted.
+
+    On a plane 1/z is affine in the pixel's place, so that differences of 1/z between neighbors give a plane's normal
+    exactly, whatever its tilt. In each direction the neighbor on the smoother side counts for more: a pixel of the
+    foreground does not use the background. A scale of depth changes nothing; a shift or a wrong focal length tilts the
+    normals.
+
+    Args:
+        depth: planar depth, positive where valid, up to scale.
+        focal: focal length [px], or (fx, fy).
+        center: principal point (x, y) [px], pixel centers at whole numbers; None is the picture's middle.
+        valid_mask: True = use this pixel; None: all that are finite and above 0.
+
+    Returns:
+        Unit normals, (0, 0, 0) where there is none, and a mask: False there and where no side of a pixel is smooth, as
+        at occluding contours of thin things.
+
+    Raises:
+        InvalidValueError: a map of fewer than 3x3 pixels, or a focal length that is not above 0.
+    """
+    height, width = depth.shape
+    if height < 3 or width < 3:
+        raise InvalidValueError(f"normals need a depth map of 3x3 pixels or more; this one has {height}x{width}")
+    fx, fy = (focal, focal) if isinstance(focal, (int, float)) else focal
+    if not (fx > 0 and fy > 0):
+        raise InvalidValueError(f"focal={focal!r} is not accepted; give pixels, above 0")
+    x0, y0 = center or ((width - 1) / 2, (height - 1) / 2)
+    known = np.isfinite(depth) & (depth > 0)
+    if valid_mask is not None:
+        known &= valid_mask
+    with np.errstate(divide="ignore", invalid="ignore"):
+        disparity = np.where(known, 1.0 / depth.astype(np.float64), np.nan)
+    along_x, rough_x = _slope(disparity)
+    along_y, rough_y = (part.T for part in _slope(disparity.T))
+    x = np.arange(width)[None] - x0
+    y = np.arange(height)[:, None] - y0
+    towards = disparity - x * along_x - y * along_y
+    vectors = np.stack([-fx * along_x, fy * along_y, towards], axis=-1)
+    usable = np.asarray(np.isfinite(vectors).all(axis=-1))
+    normals = np.where(usable[..., None], vectors, 0.0)
+    normals = unit_vectors(normals, axis=-1).astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        smooth = np.maximum(rough_x, rough_y) < _OCCLUSION * disparity
+    return normals, usable & smooth
+
+
+def _slope(values: Float[np.ndarray, "h w"]) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+    """Change from column to column, from the smoother side, and the roughness of that side; NaN where unknown.
+
+    A side is rough by the second difference over the pixel, its neighbor and the next one. A neighbor without a next
+    one has the second difference around the pixel itself.
+    """
+    step = np.full((values.shape[0], values.shape[1] + 1), np.nan)
+    step[:, 1:-1] = np.diff(values, axis=1)
+    bend = np.full((values.shape[0], values.shape[1] + 2), np.nan)  # around each pixel, with one unknown on each side
+    bend[:, 1:-1] = np.abs(np.diff(step, axis=1))
+    sides = []
+    for slope, outer in ((step[:, :-1], bend[:, :-2]), (step[:, 1:], bend[:, 2:])):
+        rough = np.where(np.isnan(outer), bend[:, 1:-1], outer)
+        rough = np.where(np.isnan(rough), 0.0, rough)
+        sides.append((slope, np.where(np.isnan(slope), np.inf, rough)))
+    (left, rough_left), (right, rough_right) = sides
+    floor = _SMOOTH * np.abs(values)
+    weights = [1.0 / (np.square(rough) + np.square(floor)) for rough in (rough_left, rough_right)]  # 0 where unknown
+    with np.errstate(invalid="ignore", divide="ignore"):
+        total = weights[0] * np.nan_to_num(left) + weights[1] * np.nan_to_num(right)
+        return total / (weights[0] + weights[1]), np.minimum(rough_left, rough_right)
+
+
+def mirror_normals(normals: Shaped[np.ndarray, "h w 3"]) -> Shaped[np.ndarray, "h w 3"]:
+    """Normals (frame "rub" or "lub") of a picture that is mirrored left to right: columns change places, x its sign."""
+    return normals[:, ::-1] * np.array([-1, 1, 1], dtype=normals.dtype)

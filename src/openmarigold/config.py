@@ -105,8 +105,6 @@ class ModelConfig:
             object.__setattr__(self, "checkpoint", as_path(self.checkpoint, "checkpoint"))
         if isinstance(self.tiny_vae, Path):
             object.__setattr__(self, "tiny_vae", str(self.tiny_vae))
-        if isinstance(self.modality, str):
-            object.__setattr__(self, "modality", (self.modality,))
         _make_plain(self)
         if not isinstance(self.device, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise InvalidValueError(f"device={self.device!r} is not known; use auto, cpu, cuda, cuda:1 or mps")

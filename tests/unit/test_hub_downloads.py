@@ -58,7 +58,6 @@ def snapshot(tmp_path: Path) -> Path:
 
 
 OTHER_KINDS: dict[str, dict[str, Any]] = {
-    "normals": {"_class_name": "MarigoldNormalsPipeline", "prediction_type": "normals"},
     "intrinsics": {"_class_name": "MarigoldIntrinsicsPipeline"},
     "lotus": {"_class_name": "LotusGPipeline"},
     "geowizard": {"_class_name": "DepthNormalEstimationPipeline"},

@@ -50,7 +50,7 @@ from openmarigold.config import (
 )
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, InvalidValueError, one_line
-from openmarigold.modalities import Modality, find_modality
+from openmarigold.modalities import Modality, only_modality
 from openmarigold.printing import quoted_logger
 
 _WEIGHTS_DIR = Path(__file__).parents[1] / "weights"
@@ -230,11 +230,7 @@ def read_configured(config: ModelConfig) -> Checkpoint:
     Raises:
         InvalidValueError: several modalities, or one that neither the checkpoint predicts nor derives.
     """
-    if len(config.modality) > 1:
-        raise InvalidValueError(
-            f"modality {', '.join(config.modality)}: only `predict` takes several at once; give one"
-        )
-    wanted = find_modality(config.modality[0]) if config.modality else None
+    wanted = only_modality(config.modality)
     embedded = config.checkpoint is None and wanted is not None
     found = read_checkpoint(
         embedded_dir(wanted.name) if embedded and wanted else config.checkpoint,

@@ -80,10 +80,12 @@ def run_evaluate(command: Evaluate) -> int:
         say(f"warning: not used with{'' if command.predictions else 'out'} --predictions: {options}", error=True)
     runs = [(spec, command.protocol, command.output_dir)]
     if command.baselines:
-        # They have protocols of their own: the image row is disparity.
         for baseline in baseline_specs(modality):
+            # Some need a protocol of their own: the image row is disparity.
+            named = modality.protocols.get(command.protocol or "")
+            protocol = command.protocol if named and baseline.invariance in named.accepts else None
             folder = None if command.output_dir is None else command.output_dir / baseline.name.replace(" ", "-")
-            runs.append((baseline, None, folder))
+            runs.append((baseline, protocol, folder))
     reports: dict[str, Report] = {}
     for chosen, protocol, folder in runs:
         with progress_bar(chosen.name) as (advance, note):

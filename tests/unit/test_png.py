@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,16 +12,14 @@ from PIL import Image
 
 from openmarigold.images.png import read_png, save_png
 
-RNG = np.random.default_rng(0)
-
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3)])
-def test_levels_are_those_that_were_written(shape: tuple[int, ...], dtype: type) -> None:
-    levels = RNG.integers(0, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True)
-    file = io.BytesIO()
-    save_png(file, levels, {"Comment": "none"})
-    found = read_png(file.getvalue())
+def test_levels_are_those_that_were_written(shape: tuple[int, ...], dtype: type, tmp_path: Path) -> None:
+    levels = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True)
+    with (tmp_path / "a.png").open("wb") as file:
+        save_png(file, levels, {"Comment": "none"})
+    found = read_png((tmp_path / "a.png").read_bytes())
     assert found.dtype == dtype
     np.testing.assert_array_equal(found, levels)
 

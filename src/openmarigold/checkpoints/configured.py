@@ -13,7 +13,7 @@ from openmarigold.checkpoints.safetensors_header import read_header
 from openmarigold.checkpoints.weight_files import read_json, weight_files
 from openmarigold.config import CallConfig, ModelConfig, TimestepSpacing, TinyVaeUse
 from openmarigold.errors import CheckpointError, InvalidValueError
-from openmarigold.modalities import find_modality
+from openmarigold.modalities import only_modality
 
 _Config = TypeVar("_Config", bound=CallConfig)
 
@@ -41,11 +41,7 @@ def read_configured(config: ModelConfig) -> Checkpoint:
     Raises:
         InvalidValueError: several modalities, or one that neither the checkpoint predicts nor derives.
     """
-    if len(config.modality) > 1:
-        raise InvalidValueError(
-            f"modality {', '.join(config.modality)}: only `predict` takes several at once; give one"
-        )
-    wanted = find_modality(config.modality[0]) if config.modality else None
+    wanted = only_modality(config.modality)
     found = read_checkpoint(
         EMBEDDED_DIRS.get(wanted.name) if config.checkpoint is None and wanted else config.checkpoint,
         variant=config.variant,

@@ -11,12 +11,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from openmarigold.errors import DataError, ImageError, one_line
 from openmarigold.evaluation.scoring import Predicted, choose_space
 from openmarigold.files import as_path
 from openmarigold.images.exr import read_exr
+from openmarigold.images.png import read_png
 from openmarigold.modalities import DEPTH
 from openmarigold.modalities.modality import MapKind, Modality
 from openmarigold.modalities.protocol import Maps, PredictionSpace
@@ -64,7 +64,7 @@ SAVED_SUFFIXES = (".npy", ".exr", ".png")
 class SavedPredictions:
     """Maps in a folder, found by the names of a benchmark's images.
 
-    For the map `depth` of the image `scene/rgb_0001`, with suffix .npy, .exr or 16-bit .png, the first there is of:
+    For the map `depth` of the image `scene/rgb_0001`, with suffix .npy, .exr or .png, the first there is of:
     `scene/rgb_0001`, `scene/rgb_0001_depth` (what `openmarigold predict` writes), `scene/pred_0001` (what Marigold's
     own scripts write), `scene/rgb_0001/rgb_depth`, `scene/rgb_0001/depth`, and the first two flat, as `scene_rgb_0001`.
     Names without the map's are for modalities of one map.
@@ -142,7 +142,10 @@ def _stems(name: str, kind: MapKind, *, is_alone: bool) -> Iterator[str]:
 
 
 def read_map(path: Path | str, kind: MapKind) -> np.ndarray:
-    """A map from .npy, .exr (channels by name, or the only one) or, of one channel, 16-bit .png (as [0, 1]).
+    """A map from .npy, .exr (channels by name, or the only one) or .png, whose black and white are the map's range.
+
+    Of one channel a .png has 16 bits, of three 8 or 16. An array of several channels may have them first, as Marigold's
+    own scripts write them.
 
     Raises:
         DataError: it is missing or damaged, or does not have the channels of the map.
@@ -153,12 +156,14 @@ def read_map(path: Path | str, kind: MapKind) -> np.ndarray:
         values = _read_exr_map(path, kind)
     else:
         try:
-            values = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _read_gray16(path)
+            values = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _read_picture(path, kind)
         except Exception as error:
             # Pillow and NumPy raise many kinds for damaged bytes.
             raise DataError(f"{path} is missing or damaged ({one_line(error)}); write it again") from error
     values = np.squeeze(np.asarray(values))
     channels = () if kind.channels == 1 else (kind.channels,)
+    if values.ndim == 3 and channels == values.shape[:1] and channels != values.shape[2:]:
+        values = np.moveaxis(values, 0, -1)
     if values.ndim != 2 + len(channels) or values.shape[2:] != channels or values.dtype.kind not in "fiu":
         shape = ", ".join(["h", "w", *map(str, channels)])
         raise DataError(
@@ -184,8 +189,9 @@ def _read_exr_map(path: Path, kind: MapKind) -> np.ndarray:
     return channels[name]
 
 
-def _read_gray16(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        if not image.mode.startswith("I"):
-            raise ValueError(f"Pillow mode {image.mode}, not 16-bit grays")
-        return np.asarray(image).astype(np.float32) / np.float32(65535)
+def _read_picture(path: Path, kind: MapKind) -> np.ndarray:
+    levels = read_png(path.read_bytes())
+    if kind.channels == 1 and (levels.ndim > 2 or levels.dtype != np.uint16):
+        raise ValueError(f"{levels.dtype} of shape {list(levels.shape)}, not 16-bit grays")
+    low, high = kind.range
+    return low + (high - low) * (levels.astype(np.float32) / np.float32(np.iinfo(levels.dtype).max))

@@ -58,7 +58,6 @@ def snapshot(tmp_path: Path) -> Path:
 
 
 OTHER_KINDS: dict[str, dict[str, Any]] = {
-    "intrinsics": {"_class_name": "MarigoldIntrinsicsPipeline"},
     "lotus": {"_class_name": "LotusGPipeline"},
     "geowizard": {"_class_name": "DepthNormalEstimationPipeline"},
     "generator": {"_class_name": "StableDiffusionPipeline"},

@@ -106,10 +106,11 @@ class Checkpoint:
         return self.derived.derivations[self.modality.name](self.modality, self.invariance, config)
 
     def facts_of_call(self, config: CallConfig) -> dict[str, Any]:
-        """What results state about how members are merged and maps derived; nothing where both are as usual."""
+        """What results state about how maps are merged, derived and completed; nothing where all are as usual."""
         reduction = config.ensemble_reduction
         usual = reduction in (None, self.predicts.reductions[0])
         merged = {} if usual else {"ensemble_reduction": reduction}
+        merged |= {"recompose": True} if config.recompose and self.predicts.complete else {}
         return merged if self.derived is None else {**merged, "derived_from": self.modality.name, "fov": config.fov}
 
     @property

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -14,7 +15,9 @@ from openmarigold.checkpoints.weight_files import read_json, weight_files
 from openmarigold.config import CallConfig, ModelConfig, TimestepSpacing, TinyVaeUse
 from openmarigold.errors import CheckpointError, InvalidValueError
 from openmarigold.modalities import only_modality
+from openmarigold.printing import quoted_logger
 
+_log = quoted_logger(__name__)
 _Config = TypeVar("_Config", bound=CallConfig)
 
 
@@ -128,6 +131,8 @@ def resolve_settings(config: _Config, defaults: Checkpoint) -> _Config:
             f"ensemble_reduction={config.ensemble_reduction!r} does not fit {defaults.predicts.title}; use one of "
             f"{', '.join(defaults.predicts.reductions)}"
         )
+    if config.recompose and defaults.predicts.complete is None:
+        _warn_of_no_photo(defaults.predicts.title)
     spacing, resolution = config.timestep_spacing, config.processing_resolution
     num_inference_steps = config.num_inference_steps or defaults.default_num_inference_steps
     defaults.schedule.timesteps(num_inference_steps)  # too many for it?
@@ -139,3 +144,8 @@ def resolve_settings(config: _Config, defaults: Checkpoint) -> _Config:
         timestep_spacing=cast(TimestepSpacing, defaults.schedule.timestep_spacing) if not (spacing or lcm) else spacing,
         start_noise=start_noise,
     )
+
+
+@cache  # once, however often settings are resolved
+def _warn_of_no_photo(title: str) -> None:
+    _log.warning("recompose has no effect on %s, which a photo is not made of", title)

@@ -37,8 +37,9 @@ _WITHOUT_EFFECT = frozenset(
         "tiny_vae",
         "tiny_vae_for",
         "modality",
-        "ensemble_reduction",  # this and the next one stand in the facts of a call, where they matter
+        "ensemble_reduction",  # this and the next ones stand in the facts of a call, where they matter
         "fov",
+        "recompose",
     }
 )
 
@@ -133,6 +134,7 @@ class ModelRun:
             uncertainty=self.config.ensemble_size > 1,
             output=self.output,
             modality=self.checkpoint.predicts,
+            settings=self.request,
         )
 
     def is_done(self, result: str, input_sha256: str | None, paths: Sequence[Path]) -> bool:

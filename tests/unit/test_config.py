@@ -15,8 +15,10 @@ from openmarigold.config import CallConfig, CallOptions, ModelConfig, ModelOptio
 from openmarigold.engines import Engine
 from openmarigold.errors import InvalidValueError
 from openmarigold.modalities import find_modality
+from openmarigold.modalities.intrinsics import LIGHTING
 from openmarigold.predictor import Predictor
 from openmarigold.results.writers import write_prediction
+from tiny import make_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -69,16 +71,23 @@ CALLS: dict[str, dict[str, Any]] = {
     "start_noise": {"start_noise": "zeros"},
     "ensemble_reduction": {"ensemble_size": 3, "ensemble_reduction": "mean"},
     "fov": {"fov": 90.0},
+    "recompose": {"recompose": True},
 }
+# What is predicted, and the map that shows the effect, where it is not depth.
+SHOWN_BY = {"fov": ("normals", "normals"), "recompose": ("lighting", "shading")}
 
 
 # `recompose` needs a model of intrinsic images: tests/unit/test_recomposition.py.
 @pytest.mark.parametrize("name", [field.name for field in fields(CallConfig) if field.name != "recompose"])
 def test_every_setting_of_a_call_has_its_effect(
-    name: str, onnx_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, onnx_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    modality = "normals" if name == "fov" else "depth"
-    predictor, rgba = Predictor.load(onnx_checkpoint, modality=modality), np.full((40, 48, 4), 90, dtype=np.uint8)
+    modality, shown = SHOWN_BY.get(name, ("depth", "depth"))
+    checkpoint = onnx_checkpoint
+    if modality == "lighting":
+        checkpoint = make_checkpoint(tmp_path / "lighting", "tiny", modality=LIGHTING)
+    predictor = Predictor.load(checkpoint, modality=modality, device="cpu")
+    rgba = np.full((40, 48, 4), 90, dtype=np.uint8)
     batches: list[int] = []
     decode = predictor.engine.decode
     monkeypatch.setattr(predictor.engine, "max_batch_size", None)
@@ -88,7 +97,7 @@ def test_every_setting_of_a_call_has_its_effect(
     def outcome(**settings: Any) -> tuple[bytes, int, list[int]]:
         batches.clear()
         prediction = predictor(rgba, **settings)
-        return prediction.maps[modality].tobytes(), prediction.settings["num_members"], batches.copy()
+        return prediction.maps[shown].tobytes(), prediction.settings["num_members"], batches.copy()
 
     settings = CALLS[name]
     others = {key: value for key, value in settings.items() if key != name}

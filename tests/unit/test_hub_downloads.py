@@ -73,6 +73,14 @@ def test_other_kinds_are_refused_before_their_weights_are_fetched(kind: str, hub
     assert set(hub.fetched) <= SMALL
 
 
+def test_intrinsic_images_of_unknown_targets_are_refused_before_their_weights_are_fetched(hub: Hub) -> None:
+    index = {"_class_name": "MarigoldIntrinsicsPipeline", "target_properties": {"target_names": ["gloss"]}}
+    edit_json(hub.folder / "model_index.json", **index)
+    with pytest.raises(CheckpointError, match=r"target_names is \['gloss'\]; known are \['albedo', 'material'\]"):
+        read()
+    assert set(hub.fetched) <= SMALL
+
+
 def test_known_checkpoints_of_other_kinds_are_refused_without_the_network(hub: Hub) -> None:
     others = [name for name, known in KNOWN.items() if known.kind in KINDS]
     assert len(others) > 10

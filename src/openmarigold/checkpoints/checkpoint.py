@@ -109,10 +109,11 @@ class Checkpoint:
         return self.derived.derivations[self.modality.name](self.modality, self.invariance, config)
 
     def facts_of_call(self, config: CallConfig) -> dict[str, Any]:
-        """What results state about how members are merged and maps derived; nothing where both are as usual."""
+        """What results state about how maps are merged, derived and completed; nothing where all are as usual."""
         reduction = config.ensemble_reduction
         usual = reduction in (None, self.predicts.reductions[0])
         merged = {} if usual else {"ensemble_reduction": reduction}
+        merged |= {"recompose": True} if config.recompose and self.predicts.complete else {}
         return merged if self.derived is None else {**merged, "derived_from": self.modality.name, "fov": config.fov}
 
     @property
@@ -170,6 +171,8 @@ def resolve_settings(config: _Config, defaults: Checkpoint) -> _Config:
             f"ensemble_reduction={config.ensemble_reduction!r} does not fit {defaults.predicts.title}; use one of "
             f"{', '.join(defaults.predicts.reductions)}"
         )
+    if config.recompose and defaults.predicts.complete is None:
+        _warn_of_no_photo(defaults.predicts.title)
     spacing, resolution = config.timestep_spacing, config.processing_resolution
     num_inference_steps = config.num_inference_steps or defaults.default_num_inference_steps
     defaults.schedule.timesteps(num_inference_steps)  # too many for it?
@@ -430,6 +433,11 @@ def _warn_of_unused(settings: tuple[str, ...], what: str) -> None:
             *(("s", "is") if len(settings) == 1 else ("", "are")),
             what,
         )
+
+
+@cache
+def _warn_of_no_photo(title: str) -> None:
+    _log.warning("recompose has no effect on %s, which a photo is not made of", title)
 
 
 def _kind_of_weights(

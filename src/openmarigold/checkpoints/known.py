@@ -15,7 +15,7 @@ from typing import Any
 
 from openmarigold import modalities
 from openmarigold.config import StartNoise
-from openmarigold.errors import CheckpointError
+from openmarigold.errors import CheckpointError, InvalidValueError
 from openmarigold.modalities import MODALITIES, Modality, find_modality, modality_of_index
 from openmarigold.printing import quoted_logger
 
@@ -34,7 +34,6 @@ class Kind:
 
 
 KINDS: Mapping[str, Kind] = {
-    "intrinsics": Kind(predicts="intrinsic images (albedo, material or shading)"),
     "generator": Kind(
         predicts="images from a text, not depth",
         advice="it can be the `base` of a training recipe; to predict, use prs-eth/marigold-depth-v1-1",
@@ -50,7 +49,6 @@ KINDS: Mapping[str, Kind] = {
 }
 # Class of a pipeline in model_index.json -> kind.
 _KIND_OF_CLASS = {
-    "MarigoldIntrinsicsPipeline": "intrinsics",
     "LotusGPipeline": "lotus",
     "LotusDPipeline": "lotus",
     "DepthNormalEstimationPipeline": "geowizard",
@@ -82,7 +80,9 @@ _END_TO_END = Known(kind=DEPTH, source=_E2E, start_noise="zeros", num_inference_
 _END_TO_END_NORMALS = replace(_END_TO_END, kind="normals", index={"normal_frame": "lub"})
 _LOTUS = Known(kind="lotus", source="github.com/EnVision-Research/Lotus")
 _NORMALS = Known(kind="normals", source=_MARIGOLD, start_noise="gaussian", index={"normal_frame": "rub"})
-_INTRINSICS = Known(kind="intrinsics", source=_MARIGOLD)
+_APPEARANCE = Known(
+    kind="appearance", source=_MARIGOLD, start_noise="gaussian", num_inference_steps=4, timestep_spacing="trailing"
+)
 _FIRST = Known(kind=DEPTH, source=_MARIGOLD, start_noise="gaussian", num_inference_steps=10)
 _CONSISTENCY = Known(kind=DEPTH, source=_MARIGOLD, start_noise="gaussian", num_inference_steps=1)
 _GENERATOR = Known(kind="generator", source="github.com/Stability-AI/stablediffusion")
@@ -97,8 +97,8 @@ KNOWN: Mapping[str, Known] = {
     "prs-eth/marigold-normals-v0-1": replace(_NORMALS, num_inference_steps=10),
     "prs-eth/marigold-normals-lcm-v0-1": replace(_NORMALS, num_inference_steps=1),
     "prs-eth/marigold-normals-v1-1": replace(_NORMALS, num_inference_steps=4),
-    "prs-eth/marigold-iid-appearance-v1-1": _INTRINSICS,
-    "prs-eth/marigold-iid-lighting-v1-1": _INTRINSICS,
+    "prs-eth/marigold-iid-appearance-v1-1": _APPEARANCE,
+    "prs-eth/marigold-iid-lighting-v1-1": replace(_APPEARANCE, kind="lighting"),
     "GonzaloMG/marigold-e2e-ft-depth": _END_TO_END,
     "GonzaloMG/stable-diffusion-e2e-ft-depth": _END_TO_END,
     "GonzaloMG/marigold-e2e-ft-normals": _END_TO_END_NORMALS,
@@ -159,6 +159,9 @@ def check_kind(
     claimed = modality_of_index(index)
     kind = claimed.name if claimed else _KIND_OF_CLASS.get(pipeline) if isinstance(pipeline, str) else None
     if kind is None:
+        for other in MODALITIES.values():
+            if pipeline in other.pipeline_classes:
+                raise CheckpointError(f"{path}: {other.unclaimed(index)}")
         raise CheckpointError(
             f"{path}: _class_name is {pipeline!r}; accepted is {PIPELINE_CLASSES[0]}, a depth checkpoint"
         )
@@ -189,17 +192,16 @@ def modality_of(index: Mapping[str, Any], path: Path, known: Known | None) -> Mo
     claimed = modality_of_index(index)
     modality = claimed or find_modality(_END_TO_END.kind if known is None else known.kind)
     index = {**(known.index if known else {}), **index}
-    space = modality.space_of(index)
+    try:
+        space = modality.space_of(index)
+    except InvalidValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     if space in (None, modality.space):
         return modality
     if not isinstance(space, str) or space not in modality.variants:
         accepted = ", ".join((modality.space, *modality.variants))
         raise CheckpointError(f"{path}: space is {space!r:.60}; accepted for {modality.title}: {accepted}")
-    found = modality.variants[space]
-    for key, value in found.index_facts.items():
-        if index.get(key) != value:
-            raise CheckpointError(f"{path}: {key} is {index.get(key)!r:.60}; with space {space!r} it must be {value!r}")
-    return found
+    return modality.variants[space]
 
 
 @cache  # once, however often a checkpoint is read

@@ -116,29 +116,29 @@ class SavedPredictions:
         return digest.hexdigest()
 
     def _find(self, name: str, kind: MapKind) -> Path:
-        for stem in _stems(name, kind.name, is_alone=len(self.modality.maps) == 1):
+        for stem in _stems(name, kind, is_alone=len(self.modality.maps) == 1):
             for suffix in SAVED_SUFFIXES:
                 path = self.directory / f"{stem}{suffix}"
                 if path.is_file():
                     return path
-        what = name if len(self.modality.maps) == 1 else f"{name}_{kind.name}"
+        what = name if len(self.modality.maps) == 1 else f"{name}_{kind.file_name}"
         raise DataError(f"{self.directory} holds no prediction {what} ({', '.join(SAVED_SUFFIXES)}); predict it")
 
 
-def _stems(name: str, map_name: str, *, is_alone: bool) -> Iterator[str]:
+def _stems(name: str, kind: MapKind, *, is_alone: bool) -> Iterator[str]:
     """Where the map of an image may lie, the likeliest first."""
     path = PurePosixPath(name)
     flat = name.replace("/", "_")
     if is_alone:
         yield name
-    yield f"{name}_{map_name}"
+    yield f"{name}_{kind.file_name}"
     if is_alone:
         yield str(path.with_name(f"pred_{path.name.removeprefix('rgb_')}"))
-    yield f"{name}/rgb_{map_name}"
-    yield f"{name}/{map_name}"
+    yield f"{name}/rgb_{kind.file_name}"
+    yield f"{name}/{kind.name}"
     if is_alone:
         yield flat
-    yield f"{flat}_{map_name}"
+    yield f"{flat}_{kind.file_name}"
 
 
 def read_map(path: Path | str, kind: MapKind) -> np.ndarray:

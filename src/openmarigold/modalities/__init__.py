@@ -6,10 +6,11 @@ from typing import Any
 
 from openmarigold.errors import InvalidValueError
 from openmarigold.modalities.depth import DEPTH
+from openmarigold.modalities.intrinsics import APPEARANCE, LIGHTING
 from openmarigold.modalities.modality import Modality
 from openmarigold.modalities.normals import NORMALS
 
-MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (DEPTH, NORMALS)}
+MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (DEPTH, NORMALS, APPEARANCE, LIGHTING)}
 
 
 def find_modality(name: str, space: str | None = None) -> Modality:

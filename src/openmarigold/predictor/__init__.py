@@ -356,6 +356,7 @@ class Predictor:
             latent=np.stack(latents),
             settings={**self._settings(photo, config, num_members=len(members)), **facts},
             modality=modality.name,
+            space=modality.space,
         )
 
     def _settings(self, photo: PreparedPhoto, config: CallConfig, *, num_members: int) -> dict[str, Any]:

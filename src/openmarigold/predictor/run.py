@@ -52,8 +52,9 @@ _WITHOUT_EFFECT = frozenset(
         "tiny_vae",
         "tiny_vae_for",
         "modality",
-        "ensemble_reduction",  # this and the next one stand in the facts of a call, where they matter
+        "ensemble_reduction",  # this and the next ones stand in the facts of a call, where they matter
         "fov",
+        "recompose",
     }
 )
 MAX_PIXELS_ASIDE = 2**25  # of photos that are held while the next one is read
@@ -400,6 +401,7 @@ class _Run:
             uncertainty=self.config.ensemble_size > 1,
             output=self.output,
             modality=self.checkpoint.predicts,
+            settings=self.request,
         )
 
 

@@ -148,4 +148,4 @@ def resolve_settings(config: _Config, defaults: Checkpoint) -> _Config:
 
 @cache  # once, however often settings are resolved
 def _warn_of_no_photo(title: str) -> None:
-    _log.warning("recompose has no effect on %s, which a photo is not made of", title)
+    _log.warning("recompose has no effect on %s: a photo is not made of these alone", title)

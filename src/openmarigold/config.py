@@ -98,7 +98,7 @@ class ModelConfig:
     compile: CompileMode = "off"
     """Engine torch, for many photos of one size: full compiles the networks (a minute or two for each new size)."""
     modality: tuple[str, ...] = ()
-    """What to predict: depth, normals, appearance or lighting; several at once share the photo. Nothing: what the
+    """What to predict: depth, normals, appearance, lighting; several at once share the photo. Nothing: what the
     checkpoint predicts. Normals are computed from depth where the checkpoint predicts that."""
 
     def __post_init__(self) -> None:

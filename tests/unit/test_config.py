@@ -77,7 +77,8 @@ CALLS: dict[str, dict[str, Any]] = {
 SHOWN_BY = {"fov": ("normals", "normals"), "recompose": ("lighting", "shading")}
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(CallConfig)])
+# `recompose` needs a model of intrinsic images: tests/unit/test_recomposition.py.
+@pytest.mark.parametrize("name", [field.name for field in fields(CallConfig) if field.name != "recompose"])
 def test_every_setting_of_a_call_has_its_effect(
     name: str, onnx_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,6 @@ from openmarigold.modalities import only_modality
 from openmarigold.printing import quoted_logger
 
 _log = quoted_logger(__name__)
-
 _Config = TypeVar("_Config", bound=CallConfig)
 
 
@@ -147,6 +146,6 @@ def resolve_settings(config: _Config, defaults: Checkpoint) -> _Config:
     )
 
 
-@cache  # once, however many photos there are
+@cache  # once, however often settings are resolved
 def _warn_of_no_photo(title: str) -> None:
     _log.warning("recompose has no effect on %s: a photo is not made of these alone", title)

@@ -21,9 +21,10 @@ from typing import Any
 
 from openmarigold.errors import DataError, InvalidValueError, OpenMarigoldError, OutputError
 from openmarigold.evaluation.benchmark import Benchmark, hash_of_files
-from openmarigold.evaluation.benchmark_readers import Entry, parse_manifest
+from openmarigold.evaluation.benchmark_readers import Entry
 from openmarigold.evaluation.benchmarks import open_folder_benchmark
 from openmarigold.evaluation.estimators import MapEstimator, SavedPredictions, predictor_estimator
+from openmarigold.evaluation.folder_readers import parse_manifest
 from openmarigold.evaluation.machine import describe_machine, version_of
 from openmarigold.evaluation.page import write_page
 from openmarigold.evaluation.report import ImageScore, Report, checked_tally, is_score, write_report

@@ -42,6 +42,7 @@ _VALID_LENGTH = 0.5  # of a stored vector, that of unknown ones being 0
 _TOWARDS_VIEWER = np.array([0.0, 0.0, 1.0], dtype=np.float32)
 _SMALLEST_DEPTH = 1e-6
 _HALF_RANGE = ", z in [0, 1]"
+_SENSOR_SUPPORT = 15  # side of the windows [px]
 _FULL_ERROR = 60.0  # degrees: what a page shows white
 
 
@@ -112,6 +113,27 @@ def to_uint16(normals: Float[np.ndarray, "h w 3"], *, green: str = "gl") -> UInt
     for top in range(0, len(levels), _STRIP_ROWS):
         levels[top : top + _STRIP_ROWS] = _levels(normals[top : top + _STRIP_ROWS], 65535, green)
     return levels
+
+
+def _imported(maps: Maps, facts: Mapping[str, Any]) -> Maps:
+    frame = facts.get("normal_frame", "rub")
+    if frame not in get_args(NormalFrame):
+        raise DataError(f"has normal_frame {frame!r:.80}; accepted are {', '.join(get_args(NormalFrame))}")
+    return {"normals": convert_frame(maps["normals"], frame, "rub", axis=-1)}
+
+
+def _measured_from_depth(maps: Maps, facts: Mapping[str, Any]) -> Maps:
+    """Normals of measured depth where it is smooth, by planes fitted to windows: sensors have noise and steps."""
+    try:
+        fx, fy, x, y = (float(value) for value in facts["intrinsics_px"])
+        if not (0 < fx < np.inf and 0 < fy < np.inf and np.isfinite([x, y]).all()):
+            raise ValueError
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError("has no intrinsics_px [fx, fy, cx, cy], without which depth gives no normals") from error
+    depth = maps["depth"]
+    support = min(_SENSOR_SUPPORT, (min(depth.shape) - 1) // 2 * 2 + 1)
+    normals, smooth = normals_from_depth(depth, focal=(fx, fy), center=(x, y), support=support)
+    return {"normals": np.where(smooth[..., None], normals, 0.0)}
 
 
 def panels(sample: BenchmarkSample, maps: Maps, step: int) -> dict[str, UInt8[np.ndarray, "_ _ 3"]]:
@@ -234,6 +256,8 @@ _RUB = Modality(
     picture_spaces=frozenset(normals_scores.SPACES),
     baselines=normals_scores.BASELINES,
     panels=panels,
+    imported=_imported,
+    measured_from=MappingProxyType({"depth": _measured_from_depth}),
     space="rub",
     space_of=_space_of,
     exported=_exported,

@@ -98,16 +98,14 @@ class ModelConfig:
     compile: CompileMode = "off"
     """Engine torch, for many photos of one size: full compiles the networks (a minute or two for each new size)."""
     modality: tuple[str, ...] = ()
-    """What to predict: depth, normals, appearance or lighting; `predict` takes several. Nothing: what the checkpoint
-    predicts. Normals are computed from depth where the checkpoint predicts that."""
+    """What to predict: depth, normals, appearance, lighting; several at once share the photo. Nothing: what the
+    checkpoint predicts. Normals are computed from depth where the checkpoint predicts that."""
 
     def __post_init__(self) -> None:
         if self.checkpoint is not None:
             object.__setattr__(self, "checkpoint", as_path(self.checkpoint, "checkpoint"))
         if isinstance(self.tiny_vae, Path):
             object.__setattr__(self, "tiny_vae", str(self.tiny_vae))
-        if isinstance(self.modality, str):
-            object.__setattr__(self, "modality", (self.modality,))
         _make_plain(self)
         if not isinstance(self.device, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise InvalidValueError(f"device={self.device!r} is not known; use auto, cpu, cuda, cuda:1 or mps")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from openmarigold.checkpoints import configured
 from openmarigold.checkpoints.checkpoint import read_checkpoint
 from openmarigold.checkpoints.known import KNOWN, check_known
 from openmarigold.cli import run
@@ -295,10 +296,11 @@ def test_recomposing_a_prediction_makes_the_photo(checkpoints: dict[str, Path], 
 def test_recomposing_something_else_is_warned_about(
     checkpoints: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
+    configured._warn_of_no_photo.cache_clear()
     predictor = Predictor.load(checkpoints["appearance"], device="cpu")
     plain = predictor(make_photo(*SIZE), num_inference_steps=1)
     found = predictor(make_photo(*SIZE), num_inference_steps=1, recompose=True)
     np.testing.assert_array_equal(found.albedo, plain.albedo)
     assert "recompose" not in found.settings
-    assert "recompose has no effect on albedo, roughness and metallicity" in caplog.text
+    assert "recompose has no effect on albedo, roughness and metallicity: a photo" in caplog.text
     assert found.picture().size == (SIZE[1], SIZE[0])

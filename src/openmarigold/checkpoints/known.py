@@ -78,6 +78,9 @@ _MARIGOLD = "github.com/prs-eth/Marigold"
 _E2E = "github.com/VisualComputingInstitute/diffusion-e2e-ft (Marigold/infer.py): one step, trailing, from zeros"
 _END_TO_END = Known(kind=DEPTH, source=_E2E, start_noise="zeros", num_inference_steps=1, timestep_spacing="trailing")
 _END_TO_END_NORMALS = replace(_END_TO_END, kind="normals", index={"normal_frame": "lub"})
+_END_TO_END_BY_MODALITY: Mapping[str | None, Known] = {
+    known.kind: known for known in (_END_TO_END, _END_TO_END_NORMALS)
+}
 _LOTUS = Known(kind="lotus", source="github.com/EnVision-Research/Lotus")
 _NORMALS = Known(kind="normals", source=_MARIGOLD, start_noise="gaussian", index={"normal_frame": "rub"})
 _APPEARANCE = Known(
@@ -137,12 +140,13 @@ def check_kind(
     name: str,
     scheduler: Mapping[str, Any] | None = None,
     unet: Mapping[str, Any] | None = None,
+    wanted: str | None = None,
 ) -> Known | None:
     """The facts about the checkpoint of the model_index.json in `path`; None where its files state all.
 
     The script of Garcia et al. (E2E-FT) saves its models as a StableDiffusionPipeline with a DDPMScheduler. Their U-Net
     takes the photo's latent too, which tells them from image generators. No file says whether they predict depth or
-    normals: `KNOWN` does, and others are taken for depth, with a warning.
+    normals: `KNOWN` does, and others are taken for what is wanted, or with a warning for depth.
 
     Args:
         index: content of model_index.json.
@@ -150,9 +154,10 @@ def check_kind(
         name: hub id, or name of the folder.
         scheduler: content of scheduler_config.json, where there is one.
         unet: content of the U-Net's config.json, where there is one.
+        wanted: name of the modality that it is to predict.
 
     Raises:
-        CheckpointError: it predicts something other than depth.
+        CheckpointError: it predicts what no modality describes.
     """
     known = check_known(name)
     pipeline = index.get("_class_name", PIPELINE_CLASSES[0])
@@ -162,19 +167,17 @@ def check_kind(
         for other in MODALITIES.values():
             if pipeline in other.pipeline_classes:
                 raise CheckpointError(f"{path}: {other.unclaimed(index)}")
-        raise CheckpointError(
-            f"{path}: _class_name is {pipeline!r}; accepted is {PIPELINE_CLASSES[0]}, a depth checkpoint"
-        )
+        raise CheckpointError(f"{path}: _class_name is {pipeline!r}; accepted are {_accepted_classes()}")
     if kind == "generator" and unet is not None and _takes_a_photo(unet):
         if known is not None:
             return known
         if (scheduler or {}).get("_class_name") == "DDPMScheduler":
-            _warn_of_unknown_kind(name)
-            return _END_TO_END
+            if wanted not in _END_TO_END_BY_MODALITY:
+                _warn_of_unknown_kind(name)
+            return _END_TO_END_BY_MODALITY.get(wanted, _END_TO_END)
     if claimed is None:
         raise CheckpointError(
-            f"{path}: _class_name is {pipeline!r}; accepted is {PIPELINE_CLASSES[0]}, a depth checkpoint: "
-            f"{_refusal(name, kind)}"
+            f"{path}: _class_name is {pipeline!r}; accepted are {_accepted_classes()}: {_refusal(name, kind)}"
         )
     if (index.get("prediction_type") or claimed.prediction_type) != claimed.prediction_type:
         raise CheckpointError(
@@ -208,9 +211,13 @@ def modality_of(index: Mapping[str, Any], path: Path, known: Known | None) -> Mo
 def _warn_of_unknown_kind(name: str) -> None:
     _log.warning(
         "%s is saved as E2E-FT's training script does, and its files do not say whether it predicts depth or normals: "
-        "it is taken for depth",
+        "it is taken for depth (modality normals takes it for normals)",
         name,
     )
+
+
+def _accepted_classes() -> str:
+    return ", ".join(dict.fromkeys(modality.pipeline_classes[0] for modality in MODALITIES.values()))
 
 
 def _refusal(name: str, kind: str) -> str:

@@ -218,7 +218,8 @@ def _print_where(command: Where) -> None:
         raise DataError(f"unknown data set {command.name!r}; use one of {', '.join([*BENCHMARKS, *raw])}")
     row = BENCHMARKS[command.name]
     say(f"{row.name}: {row.title}" + (f", {row.expected_count} images" if row.expected_count else ""))
-    print(f"depth: {row.unit}; range {row.min_value:g} to {row.max_value:g} m\n")
+    span = _span(row.min_value, row.max_value)
+    print(f"{row.modality.title}: {row.unit}" + (f"; range {span} m\n" if span else "\n"))
     print(row.files.replace("{root}", printable(command.data)))
     if row.expected_count:
         print()
@@ -233,11 +234,12 @@ def _print_list() -> None:
     from openmarigold.evaluation.benchmarks import BENCHMARKS
 
     table = Table(title="benchmarks: evaluate, reproduce", title_justify="left")
-    for heading in ("name", "what", "images", "depth files", "range m"):
+    for heading in ("name", "what", "images", "files", "range m"):
         table.add_column(heading, justify="right" if heading == "images" else "left")
     for row in BENCHMARKS.values():
         count = "" if row.expected_count is None else str(row.expected_count)
-        table.add_row(row.name, row.title, count, escape(row.unit), f"{row.min_value:g}–{row.max_value:g}")
+        span = _span(row.min_value, row.max_value, "–")
+        table.add_row(row.name, row.title, count, escape(f"{row.modality.title}: {row.unit}"), span)
     training = Table(title="training sets: data prepare", title_justify="left")
     for heading in ("name", "what", "images", "license", "size"):
         training.add_column(heading)
@@ -246,6 +248,11 @@ def _print_list() -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
     console.print(training)
+
+
+def _span(low: float, high: float, between: str = " to ") -> str:
+    """A range of values; nothing where there is no limit."""
+    return "" if low == float("-inf") else f"{low:g}{between}{high:g}"
 
 
 def _raw_data_sets() -> dict[str, Any]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openmarigold.checkpoints.checkpoint import loaded_variant, read_configured, read_tiny_vae, resolve_settings
+from openmarigold.checkpoints.checkpoint import loaded_variant
+from openmarigold.checkpoints.configured import read_configured, read_tiny_vae, resolve_settings
 from openmarigold.checkpoints.hashes import checkpoint_sha256, tiny_vae_sha256
 from openmarigold.config import PredictConfig
 from openmarigold.engines import choose_engine

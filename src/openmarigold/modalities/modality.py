@@ -153,6 +153,11 @@ class Modality:
     """What is wrong, in words, with a model_index.json of one of its classes that no modality claims."""
     exported: Callable[[Maps, OutputConfig], Maps] = lambda maps, output: maps
     """The maps as files of numbers hold them."""
+    imported: Callable[[Maps, Mapping[str, Any]], Maps] = lambda maps, facts: maps
+    """Measured maps of a folder in this package's form, given what the image's meta.json states. Raises DataError for a
+    fact that is missing or not accepted; its text continues the file's path ("has no ...")."""
+    measured_from: Mapping[str, Callable[[Maps, Mapping[str, Any]], Maps]] = field(default_factory=dict)
+    """By name of another modality: measured maps from those of that one and the image's facts. Raises as `imported`."""
     output_facts: Callable[[OutputConfig], Mapping[str, Any]] = lambda output: {}
     """What files state about settings of `exported` and `pictures`; other facts make other results."""
     complete: Callable[[Maps, UInt8[np.ndarray, "h w 3"], CallConfig], tuple[Maps, Mapping[str, Any]]] | None = None

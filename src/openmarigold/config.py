@@ -63,6 +63,7 @@ class CallOptions(TypedDict, total=False):
     ensemble_reduction: str | None
     fov: float | None
     recompose: bool
+    ensemble_mirror: bool | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +162,9 @@ class CallConfig:
     fov: float | None = None
     """Field of view of the camera along the photo's longer side [deg], for normals that are computed from depth. None:
     55, stated as assumed."""
+    ensemble_mirror: bool | None = None
+    """Show every second member of an ensemble the photo mirrored, and mirror what it gives. None: the checkpoint's own
+    (published ones: no)."""
     recompose: bool = False
     """Make albedo * shading + residual equal the photo, in linear light: the albedo stays, the shading becomes a
     quotient, and what is left becomes the residual, which may be negative."""

@@ -69,6 +69,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "final_step": {"final_step": "clean"},
     "timestep_spacing": {"timestep_spacing": "leading"},
     "start_noise": {"start_noise": "zeros"},
+    "ensemble_mirror": {"ensemble_size": 2, "ensemble_mirror": True},
     "ensemble_reduction": {"ensemble_size": 3, "ensemble_reduction": "mean"},
     "fov": {"fov": 90.0},
     "recompose": {"recompose": True},

@@ -83,6 +83,10 @@ class Checkpoint:
     default_start_noise: StartNoise
     default_ensemble_start_noise: StartNoise
     """Where the members of an ensemble start."""
+    default_ensemble_mirror: bool
+    """Whether every second member of an ensemble sees the photo mirrored."""
+    ensemble_noise_scale: float
+    """Standard deviation of the noise that the members of an ensemble start from."""
     processing_side: Literal["longer", "shorter"]
     """The side of the photo that a processing resolution gives: the longer one in published checkpoints."""
     index: Mapping[str, Any] = field(repr=False)
@@ -105,11 +109,22 @@ class Checkpoint:
             return self.modality
         return self.derived.derivations[self.modality.name](self.modality, self.invariance, config)
 
+    def mirrors(self, config: CallConfig) -> bool:
+        """Whether every second member sees the photo mirrored."""
+        asked = config.ensemble_mirror
+        return config.ensemble_size > 1 and (self.default_ensemble_mirror if asked is None else asked)
+
+    def noise_scale(self, config: CallConfig) -> float:
+        """Standard deviation of the noise that members start from."""
+        return self.ensemble_noise_scale if config.ensemble_size > 1 else 1.0
+
     def facts_of_call(self, config: CallConfig) -> dict[str, Any]:
         """What results state about how maps are merged, derived and completed; nothing where all are as usual."""
         reduction = config.ensemble_reduction
         usual = reduction in (None, self.predicts.reductions[0])
         merged = {} if usual else {"ensemble_reduction": reduction}
+        merged |= {"ensemble_mirror": True} if self.mirrors(config) else {}
+        merged |= {"ensemble_noise_scale": self.noise_scale(config)} if self.noise_scale(config) < 1 else {}
         merged |= {"recompose": True} if config.recompose and self.predicts.complete else {}
         return merged if self.derived is None else {**merged, "derived_from": self.modality.name, "fov": config.fov}
 

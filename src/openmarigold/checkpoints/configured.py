@@ -121,10 +121,12 @@ def resolve_settings(config: _Config, defaults: Checkpoint) -> _Config:
             )
     of_checkpoint = defaults.default_ensemble_start_noise if config.ensemble_size > 1 else defaults.default_start_noise
     start_noise = config.start_noise or of_checkpoint
-    if start_noise == "zeros" and config.ensemble_size > 1:
+    mirror = defaults.mirrors(config)
+    if start_noise == "zeros" and config.ensemble_size > 1 + mirror:
         raise InvalidValueError(
             f"ensemble_size={config.ensemble_size} gains nothing with {defaults.name}: it starts from zeros, so that "
-            "all members are equal; use 1 (or start_noise gaussian)"
+            f"{'all members that see the same photo' if mirror else 'all members'} are equal; use {1 + mirror} (or "
+            "start_noise gaussian)"
         )
     if config.ensemble_reduction not in (None, *defaults.predicts.reductions):
         raise InvalidValueError(
@@ -143,6 +145,7 @@ def resolve_settings(config: _Config, defaults: Checkpoint) -> _Config:
         final_step="clean" if lcm else config.final_step or defaults.default_final_step,
         timestep_spacing=cast(TimestepSpacing, defaults.schedule.timestep_spacing) if not (spacing or lcm) else spacing,
         start_noise=start_noise,
+        ensemble_mirror=mirror,
     )
 
 

@@ -50,6 +50,8 @@ def recommended(index: Mapping[str, Any], path: Path, schedule: NoiseSchedule, k
     final_step = index.get("default_final_step") or "reference"
     start_noise = index.get("start_noise") or _start_noise(known, index, schedule, steps)
     ensemble_start_noise = index.get("ensemble_start_noise") or start_noise
+    ensemble_mirror, noise_scale = index.get("ensemble_mirror"), index.get("ensemble_noise_scale")
+    noise_scale = 1.0 if noise_scale is None else noise_scale
     processing_side = index.get("processing_side") or "longer"
     try:
         try:
@@ -61,6 +63,10 @@ def recommended(index: Mapping[str, Any], path: Path, schedule: NoiseSchedule, k
         check_choice("start_noise", start_noise, get_args(StartNoise))
         check_choice("ensemble_start_noise", ensemble_start_noise, get_args(StartNoise))
         check_choice("processing_side", processing_side, ("longer", "shorter"))
+        if not isinstance(ensemble_mirror, (bool, type(None))):
+            raise InvalidValueError(f"ensemble_mirror is {ensemble_mirror!r:.60}; true or false is needed")
+        if isinstance(noise_scale, bool) or not isinstance(noise_scale, (int, float)) or not 0 < noise_scale <= 1:
+            raise InvalidValueError(f"ensemble_noise_scale is {noise_scale!r:.60}; a number above 0, to 1, is needed")
     except InvalidValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return {
@@ -69,6 +75,8 @@ def recommended(index: Mapping[str, Any], path: Path, schedule: NoiseSchedule, k
         "default_final_step": final_step,
         "default_start_noise": start_noise,
         "default_ensemble_start_noise": ensemble_start_noise,
+        "default_ensemble_mirror": bool(ensemble_mirror),
+        "ensemble_noise_scale": float(noise_scale),
         "processing_side": processing_side,
     }
 

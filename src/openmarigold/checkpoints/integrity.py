@@ -95,10 +95,14 @@ def _described_settings(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _ensemble_start(checkpoint: Checkpoint) -> dict[str, str]:
-    """Where members of an ensemble start, if a single prediction starts elsewhere."""
-    start = checkpoint.default_ensemble_start_noise
-    return {} if start == checkpoint.default_start_noise else {"ensemble_start_noise": start}
+def _ensemble_start(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Where members of an ensemble start, if a single prediction starts elsewhere, and what they see."""
+    start, scale = checkpoint.default_ensemble_start_noise, checkpoint.ensemble_noise_scale
+    return {
+        **({} if start == checkpoint.default_start_noise else {"ensemble_start_noise": start}),
+        **({} if scale == 1 else {"ensemble_noise_scale": scale}),
+        **({"ensemble_mirror": True} if checkpoint.default_ensemble_mirror else {}),
+    }
 
 
 def checkpoint_files(checkpoint: Checkpoint) -> list[Path]:

@@ -54,7 +54,14 @@ def predictor_spec(config: PredictConfig) -> EstimatorSpec:
     checkpoint = read_configured(config)
     resolved = resolve_settings(config, checkpoint).call_options
     # Photos of benchmarks have no transparent pixels, and the size of batches changes nothing on a CPU.
-    left_out = ("batch_size", "background", "ensemble_reduction", "fov", "recompose")  # facts state the last three
+    left_out = (
+        "batch_size",
+        "background",
+        "ensemble_mirror",
+        "ensemble_reduction",
+        "fov",
+        "recompose",
+    )  # facts state the last three
     settings = {name: value for name, value in resolved.items() if name not in left_out}
     tiny_vae = read_tiny_vae(config, checkpoint)
     if tiny_vae is not None:

@@ -183,6 +183,10 @@ class Modality:
         parts = [maps[kind.name] for kind in self.maps]
         return np.concatenate([part[None] if part.ndim == 2 else np.moveaxis(part, -1, 0) for part in parts])
 
+    def mirrored(self, stack: Float[np.ndarray, "c h w"]) -> Float[np.ndarray, "c h w"]:
+        """The stack of the photo that is mirrored left to right."""
+        return self.stack(self.mirror(self.split(stack)))
+
     def __reduce__(self) -> tuple[Any, ...]:  # its functions cannot be pickled, its name can
         from openmarigold.modalities import find_modality
 

@@ -229,14 +229,23 @@ class Predictor:
         height, width = rgb.shape[:2]
         side = self.checkpoint.processing_side
         size = processing_size(height, width, processing_resolution=resolution, side=side)
-        image = pad_to_multiple(rgb_to_planes(rgb, size), multiple=LATENT_FACTOR)[None]
+        planes = rgb_to_planes(rgb, size)
+        seen = [planes, planes[..., ::-1]] if config.ensemble_mirror else [planes]
+        image = np.stack([pad_to_multiple(one, multiple=LATENT_FACTOR) for one in seen])
 
         # 2. Where the random numbers come from: seed, photo, member and step, or the given latents.
         channels = self.engine.latent_channels * self.checkpoint.modality.num_targets
         shape = (channels, image.shape[2] // LATENT_FACTOR, image.shape[3] // LATENT_FACTOR)
         if latents is not None:
             latents = checked_latents(latents, shape, config)
-        noise = MemberNoise(shape, rgb=rgb, seed=config.seed, zeros=config.start_noise == "zeros", latents=latents)
+        noise = MemberNoise(
+            shape,
+            rgb=rgb,
+            seed=config.seed,
+            zeros=config.start_noise == "zeros",
+            scale=self.checkpoint.noise_scale(config),
+            latents=latents,
+        )
         kept = rgb if self.modality.complete else None
         return PreparedPhoto(size=(height, width), processing_size=size, image=image, noise=noise, rgb=kept)
 
@@ -246,41 +255,51 @@ class Predictor:
         """The predictions for photos whose images have the same shape."""
         # 3. Their latents, computed once for all members and steps.
         checks = FiniteChecks(checkpoint=self.checkpoint.name, dtype=self.engine.dtype)
-        images = [photo.image for photo in photos]
-        rgb_latents = self.engine.encode(images[0] if len(images) == 1 else np.concatenate(images))
-        checks.add(
-            self.engine.is_finite(rgb_latents), "image encoder" if self.checkpoint.image_encoder else "VAE encoder"
-        )
+        seen: list[Latent] = []
+        for number in range(len(photos[0].image)):  # the photos, then their mirror images
+            images = np.stack([photo.image[number] for photo in photos])
+            seen.append(self.engine.encode(images))
+            checks.add(
+                self.engine.is_finite(seen[-1]), "image encoder" if self.checkpoint.image_encoder else "VAE encoder"
+            )
 
         # 4. Their members, photo after photo, in batches that neighbors fill.
-        members = self._members(rgb_latents, photos, config, checks, guide)
+        members = self._members(seen, photos, config, checks, guide)
 
         # 5. and 6. One consensus of the members of each, at the photo's size. Paper: §3.4.
         return [self._merge(photo, islice(members, config.ensemble_size), config) for photo in photos]
 
     def _members(
         self,
-        rgb_latents: Latent,
+        seen: Sequence[Latent],
         photos: Sequence[PreparedPhoto],
         config: CallConfig,
         checks: FiniteChecks,
         guide: Guide | None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields each member's maps `[c h w]` at the processing size, and its latents."""
+        """Yields each member's maps `[c h w]` at the processing size, and its latents; all see `seen[member % n]`."""
         modality = self.checkpoint.modality_of_call(config)
         pairs = [(row, member) for row in range(len(photos)) for member in range(config.ensemble_size)]
         while pairs:
             # Computed again each time: an engine learns from the first batch how much memory an image takes.
             limit = self._batch_limit(photos[0].image.shape, config)
             batch, pairs = pairs[:limit], pairs[limit:]
-            latent = self._denoise(rgb_latents, photos, batch, config, guide)
-            # A value that is not finite stays so in later steps: one check at the end is enough.
-            checks.add(self.engine.is_finite(latent), "U-Net")
-            decoded = self.engine.decode(latent)
-            checks.add(bool(np.isfinite(decoded).all()), "VAE decoder")  # has waited for a GPU, if any
-            latents = self.engine.from_engine(latent)
-            for (row, _), member, its_latent in zip(batch, decoded, latents, strict=True):
-                yield modality.from_decoded(unpad(member, photos[row].processing_size)), its_latent
+            found: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+            for number, rgb_latents in enumerate(seen):
+                part = [pair for pair in batch if pair[1] % len(seen) == number]
+                if not part:
+                    continue
+                latent = self._denoise(rgb_latents, photos, part, config, guide)
+                # A value that is not finite stays so in later steps: one check at the end is enough.
+                checks.add(self.engine.is_finite(latent), "U-Net")
+                decoded = self.engine.decode(latent)
+                checks.add(bool(np.isfinite(decoded).all()), "VAE decoder")  # has waited for a GPU, if any
+                latents = self.engine.from_engine(latent)
+                for pair, member, its_latent in zip(part, decoded, latents, strict=True):
+                    stack = modality.from_decoded(unpad(member, photos[pair[0]].processing_size))
+                    found[pair] = (modality.mirrored(stack) if number else stack), its_latent
+            for pair in batch:
+                yield found.pop(pair)
 
     def _batch_limit(self, shape: Sequence[int], config: CallConfig) -> int:
         """The number of images `[.. H W]` in a batch: as requested or as fits, if batching changes no result."""

@@ -40,6 +40,7 @@ _WITHOUT_EFFECT = frozenset(
         "ensemble_reduction",  # this and the next ones stand in the facts of a call, where they matter
         "fov",
         "recompose",
+        "ensemble_mirror",
     }
 )
 

@@ -70,12 +70,13 @@ class MemberNoise:
         rgb: UInt8[np.ndarray, "H W 3"],
         seed: int,
         zeros: bool,
+        scale: float = 1.0,
         latents: Float[np.ndarray, "n C h w"] | None,
     ) -> None:
         digest = hashlib.sha256(repr(rgb.shape).encode())
         digest.update(np.ascontiguousarray(rgb).data)
         self._keys = {"seed": seed, "image_key": int.from_bytes(digest.digest()[:8], "little")}
-        self._shape, self._zeros, self._latents = shape, zeros, latents
+        self._shape, self._zeros, self._scale, self._latents = shape, zeros, scale, latents
 
     @property
     def is_given(self) -> bool:
@@ -87,7 +88,8 @@ class MemberNoise:
             return self._latents[member]
         if step == 0 and self._zeros:
             return np.zeros(self._shape, dtype=np.float32)
-        return member_noise(self._shape, **self._keys, member=member, step=step)
+        noise = member_noise(self._shape, **self._keys, member=member, step=step)
+        return noise * np.float32(self._scale) if step == 0 and self._scale != 1 else noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,8 @@ class PreparedPhoto:
     size: tuple[int, int]
     processing_size: tuple[int, int]
     """Without the padding of `image`."""
-    image: Float32[np.ndarray, "1 3 H W"]
+    image: Float32[np.ndarray, "n 3 H W"]
+    """The photo, and its mirror image where members see that too."""
     noise: MemberNoise
     rgb: UInt8[np.ndarray, "h w 3"] | None = None
     """The photo itself, where the modality completes maps by it."""

@@ -193,6 +193,8 @@ class LiteTask:
                 "processing_side": "shorter",
                 "start_noise": "zeros",
                 "ensemble_start_noise": "gaussian",
+                "ensemble_noise_scale": 0.3,
+                "ensemble_mirror": True,
             },
             dtype=torch.float16 if defaults.half_precision else torch.float32,
         )

@@ -21,11 +21,11 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from openmarigold.checkpoints.weight_files import IMAGE_ENCODER, part_folder
 from openmarigold.diffusion import NoiseSchedule, to_clean_and_noise
 from openmarigold.errors import RecipeError, needs_extra
 from openmarigold.modalities import find_modality
 from openmarigold.networks.backbone import (
-    IMAGE_ENCODER,
     hash_of_weights,
     latent_channels,
     load_image_encoder,
@@ -222,7 +222,10 @@ def _start_networks(recipe: LiteRecipe, *, channels: int) -> tuple[EfficientNetL
     if not recipe.start:
         condition = sum(recipe.encoder.condition_channels)
         return start_encoder(recipe.encoder), make_unet(recipe.unet, channels=channels, condition_channels=condition)
-    encoder, unet = load_image_encoder(Path(recipe.start) / IMAGE_ENCODER), load_unet(Path(recipe.start) / "unet")
+    encoder, unet = (
+        load_image_encoder(part_folder(Path(recipe.start), IMAGE_ENCODER)),
+        load_unet(Path(recipe.start) / "unet"),
+    )
     seen = sum(encoder.config["condition_channels"]) + channels
     if unet.config["in_channels"] != seen:
         raise RecipeError(

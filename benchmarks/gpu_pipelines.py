@@ -17,7 +17,8 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-from openmarigold.checkpoints.checkpoint import read_checkpoint, read_tiny_vae
+from openmarigold.checkpoints.checkpoint import read_checkpoint
+from openmarigold.checkpoints.configured import read_tiny_vae
 from openmarigold.config import ModelConfig
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.engines.torch import TorchEngine

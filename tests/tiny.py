@@ -17,6 +17,7 @@ from PIL import Image
 
 from openmarigold.checkpoints.checkpoint import read_checkpoint
 from openmarigold.diffusion import NoiseSchedule
+from openmarigold.modalities import DEPTH, Modality
 from openmarigold.networks.backbone import save_checkpoint
 from openmarigold.networks.conversion import export_checkpoint
 from openmarigold.networks.tensors import save_tensors
@@ -52,12 +53,14 @@ def make_vae(kind: str) -> AutoencoderKL | AutoencoderTiny:
     )
 
 
-def make_unet(latent_channels: int, *, in_channels: int | None = None) -> UNet2DConditionModel:
+def make_unet(
+    latent_channels: int, *, in_channels: int | None = None, out_channels: int | None = None
+) -> UNet2DConditionModel:
     """Two down-samplings: latents that are not divisible by 4 take the less traveled path."""
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=in_channels or 2 * latent_channels,
-        out_channels=latent_channels,
+        out_channels=out_channels or latent_channels,
         block_out_channels=(8, 16, 16),
         down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
@@ -68,12 +71,16 @@ def make_unet(latent_channels: int, *, in_channels: int | None = None) -> UNet2D
     )
 
 
-def make_checkpoint(directory: Path, kind: str) -> Path:
-    """Writes a checkpoint whose weights are exact in half precision, as ONNX files store them."""
+def make_checkpoint(directory: Path, kind: str, *, modality: Modality = DEPTH, **index: Any) -> Path:
+    """Writes a checkpoint whose weights are exact in half precision, as ONNX files store them.
+
+    `index` goes into model_index.json.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(11)
         vae = make_vae(kind)
-        unet = make_unet(int(vae.config["latent_channels"]))
+        channels, targets = int(vae.config["latent_channels"]), modality.num_targets
+        unet = make_unet(channels, in_channels=(1 + targets) * channels, out_channels=targets * channels)
         embedding = torch.randn(1, 2, 16)
         with torch.no_grad():
             # Fresh decoders give nearly constant maps, which would prove little.
@@ -85,7 +92,13 @@ def make_checkpoint(directory: Path, kind: str) -> Path:
         unet=unet,
         empty_prompt_embedding=embedding.half().float(),
         schedule=NoiseSchedule(),
-        index=INDEX,
+        index={
+            **INDEX,
+            "_class_name": modality.pipeline_classes[0],
+            "prediction_type": modality.prediction_type,
+            **modality.index_facts,
+            **index,
+        },
         dtype=torch.float16,
     )
     return directory

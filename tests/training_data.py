@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from openmarigold.data.encodings import MapEncoding
+from openmarigold.data.shard_writer import NewSample, ShardWriter
+
 AUTOENCODER = """
 kind = "autoencoder"
 data = { sources = { photos = 0.5, synthetic = 0.5 }, size = [32, 32], min_scale = 0.5, appearance = 1.0 }
@@ -95,6 +98,49 @@ def write_training_data(folder: Path, *, num_photos: int = 6, num_pairs: int = 6
             Image.fromarray(code).save(buffer, "PNG")
             _add(archive, f"{kind}-{number}.rgb.jpg", _jpeg(_picture(rng)))
             _add(archive, f"{kind}-{number}.depth.png", buffer.getvalue())
+    return folder
+
+
+def maps_of(modality: str, rgb: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Made-up maps of a picture for a modality other than depth; a corner is unknown."""
+    height, width, _ = rgb.shape
+    colors = rgb.astype(np.float32) / 255 * 0.8 + 0.1
+    row, column = (place.astype(np.float32) for place in np.mgrid[0:height, 0:width])
+    slope = rng.uniform(-0.03, 0.03, 2)
+    if modality == "normals":
+        vectors = np.stack([slope[0] * row, slope[1] * column, np.ones_like(row)], axis=-1)
+        maps = {"normals": vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)}
+    elif modality == "appearance":
+        maps = {"albedo": colors, "roughness": row / height, "metallicity": column / width}
+    else:
+        shading = np.repeat(2.0 + slope[0] * row[..., None], 3, axis=-1)
+        maps = {"albedo": colors, "shading": shading, "residual": 0.3 * (colors > 0.8)}
+    unknown = (row < 8) & (column < 8)
+    return {
+        name: np.where(unknown if m.ndim == 2 else unknown[..., None], 0, m).astype(np.float32)
+        for name, m in maps.items()
+    }
+
+
+def write_prepared(folder: Path, modality: str, *, num_samples: int, seed: int = 5) -> Path:
+    """Writes a prepared data set with pictures and maps for a modality other than depth."""
+    rng = np.random.default_rng(seed)
+    pictures = [_picture(rng) for _ in range(num_samples)]
+    samples = [
+        NewSample(
+            key=f"s-{number}",
+            kind="rooms" if number % 2 else "street",
+            scene="s",
+            rgb=rgb,
+            maps=maps_of(modality, rgb, rng),
+        )
+        for number, rgb in enumerate(pictures)
+    ]
+    encodings = {name: MapEncoding(kind="float16") for name in samples[0].maps}
+    writer = ShardWriter(folder, name=folder.name, split="train", encodings=encodings, settings={})
+    writer.begin()
+    writer.write(0, samples)
+    writer.finish(1)
     return folder
 
 

@@ -62,6 +62,7 @@ class CallOptions(TypedDict, total=False):
     start_noise: StartNoise | None
     ensemble_reduction: str | None
     fov: float | None
+    recompose: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,16 +98,14 @@ class ModelConfig:
     compile: CompileMode = "off"
     """Engine torch, for many photos of one size: full compiles the networks (a minute or two for each new size)."""
     modality: tuple[str, ...] = ()
-    """What to predict: depth or normals; `predict` takes several. Nothing: what the checkpoint predicts. Normals are
-    computed from depth where the checkpoint predicts that."""
+    """What to predict: depth, normals, appearance, lighting; several at once share the photo. Nothing: what the
+    checkpoint predicts. Normals are computed from depth where the checkpoint predicts that."""
 
     def __post_init__(self) -> None:
         if self.checkpoint is not None:
             object.__setattr__(self, "checkpoint", as_path(self.checkpoint, "checkpoint"))
         if isinstance(self.tiny_vae, Path):
             object.__setattr__(self, "tiny_vae", str(self.tiny_vae))
-        if isinstance(self.modality, str):
-            object.__setattr__(self, "modality", (self.modality,))
         _make_plain(self)
         if not isinstance(self.device, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise InvalidValueError(f"device={self.device!r} is not known; use auto, cpu, cuda, cuda:1 or mps")
@@ -157,11 +156,14 @@ class CallConfig:
     """What denoising starts from: gaussian noise, or zeros (checkpoints fine-tuned end to end). None: the checkpoint's
     own."""
     ensemble_reduction: str | None = None
-    """How members are merged: median or mean for depth, closest (to the mean direction) or mean for normals. None: the
-    first of these."""
+    """How members are merged: closest (to the mean direction) or mean for normals, median or mean for all else. None:
+    the first of these."""
     fov: float | None = None
     """Field of view of the camera along the photo's longer side [deg], for normals that are computed from depth. None:
     55, stated as assumed."""
+    recompose: bool = False
+    """Make albedo * shading + residual equal the photo, in linear light: the albedo stays, the shading becomes a
+    quotient, and what is left becomes the residual, which may be negative."""
 
     def __post_init__(self) -> None:
         _make_plain(self)

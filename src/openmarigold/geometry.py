@@ -26,6 +26,10 @@ ASSUMED_FOV = 55.0
 
 _SIGNS: dict[str, tuple[float, float, float]] = {"rub": (1, 1, 1), "lub": (-1, 1, 1), "opencv": (1, -1, -1)}
 _OCCLUSION = 0.02  # second difference of disparity, relative to disparity, that no smooth surface shows
+_UNEVEN = 0.005  # deviation (root mean square) of a window's disparity from its plane, relative to disparity
+_STEP_NOISE = 4e-4  # the same, below which a window is as flat as its pixels tell
+_MAX_SUPPORT = 15
+_CLEARLY = 0.5  # of the square of a deviation, for another window to be chosen
 _SMOOTH = 1e-4  # the same, below which both neighbors count alike
 
 
@@ -89,6 +93,7 @@ def normals_from_depth(
     focal: float | tuple[float, float],
     center: tuple[float, float] | None = None,
     valid_mask: Bool[np.ndarray, "h w"] | None = None,
+    support: int = 0,
 ) -> tuple[Float32[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:
     """Normals (frame "rub") of the surface that a depth map shows, and where they can be trusted.
 
@@ -97,22 +102,31 @@ def normals_from_depth(
     foreground does not use the background. A scale of depth changes nothing; a shift or a wrong focal length tilts the
     normals.
 
+    Depth that is stored in whole steps (millimeters, 16-bit codes) is a staircase, whose differences are not its slope:
+    steps of 0.055 % are tilted by up to 12 degrees. `support` fits planes to windows instead, and gives each pixel the
+    plane of the window around it, or of one of the eight beside it that still hold the pixel, where that fits clearly
+    better: so edges and creases stay sharp.
+
     Args:
         depth: planar depth, positive where valid, up to scale.
         focal: focal length [px], or (fx, fy).
         center: principal point (x, y) [px], pixel centers at whole numbers; None is the picture's middle.
         valid_mask: True = use this pixel; None: all that are finite and above 0.
+        support: 0 for differences of neighbors, which suits exact and predicted depth; side of the windows [px], odd, 3
+            to 15, for depth in steps.
 
     Returns:
-        Unit normals, (0, 0, 0) where there is none, and a mask: False there and where no side of a pixel is smooth, as
-        at occluding contours of thin things.
+        Unit normals, (0, 0, 0) where there is none, and a mask: False there and where no side of a pixel is smooth, or
+        no window flat, as at occluding contours of thin things.
 
     Raises:
-        InvalidValueError: a map of fewer than 3x3 pixels, or a focal length that is not above 0.
+        InvalidValueError: a map of fewer than 3x3 pixels, a focal length that is not above 0, or another support.
     """
     height, width = depth.shape
     if height < 3 or width < 3:
         raise InvalidValueError(f"normals need a depth map of 3x3 pixels or more; this one has {height}x{width}")
+    if support and not (support % 2 and 3 <= support <= _MAX_SUPPORT):
+        raise InvalidValueError(f"support={support} is not accepted; give 0 or an odd number of 3 to {_MAX_SUPPORT}")
     fx, fy = (focal, focal) if isinstance(focal, (int, float)) else focal
     if not (fx > 0 and fy > 0):
         raise InvalidValueError(f"focal={focal!r} is not accepted; give pixels, above 0")
@@ -122,17 +136,23 @@ def normals_from_depth(
         known &= valid_mask
     with np.errstate(divide="ignore", invalid="ignore"):
         disparity = np.where(known, 1.0 / depth.astype(np.float64), np.nan)
-    along_x, rough_x = _slope(disparity)
-    along_y, rough_y = (part.T for part in _slope(disparity.T))
+    value = disparity
+    if support:
+        value, along_x, along_y, rough = _fitted_planes(disparity, support // 2)
+        largest = _UNEVEN
+    else:
+        along_x, rough_x = _slope(disparity)
+        along_y, rough_y = (part.T for part in _slope(disparity.T))
+        rough, largest = np.maximum(rough_x, rough_y), _OCCLUSION
     x = np.arange(width)[None] - x0
     y = np.arange(height)[:, None] - y0
-    towards = disparity - x * along_x - y * along_y
+    towards = value - x * along_x - y * along_y
     vectors = np.stack([-fx * along_x, fy * along_y, towards], axis=-1)
     usable = np.asarray(np.isfinite(vectors).all(axis=-1))
     normals = np.where(usable[..., None], vectors, 0.0)
     normals = unit_vectors(normals, axis=-1).astype(np.float32)
     with np.errstate(invalid="ignore"):
-        smooth = np.maximum(rough_x, rough_y) < _OCCLUSION * disparity
+        smooth = rough < largest * disparity
     return normals, usable & smooth
 
 
@@ -162,3 +182,60 @@ def _slope(values: Float[np.ndarray, "h w"]) -> tuple[Float[np.ndarray, "h w"], 
 def mirror_normals(normals: Shaped[np.ndarray, "h w 3"]) -> Shaped[np.ndarray, "h w 3"]:
     """Normals (frame "rub" or "lub") of a picture that is mirrored left to right: columns change places, x its sign."""
     return normals[:, ::-1] * np.array([-1, 1, 1], dtype=normals.dtype)
+
+
+def _fitted_planes(
+    disparity: Float[np.ndarray, "h w"], reach: int
+) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"], Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+    """Value, change along x, change along y of the plane that suits each pixel, and its deviation; NaN where unknown.
+
+    Each pixel chooses among nine windows that hold it.
+    """
+    height, width = disparity.shape
+    planes = np.full((4, height + 2 * reach, width + 2 * reach), np.nan)
+    planes[:, reach:-reach, reach:-reach] = _planes_around(disparity, reach)
+    best = np.full((4, height, width), np.nan)
+    lowest = np.full(disparity.shape, np.inf)
+    floor = (_STEP_NOISE * disparity) ** 2
+    shifts = sorted(
+        ((y, x) for y in (-reach, 0, reach) for x in (-reach, 0, reach)), key=lambda at: abs(at[0]) + abs(at[1])
+    )
+    for y, x in shifts:
+        value, along_x, along_y, deviation = planes[:, reach + y :, reach + x :][:, :height, :width]
+        here = value - x * along_x - y * along_y
+        with np.errstate(invalid="ignore"):
+            # The own pixel counts too: a window of the neighboring surface may be flatter.
+            cost = np.maximum(np.square(deviation) + np.square(here - disparity) / 4, floor)
+            better = cost < lowest * _CLEARLY
+        lowest[better] = cost[better]
+        for target, found in zip(best, (here, along_x, along_y, np.sqrt(cost)), strict=True):
+            target[better] = found[better]
+    return best[0], best[1], best[2], best[3]
+
+
+def _planes_around(disparity: Float[np.ndarray, "h w"], reach: int) -> Float[np.ndarray, "4 h w"]:
+    """Least-squares planes of the known pixels around each pixel: value there, slopes, root mean square deviation."""
+    height, width = disparity.shape
+    padded = np.pad(disparity, reach, constant_values=np.nan)
+    sums = np.zeros((10, height, width))
+    for y in range(-reach, reach + 1):
+        for x in range(-reach, reach + 1):
+            value = padded[reach + y :, reach + x :][:height, :width] - disparity  # small numbers keep their digits
+            known = np.isfinite(value)
+            value = np.where(known, value, 0.0)
+            terms = (known, known * x, known * y, known * (x * x), known * (x * y), known * (y * y))
+            for total, term in zip(sums, (*terms, value, x * value, y * value, np.square(value)), strict=True):
+                total += term
+    n, x, y, xx, xy, yy, v, xv, yv, vv = sums
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean_x, mean_y, mean_v = x / n, y / n, v / n
+        xx, xy, yy = xx - x * mean_x, xy - x * mean_y, yy - y * mean_y
+        xv, yv, vv = xv - x * mean_v, yv - y * mean_v, vv - v * mean_v
+        determinant = xx * yy - np.square(xy)
+        along_x = (yy * xv - xy * yv) / determinant
+        along_y = (xx * yv - xy * xv) / determinant
+        deviation = np.sqrt(np.maximum(vv - along_x * xv - along_y * yv, 0.0) / n)
+        value = disparity + mean_v - along_x * mean_x - along_y * mean_y
+    planes = np.stack([value, along_x, along_y, deviation])
+    # Few pixels, or pixels in about one line, fit any plane.
+    return np.where((n > 2 * reach + 1) & (determinant > 1.0), planes, np.nan)

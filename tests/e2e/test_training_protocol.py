@@ -23,16 +23,19 @@ from openmarigold.checkpoints.integrity import write_sums
 from openmarigold.data.preparation import FrameFilter, prepare
 from openmarigold.data.readers.vkitti2 import VirtualKitti2Reader
 from openmarigold.errors import CheckpointError, DataError, MissingExtraError, NumericalError, RecipeError
+from openmarigold.modalities import find_modality
 from openmarigold.predictor import Predictor
 from openmarigold.training import dry_run, train
 from openmarigold.training.recipe import DataConfig, OptimizationConfig, parse_recipe
 from openmarigold.training.views import BatchSlice, Mixture
 from raw_data import write_vkitti2
 from stable_diffusion import write_stable_diffusion
-from training_data import write_training_data
+from tiny import make_photo
+from training_data import write_prepared, write_training_data
 
 RECIPE = """
 kind = "depth"
+modality = "{modality}"
 base = "{base}"
 
 [data]
@@ -77,7 +80,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_recipe(workspace: Path, name: str, **values: Any) -> Path:
-    settings = {"base": workspace / "sd", "cache": "true", "steps": 8, "micro": 2, "workers": 2, "more": ""} | values
+    settings = {"base": workspace / "sd", "cache": "true", "steps": 8, "micro": 2, "workers": 2, "more": ""}
+    settings |= {"modality": "depth"} | values
     path = workspace / f"{name}.toml"
     path.write_text(RECIPE.format(**settings))
     return path
@@ -85,8 +89,20 @@ def write_recipe(workspace: Path, name: str, **values: Any) -> Path:
 
 def run(workspace: Path, name: str, **values: Any) -> Path:
     recipe = write_recipe(workspace, name, **values)
-    train(recipe, data_dir=workspace / "data", output_dir=workspace / name, device="cpu")
+    data = data_dir(workspace, values.get("modality", "depth"))
+    train(recipe, data_dir=data, output_dir=workspace / name, device="cpu")
     return workspace / name
+
+
+def data_dir(workspace: Path, modality: str) -> Path:
+    """The folder with the two sources of the recipe, with maps of the modality."""
+    if modality == "depth":
+        return workspace / "data"
+    folder = workspace / f"data-{modality}"
+    if not folder.exists():
+        write_prepared(folder / "synthetic", modality, num_samples=7)
+        write_prepared(folder / "synthetic-val", modality, num_samples=4, seed=6)
+    return folder
 
 
 def losses(run_dir: Path) -> list[float]:
@@ -133,15 +149,16 @@ def test_latents_from_the_cache_train_as_latents_made_anew(workspace: Path, refe
 
 
 @pytest.mark.slow
-def test_five_kills_change_nothing(workspace: Path) -> None:
+@pytest.mark.parametrize("modality", ["depth", "normals", "appearance", "lighting"])
+def test_five_kills_change_nothing(workspace: Path, modality: str) -> None:
     """SIGKILL at random moments of 60 steps, resumed with another number of workers: the same losses and weights."""
-    whole = run(workspace, "whole", steps=60)
-    killed = workspace / "killed"
+    whole = run(workspace, f"whole-{modality}", steps=60, modality=modality)
+    killed = workspace / f"killed-{modality}"
     rng = np.random.default_rng(1)
     for kill in range(6):
-        recipe = write_recipe(workspace, "killed", steps=60, workers=2 + kill % 2)
+        recipe = write_recipe(workspace, killed.name, steps=60, workers=2 + kill % 2, modality=modality)
         command = [sys.executable, "-m", "openmarigold", "train", "--recipe", str(recipe)]
-        command += ["--data-dir", str(workspace / "data"), "--output-dir", str(killed), "--device", "cpu"]
+        command += ["--data-dir", str(data_dir(workspace, modality)), "--output-dir", str(killed), "--device", "cpu"]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
         if kill == 5:
             assert process.wait(timeout=300) == 0
@@ -159,6 +176,9 @@ def test_five_kills_change_nothing(workspace: Path) -> None:
     assert losses(killed) == losses(whole)
     for name, value in weights(killed).items():
         assert torch.equal(value, weights(whole)[name]), name
+    assert set(Predictor.load(killed / "checkpoint")(make_photo(32, 48)).maps) == {
+        kind.name for kind in find_modality(modality).maps
+    }
 
 
 def _steps_done(run_dir: Path) -> int:

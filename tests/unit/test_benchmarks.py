@@ -71,6 +71,11 @@ def test_rows_hold_the_papers_numbers() -> None:
         "diode": (0.6, 350, 640, 771),
         "nyuv2-train": (1e-3, 10, 0, 795),
         "kitti-val": (1e-5, 80, 0, 800),
+        "nyuv2-normals": (-np.inf, np.inf, 0, 654),
+        "scannet-normals": (-np.inf, np.inf, 0, 300),
+        "ibims-normals": (-np.inf, np.inf, 0, 100),
+        "sintel-normals": (-np.inf, np.inf, 0, 1064),
+        "vkitti-normals": (-np.inf, np.inf, 0, 1000),
     }
     with pytest.raises(DataError, match="unknown benchmark 'nyu'; use one of nyuv2, kitti"):
         find_row("nyu")

@@ -17,7 +17,8 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from openmarigold.checkpoints.checkpoint import loaded_variant, read_checkpoint, resolve_settings
+from openmarigold.checkpoints.checkpoint import loaded_variant, read_checkpoint
+from openmarigold.checkpoints.configured import resolve_settings
 from openmarigold.checkpoints.hashes import checkpoint_sha256
 from openmarigold.checkpoints.integrity import describe
 from openmarigold.checkpoints.weight_files import weight_files
@@ -78,7 +79,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "list as index": (lambda d: (d / "model_index.json").write_text("[]"), "model_index.json holds no JSON object"),
     "other pipeline": (
         lambda d: edit_json(d / "model_index.json", _class_name="StableDiffusionPipeline"),
-        "_class_name is 'StableDiffusionPipeline'; accepted is MarigoldDepthPipeline",
+        "_class_name is 'StableDiffusionPipeline'; accepted are MarigoldDepthPipeline",
     ),
     "normals": (
         lambda d: edit_json(d / "model_index.json", prediction_type="normals"),

@@ -14,8 +14,11 @@ from openmarigold.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from openmarigold.config import CallConfig, CallOptions, ModelConfig, ModelOptions, OutputConfig, PredictConfig
 from openmarigold.engines import Engine
 from openmarigold.errors import InvalidValueError
+from openmarigold.modalities import find_modality
+from openmarigold.modalities.intrinsics import LIGHTING
 from openmarigold.predictor import Predictor
 from openmarigold.results.writers import write_prediction
+from tiny import make_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -66,14 +69,25 @@ CALLS: dict[str, dict[str, Any]] = {
     "final_step": {"final_step": "clean"},
     "timestep_spacing": {"timestep_spacing": "leading"},
     "start_noise": {"start_noise": "zeros"},
+    "ensemble_reduction": {"ensemble_size": 3, "ensemble_reduction": "mean"},
+    "fov": {"fov": 90.0},
+    "recompose": {"recompose": True},
 }
+# What is predicted, and the map that shows the effect, where it is not depth.
+SHOWN_BY = {"fov": ("normals", "normals"), "recompose": ("lighting", "shading")}
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(CallConfig)])
+# `recompose` needs a model of intrinsic images: tests/unit/test_recomposition.py.
+@pytest.mark.parametrize("name", [field.name for field in fields(CallConfig) if field.name != "recompose"])
 def test_every_setting_of_a_call_has_its_effect(
-    name: str, onnx_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, onnx_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    predictor, rgba = Predictor.load(onnx_checkpoint), np.full((40, 48, 4), 90, dtype=np.uint8)
+    modality, shown = SHOWN_BY.get(name, ("depth", "depth"))
+    checkpoint = onnx_checkpoint
+    if modality == "lighting":
+        checkpoint = make_checkpoint(tmp_path / "lighting", "tiny", modality=LIGHTING)
+    predictor = Predictor.load(checkpoint, modality=modality, device="cpu")
+    rgba = np.full((40, 48, 4), 90, dtype=np.uint8)
     batches: list[int] = []
     decode = predictor.engine.decode
     monkeypatch.setattr(predictor.engine, "max_batch_size", None)
@@ -83,7 +97,7 @@ def test_every_setting_of_a_call_has_its_effect(
     def outcome(**settings: Any) -> tuple[bytes, int, list[int]]:
         batches.clear()
         prediction = predictor(rgba, **settings)
-        return prediction.depth.tobytes(), prediction.settings["num_members"], batches.copy()
+        return prediction.maps[shown].tobytes(), prediction.settings["num_members"], batches.copy()
 
     settings = CALLS[name]
     others = {key: value for key, value in settings.items() if key != name}
@@ -104,13 +118,15 @@ def test_every_setting_of_a_model_reaches_what_it_is_for(
         "tiny_vae": "tiny",
         "tiny_vae_for": "both",
         "compile": "full",
+        "modality": "depth",
     }
     assert wanted.keys() == {field.name for field in fields(ModelConfig)}
     found = read_checkpoint(onnx_checkpoint)
     got: dict[str, Any] = {}
 
     def read(checkpoint: Path, **settings: Any) -> Checkpoint:
-        got.update(settings, checkpoint=checkpoint)
+        got.update(settings, checkpoint=checkpoint, modality=settings["wanted"])
+        del got["wanted"]
         return found
 
     def read_tiny(config: ModelConfig, checkpoint: Checkpoint) -> None:
@@ -121,11 +137,13 @@ def test_every_setting_of_a_model_reaches_what_it_is_for(
         return engine
 
     engine = Predictor.load(onnx_checkpoint).engine
-    monkeypatch.setattr("openmarigold.checkpoints.checkpoint.read_checkpoint", read)
+    monkeypatch.setattr("openmarigold.checkpoints.configured.read_checkpoint", read)
     for name, fake in (("read_tiny_vae", read_tiny), ("open_engine", open_engine)):
         monkeypatch.setattr(predictor_module, name, fake)
     Predictor.load(**wanted)
     assert got == wanted
+    with pytest.raises(InvalidValueError, match="modality='colors' is not known; use one of depth, normals"):
+        Predictor.load(**{**wanted, "modality": "colors"})
 
 
 @pytest.mark.parametrize(
@@ -133,6 +151,8 @@ def test_every_setting_of_a_model_reaches_what_it_is_for(
 )
 def test_keywords_are_those_of_the_settings(config: type, options: type) -> None:
     settings = {field.name: field.type for field in fields(config) if field.name != "checkpoint"}
+    if "modality" in settings:
+        settings["modality"] = "tuple[str, ...] | str"  # one may be given by its name
     assert settings == options.__annotations__ or settings == {
         name: value.__forward_arg__ for name, value in options.__annotations__.items()
     }
@@ -145,15 +165,27 @@ def test_no_format_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("format", ("npz",)), ("color_map", "viridis"), ("inverted", True), ("uncertainty_picture", True)],
+    [
+        ("format", ("npz",)),
+        ("color_map", "viridis"),
+        ("inverted", True),
+        ("uncertainty_picture", True),
+        ("normal_frame", "opencv"),
+        ("green", "dx"),
+    ],
 )
 def test_every_output_setting_has_its_effect(name: str, value: Any, tmp_path: Path) -> None:
-    assert name in {field.name for field in fields(OutputConfig)} and len(fields(OutputConfig)) == 4
+    assert name in {field.name for field in fields(OutputConfig)} and len(fields(OutputConfig)) == 6
     maps = {"depth": np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)}
+    uncertainties = {"uncertainty": maps["depth"]}
+    modality = "normals" if name in ("normal_frame", "green") else "depth"
+    if modality == "normals":
+        maps, uncertainties = {"normals": np.full((3, 4, 3), 0.577, dtype=np.float32)}, {}
 
     def files(output: OutputConfig) -> dict[str, bytes]:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        paths = write_prediction(maps, {"uncertainty": maps["depth"]}, output_dir=folder, stem="cat", output=output)
+        of = {"output_dir": folder, "stem": "cat", "output": output, "modality": find_modality(modality)}
+        paths = write_prediction(maps, uncertainties, **of)
         return {path.name: path.read_bytes() for path in paths}
 
     assert files(OutputConfig(**{name: value})) != files(OutputConfig())

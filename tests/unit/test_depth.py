@@ -114,7 +114,7 @@ def test_log_depth_comes_back_up_to_scale():
     assert stack.dtype == np.float32 and stack.shape == (1, 5, 7)
     np.testing.assert_allclose(stack[0], depth / depth.max(), rtol=1e-5)
     for members in ([stack, 0.5 * stack], [stack, stack, 0.1 * stack]):
-        merged = LOG_DEPTH.merge(np.stack(members), "scale")
+        merged = LOG_DEPTH.merge(np.stack(members), "scale", "median")
         np.testing.assert_allclose(merged.stack, stack, rtol=1e-5)
         np.testing.assert_allclose(merged.uncertainty, 0, atol=1e-6)
 

@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from openmarigold import engines
-from openmarigold.checkpoints.checkpoint import read_checkpoint, read_tiny_vae
+from openmarigold.checkpoints.checkpoint import read_checkpoint
+from openmarigold.checkpoints.configured import read_tiny_vae
 from openmarigold.config import PredictConfig
 from openmarigold.engines import choose_engine, converted, open_engine
 from openmarigold.engines.torch import TorchEngine

@@ -85,7 +85,7 @@ def test_broken_maps(tmp_path: Path) -> None:
         "a.npy": "is missing or damaged",
         "color.npy": r"holds float64 of shape \[3, 4, 3\]; a map \[h, w\] of numbers is needed",
         "words.npy": "a map .* of numbers is needed",
-        "gray8.png": "Pillow mode L, not 16-bit grays",
+        "gray8.png": r"uint8 of shape \[3, 4\], not 16-bit grays",
         "a.exr": "is damaged or no OpenEXR file",
         "two.exr": "has channels u, v; one of Z, depth",
         "none.exr": r"none\.exr",

@@ -58,8 +58,6 @@ def snapshot(tmp_path: Path) -> Path:
 
 
 OTHER_KINDS: dict[str, dict[str, Any]] = {
-    "normals": {"_class_name": "MarigoldNormalsPipeline", "prediction_type": "normals"},
-    "intrinsics": {"_class_name": "MarigoldIntrinsicsPipeline"},
     "lotus": {"_class_name": "LotusGPipeline"},
     "geowizard": {"_class_name": "DepthNormalEstimationPipeline"},
     "generator": {"_class_name": "StableDiffusionPipeline"},
@@ -72,6 +70,14 @@ def test_other_kinds_are_refused_before_their_weights_are_fetched(kind: str, hub
     with pytest.raises(CheckpointError, match="which is not supported; ") as caught:
         read()
     assert f"{HUB_ID} predicts {KINDS[kind].predicts}" in str(caught.value)
+    assert set(hub.fetched) <= SMALL
+
+
+def test_intrinsic_images_of_unknown_targets_are_refused_before_their_weights_are_fetched(hub: Hub) -> None:
+    index = {"_class_name": "MarigoldIntrinsicsPipeline", "target_properties": {"target_names": ["gloss"]}}
+    edit_json(hub.folder / "model_index.json", **index)
+    with pytest.raises(CheckpointError, match=r"target_names is \['gloss'\]; known are \['albedo', 'material'\]"):
+        read()
     assert set(hub.fetched) <= SMALL
 
 

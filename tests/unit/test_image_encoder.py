@@ -17,7 +17,8 @@ import torch
 from encoded import CONDITION_CHANNELS, LOG_INDEX, make_encoded_checkpoint, make_encoder
 from hub_server import HUB_ID, Hub
 from openmarigold.checkpoints.channels import IMAGE_ENCODER_CLASS, IMAGE_ENCODER_VARIANTS
-from openmarigold.checkpoints.checkpoint import Checkpoint, TinyVae, read_checkpoint, read_tiny_vae, resolve_settings
+from openmarigold.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from openmarigold.checkpoints.configured import TinyVae, read_tiny_vae, resolve_settings
 from openmarigold.checkpoints.hashes import checkpoint_sha256
 from openmarigold.checkpoints.integrity import describe, verify, write_sums
 from openmarigold.cli import run

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import openmarigold
 from brightness import BRIGHTNESS, maps_of
 from openmarigold.checkpoints.checkpoint import read_checkpoint
 from openmarigold.cli import run
@@ -202,7 +204,7 @@ def test_what_does_not_fit_is_refused(workspace: Path, trained: Path, tmp_path: 
     with pytest.raises(RecipeError, match=r"turns 12 channels into 8.*needed are 4 to 4 .* or 8 to 4 .a depth model"):
         train(depth, data_dir=tmp_path, output_dir=tmp_path / "run", device="cpu")
     depth.write_text(depth.read_text().replace('"depth"\nbase', '"flow"\nbase'))
-    with pytest.raises(RecipeError, match="modality='flow' is not known; use depth, brightness"):
+    with pytest.raises(RecipeError, match=r"modality='flow' is not known; use depth, .*brightness"):
         train(depth, data_dir=tmp_path, output_dir=tmp_path / "run", device="cpu")
 
 
@@ -301,3 +303,33 @@ def test_training_is_validated_on_its_own_maps(workspace: Path, tmp_path: Path) 
     assert train(write_recipe(workspace, "validated"), device="cpu", **paths) is not None
     (line,) = (json.loads(line) for line in (tmp_path / "run" / "validation.jsonl").read_text().splitlines())
     assert 0 < line["all_mae"] < 1
+
+
+# Where a name is compared and no modality could be asked: formats of before there were modalities, the task of
+# transformers' pipeline, the unit that only depth has.
+_COMPARED = {
+    "cli/data.py: name == 'depth'",
+    "data/shards.py: 'depth' in found",
+    "evaluation/benchmark_readers.py: files['depth'][:6] == b'\\x93NUMPY'",
+    "predictor/pipeline.py: [kind.name for kind in predictor.modality.maps] != ['depth']",
+    "results/manifest.py: entry.get('modality', DEPTH.name) == self.modality",
+}
+
+
+def test_no_other_room_branches_on_a_modality() -> None:
+    source = Path(openmarigold.__file__).parent
+    constants = {*(name.upper() for name in MODALITIES), "LOG_DEPTH"}
+    found = set()
+    for path in sorted(source.rglob("*.py")):
+        if path.is_relative_to(source / "modalities"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Compare | ast.match_case):
+                looked_at = [node.left, *node.comparators] if isinstance(node, ast.Compare) else [node.pattern]
+                parts = [part for value in looked_at for part in ast.walk(value)]
+                texts = {part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)}
+                names = {getattr(part, kind, None) for part in parts for kind in ("attr", "id")}
+                if texts & set(MODALITIES) or names & constants:
+                    text = ast.unparse(node) if isinstance(node, ast.Compare) else ast.unparse(node.pattern)
+                    found.add(f"{path.relative_to(source).as_posix()}: {text}")
+    assert found == _COMPARED

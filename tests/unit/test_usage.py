@@ -25,7 +25,7 @@ PREDICT = ("predict", "a.jpg", "-o", "out")
 CASES = [
     (
         (*PREDICT, "--ensemble", "3"),
-        "Unrecognized options: --ensemble; did you mean --ensemble-size or --ensemble-t",
+        "--ensemble; did you mean --ensemble-reduction or --ensemble-size or --ensemble-t",
     ),
     (
         (*PREDICT, "--processing-res", "768"),
@@ -124,7 +124,7 @@ def test_frames_of_either_kind_are_understood(encoding: str) -> None:
 @pytest.mark.parametrize(
     ("argv", "part"),
     [
-        ((*PREDICT, "--ensemble", "3"), "did you mean --ensemble-size"),
+        ((*PREDICT, "--ensemble", "3"), "or --ensemble-size"),
         (("predict", "-o", "out"), "no input given"),
         (("inspect", "missing.png"), "missing.png does not exist"),
         (("evaluate", "--benchmark", "missing"), "manifest.json cannot be read"),

@@ -58,7 +58,7 @@ def agreement() -> dict[str, float]:
             camera = next(view for view in views if view is not None and rejection(caster, view, setting.rules) is None)
             depth, ids = cast_picture(caster, camera)
             studio.load(setting.scene)
-            cycles_depth, cycles_ids = studio.passes(camera)
+            cycles_depth, cycles_ids, _ = studio.passes(camera)
             other_ids.append(float((ids != cycles_ids).mean()))
             same = (ids == cycles_ids) & (depth > 0) & (cycles_depth > 0)
             errors.append(float(np.quantile(np.abs(depth[same] / cycles_depth[same] - 1), 0.999)))

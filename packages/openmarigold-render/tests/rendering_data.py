@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from openmarigold_render.blender import Quality
+from openmarigold_render.maps import Light
 from openmarigold_render.primitives import box, quad
 from openmarigold_render.rays import Caster, camera_rays
 from openmarigold_render.scene import Camera, Instance, Material, Scene, Sky, look_at, place
@@ -31,6 +32,13 @@ class FlatPainter:
         noise = np.random.default_rng(seed).uniform(0.95, 1.05, size=(camera.height, camera.width, 1))
         picture = np.repeat(np.where(hits.hit, shade, 0.2).reshape(camera.height, camera.width, 1), 3, axis=2)
         return (picture * noise).astype(np.float32)
+
+    def render_light(self, camera: Camera, *, seed: int) -> Light:
+        """Half of the light is shading of a gray albedo, but for a spot that is brighter than float16 can hold."""
+        color = self.render(camera, seed=seed)
+        spot = color.copy()
+        spot[0, 0] = 1e9
+        return Light(color=spot, albedo=np.full_like(color, 0.25), shading=2.0 * color)
 
 
 def floor(size: float = 20.0) -> Instance:

@@ -13,12 +13,15 @@ import pytest
 
 from openmarigold.data.shards import ShardedDataset
 from openmarigold.errors import DataError, InvalidValueError
+from openmarigold.geometry import normals_from_depth
 from openmarigold_render.blender import Quality, Studio, require_bpy
 from openmarigold_render.errors import MissingPackageError
-from openmarigold_render.rays import Caster, cast_picture
-from openmarigold_render.render import ENCODING, MIX, RenderConfig, plan, render_dataset, storable
-from openmarigold_render.scene import Light, Material
-from rendering_data import FlatPainter, block, camera_at, floor, scene_of
+from openmarigold_render.maps import DEPTH, normals_picture
+from openmarigold_render.primitives import cushion, cylinder
+from openmarigold_render.rays import Caster, cast_picture, picture_hits
+from openmarigold_render.render import MIX, RenderConfig, plan, render_dataset, storable
+from openmarigold_render.scene import Instance, Light, Material, place
+from rendering_data import GRAY, FlatPainter, block, camera_at, floor, scene_of
 
 needs_bpy = pytest.mark.skipif(importlib.util.find_spec("bpy") is None, reason="needs bpy")
 TINY = RenderConfig(source="tabletops", count=5, seed=3, width=96, height=72, scenes_per_shard=1)
@@ -51,6 +54,7 @@ def test_a_longer_run_begins_with_the_scenes_of_a_shorter_one() -> None:
         ({"width": 10}, "resolution 10x72"),
         ({"fov": (80.0, 40.0)}, "two angles"),
         ({"exposure": 9.0}, "-4 to 4 stops"),
+        ({"maps": ("normals",)}, "maps=normals: depth is missing"),
     ],
 )
 def test_settings_are_checked(change: dict, message: str) -> None:
@@ -62,7 +66,7 @@ def test_depth_beyond_what_shards_hold_counts_as_sky() -> None:
     depth = np.array(((0.0, 0.01, 1.0), (399.0, 401.0, 1e6)), dtype=np.float32)
     kept = storable(depth)
     assert kept[0, 0] == kept[1, 1] == kept[1, 2] == 0 and kept[0, 2] == 1.0
-    ENCODING.encode(kept)
+    DEPTH.encode(kept)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +87,38 @@ def test_a_run_is_a_prepared_data_set_whose_depth_fits_its_camera(finished: Path
     assert (
         manifest["seconds_per_frame"] > 0 and manifest["cpu_seconds_per_frame"] > 0 and manifest["broken_assets"] == {}
     )
+
+
+def test_maps_change_neither_colors_nor_depth(finished: Path, tmp_path: Path) -> None:
+    usual = ShardedDataset(finished)
+    names = ("depth", "normals", "albedo", "shading", "residual")
+    for maps in (("depth",), names):
+        folder = tmp_path / str(len(maps))
+        render_dataset(replace(TINY, count=2, maps=maps), folder, workers=1, studio=FlatPainter)
+        data = ShardedDataset(folder)
+        assert tuple(data.encodings) == maps and data.manifest["settings"].keys() == usual.manifest["settings"].keys()
+        for index in range(2):
+            assert data.member(index, "depth") == usual.member(index, "depth")
+            if len(maps) == 1:
+                assert data.member(index, "rgb") == usual.member(index, "rgb")
+            else:  # this painter's light has a spot of its own
+                found = data.read(index).maps
+                assert np.array_equal(found["normals"], usual.read(index).maps["normals"])
+                np.testing.assert_allclose(found["albedo"], 0.25)
+                dull = found["residual"][1:] - found["albedo"][1:] * found["shading"][1:]
+                assert np.abs(dull).max() < 1e-3  # half of the light each
+
+
+def test_normals_are_those_of_the_surface_that_depth_shows(finished: Path) -> None:
+    data = ShardedDataset(finished)
+    for index in range(len(data)):
+        maps, camera = data.read(index).maps, data.info(index)["intrinsics"]
+        known = maps["normals"].any(axis=-1)
+        assert np.array_equal(known, maps["depth"] > 0)
+        center = (camera["cx"] - 0.5, camera["cy"] - 0.5)
+        found, sure = normals_from_depth(maps["depth"], focal=camera["fx"], center=center, support=5)
+        angle = np.degrees(np.arccos(np.clip((found * maps["normals"]).sum(axis=-1), -1, 1)))
+        assert np.median(angle[sure]) < 2.0 and np.mean(angle[sure] < 15.0) > 0.8
 
 
 def test_workers_and_interruptions_change_nothing(finished: Path, tmp_path: Path) -> None:
@@ -154,7 +190,7 @@ def test_a_real_frame_agrees_with_its_depth_and_object_ids(tmp_path: Path) -> No
     studio.load(scene)
     camera = camera_at((0.2, -3.0, 1.4), (0.2, 0.0, 0.4), roll=0.1)
     depth, ids = cast_picture(Caster(scene.instances), camera)
-    cycles_depth, cycles_ids = studio.passes(camera)
+    cycles_depth, cycles_ids, _ = studio.passes(camera)
     assert (ids != cycles_ids).mean() < 1e-3
     same = (ids == cycles_ids) & (ids > 0)
     assert np.abs(depth / np.where(same, cycles_depth, 1.0) - 1)[same].max() < 1e-3
@@ -164,3 +200,35 @@ def test_a_real_frame_agrees_with_its_depth_and_object_ids(tmp_path: Path) -> No
     gray = np.log(first.mean(axis=2) + 1e-3)
     step, edge = np.abs(np.diff(gray, axis=1)), np.diff(ids, axis=1) != 0
     assert step[edge].mean() > 3 * step[~edge].mean()
+
+
+@needs_bpy
+@pytest.mark.slow
+def test_normals_agree_with_those_that_shade_and_light_adds_up(tmp_path: Path) -> None:
+    studio = Studio(Quality(samples=4), tmp_path)
+    lamp = Light(kind="area", position=(1.0, -2.0, 3.0), direction=(-0.3, 0.5, -1.0), power=80.0, size=(0.5, 0.5))
+    can = Instance(cylinder("can", 0.3, 0.5, GRAY, segments=16), place(-0.5, 0.7, 0.0), "can")
+    pillow = Instance(cushion("pillow", (0.6, 0.5, 0.3), GRAY), place(0.9, -0.5, 0.2, 0.4), "pillow")
+    metal = block(0.3, -0.8, (0.2, 0.2, 0.3))
+    shiny = Material(name="metal", metallic=1.0, roughness=0.3)
+    metal = replace(metal, mesh=replace(metal.mesh, materials=(shiny,)))
+    scene = replace(scene_of(floor(), block(0.0, 0.5, (0.3, 0.3, 0.8)), can, pillow, metal), lights=(lamp,))
+    studio.load(scene)
+    camera = camera_at((0.2, -3.0, 1.4), (0.2, 0.0, 0.4), roll=0.1)
+    hits = picture_hits(Caster(scene.instances), camera)
+    normals = normals_picture(scene.instances, hits, camera)
+    _, cycles_ids, world = studio.passes(camera)
+    same = (cycles_ids.ravel() == hits.instance + 1).reshape(cycles_ids.shape) & (cycles_ids > 0)
+    angle = np.degrees(np.arccos(np.clip((world @ camera.transform[:3, :3] * (1, -1, -1) * normals).sum(-1), -1, 1)))
+    assert same.mean() > 0.6 and np.percentile(angle[same], 99) < 0.5 and np.mean(angle[same] > 3) < 2e-3
+    plain = studio.render(camera, seed=1)
+    light = studio.render_light(camera, seed=1)
+    assert np.array_equal(light.color, plain) and np.array_equal(studio.render(camera, seed=1), plain)
+    again = studio.render_light(camera, seed=1)
+    assert np.array_equal(again.shading, light.shading) and np.array_equal(again.albedo, light.albedo)
+    number = cycles_ids.astype(int)
+    assert 0.5 < np.median(light.albedo[number == 1]) < 0.6  # of the material, less what its gloss sends back
+    assert np.median(light.albedo[number == 5]) == 0 and np.median(light.albedo[number == 0]) == 0  # metal, sky
+    residual = light.maps()["residual"]
+    assert np.abs(residual[number == 1]).mean() < 0.2 * plain[number == 1].mean()
+    assert np.median(residual[number == 0] / plain[number == 0]) == pytest.approx(1.0, abs=1e-3)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal
 
 from openmarigold.checkpoints import hub, hub_checkpoint
 from openmarigold.checkpoints.channels import channels_of_networks, converted_channels, has_image_encoder
@@ -46,14 +46,11 @@ from openmarigold.config import (
     ConvertedFormat,
     FinalStep,
     Invariance,
-    ModelConfig,
     StartNoise,
-    TimestepSpacing,
-    TinyVaeUse,
 )
 from openmarigold.diffusion import NoiseSchedule
-from openmarigold.errors import CheckpointError, InvalidValueError, one_line
-from openmarigold.modalities import Modality, find_modality
+from openmarigold.errors import CheckpointError, one_line
+from openmarigold.modalities import Modality
 from openmarigold.printing import quoted_logger
 
 EMBEDDED_DIR = WEIGHTS_DIR / "marigold-lite"
@@ -111,10 +108,11 @@ class Checkpoint:
         return self.derived.derivations[self.modality.name](self.modality, self.invariance, config)
 
     def facts_of_call(self, config: CallConfig) -> dict[str, Any]:
-        """What results state about how members are merged and maps derived; nothing where both are as usual."""
+        """What results state about how maps are merged, derived and completed; nothing where all are as usual."""
         reduction = config.ensemble_reduction
         usual = reduction in (None, self.predicts.reductions[0])
         merged = {} if usual else {"ensemble_reduction": reduction}
+        merged |= {"recompose": True} if config.recompose and self.predicts.complete else {}
         return merged if self.derived is None else {**merged, "derived_from": self.modality.name, "fov": config.fov}
 
     @property
@@ -128,69 +126,13 @@ class Checkpoint:
         return parts_of(image_encoder=self.image_encoder)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TinyVae:
-    """A small autoencoder with a checkpoint's latent space, and what it replaces."""
-
-    directory: Path
-    name: str
-    variant: str | None
-    used_for: TinyVaeUse
-
-    @property
-    def networks(self) -> tuple[str, ...]:
-        """The networks that it replaces."""
-        return {"encode": ("vae_encoder",), "decode": ("vae_decoder",), "both": ("vae_encoder", "vae_decoder")}[
-            self.used_for
-        ]
-
-
-_Config = TypeVar("_Config", bound=CallConfig)
-
-
-def resolve_settings(config: _Config, defaults: Checkpoint) -> _Config:
-    """`config` with the checkpoint's defaults in place of None.
-
-    Raises:
-        InvalidValueError: a setting that does not apply to this checkpoint.
-    """
-    lcm = defaults.schedule.sampler == "lcm"
-    for name in ("final_step", "timestep_spacing"):
-        if lcm and getattr(config, name) is not None:
-            raise InvalidValueError(
-                f"{name} is a setting of DDIM, and {defaults.name} is an LCM checkpoint; leave it out"
-            )
-    of_checkpoint = defaults.default_ensemble_start_noise if config.ensemble_size > 1 else defaults.default_start_noise
-    start_noise = config.start_noise or of_checkpoint
-    if start_noise == "zeros" and config.ensemble_size > 1:
-        raise InvalidValueError(
-            f"ensemble_size={config.ensemble_size} gains nothing with {defaults.name}: it starts from zeros, so that "
-            "all members are equal; use 1 (or start_noise gaussian)"
-        )
-    if config.ensemble_reduction not in (None, *defaults.predicts.reductions):
-        raise InvalidValueError(
-            f"ensemble_reduction={config.ensemble_reduction!r} does not fit {defaults.predicts.title}; use one of "
-            f"{', '.join(defaults.predicts.reductions)}"
-        )
-    spacing, resolution = config.timestep_spacing, config.processing_resolution
-    num_inference_steps = config.num_inference_steps or defaults.default_num_inference_steps
-    defaults.schedule.timesteps(num_inference_steps)  # too many for it?
-    return replace(
-        config,
-        num_inference_steps=num_inference_steps,
-        processing_resolution=defaults.default_processing_resolution if resolution is None else resolution,
-        final_step="clean" if lcm else config.final_step or defaults.default_final_step,
-        timestep_spacing=cast(TimestepSpacing, defaults.schedule.timestep_spacing) if not (spacing or lcm) else spacing,
-        start_noise=start_noise,
-    )
-
-
 def read_checkpoint(
     checkpoint: Path | str | None = None,
     *,
     variant: str | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
+    wanted: str | None = None,
 ) -> Checkpoint:
     """The checkpoint in a folder or of a hub id; None is the model that comes with the package.
 
@@ -199,6 +141,7 @@ def read_checkpoint(
         variant: "fp16" for the files named fp16; None for the plain ones, else those named fp16.
         revision: branch, tag or commit of a hub repository.
         local_files_only: take a hub repository as it was downloaded before.
+        wanted: name of the modality that it is to predict, for those whose files do not tell.
 
     Raises:
         CheckpointError: a file is missing, empty, truncated or not understood, or no modality describes what the
@@ -212,94 +155,16 @@ def read_checkpoint(
                 repository = hub_checkpoint.open_checkpoint(
                     hub_id, revision=revision, local_files_only=local_files_only
                 )
-                return read_repository(repository, variant=variant)
+                return read_repository(repository, variant=variant, wanted=wanted)
             directory, name = _locate(checkpoint, revision=revision, local_files_only=local_files_only)
-            return _read(directory, name, variant=variant)
+            return _read(directory, name, variant=variant, wanted=wanted)
     except (TypeError, KeyError, IndexError, RecursionError) as error:  # JSON of an unexpected shape
         raise CheckpointError(
             f"{checkpoint} cannot be understood ({one_line(error)}); get the checkpoint again"
         ) from error
 
 
-def embedded_dir(modality: str) -> Path | None:
-    """The embedded model for a modality; None, that for depth, where there is none of its own."""
-    return EMBEDDED_DIRS.get(modality)
-
-
-def read_configured(config: ModelConfig) -> Checkpoint:
-    """The checkpoint that the settings name, for the modality that they ask for. Raises what `read_checkpoint` raises.
-
-    Raises:
-        InvalidValueError: several modalities, or one that neither the checkpoint predicts nor derives.
-    """
-    if len(config.modality) > 1:
-        raise InvalidValueError(
-            f"modality {', '.join(config.modality)}: only `predict` takes several at once; give one"
-        )
-    wanted = find_modality(config.modality[0]) if config.modality else None
-    embedded = config.checkpoint is None and wanted is not None
-    found = read_checkpoint(
-        embedded_dir(wanted.name) if embedded and wanted else config.checkpoint,
-        variant=config.variant,
-        revision=config.revision,
-        local_files_only=config.local_files_only,
-    )
-    if wanted is None or wanted.name == found.modality.name:
-        return found
-    if found.modality.name not in wanted.derivations:
-        which = "the embedded model" if config.checkpoint is None else str(config.checkpoint)
-        raise InvalidValueError(
-            f"modality={wanted.name!r}: {which} predicts {found.modality.title}, from which {wanted.title} cannot be "
-            f"computed; give a checkpoint for {wanted.title}"
-        )
-    return replace(found, derived=wanted)
-
-
-def read_tiny_vae(config: ModelConfig, checkpoint: Checkpoint) -> TinyVae | None:
-    """The small autoencoder that the settings name, a folder or a hub id; None where they name none.
-
-    Raises:
-        CheckpointError: it is missing, damaged, of another class or latent space, or cannot be downloaded.
-        InvalidValueError: it is to encode, which an image encoder does.
-        MissingExtraError: a hub id without the extra `torch`.
-    """
-    if config.tiny_vae is None:
-        return None
-    if checkpoint.image_encoder and config.tiny_vae_for != "decode":
-        raise InvalidValueError(
-            f"tiny_vae_for={config.tiny_vae_for!r} does not fit {checkpoint.name}, whose image encoder takes the place "
-            "of the VAE's encoder; use decode"
-        )
-    given = Path(config.tiny_vae)
-    hub_id = hub.as_hub_id(given)
-    directory = given
-    if hub_id is not None:
-        directory = hub_checkpoint.fetch_network(hub_id, local_files_only=config.local_files_only)
-    elif not given.is_dir():
-        raise CheckpointError(
-            f"tiny_vae {given} is not a folder; give one with config.json and safetensors weights of an "
-            "AutoencoderTiny, or its hub id owner/name, such as madebyollin/taesd"
-        )
-    elif (given / "vae" / "config.json").is_file() and not (given / "config.json").is_file():
-        directory = given / "vae"  # a whole checkpoint, or one of `train autoencoder`
-    path = directory / "config.json"
-    content = read_json(path)
-    if content.get("_class_name") != "AutoencoderTiny":
-        raise CheckpointError(f"{path}: _class_name is {content.get('_class_name')!r}; accepted is 'AutoencoderTiny'")
-    channels = content.get("latent_channels", 4)
-    if channels != checkpoint.latent_channels:
-        raise CheckpointError(
-            f"{path}: {channels} latent channels do not fit checkpoint {checkpoint.name}, which has "
-            f"{checkpoint.latent_channels}; give an autoencoder with the same latent space"
-        )
-    variant, files = weight_files(directory)
-    for file in files:
-        read_header(file)
-    name = hub_id or directory.resolve().name
-    return TinyVae(directory=directory, name=name, variant=variant, used_for=config.tiny_vae_for)
-
-
-def read_repository(repository: hub.Repository, *, variant: str | None = None) -> Checkpoint:
+def read_repository(repository: hub.Repository, *, variant: str | None = None, wanted: str | None = None) -> Checkpoint:
     """The checkpoint of a repository from `hub_checkpoint.open_checkpoint`; missing files are downloaded.
 
     Raises:
@@ -307,7 +172,7 @@ def read_repository(repository: hub.Repository, *, variant: str | None = None) -
     """
     directory = hub_checkpoint.fetch_checkpoint(repository, variant=variant)
     try:
-        return _read(directory, repository.hub_id, variant=variant)
+        return _read(directory, repository.hub_id, variant=variant, wanted=wanted)
     except CheckpointError as error:
         again = f"openmarigold checkpoint verify {repository.hub_id} --fetch-again"
         raise CheckpointError(str(error).replace("get the checkpoint again", f"get it again: {again}")) from error
@@ -323,12 +188,19 @@ def read_outline(repository: hub.Repository, *, variant: str | None = None) -> C
         return _read(repository.folder, repository.hub_id, variant=variant, outline=repository)
 
 
-def _read(directory: Path, name: str, *, variant: str | None, outline: hub.Repository | None = None) -> Checkpoint:
+def _read(
+    directory: Path,
+    name: str,
+    *,
+    variant: str | None,
+    outline: hub.Repository | None = None,
+    wanted: str | None = None,
+) -> Checkpoint:
     index_path = directory / "model_index.json"
     index = read_json(index_path)
     scheduler_path, unet_path = directory / "scheduler" / "scheduler_config.json", directory / "unet" / "config.json"
     scheduler_config, unet_config = read_json(scheduler_path), read_json(unet_path) if unet_path.is_file() else None
-    known = check_kind(index, index_path, name=name, scheduler=scheduler_config, unet=unet_config)
+    known = check_kind(index, index_path, name=name, scheduler=scheduler_config, unet=unet_config, wanted=wanted)
     modality = modality_of(index, index_path, known)
     image_encoder = has_image_encoder(index, index_path)
     networks = networks_of(image_encoder=image_encoder)

@@ -7,7 +7,8 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from openmarigold.checkpoints.checkpoint import Checkpoint, TinyVae, network_files
+from openmarigold.checkpoints.checkpoint import Checkpoint, network_files
+from openmarigold.checkpoints.configured import TinyVae
 from openmarigold.checkpoints.empty_prompt import cached_embedding_path, stored_embedding_path, text_encoder_files
 from openmarigold.checkpoints.safetensors_header import read_header
 from openmarigold.checkpoints.weight_files import readable, weight_files

@@ -15,7 +15,7 @@ from typing import Any
 
 from openmarigold import modalities
 from openmarigold.config import StartNoise
-from openmarigold.errors import CheckpointError
+from openmarigold.errors import CheckpointError, InvalidValueError
 from openmarigold.modalities import MODALITIES, Modality, find_modality, modality_of_index
 from openmarigold.printing import quoted_logger
 
@@ -34,7 +34,6 @@ class Kind:
 
 
 KINDS: Mapping[str, Kind] = {
-    "intrinsics": Kind(predicts="intrinsic images (albedo, material or shading)"),
     "generator": Kind(
         predicts="images from a text, not depth",
         advice="it can be the `base` of a training recipe; to predict, use prs-eth/marigold-depth-v1-1",
@@ -50,7 +49,6 @@ KINDS: Mapping[str, Kind] = {
 }
 # Class of a pipeline in model_index.json -> kind.
 _KIND_OF_CLASS = {
-    "MarigoldIntrinsicsPipeline": "intrinsics",
     "LotusGPipeline": "lotus",
     "LotusDPipeline": "lotus",
     "DepthNormalEstimationPipeline": "geowizard",
@@ -80,9 +78,14 @@ _MARIGOLD = "github.com/prs-eth/Marigold"
 _E2E = "github.com/VisualComputingInstitute/diffusion-e2e-ft (Marigold/infer.py): one step, trailing, from zeros"
 _END_TO_END = Known(kind=DEPTH, source=_E2E, start_noise="zeros", num_inference_steps=1, timestep_spacing="trailing")
 _END_TO_END_NORMALS = replace(_END_TO_END, kind="normals", index={"normal_frame": "lub"})
+_END_TO_END_BY_MODALITY: Mapping[str | None, Known] = {
+    known.kind: known for known in (_END_TO_END, _END_TO_END_NORMALS)
+}
 _LOTUS = Known(kind="lotus", source="github.com/EnVision-Research/Lotus")
 _NORMALS = Known(kind="normals", source=_MARIGOLD, start_noise="gaussian", index={"normal_frame": "rub"})
-_INTRINSICS = Known(kind="intrinsics", source=_MARIGOLD)
+_APPEARANCE = Known(
+    kind="appearance", source=_MARIGOLD, start_noise="gaussian", num_inference_steps=4, timestep_spacing="trailing"
+)
 _FIRST = Known(kind=DEPTH, source=_MARIGOLD, start_noise="gaussian", num_inference_steps=10)
 _CONSISTENCY = Known(kind=DEPTH, source=_MARIGOLD, start_noise="gaussian", num_inference_steps=1)
 _GENERATOR = Known(kind="generator", source="github.com/Stability-AI/stablediffusion")
@@ -97,8 +100,8 @@ KNOWN: Mapping[str, Known] = {
     "prs-eth/marigold-normals-v0-1": replace(_NORMALS, num_inference_steps=10),
     "prs-eth/marigold-normals-lcm-v0-1": replace(_NORMALS, num_inference_steps=1),
     "prs-eth/marigold-normals-v1-1": replace(_NORMALS, num_inference_steps=4),
-    "prs-eth/marigold-iid-appearance-v1-1": _INTRINSICS,
-    "prs-eth/marigold-iid-lighting-v1-1": _INTRINSICS,
+    "prs-eth/marigold-iid-appearance-v1-1": _APPEARANCE,
+    "prs-eth/marigold-iid-lighting-v1-1": replace(_APPEARANCE, kind="lighting"),
     "GonzaloMG/marigold-e2e-ft-depth": _END_TO_END,
     "GonzaloMG/stable-diffusion-e2e-ft-depth": _END_TO_END,
     "GonzaloMG/marigold-e2e-ft-normals": _END_TO_END_NORMALS,
@@ -137,12 +140,13 @@ def check_kind(
     name: str,
     scheduler: Mapping[str, Any] | None = None,
     unet: Mapping[str, Any] | None = None,
+    wanted: str | None = None,
 ) -> Known | None:
     """The facts about the checkpoint of the model_index.json in `path`; None where its files state all.
 
     The script of Garcia et al. (E2E-FT) saves its models as a StableDiffusionPipeline with a DDPMScheduler. Their U-Net
     takes the photo's latent too, which tells them from image generators. No file says whether they predict depth or
-    normals: `KNOWN` does, and others are taken for depth, with a warning.
+    normals: `KNOWN` does, and others are taken for what is wanted, or with a warning for depth.
 
     Args:
         index: content of model_index.json.
@@ -150,28 +154,30 @@ def check_kind(
         name: hub id, or name of the folder.
         scheduler: content of scheduler_config.json, where there is one.
         unet: content of the U-Net's config.json, where there is one.
+        wanted: name of the modality that it is to predict.
 
     Raises:
-        CheckpointError: it predicts something other than depth.
+        CheckpointError: it predicts what no modality describes.
     """
     known = check_known(name)
     pipeline = index.get("_class_name", PIPELINE_CLASSES[0])
     claimed = modality_of_index(index)
     kind = claimed.name if claimed else _KIND_OF_CLASS.get(pipeline) if isinstance(pipeline, str) else None
     if kind is None:
-        raise CheckpointError(
-            f"{path}: _class_name is {pipeline!r}; accepted is {PIPELINE_CLASSES[0]}, a depth checkpoint"
-        )
+        for other in MODALITIES.values():
+            if pipeline in other.pipeline_classes:
+                raise CheckpointError(f"{path}: {other.unclaimed(index)}")
+        raise CheckpointError(f"{path}: _class_name is {pipeline!r}; accepted are {_accepted_classes()}")
     if kind == "generator" and unet is not None and _takes_a_photo(unet):
         if known is not None:
             return known
         if (scheduler or {}).get("_class_name") == "DDPMScheduler":
-            _warn_of_unknown_kind(name)
-            return _END_TO_END
+            if wanted not in _END_TO_END_BY_MODALITY:
+                _warn_of_unknown_kind(name)
+            return _END_TO_END_BY_MODALITY.get(wanted, _END_TO_END)
     if claimed is None:
         raise CheckpointError(
-            f"{path}: _class_name is {pipeline!r}; accepted is {PIPELINE_CLASSES[0]}, a depth checkpoint: "
-            f"{_refusal(name, kind)}"
+            f"{path}: _class_name is {pipeline!r}; accepted are {_accepted_classes()}: {_refusal(name, kind)}"
         )
     if (index.get("prediction_type") or claimed.prediction_type) != claimed.prediction_type:
         raise CheckpointError(
@@ -189,26 +195,29 @@ def modality_of(index: Mapping[str, Any], path: Path, known: Known | None) -> Mo
     claimed = modality_of_index(index)
     modality = claimed or find_modality(_END_TO_END.kind if known is None else known.kind)
     index = {**(known.index if known else {}), **index}
-    space = modality.space_of(index)
+    try:
+        space = modality.space_of(index)
+    except InvalidValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     if space in (None, modality.space):
         return modality
     if not isinstance(space, str) or space not in modality.variants:
         accepted = ", ".join((modality.space, *modality.variants))
         raise CheckpointError(f"{path}: space is {space!r:.60}; accepted for {modality.title}: {accepted}")
-    found = modality.variants[space]
-    for key, value in found.index_facts.items():
-        if index.get(key) != value:
-            raise CheckpointError(f"{path}: {key} is {index.get(key)!r:.60}; with space {space!r} it must be {value!r}")
-    return found
+    return modality.variants[space]
 
 
 @cache  # once, however often a checkpoint is read
 def _warn_of_unknown_kind(name: str) -> None:
     _log.warning(
         "%s is saved as E2E-FT's training script does, and its files do not say whether it predicts depth or normals: "
-        "it is taken for depth",
+        "it is taken for depth (modality normals takes it for normals)",
         name,
     )
+
+
+def _accepted_classes() -> str:
+    return ", ".join(dict.fromkeys(modality.pipeline_classes[0] for modality in MODALITIES.values()))
 
 
 def _refusal(name: str, kind: str) -> str:

@@ -222,7 +222,8 @@ def _save(action: Save, found: Checkpoint) -> int:
 
 
 def _export(action: ExportCheckpoint, found: Checkpoint) -> int:
-    from openmarigold.checkpoints.checkpoint import TITLES, read_tiny_vae
+    from openmarigold.checkpoints.checkpoint import TITLES
+    from openmarigold.checkpoints.configured import read_tiny_vae
 
     with needs_extra("export"):
         from openmarigold.networks.conversion import export_checkpoint, export_shared

@@ -6,21 +6,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from openmarigold.cli.prepare import Normals, Prepare, run_normals, run_prepare
 from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar, say
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.printing import printable
 
 if TYPE_CHECKING:
-    from openmarigold.data.preparation import RawReader
+    pass
 
 _MOVED = {
     ("data", "render"): "openmarigold-render pictures",
@@ -44,80 +44,6 @@ class Where:
 @dataclass(frozen=True, kw_only=True)
 class ListSets:
     """List the benchmarks that `evaluate --benchmark NAME --data DIR` knows, and what `data prepare` reads."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Preparation:
-    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """The data as downloaded."""
-    dest: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DEST")]
-    """Folder of the prepared data set, made if need be; an interrupted run of the same settings is continued."""
-    list: Path | None = None
-    """Text file with the frames to take, one a line, such as the published lists."""
-    min_valid: float = 0.05
-    """Leave out frames with a smaller share of pixels with usable depth."""
-    min_brightness: float = 0.0
-    """Leave out frames with a smaller mean of RGB, [0, 1]."""
-    limit: int | None = None
-    """Only the first so many frames."""
-    shard_size: int = 256
-    """Frames a shard. A shard is what an interrupted run does not do again."""
-    workers: int = 0
-    """Processes; 0 = one per CPU core. The result does not depend on it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareHypersim(_Preparation):
-    """Prepare Hypersim from its scene folders or zips (ai_VVV_NNN)."""
-
-    split: Literal["train", "val", "test", "all"] = "train"
-    """Of the data set's own split; with --list only a name for the result."""
-    split_csv: Path | None = None
-    """metadata_images_split_scene_v1.csv, if it is not in SOURCE."""
-    scenes: tuple[str, ...] = ()
-    """Only these scenes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareVirtualKitti2(_Preparation):
-    """Prepare Virtual KITTI 2 from its tars or folders."""
-
-    split: Literal["train", "val", "all"] = "train"
-    """Scenes 02, 06, 18, 20 (train) or 01 (val), unless --scenes is given."""
-    scenes: tuple[str, ...] = ()
-    """Scene01, Scene02, Scene06, Scene18, Scene20."""
-    variants: tuple[str, ...] = ("published",)
-    """Names such as clone or fog, or a set: published, e2e-ft (of all scenes), all."""
-    crop: Literal["kitti", "none"] = "kitti"
-    """kitti: 352x1216, at the bottom, in the middle; none: as they are, JPEG files byte for byte."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareFolder(_Preparation):
-    """Prepare any folder of RGB and depth, described by a TOML file (docs/data.md)."""
-
-    config: Path | None = None
-    """The description; by default dataset.toml in SOURCE."""
-    split: str = "train"
-    """What the result is for."""
-
-
-PrepareCommand: TypeAlias = (
-    Annotated[PrepareHypersim, tyro.conf.subcommand("hypersim", prefix_name=False)]
-    | Annotated[PrepareVirtualKitti2, tyro.conf.subcommand("vkitti2", prefix_name=False)]
-    | Annotated[PrepareFolder, tyro.conf.subcommand("folder", prefix_name=False)]
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepare:
-    """Make a data set for training: check every frame, write indexed shards and a manifest.
-
-    Exit status 1 if the source had defective frames: they are named in rejected.jsonl, and the result is whole
-    without them.
-    """
-
-    what: tyro.conf.OmitArgPrefixes[PrepareCommand]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +88,7 @@ class Data:
         Annotated[Where, tyro.conf.subcommand("where", prefix_name=False)]
         | Annotated[ListSets, tyro.conf.subcommand("list", prefix_name=False)]
         | Annotated[Prepare, tyro.conf.subcommand("prepare", prefix_name=False)]
+        | Annotated[Normals, tyro.conf.subcommand("normals", prefix_name=False)]
         | Annotated[Verify, tyro.conf.subcommand("verify", prefix_name=False)]
         | Annotated[Preview, tyro.conf.subcommand("preview", prefix_name=False)]
         | Annotated[Statistics, tyro.conf.subcommand("statistics", prefix_name=False)]
@@ -186,7 +113,9 @@ def run_data(command: Data) -> int:
     elif isinstance(chosen, ListSets):
         _print_list()
     elif isinstance(chosen, Prepare):
-        return _prepare(chosen.what)
+        return run_prepare(chosen.what)
+    elif isinstance(chosen, Normals):
+        run_normals(chosen)
     elif isinstance(chosen, Verify):
         return _verify(chosen)
     elif isinstance(chosen, Statistics):
@@ -194,80 +123,6 @@ def run_data(command: Data) -> int:
     else:
         _preview(chosen)
     return 0
-
-
-def _prepare(command: PrepareHypersim | PrepareVirtualKitti2 | PrepareFolder) -> int:
-    from openmarigold.data.preparation import FrameFilter, prepare
-    from openmarigold.data.shard_writer import REJECTED_FILE
-
-    reader, facts = _reader(command)
-    with progress_bar("frames") as (progress, note):
-        prepared = prepare(
-            reader,
-            command.dest,
-            frame_filter=FrameFilter(min_valid=command.min_valid, min_brightness=command.min_brightness),
-            limit=command.limit,
-            shard_size=command.shard_size,
-            workers=command.workers or os.cpu_count() or 1,
-            facts={"command": _command_line(command), **facts},
-            progress=progress,
-            note=note,
-        )
-    counts = prepared.manifest["counts"]
-    defective = sum(counts["defective"].values())
-    reused = f" ({prepared.num_shards_kept} kept from before)" if prepared.num_shards_kept else ""
-    say(
-        f"{counts['samples']} samples of {len(counts['scenes'])} scenes in {len(prepared.manifest['shards'])} "
-        f"shards{reused}, {sum(counts['left_out'].values())} left out, {defective} defective: {command.dest}"
-    )
-    if defective:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in counts["defective"].items())
-        say(f"{defective} defective frames ({reasons}); each in {command.dest / REJECTED_FILE}", error=True)
-    return EXIT_SOME_FAILED if defective else 0
-
-
-def _reader(command: PrepareHypersim | PrepareVirtualKitti2 | PrepareFolder) -> tuple[RawReader, dict[str, Any]]:
-    """The reader of a command, and facts about the source for the manifest."""
-    from openmarigold.data.preparation import read_list
-
-    listed = None if command.list is None else read_list(command.list)
-    if isinstance(command, PrepareHypersim):
-        from openmarigold.data.readers import hypersim
-
-        about = hypersim.ABOUT
-        reader = hypersim.HypersimReader(
-            command.source, split=command.split, split_csv=command.split_csv, listed=listed, scenes=command.scenes
-        )
-        return reader, {"license": about.license, "attribution": [about.attribution]}
-    if isinstance(command, PrepareVirtualKitti2):
-        from openmarigold.data.readers import vkitti2
-
-        about = vkitti2.ABOUT
-        return vkitti2.VirtualKitti2Reader(
-            command.source,
-            split=command.split,
-            scenes=command.scenes,
-            variants=command.variants,
-            listed=listed,
-            crop=command.crop == "kitti",
-        ), {"license": about.license, "attribution": [about.attribution]}
-    from openmarigold.data.readers.rgbd_folder import CONFIG_FILE, FolderReader, read_config
-
-    config = read_config(command.config or command.source / CONFIG_FILE)
-    facts = {"license": config.license, "attribution": [config.attribution] if config.attribution else []}
-    return FolderReader(command.source, config, split=command.split, listed=listed), facts
-
-
-def _command_line(command: PrepareHypersim | PrepareVirtualKitti2 | PrepareFolder) -> str:
-    """The command with the given settings, without the destination and the number of processes."""
-    names = {PrepareHypersim: "hypersim", PrepareVirtualKitti2: "vkitti2", PrepareFolder: "folder"}
-    words = ["openmarigold", "data", "prepare", names[type(command)], str(command.source), "DEST"]
-    for field in dataclasses.fields(command):
-        value = getattr(command, field.name)
-        if field.name in ("source", "dest", "workers") or value == field.default:
-            continue
-        words += [f"--{field.name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
-    return shlex.join(words)
 
 
 def _verify(command: Verify) -> int:
@@ -363,7 +218,8 @@ def _print_where(command: Where) -> None:
         raise DataError(f"unknown data set {command.name!r}; use one of {', '.join([*BENCHMARKS, *raw])}")
     row = BENCHMARKS[command.name]
     say(f"{row.name}: {row.title}" + (f", {row.expected_count} images" if row.expected_count else ""))
-    print(f"depth: {row.unit}; range {row.min_value:g} to {row.max_value:g} m\n")
+    span = _span(row.min_value, row.max_value)
+    print(f"{row.modality.title}: {row.unit}" + (f"; range {span} m\n" if span else "\n"))
     print(row.files.replace("{root}", printable(command.data)))
     if row.expected_count:
         print()
@@ -378,11 +234,12 @@ def _print_list() -> None:
     from openmarigold.evaluation.benchmarks import BENCHMARKS
 
     table = Table(title="benchmarks: evaluate, reproduce", title_justify="left")
-    for heading in ("name", "what", "images", "depth files", "range m"):
+    for heading in ("name", "what", "images", "files", "range m"):
         table.add_column(heading, justify="right" if heading == "images" else "left")
     for row in BENCHMARKS.values():
         count = "" if row.expected_count is None else str(row.expected_count)
-        table.add_row(row.name, row.title, count, escape(row.unit), f"{row.min_value:g}–{row.max_value:g}")
+        span = _span(row.min_value, row.max_value, "–")
+        table.add_row(row.name, row.title, count, escape(f"{row.modality.title}: {row.unit}"), span)
     training = Table(title="training sets: data prepare", title_justify="left")
     for heading in ("name", "what", "images", "license", "size"):
         training.add_column(heading)
@@ -391,6 +248,11 @@ def _print_list() -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
     console.print(training)
+
+
+def _span(low: float, high: float, between: str = " to ") -> str:
+    """A range of values; nothing where there is no limit."""
+    return "" if low == float("-inf") else f"{low:g}{between}{high:g}"
 
 
 def _raw_data_sets() -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,14 +35,12 @@ class Evaluate:
     """Folder of the known benchmarks (`openmarigold data where NAME`)."""
     predictions: Path | None = None
     """Folder of maps (npy, exr, 16-bit png) to score instead of a model."""
-    modality: str | None = None
-    """What a benchmark folder holds. None: what the checkpoint predicts, depth for --predictions."""
     invariance: str | None = None
-    """What the maps of --predictions are: affine_depth (up to scale and shift), scale (up to scale), metric (meters) or
-    disparity. None: affine_depth."""
+    """What the maps of --predictions are: of depth affine_depth (up to scale and shift), scale (up to scale), metric
+    (meters) or disparity; of normals normals (Marigold's frame), normals_lub or normals_opencv. None: the first."""
     protocol: str | None = None
-    """How maps are aligned: marigold, disparity, log, log-ransac, scale, scale-median or metric. None: disparity for
-    disparity, else marigold."""
+    """How maps are aligned and scored: of depth marigold, disparity, log, log-ransac, scale, scale-median or metric; of
+    normals marigold-normals or dsine. None: disparity for disparity, else the first."""
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
     """Folder of the report: summary.json, images.csv, page.html. An interrupted run goes on."""
     num_workers: int = 1
@@ -50,7 +48,8 @@ class Evaluate:
     allow_partial: tyro.conf.FlagCreatePairsOff[bool] = False
     """Score what is there where images are missing or damaged."""
     baselines: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Also score two estimators that do not look at the photo: a constant, and the image row."""
+    """Also score estimators that do not look at the photo: a constant and the image row; of normals facing the camera,
+    and floor and wall."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print all metrics, per kind and per image, as JSON."""
     config: tyro.conf.OmitArgPrefixes[PredictConfig] = field(default_factory=PredictConfig)
@@ -61,14 +60,17 @@ def run_evaluate(command: Evaluate) -> int:
     from openmarigold.evaluation.benchmarks import open_benchmark, open_folder_benchmark
     from openmarigold.evaluation.runner import evaluate_benchmark
     from openmarigold.evaluation.specs import baseline_specs, predictor_spec, saved_spec
-    from openmarigold.modalities import DEPTH, find_modality
+    from openmarigold.modalities import DEPTH, only_modality
 
-    spec = None if command.predictions is not None else predictor_spec(command.config)
+    config, wanted = command.config, only_modality(command.config.modality)
     if command.data is None:
-        modality = find_modality(command.modality) if command.modality else spec.modality if spec else DEPTH
-        benchmark = open_folder_benchmark(command.benchmark, modality)
+        spec = None if command.predictions is not None else predictor_spec(config)
+        benchmark = open_folder_benchmark(command.benchmark, spec.modality if spec else wanted or DEPTH)
     else:
         benchmark = open_benchmark(str(command.benchmark), command.data, allow_partial=command.allow_partial)
+        if wanted is None:  # what is measured is predicted, or derived from what is predicted
+            config = replace(config, modality=(benchmark.row.modality.name,))
+        spec = None if command.predictions is not None else predictor_spec(config)
     modality = benchmark.row.modality
     if spec is None:
         assert command.predictions is not None
@@ -78,10 +80,12 @@ def run_evaluate(command: Evaluate) -> int:
         say(f"warning: not used with{'' if command.predictions else 'out'} --predictions: {options}", error=True)
     runs = [(spec, command.protocol, command.output_dir)]
     if command.baselines:
-        # They have protocols of their own: the image row is disparity.
         for baseline in baseline_specs(modality):
+            # Some need a protocol of their own: the image row is disparity.
+            named = modality.protocols.get(command.protocol or "")
+            protocol = command.protocol if named and baseline.invariance in named.accepts else None
             folder = None if command.output_dir is None else command.output_dir / baseline.name.replace(" ", "-")
-            runs.append((baseline, None, folder))
+            runs.append((baseline, protocol, folder))
     reports: dict[str, Report] = {}
     for chosen, protocol, folder in runs:
         with progress_bar(chosen.name) as (advance, note):
@@ -109,7 +113,7 @@ def _without_effect(command: Evaluate) -> list[str]:
     if command.predictions is None:
         return ["invariance"] if command.invariance != Evaluate.invariance else []
     defaults = PredictConfig()
-    names = (setting.name for setting in fields(PredictConfig))
+    names = (setting.name for setting in fields(PredictConfig) if setting.name != "modality")
     return [name for name in names if getattr(command.config, name) != getattr(defaults, name)]
 
 

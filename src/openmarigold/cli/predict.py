@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`openmarigold predict`: photos to depth maps."""
+"""`openmarigold predict`: photos to maps."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from openmarigold.text_files import from_table, parse_toml
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
-    """Predict the depth of photos. `--help-all` lists the rare settings too.
+    """Predict depth or normals of photos. `--help-all` lists the rare settings too.
 
     For each photo: STEM_depth.npy (float32, 0 near to 1 far), STEM_depth.png (16 bits), STEM_depth_colored.png (near is
-    red), and STEM_uncertainty.npy where ensemble-size is above 1. A run that was interrupted goes on where it was. Exit
-    status: 0 all done, 1 some photos failed, 2 an error, 130 interrupted.
+    red), and STEM_uncertainty.npy where ensemble-size is above 1; of normals the same. A run that was interrupted goes
+    on where it was. Exit status: 0 all done, 1 some photos failed, 2 an error, 130 interrupted.
     """
 
     inputs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="INPUT...", help_behavior_hint="")]
@@ -46,6 +46,7 @@ class Predict:
 _COMMON = frozenset(
     {
         "checkpoint",
+        "modality",
         "num_inference_steps",
         "ensemble_size",
         "processing_resolution",

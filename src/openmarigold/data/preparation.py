@@ -10,14 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
-import multiprocessing
-import os
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -30,18 +23,16 @@ from openmarigold.data.archives import Archive
 from openmarigold.data.encodings import MapEncoding
 from openmarigold.data.shard_writer import NewSample, Rejection, ShardWriter
 from openmarigold.data.statistics import write_meta
+from openmarigold.data.units import run_units
 from openmarigold.errors import (
     DataError,
     InvalidValueError,
     MissingExtraError,
-    OpenMarigoldError,
     OutputError,
     one_line,
 )
 from openmarigold.modalities import DEPTH, find_modality
 from openmarigold.modalities.modality import Maps, Modality
-
-_POLL_S = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,9 +231,8 @@ def prepare(
     todo = [unit for unit in units if not writer.is_done(unit.number)]
     total, kept = len(frames), len(frames) - sum(len(unit.frames) for unit in todo)
     progress(kept, total)
-    run = _run_here if workers == 1 or len(todo) < 2 else _run_in_processes
     task = _Task(reader, writer, frame_filter)
-    run(task, todo, min(workers, len(todo)), lambda done: progress(kept + done, total))
+    run_units(task, todo, workers=workers, progress=lambda done: progress(kept + done, total))
     low, high = reader.valid_range
     valid_range = [low, high if np.isfinite(high) else None]
     manifest = writer.finish(len(units), {"valid_range": valid_range, **(facts or {})})
@@ -384,64 +374,3 @@ class _Task:
         pixels = np.asarray(decode_image(rgb, frame.name).convert("RGB")) if isinstance(rgb, bytes) else rgb
         self.frame_filter.apply(pixels, maps, self.reader.valid_range, find_modality(self.reader.modality))
         return NewSample(key=frame.key, kind=frame.kind, scene=frame.scene, rgb=rgb, maps=maps, info=info)
-
-
-def _run_here(task: _Task, units: Sequence[_Unit], workers: int, progress: Callable[[int], None]) -> None:
-    done = itertools.count(1)
-    for unit in units:
-        task.run(unit, lambda: progress(next(done)))
-
-
-def _run_in_processes(task: _Task, units: Sequence[_Unit], workers: int, progress: Callable[[int], None]) -> None:
-    context = multiprocessing.get_context("spawn")  # the same on every system, and safe with threads
-    counter, stop = context.Value("q", 0), context.Event()
-    executor = ProcessPoolExecutor(workers, context, _start_worker, (task, counter, stop, os.getpid()))
-    try:
-        pending: set[Future[None]] = {executor.submit(_run_unit, unit) for unit in units}
-        while pending:
-            done, pending = wait(pending, timeout=_POLL_S, return_when=FIRST_COMPLETED)
-            progress(counter.value)
-            for future in done:
-                future.result()
-    except BrokenProcessPool as error:
-        raise OpenMarigoldError(
-            "a worker process was ended from outside, perhaps because memory ran out; finished shards are kept: run "
-            "the same command again, with fewer --workers"
-        ) from error
-    finally:
-        stop.set()
-        executor.shutdown(wait=True, cancel_futures=True)
-
-
-class _StoppedError(Exception):
-    pass
-
-
-_worker: tuple[_Task, Any, Any] | None = None
-
-
-def _start_worker(task: _Task, counter: Any, stop: Any, parent: int) -> None:
-    global _worker
-    _worker = (task, counter, stop)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and sets `stop`
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    # A killed parent cannot stop its workers.
-    while os.getppid() == parent:
-        time.sleep(_POLL_S)
-    os._exit(1)
-
-
-def _run_unit(unit: _Unit) -> None:
-    assert _worker is not None
-    task, counter, stop = _worker
-
-    def tick() -> None:
-        with counter.get_lock():
-            counter.value += 1
-        if stop.is_set():
-            raise _StoppedError
-
-    task.run(unit, tick)

@@ -332,12 +332,12 @@ def _is_index(index: Mapping[str, Any], known: set[str]) -> bool:
 def statistics(rgb: UInt8[np.ndarray, "h w 3"], maps: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Mean, standard deviation, minimum and maximum of colors [0, 255] and of the known values of each map.
 
-    In maps of one channel 0 is unknown; `invalid_ratio` is the largest share of it.
+    A pixel that is 0 in all channels of a map is unknown; `invalid_ratio` is the largest share of them.
     """
     found: dict[str, Any] = {"rgb": _moments(rgb)}
     shares = []
     for name, values in maps.items():
-        known = values[values > 0] if values.ndim == 2 else values
+        known = values[values > 0 if values.ndim == 2 else values.any(axis=-1)]
         found[name] = _moments(known) if known.size else None
         shares.append(1 - known.size / values.size)
     return {**found, "invalid_ratio": round(max(shares), 6)} if shares else found

@@ -49,7 +49,8 @@ def dataset_statistics(
 ) -> list[DatasetStatistics]:
     """Statistics of the data set in `folder`: of each kind in the order of their names, then of all.
 
-    In a map of one channel, values within the set's `valid_range` are usable, as in training; in others all values are.
+    In a map of one channel, values within the set's `valid_range` are usable, as in training; in others all values of
+    pixels that are not 0 in every channel.
     Samples without the map (photos) are left out.
 
     Args:
@@ -68,7 +69,7 @@ def dataset_statistics(
     for index in range(len(data)):
         values = data.read(index).maps.get(chosen)
         if values is not None:
-            usable = values[(values > low) & (values < high)] if values.ndim == 2 else values
+            usable = values[(values > low) & (values < high) if values.ndim == 2 else values.any(axis=-1)]
             valid = usable.astype(np.float64)
             found = (np.nan,) * 5 if not valid.size else (*np.quantile(valid, QUANTILES), valid.min(), valid.max())
             rows.append((data.kinds[index], data.scenes[index], (1 - valid.size / values.size, *found)))

@@ -12,7 +12,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from openmarigold.checkpoints.checkpoint import TITLES, Checkpoint, TinyVae
+from openmarigold.checkpoints.checkpoint import TITLES, Checkpoint
+from openmarigold.checkpoints.configured import TinyVae
 from openmarigold.config import CompileMode, Dtype, EngineName
 from openmarigold.engines.converted import LARGE_BYTES, can_keep_converted, weight_bytes
 from openmarigold.errors import InvalidValueError

@@ -19,7 +19,8 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from jaxtyping import Float
 
-from openmarigold.checkpoints.checkpoint import Checkpoint, TinyVae
+from openmarigold.checkpoints.checkpoint import Checkpoint
+from openmarigold.checkpoints.configured import TinyVae
 from openmarigold.checkpoints.empty_prompt import cached_embedding_path, stored_embedding_path
 from openmarigold.checkpoints.weight_files import IMAGE_ENCODER, NETWORK_FILES, graph_file, part_folder, weight_files
 from openmarigold.config import LATENT_FACTOR, ConvertedFormat, Dtype, StoredDtype

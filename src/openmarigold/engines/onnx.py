@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from openmarigold.checkpoints.checkpoint import Checkpoint, TinyVae
+from openmarigold.checkpoints.checkpoint import Checkpoint
+from openmarigold.checkpoints.configured import TinyVae
 from openmarigold.config import Dtype
 from openmarigold.engines.converted import ConvertedEngine, failed_run, open_networks
 from openmarigold.errors import CheckpointError, InvalidValueError, one_line

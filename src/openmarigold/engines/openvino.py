@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from openmarigold.checkpoints.checkpoint import Checkpoint, TinyVae
+from openmarigold.checkpoints.checkpoint import Checkpoint
+from openmarigold.checkpoints.configured import TinyVae
 from openmarigold.config import LATENT_FACTOR, Dtype, StoredDtype
 from openmarigold.engines.converted import LARGE_BYTES, ConvertedEngine, failed_run, open_networks
 from openmarigold.errors import CheckpointError, InvalidValueError, OpenMarigoldError, needs_extra, one_line

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from openmarigold.checkpoints.checkpoint import Checkpoint, TinyVae
+from openmarigold.checkpoints.checkpoint import Checkpoint
+from openmarigold.checkpoints.configured import TinyVae
 from openmarigold.checkpoints.weight_files import IMAGE_ENCODER, part_folder
 from openmarigold.config import CompileMode, Dtype
 from openmarigold.errors import InvalidValueError, OpenMarigoldError, needs_extra, one_line

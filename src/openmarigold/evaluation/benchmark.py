@@ -14,8 +14,8 @@ from PIL import Image
 
 from openmarigold.data.archives import Archive
 from openmarigold.data.arrays import load_npy
-from openmarigold.errors import DataError, ImageError, one_line
-from openmarigold.evaluation.benchmark_readers import Decoder, Entry, Lister, NoScaleError
+from openmarigold.errors import DataError, ImageError, MissingExtraError, one_line
+from openmarigold.evaluation.benchmark_readers import Decoder, Entry, Lister
 from openmarigold.images.photo import as_rgb
 from openmarigold.modalities.modality import Modality
 from openmarigold.modalities.protocol import BenchmarkSample, Maps, Window
@@ -49,6 +49,8 @@ class BenchmarkRow:
     resize_rgb: bool = False
     """Photos of another size than the maps are resized to it."""
     expected_count: int | None
+    official_file: str = ""
+    """Of the data set's owner, which is read in the place of a folder that holds it."""
     average_over_places: bool = False
     """Mean over the images of a place, then over places; False: over images."""
     files: str
@@ -113,9 +115,9 @@ class Benchmark:
             rgb = np.array(Image.fromarray(rgb).resize((width, height), Image.Resampling.BILINEAR))
         for name, values in maps.items():
             if values.shape[:2] != rgb.shape[:2]:
+                path = self._path(entry.files.get(name, _measured_file(entry)))
                 raise DataError(
-                    f"{self._path(entry.files[name])} is {list(values.shape[:2])} and its photo "
-                    f"{list(rgb.shape[:2])}; sizes must be equal"
+                    f"{path} is {list(values.shape[:2])} and its photo {list(rgb.shape[:2])}; sizes must be equal"
                 )
         crop = None if row.crop is None else row.crop(height, width)
         if crop is not None:
@@ -131,7 +133,7 @@ class Benchmark:
             inside[row.window(*valid_mask.shape)] = True
             valid_mask = valid_mask & inside
         if not valid_mask.any():
-            path = self._path(entry.files[next(iter(maps))])
+            path = self._path(_measured_file(entry))
             raise DataError(f"{path} has no valid pixel; leave the image out of the manifest")
         return BenchmarkSample(
             name=entry.name,
@@ -151,17 +153,16 @@ class Benchmark:
         self, entry: Entry, files: Mapping[str, bytes], size: tuple[int, int]
     ) -> tuple[Maps, Bool[np.ndarray, "h w"] | None]:
         """The measured maps, and the pixels that count where the data set has a mask of its own."""
-        name = next(kind.name for kind in self.row.modality.maps if kind.name in entry.files)
         try:
             return self.row.decode(files, size)
-        except NoScaleError as error:
-            path = self._path(entry.files["meta"])
-            raise DataError(f"{path} has no number {error}, the values of its 16-bit picture per unit") from error
+        except DataError as error:  # about the facts that come with the files
+            raise DataError(f"{self._path(entry.files.get('meta', _measured_file(entry)))} {error}") from error
+        except MissingExtraError:
+            raise
         except Exception as error:
             # Decoders, such as Pillow's and NumPy's, raise many kinds for damaged bytes.
-            raise DataError(
-                f"{self._path(entry.files[name])} is missing or damaged ({one_line(error)}); get the benchmark again"
-            ) from error
+            path = self._path(_measured_file(entry))
+            raise DataError(f"{path} is missing or damaged ({one_line(error)}); get the benchmark again") from error
 
     def _rgb(self, entry: Entry, content: bytes) -> UInt8[np.ndarray, "h w 3"]:
         path = self._path(entry.files["rgb"])
@@ -178,6 +179,11 @@ class Benchmark:
 
     def _path(self, name: str) -> str:
         return f"{self.archive.location}/{name}"
+
+
+def _measured_file(entry: Entry) -> str:
+    """The first file that measured maps come from."""
+    return next(name for role, name in entry.files.items() if role not in ("rgb", "mask", "meta"))
 
 
 def hash_of_files(files: Mapping[str, bytes]) -> str:

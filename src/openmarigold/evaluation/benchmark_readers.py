@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How each benchmark stores its images and maps: a function that lists them and one that decodes the maps.
+"""How each benchmark of depth stores its images and maps: a function that lists them and one that decodes the maps.
 
 A lister turns an archive into entries, files that belong together. A decoder turns an entry's bytes into maps, float64,
 and a mask where the data set has one of its own. Depth is in meters, 0 where nothing was measured.
@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float64
@@ -21,9 +21,7 @@ from PIL import Image
 from openmarigold.data.archives import Archive
 from openmarigold.data.arrays import load_npy
 from openmarigold.errors import DataError
-from openmarigold.modalities.modality import Modality
 from openmarigold.modalities.protocol import Maps
-from openmarigold.text_files import DamagedTextError, parse_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,70 +50,13 @@ Decoder: TypeAlias = Callable[[Mapping[str, bytes], tuple[int, int]], Decoded]
 # --- Listers
 
 
-def list_folder(modality: Modality) -> Lister:
-    """The generic layout: `manifest.json`, a list of `{name, kind, place}`, and a folder of files for each name.
-
-    Each map of the modality is `<map>.npy`, or, of one channel, a 16-bit `<map>.png` with `<map>_scale`, the values per
-    unit, in `meta.json`.
-    """
-
-    def list_entries(archive: Archive) -> Listing:
-        listing = Listing()
-        for item in parse_manifest(archive):
-            name = item["name"]
-            files = {"rgb": f"{name}/rgb.jpg"}
-            for kind in modality.maps:
-                array = f"{name}/{kind.name}.npy"
-                if kind.channels == 1 and array not in archive.names:
-                    files |= {kind.name: f"{name}/{kind.name}.png", "meta": f"{name}/meta.json"}
-                else:
-                    files[kind.name] = array
-            # Missing files are reported when they are read: the manifest is the count.
-            listing.entries.append(Entry(name=name, kind=item["kind"], place=item["place"], files=files))
-        return listing
-
-    return list_entries
-
-
-def parse_manifest(archive: Archive) -> list[dict[str, Any]]:
-    """The content of `manifest.json`.
-
-    Raises:
-        DataError: it is missing, damaged or empty.
-    """
-    path = archive.location / "manifest.json"
-    if "manifest.json" not in archive.names:
-        raise DataError(
-            f"{path} cannot be read (No such file or directory); a benchmark is a folder with manifest.json and one "
-            "folder an image"
-        )
-    try:
-        entries = parse_json(archive.read("manifest.json"))
-    except DamagedTextError as error:
-        raise DataError(f"{path} is not valid JSON ({error}); get the benchmark again") from error
-    needed = ("name", "kind", "place")
-    if (
-        not isinstance(entries, list)
-        or not entries
-        or not all(isinstance(e, dict) and all(isinstance(e.get(key), str) for key in needed) for e in entries)
-    ):
-        raise DataError(f"{path} is not a list of objects with name, kind and place; get the benchmark again")
-    names = [entry["name"] for entry in entries]
-    outside = [name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
-    if outside:
-        raise DataError(f"{path} names {outside[0]!r:.100}, which lies outside the benchmark; get the benchmark again")
-    if len(set(names)) < len(names):
-        raise DataError(f"{path} lists an image twice; each name must be there once")
-    return entries
-
-
 def list_nyuv2(split: str) -> Lister:
     """`<split>/<scene>/rgb_0001.png` and `depth_0001.png`; .npy from the official file."""
     pattern = re.compile(rf"(?:^|/)({split}/([^/]+)/)rgb_(\d+)\.(png|npy)$")
 
     def list_entries(archive: Archive) -> Listing:
         listing = Listing()
-        for name, match in _matches(archive, pattern):
+        for name, match in matches(archive, pattern):
             folder, scene, number, suffix = match.groups()
             depth = f"{name[: match.start(1)]}{folder}depth_{number}.{suffix}"
             if depth in archive.names:
@@ -152,10 +93,10 @@ def list_scannet(*list_names: str) -> Lister:
 def list_eth3d(archive: Archive) -> Listing:
     """`<scene>/images/dslr_images/X.JPG` with `<scene>/ground_truth_depth/dslr_images/X.JPG`, below any folders."""
     depth_pattern = re.compile(r"(?:^|/)([^/]+)/ground_truth_depth/dslr_images/([^/]+)$")
-    depths = {match.groups(): name for name, match in _matches(archive, depth_pattern)}
+    depths = {match.groups(): name for name, match in matches(archive, depth_pattern)}
     rgb_pattern = re.compile(r"(?:^|/)([^/]+)/images/dslr_images/([^/]+)\.(?i:jpg)$")
     listing = Listing()
-    for name, match in _matches(archive, rgb_pattern):
+    for name, match in matches(archive, rgb_pattern):
         scene, stem = match.groups()
         depth = depths.get((scene, f"{stem}{PurePosixPath(name).suffix}"))
         if depth is None:
@@ -170,7 +111,7 @@ def list_diode(archive: Archive) -> Listing:
     """`indoors/scene_*/scan_*/X.png`, and outdoor, with `X_depth.npy` and `X_depth_mask.npy`; not those of train/."""
     pattern = re.compile(r"(?:^|/)((indoors|outdoor)/(scene_\d+)/scan_\d+/[^/]+)\.png$")
     listing = Listing()
-    for name, match in _matches(archive, pattern):
+    for name, match in matches(archive, pattern):
         if "train/" in name[: match.start(1)]:
             continue
         stem, kind, scene = match.groups()
@@ -184,7 +125,7 @@ def list_diode(archive: Archive) -> Listing:
     return listing
 
 
-def _matches(archive: Archive, pattern: re.Pattern[str]) -> Iterator[tuple[str, re.Match[str]]]:
+def matches(archive: Archive, pattern: re.Pattern[str]) -> Iterator[tuple[str, re.Match[str]]]:
     """Names that fit a pattern, in order."""
     for name in sorted(archive.names):
         match = pattern.search(name)
@@ -235,45 +176,9 @@ def decode_png(values_per_meter: float) -> Decoder:
     def decode(files: Mapping[str, bytes], size: tuple[int, int]) -> Decoded:
         if files["depth"][:6] == b"\x93NUMPY":
             return {"depth": _finite(load_npy(files["depth"]))}, None
-        return {"depth": _read_gray16(files["depth"]) / values_per_meter}, None
+        return {"depth": read_gray16(files["depth"]) / values_per_meter}, None
 
     return decode
-
-
-def decode_folder(modality: Modality) -> Decoder:
-    """The maps of a modality in the generic layout; see `list_folder`."""
-
-    def decode(files: Mapping[str, bytes], size: tuple[int, int]) -> Decoded:
-        maps = {}
-        for kind in modality.maps:
-            content = files[kind.name]
-            if content[:6] != b"\x93NUMPY":
-                scale = _scale(files["meta"], f"{kind.name}_scale")
-                maps[kind.name] = _read_gray16(content) / scale
-                continue
-            values = load_npy(content)
-            if values.dtype.kind not in "fiu" or values.shape[2:] != (() if kind.channels == 1 else (kind.channels,)):
-                shape = "[h, w]" if kind.channels == 1 else f"[h, w, {kind.channels}]"
-                raise ValueError(f"{values.dtype} of shape {list(values.shape)}; numbers of shape {shape} are needed")
-            maps[kind.name] = values.astype(np.float64)
-        return maps, None
-
-    return decode
-
-
-def _scale(meta: bytes, name: str) -> float:
-    content = parse_json(meta)
-    try:
-        scale = float(content[name])
-    except (KeyError, TypeError, ValueError) as error:
-        raise NoScaleError(name) from error
-    if not (0 < scale < np.inf):
-        raise NoScaleError(name)
-    return scale
-
-
-class NoScaleError(ValueError):
-    """`meta.json` has no positive number of that name."""
 
 
 def decode_float32(files: Mapping[str, bytes], size: tuple[int, int]) -> Decoded:
@@ -302,7 +207,8 @@ def _finite(depth: np.ndarray) -> Float64[np.ndarray, "h w"]:
     return np.where(np.isfinite(depth), depth, 0.0).astype(np.float64)
 
 
-def _read_gray16(content: bytes) -> Float64[np.ndarray, "h w"]:
+def read_gray16(content: bytes) -> Float64[np.ndarray, "h w"]:
+    """The levels of a PNG of 16-bit grays."""
     with Image.open(io.BytesIO(content)) as image:
         if not image.mode.startswith("I"):
             raise ValueError(f"Pillow mode {image.mode}, not 16-bit grays")

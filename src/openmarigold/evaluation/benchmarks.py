@@ -15,19 +15,26 @@ import numpy as np
 
 from openmarigold.data.archives import open_archive
 from openmarigold.data.crops import kitti_crop
+from openmarigold.data.shards import INDEX_FILE, ShardedDataset
 from openmarigold.errors import DataError
+from openmarigold.evaluation import normals_benchmarks
 from openmarigold.evaluation.benchmark import Benchmark, BenchmarkRow
 from openmarigold.evaluation.benchmark_readers import (
     decode_diode,
     decode_float32,
-    decode_folder,
     decode_png,
     list_diode,
     list_eth3d,
-    list_folder,
     list_kitti,
     list_nyuv2,
     list_scannet,
+)
+from openmarigold.evaluation.folder_readers import (
+    ShardArchive,
+    decode_folder,
+    decode_shards,
+    list_folder,
+    list_shards,
 )
 from openmarigold.evaluation.nyuv2 import MAT_NAME, MatArchive
 from openmarigold.files import as_path
@@ -56,6 +63,8 @@ def nyu_eigen_window(height: int, width: int) -> Window:
 def open_folder_benchmark(path: Path | str, modality: Modality = DEPTH) -> Benchmark:
     """A benchmark in the generic layout: a folder, tar or zip with manifest.json and the maps of a modality.
 
+    A folder of photos with maps next to them, or of a prepared set, is one too.
+
     Raises:
         DataError: it is missing or damaged.
         InvalidValueError: an empty path.
@@ -79,6 +88,19 @@ def open_folder_benchmark(path: Path | str, modality: Modality = DEPTH) -> Bench
             max_value_by_kind=MappingProxyType({}),
             valid_range=None,
         )
+    if (path / INDEX_FILE).is_file():
+        dataset = ShardedDataset(path)
+        low, high = dataset.valid_range
+        row = replace(
+            row,
+            list_entries=list_shards(dataset, modality),
+            decode=decode_shards(dataset, modality),
+            min_value=max(low, row.min_value),
+            max_value=high,
+            max_value_by_kind=MappingProxyType({}),
+            valid_range=None,
+        )
+        return Benchmark(row, ShardArchive(dataset))
     return Benchmark(row, open_archive(path))
 
 
@@ -97,7 +119,8 @@ def open_benchmark(name: str, data_dir: Path | str, *, allow_partial: bool = Fal
         raise DataError(
             f"{folder} does not exist; `openmarigold data where {row.name}` lists what belongs there and its source"
         )
-    archive = MatArchive(location / MAT_NAME) if (location / MAT_NAME).is_file() else open_archive(location)
+    official = location / row.official_file
+    archive = MatArchive(official) if row.official_file and official.is_file() else open_archive(location)
     return Benchmark(row, archive, allow_partial=allow_partial)
 
 
@@ -148,6 +171,7 @@ def _nyuv2(name: str, title: str, split: str, count: int) -> BenchmarkRow:
         max_value=10.0,
         window=nyu_eigen_window,
         processing_resolution=0,
+        official_file=MAT_NAME,
         expected_count=count,
         files=_NYU_FILES.replace("test/", f"{split}/"),
     )
@@ -240,6 +264,7 @@ or the repacked copy:
     ),
     _nyuv2("nyuv2-train", "NYU Depth v2, training split (the paper's ablations)", "train", 795),
     _kitti("kitti-val", "KITTI, 800 training frames (the paper's ablations)", _KITTI_VAL_LIST, 800),
+    *normals_benchmarks.ROWS,
     BenchmarkRow(
         name="folder",
         title="a folder in the generic layout",

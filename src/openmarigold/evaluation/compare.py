@@ -98,7 +98,7 @@ def compare_reports(a: Report, b: Report) -> Comparison:
         protocol=a.protocol,
         scores=_headline_first(a),
         num_images=len(names),
-        differences=paired_differences(a.images, ordered, over_places=a.over_places),
+        differences=paired_differences(a.images, ordered, over_places=a.over_places, pooled=a.pooled),
     )
 
 

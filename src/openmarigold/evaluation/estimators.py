@@ -4,19 +4,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
-from openmarigold.errors import DataError, ImageError, one_line
+from openmarigold.errors import DataError
+from openmarigold.evaluation.map_files import SAVED_SUFFIXES, read_map
 from openmarigold.evaluation.scoring import Predicted, choose_space
 from openmarigold.files import as_path
-from openmarigold.images.exr import read_exr
 from openmarigold.modalities import DEPTH
 from openmarigold.modalities.modality import MapKind, Modality
 from openmarigold.modalities.protocol import Maps, PredictionSpace
@@ -58,13 +57,10 @@ def baseline_estimators(modality: Modality = DEPTH) -> dict[str, Estimator]:
     }
 
 
-SAVED_SUFFIXES = (".npy", ".exr", ".png")
-
-
 class SavedPredictions:
     """Maps in a folder, found by the names of a benchmark's images.
 
-    For the map `depth` of the image `scene/rgb_0001`, with suffix .npy, .exr or 16-bit .png, the first there is of:
+    For the map `depth` of the image `scene/rgb_0001`, with suffix .npy, .exr or .png, the first there is of:
     `scene/rgb_0001`, `scene/rgb_0001_depth` (what `openmarigold predict` writes), `scene/pred_0001` (what Marigold's
     own scripts write), `scene/rgb_0001/rgb_depth`, `scene/rgb_0001/depth`, and the first two flat, as `scene_rgb_0001`.
     Names without the map's are for modalities of one map.
@@ -116,76 +112,26 @@ class SavedPredictions:
         return digest.hexdigest()
 
     def _find(self, name: str, kind: MapKind) -> Path:
-        for stem in _stems(name, kind.name, is_alone=len(self.modality.maps) == 1):
+        for stem in _stems(name, kind, is_alone=len(self.modality.maps) == 1):
             for suffix in SAVED_SUFFIXES:
                 path = self.directory / f"{stem}{suffix}"
                 if path.is_file():
                     return path
-        what = name if len(self.modality.maps) == 1 else f"{name}_{kind.name}"
+        what = name if len(self.modality.maps) == 1 else f"{name}_{kind.file_name}"
         raise DataError(f"{self.directory} holds no prediction {what} ({', '.join(SAVED_SUFFIXES)}); predict it")
 
 
-def _stems(name: str, map_name: str, *, is_alone: bool) -> Iterator[str]:
+def _stems(name: str, kind: MapKind, *, is_alone: bool) -> Iterator[str]:
     """Where the map of an image may lie, the likeliest first."""
     path = PurePosixPath(name)
     flat = name.replace("/", "_")
     if is_alone:
         yield name
-    yield f"{name}_{map_name}"
+    yield f"{name}_{kind.file_name}"
     if is_alone:
         yield str(path.with_name(f"pred_{path.name.removeprefix('rgb_')}"))
-    yield f"{name}/rgb_{map_name}"
-    yield f"{name}/{map_name}"
+    yield f"{name}/rgb_{kind.file_name}"
+    yield f"{name}/{kind.name}"
     if is_alone:
         yield flat
-    yield f"{flat}_{map_name}"
-
-
-def read_map(path: Path | str, kind: MapKind) -> np.ndarray:
-    """A map from .npy, .exr (channels by name, or the only one) or, of one channel, 16-bit .png (as [0, 1]).
-
-    Raises:
-        DataError: it is missing or damaged, or does not have the channels of the map.
-        MissingExtraError: an EXR file without OpenEXR.
-    """
-    path = as_path(path, "the map")
-    if path.suffix == ".exr":
-        values = _read_exr_map(path, kind)
-    else:
-        try:
-            values = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _read_gray16(path)
-        except Exception as error:
-            # Pillow and NumPy raise many kinds for damaged bytes.
-            raise DataError(f"{path} is missing or damaged ({one_line(error)}); write it again") from error
-    values = np.squeeze(np.asarray(values))
-    channels = () if kind.channels == 1 else (kind.channels,)
-    if values.ndim != 2 + len(channels) or values.shape[2:] != channels or values.dtype.kind not in "fiu":
-        shape = ", ".join(["h", "w", *map(str, channels)])
-        raise DataError(
-            f"{path} holds {values.dtype} of shape {list(values.shape)}; a map [{shape}] of numbers is needed"
-        )
-    return values.astype(np.float32 if values.dtype.kind != "f" or values.dtype.itemsize < 4 else values.dtype)
-
-
-def _read_exr_map(path: Path, kind: MapKind) -> np.ndarray:
-    try:
-        channels: Mapping[str, np.ndarray] = read_exr(path)
-    except ImageError as error:
-        raise DataError(str(error)) from error
-    if kind.channels > 1:
-        absent = [name for name in kind.exr_channels if name not in channels]
-        if absent:
-            raise DataError(f"{path} has channels {', '.join(channels)}; {', '.join(kind.exr_channels)} are needed")
-        return np.stack([channels[name] for name in kind.exr_channels], axis=-1)
-    names = kind.exr_aliases or kind.exr_channels
-    name = next((name for name in names if name in channels), next(iter(channels), ""))
-    if name not in names and len(channels) != 1:
-        raise DataError(f"{path} has channels {', '.join(channels)}; one of {', '.join(names)} is needed")
-    return channels[name]
-
-
-def _read_gray16(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        if not image.mode.startswith("I"):
-            raise ValueError(f"Pillow mode {image.mode}, not 16-bit grays")
-        return np.asarray(image).astype(np.float32) / np.float32(65535)
+    yield f"{flat}_{kind.file_name}"

@@ -7,7 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from openmarigold.checkpoints.checkpoint import Checkpoint, read_tiny_vae
+from openmarigold.checkpoints.checkpoint import Checkpoint
+from openmarigold.checkpoints.configured import read_tiny_vae
 from openmarigold.checkpoints.weight_files import NETWORK_FILES, graph_file
 from openmarigold.config import LATENT_FACTOR, PredictConfig
 from openmarigold.engines import is_installed

@@ -13,9 +13,10 @@ from typing import Any
 
 from openmarigold.errors import DataError, one_line
 from openmarigold.evaluation.statistics import KindScore
+from openmarigold.evaluation.tallies import decode_tally
 from openmarigold.files import as_path, write_atomically
 from openmarigold.modalities import DEPTH, find_modality
-from openmarigold.modalities.protocol import PIXELS_SCORED, Score
+from openmarigold.modalities.protocol import PIXELS_SCORED, Pooling, Score
 from openmarigold.text_files import DamagedTextError, parse_json
 
 SUMMARY_NAME = "summary.json"
@@ -32,6 +33,8 @@ class ImageScore:
     metrics: Mapping[str, float]
     input_hash: str = ""
     """SHA-256 of the files it was scored from."""
+    tally: str = ""
+    """What it adds to pooled scores, as `encode_tally` writes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,7 @@ class Report:
         modality: name of what was predicted.
         benchmark: name of the row, "folder" for the generic layout.
         over_places: whether means are over places or over images.
+        pooled: how scores come from all pixels instead, as the protocol says; None: they are means.
         expected: number of images that the benchmark should have; None where it is not known.
         settings: of the estimator.
         provenance: hashes, versions, hardware.
@@ -58,6 +62,7 @@ class Report:
     modality: str = DEPTH.name
     benchmark: str = "folder"
     over_places: bool = True
+    pooled: Pooling | None = None
     expected: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -82,7 +87,7 @@ class Report:
             "modality": self.modality,
             "benchmark": self.benchmark,
             "protocol": self.protocol,
-            "mean_over": "places" if self.over_places else "images",
+            "mean_over": "pixels" if self.pooled else "places" if self.over_places else "images",
             "expected_images": self.expected,
             "settings": dict(self.settings),
             "provenance": dict(self.provenance),
@@ -104,6 +109,7 @@ class Report:
                     "kind": image.kind,
                     "place": image.place,
                     "input_sha256": image.input_hash,
+                    **({"tally": image.tally} if self.pooled else {}),
                     **image.metrics,
                 }
                 for image in self.images
@@ -151,11 +157,13 @@ def read_report(path: Path | str) -> Report:
         raise DataError(f"{path} is not valid JSON ({error}); evaluate again") from error
     try:
         modality = find_modality(content.get("modality", DEPTH.name))  # older runs are of depth and do not state it
+        protocol = modality.protocols[content["protocol"]]
         return Report(
-            images=_images(content["images"]),
+            images=_images(content["images"], protocol.pooled),
             kinds={name: _kind_score(kind) for name, kind in content["kinds"].items()},
-            protocol=content["protocol"],
-            scores=modality.protocols[content["protocol"]].scores,
+            protocol=protocol.name,
+            scores=protocol.scores,
+            pooled=protocol.pooled,
             modality=modality.name,
             benchmark=content["benchmark"],
             over_places=content["mean_over"] == "places",
@@ -171,14 +179,15 @@ def read_report(path: Path | str) -> Report:
         ) from error
 
 
-def _images(content: Any) -> list[ImageScore]:
-    fixed = {"name", "kind", "place", "input_sha256"}
+def _images(content: Any, pooled: Pooling | None) -> list[ImageScore]:
+    fixed = {"name", "kind", "place", "input_sha256", "tally"}
     images = [
         ImageScore(
             name=image["name"],
             kind=image["kind"],
             place=image["place"],
             input_hash=image["input_sha256"],
+            tally="" if pooled is None else checked_tally(image["tally"], pooled),
             metrics={key: _score(value) for key, value in image.items() if key not in fixed},
         )
         for image in content
@@ -201,6 +210,18 @@ def _kind_score(content: Any) -> KindScore:
             for drawn, intervals in content["intervals_95"].items()
         },
     )
+
+
+def checked_tally(value: object, pooled: Pooling) -> str:
+    """A tally from a file.
+
+    Raises:
+        ValueError: it is damaged, or not one of this pooling.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r:.80} is not a tally")
+    decode_tally(value, pooled.size)
+    return value
 
 
 def is_score(value: object) -> bool:

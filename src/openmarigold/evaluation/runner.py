@@ -21,13 +21,14 @@ from typing import Any
 
 from openmarigold.errors import DataError, InvalidValueError, OpenMarigoldError, OutputError
 from openmarigold.evaluation.benchmark import Benchmark, hash_of_files
-from openmarigold.evaluation.benchmark_readers import Entry, parse_manifest
+from openmarigold.evaluation.benchmark_readers import Entry
 from openmarigold.evaluation.benchmarks import open_folder_benchmark
 from openmarigold.evaluation.estimators import MapEstimator, SavedPredictions, predictor_estimator
+from openmarigold.evaluation.folder_readers import parse_manifest
 from openmarigold.evaluation.machine import describe_machine, version_of
 from openmarigold.evaluation.page import write_page
-from openmarigold.evaluation.report import ImageScore, Report, is_score, write_report
-from openmarigold.evaluation.scoring import Predicted, align_sample, choose_protocol, score_sample
+from openmarigold.evaluation.report import ImageScore, Report, checked_tally, is_score, write_report
+from openmarigold.evaluation.scoring import Measured, Predicted, align_sample, choose_protocol, measure_sample
 from openmarigold.evaluation.specs import EstimatorSpec
 from openmarigold.evaluation.statistics import summarize
 from openmarigold.files import as_path
@@ -99,16 +100,19 @@ def score_benchmark(
     images = []
     for done, entry in enumerate(entries, start=1):
         sample = benchmark.sample(entry)
-        metrics = score_sample(sample, estimator(sample.rgb), chosen, estimator.invariance)
-        images.append(ImageScore(name=entry.name, kind=entry.kind, place=entry.place, metrics=metrics))
+        found = measure_sample(sample, estimator(sample.rgb), chosen, estimator.invariance)
+        images.append(
+            ImageScore(name=entry.name, kind=entry.kind, place=entry.place, metrics=found.metrics, tally=found.tally)
+        )
         if progress is not None:
             progress(done, len(entries))
-    over_places = benchmark.row.average_over_places
+    over_places = benchmark.row.average_over_places and chosen.pooled is None
     return Report(
         images=images,
-        kinds=summarize(images, over_places=over_places),
+        kinds=summarize(images, over_places=over_places, pooled=chosen.pooled),
         protocol=chosen.name,
         scores=chosen.scores,
+        pooled=chosen.pooled,
         modality=benchmark.row.modality.name,
         over_places=over_places,
     )
@@ -146,17 +150,19 @@ def evaluate_benchmark(
         )
     run = _Run(benchmark, spec, choose_protocol(row.modality, protocol, spec.invariance))
     started, wall = datetime.now(UTC), time.perf_counter()
-    with _Log(output_dir, run.protocol.score_names) as log:
+    with _Log(output_dir, run.protocol) as log:
         images, failed = run.score_all(log, num_workers, progress, note)
     _check_failures(failed, len(benchmark.entries), allow_partial)
+    over_places = row.average_over_places and run.protocol.pooled is None
     report = Report(
         images=images,
-        kinds=summarize(images, over_places=row.average_over_places),
+        kinds=summarize(images, over_places=over_places, pooled=run.protocol.pooled),
         protocol=run.protocol.name,
         scores=run.protocol.scores,
+        pooled=run.protocol.pooled,
         modality=row.modality.name,
         benchmark=row.name,
-        over_places=row.average_over_places,
+        over_places=over_places,
         expected=row.expected_count,
         settings=dict(spec.settings),
         provenance={"estimator": spec.name, **describe_machine(), "inputs_sha256": _hash_of_all(images)},
@@ -231,12 +237,19 @@ class _Run:
         if saved is not None:
             parts.append(saved.hash_of(entry.name))
         key = hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()
-        metrics = log.find(key)
-        if metrics is None:
+        found = log.find(key)
+        if found is None:
             sample = self.benchmark.sample(entry, files)
-            metrics = score_sample(sample, self._predict(sample), self.protocol, self.spec.invariance)
-            log.add(key, entry.name, metrics)
-        return ImageScore(name=entry.name, kind=entry.kind, place=entry.place, metrics=metrics, input_hash=input_hash)
+            found = measure_sample(sample, self._predict(sample), self.protocol, self.spec.invariance)
+            log.add(key, entry.name, found)
+        return ImageScore(
+            name=entry.name,
+            kind=entry.kind,
+            place=entry.place,
+            metrics=found.metrics,
+            input_hash=input_hash,
+            tally=found.tally,
+        )
 
     def aligned(self, name: str) -> tuple[BenchmarkSample, Maps]:
         """An image and its aligned prediction."""
@@ -273,9 +286,9 @@ class _Run:
 class _Log:
     """`scores.jsonl`: a line for each scored image, of this and earlier runs. Without a folder, nothing is kept."""
 
-    def __init__(self, output_dir: Path | None, score_names: tuple[str, ...]) -> None:
+    def __init__(self, output_dir: Path | None, protocol: Protocol) -> None:
         self.num_found = 0
-        self._found: dict[str, dict[str, float]] = {}
+        self._found: dict[str, Measured] = {}
         self._lock = threading.Lock()
         self._file = None
         if output_dir is None:
@@ -287,23 +300,26 @@ class _Log:
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror}; choose another --output-dir") from error
         self._file.seek(0)
-        self._found = dict(_whole_lines(path.read_bytes(), score_names))
+        self._found = dict(_whole_lines(path.read_bytes(), protocol))
         self._file.seek(0, 2)
         if self._file.tell() and not _ends_with_newline(path):
             self._file.write("\n")  # the line that an interruption cut is left alone
 
-    def find(self, key: str) -> dict[str, float] | None:
+    def find(self, key: str) -> Measured | None:
         with self._lock:
-            metrics = self._found.get(key)
-            self.num_found += metrics is not None
-            return metrics
+            found = self._found.get(key)
+            self.num_found += found is not None
+            return found
 
-    def add(self, key: str, name: str, metrics: dict[str, float]) -> None:
+    def add(self, key: str, name: str, found: Measured) -> None:
         if self._file is None:
             return
+        line = {"key": key, "name": name, "metrics": found.metrics}
+        if found.tally:
+            line["tally"] = found.tally
         with self._lock:
             try:
-                self._file.write(json.dumps({"key": key, "name": name, "metrics": metrics}) + "\n")
+                self._file.write(json.dumps(line) + "\n")
                 self._file.flush()
             except OSError as error:  # no image's fault, and no image could do better
                 raise OutputError(f"cannot write {self._file.name}: {error.strerror}; check free space") from error
@@ -317,14 +333,21 @@ class _Log:
                 self._file.close()
 
 
-def _whole_lines(content: bytes, names: tuple[str, ...]) -> Iterator[tuple[str, dict[str, float]]]:
+def _whole_lines(content: bytes, protocol: Protocol) -> Iterator[tuple[str, Measured]]:
     """Keys and scores of the lines that hold all scores of an image; the images of others are scored again."""
+    names, tally = protocol.score_names, ""
     for entry in parse_json_lines(content):
         if not isinstance(entry, dict) or not isinstance(entry.get("key"), str):
             continue
         metrics = entry.get("metrics")
-        if isinstance(metrics, dict) and metrics.keys() == set(names) and all(map(is_score, metrics.values())):
-            yield entry["key"], {name: float(metrics[name]) for name in names}
+        if not isinstance(metrics, dict) or metrics.keys() != set(names) or not all(map(is_score, metrics.values())):
+            continue
+        if protocol.pooled is not None:
+            try:
+                tally = checked_tally(entry.get("tally"), protocol.pooled)
+            except ValueError:
+                continue
+        yield entry["key"], Measured(metrics={name: float(metrics[name]) for name in names}, tally=tally)
 
 
 def _ends_with_newline(path: Path) -> bool:

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Bool
 
 from openmarigold.errors import DataError, InvalidValueError
+from openmarigold.evaluation.tallies import encode_tally
 from openmarigold.modalities.modality import Modality
 from openmarigold.modalities.protocol import (
     PIXELS_SCORED,
@@ -74,10 +76,19 @@ def align_sample(
     return aligned.maps, usable
 
 
-def score_sample(
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a protocol finds out about one prediction."""
+
+    metrics: Mapping[str, float]
+    tally: str = ""
+    """What it adds to pooled scores, as `encode_tally` writes it; "" where scores are averaged."""
+
+
+def measure_sample(
     sample: BenchmarkSample, predicted: Predicted, protocol: Protocol, space: PredictionSpace | None = None
-) -> dict[str, float]:
-    """The protocol's scores of one prediction, which is known up to `space`.
+) -> Measured:
+    """The protocol's scores of one prediction, which is known up to `space`, and its tally.
 
     Raises:
         InvalidValueError, DataError: see `align_sample`.
@@ -85,7 +96,15 @@ def score_sample(
     aligned, usable = _align(sample, predicted, protocol, space)
     found = {**aligned.scores, **protocol.score(sample, aligned.maps, usable)}
     found[PIXELS_SCORED.name] = np.count_nonzero(usable) / np.count_nonzero(sample.valid_mask)
-    return {name: found[name] for name in protocol.score_names}
+    tally = "" if protocol.pooled is None else encode_tally(protocol.pooled.tally(sample, aligned.maps, usable))
+    return Measured(metrics={name: found[name] for name in protocol.score_names}, tally=tally)
+
+
+def score_sample(
+    sample: BenchmarkSample, predicted: Predicted, protocol: Protocol, space: PredictionSpace | None = None
+) -> dict[str, float]:
+    """The scores of `measure_sample` alone. Raises what it raises."""
+    return dict(measure_sample(sample, predicted, protocol, space).metrics)
 
 
 def _align(

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openmarigold.checkpoints.checkpoint import loaded_variant, read_configured, read_tiny_vae, resolve_settings
+from openmarigold.checkpoints.checkpoint import loaded_variant
+from openmarigold.checkpoints.configured import read_configured, read_tiny_vae, resolve_settings
 from openmarigold.checkpoints.hashes import checkpoint_sha256, tiny_vae_sha256
 from openmarigold.config import PredictConfig
 from openmarigold.engines import choose_engine
@@ -53,7 +54,7 @@ def predictor_spec(config: PredictConfig) -> EstimatorSpec:
     checkpoint = read_configured(config)
     resolved = resolve_settings(config, checkpoint).call_options
     # Photos of benchmarks have no transparent pixels, and the size of batches changes nothing on a CPU.
-    left_out = ("batch_size", "background", "ensemble_reduction", "fov")  # facts of the call state the last two
+    left_out = ("batch_size", "background", "ensemble_reduction", "fov", "recompose")  # facts state the last three
     settings = {name: value for name, value in resolved.items() if name not in left_out}
     tiny_vae = read_tiny_vae(config, checkpoint)
     if tiny_vae is not None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from openmarigold.checkpoints.checkpoint import read_configured
+from openmarigold.checkpoints.configured import read_configured
 from openmarigold.config import LATENT_FACTOR, PredictConfig
 from openmarigold.engines import Engine
 from openmarigold.evaluation.flops import count_flops

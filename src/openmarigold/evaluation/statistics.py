@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Means over images or places, and how sure they are: seeded bootstrap intervals, single and paired.
+"""Means over images or places, or pooled scores, and how sure they are: seeded bootstrap intervals, single and paired.
 
 Images of one place resemble each other, so an interval over images alone is too narrow; where a benchmark names places,
 both are given. A resample is drawn from (seed, what), never from the order of a run.
@@ -14,12 +14,15 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float64
 
+from openmarigold.evaluation.tallies import decode_tally
+from openmarigold.modalities.protocol import Pooling
 from openmarigold.seeding import generator_for
 
 ALL_KINDS = "all"
 NUM_RESAMPLES = 1000
 _SEED = 2024
 _LIMITS = (2.5, 97.5)
+_RESAMPLES_AT_ONCE = 100  # sums of tallies that are held in memory
 
 
 @runtime_checkable
@@ -32,11 +35,13 @@ class Scored(Protocol):
     def place(self) -> str: ...
     @property
     def metrics(self) -> Mapping[str, float]: ...
+    @property
+    def tally(self) -> str: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class KindScore:
-    """Means over the images of a kind, or over its places if the benchmark asks for it, with 95 % intervals."""
+    """Scores of a kind with 95 % intervals: means over its images (places if the benchmark asks), or of all pixels."""
 
     num_places: int
     num_images: int
@@ -45,20 +50,47 @@ class KindScore:
     """By what is drawn ("images", "places"; the latter from two places on), then by metric."""
 
 
-def summarize(images: Sequence[Scored], *, over_places: bool) -> dict[str, KindScore]:
-    """Scores per kind, in order of appearance, and over all."""
+class _Run:
+    """The scores of images, and what they are for any weights of the images."""
+
+    def __init__(
+        self, images: Sequence[Scored], names: Sequence[str], *, over_places: bool, pooled: Pooling | None
+    ) -> None:
+        self.names, self.over_places, self.pooled = list(names), over_places, pooled
+        self.values = np.array([[image.metrics[name] for name in names] for image in images])
+        # A place is named within its kind.
+        self.places = _numbers([(image.kind, image.place) for image in images])
+        self.tallies = None if pooled is None else np.stack([decode_tally(i.tally, pooled.size) for i in images])
+
+    def scores(self, weights: Float64[np.ndarray, "r n"] | None = None) -> Float64[np.ndarray, "r m"]:
+        """Scores by name where images count `weights` times each; None: each once."""
+        weights = np.ones((1, len(self.places))) if weights is None else weights
+        found = weighted_mean(self.values, weights, self.places, over_places=self.over_places)
+        if self.pooled is None or self.tallies is None:
+            return found
+        for start in range(0, len(weights), _RESAMPLES_AT_ONCE):
+            rows = slice(start, start + _RESAMPLES_AT_ONCE)
+            for name, scores in self.pooled.combine(weights[rows] @ self.tallies).items():
+                if name in self.names:
+                    found[rows, self.names.index(name)] = scores
+        return found
+
+
+def summarize(images: Sequence[Scored], *, over_places: bool, pooled: Pooling | None = None) -> dict[str, KindScore]:
+    """Scores per kind, in order of appearance, and over all; with `pooled` those of all pixels, each counting once.
+
+    Raises:
+        ValueError: a tally that is damaged or missing.
+    """
     kinds = {}
     for kind in (*dict.fromkeys(image.kind for image in images), ALL_KINDS):
         chosen = [image for image in images if kind in (ALL_KINDS, image.kind)]
         names = list(chosen[0].metrics)
-        values = np.array([[image.metrics[name] for name in names] for image in chosen])
-        # A place is named within its kind.
-        places = _numbers([(image.kind, image.place) for image in chosen])
-        mean = weighted_mean(values, np.ones((1, len(chosen))), places, over_places=over_places)[0]
+        run = _Run(chosen, names, over_places=over_places, pooled=pooled)
+        mean, places = run.scores()[0], run.places
         intervals = {}
         for what, weights in resample(places, kind).items():
-            means = weighted_mean(values, weights, places, over_places=over_places)
-            low, high = np.percentile(means, _LIMITS, axis=0)
+            low, high = np.percentile(run.scores(weights), _LIMITS, axis=0)
             intervals[what] = {name: (float(a), float(b)) for name, a, b in zip(names, low, high, strict=True)}
         kinds[kind] = KindScore(
             num_places=int(places.max()) + 1,
@@ -83,20 +115,23 @@ class Difference:
     """Share of resamples in which b is below a, half of those in which they are equal, by what is drawn."""
 
 
-def paired_differences(a: Sequence[Scored], b: Sequence[Scored], *, over_places: bool) -> dict[str, Difference]:
-    """Differences of the means of two runs, whose images are the same in the same order, by metric.
+def paired_differences(
+    a: Sequence[Scored], b: Sequence[Scored], *, over_places: bool, pooled: Pooling | None = None
+) -> dict[str, Difference]:
+    """Differences of the scores of two runs, whose images are the same in the same order, by metric.
 
     Each resample draws the same images (places) for both, so what is hard for both cancels out.
+
+    Raises:
+        ValueError: a tally that is damaged or missing.
     """
     names = [name for name in a[0].metrics if name in b[0].metrics]
-    first, second = (np.array([[image.metrics[name] for name in names] for image in run]) for run in (a, b))
-    places = _numbers([(image.kind, image.place) for image in a])
-    everything = np.ones((1, len(a)))
-    mean_a, mean_b = (weighted_mean(run, everything, places, over_places=over_places)[0] for run in (first, second))
+    first, second = (_Run(run, names, over_places=over_places, pooled=pooled) for run in (a, b))
+    second.places = first.places
+    mean_a, mean_b = first.scores()[0], second.scores()[0]
     differences = {
-        what: weighted_mean(second, weights, places, over_places=over_places)
-        - weighted_mean(first, weights, places, over_places=over_places)
-        for what, weights in resample(places, ALL_KINDS).items()
+        what: second.scores(weights) - first.scores(weights)
+        for what, weights in resample(first.places, ALL_KINDS).items()
     }
     limits = {what: np.percentile(values, _LIMITS, axis=0) for what, values in differences.items()}
     below = {what: np.mean((values < 0) + 0.5 * (values == 0), axis=0) for what, values in differences.items()}

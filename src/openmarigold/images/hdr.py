@@ -16,6 +16,7 @@ from openmarigold.errors import ImageError
 from openmarigold.images.decoders import read_radiance
 from openmarigold.images.exr import exr_size, read_exr_picture
 from openmarigold.images.kinds import EXR_MAGIC, HEAD_BYTES, is_radiance
+from openmarigold.images.srgb import encode_srgb
 
 _KEY = 0.18  # brightness of the middle gray that the log-average becomes; eq. 2
 _WHITE_QUANTILE = 0.99  # pixels above become white; eq. 4
@@ -79,18 +80,13 @@ def tone_map(linear: Float32[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]
         exposed = np.minimum(_cleaned(linear[top : top + rows]).astype(np.float64) * exposure, 1e9)
         luminance = (exposed @ _LUMINANCE.astype(np.float64))[..., None]
         shown = exposed * (1 + luminance / white**2) / (1 + luminance)
-        rgb[top : top + rows] = np.rint(255 * _encode_srgb(np.clip(shown, 0, 1)))
+        rgb[top : top + rows] = np.rint(255 * encode_srgb(np.clip(shown, 0, 1)))
     return rgb
 
 
 def _cleaned(linear: np.ndarray) -> np.ndarray:
     largest = float(np.finfo(np.float32).max) / 4
     return np.clip(np.nan_to_num(linear, nan=0.0, posinf=largest, neginf=0.0), 0.0, largest)
-
-
-def _encode_srgb(light: np.ndarray) -> np.ndarray:
-    """Values in sRGB, [0, 1], of linear light [0, 1]. IEC 61966-2-1."""
-    return np.where(light <= 0.0031308, 12.92 * light, 1.055 * np.power(light, 1 / 2.4) - 0.055)
 
 
 def _picture(channels: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:

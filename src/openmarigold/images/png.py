@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PNG files with texts: by Pillow, and in 16 bits a color, which Pillow does not write, by pypng."""
+"""PNG files: with texts, and with 16 bits a color, which Pillow does not write and halves when it reads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Shaped, UInt8, UInt16
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -25,6 +25,29 @@ def save_png(file: BinaryIO, pixels: Shaped[np.ndarray, "h w *c"], texts: Mappin
     for name, text in texts.items():
         info.add_text(name, text)
     Image.fromarray(pixels).save(file, format="PNG", pnginfo=info, compress_level=_COMPRESSION)
+
+
+def read_png(content: bytes) -> UInt8[np.ndarray, "h w *c"] | UInt16[np.ndarray, "h w *c"]:
+    """The levels of a PNG of grays or colors as they are stored: uint8 or uint16, `[h w]` or `[h w 3]`.
+
+    Raises:
+        ValueError: a picture of another kind, such as one with a palette or with alpha.
+        OSError, SyntaxError: not a picture, or a damaged one.
+    """
+    with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+        mode, tiles = image.mode, image.tile
+        if mode in ("L", "RGB"):
+            upper = np.array(image)
+        elif mode in ("I", "I;16"):
+            return np.array(image).astype(np.uint16)
+        else:
+            raise ValueError(f"Pillow mode {mode}, neither grays nor colors without alpha")
+    if any(tile[3] != "RGB;16B" for tile in tiles):
+        return upper
+    # Pillow keeps the upper byte of each level; as numbers whose bytes have the other order it keeps the lower one.
+    with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+        image.tile = [(*tile[:3], "RGB;16L") for tile in image.tile]  # pyright: ignore
+        return upper.astype(np.uint16) << 8 | np.array(image)
 
 
 def _save_deep_colors(file: BinaryIO, pixels: Shaped[np.ndarray, "h w 3"], texts: Mapping[str, str]) -> None:

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Modalities: descriptions of what a model predicts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from openmarigold.errors import InvalidValueError
 from openmarigold.modalities.depth import DEPTH
+from openmarigold.modalities.intrinsics import APPEARANCE, LIGHTING
 from openmarigold.modalities.modality import Modality
 from openmarigold.modalities.normals import NORMALS
 
-MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (DEPTH, NORMALS)}
+MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (DEPTH, NORMALS, APPEARANCE, LIGHTING)}
 
 
 def find_modality(name: str, space: str | None = None) -> Modality:
@@ -26,6 +27,17 @@ def find_modality(name: str, space: str | None = None) -> Modality:
     if space not in found.variants:
         raise InvalidValueError(f"space={space!r} is not known; use one of {', '.join((found.space, *found.variants))}")
     return found.variants[space]
+
+
+def only_modality(names: Sequence[str]) -> Modality | None:
+    """The modality of the only name; None where there is no name.
+
+    Raises:
+        InvalidValueError: several names, or one that is not known.
+    """
+    if len(names) > 1:
+        raise InvalidValueError(f"modality {', '.join(names)}: only `predict` takes several at once; give one")
+    return find_modality(names[0]) if names else None
 
 
 def modality_of_index(index: Mapping[str, Any]) -> Modality | None:

@@ -6,9 +6,10 @@ from __future__ import annotations
 import difflib
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 
 from openmarigold.errors import InvalidValueError, MissingExtraError
+from openmarigold.images.srgb import encode_srgb
 from openmarigold.privacy import matplotlib_without_folder
 
 # ColorBrewer's "Spectral" in 11 classes, from red (near) to violet (far).
@@ -63,6 +64,22 @@ def colorize(affine_depth: Float[np.ndarray, "h w"], *, color_map: str = "Spectr
         level = np.clip(affine_depth[top : top + rows], 0.0, 1.0) * (len(table) - 2)
         picture[top : top + rows] = table[np.where(np.isnan(level), len(table) - 1, np.rint(level)).astype(np.intp)]
     return picture
+
+
+def to_levels(
+    values: Float[np.ndarray, "h w *c"], *, dtype: type[np.unsignedinteger], white: float = 1.0, encode: bool = False
+) -> Shaped[np.ndarray, "h w *c"]:
+    """Values from 0 to `white` as whole numbers of all the range of `dtype`, rounded; others become the nearest of it.
+
+    With `encode`, values are linear light, and the numbers are sRGB.
+    """
+    top_level = np.float32(np.iinfo(dtype).max)
+    levels = np.empty(values.shape, dtype=dtype)
+    rows = max(1, _STRIP_PIXELS // max(1, values.shape[1]))
+    for top in range(0, len(levels), rows):
+        strip = np.clip(values[top : top + rows] / np.float32(white), 0.0, 1.0)
+        levels[top : top + rows] = np.rint((encode_srgb(strip) if encode else strip) * top_level)
+    return levels
 
 
 def uncertainty_picture(uncertainty: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:

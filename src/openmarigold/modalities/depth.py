@@ -6,16 +6,17 @@ Paper: §3.2 (affine-invariant depth normalization, eq. 3).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt16
 
 from openmarigold.config import OutputConfig
 from openmarigold.ensembling import REDUCTIONS, ensemble
-from openmarigold.errors import DataError
+from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.modalities import depth_scores
 from openmarigold.modalities.colors import color_table, colorize, uncertainty_picture
 from openmarigold.modalities.modality import MapKind, Maps, Merged, Modality, Picture, Target
@@ -165,6 +166,15 @@ def _check_output(output: OutputConfig) -> None:
         color_table(output.color_map)
 
 
+def _space_of(index: Mapping[str, Any]) -> object:
+    space = index.get("space")
+    if space == LOG_DEPTH.space:
+        for key, value in LOG_DEPTH.index_facts.items():
+            if index.get(key) != value:
+                raise InvalidValueError(f"{key} is {index.get(key)!r:.60}; with space {space!r} it must be {value!r}")
+    return space
+
+
 _LINEAR = Modality(
     name="depth",
     title="depth",
@@ -236,6 +246,7 @@ _LINEAR = Modality(
     prediction_space=depth_scores.prediction_space,
     picture_spaces=frozenset({"affine_depth", "disparity"}),
     baselines=depth_scores.BASELINES,
+    space_of=_space_of,
     panels=depth_scores.panels,
 )
 

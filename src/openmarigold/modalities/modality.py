@@ -20,7 +20,7 @@ class MapKind:
     """One of the maps of a modality."""
 
     name: str
-    """Its key in samples, results and shards, and the end of its file names: `<stem>_<name>.npy`."""
+    """Its key in samples, results and shards."""
     channels: int
     range: tuple[float, float]
     unit: str
@@ -32,6 +32,12 @@ class MapKind:
     """Of one channel: what other tools call it, the likeliest first."""
     resample: Literal["nearest", "bilinear"] = "nearest"
     """How training views are cut from it: nearest where a mean over an edge would invent a value."""
+    file_name: str = ""
+    """The end of its file names, `<stem>_<file_name>.npy`: its name, unless another modality of MODALITIES has one."""
+
+    def __post_init__(self) -> None:
+        if not self.file_name:
+            object.__setattr__(self, "file_name", self.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +75,8 @@ class Picture:
     """The pixels, uint8 or uint16, from maps (or uncertainties)."""
     wanted: Callable[[OutputConfig], bool]
     of_uncertainty: bool = False
+    applies: Callable[[Mapping[str, Any]], bool] = lambda settings: True
+    """Whether it has something to show, given what results state about their settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,15 +145,24 @@ class Modality:
     variants: Mapping[str, Modality] = field(default_factory=dict)
     """The same modality with decoded values in another space, by `space`."""
     space_of: Callable[[Mapping[str, Any]], object] = lambda index: index.get("space")
-    """The space that a model_index.json states; None where it states none."""
+    """The space that a model_index.json states; None where it states none. Raises InvalidValueError for what does not
+    fit together."""
     claims: Callable[[Mapping[str, Any]], bool] = lambda index: True
     """Whether a model_index.json of one of its classes is of this modality: classes may serve several."""
+    unclaimed: Callable[[Mapping[str, Any]], str] = lambda index: ""
+    """What is wrong, in words, with a model_index.json of one of its classes that no modality claims."""
     exported: Callable[[Maps, OutputConfig], Maps] = lambda maps, output: maps
     """The maps as files of numbers hold them."""
+    imported: Callable[[Maps, Mapping[str, Any]], Maps] = lambda maps, facts: maps
+    """Measured maps of a folder in this package's form, given what the image's meta.json states. Raises DataError for a
+    fact that is missing or not accepted; its text continues the file's path ("has no ...")."""
+    measured_from: Mapping[str, Callable[[Maps, Mapping[str, Any]], Maps]] = field(default_factory=dict)
+    """By name of another modality: measured maps from those of that one and the image's facts. Raises as `imported`."""
     output_facts: Callable[[OutputConfig], Mapping[str, Any]] = lambda output: {}
     """What files state about settings of `exported` and `pictures`; other facts make other results."""
     complete: Callable[[Maps, UInt8[np.ndarray, "h w 3"], CallConfig], tuple[Maps, Mapping[str, Any]]] | None = None
-    """The maps made consistent with their photo (sRGB), and what is to be stated about it; None: they stay."""
+    """The maps, compared or made consistent with their photo (sRGB) in place, and what is to be stated about it; None:
+    they stay."""
     derivations: Mapping[str, Callable[[Modality, str, CallConfig], Modality]] = field(default_factory=dict)
     """By name of another modality: this one, decoded from what a model of that modality (of an invariance) gives."""
     panels: Callable[[BenchmarkSample, Maps, int], Mapping[str, np.ndarray]] = lambda sample, maps, step: {}

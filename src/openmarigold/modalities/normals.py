@@ -30,16 +30,20 @@ from openmarigold.geometry import (
 from openmarigold.modalities import normals_scores
 from openmarigold.modalities.colors import uncertainty_picture
 from openmarigold.modalities.modality import MapKind, Maps, Merged, Modality, Picture, Target
+from openmarigold.modalities.protocol import BenchmarkSample
 
 REDUCTIONS = ("closest", "mean")
-ASSUMED_SHIFT = 0.25
-"""Added to affine depth in [0, 1] to make it depth up to scale, where nothing is known: near to far is 1 to 5."""
+ASSUMED_SHIFT = 0.1
+"""Added to affine depth in [0, 1] to make it depth up to scale where nothing is known, so that far is 11 times near:
+the best of six on rendered pictures (docs/experiments.md)."""
 
 _STRIP_ROWS = 256
 _VALID_LENGTH = 0.5  # of a stored vector, that of unknown ones being 0
 _TOWARDS_VIEWER = np.array([0.0, 0.0, 1.0], dtype=np.float32)
 _SMALLEST_DEPTH = 1e-6
 _HALF_RANGE = ", z in [0, 1]"
+_SENSOR_SUPPORT = 15  # side of the windows [px]
+_FULL_ERROR = 60.0  # degrees: what a page shows white
 
 
 def merge_normals(members: Float32[np.ndarray, "n 3 h w"], *, reduction: str = "closest") -> Merged:
@@ -109,6 +113,47 @@ def to_uint16(normals: Float[np.ndarray, "h w 3"], *, green: str = "gl") -> UInt
     for top in range(0, len(levels), _STRIP_ROWS):
         levels[top : top + _STRIP_ROWS] = _levels(normals[top : top + _STRIP_ROWS], 65535, green)
     return levels
+
+
+def _imported(maps: Maps, facts: Mapping[str, Any]) -> Maps:
+    frame = facts.get("normal_frame", "rub")
+    if frame not in get_args(NormalFrame):
+        raise DataError(f"has normal_frame {frame!r:.80}; accepted are {', '.join(get_args(NormalFrame))}")
+    return {"normals": convert_frame(maps["normals"], frame, "rub", axis=-1)}
+
+
+def _measured_from_depth(maps: Maps, facts: Mapping[str, Any]) -> Maps:
+    """Normals of measured depth where it is smooth, by planes fitted to windows: sensors have noise and steps."""
+    try:
+        fx, fy, x, y = (float(value) for value in facts["intrinsics_px"])
+        if not (0 < fx < np.inf and 0 < fy < np.inf and np.isfinite([x, y]).all()):
+            raise ValueError
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError("has no intrinsics_px [fx, fy, cx, cy], without which depth gives no normals") from error
+    depth = maps["depth"]
+    support = min(_SENSOR_SUPPORT, (min(depth.shape) - 1) // 2 * 2 + 1)
+    normals, smooth = normals_from_depth(depth, focal=(fx, fy), center=(x, y), support=support)
+    return {"normals": np.where(smooth[..., None], normals, 0.0)}
+
+
+def panels(sample: BenchmarkSample, maps: Maps, step: int) -> dict[str, UInt8[np.ndarray, "_ _ 3"]]:
+    """Measured and predicted normals as normal maps, and the angle between them, of every `step`-th pixel.
+
+    Pixels that do not count are gray; a missing prediction is wrong by as much as is shown.
+    """
+    gt, pred, valid = (
+        values[::step, ::step] for values in (sample.maps["normals"], maps["normals"], sample.valid_mask)
+    )
+    missing = ~np.isfinite(pred).all(axis=-1, keepdims=True)
+    pred = np.where(missing, 0.0, pred)
+    angles = angles_between(unit_vectors(gt, axis=-1), unit_vectors(pred, axis=-1), axis=-1)[..., None]
+    levels = np.rint(np.where(missing, 255, 255 * np.clip(angles / _FULL_ERROR, 0, 1))).astype(np.uint8)
+    valid, gray = valid[..., None], np.uint8(96)
+    return {
+        "measured normals": np.where(valid, texture(gt), gray),
+        "predicted normals": texture(pred),
+        f"angular error, 0 to {_FULL_ERROR:g}°": np.repeat(np.where(valid, levels, gray), 3, axis=2),
+    }
 
 
 def _exported(maps: Maps, output: OutputConfig) -> Maps:
@@ -208,7 +253,11 @@ _RUB = Modality(
     headline_metrics=normals_scores.HEADLINE_METRICS,
     spaces=normals_scores.SPACES,
     prediction_space=lambda invariance: normals_scores.SPACES[0],
+    picture_spaces=frozenset(normals_scores.SPACES),
     baselines=normals_scores.BASELINES,
+    panels=panels,
+    imported=_imported,
+    measured_from=MappingProxyType({"depth": _measured_from_depth}),
     space="rub",
     space_of=_space_of,
     exported=_exported,

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float64, UInt8
 
 Maps: TypeAlias = Mapping[str, np.ndarray]
 """Arrays by name: `[h w]` of one channel, `[h w c]` of more."""
@@ -88,6 +88,22 @@ def _as_predicted(sample: BenchmarkSample, maps: Maps, usable: Bool[np.ndarray, 
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pooling:
+    """Scores of all pixels of a set at once, such as their median, which is no mean of the images' medians.
+
+    Each image gives a tally, such as counts, sums and a histogram. Tallies are added, each as often as its image
+    counts, and the sum gives the scores.
+    """
+
+    size: int
+    """Numbers in a tally."""
+    tally: Callable[[BenchmarkSample, Maps, Bool[np.ndarray, "h w"]], Float64[np.ndarray, " k"]]
+    """What an image adds: of the aligned maps over the pixels that are True."""
+    combine: Callable[[Float64[np.ndarray, "r k"]], Mapping[str, Float64[np.ndarray, " r"]]]
+    """Scores of `r` sums of tallies, by name. Scores of the protocol that are not there are averaged over images."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Protocol:
     """One way to score predictions. Scores of two protocols are never comparable.
 
@@ -105,6 +121,8 @@ class Protocol:
     """Fits a prediction to the measured maps on the pixels that are True. Pages show the result."""
     convert: Mapping[PredictionSpace, Callable[[Maps, Bool[np.ndarray, "h w"]], Maps]] = field(default_factory=dict)
     """Predictions of a space as `align` takes them, given the pixels that are True; of others as they are."""
+    pooled: Pooling | None = None
+    """How the scores of a set come from all of its pixels; None: they are means over images or places."""
 
     def __post_init__(self) -> None:
         if PIXELS_SCORED.name not in (score.name for score in self.scores):

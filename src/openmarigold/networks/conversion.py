@@ -20,7 +20,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from openmarigold.checkpoints.checkpoint import EMBEDDING_FILE, TITLES, Checkpoint, TinyVae
+from openmarigold.checkpoints.checkpoint import EMBEDDING_FILE, TITLES, Checkpoint
+from openmarigold.checkpoints.configured import TinyVae
 from openmarigold.checkpoints.empty_prompt import stored_embedding_path
 from openmarigold.checkpoints.integrity import count_parameters
 from openmarigold.checkpoints.weight_files import (

@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Float
 from PIL.Image import Image
 
-from openmarigold.checkpoints.checkpoint import Checkpoint, TinyVae, read_configured, read_tiny_vae, resolve_settings
+from openmarigold.checkpoints.checkpoint import Checkpoint
+from openmarigold.checkpoints.configured import TinyVae, read_configured, read_tiny_vae, resolve_settings
 from openmarigold.config import LATENT_FACTOR, CallConfig, CallOptions, ModelConfig, ModelOptions
 from openmarigold.engines import Engine, Latent, open_engine
 from openmarigold.errors import InvalidValueError
@@ -62,14 +63,16 @@ class Predictor:
 
         Args:
             checkpoint: folder, or id on the hub such as prs-eth/marigold-depth-v1-1.
-            options: engine, device, dtype and the other settings of `ModelConfig`.
+            options: engine, device, dtype and the other settings of `ModelConfig`; `modality` may be one name.
 
         Raises:
             CheckpointError: the checkpoint is missing, incomplete, damaged, of another kind or cannot be downloaded.
             InvalidValueError: the device is not available, or the engine cannot run this checkpoint in this precision.
             MissingExtraError: the engine is not installed, or a hub id without the extra `torch`.
         """
-        return cls.from_config(ModelConfig(checkpoint=checkpoint, **options))  # pyright: ignore[reportArgumentType]
+        modality = options.pop("modality", ())
+        config = ModelConfig(checkpoint=checkpoint, **options)  # pyright: ignore[reportArgumentType]
+        return cls.from_config(replace(config, modality=(modality,) if isinstance(modality, str) else modality))
 
     from_pretrained = load
 
@@ -356,6 +359,7 @@ class Predictor:
             latent=np.stack(latents),
             settings={**self._settings(photo, config, num_members=len(members)), **facts},
             modality=modality.name,
+            space=modality.space,
         )
 
     def _settings(self, photo: PreparedPhoto, config: CallConfig, *, num_members: int) -> dict[str, Any]:

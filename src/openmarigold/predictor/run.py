@@ -10,52 +10,21 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from openmarigold import __version__
-from openmarigold.checkpoints.checkpoint import (
-    Checkpoint,
-    TinyVae,
-    loaded_variant,
-    read_configured,
-    read_tiny_vae,
-    resolve_settings,
-)
-from openmarigold.checkpoints.hashes import checkpoint_sha256, tiny_vae_sha256
 from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import InvalidValueError, OpenMarigoldError, OutputError
 from openmarigold.files import as_path, concerns_every_file, file_sha256
 from openmarigold.images.photo import parse_color, read_rgb
-from openmarigold.predictor import Predictor
+from openmarigold.predictor.model_run import ModelRun
 from openmarigold.results.inputs import about_left_out, about_passed_over, check_output_dir, list_photos, photo_location
-from openmarigold.results.manifest import Manifest, file_size
 from openmarigold.results.prediction import Prediction
-from openmarigold.results.replacing import ResultFiles
-from openmarigold.results.writers import check_output, result_paths, write_prediction
 
-# Settings that do not shape the results: where the model lies and how it runs. The checkpoint counts by its hash.
-_WITHOUT_EFFECT = frozenset(
-    {
-        "checkpoint",
-        "revision",
-        "local_files_only",
-        "engine",
-        "device",
-        "compile",
-        "batch_size",
-        "tiny_vae",
-        "tiny_vae_for",
-        "modality",
-        "ensemble_reduction",  # this and the next one stand in the facts of a call, where they matter
-        "fov",
-    }
-)
 MAX_PIXELS_ASIDE = 2**25  # of photos that are held while the next one is read
 _PHOTO_ERRORS = (OpenMarigoldError, MemoryError, OSError)
 
@@ -152,7 +121,7 @@ def predict_files(
         report(Event(path=passed_over[0], done=0, total=total, note=about_passed_over(passed_over)))
     noted = False
     for done, (path, problem) in enumerate(problems, start=1):
-        run.fail("", path, problem)
+        run.fail(path, problem)
         report(Event(path=path, done=done, total=total, error=problem))
     for done, (path, (error, note)) in enumerate(run.predict_all(photos), start=len(problems) + 1):
         if note is not None:  # only the first is reported
@@ -163,80 +132,56 @@ def predict_files(
 
 
 @dataclass(kw_only=True)
+class _Part:
+    """What one model is to make of a photo."""
+
+    model: ModelRun
+    paths: list[Path]
+    is_wanted: bool = True
+    """False where it is done already."""
+    prediction: Prediction | None = None
+    error: str | None = None
+
+
+@dataclass(kw_only=True)
 class _Job:
     """A photo on its way from reading over prediction to writing."""
 
     result: str
     photo: Path
-    paths: list[Path]
+    parts: list[_Part]
     input_sha256: str | None = None
     rgb: UInt8[np.ndarray, "h w 3"] | None = None
     """None where the photo is done already or cannot be read."""
     num_pixels: int = 0
     """Of the photo as it is read, predicted and written."""
-    prediction: Prediction | None = None
-    error: str | None = None
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
     """Spent on this photo, without waiting for others [s]."""
 
+    @property
+    def open_parts(self) -> list[_Part]:
+        """What is still to be done."""
+        return [part for part in self.parts if part.is_wanted and part.error is None]
+
 
 class _Run:
-    """What all photos of one call share: settings, manifest, and the model from the first photo on."""
+    """What all photos of one call share: settings, and the models from the first photo on."""
 
     def __init__(self, config: PredictConfig, output: OutputConfig, output_dir: Path, overwrite: bool) -> None:
-        self.config = config
-        self.output = output
+        self.background = config.background
         self.output_dir = output_dir
         self.overwrite = overwrite
         self.outcome = BatchResult()
-        self._predictor: Predictor | None = None
+        names = list(dict.fromkeys(config.modality))
+        configs = [replace(config, modality=(name,)) for name in names] or [config]
+        self.models = [ModelRun(one, output, output_dir) for one in configs]
 
     def check(self) -> None:
         """Check the settings before any photo is read."""
-        parse_color(self.config.background)
-        _ = self.request
-        check_output(self.output, self.checkpoint.predicts)
-
-    @cached_property
-    def manifest(self) -> Manifest:
-        return Manifest(self.output_dir, self.checkpoint.predicts.name)
-
-    @cached_property
-    def files(self) -> ResultFiles:
-        return ResultFiles(self.manifest)
-
-    @cached_property
-    def checkpoint(self) -> Checkpoint:
-        return read_configured(self.config)
-
-    @cached_property
-    def tiny_vae(self) -> TinyVae | None:
-        return read_tiny_vae(self.config, self.checkpoint)
-
-    @cached_property
-    def request(self) -> dict[str, Any]:
-        """Every setting that shapes the results; those left to the checkpoint have its defaults."""
-        resolved = resolve_settings(self.config, self.checkpoint)
-        names = [setting.name for setting in fields(resolved) if setting.name not in _WITHOUT_EFFECT]
-        return {
-            "checkpoint_sha256": checkpoint_sha256(self.checkpoint),
-            "invariance": self.checkpoint.invariance,
-            "processing_side": self.checkpoint.processing_side,
-            **{name: getattr(resolved, name) for name in names},
-            "variant": loaded_variant(self.checkpoint),
-            "color_map": self.output.color_map,
-            **self.checkpoint.predicts.output_facts(self.output),
-            **self.checkpoint.facts_of_call(self.config),
-            **self._tiny_vae_settings,
-        }
-
-    @cached_property
-    def _tiny_vae_settings(self) -> dict[str, str]:
-        """What a small autoencoder changes in the results, if there is one."""
-        if self.tiny_vae is None:
-            return {}
-        return {"tiny_vae_sha256": tiny_vae_sha256(self.tiny_vae), "tiny_vae_for": self.tiny_vae.used_for}
+        parse_color(self.background)
+        for model in self.models:
+            model.check()
 
     def predict_all(self, photos: Mapping[str, Path]) -> Iterator[tuple[Path, tuple[str | None, str | None]]]:
         """Yields each photo with its error and a note, if any, in order.
@@ -248,9 +193,10 @@ class _Run:
         Raises:
             OpenMarigoldError: a fault that every photo meets: the model cannot be loaded, or the manifest not written.
         """
-        self.manifest.standing("")  # reads what is there, before two threads ask
+        for model in self.models:
+            model.manifest.standing("")  # reads what is there, before two threads ask
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-            jobs = [_Job(result=result, photo=photo, paths=self._paths(result)) for result, photo in photos.items()]
+            jobs = [self._job(result, photo) for result, photo in photos.items()]
             reading = [reader.submit(self._read, job) for job in jobs[:1]]
             writing: Future[tuple[str | None, str | None]] | None = None
             for index, job in enumerate(jobs):
@@ -274,133 +220,120 @@ class _Run:
             if writing is not None:
                 yield jobs[-1].photo, writing.result()
 
+    def _job(self, result: str, photo: Path) -> _Job:
+        parts = [_Part(model=model, paths=model.paths(result)) for model in self.models]
+        return _Job(result=result, photo=photo, parts=parts)
+
     def _read(self, job: _Job) -> None:
         """Reads a photo unless it is done."""
         started = time.perf_counter()
-        try:
-            self.files.check_names(job.photo, job.paths)
-            job.input_sha256 = file_sha256(job.photo) if job.photo.is_file() else None
-            names = [path.name for path in job.paths]
-            done = not self.overwrite and self.manifest.is_done(
-                job.result, request=self.request, input_sha256=job.input_sha256, outputs=names
-            )
-            if not done:
+        for part in job.parts:
+            try:
+                part.model.files.check_names(job.photo, part.paths)
+                if job.input_sha256 is None and job.photo.is_file():
+                    job.input_sha256 = file_sha256(job.photo)
                 if not self.overwrite:
-                    self.files.check_owner(job.result, job.photo, job.paths, job.input_sha256)
-                job.rgb = read_rgb(job.photo, background=self.config.background, note=job.notes.append)
+                    part.is_wanted = not part.model.is_done(job.result, job.input_sha256, part.paths)
+                    if part.is_wanted:
+                        part.model.files.check_owner(job.result, job.photo, part.paths, job.input_sha256)
+            except _PHOTO_ERRORS as error:
+                part.error = _one_line(job.photo, error)
+        if wanted := job.open_parts:
+            try:
+                job.rgb = read_rgb(job.photo, background=self.background, note=job.notes.append)
                 job.num_pixels = job.rgb.shape[0] * job.rgb.shape[1]
-        except _PHOTO_ERRORS as error:
-            job.error = _one_line(job.photo, error)
+            except _PHOTO_ERRORS as error:
+                for part in wanted:
+                    part.error = _one_line(job.photo, error)
         job.seconds += time.perf_counter() - started
 
     def _predict(self, job: _Job) -> None:
         if job.rgb is None:
             return
-        predictor = self._load()
-        started = time.perf_counter()
-        try:
-            job.prediction = predictor(job.rgb, **self.config.call_options)
-        except _PHOTO_ERRORS as error:
-            job.error = _one_line(job.photo, error)
-        job.rgb = None
-        job.seconds += time.perf_counter() - started
-
-    def _finish(self, job: _Job) -> tuple[str | None, str | None]:
-        """Write the results of a photo and its line in the manifest; return its error and note, if any."""
-        result, photo = job.result, job.photo
-        if job.error is None and job.prediction is None:
-            self.outcome.skipped.append(photo)
-            return None, None
-        if job.prediction is None:
-            assert job.error is not None
-            return self.fail(result, photo, job.error, job.input_sha256), None
-        with self.manifest.exclusive():
+        for part in job.open_parts:
+            part.model.load(self.models)
+            self.outcome.load_s = sum(model.load_s for model in self.models)
+            self.outcome.engine = part.model.engine
             started = time.perf_counter()
             try:
-                if not self.overwrite:  # another run may have put another photo's results there meanwhile
-                    self.files.check_owner(result, photo, job.paths, job.input_sha256)
-            except OutputError as error:
-                job.prediction = None
-                return self.fail(result, photo, str(error), job.input_sha256), None
-            try:
-                record, outputs = self._write(job, job.prediction)
+                part.prediction = part.model.predict(job.rgb, self.models)
             except _PHOTO_ERRORS as error:
-                if isinstance(error, OpenMarigoldError) and concerns_every_file(error, self.output_dir):
-                    raise  # the next photo would fail too
-                return self.fail(result, photo, _one_line(photo, error), job.input_sha256), None
-            finally:
-                job.prediction = None
+                part.error = _one_line(job.photo, error)
             job.seconds += time.perf_counter() - started
-            self._note_done(job, record, outputs)
-        self.outcome.written.extend(job.paths)
+        job.rgb = None
+
+    def _finish(self, job: _Job) -> tuple[str | None, str | None]:
+        """Write the results of a photo and its lines in the manifest; return its error and note, if any."""
+        renewed = [self._finish_part(job, part) for part in job.parts]
+        errors = [part.error for part in job.parts if part.error is not None]
+        if errors:
+            self.outcome.failed.append((job.photo, errors[0]))
+        if any(renewed):
+            self.outcome.renewed.append(job.photo)
+        if not errors and not any(part.is_wanted for part in job.parts):
+            self.outcome.skipped.append(job.photo)
+            return None, None
+        if errors:
+            return errors[0], None
         self.outcome.num_predicted += 1
         self.outcome.predict_s.append(job.seconds)
         return None, job.notes[0] if job.notes else None
 
-    def _note_done(self, job: _Job, record: dict[str, Any], outputs: dict[str, int | None]) -> None:
-        self.manifest.append(
+    def _finish_part(self, job: _Job, part: _Part) -> bool:
+        """Write the results of one model and its line in the manifest; return whether they replace others."""
+        prediction, part.prediction = part.prediction, None
+        if prediction is None:
+            if part.error is not None:
+                self._note_failed(part, job)
+            return False
+        model = part.model
+        with model.manifest.exclusive():
+            started = time.perf_counter()
+            try:
+                if not self.overwrite:  # another run may have put another photo's results there meanwhile
+                    model.files.check_owner(job.result, job.photo, part.paths, job.input_sha256)
+            except OutputError as error:
+                part.error = str(error)
+                self._note_failed(part, job)
+                return False
+            try:
+                record, outputs, renewed = model.write(prediction, job.result, job.photo, part.paths, job.input_sha256)
+            except _PHOTO_ERRORS as error:
+                if isinstance(error, OpenMarigoldError) and concerns_every_file(error, self.output_dir):
+                    raise  # the next photo would fail too
+                part.error = _one_line(job.photo, error)
+                self._note_failed(part, job)
+                return False
+            finally:
+                del prediction
+            job.seconds += time.perf_counter() - started
+            self._note_done(job, part, record, outputs)
+        self.outcome.written.extend(part.paths)
+        return renewed
+
+    def _note_done(self, job: _Job, part: _Part, record: dict[str, Any], outputs: dict[str, int | None]) -> None:
+        part.model.manifest.append(
             job.result,
             "done",
             input=str(job.photo),
             input_path=photo_location(job.photo),
             input_sha256=job.input_sha256,
-            request=self.request,
+            request=part.model.request,
             provenance=record,
             outputs=outputs,
             seconds=round(job.seconds, 3),
             **({"notes": job.notes} if job.notes else {}),
         )
 
-    def fail(self, result: str, photo: Path, message: str, input_sha256: str | None = None) -> str:
-        """Count a photo without results, and return the reason."""
+    def _note_failed(self, part: _Part, job: _Job) -> None:
+        part.model.manifest.append(
+            job.result, "failed", input=str(job.photo), input_sha256=job.input_sha256, error=part.error
+        )
+
+    def fail(self, photo: Path, message: str) -> None:
+        """Count a photo that cannot be an input, and note the reason."""
         self.outcome.failed.append((photo, message))
-        self.manifest.append(result, "failed", input=str(photo), input_sha256=input_sha256, error=message)
-        return message
-
-    def _load(self) -> Predictor:
-        if self._predictor is None:
-            started = time.perf_counter()
-            self._predictor = Predictor.from_config(self.config, found=self.checkpoint, tiny_vae=self.tiny_vae)
-            self.outcome.load_s = time.perf_counter() - started
-            self.outcome.engine = self._predictor.engine.name
-        return self._predictor
-
-    def _write(self, job: _Job, prediction: Prediction) -> tuple[dict[str, Any], dict[str, int | None]]:
-        """Write the results of a photo; return their provenance, and the valid files with their sizes."""
-        result, photo, paths, input_sha256 = job.result, job.photo, job.paths, job.input_sha256
-        record = {
-            "software": f"openmarigold {__version__}",
-            "quantity": self.checkpoint.modality_of_call(self.config).quantities[self.checkpoint.invariance],
-            "input_sha256": input_sha256,
-            "checkpoint": None,  # its name, in a place of its own
-            **self.request,
-            **prediction.settings,
-        }
-        folder = (self.output_dir / result).parent
-        kept = self.files.make_room(result, photo, paths, input_sha256, request=self.request)
-        if kept is None:
-            self.outcome.renewed.append(photo)
-        write_prediction(
-            prediction.maps,
-            prediction.uncertainties,
-            modality=self.checkpoint.predicts,
-            output_dir=folder,
-            stem=Path(result).name,
-            output=self.output,
-            provenance=record,
-            overwrite=True,
-        )
-        return record, {**(kept or {}), **{path.name: file_size(path) for path in paths}}
-
-    def _paths(self, result: str) -> list[Path]:
-        path = self.output_dir / result
-        return result_paths(
-            path.parent,
-            path.name,
-            uncertainty=self.config.ensemble_size > 1,
-            output=self.output,
-            modality=self.checkpoint.predicts,
-        )
+        self.models[0].manifest.append("", "failed", input=str(photo), input_sha256=None, error=message)
 
 
 def _one_line(photo: Path, error: Exception) -> str:

@@ -39,6 +39,8 @@ class Prediction:
     timestep_spacing, start_noise, final_step, engine, device, dtype; tiny_vae and tiny_vae_for where one was used."""
     modality: str = DEPTH.name
     """Name of what the model predicts."""
+    space: str | None = None
+    """Of the modality's variants, the one that the model predicts; None for the modality itself."""
 
     def __getattr__(self, name: str) -> np.ndarray:
         maps = self.__dict__.get("maps", {})
@@ -57,7 +59,7 @@ class Prediction:
         Raises:
             InvalidValueError, MissingExtraError: see `modalities.colors.color_table`.
         """
-        return Image.fromarray(find_modality(self.modality).picture(self.maps, color_map))
+        return Image.fromarray(find_modality(self.modality, self.space).picture(self.maps, color_map))
 
     def save(
         self, folder: Path | str, stem: str, *, output: OutputConfig | None = None, overwrite: bool = False
@@ -75,7 +77,7 @@ class Prediction:
             MissingExtraError: a format or color map without its extra.
             OutputError: a file exists and `overwrite` is off, or the folder cannot be written.
         """
-        modality = find_modality(self.modality)
+        modality = find_modality(self.modality, self.space)
         quantity = modality.quantities.get(str(self.settings.get("invariance")))
         record = {**({} if quantity is None else {"quantity": quantity}), **self.settings}
         return write_prediction(

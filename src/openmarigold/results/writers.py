@@ -22,17 +22,25 @@ _Writer: TypeAlias = Callable[[Path], object]
 
 
 def result_paths(
-    output_dir: Path, stem: str, *, uncertainty: bool, output: OutputConfig | None = None, modality: Modality = DEPTH
+    output_dir: Path,
+    stem: str,
+    *,
+    uncertainty: bool,
+    output: OutputConfig | None = None,
+    modality: Modality = DEPTH,
+    settings: Mapping[str, Any] | None = None,
 ) -> list[Path]:
     """Paths that `write_prediction` writes, in its order; `uncertainty` = with uncertainty maps.
+
+    `settings` are those that results state: some pictures exist under some of them only.
 
     >>> [path.name for path in result_paths(Path("out"), "cat", uncertainty=False)]
     ['cat_depth.npy', 'cat_depth.png', 'cat_depth_colored.png']
     """
     output = output or OutputConfig()
-    maps = [kind.name for kind in modality.maps]
+    maps = [kind.file_name for kind in modality.maps]
     numbers, formats = "npy" in output.format, [name for name in ("npz", "exr") if name in output.format]
-    pictures = [picture for picture in modality.pictures if picture.wanted(output)]
+    pictures = [picture for picture in modality.pictures if picture.wanted(output) and picture.applies(settings or {})]
     suffixes = [f"_{name}.npy" for name in maps if numbers]
     suffixes += [picture.suffix for picture in pictures if not picture.of_uncertainty]
     suffixes += [f"_{name}.npy" for name in modality.uncertainties if uncertainty and numbers]
@@ -82,7 +90,8 @@ def write_prediction(
         raise InvalidValueError(f"stem={stem!r} is not a plain file name; give it without a folder")
     output = output or OutputConfig()
     check_output(output, modality)
-    paths = result_paths(output_dir, stem, uncertainty=bool(uncertainties), output=output, modality=modality)
+    shown: dict[str, Any] = {"output": output, "modality": modality, "settings": provenance}
+    paths = result_paths(output_dir, stem, uncertainty=bool(uncertainties), **shown)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         existing = [path for path in paths if path.exists()]
@@ -124,7 +133,8 @@ def _writers(
     entries = arrays if record is None else {**arrays, RECORD_NAME: np.array(record)}
     header = {} if record is None else {RECORD_NAME: record}
     return {
-        **{f"_{name}.npy": npy(values) for name, values in arrays.items()},
+        **{f"_{kind.file_name}.npy": npy(numbers[kind.name]) for kind in modality.maps},
+        **{f"_{name}.npy": npy(values) for name, values in uncertainties.items()},
         **{picture.suffix: png(picture) for picture in modality.pictures},
         f"_{modality.name}.npz": _with_open_file(lambda file: np.savez(file, **entries)),  # pyright: ignore
         f"_{modality.name}.exr": lambda path: write_exr(path, _exr_channels(numbers, uncertainties, modality), header),

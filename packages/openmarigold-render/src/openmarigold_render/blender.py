@@ -23,12 +23,12 @@ from jaxtyping import Float, Shaped
 
 from openmarigold_render.core import DataError, InvalidValueError, read_exr
 from openmarigold_render.errors import MissingPackageError
-from openmarigold_render.nodes import background_nodes, surface_nodes
-from openmarigold_render.scene import Camera, Light, Material, Mesh, Scene, Tint, split_at_edges
+from openmarigold_render.maps import Light as LinearLight
+from openmarigold_render.nodes import background_nodes, shading_nodes, surface_nodes
+from openmarigold_render.scene import SMOOTH_ANGLE, Camera, Light, Material, Mesh, Scene, Tint, split_at_edges
 
 BPY_VERSION = "5.0.1"
 MAX_CACHED_TRIANGLES = 6_000_000
-SMOOTH_ANGLE = 0.7
 _NO_TINT = Tint()
 
 
@@ -60,6 +60,7 @@ class Studio:
         self._meshes: OrderedDict[int, tuple[Mesh, Any]] = OrderedDict()
         self._materials: dict[Material, Any] = {}
         self._images: dict[Path, Any] = {}
+        self._compositing: Any = None
         self._objects: list[Any] = []
         self._picture_path = folder / f"picture-{os.getpid()}.exr"
         self._scene = self._bpy.context.scene
@@ -100,30 +101,66 @@ class Studio:
     def render(self, camera: Camera, *, seed: int) -> Float[np.ndarray, "h w 3"]:
         """Linear colors of a view, from 0 up."""
         channels = self._render(camera, seed, layers=False)
-        picture = np.stack([_channel(channels, name) for name in ("R", "G", "B")], axis=-1)
-        return np.nan_to_num(np.maximum(picture.astype(np.float32), 0.0), nan=0.0, posinf=0.0)
+        return _colors(channels)
 
-    def passes(self, camera: Camera) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
-        """Cycles' own planar depth [m], 0 where no surface is, and object ids, 0 for none: what checks compare with.
+    def render_light(self, camera: Camera, *, seed: int) -> LinearLight:
+        """A view whose colors are those of `render`, with what makes them: Cycles' diffuse passes.
 
-        One ray through the center of each pixel, as `rays.cast_picture` has it.
+        Shading is direct and indirect diffuse light; its noise is removed as that of the colors is, but with normals
+        as the only guide, so that no pattern of the albedo gets into it.
+        """
+        layer = self._scene.view_layers[0]
+        names = ("use_pass_diffuse_color", "use_pass_diffuse_direct", "use_pass_diffuse_indirect")
+        for name in names:
+            setattr(layer, name, True)
+        denoises = self._scene.cycles.use_denoising
+        layer.cycles.denoising_store_passes = denoises
+        if denoises:
+            self._scene.compositing_node_group = self._shading_nodes()
+            self._scene.render.use_compositing = True
+        try:
+            channels = self._render(camera, seed, layers=True)
+        finally:
+            for name in names:
+                setattr(layer, name, False)
+            layer.cycles.denoising_store_passes = self._scene.render.use_compositing = False
+        direct, indirect = (_colors(channels, f"ViewLayer.Diffuse {what}") for what in ("Direct", "Indirect"))
+        return LinearLight(
+            color=_colors(channels, "ViewLayer.Combined"),
+            albedo=_colors(channels, "ViewLayer.Diffuse Color"),
+            shading=_colors(channels, "Composite.Combined") if denoises else direct + indirect,
+        )
+
+    def _shading_nodes(self) -> Any:
+        if self._compositing is None:
+            self._compositing = self._bpy.data.node_groups.new("shading", "CompositorNodeTree")
+            shading_nodes(self._compositing, self._scene)
+        return self._compositing
+
+    def passes(
+        self, camera: Camera
+    ) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"], Float[np.ndarray, "h w 3"]]:
+        """Cycles' own planar depth [m], 0 where no surface is, object ids, 0 for none, and normals in the world.
+
+        One ray through the center of each pixel, as `rays.cast_picture` has it: what checks compare with.
         """
         layer = self._scene.view_layers[0]
         cycles = self._scene.cycles
         before = (cycles.samples, cycles.pixel_filter_type, cycles.use_denoising, layer.pass_alpha_threshold)
-        layer.use_pass_z = layer.use_pass_object_index = True
+        layer.use_pass_z = layer.use_pass_object_index = layer.use_pass_normal = True
         layer.pass_alpha_threshold = 0.03
         cycles.samples, cycles.pixel_filter_type, cycles.use_denoising = 1, "BOX", False
         cycles.filter_width = 0.01
         try:
             channels = self._render(camera, 0, layers=True)
         finally:
-            layer.use_pass_z = layer.use_pass_object_index = False
+            layer.use_pass_z = layer.use_pass_object_index = layer.use_pass_normal = False
             cycles.samples, cycles.pixel_filter_type, cycles.use_denoising, layer.pass_alpha_threshold = before
             cycles.filter_width = 1.5
         depth = next(pixels for name, pixels in channels.items() if "Depth" in name)
         ids = next(pixels for name, pixels in channels.items() if "Object Index" in name or "IndexOB" in name)
-        return np.where(depth < 1e9, depth, 0.0).astype(np.float32), np.asarray(ids, dtype=np.float32)
+        normals = np.stack([_channel(channels, f"Normal.{axis}") for axis in "XYZ"], axis=-1).astype(np.float32)
+        return np.where(depth < 1e9, depth, 0.0).astype(np.float32), np.asarray(ids, dtype=np.float32), normals
 
     def _render(self, camera: Camera, seed: int, *, layers: bool) -> Mapping[str, Shaped[np.ndarray, "h w"]]:
         self._point(camera)
@@ -334,6 +371,12 @@ def _matrix(matrix: Float[np.ndarray, "4 4"]) -> Any:
     from mathutils import Matrix  # pyright: ignore[reportMissingImports]
 
     return Matrix(matrix.tolist())
+
+
+def _colors(channels: Mapping[str, Shaped[np.ndarray, "h w"]], layer: str = "") -> Float[np.ndarray, "h w 3"]:
+    names = (f"{layer}.{name}" if layer else name for name in "RGB")
+    picture = np.stack([_channel(channels, name) for name in names], axis=-1)
+    return np.nan_to_num(np.maximum(picture.astype(np.float32), 0.0), nan=0.0, posinf=0.0)
 
 
 def _channel(channels: Mapping[str, Shaped[np.ndarray, "h w"]], name: str) -> Shaped[np.ndarray, "h w"]:

@@ -53,6 +53,9 @@ class Pictures:
     """Lighter (above 0) or darker than measured [stops], -4 to 4."""
     device: Literal["cpu", "gpu"] = "cpu"
     """Where Cycles renders."""
+    maps: str = "depth,normals"
+    """With commas: depth, and any of normals, albedo, shading, residual. The last three, in linear light, make up the
+    color (albedo * shading + residual)."""
     workers: int | None = None
     """Processes. None: one for each core; on a GPU, one."""
 
@@ -136,6 +139,7 @@ def _pictures(command: Pictures) -> None:
         fov=command.fov,
         exposure=command.exposure,
         device=command.device,
+        maps=tuple(command.maps.replace(" ", "").split(",")),  # pyright: ignore[reportArgumentType] - checked there
         **options,
     )
     workers = command.workers if command.workers is not None else 1 if command.device == "gpu" else available_cores()

@@ -117,6 +117,23 @@ def background_nodes(world: Any, sky: Sky) -> None:
     tree.node("OutputWorld", {"Surface": background.outputs[0]})
 
 
+def shading_nodes(group: Any, scene: Any) -> None:
+    """Builds compositor nodes: the sum of direct and indirect diffuse light, its noise removed."""
+    nodes, links = group.nodes, group.links
+    group.interface.new_socket("Image", in_out="OUTPUT", socket_type="NodeSocketColor")
+    layers = nodes.new("CompositorNodeRLayers")
+    layers.scene = scene
+    total = nodes.new("ShaderNodeMix")
+    total.data_type, total.blend_type, total.clamp_result = "RGBA", "ADD", False
+    total.inputs[0].default_value = 1.0
+    denoised = nodes.new("CompositorNodeDenoise")
+    links.new(layers.outputs["Diffuse Direct"], total.inputs[6])
+    links.new(layers.outputs["Diffuse Indirect"], total.inputs[7])
+    links.new(total.outputs[2], denoised.inputs["Image"])
+    links.new(layers.outputs["Denoising Normal"], denoised.inputs["Normal"])
+    links.new(denoised.outputs[0], nodes.new("NodeGroupOutput").inputs[0])
+
+
 def _rgba(color: Color) -> tuple[float, float, float, float]:
     return (*color, 1.0)
 

@@ -37,6 +37,8 @@ class Hits:
     face: Int[np.ndarray, " n"]
     normal: Float[np.ndarray, "n 3"]
     """Unit normal of the triangle, on its outer side."""
+    place: Float[np.ndarray, "n 2"]
+    """Weights of the triangle's second and third corner."""
 
 
 class Caster:
@@ -81,8 +83,9 @@ class Caster:
         instance = np.full(count, -1, dtype=np.int64)
         face = np.full(count, -1, dtype=np.int64)
         normal = np.zeros((count, 3))
+        place = np.zeros((count, 2))
         if not self._instances or not count:
-            return Hits(instance >= 0, distance, instance, face, normal)
+            return Hits(instance >= 0, distance, instance, face, normal, place)
         embree = self._embree()
         traveled = np.zeros(count)
         rays = np.arange(count)
@@ -97,6 +100,7 @@ class Caster:
             distance[done] = traveled[done] + found["tfar"][ends]
             instance[done] = found["geomID"][ends]
             face[done] = found["primID"][ends]
+            place[done] = np.stack((found["u"][ends], found["v"][ends]), axis=1)
             outward = found["Ng"][ends].astype(np.float64)
             normal[done] = outward / np.maximum(np.linalg.norm(outward, axis=1, keepdims=True), 1e-30)
             if not hole.any():
@@ -105,7 +109,7 @@ class Caster:
             rays = rays[hole]
             traveled[rays] += step
             origins[rays] += directions[rays] * step[:, None]
-        return Hits(instance >= 0, distance, instance, face, normal)
+        return Hits(instance >= 0, distance, instance, face, normal, place)
 
     def _holes(
         self,
@@ -144,12 +148,21 @@ def camera_rays(camera: Camera, columns: int, rows: int) -> Float[np.ndarray, "n
     return grid @ camera.transform[:3, :3].T
 
 
+def picture_hits(caster: Caster, camera: Camera) -> Hits:
+    """What the rays through the centers of the pixels meet, row by row."""
+    return caster.cast(camera.position[None], camera_rays(camera, camera.width, camera.height))
+
+
+def depth_picture(hits: Hits, camera: Camera) -> Float[np.ndarray, "h w"]:
+    """Planar depth [m] of such hits, 0 where no surface is."""
+    return np.where(hits.hit, hits.distance, 0.0).astype(np.float32).reshape(camera.height, camera.width)
+
+
 def cast_picture(caster: Caster, camera: Camera) -> tuple[Float[np.ndarray, "h w"], Int[np.ndarray, "h w"]]:
     """Planar depth [m], 0 where no surface is, and object ids, 0 for none, through the centers of the pixels."""
-    hits = caster.cast(camera.position[None], camera_rays(camera, camera.width, camera.height))
-    shape = (camera.height, camera.width)
-    depth = np.where(hits.hit, hits.distance, 0.0).astype(np.float32)
-    return depth.reshape(shape), (hits.instance + 1).astype(np.int32).reshape(shape)
+    hits = picture_hits(caster, camera)
+    depth = depth_picture(hits, camera)
+    return depth, (hits.instance + 1).astype(np.int32).reshape(depth.shape)
 
 
 @lru_cache(maxsize=64)

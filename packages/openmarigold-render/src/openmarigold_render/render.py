@@ -14,11 +14,10 @@ import math
 import multiprocessing
 import os
 import sys
-import tarfile
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -30,23 +29,23 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from openmarigold_render.assets import GAME_MAPS, Assets, manifest_rows
+from openmarigold_render.assets import GAME_MAPS, Assets
 from openmarigold_render.blender import Quality, Studio, require_bpy, seed_of
 from openmarigold_render.cameras import depth_rejection, picture_rejection, rejection
 from openmarigold_render.core import (
     DataError,
     InvalidValueError,
-    MapEncoding,
     NewSample,
     Rejection,
     ShardWriter,
     generator_for,
-    parse_json,
 )
 from openmarigold_render.development import check_exposure, develop
+from openmarigold_render.facts import TIMES_FILE, run_facts
 from openmarigold_render.furnishing import AssetCatalog
+from openmarigold_render.maps import DEFAULT, DEPTH, ENCODINGS, INTRINSIC, Light, MapName, check_maps, normals_picture
 from openmarigold_render.procedural import MixedCatalog, ProceduralCatalog
-from openmarigold_render.rays import Caster, cast_picture, require_embree
+from openmarigold_render.rays import Caster, Hits, depth_picture, picture_hits, require_embree
 from openmarigold_render.rooms import sample_room
 from openmarigold_render.scene import Camera, Catalog, Lens, Scene, Setting
 from openmarigold_render.streets import street
@@ -64,8 +63,6 @@ MAX_ATTEMPTS = 10
 MAX_PROPOSALS = 120
 MAX_FAILED_PICTURES = 4
 JPEG_QUALITY = 95
-TIMES_FILE = "seconds.jsonl"
-ENCODING = MapEncoding(kind="log", near=0.05, far=400.0, levels=16383)  # one step is 0.055 %
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +88,8 @@ class RenderConfig:
     device: Literal["cpu", "gpu"] = "cpu"
     scenes_per_shard: int = 16
     """What a kill may cost."""
+    maps: tuple[MapName, ...] = DEFAULT
+    """Of each picture; others change neither colors nor depth."""
 
     def __post_init__(self) -> None:
         if self.source not in get_args(Source):
@@ -111,10 +110,12 @@ class RenderConfig:
         if not 10.0 <= low <= high <= 120.0:
             raise InvalidValueError(f"fov {low:g} {high:g} is not accepted; give two angles, 10 <= low <= high <= 120")
         check_exposure(self.exposure)
+        object.__setattr__(self, "maps", check_maps(self.maps))
 
     def settings(self) -> dict[str, Any]:
-        """All that the samples depend on. The assets stand for themselves by the names of their packages."""
+        """What the samples depend on but the maps, which the manifest lists; assets by the names of their packages."""
         settings = asdict(self) | {"assets": None}
+        del settings["maps"]
         if self.assets is not None:
             settings["assets"] = sorted(Assets(self.assets).found)
         return settings
@@ -188,7 +189,7 @@ def render_dataset(
         output_dir,
         name=f"rendered-{config.source}",
         split=config.split,
-        encodings={"depth": ENCODING},
+        encodings={name: ENCODINGS[name] for name in config.maps},
         settings=config.settings(),
     )
     writer.begin()
@@ -204,7 +205,7 @@ def render_dataset(
                 file.write("\n" + json.dumps({"shard": number, **times}))  # a cut line before it stays by itself
             if progress is not None:
                 progress(done, config.count)
-    return writer.finish(len(shards), _facts(config, output_dir, len(shards)))
+    return writer.finish(len(shards), run_facts(config.assets, output_dir, len(shards)))
 
 
 def _work(
@@ -248,6 +249,8 @@ class Painter(Protocol):
     def load(self, scene: Scene) -> None: ...
 
     def render(self, camera: Camera, *, seed: int) -> Float[np.ndarray, "h w 3"]: ...
+
+    def render_light(self, camera: Camera, *, seed: int) -> Light: ...
 
 
 class SceneRenderer:
@@ -324,12 +327,12 @@ class SceneRenderer:
             if why is not None or camera is None:
                 reasons[why or "no place"] += 1
                 continue
-            depth, _ = cast_picture(caster, camera)
-            depth = storable(depth)
+            hits = picture_hits(caster, camera)
+            depth = storable(depth_picture(hits, camera))
             why = depth_rejection(depth, setting.rules)
             key = f"{scene.name}-{found}"
             if why is None:
-                linear = self._studio.render(camera, seed=seed_of(key))
+                linear, light = self._paint(camera, key)
                 rgb = develop(linear, depth > 0, generator, exposure=self._config.exposure)
                 why = picture_rejection(rgb)
             if why is not None:
@@ -343,12 +346,28 @@ class SceneRenderer:
                 kind=setting.kind,
                 scene=scene.name,
                 rgb=_jpeg(rgb),
-                maps={"depth": depth},
+                maps=self._maps(setting.scene, camera, hits, depth, light),
                 info=self._info(setting, camera, attempt),
             )
         for why, count in sorted(reasons.items()):
             for number in range(count):
                 yield Rejection(name=f"{scene.name}-{attempt}-{number}", reason=why, is_error=False)
+
+    def _paint(self, camera: Camera, key: str) -> tuple[Float[np.ndarray, "h w 3"], dict[MapName, np.ndarray]]:
+        """Linear colors, and the intrinsic images that are wanted."""
+        if not set(self._config.maps) & set(INTRINSIC):
+            return self._studio.render(camera, seed=seed_of(key)), {}
+        light = self._studio.render_light(camera, seed=seed_of(key))
+        return light.color, light.maps()
+
+    def _maps(
+        self, scene: Scene, camera: Camera, hits: Hits, depth: Float[np.ndarray, "h w"], light: Mapping[MapName, Any]
+    ) -> dict[str, np.ndarray]:
+        found: dict[MapName, np.ndarray] = {"depth": depth, **light}
+        if "normals" in self._config.maps:
+            normals = normals_picture(scene.instances, hits, camera)
+            found["normals"] = np.where(depth[..., None] > 0, normals, np.float32(0))
+        return {name: found[name] for name in self._config.maps}
 
     def _info(self, setting: Setting, camera: Camera, attempt: int) -> dict[str, Any]:
         matrix = camera.intrinsics
@@ -364,7 +383,7 @@ class SceneRenderer:
 
 def storable(depth: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
     """Depth [m] within what the shards hold; what is farther counts as sky."""
-    near, far = ENCODING.near * 1.001, ENCODING.far
+    near, far = DEPTH.near * 1.001, DEPTH.far
     return np.where((depth <= 0) | (depth > far), 0.0, np.maximum(depth, near)).astype(np.float32)
 
 
@@ -400,48 +419,6 @@ def _render_shard(writer: ShardWriter, number: int, scenes: Sequence[PlannedScen
         "seconds": round(time.perf_counter() - started, 3),
         "cpu_seconds": round(time.process_time() - started_cpu, 3),
     }
-
-
-def _facts(config: RenderConfig, output_dir: Path, num_shards: int) -> dict[str, Any]:
-    """What the manifest says besides: seconds a picture, those of the processor too, and whom to thank for assets."""
-    rows = []
-    if (output_dir / TIMES_FILE).exists():
-        rows = [row for line in (output_dir / TIMES_FILE).read_text().splitlines() if (row := _times(line))]
-    frames = sum(row["frames"] for row in rows)
-    timed = [row for row in rows if "cpu_seconds" in row]  # rows of an earlier version have none
-    timed_frames = sum(row["frames"] for row in timed)
-    used: Counter[str] = Counter()
-    broken: dict[str, str] = {}
-    for number in range(num_shards):
-        used.update(_assets_of_shard(output_dir / f"shard-{number:05d}.tar"))
-        index = parse_json((output_dir / f"shard-{number:05d}.json").read_bytes())
-        broken |= {row["name"]: row["detail"] for row in index["rejected"] if row["is_error"]}
-    facts: dict[str, Any] = {
-        "seconds_per_frame": round(sum(row["seconds"] for row in rows) / frames, 3) if frames else None,
-        "cpu_seconds_per_frame": round(sum(row["cpu_seconds"] for row in timed) / timed_frames, 3) if timed else None,
-        "assets_used": dict(sorted(used.items())),
-        "broken_assets": dict(sorted(broken.items())),
-    }
-    if config.assets is not None and used:
-        facts["attribution"] = manifest_rows(Assets(config.assets).attributions(used))
-    return facts
-
-
-def _times(line: str) -> dict[str, Any] | None:
-    """What a line of `TIMES_FILE` says; None for one that a kill has cut, and for an empty one."""
-    try:
-        return dict(parse_json(line))
-    except (ValueError, TypeError):
-        return None
-
-
-def _assets_of_shard(path: Path) -> Iterator[str]:
-    with tarfile.open(path) as archive:
-        for member in archive:
-            if member.name.endswith(".json"):
-                file = archive.extractfile(member)
-                assert file is not None
-                yield from parse_json(file.read()).get("assets", ())
 
 
 def _jpeg(rgb: UInt8[np.ndarray, "h w 3"]) -> bytes:

@@ -21,6 +21,9 @@ Real = float | int
 Color = tuple[Real, Real, Real]
 Vector = tuple[Real, Real, Real]
 
+SMOOTH_ANGLE = 0.7
+"""Edges of smooth meshes that are sharper stay sharp [rad]."""
+
 PatternKind = Literal["wood", "planks", "tiles", "bricks", "fabric", "carpet", "stone", "plaster", "stripes", "checks"]
 
 

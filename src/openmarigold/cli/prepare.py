@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`openmarigold data prepare` and `data normals`: what makes data sets for training."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+import tyro
+
+from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar, say
+
+if TYPE_CHECKING:
+    from openmarigold.data.preparation import RawReader
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Preparation:
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """The data as downloaded."""
+    dest: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DEST")]
+    """Folder of the prepared data set, made if need be; an interrupted run of the same settings is continued."""
+    list: Path | None = None
+    """Text file with the frames to take, one a line, such as the published lists."""
+    min_valid: float = 0.05
+    """Leave out frames with a smaller share of pixels with usable depth."""
+    min_brightness: float = 0.0
+    """Leave out frames with a smaller mean of RGB, [0, 1]."""
+    limit: int | None = None
+    """Only the first so many frames."""
+    shard_size: int = 256
+    """Frames a shard. A shard is what an interrupted run does not do again."""
+    workers: int = 0
+    """Processes; 0 = one per CPU core. The result does not depend on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareHypersim(_Preparation):
+    """Prepare Hypersim from its scene folders or zips (ai_VVV_NNN)."""
+
+    split: Literal["train", "val", "test", "all"] = "train"
+    """Of the data set's own split; with --list only a name for the result."""
+    split_csv: Path | None = None
+    """metadata_images_split_scene_v1.csv, if it is not in SOURCE."""
+    scenes: tuple[str, ...] = ()
+    """Only these scenes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareVirtualKitti2(_Preparation):
+    """Prepare Virtual KITTI 2 from its tars or folders."""
+
+    split: Literal["train", "val", "all"] = "train"
+    """Scenes 02, 06, 18, 20 (train) or 01 (val), unless --scenes is given."""
+    scenes: tuple[str, ...] = ()
+    """Scene01, Scene02, Scene06, Scene18, Scene20."""
+    variants: tuple[str, ...] = ("published",)
+    """Names such as clone or fog, or a set: published, e2e-ft (of all scenes), all."""
+    crop: Literal["kitti", "none"] = "kitti"
+    """kitti: 352x1216, at the bottom, in the middle; none: as they are, JPEG files byte for byte."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareFolder(_Preparation):
+    """Prepare any folder of RGB and depth, described by a TOML file (docs/data.md)."""
+
+    config: Path | None = None
+    """The description; by default dataset.toml in SOURCE."""
+    split: str = "train"
+    """What the result is for."""
+
+
+PrepareCommand: TypeAlias = (
+    Annotated[PrepareHypersim, tyro.conf.subcommand("hypersim", prefix_name=False)]
+    | Annotated[PrepareVirtualKitti2, tyro.conf.subcommand("vkitti2", prefix_name=False)]
+    | Annotated[PrepareFolder, tyro.conf.subcommand("folder", prefix_name=False)]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """Make a data set for training: check every frame, write indexed shards and a manifest.
+
+    Exit status 1 if the source had defective frames: they are named in rejected.jsonl, and the result is whole
+    without them.
+    """
+
+    what: tyro.conf.OmitArgPrefixes[PrepareCommand]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normals:
+    """Add surface normals to a prepared data set: they are computed from its depth and intrinsics.
+
+    An interrupted run of the same settings is continued. The source stays as it is.
+    """
+
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """Folder of a prepared data set with depth."""
+    dest: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DEST")]
+    """Folder of the new data set, made if need be."""
+    fov: float | None = None
+    """Field of view along the longer side [deg] to assume for samples that state no intrinsics."""
+    support: int = 5
+    """Side of the windows [px] to which planes are fitted, since depth is stored in steps; 7 suits centimeters; 0:
+    differences of neighbors, for float32 depth."""
+    min_valid: float = 0.05
+    """Leave out samples with a smaller share of pixels with a normal."""
+    workers: int = 0
+    """Processes; 0 = one per CPU core. The result does not depend on it."""
+
+
+def run_prepare(command: PrepareHypersim | PrepareVirtualKitti2 | PrepareFolder) -> int:
+    """Prints, and returns the exit status."""
+    from openmarigold.data.preparation import FrameFilter, prepare
+    from openmarigold.data.shard_writer import REJECTED_FILE
+
+    reader, facts = _reader(command)
+    with progress_bar("frames") as (progress, note):
+        prepared = prepare(
+            reader,
+            command.dest,
+            frame_filter=FrameFilter(min_valid=command.min_valid, min_brightness=command.min_brightness),
+            limit=command.limit,
+            shard_size=command.shard_size,
+            workers=command.workers or os.cpu_count() or 1,
+            facts={"command": _command_line(command), **facts},
+            progress=progress,
+            note=note,
+        )
+    counts = prepared.manifest["counts"]
+    defective = sum(counts["defective"].values())
+    reused = f" ({prepared.num_shards_kept} kept from before)" if prepared.num_shards_kept else ""
+    say(
+        f"{counts['samples']} samples of {len(counts['scenes'])} scenes in {len(prepared.manifest['shards'])} "
+        f"shards{reused}, {sum(counts['left_out'].values())} left out, {defective} defective: {command.dest}"
+    )
+    if defective:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts["defective"].items())
+        say(f"{defective} defective frames ({reasons}); each in {command.dest / REJECTED_FILE}", error=True)
+    return EXIT_SOME_FAILED if defective else 0
+
+
+def run_normals(command: Normals) -> None:
+    """Prints what was made."""
+    from openmarigold.data.normals import add_normals
+
+    words = ["openmarigold", "data", "normals", str(command.source), "DEST", *_options(command)]
+    with progress_bar("samples") as (progress, _):
+        prepared = add_normals(
+            command.source,
+            command.dest,
+            fov=command.fov,
+            support=command.support,
+            min_valid=command.min_valid,
+            workers=command.workers or os.cpu_count() or 1,
+            facts={"command": shlex.join(words)},
+            progress=progress,
+        )
+    counts = prepared.manifest["counts"]
+    reused = f" ({prepared.num_shards_kept} kept from before)" if prepared.num_shards_kept else ""
+    say(
+        f"{counts['samples']} samples in {len(prepared.manifest['shards'])} shards{reused}, "
+        f"{sum(counts['left_out'].values())} left out: {command.dest}"
+    )
+
+
+def _reader(command: PrepareHypersim | PrepareVirtualKitti2 | PrepareFolder) -> tuple[RawReader, dict[str, Any]]:
+    """The reader of a command, and facts about the source for the manifest."""
+    from openmarigold.data.preparation import read_list
+
+    listed = None if command.list is None else read_list(command.list)
+    if isinstance(command, PrepareHypersim):
+        from openmarigold.data.readers import hypersim
+
+        about = hypersim.ABOUT
+        reader = hypersim.HypersimReader(
+            command.source, split=command.split, split_csv=command.split_csv, listed=listed, scenes=command.scenes
+        )
+        return reader, {"license": about.license, "attribution": [about.attribution]}
+    if isinstance(command, PrepareVirtualKitti2):
+        from openmarigold.data.readers import vkitti2
+
+        about = vkitti2.ABOUT
+        return vkitti2.VirtualKitti2Reader(
+            command.source,
+            split=command.split,
+            scenes=command.scenes,
+            variants=command.variants,
+            listed=listed,
+            crop=command.crop == "kitti",
+        ), {"license": about.license, "attribution": [about.attribution]}
+    from openmarigold.data.readers.rgbd_folder import CONFIG_FILE, FolderReader, read_config
+
+    config = read_config(command.config or command.source / CONFIG_FILE)
+    facts = {"license": config.license, "attribution": [config.attribution] if config.attribution else []}
+    return FolderReader(command.source, config, split=command.split, listed=listed), facts
+
+
+def _command_line(command: PrepareHypersim | PrepareVirtualKitti2 | PrepareFolder) -> str:
+    """The command with the given settings, without the destination and the number of processes."""
+    names = {PrepareHypersim: "hypersim", PrepareVirtualKitti2: "vkitti2", PrepareFolder: "folder"}
+    words = ["openmarigold", "data", "prepare", names[type(command)], str(command.source), "DEST"]
+    return shlex.join([*words, *_options(command)])
+
+
+def _options(command: Any) -> list[str]:
+    """The settings that are not the defaults, as words of a command line."""
+    words: list[str] = []
+    for field in dataclasses.fields(command):
+        value = getattr(command, field.name)
+        if field.name in ("source", "dest", "workers") or value == field.default:
+            continue
+        words += [f"--{field.name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return words

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Benchmarks of one's own: folders in the generic layout, photos with their maps next to them, and prepared sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from openmarigold.data.archives import Archive, missing
+from openmarigold.data.arrays import load_npy
+from openmarigold.data.shards import ShardedDataset
+from openmarigold.errors import DataError
+from openmarigold.evaluation.benchmark_readers import Decoded, Decoder, Entry, Lister, Listing, read_gray16
+from openmarigold.evaluation.map_files import SAVED_SUFFIXES, map_of_bytes
+from openmarigold.modalities import MODALITIES
+from openmarigold.modalities.modality import MapKind, Modality
+from openmarigold.modalities.protocol import Maps
+from openmarigold.text_files import DamagedTextError, parse_json
+
+_MANIFEST = "manifest.json"
+_PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".JPG", ".JPEG", ".PNG")
+
+
+def list_folder(modality: Modality) -> Lister:
+    """The generic layout: `manifest.json`, a list of `{name, kind, place}`, and a folder of files for each name.
+
+    Each map of the modality is `<map>.npy`, or, of one channel, a 16-bit `<map>.png` with `<map>_scale`, the values per
+    unit, in `meta.json`; of several channels also `<map>.exr` or `<map>.png`. Where they are not there, the maps of
+    another modality serve from which they can be computed. Without a manifest the folder holds photos and, next to
+    them, maps: `<photo>_<map>.npy`, or of several channels also `.exr` or `.png`.
+    """
+
+    def list_entries(archive: Archive) -> Listing:
+        if _MANIFEST not in archive.names and (entries := _beside_photos(archive, modality)):
+            return Listing(entries=entries)
+        listing = Listing()
+        for item in parse_manifest(archive):
+            files = {"rgb": f"{item['name']}/rgb.jpg", **_map_files(archive, item["name"], modality)}
+            # Missing files are reported when they are read: the manifest is the count.
+            listing.entries.append(Entry(name=item["name"], kind=item["kind"], place=item["place"], files=files))
+        return listing
+
+    return list_entries
+
+
+def _map_files(archive: Archive, name: str, modality: Modality) -> dict[str, str]:
+    """Files of the maps by role, of the first modality whose maps are there; those of this one where none are."""
+    own, meta = _files_of(archive, name, modality), f"{name}/meta.json"
+    for source in (modality, *(MODALITIES[other] for other in modality.measured_from)):
+        files = own if source is modality else _files_of(archive, name, source)
+        if {file for role, file in files.items() if role != "meta"} <= archive.names:
+            has_facts = source is not modality or any(kind.channels > 1 for kind in source.maps)
+            return {**files, "meta": meta} if has_facts and meta in archive.names else files
+    return own
+
+
+def _files_of(archive: Archive, name: str, modality: Modality) -> dict[str, str]:
+    files = {}
+    for kind in modality.maps:
+        array = f"{name}/{kind.name}.npy"
+        if kind.channels > 1:
+            candidates = [f"{name}/{kind.name}{suffix}" for suffix in SAVED_SUFFIXES]
+            files[kind.name] = next((file for file in candidates if file in archive.names), array)
+        elif array in archive.names:
+            files[kind.name] = array
+        else:
+            files |= {kind.name: f"{name}/{kind.name}.png", "meta": f"{name}/meta.json"}
+    return files
+
+
+def _beside_photos(archive: Archive, modality: Modality) -> list[Entry]:
+    """Photos that have all maps of the modality next to them; the folder is the place."""
+    entries = []
+    for photo in sorted(archive.names):
+        path = PurePosixPath(photo)
+        if path.suffix not in _PHOTO_SUFFIXES:
+            continue
+        stem, files = str(path.with_suffix("")), {"rgb": photo}
+        for kind in modality.maps:
+            suffixes = SAVED_SUFFIXES if kind.channels > 1 else SAVED_SUFFIXES[:1]
+            found = (file for suffix in suffixes if (file := f"{stem}_{kind.name}{suffix}") in archive.names)
+            files[kind.name] = next(found, "")
+        if all(files.values()):
+            place = stem if path.parent == PurePosixPath() else str(path.parent)
+            entries.append(Entry(name=stem, kind="image", place=place, files=files))
+    return entries
+
+
+def parse_manifest(archive: Archive) -> list[dict[str, Any]]:
+    """The content of `manifest.json`.
+
+    Raises:
+        DataError: it is missing, damaged or empty.
+    """
+    path = archive.location / _MANIFEST
+    if _MANIFEST not in archive.names:
+        raise DataError(
+            f"{path} cannot be read (No such file or directory); a benchmark is a folder with manifest.json and one "
+            "folder an image"
+        )
+    try:
+        entries = parse_json(archive.read(_MANIFEST))
+    except DamagedTextError as error:
+        raise DataError(f"{path} is not valid JSON ({error}); get the benchmark again") from error
+    needed = ("name", "kind", "place")
+    if (
+        not isinstance(entries, list)
+        or not entries
+        or not all(isinstance(e, dict) and all(isinstance(e.get(key), str) for key in needed) for e in entries)
+    ):
+        raise DataError(f"{path} is not a list of objects with name, kind and place; get the benchmark again")
+    names = [entry["name"] for entry in entries]
+    outside = [name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
+    if outside:
+        raise DataError(f"{path} names {outside[0]!r:.100}, which lies outside the benchmark; get the benchmark again")
+    if len(set(names)) < len(names):
+        raise DataError(f"{path} lists an image twice; each name must be there once")
+    return entries
+
+
+def decode_folder(modality: Modality) -> Decoder:
+    """The maps of a modality in the generic layout; see `list_folder`."""
+
+    def decode(files: Mapping[str, bytes], size: tuple[int, int]) -> Decoded:
+        facts: Any = parse_json(files["meta"]) if "meta" in files else {}
+        facts = facts if isinstance(facts, dict) else {}
+        if all(kind.name in files for kind in modality.maps):
+            return modality.imported(_decoded(files, modality, facts), facts), None
+        for name, compute in modality.measured_from.items():
+            source = MODALITIES[name]
+            if all(kind.name in files for kind in source.maps):
+                return compute(_decoded(files, source, facts), facts), None
+        raise ValueError(f"the files of {', '.join(files)} give no {modality.title}")
+
+    return decode
+
+
+def _decoded(files: Mapping[str, bytes], modality: Modality, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {kind.name: _decoded_map(files[kind.name], kind, facts) for kind in modality.maps}
+
+
+def _decoded_map(content: bytes, kind: MapKind, facts: Mapping[str, Any]) -> np.ndarray:
+    if kind.channels > 1:
+        return map_of_bytes(content, kind)
+    if content[:6] != b"\x93NUMPY":
+        return read_gray16(content) / _scale(facts, f"{kind.name}_scale")
+    values = load_npy(content)
+    if values.dtype.kind not in "fiu" or values.ndim != 2:
+        raise ValueError(f"{values.dtype} of shape {list(values.shape)}; numbers of shape [h, w] are needed")
+    return values.astype(np.float64)
+
+
+def _scale(facts: Mapping[str, Any], name: str) -> float:
+    try:
+        scale = float(facts[name])
+    except (KeyError, TypeError, ValueError):
+        scale = np.nan
+    if not (0 < scale < np.inf):
+        raise DataError(f"has no number {name}, the values of its 16-bit picture per unit")
+    return scale
+
+
+# --- Prepared sets: folders of shards
+
+
+class ShardArchive:
+    """A prepared set's files: `<key>/rgb` and, with the map's name, `<key>/<map>`."""
+
+    def __init__(self, dataset: ShardedDataset) -> None:
+        self.dataset, self.location = dataset, dataset.folder
+        self.notes: tuple[str, ...] = ()
+        self.damage: dict[str, str] = {}
+        self._places = {
+            f"{key}/{role}": (index, role)
+            for index, key in enumerate(dataset.keys)
+            for role in dataset.places(index)
+            if role != "json"
+        }
+        self.names = frozenset(self._places)
+
+    def read(self, name: str) -> bytes:
+        """One file.
+
+        Raises:
+            DataError: there is none of that name, or it is damaged.
+        """
+        if name not in self._places:
+            raise missing(self.location, name)
+        return self.dataset.member(*self._places[name])
+
+
+def list_shards(dataset: ShardedDataset, modality: Modality) -> Lister:
+    """The samples of a prepared set; a scene is a place.
+
+    Raises:
+        DataError: it lacks a map of the modality.
+    """
+    absent = [kind.name for kind in modality.maps if kind.name not in dataset.encodings]
+    if absent:
+        raise DataError(
+            f"{dataset.folder} holds the maps {', '.join(dataset.encodings) or 'none'}, not {absent[0]}; give a set "
+            f"with {modality.title}"
+        )
+
+    def list_entries(archive: Archive) -> Listing:
+        listing = Listing()
+        for key, kind, scene in zip(dataset.keys, dataset.kinds, dataset.scenes, strict=True):
+            files = {role: f"{key}/{role}" for role in ("rgb", *(one.name for one in modality.maps))}
+            if set(files.values()) <= archive.names:
+                listing.entries.append(Entry(name=key, kind=kind, place=scene, files=files))
+            else:
+                listing.missing.extend(set(files.values()) - archive.names)
+        return listing
+
+    return list_entries
+
+
+def decode_shards(dataset: ShardedDataset, modality: Modality) -> Decoder:
+    """The maps of a prepared set's sample."""
+
+    def decode(files: Mapping[str, bytes], size: tuple[int, int]) -> Decoded:
+        maps: Maps = {
+            kind.name: dataset.encodings[kind.name].decode(files[kind.name]).astype(np.float64)
+            for kind in modality.maps
+        }
+        return maps, None
+
+    return decode

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one model makes of the photos of a run: its settings, its lines in the manifest, its files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from openmarigold import __version__
+from openmarigold.checkpoints.checkpoint import Checkpoint, loaded_variant
+from openmarigold.checkpoints.configured import TinyVae, read_configured, read_tiny_vae, resolve_settings
+from openmarigold.checkpoints.hashes import checkpoint_sha256, tiny_vae_sha256
+from openmarigold.config import OutputConfig, PredictConfig
+from openmarigold.predictor import Predictor
+from openmarigold.results.manifest import Manifest, file_size
+from openmarigold.results.prediction import Prediction
+from openmarigold.results.replacing import ResultFiles
+from openmarigold.results.writers import check_output, result_paths, write_prediction
+
+# Settings that do not shape the results: where the model lies and how it runs. The checkpoint counts by its hash.
+_WITHOUT_EFFECT = frozenset(
+    {
+        "checkpoint",
+        "revision",
+        "local_files_only",
+        "engine",
+        "device",
+        "compile",
+        "batch_size",
+        "tiny_vae",
+        "tiny_vae_for",
+        "modality",
+        "ensemble_reduction",  # this and the next ones stand in the facts of a call, where they matter
+        "fov",
+        "recompose",
+    }
+)
+
+
+class ModelRun:
+    """One model of a run: loaded for the first photo that needs it."""
+
+    def __init__(self, config: PredictConfig, output: OutputConfig, output_dir: Path) -> None:
+        self.config = config
+        self.output = output
+        self.output_dir = output_dir
+        self.load_s = 0.0
+        """Time to load the checkpoint [s]."""
+        self._predictor: Predictor | None = None
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The lines of the output folder's manifest that are of this model's modality."""
+        return Manifest(self.output_dir, self.checkpoint.predicts.name)
+
+    @cached_property
+    def files(self) -> ResultFiles:
+        """The rules for replacing files."""
+        return ResultFiles(self.manifest)
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint that the settings name."""
+        return read_configured(self.config)
+
+    @cached_property
+    def tiny_vae(self) -> TinyVae | None:
+        """The small autoencoder, if the settings name one."""
+        return read_tiny_vae(self.config, self.checkpoint)
+
+    @cached_property
+    def request(self) -> dict[str, Any]:
+        """Every setting that shapes the results; those left to the checkpoint have its defaults."""
+        resolved = resolve_settings(self.config, self.checkpoint)
+        names = [setting.name for setting in fields(resolved) if setting.name not in _WITHOUT_EFFECT]
+        return {
+            "checkpoint_sha256": checkpoint_sha256(self.checkpoint),
+            "invariance": self.checkpoint.invariance,
+            "processing_side": self.checkpoint.processing_side,
+            **{name: getattr(resolved, name) for name in names},
+            "variant": loaded_variant(self.checkpoint),
+            "color_map": self.output.color_map,
+            **self.checkpoint.predicts.output_facts(self.output),
+            **self.checkpoint.facts_of_call(self.config),
+            **self._tiny_vae_settings,
+        }
+
+    @cached_property
+    def _tiny_vae_settings(self) -> dict[str, str]:
+        """What a small autoencoder changes in the results, if there is one."""
+        if self.tiny_vae is None:
+            return {}
+        return {"tiny_vae_sha256": tiny_vae_sha256(self.tiny_vae), "tiny_vae_for": self.tiny_vae.used_for}
+
+    @property
+    def engine(self) -> str | None:
+        """What runs the networks; None until a photo needs them."""
+        return None if self._predictor is None else self._predictor.engine.name
+
+    def check(self) -> None:
+        """Check the settings before any photo is read."""
+        _ = self.request
+        check_output(self.output, self.checkpoint.predicts)
+
+    def load(self, others: Sequence[ModelRun] = ()) -> Predictor:
+        """The loaded model; its networks are those of one of the `others` that has the same checkpoint."""
+        if self._predictor is None:
+            started = time.perf_counter()
+            same = (other._predictor for other in others if other._shares_networks(self))
+            twin = next((predictor for predictor in same if predictor is not None), None)
+            if twin is None:
+                self._predictor = Predictor.from_config(self.config, found=self.checkpoint, tiny_vae=self.tiny_vae)
+            else:
+                self._predictor = Predictor(twin.engine, self.checkpoint, tiny_vae=self.tiny_vae)
+            self.load_s = time.perf_counter() - started
+        return self._predictor
+
+    def _shares_networks(self, other: ModelRun) -> bool:
+        return self is not other and self.checkpoint.directory == other.checkpoint.directory
+
+    def paths(self, result: str) -> list[Path]:
+        """The files of a result (its path in the output folder, without suffixes)."""
+        path = self.output_dir / result
+        return result_paths(
+            path.parent,
+            path.name,
+            uncertainty=self.config.ensemble_size > 1,
+            output=self.output,
+            modality=self.checkpoint.predicts,
+            settings=self.request,
+        )
+
+    def is_done(self, result: str, input_sha256: str | None, paths: Sequence[Path]) -> bool:
+        """Whether all files of a result are there, made from this photo with these settings."""
+        names = [path.name for path in paths]
+        return self.manifest.is_done(result, request=self.request, input_sha256=input_sha256, outputs=names)
+
+    def predict(self, rgb: UInt8[np.ndarray, "h w 3"], others: Sequence[ModelRun]) -> Prediction:
+        """The prediction for one photo."""
+        return self.load(others)(rgb, **self.config.call_options)
+
+    def write(
+        self, prediction: Prediction, result: str, photo: Path, paths: Sequence[Path], input_sha256: str | None
+    ) -> tuple[dict[str, Any], dict[str, int | None], bool]:
+        """Writes the results of a photo: their provenance, the valid files with their sizes, and whether others went.
+
+        Raises:
+            OutputError: a file cannot be written or removed.
+        """
+        modality = self.checkpoint.modality_of_call(self.config)
+        record = {
+            "software": f"openmarigold {__version__}",
+            "quantity": modality.quantities[self.checkpoint.invariance],
+            "input_sha256": input_sha256,
+            "checkpoint": None,  # its name, in a place of its own
+            **self.request,
+            **prediction.settings,
+        }
+        kept = self.files.make_room(result, photo, paths, input_sha256, request=self.request)
+        write_prediction(
+            prediction.maps,
+            prediction.uncertainties,
+            modality=self.checkpoint.predicts,
+            output_dir=(self.output_dir / result).parent,
+            stem=Path(result).name,
+            output=self.output,
+            provenance=record,
+            overwrite=True,
+        )
+        return record, {**(kept or {}), **{path.name: file_size(path) for path in paths}}, kept is None

@@ -269,7 +269,7 @@ def test_what_the_recipes_accept_has_a_target() -> None:
 
 
 def test_the_shipped_recipes_read_and_write_the_same() -> None:
-    for name in ("lite-normals-1-autoencoder", "lite-normals-2"):
+    for name in ("lite-normals-1-autoencoder", "lite-normals-2", "lite-normals-3"):
         recipe = read_recipe(Path(__file__).parents[2] / "recipes" / f"{name}.toml")
         assert parse_recipe(json.loads(json.dumps(to_table(recipe))), where=name) == recipe
 

@@ -51,6 +51,14 @@ def test_the_encoder_stands_once(package: Path) -> None:
     assert "image_encoder_of" not in json.loads((package / "first" / "model_index.json").read_text())
 
 
+def test_it_can_be_written_again(package: Path, trained: Path) -> None:
+    (package / "second" / "LICENSE.md").write_text("terms")
+    before = checkpoint_sha256(read_checkpoint(package / "second"))
+    export_shared(read_checkpoint(trained), package / "second")
+    assert checkpoint_sha256(read_checkpoint(package / "second")) == before
+    assert (package / "second" / "LICENSE.md").read_text() == "terms"
+
+
 @pytest.mark.parametrize("engine", ["onnx", "torch"])
 def test_both_predict_the_same_without_a_warning(package: Path, engine: str, caplog: pytest.LogCaptureFixture) -> None:
     photo = make_photo(40, 56, seed=2)

@@ -54,7 +54,7 @@ from openmarigold.modalities import Modality
 from openmarigold.printing import quoted_logger
 
 EMBEDDED_DIR = WEIGHTS_DIR / "marigold-lite"
-EMBEDDED_DIRS = {"depth": EMBEDDED_DIR}
+EMBEDDED_DIRS = {"depth": EMBEDDED_DIR, "normals": WEIGHTS_DIR / "marigold-lite-normals"}
 """The models that come with the package, by what they predict."""
 TITLES = {"onnx": "ONNX", "openvino": "OpenVINO"}
 

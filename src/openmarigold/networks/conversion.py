@@ -30,6 +30,7 @@ from openmarigold.checkpoints.weight_files import (
     IMAGE_ENCODER,
     NETWORK_FILES,
     WEIGHTS_DIR,
+    graph_file,
     graph_metadata,
     graph_sources,
     networks_of,
@@ -290,15 +291,15 @@ def _network(source: Checkpoint, name: str, tiny_vae: TinyVae | None) -> tuple[n
 def _check_replaceable(destination: Path) -> None:
     if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
         return
-    kinds = [
-        ("model_index.json", *(files[name] for name in networks_of(image_encoder=image_encoder)))
-        for files in (*NETWORK_FILES.values(), GRAPH_FILES)
-        for image_encoder in (False, True)
-    ]
-    if not any(all((destination / file).is_file() for file in files) for files in kinds):
-        raise OutputError(
-            f"{destination} exists and is not an exported checkpoint; choose a new folder, so that nothing is lost"
-        )
+    for image_encoder in (False, True):
+        networks = networks_of(image_encoder=image_encoder)
+        kinds = [[destination / files[name] for name in networks] for files in NETWORK_FILES.values()]
+        kinds.append([graph_file(destination, name) for name in networks])
+        if any(all(path.is_file() for path in (destination / "model_index.json", *kind)) for kind in kinds):
+            return
+    raise OutputError(
+        f"{destination} exists and is not an exported checkpoint; choose a new folder, so that nothing is lost"
+    )
 
 
 def _write_graph(source: Checkpoint, name: str, path: Path) -> None:

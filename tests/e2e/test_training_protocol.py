@@ -37,6 +37,7 @@ RECIPE = """
 kind = "depth"
 modality = "{modality}"
 base = "{base}"
+{objective}
 
 [data]
 sources = {{ synthetic = 0.9, synthetic-val = 0.1 }}
@@ -81,7 +82,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_recipe(workspace: Path, name: str, **values: Any) -> Path:
     settings = {"base": workspace / "sd", "cache": "true", "steps": 8, "micro": 2, "workers": 2, "more": ""}
-    settings |= {"modality": "depth"} | values
+    settings |= {"modality": "depth", "objective": ""} | values
     path = workspace / f"{name}.toml"
     path.write_text(RECIPE.format(**settings))
     return path
@@ -179,6 +180,24 @@ def test_five_kills_change_nothing(workspace: Path, modality: str) -> None:
     assert set(Predictor.load(killed / "checkpoint")(make_photo(32, 48)).maps) == {
         kind.name for kind in find_modality(modality).maps
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("modality", ["normals", "appearance", "lighting"])
+def test_end_to_end_training_of_other_maps_resumes(workspace: Path, modality: str) -> None:
+    objective = 'objective = { kind = "end_to_end", start_noise = "zeros" }'
+    settings: dict[str, Any] = {"modality": modality, "steps": 30, "objective": objective}
+    settings |= {"more": 'gradient_clip = 1.0\ndecay = "cosine"', "cache": "false"}
+    whole = run(workspace, f"end-{modality}", **settings)
+    halves = workspace / f"end-halves-{modality}"
+    recipe = write_recipe(workspace, halves.name, **settings)
+    paths = {"data_dir": data_dir(workspace, modality), "output_dir": halves, "device": "cpu"}
+    assert train(recipe, stop_after_steps=11, **paths) is None
+    train(recipe, **paths)
+    found = losses(whole)
+    assert losses(halves) == found and np.mean(found[-8:]) < np.mean(found[:8])
+    for name, value in weights(halves).items():
+        assert torch.equal(value, weights(whole)[name]), name
 
 
 def _steps_done(run_dir: Path) -> int:

@@ -63,11 +63,13 @@ def sample(name: str, seed: int = 0) -> dict[str, np.ndarray]:
 # Which checkpoints
 
 
-def test_one_class_is_two_modalities(checkpoints: dict[str, Path]) -> None:
+def test_one_class_is_two_modalities(checkpoints: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     for name, folder in checkpoints.items():
         found = read_checkpoint(folder)
         assert found.modality is MODALITIES[name] and found.invariance == "absolute"
         assert pickle.loads(pickle.dumps(found)).modality is MODALITIES[name]
+        assert run(["checkpoint", "info", str(folder)]) == 0
+        assert f"{MODALITIES[name].title}, safetensors weights" in " ".join(capsys.readouterr().out.split())
     for name, kind in (("appearance", "appearance"), ("lighting", "lighting")):
         known = check_known(f"prs-eth/marigold-iid-{name}-v1-1")
         assert known is not None and known is KNOWN[f"prs-eth/marigold-iid-{name}-v1-1"]

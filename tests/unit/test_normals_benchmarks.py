@@ -13,7 +13,7 @@ import OpenEXR
 import png
 import pytest
 
-from benchmark_data import add_folder_image, image_bytes, npy, pack, write
+from benchmark_data import add_folder_image, gray16, image_bytes, npy, pack, write
 from openmarigold.cli import run
 from openmarigold.data.encodings import MapEncoding
 from openmarigold.data.shard_writer import NewSample, ShardWriter
@@ -229,6 +229,11 @@ def test_measured_depth_with_intrinsics_gives_normals(tmp_path: Path) -> None:
     assert angles(sample.maps["normals"][sample.valid_mask], expected).max() < 1
     with pytest.raises(DataError, match=r"b/meta\.json has no intrinsics_px \[fx, fy, cx, cy\]"):
         benchmark.sample(benchmark.entries[1])
+    # Where less than half of a window was measured, lines of pixels would fit planes of any tilt.
+    lines = np.where(np.arange(SIZE[0])[:, None] % 4 == 0, plane_depth(30), 0)
+    write(folder / "a" / "depth.png", gray16(lines, 5000))
+    with pytest.raises(DataError, match="has no valid pixel"):
+        benchmark.sample(benchmark.entries[0])
     # The same folder is still one of depth.
     assert open_folder_benchmark(folder, DEPTH).sample(benchmark.entries[0]).maps["depth"].shape == SIZE
 

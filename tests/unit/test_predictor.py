@@ -16,10 +16,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from openmarigold import predictor as predictor_module
+from openmarigold.config import PredictConfig
 from openmarigold.ensembling import ensemble
 from openmarigold.errors import ImageError, InvalidValueError, NumericalError, OutputError
 from openmarigold.predictor import Predictor
 from openmarigold.predictor.pipeline import pipeline
+from openmarigold.predictor.run import predict_files
 from openmarigold.predictor.sampling import Step
 from openmarigold.results.prediction import Prediction
 from openmarigold.results.provenance import read_provenance
@@ -580,3 +582,14 @@ def test_a_prediction_becomes_a_dict(predictor: Predictor) -> None:
     prediction = predictor(make_photo(24, 32))
     assert asdict(prediction)["maps"]["depth"].shape == (24, 32)
     assert pickle.loads(pickle.dumps(prediction)).depth.tobytes() == prediction.depth.tobytes()
+
+
+def test_a_prediction_is_shown_as_predict_shows_it(tmp_path: Path) -> None:
+    """Of the embedded model, whose depth is a variant: colored by its logarithm."""
+    Image.fromarray(make_photo(48, 64)).save(tmp_path / "cat.png")
+    predict_files(tmp_path / "cat.png", output_dir=tmp_path / "out", config=PredictConfig(processing_resolution=64))
+    prediction = Predictor.load()(tmp_path / "cat.png", processing_resolution=64)
+    prediction.save(tmp_path / "again", "cat")
+    shown = Image.open(tmp_path / "out" / "cat_depth_colored.png")
+    for picture in (prediction.picture(), Image.open(tmp_path / "again" / "cat_depth_colored.png")):
+        np.testing.assert_array_equal(np.asarray(picture), np.asarray(shown))

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -77,6 +79,19 @@ def test_the_identity_holds_everywhere_and_the_albedo_stays(in_srgb: bool) -> No
     assert residual.min() < -0.01 and residual.max() > 0.1
     assert (residual[:4] >= 0).all()  # a black albedo: all light is left over
     np.testing.assert_allclose(residual[:4], light_of_pixels(rgb)[:4], atol=1e-6)
+
+
+def test_large_photos_go_in_strips() -> None:
+    maps = [np.full((2000, 1500, 3), value, dtype=np.float32) for value in (0.5, 0.6, 0.1)]
+    rgb = np.full((2000, 1500, 3), 200, dtype=np.uint8)
+    tracemalloc.start()
+    try:
+        fit = fit_to_photo(rgb, *maps)
+        recompose(rgb, *maps, scale=fit.scale)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 0.5 * maps[0].nbytes
 
 
 def test_a_shading_that_fits_comes_back() -> None:

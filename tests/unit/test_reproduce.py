@@ -4,19 +4,32 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmark_data import make_depth, make_diode, make_eth3d, make_nyuv2_extracted, make_scannet
+from benchmark_data import (
+    image_bytes,
+    make_depth,
+    make_diode,
+    make_eth3d,
+    make_nyuv2_extracted,
+    make_scannet,
+    npy,
+    write,
+)
+from openmarigold.cli import run
 from openmarigold.config import PredictConfig
 from openmarigold.errors import CheckpointError, DataError, InvalidValueError
 from openmarigold.evaluation.benchmarks import BENCHMARKS
 from openmarigold.evaluation.published import TABLES, Cell, PaperTable
+from openmarigold.evaluation.report import read_report
 from openmarigold.evaluation.reproduce import find_table, parse_checkpoints, reproduce
+from tiny import make_photo
 
 
 def test_tables_hold_the_published_numbers() -> None:
     table = TABLES["table1"]
-    numbers = {(cell.row, cell.benchmark): (cell.abs_rel, cell.delta1) for cell in table.cells}
+    numbers = {(cell.row, cell.benchmark): cell.published for cell in table.cells}
     assert len(numbers) == 8 * 5
     assert numbers["Marigold, ensemble of 10", "nyuv2"] == (5.5, 96.4)
     assert numbers["Marigold, no ensemble", "diode"] == (31.0, 77.2)
@@ -27,6 +40,19 @@ def test_tables_hold_the_published_numbers() -> None:
     assert TABLES["data-mix"].models == ["100:0", "95:5", "90:10", "50:50", "0:100"]
     for other in TABLES.values():
         assert {cell.benchmark for cell in other.cells} <= set(BENCHMARKS)
+    normals = {(cell.row, cell.benchmark): cell.published for cell in TABLES["normals"].cells}
+    assert normals["Marigold + E2E-FT", "nyuv2-normals"] == (16.2, 61.4)
+    assert normals["Stable Diffusion + E2E-FT", "scannet-normals"] == (15.3, None)
+    assert normals["Marigold, 50 steps, ensemble of 10", "sintel-normals"] == (39.1, 14.9)
+    assert (TABLES["normals"].protocol, TABLES["normals"].models) == ("dsine", ["marigold", "e2e-ft", "sd-e2e-ft"])
+    settings = [(cell.benchmark, cell.num_inference_steps, cell.ensemble_size, cell.seed, cell.published)
+                for cell in TABLES["normals-v1-1"].cells]  # fmt: skip
+    assert settings == [
+        ("scannet-normals", 4, 10, 1234, (None, None)),
+        ("nyuv2-normals", 4, 10, 4321, (None, None)),
+        ("ibims-normals", 4, 10, 4321, (None, None)),
+    ]
+    assert TABLES["normals-v1-1"].protocol == "marigold-normals"
     with pytest.raises(InvalidValueError, match="table 'table2' is not known; use one of table1, ensemble"):
         find_table("table2")
 
@@ -41,9 +67,9 @@ def test_each_cell_is_run_or_listed_with_the_reason(tmp_path: Path, onnx_checkpo
     (data / "diode" / "indoors" / "scene_1" / "scan_1" / "0_depth.npy").write_bytes(b"damaged")
     # One step and one member, so that it is quick; the settings of the real tables are tested above.
     sets = ("eth3d", "diode", "scannet", "kitti", "nyuv2")
-    cells = [Cell(row="ours", benchmark=name, abs_rel=6.5, delta1=96.0, num_inference_steps=1, ensemble_size=1)
+    cells = [Cell(row="ours", benchmark=name, published=(6.5, 96.0), num_inference_steps=1, ensemble_size=1)
              for name in sets]  # fmt: skip
-    cells.append(Cell(row="peer", benchmark="eth3d", abs_rel=7.8, delta1=94.6, model=None))
+    cells.append(Cell(row="peer", benchmark="eth3d", published=(7.8, 94.6), model=None))
     table = PaperTable(name="small", title="small", cells=tuple(cells))
     wanted = {"data_dir": data, "checkpoints": {"": onnx_checkpoint}, "output_dir": tmp_path / "out"}
 
@@ -70,6 +96,31 @@ def test_each_cell_is_run_or_listed_with_the_reason(tmp_path: Path, onnx_checkpo
     assert again is not None and again.times["images_from_earlier_runs"] == 1
     with pytest.raises(DataError, match="unknown benchmark 'nyu'"):
         reproduce(table, **wanted, benchmarks=("nyu",))
+
+
+def test_tables_of_normals_show_degrees(
+    tmp_path: Path, onnx_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    normals = np.zeros((24, 32, 3), np.float32)
+    normals[..., 2] = 1
+    write(tmp_path / "nyuv2" / "test" / "000000_img.png", image_bytes(make_photo(24, 32)))
+    write(tmp_path / "nyuv2" / "test" / "000000_normal.npy", npy(normals))
+    # A model of depth, whose normals are derived.
+    arguments = ["reproduce", "normals", "--data", str(tmp_path), "--checkpoint", f"e2e-ft={onnx_checkpoint}"]
+    arguments += ["--benchmarks", "nyuv2-normals", "--allow-partial", "-o", str(tmp_path / "out")]
+    assert run([*arguments, "--json"]) == 1
+    cells = json.loads(capsys.readouterr().out)
+    (cell,) = (cell for cell in cells if cell["ours"])
+    assert (cell["row"], cell["protocol"]) == ("Marigold + E2E-FT", "dsine")
+    assert cell["published"] == {"mean_angle": 16.2, "below_11.25": 61.4, "read_off": False}
+    report = read_report(tmp_path / "out" / "normals" / "nyuv2-normals-e2e-ft-1x1")
+    metrics = report.kinds["all"].metrics
+    assert cell["ours"] == {"mean_angle": metrics["mean_angle"], "below_11.25": 100 * metrics["below_11.25"]}
+    assert cell["difference"]["mean_angle"] == pytest.approx(metrics["mean_angle"] - 16.2)
+    assert run(arguments) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "mean ° / < 11.25° %, protocol dsine" in printed and "figure's axis" not in printed
+    assert "16.2 / 61.4" in printed and "quoted only" in printed
 
 
 def test_checkpoints_of_ablations_have_labels(onnx_checkpoint: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from openmarigold.errors import CheckpointError
 from openmarigold.files import file_sha256
 
 SUMS_FILE = "SHA256SUMS"
-_KINDS = {"affine": "affine-invariant depth", "scale": "scale-invariant depth", "absolute": "absolute depth"}
+_KNOWN_UP_TO = {"affine": "affine-invariant ", "scale": "scale-invariant ", "absolute": "absolute "}
 _BLOCK_BYTES = 1 << 22
 _FLOAT_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 _BF16_EXPONENT = 0x7F80  # all ones: infinite or not a number
@@ -74,7 +74,7 @@ def _described_settings(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "name": checkpoint.name,
         "directory": str(checkpoint.directory),
-        "kind": _KINDS[checkpoint.invariance],
+        "kind": _kind_of(checkpoint),
         "weights": checkpoint.weights,
         "variant": checkpoint.variant,
         "scheduler": {
@@ -252,3 +252,9 @@ def _is_finite(values: np.ndarray, dtype: str) -> bool:
     if dtype == "BF16":
         return bool(((values & _BF16_EXPONENT) != _BF16_EXPONENT).all())
     return bool(np.isfinite(values).all())
+
+
+def _kind_of(checkpoint: Checkpoint) -> str:
+    """What it predicts, and what that is known up to, where its modality leaves this open."""
+    known = _KNOWN_UP_TO[checkpoint.invariance] if len(checkpoint.modality.quantities) > 1 else ""
+    return f"{known}{checkpoint.modality.title}"

@@ -256,6 +256,6 @@ def _span(low: float, high: float, between: str = " to ") -> str:
 
 
 def _raw_data_sets() -> dict[str, Any]:
-    from openmarigold.data.readers import hypersim, vkitti2
+    from openmarigold.data.readers import hypersim, interiorverse, vkitti2
 
-    return {about.name: about for about in (hypersim.ABOUT, vkitti2.ABOUT)}
+    return {about.name: about for about in (hypersim.ABOUT, vkitti2.ABOUT, interiorverse.ABOUT)}

@@ -27,7 +27,7 @@ class _Preparation:
     list: Path | None = None
     """Text file with the frames to take, one a line, such as the published lists."""
     min_valid: float = 0.05
-    """Leave out frames with a smaller share of pixels with usable depth."""
+    """Leave out frames with a smaller share of pixels with usable depth (normals, albedo)."""
     min_brightness: float = 0.0
     """Leave out frames with a smaller mean of RGB, [0, 1]."""
     limit: int | None = None
@@ -42,6 +42,8 @@ class _Preparation:
 class PrepareHypersim(_Preparation):
     """Prepare Hypersim from its scene folders or zips (ai_VVV_NNN)."""
 
+    modality: Literal["depth", "normals", "lighting"] = "depth"
+    """What the maps are for: depth, surface normals, or lighting (albedo, shading and residual in linear light)."""
     split: Literal["train", "val", "test", "all"] = "train"
     """Of the data set's own split; with --list only a name for the result."""
     split_csv: Path | None = None
@@ -65,6 +67,16 @@ class PrepareVirtualKitti2(_Preparation):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrepareInteriorVerse(_Preparation):
+    """Prepare InteriorVerse (albedo, roughness, metallicity) from its folder or tar, scenes_85."""
+
+    split: str = "train"
+    """What the result is for; --list takes the frames of a published split."""
+    scenes: tuple[str, ...] = ()
+    """Only these scenes."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrepareFolder(_Preparation):
     """Prepare any folder of RGB and depth, described by a TOML file (docs/data.md)."""
 
@@ -77,6 +89,7 @@ class PrepareFolder(_Preparation):
 PrepareCommand: TypeAlias = (
     Annotated[PrepareHypersim, tyro.conf.subcommand("hypersim", prefix_name=False)]
     | Annotated[PrepareVirtualKitti2, tyro.conf.subcommand("vkitti2", prefix_name=False)]
+    | Annotated[PrepareInteriorVerse, tyro.conf.subcommand("interiorverse", prefix_name=False)]
     | Annotated[PrepareFolder, tyro.conf.subcommand("folder", prefix_name=False)]
 )
 
@@ -114,7 +127,7 @@ class Normals:
     """Processes; 0 = one per CPU core. The result does not depend on it."""
 
 
-def run_prepare(command: PrepareHypersim | PrepareVirtualKitti2 | PrepareFolder) -> int:
+def run_prepare(command: _Preparation) -> int:
     """Prints, and returns the exit status."""
     from openmarigold.data.preparation import FrameFilter, prepare
     from openmarigold.data.shard_writer import REJECTED_FILE
@@ -169,17 +182,23 @@ def run_normals(command: Normals) -> None:
     )
 
 
-def _reader(command: PrepareHypersim | PrepareVirtualKitti2 | PrepareFolder) -> tuple[RawReader, dict[str, Any]]:
+def _reader(command: _Preparation) -> tuple[RawReader, dict[str, Any]]:
     """The reader of a command, and facts about the source for the manifest."""
     from openmarigold.data.preparation import read_list
 
     listed = None if command.list is None else read_list(command.list)
     if isinstance(command, PrepareHypersim):
-        from openmarigold.data.readers import hypersim
+        from openmarigold.data.readers import hypersim, hypersim_lighting, hypersim_normals
 
+        maps = (hypersim.DEPTH_MAPS, hypersim_normals.NORMALS_MAPS, hypersim_lighting.LIGHTING_MAPS)
         about = hypersim.ABOUT
         reader = hypersim.HypersimReader(
-            command.source, split=command.split, split_csv=command.split_csv, listed=listed, scenes=command.scenes
+            command.source,
+            split=command.split,
+            split_csv=command.split_csv,
+            listed=listed,
+            scenes=command.scenes,
+            maps={one.modality: one for one in maps}[command.modality],
         )
         return reader, {"license": about.license, "attribution": [about.attribution]}
     if isinstance(command, PrepareVirtualKitti2):
@@ -194,6 +213,15 @@ def _reader(command: PrepareHypersim | PrepareVirtualKitti2 | PrepareFolder) -> 
             listed=listed,
             crop=command.crop == "kitti",
         ), {"license": about.license, "attribution": [about.attribution]}
+    if isinstance(command, PrepareInteriorVerse):
+        from openmarigold.data.readers import interiorverse
+
+        about = interiorverse.ABOUT
+        reader = interiorverse.InteriorVerseReader(
+            command.source, split=command.split, scenes=command.scenes, listed=listed
+        )
+        return reader, {"license": about.license, "attribution": [about.attribution]}
+    assert isinstance(command, PrepareFolder)
     from openmarigold.data.readers.rgbd_folder import CONFIG_FILE, FolderReader, read_config
 
     config = read_config(command.config or command.source / CONFIG_FILE)
@@ -201,9 +229,14 @@ def _reader(command: PrepareHypersim | PrepareVirtualKitti2 | PrepareFolder) -> 
     return FolderReader(command.source, config, split=command.split, listed=listed), facts
 
 
-def _command_line(command: PrepareHypersim | PrepareVirtualKitti2 | PrepareFolder) -> str:
+def _command_line(command: _Preparation) -> str:
     """The command with the given settings, without the destination and the number of processes."""
-    names = {PrepareHypersim: "hypersim", PrepareVirtualKitti2: "vkitti2", PrepareFolder: "folder"}
+    names = {
+        PrepareHypersim: "hypersim",
+        PrepareVirtualKitti2: "vkitti2",
+        PrepareInteriorVerse: "interiorverse",
+        PrepareFolder: "folder",
+    }
     words = ["openmarigold", "data", "prepare", names[type(command)], str(command.source), "DEST"]
     return shlex.join([*words, *_options(command)])
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`openmarigold reproduce`: the paper's tables, ours next to the published numbers."""
+"""`openmarigold reproduce`: the papers' tables, ours next to the published numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar, say
 from openmarigold.config import PredictConfig
 
 if TYPE_CHECKING:
-    from openmarigold.evaluation.published import Cell
+    from openmarigold.evaluation.published import Cell, PaperTable
     from openmarigold.evaluation.reproduce import CellResult
 
 
@@ -27,12 +27,13 @@ class Reproduce:
     Steps, ensemble size, resolution and seed are pinned to the paper's. A run goes on where it was interrupted.
     """
 
-    table: tyro.conf.Positional[Literal["table1", "ensemble", "steps", "noise", "data-mix"]]
-    """Table 1; the curves of ensemble size and steps; the ablations of training noise and data."""
+    table: tyro.conf.Positional[Literal["table1", "ensemble", "steps", "noise", "data-mix", "normals", "normals-v1-1"]]
+    """Table 1; the curves of ensemble size and steps; the ablations of training noise and data; normals as compared by
+    E2E-FT, and by the settings of Marigold's scripts."""
     data: Path
     """Folder of the benchmarks (`openmarigold data where NAME`)."""
     checkpoint: tuple[str, ...]
-    """Checkpoint folder; for noise and data-mix LABEL=DIR, one or more of the table's rows."""
+    """Checkpoint folder; for noise, data-mix and normals LABEL=DIR, one or more of the table's rows."""
     output_dir: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
     """Folder of the reports, one below it for each cell."""
     benchmarks: tuple[str, ...] = ()
@@ -71,16 +72,18 @@ def run_reproduce(command: Reproduce) -> int:
     if command.json:
         print(json.dumps([result.to_dict() for result in results], indent=2))
     else:
-        _print_table(table.title, results)
+        _print_table(table, results)
     return EXIT_SOME_FAILED if any(result.reason is not None for result in results) else 0
 
 
-def _print_table(title: str, results: Sequence[CellResult]) -> None:
+def _print_table(paper: PaperTable, results: Sequence[CellResult]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else 110)
-    table = Table(title=f"{title}\nAbsRel % / delta1 %, protocol marigold", caption="~ read off a figure's axis")
+    pair = " / ".join(score.heading for score in paper.scores)
+    caption = "~ read off a figure's axis" if any(result.cell.read_off for result in results) else None
+    table = Table(title=f"{paper.title}\n{pair}, protocol {paper.protocol}", caption=caption)
     table.add_column("row")
     table.add_column("benchmark")
     for heading in ("published", "ours", "difference"):
@@ -105,7 +108,7 @@ def _print_table(title: str, results: Sequence[CellResult]) -> None:
 
 
 def _published(cell: Cell) -> str:
-    return ("~" if cell.read_off and cell.abs_rel is not None else "") + _pair((cell.abs_rel, cell.delta1), ".1f", "–")
+    return ("~" if cell.read_off and cell.published[0] is not None else "") + _pair(cell.published, ".1f", "–")
 
 
 def _pair(pair: tuple[float | None, float | None], digits: str, absent: str) -> str:

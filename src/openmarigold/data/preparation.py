@@ -7,9 +7,11 @@ of a shard depend on the frames and the settings only, not on the number of proc
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import itertools
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,18 +21,20 @@ import numpy as np
 from jaxtyping import Float32, UInt8, UInt16
 from PIL import Image
 
-from openmarigold.data.archives import Archive
+from openmarigold.data.archives import LARGEST_FILE, Archive
 from openmarigold.data.encodings import MapEncoding
 from openmarigold.data.shard_writer import NewSample, Rejection, ShardWriter
 from openmarigold.data.statistics import write_meta
 from openmarigold.data.units import run_units
 from openmarigold.errors import (
     DataError,
+    ImageError,
     InvalidValueError,
     MissingExtraError,
     OutputError,
     one_line,
 )
+from openmarigold.images.exr import exr_size, read_exr
 from openmarigold.modalities import DEPTH, find_modality
 from openmarigold.modalities.modality import Maps, Modality
 
@@ -298,6 +302,30 @@ def decode_codes(data: bytes, what: str) -> UInt16[np.ndarray, "h w"]:
     if codes.min(initial=0) < 0 or codes.max(initial=0) > 65535:
         raise FrameDefectError("wrong format", f"{what} has values outside 16 bits")
     return codes.astype(np.uint16)
+
+
+def decode_exr(data: bytes, what: str) -> dict[str, np.ndarray]:
+    """The channels of an OpenEXR file, by name.
+
+    Raises:
+        FrameDefectError: damaged, cut, or with more pixels than a file may have.
+        OutputError: no room for a temporary file, which the library needs.
+        MissingExtraError: without the extra `exr`.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(tempfile.NamedTemporaryFile(suffix=".exr"))
+            file.write(data)
+            file.flush()
+        except OSError as error:
+            raise OutputError(f"cannot write a temporary file: {error.strerror or error}; make room") from error
+        try:
+            height, width = exr_size(Path(file.name))
+            if height * width * 4 > LARGEST_FILE:
+                raise FrameDefectError("wrong format", f"{what}: the header announces {height}x{width} pixels")
+            return read_exr(Path(file.name))
+        except ImageError as error:
+            raise FrameDefectError("damaged", f"{what} is damaged or not an OpenEXR file") from error
 
 
 def read_member(archive: Archive | None, name: str) -> bytes:

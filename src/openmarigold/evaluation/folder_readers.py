@@ -146,7 +146,8 @@ def _decoded_map(content: bytes, kind: MapKind, facts: Mapping[str, Any]) -> np.
     if kind.channels > 1:
         return map_of_bytes(content, kind)
     if content[:6] != b"\x93NUMPY":
-        return read_gray16(content) / _scale(facts, f"{kind.name}_scale")
+        scale = _scale(facts, f"{kind.name}_scale")
+        return read_gray16(content) / scale
     values = load_npy(content)
     if values.dtype.kind not in "fiu" or values.ndim != 2:
         raise ValueError(f"{values.dtype} of shape {list(values.shape)}; numbers of shape [h, w] are needed")

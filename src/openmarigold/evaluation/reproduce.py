@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The paper's tables, run: our numbers and the published ones, with every setting pinned to the paper's."""
+"""The papers' tables, run: our numbers and the published ones, with every setting pinned to the paper's."""
 
 from __future__ import annotations
 
@@ -12,51 +12,55 @@ from openmarigold.checkpoints.checkpoint import read_checkpoint
 from openmarigold.config import PredictConfig
 from openmarigold.errors import DataError, InvalidValueError, MissingExtraError
 from openmarigold.evaluation.benchmarks import find_row, open_benchmark
-from openmarigold.evaluation.published import SEED, TABLES, Cell, PaperTable
+from openmarigold.evaluation.published import TABLES, Cell, PaperTable
 from openmarigold.evaluation.report import Report
 from openmarigold.evaluation.runner import evaluate_benchmark
 from openmarigold.evaluation.specs import predictor_spec
 from openmarigold.files import as_path
-
-PROTOCOL = "marigold"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CellResult:
     """A cell with our report, or the reason why there is none; a peer's cell has neither."""
 
+    table: PaperTable
     cell: Cell
     report: Report | None = None
     reason: str | None = None
 
     @property
     def ours(self) -> tuple[float, float] | None:
-        """Our AbsRel and delta1 [%]."""
+        """Our pair, as it is shown: AbsRel and delta1 [%], for example."""
         if self.report is None:
             return None
         metrics = self.report.kinds["all"].metrics
-        return 100 * metrics["abs_rel"], 100 * metrics["delta1"]
+        first, second = (score.shown(metrics[score.name]) for score in self.table.scores)
+        return first, second
 
     @property
     def difference(self) -> tuple[float | None, float | None]:
-        """Ours minus the published AbsRel and delta1 [points]."""
+        """Ours minus the published pair [points]."""
         if self.ours is None:
             return None, None
-        published = (self.cell.abs_rel, self.cell.delta1)
-        first, second = (None if b is None else a - b for a, b in zip(self.ours, published, strict=True))
+        first, second = (None if b is None else a - b for a, b in zip(self.ours, self.cell.published, strict=True))
         return first, second
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, in percent."""
-        ours, difference = self.ours, self.difference
+        """For JSON, in percent, or the unit of the score."""
+        first, second = (score.name for score in self.table.scores)
+
+        def named(pair: tuple[float | None, float | None]) -> dict[str, float | None]:
+            return {first: pair[0], second: pair[1]}
+
         return {
             "row": self.cell.row,
             "benchmark": self.cell.benchmark,
             "num_inference_steps": self.cell.num_inference_steps if self.cell.model is not None else None,
             "ensemble_size": self.cell.ensemble_size if self.cell.model is not None else None,
-            "published": {"abs_rel": self.cell.abs_rel, "delta1": self.cell.delta1, "read_off": self.cell.read_off},
-            "ours": None if ours is None else {"abs_rel": ours[0], "delta1": ours[1]},
-            "difference": {"abs_rel": difference[0], "delta1": difference[1]},
+            "protocol": self.table.protocol,
+            "published": {**named(self.cell.published), "read_off": self.cell.read_off},
+            "ours": None if self.ours is None else named(self.ours),
+            "difference": named(self.difference),
             "complete": None if self.report is None else len(self.report.images) == self.report.expected,
             "not_run": self.reason,
         }
@@ -122,17 +126,17 @@ def reproduce(
         if benchmarks and cell.benchmark not in benchmarks:
             continue
         if cell.model is None:
-            results.append(CellResult(cell=cell))
+            results.append(CellResult(table=table, cell=cell))
             continue
         if cell.model not in checkpoints:
-            results.append(CellResult(cell=cell, reason=f"no --checkpoint {cell.model}=DIR"))
+            results.append(CellResult(table=table, cell=cell, reason=f"no --checkpoint {cell.model}=DIR"))
             continue
         name = "-".join(filter(None, (cell.benchmark, cell.model.replace(":", "to"))))
         try:
             report = evaluate_benchmark(
                 open_benchmark(cell.benchmark, data_dir, allow_partial=allow_partial),
-                predictor_spec(_settings(cell, checkpoints[cell.model], config)),
-                protocol=PROTOCOL,
+                predictor_spec(_settings(table, cell, checkpoints[cell.model], config)),
+                protocol=table.protocol,
                 output_dir=output_dir / table.name / f"{name}-{cell.num_inference_steps}x{cell.ensemble_size}",
                 num_workers=num_workers,
                 allow_partial=allow_partial,
@@ -140,21 +144,22 @@ def reproduce(
                 note=note,
             )
         except (DataError, MissingExtraError) as error:
-            results.append(CellResult(cell=cell, reason=str(error)))
+            results.append(CellResult(table=table, cell=cell, reason=str(error)))
             continue
-        results.append(CellResult(cell=cell, report=report))
+        results.append(CellResult(table=table, cell=cell, report=report))
     return results
 
 
-def _settings(cell: Cell, checkpoint: Path, config: PredictConfig) -> PredictConfig:
+def _settings(table: PaperTable, cell: Cell, checkpoint: Path, config: PredictConfig) -> PredictConfig:
     """The paper's settings of a cell."""
     return PredictConfig(
         checkpoint=checkpoint,
         num_inference_steps=cell.num_inference_steps,
         ensemble_size=cell.ensemble_size,
         processing_resolution=find_row(cell.benchmark).processing_resolution,
-        seed=SEED,
-        final_step="reference",
+        seed=cell.seed,
+        final_step=table.final_step,
+        modality=(table.modality.name,),
         device=config.device,
         batch_size=config.batch_size,
     )

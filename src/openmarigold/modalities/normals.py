@@ -123,7 +123,7 @@ def _imported(maps: Maps, facts: Mapping[str, Any]) -> Maps:
 
 
 def _measured_from_depth(maps: Maps, facts: Mapping[str, Any]) -> Maps:
-    """Normals of measured depth where it is smooth, by planes fitted to windows: sensors have noise and steps."""
+    """Normals of measured depth where it is dense and smooth; of fitted planes, as sensors have noise and steps."""
     try:
         fx, fy, x, y = (float(value) for value in facts["intrinsics_px"])
         if not (0 < fx < np.inf and 0 < fy < np.inf and np.isfinite([x, y]).all()):
@@ -133,7 +133,16 @@ def _measured_from_depth(maps: Maps, facts: Mapping[str, Any]) -> Maps:
     depth = maps["depth"]
     support = min(_SENSOR_SUPPORT, (min(depth.shape) - 1) // 2 * 2 + 1)
     normals, smooth = normals_from_depth(depth, focal=(fx, fy), center=(x, y), support=support)
-    return {"normals": np.where(smooth[..., None], normals, 0.0)}
+    return {"normals": np.where((smooth & _dense(depth > 0, support))[..., None], normals, 0.0)}
+
+
+def _dense(known: Bool[np.ndarray, "h w"], side: int) -> Bool[np.ndarray, "h w"]:
+    """Where at least half of the window around a pixel is known: lines of a laser scan fit planes of any tilt."""
+    counts = []
+    for where in (known, np.ones_like(known)):
+        sums = np.pad(np.pad(where, side // 2).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+        counts.append(sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side])
+    return np.asarray(2 * counts[0] >= counts[1])
 
 
 def panels(sample: BenchmarkSample, maps: Maps, step: int) -> dict[str, UInt8[np.ndarray, "_ _ 3"]]:

@@ -68,7 +68,11 @@ class Score:
         >>> Score(name="abs_rel", unit="%").text(0.0561)
         '5.6'
         """
-        return format((100 if self.unit == "%" else 1) * value, spec)
+        return format(self.shown(value), spec)
+
+    def shown(self, value: float) -> float:
+        """The number in the unit that tables show."""
+        return (100 if self.unit == "%" else 1) * value
 
 
 PIXELS_SCORED = Score(name="pixels_scored", higher_is_better=True)

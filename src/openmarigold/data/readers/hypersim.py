@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hypersim (Roberts et al., ICCV 2021) from its scene folders or zips: tone mapping, planar depth, split.
 
+`hypersim_normals` and `hypersim_lighting` prepare other maps of the same frames.
+
 Paper: §4.1. The steps are those of the authors' script; docs/data.md lists the differences and their reasons.
 """
 
@@ -11,8 +13,10 @@ import functools
 import io
 import re
 from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8, UInt16
@@ -32,6 +36,7 @@ from openmarigold.data.preparation import (
 )
 from openmarigold.data.shard_writer import Rejection
 from openmarigold.errors import DataError, needs_extra
+from openmarigold.modalities.modality import Maps
 
 SPLIT_CSV = "metadata_images_split_scene_v1.csv"
 SIZE = (768, 1024)
@@ -47,21 +52,22 @@ ABOUT = RawDataSet(
     attribution="Hypersim, Roberts et al., ICCV 2021, https://github.com/apple/ml-hypersim, CC BY-SA 3.0",
     where=f"""\
 The zips and two download scripts: https://github.com/apple/ml-hypersim (contrib/99991 there gets single files out of
-the zips: *.color.hdf5, *.depth_meters.hdf5 and *.render_entity_id.hdf5 are enough). Extracted, or the zips as they are:
+the zips: *.color.hdf5, *.render_entity_id.hdf5 and *.depth_meters.hdf5 are enough for depth). Extracted, or the zips
+as they are:
   {{root}}/hypersim/ai_001_001/images/scene_cam_00_final_hdf5/frame.0000.color.hdf5
   {{root}}/hypersim/ai_001_001/images/scene_cam_00_geometry_hdf5/frame.0000.depth_meters.hdf5
   {{root}}/hypersim/ai_001_001/images/scene_cam_00_geometry_hdf5/frame.0000.render_entity_id.hdf5
   {{root}}/hypersim/ai_001_002.zip
-  {{root}}/hypersim/{SPLIT_CSV}   (evermotion_dataset/analysis/ of that repository)""",
+  {{root}}/hypersim/{SPLIT_CSV}   (evermotion_dataset/analysis/ of that repository)
+--modality normals needs *.normal_cam.hdf5, *.normal_world.hdf5 and *.position.hdf5 next to depth_meters, and
+_detail/cam_00/camera_keyframe_positions.hdf5; --modality lighting *.diffuse_reflectance.hdf5,
+*.diffuse_illumination.hdf5 and *.residual.hdf5 next to color.""",
 )
 
 _FRAME = re.compile(r"(ai_\d{3}_\d{3}).*?(cam_\d\d)\D.*?(?<!\d)(\d{4})(?!\d)")
 _SCENE, _CAMERA = re.compile(r"ai_\d{3}_\d{3}"), re.compile(r"cam_\d\d")
-_FILES = {
-    "color": "images/scene_{camera}_final_hdf5/frame.{number:04d}.color.hdf5",
-    "distance": "images/scene_{camera}_geometry_hdf5/frame.{number:04d}.depth_meters.hdf5",
-    "entity": "images/scene_{camera}_geometry_hdf5/frame.{number:04d}.render_entity_id.hdf5",
-}
+_FINAL = "images/scene_{camera}_final_hdf5/frame.{number:04d}"
+_GEOMETRY = "images/scene_{camera}_geometry_hdf5/frame.{number:04d}"
 _GAMMA = 1 / 2.2
 _BRIGHT = 0.8
 _DARKEST = 1e-4
@@ -101,13 +107,73 @@ def millimeters(depth: Float[np.ndarray, "h w"], valid_mask: Bool[np.ndarray, "h
     return np.where(known, np.minimum(np.where(known, depth, 0.0) * 1000.0, 65535.0), 0.0).astype(np.uint16)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RawFile:
+    """A file of a frame: its path below the scene, with `{camera}` and `{number}`, and the shape of its array."""
+
+    path: str
+    shape: Literal["h w", "h w 3", "n 3"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What maps of a frame depend on besides its arrays."""
+
+    number: int
+    split: str
+    intrinsics: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HypersimMaps:
+    """What is prepared of each frame besides its color; can be pickled."""
+
+    modality: str
+    encodings: Mapping[str, MapEncoding]
+    valid_range: tuple[float, float] = (0.0, float("inf"))
+    files: Mapping[str, RawFile]
+    """Besides color and entity, by what they hold."""
+    compose: Callable[[Mapping[str, np.ndarray], Context], tuple[Maps, dict[str, Any]]]
+    """The maps from the arrays of all files, and more for the sample's .json. Raises FrameDefectError."""
+
+
+COLOR = RawFile(path=f"{_FINAL}.color.hdf5", shape="h w 3")
+ENTITY = RawFile(path=f"{_GEOMETRY}.render_entity_id.hdf5", shape="h w")
+
+
+def final(name: str) -> RawFile:
+    """A picture of light: `h w 3`."""
+    return RawFile(path=f"{_FINAL}.{name}.hdf5", shape="h w 3")
+
+
+def geometry(name: str) -> RawFile:
+    """A picture of vectors: `h w 3`."""
+    return RawFile(path=f"{_GEOMETRY}.{name}.hdf5", shape="h w 3")
+
+
+_MILLIMETERS = MapEncoding(kind="linear", meters_per_unit=0.001)
+
+
+def _depth(arrays: Mapping[str, np.ndarray], context: Context) -> tuple[Maps, dict[str, Any]]:
+    distance, valid_mask = arrays["distance"], arrays["entity"] != -1
+    codes = millimeters(plane_depth(distance.astype(np.float32), **context.intrinsics), valid_mask)
+    non_finite = int((valid_mask & ~np.isfinite(distance)).sum())
+    return {"depth": _MILLIMETERS.meters(codes)}, {"non_finite_depth": non_finite}
+
+
+DEPTH_MAPS = HypersimMaps(
+    modality="depth",
+    encodings={"depth": _MILLIMETERS},
+    valid_range=(1e-5, MAX_DEPTH),
+    files={"distance": RawFile(path=f"{_GEOMETRY}.depth_meters.hdf5", shape="h w")},
+    compose=_depth,
+)
+
+
 class HypersimReader:
     """Frames of Hypersim: `ai_VVV_NNN/images/...` below a folder, each scene a folder or a zip."""
 
     name = "hypersim"
-    modality = "depth"
-    encoding = MapEncoding(kind="linear", meters_per_unit=0.001)
-    valid_range = (1e-5, MAX_DEPTH)
 
     def __init__(
         self,
@@ -119,6 +185,7 @@ class HypersimReader:
         scenes: tuple[str, ...] = (),
         size: tuple[int, int] = SIZE,
         focal_px: float = FOCAL_PX,
+        maps: HypersimMaps = DEPTH_MAPS,
     ) -> None:
         """Describes the selection; `list_frames` reads the files.
 
@@ -130,6 +197,7 @@ class HypersimReader:
             scenes: only these.
             size: height and width of every frame.
             focal_px: focal length of every camera; an approximation for the few tilt-shift lenses.
+            maps: what is prepared of each frame.
 
         Raises:
             MissingExtraError: h5py is not installed.
@@ -137,7 +205,10 @@ class HypersimReader:
         _h5py()
         self.source = source
         self.split = split
-        self.encodings = {"depth": self.encoding}
+        self.maps = maps
+        self.modality = maps.modality
+        self.encodings = dict(maps.encodings)
+        self.valid_range = maps.valid_range
         self.split_csv = split_csv
         self.listed = listed
         self.scenes = scenes
@@ -171,29 +242,27 @@ class HypersimReader:
         return Listing(frames=frames, rejected=rejected, notes=notes)
 
     def read(self, frame: RawFrame) -> RawSample:
-        color = self._dataset(frame, "color")
-        distance = self._dataset(frame, "distance")
-        entity = self._dataset(frame, "entity")
-        if color.ndim != 3 or color.shape[2] != 3 or distance.ndim != 2 or entity.ndim != 2:
-            raise FrameDefectError(
-                "wrong size", f"shapes {list(color.shape)}, {list(distance.shape)}, {list(entity.shape)}"
-            )
-        for what, pixels in (("color", color), ("distance", distance), ("entity", entity)):
-            check_size(pixels, self.size, frame.files[what])
+        arrays = {what: self._dataset(frame, what) for what in frame.files}
+        for what, file in self._files().items():
+            self._check(arrays[what], file, frame.files[what])
+        color, valid_mask = arrays["color"], arrays["entity"] != -1
         if np.isnan(color).any():
             raise FrameDefectError("color not finite", f"{int(np.isnan(color).any(axis=2).sum())} pixels are NaN")
-        valid_mask = entity != -1
         height, width = self.size
         intrinsics = {"fx": self.focal_px, "fy": self.focal_px, "cx": width / 2, "cy": height / 2}
+        context = Context(number=int(frame.fields["frame"]), split=self.split, intrinsics=intrinsics)
+        maps, more = self.maps.compose(arrays, context)
         rgb = tone_map(color.astype(np.float32), valid_mask)
-        codes = millimeters(plane_depth(distance.astype(np.float32), **intrinsics), valid_mask)
-        info = {
-            "source": frame.name,
-            **frame.fields,
-            "intrinsics": intrinsics,
-            "non_finite_depth": int((valid_mask & ~np.isfinite(distance)).sum()),
-        }
-        return rgb, {"depth": self.encoding.meters(codes)}, info
+        return rgb, maps, {"source": frame.name, **frame.fields, "intrinsics": intrinsics, **more}
+
+    def _files(self) -> dict[str, RawFile]:
+        return {"color": COLOR, **self.maps.files, "entity": ENTITY}
+
+    def _check(self, array: np.ndarray, file: RawFile, name: str) -> None:
+        if array.ndim != len(file.shape.split()) or (file.shape.endswith("3") and array.shape[-1] != 3):
+            raise FrameDefectError("wrong size", f"{name} has shape {list(array.shape)}, not [{file.shape}]")
+        if file.shape.startswith("h w"):
+            check_size(array, self.size, name)
 
     def _split_frames(self) -> list[tuple[str, str, int]]:
         places = (self.source, self.source.parent, self.source.parent / "analysis")
@@ -235,7 +304,8 @@ class HypersimReader:
         return list(dict.fromkeys(rows))
 
     def _frame(self, scene: str, camera: str, number: int) -> RawFrame:
-        files = {what: f"{scene}/{path.format(camera=camera, number=number)}" for what, path in _FILES.items()}
+        paths = {what: file.path.format(camera=camera, number=number) for what, file in self._files().items()}
+        files = {what: f"{scene}/{path}" for what, path in paths.items()}
         return RawFrame(
             name=files["color"],
             key=f"{scene}-{camera}-{number:04d}",

@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from openmarigold.data.archives import LARGEST_FILE, Archive, open_archive
+from openmarigold.data.archives import Archive, open_archive
 from openmarigold.data.arrays import UnexpectedArrayError, load_npy
 from openmarigold.data.encodings import MapEncoding
 from openmarigold.data.preparation import (
@@ -28,13 +26,14 @@ from openmarigold.data.preparation import (
     damaged,
     damaged_archives,
     decode_codes,
+    decode_exr,
     decode_image,
     plane_depth,
     read_member,
 )
 from openmarigold.data.shard_writer import Rejection
-from openmarigold.errors import DataError, ImageError, InvalidValueError, OutputError
-from openmarigold.images.exr import exr_size, read_exr, require_exr
+from openmarigold.errors import DataError, ImageError, InvalidValueError
+from openmarigold.images.exr import require_exr
 from openmarigold.images.pixels import EXIF_ORIENTATION, image_to_rgb
 from openmarigold.text_files import DamagedTextError, from_table, parse_toml, with_current_keys
 
@@ -239,9 +238,8 @@ class FolderReader:
         if self.config.depth_suffix == ".png":
             return decode_codes(data, name)
         try:
-            stored = load_npy(data) if self.config.depth_suffix == ".npy" else self._exr(data, name)
-        except ImageError as error:
-            raise FrameDefectError("damaged", f"{name} is damaged or not an OpenEXR file") from error
+            npy = self.config.depth_suffix == ".npy"
+            stored = load_npy(data) if npy else self._channel(decode_exr(data, name), name)
         except UnexpectedArrayError as error:
             raise FrameDefectError("wrong format", f"{name}: {error}") from error
         except ValueError as error:
@@ -251,19 +249,6 @@ class FolderReader:
         if stored.ndim != 2 or stored.dtype.kind not in "fiu":
             raise FrameDefectError("wrong format", f"{name}: {stored.dtype} of shape {list(stored.shape)}")
         return stored.astype(np.float64)
-
-    def _exr(self, data: bytes, name: str) -> np.ndarray:
-        with contextlib.ExitStack() as stack:
-            try:
-                file = stack.enter_context(tempfile.NamedTemporaryFile(suffix=".exr"))
-                file.write(data)
-                file.flush()
-            except OSError as error:
-                raise OutputError(f"cannot write a temporary file: {error.strerror or error}; make room") from error
-            height, width = exr_size(Path(file.name))
-            if height * width * 4 > LARGEST_FILE:
-                raise UnexpectedArrayError(f"the header announces {height}x{width} pixels")
-            return self._channel(read_exr(Path(file.name)), name)
 
     def _channel(self, channels: Mapping[str, np.ndarray], name: str) -> np.ndarray:
         wanted = [self.config.exr_channel] if self.config.exr_channel else ["Z", "Y"]

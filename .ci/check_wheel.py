@@ -16,9 +16,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RENDERER = ROOT / "packages" / "openmarigold-render"
-WEIGHTS = "openmarigold/weights/marigold-lite"
+WEIGHTS = [f"openmarigold/weights/{name}" for name in ("marigold-lite", "marigold-lite-normals")]
 REQUIRED = {
-    "openmarigold": {"openmarigold/py.typed", f"{WEIGHTS}/README.md", f"{WEIGHTS}/LICENSE.md"},
+    "openmarigold": {
+        "openmarigold/py.typed",
+        *(f"{folder}/{name}" for folder in WEIGHTS for name in ("README.md", "LICENSE.md")),
+    },
     "openmarigold_render": {"openmarigold_render/py.typed"},
 }
 PHOTO = ROOT / "examples" / "photos" / "courtyard.jpg"
@@ -34,6 +37,9 @@ assert not importlib.util.find_spec("torch"), "the core installs torch"
 depth = np.load("out/courtyard_depth.npy")
 assert depth.shape == (480, 640) and depth.dtype == np.float32, (depth.shape, depth.dtype)
 assert 0 <= depth.min() and depth.max() <= 1 and depth.std() > 0.05, (depth.min(), depth.max(), depth.std())
+normals = np.load("normals/courtyard_normals.npy")
+assert normals.shape == (480, 640, 3) and normals.dtype == np.float32, (normals.shape, normals.dtype)
+assert normals[:160, :, 1].mean() < normals[-160:, :, 1].mean(), "the ground does not face up"
 """
 
 
@@ -95,6 +101,8 @@ def main(pip_arguments: list[str]) -> None:
         found = sorted(path.name for path in (folder / "out").iterdir())
         if found != RESULTS:
             sys.exit(f"predict wrote {', '.join(found)} instead of {', '.join(RESULTS)}")
+        normals = ["--modality", "normals", "--output-dir", "normals"]
+        run(programs / "openmarigold", "predict", PHOTO, *normals, cwd=folder)
         run(programs / "python", "-c", CHECK, cwd=folder)
         sizes = [f"{path.name} ({path.stat().st_size / 2**20:.1f} MiB)" for path in files]
     print(f"built and checked {', '.join(sizes)}; {wheel.name} predicts a photo in a clean environment")

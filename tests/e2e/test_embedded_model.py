@@ -17,7 +17,7 @@ from openmarigold.predictor import Predictor
 ROOT = Path(__file__).resolve().parents[2]
 PHOTOS = ROOT / "examples" / "photos"
 BENCHMARK = ROOT / "examples" / "benchmark"
-MAX_MEGABYTES = 40
+MAX_MEGABYTES = 64
 GRAPH_BYTES = 2**19
 # Half-precision weights on both sides, float32 sums in another order.
 TOLERANCE = 2e-3

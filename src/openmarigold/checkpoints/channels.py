@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from openmarigold.checkpoints.network_configs import MAX_LATENT_CHANNELS, MAX_SIZE, check_network_config, whole_number
-from openmarigold.checkpoints.weight_files import IMAGE_ENCODER, read_json
+from openmarigold.checkpoints.weight_files import IMAGE_ENCODER, part_folder, read_json
 from openmarigold.errors import CheckpointError
 from openmarigold.modalities import Modality
 
@@ -66,7 +66,9 @@ def channels_of_networks(directory: Path, modality: Modality, *, image_encoder: 
         for key in keys:
             channels[key] = whole_number(config, path, key, 4, least=1, most=most)  # 4 is what diffusers assumes
     latent, *found = channels.values()
-    condition = _channels_of_condition(directory / IMAGE_ENCODER / "config.json") if image_encoder else latent
+    condition = (
+        _channels_of_condition(part_folder(directory, IMAGE_ENCODER) / "config.json") if image_encoder else latent
+    )
     wanted = [condition + latent * modality.num_targets, latent * modality.num_targets]
     if found != wanted:
         encoder = f" and an image encoder of {condition} channels" if image_encoder else ""

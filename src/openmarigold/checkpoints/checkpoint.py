@@ -30,9 +30,12 @@ from openmarigold.checkpoints.weight_files import (
     EMBEDDING_FILE,
     GRAPH_FILES,
     NETWORK_FILES,
+    WEIGHTS_DIR,
     converted_files,
+    graph_file,
     has_graphs,
     networks_of,
+    part_folder,
     parts_of,
     read_json,
     readable,
@@ -50,9 +53,8 @@ from openmarigold.errors import CheckpointError, one_line
 from openmarigold.modalities import Modality
 from openmarigold.printing import quoted_logger
 
-_WEIGHTS_DIR = Path(__file__).parents[1] / "weights"
-EMBEDDED_DIR = _WEIGHTS_DIR / "marigold-lite"
-EMBEDDED_DIRS = {"depth": EMBEDDED_DIR}
+EMBEDDED_DIR = WEIGHTS_DIR / "marigold-lite"
+EMBEDDED_DIRS = {"depth": EMBEDDED_DIR, "normals": WEIGHTS_DIR / "marigold-lite-normals"}
 """The models that come with the package, by what they predict."""
 TITLES = {"onnx": "ONNX", "openvino": "OpenVINO"}
 
@@ -256,7 +258,7 @@ def _read(
         files = [index_path, directory / EMBEDDING_FILE, *network_files(checkpoint)]
         if weights == "safetensors" and not stored_embedding_path(directory, variant=variant).is_file():
             files += text_encoder_files(directory, variant)
-        say_where_links_lead(directory, files)
+        say_where_links_lead(directory, [path for path in files if path.is_relative_to(directory)])
     return checkpoint
 
 
@@ -270,9 +272,9 @@ def network_files(checkpoint: Checkpoint) -> list[Path]:
     files = [directory / "scheduler" / "scheduler_config.json"]
     if checkpoint.weights != "safetensors":
         return files + converted_files(directory, checkpoint.weights, checkpoint.networks)
-    for folder in (directory / name for name in checkpoint.parts):
+    for folder in (part_folder(directory, name) for name in checkpoint.parts):
         files += [folder / "config.json", *weight_files(folder, variant=checkpoint.variant)[1]]
-    return files + [directory / GRAPH_FILES[name] for name in checkpoint.networks if checkpoint.graphs]
+    return files + [graph_file(directory, name) for name in checkpoint.networks if checkpoint.graphs]
 
 
 def loaded_variant(checkpoint: Checkpoint) -> str | None:
@@ -283,7 +285,8 @@ def loaded_variant(checkpoint: Checkpoint) -> str | None:
     if checkpoint.weights != "safetensors":
         return None
     variants = {
-        name: weight_files(checkpoint.directory / name, variant=checkpoint.variant)[0] for name in checkpoint.parts
+        name: weight_files(part_folder(checkpoint.directory, name), variant=checkpoint.variant)[0]
+        for name in checkpoint.parts
     }
     if len(set(variants.values())) == 1:
         return variants["unet"]
@@ -356,7 +359,7 @@ def _check_safetensors(directory: Path, variant: str | None, parts: Iterable[str
     Raises:
         CheckpointError: one is missing or damaged.
     """
-    files = [file for name in parts for file in weight_files(directory / name, variant=variant)[1]]
+    files = [file for name in parts for file in weight_files(part_folder(directory, name), variant=variant)[1]]
     embedding = stored_embedding_path(directory, variant=variant)
     if embedding.is_file():
         files.append(embedding)

@@ -21,7 +21,8 @@ def checkpoint_sha256(checkpoint: Checkpoint) -> str:
 
     That is: weights and configurations of the networks, in the variant that is read, the scheduler, and the embedding
     of the empty prompt (`embedding_sha256`). Not model_index.json, whose defaults stand in the record as settings.
-    Hashed are the lines `<path> <SHA-256 of the file>`, sorted, so that neither the folder's place nor its name counts.
+    Hashed are the lines `<path> <SHA-256 of the file>`, sorted, so that neither the folder's place nor its name counts,
+    nor that of the model whose image encoder an embedded one shares.
     Files from 256 MiB are hashed once and remembered in the user's cache folder by path, size and time of change.
 
     Raises:
@@ -79,7 +80,8 @@ def _stated_origin(path: Path) -> str | None:
 
 
 def _hash_lines(files: Iterable[Path], directory: Path) -> list[str]:
-    return [f"{path.relative_to(directory).as_posix()} {remembered_sha256(path)}\n" for path in files]
+    homes = {path: directory if path.is_relative_to(directory) else path.parents[1] for path in files}
+    return [f"{path.relative_to(home).as_posix()} {remembered_sha256(path)}\n" for path, home in homes.items()]
 
 
 def tiny_vae_sha256(tiny_vae: TinyVae) -> str:

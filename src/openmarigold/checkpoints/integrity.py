@@ -7,6 +7,7 @@ Files are read in blocks and no network is loaded, so that neither torch nor muc
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from openmarigold.checkpoints.empty_prompt import stored_embedding_path, text_en
 from openmarigold.checkpoints.hashes import checkpoint_sha256
 from openmarigold.checkpoints.hub import Repository, stated_sha256
 from openmarigold.checkpoints.safetensors_header import StoredTensor, read_header
-from openmarigold.checkpoints.weight_files import readable, weight_files
+from openmarigold.checkpoints.weight_files import part_folder, readable, weight_files
 from openmarigold.errors import CheckpointError
 from openmarigold.files import file_sha256
 
@@ -106,13 +107,16 @@ def _ensemble_start(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def checkpoint_files(checkpoint: Checkpoint) -> list[Path]:
-    """The files that a prediction reads, relative to the folder, in a fixed order."""
+    """The files that a prediction reads, relative to the folder, in a fixed order.
+
+    Those of an image encoder that an embedded model shares with another lie in the folder of that one.
+    """
     directory = checkpoint.directory
     files = [directory / "model_index.json", *network_files(checkpoint)]
     if checkpoint.weights == "safetensors":
         stored = stored_embedding_path(directory, variant=checkpoint.variant)
         files += [stored] if stored.is_file() else text_encoder_files(directory, checkpoint.variant)
-    return sorted(path.relative_to(directory) for path in files)
+    return sorted(Path(os.path.relpath(path, directory)) for path in files)
 
 
 def hash_files(checkpoint: Checkpoint) -> dict[str, str]:
@@ -133,7 +137,7 @@ def count_parameters(checkpoint: Checkpoint) -> dict[str, int] | None:
         return dict(stated) if isinstance(stated, dict) and all(map(_is_count, stated.values())) else None
     counts = {}
     for name in checkpoint.parts:
-        files = weight_files(checkpoint.directory / name, variant=checkpoint.variant)[1]
+        files = weight_files(part_folder(checkpoint.directory, name), variant=checkpoint.variant)[1]
         shapes = (tensor.shape for path in files for tensor in read_header(path).tensors.values())
         counts[name] = sum(math.prod(shape) for shape in shapes)
     return counts

@@ -32,6 +32,10 @@ GRAPH_FILES = {
     "vae_decoder": "vae/decoder.onnx",
     IMAGE_ENCODER: "image_encoder/encoder.onnx",
 }
+WEIGHTS_DIR = Path(__file__).parents[1] / "weights"
+"""The models that come with the package."""
+ENCODER_OF = "image_encoder_of"
+"""In model_index.json of a model in `WEIGHTS_DIR`: the one next to it whose image encoder it shares."""
 EMBEDDING_FILE = "empty_prompt_embedding.safetensors"
 NETWORK_STEM = "diffusion_pytorch_model"
 TEXT_ENCODER_STEM = "model"
@@ -50,6 +54,35 @@ def networks_of(*, image_encoder: bool) -> tuple[str, str, str]:
 def parts_of(*, image_encoder: bool) -> tuple[str, ...]:
     """Names of the folders that hold safetensors weights of the networks."""
     return ("unet", "vae", IMAGE_ENCODER) if image_encoder else ("unet", "vae")
+
+
+def part_folder(directory: Path, name: str) -> Path:
+    """The folder of a network of a checkpoint: its own, or that of the embedded model that it shares an encoder with.
+
+    Raises:
+        CheckpointError: model_index.json names another model without being an embedded one.
+    """
+    own = directory / name
+    index = directory / "model_index.json"
+    if name != IMAGE_ENCODER or own.is_dir() or not index.is_file():
+        return own
+    other = read_json(index).get(ENCODER_OF)
+    if other is None:
+        return own
+    # A stranger's folder must not choose what else is read.
+    plain = isinstance(other, str) and Path(other).name == other and other not in ("", ".", "..")
+    if not plain or directory.resolve().parent != WEIGHTS_DIR.resolve():
+        raise CheckpointError(
+            f"{index}: {ENCODER_OF} is {other!r:.60}; only models that come with the package share an image encoder: "
+            f"copy {IMAGE_ENCODER}/ into the folder, or write a copy with `openmarigold checkpoint export`"
+        )
+    return directory.parent / other / IMAGE_ENCODER
+
+
+def graph_file(directory: Path, name: str) -> Path:
+    """One of `GRAPH_FILES` of a checkpoint, next to the weights that it reads."""
+    folder, _, file = GRAPH_FILES[name].partition("/")
+    return part_folder(directory, folder) / file
 
 
 @contextmanager
@@ -180,7 +213,7 @@ def has_graphs(directory: Path, variant: str | None, networks: Iterable[str]) ->
         CheckpointError: one of them is missing, or was made from other weights than those that are there now.
     """
     files = {name: GRAPH_FILES[name] for name in networks}
-    paths = {name: directory / file for name, file in files.items()}
+    paths = {name: graph_file(directory, name) for name in files}
     if not any(path.is_file() for path in paths.values()):
         return False
     for name, path in paths.items():
@@ -202,7 +235,7 @@ def has_graphs(directory: Path, variant: str | None, networks: Iterable[str]) ->
 
 def graph_sources(directory: Path, name: str, variant: str | None) -> list[Path]:
     """The files that one of `GRAPH_FILES` is made from."""
-    folder = (directory / GRAPH_FILES[name]).parent
+    folder = graph_file(directory, name).parent
     embedding = [directory / EMBEDDING_FILE] if name == "unet" else []
     return [folder / "config.json", *weight_files(folder, variant=variant)[1], *embedding]
 

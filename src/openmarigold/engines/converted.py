@@ -22,7 +22,7 @@ from jaxtyping import Float
 from openmarigold.checkpoints.checkpoint import Checkpoint
 from openmarigold.checkpoints.configured import TinyVae
 from openmarigold.checkpoints.empty_prompt import cached_embedding_path, stored_embedding_path
-from openmarigold.checkpoints.weight_files import GRAPH_FILES, IMAGE_ENCODER, NETWORK_FILES, weight_files
+from openmarigold.checkpoints.weight_files import IMAGE_ENCODER, NETWORK_FILES, graph_file, part_folder, weight_files
 from openmarigold.config import LATENT_FACTOR, ConvertedFormat, Dtype, StoredDtype
 from openmarigold.errors import CheckpointError, OpenMarigoldError, OutputError, needs_extra, one_line
 from openmarigold.files import atomic_directory, file_sha256, files_sha256, user_cache_dir
@@ -61,7 +61,7 @@ def network_paths(
     for name in checkpoint.networks:
         replaced = tiny_vae is not None and name in tiny_vae.networks
         if checkpoint.graphs and not replaced:
-            paths[name] = checkpoint.directory / GRAPH_FILES[name]
+            paths[name] = graph_file(checkpoint.directory, name)
         elif checkpoint.weights == "safetensors" or replaced:
             paths[name] = _converted(checkpoint, name, format, dtype, tiny_vae if replaced else None, renew)
         elif format == "onnx" and checkpoint.weights == "openvino":
@@ -92,7 +92,7 @@ def open_networks(
     try:
         return open_all(paths)
     except CheckpointError:
-        if all(path.is_relative_to(checkpoint.directory) for path in paths.values()):
+        if not any(path.is_relative_to(user_cache_dir()) for path in paths.values()):
             raise
         _log.warning("converted networks of %s are damaged and are made again", checkpoint.name)
         return open_all(network_paths(checkpoint, format, dtype=dtype, tiny_vae=tiny_vae, renew=True))
@@ -113,7 +113,9 @@ def weight_bytes(checkpoint: Checkpoint) -> int:
     """Size of the networks' files."""
     if checkpoint.weights == "safetensors":
         files = [
-            path for name in checkpoint.parts for path in _sources(checkpoint.directory / name, checkpoint.variant)
+            path
+            for name in checkpoint.parts
+            for path in _sources(part_folder(checkpoint.directory, name), checkpoint.variant)
         ]
     else:
         folders = [checkpoint.directory / name for name in checkpoint.networks]
@@ -241,7 +243,7 @@ def _sources_of_network(checkpoint: Checkpoint, name: str, tiny_vae: TinyVae | N
     """Hashes of a network's source files."""
     directory, variant = checkpoint.directory, checkpoint.variant
     if name == IMAGE_ENCODER:
-        return [files_sha256(_sources(directory / IMAGE_ENCODER, variant))]
+        return [files_sha256(_sources(part_folder(directory, IMAGE_ENCODER), variant))]
     if name != "unet":
         folder, variant = (tiny_vae.directory, tiny_vae.variant) if tiny_vae else (directory / "vae", variant)
         # One channel has been the only kind for long; its files in users' caches keep their names.

@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from openmarigold.checkpoints.checkpoint import Checkpoint
 from openmarigold.checkpoints.configured import TinyVae
+from openmarigold.checkpoints.weight_files import IMAGE_ENCODER, part_folder
 from openmarigold.config import CompileMode, Dtype
 from openmarigold.errors import InvalidValueError, OpenMarigoldError, needs_extra, one_line
 from openmarigold.printing import quoted_logger
@@ -76,7 +77,7 @@ class TorchEngine:
         self._vaes = {name: self._placed(vae) for name, vae in vaes.items()}
         self._image_encoder = None
         if checkpoint.image_encoder:
-            encoder = backbone.load_image_encoder(checkpoint.directory / backbone.IMAGE_ENCODER, **files)
+            encoder = backbone.load_image_encoder(part_folder(checkpoint.directory, IMAGE_ENCODER), **files)
             self._image_encoder = self._placed(encoder)
         self._timesteps: dict[int, Tensor] = {}
         self._turn = threading.Lock()

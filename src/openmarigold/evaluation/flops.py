@@ -9,7 +9,7 @@ from typing import Any
 
 from openmarigold.checkpoints.checkpoint import Checkpoint
 from openmarigold.checkpoints.configured import read_tiny_vae
-from openmarigold.checkpoints.weight_files import GRAPH_FILES, NETWORK_FILES
+from openmarigold.checkpoints.weight_files import NETWORK_FILES, graph_file
 from openmarigold.config import LATENT_FACTOR, PredictConfig
 from openmarigold.engines import is_installed
 
@@ -31,8 +31,12 @@ def count_flops(checkpoint: Checkpoint, config: PredictConfig, height: int, widt
         return {name: count_network_flops(checkpoint, name, height, width, tiny_vae) for name in checkpoint.networks}
     if not is_installed("openvino") or tiny_vae is not None:
         return None
-    files = GRAPH_FILES if checkpoint.weights == "safetensors" else NETWORK_FILES[checkpoint.weights]
-    return {name: _count_file_flops(checkpoint.directory / files[name], height, width) for name in checkpoint.networks}
+    directory, kind = checkpoint.directory, checkpoint.weights
+    files = {
+        name: graph_file(directory, name) if kind == "safetensors" else directory / NETWORK_FILES[kind][name]
+        for name in checkpoint.networks
+    }
+    return {name: _count_file_flops(file, height, width) for name, file in files.items()}
 
 
 def _count_file_flops(path: Path, height: int, width: int) -> int:

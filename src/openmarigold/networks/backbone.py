@@ -31,7 +31,7 @@ with hidden("transformers", only_ours=True):  # which diffusers imports with its
 from openmarigold.checkpoints.channels import IMAGE_ENCODER_CLASS
 from openmarigold.checkpoints.checkpoint import EMBEDDING_FILE, Checkpoint
 from openmarigold.checkpoints.integrity import write_sums
-from openmarigold.checkpoints.weight_files import IMAGE_ENCODER, weight_files
+from openmarigold.checkpoints.weight_files import ENCODER_OF, IMAGE_ENCODER, part_folder, weight_files
 from openmarigold.config import Dtype
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, OutputError, one_line
@@ -338,7 +338,9 @@ def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: Dt
     networks = {"unet": load_unet, "vae": load_vae}
     if source.image_encoder:
         networks[IMAGE_ENCODER] = load_image_encoder
-    loaded = {name: load(source.directory / name, variant=source.variant) for name, load in networks.items()}
+    loaded = {
+        name: load(part_folder(source.directory, name), variant=source.variant) for name, load in networks.items()
+    }
     embedding = load_empty_prompt_embedding(source.directory, variant=source.variant)
     modality = modality_of_index(source.index) or DEPTH
     schedule = source.schedule
@@ -346,6 +348,7 @@ def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: Dt
         schedule = replace(schedule, set_alpha_to_one=True)
     index = {key: value for key, value in source.index.items() if not isinstance(value, list)}
     index.pop("requires_safety_checker", None)  # of an image generator's pipeline
+    index.pop(ENCODER_OF, None)
     index |= {
         "_class_name": modality.pipeline_classes[0],
         "prediction_type": modality.prediction_type,

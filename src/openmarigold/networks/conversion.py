@@ -25,12 +25,16 @@ from openmarigold.checkpoints.configured import TinyVae
 from openmarigold.checkpoints.empty_prompt import stored_embedding_path
 from openmarigold.checkpoints.integrity import count_parameters
 from openmarigold.checkpoints.weight_files import (
+    ENCODER_OF,
     GRAPH_FILES,
     IMAGE_ENCODER,
     NETWORK_FILES,
+    WEIGHTS_DIR,
+    graph_file,
     graph_metadata,
     graph_sources,
     networks_of,
+    part_folder,
     weight_files,
 )
 from openmarigold.config import LATENT_FACTOR, ConvertedFormat, StoredDtype
@@ -42,6 +46,7 @@ from openmarigold.networks.backbone import (
     decode_to_image,
     empty_network,
     encode_to_latent,
+    hash_of_weights,
     latent_channels,
     load_image_encoder,
     load_unet,
@@ -95,7 +100,7 @@ def export_checkpoint(
             write_network(source, name, folder / name, format=format, dtype=dtype, tiny_vae=tiny_vae)
         (folder / "scheduler").mkdir()
         write_json(folder / "scheduler" / "scheduler_config.json", source.schedule.to_config())
-        kept = {key: value for key, value in source.index.items() if not isinstance(value, list)}
+        kept = {key: value for key, value in source.index.items() if not isinstance(value, list) and key != ENCODER_OF}
         runtime = {"onnx": "onnxruntime", "openvino": "openvino"}[format]
         components = {name: [runtime, "OnnxModel" if format == "onnx" else "Model"] for name in source.networks}
         components["scheduler"] = ["diffusers", source.schedule.class_name]
@@ -111,7 +116,8 @@ def export_shared(source: Checkpoint, destination: Path) -> None:
     """Writes a copy of a checkpoint with ONNX networks that read their weights from its safetensors files.
 
     The copy predicts without torch and can be trained further with it; each weight is stored once. Weights folded from
-    several others, about a thousandth of a U-Net, are stored in the ONNX files in half precision.
+    several others, about a thousandth of a U-Net, are stored in the ONNX files in half precision. Among the models that
+    come with the package, an image encoder that another one has is shared with it.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or without safetensors weights.
@@ -125,29 +131,44 @@ def export_shared(source: Checkpoint, destination: Path) -> None:
         )
     _check_replaceable(destination)
     with atomic_directory(destination) as folder:
-        for name in ("model_index.json", "scheduler/scheduler_config.json"):
-            (folder / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(source.directory / name, folder / name)
+        other = _sibling_with_encoder(source, destination)
+        index = {key: value for key, value in source.index.items() if key != ENCODER_OF}
+        write_json(folder / "model_index.json", index | ({ENCODER_OF: other.name} if other else {}))
+        (folder / "scheduler").mkdir()
+        config = Path("scheduler", "scheduler_config.json")
+        shutil.copyfile(source.directory / config, folder / config)
         embedding = stored_embedding_path(source.directory, variant=source.variant)
         if embedding.is_file():
             shutil.copyfile(embedding, folder / EMBEDDING_FILE)
         else:
             values = load_empty_prompt_embedding(source.directory, variant=source.variant)
             write_embedding(values, folder / EMBEDDING_FILE)
-        for name in source.parts:
+        own = [name for name in source.parts if name != IMAGE_ENCODER or other is None]
+        for name in own:
             (folder / name).mkdir()
             for path in _network_sources(source, name):
                 shutil.copyfile(path, folder / name / path.name)
         copied = replace(source, directory=folder)
-        for name in source.networks:
+        for name in (name for name in source.networks if name != IMAGE_ENCODER or other is None):
             _write_graph(copied, name, folder / GRAPH_FILES[name])
         for path in _documents(source.directory) or _documents(destination):
             shutil.copyfile(path, folder / path.name)
 
 
+def _sibling_with_encoder(source: Checkpoint, destination: Path) -> Path | None:
+    """The embedded model with the same image encoder, if the copy is to be one of them too."""
+    if not source.image_encoder or destination.resolve().parent != WEIGHTS_DIR.resolve():
+        return None
+    wanted = hash_of_weights(load_image_encoder(part_folder(source.directory, IMAGE_ENCODER), variant=source.variant))
+    for folder in sorted(WEIGHTS_DIR.glob(f"*/{IMAGE_ENCODER}")):
+        if folder.parent.name != destination.name and hash_of_weights(load_image_encoder(folder)) == wanted:
+            return folder.parent
+    return None
+
+
 def _network_sources(source: Checkpoint, name: str) -> list[Path]:
     """Configuration and weights of a network, and the index of weights in several files."""
-    folder = source.directory / name
+    folder = part_folder(source.directory, name)
     weights = weight_files(folder, variant=source.variant)[1]
     return [folder / "config.json", *weights, *(folder.glob("*.index*.json") if len(weights) > 1 else ())]
 
@@ -194,7 +215,7 @@ def count_network_flops(source: Checkpoint, name: str, height: int, width: int, 
             num_inputs = source.condition_channels + channels * source.modality.num_targets
             inputs = [torch.zeros(1, num_inputs, h, w), torch.zeros(1, dtype=torch.int64)]
         elif name == IMAGE_ENCODER:
-            module = empty_network(source.directory / IMAGE_ENCODER)
+            module = empty_network(part_folder(source.directory, IMAGE_ENCODER))
             inputs = [torch.zeros(1, 3, height, width)]
         else:
             replaced = tiny_vae is not None and name in tiny_vae.networks
@@ -253,7 +274,7 @@ def _network(source: Checkpoint, name: str, tiny_vae: TinyVae | None) -> tuple[n
         denoiser = _Denoiser(fold_constant_context(unet, context), context)
         return denoiser, {"sample": sample, "timestep": torch.tensor([999])}, "prediction"
     if name == IMAGE_ENCODER:
-        encoder = load_image_encoder(source.directory / IMAGE_ENCODER, variant=source.variant)
+        encoder = load_image_encoder(part_folder(source.directory, IMAGE_ENCODER), variant=source.variant)
         return encoder, {"sample": torch.zeros(1, 3, 8 * h, 8 * w)}, "condition"
     if tiny_vae is not None:
         vae = load_vae(tiny_vae.directory, variant=tiny_vae.variant)
@@ -270,15 +291,15 @@ def _network(source: Checkpoint, name: str, tiny_vae: TinyVae | None) -> tuple[n
 def _check_replaceable(destination: Path) -> None:
     if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
         return
-    kinds = [
-        ("model_index.json", *(files[name] for name in networks_of(image_encoder=image_encoder)))
-        for files in (*NETWORK_FILES.values(), GRAPH_FILES)
-        for image_encoder in (False, True)
-    ]
-    if not any(all((destination / file).is_file() for file in files) for files in kinds):
-        raise OutputError(
-            f"{destination} exists and is not an exported checkpoint; choose a new folder, so that nothing is lost"
-        )
+    for image_encoder in (False, True):
+        networks = networks_of(image_encoder=image_encoder)
+        kinds = [[destination / files[name] for name in networks] for files in NETWORK_FILES.values()]
+        kinds.append([graph_file(destination, name) for name in networks])
+        if any(all(path.is_file() for path in (destination / "model_index.json", *kind)) for kind in kinds):
+            return
+    raise OutputError(
+        f"{destination} exists and is not an exported checkpoint; choose a new folder, so that nothing is lost"
+    )
 
 
 def _write_graph(source: Checkpoint, name: str, path: Path) -> None:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional
 
 _MIN_LENGTH = 1e-6  # of a vector that is normalized
 _LARGEST_COSINE = 1.0 - 1e-6  # the slope of an angle has no bound at 0
@@ -97,6 +96,17 @@ def absolute_loss(
     return Loss(error.sum(), weight.sum(), per_sample)
 
 
+def angles(
+    first: Float[Tensor, "b 3 H W"], second: Float[Tensor, "b 3 H W"], valid: Bool[Tensor, "b 1 H W"]
+) -> Float[Tensor, "b 1 H W"]:
+    """Angles [rad] between vectors of any length, with gradients; 0 where they are not valid."""
+    first, second = first.masked_fill(~valid, 1.0), second.masked_fill(~valid, 1.0)
+    # The product of both squared lengths; torch's own norm takes ten times as long on a CPU.
+    squares = first.square().sum(dim=1, keepdim=True) * second.square().sum(dim=1, keepdim=True)
+    cosine = (first * second).sum(dim=1, keepdim=True) * squares.clamp(min=_MIN_LENGTH**2).rsqrt()
+    return cosine.clamp(-_LARGEST_COSINE, _LARGEST_COSINE).acos().masked_fill(~valid, 0.0)
+
+
 def angular_loss(
     prediction: Float[Tensor, "b c H W"],
     target: Float[Tensor, "b c H W"],
@@ -108,10 +118,7 @@ def angular_loss(
     Vectors need not have unit length. Garcia et al. 2024, eq. 6. `pixel_weight` multiplies the angles.
     """
     valid = valid_mask.all(dim=1, keepdim=True)
-    first = functional.normalize(prediction.masked_fill(~valid, 1.0), dim=1, eps=_MIN_LENGTH)
-    second = functional.normalize(target.masked_fill(~valid, 1.0), dim=1, eps=_MIN_LENGTH)
-    cosine = (first * second).sum(dim=1, keepdim=True)
-    error = cosine.clamp(-_LARGEST_COSINE, _LARGEST_COSINE).acos().masked_fill(~valid, 0.0)
+    error = angles(prediction, target, valid)
     weight = valid.to(prediction.dtype)
     if pixel_weight is not None:
         error = error * pixel_weight[:, :1].masked_fill(~valid, 0.0)

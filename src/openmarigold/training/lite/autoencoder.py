@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipe kind "log_autoencoder": the latent space of log depth. Depth maps in, the same maps out, with their edges."""
+"""Recipe kind "log_autoencoder": the latent space of log depth or of normals. Maps in, the same maps out, edges too."""
 
 from __future__ import annotations
 
@@ -13,22 +13,15 @@ from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from openmarigold.modalities.depth import DEPTH, LOG_HALF_RANGE
-from openmarigold.networks.backbone import decode_from_latent, encode_to_latent, save_checkpoint
-from openmarigold.training.lite.loss import distance
+from openmarigold.errors import RecipeError
+from openmarigold.modalities import find_modality
+from openmarigold.networks.backbone import encode_to_latent, hash_of_weights, load_vae, save_checkpoint
 from openmarigold.training.lite.recipes import LogAutoencoderRecipe
-from openmarigold.training.lite.samples import Samples, cut_depth, draw_views
+from openmarigold.training.lite.samples import Samples, draw_views
+from openmarigold.training.lite.targets import target_of
 from openmarigold.training.loss import Loss, latent_regularization, whole
 from openmarigold.training.nano.autoencoder import make_autoencoder
 from openmarigold.training.views import BatchSlice, Mixture
-
-
-def as_picture(log_depth: Float[Tensor, "b 1 H W"]) -> Float[Tensor, "b 3 H W"]:
-    """What the autoencoder sees of log depth: around the median, in [-1, 1], the far end where there is none."""
-    median = log_depth.flatten(1).nanmedian(dim=1).values.nan_to_num().view(-1, 1, 1, 1)
-    scaled = ((log_depth - median) / LOG_HALF_RANGE).clamp(-1.0, 1.0)
-    farthest = scaled.nan_to_num(nan=-1.0).amax(dim=(2, 3), keepdim=True)
-    return torch.where(scaled.isnan(), farthest, scaled).expand(-1, 3, -1, -1)
 
 
 def keep_output_exact(vae: AutoencoderTiny) -> AutoencoderTiny:
@@ -51,15 +44,32 @@ class LogAutoencoderTask:
     """Errors of the decoded maps and of their differences, latents kept near unit scale."""
 
     def __init__(self, recipe: LogAutoencoderRecipe, *, data_dir: Path, accelerator: Accelerator) -> None:
-        self._recipe = recipe
-        self.mixture = Mixture(recipe.data, data_dir=data_dir, seed=recipe.seed, modality=DEPTH)
-        self._samples = Samples(self.mixture, num_workers=recipe.run.num_workers)
-        self.model: nn.Module = keep_output_exact(make_autoencoder(recipe.model, seed=recipe.seed))
+        """Loads the data into memory.
+
+        Raises:
+            CheckpointError: `start` is damaged or missing.
+            DataError: data is missing, damaged or of several sizes.
+            RecipeError: `start` holds an autoencoder of another shape.
+        """
+        self._recipe, self._target = recipe, target_of(recipe.modality)
+        modality = find_modality(recipe.modality)
+        self.mixture = Mixture(recipe.data, data_dir=data_dir, seed=recipe.seed, modality=modality)
+        self._samples = Samples(self.mixture, num_workers=recipe.run.num_workers, pack=self._target.pack)
+        vae = make_autoencoder(recipe.model, seed=recipe.seed)
+        if recipe.start:
+            started = load_vae(Path(recipe.start) / "vae").state_dict()
+            if {name: value.shape for name, value in started.items()} != {
+                name: value.shape for name, value in vae.state_dict().items()
+            }:
+                raise RecipeError(f"{recipe.start}: its autoencoder has another shape than [model]; make them equal")
+            vae.load_state_dict(started)
+        self._start = hash_of_weights(vae) if recipe.start else ""
+        self.model: nn.Module = keep_output_exact(vae)
         self._device = accelerator.device
 
     @property
     def inputs(self) -> dict[str, str]:
-        return {"data": self.mixture.contents}
+        return {"data": self.mixture.contents, **({"weights": self._start} if self._start else {})}
 
     def batch(self, share: BatchSlice, what: str = "log autoencoder") -> dict[str, np.ndarray]:
         recipe = self._recipe
@@ -73,30 +83,30 @@ class LogAutoencoderTask:
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Loss:
         config, noise = self._recipe.loss, batch["noise"]
-        picture = as_picture(self._views(batch)).contiguous(memory_format=torch.channels_last)
+        picture = self._target.picture(self._views(batch)).contiguous(memory_format=torch.channels_last)
         latent = encode_to_latent(model, picture)  # pyright: ignore[reportArgumentType]
-        decoded = decode_from_latent(model, latent + config.latent_noise_std * noise).float()  # pyright: ignore
-        target = picture[:, :1]
-        everywhere = torch.ones_like(target, dtype=torch.bool)
-        error = distance(decoded, target, everywhere, gradient_weight=config.gradient_weight)
+        decoded = self._target.decode(model, latent + config.latent_noise_std * noise)  # pyright: ignore
+        everywhere = torch.ones_like(picture[:, :1], dtype=torch.bool)
+        distance, wanted = self._target.compare.distance, self._target.wanted(picture)
+        error = distance(decoded, wanted, everywhere, gradient_weight=config.gradient_weight)
         return whole(error.mean() + config.latent_regularization * latent_regularization(latent.float()))
 
-    def _views(self, batch: dict[str, Tensor]) -> Float[Tensor, "b 1 H W"]:
+    def _views(self, batch: dict[str, Tensor]) -> Float[Tensor, "b c H W"]:
         height, width = (8 * side for side in batch["noise"].shape[2:])
-        return cut_depth(batch["code"], batch["affine"], size=(height, width))
+        return self._target.cut(batch["code"], batch["affine"], size=(height, width))
 
     def save(self, directory: Path, *, final: bool = True) -> None:
         del final
         save_checkpoint(directory, vae=self.model, dtype=torch.float32)  # pyright: ignore[reportArgumentType]
 
     def validate(self, directory: Path) -> dict[str, float]:
-        """Mean absolute error of log depth on views that training has not drawn."""
+        """The error of decoded maps on views that training has not drawn."""
         del directory  # the weights that were just saved are the ones in memory
         count = min(16, self._recipe.optimization.batch_size)
         share = BatchSlice(step=0, micro_step=0, group_size=count, rows=slice(0, count))
         arrays = self.batch(share, what="log autoencoder validation")
         batch = {name: torch.from_numpy(value).to(self._device) for name, value in arrays.items()}
         with torch.no_grad():
-            picture = as_picture(self._views(batch))
-            decoded = decode_from_latent(self.model, encode_to_latent(self.model, picture))  # pyright: ignore
-        return {"log_depth_mae": LOG_HALF_RANGE * float((decoded - picture[:, :1]).abs().mean())}
+            picture = self._target.picture(self._views(batch))
+            decoded = self._target.decode(self.model, encode_to_latent(self.model, picture))  # pyright: ignore
+        return self._target.score(decoded, self._target.wanted(picture))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipe kind "lite": depth up to scale by one denoising step on the condition of an image encoder.
+"""Recipe kind "lite": a map by one denoising step on the condition of an image encoder.
 
-Image encoder and U-Net are trained together through the frozen decoder. Half of the samples start from zeros and give
-one answer; the others start from Gaussian noise, as pairs whose spread is trained (`loss.pair_loss`).
+Image encoder and U-Net are trained together through the decoder. Some samples start from zeros and give one answer; the
+others start from Gaussian noise, as pairs whose spread is trained (`loss.pair_loss`).
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from openmarigold.checkpoints.weight_files import IMAGE_ENCODER, part_folder
 from openmarigold.diffusion import NoiseSchedule, to_clean_and_noise
 from openmarigold.errors import RecipeError, needs_extra
-from openmarigold.modalities.depth import DEPTH, LOG_DEPTH, LOG_HALF_RANGE
+from openmarigold.modalities import find_modality
 from openmarigold.networks.backbone import (
-    decode_from_latent,
     hash_of_weights,
     latent_channels,
     load_image_encoder,
@@ -33,11 +34,13 @@ from openmarigold.networks.backbone import (
     save_checkpoint,
 )
 from openmarigold.networks.image_encoder import EfficientNetLiteEncoder, published_weights
+from openmarigold.networks.prompt import load_empty_prompt_embedding
 from openmarigold.seeding import generator_for
 from openmarigold.training.lite.autoencoder import keep_output_exact
 from openmarigold.training.lite.loss import pair_loss, point_loss
 from openmarigold.training.lite.recipes import ImageEncoderConfig, LiteRecipe
 from openmarigold.training.lite.samples import Samples, draw_views, make_views
+from openmarigold.training.lite.targets import target_of
 from openmarigold.training.loss import Loss
 from openmarigold.training.nano.generator import NUM_PROMPT_TOKENS, make_unet
 from openmarigold.training.views import BatchSlice, Mixture
@@ -46,9 +49,20 @@ from openmarigold.training.views import BatchSlice, Mixture
 class ConditionedDenoiser(nn.Module):
     """Image encoder and U-Net as one network: answers at the last timestep, for any number of starts an image."""
 
-    def __init__(self, encoder: nn.Module, unet: nn.Module, *, context: Float[Tensor, "1 n d"], timestep: int) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        unet: nn.Module,
+        *,
+        context: Float[Tensor, "1 n d"],
+        timestep: int,
+        decoder: nn.Module | None = None,
+    ) -> None:
+        """`decoder` is trained and saved with them, and used by the loss alone."""
         super().__init__()
         self.encoder, self.unet, self._timestep = encoder, unet, timestep
+        if decoder is not None:
+            self.decoder = decoder
         self.register_buffer("context", context, persistent=False)
 
     def forward(
@@ -63,7 +77,7 @@ class ConditionedDenoiser(nn.Module):
 
 
 class LiteTask:
-    """One step from zeros or noise to log depth, up to the scale of each image."""
+    """One step from zeros or noise to a map."""
 
     def __init__(self, recipe: LiteRecipe, *, data_dir: Path, accelerator: Accelerator) -> None:
         """Loads the data into memory, the autoencoder, and the published weights of the image encoder.
@@ -74,36 +88,25 @@ class LiteTask:
             RecipeError: `start` was trained with another autoencoder.
             MissingExtraError: the package with the published weights is not installed.
         """
-        self._recipe = recipe
+        self._recipe, self._target = recipe, target_of(recipe.modality)
         self._device = accelerator.device
         self._vae: Any = keep_output_exact(_load_autoencoder(recipe.autoencoder).requires_grad_(False))
         self._vae.to(accelerator.device, memory_format=torch.channels_last)
-        self.mixture = Mixture(recipe.data, data_dir=data_dir, seed=recipe.seed, modality=DEPTH)
-        self._samples = Samples(self.mixture, num_workers=recipe.run.num_workers)
+        modality = find_modality(recipe.modality)
+        self.mixture = Mixture(recipe.data, data_dir=data_dir, seed=recipe.seed, modality=modality)
+        self._samples = Samples(self.mixture, num_workers=recipe.run.num_workers, pack=self._target.pack)
         self._schedule = NoiseSchedule(rescale_betas_zero_snr=recipe.timesteps.zero_terminal_snr)
-        shape = (1, NUM_PROMPT_TOKENS, recipe.unet.cross_attention_dim)
-        self._embedding = torch.from_numpy(
-            generator_for(recipe.seed, "empty prompt").standard_normal(shape, dtype=np.float32)
-        )
+        self._embedding = _start_embedding(recipe)
         torch.manual_seed(recipe.seed)  # networks are initialized from the global generator
-        if recipe.start:
-            self._encoder = load_image_encoder(Path(recipe.start) / "image_encoder")
-            unet = load_unet(Path(recipe.start) / "unet")
-            seen = sum(self._encoder.config["condition_channels"]) + latent_channels(self._vae)
-            if unet.config["in_channels"] != seen:
-                raise RecipeError(
-                    f"{recipe.start}: its U-Net takes {unet.config['in_channels']} channels, and its image encoder and "
-                    f"the autoencoder {recipe.autoencoder} give {seen}; name the autoencoder that it was trained with"
-                )
-        else:
-            self._encoder = start_encoder(recipe.encoder)
-            unet = make_unet(
-                recipe.unet,
-                channels=latent_channels(self._vae),
-                condition_channels=sum(recipe.encoder.condition_channels),
-            )
+        self._encoder, unet = _start_networks(recipe, channels=latent_channels(self._vae))
         self._last = self._schedule.num_train_timesteps - 1
-        network = ConditionedDenoiser(self._encoder, unet, context=self._embedding, timestep=self._last)
+        network = ConditionedDenoiser(
+            self._encoder,
+            unet,
+            context=self._embedding,
+            timestep=self._last,
+            decoder=self._vae.decoder if recipe.decoder_learning_rate_factor else None,
+        )
         self.model: nn.Module = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._start = hashlib.sha256((hash_of_weights(self._encoder) + hash_of_weights(unet)).encode()).hexdigest()
 
@@ -121,9 +124,17 @@ class LiteTask:
             parameter.requires_grad_(False)
         for parameter in slow:
             parameter.requires_grad_(True)
-        known = {id(parameter) for parameter in published}
+        if config.frozen:
+            published, slow = list(self._encoder.requires_grad_(False).parameters()), []
+        factor = self._recipe.decoder_learning_rate_factor
+        decoder = list(self._vae.decoder.requires_grad_(True).parameters()) if factor else []
+        known = {id(parameter) for parameter in (*published, *decoder)}
         fast = [parameter for parameter in self.model.parameters() if id(parameter) not in known]
-        groups = [{"params": fast, "factor": 1.0}, {"params": slow, "factor": config.learning_rate_factor}]
+        groups = [
+            {"params": fast, "factor": 1.0},
+            {"params": slow, "factor": config.learning_rate_factor},
+            {"params": decoder, "factor": factor},
+        ]
         return [group for group in groups if group["params"]]
 
     def batch(self, share: BatchSlice) -> dict[str, np.ndarray]:
@@ -149,7 +160,9 @@ class LiteTask:
         config, noise = self._recipe.loss, batch["noise"]
         height, width = (8 * side for side in noise.shape[3:])
         generator = torch.Generator(device=noise.device).manual_seed(int(batch["seed"]))
-        image, target = make_views(batch["rgb"], batch["code"], batch, size=(height, width), generator=generator)
+        image, target = make_views(
+            batch["rgb"], batch["code"], batch, size=(height, width), generator=generator, cut=self._target.cut
+        )
         image = image.contiguous(memory_format=torch.channels_last)
         alone, pairs = (~batch["is_pair"]).nonzero()[:, 0], batch["is_pair"].nonzero()[:, 0]
         start = torch.cat([torch.zeros_like(noise[alone, 0]), noise[pairs, 0], noise[pairs, 1]])
@@ -161,9 +174,10 @@ class LiteTask:
             *self._schedule.coefficients(self._last),
             prediction_type=self._schedule.prediction_type,
         )
-        decoded = LOG_HALF_RANGE * decode_from_latent(self._vae, clean).float()
+        decoded = self._target.half_range * self._target.decode(self._vae, clean)
         one, first, second = decoded.split([len(alone), len(pairs), len(pairs)])
-        weights = {"gradient_weight": config.gradient_weight, "far_weight": config.far_weight}
+        weights: Any = {"gradient_weight": config.gradient_weight, "far_weight": config.far_weight}
+        weights["by"] = self._target.compare
         with torch.autocast(noise.device.type, enabled=False):
             errors = torch.cat(
                 [point_loss(one, target[alone], **weights), pair_loss(first, second, target[pairs], **weights)]
@@ -174,7 +188,7 @@ class LiteTask:
         """Writes image encoder, U-Net and autoencoder as a checkpoint."""
         del final
         network: Any = self.model
-        defaults = self._recipe.checkpoint
+        defaults, modality = self._recipe.checkpoint, self._target.modality
         save_checkpoint(
             directory,
             vae=self._vae,
@@ -183,10 +197,10 @@ class LiteTask:
             empty_prompt_embedding=self._embedding,
             schedule=self._schedule,
             index={
-                "_class_name": DEPTH.pipeline_classes[0],
+                "_class_name": modality.pipeline_classes[0],
                 "name": defaults.name,
-                "prediction_type": DEPTH.prediction_type,
-                **LOG_DEPTH.index_facts,
+                "prediction_type": modality.prediction_type,
+                **modality.index_facts,
                 "default_denoising_steps": 1,
                 "default_processing_resolution": defaults.processing_resolution,
                 "default_final_step": "clean",
@@ -203,6 +217,36 @@ class LiteTask:
         """Nothing: a checkpoint is scored by `openmarigold evaluate`."""
         del directory
         return {}
+
+
+def _start_networks(recipe: LiteRecipe, *, channels: int) -> tuple[EfficientNetLiteEncoder, UNet2DConditionModel]:
+    """Image encoder and U-Net for a latent of so many channels: of the start that the recipe names, or new ones."""
+    if not recipe.start:
+        condition = sum(recipe.encoder.condition_channels)
+        return start_encoder(recipe.encoder), make_unet(recipe.unet, channels=channels, condition_channels=condition)
+    encoder, unet = (
+        load_image_encoder(part_folder(Path(recipe.start), IMAGE_ENCODER)),
+        load_unet(Path(recipe.start) / "unet"),
+    )
+    seen = sum(encoder.config["condition_channels"]) + channels
+    if unet.config["in_channels"] != seen:
+        raise RecipeError(
+            f"{recipe.start}: its U-Net takes {unet.config['in_channels']} channels, and its image encoder and the "
+            f"autoencoder {recipe.autoencoder} give {seen}; name the autoencoder that it was trained with, or one with "
+            "as many latent channels"
+        )
+    if recipe.start_without_middle:
+        unet.mid_block = None  # pyright: ignore[reportAttributeAccessIssue] - as diffusers builds it
+        unet.register_to_config(mid_block_type=None)
+    return encoder, unet
+
+
+def _start_embedding(recipe: LiteRecipe) -> Float[Tensor, "1 n d"]:
+    """The empty prompt: that of the start, which its U-Net knows, or a random constant."""
+    if recipe.start:
+        return load_empty_prompt_embedding(Path(recipe.start))
+    shape = (1, NUM_PROMPT_TOKENS, recipe.unet.cross_attention_dim)
+    return torch.from_numpy(generator_for(recipe.seed, "empty prompt").standard_normal(shape, dtype=np.float32))
 
 
 def _load_autoencoder(folder: Path) -> AutoencoderTiny:

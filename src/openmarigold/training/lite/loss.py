@@ -1,12 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of log depth up to scale: errors, errors of differences, and the energy score of a pair of members."""
+"""Losses of decoded maps: errors, errors of differences, and the energy score of a pair of members.
+
+A `Comparison` says how two maps of one kind are compared: log depth up to the scale of each image, normals by angle.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
+
+from openmarigold.training.loss import angles
 
 SCALES = (1, 2, 4, 8, 16)
 
@@ -20,8 +28,8 @@ def aligned(log_depth: Float[Tensor, "b 1 H W"], target: Float[Tensor, "b 1 H W"
 
 
 def distance(
-    first: Float[Tensor, "b 1 H W"],
-    second: Float[Tensor, "b 1 H W"],
+    first: Float[Tensor, "b c H W"],
+    second: Float[Tensor, "b c H W"],
     valid: Bool[Tensor, "b 1 H W"],
     *,
     gradient_weight: float,
@@ -29,6 +37,7 @@ def distance(
     """Mean absolute difference of two maps, plus that of their differences over 1 to 16 pixels, of each image.
 
     The second part is the mean over distances and directions, as in MegaDepth (Li & Snavely 2018), at full size.
+    Channels are summed.
     """
     difference = torch.where(valid, first - second, 0.0)
     found = _mean(difference.abs(), valid)
@@ -53,35 +62,88 @@ def farness(log_depth: Float[Tensor, "b 1 H W"], target: Float[Tensor, "b 1 H W"
     return _mean(torch.where(unknown, functional.relu(farthest - log_depth), 0.0), unknown)
 
 
+def angular_distance(
+    first: Float[Tensor, "b 3 H W"],
+    second: Float[Tensor, "b 3 H W"],
+    valid: Bool[Tensor, "b 1 H W"],
+    *,
+    gradient_weight: float,
+) -> Float[Tensor, " b"]:
+    """Mean angle [rad] between the vectors of two maps, plus their `distance` as they are, of each image.
+
+    The angle does not see the vectors' lengths, and decoded vectors are cut to [-1, 1] in prediction. The distance
+    holds them near 1.
+    """
+    return _mean(angles(first, second, valid), valid) + distance(first, second, valid, gradient_weight=gradient_weight)
+
+
+def averted(normals: Float[Tensor, "b 3 H W"], target: Float[Tensor, "b 3 H W"]) -> Float[Tensor, " b"]:
+    """Angle [rad] to the camera of pixels whose normal is unknown, such as sky: their sum by the number of all pixels.
+
+    Not by their own number: a few pixels at contours, which are unknown too, would count as much as a whole sky.
+    """
+    unknown = target.isnan().any(dim=1, keepdim=True)
+    towards = normals.new_tensor([0.0, 0.0, 1.0]).view(1, 3, 1, 1).expand_as(normals)
+    return angles(normals, towards, unknown).mean(dim=(1, 2, 3))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How an answer is compared with its target, whose unknown pixels are NaN."""
+
+    align: Callable[[Tensor, Tensor], Tensor]
+    """The answer with what it is not known up to taken from the target."""
+    distance: Callable[..., Tensor]
+    """Of two maps, where a mask is True, of each image."""
+    excess: Callable[[Tensor, Tensor], Tensor]
+    """How far an answer is from what is asked of unknown pixels, of each image."""
+
+
+UP_TO_SCALE = Comparison(aligned, distance, farness)
+"""Of log depth."""
+BY_ANGLE = Comparison(lambda answer, target: answer, angular_distance, averted)
+"""Of normals."""
+
+
 def _mean(values: Tensor, counted: Bool[Tensor, "b 1 H W"]) -> Float[Tensor, " b"]:
     return values.sum(dim=(1, 2, 3)) / counted.sum(dim=(1, 2, 3)).clamp(min=1)
 
 
 def point_loss(
-    log_depth: Float[Tensor, "b 1 H W"], target: Float[Tensor, "b 1 H W"], *, gradient_weight: float, far_weight: float
-) -> Float[Tensor, " b"]:
-    """Loss of single answers, up to the scale of each image."""
-    answer = aligned(log_depth, target)
-    error = distance(answer, target.nan_to_num(), ~target.isnan(), gradient_weight=gradient_weight)
-    return error + far_weight * farness(answer, target)
-
-
-def pair_loss(
-    first: Float[Tensor, "b 1 H W"],
-    second: Float[Tensor, "b 1 H W"],
-    target: Float[Tensor, "b 1 H W"],
+    answer: Float[Tensor, "b c H W"],
+    target: Float[Tensor, "b c H W"],
     *,
     gradient_weight: float,
     far_weight: float,
+    by: Comparison = UP_TO_SCALE,
 ) -> Float[Tensor, " b"]:
-    """Energy score of two members, up to the scale of each: mean distance to the target, minus half their own.
+    """Loss of single answers."""
+    answer = by.align(answer, target)
+    error = by.distance(answer, target.nan_to_num(), _known(target), gradient_weight=gradient_weight)
+    return error + far_weight * by.excess(answer, target)
+
+
+def pair_loss(
+    first: Float[Tensor, "b c H W"],
+    second: Float[Tensor, "b c H W"],
+    target: Float[Tensor, "b c H W"],
+    *,
+    gradient_weight: float,
+    far_weight: float,
+    by: Comparison = UP_TO_SCALE,
+) -> Float[Tensor, " b"]:
+    """Energy score of two members: mean distance to the target, minus half their own.
 
     It is smallest where members are spread as the truth is (Gneiting & Raftery 2007), so that their spread says how
     sure the model is, and a member need not be the blurred mean of what is possible.
     """
-    valid = ~target.isnan()
-    members = [aligned(member, target) for member in (first, second)]
-    to_target = [distance(each, target.nan_to_num(), valid, gradient_weight=gradient_weight) for each in members]
-    apart = distance(members[0], members[1], valid, gradient_weight=gradient_weight)
-    far = farness(members[0], target) + farness(members[1], target)
+    valid = _known(target)
+    members = [by.align(member, target) for member in (first, second)]
+    to_target = [by.distance(each, target.nan_to_num(), valid, gradient_weight=gradient_weight) for each in members]
+    apart = by.distance(members[0], members[1], valid, gradient_weight=gradient_weight)
+    far = by.excess(members[0], target) + by.excess(members[1], target)
     return 0.5 * (to_target[0] + to_target[1] - apart + far_weight * far)
+
+
+def _known(target: Float[Tensor, "b c H W"]) -> Bool[Tensor, "b 1 H W"]:
+    return ~target.isnan().any(dim=1, keepdim=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recipes of marigold-lite: the autoencoder of log depth, and the depth model on an image encoder."""
+"""The recipes of the embedded models: the autoencoder of log depth or normals, and the model on an image encoder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Literal
 
 from openmarigold.training.nano.recipes import AutoencoderModelConfig, UNetModelConfig
-from openmarigold.training.settings import DataConfig, OptimizationConfig, RunConfig, TimestepConfig, require
+from openmarigold.training.settings import (
+    DEFAULT_MODALITY,
+    DataConfig,
+    OptimizationConfig,
+    RunConfig,
+    TimestepConfig,
+    require,
+)
+
+MODALITIES = ("depth", "normals")
+"""What these recipes can learn; `targets.py` says how."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,19 +57,23 @@ class LogAutoencoderLossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LogAutoencoderRecipe:
-    """Trains the autoencoder of log depth maps, whose latent space the depth model works in."""
+    """Trains the autoencoder of log depth maps, or of normals, whose latent space the model works in."""
 
     kind: Literal["log_autoencoder"]
     data: DataConfig
     optimization: OptimizationConfig
+    modality: str = DEFAULT_MODALITY
+    """"depth" (its logarithm) or "normals"."""
     views: ViewConfig = field(default_factory=ViewConfig)
     model: AutoencoderModelConfig = field(default_factory=AutoencoderModelConfig)
     loss: LogAutoencoderLossConfig = field(default_factory=LogAutoencoderLossConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    start: str = ""
+    """Checkpoint whose autoencoder, of the same shape, is trained further; "" starts anew."""
     seed: int = 2024
 
     def __post_init__(self) -> None:
-        _check_data(self.data)
+        _check_data(self.data, self.modality)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +91,8 @@ class ImageEncoderConfig:
     frozen_stages: int = 0
     """How many of the seven stages, from the finest, and with them the stem, keep the published weights. Low-level
     features of photos serve photos; what they would learn from renders does not, and it takes most of the time."""
+    frozen: bool = False
+    """Keep all of it as it starts, its projections too, so that the model can share the encoder of `start`."""
 
     def __post_init__(self) -> None:
         require(
@@ -90,12 +106,13 @@ class ImageEncoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DistributionLossConfig:
-    """What the depth model minimizes, see `loss.py`."""
+    """What the model minimizes, see `loss.py`."""
 
     gradient_weight: float = 1.0
     """Of the errors of differences over 1, 2, 4, 8 and 16 pixels, in which edges count."""
     far_weight: float = 0.3
-    """Of the errors of pixels without depth, such as sky, which are to be as far as the farthest that has some."""
+    """Of the errors of pixels without depth, such as sky, which are to be as far as the farthest that has some; pixels
+    without a normal are to face the camera."""
     pair_share: float = 0.5
     """Share of samples that are trained from Gaussian noise, as a pair of members; the others start from zeros."""
 
@@ -116,13 +133,15 @@ class LiteCheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LiteRecipe:
-    """Trains image encoder and U-Net together: one step from the last timestep, decoded, against log depth."""
+    """Trains image encoder and U-Net together: one step from the last timestep, decoded, against the maps."""
 
     kind: Literal["lite"]
     autoencoder: Path
-    """Checkpoint folder whose vae/ is used, frozen."""
+    """Checkpoint folder whose vae/ is used, frozen unless `decoder_learning_rate_factor` says otherwise."""
     data: DataConfig
     optimization: OptimizationConfig
+    modality: str = DEFAULT_MODALITY
+    """"depth" (its logarithm, up to the scale of each image) or "normals"."""
     views: ViewConfig = field(default_factory=ViewConfig)
     encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     unet: UNetModelConfig = field(default_factory=UNetModelConfig)
@@ -132,12 +151,21 @@ class LiteRecipe:
     run: RunConfig = field(default_factory=RunConfig)
     start: str = ""
     """Checkpoint of an earlier run whose image encoder and U-Net are trained further; "" starts anew."""
+    start_without_middle: bool = False
+    """Leave out the middle block of the U-Net of `start`, a fifth of its weights. Its parts add to what they get, so
+    that the others stay useful without them."""
+    decoder_learning_rate_factor: float = 0.0
+    """Learning rate of the autoencoder's decoder relative to the recipe's; 0 freezes it."""
     seed: int = 2024
 
     def __post_init__(self) -> None:
-        _check_data(self.data)
+        _check_data(self.data, self.modality)
+        factor = self.decoder_learning_rate_factor
+        require(0 <= factor <= 1, f"decoder_learning_rate_factor={factor} must be in [0, 1]")
+        require(bool(self.start) or not self.start_without_middle, "start_without_middle needs start")
 
 
-def _check_data(data: DataConfig) -> None:
+def _check_data(data: DataConfig, modality: str) -> None:
+    require(modality in MODALITIES, f"modality={modality!r} is not accepted here; use {' or '.join(MODALITIES)}")
     require(data.mixture == "sample", 'data.mixture must be "sample"')
     require(data.num_variants == 1, "data.num_variants must be 1: every view is drawn anew")

@@ -8,16 +8,19 @@ pixel noise are made on the CPU, as functions of (seed, step); pixel noise comes
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int16, UInt8
+from jaxtyping import Bool, Float, Int8, Int16, Shaped, UInt8
 from torch import Tensor
 from torch.nn import functional
 
 from openmarigold.errors import DataError
+from openmarigold.geometry import unit_vectors
+from openmarigold.modalities.modality import Maps
 from openmarigold.training.lite.recipes import ViewConfig
 from openmarigold.training.settings import DataConfig
 from openmarigold.training.views import Mixture
@@ -27,18 +30,45 @@ _INVALID = -32768
 _LEVELS = 65_534
 _SPAN = math.log(_FARTHEST / _NEAREST)
 _BLUR_RADIUS = 3  # px
+_UNIT = 127  # code of a component of 1; a step is 0.5 degrees at most
+
+
+def pack_depth(maps: Maps, valid_mask: Bool[np.ndarray, "h w"]) -> Int16[np.ndarray, "h w"]:
+    """Log depth in 16 bits."""
+    code = np.full(valid_mask.shape, _INVALID, dtype=np.int16)
+    if valid_mask.any():
+        log_depth = np.log(np.clip(maps["depth"][valid_mask], _NEAREST, _FARTHEST) / _NEAREST)
+        code[valid_mask] = np.rint(log_depth / _SPAN * _LEVELS) - (_LEVELS // 2)
+    return code
+
+
+def pack_normals(maps: Maps, valid_mask: Bool[np.ndarray, "h w"]) -> Int8[np.ndarray, "h w 3"]:
+    """Unit vectors in 8 bits a component; (0, 0, 0) where there is none."""
+    code = np.zeros((*valid_mask.shape, 3), dtype=np.int8)
+    if valid_mask.any():
+        code[valid_mask] = np.rint(unit_vectors(maps["normals"][valid_mask], axis=-1) * _UNIT)
+    return code
 
 
 class Samples:
-    """All samples of a mixture, decoded: color in 8 bits, log depth in 16; about half a megabyte each at 384x288."""
+    """All samples of a mixture, decoded: color in 8 bits, a map as codes; about half a megabyte each at 384x288."""
 
-    def __init__(self, mixture: Mixture, *, num_workers: int) -> None:
+    def __init__(
+        self,
+        mixture: Mixture,
+        *,
+        num_workers: int,
+        pack: Callable[[Maps, Bool[np.ndarray, "h w"]], Shaped[np.ndarray, "h w *c"]] = pack_depth,
+    ) -> None:
         """Reads everything.
+
+        Args:
+            pack: makes the codes of a sample's maps and the pixels that count.
 
         Raises:
             DataError: a sample is damaged, or sizes differ.
         """
-        self._mixture = mixture
+        self._mixture, self._pack = mixture, pack
         numbers = range(int(mixture.starts[-1]))
         with ThreadPoolExecutor(num_workers) as executor:
             read = list(executor.map(self._read, numbers))
@@ -49,18 +79,16 @@ class Samples:
                 "them in one size"
             )
         self.rgb: UInt8[np.ndarray, "n h w 3"] = np.stack([rgb for rgb, _ in read])
-        self.code: Int16[np.ndarray, "n h w"] = np.stack([code for _, code in read])
+        self.code: Shaped[np.ndarray, "n h w *c"] = np.stack([code for _, code in read])
 
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         mixture = self._mixture
         number = mixture.source_of(index)
         sample = mixture.sources[number].read(index - int(mixture.starts[number]))
         valid_mask = mixture.valid_mask(sample, number)
-        code = np.full(sample.rgb.shape[:2], _INVALID, dtype=np.int16)
-        if valid_mask is not None and valid_mask.any():
-            log_depth = np.log(np.clip(sample.maps["depth"][valid_mask], _NEAREST, _FARTHEST) / _NEAREST)
-            code[valid_mask] = np.rint(log_depth / _SPAN * _LEVELS) - (_LEVELS // 2)
-        return sample.rgb, code
+        if valid_mask is None:
+            valid_mask = np.zeros(sample.rgb.shape[:2], dtype=bool)
+        return sample.rgb, self._pack(sample.maps, valid_mask)
 
 
 class Draws(NamedTuple):
@@ -122,30 +150,60 @@ def _draw_colors(rng: np.random.Generator, count: int, strength: float) -> dict[
 
 def make_views(
     rgb: UInt8[Tensor, "b h w 3"],
-    code: Int16[Tensor, "b h w"],
+    code: Shaped[Tensor, "b h w *c"],
     draws: dict[str, Tensor],
     *,
     size: tuple[int, int],
     generator: torch.Generator,
-) -> tuple[Float[Tensor, "b 3 H W"], Float[Tensor, "b 1 H W"]]:
-    """Colors in [-1, 1] and log depth [log m], NaN where there is none, of the drawn views, on the samples' device."""
+    cut: Cut | None = None,
+) -> tuple[Float[Tensor, "b 3 H W"], Float[Tensor, "b c H W"]]:
+    """Colors in [-1, 1] and what `cut` makes of the codes, of the drawn views, on the samples' device.
+
+    Without `cut` that is log depth (`cut_depth`).
+    """
     grid = functional.affine_grid(draws["affine"], [len(rgb), 1, *size], align_corners=False)
     image = rgb.permute(0, 3, 1, 2).float() / 255.0
     image = functional.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return _colored(image, draws, generator) * 2.0 - 1.0, cut_depth(code, draws["affine"], size=size)
+    return _colored(image, draws, generator) * 2.0 - 1.0, (cut or cut_depth)(code, draws["affine"], size=size)
 
 
 def cut_depth(
     code: Int16[Tensor, "b h w"], affine: Float[Tensor, "b 2 3"], *, size: tuple[int, int]
 ) -> Float[Tensor, "b 1 H W"]:
     """Log depth [log m] of the drawn views, NaN where there is none."""
-    grid = functional.affine_grid(affine, [len(code), 1, *size], align_corners=False)
-    # Nearest: a mean over an edge would invent surfaces. Codes are whole numbers below 2**24, exact in float32.
-    codes = functional.grid_sample(
-        code[:, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False
-    )
+    codes = _cut_codes(code[:, None], affine, size)
     log_depth = (codes + _LEVELS // 2) * (_SPAN / _LEVELS) + math.log(_NEAREST)
     return log_depth.masked_fill(codes <= _INVALID + 0.5, torch.nan)
+
+
+def cut_normals(
+    code: Int8[Tensor, "b h w 3"], affine: Float[Tensor, "b 2 3"], *, size: tuple[int, int]
+) -> Float[Tensor, "b 3 H W"]:
+    """Unit normals (frame "rub") of the drawn views, in the axes of their cameras, NaN where there is none.
+
+    Where a view is rolled or mirrored, so are its vectors. Another size of its pixels along one side alone would also
+    change the surfaces that it shows; recipes leave `aspect_jitter` at 0.
+    """
+    codes = _cut_codes(code.permute(0, 3, 1, 2), affine, size)
+    height, width = code.shape[1:3]
+    axes = functional.normalize(affine[:, :, :2] * affine.new_tensor([width, height]).view(1, 2, 1), dim=1)
+    # Columns of `axes` are the view's axes right and down in the picture's pixels; normals have y up.
+    down = affine.new_tensor([1.0, -1.0])
+    turned = torch.einsum("bpv,bphw->bvhw", axes, codes[:, :2] * down.view(1, 2, 1, 1)) * down.view(1, 2, 1, 1)
+    normals = functional.normalize(torch.cat([turned, codes[:, 2:]], dim=1), dim=1)
+    return normals.masked_fill((codes == 0).all(dim=1, keepdim=True), torch.nan)
+
+
+Cut = Callable[..., Tensor]
+"""`cut_depth` or `cut_normals`."""
+
+
+def _cut_codes(
+    code: Shaped[Tensor, "b c h w"], affine: Float[Tensor, "b 2 3"], size: tuple[int, int]
+) -> Float[Tensor, "b c H W"]:
+    grid = functional.affine_grid(affine, [len(code), 1, *size], align_corners=False)
+    # Nearest: a mean over an edge would invent surfaces. Codes are whole numbers below 2**24, exact in float32.
+    return functional.grid_sample(code.float(), grid, mode="nearest", padding_mode="border", align_corners=False)
 
 
 def _colored(image: Float[Tensor, "b 3 H W"], draws: dict[str, Tensor], generator: torch.Generator) -> Tensor:

@@ -66,6 +66,12 @@ def test_a_target_decodes_to_what_it_was_made_from(space: str) -> None:
     np.testing.assert_allclose(np.moveaxis(decoded, 0, -1), normals, atol=1e-6)
 
 
+def test_vectors_that_are_not_finite_do_not_count() -> None:
+    normals = np.full((1, 5, 3), (0, 0, 1), dtype=np.float32)
+    normals[0, :4, 0] = np.inf, -np.inf, np.nan, 1e30  # the square of the last one is infinite
+    np.testing.assert_array_equal(NORMALS.valid_mask({"normals": normals}, (0.0, 1.0)), [[False] * 4 + [True]])
+
+
 def test_unknown_pixels_of_a_target_face_the_camera_or_stay() -> None:
     normals = np.zeros((2, 2, 3), dtype=np.float32)
     normals[0, 0], normals[1, 1] = (0, 3, 4), (0, 0, 0.3)

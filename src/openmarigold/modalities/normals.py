@@ -66,7 +66,9 @@ def merge_normals(members: Float32[np.ndarray, "n 3 h w"], *, reduction: str = "
 
 def _valid_mask(maps: Maps, accepted: tuple[float, float]) -> Bool[np.ndarray, "h w"]:
     """Vectors that have a direction; `accepted` is a range of depth and says nothing about them."""
-    return np.square(maps["normals"]).sum(axis=-1) > _VALID_LENGTH**2
+    with np.errstate(over="ignore"):
+        squared = np.square(maps["normals"]).sum(axis=-1)
+    return np.asarray((squared > _VALID_LENGTH**2) & (squared < np.inf))
 
 
 def _to_target(maps: Maps, valid_mask: Bool[np.ndarray, "h w"], invalid: str) -> Target:

@@ -244,9 +244,25 @@ def test_what_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InvalidValueError, match=message):
             add_normals(source, tmp_path / "none", **settings)
     assert not (tmp_path / "none").exists()
-    broken = write_set(tmp_path / "broken", camera={"fx": 1.0})
-    with pytest.raises(DataError, match="scene-0: its intrinsics are not fx, fy, cx and cy"):
-        add_normals(broken, tmp_path / "none")
+    for number, camera in enumerate(({"fx": 1.0}, {**CAMERA, "fy": 0.0}, {**CAMERA, "fx": -1.0})):
+        broken = write_set(tmp_path / f"broken-{number}", camera=camera)
+        with pytest.raises(DataError, match="scene-0: its intrinsics are not fx, fy, cx and cy"):
+            add_normals(broken, tmp_path / f"none-{number}")
+
+
+def test_a_picture_without_neighbors_is_left_out(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path / "in", name="s", split="train", encodings={"depth": LOG}, settings={})
+    writer.begin()
+    sizes = {"strip": (2, 40), "whole": (30, 40)}
+    of_both: Any = {"kind": "rooms", "scene": "s", "info": {"intrinsics": CAMERA}}
+    samples = [
+        NewSample(key=key, rgb=np.zeros((*size, 3), np.uint8), maps={"depth": np.full(size, 2, np.float32)}, **of_both)
+        for key, size in sizes.items()
+    ]
+    writer.write(0, samples)
+    writer.finish(1, {"valid_range": [0.01, 50.0]})
+    counts = add_normals(tmp_path / "in", tmp_path / "out").manifest["counts"]
+    assert counts["samples"] == 1 and counts["left_out"] == {"too few normals": 1}
 
 
 def test_statistics_do_not_count_unknown_vectors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

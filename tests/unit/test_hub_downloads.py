@@ -34,7 +34,7 @@ from openmarigold.checkpoints.known import KINDS, KNOWN
 from openmarigold.checkpoints.weight_files import GRAPH_FILES, NETWORK_FILES, NETWORKS
 from openmarigold.cli import run
 from openmarigold.config import ModelConfig, PredictConfig
-from openmarigold.errors import CheckpointError
+from openmarigold.errors import CheckpointError, InvalidValueError
 from openmarigold.networks.tensors import save_tensors
 from openmarigold.predictor import Predictor
 from openmarigold.predictor.run import predict_files
@@ -358,6 +358,16 @@ def end_to_end(directory: Path) -> None:
     scheduler = json.loads((directory / "scheduler" / "scheduler_config.json").read_text())
     scheduler |= {"_class_name": "DDPMScheduler", "rescale_betas_zero_snr": False, "timestep_spacing": "leading"}
     (directory / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+
+
+def test_networks_of_one_unstated_modality_do_not_predict_two(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "saved-by-e2e-ft"
+    shutil.copytree(tiny_checkpoint, directory)
+    end_to_end(directory)
+    for names in (("depth", "normals"), ("normals", "depth")):
+        config = PredictConfig(checkpoint=directory, modality=names)
+        with pytest.raises(InvalidValueError, match="modality depth, normals: saved-by-e2e-ft predicts one of these"):
+            predict_files([tmp_path / "x.png"], output_dir=tmp_path / "out", config=config)
 
 
 def test_what_the_script_of_e2e_ft_saves_is_used_as_its_authors_do(

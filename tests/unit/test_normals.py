@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from openmarigold.modalities.depth import DEPTH, LOG_DEPTH
 from openmarigold.modalities.normals import ASSUMED_SHIFT, merge_normals, to_uint16
 from openmarigold.predictor import Predictor
 from openmarigold.predictor.run import predict_files
+from openmarigold.results.provenance import read_provenance
 from openmarigold.results.writers import write_prediction
 from tiny import edit_json, make_photo
 
@@ -64,6 +66,12 @@ def test_a_target_decodes_to_what_it_was_made_from(space: str) -> None:
         x = -x if space.startswith("lub") else x
         np.testing.assert_allclose(target.values[0], np.stack([x, y, 2 * z - 1]), atol=1e-6)
     np.testing.assert_allclose(np.moveaxis(decoded, 0, -1), normals, atol=1e-6)
+
+
+def test_vectors_that_are_not_finite_do_not_count() -> None:
+    normals = np.full((1, 5, 3), (0, 0, 1), dtype=np.float32)
+    normals[0, :4, 0] = np.inf, -np.inf, np.nan, 1e30  # the square of the last one is infinite
+    np.testing.assert_array_equal(NORMALS.valid_mask({"normals": normals}, (0.0, 1.0)), [[False] * 4 + [True]])
 
 
 def test_unknown_pixels_of_a_target_face_the_camera_or_stay() -> None:
@@ -224,7 +232,7 @@ def test_normals_of_a_model_of_depth(invariance: str) -> None:
     assert "55 degrees along the longer side (assumed)" in unknown.quantities[invariance]
 
 
-def test_a_depth_checkpoint_gives_normals(onnx_checkpoint: Path) -> None:
+def test_a_depth_checkpoint_gives_normals(onnx_checkpoint: Path, tmp_path: Path) -> None:
     predictor = Predictor.load(onnx_checkpoint, modality="normals")
     photo = make_photo(40, 56)
     prediction = predictor(photo, ensemble_size=3, processing_resolution=0)
@@ -232,6 +240,8 @@ def test_a_depth_checkpoint_gives_normals(onnx_checkpoint: Path) -> None:
     np.testing.assert_allclose(np.square(prediction.normals).sum(axis=-1), 1, atol=1e-5)
     assert prediction.uncertainties["normals_uncertainty"].shape == (40, 56)
     assert prediction.settings["derived_from"] == "depth"
+    saved = prediction.save(tmp_path, "x")
+    assert "55 degrees along the longer side (assumed)" in read_provenance(saved[1])["quantity"]
     depth = Predictor.load(onnx_checkpoint)(photo, processing_resolution=0).depth
     alone = predictor(photo, processing_resolution=0).normals
     by_hand, _ = normals_from_depth(depth + ASSUMED_SHIFT, focal=focal_length((40, 56), 55.0))
@@ -289,3 +299,18 @@ def test_a_photo_that_cannot_be_read_fails_once(onnx_checkpoint: Path, tmp_path:
     assert len(outcome.failed) == 1 and outcome.num_predicted == 0
     lines = [json.loads(line) for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()]
     assert [(line["modality"], line["status"]) for line in lines] == [("depth", "failed"), ("normals", "failed")]
+
+
+def test_a_file_of_another_photo_with_a_name_that_meets_is_not_replaced(onnx_checkpoint: Path, tmp_path: Path) -> None:
+    out, paths = tmp_path / "out", [tmp_path / "x.png", tmp_path / "x_normals.png"]
+    for number, path in enumerate(paths):
+        with path.open("wb") as file:
+            save_png(file, make_photo(24, 32, seed=number), {})
+    one = PredictConfig(checkpoint=onnx_checkpoint, processing_resolution=64)
+    three = replace(one, ensemble_size=3)
+    assert predict_files([paths[1]], output_dir=out, config=one).num_predicted == 1
+    assert predict_files([paths[0]], output_dir=out, config=replace(three, modality=("normals",))).num_predicted == 1
+    before = (out / "x_normals_uncertainty.npy").read_bytes()
+    refused = predict_files([paths[1]], output_dir=out, config=three)  # the uncertainty of depth has the same name
+    assert "x_normals_uncertainty.npy is there already" in refused.failed[0][1]
+    assert (out / "x_normals_uncertainty.npy").read_bytes() == before

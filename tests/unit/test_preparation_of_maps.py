@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -100,6 +101,18 @@ def test_hypersim_lighting_adds_up_and_each_rejection_is_named(tmp_path: Path) -
             assert maps["albedo"].max() == 1.0 and "cut_psnr_db" not in data.info(0)
         target = find_modality("lighting").to_target(maps, np.ones(SIZE, dtype=bool), "far")
         assert target.values.shape == (3, 3, *SIZE)
+
+
+def test_light_that_half_precision_cannot_hold_ends_no_run(tmp_path: Path) -> None:
+    source = write_hypersim_lighting(tmp_path / "raw", numbers=(7, 0))
+    path = next(source.rglob("frame.0007.residual.hdf5"))
+    bright = hypersim_light(7, SIZE)["residual"].astype(np.float32)
+    bright[0, 0] = 1e6
+    with h5py.File(path, "w") as file:
+        file["dataset"] = bright
+    prepare(hypersim(source, LIGHTING_MAPS, split="all"), tmp_path / "out")
+    assert rejections(tmp_path / "out")[7]["reason"] == "light not finite"
+    assert ShardedDataset(tmp_path / "out").keys == ["ai_001_001-cam_00-0000"]
 
 
 def test_psnr_of_cut_light_by_hand() -> None:

@@ -141,6 +141,8 @@ class _Task:
         if camera:
             try:
                 fx, fy, x, y = (float(camera[name]) for name in ("fx", "fy", "cx", "cy"))
+                if not (0 < fx < np.inf and 0 < fy < np.inf and np.isfinite([x, y]).all()):
+                    raise ValueError
             except (KeyError, TypeError, ValueError) as error:
                 raise DataError(f"{key}: its intrinsics are not fx, fy, cx and cy [px]; prepare it again") from error
             focal, center = (fx, fy), (x - 0.5, y - 0.5)  # here the first pixel's center lies at (0, 0)
@@ -151,6 +153,8 @@ class _Task:
             raise DataError(
                 f"{key} states no intrinsics; give --fov, the field of view along the longer side [deg] to assume"
             )
+        if min(depth.shape) < 3:  # no neighbors
+            return np.zeros((*depth.shape, 3), np.float32), stated
         low, high = self.data.valid_range
         inside = (depth > low) & (depth < high)
         normals, smooth = normals_from_depth(depth, focal=focal, center=center, valid_mask=inside, support=self.support)

@@ -66,7 +66,9 @@ def merge_normals(members: Float32[np.ndarray, "n 3 h w"], *, reduction: str = "
 
 def _valid_mask(maps: Maps, accepted: tuple[float, float]) -> Bool[np.ndarray, "h w"]:
     """Vectors that have a direction; `accepted` is a range of depth and says nothing about them."""
-    return np.square(maps["normals"]).sum(axis=-1) > _VALID_LENGTH**2
+    with np.errstate(over="ignore"):
+        squared = np.square(maps["normals"]).sum(axis=-1)
+    return np.asarray((squared > _VALID_LENGTH**2) & (squared < np.inf))
 
 
 def _to_target(maps: Maps, valid_mask: Bool[np.ndarray, "h w"], invalid: str) -> Target:
@@ -132,7 +134,8 @@ def _measured_from_depth(maps: Maps, facts: Mapping[str, Any]) -> Maps:
         raise DataError("has no intrinsics_px [fx, fy, cx, cy], without which depth gives no normals") from error
     depth = maps["depth"]
     support = min(_SENSOR_SUPPORT, (min(depth.shape) - 1) // 2 * 2 + 1)
-    normals, smooth = normals_from_depth(depth, focal=(fx, fy), center=(x, y), support=support)
+    center = (x - 0.5, y - 0.5)  # there the first pixel's center lies at (0, 0)
+    normals, smooth = normals_from_depth(depth, focal=(fx, fy), center=center, support=support)
     return {"normals": np.where((smooth & _dense(depth > 0, support))[..., None], normals, 0.0)}
 
 

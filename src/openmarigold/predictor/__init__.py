@@ -383,13 +383,15 @@ class Predictor:
 
     def _settings(self, photo: PreparedPhoto, config: CallConfig, *, num_members: int) -> dict[str, Any]:
         names = ("num_inference_steps", "ensemble_size", "processing_resolution", "seed", "timestep_spacing")
-        tiny_vae = self.tiny_vae
+        tiny_vae, found = self.tiny_vae, self.checkpoint
+        derived = {} if found.derived is None else found.modality_of_call(config).quantities
         return {
-            "checkpoint": self.checkpoint.name,
-            "invariance": self.checkpoint.invariance,
+            "checkpoint": found.name,
+            "invariance": found.invariance,
+            **({"quantity": derived[found.invariance]} if derived else {}),  # what was assumed stands there
             **{name: getattr(config, name) for name in names},
             "num_members": num_members,
-            **self.checkpoint.facts_of_call(config),
+            **found.facts_of_call(config),
             "start_noise": "given" if photo.noise.is_given else config.start_noise,
             "final_step": config.final_step,
             "engine": self.engine.name,

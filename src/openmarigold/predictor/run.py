@@ -182,6 +182,15 @@ class _Run:
         parse_color(self.background)
         for model in self.models:
             model.check()
+        # Networks predict one thing; the files of some do not say what.
+        own = {model.checkpoint.modality.name for model in self.models if model.checkpoint.derived is None}
+        places = {model.checkpoint.directory for model in self.models if model.checkpoint.derived is None}
+        if len(own) > len(places):
+            name = self.models[0].checkpoint.name
+            raise InvalidValueError(
+                f"modality {', '.join(sorted(own))}: {name} predicts one of these, and its files do not say which; "
+                "give one"
+            )
 
     def predict_all(self, photos: Mapping[str, Path]) -> Iterator[tuple[Path, tuple[str | None, str | None]]]:
         """Yields each photo with its error and a note, if any, in order.

@@ -36,7 +36,8 @@ class Prediction:
     settings: dict[str, Any] = field(default_factory=dict)
     """The resolved settings: checkpoint, invariance, num_inference_steps, ensemble_size, num_members (of which the
     maps were made; fewer than ensemble_size where ensemble_tolerance stopped), processing_resolution, seed,
-    timestep_spacing, start_noise, final_step, engine, device, dtype; tiny_vae and tiny_vae_for where one was used."""
+    timestep_spacing, start_noise, final_step, engine, device, dtype; tiny_vae and tiny_vae_for where one was used;
+    derived_from, fov and quantity (with what was assumed) of maps that are computed from another modality's."""
     modality: str = DEPTH.name
     """Name of what the model predicts."""
     space: str | None = None

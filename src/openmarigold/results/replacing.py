@@ -36,8 +36,9 @@ class ResultFiles:
                     f"{photo}: {paths[0]} is the result of another photo, {owner}; choose another output "
                     "folder, or allow overwriting (--overwrite)"
                 )
-            return
-        found = [path for path in paths if path.is_file()]
+        # Names may meet: the normals of x.png and the depth of x_normals.png both have an x_normals_uncertainty.npy.
+        known = self._names_of_earlier_runs(result)
+        found = [path for path in paths if path.name not in known and path.is_file()]
         if found and input_sha256 not in {stated_input(path) for path in found}:
             raise OutputError(
                 f"{photo}: {found[0]} is there already, and nothing says that it is of this photo; choose another "

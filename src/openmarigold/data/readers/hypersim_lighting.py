@@ -34,6 +34,8 @@ def _lighting(arrays: Mapping[str, np.ndarray], context: Context) -> tuple[Maps,
     )
     with np.errstate(over="ignore", invalid="ignore"):
         known = np.isfinite(albedo * shading + residual).all(axis=-1) & np.isfinite(shading + residual).all(axis=-1)
+        for light in (shading, residual):
+            known &= np.isfinite(light.astype(np.float16)).all(axis=-1)  # as it is stored
     if not known.all():
         raise FrameDefectError("light not finite", f"{int((~known).sum())} pixels", is_error=False)
     stated: dict[str, Any] = {}

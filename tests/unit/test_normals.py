@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from openmarigold.geometry import (
     normals_from_depth,
     unit_vectors,
 )
-from openmarigold.images.png import save_png
+from openmarigold.images.png import read_png, save_png
 from openmarigold.modalities import NORMALS, find_modality, modality_of_index
 from openmarigold.modalities.depth import DEPTH, LOG_DEPTH
 from openmarigold.modalities.normals import ASSUMED_SHIFT, merge_normals, to_uint16
@@ -259,6 +260,21 @@ def test_what_a_checkpoint_cannot_give_is_refused(tiny_checkpoint: Path, tmp_pat
         read_configured(ModelConfig(checkpoint=folder, modality=("depth",)))
     with pytest.raises(InvalidValueError, match="only `predict` takes several at once"):
         read_configured(ModelConfig(checkpoint=folder, modality=("depth", "normals")))
+
+
+def test_deep_colors_are_written_without_copies_of_all(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 65536, (1000, 1000, 3)).astype(np.uint16)  # cannot be compressed
+    with (tmp_path / "x.png").open("wb") as file:
+        tracemalloc.start()
+        try:
+            save_png(file, pixels, {"note": "with a text"})
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < pixels.nbytes
+    content = (tmp_path / "x.png").read_bytes()
+    assert [kind for kind, _ in png.Reader(bytes=content).chunks()][:3] == [b"IHDR", b"tEXt", b"IDAT"]
+    np.testing.assert_array_equal(read_png(content), pixels)
 
 
 # Several modalities at once.

@@ -109,11 +109,14 @@ def texture(normals: Float[np.ndarray, "h w 3"], *, green: str = "gl") -> UInt8[
     return picture
 
 
-def to_uint16(normals: Float[np.ndarray, "h w 3"], *, green: str = "gl") -> UInt16[np.ndarray, "h w 3"]:
-    """Components from -1 to 1 as 0 to 65535, rounded; with `green` "dx" the second one is negated."""
+def to_uint16(
+    normals: Float[np.ndarray, "h w 3"], *, green: str = "gl", frame: str = "rub"
+) -> UInt16[np.ndarray, "h w 3"]:
+    """Components in a frame, from -1 to 1, as 0 to 65535, rounded; with `green` "dx" the second one is negated."""
     levels = np.empty(normals.shape, dtype=np.uint16)
     for top in range(0, len(levels), _STRIP_ROWS):
-        levels[top : top + _STRIP_ROWS] = _levels(normals[top : top + _STRIP_ROWS], 65535, green)
+        strip = convert_frame(normals[top : top + _STRIP_ROWS], "rub", frame, axis=-1)
+        levels[top : top + _STRIP_ROWS] = _levels(strip, 65535, green)
     return levels
 
 
@@ -240,7 +243,7 @@ _RUB = Modality(
         Picture(
             suffix="_normals.png",
             content="(normals + 1) x 32767.5, in normal_frame, y negated if green is dx",
-            make=lambda maps, output: to_uint16(_exported(maps, output)["normals"], green=output.green),
+            make=lambda maps, output: to_uint16(maps["normals"], green=output.green, frame=output.normal_frame),
             wanted=lambda output: "png" in output.format,
         ),
         Picture(

@@ -18,6 +18,7 @@ from openmarigold.checkpoints.checkpoint import read_checkpoint
 from openmarigold.checkpoints.configured import read_configured
 from openmarigold.config import CallConfig, ModelConfig, OutputConfig, PredictConfig
 from openmarigold.errors import DataError, InvalidValueError
+from openmarigold.evaluation.estimators import SavedPredictions
 from openmarigold.geometry import (
     NORMAL_FRAMES,
     angles_between,
@@ -330,3 +331,30 @@ def test_a_file_of_another_photo_with_a_name_that_meets_is_not_replaced(onnx_che
     refused = predict_files([paths[1]], output_dir=out, config=three)  # the uncertainty of depth has the same name
     assert "x_normals_uncertainty.npy is there already" in refused.failed[0][1]
     assert (out / "x_normals_uncertainty.npy").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("output", "stated"),
+    [
+        ({"normal_frame": "rub"}, None),
+        ({"normal_frame": "lub"}, "normals_lub"),
+        ({"normal_frame": "opencv", "format": ("png",)}, "normals_opencv"),
+        ({"green": "dx", "format": ("png",)}, "normals with green down"),
+        ({"green": "dx"}, None),  # of pictures alone
+    ],
+)
+def test_saved_maps_that_state_another_frame_are_not_scored(
+    output: dict[str, Any], stated: str | None, onnx_checkpoint: Path, tmp_path: Path
+) -> None:
+    with (tmp_path / "x.png").open("wb") as file:
+        save_png(file, make_photo(24, 32), {})
+    config = PredictConfig(checkpoint=onnx_checkpoint, processing_resolution=64, modality=("normals",))
+    predict_files([tmp_path / "x.png"], output_dir=tmp_path / "out", config=config, output=OutputConfig(**output))
+    saved = SavedPredictions(tmp_path / "out", None, NORMALS)
+    if stated is None:
+        assert saved.read("x")["normals"].shape == (24, 32, 3)
+        return
+    with pytest.raises(DataError, match=f"the manifest says that it holds {stated}, not normals"):
+        saved.read("x")
+    if stated in NORMALS.spaces:
+        assert SavedPredictions(tmp_path / "out", stated, NORMALS).read("x")["normals"].shape == (24, 32, 3)

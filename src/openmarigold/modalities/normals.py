@@ -175,6 +175,13 @@ def _exported(maps: Maps, output: OutputConfig) -> Maps:
     return {**maps, "normals": convert_frame(maps["normals"], "rub", output.normal_frame, axis=-1)}
 
 
+def _stated_space(record: Mapping[str, Any], suffix: str) -> str | None:
+    frames: dict[object, str] = dict(zip(get_args(NormalFrame), normals_scores.SPACES, strict=True))
+    frame = record.get("normal_frame")
+    space = frames.get(frame) if isinstance(frame, str) else None
+    return f"{space} with green down" if space and suffix == ".png" and record.get("green") == "dx" else space
+
+
 def _check_output(output: OutputConfig) -> None:
     if output.green == "dx" and output.normal_frame == "opencv":
         raise InvalidValueError(
@@ -268,6 +275,7 @@ _RUB = Modality(
     headline_metrics=normals_scores.HEADLINE_METRICS,
     spaces=normals_scores.SPACES,
     prediction_space=lambda invariance: normals_scores.SPACES[0],
+    stated_space=_stated_space,
     picture_spaces=frozenset(normals_scores.SPACES),
     baselines=normals_scores.BASELINES,
     panels=panels,

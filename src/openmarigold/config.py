@@ -99,8 +99,7 @@ class ModelConfig:
     compile: CompileMode = "off"
     """Engine torch, for many photos of one size: full compiles the networks (a minute or two for each new size)."""
     modality: tuple[str, ...] = ()
-    """What to predict: depth, normals, appearance, lighting; several at once share the photo. Nothing: what the
-    checkpoint predicts. Normals are computed from depth where the checkpoint predicts that."""
+    """What to predict, one or more of depth, normals, appearance, lighting. Nothing: what the checkpoint predicts."""
 
     def __post_init__(self) -> None:
         if self.checkpoint is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from openmarigold.checkpoints.checkpoint import read_checkpoint
 from openmarigold.checkpoints.configured import read_configured
 from openmarigold.config import CallConfig, ModelConfig, OutputConfig, PredictConfig
 from openmarigold.errors import DataError, InvalidValueError
+from openmarigold.evaluation.estimators import SavedPredictions
 from openmarigold.geometry import (
     NORMAL_FRAMES,
     angles_between,
@@ -25,7 +27,7 @@ from openmarigold.geometry import (
     normals_from_depth,
     unit_vectors,
 )
-from openmarigold.images.png import save_png
+from openmarigold.images.png import read_png, save_png
 from openmarigold.modalities import NORMALS, find_modality, modality_of_index
 from openmarigold.modalities.depth import DEPTH, LOG_DEPTH
 from openmarigold.modalities.normals import ASSUMED_SHIFT, merge_normals, to_uint16
@@ -261,6 +263,21 @@ def test_what_a_checkpoint_cannot_give_is_refused(tiny_checkpoint: Path, tmp_pat
         read_configured(ModelConfig(checkpoint=folder, modality=("depth", "normals")))
 
 
+def test_deep_colors_are_written_without_copies_of_all(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 65536, (1000, 1000, 3)).astype(np.uint16)  # cannot be compressed
+    with (tmp_path / "x.png").open("wb") as file:
+        tracemalloc.start()
+        try:
+            save_png(file, pixels, {"note": "with a text"})
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < pixels.nbytes
+    content = (tmp_path / "x.png").read_bytes()
+    assert [kind for kind, _ in png.Reader(bytes=content).chunks()][:3] == [b"IHDR", b"tEXt", b"IDAT"]
+    np.testing.assert_array_equal(read_png(content), pixels)
+
+
 # Several modalities at once.
 
 
@@ -314,3 +331,30 @@ def test_a_file_of_another_photo_with_a_name_that_meets_is_not_replaced(onnx_che
     refused = predict_files([paths[1]], output_dir=out, config=three)  # the uncertainty of depth has the same name
     assert "x_normals_uncertainty.npy is there already" in refused.failed[0][1]
     assert (out / "x_normals_uncertainty.npy").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("output", "stated"),
+    [
+        ({"normal_frame": "rub"}, None),
+        ({"normal_frame": "lub"}, "normals_lub"),
+        ({"normal_frame": "opencv", "format": ("png",)}, "normals_opencv"),
+        ({"green": "dx", "format": ("png",)}, "normals with green down"),
+        ({"green": "dx"}, None),  # of pictures alone
+    ],
+)
+def test_saved_maps_that_state_another_frame_are_not_scored(
+    output: dict[str, Any], stated: str | None, onnx_checkpoint: Path, tmp_path: Path
+) -> None:
+    with (tmp_path / "x.png").open("wb") as file:
+        save_png(file, make_photo(24, 32), {})
+    config = PredictConfig(checkpoint=onnx_checkpoint, processing_resolution=64, modality=("normals",))
+    predict_files([tmp_path / "x.png"], output_dir=tmp_path / "out", config=config, output=OutputConfig(**output))
+    saved = SavedPredictions(tmp_path / "out", None, NORMALS)
+    if stated is None:
+        assert saved.read("x")["normals"].shape == (24, 32, 3)
+        return
+    with pytest.raises(DataError, match=f"the manifest says that it holds {stated}, not normals"):
+        saved.read("x")
+    if stated in NORMALS.spaces:
+        assert SavedPredictions(tmp_path / "out", stated, NORMALS).read("x")["normals"].shape == (24, 32, 3)

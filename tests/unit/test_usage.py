@@ -25,7 +25,7 @@ PREDICT = ("predict", "a.jpg", "-o", "out")
 CASES = [
     (
         (*PREDICT, "--ensemble", "3"),
-        "--ensemble; did you mean --ensemble-reduction or --ensemble-size or --ensemble-t",
+        "--ensemble; did you mean --ensemble-mirror or --ensemble-reduction or --ensemble-size",
     ),
     (
         (*PREDICT, "--processing-res", "768"),
@@ -204,6 +204,30 @@ def test_help_of_predict_fits_a_screen_and_help_all_has_every_setting(
     assert [flag for flag in flags if not re.search(rf"{flag}\b", whole)] == []
     assert 6 <= sum(bool(re.search(rf"{flag}\b", brief)) for flag in flags) <= 10
     assert "--help-all" in brief and "--config" in brief
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("--modality normals a.jpg -o out", ("normals",)),
+        ("--modality depth normals a.jpg -o out", ("depth", "normals")),
+        ("a.jpg -o out --modality depth --modality normals", ("depth", "normals")),
+        ("-o out --modality=depth normals a.jpg", ("depth", "normals")),
+        ("a.jpg -o out", ()),
+    ],
+)
+def test_names_of_modalities_end_where_photos_begin(words: str, wanted: tuple[str, ...]) -> None:
+    command = cli.parse(["predict", *words.split()])
+    assert isinstance(command, Predict)
+    assert command.config.modality == wanted and command.inputs == (Path("a.jpg"),)
+
+
+def test_modalities_of_the_command_line_replace_those_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('modality = ["depth"]\n')
+    words = ["predict", "a.jpg", "-o", "out", "--config", str(path)]
+    assert cli.parse(words).config.modality == ("depth",)  # pyright: ignore
+    assert cli.parse([*words, "--modality", "normals"]).config.modality == ("normals",)  # pyright: ignore
 
 
 def test_settings_come_from_a_file_and_flags_go_before_it(tmp_path: Path) -> None:

@@ -130,6 +130,7 @@ def parse(argv: Sequence[str]) -> Command:
         argv = argv[1:]  # a subcommand of evaluate's would cost its plain form, `evaluate --benchmark DIR`
     check_moved(argv)
     _refuse_empty(argv)
+    argv = _one_modality_each(argv)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed), unwrapped(argv):
@@ -146,6 +147,23 @@ def parse(argv: Sequence[str]) -> Command:
                 raise error from None
             error = error.__cause__ or error.__context__
         raise InvalidValueError(wrong_usage(printed.getvalue(), argv, commands_of(Command))) from None
+
+
+def _one_modality_each(argv: Sequence[str]) -> list[str]:
+    """`--modality A B` as `--modality A --modality B`: names end where other words begin, such as a photo's."""
+    if not any(word.split("=")[0] == "--modality" for word in argv):
+        return list(argv)
+    from openmarigold.modalities import MODALITIES
+
+    words: list[str] = []
+    follows = False  # whether a name here would be one more value
+    for word in argv:
+        if follows and word in MODALITIES:
+            words += ["--modality", word]
+            continue
+        follows = word.startswith("--modality=") or words[-1:] == ["--modality"]
+        words.append(word)
+    return words
 
 
 def _refuse_empty(argv: Sequence[str]) -> None:

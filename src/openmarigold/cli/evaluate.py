@@ -52,7 +52,7 @@ class Evaluate:
     and floor and wall."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print all metrics, per kind and per image, as JSON."""
-    config: tyro.conf.OmitArgPrefixes[PredictConfig] = field(default_factory=PredictConfig)
+    config: tyro.conf.UseAppendAction[tyro.conf.OmitArgPrefixes[PredictConfig]] = field(default_factory=PredictConfig)
 
 
 def run_evaluate(command: Evaluate) -> int:

@@ -7,7 +7,7 @@ import difflib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -24,8 +24,8 @@ class Predict:
     """Predict depth or normals of photos. `--help-all` lists the rare settings too.
 
     For each photo: STEM_depth.npy (float32, 0 near to 1 far), STEM_depth.png (16 bits), STEM_depth_colored.png (near is
-    red), and STEM_uncertainty.npy where ensemble-size is above 1; of normals the same. A run that was interrupted goes
-    on where it was. Exit status: 0 all done, 1 some photos failed, 2 an error, 130 interrupted.
+    red); where ensemble-size is above 1 STEM_uncertainty.npy; of normals the same. An interrupted run goes on where it
+    was. Exit status: 0 all done, 1 some photos failed, 2 an error, 130 interrupted.
     """
 
     inputs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="INPUT...", help_behavior_hint="")]
@@ -39,7 +39,7 @@ class Predict:
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print what was done as JSON."""
     output: tyro.conf.OmitArgPrefixes[tyro.conf.FlagCreatePairsOff[OutputConfig]] = field(default_factory=OutputConfig)
-    config: tyro.conf.OmitArgPrefixes[PredictConfig] = field(default_factory=PredictConfig)
+    config: tyro.conf.UseAppendAction[tyro.conf.OmitArgPrefixes[PredictConfig]] = field(default_factory=PredictConfig)
 
 
 # What `predict --help` shows; `--help-all` shows the rest.
@@ -75,6 +75,8 @@ def parse_predict(argv: Sequence[str], prog: str) -> Predict | None:
     if len(paths) > 1:
         raise InvalidValueError(f"--config is given {len(paths)} times; give one file")
     config, output = _read_settings(Path(paths[0]))
+    if _values_of(words, "--modality"):  # whose values are added to those that are there
+        config = replace(config, modality=())
     hints = get_type_hints(Predict, include_extras=True)
     given = {name: hints[name] for name in ("config", "output")}
     found = tyro.cli(_varied(Predict, given, {"config": config, "output": output}), args=words, prog=prog)
@@ -122,7 +124,7 @@ def _brief(command: type, shown: frozenset[str] | None = None) -> type:
     hints = get_type_hints(command, include_extras=True)
     if shown is None:
         parts = {name: _brief(kind, _COMMON) for name, kind in (("config", PredictConfig), ("output", OutputConfig))}
-        rare = {name: tyro.conf.OmitArgPrefixes[part] for name, part in parts.items()}
+        rare = {name: tyro.conf.UseAppendAction[tyro.conf.OmitArgPrefixes[part]] for name, part in parts.items()}
         return _varied(command, rare, {name: part() for name, part in parts.items()})
     rare = {setting.name: setting.default for setting in fields(command) if setting.name not in shown}
     return _varied(command, {name: tyro.conf.Suppress[hints[name]] for name in rare}, rare, text=" ")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,6 +21,7 @@ from openmarigold.modalities import DEPTH
 from openmarigold.modalities.modality import MapKind, Modality
 from openmarigold.modalities.protocol import Maps, PredictionSpace
 from openmarigold.predictor import Predictor
+from openmarigold.results.manifest import Manifest
 
 
 @runtime_checkable
@@ -93,11 +95,15 @@ class SavedPredictions:
         """The maps of an image.
 
         Raises:
-            DataError: one is missing or damaged, or does not have the channels of the map.
+            DataError: one is missing or damaged, does not have the channels of the map, or states another space.
             MissingExtraError: an EXR file without OpenEXR.
         """
         found = self.find(name)
         for path in found.values():
+            stated = self.modality.stated_space(self._records.get(path) or {}, path.suffix)
+            if stated not in (None, self.invariance):
+                accepted = f"give invariance {stated}" if stated in self.modality.spaces else "predict them again"
+                raise DataError(f"{path}: the manifest says that it holds {stated}, not {self.invariance}; {accepted}")
             if path.suffix == ".png" and self.invariance not in self.modality.picture_spaces:
                 raise DataError(
                     f"{path}: a PNG has no unit and no zero; give {self.invariance} predictions as npy or exr"
@@ -110,6 +116,16 @@ class SavedPredictions:
         for path in self.find(name).values():
             digest.update(path.read_bytes())
         return digest.hexdigest()
+
+    @cached_property
+    def _records(self) -> dict[Path, dict[str, Any]]:
+        """What the manifest of `predict` states about its files, if there is one."""
+        records = {}
+        for line in Manifest(self.directory).lines():
+            folder = (self.directory / line["result"]).parent
+            if isinstance(line.get("provenance"), dict):
+                records |= {folder / name: line["provenance"] for name in line.get("outputs", ())}
+        return records
 
     def _find(self, name: str, kind: MapKind) -> Path:
         for stem in _stems(name, kind, is_alone=len(self.modality.maps) == 1):

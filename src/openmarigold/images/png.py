@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 # A quarter of the time of Pillow's 6, for a sixth more bytes: writing must keep up with predicting.
 _COMPRESSION = 1
+_HEADER_BYTES = 33  # signature and IHDR
 
 
 def save_png(file: BinaryIO, pixels: Shaped[np.ndarray, "h w *c"], texts: Mapping[str, str]) -> None:
@@ -56,10 +57,20 @@ def _save_deep_colors(file: BinaryIO, pixels: Shaped[np.ndarray, "h w 3"], texts
     height, width = pixels.shape[:2]
     settings: dict[str, Any] = {"greyscale": False, "bitdepth": 16, "compression": _COMPRESSION}
     writer = png.Writer(width=width, height=height, **settings)
-    whole = io.BytesIO()
-    big_endian = pixels.dtype.newbyteorder(">")
-    writer.write_packed(whole, (row.astype(big_endian).tobytes() for row in pixels))
-    whole.seek(0)
-    header, *rest = png.Reader(file=whole).chunks()
     words = [(b"tEXt", name.encode("latin-1") + b"\0" + text.encode("latin-1")) for name, text in texts.items()]
-    png.write_chunks(file, [header, *words, *rest])
+    big_endian = pixels.dtype.newbyteorder(">")
+    rows = (row.astype(big_endian).tobytes() for row in pixels)
+    writer.write_packed(_Inserting(file, lambda: [png.write_chunk(file, *word) for word in words]), rows)
+
+
+class _Inserting:
+    """A file that something else is written to after the header of a PNG: compressed pixels need no copy."""
+
+    def __init__(self, file: BinaryIO, insert: Callable[[], object]) -> None:
+        self.file, self.insert, self.place = file, insert, 0
+
+    def write(self, content: bytes) -> None:
+        self.file.write(content)
+        self.place += len(content)
+        if self.place == _HEADER_BYTES:
+            self.insert()

@@ -135,6 +135,9 @@ class Modality:
     """What predictions may be known up to; the first one where nothing is stated."""
     prediction_space: Callable[[str], PredictionSpace]
     """The space of a checkpoint's predictions, from its invariance."""
+    stated_space: Callable[[Mapping[str, Any], str], PredictionSpace | None] = lambda record, suffix: None
+    """The space that the provenance record of a result file (with a suffix such as ".png") states; None where it states
+    none. One that is not among `spaces` cannot be scored."""
     picture_spaces: frozenset[PredictionSpace] = frozenset()
     """Spaces that need no unit and no zero, so that saved 16-bit pictures of a map can be scored."""
     baselines: Mapping[str, Baseline] = field(default_factory=dict)

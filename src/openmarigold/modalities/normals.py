@@ -109,11 +109,14 @@ def texture(normals: Float[np.ndarray, "h w 3"], *, green: str = "gl") -> UInt8[
     return picture
 
 
-def to_uint16(normals: Float[np.ndarray, "h w 3"], *, green: str = "gl") -> UInt16[np.ndarray, "h w 3"]:
-    """Components from -1 to 1 as 0 to 65535, rounded; with `green` "dx" the second one is negated."""
+def to_uint16(
+    normals: Float[np.ndarray, "h w 3"], *, green: str = "gl", frame: str = "rub"
+) -> UInt16[np.ndarray, "h w 3"]:
+    """Components in a frame, from -1 to 1, as 0 to 65535, rounded; with `green` "dx" the second one is negated."""
     levels = np.empty(normals.shape, dtype=np.uint16)
     for top in range(0, len(levels), _STRIP_ROWS):
-        levels[top : top + _STRIP_ROWS] = _levels(normals[top : top + _STRIP_ROWS], 65535, green)
+        strip = convert_frame(normals[top : top + _STRIP_ROWS], "rub", frame, axis=-1)
+        levels[top : top + _STRIP_ROWS] = _levels(strip, 65535, green)
     return levels
 
 
@@ -170,6 +173,13 @@ def panels(sample: BenchmarkSample, maps: Maps, step: int) -> dict[str, UInt8[np
 
 def _exported(maps: Maps, output: OutputConfig) -> Maps:
     return {**maps, "normals": convert_frame(maps["normals"], "rub", output.normal_frame, axis=-1)}
+
+
+def _stated_space(record: Mapping[str, Any], suffix: str) -> str | None:
+    frames: dict[object, str] = dict(zip(get_args(NormalFrame), normals_scores.SPACES, strict=True))
+    frame = record.get("normal_frame")
+    space = frames.get(frame) if isinstance(frame, str) else None
+    return f"{space} with green down" if space and suffix == ".png" and record.get("green") == "dx" else space
 
 
 def _check_output(output: OutputConfig) -> None:
@@ -240,7 +250,7 @@ _RUB = Modality(
         Picture(
             suffix="_normals.png",
             content="(normals + 1) x 32767.5, in normal_frame, y negated if green is dx",
-            make=lambda maps, output: to_uint16(_exported(maps, output)["normals"], green=output.green),
+            make=lambda maps, output: to_uint16(maps["normals"], green=output.green, frame=output.normal_frame),
             wanted=lambda output: "png" in output.format,
         ),
         Picture(
@@ -265,6 +275,7 @@ _RUB = Modality(
     headline_metrics=normals_scores.HEADLINE_METRICS,
     spaces=normals_scores.SPACES,
     prediction_space=lambda invariance: normals_scores.SPACES[0],
+    stated_space=_stated_space,
     picture_spaces=frozenset(normals_scores.SPACES),
     baselines=normals_scores.BASELINES,
     panels=panels,

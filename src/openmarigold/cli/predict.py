@@ -33,9 +33,9 @@ class Predict:
     output_dir: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
     """Folder of the results; made where it is missing."""
     config_file: Annotated[Path | None, tyro.conf.arg(name="config", metavar="FILE")] = None
-    """TOML file with settings, such as ensemble_size = 10; flags override it."""
+    """TOML file with settings (ensemble_size = 10); flags override it."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Predict again what is done already; otherwise photos with results of the same settings are skipped."""
+    """Predict again what is done with the same settings."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print what was done as JSON."""
     output: tyro.conf.OmitArgPrefixes[tyro.conf.FlagCreatePairsOff[OutputConfig]] = field(default_factory=OutputConfig)

@@ -44,7 +44,7 @@ class ModelOptions(TypedDict, total=False):
     tiny_vae: str | Path | None
     tiny_vae_for: TinyVaeUse
     compile: CompileMode
-    modality: tuple[str, ...] | str
+    modality: tuple[str, ...] | str | None
 
 
 class CallOptions(TypedDict, total=False):
@@ -187,7 +187,7 @@ class CallConfig:
         check_choice("final_step", self.final_step, (None, *get_args(FinalStep)))
         check_choice("start_noise", self.start_noise, (None, *get_args(StartNoise)))
         check_choice("timestep_spacing", self.timestep_spacing, (None, *get_args(TimestepSpacing)))
-        if self.fov is not None and not 1 <= self.fov <= 170:
+        if self.fov is not None and (not isinstance(self.fov, (int, float)) or not 1 <= self.fov <= 170):
             raise InvalidValueError(
                 f"fov={self.fov!r} is not accepted; give degrees from 1 to 170, along the photo's longer side"
             )

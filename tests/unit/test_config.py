@@ -49,6 +49,8 @@ def test_accepts(settings: dict[str, Any]) -> None:
         ({"seed": -1}, "seed=-1"),
         ({"tiny_vae": ""}, "tiny_vae='' is not accepted; give a folder or a hub id"),
         ({"tiny_vae_for": "both"}, "tiny_vae_for='both' has no effect without tiny_vae"),
+        ({"fov": 0.5}, "fov=0.5 is not accepted; give degrees from 1 to 170"),
+        ({"fov": 171.0}, "fov=171.0 is not accepted"),
         ({"device": "tpu"}, "device='tpu' is not known; use auto, cpu"),
     ],
 )
@@ -153,7 +155,7 @@ def test_every_setting_of_a_model_reaches_what_it_is_for(
 def test_keywords_are_those_of_the_settings(config: type, options: type) -> None:
     settings = {field.name: field.type for field in fields(config) if field.name != "checkpoint"}
     if "modality" in settings:
-        settings["modality"] = "tuple[str, ...] | str"  # one may be given by its name
+        settings["modality"] = "tuple[str, ...] | str | None"  # one may be given by its name
     assert settings == options.__annotations__ or settings == {
         name: value.__forward_arg__ for name, value in options.__annotations__.items()
     }

@@ -70,7 +70,7 @@ class Predictor:
             InvalidValueError: the device is not available, or the engine cannot run this checkpoint in this precision.
             MissingExtraError: the engine is not installed, or a hub id without the extra `torch`.
         """
-        modality = options.pop("modality", ())
+        modality = options.pop("modality", None) or ()
         config = ModelConfig(checkpoint=checkpoint, **options)  # pyright: ignore[reportArgumentType]
         return cls.from_config(replace(config, modality=(modality,) if isinstance(modality, str) else modality))
 

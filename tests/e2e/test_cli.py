@@ -280,7 +280,10 @@ def test_unknown_recipe_key(tmp_path: Path) -> None:
 
 def test_usage_errors(tmp_path: Path) -> None:
     result = openmarigold("predict", "a.jpg", "--output-dir", tmp_path, "--ensemble", 3)
-    assert_one_error_line(result, "Unrecognized options: --ensemble; did you mean --ensemble-size")
+    assert_one_error_line(
+        result,
+        "Unrecognized options: --ensemble; did you mean --ensemble-mirror or --ensemble-reduction or --ensemble-size",
+    )
     assert_one_error_line(openmarigold(), "Expected one of {predict, inspect")
 
 

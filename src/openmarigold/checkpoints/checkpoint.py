@@ -117,8 +117,9 @@ class Checkpoint:
         return config.ensemble_size > 1 and (self.default_ensemble_mirror if asked is None else asked)
 
     def noise_scale(self, config: CallConfig) -> float:
-        """Standard deviation of the noise that members start from."""
-        return self.ensemble_noise_scale if config.ensemble_size > 1 else 1.0
+        """Standard deviation of the noise that members start from, if they start from noise."""
+        gaussian = (config.start_noise or self.default_ensemble_start_noise) == "gaussian"
+        return self.ensemble_noise_scale if config.ensemble_size > 1 and gaussian else 1.0
 
     def facts_of_call(self, config: CallConfig) -> dict[str, Any]:
         """What results state about how maps are merged, derived and completed; nothing where all are as usual."""

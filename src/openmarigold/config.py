@@ -187,10 +187,8 @@ class CallConfig:
         check_choice("final_step", self.final_step, (None, *get_args(FinalStep)))
         check_choice("start_noise", self.start_noise, (None, *get_args(StartNoise)))
         check_choice("timestep_spacing", self.timestep_spacing, (None, *get_args(TimestepSpacing)))
-        if self.fov is not None and (not isinstance(self.fov, (int, float)) or not 1 <= self.fov <= 170):
-            raise InvalidValueError(
-                f"fov={self.fov!r} is not accepted; give degrees from 1 to 170, along the photo's longer side"
-            )
+        if self.fov is not None:
+            check_fov(self.fov)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,6 +279,12 @@ def check_processing_resolution(value: object) -> None:
             f"processing_resolution={value} is not a multiple of {LATENT_FACTOR}; try {nearest}, or 0 for the photo's "
             "own size"
         )
+
+
+def check_fov(fov: object) -> None:
+    """Accepts a field of view [deg] of a pinhole camera."""
+    if not isinstance(fov, (int, float)) or not 1 <= fov <= 170:
+        raise InvalidValueError(f"fov={fov!r} is not accepted; give degrees from 1 to 170, along the longer side")
 
 
 def _check_count(name: str, value: object, *, maximum: int | None = None) -> None:

@@ -13,7 +13,7 @@ from typing import get_args
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Shaped
 
-from openmarigold.config import NormalFrame
+from openmarigold.config import NormalFrame, check_fov
 from openmarigold.errors import InvalidValueError
 
 NORMAL_FRAMES: tuple[NormalFrame, ...] = get_args(NormalFrame)
@@ -81,9 +81,13 @@ def angles_between(
 def focal_length(size: tuple[int, int], fov: float) -> float:
     """Focal length [px] of a picture of `size` (height, width) with a field of view [deg] along its longer side.
 
+    Raises:
+        InvalidValueError: a field of view outside 1 to 170.
+
     >>> round(focal_length((480, 640), 90.0), 6)
     320.0
     """
+    check_fov(fov)
     return max(size) / 2 / math.tan(math.radians(fov) / 2)
 
 
@@ -123,13 +127,8 @@ def normals_from_depth(
         InvalidValueError: a map of fewer than 3x3 pixels, a focal length that is not above 0, or another support.
     """
     height, width = depth.shape
-    if height < 3 or width < 3:
-        raise InvalidValueError(f"normals need a depth map of 3x3 pixels or more; this one has {height}x{width}")
-    if support and not (support % 2 and 3 <= support <= _MAX_SUPPORT):
-        raise InvalidValueError(f"support={support} is not accepted; give 0 or an odd number of 3 to {_MAX_SUPPORT}")
     fx, fy = (focal, focal) if isinstance(focal, (int, float)) else focal
-    if not (fx > 0 and fy > 0):
-        raise InvalidValueError(f"focal={focal!r} is not accepted; give pixels, above 0")
+    _check_arguments(depth.shape, (fx, fy), support)
     x0, y0 = center or ((width - 1) / 2, (height - 1) / 2)
     known = np.isfinite(depth) & (depth > 0)
     if valid_mask is not None:
@@ -154,6 +153,15 @@ def normals_from_depth(
     with np.errstate(invalid="ignore"):
         smooth = rough < largest * disparity
     return normals, usable & smooth
+
+
+def _check_arguments(size: tuple[int, int], focal: tuple[float, float], support: int) -> None:
+    if min(size) < 3:
+        raise InvalidValueError(f"normals need a depth map of 3x3 pixels or more; this one has {size[0]}x{size[1]}")
+    if support and not (support % 2 and 3 <= support <= _MAX_SUPPORT):
+        raise InvalidValueError(f"support={support} is not accepted; give 0 or an odd number of 3 to {_MAX_SUPPORT}")
+    if not (focal[0] > 0 and focal[1] > 0):
+        raise InvalidValueError(f"focal={focal!r} is not accepted; give pixels, above 0")
 
 
 def _slope(values: Float[np.ndarray, "h w"]) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:

@@ -236,7 +236,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is the source; choose another folder"):
         add_normals(source, source)
     for settings, message in (
-        ({"fov": 0.0}, "fov=0 is not accepted"),
+        ({"fov": 0.0}, "fov=0.0 is not accepted; give degrees from 1 to 170"),
         ({"support": 6}, "support=6 is not accepted"),
         ({"min_valid": 2.0}, "min_valid=2.0 must be in"),
         ({"workers": 0}, "workers=0 must be at least 1"),

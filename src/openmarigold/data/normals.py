@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from openmarigold.config import check_fov
 from openmarigold.data.encodings import MapEncoding
 from openmarigold.data.preparation import Prepared
 from openmarigold.data.shard_writer import NewSample, Rejection, ShardWriter
@@ -59,13 +60,7 @@ def add_normals(
         InvalidValueError: a setting that is not accepted.
         OutputError: the destination cannot be written.
     """
-    if workers < 1:
-        raise InvalidValueError(f"workers={workers} must be at least 1")
-    if fov is not None and not 1 <= fov <= 170:
-        raise InvalidValueError(f"fov={fov:g} is not accepted; give 1 to 170 degrees")
-    if not 0 <= min_valid <= 1:
-        raise InvalidValueError(f"min_valid={min_valid} must be in [0, 1]")
-    normals_from_depth(np.ones((3, 3), np.float32), focal=1.0, support=support)  # checks it before the first sample
+    _check_settings(fov=fov, support=support, min_valid=min_valid, workers=workers)
     data = ShardedDataset(source)
     if _DEPTH not in data.encodings or _NORMALS in data.encodings:
         raise DataError(
@@ -95,6 +90,16 @@ def add_normals(
     write_meta(destination)
     data.close()
     return Prepared(manifest=manifest, num_shards_kept=num_shards - len(todo))
+
+
+def _check_settings(*, fov: float | None, support: int, min_valid: float, workers: int) -> None:
+    if workers < 1:
+        raise InvalidValueError(f"workers={workers} must be at least 1")
+    if fov is not None:
+        check_fov(fov)
+    if not 0 <= min_valid <= 1:
+        raise InvalidValueError(f"min_valid={min_valid} must be in [0, 1]")
+    normals_from_depth(np.ones((3, 3), np.float32), focal=1.0, support=support)  # checks it before the first sample
 
 
 @dataclass(frozen=True)

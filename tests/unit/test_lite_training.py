@@ -19,10 +19,10 @@ from openmarigold.networks.backbone import decode_from_latent, load_image_encode
 from openmarigold.networks.image_encoder import EfficientNetLiteEncoder, published_weights
 from openmarigold.training import dry_run, train
 from openmarigold.training.lite.autoencoder import keep_output_exact
-from openmarigold.training.lite.depth import start_encoder
 from openmarigold.training.lite.loss import aligned, farness, pair_loss, point_loss
 from openmarigold.training.lite.recipes import ImageEncoderConfig, ViewConfig
 from openmarigold.training.lite.samples import Samples, cut_depth, draw_views, make_views
+from openmarigold.training.lite.task import start_encoder
 from openmarigold.training.recipe import parse_recipe, read_recipe, to_table
 from openmarigold.training.settings import DataConfig
 from openmarigold.training.views import Mixture

@@ -138,7 +138,7 @@ def make_task(recipe: Recipe, places: TrainingPaths, *, cache_dir: Path | None, 
 
         return LogAutoencoderTask(recipe, data_dir=data_dir, accelerator=accelerator)
     if isinstance(recipe, LiteRecipe):
-        from openmarigold.training.lite.depth import LiteTask
+        from openmarigold.training.lite.task import LiteTask
 
         return LiteTask(recipe, data_dir=data_dir, accelerator=accelerator)
     if isinstance(recipe, GeneratorRecipe):

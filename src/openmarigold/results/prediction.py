@@ -20,19 +20,22 @@ from openmarigold.results.writers import write_prediction
 class Prediction:
     """The maps of one photo, at the photo's size.
 
-    A map is also an attribute: `prediction.depth` is `prediction.maps["depth"]`. Depth is in [0, 1], nearer is smaller.
-    True depth follows from the checkpoint's invariance: "affine" (every published one): `scale * depth + shift`, near
-    plane 0, far plane 1; "scale": `scale * depth`; "absolute": a fixed multiple of `depth`, which the checkpoint's
-    authors state.
+    A map is also an attribute: `prediction.depth` is `prediction.maps["depth"]`. Normals are unit vectors, x right, y
+    up, z backward (docs/normals.md); the spaces of intrinsic images stand in docs/intrinsics.md. Depth is in [0, 1],
+    nearer is smaller. True depth follows from the checkpoint's invariance: "affine" (every published one):
+    `scale * depth + shift`, near plane 0, far plane 1; "scale": `scale * depth`; "absolute": a fixed multiple of
+    `depth`, which the checkpoint's authors state.
     """
 
     maps: dict[str, np.ndarray]
     """float32 by name: `[h w]` of one channel, `[h w c]` of more."""
     uncertainties: dict[str, np.ndarray] = field(default_factory=dict)
     """float32 `[h w]` by name; empty for a single member. For depth "uncertainty": the median absolute deviation over
-    the aligned members, in units of `depth`."""
+    the aligned members, in units of `depth`; for normals "normals_uncertainty": the mean angle [deg] between members
+    and their mean direction."""
     latent: Float32[np.ndarray, "n C h w"] | None = None
-    """The denoised latents of the members, as the decoder got them."""
+    """The denoised latents of the members, as the decoder got them; those of members that saw the mirrored photo are
+    mirrored."""
     settings: dict[str, Any] = field(default_factory=dict)
     """The resolved settings: checkpoint, invariance, num_inference_steps, ensemble_size, num_members (of which the
     maps were made; fewer than ensemble_size where ensemble_tolerance stopped), processing_resolution, seed,

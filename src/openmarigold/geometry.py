@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cameras and surfaces: focal length and field of view, directions of normals, normals from depth.
+"""Surfaces: directions of normals, normals from depth.
 
 Normals are unit vectors in camera axes and point out of the surface, towards the viewer's side. Inside the package
 their frame is "rub": x right, y up, z backward, so that a wall that faces the camera is (0, 0, 1).
@@ -7,13 +7,12 @@ their frame is "rub": x right, y up, z backward, so that a wall that faces the c
 
 from __future__ import annotations
 
-import math
 from typing import get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Shaped
 
-from openmarigold.config import NormalFrame, check_fov
+from openmarigold.config import NormalFrame
 from openmarigold.errors import InvalidValueError
 
 NORMAL_FRAMES: tuple[NormalFrame, ...] = get_args(NormalFrame)
@@ -21,8 +20,6 @@ NORMAL_FRAMES: tuple[NormalFrame, ...] = get_args(NormalFrame)
 down, forward (OpenCV, MoGe, Metric3D)."""
 MIN_LENGTH = 1e-6
 """Of a vector that has a direction."""
-ASSUMED_FOV = 55.0
-"""Along the longer side [deg], where nothing is known about the camera."""
 
 _SIGNS: dict[str, tuple[float, float, float]] = {"rub": (1, 1, 1), "lub": (-1, 1, 1), "opencv": (1, -1, -1)}
 _OCCLUSION = 0.02  # second difference of disparity, relative to disparity, that no smooth surface shows
@@ -76,19 +73,6 @@ def angles_between(
     apart = np.sqrt(np.sum(np.square(first - second), axis=axis))
     along = np.sqrt(np.sum(np.square(first + second), axis=axis))
     return np.degrees(2 * np.arctan2(apart, along))
-
-
-def focal_length(size: tuple[int, int], fov: float) -> float:
-    """Focal length [px] of a picture of `size` (height, width) with a field of view [deg] along its longer side.
-
-    Raises:
-        InvalidValueError: a field of view outside 1 to 170.
-
-    >>> round(focal_length((480, 640), 90.0), 6)
-    320.0
-    """
-    check_fov(fov)
-    return max(size) / 2 / math.tan(math.radians(fov) / 2)
 
 
 def normals_from_depth(

@@ -14,6 +14,7 @@ import numpy as np
 import png
 import pytest
 
+from openmarigold.camera import Camera
 from openmarigold.checkpoints.checkpoint import read_checkpoint
 from openmarigold.checkpoints.configured import read_configured
 from openmarigold.config import CallConfig, ModelConfig, OutputConfig, PredictConfig
@@ -23,7 +24,6 @@ from openmarigold.geometry import (
     NORMAL_FRAMES,
     angles_between,
     convert_frame,
-    focal_length,
     normals_from_depth,
     unit_vectors,
 )
@@ -214,14 +214,14 @@ def plane(normal: tuple[float, float, float], *, focal: float, size: tuple[int, 
 def test_normals_of_a_model_of_depth(invariance: str) -> None:
     """A decoded plane gives its normal, if the field of view is right and, for affine depth, the assumed shift."""
     wanted = unit_vectors(np.array((0.2, 0.7, 0.6)), axis=-1)
-    depth = plane((0.2, 0.7, 0.6), focal=focal_length((40, 56), 70.0))
+    depth = plane((0.2, 0.7, 0.6), focal=Camera.from_fov((40, 56), 70.0).fx)
     source = DEPTH if invariance == "affine" else LOG_DEPTH
     if invariance == "affine":
         near, far = depth.min(), depth.max()
         shown = (depth - near) / (far - near) * 2 - 1
         assumed = (far - near) * ASSUMED_SHIFT - near  # what is added to the true depth by assuming this shift
         depth = depth + assumed
-        exact, _ = normals_from_depth(depth, focal=focal_length((40, 56), 70.0))
+        exact, _ = normals_from_depth(depth, focal=Camera.from_fov((40, 56), 70.0).fx)
     else:
         shown = np.log(depth / depth.max()) / 2
         exact = np.broadcast_to(wanted, (40, 56, 3))
@@ -246,7 +246,7 @@ def test_a_depth_checkpoint_gives_normals(onnx_checkpoint: Path, tmp_path: Path)
     assert "55 degrees along the longer side (assumed)" in read_provenance(saved[1])["quantity"]
     depth = Predictor.load(onnx_checkpoint)(photo, processing_resolution=0).depth
     alone = predictor(photo, processing_resolution=0).normals
-    by_hand, _ = normals_from_depth(depth + ASSUMED_SHIFT, focal=focal_length((40, 56), 55.0))
+    by_hand, _ = normals_from_depth(depth + ASSUMED_SHIFT, focal=Camera.from_fov((40, 56), 55.0).fx)
     assert np.median(angles_between(alone, by_hand, axis=-1)) < 0.1
     with pytest.raises(InvalidValueError, match="ensemble_reduction='median' does not fit surface normals"):
         predictor(photo, ensemble_reduction="median")

@@ -54,8 +54,9 @@ def _print_table(comparison: Comparison) -> None:
         title=f"{comparison.num_images} images of {cell(comparison.benchmark)}, protocol {comparison.protocol}",
         caption=caption,
     )
-    for heading in ("metric", "a", "b", "b - a"):
-        table.add_column(heading, justify="left" if heading == "metric" else "right")
+    table.add_column("metric")
+    for heading in ("a", "b", "b - a"):
+        table.add_column(heading, justify="right")
     for drawn in next(iter(comparison.differences.values())).intervals:
         table.add_column(f"95 % over {drawn}", justify="right")
     table.add_column("better")

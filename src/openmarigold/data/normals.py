@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from openmarigold.camera import Camera
 from openmarigold.config import check_fov
 from openmarigold.data.encodings import MapEncoding
 from openmarigold.data.preparation import Prepared
@@ -19,7 +20,7 @@ from openmarigold.data.shards import ShardedDataset, decode_rgb
 from openmarigold.data.statistics import write_meta
 from openmarigold.data.units import run_units
 from openmarigold.errors import DataError, InvalidValueError
-from openmarigold.geometry import focal_length, normals_from_depth
+from openmarigold.geometry import normals_from_depth
 
 SUPPORT = 5
 """Side of the windows [px] to which planes are fitted: prepared depth is stored in steps."""
@@ -152,7 +153,7 @@ class _Task:
                 raise DataError(f"{key}: its intrinsics are not fx, fy, cx and cy [px]; prepare it again") from error
             focal, center = (fx, fy), (x - 0.5, y - 0.5)  # here the first pixel's center lies at (0, 0)
         elif self.fov is not None:
-            focal, center = focal_length(depth.shape, self.fov), None
+            focal, center = Camera.from_fov(depth.shape, self.fov).fx, None
             stated["assumed_fov"] = self.fov
         else:
             raise DataError(

@@ -7,10 +7,13 @@ from typing import Any
 from openmarigold.errors import InvalidValueError
 from openmarigold.modalities.depth import DEPTH
 from openmarigold.modalities.intrinsics import APPEARANCE, LIGHTING
+from openmarigold.modalities.metric import METRIC
 from openmarigold.modalities.modality import Modality
 from openmarigold.modalities.normals import NORMALS
 
-MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (DEPTH, NORMALS, APPEARANCE, LIGHTING)}
+MODALITIES: dict[str, Modality] = {
+    modality.name: modality for modality in (DEPTH, NORMALS, APPEARANCE, LIGHTING, METRIC)
+}
 
 
 def find_modality(name: str, space: str | None = None) -> Modality:

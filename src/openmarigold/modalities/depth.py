@@ -21,6 +21,9 @@ from openmarigold.modalities import depth_scores
 from openmarigold.modalities.colors import color_table, colorize, uncertainty_picture
 from openmarigold.modalities.modality import MapKind, Maps, Merged, Modality, Picture, Target
 
+METRIC_SPACE = "metric_log"
+"""What model_index.json states where decoded values are the logarithm of meters: `modalities.metric`."""
+
 _STRIP_ROWS = 256
 _SMALLEST_SHOWN = 1e-6
 _QUANTILE_ROWS = 1000  # the quantiles of colors are those of so many rows and columns
@@ -247,11 +250,12 @@ _LINEAR = Modality(
     picture_spaces=frozenset({"affine_depth", "disparity"}),
     baselines=depth_scores.BASELINES,
     space_of=_space_of,
+    claims=lambda index: index.get("space") != METRIC_SPACE,
     panels=depth_scores.panels,
 )
 
 
-def _colored_logs(depth: Float[np.ndarray, "h w"], color_map: str) -> np.ndarray:
+def colored_logs(depth: Float[np.ndarray, "h w"], color_map: str) -> np.ndarray:
     """Colors by the logarithm of depth, from its 1 % to its 99 % quantile: a far sky leaves colors for what is near."""
     height, width = depth.shape
     some = _logs(depth[:: max(1, height // _QUANTILE_ROWS), :: max(1, width // _QUANTILE_ROWS)])
@@ -275,12 +279,12 @@ LOG_DEPTH = replace(
     maps=(replace(_LINEAR.maps[0], unit="shares of the image's farthest depth"),),
     to_target=_to_log_target,
     from_decoded=lambda decoded: to_relative(decoded[:, 0]),
-    picture=lambda maps, color_map: _colored_logs(maps["depth"], color_map),
+    picture=lambda maps, color_map: colored_logs(maps["depth"], color_map),
     pictures=tuple(
         replace(
             picture,
             content="the logarithm of depth in colors",
-            make=lambda maps, output: _colored_logs(maps["depth"], output.color_map),
+            make=lambda maps, output: colored_logs(maps["depth"], output.color_map),
         )
         if picture.suffix == "_depth_colored.png"
         else picture

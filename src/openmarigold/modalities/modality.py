@@ -69,8 +69,8 @@ class Picture:
 
     suffix: str
     """The end of its name, such as `_depth.png`."""
-    content: str
-    """What it holds, for its provenance."""
+    content: str | Callable[[Maps], str]
+    """What it holds, for its provenance; where that depends on the values, a function of them."""
     make: Callable[[Maps, OutputConfig], np.ndarray]
     """The pixels, uint8 or uint16, from maps (or uncertainties)."""
     wanted: Callable[[OutputConfig], bool]

@@ -16,13 +16,12 @@ from typing import Any, get_args
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8, UInt16
 
+from openmarigold.camera import ASSUMED_FOV, Camera
 from openmarigold.config import CallConfig, NormalFrame, OutputConfig
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.geometry import (
-    ASSUMED_FOV,
     angles_between,
     convert_frame,
-    focal_length,
     mirror_normals,
     normals_from_depth,
     unit_vectors,
@@ -206,7 +205,7 @@ def _from_depth(source: Modality, invariance: str, config: CallConfig) -> Modali
     def from_decoded(decoded: Float[np.ndarray, "t k h w"]) -> Float[np.ndarray, "3 h w"]:
         depth = source.from_decoded(decoded)[0]
         depth = depth + ASSUMED_SHIFT if invariance == "affine" else np.maximum(depth, _SMALLEST_DEPTH)
-        normals, _ = normals_from_depth(depth, focal=focal_length(depth.shape, fov))
+        normals, _ = normals_from_depth(depth, focal=Camera.from_fov(depth.shape, fov).fx)
         return np.ascontiguousarray(np.moveaxis(normals, -1, 0))
 
     return replace(

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from openmarigold.camera import Camera
 from openmarigold.config import OutputConfig
 from openmarigold.modalities import DEPTH, find_modality
 from openmarigold.results.writers import write_prediction
@@ -45,6 +46,10 @@ class Prediction:
     """Name of what the model predicts."""
     space: str | None = None
     """Of the modality's variants, the one that the model predicts; None for the modality itself."""
+    camera: Camera | None = None
+    """Of the photo, in its pixels; `camera.source` says how it is known. None: `Camera.assumed` stands in."""
+    rgb: UInt8[np.ndarray, "h w 3"] | None = None
+    """The photo, for the colors of points; None where it was not kept."""
 
     def __getattr__(self, name: str) -> np.ndarray:
         maps = self.__dict__.get("maps", {})

@@ -118,8 +118,10 @@ def _writers(
 
     def png(picture: Picture) -> _Writer:
         def save(file: BinaryIO) -> None:
-            texts = {RECORD_NAME: to_json({**provenance, "content": picture.content})} if provenance else {}
-            pixels = picture.make(uncertainties if picture.of_uncertainty else maps, output)
+            shown = uncertainties if picture.of_uncertainty else maps
+            content = picture.content if isinstance(picture.content, str) else picture.content(shown)
+            texts = {RECORD_NAME: to_json({**provenance, "content": content})} if provenance else {}
+            pixels = picture.make(shown, output)
             save_png(file, pixels, texts)
 
         return _with_open_file(save)

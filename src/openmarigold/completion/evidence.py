@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known in meters, what a model gives, and what comes of both: the types of this room."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import Float, Float32, Float64, UInt8
+
+from openmarigold.camera import Camera
+
+FitSpace: TypeAlias = Literal["depth", "log", "disparity"]
+"""Where a fit is affine: meters = scale * d + shift; log(meters) = scale * log(d) + shift; 1 / meters = scale / d +
+shift."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparsePoints:
+    """Measured depth at some pixels of a photo."""
+
+    pixels: Float64[np.ndarray, "n 2"]
+    """x and y, pixel centers at whole numbers; they may lie between pixels."""
+    depth: Float64[np.ndarray, " n"]
+    """Planar [m], above 0."""
+    source: str = "given"
+    """Where they come from, for provenance."""
+    notes: tuple[str, ...] = ()
+    """What was left out or converted while they were read, one line each."""
+
+    def __len__(self) -> int:
+        return len(self.depth)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelativeDepth:
+    """What a model gives for a photo."""
+
+    depth: Float[np.ndarray, "h w"]
+    """Planar, near small; up to scale, or up to scale and shift."""
+    invariance: Literal["affine", "scale", "absolute"]
+    camera: Camera
+    rgb: UInt8[np.ndarray, "h w 3"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOutErrors:
+    """Errors at points that a fit did not see, each point left out in one of several folds."""
+
+    median_m: float
+    mean_m: float
+    """Robust against outliers among the points: see `leave_out.py`."""
+    relative_90: float
+    """90 % of the errors, divided by depth, are at most this."""
+    num_points: int
+    num_outliers: int
+    """Points that contradict the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completed:
+    """Metric depth of a photo."""
+
+    depth: Float32[np.ndarray, "h w"]
+    """Planar [m], above 0; NaN where nothing is known."""
+    method: str
+    """Such as "fit", "field" or "guided"."""
+    scale: float
+    shift: float
+    """Of the global fit, in `space`."""
+    space: FitSpace
+    errors: LeftOutErrors | None = None
+    """None where too little is known to leave anything out."""
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """What else provenance states, of plain types."""
+    notes: tuple[str, ...] = ()
+    """What people should know, one line each."""

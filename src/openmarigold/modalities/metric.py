@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metric depth: planar depth in meters, and its files.
+
+`openmarigold.completion` makes it from depth up to scale (and shift) and what is known; docs/metric.md. A checkpoint
+whose model_index.json states the space "metric_log" predicts it; none of the published family does.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from types import MappingProxyType
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8, UInt16
+
+from openmarigold.errors import DataError
+from openmarigold.modalities.depth import LOG_DEPTH, METRIC_SPACE, colored_logs
+from openmarigold.modalities.modality import MapKind, Maps, Merged, Picture, Target
+
+MILLIMETERS = 1000
+"""Steps per meter of a 16-bit picture, as RealSense, TUM and ScanNet have them within a factor; up to 65.5 m."""
+FAR_STEPS = 256
+"""Steps per meter where something is farther, as in KITTI; up to 256 m."""
+
+METRIC_MIDDLE = math.log(4.0)
+"""Of log depth [m]: what a normalized value of 0 stands for."""
+METRIC_HALF_RANGE = 3.0
+"""Of log depth: what 1 stands for. Targets span 0.2 to 80 m."""
+
+_STRIP_ROWS = 256
+_LARGEST = 65535
+
+
+def steps_per_meter(depth: Float[np.ndarray, "h w"]) -> int:
+    """How many steps of a 16-bit picture stand for a meter: `MILLIMETERS` where all depth fits, else `FAR_STEPS`."""
+    farthest = float(np.nanmax(depth, initial=0.0, where=np.isfinite(depth)))
+    return MILLIMETERS if farthest * MILLIMETERS <= _LARGEST else FAR_STEPS
+
+
+def to_uint16(depth: Float[np.ndarray, "h w"]) -> UInt16[np.ndarray, "h w"]:
+    """Meters as 16-bit steps, rounded, at least 1; 0 where depth is not known, 65535 where it is beyond the range."""
+    steps = steps_per_meter(depth)
+    out = np.zeros(depth.shape, dtype=np.uint16)
+    for top in range(0, len(out), _STRIP_ROWS):
+        strip = depth[top : top + _STRIP_ROWS].astype(np.float64)
+        known = np.isfinite(strip)
+        out[top : top + _STRIP_ROWS][known] = np.clip(np.rint(strip[known] * steps), 1, _LARGEST)
+    return out
+
+
+def _content(maps: Maps) -> str:
+    unit = "millimeters" if steps_per_meter(maps["depth"]) == MILLIMETERS else f"1/{FAR_STEPS} m"
+    return f"planar depth in {unit}, 0 is unknown"
+
+
+def _shown(depth: Float[np.ndarray, "h w"], color_map: str) -> UInt8[np.ndarray, "h w 3"]:
+    known = np.isfinite(depth)
+    farthest = float(depth.max(initial=0.0, where=known)) or 1.0
+    picture = colored_logs(np.where(known, depth / farthest, 1.0).astype(np.float32), color_map)
+    picture[~known] = 96
+    return picture
+
+
+def normalize_metric_depth(
+    depth: Float[np.ndarray, "h w"], valid_mask: Bool[np.ndarray, "h w"]
+) -> Float[np.ndarray, "h w"]:
+    """Training target in [-1, 1]: (log depth [m] - `METRIC_MIDDLE`) / `METRIC_HALF_RANGE`, clipped; invalid is far (1).
+
+    Raises:
+        DataError: no valid pixel, or a valid pixel that is not finite or not above 0.
+    """
+    known = depth[valid_mask]
+    if known.size == 0:
+        raise DataError("the depth map has no valid pixel; skip this sample")
+    if not (np.isfinite(known).all() and known.min() > 0):
+        raise DataError("valid pixels of the depth map are not finite or not above 0; mark them invalid")
+    logs = np.log(np.where(valid_mask, depth, 1.0).astype(np.float64))
+    values = np.clip((logs - METRIC_MIDDLE) / METRIC_HALF_RANGE, -1.0, 1.0)
+    return np.where(valid_mask, values, 1.0).astype(np.float32)
+
+
+def to_meters(norm_depth: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """The depth [m] of a normalized metric depth."""
+    return np.exp(METRIC_HALF_RANGE * norm_depth + METRIC_MIDDLE)
+
+
+def _to_target(maps: Maps, valid_mask: Bool[np.ndarray, "h w"], invalid: str) -> Target:
+    del invalid  # what is not known is far: stored values of it are no depth
+    span = math.exp(METRIC_MIDDLE - METRIC_HALF_RANGE), math.exp(METRIC_MIDDLE + METRIC_HALF_RANGE)
+    return Target(values=normalize_metric_depth(maps["depth"], valid_mask)[None, None], bounds=span)
+
+
+def _merge(members: Float[np.ndarray, "n 1 h w"], invariance: str, reduction: str) -> Merged:
+    """Members are in meters: they are merged as they are."""
+    del invariance
+    merged = np.median(members, axis=0) if reduction == "median" else members.mean(axis=0)
+    spread = np.median(np.abs(members - merged[None]), axis=0)
+    return Merged(stack=merged.astype(np.float32), uncertainty=spread.astype(np.float32))
+
+
+METRIC = replace(
+    LOG_DEPTH,
+    name="metric",
+    title="metric depth",
+    maps=(
+        MapKind(
+            name="depth",
+            channels=1,
+            range=(0.0, float("inf")),
+            unit="meters, planar",
+            space="linear",
+            exr_channels=("Z",),
+            exr_aliases=("Z", "depth", "depth.Z", "Depth", "Y", "R"),
+            file_name="metric",
+        ),
+    ),
+    uncertainties=("metric_uncertainty",),
+    to_target=_to_target,
+    from_decoded=lambda decoded: to_meters(decoded[:, 0]),
+    merge=_merge,
+    finish=lambda stack: stack,
+    picture=lambda maps, color_map: _shown(maps["depth"], color_map),
+    pictures=(
+        Picture(
+            suffix="_metric.png",
+            content=_content,
+            make=lambda maps, output: to_uint16(maps["depth"]),
+            wanted=lambda output: "png" in output.format,
+        ),
+        Picture(
+            suffix="_metric_colored.png",
+            content="the logarithm of depth in colors, gray where it is unknown",
+            make=lambda maps, output: _shown(maps["depth"], output.color_map),
+            wanted=lambda output: "png" in output.format,
+        ),
+    ),
+    quantities=MappingProxyType({"absolute": "planar depth (z) in meters"}),
+    prediction_space=lambda invariance: "metric",
+    claims=lambda index: index.get("space") == METRIC_SPACE,
+    index_facts=MappingProxyType({"scale_invariant": False, "shift_invariant": False, "space": METRIC_SPACE}),
+    space=METRIC_SPACE,
+    space_of=lambda index: index.get("space"),
+    picture_spaces=frozenset(),
+    variants=MappingProxyType({}),
+)

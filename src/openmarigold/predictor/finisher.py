@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -17,6 +17,7 @@ from openmarigold.predictor import Predictor
 from openmarigold.results.prediction import Prediction
 
 
+@runtime_checkable
 class Finisher(Protocol):
     """Makes another prediction of a photo from the model's own."""
 

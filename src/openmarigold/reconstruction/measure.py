@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float
@@ -12,6 +13,9 @@ from jaxtyping import Float
 from openmarigold.camera import Camera
 from openmarigold.errors import InvalidValueError
 from openmarigold.seeding import generator_for
+
+Pixel: TypeAlias = tuple[float | int, float | int]
+"""x and y, pixel centers at whole numbers."""
 
 _DRAWS = 4000
 _WITHIN_90 = 1.6449  # standard deviations of a normal distribution that hold 90 %
@@ -30,7 +34,7 @@ class Length:
     """The two points: x right, y down, z forward, in the unit of depth."""
 
 
-def depth_at(depth: Float[np.ndarray, "h w"], pixel: tuple[float, float]) -> float:
+def depth_at(depth: Float[np.ndarray, "h w"], pixel: Pixel) -> float:
     """Depth at a place (x, y), between pixels interpolated in 1/z, which is exact on planes.
 
     Neighbors without depth are left out; the interpolation does not cross them.
@@ -62,8 +66,8 @@ def depth_at(depth: Float[np.ndarray, "h w"], pixel: tuple[float, float]) -> flo
 def length_between(
     depth: Float[np.ndarray, "h w"],
     camera: Camera,
-    first: tuple[float, float],
-    second: tuple[float, float],
+    first: Pixel,
+    second: Pixel,
     *,
     relative_90: float | None = None,
 ) -> Length:

@@ -25,6 +25,8 @@ from openmarigold.cli.compare import Compare, run_compare
 from openmarigold.cli.data import Data, check_moved, run_data
 from openmarigold.cli.evaluate import Evaluate, run_evaluate
 from openmarigold.cli.inspect import Inspect, run_inspect
+from openmarigold.cli.measure import Measure, run_measure
+from openmarigold.cli.metric import Metric, run_metric
 from openmarigold.cli.predict import Predict, parse_predict, run_predict
 from openmarigold.cli.reproduce import Reproduce, run_reproduce
 from openmarigold.cli.terminal import EXIT_ERROR, EXIT_INTERRUPTED, brief_errors, say
@@ -35,6 +37,8 @@ from openmarigold.printing import quoted_logger
 
 Command: TypeAlias = (
     Annotated[Predict, tyro.conf.subcommand("predict")]
+    | Annotated[Metric, tyro.conf.subcommand("metric")]
+    | Annotated[Measure, tyro.conf.subcommand("measure")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
@@ -47,6 +51,8 @@ Command: TypeAlias = (
 _logger = quoted_logger(__name__)
 _RUN: dict[type, Callable[[Any], int]] = {
     Predict: run_predict,
+    Metric: run_metric,
+    Measure: run_measure,
     Inspect: run_inspect,
     Evaluate: run_evaluate,
     Compare: run_compare,

@@ -27,8 +27,9 @@ from openmarigold.cli.evaluate import Evaluate, run_evaluate
 from openmarigold.cli.inspect import Inspect, run_inspect
 from openmarigold.cli.measure import Measure, run_measure
 from openmarigold.cli.metric import Metric, run_metric
-from openmarigold.cli.predict import Predict, parse_predict, run_predict
+from openmarigold.cli.predict import Predict, run_predict
 from openmarigold.cli.reproduce import Reproduce, run_reproduce
+from openmarigold.cli.settings import parse_with_settings
 from openmarigold.cli.terminal import EXIT_ERROR, EXIT_INTERRUPTED, brief_errors, say
 from openmarigold.cli.train import Train, run_train
 from openmarigold.cli.usage import commands_of, unwrapped, wrong_usage
@@ -48,6 +49,7 @@ Command: TypeAlias = (
     | Annotated[CheckpointCommand, tyro.conf.subcommand("checkpoint")]
     | Annotated[BenchmarkCommand, tyro.conf.subcommand("benchmark")]
 )
+_WITH_SETTINGS: dict[str, type[Any]] = {"predict": Predict, "metric": Metric}
 _logger = quoted_logger(__name__)
 _RUN: dict[type, Callable[[Any], int]] = {
     Predict: run_predict,
@@ -140,7 +142,8 @@ def parse(argv: Sequence[str]) -> Command:
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed), unwrapped(argv):
-            if argv and argv[0] == "predict" and (command := parse_predict(argv[1:], "openmarigold predict")):
+            kind = _WITH_SETTINGS.get(argv[0]) if argv else None
+            if kind and (command := parse_with_settings(kind, argv[1:], f"openmarigold {argv[0]}")):
                 return command
             return tyro.cli(Command, args=list(argv), prog="openmarigold")
     except SystemExit as exit_request:

@@ -20,7 +20,7 @@ _MAX_SHOWN = 4  # photos whose fits are printed; those of all stand in the manif
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """Depth in meters, from photos and what is known about them.
+    """Depth in meters, from photos and what is known about them. `--help-all` lists the rare settings too.
 
     For each photo: STEM_metric.npy (float32, planar depth in meters), STEM_metric.png (16 bits, millimeters, or 1/256 m
     where something is beyond 65 m), STEM_metric_colored.png. Each file states camera, scale, shift and error. Needed is
@@ -31,6 +31,8 @@ class Metric:
     """Photos, and folders of photos."""
     output_dir: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
     """Folder of the results; made where it is missing."""
+    config_file: Annotated[Path | None, tyro.conf.arg(name="config", metavar="FILE")] = None
+    """TOML file with settings of the prediction; flags override it."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """Do again what is done with the same settings."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False

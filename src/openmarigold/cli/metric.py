@@ -114,6 +114,6 @@ def _print_fit(name: str, record: dict[str, Any]) -> None:
         return
     table = Table("method", "error at points left out [m]", title="each tenth of the points left out in turn")
     for row in record["compared"]:
-        value = row["mean_m"]
-        table.add_row(cell(row["method"]), "–" if value is None else f"{value:.4g}")
+        errors = row["left_out_errors"]
+        table.add_row(cell(row["method"]), row.get("note", "–") if errors is None else f"{errors['mean_m']:.4g}")
     Console(width=100).print(table)

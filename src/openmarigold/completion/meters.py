@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -13,7 +13,7 @@ from jaxtyping import Float, Float32
 from openmarigold.camera import Camera
 from openmarigold.completion.evidence import Completed, RelativeDepth, SparsePoints
 from openmarigold.completion.known import MethodName
-from openmarigold.completion.methods import compare, complete
+from openmarigold.completion.methods import Options, Row, compare, complete
 from openmarigold.errors import InvalidValueError
 from openmarigold.modalities.metric import METRIC
 from openmarigold.modalities.normals import ASSUMED_SHIFT
@@ -80,10 +80,11 @@ def to_meters(
     else:
         sparse = _joined(relative, known_depth, points, metric_map)
         notes += sparse.notes
-        if len(np.unique(sparse.pixels, axis=0)) == 1:  # one place gives no shift
-            relative = _with_shift(relative, prediction, notes)
-        found = complete(relative, sparse, method=method, predictor=predictor)
-        rows = [asdict(row) for row in compare(relative, sparse)]
+        options = Options()
+        if relative.invariance == "affine" and len(np.unique(sparse.pixels, axis=0)) == 1:  # one place gives no shift
+            options = Options(shift=_shift_of(prediction, notes))
+        found = complete(relative, sparse, method=method, options=options)
+        rows = [_compared(row) for row in compare(relative, sparse, options=options)]
     return _as_prediction(prediction, relative, found, [*notes, *found.notes], rows)
 
 
@@ -98,16 +99,26 @@ def _with_shift(relative: RelativeDepth, prediction: Prediction, notes: list[str
     """Depth up to scale alone: of affine depth with its shift, as it was estimated or as is assumed."""
     if relative.invariance != "affine":
         return relative
+    shift = _shift_of(prediction, notes)
+    return replace(relative, depth=relative.depth + np.float32(shift), invariance="scale")
+
+
+def _shift_of(prediction: Prediction, notes: list[str]) -> float:
+    """Of affine depth, as it was estimated or as is assumed."""
     stated = prediction.settings.get("shift")
-    shift = ASSUMED_SHIFT if stated is None else float(stated)
-    if stated is None:
-        notes.append(
-            f"the model's depth is known up to scale and shift, and what is known gives the scale alone; a shift of "
-            f"{shift:g} is assumed: two depths or --estimate-camera find it"
-        )
-    return RelativeDepth(
-        depth=relative.depth + np.float32(shift), invariance="scale", camera=relative.camera, rgb=relative.rgb
+    if stated is not None:
+        return float(stated)
+    notes.append(
+        "the model's depth is known up to scale and shift, and what is known gives the scale alone; a shift of "
+        f"{ASSUMED_SHIFT:g} is assumed: two depths or --estimate-camera find it"
     )
+    return ASSUMED_SHIFT
+
+
+def _compared(row: Row) -> dict[str, Any]:
+    """A line of the comparison, for provenance."""
+    errors = None if row.errors is None else asdict(row.errors)
+    return {"method": row.method, "left_out_errors": errors, **({"note": row.note} if row.note else {})}
 
 
 def _joined(

@@ -25,14 +25,25 @@ def test_a_line_across_a_wall_that_faces_the_camera() -> None:
     assert found.low is None and found.high is None
 
 
-def test_a_line_on_a_slanted_wall_between_pixels() -> None:
+def test_a_line_on_a_slanted_wall() -> None:
     depth = wall((0.5, 0.1, 0.8), 1.7)
-    pixels = np.array([[12.3, 20.8], [61.6, 40.1]])
+    pixels = np.array([[12.0, 21.0], [62.0, 40.0]])
     at = 1.7 / (CAMERA.unproject_at(pixels, np.ones(2)) @ np.array((0.5, 0.1, 0.8)))
     ends = CAMERA.unproject_at(pixels, at)
-    found = length_between(depth, CAMERA, (12.3, 20.8), (61.6, 40.1))
+    found = length_between(depth, CAMERA, (12, 21), (62, 40))
     assert found.value == pytest.approx(float(np.linalg.norm(ends[0] - ends[1])), rel=1e-6)
     np.testing.assert_allclose(found.ends, ends, rtol=1e-6)
+
+
+def test_a_place_between_two_surfaces_is_on_one_of_them() -> None:
+    depth = np.full((60, 80), 2.0)
+    depth[:, 41:] = 6.0
+    assert (depth_at(depth, (40.4, 3.0)), depth_at(depth, (40.6, 3.0))) == (2.0, 6.0)
+
+
+def test_a_camera_of_another_picture_is_refused() -> None:
+    with pytest.raises(InvalidValueError, match="the depth map is 3x4 and the camera's picture 60x80"):
+        length_between(np.ones((3, 4)), CAMERA, (0, 0), (1, 1))
 
 
 def test_the_interval_of_a_line_along_the_view_adds_the_errors_of_both_ends() -> None:
@@ -74,6 +85,6 @@ def test_a_pixel_outside_is_refused(pixel: tuple[float, float]) -> None:
 def test_pixels_without_depth_are_left_out_or_refused() -> None:
     depth = np.full((60, 80), 2.0)
     depth[10, 10] = np.nan
-    assert depth_at(depth, (10.4, 10.0)) == pytest.approx(2.0)
+    assert depth_at(depth, (10.6, 10.0)) == pytest.approx(2.0)
     with pytest.raises(InvalidValueError, match="no depth is known at pixel 10,10"):
         depth_at(depth, (10, 10))

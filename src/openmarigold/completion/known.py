@@ -43,22 +43,27 @@ class KnownConfig:
     such file for each photo, of the photo's name."""
     metric_map: Path | None = None
     """Metric depth of another tool: npy, EXR, 16-bit PNG; or a folder of such files, of the photos' names."""
-    unit: Unit = "m"
-    """Of all that is known."""
+    unit: Unit | None = None
+    """Of all that is known. None: meters, unless points look like millimeters, which is an error that asks."""
     measured: Measured = "planar"
     """What known depths and points are: planar (along the optical axis) or ray (distance from the camera)."""
     depth_scale: float | None = None
     """Steps per meter of PNG files of points or depth, such as 1000 for millimeters or 256 for KITTI."""
+    transform: Path | None = None
+    """File with the 3x4 or 4x4 matrix from the axes of a point cloud (PLY, .bin) to the camera's; KITTI's calibration
+    files too. None: the cloud is in the camera's axes, x right, y down, z forward."""
+    remove_see_through: bool = False
+    """Leave out points that a surface before them hides from the camera, as LiDAR beside the camera has them."""
     method: MethodName = "auto"
     """How points become a map: fit (scale and shift), field (fit and a smooth correction), guided (points guide the
     denoising; extra torch) or auto (fit or field, whichever predicts points that are left out better)."""
 
     def __post_init__(self) -> None:
-        for name in ("points", "metric_map"):
+        for name in ("points", "metric_map", "transform"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, as_path(getattr(self, name), name))
         for name, accepted in (
-            ("unit", get_args(Unit)),
+            ("unit", (None, *get_args(Unit))),
             ("measured", get_args(Measured)),
             ("method", get_args(MethodName)),
         ):
@@ -105,7 +110,7 @@ class KnownConfig:
     @property
     def height_m(self) -> float | None:
         """The camera's height [m]."""
-        return None if self.camera_height is None else self.camera_height * METERS[self.unit]
+        return None if self.camera_height is None else self.camera_height * METERS[self.unit or "m"]
 
     def _parsed(self, text: str, pattern: re.Pattern[str], name: str, accepted: str) -> Any:
         match = pattern.fullmatch(text)
@@ -114,15 +119,15 @@ class KnownConfig:
         *place, value = map(float, match.groups())
         if not 0 < value < math.inf:
             raise InvalidValueError(f"{name}={text!r}: {value:g} is not accepted; give a number above 0")
-        return (*place, value * METERS[self.unit])
+        return (*place, value * METERS[self.unit or "m"])
 
     def to_dict(self) -> dict[str, Any]:
         """What results state: all settings but files, which count by their hashes."""
-        names = (setting.name for setting in fields(self) if setting.name not in ("points", "metric_map"))
+        names = (setting.name for setting in fields(self) if setting.name not in ("points", "metric_map", "transform"))
         return {
             name: list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
             for name, value in ((name, getattr(self, name)) for name in names)
-            if value not in (None, (), [])
+            if value not in (None, (), [], False)
         }
 
 

@@ -14,10 +14,9 @@ from jaxtyping import UInt8
 from openmarigold.camera import Camera
 from openmarigold.checkpoints.checkpoint import Checkpoint
 from openmarigold.completion.evidence import SparsePoints
-from openmarigold.completion.known import METERS, KnownConfig
+from openmarigold.completion.known import KnownConfig
 from openmarigold.completion.meters import KnownDepth, to_meters
-from openmarigold.completion.methods import check_method
-from openmarigold.completion.points import POINT_SUFFIXES, read_points
+from openmarigold.completion.points import PointOptions, camera_ray_lengths, read_points
 from openmarigold.config import Invariance, OutputConfig, PredictConfig
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.files import file_sha256
@@ -51,6 +50,10 @@ def metric_files(
     return predict_files(inputs, output_dir=output_dir, config=config or PredictConfig(), finisher=finisher, **given)
 
 
+POINT_SUFFIXES = (".csv", ".txt", ".tsv", ".npy", ".npz", ".png", ".exr", ".ply", ".xyz", ".bin")
+"""Of the files of photos in a folder, the first one that is there."""
+
+
 class MetersFromKnown:
     """A `Finisher` that turns predictions of depth into meters."""
 
@@ -70,15 +73,14 @@ class MetersFromKnown:
                 f"{checkpoint.name} predicts {checkpoint.predicts.title}, and meters need depth; give another "
                 "checkpoint"
             )
-        for name in ("points", "metric_map"):
+        for name in ("points", "metric_map", "transform"):
             path: Path | None = getattr(self.known, name)
             if path is not None and not path.exists():
                 raise InvalidValueError(f"{name}: {path} does not exist; check the name")
-        if self.known.points is not None or self.known.metric_map is not None or self.known.known_depth:
-            check_method(self.known.method)
 
     def facts_of(self, photo: Path, result: str) -> Mapping[str, Any]:
         files = {name: _file_for(getattr(self.known, name), photo, result) for name in ("points", "metric_map")}
+        files["transform"] = self.known.transform
         return {f"{name}_sha256": _sha256(path) for name, path in files.items() if path is not None}
 
     def finish(
@@ -103,21 +105,21 @@ class MetersFromKnown:
         )
 
     def _read(self, path: Path, camera: Camera, photo: Path) -> SparsePoints:
-        points = read_points(
-            path, camera=camera, photo=photo.name, meters=METERS[self.known.unit], depth_scale=self.known.depth_scale
+        known = self.known
+        options = PointOptions(
+            unit=known.unit,
+            depth_scale=known.depth_scale,
+            image=photo.name,
+            transform=known.transform,
+            along_ray=known.measured == "ray",
+            remove_see_through=known.remove_see_through,
         )
-        if self.known.measured == "planar":
-            return points
-        return replace(points, depth=points.depth / _ray_lengths(points.pixels, camera))
+        return read_points(path, camera=camera, options=options)
 
     def _planar(self, x: float, y: float, depth: float, camera: Camera) -> KnownDepth:
         if self.known.measured == "ray":
-            depth /= float(_ray_lengths(np.array([[x, y]]), camera)[0])
+            depth /= float(camera_ray_lengths(camera, np.array([[x, y]]))[0])
         return x, y, depth
-
-
-def _ray_lengths(pixels: np.ndarray, camera: Camera) -> np.ndarray:
-    return np.linalg.norm(camera.unproject_at(pixels.astype(np.float64), np.ones(len(pixels))), axis=1)
 
 
 def _together(parts: list[SparsePoints]) -> SparsePoints | None:

@@ -35,12 +35,10 @@ class Length:
 
 
 def depth_at(depth: Float[np.ndarray, "h w"], pixel: Pixel) -> float:
-    """Depth at a place (x, y), between pixels interpolated in 1/z, which is exact on planes.
-
-    Neighbors without depth are left out; the interpolation does not cross them.
+    """Depth of the pixel nearest to a place (x, y): between two surfaces, a mean of both is neither.
 
     Raises:
-        InvalidValueError: the place lies outside of the picture, or nothing is known there.
+        InvalidValueError: the place lies outside of the picture, or no depth is known there.
     """
     height, width = depth.shape
     x, y = pixel
@@ -49,18 +47,10 @@ def depth_at(depth: Float[np.ndarray, "h w"], pixel: Pixel) -> float:
             f"pixel {x:g},{y:g} lies outside of the picture of {width}x{height}; give x from 0 to {width - 1} and y "
             f"from 0 to {height - 1}"
         )
-    column, row = min(max(x, 0.0), width - 1.0), min(max(y, 0.0), height - 1.0)
-    left, top = int(column), int(row)
-    total = weights = 0.0
-    for at_y, weight_y in ((top, 1 - (row - top)), (min(top + 1, height - 1), row - top)):
-        for at_x, weight_x in ((left, 1 - (column - left)), (min(left + 1, width - 1), column - left)):
-            value, weight = float(depth[at_y, at_x]), weight_x * weight_y
-            if weight > 0 and math.isfinite(value) and value > 0:
-                total += weight / value
-                weights += weight
-    if weights == 0:
-        raise InvalidValueError(f"no depth is known at pixel {x:g},{y:g}; choose one beside it")
-    return weights / total
+    value = float(depth[min(math.floor(y + 0.5), height - 1), min(math.floor(x + 0.5), width - 1)])
+    if not (math.isfinite(value) and value > 0):
+        raise InvalidValueError(f"no depth is known at pixel {x:g},{y:g}; choose another one on the same object")
+    return value
 
 
 def length_between(
@@ -82,8 +72,13 @@ def length_between(
             errors of the two ends are taken as independent and normally distributed.
 
     Raises:
-        InvalidValueError: a pixel lies outside, or no depth is known there.
+        InvalidValueError: a pixel lies outside, no depth is known there, or a camera of another picture.
     """
+    if depth.shape != camera.size:
+        raise InvalidValueError(
+            f"the depth map is {depth.shape[0]}x{depth.shape[1]} and the camera's picture {camera.height}x"
+            f"{camera.width}; use camera.resized"
+        )
     found = [depth_at(depth, pixel) for pixel in (first, second)]
     rays = camera.unproject_at(np.array([first, second], dtype=np.float64), np.ones(2))
     ends = rays * np.array(found)[:, None]

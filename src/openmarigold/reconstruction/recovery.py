@@ -26,7 +26,7 @@ FOV_RANGE = (25.0, 110.0)
 """Fields of view along the longer side [deg] that are tried."""
 SHIFT_RANGE = (0.01, 10.0)
 """Depths of the nearest pixel that are tried, by the range of depth."""
-RELIABLE = 0.5
+RELIABLE = 0.1
 """Confidence from which a fit is used."""
 ASSUMED_SHIFT = 0.1
 """Depth of the nearest pixel by the range of depth, where the fit finds none."""
@@ -42,7 +42,7 @@ _WHOLE = 0.99  # share of a cell that must be known
 _SHORTEST = 0.5  # of a normal that is known
 _FEWEST_CELLS = 100
 _FLAT = 1e-6  # range of depth, relative to depth, that is none
-_PATCHES = 30.0  # how many independent cells a map has: neighbors err together
+_PATCHES = 20.0  # how many independent cells a map has: neighbors err together
 _PRIOR_SPREAD = 0.3  # of the logarithm of the focal length: 42 to 70 degrees
 _SMALLEST_ANGLE = 1e-3  # degrees
 

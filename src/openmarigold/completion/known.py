@@ -10,12 +10,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+from openmarigold.completion.evidence import METERS, Unit
 from openmarigold.config import check_choice
 from openmarigold.errors import InvalidValueError
 from openmarigold.files import as_path
 
-Unit: TypeAlias = Literal["m", "mm", "cm", "in", "ft"]
-METERS: dict[Unit, float] = {"m": 1.0, "mm": 0.001, "cm": 0.01, "in": 0.0254, "ft": 0.3048}
 Measured: TypeAlias = Literal["planar", "ray"]
 MethodName: TypeAlias = Literal["auto", "fit", "field", "guided"]
 

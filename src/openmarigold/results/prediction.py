@@ -48,7 +48,7 @@ class Prediction:
     """Of the modality's variants, the one that the model predicts; None for the modality itself."""
     camera: Camera | None = None
     """Of the photo, in its pixels; `camera.source` says how it is known. None: `Camera.assumed` stands in."""
-    rgb: UInt8[np.ndarray, "h w 3"] | None = None
+    rgb: UInt8[np.ndarray, "H W 3"] | None = None
     """The photo, for the colors of points; None where it was not kept."""
 
     def __getattr__(self, name: str) -> np.ndarray:

@@ -110,7 +110,7 @@ def _print_fit(name: str, record: dict[str, Any]) -> None:
         f"{name}: {record['method']}, scale {record['scale']:.4g}, shift {record['shift']:.4g} in "
         f"{record['fit_space']}; {error}; field of view {camera['fov']:.1f}° ({camera['source']})"
     )
-    if not record["compared"]:
+    if not any(row["left_out_errors"] for row in record["compared"] or ()):
         return
     table = Table("method", "error at points left out [m]", title="each tenth of the points left out in turn")
     for row in record["compared"]:

@@ -85,6 +85,11 @@ def to_meters(norm_depth: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*sh
     return np.exp(METRIC_HALF_RANGE * norm_depth + METRIC_MIDDLE)
 
 
+def _differentiable(norm_depth: Float[np.ndarray, "*shape"]) -> tuple[np.ndarray, np.ndarray]:
+    depth = to_meters(norm_depth)
+    return depth, METRIC_HALF_RANGE * depth
+
+
 def _to_target(maps: Maps, valid_mask: Bool[np.ndarray, "h w"], invalid: str) -> Target:
     del invalid  # what is not known is far: stored values of it are no depth
     span = math.exp(METRIC_MIDDLE - METRIC_HALF_RANGE), math.exp(METRIC_MIDDLE + METRIC_HALF_RANGE)
@@ -143,4 +148,5 @@ METRIC = replace(
     space_of=lambda index: index.get("space"),
     picture_spaces=frozenset(),
     variants=MappingProxyType({}),
+    relative_depth=_differentiable,
 )

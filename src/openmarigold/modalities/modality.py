@@ -168,6 +168,9 @@ class Modality:
     they stay."""
     derivations: Mapping[str, Callable[[Modality, str, CallConfig], Modality]] = field(default_factory=dict)
     """By name of another modality: this one, decoded from what a model of that modality (of an invariance) gives."""
+    relative_depth: Callable[[Float[np.ndarray, "h w"]], tuple[np.ndarray, np.ndarray]] | None = None
+    """Depth of decoded values, not below 0 and known up to the checkpoint's invariance, and its derivative, for what is
+    optimized through the decoder; None: it is no depth."""
     panels: Callable[[BenchmarkSample, Maps, int], Mapping[str, np.ndarray]] = lambda sample, maps, step: {}
     """Pictures for a page, uint8 `[h w 3]` by heading: measured and aligned maps and their difference, of every n-th
     pixel."""

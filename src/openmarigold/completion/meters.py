@@ -12,8 +12,9 @@ from jaxtyping import Float, Float32
 
 from openmarigold.camera import Camera
 from openmarigold.completion.evidence import Completed, RelativeDepth, SparsePoints
+from openmarigold.completion.guided import GuidedSettings, guided_method
 from openmarigold.completion.known import MethodName
-from openmarigold.completion.methods import Options, Row, compare, complete
+from openmarigold.completion.methods import METHODS, Options, Row, compare, complete
 from openmarigold.errors import InvalidValueError
 from openmarigold.modalities.metric import METRIC
 from openmarigold.modalities.normals import ASSUMED_SHIFT
@@ -42,6 +43,7 @@ def to_meters(
     metric_map: Float[np.ndarray, "h w"] | None = None,
     method: MethodName = "auto",
     predictor: Predictor | None = None,
+    guided: GuidedSettings | None = None,
 ) -> Prediction:
     """The prediction in meters: `depth` is planar [m]; `settings` state scale, shift, camera and error.
 
@@ -55,6 +57,7 @@ def to_meters(
         method: for depths, points and maps: see `completion.methods`; "guided" needs `predictor`, on engine torch, and
             a prediction that holds its photo (`rgb`).
         predictor: what made the prediction.
+        guided: settings of guided denoising; None is the defaults.
 
     Raises:
         InvalidValueError: a prediction of something else, nothing or too much is known, or it is not accepted.
@@ -83,9 +86,24 @@ def to_meters(
         options = Options()
         if relative.invariance == "affine" and len(np.unique(sparse.pixels, axis=0)) == 1:  # one place gives no shift
             options = Options(shift=_shift_of(prediction, notes))
-        found = complete(relative, sparse, method=method, options=options)
+        methods = dict(METHODS)
+        if method == "guided":
+            methods[method] = guided_method(_needed(predictor, relative), guided)
+        found = complete(relative, sparse, method=method, options=options, methods=methods)
         rows = [_compared(row) for row in compare(relative, sparse, options=options)]
     return _as_prediction(prediction, relative, found, [*notes, *found.notes], rows)
+
+
+def _needed(predictor: Predictor | None, relative: RelativeDepth) -> Predictor:
+    """The predictor, where guided denoising can run.
+
+    Raises:
+        InvalidValueError: there is none, or no photo.
+    """
+    if predictor is None or relative.rgb is None:
+        missing = "predictor" if predictor is None else "photo (Prediction.rgb)"
+        raise InvalidValueError(f"method='guided' runs the model again, and there is no {missing}; give it")
+    return predictor
 
 
 def relative_depth(prediction: Prediction) -> RelativeDepth:

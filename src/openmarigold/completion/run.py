@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from openmarigold.camera import Camera
 from openmarigold.checkpoints.checkpoint import Checkpoint
 from openmarigold.completion.evidence import SparsePoints
+from openmarigold.completion.guided import GuidedSettings
 from openmarigold.completion.known import KnownConfig
 from openmarigold.completion.meters import KnownDepth, to_meters
 from openmarigold.completion.points import PointOptions, camera_ray_lengths, read_points
@@ -45,9 +46,16 @@ def metric_files(
     Raises:
         OutputError, InvalidValueError, MissingExtraError, CheckpointError: see `predict_files`.
     """
-    finisher = MetersFromKnown(known)
+    config = config or PredictConfig()
+    if known.method == "guided":
+        if config.engine not in ("auto", "torch"):
+            raise InvalidValueError(
+                f"method='guided' needs gradients, which engine {config.engine} does not give; use torch"
+            )
+        config = replace(config, engine="torch")
+    finisher = MetersFromKnown(known, config)
     given: dict[str, Any] = {"output": output, "overwrite": overwrite, "report": report}
-    return predict_files(inputs, output_dir=output_dir, config=config or PredictConfig(), finisher=finisher, **given)
+    return predict_files(inputs, output_dir=output_dir, config=config, finisher=finisher, **given)
 
 
 POINT_SUFFIXES = (".csv", ".txt", ".tsv", ".npy", ".npz", ".png", ".exr", ".ply", ".xyz", ".bin")
@@ -60,8 +68,14 @@ class MetersFromKnown:
     modality: Modality = METRIC
     invariance: Invariance = "absolute"
 
-    def __init__(self, known: KnownConfig) -> None:
+    def __init__(self, known: KnownConfig, config: PredictConfig) -> None:
         self.known = known
+        self._guided = GuidedSettings(
+            num_inference_steps=config.num_inference_steps,
+            ensemble_size=config.ensemble_size,
+            seed=config.seed,
+            processing_resolution=config.processing_resolution,
+        )
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -102,6 +116,7 @@ class MetersFromKnown:
             points=_together(read),
             method=self.known.method,
             predictor=predictor,
+            guided=self._guided,
         )
 
     def _read(self, path: Path, camera: Camera, photo: Path) -> SparsePoints:

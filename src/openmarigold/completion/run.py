@@ -9,14 +9,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 
 from openmarigold.camera import Camera
 from openmarigold.checkpoints.checkpoint import Checkpoint
 from openmarigold.completion.evidence import SparsePoints
 from openmarigold.completion.guided import GuidedSettings
 from openmarigold.completion.known import KnownConfig
-from openmarigold.completion.meters import KnownDepth, to_meters
+from openmarigold.completion.meters import KnownDepth, relative_depth, to_meters
 from openmarigold.completion.points import PointOptions, camera_ray_lengths, read_points
 from openmarigold.config import Invariance, OutputConfig, PredictConfig
 from openmarigold.errors import DataError, InvalidValueError
@@ -97,12 +96,8 @@ class MetersFromKnown:
         files["transform"] = self.known.transform
         return {f"{name}_sha256": _sha256(path) for name, path in files.items() if path is not None}
 
-    def finish(
-        self, prediction: Prediction, rgb: UInt8[np.ndarray, "h w 3"], photo: Path, result: str, predictor: Predictor
-    ) -> Prediction:
-        prediction = replace(prediction, rgb=rgb)
-        height, width = rgb.shape[:2]
-        camera = prediction.camera or Camera.assumed((height, width))
+    def finish(self, prediction: Prediction, photo: Path, result: str, predictor: Predictor) -> Prediction:
+        camera = relative_depth(prediction).camera
         read = [
             self._read(path, camera, photo)
             for path in (_file_for(getattr(self.known, name), photo, result) for name in ("points", "metric_map"))

@@ -267,6 +267,7 @@ _LINEAR = Modality(
     space_of=_space_of,
     claims=lambda index: index.get("space") != METRIC_SPACE,
     relative_depth=differentiable_affine,
+    relief=lambda maps: maps["depth"],
     panels=depth_scores.panels,
 )
 

@@ -7,9 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-from jaxtyping import UInt8
-
 from openmarigold.checkpoints.checkpoint import Checkpoint
 from openmarigold.config import Invariance
 from openmarigold.modalities import Modality
@@ -48,10 +45,8 @@ class Finisher(Protocol):
         """
         ...
 
-    def finish(
-        self, prediction: Prediction, rgb: UInt8[np.ndarray, "h w 3"], photo: Path, result: str, predictor: Predictor
-    ) -> Prediction:
-        """The prediction that is written.
+    def finish(self, prediction: Prediction, photo: Path, result: str, predictor: Predictor) -> Prediction:
+        """The prediction that is written; `prediction` holds the photo (`rgb`) and its camera.
 
         Raises:
             DataError, InvalidValueError: of this photo alone.

@@ -42,7 +42,9 @@ _WHOLE = 0.99  # share of a cell that must be known
 _SHORTEST = 0.5  # of a normal that is known
 _FEWEST_CELLS = 100
 _FLAT = 1e-6  # range of depth, relative to depth, that is none
-_PATCHES = 20.0  # how many independent cells a map has: neighbors err together
+_LARGEST_ERROR = 2 * math.sin(math.radians(CAP / 2))  # between unit vectors
+_SMALLEST_ERROR = 1e-9
+_UNLIKE = 0.05  # correlation that is none
 _PRIOR_SPREAD = 0.3  # of the logarithm of the focal length: 42 to 70 degrees
 _SMALLEST_ANGLE = 1e-3  # degrees
 
@@ -240,20 +242,52 @@ class _View:
 
     def angles(self, shift: float, focals: Float[np.ndarray, " f"]) -> Float[np.ndarray, "f n"]:
         """Angles [deg] between predicted normals and those of the surface, at most `CAP`."""
-        disparity = 1.0 / (self.depth + shift)
-        along_x = (disparity[1:-1, 2:] - disparity[1:-1, :-2]) / (2 * self.step[0])
-        along_y = (disparity[2:, 1:-1] - disparity[:-2, 1:-1]) / (2 * self.step[1])
-        towards = (disparity[1:-1, 1:-1] - self.x * along_x - self.y[:, None] * along_y)[self.cells]
-        along_x, along_y = along_x[self.cells], self.aspect * along_y[self.cells]
+        along_x, along_y, towards = self._slopes(shift)
         sideways = self.normals[1] * along_y - self.normals[0] * along_x
         steep = np.square(along_x) + np.square(along_y)
         lengths = np.sqrt(np.square(focals)[:, None] * steep + np.square(towards))
         cosines = (focals[:, None] * sideways + self.normals[2] * towards) / lengths
         return np.minimum(np.degrees(np.arccos(np.clip(cosines, -1.0, 1.0))), CAP)
 
+    def num_patches(self, shift: float, focal: float) -> float:
+        """How many independent cells the map has, by how far the errors of the normals are alike along x and y."""
+        along_x, along_y, towards = self._slopes(shift)
+        surface = unit_vectors(np.stack([-focal * along_x, focal * along_y, towards]), axis=0)
+        errors = self.normals - surface
+        lengths = np.linalg.norm(errors, axis=0)
+        errors = errors * (np.minimum(lengths, _LARGEST_ERROR) / np.maximum(lengths, _SMALLEST_ERROR))
+        field = np.zeros((3, *self.cells.shape))
+        field[:, self.cells] = errors
+        return self.num_cells / (_alike(field, self.cells) * _alike(field.swapaxes(1, 2), self.cells.T))
+
+    def _slopes(self, shift: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Changes of disparity along x and y, and its value on the optical axis if the surface went on; of the cells.
+
+        The surface's normal is (-focal along_x, focal along_y, towards).
+        """
+        disparity = 1.0 / (self.depth + shift)
+        along_x = (disparity[1:-1, 2:] - disparity[1:-1, :-2]) / (2 * self.step[0])
+        along_y = (disparity[2:, 1:-1] - disparity[:-2, 1:-1]) / (2 * self.step[1])
+        towards = disparity[1:-1, 1:-1] - self.x * along_x - self.y[:, None] * along_y
+        return along_x[self.cells], self.aspect * along_y[self.cells], towards[self.cells]
+
     def costs(self, shifts: Float[np.ndarray, " s"], focals: Float[np.ndarray, " f"]) -> Float[np.ndarray, "s f"]:
         """Mean angles [deg] of all pairs."""
         return np.stack([self.angles(float(shift), focals).mean(axis=1) for shift in shifts])
+
+
+def _alike(field: Float[np.ndarray, "3 h w"], cells: Bool[np.ndarray, "h w"]) -> float:
+    """Length of correlation along a row [cells], at least 1: the sum of the correlations at all distances."""
+    power = float(np.square(field).sum() / cells.sum())
+    length = 1.0
+    for distance in range(1, field.shape[2] // 2):
+        both = cells[:, distance:] & cells[:, :-distance]
+        product = np.sum(field[:, :, distance:] * field[:, :, :-distance])
+        correlation = float(product) / max(1, int(both.sum())) / max(power, 1e-30)
+        if correlation < _UNLIKE:
+            break
+        length += 2 * correlation
+    return length
 
 
 def _view(depth: np.ndarray, normals: np.ndarray, known: np.ndarray, frame: _Frame, longer: int) -> _View:
@@ -319,7 +353,10 @@ def _search(views: dict[int, _View], frame: _Frame) -> _Found:
     count = _NUM_FOVS if len(frame.shifts) > 1 else _NUM_FOVS_ALONE
     log_focals = np.linspace(lowest, highest, count) if frame.focal is None else np.log([frame.focal])
     prior = _prior(log_focals) if frame.focal is None else np.zeros(1)
-    energy = _energy(views[_COARSE].costs(frame.shifts, np.exp(log_focals))) + prior
+    costs = views[_COARSE].costs(frame.shifts, np.exp(log_focals))
+    lowest_at = np.unravel_index(int(costs.argmin()), costs.shape)
+    patches = views[_COARSE].num_patches(float(frame.shifts[lowest_at[0]]), math.exp(log_focals[lowest_at[1]]))
+    energy = _energy(costs, patches) + prior
     shift_at, focal_at = np.unravel_index(int(energy.argmin()), energy.shape)
     shift, log_focal = float(frame.shifts[shift_at]), float(log_focals[focal_at])
     ratio = frame.shifts[1] / frame.shifts[0] if len(frame.shifts) > 1 else 1.0
@@ -328,7 +365,7 @@ def _search(views: dict[int, _View], frame: _Frame) -> _Found:
         for _ in range(rounds):
             shifts = shift * ratio**_AROUND if ratio > 1.0 else np.array([shift])
             focals = np.clip(log_focal + step * _AROUND, lowest, highest) if step else np.array([log_focal])
-            near = _energy(views[side].costs(shifts, np.exp(focals)))
+            near = _energy(views[side].costs(shifts, np.exp(focals)), patches)
             near = near + (_prior(focals) if step else 0.0)
             best = np.unravel_index(int(near.argmin()), near.shape)
             shift, log_focal = float(shifts[best[0]]), float(focals[best[1]])
@@ -346,9 +383,12 @@ def _search(views: dict[int, _View], frame: _Frame) -> _Found:
     return _Found(shift=shift, focal=focal, confidence=max(0.0, confidence), fov_spread=_fov_spread(focal, spread))
 
 
-def _energy(costs: Float[np.ndarray, "s f"]) -> Float[np.ndarray, "s f"]:
-    """Minus the logarithm of the likelihood of errors whose size is unknown: sharp where angles are small."""
-    return _PATCHES * np.log(costs + _SMALLEST_ANGLE)
+def _energy(costs: Float[np.ndarray, "s f"], patches: float) -> Float[np.ndarray, "s f"]:
+    """Minus the logarithm of the likelihood of errors whose size is unknown: sharp where angles are small.
+
+    Each patch has two errors, one in each direction.
+    """
+    return 2 * patches * np.log(costs + _SMALLEST_ANGLE)
 
 
 def _prior(log_focals: Float[np.ndarray, " f"]) -> Float[np.ndarray, " f"]:
@@ -357,4 +397,5 @@ def _prior(log_focals: Float[np.ndarray, " f"]) -> Float[np.ndarray, " f"]:
 
 def _variance(values: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n"]) -> float:
     mean = np.average(values, weights=weights)
-    return float(np.average(np.square(values - mean), weights=weights))
+    within = (values[1] - values[0]) ** 2 / 12  # a value of the grid stands for its surroundings
+    return float(np.average(np.square(values - mean), weights=weights)) + within

@@ -163,7 +163,7 @@ def _all_places(logs: Float64[np.ndarray, "h w"]) -> Places:
     return np.column_stack([columns.ravel() / longer, rows.ravel() / longer, logs.ravel()])
 
 
-def _kernel(a: Places, b: Places, lengths: tuple[float, float]) -> Float64[np.ndarray, "n m"]:
+def _kernel(a: Places, b: Float64[np.ndarray, "m 3"], lengths: tuple[float, float]) -> Float64[np.ndarray, "n m"]:
     """exp(-distance): the covariance of a field that is continuous but not smooth, as errors of models are."""
     scale = np.array([lengths[0], lengths[0], lengths[1]])
     a, b = a / scale, b / scale

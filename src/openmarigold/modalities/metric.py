@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8, UInt16
 
 from openmarigold.errors import DataError
+from openmarigold.modalities import metric_scores
 from openmarigold.modalities.depth import LOG_DEPTH, METRIC_SPACE, colored_logs
 from openmarigold.modalities.modality import MapKind, Maps, Merged, Picture, Target
 
@@ -141,7 +142,11 @@ METRIC = replace(
         ),
     ),
     quantities=MappingProxyType({"absolute": "planar depth (z) in meters"}),
+    protocols=metric_scores.PROTOCOLS,
+    default_protocol=metric_scores.default_protocol,
+    spaces=metric_scores.SPACES,
     prediction_space=lambda invariance: "metric",
+    baselines=MappingProxyType({}),
     claims=lambda index: index.get("space") == METRIC_SPACE,
     index_facts=MappingProxyType({"scale_invariant": False, "shift_invariant": False, "space": METRIC_SPACE}),
     space=METRIC_SPACE,

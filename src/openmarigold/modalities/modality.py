@@ -131,7 +131,7 @@ class Modality:
     default_protocol: Callable[[PredictionSpace], str]
     """Name of the protocol for predictions of a space where none is named."""
     headline_metrics: tuple[str, ...]
-    """Scores that tables and validation show first; pages sort images by the first one."""
+    """Scores that tables and validation show first; pages sort images by the first one. A protocol may have others."""
     spaces: tuple[PredictionSpace, ...]
     """What predictions may be known up to; the first one where nothing is stated."""
     prediction_space: Callable[[str], PredictionSpace]
@@ -197,6 +197,10 @@ class Modality:
     def mirrored(self, stack: Float[np.ndarray, "c h w"]) -> Float[np.ndarray, "c h w"]:
         """The stack of the photo that is mirrored left to right."""
         return self.stack(self.mirror(self.split(stack)))
+
+    def headline(self, protocol: str) -> tuple[str, ...]:
+        """Names of the scores of a protocol that tables show first."""
+        return self.protocols[protocol].headline or self.headline_metrics
 
     def __reduce__(self) -> tuple[Any, ...]:  # its functions cannot be pickled, its name can
         from openmarigold.modalities import find_modality

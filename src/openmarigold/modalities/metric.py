@@ -16,7 +16,8 @@ from jaxtyping import Bool, Float, UInt8, UInt16
 
 from openmarigold.errors import DataError
 from openmarigold.modalities.depth import LOG_DEPTH, METRIC_SPACE, colored_logs
-from openmarigold.modalities.modality import MapKind, Maps, Merged, Picture, Target
+from openmarigold.modalities.modality import MapKind, Maps, Merged, Picture, Surface, Target
+from openmarigold.reconstruction.saving import METERS
 
 MILLIMETERS = 1000
 """Steps per meter of a 16-bit picture, as RealSense, TUM and ScanNet have them within a factor; up to 65.5 m."""
@@ -136,6 +137,7 @@ METRIC = replace(
         ),
     ),
     quantities=MappingProxyType({"absolute": "planar depth (z) in meters"}),
+    surface=lambda maps, settings: Surface(depth=maps["depth"], unit=METERS),
     prediction_space=lambda invariance: "metric",
     claims=lambda index: index.get("space") == METRIC_SPACE,
     index_facts=MappingProxyType({"scale_invariant": False, "shift_invariant": False, "space": METRIC_SPACE}),

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Float32, UInt8
 from openmarigold.config import CallConfig, OutputConfig
 from openmarigold.errors import InvalidValueError
 from openmarigold.modalities.protocol import Baseline, BenchmarkSample, Maps, PredictionSpace, Protocol
+from openmarigold.reconstruction.saving import RELATIVE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,18 @@ class Picture:
     of_uncertainty: bool = False
     applies: Callable[[Mapping[str, Any]], bool] = lambda settings: True
     """Whether it has something to show, given what results state about their settings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surface:
+    """What points and meshes are made of."""
+
+    depth: Float[np.ndarray, "h w"]
+    """Planar depth up to scale, or in meters; NaN, infinity and what is not above 0 are unknown."""
+    unit: str = RELATIVE
+    """Of lengths: `reconstruction.saving.METERS` or `RELATIVE`."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What was assumed, for the files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +181,9 @@ class Modality:
     they stay."""
     derivations: Mapping[str, Callable[[Modality, str, CallConfig], Modality]] = field(default_factory=dict)
     """By name of another modality: this one, decoded from what a model of that modality (of an invariance) gives."""
+    surface: Callable[[Maps, Mapping[str, Any]], Surface] | None = None
+    """The surface that the maps show, given what results state about their settings; None: they show none, and there
+    are no files of points and meshes."""
     panels: Callable[[BenchmarkSample, Maps, int], Mapping[str, np.ndarray]] = lambda sample, maps, step: {}
     """Pictures for a page, uint8 `[h w 3]` by heading: measured and aligned maps and their difference, of every n-th
     pixel."""

@@ -22,6 +22,7 @@ from openmarigold.predictor import Predictor
 from openmarigold.results.manifest import Manifest, file_size
 from openmarigold.results.prediction import Prediction
 from openmarigold.results.replacing import ResultFiles
+from openmarigold.results.surfaces import check_uncertainty, space_facts
 from openmarigold.results.writers import check_output, result_paths, write_prediction
 
 # Settings that do not shape the results: where the model lies and how it runs. The checkpoint counts by its hash.
@@ -89,6 +90,7 @@ class ModelRun:
             "variant": loaded_variant(self.checkpoint),
             "color_map": self.output.color_map,
             **self.checkpoint.predicts.output_facts(self.output),
+            **space_facts(self.output, self.checkpoint.predicts),
             **self.checkpoint.facts_of_call(self.config),
             **self._tiny_vae_settings,
         }
@@ -109,6 +111,7 @@ class ModelRun:
         """Check the settings before any photo is read."""
         _ = self.request
         check_output(self.output, self.checkpoint.predicts)
+        check_uncertainty(self.output, has_uncertainty=self.config.ensemble_size > 1)
 
     def load(self, others: Sequence[ModelRun] = ()) -> Predictor:
         """The loaded model; its networks are those of one of the `others` that has the same checkpoint."""
@@ -174,5 +177,7 @@ class ModelRun:
             output=self.output,
             provenance=record,
             overwrite=True,
+            camera=prediction.camera,
+            rgb=prediction.rgb,
         )
         return record, {**(kept or {}), **{path.name: file_size(path) for path in paths}}, kept is None

@@ -232,8 +232,8 @@ class OutputConfig:
     """
 
     format: tuple[FileFormat, ...] = ("npy", "png")
-    """Kinds of files, one or more: npy (float32), png (16 bits, and in colors), npz (all in one), exr (float32, extra
-    `exr`), ply (points), glb (mesh); the last two of depth."""
+    """Kinds of files, one or more: npy (float32), png (16 bits, and in colors), npz (all in one), exr (extra `exr`); of
+    depth also ply (points) and glb (mesh)."""
     color_map: str = "Spectral"
     """Colors of the picture: Spectral (near is red), or any color map of matplotlib (extra `plots`)."""
     inverted: bool = False

@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float, UInt8, UInt16
 from openmarigold.errors import DataError
 from openmarigold.modalities import metric_scores
 from openmarigold.modalities.depth import LOG_DEPTH, METRIC_SPACE, colored_logs
-from openmarigold.modalities.modality import MapKind, Maps, Merged, Picture, Target
+from openmarigold.modalities.modality import MapKind, Maps, Merged, Picture, Surface, Target
+from openmarigold.reconstruction.saving import METERS
 
 MILLIMETERS = 1000
 """Steps per meter of a 16-bit picture, as RealSense, TUM and ScanNet have them within a factor; up to 65.5 m."""
@@ -145,6 +146,7 @@ METRIC = replace(
     protocols=metric_scores.PROTOCOLS,
     default_protocol=metric_scores.default_protocol,
     spaces=metric_scores.SPACES,
+    surface=lambda maps, settings: Surface(depth=maps["depth"], unit=METERS),
     prediction_space=lambda invariance: "metric",
     baselines=MappingProxyType({}),
     claims=lambda index: index.get("space") == METRIC_SPACE,

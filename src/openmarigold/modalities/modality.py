@@ -14,6 +14,7 @@ from openmarigold.camera import Camera
 from openmarigold.config import CallConfig, OutputConfig
 from openmarigold.errors import InvalidValueError
 from openmarigold.modalities.protocol import Baseline, BenchmarkSample, Maps, PredictionSpace, Protocol
+from openmarigold.reconstruction.saving import RELATIVE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,18 @@ class Picture:
     of_uncertainty: bool = False
     applies: Callable[[Mapping[str, Any]], bool] = lambda settings: True
     """Whether it has something to show, given what results state about their settings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surface:
+    """What points and meshes are made of."""
+
+    depth: Float[np.ndarray, "h w"]
+    """Planar depth up to scale, or in meters; NaN, infinity and what is not above 0 are unknown."""
+    unit: str = RELATIVE
+    """Of lengths: `reconstruction.saving.METERS` or `RELATIVE`."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What was assumed, for the files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +189,9 @@ class Modality:
     relative_depth: Callable[[Float[np.ndarray, "h w"]], tuple[np.ndarray, np.ndarray]] | None = None
     """Depth of decoded values, not below 0 and known up to the checkpoint's invariance, and its derivative, for what is
     optimized through the decoder; None: it is no depth."""
+    surface: Callable[[Maps, Mapping[str, Any]], Surface] | None = None
+    """The surface that the maps show, given what results state about their settings; None: they show none, and there
+    are no files of points and meshes."""
     panels: Callable[[BenchmarkSample, Maps, int], Mapping[str, np.ndarray]] = lambda sample, maps, step: {}
     """Pictures for a page, uint8 `[h w 3]` by heading: measured and aligned maps and their difference, of every n-th
     pixel."""

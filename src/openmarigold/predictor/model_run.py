@@ -23,6 +23,7 @@ from openmarigold.predictor.finisher import Finisher
 from openmarigold.results.manifest import Manifest, file_size
 from openmarigold.results.prediction import Prediction
 from openmarigold.results.replacing import ResultFiles
+from openmarigold.results.surfaces import check_uncertainty, space_facts
 from openmarigold.results.writers import check_output, needs_photo, result_paths, write_prediction
 
 # Settings that do not shape the results: where the model lies and how it runs. The checkpoint counts by its hash.
@@ -102,6 +103,7 @@ class ModelRun:
             "variant": loaded_variant(self.checkpoint),
             "color_map": self.output.color_map,
             **self.writes.output_facts(self.output),
+            **space_facts(self.output, self.writes),
             **self.checkpoint.facts_of_call(self.config),
             **camera_facts(self.config),
             **self._tiny_vae_settings,
@@ -134,6 +136,7 @@ class ModelRun:
             self.finisher.check(self.checkpoint)
         _ = self.request
         check_output(self.output, self.writes)
+        check_uncertainty(self.output, has_uncertainty=self.config.ensemble_size > 1)
 
     def load(self, others: Sequence[ModelRun] = ()) -> Predictor:
         """The loaded model; its networks are those of one of the `others` that has the same checkpoint."""
@@ -211,5 +214,7 @@ class ModelRun:
             output=self.output,
             provenance=record,
             overwrite=True,
+            camera=prediction.camera,
+            rgb=prediction.rgb,
         )
         return record, {**(kept or {}), **{path.name: file_size(path) for path in paths}}, kept is None

@@ -16,6 +16,7 @@ from openmarigold.completion.guided import GuidedSettings, guided_method
 from openmarigold.completion.known import MethodName
 from openmarigold.completion.methods import METHODS, Options, Row, compare, complete
 from openmarigold.errors import InvalidValueError
+from openmarigold.modalities import find_modality
 from openmarigold.modalities.metric import METRIC
 from openmarigold.modalities.normals import ASSUMED_SHIFT
 from openmarigold.predictor import Predictor
@@ -64,7 +65,7 @@ def to_meters(
         DataError: points that do not fix a scale, or no ground.
         MissingExtraError: a method without its extra.
     """
-    if "depth" not in prediction.maps:
+    if find_modality(prediction.modality, prediction.space).relief is None:
         raise InvalidValueError(f"a prediction of {', '.join(prediction.maps)} has no depth; predict depth")
     relative = relative_depth(prediction)
     kinds = [

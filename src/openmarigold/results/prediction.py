@@ -46,7 +46,7 @@ class Prediction:
     maps were made; fewer than ensemble_size where ensemble_tolerance stopped), processing_resolution, seed,
     timestep_spacing, start_noise, final_step, engine, device, dtype; tiny_vae and tiny_vae_for where one was used;
     derived_from and quantity (with what was assumed) of maps that are computed from another modality's; camera
-    (`Camera.to_dict`), camera_confidence, shift and shift_source where they were estimated, panorama where the photo is
+    (`Camera.to_dict`); camera_confidence, shift and shift_source where they were estimated; panorama where the photo is
     one."""
     modality: str = DEPTH.name
     """Name of what the model predicts."""

@@ -134,6 +134,21 @@ def to_affine(norm_depth: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*sh
     return (np.clip(norm_depth, -1.0, 1.0) + 1.0) / 2.0
 
 
+def differentiable_affine(
+    norm_depth: Float[np.ndarray, "*shape"],
+) -> tuple[Float[np.ndarray, "*shape"], Float[np.ndarray, "*shape"]]:
+    """`to_affine` and its derivative, 0 where the clip acts."""
+    return to_affine(norm_depth), np.where(np.abs(norm_depth) <= 1.0, 0.5, 0.0)
+
+
+def differentiable_relative(
+    norm_depth: Float[np.ndarray, "*shape"],
+) -> tuple[Float[np.ndarray, "*shape"], Float[np.ndarray, "*shape"]]:
+    """Depth up to scale of a normalized log depth, and its derivative; a value of 0 is 1."""
+    depth = np.exp(LOG_HALF_RANGE * norm_depth)
+    return depth, LOG_HALF_RANGE * depth
+
+
 def to_uint16(affine_depth: Float[np.ndarray, "h w"]) -> UInt16[np.ndarray, "h w"]:
     """Affine depth [0, 1] as 16-bit grays, rounded to the nearest level (truncation would shift by half a level)."""
     grays = np.empty(affine_depth.shape, dtype=np.uint16)
@@ -263,6 +278,8 @@ _LINEAR = Modality(
     baselines=depth_scores.BASELINES,
     space_of=_space_of,
     claims=lambda index: index.get("space") != METRIC_SPACE,
+    relative_depth=differentiable_affine,
+    relief=lambda maps: maps["depth"],
     surface=_surface,
     panels=depth_scores.panels,
 )
@@ -305,6 +322,7 @@ LOG_DEPTH = replace(
     ),
     surface=lambda maps, settings: Surface(depth=maps["depth"]),
     pixel_loss="absolute",
+    relative_depth=differentiable_relative,
     index_facts=MappingProxyType({"scale_invariant": True, "shift_invariant": False, "space": "log"}),
 )
 """Depth up to scale: a decoded value times `LOG_HALF_RANGE` is log depth plus an unknown constant."""

@@ -11,10 +11,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
+from openmarigold.camera import Camera
 from openmarigold.config import CallConfig
 from openmarigold.diffusion import member_noise
 from openmarigold.engines import Latent
 from openmarigold.errors import InvalidValueError, NumericalError
+from openmarigold.images.exif import Photo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +28,17 @@ class Step:
     num_steps: int
     timestep: int
     rgb_latent: Latent
-    """`[b C h w]`, or one for the whole batch."""
+    """`[b K h w]`, or one for the whole batch."""
+    members: tuple[int, ...] = ()
+    """The number of the ensemble's member in each row."""
+    mirrored: bool = False
+    """Whether these members see the photo mirrored left to right."""
 
 
-Guide: TypeAlias = Callable[[Latent, Step], Latent]
+Guide: TypeAlias = Callable[[Latent, Step], "Latent | tuple[Latent, Latent]"]
 """Called before each denoising step with the noisy latents `[b C·t h w]` in the engine's own array type; returns those
-to go on with, of the same shape."""
+to go on with, of the same shape. A guide that has run the U-Net may return a pair, latents and the U-Net's output: then
+the sampler takes its step with both as they are and does not run the U-Net."""
 
 
 @dataclass(kw_only=True)
@@ -96,22 +103,33 @@ class MemberNoise:
 class PreparedPhoto:
     """What is kept of a photo until its prediction is done."""
 
-    size: tuple[int, int]
+    photo: Photo
+    camera: Camera
     processing_size: tuple[int, int]
     """Without the padding of `image`."""
     image: Float32[np.ndarray, "n 3 H W"]
     """The photo, and its mirror image where members see that too."""
     noise: MemberNoise
-    rgb: UInt8[np.ndarray, "h w 3"] | None = None
-    """The photo itself, where the modality completes maps by it."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.camera.size
 
 
-def checked_guidance(guided: Any, latent: Latent) -> Latent:
-    """What a guide returned, where it can take the place of the latents that it got.
+def checked_guidance(guided: Any, latent: Latent) -> tuple[Latent, Latent | None]:
+    """Latents that a guide returned, where they can take the place of those that it got, and the U-Net's output, if
+    the guide gave that too.
 
     Raises:
         InvalidValueError: another type, shape or precision.
     """
+    if isinstance(guided, tuple) and len(guided) == 2:
+        return _checked(guided[0], latent), _checked(guided[1], latent)
+    return _checked(guided, latent), None
+
+
+def _checked(guided: Any, latent: Latent) -> Latent:
     found = [type(guided).__name__, list(getattr(guided, "shape", [])), str(getattr(guided, "dtype", ""))]
     wanted = [type(latent).__name__, list(latent.shape), str(latent.dtype)]
     if found != wanted:

@@ -68,6 +68,11 @@ def check_output(output: OutputConfig, modality: Modality = DEPTH) -> None:
     modality.check_output(output)
 
 
+def needs_photo(output: OutputConfig) -> bool:
+    """Whether a file that is asked for shows the photo's colors; otherwise a run does not keep the photo."""
+    return not set(SPACE_FORMATS).isdisjoint(output.format)
+
+
 def write_prediction(
     maps: Maps,
     uncertainties: Maps | None = None,

@@ -13,9 +13,11 @@ import torch
 from torch.nn import functional
 
 from openmarigold import Predictor
-from openmarigold.completion.evidence import Completed, SparsePoints
+from openmarigold.camera import Camera
+from openmarigold.completion.evidence import Completed, RelativeDepth, SparsePoints
 from openmarigold.completion.guidance import Adam, AffineFit, PowerFit, loss_at_points, neighbors
-from openmarigold.completion.guided import GuidedSettings, guided
+from openmarigold.completion.guided import GuidedSettings, guided, guided_method
+from openmarigold.completion.methods import METHODS, complete
 from openmarigold.engines.torch import TorchEngine
 from openmarigold.errors import InvalidValueError
 from openmarigold.networks import backbone
@@ -188,13 +190,9 @@ def test_losses_by_hand() -> None:
     loss, gradient = loss_at_points(meters, known, "squared")
     assert loss == (1 + 2) / 2 + (1 + 4) / 2
     np.testing.assert_allclose(gradient, [(1 + 2) / 2, (-1 - 4) / 2])
-    # Three errors of 10, 20 and 400 %: the limit is 1.345 * 1.4826 * log 1.2, which the third one exceeds.
-    meters, known = np.array([1.1, 1.2, 5.0]), np.ones(3)
-    loss, gradient = loss_at_points(meters, known, "robust")
-    limit = 1.345 * 1.4826 * np.log(1.2)
-    each = [np.log(1.1) ** 2 / 2 / limit, np.log(1.2) ** 2 / 2 / limit, np.log(5) - limit / 2]
-    assert loss == pytest.approx(np.mean(each))
-    np.testing.assert_allclose(gradient, np.array([np.log(1.1) / limit / 1.1, np.log(1.2) / limit / 1.2, 0.2]) / 3)
+    loss, gradient = loss_at_points(np.array([2.0, 5.0]), np.array([1.0, 10.0]), "robust")
+    assert loss == pytest.approx(np.log(2.0))
+    np.testing.assert_allclose(gradient, [0.5 / 2, -0.2 / 2])
 
 
 @pytest.mark.parametrize("grid", [(45, 64), (17, 90), SIZE])
@@ -208,19 +206,20 @@ def test_neighbors_are_those_of_bilinear_resizing(grid: tuple[int, int]) -> None
     assert sorted(np.round(between[1][0], 6)) == [0.125, 0.125, 0.375, 0.375]
 
 
-def test_scale_and_shift_of_a_known_map_are_found(predictor: Predictor) -> None:
-    rgb = make_photo(*SIZE)
-    own = predictor(rgb, num_inference_steps=1).depth
-    where = some_points(200)
-    columns, rows = where.pixels.astype(int).T
-    points = replace(where, depth=own[rows, columns].astype(np.float64) * 3.0 + 1.5)
-    still = GuidedSettings(num_inference_steps=1, iterations=250, patience=250, learning_rate=0.0, fit_rate=0.05)
-    for loss in ("squared", "robust"):
-        found = guided(predictor, rgb, points, replace(still, loss=loss))
-        # They started at the points' own span and lowest depth.
-        assert np.ptp(points.depth) < 2 and points.depth.min() > 1.8
-        assert found.scale == pytest.approx(3.0, rel=0.05) and found.shift == pytest.approx(1.5, rel=0.05)
-        np.testing.assert_allclose(found.depth, own * 3.0 + 1.5, rtol=0.05)
+@pytest.mark.parametrize("loss", ["squared", "robust"])
+def test_scale_and_shift_of_a_known_map_are_found(loss: Any) -> None:
+    depth = np.random.default_rng(0).uniform(0, 1, 200)
+    known = 3.0 * depth + 1.5
+    seen = depth > 0.4  # so that the points' own span and lowest depth are not the answer
+    fit = AffineFit(low=known[seen].min(), span=float(np.ptp(known[seen])))
+    assert fit.low > 2.6 and fit.span < 1.9
+    for rate in (0.02, 0.002, 0.0002):
+        adam = Adam(rate)
+        for _ in range(1500):
+            by_meters = loss_at_points(fit(depth[seen]), known[seen], loss)[1]
+            fit.parameters = adam(fit.parameters, fit.derivatives(depth[seen])[1] @ by_meters)
+    s, h = fit.parameters
+    assert s**2 * fit.span == pytest.approx(3.0, rel=0.01) and h**2 * fit.low == pytest.approx(1.5, rel=0.01)
 
 
 def test_the_same_arguments_give_the_same_bytes(predictor: Predictor) -> None:
@@ -321,8 +320,8 @@ def test_precision_tiny_autoencoder_and_memory(
 @pytest.mark.parametrize(
     ("pixels", "depth", "message"),
     [
-        ([], [], "needs at least one point$"),
-        ([[900.0, 3.0]], [2.0], r"all 1 lie outside the photo of 56x40"),
+        ([], [], "there are no points; give at least one pixel"),
+        ([[900.0, 3.0], [3.0, 3.0]], [2.0, 3.0], "1 of 2 points lie outside of the picture of 40x56"),
         ([[3.0, 3.0]], [2.0], "all 1 points lie at 2 m, and tiny-kl knows depth up to scale and shift"),
         ([[3.0, 3.0], [9.0, 9.0]], [2.0, 2.0], "all 2 points lie at 2 m"),
         ([[3.0, 3.0], [9.0, 9.0]], [2.0, np.nan], "1 of 2 points have no depth above 0"),
@@ -336,15 +335,22 @@ def test_points_that_say_nothing(predictor: Predictor, pixels: Any, depth: Any, 
         guided(predictor, make_photo(*SIZE), points)
 
 
-def test_points_outside_are_left_out_with_a_note(predictor: Predictor) -> None:
-    rgb, points = make_photo(*SIZE), some_points()
-    more = replace(
-        points, pixels=np.concatenate([points.pixels, [[-5.0, 2.0]]]), depth=np.concatenate([points.depth, [99.0]])
-    )
-    settings = GuidedSettings(num_inference_steps=1)
-    found, wanted = guided(predictor, rgb, more, settings), guided(predictor, rgb, points, settings)
-    assert found.depth.tobytes() == wanted.depth.tobytes()
-    assert found.notes[0] == "1 of 31 points lie outside the photo and were left out"
+def test_it_is_a_method_beside_the_others(lite: Predictor) -> None:
+    size = (64, 88)
+    rgb, truth = warped(lite, size)
+    points = some_points(40, size=size)
+    columns, rows = points.pixels.astype(int).T
+    points = replace(points, depth=truth[rows, columns].astype(np.float64))
+    settings = GuidedSettings(processing_resolution=64, iterations=8)
+    own = lite(rgb, processing_resolution=64).depth
+    relative = RelativeDepth(depth=own, invariance="scale", camera=Camera.assumed(size), rgb=rgb)
+    methods = {**METHODS, "guided": guided_method(lite, settings)}
+    found = complete(relative, points, method="guided", methods=methods)
+    assert found.depth.tobytes() == guided(lite, rgb, points, settings).depth.tobytes()
+    assert found.method == "guided" and found.space == "log" and found.errors is not None
+    assert found.errors.num_points == 40 and 0 < found.errors.mean_m < 1
+    with pytest.raises(InvalidValueError, match="needs the photo"):
+        complete(replace(relative, rgb=None), points, method="guided", methods=methods)
 
 
 def test_other_engines_and_modalities_are_refused(onnx_checkpoint: Path) -> None:

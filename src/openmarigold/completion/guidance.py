@@ -19,9 +19,6 @@ LOSSES: tuple[Loss, ...] = ("squared", "robust")
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
 _SMALLEST = 1e-6
-_TUNING = 1.345
-_SCALE_OF_MAD = 1.4826
-_LEAST_SPREAD = 0.01
 
 
 @dataclass
@@ -81,7 +78,7 @@ class PowerFit:
         return meters * self.parameters[1] / safe, np.stack([meters, by_exponent])
 
 
-Fit: TypeAlias = AffineFit | PowerFit
+GuidedFit: TypeAlias = AffineFit | PowerFit
 """How relative depth becomes meters, with parameters that are optimized; `derivatives` are those of meters, by relative
 depth and by each parameter."""
 
@@ -89,19 +86,15 @@ depth and by each parameter."""
 def loss_at_points(meters: Values, known: Values, loss: Loss) -> tuple[float, Values]:
     """The loss of a map at measured points, and its gradient.
 
-    "squared": the mean absolute error plus the mean squared error [m, m²], as published. "robust": Huber's loss of
-    log(meters / known) in units of its own spread, so that near and far points count alike and a wrong one pulls no
-    more than others; the spread is held fixed in the gradient.
+    "squared": the mean absolute error plus the mean squared error [m, m²], as published. "robust": the mean of
+    |log(meters / known)|, so that near and far points count alike and a wrong one pulls no more than others.
     """
     if loss == "squared":
         error = meters - known
         return float(np.abs(error).mean() + np.square(error).mean()), (np.sign(error) + 2 * error) / len(error)
     safe = np.maximum(meters, _SMALLEST)
     error = np.log(safe / known)
-    limit = _TUNING * max(_LEAST_SPREAD, _SCALE_OF_MAD * float(np.median(np.abs(error))))
-    inside = np.abs(error) <= limit
-    each = np.where(inside, 0.5 * error**2 / limit, np.abs(error) - 0.5 * limit)
-    return float(each.mean()), np.clip(error / limit, -1, 1) / safe / len(error)
+    return float(np.abs(error).mean()), np.sign(error) / safe / len(error)
 
 
 def neighbors(

@@ -12,10 +12,22 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, UInt8
 
-from openmarigold.completion.evidence import Completed, SparsePoints
-from openmarigold.completion.guidance import LOSSES, Adam, AffineFit, Fit, Loss, PowerFit, loss_at_points, neighbors
+from openmarigold.completion.evidence import Completed, RelativeDepth, SparsePoints
+from openmarigold.completion.fits import Fit
+from openmarigold.completion.guidance import (
+    LOSSES,
+    Adam,
+    AffineFit,
+    GuidedFit,
+    Loss,
+    PowerFit,
+    loss_at_points,
+    neighbors,
+)
+from openmarigold.completion.leave_out import pixel_indices
+from openmarigold.completion.methods import Method, Options
 from openmarigold.config import CallConfig, check_choice
 from openmarigold.diffusion import to_clean_and_noise
 from openmarigold.engines import Latent, Linearized, differentiable
@@ -25,8 +37,11 @@ from openmarigold.predictor import ImageInput, Predictor
 from openmarigold.predictor.sampling import Step
 
 PUBLISHED_STEPS = 50
-_ITERATIONS_OF_ONE_STEP = 50
+_ITERATIONS_OF_ONE_STEP = 30
 _LEAST_NORM = 1e-8
+GUIDED_FOLDS = 4
+_OUTLIER = 3.5
+_LEAST_SPREAD = 0.01
 _BETTER = 0.99  # a loss below this share of the best one so far is progress
 
 
@@ -42,7 +57,7 @@ class GuidedSettings:
     """Denoising steps. None: 1 for checkpoints that predict in one step, 50 for all others."""
     iterations: int | None = None
     """Times that the latent is moved at each timestep. 1 is the published loop: the sampler goes on with the moved
-    latent and the U-Net's output of before. More: the best of them, with its own output. None: 50 for checkpoints that
+    latent and the U-Net's output of before. More: the best of them, with its own output. None: 30 for checkpoints that
     predict in one step, 1 for all others."""
     ensemble_size: int = 1
     """Guided predictions from different noise; the result is the median of their meters at each pixel."""
@@ -57,7 +72,7 @@ class GuidedSettings:
     fit_rate: float = 0.005
     """Of Adam on the parameters of the fit from relative depth to meters."""
     loss: Loss = "robust"
-    """squared: mean absolute plus mean squared error [m], as published; robust: relative errors, outliers pull less."""
+    """squared: mean absolute plus mean squared error [m], as published; robust: mean absolute error of log depth."""
     rescale: bool | None = None
     """Give the gradient of the latent the length of the noise, as published. None: where there is one iteration at each
     timestep; Adam alone takes smaller steps near the end of many."""
@@ -101,15 +116,16 @@ def guided(
     Args:
         predictor: of a checkpoint that predicts depth, on engine torch.
         rgb: the photo, as `Predictor` takes it.
-        points: depth at its pixels; those outside of it are left out, with a note.
+        points: depth at its pixels.
         settings: None is the defaults; `GuidedSettings.published()` is the loop of the published code.
 
     Returns:
         Planar depth [m] at the photo's size, a function of the arguments and of nothing else.
 
     Raises:
-        InvalidValueError: no point, a point without depth above 0, or (checkpoints whose depth is known up to scale and
-            shift) points of one depth only; a checkpoint of another modality; an engine without gradients.
+        InvalidValueError: no point, a point without depth above 0 or outside of the photo, or (checkpoints whose depth
+            is known up to scale and shift) points of one depth only; a checkpoint of another modality; an engine
+            without gradients.
         NumericalError: the loss is not finite.
     """
     settings = settings or GuidedSettings()
@@ -120,17 +136,64 @@ def guided(
         )
     image = as_rgb(rgb)
     size = (image.shape[0], image.shape[1])
-    inside, notes = _checked_points(points, size)
-    guide = _Guide(predictor, _with_defaults(settings, predictor), inside, size)
+    _check_points(points, size)
+    guide = _Guide(predictor, _with_defaults(settings, predictor), points, size)
     maps = np.stack(guide.members_in_meters(image))
     depth = (maps[0] if len(maps) == 1 else np.median(maps, axis=0)).astype(np.float32)
     return Completed(
         depth=depth,
         method="guided",
         **guide.global_fit(depth),
-        facts=guide.facts(len(inside)),
-        notes=(*notes, *guide.notes()),
+        facts=guide.facts(len(points)),
+        notes=(*points.notes, *guide.notes()),
     )
+
+
+def guided_method(predictor: Predictor, settings: GuidedSettings | None = None) -> Method:
+    """Guided denoising as a row beside `methods.METHODS`, for photos that `RelativeDepth.rgb` holds.
+
+    Its error is stated from points that are left out in `GUIDED_FOLDS` parts, so that `complete` runs it so many times
+    more.
+    """
+
+    def run(relative: RelativeDepth, points: SparsePoints, options: Options) -> _Fitted:
+        del options  # of the cheap global fits
+        if relative.rgb is None:
+            raise InvalidValueError("guided denoising needs the photo; give RelativeDepth with rgb")
+        return _Fitted(guided(predictor, relative.rgb, points, settings), points)
+
+    return Method(name="guided", title="guided denoising", run=run, folds=GUIDED_FOLDS)
+
+
+@dataclass(frozen=True, eq=False)
+class _Fitted:
+    completed: Completed
+    points: SparsePoints
+
+    @property
+    def outliers(self) -> Bool[np.ndarray, " n"]:
+        """Points that the guided map did not come close to."""
+        error = np.abs(np.log(self.at(self.points.pixels) / self.points.depth))
+        return error > _OUTLIER * max(_LEAST_SPREAD, 1.4826 * float(np.median(error)))
+
+    @property
+    def fit(self) -> Fit:
+        found = self.completed
+        span = {"floor": float(found.depth.min()), "ceiling": float(found.depth.max())}
+        return Fit(
+            space=found.space,
+            scale=found.scale,
+            shift=found.shift,
+            outliers=self.outliers,
+            reason="optimized together with the latent",
+            **span,
+        )
+
+    def at(self, pixels: Float64[np.ndarray, "n 2"]) -> Float64[np.ndarray, " n"]:
+        return self.map()[pixel_indices(pixels, self.completed.depth.shape)]
+
+    def map(self) -> Float64[np.ndarray, "h w"]:
+        return self.completed.depth.astype(np.float64)
 
 
 def _with_defaults(settings: GuidedSettings, predictor: Predictor) -> GuidedSettings:
@@ -150,21 +213,21 @@ def _with_defaults(settings: GuidedSettings, predictor: Predictor) -> GuidedSett
     )
 
 
-def _checked_points(points: SparsePoints, size: tuple[int, int]) -> tuple[SparsePoints, tuple[str, ...]]:
-    """The points within a picture of `size`, and a note on the others."""
+def _check_points(points: SparsePoints, size: tuple[int, int]) -> None:
+    if not len(points):
+        raise InvalidValueError("there are no points; give at least one pixel with its depth in meters")
     wrong = ~(np.isfinite(points.depth) & (points.depth > 0) & np.isfinite(points.pixels).all(axis=1))
     if wrong.any():
         raise InvalidValueError(
             f"{int(wrong.sum())} of {len(points)} points have no depth above 0 or no place; leave them out"
         )
-    x, y = points.pixels[:, 0], points.pixels[:, 1]
-    within = (x >= -0.5) & (x <= size[1] - 0.5) & (y >= -0.5) & (y <= size[0] - 0.5)
-    if not within.any():
-        where = f"; all {len(points)} lie outside the photo of {size[1]}x{size[0]}" if len(points) else ""
-        raise InvalidValueError(f"guided denoising needs at least one point{where}")
-    outside = int((~within).sum())
-    notes = (f"{outside} of {len(points)} points lie outside the photo and were left out",) if outside else ()
-    return replace(points, pixels=points.pixels[within], depth=points.depth[within]), notes
+    x, y = points.pixels.T
+    outside = (x < -0.5) | (x > size[1] - 0.5) | (y < -0.5) | (y > size[0] - 0.5)
+    if outside.any():
+        raise InvalidValueError(
+            f"{int(outside.sum())} of {len(points)} points lie outside of the picture of {size[0]}x{size[1]}; leave "
+            "them out, or scale them to its size"
+        )
 
 
 @dataclass
@@ -172,7 +235,7 @@ class _Member:
     """What is optimized for one member of the ensemble, with the optimizers' states."""
 
     mirrored: bool
-    fit: Fit
+    fit: GuidedFit
     move_latent: Adam
     move_fit: Adam
     losses: list[float] = field(default_factory=list)

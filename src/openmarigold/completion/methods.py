@@ -19,7 +19,7 @@ from openmarigold.completion import interpolation
 from openmarigold.completion.evidence import Completed, FitSpace, LeftOutErrors, RelativeDepth, SparsePoints
 from openmarigold.completion.field import ResidualField, fit_field
 from openmarigold.completion.fits import Fit, fit_points
-from openmarigold.completion.leave_out import left_out_errors, pixel_indices
+from openmarigold.completion.leave_out import FOLDS, left_out_errors, pixel_indices
 from openmarigold.errors import InvalidValueError, MissingExtraError
 
 Pixels = Float64[np.ndarray, "n 2"]
@@ -68,6 +68,8 @@ class Method:
     min_points: int = 1
     is_baseline: bool = False
     """Shown for comparison only: never chosen by "auto"."""
+    folds: int = FOLDS
+    """In how many parts points are left out, at the most, to state its error: each runs the method once more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +222,7 @@ def complete(
         )
     fitted = chosen.run(relative, points, options)
     if errors is None:
-        errors = left_out_errors(lambda some: chosen.run(relative, some, options), points)
+        errors = left_out_errors(lambda some: chosen.run(relative, some, options), points, folds=chosen.folds)
     depth = fitted.map()
     if exact:
         kept = ~fitted.outliers
@@ -264,6 +266,7 @@ def compare(
                     lambda some, method=method: method.run(relative, some, options),
                     points,
                     min_points=method.min_points,
+                    folds=method.folds,
                 )
                 note = "" if errors else "too few points to leave any out"
         except (InvalidValueError, MissingExtraError) as error:

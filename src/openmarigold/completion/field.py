@@ -75,7 +75,7 @@ class _Detail:
 
     def __call__(self, places: Places) -> Float64[np.ndarray, " m"]:
         with needs_extra("metric"):
-            from scipy.spatial import cKDTree
+            from scipy.spatial import cKDTree  # pyright: ignore[reportAttributeAccessIssue]
         out = np.empty(len(places))
         tree = cKDTree(self.places[:, :2])
         for start in range(0, len(places), _CHUNK):
@@ -163,7 +163,7 @@ def _all_places(logs: Float64[np.ndarray, "h w"]) -> Places:
     return np.column_stack([columns.ravel() / longer, rows.ravel() / longer, logs.ravel()])
 
 
-def _kernel(a: Places, b: Places, lengths: tuple[float, float]) -> Float64[np.ndarray, "n m"]:
+def _kernel(a: Places, b: Float64[np.ndarray, "m 3"], lengths: tuple[float, float]) -> Float64[np.ndarray, "n m"]:
     """exp(-distance): the covariance of a field that is continuous but not smooth, as errors of models are."""
     scale = np.array([lengths[0], lengths[0], lengths[1]])
     a, b = a / scale, b / scale
@@ -207,7 +207,7 @@ def _solved(
 
 
 def _on_nodes(process: _Process, logs: Float64[np.ndarray, "h w"]) -> Float64[np.ndarray, "h w"]:
-    """The process at every pixel, linear between nodes in picture and log depth; only nodes next to pixels are asked."""
+    """The process at every pixel, linear between nodes in picture and log depth; nodes next to pixels only."""
     height, width = logs.shape
     longer, spacing = max(height, width), process.lengths[1] / _LEVELS
     low = float(logs.min())
@@ -234,7 +234,7 @@ def _on_nodes(process: _Process, logs: Float64[np.ndarray, "h w"]) -> Float64[np
 def _corners(
     height: int, width: int, below: np.ndarray, shape: tuple[int, int, int]
 ) -> Iterator[tuple[np.ndarray, Float64[np.ndarray, "h w"], bool]]:
-    """Of the eight nodes around every pixel: flat index, share of the two pixel coordinates, whether it is the far one."""
+    """Of the eight nodes around every pixel: flat index, share of row and column, whether it is the farther one."""
     y, x = np.arange(height) / _STEP, np.arange(width) / _STEP
     top, left = y.astype(np.int64), x.astype(np.int64)
     down, right = y - top, x - left

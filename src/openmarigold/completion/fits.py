@@ -31,10 +31,10 @@ _REJECTED = 4.0  # robust sigmas, where a point loses its weight in the fit
 _OUTLIER = 3.5  # robust sigmas, where a point is reported as one that contradicts the others
 _ROUNDS = 20
 _EXACT = 1e-9  # a residual in log depth that is rounding
-_PAIRS = 2000
+_PAIRS = 600
 _PAIRS_OF_FEW = 64  # points, up to which all pairs are tried
 _ENOUGH_FOR_TWO = 4  # points, from which depth up to scale may get a second parameter
-_FOLDS = 10
+_FOLDS = 5
 _KEPT = 0.85  # of the left-out errors that decide between spaces, the smallest ones
 _GAIN = 0.98  # a second parameter must lower the left-out error to this share
 _FLOOR = 0.25  # of the nearest point: fitted depth is never nearer than this
@@ -95,7 +95,9 @@ def fit_points(
         scaled = _fit_of("depth", inner.scale, inner.shift + inner.scale * shift, x, z)
         return replace(scaled, reason=f"scale alone, with the shift {shift:.4g} that was given for affine depth")
     candidates = _candidates(x, z, invariance, space)
-    fits = [(name, count, line) for name, count in candidates if (line := _robust_line(name, count, x, z)) is not None]
+    fits: list[tuple[FitSpace, int, tuple[float, float]]] = [
+        (name, count, line) for name, count in candidates if (line := _robust_line(name, count, x, z)) is not None
+    ]
     if not fits:
         raise InvalidValueError(
             "the points contradict the model: they are farther where it says nearer; check the points' order (x, y, "
@@ -177,7 +179,7 @@ def _line_depth(
 
 
 def _residuals(space: FitSpace, line: tuple[float, float], x: Values, z: Values) -> Values:
-    """log of measured by fitted depth; large where the line gives no depth."""
+    """Logarithm of measured by fitted depth; large where the line gives no depth."""
     return np.log(z / np.clip(_line_depth(space, *line, x), *_bounds(z)))
 
 
@@ -265,7 +267,7 @@ def _best_pair(space: FitSpace, x: Values, z: Values) -> tuple[float, float] | N
         return None
     scale = rise[rising] / run[rising]
     shift = v[first[rising]] - scale * u[first[rising]]
-    some = slice(None, None, max(1, count // 400))  # enough to judge a line by
+    some = slice(None, None, max(1, count // 200))  # enough to judge a line by
     fitted = scale[:, None] * u[some] + shift[:, None]
     if space == "log":
         residual = np.abs(v[some] - fitted)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Baselines of completion that know little: interpolation between the points, without a model, and plain least squares."""
+"""Baselines of completion: interpolation between the points, which needs no model, and plain least squares."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def nearest(
     """Depth of the point nearest to each place `at` (x, y) of the picture."""
     values = np.asarray(depth, dtype=np.float64)
     try:
-        from scipy.spatial import cKDTree
+        from scipy.spatial import cKDTree  # pyright: ignore[reportAttributeAccessIssue]
     except ModuleNotFoundError:  # the same by brute force
         rows = [
             np.square(part[:, None] - pixels[None]).sum(axis=-1).argmin(axis=1)

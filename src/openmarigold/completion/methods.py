@@ -2,7 +2,7 @@
 """The methods of completion, in steps of cost, and the baselines that stand beside them.
 
 A method fits (relative depth, points) and gives something that answers at any pixel and as a map. So every method is
-judged in the same way, by points that it did not see (`leave_out`), and the best one can be chosen without ground truth.
+judged in the same way, by points that it did not see (`leave_out`), and the best one is chosen without ground truth.
 """
 
 from __future__ import annotations

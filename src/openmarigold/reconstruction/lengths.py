@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float
@@ -11,10 +12,11 @@ from jaxtyping import Float
 from openmarigold.camera import Camera
 from openmarigold.errors import InvalidValueError
 
+Pixel: TypeAlias = tuple[float, float] | tuple[int, int]
+"""x and y, pixel centers at whole numbers."""
 
-def length_between(
-    camera: Camera, depth: Float[np.ndarray, "h w"], first: tuple[float, float], second: tuple[float, float]
-) -> float:
+
+def length_between(camera: Camera, depth: Float[np.ndarray, "h w"], first: Pixel, second: Pixel) -> float:
     """The straight distance between the points that two pixels show, in the unit of depth.
 
     Each pixel has the depth of the nearest whole pixel: a mean over neighbors would mix surfaces at edges.
@@ -22,7 +24,7 @@ def length_between(
     Args:
         camera: of the picture.
         depth: planar, up to scale or in meters.
-        first: pixel (x, y), pixel centers at whole numbers.
+        first: the pixel that shows one end.
         second: the other one.
 
     Raises:
@@ -40,7 +42,7 @@ def length_between(
     return float(np.linalg.norm(end - start))
 
 
-def _depth_at(depth: Float[np.ndarray, "h w"], pixel: tuple[float, float]) -> float:
+def _depth_at(depth: Float[np.ndarray, "h w"], pixel: Pixel) -> float:
     x, y = pixel
     height, width = depth.shape
     inside = math.isfinite(x) and math.isfinite(y) and -0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5

@@ -25,7 +25,7 @@ import numpy as np
 from openmarigold import Predictor
 from openmarigold.camera import Camera
 from openmarigold.completion.evidence import RelativeDepth, SparsePoints
-from openmarigold.completion.methods import METHODS, complete
+from openmarigold.completion.methods import METHODS, Options, complete
 from openmarigold.evaluation.benchmarks import open_folder_benchmark
 from openmarigold.seeding import generator_for
 
@@ -118,14 +118,23 @@ def main() -> None:
         total += 1
         for cell in cells:
             points = drawn(picture, *cell, number)
-            for name in METHODS:
-                completed = complete(picture.relative, points, method=name)
-                error = np.abs(completed.depth - picture.depth)[picture.valid].mean()
-                errors[(*cell, name)].append(float(error))
-                if name in ("fit", "field"):
+            for name, method in METHODS.items():
+                if method.is_baseline:
+                    depth = method.run(picture.relative, points, Options()).map()
+                else:
+                    completed = complete(picture.relative, points, method=name)
+                    depth = completed.depth
                     assert completed.errors is not None
                     errors[(*cell, f"estimate of {name}")].append(completed.errors.mean_m)
-    print(f"{total} pictures, {time.perf_counter() - start:.0f} s\n")
+                errors[(*cell, name)].append(float(np.abs(depth - picture.depth)[picture.valid].mean()))
+        if number % 6 == 5:
+            show(errors, cells, total, time.perf_counter() - start)
+    show(errors, cells, total, time.perf_counter() - start)
+
+
+def show(errors: dict[tuple, list[float]], cells: list[tuple[int, float]], total: int, seconds: float) -> None:
+    """Prints the table of the pictures so far."""
+    print(f"{total} pictures, {seconds:.0f} s\n")
     print(f"| points | outliers | {' | '.join(METHODS)} | estimate / truth, fit | field |")
     print("|---|---|" + "---|" * (len(METHODS) + 2))
     for cell in cells:
@@ -133,7 +142,7 @@ def main() -> None:
         for name in ("fit", "field"):
             truth, estimate = np.array(errors[(*cell, name)]), np.array(errors[(*cell, f"estimate of {name}")])
             row.append(f"{np.exp(np.log(estimate / truth).mean()):.2f} ({estimate.mean() / truth.mean():.2f})")
-        print(f"| {cell[0]} | {100 * cell[1]:.0f} % | {' | '.join(row)} |")
+        print(f"| {cell[0]} | {100 * cell[1]:.0f} % | {' | '.join(row)} |", flush=True)
 
 
 if __name__ == "__main__":

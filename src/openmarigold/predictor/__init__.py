@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL.Image import Image
 
+from openmarigold.camera import Camera
 from openmarigold.checkpoints.checkpoint import Checkpoint
 from openmarigold.checkpoints.configured import TinyVae, read_configured, read_tiny_vae, resolve_settings
 from openmarigold.config import LATENT_FACTOR, CallConfig, CallOptions, ModelConfig, ModelOptions
@@ -30,6 +31,7 @@ from openmarigold.predictor.sampling import (
     Step,
     checked_guidance,
     checked_latents,
+    rays_of,
 )
 from openmarigold.printing import quoted_logger
 from openmarigold.results.prediction import Prediction
@@ -247,7 +249,10 @@ class Predictor:
             latents=latents,
         )
         kept = rgb if self.modality.complete else None
-        return PreparedPhoto(size=(height, width), processing_size=size, image=image, noise=noise, rgb=kept)
+        camera = Camera.assumed((height, width)) if config.fov is None else Camera.from_fov((height, width), config.fov)
+        return PreparedPhoto(
+            size=(height, width), camera=camera, processing_size=size, image=image, noise=noise, rgb=kept
+        )
 
     def _predict(
         self, photos: Sequence[PreparedPhoto], config: CallConfig, guide: Guide | None = None
@@ -258,7 +263,10 @@ class Predictor:
         seen: list[Latent] = []
         for number in range(len(photos[0].image)):  # the photos, then their mirror images
             images = np.stack([photo.image[number] for photo in photos])
-            seen.append(self.engine.encode(images))
+            condition = self.engine.encode(images)
+            if self.checkpoint.condition_on:
+                condition = self.engine.joined(condition, rays_of(photos, mirrored=bool(number)))
+            seen.append(condition)
             checks.add(
                 self.engine.is_finite(seen[-1]), "image encoder" if self.checkpoint.image_encoder else "VAE encoder"
             )

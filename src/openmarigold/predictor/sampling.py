@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
+from openmarigold.camera import Camera
+from openmarigold.conditions import ray_channels
 from openmarigold.config import CallConfig
 from openmarigold.diffusion import member_noise
 from openmarigold.engines import Latent
@@ -97,6 +99,7 @@ class PreparedPhoto:
     """What is kept of a photo until its prediction is done."""
 
     size: tuple[int, int]
+    camera: Camera
     processing_size: tuple[int, int]
     """Without the padding of `image`."""
     image: Float32[np.ndarray, "n 3 H W"]
@@ -104,6 +107,16 @@ class PreparedPhoto:
     noise: MemberNoise
     rgb: UInt8[np.ndarray, "h w 3"] | None = None
     """The photo itself, where the modality completes maps by it."""
+
+
+def rays_of(photos: Sequence[PreparedPhoto], *, mirrored: bool) -> Float32[np.ndarray, "b 3 h w"]:
+    """The rays of the photos, or of their mirror images, on the latent grid: what some checkpoints condition on."""
+    channels = []
+    for photo in photos:
+        camera = photo.camera.resized(photo.processing_size)
+        padded = photo.image.shape[2], photo.image.shape[3]
+        channels.append(ray_channels(camera.mirrored() if mirrored else camera, padded))
+    return np.stack(channels)
 
 
 def checked_guidance(guided: Any, latent: Latent) -> Latent:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int8, Int16, Shaped, UInt8
+from jaxtyping import Bool, Float, Int8, Int16, Shaped, UInt8
 from torch import Tensor
 from torch.nn import functional
 
@@ -164,7 +164,7 @@ def _draw_colors(rng: np.random.Generator, count: int, strength: float) -> dict[
     return {name: values.astype(np.float32) for name, values in drawn.items()}
 
 
-def view_camera(camera: Camera, affine: Float32[np.ndarray, "2 3"], size: tuple[int, int]) -> Camera:
+def view_camera(camera: Camera, affine: Float[np.ndarray, "2 3"], size: tuple[int, int]) -> Camera:
     """The camera of a view of `size` (height, width) that is cut from its picture, rolled and mirrored as the view is.
 
     Raises:

@@ -21,10 +21,11 @@ CONDITIONS: Mapping[str, int] = MappingProxyType({"rays": 3})
 """What a condition may add, and its number of channels."""
 
 _USUAL_FOCAL = 40.0  # latent cells; of a photo of 256 x 341 pixels with 55 degrees, so that channels are about 0
+_GAIN = 8.0  # as large as the features of our image encoder, so that a U-Net hears of both and learns both as fast
 
 
 def ray_channels(camera: Camera, padded: tuple[int, int] | None = None) -> Float32[np.ndarray, "3 h w"]:
-    """x/z and y/z of the ray of each latent cell's center, and the logarithm of the focal length in cells by 40.
+    """8 times: x/z and y/z of the ray of each latent cell's center, and the logarithm of the focal length by 40 cells.
 
     Args:
         camera: of the picture that the networks see, without padding.
@@ -35,4 +36,4 @@ def ray_channels(camera: Camera, padded: tuple[int, int] | None = None) -> Float
     grid = camera.cropped(top=0, left=0, size=(height, width)).resized(cells)
     rays = grid.rays()
     focal = 0.5 * math.log(grid.fx * grid.fy) - math.log(_USUAL_FOCAL)
-    return np.stack([rays[..., 0], rays[..., 1], np.full(cells, focal, dtype=np.float32)])
+    return _GAIN * np.stack([rays[..., 0], rays[..., 1], np.full(cells, focal, dtype=np.float32)])

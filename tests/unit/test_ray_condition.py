@@ -44,9 +44,9 @@ def test_rays_of_a_known_camera() -> None:
     # 90 degrees over 32 pixels: 16 pixels are a slope of 1, so that cells of 8 have their centers at -3/4, -1/4, ...
     channels = ray_channels(Camera.from_fov((16, 32), 90.0))
     assert channels.shape == (CONDITIONS["rays"], 2, 4) and channels.dtype == np.float32
-    np.testing.assert_allclose(channels[0], [[-0.75, -0.25, 0.25, 0.75]] * 2, atol=1e-6)
-    np.testing.assert_allclose(channels[1], [[-0.25] * 4, [0.25] * 4], atol=1e-6)
-    np.testing.assert_allclose(channels[2], math.log(2 / 40), rtol=1e-6)  # a focal length of two cells
+    np.testing.assert_allclose(channels[0] / 8, [[-0.75, -0.25, 0.25, 0.75]] * 2, atol=1e-6)
+    np.testing.assert_allclose(channels[1] / 8, [[-0.25] * 4, [0.25] * 4], atol=1e-6)
+    np.testing.assert_allclose(channels[2] / 8, math.log(2 / 40), rtol=1e-6)  # a focal length of two cells
 
 
 def test_cells_of_a_padded_picture_see_what_they_saw() -> None:
@@ -54,8 +54,8 @@ def test_cells_of_a_padded_picture_see_what_they_saw() -> None:
     channels = ray_channels(camera, (24, 32))
     assert channels.shape == (3, 3, 4)
     # Cell 3 covers columns 24 to 31, row 2 rows 16 to 23.
-    np.testing.assert_allclose(channels[:2, 2, 3], [(27.5 - 11.0) / 30, (19.5 - 6.0) / 25], rtol=1e-6)
-    np.testing.assert_allclose(channels[2], math.log(math.sqrt(30 * 25) / 8 / 40), rtol=1e-6)
+    np.testing.assert_allclose(channels[:2, 2, 3] / 8, [(27.5 - 11.0) / 30, (19.5 - 6.0) / 25], rtol=1e-6)
+    np.testing.assert_allclose(channels[2] / 8, math.log(math.sqrt(30 * 25) / 8 / 40), rtol=1e-6)
 
 
 def test_what_a_checkpoint_is(rayed: Path) -> None:

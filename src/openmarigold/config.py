@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -62,6 +63,10 @@ class CallOptions(TypedDict, total=False):
     start_noise: StartNoise | None
     ensemble_reduction: str | None
     fov: float | None
+    focal_px: float | None
+    camera_file: Path | str | None
+    estimate_camera: bool
+    normals_checkpoint: Path | str | None
     recompose: bool
     ensemble_mirror: bool | None
 
@@ -159,8 +164,18 @@ class CallConfig:
     """How members are merged: closest (to the mean direction) or mean for normals, median or mean for all else. None:
     the first of these."""
     fov: float | None = None
-    """Field of view of the camera along the photo's longer side [deg], for normals that are computed from depth. None:
-    55, stated as assumed."""
+    """Field of view of the camera along the photo's longer side [deg]. None, with neither focal-px nor camera-file:
+    what the photo's metadata state, else 55, stated as assumed."""
+    focal_px: float | None = None
+    """Focal length of the camera in pixels of the photo."""
+    camera_file: Path | str | None = None
+    """File with the camera's intrinsics: JSON, a 3x3 matrix (.txt, .npy, JSON), ROS camera_info, COLMAP's cameras.txt
+    or a KITTI calibration."""
+    estimate_camera: bool = False
+    """Estimate the field of view where nothing is known, and the shift of affine depth, from depth and normals. Takes a
+    second model, of normals."""
+    normals_checkpoint: Path | str | None = None
+    """For estimate-camera: a checkpoint of normals, folder or hub id. None: the embedded one."""
     ensemble_mirror: bool | None = None
     """Show every second member of an ensemble the photo mirrored, and mirror what it gives. None: the checkpoint's own
     (published ones: no)."""
@@ -187,8 +202,21 @@ class CallConfig:
         check_choice("final_step", self.final_step, (None, *get_args(FinalStep)))
         check_choice("start_noise", self.start_noise, (None, *get_args(StartNoise)))
         check_choice("timestep_spacing", self.timestep_spacing, (None, *get_args(TimestepSpacing)))
+        self._check_camera()
+
+    def _check_camera(self) -> None:
+        for name in ("camera_file", "normals_checkpoint"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, as_path(value, name))
+        given = [name for name in ("fov", "focal_px", "camera_file") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise InvalidValueError(f"{' and '.join(given)} state the same thing; give one of them")
         if self.fov is not None:
             check_fov(self.fov)
+        if self.focal_px is not None:
+            check_focal_px(self.focal_px)
+        if self.normals_checkpoint is not None and not self.estimate_camera:
+            raise InvalidValueError("normals_checkpoint has no effect without estimate_camera; give both or none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,6 +313,12 @@ def check_fov(fov: object) -> None:
     """Accepts a field of view [deg] of a pinhole camera."""
     if not isinstance(fov, (int, float)) or not 1 <= fov <= 170:
         raise InvalidValueError(f"fov={fov!r} is not accepted; give degrees from 1 to 170, along the longer side")
+
+
+def check_focal_px(focal_px: object) -> None:
+    """Accepts a focal length [px]."""
+    if not isinstance(focal_px, (int, float)) or isinstance(focal_px, bool) or not 0 < focal_px < math.inf:
+        raise InvalidValueError(f"focal_px={focal_px!r} is not accepted; give pixels, above 0")
 
 
 def _check_count(name: str, value: object, *, maximum: int | None = None) -> None:

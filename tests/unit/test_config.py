@@ -15,10 +15,8 @@ from openmarigold.config import CallConfig, CallOptions, ModelConfig, ModelOptio
 from openmarigold.engines import Engine
 from openmarigold.errors import InvalidValueError
 from openmarigold.modalities import find_modality
-from openmarigold.modalities.intrinsics import LIGHTING
 from openmarigold.predictor import Predictor
 from openmarigold.results.writers import write_prediction
-from tiny import make_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -51,6 +49,12 @@ def test_accepts(settings: dict[str, Any]) -> None:
         ({"tiny_vae_for": "both"}, "tiny_vae_for='both' has no effect without tiny_vae"),
         ({"fov": 0.5}, "fov=0.5 is not accepted; give degrees from 1 to 170"),
         ({"fov": 171.0}, "fov=171.0 is not accepted"),
+        ({"focal_px": 0.0}, "focal_px=0.0 is not accepted; give pixels, above 0"),
+        ({"focal_px": float("nan")}, "focal_px=nan is not accepted; give pixels, above 0"),
+        ({"fov": 60.0, "focal_px": 500.0}, "fov and focal_px state the same thing; give one of them"),
+        ({"fov": 60.0, "camera_file": "k.json"}, "fov and camera_file state the same thing; give one of them"),
+        ({"camera_file": ""}, "camera_file is empty; give a path"),
+        ({"normals_checkpoint": "x"}, "normals_checkpoint has no effect without estimate_camera"),
         ({"device": "tpu"}, "device='tpu' is not known; use auto, cpu"),
     ],
 )
@@ -74,22 +78,24 @@ CALLS: dict[str, dict[str, Any]] = {
     "ensemble_mirror": {"ensemble_size": 2, "ensemble_mirror": True},
     "ensemble_reduction": {"ensemble_size": 3, "ensemble_reduction": "mean"},
     "fov": {"fov": 90.0},
+    "focal_px": {"focal_px": 30.0},
+    "camera_file": {"camera_file": "camera.json"},
     "recompose": {"recompose": True},
 }
 # What is predicted, and the map that shows the effect, where it is not depth.
-SHOWN_BY = {"fov": ("normals", "normals"), "recompose": ("lighting", "shading")}
+SHOWN_BY = dict.fromkeys(("fov", "focal_px", "camera_file"), ("normals", "normals"))
+# In tests of their own: test_recomposition.py and test_cameras.py.
+OTHERS = ("recompose", "estimate_camera", "normals_checkpoint")
 
 
-# `recompose` needs a model of intrinsic images: tests/unit/test_recomposition.py.
-@pytest.mark.parametrize("name", [field.name for field in fields(CallConfig) if field.name != "recompose"])
+@pytest.mark.parametrize("name", [field.name for field in fields(CallConfig) if field.name not in OTHERS])
 def test_every_setting_of_a_call_has_its_effect(
     name: str, onnx_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     modality, shown = SHOWN_BY.get(name, ("depth", "depth"))
-    checkpoint = onnx_checkpoint
-    if modality == "lighting":
-        checkpoint = make_checkpoint(tmp_path / "lighting", "tiny", modality=LIGHTING)
-    predictor = Predictor.load(checkpoint, modality=modality, device="cpu")
+    monkeypatch.chdir(tmp_path)
+    Path("camera.json").write_text('{"fx": 30, "width": 48, "height": 40}')
+    predictor = Predictor.load(onnx_checkpoint, modality=modality, device="cpu")
     rgba = np.full((40, 48, 4), 90, dtype=np.uint8)
     batches: list[int] = []
     decode = predictor.engine.decode

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from openmarigold.camera import Camera
 from openmarigold.checkpoints import hub, hub_checkpoint
 from openmarigold.checkpoints.channels import (
     channels_of_networks,
@@ -114,11 +115,11 @@ class Checkpoint:
         """What predictions are: what the networks give, or what is derived from it."""
         return self.derived or self.modality
 
-    def modality_of_call(self, config: CallConfig) -> Modality:
-        """The modality whose codec turns decoded latents into predictions."""
+    def modality_for(self, camera: Camera) -> Modality:
+        """The modality whose codec turns decoded latents of a picture of this camera into predictions."""
         if self.derived is None:
             return self.modality
-        return self.derived.derivations[self.modality.name](self.modality, self.invariance, config)
+        return self.derived.derivations[self.modality.name](self.modality, self.invariance, camera)
 
     @property
     def image_channels(self) -> int:
@@ -144,7 +145,7 @@ class Checkpoint:
         merged |= {"ensemble_noise_scale": self.noise_scale(config)} if self.noise_scale(config) < 1 else {}
         merged |= {"condition_on": self.condition_on} if self.condition_on else {}
         merged |= {"recompose": True} if config.recompose and self.predicts.complete else {}
-        return merged if self.derived is None else {**merged, "derived_from": self.modality.name, "fov": config.fov}
+        return merged if self.derived is None else {**merged, "derived_from": self.modality.name}
 
     @property
     def networks(self) -> tuple[str, str, str]:

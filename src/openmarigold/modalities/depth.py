@@ -251,6 +251,7 @@ _LINEAR = Modality(
     baselines=depth_scores.BASELINES,
     space_of=_space_of,
     claims=lambda index: index.get("space") != METRIC_SPACE,
+    relief=lambda maps: maps["depth"],
     panels=depth_scores.panels,
 )
 

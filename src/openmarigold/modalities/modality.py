@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
+from openmarigold.camera import Camera
 from openmarigold.config import CallConfig, OutputConfig
 from openmarigold.errors import InvalidValueError
 from openmarigold.modalities.protocol import Baseline, BenchmarkSample, Maps, PredictionSpace, Protocol
@@ -166,8 +167,12 @@ class Modality:
     complete: Callable[[Maps, UInt8[np.ndarray, "h w 3"], CallConfig], tuple[Maps, Mapping[str, Any]]] | None = None
     """The maps, compared or made consistent with their photo (sRGB) in place, and what is to be stated about it; None:
     they stay."""
-    derivations: Mapping[str, Callable[[Modality, str, CallConfig], Modality]] = field(default_factory=dict)
-    """By name of another modality: this one, decoded from what a model of that modality (of an invariance) gives."""
+    derivations: Mapping[str, Callable[[Modality, str, Camera], Modality]] = field(default_factory=dict)
+    """By name of another modality: this one, decoded from what a model of that modality (of an invariance) gives for a
+    picture of this camera."""
+    relief: Callable[[Maps], Float[np.ndarray, "h w"]] | None = None
+    """Planar depth, near small, known up to the checkpoint's invariance, from which a camera can be estimated; None:
+    the maps hold none."""
     panels: Callable[[BenchmarkSample, Maps, int], Mapping[str, np.ndarray]] = lambda sample, maps, step: {}
     """Pictures for a page, uint8 `[h w 3]` by heading: measured and aligned maps and their difference, of every n-th
     pixel."""

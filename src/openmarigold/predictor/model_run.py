@@ -5,24 +5,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from jaxtyping import UInt8
 
 from openmarigold import __version__
 from openmarigold.checkpoints.checkpoint import Checkpoint, loaded_variant
 from openmarigold.checkpoints.configured import TinyVae, read_configured, read_tiny_vae, resolve_settings
 from openmarigold.checkpoints.hashes import checkpoint_sha256, tiny_vae_sha256
 from openmarigold.config import OutputConfig, PredictConfig
+from openmarigold.images.exif import Photo
 from openmarigold.predictor import Predictor
+from openmarigold.predictor.cameras import camera_facts
 from openmarigold.results.manifest import Manifest, file_size
 from openmarigold.results.prediction import Prediction
 from openmarigold.results.replacing import ResultFiles
-from openmarigold.results.writers import check_output, result_paths, write_prediction
+from openmarigold.results.writers import check_output, needs_photo, result_paths, write_prediction
 
 # Settings that do not shape the results: where the model lies and how it runs. The checkpoint counts by its hash.
 _WITHOUT_EFFECT = frozenset(
@@ -38,9 +37,13 @@ _WITHOUT_EFFECT = frozenset(
         "tiny_vae_for",
         "modality",
         "ensemble_reduction",  # this and the next ones stand in the facts of a call, where they matter
-        "fov",
         "recompose",
         "ensemble_mirror",
+        "fov",  # these stand in the facts of the camera
+        "focal_px",
+        "camera_file",
+        "estimate_camera",
+        "normals_checkpoint",
     }
 )
 
@@ -90,6 +93,7 @@ class ModelRun:
             "color_map": self.output.color_map,
             **self.checkpoint.predicts.output_facts(self.output),
             **self.checkpoint.facts_of_call(self.config),
+            **camera_facts(self.config),
             **self._tiny_vae_settings,
         }
 
@@ -143,9 +147,10 @@ class ModelRun:
         names = [path.name for path in paths]
         return self.manifest.is_done(result, request=self.request, input_sha256=input_sha256, outputs=names)
 
-    def predict(self, rgb: UInt8[np.ndarray, "h w 3"], others: Sequence[ModelRun]) -> Prediction:
-        """The prediction for one photo."""
-        return self.load(others)(rgb, **self.config.call_options)
+    def predict(self, photo: Photo, others: Sequence[ModelRun]) -> Prediction:
+        """The prediction for one photo, without the photo where no file needs it."""
+        prediction = self.load(others)(photo, **self.config.call_options)
+        return prediction if needs_photo(self.output) else replace(prediction, rgb=None)
 
     def write(
         self, prediction: Prediction, result: str, photo: Path, paths: Sequence[Path], input_sha256: str | None
@@ -155,10 +160,10 @@ class ModelRun:
         Raises:
             OutputError: a file cannot be written or removed.
         """
-        modality = self.checkpoint.modality_of_call(self.config)
+        quantity = self.checkpoint.predicts.quantities.get(self.checkpoint.invariance)
         record = {
             "software": f"openmarigold {__version__}",
-            "quantity": modality.quantities[self.checkpoint.invariance],
+            "quantity": quantity,  # of derived maps, the prediction states its own
             "input_sha256": input_sha256,
             "checkpoint": None,  # its name, in a place of its own
             **self.request,

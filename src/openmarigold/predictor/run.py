@@ -14,12 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
-
 from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import InvalidValueError, OpenMarigoldError, OutputError
 from openmarigold.files import as_path, concerns_every_file, file_sha256
+from openmarigold.images.exif import Photo, read_metadata
 from openmarigold.images.photo import parse_color, read_rgb
 from openmarigold.predictor.model_run import ModelRun
 from openmarigold.results.inputs import about_left_out, about_passed_over, check_output_dir, list_photos, photo_location
@@ -151,7 +149,7 @@ class _Job:
     photo: Path
     parts: list[_Part]
     input_sha256: str | None = None
-    rgb: UInt8[np.ndarray, "h w 3"] | None = None
+    pixels: Photo | None = None
     """None where the photo is done already or cannot be read."""
     num_pixels: int = 0
     """Of the photo as it is read, predicted and written."""
@@ -249,15 +247,17 @@ class _Run:
                 part.error = _one_line(job.photo, error)
         if wanted := job.open_parts:
             try:
-                job.rgb = read_rgb(job.photo, background=self.background, note=job.notes.append)
-                job.num_pixels = job.rgb.shape[0] * job.rgb.shape[1]
+                rgb = read_rgb(job.photo, background=self.background, note=job.notes.append)
+                job.pixels = Photo(rgb=rgb, metadata=read_metadata(job.photo))
+                job.num_pixels = rgb.shape[0] * rgb.shape[1]
+                job.notes += [f"{job.photo} {note}" for note in job.pixels.metadata.notes]
             except _PHOTO_ERRORS as error:
                 for part in wanted:
                     part.error = _one_line(job.photo, error)
         job.seconds += time.perf_counter() - started
 
     def _predict(self, job: _Job) -> None:
-        if job.rgb is None:
+        if job.pixels is None:
             return
         for part in job.open_parts:
             part.model.load(self.models)
@@ -265,11 +265,12 @@ class _Run:
             self.outcome.engine = part.model.engine
             started = time.perf_counter()
             try:
-                part.prediction = part.model.predict(job.rgb, self.models)
+                part.prediction = part.model.predict(job.pixels, self.models)
+                _note_camera(job, part.prediction)
             except _PHOTO_ERRORS as error:
                 part.error = _one_line(job.photo, error)
             job.seconds += time.perf_counter() - started
-        job.rgb = None
+        job.pixels = None
 
     def _finish(self, job: _Job) -> tuple[str | None, str | None]:
         """Write the results of a photo and its lines in the manifest; return its error and note, if any."""
@@ -343,6 +344,14 @@ class _Run:
         """Count a photo that cannot be an input, and note the reason."""
         self.outcome.failed.append((photo, message))
         self.models[0].manifest.append("", "failed", input=str(photo), input_sha256=None, error=message)
+
+
+def _note_camera(job: _Job, prediction: Prediction) -> None:
+    """Say what was done to a camera of a file."""
+    camera = prediction.camera
+    if camera is not None and camera.source == "file" and camera.note:
+        note = f"{job.photo}: camera of the file: {camera.note}"
+        job.notes += [] if note in job.notes else [note]
 
 
 def _one_line(photo: Path, error: Exception) -> str:

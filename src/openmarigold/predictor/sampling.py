@@ -17,6 +17,7 @@ from openmarigold.config import CallConfig
 from openmarigold.diffusion import member_noise
 from openmarigold.engines import Latent
 from openmarigold.errors import InvalidValueError, NumericalError
+from openmarigold.images.exif import Photo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,15 +99,18 @@ class MemberNoise:
 class PreparedPhoto:
     """What is kept of a photo until its prediction is done."""
 
-    size: tuple[int, int]
+    photo: Photo
     camera: Camera
     processing_size: tuple[int, int]
     """Without the padding of `image`."""
     image: Float32[np.ndarray, "n 3 H W"]
     """The photo, and its mirror image where members see that too."""
     noise: MemberNoise
-    rgb: UInt8[np.ndarray, "h w 3"] | None = None
-    """The photo itself, where the modality completes maps by it."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.camera.size
 
 
 def rays_of(photos: Sequence[PreparedPhoto], *, mirrored: bool) -> Float32[np.ndarray, "b 3 h w"]:

@@ -41,14 +41,15 @@ class Prediction:
     """The resolved settings: checkpoint, invariance, num_inference_steps, ensemble_size, num_members (of which the
     maps were made; fewer than ensemble_size where ensemble_tolerance stopped), processing_resolution, seed,
     timestep_spacing, start_noise, final_step, engine, device, dtype; tiny_vae and tiny_vae_for where one was used;
-    derived_from, fov and quantity (with what was assumed) of maps that are computed from another modality's."""
+    derived_from and quantity (with what was assumed) of maps that are computed from another modality's; camera
+    (`Camera.to_dict`), camera_confidence, shift and shift_source where they were estimated, panorama where the photo is one."""
     modality: str = DEPTH.name
     """Name of what the model predicts."""
     space: str | None = None
     """Of the modality's variants, the one that the model predicts; None for the modality itself."""
     camera: Camera | None = None
-    """Of the photo, in its pixels; `camera.source` says how it is known. None: `Camera.assumed` stands in."""
-    rgb: UInt8[np.ndarray, "h w 3"] | None = None
+    """Of the upright photo, in its pixels; `camera.source` says how it is known. Predictors always state one."""
+    rgb: UInt8[np.ndarray, "H W 3"] | None = None
     """The photo, for the colors of points; None where it was not kept."""
 
     def __getattr__(self, name: str) -> np.ndarray:

@@ -18,6 +18,9 @@ from openmarigold.modalities import DEPTH, Modality
 from openmarigold.modalities.modality import Maps, Picture
 from openmarigold.results.provenance import RECORD_NAME, to_json
 
+COLORED_FORMATS: frozenset[str] = frozenset({"ply", "glb"})
+"""Formats of `OutputConfig` whose files hold the photo's colors."""
+
 _Writer: TypeAlias = Callable[[Path], object]
 
 
@@ -59,6 +62,11 @@ def check_output(output: OutputConfig, modality: Modality = DEPTH) -> None:
     if "exr" in output.format:
         require_exr()
     modality.check_output(output)
+
+
+def needs_photo(output: OutputConfig) -> bool:
+    """Whether a file that is asked for shows the photo's colors; otherwise a run does not keep the photo."""
+    return bool(COLORED_FORMATS & set(output.format))
 
 
 def write_prediction(

@@ -101,25 +101,28 @@ def test_a_checkpoint_without_rays_does_not_see_the_camera(tmp_path: Path) -> No
 
 
 def test_a_mirrored_member_sees_mirrored_rays(rayed: Path) -> None:
-    # Of a photo that is its own mirror image the two members differ by nothing but their rays' order.
-    half = make_photo(48, 32)
-    photo = np.concatenate([half, half[:, ::-1]], axis=1)
     predictor = Predictor.load(rayed, engine="torch", device="cpu")
     seen: list[np.ndarray] = []
     encode = predictor.engine.joined
-    predictor.engine.joined = lambda condition, more: seen.append(more) or encode(condition, more)  # type: ignore
-    predictor(photo, ensemble_size=2, ensemble_mirror=True)
-    assert len(seen) == 2
-    np.testing.assert_allclose(seen[0], seen[1], atol=1e-6)  # a camera in the middle is its own mirror image too
-    np.testing.assert_allclose(seen[0][0, 0], -seen[0][0, 0, :, ::-1], atol=1e-6)
+    predictor.engine.joined = lambda condition, more: seen.append(more) or encode(condition, more)
+    # 48 x 64 pixels are processed as 48 x 64; the center lies 10 pixels left of the middle, then right of it.
+    camera = Camera(fx=50.0, fy=50.0, cx=21.5, cy=23.5, width=64, height=48)
+    predictor(make_photo(48, 64), camera=camera, ensemble_size=2, ensemble_mirror=True, processing_resolution=0)
+    assert [rays.shape for rays in seen] == [(1, 3, 6, 8)] * 2
+    centers = 8 * np.arange(8) + 3.5
+    np.testing.assert_allclose(seen[0][0, 0, 0] / 8, (centers - 21.5) / 50, atol=1e-6)
+    np.testing.assert_allclose(seen[1][0, 0, 0] / 8, (centers - 41.5) / 50, atol=1e-6)
+    np.testing.assert_allclose(seen[1][0, 1:], seen[0][0, 1:], atol=1e-6)
 
 
 def test_photos_of_a_list_are_what_they_are_alone(rayed: Path) -> None:
     photos = [make_photo(48, 64, seed=seed) for seed in range(3)]
     predictor = Predictor.load(rayed, engine="torch", device="cpu")
-    together = predictor(photos, fov=70.0)
-    for photo, found in zip(photos, together, strict=True):
-        np.testing.assert_allclose(found.depth, predictor(photo, fov=70.0).depth, rtol=0, atol=FLOAT32)
+    cameras = [Camera.from_fov((48, 64), fov) for fov in (30.0, 60.0, 90.0)]
+    together = predictor(photos, camera=cameras)
+    for photo, camera, found in zip(photos, cameras, together, strict=True):
+        np.testing.assert_allclose(found.depth, predictor(photo, camera=camera).depth, rtol=0, atol=FLOAT32)
+    assert np.abs(together[0].depth - predictor(photos[0], camera=cameras[2]).depth).max() > 0.01
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])

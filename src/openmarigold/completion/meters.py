@@ -83,7 +83,6 @@ def to_meters(
         found = _from_height(_with_shift(relative, prediction, notes), camera_height)
     else:
         sparse = _joined(relative, known_depth, points, metric_map)
-        notes += sparse.notes
         options = Options()
         if relative.invariance == "affine" and len(np.unique(sparse.pixels, axis=0)) == 1:  # one place gives no shift
             options = Options(shift=_shift_of(prediction, notes))

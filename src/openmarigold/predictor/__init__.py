@@ -32,6 +32,7 @@ from openmarigold.predictor.sampling import (
     Step,
     checked_guidance,
     checked_latents,
+    rays_of,
 )
 from openmarigold.predictor.statement import stated_settings
 from openmarigold.printing import quoted_logger
@@ -273,7 +274,10 @@ class Predictor:
         seen: list[Latent] = []
         for number in range(len(photos[0].image)):  # the photos, then their mirror images
             images = np.stack([photo.image[number] for photo in photos])
-            seen.append(self.engine.encode(images))
+            condition = self.engine.encode(images)
+            if self.checkpoint.condition_on:
+                condition = self.engine.joined(condition, rays_of(photos, mirrored=bool(number)))
+            seen.append(condition)
             checks.add(
                 self.engine.is_finite(seen[-1]), "image encoder" if self.checkpoint.image_encoder else "VAE encoder"
             )

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
 from openmarigold.camera import Camera
+from openmarigold.conditions import ray_channels
 from openmarigold.config import CallConfig
 from openmarigold.diffusion import member_noise
 from openmarigold.engines import Latent
@@ -115,6 +116,16 @@ class PreparedPhoto:
     def size(self) -> tuple[int, int]:
         """Height and width."""
         return self.camera.size
+
+
+def rays_of(photos: Sequence[PreparedPhoto], *, mirrored: bool) -> Float32[np.ndarray, "b 3 h w"]:
+    """The rays of the photos, or of their mirror images, on the latent grid: what some checkpoints condition on."""
+    channels = []
+    for photo in photos:
+        camera = photo.camera.resized(photo.processing_size)
+        padded = photo.image.shape[2], photo.image.shape[3]
+        channels.append(ray_channels(camera.mirrored() if mirrored else camera, padded))
+    return np.stack(channels)
 
 
 def checked_guidance(guided: Any, latent: Latent) -> tuple[Latent, Latent | None]:

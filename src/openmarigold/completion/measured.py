@@ -10,16 +10,18 @@ from typing import Any
 import numpy as np
 
 from openmarigold.camera import Camera
+from openmarigold.config import OutputConfig
 from openmarigold.errors import DataError, InvalidValueError, one_line
 from openmarigold.files import as_path
 from openmarigold.images.exr import read_exr
+from openmarigold.modalities import find_modality
 from openmarigold.modalities.metric import METRIC
 from openmarigold.reconstruction.measure import Length, Pixel, length_between
 from openmarigold.results.prediction import Prediction
 from openmarigold.results.provenance import read_provenance
 
 _ACCEPTED = (".npy", ".npz", ".exr")
-_UNIT = "m"  # what results of `meters.to_meters` state
+_UNIT = "m"  # what results in meters state
 
 
 def measure(prediction: Prediction, first: Pixel, second: Pixel) -> Length:
@@ -28,7 +30,8 @@ def measure(prediction: Prediction, first: Pixel, second: Pixel) -> Length:
     Raises:
         InvalidValueError: a prediction that is not in meters, or a pixel without depth or outside of the picture.
     """
-    if prediction.settings.get("unit") != _UNIT:
+    modality = find_modality(prediction.modality, prediction.space)
+    if modality.output_facts(OutputConfig()).get("unit") != _UNIT:
         raise InvalidValueError(
             f"a prediction of {prediction.modality} is not in meters; use completion.to_meters first"
         )

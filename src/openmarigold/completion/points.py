@@ -113,7 +113,7 @@ def checked_points(points: SparsePoints, *, camera: Camera, check_unit: bool = T
     inside = (x >= -0.5) & (x <= camera.width - 0.5) & (y >= -0.5) & (y <= camera.height - 0.5)
     _count(notes, ~known, "are not finite")
     _count(notes, known & ~positive, "have depth 0 or less")
-    _count(notes, positive & ~inside, f"lie outside of the picture of {camera.height}x{camera.width}")
+    _count(notes, positive & ~inside, f"lie outside of the picture of {camera.width}x{camera.height}")
     kept = positive & inside
     if not kept.any():
         why = "; ".join(notes[-3:])

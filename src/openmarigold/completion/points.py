@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float64
 
 from openmarigold.camera import Camera
 from openmarigold.completion import colmap, point_files
-from openmarigold.completion.evidence import METERS, SparsePoints, Unit
+from openmarigold.completion.evidence import SparsePoints
+from openmarigold.completion.known import METERS, Unit
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.files import as_path
 

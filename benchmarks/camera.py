@@ -63,7 +63,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first room")
     parser.add_argument("--renders", type=Path, help="prepared data set with intrinsics; runs the embedded models")
     parser.add_argument("--last", type=int, help="only so many of its samples, the last ones")
+    parser.add_argument("--without-limit", action="store_true", help="use fits of any cost (recovery.LARGEST_COST)")
     arguments = parser.parse_args()
+    if arguments.without_limit:
+        recovery.LARGEST_COST = float("inf")
     print(f"{datetime.date.today()}, {platform.processor() or platform.machine()}, NumPy {np.__version__}\n")
     rooms = [make_room(arguments.seed + index) for index in range(arguments.rooms)]
     if rooms:

@@ -181,3 +181,15 @@ def test_what_is_refused() -> None:
         recovered(room, camera=room.camera.resized((48, 64)))
     with pytest.raises(InvalidValueError, match="3x3"):
         recover(room.depth[:2], room.normals[:2], invariance="scale")
+
+
+def test_normals_that_are_off_by_much_leave_the_camera_assumed() -> None:
+    room = ROOMS[1]
+    found = recovered(room, with_angular_error(room.normals, 25.0, generator_for(1, "errors")))
+    assert not found.is_reliable
+    assert found.camera.source == "assumed"
+    assert "degrees" in found.note
+    with_camera = recovered(
+        room, with_angular_error(room.normals, 25.0, generator_for(1, "errors")), camera=room.camera
+    )
+    assert with_camera.is_reliable

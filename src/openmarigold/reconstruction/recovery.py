@@ -28,6 +28,9 @@ SHIFT_RANGE = (0.01, 10.0)
 """Depths of the nearest pixel that are tried, by the range of depth."""
 RELIABLE = 0.1
 """Confidence from which a fit is used."""
+LARGEST_COST = 15.0
+"""Mean angle [deg] up to which a focal length is used: above, fits were no better than `ASSUMED_FOV` on renders
+(docs/experiments.md)."""
 ASSUMED_SHIFT = 0.1
 """Depth of the nearest pixel by the range of depth, where the fit finds none."""
 
@@ -67,9 +70,13 @@ class Recovered:
     fov_spread: float
     """Standard deviation of the field of view [deg] by the same; 0 of a given camera."""
     cost: float
-    """Mean angle [deg] between the predicted normals and those of the result, angles above `CAP` counted as `CAP`."""
+    """Mean angle [deg] between the predicted normals and those of the result, angles above `CAP` counted as `CAP`.
+
+    0 where nothing was fitted.
+    """
     is_reliable: bool
-    """Whether the confidence is at least `RELIABLE`. If not, what is unknown is assumed."""
+    """Whether the fit is used: its confidence is at least `RELIABLE`, and its cost at most `LARGEST_COST` where the
+    focal length is unknown. If not, the camera is assumed, and the shift is fitted to it, or assumed as well."""
     note: str = ""
     """Why it is not reliable, one line."""
 
@@ -113,23 +120,36 @@ def recover(
     if min(view.num_cells for view in views.values()) < _FEWEST_CELLS:
         return _assumed(depth, known, invariance, camera, "too few pixels have depth and normals")
     found = _search(views, frame)
+    cost = views[_FINE].cost(found.shift, found.focal)
     if found.confidence < RELIABLE:
-        note = f"depth and normals tell too little about it (confidence {found.confidence:.2f})"
-        fixed = replace(frame, focal=frame.focal or _focal_of(ASSUMED_FOV))
-        again = _search(views, fixed)
-        shift = again.shift if again.confidence >= RELIABLE else min(ASSUMED_SHIFT, fixed.shifts[-1])
-        camera = camera or Camera.assumed(depth.shape)
-        facts = {"confidence": found.confidence, "fov_spread": found.fov_spread, "is_reliable": False, "note": note}
-        cost = float(views[_FINE].angles(shift, np.array([fixed.focal])).mean())
-        return Recovered(camera=camera, shift=fixed.to_depth(shift), cost=cost, **facts)
-    longer = max(depth.shape)
+        return _fallback(views, frame, found, camera, depth.shape, f"its confidence is {found.confidence:.2f}")
+    if camera is None and cost > LARGEST_COST:
+        return _fallback(views, frame, found, camera, depth.shape, f"the angles that remain are {cost:.0f} degrees")
     return Recovered(
-        camera=camera or Camera.from_focal(depth.shape, found.focal * longer, source="estimated"),
+        camera=camera or Camera.from_focal(depth.shape, found.focal * max(depth.shape), source="estimated"),
         shift=frame.to_depth(found.shift),
         confidence=found.confidence,
         fov_spread=0.0 if camera else found.fov_spread,
-        cost=float(views[_FINE].angles(found.shift, np.array([found.focal])).mean()),
+        cost=cost,
         is_reliable=True,
+    )
+
+
+def _fallback(
+    views: dict[int, _View], frame: _Frame, found: _Found, camera: Camera | None, size: tuple[int, int], why: str
+) -> Recovered:
+    """The shift with an assumed camera, unless depth and normals tell nothing about the shift either."""
+    fixed = replace(frame, focal=frame.focal or _focal_of(ASSUMED_FOV))
+    again = _search(views, fixed)
+    shift = again.shift if again.confidence >= RELIABLE else min(ASSUMED_SHIFT, float(fixed.shifts[-1]))
+    return Recovered(
+        camera=camera or Camera.assumed(size),
+        shift=fixed.to_depth(shift),
+        confidence=found.confidence,
+        fov_spread=0.0 if camera else _fov_spread(_focal_of(ASSUMED_FOV), _PRIOR_SPREAD),
+        cost=views[_FINE].cost(shift, again.focal),
+        is_reliable=False,
+        note=f"the fit of depth and normals is not used: {why}",
     )
 
 
@@ -271,6 +291,10 @@ class _View:
         towards = disparity[1:-1, 1:-1] - self.x * along_x - self.y[:, None] * along_y
         return along_x[self.cells], self.aspect * along_y[self.cells], towards[self.cells]
 
+    def cost(self, shift: float, focal: float) -> float:
+        """Mean angle [deg]."""
+        return float(self.angles(shift, np.array([focal])).mean())
+
     def costs(self, shifts: Float[np.ndarray, " s"], focals: Float[np.ndarray, " f"]) -> Float[np.ndarray, "s f"]:
         """Mean angles [deg] of all pairs."""
         return np.stack([self.angles(float(shift), focals).mean(axis=1) for shift in shifts])
@@ -349,7 +373,7 @@ class _Found:
 
 
 def _search(views: dict[int, _View], frame: _Frame) -> _Found:
-    """The best of a grid and of the linear solution, refined in shrinking neighborhoods."""
+    """The best of a grid, refined in shrinking neighborhoods. The spread is that of the grid."""
     lowest, highest = (math.log(_focal_of(fov)) for fov in reversed(FOV_RANGE))
     count = _NUM_FOVS if len(frame.shifts) > 1 else _NUM_FOVS_ALONE
     log_focals = np.linspace(lowest, highest, count) if frame.focal is None else np.log([frame.focal])

@@ -5,7 +5,7 @@
     python benchmarks/completion.py --synthetic 12
 
 Points are drawn evenly from the valid pixels of pictures of rooms, within 10 m (what is beyond lies outside of
-windows). Outliers are multiplied or divided by 1.3 to 2. The mean absolute error [m] is taken over the valid pixels of
+windows). Outliers are multiplied or divided by 1.3 to 2. The mean absolute error [m] is taken over valid pixels of
 a picture, then over pictures. "estimate / truth" is the left-out error of the field by its error, the geometric mean
 over pictures; next to it the ratio of the means. `--synthetic` makes rooms of planes with a known error of the model:
 a smooth field of 8 % and fine noise of 1 % on true depth, then an affine map.
@@ -25,7 +25,8 @@ import numpy as np
 from openmarigold import Predictor
 from openmarigold.camera import Camera
 from openmarigold.completion.evidence import RelativeDepth, SparsePoints
-from openmarigold.completion.methods import METHODS, Options, complete
+from openmarigold.completion.leave_out import left_out_errors
+from openmarigold.completion.methods import METHODS, Fitted, Method, Options
 from openmarigold.evaluation.benchmarks import open_folder_benchmark
 from openmarigold.seeding import generator_for
 
@@ -96,6 +97,14 @@ def drawn(picture: Picture, count: int, share: float, number: int) -> SparsePoin
     return SparsePoints(pixels=np.stack([columns, rows], axis=-1)[chosen].astype(np.float64), depth=depth)
 
 
+def judged(picture: Picture, count: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Valid pixels, evenly drawn, and their depth: the whole map would cost more and say the same."""
+    rows, columns = np.nonzero(picture.valid)
+    chosen = generator_for(0, "completion-judged", number).permutation(len(rows))[:count]
+    places = np.stack([columns, rows], axis=-1)[chosen].astype(np.float64)
+    return places, picture.depth[rows[chosen], columns[chosen]]
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -105,6 +114,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=1000)
     parser.add_argument("--every", type=int, default=1, help="take every n-th room")
     parser.add_argument("--synthetic", type=int, default=0, metavar="N")
+    parser.add_argument("--pixels", type=int, default=3000, help="of a picture that are judged")
+    parser.add_argument("--estimates", nargs="*", default=["field"], help="methods with left-out errors")
     arguments = parser.parse_args()
     pictures = (
         synthetic(arguments.synthetic)
@@ -116,17 +127,20 @@ def main() -> None:
     total, start = 0, time.perf_counter()
     for number, picture in enumerate(pictures):
         total += 1
+        places, truth = judged(picture, arguments.pixels, number)
         for cell in cells:
             points = drawn(picture, *cell, number)
             for name, method in METHODS.items():
-                if method.is_baseline:
-                    depth = method.run(picture.relative, points, Options()).map()
-                else:
-                    completed = complete(picture.relative, points, method=name)
-                    depth = completed.depth
-                    assert completed.errors is not None
-                    errors[(*cell, f"estimate of {name}")].append(completed.errors.mean_m)
-                errors[(*cell, name)].append(float(np.abs(depth - picture.depth)[picture.valid].mean()))
+
+                def run(some: SparsePoints, method: Method = method, picture: Picture = picture) -> Fitted:
+                    return method.run(picture.relative, some, Options())
+
+                difference = np.abs(run(points).at(places) - truth)
+                errors[(*cell, name)].append(float(difference.mean()))
+                if name in arguments.estimates:
+                    estimate = left_out_errors(run, points)
+                    assert estimate is not None
+                    errors[(*cell, f"estimate of {name}")].append(estimate.mean_m)
         if number % 6 == 5:
             show(errors, cells, total, time.perf_counter() - start)
     show(errors, cells, total, time.perf_counter() - start)
@@ -134,12 +148,15 @@ def main() -> None:
 
 def show(errors: dict[tuple, list[float]], cells: list[tuple[int, float]], total: int, seconds: float) -> None:
     """Prints the table of the pictures so far."""
+    names = [name for name in METHODS if (*cells[0], f"estimate of {name}") in errors]
     print(f"{total} pictures, {seconds:.0f} s\n")
-    print(f"| points | outliers | {' | '.join(METHODS)} | estimate / truth, fit | field |")
-    print("|---|---|" + "---|" * (len(METHODS) + 2))
+    print(
+        f"| points | outliers | {' | '.join(METHODS)} | {' | '.join(f'estimate / truth, {name}' for name in names)} |"
+    )
+    print("|---|---|" + "---|" * (len(METHODS) + len(names)))
     for cell in cells:
         row = [f"{np.mean(errors[(*cell, name)]):.3f}" for name in METHODS]
-        for name in ("fit", "field"):
+        for name in names:
             truth, estimate = np.array(errors[(*cell, name)]), np.array(errors[(*cell, f"estimate of {name}")])
             row.append(f"{np.exp(np.log(estimate / truth).mean()):.2f} ({estimate.mean() / truth.mean():.2f})")
         print(f"| {cell[0]} | {100 * cell[1]:.0f} % | {' | '.join(row)} |", flush=True)

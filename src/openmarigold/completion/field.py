@@ -32,9 +32,9 @@ Places = Float64[np.ndarray, "n 3"]
 
 _LENGTHS = (0.4, 0.8)
 """In the picture and in log depth: where the covariance has fallen to about a half."""
-_NOISES = (0.05, 0.01, 0.003, 0.001, 0.0003)
+_NOISES = (0.05, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 """Share of noise in the variance of a residual: what is tried. Little noise follows every point."""
-_ROUNDS = 3
+_ROUNDS = 2  # of weights for each noise, from those of the noise before
 _TOLERATED = 2.0  # robust sigmas of a left-out residual, up to which a point keeps its weight
 _LARGEST = 0.25  # left-out residual, in the choice of noise: beyond it, a point that is wrong counts no more
 _SMALLEST_WEIGHT = 1e-5
@@ -181,9 +181,8 @@ def _best_process(places: Places, residuals: Float64[np.ndarray, " n"]) -> tuple
     weights = np.ones(len(residuals))
     for noise in _NOISES:
         coefficients, weights, error = _solved(covariance, residuals, noise, weights)
-        if best is not None and error >= best[0]:
-            break
-        best = error, _Process(places, coefficients, _LENGTHS), weights
+        if best is None or error < best[0]:
+            best = error, _Process(places, coefficients, _LENGTHS), weights
     assert best is not None
     return best[1], best[2]
 

@@ -30,7 +30,7 @@ _HUBER = 1.345
 _REJECTED = 4.0  # robust sigmas, where a point loses its weight in the fit
 _OUTLIER = 3.5  # robust sigmas, where a point is reported as one that contradicts the others
 _AGREES = 0.03  # a residual in log depth up to which a point is never reported
-_ROUNDS = 20
+_ROUNDS = 12
 _EXACT = 1e-9  # a residual in log depth that is rounding
 _PAIRS = 600
 _PAIRS_OF_FEW = 64  # points, up to which all pairs are tried
@@ -213,7 +213,7 @@ def _robust_line(
             break
         moved = abs(new[0] - line[0]) * np.ptp(u) + abs(new[1] + new[0] * u.mean() - line[1] - line[0] * u.mean())
         line = new
-        if moved <= 1e-12 * max(np.abs(v).max(), 1e-30):
+        if moved <= 1e-8 * max(np.abs(v).max(), 1e-30):
             break
     return line
 

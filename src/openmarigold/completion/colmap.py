@@ -150,6 +150,8 @@ def _text_cameras(content: bytes) -> dict[int, tuple[int, int]]:
 
 def _text_points(content: bytes) -> dict[int, Float64[np.ndarray, "3"]]:
     rows = [line.split(maxsplit=4) for line in _lines(content) if line.strip()]
+    if any(len(row) < 4 for row in rows):
+        raise ValueError("a point without three coordinates")
     return {int(row[0]): np.array(row[1:4], dtype=np.float64) for row in rows}
 
 

@@ -39,7 +39,7 @@ def linear(
     """
     with needs_extra("metric"):
         from scipy.interpolate import LinearNDInterpolator
-        from scipy.spatial import QhullError  # pyright: ignore[reportAttributeAccessIssue]
+        from scipy.spatial import QhullError
     outside = nearest(pixels, depth, at)
     if len(pixels) < 3:
         return outside

@@ -8,7 +8,7 @@ judged in the same way, by points that it did not see (`leave_out`), and the bes
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Protocol
 
@@ -207,7 +207,7 @@ def complete(
         MissingExtraError: a method that needs an extra, asked for by its name.
     """
     options = options or Options()
-    _check(relative, points)
+    points = _usable(relative, points)
     notes: list[str] = list(points.notes)
     errors: LeftOutErrors | None = None
     if method == "auto":
@@ -254,7 +254,7 @@ def compare(
 ) -> list[Row]:
     """The methods and baselines with their left-out errors, in the order of `methods`; for printing beside a result."""
     options = options or Options()
-    _check(relative, points)
+    points = _usable(relative, points)
     rows = []
     for name in names if names is not None else methods:
         method, errors, note = methods[name], None, ""
@@ -284,7 +284,12 @@ def _best(rows: Sequence[Row]) -> tuple[str, LeftOutErrors | None]:
     return best.method, best.errors
 
 
-def _check(relative: RelativeDepth, points: SparsePoints) -> None:
+def _usable(relative: RelativeDepth, points: SparsePoints) -> SparsePoints:
+    """The points at pixels whose relative depth is known.
+
+    Raises:
+        InvalidValueError: a camera of another size; no points; points outside of the picture.
+    """
     height, width = relative.depth.shape
     if relative.camera.size != (height, width):
         raise InvalidValueError(
@@ -300,3 +305,10 @@ def _check(relative: RelativeDepth, points: SparsePoints) -> None:
             f"{int(outside.sum())} of {len(points)} points lie outside of the picture of {height}x{width}; leave them "
             "out, or scale them to its size"
         )
+    known = np.isfinite(relative.depth[pixel_indices(points.pixels, relative.depth.shape)])
+    if known.all():
+        return points
+    if not known.any():
+        raise InvalidValueError("the model gives no depth at any of the points; give points elsewhere")
+    note = f"{int((~known).sum())} of {len(known)} points lie where the model gives no depth and were left out"
+    return replace(points, pixels=points.pixels[known], depth=points.depth[known], notes=(*points.notes, note))

@@ -187,7 +187,7 @@ def _projected(
         raise InvalidValueError(
             f"{path} is in the axes of its LiDAR; give the 3x4 or 4x4 matrix from the LiDAR to the camera as transform"
         )
-    known = np.isfinite(places).all(axis=1)
+    known = np.asarray(np.isfinite(places).all(axis=1))
     front = np.asarray(known & (np.where(known, places[:, 2], 0.0) > 0))
     notes: list[str] = []
     _count(notes, ~known, "are not finite")

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from openmarigold.conditions import CONDITIONS
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.networks.backbone import save_checkpoint
 from openmarigold.networks.image_encoder import EfficientNetLiteEncoder
@@ -38,12 +40,13 @@ def make_encoder() -> EfficientNetLiteEncoder:
     return encoder
 
 
-def make_encoded_checkpoint(directory: Path) -> Path:
-    """Writes it, with weights in half precision."""
+def make_encoded_checkpoint(directory: Path, **index: Any) -> Path:
+    """Writes it, with weights in half precision; `index` joins model_index.json and may state `condition_on`."""
+    extra = CONDITIONS.get(index.get("condition_on", ""), 0)
     with torch.random.fork_rng():
         torch.manual_seed(13)
         vae, encoder = make_vae("tiny"), make_encoder()
-        unet = make_unet(8, in_channels=8 + sum(CONDITION_CHANNELS))
+        unet = make_unet(8, in_channels=8 + sum(CONDITION_CHANNELS) + extra)
         embedding = torch.randn(1, 2, 16)
         with torch.no_grad():
             vae.decoder.layers[-1].weight.mul_(20.0)
@@ -53,7 +56,7 @@ def make_encoded_checkpoint(directory: Path) -> Path:
         unet=unet,
         empty_prompt_embedding=embedding.half().float(),
         schedule=NoiseSchedule(),
-        index=LOG_INDEX,
+        index={**LOG_INDEX, **index},
         dtype=torch.float16,
         image_encoder=encoder,
     )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,7 +13,8 @@ from openmarigold.errors import InvalidValueError
 from openmarigold.files import as_path
 
 FinalStep = Literal["reference", "clean"]
-FileFormat = Literal["npy", "png", "npz", "exr"]
+FileFormat = Literal["npy", "png", "npz", "exr", "ply", "glb"]
+SpaceContent = Literal["points", "mesh"]
 StartNoise = Literal["gaussian", "zeros"]
 TimestepSpacing = Literal["leading", "trailing"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -62,6 +64,10 @@ class CallOptions(TypedDict, total=False):
     start_noise: StartNoise | None
     ensemble_reduction: str | None
     fov: float | None
+    focal_px: float | None
+    camera_file: Path | str | None
+    estimate_camera: bool
+    normals_checkpoint: Path | str | None
     recompose: bool
     ensemble_mirror: bool | None
 
@@ -159,8 +165,18 @@ class CallConfig:
     """How members are merged: closest (to the mean direction) or mean for normals, median or mean for all else. None:
     the first of these."""
     fov: float | None = None
-    """Field of view of the camera along the photo's longer side [deg], for normals that are computed from depth. None:
-    55, stated as assumed."""
+    """Field of view of the camera along the photo's longer side [deg]. None, with neither focal-px nor camera-file:
+    what the photo's metadata state, else 55, stated as assumed."""
+    focal_px: float | None = None
+    """Focal length of the camera in pixels of the photo."""
+    camera_file: Path | str | None = None
+    """File with the camera's intrinsics: JSON, a 3x3 matrix (.txt, .npy, JSON), ROS camera_info, COLMAP's cameras.txt
+    or a KITTI calibration."""
+    estimate_camera: bool = False
+    """Estimate the field of view where nothing is known, and the shift of affine depth, from depth and normals. Takes a
+    second model, of normals."""
+    normals_checkpoint: Path | str | None = None
+    """For estimate-camera: a checkpoint of normals, folder or hub id. None: the embedded one."""
     ensemble_mirror: bool | None = None
     """Show every second member of an ensemble the photo mirrored, and mirror what it gives. None: the checkpoint's own
     (published ones: no)."""
@@ -187,8 +203,21 @@ class CallConfig:
         check_choice("final_step", self.final_step, (None, *get_args(FinalStep)))
         check_choice("start_noise", self.start_noise, (None, *get_args(StartNoise)))
         check_choice("timestep_spacing", self.timestep_spacing, (None, *get_args(TimestepSpacing)))
+        self._check_camera()
+
+    def _check_camera(self) -> None:
+        for name in ("camera_file", "normals_checkpoint"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, as_path(value, name))
+        given = [name for name in ("fov", "focal_px", "camera_file") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise InvalidValueError(f"{' and '.join(given)} state the same thing; give one of them")
         if self.fov is not None:
             check_fov(self.fov)
+        if self.focal_px is not None:
+            check_focal_px(self.focal_px)
+        if self.normals_checkpoint is not None and not self.estimate_camera:
+            raise InvalidValueError("normals_checkpoint has no effect without estimate_camera; give both or none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,8 +260,8 @@ class OutputConfig:
     """
 
     format: tuple[FileFormat, ...] = ("npy", "png")
-    """Kinds of files, one or more: npy (float32), png (16 bits, and in colors), npz (all in one file), exr (float32,
-    extra `exr`)."""
+    """Kinds of files, one or more: npy (float32), png (16 bits, and in colors), npz (all in one), exr (extra `exr`); of
+    depth also ply (points) and glb (mesh)."""
     color_map: str = "Spectral"
     """Colors of the picture: Spectral (near is red), or any color map of matplotlib (extra `plots`)."""
     inverted: bool = False
@@ -244,6 +273,18 @@ class OutputConfig:
     opencv (right, down, forward)."""
     green: Green = "gl"
     """Green of normal maps: gl (up; OpenGL, Blender, glTF, Unity) or dx (down; DirectX, Unreal)."""
+    ply: SpaceContent = "points"
+    """What .ply files hold: points or a mesh."""
+    glb: SpaceContent = "mesh"
+    """What .glb files hold: points or a mesh."""
+    max_points: int = 1_000_000
+    """Points of .ply and .glb files, or vertices of their mesh, at most; they lie on a grid of pixels."""
+    max_depth: float | None = None
+    """Leave out of .ply and .glb what is deeper, in the unit of the depth. None: nothing."""
+    drop_far: float = 0.0
+    """Leave out of .ply and .glb the farthest pixels, such as a sky: their share, from 0 to below 1."""
+    drop_uncertain: float = 0.0
+    """Leave out of .ply and .glb the pixels that the members of an ensemble agree least on: their share."""
 
     def __post_init__(self) -> None:
         _make_plain(self)
@@ -253,6 +294,12 @@ class OutputConfig:
             raise InvalidValueError(f"format: {given} is not known; give one or more of {', '.join(known)}")
         check_choice("normal_frame", self.normal_frame, get_args(NormalFrame))
         check_choice("green", self.green, get_args(Green))
+        check_choice("ply", self.ply, get_args(SpaceContent))
+        check_choice("glb", self.glb, get_args(SpaceContent))
+        check_max_points(self.max_points)
+        check_max_depth(self.max_depth)
+        check_share("drop_far", self.drop_far)
+        check_share("drop_uncertain", self.drop_uncertain)
 
 
 def _make_plain(config: ModelConfig | CallConfig | OutputConfig) -> None:
@@ -287,10 +334,39 @@ def check_fov(fov: object) -> None:
         raise InvalidValueError(f"fov={fov!r} is not accepted; give degrees from 1 to 170, along the longer side")
 
 
+def check_focal_px(focal_px: object) -> None:
+    """Accepts a focal length [px]."""
+    if not isinstance(focal_px, (int, float)) or isinstance(focal_px, bool) or not 0 < focal_px < math.inf:
+        raise InvalidValueError(f"focal_px={focal_px!r} is not accepted; give pixels, above 0")
+
+
+def check_max_points(number: object) -> None:
+    """Accepts a budget of points."""
+    _check_count("max_points", number)
+
+
+def check_max_depth(depth: object) -> None:
+    """Accepts a largest depth, or None."""
+    if depth is not None and not (_is_number(depth) and depth > 0):  # pyright: ignore
+        raise InvalidValueError(f"max_depth={depth!r} is not accepted; give a number above 0, in the unit of the depth")
+
+
+def check_share(name: str, share: object) -> None:
+    """Accepts a share of pixels that are left out."""
+    if not (_is_number(share) and 0 <= share < 1):  # pyright: ignore
+        raise InvalidValueError(
+            f"{name}={share!r} is not accepted; give a share of the pixels from 0 to below 1, such as 0.1"
+        )
+
+
 def _check_count(name: str, value: object, *, maximum: int | None = None) -> None:
     if not _is_integer(value) or value < 1 or (maximum is not None and value > maximum):  # pyright: ignore
         accepted = "1 or above" if maximum is None else f"1 to {maximum}"
         raise InvalidValueError(f"{name}={value!r} is not accepted; give a whole number, {accepted}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _is_integer(value: object) -> bool:

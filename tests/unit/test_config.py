@@ -15,10 +15,8 @@ from openmarigold.config import CallConfig, CallOptions, ModelConfig, ModelOptio
 from openmarigold.engines import Engine
 from openmarigold.errors import InvalidValueError
 from openmarigold.modalities import find_modality
-from openmarigold.modalities.intrinsics import LIGHTING
 from openmarigold.predictor import Predictor
 from openmarigold.results.writers import write_prediction
-from tiny import make_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -51,6 +49,12 @@ def test_accepts(settings: dict[str, Any]) -> None:
         ({"tiny_vae_for": "both"}, "tiny_vae_for='both' has no effect without tiny_vae"),
         ({"fov": 0.5}, "fov=0.5 is not accepted; give degrees from 1 to 170"),
         ({"fov": 171.0}, "fov=171.0 is not accepted"),
+        ({"focal_px": 0.0}, "focal_px=0.0 is not accepted; give pixels, above 0"),
+        ({"focal_px": float("nan")}, "focal_px=nan is not accepted; give pixels, above 0"),
+        ({"fov": 60.0, "focal_px": 500.0}, "fov and focal_px state the same thing; give one of them"),
+        ({"fov": 60.0, "camera_file": "k.json"}, "fov and camera_file state the same thing; give one of them"),
+        ({"camera_file": ""}, "camera_file is empty; give a path"),
+        ({"normals_checkpoint": "x"}, "normals_checkpoint has no effect without estimate_camera"),
         ({"device": "tpu"}, "device='tpu' is not known; use auto, cpu"),
     ],
 )
@@ -74,22 +78,24 @@ CALLS: dict[str, dict[str, Any]] = {
     "ensemble_mirror": {"ensemble_size": 2, "ensemble_mirror": True},
     "ensemble_reduction": {"ensemble_size": 3, "ensemble_reduction": "mean"},
     "fov": {"fov": 90.0},
+    "focal_px": {"focal_px": 30.0},
+    "camera_file": {"camera_file": "camera.json"},
     "recompose": {"recompose": True},
 }
 # What is predicted, and the map that shows the effect, where it is not depth.
-SHOWN_BY = {"fov": ("normals", "normals"), "recompose": ("lighting", "shading")}
+SHOWN_BY = dict.fromkeys(("fov", "focal_px", "camera_file"), ("normals", "normals"))
+# In tests of their own: test_recomposition.py and test_cameras.py.
+OTHERS = ("recompose", "estimate_camera", "normals_checkpoint")
 
 
-# `recompose` needs a model of intrinsic images: tests/unit/test_recomposition.py.
-@pytest.mark.parametrize("name", [field.name for field in fields(CallConfig) if field.name != "recompose"])
+@pytest.mark.parametrize("name", [field.name for field in fields(CallConfig) if field.name not in OTHERS])
 def test_every_setting_of_a_call_has_its_effect(
     name: str, onnx_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     modality, shown = SHOWN_BY.get(name, ("depth", "depth"))
-    checkpoint = onnx_checkpoint
-    if modality == "lighting":
-        checkpoint = make_checkpoint(tmp_path / "lighting", "tiny", modality=LIGHTING)
-    predictor = Predictor.load(checkpoint, modality=modality, device="cpu")
+    monkeypatch.chdir(tmp_path)
+    Path("camera.json").write_text('{"fx": 30, "width": 48, "height": 40}')
+    predictor = Predictor.load(onnx_checkpoint, modality=modality, device="cpu")
     rgba = np.full((40, 48, 4), 90, dtype=np.uint8)
     batches: list[int] = []
     decode = predictor.engine.decode
@@ -162,7 +168,9 @@ def test_keywords_are_those_of_the_settings(config: type, options: type) -> None
 
 
 def test_no_format_is_refused() -> None:
-    with pytest.raises(InvalidValueError, match="nothing is not known; give one or more of npy, png, npz, exr"):
+    with pytest.raises(
+        InvalidValueError, match="nothing is not known; give one or more of npy, png, npz, exr, ply, glb"
+    ):
         OutputConfig(format=())
 
 
@@ -175,10 +183,16 @@ def test_no_format_is_refused() -> None:
         ("uncertainty_picture", True),
         ("normal_frame", "opencv"),
         ("green", "dx"),
+        ("ply", "mesh"),
+        ("glb", "points"),
+        ("max_points", 6),
+        ("max_depth", 0.5),
+        ("drop_far", 0.3),
+        ("drop_uncertain", 0.3),
     ],
 )
 def test_every_output_setting_has_its_effect(name: str, value: Any, tmp_path: Path) -> None:
-    assert name in {field.name for field in fields(OutputConfig)} and len(fields(OutputConfig)) == 6
+    assert name in {field.name for field in fields(OutputConfig)} and len(fields(OutputConfig)) == 12
     maps = {"depth": np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)}
     uncertainties = {"uncertainty": maps["depth"]}
     modality = "normals" if name in ("normal_frame", "green") else "depth"
@@ -191,4 +205,20 @@ def test_every_output_setting_has_its_effect(name: str, value: Any, tmp_path: Pa
         paths = write_prediction(maps, uncertainties, **of)
         return {path.name: path.read_bytes() for path in paths}
 
-    assert files(OutputConfig(**{name: value})) != files(OutputConfig())
+    of_space = name in ("ply", "glb", "max_points", "max_depth", "drop_far", "drop_uncertain")
+    formats: dict[str, Any] = {"format": ("ply", "glb")} if of_space else {}
+    assert files(OutputConfig(**{**formats, name: value})) != files(OutputConfig(**formats))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("max_points", 0, "max_points=0 is not accepted; give a whole number, 1 or above"),
+        ("max_depth", 0.0, "max_depth=0.0 is not accepted; give a number above 0"),
+        ("drop_far", 1.0, "drop_far=1.0 is not accepted; give a share of the pixels from 0 to below 1"),
+        ("drop_uncertain", -0.1, "drop_uncertain=-0.1 is not accepted"),
+    ],
+)
+def test_settings_of_points_are_checked(name: str, value: Any, message: str) -> None:
+    with pytest.raises(InvalidValueError, match=re.escape(message)):
+        OutputConfig(**{name: value})

@@ -277,7 +277,7 @@ def test_the_shipped_recipes_read_and_write_the_same() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('modality = "normals"', 'modality = "brightness"', "use depth or normals"),
+        ('modality = "normals"', 'modality = "brightness"', "use one of depth, normals"),
         ("factor = 0.5", "factor = 1.5", r"in \[0, 1\]"),
         ('start = "depth/checkpoint"', "", "needs start"),
     ],

@@ -17,7 +17,7 @@ import pytest
 from openmarigold.camera import Camera
 from openmarigold.checkpoints.checkpoint import read_checkpoint
 from openmarigold.checkpoints.configured import read_configured
-from openmarigold.config import CallConfig, ModelConfig, OutputConfig, PredictConfig
+from openmarigold.config import ModelConfig, OutputConfig, PredictConfig
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.evaluation.estimators import SavedPredictions
 from openmarigold.geometry import (
@@ -225,12 +225,12 @@ def test_normals_of_a_model_of_depth(invariance: str) -> None:
     else:
         shown = np.log(depth / depth.max()) / 2
         exact = np.broadcast_to(wanted, (40, 56, 3))
-    derived = NORMALS.derivations["depth"](source, invariance, CallConfig(fov=70.0))
+    derived = NORMALS.derivations["depth"](source, invariance, Camera.from_fov((40, 56), 70.0))
     stack = derived.from_decoded(shown[None, None])
     assert angles_between(np.moveaxis(stack, 0, -1), exact, axis=-1).max() < 0.05
     assert "70 degrees along the longer side" in derived.quantities[invariance]
     assert "side (assumed)" not in derived.quantities[invariance]
-    unknown = NORMALS.derivations["depth"](source, invariance, CallConfig())
+    unknown = NORMALS.derivations["depth"](source, invariance, Camera.assumed((40, 56)))
     assert "55 degrees along the longer side (assumed)" in unknown.quantities[invariance]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 import itertools
 import pickle
 import shutil
-import weakref
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from openmarigold import predictor as predictor_module
+from openmarigold.camera import Camera
 from openmarigold.config import PredictConfig
 from openmarigold.ensembling import ensemble
 from openmarigold.errors import ImageError, InvalidValueError, NumericalError, OutputError
+from openmarigold.images.exif import Photo
 from openmarigold.predictor import Predictor
 from openmarigold.predictor.pipeline import pipeline
 from openmarigold.predictor.run import predict_files
@@ -157,6 +158,7 @@ def test_settings_are_resolved(predictor: Predictor) -> None:
         "engine": "onnx",
         "device": "cpu",
         "dtype": "float32",
+        "camera": Camera.assumed((48, 64)).to_dict(),
     }
     clean = predictor(make_photo(48, 64), final_step="clean", num_inference_steps=1)
     assert isinstance(clean, Prediction)
@@ -431,13 +433,13 @@ def test_on_a_cpu_photos_go_one_by_one(predictor: Predictor, monkeypatch: pytest
     photos = [make_photo(*size, seed=seed) for seed, size in enumerate((A, A, B, C))]
     alone = [predictor(photo, ensemble_size=2) for photo in photos]
     watched = Watched(predictor.engine, fitting=64, max_batch_size=predictor.engine.max_batch_size)
-    as_rgb = predictor_module.as_rgb
+    read_photo = predictor_module.read_photo
 
-    def read(one: Any, **options: Any) -> np.ndarray:
+    def read(one: Any, **options: Any) -> Photo:
         watched.calls.append(("read", 1))
-        return as_rgb(one, **options)
+        return read_photo(one, **options)
 
-    monkeypatch.setattr(predictor_module, "as_rgb", read)
+    monkeypatch.setattr(predictor_module, "read_photo", read)
     monkeypatch.setattr(predictor, "engine", watched)
     together = predictor(photos, ensemble_size=2, batch_size=64)
     member = ["denoise", "denoise", "decode"]
@@ -455,23 +457,23 @@ def test_a_long_list_is_not_held_in_memory(
     for number, path in enumerate(paths):
         Image.fromarray(make_photo(64, 64 - 8 * (number % num_shapes), seed=number)).save(path)
     watched = Watched(predictor.engine, fitting=3)
-    photos: list[weakref.ref[np.ndarray]] = []
-    as_rgb = predictor_module.as_rgb
+    photos: list[np.ndarray] = []
+    read_photo = predictor_module.read_photo
 
-    def read(path: Any, **options: Any) -> np.ndarray:
-        assert not any(photo() is not None for photo in photos)
+    def read(path: Any, **options: Any) -> Photo:
         prepared = len(photos) - sum(size for name, size in watched.calls if name == "encode")
         assert prepared < (3 if num_shapes == 1 else 6)
-        rgb = as_rgb(path)
-        photos.append(weakref.ref(rgb))
-        return rgb
+        photo = read_photo(path)
+        photos.append(photo.rgb)
+        return photo
 
-    monkeypatch.setattr(predictor_module, "as_rgb", read)
+    monkeypatch.setattr(predictor_module, "read_photo", read)
     monkeypatch.setattr(predictor, "engine", watched)
     predictions = predictor(paths, num_inference_steps=1)
     assert [prediction.depth.shape[1] for prediction in predictions] == [64 - 8 * (n % num_shapes) for n in range(20)]
     encoded = [size for name, size in watched.calls if name == "encode"]
     assert sum(encoded) == len(photos) == 20
+    assert all(prediction.rgb is rgb for prediction, rgb in zip(predictions, photos, strict=True))  # no copies
     assert max(encoded) == (2 if num_shapes == 5 else 3)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from openmarigold.checkpoints.network_configs import MAX_LATENT_CHANNELS, MAX_SIZE, check_network_config, whole_number
 from openmarigold.checkpoints.weight_files import IMAGE_ENCODER, part_folder, read_json
+from openmarigold.conditions import CONDITIONS
 from openmarigold.errors import CheckpointError
 from openmarigold.modalities import Modality
 
@@ -37,6 +38,18 @@ def has_image_encoder(index: Mapping[str, Any], path: Path) -> bool:
     return True
 
 
+def condition_on(index: Mapping[str, Any], path: Path) -> str:
+    """What the condition holds besides the image, one of `CONDITIONS`, as model_index.json in `path` states it; or "".
+
+    Raises:
+        CheckpointError: it is something else.
+    """
+    found = index.get("condition_on") or ""
+    if found and (not isinstance(found, str) or found not in CONDITIONS):
+        raise CheckpointError(f"{path}: condition_on is {found!r:.60}; accepted: {', '.join(CONDITIONS)}, or none")
+    return str(found)
+
+
 def converted_channels(index: Mapping[str, Any], path: Path, *, image_encoder: bool) -> tuple[int, int]:
     """Channels of the latent and of the condition, as the model_index.json of converted networks states them.
 
@@ -45,12 +58,16 @@ def converted_channels(index: Mapping[str, Any], path: Path, *, image_encoder: b
     """
     latent = whole_number(index, path, "latent_channels", least=1, most=MAX_LATENT_CHANNELS)
     if not image_encoder:
-        return latent, latent
+        return latent, latent + CONDITIONS.get(condition_on(index, path), 0)
     return latent, whole_number(index, path, "condition_channels", least=1, most=MAX_SIZE)
 
 
-def channels_of_networks(directory: Path, modality: Modality, *, image_encoder: bool) -> tuple[int, int]:
+def channels_of_networks(
+    directory: Path, modality: Modality, *, image_encoder: bool, condition_on: str = ""
+) -> tuple[int, int]:
     """Channels of the latent and of the condition, on which all networks must agree; also checks their configurations.
+
+    Those of `condition_on` follow those of the image.
 
     Raises:
         CheckpointError: a configuration is missing or damaged, or they do not fit together.
@@ -69,9 +86,11 @@ def channels_of_networks(directory: Path, modality: Modality, *, image_encoder: 
     condition = (
         _channels_of_condition(part_folder(directory, IMAGE_ENCODER) / "config.json") if image_encoder else latent
     )
+    condition += CONDITIONS.get(condition_on, 0)
     wanted = [condition + latent * modality.num_targets, latent * modality.num_targets]
     if found != wanted:
         encoder = f" and an image encoder of {condition} channels" if image_encoder else ""
+        encoder += f" (with those of {condition_on})" if condition_on else ""
         raise CheckpointError(
             f"{directory / 'unet' / 'config.json'}: {found[0]} input and {found[1]} output channels do not fit a VAE "
             f"of {latent} latent channels{encoder}; a checkpoint for {modality.title} has {wanted[0]} and {wanted[1]}"

@@ -13,8 +13,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from openmarigold.camera import Camera
 from openmarigold.checkpoints import hub, hub_checkpoint
-from openmarigold.checkpoints.channels import channels_of_networks, converted_channels, has_image_encoder
+from openmarigold.checkpoints.channels import (
+    channels_of_networks,
+    condition_on,
+    converted_channels,
+    has_image_encoder,
+)
 from openmarigold.checkpoints.defaults import invariance, recommended
 from openmarigold.checkpoints.empty_prompt import (
     cached_embedding_path,
@@ -41,6 +47,7 @@ from openmarigold.checkpoints.weight_files import (
     readable,
     weight_files,
 )
+from openmarigold.conditions import CONDITIONS
 from openmarigold.config import (
     CallConfig,
     ConvertedFormat,
@@ -76,7 +83,8 @@ class Checkpoint:
     """What it predicts."""
     latent_channels: int
     condition_channels: int
-    """Channels of what the U-Net sees of the photo: the VAE's latent, or the image encoder's condition."""
+    """Channels of what the U-Net sees of the photo: the VAE's latent, or the image encoder's condition; and those of
+    `condition_on`."""
     invariance: Invariance
     """What is unknown about the depth: scale and shift ("affine"), the scale ("scale"), or nothing ("absolute")."""
     default_num_inference_steps: int
@@ -97,6 +105,8 @@ class Checkpoint:
     """Whether ONNX networks lie next to the safetensors weights and read them."""
     image_encoder: bool = False
     """Whether an image encoder makes the condition, in the place of the VAE's encoder."""
+    condition_on: str = ""
+    """What else the condition holds, one of `CONDITIONS`: "rays" of the photo's camera; or nothing."""
     derived: Modality | None = None
     """What is asked for, where it is computed from what the networks predict."""
 
@@ -105,11 +115,16 @@ class Checkpoint:
         """What predictions are: what the networks give, or what is derived from it."""
         return self.derived or self.modality
 
-    def modality_of_call(self, config: CallConfig) -> Modality:
-        """The modality whose codec turns decoded latents into predictions."""
+    def modality_for(self, camera: Camera) -> Modality:
+        """The modality whose codec turns decoded latents of a picture of this camera into predictions."""
         if self.derived is None:
             return self.modality
-        return self.derived.derivations[self.modality.name](self.modality, self.invariance, config)
+        return self.derived.derivations[self.modality.name](self.modality, self.invariance, camera)
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of the condition that are of the image: what the first network gives."""
+        return self.condition_channels - CONDITIONS.get(self.condition_on, 0)
 
     def mirrors(self, config: CallConfig) -> bool:
         """Whether every second member sees the photo mirrored."""
@@ -128,8 +143,9 @@ class Checkpoint:
         merged = {} if usual else {"ensemble_reduction": reduction}
         merged |= {"ensemble_mirror": True} if self.mirrors(config) else {}
         merged |= {"ensemble_noise_scale": self.noise_scale(config)} if self.noise_scale(config) < 1 else {}
+        merged |= {"condition_on": self.condition_on} if self.condition_on else {}
         merged |= {"recompose": True} if config.recompose and self.predicts.complete else {}
-        return merged if self.derived is None else {**merged, "derived_from": self.modality.name, "fov": config.fov}
+        return merged if self.derived is None else {**merged, "derived_from": self.modality.name}
 
     @property
     def networks(self) -> tuple[str, str, str]:
@@ -219,6 +235,7 @@ def _read(
     known = check_kind(index, index_path, name=name, scheduler=scheduler_config, unet=unet_config, wanted=wanted)
     modality = modality_of(index, index_path, known)
     image_encoder = has_image_encoder(index, index_path)
+    extra = condition_on(index, index_path)
     networks = networks_of(image_encoder=image_encoder)
     try:
         schedule = NoiseSchedule.from_config(scheduler_config)
@@ -229,7 +246,7 @@ def _read(
 
     weights = _kind_of_weights(directory if outline is None else outline.files, networks)
     if weights == "safetensors":
-        latent, condition = channels_of_networks(directory, modality, image_encoder=image_encoder)
+        latent, condition = channels_of_networks(directory, modality, image_encoder=image_encoder, condition_on=extra)
     else:
         latent, condition = converted_channels(index, index_path, image_encoder=image_encoder)
     if outline is not None:  # its weights need not be here
@@ -253,6 +270,7 @@ def _read(
         index=index,
         graphs=graphs,
         image_encoder=image_encoder,
+        condition_on=extra,
         **recommended(index, index_path, schedule, known),
     )
     if outline is None:  # the links of an outline are the hub's own

@@ -170,6 +170,7 @@ def _lines(content: dict[str, Any]) -> list[tuple[str, str]]:
     unknown = "not stated" if to_download is None else "known after the download"
     counts = unknown if parameters is None else ", ".join(f"{name} {count:,}" for name, count in parameters.items())
     condition = f", {content['condition_channels']} of the image encoder" if "condition_channels" in content else ""
+    condition += f" and the photo's {content['condition_on']}" if "condition_on" in content else ""
     size = f"{content['bytes']:,} bytes in {len(content['files'])} files"
     return [
         ("name", content["name"]),

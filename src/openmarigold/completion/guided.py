@@ -143,7 +143,7 @@ def _check_points(points: SparsePoints, size: tuple[int, int]) -> None:
     outside = (x < -0.5) | (x > size[1] - 0.5) | (y < -0.5) | (y > size[0] - 0.5)
     if outside.any():
         raise InvalidValueError(
-            f"{int(outside.sum())} of {len(points)} points lie outside of the picture of {size[0]}x{size[1]}; leave "
+            f"{int(outside.sum())} of {len(points)} points lie outside of the picture of {size[1]}x{size[0]}; leave "
             "them out, or scale them to its size"
         )
 

@@ -7,11 +7,8 @@ What a point cannot be is left out and counted in `notes`; what makes all points
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float64
@@ -19,12 +16,9 @@ from jaxtyping import Bool, Float64
 from openmarigold.camera import Camera
 from openmarigold.completion import colmap, point_files
 from openmarigold.completion.evidence import SparsePoints
+from openmarigold.completion.known import METERS, Unit
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.files import as_path
-
-Unit: TypeAlias = Literal["m", "cm", "mm"]
-METERS: Mapping[str, float] = MappingProxyType({"m": 1.0, "cm": 0.01, "mm": 0.001})
-"""Meters of each unit."""
 
 _FARTHEST_MEDIAN = 200.0  # [m]; photos that show half of their points beyond it are rare, millimeters are usual
 _MAYBE_CENTIMETERS = 50.0
@@ -120,7 +114,7 @@ def checked_points(points: SparsePoints, *, camera: Camera, check_unit: bool = T
     inside = (x >= -0.5) & (x <= camera.width - 0.5) & (y >= -0.5) & (y <= camera.height - 0.5)
     _count(notes, ~known, "are not finite")
     _count(notes, known & ~positive, "have depth 0 or less")
-    _count(notes, positive & ~inside, f"lie outside of the picture of {camera.height}x{camera.width}")
+    _count(notes, positive & ~inside, f"lie outside of the picture of {camera.width}x{camera.height}")
     kept = positive & inside
     if not kept.any():
         why = "; ".join(notes[-3:])

@@ -123,7 +123,7 @@ class _Task:
         data, key = self.data, self.data.keys[index]
         maps, info = dict(data.read(index).maps), data.info(index)
         if _DEPTH in maps:
-            maps[_NORMALS], stated = self._normals(maps[_DEPTH], info, key)
+            maps[_NORMALS], stated = self._normals(maps[_DEPTH], self.data.camera(index), key)
             info |= stated
             share = float(maps[_NORMALS].any(axis=-1).mean())
             if share < self.min_valid or share == 0:
@@ -140,18 +140,11 @@ class _Task:
         )
 
     def _normals(
-        self, depth: Float32[np.ndarray, "h w"], info: Mapping[str, Any], key: str
+        self, depth: Float32[np.ndarray, "h w"], camera: Camera | None, key: str
     ) -> tuple[Float32[np.ndarray, "h w 3"], dict[str, Any]]:
-        camera = info.get("intrinsics")
         stated: dict[str, Any] = {}
-        if camera:
-            try:
-                fx, fy, x, y = (float(camera[name]) for name in ("fx", "fy", "cx", "cy"))
-                if not (0 < fx < np.inf and 0 < fy < np.inf and np.isfinite([x, y]).all()):
-                    raise ValueError
-            except (KeyError, TypeError, ValueError) as error:
-                raise DataError(f"{key}: its intrinsics are not fx, fy, cx and cy [px]; prepare it again") from error
-            focal, center = (fx, fy), (x - 0.5, y - 0.5)  # here the first pixel's center lies at (0, 0)
+        if camera is not None:
+            focal, center = (camera.fx, camera.fy), (camera.cx, camera.cy)
         elif self.fov is not None:
             focal, center = Camera.from_fov(depth.shape, self.fov).fx, None
             stated["assumed_fov"] = self.fov

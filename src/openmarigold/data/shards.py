@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
+from openmarigold.camera import Camera
 from openmarigold.data.encodings import MapEncoding
 from openmarigold.errors import DataError, one_line
 from openmarigold.text_files import parse_json, with_current_keys
@@ -134,6 +135,25 @@ class ShardedDataset:
             DataError: the sample is damaged.
         """
         return self._decoded(index, "json", parse_json)
+
+    def camera(self, index: int) -> Camera | None:
+        """The camera of sample number `index`; None where its .json states no intrinsics.
+
+        Raises:
+            DataError: the sample is damaged, or its intrinsics are no numbers.
+        """
+        found = self.info(index).get("intrinsics")
+        if not found:
+            return None
+        height, width = self.sizes[index].tolist()
+        try:
+            fx, fy, x, y = (float(found[name]) for name in ("fx", "fy", "cx", "cy"))
+            # There the first pixel's corner lies at (0, 0), and a camera's origin is that pixel's center.
+            return Camera(fx=fx, fy=fy, cx=x - 0.5, cy=y - 0.5, width=width, height=height)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{self.keys[index]}: its intrinsics are not fx, fy, cx and cy [px]; prepare it again"
+            ) from error
 
     def member(self, index: int, role: str) -> bytes:
         """Bytes of one of the sample's files ("rgb", "json" or the name of a map), checked against the index.

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
+from openmarigold.camera import Camera
 from openmarigold.data.shards import Sample, ShardedDataset, is_prepared
 from openmarigold.data.tar_index import read_tar_index
 from openmarigold.errors import DataError, one_line
@@ -124,6 +125,15 @@ class Source:
             DataError: the sample is damaged.
         """
         return self._reader.read(int(self._chosen[index]))
+
+    def camera(self, index: int) -> Camera | None:
+        """The camera of sample number `index`; None where it is not known, as in plain tars.
+
+        Raises:
+            DataError: the sample is damaged.
+        """
+        reader = self._reader
+        return reader.camera(int(self._chosen[index])) if isinstance(reader, ShardedDataset) else None
 
     def close(self) -> None:
         """Closes the shards; reading opens them again."""

@@ -36,8 +36,8 @@ class Engine(Protocol):
     """Encodes images, denoises latents `[b C·t h w]` of a modality's t targets, and decodes them.
 
     What the U-Net sees of an image is its condition, `[b K h w]`: the VAE's latent (then K = C), or what an image
-    encoder makes. `h = H / 8`, `w = W / 8`. Several threads may call an engine at the same time; this does not change
-    the results.
+    encoder makes; in some checkpoints with channels of its camera after it (`joined`). `h = H / 8`, `w = W / 8`.
+    Several threads may call an engine at the same time; this does not change the results.
     """
 
     name: str
@@ -50,6 +50,10 @@ class Engine(Protocol):
 
     def encode(self, rgb: Float[np.ndarray, "b 3 H W"]) -> Latent:
         """Condition of images in [-1, 1], such as their scaled latent; `H`, `W` are multiples of 8. Paper: §3.2."""
+        ...
+
+    def joined(self, condition: Latent, more: Float[np.ndarray, "b r h w"]) -> Latent:
+        """The condition with more channels after its own."""
         ...
 
     def denoise(self, rgb_latent: Latent, noisy_latent: Latent, *, timestep: int) -> Latent:

@@ -169,14 +169,20 @@ class ConvertedEngine:
         self.name, self.dtype, self.run = name, dtype, run
         self.latent_channels = checkpoint.latent_channels
         self.condition_channels = checkpoint.condition_channels
+        self._image_channels = checkpoint.image_channels
         self._encoder = checkpoint.networks[0]
         self._modality = checkpoint.modality
 
     def encode(self, rgb: Float[np.ndarray, "b 3 H W"]) -> Float[np.ndarray, "b K h w"]:
         condition = self.run(self._encoder, sample=rgb)
         height, width = rgb.shape[2] // LATENT_FACTOR, rgb.shape[3] // LATENT_FACTOR
-        _check_output(condition.shape, (len(rgb), self.condition_channels, height, width), self._encoder)
+        _check_output(condition.shape, (len(rgb), self._image_channels, height, width), self._encoder)
         return condition
+
+    def joined(
+        self, condition: Float[np.ndarray, "b K h w"], more: Float[np.ndarray, "b r h w"]
+    ) -> Float[np.ndarray, "b k h w"]:
+        return np.concatenate([condition, more], axis=1)
 
     def denoise(
         self, rgb_latent: Float[np.ndarray, "#b K h w"], noisy_latent: Float[np.ndarray, "b tC h w"], *, timestep: int

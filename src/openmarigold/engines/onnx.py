@@ -38,11 +38,12 @@ def open_onnx(checkpoint: Checkpoint, *, device: str, dtype: Dtype, tiny_vae: Ti
         )
     sessions = open_networks(checkpoint, "onnx", _open_all, tiny_vae=tiny_vae)
     stored = sessions[checkpoint.networks[0]].get_outputs()[0].shape[1]
-    if isinstance(stored, int) and stored != checkpoint.condition_channels:
+    if isinstance(stored, int) and stored != checkpoint.image_channels:
         key = "condition_channels" if checkpoint.image_encoder else "latent_channels"
         raise CheckpointError(
             f"{checkpoint.directory / 'model_index.json'}: {key} is {checkpoint.condition_channels}, and the "
-            f"networks have {stored}; get the checkpoint again"
+            f"networks have {stored + checkpoint.condition_channels - checkpoint.image_channels}; get the checkpoint "
+            "again"
         )
 
     def run(name: str, **inputs: np.ndarray) -> np.ndarray:

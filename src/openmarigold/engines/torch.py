@@ -92,6 +92,11 @@ class TorchEngine:
             image = self.to_engine(rgb)
             return self._retried("encode", image)
 
+    def joined(
+        self, condition: Float[Tensor, "b K h w"], more: Float[np.ndarray, "b r h w"]
+    ) -> Float[Tensor, "b k h w"]:
+        return torch.cat([condition, self.to_engine(more)], dim=1)
+
     def denoise(
         self,
         rgb_latent: Float[Tensor, "#b K h w"],

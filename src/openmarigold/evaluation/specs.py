@@ -23,6 +23,7 @@ from openmarigold.modalities import DEPTH
 from openmarigold.modalities.modality import Modality
 from openmarigold.modalities.protocol import PredictionSpace
 from openmarigold.predictor import Predictor
+from openmarigold.predictor.cameras import camera_facts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +60,13 @@ def predictor_spec(config: PredictConfig) -> EstimatorSpec:
         "background",
         "ensemble_mirror",
         "ensemble_reduction",
+        "recompose",  # facts state these three, and the ones about the camera
         "fov",
-        "recompose",
-    )  # facts state the last three
+        "focal_px",
+        "camera_file",
+        "estimate_camera",
+        "normals_checkpoint",
+    )
     settings = {name: value for name, value in resolved.items() if name not in left_out}
     tiny_vae = read_tiny_vae(config, checkpoint)
     if tiny_vae is not None:
@@ -90,6 +95,7 @@ def predictor_spec(config: PredictConfig) -> EstimatorSpec:
             **loading,
             **settings,
             **checkpoint.facts_of_call(config),
+            **camera_facts(config),
         },
     )
 

@@ -22,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from openmarigold.errors import ImageError, InvalidValueError, MissingExtraError, needs_extra, one_line
 from openmarigold.files import as_path
 from openmarigold.images.decoders import read_raw, read_tiff
+from openmarigold.images.exif import Photo, read_metadata
 from openmarigold.images.hdr import is_linear_light, read_tone_mapped
 from openmarigold.images.kinds import (
     HEAD_BYTES,
@@ -122,6 +123,21 @@ def as_rgb(image: Any, *, background: str = "white") -> UInt8[np.ndarray, "h w 3
     if callable(getattr(image, "read", None)):
         return _read_content(_content_of(image), background)
     return array_to_rgb(*_as_array(image), background=color)
+
+
+def read_photo(image: Any, *, background: str = "white") -> Photo:
+    """A picture in any form that `as_rgb` takes, with what its metadata state; a `Photo` as it is.
+
+    Raises as `as_rgb`.
+    """
+    if isinstance(image, Photo):
+        return image
+    if callable(getattr(image, "read", None)):
+        image = _content_of(image)
+    metadata = read_metadata(image)  # of a Pillow image before its pixels, after which its file may be closed
+    for note in metadata.notes:
+        _logger.info(f"{image if isinstance(image, (str, os.PathLike)) else 'the photo'} {note}")
+    return Photo(rgb=as_rgb(image, background=background), metadata=metadata)
 
 
 def rgb_to_planes(rgb: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> Float32[np.ndarray, "3 ho wo"]:

@@ -19,10 +19,14 @@ from openmarigold.ensembling import REDUCTIONS, ensemble
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.modalities import depth_scores
 from openmarigold.modalities.colors import color_table, colorize, uncertainty_picture
-from openmarigold.modalities.modality import MapKind, Maps, Merged, Modality, Picture, Target
+from openmarigold.modalities.modality import MapKind, Maps, Merged, Modality, Picture, Surface, Target
 
 METRIC_SPACE = "metric_log"
 """What model_index.json states where decoded values are the logarithm of meters: `modalities.metric`."""
+
+ASSUMED_SHIFT = 0.1
+"""Added to affine depth in [0, 1] to make it depth up to scale where nothing is known, so that far is 11 times near:
+the best of six on rendered pictures (docs/experiments.md)."""
 
 _STRIP_ROWS = 256
 _SMALLEST_SHOWN = 1e-6
@@ -193,6 +197,14 @@ def _space_of(index: Mapping[str, Any]) -> object:
     return space
 
 
+def _surface(maps: Maps, settings: Mapping[str, Any]) -> Surface:
+    if settings.get("invariance", "affine") != "affine":
+        return Surface(depth=maps["depth"])
+    shift = settings.get("shift")
+    facts = {"shift": ASSUMED_SHIFT, "shift_source": "assumed"} if shift is None else {}
+    return Surface(depth=maps["depth"] + np.float32(ASSUMED_SHIFT if shift is None else shift), facts=facts)
+
+
 _LINEAR = Modality(
     name="depth",
     title="depth",
@@ -267,6 +279,8 @@ _LINEAR = Modality(
     space_of=_space_of,
     claims=lambda index: index.get("space") != METRIC_SPACE,
     relative_depth=differentiable_affine,
+    relief=lambda maps: maps["depth"],
+    surface=_surface,
     panels=depth_scores.panels,
 )
 
@@ -306,6 +320,7 @@ LOG_DEPTH = replace(
         else picture
         for picture in _LINEAR.pictures
     ),
+    surface=lambda maps, settings: Surface(depth=maps["depth"]),
     pixel_loss="absolute",
     relative_depth=differentiable_relative,
     index_facts=MappingProxyType({"scale_invariant": True, "shift_invariant": False, "space": "log"}),

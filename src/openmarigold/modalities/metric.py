@@ -15,8 +15,10 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8, UInt16
 
 from openmarigold.errors import DataError
+from openmarigold.modalities import metric_scores
 from openmarigold.modalities.depth import LOG_DEPTH, METRIC_SPACE, colored_logs
-from openmarigold.modalities.modality import MapKind, Maps, Merged, Picture, Target
+from openmarigold.modalities.modality import MapKind, Maps, Merged, Picture, Surface, Target
+from openmarigold.reconstruction.saving import METERS
 
 MILLIMETERS = 1000
 """Steps per meter of a 16-bit picture, as RealSense, TUM and ScanNet have them within a factor; up to 65.5 m."""
@@ -141,7 +143,13 @@ METRIC = replace(
         ),
     ),
     quantities=MappingProxyType({"absolute": "planar depth (z) in meters"}),
+    protocols=metric_scores.PROTOCOLS,
+    default_protocol=metric_scores.default_protocol,
+    spaces=metric_scores.SPACES,
+    surface=lambda maps, settings: Surface(depth=maps["depth"], unit=METERS),
     prediction_space=lambda invariance: "metric",
+    baselines=MappingProxyType({}),
+    output_facts=lambda output: {"unit": "m", "convention": "planar"},
     claims=lambda index: index.get("space") == METRIC_SPACE,
     index_facts=MappingProxyType({"scale_invariant": False, "shift_invariant": False, "space": METRIC_SPACE}),
     space=METRIC_SPACE,

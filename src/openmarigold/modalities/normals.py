@@ -16,8 +16,8 @@ from typing import Any, get_args
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8, UInt16
 
-from openmarigold.camera import ASSUMED_FOV, Camera
-from openmarigold.config import CallConfig, NormalFrame, OutputConfig
+from openmarigold.camera import Camera, CameraSource
+from openmarigold.config import NormalFrame, OutputConfig
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.geometry import (
     angles_between,
@@ -28,14 +28,11 @@ from openmarigold.geometry import (
 )
 from openmarigold.modalities import normals_scores
 from openmarigold.modalities.colors import uncertainty_picture
+from openmarigold.modalities.depth import ASSUMED_SHIFT
 from openmarigold.modalities.modality import MapKind, Maps, Merged, Modality, Picture, Target
 from openmarigold.modalities.protocol import BenchmarkSample
 
 REDUCTIONS = ("closest", "mean")
-ASSUMED_SHIFT = 0.1
-"""Added to affine depth in [0, 1] to make it depth up to scale where nothing is known, so that far is 11 times near:
-the best of six on rendered pictures (docs/experiments.md)."""
-
 _STRIP_ROWS = 256
 _VALID_LENGTH = 0.5  # of a stored vector, that of unknown ones being 0
 _TOWARDS_VIEWER = np.array([0.0, 0.0, 1.0], dtype=np.float32)
@@ -195,17 +192,22 @@ def _space_of(index: Mapping[str, Any]) -> object:
     return f"{frame}{_HALF_RANGE}" if full_range is False else full_range
 
 
-def _from_depth(source: Modality, invariance: str, config: CallConfig) -> Modality:
-    """Normals of what a model of depth gives; field of view and shift of affine depth are assumed if unknown."""
-    fov = config.fov or ASSUMED_FOV
-    known = f"field of view {fov:g} degrees along the longer side{'' if config.fov else ' (assumed)'}"
+_KNOWN_BY: Mapping[CameraSource, str] = MappingProxyType(
+    {"exif": " (of the photo's metadata)", "estimated": " (estimated)", "assumed": " (assumed)"}
+)
+
+
+def _from_depth(source: Modality, invariance: str, camera: Camera) -> Modality:
+    """Normals of what a model of depth gives for a picture of this camera; the shift of affine depth is assumed."""
+    known = f"field of view {camera.fov:.4g} degrees along the longer side{_KNOWN_BY.get(camera.source, '')}"
     if invariance == "affine":
         known += f", {ASSUMED_SHIFT:g} added to depth in [0, 1] (assumed)"
 
     def from_decoded(decoded: Float[np.ndarray, "t k h w"]) -> Float[np.ndarray, "3 h w"]:
         depth = source.from_decoded(decoded)[0]
         depth = depth + ASSUMED_SHIFT if invariance == "affine" else np.maximum(depth, _SMALLEST_DEPTH)
-        normals, _ = normals_from_depth(depth, focal=Camera.from_fov(depth.shape, fov).fx)
+        focal, center = (camera.fx, camera.fy), (camera.cx, camera.cy)
+        normals, _ = normals_from_depth(depth, focal=focal, center=center)
         return np.ascontiguousarray(np.moveaxis(normals, -1, 0))
 
     return replace(

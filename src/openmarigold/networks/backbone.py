@@ -93,6 +93,25 @@ def widen_conv_out(unet: UNet2DConditionModel, *, num_latents: int) -> UNet2DCon
     return unet
 
 
+def insert_inputs(unet: UNet2DConditionModel, *, at: int, count: int) -> UNet2DConditionModel:
+    """The same U-Net with `count` more input channels before channel `at`, of weight zero: they change nothing yet.
+
+    Changes `unet` in place, as `widen_conv_in` does.
+    """
+    old = unet.conv_in
+    inputs = old.in_channels + count
+    new = nn.Conv2d(inputs, old.out_channels, old.kernel_size, old.stride, old.padding)  # pyright: ignore
+    with torch.no_grad():
+        assert new.bias is not None and old.bias is not None
+        new.weight.zero_()
+        new.weight[:, :at] = old.weight[:, :at]
+        new.weight[:, at + count :] = old.weight[:, at:]
+        new.bias.copy_(old.bias)
+    unet.conv_in = new.to(old.weight.device, old.weight.dtype)
+    unet.register_to_config(in_channels=inputs)
+    return unet
+
+
 def latent_channels(vae: Vae) -> int:
     """Channels C of the latent that `vae` encodes to."""
     return int(vae.config["latent_channels"])

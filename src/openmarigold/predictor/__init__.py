@@ -14,14 +14,16 @@ import numpy as np
 from jaxtyping import Float
 from PIL.Image import Image
 
+from openmarigold.camera import Camera
 from openmarigold.checkpoints.checkpoint import Checkpoint
 from openmarigold.checkpoints.configured import TinyVae, read_configured, read_tiny_vae, resolve_settings
 from openmarigold.config import LATENT_FACTOR, CallConfig, CallOptions, ModelConfig, ModelOptions
 from openmarigold.engines import Engine, Latent, open_engine
 from openmarigold.errors import InvalidValueError
-from openmarigold.images.photo import as_rgb, pad_to_multiple, processing_size, resize, rgb_to_planes, unpad
+from openmarigold.images.photo import pad_to_multiple, processing_size, read_photo, resize, rgb_to_planes, unpad
 from openmarigold.modalities import Modality
 from openmarigold.modalities.modality import Maps, Merged
+from openmarigold.predictor.cameras import CameraEstimator, cameras_of_list, choose_camera, warn_of_no_relief
 from openmarigold.predictor.sampling import (
     FiniteChecks,
     Guide,
@@ -30,7 +32,9 @@ from openmarigold.predictor.sampling import (
     Step,
     checked_guidance,
     checked_latents,
+    rays_of,
 )
+from openmarigold.predictor.statement import stated_settings
 from openmarigold.printing import quoted_logger
 from openmarigold.results.prediction import Prediction
 
@@ -55,6 +59,7 @@ class Predictor:
         self.checkpoint = checkpoint
         self.tiny_vae = tiny_vae
         self._warned = False
+        self._estimator = CameraEstimator()
         self._opening: dict[str, Any] | None = None  # the arguments of `open_engine`, where it opened the engine
 
     @classmethod
@@ -130,6 +135,7 @@ class Predictor:
         self,
         rgb: Sequence[ImageInput],
         *,
+        camera: Camera | Sequence[Camera | None] | None = None,
         latents: None = None,
         guide: Guide | None = None,
         **options: Unpack[CallOptions],
@@ -139,6 +145,7 @@ class Predictor:
         self,
         rgb: Any,
         *,
+        camera: Camera | None = None,
         latents: Float[np.ndarray, "n C h w"] | None = None,
         guide: Guide | None = None,
         **options: Unpack[CallOptions],
@@ -147,6 +154,7 @@ class Predictor:
         self,
         rgb: Any,
         *,
+        camera: Camera | Sequence[Camera | None] | None = None,
         latents: Float[np.ndarray, "n C h w"] | None = None,
         guide: Guide | None = None,
         **options: Unpack[CallOptions],
@@ -155,7 +163,8 @@ class Predictor:
 
         Args:
             rgb: PIL image, path, the bytes of a file, or array or tensor: `[h w]`, `[h w c]` or `[c h w]`, uint8,
-                uint16, or float in [0, 1]; a list or tuple of them, or a batch `[n c h w]` or `[n h w c]`.
+                uint16, or float in [0, 1]; a `Photo`; a list or tuple of them, or a batch `[n c h w]` or `[n h w c]`.
+            camera: of the upright photo; for a list one for all, or one (or None) for each. None: see docs/camera.md.
             latents: starting noise instead of the seed's, one per member, for a single photo.
             guide: called with the noisy latents before each step; may change them, and may give the U-Net's output.
             options: the settings of `CallConfig`, such as ensemble_size.
@@ -171,12 +180,13 @@ class Predictor:
         config = self.resolve(CallConfig(**options))
         photos = _photos_of(rgb)
         if photos is None:
-            (prediction,) = self._predict([self._prepare(rgb, config, latents)], config, guide)
+            (known,) = cameras_of_list(camera, 1)
+            (prediction,) = self._predict([self._prepare(rgb, config, latents, known)], config, guide)
             return prediction
         if latents is not None:
             raise InvalidValueError("latents was given with a list of photos; give it with one photo at a time")
         predictions: dict[int, Prediction] = {}
-        for group in self._groups(photos, config):
+        for group in self._groups(photos, config, cameras_of_list(camera, len(photos))):
             predictions |= zip(group, self._predict(list(group.values()), config, guide), strict=True)
         return [predictions[place] for place in range(len(photos))]
 
@@ -187,6 +197,8 @@ class Predictor:
             InvalidValueError: a setting that does not apply to this checkpoint.
         """
         resolved = resolve_settings(config, self.checkpoint)
+        if config.estimate_camera and self.modality.relief is None:
+            warn_of_no_relief(self.modality.title)
         if config.timestep_spacing is None and resolved.timestep_spacing == "leading" and not self._warned:
             self._warned = True
             _log.warning(
@@ -205,11 +217,13 @@ class Predictor:
         ramp = np.linspace(0, 255, 64 * 64).astype(np.uint8).reshape(64, 64)
         self(ramp, processing_resolution=64)
 
-    def _groups(self, rgb: Iterable[Any], config: CallConfig) -> Iterator[dict[int, PreparedPhoto]]:
+    def _groups(
+        self, rgb: Iterable[Any], config: CallConfig, cameras: Sequence[Camera | None]
+    ) -> Iterator[dict[int, PreparedPhoto]]:
         """Yields photos by their place in the list, in groups of one image shape, at most a batch each."""
         waiting: defaultdict[tuple[int, ...], dict[int, PreparedPhoto]] = defaultdict(dict)
         for place, one in enumerate(rgb):
-            photo = self._prepare(one, config, None)
+            photo = self._prepare(one, config, None, cameras[place])
             shape = photo.image.shape
             waiting[shape][place] = photo
             # With a tolerance the number of members is not known in advance.
@@ -220,13 +234,16 @@ class Predictor:
                 yield waiting.pop(max(waiting, key=lambda shape: len(waiting[shape])))
         yield from waiting.values()
 
-    def _prepare(self, one: Any, config: CallConfig, latents: np.ndarray | None) -> PreparedPhoto:
+    def _prepare(
+        self, one: Any, config: CallConfig, latents: np.ndarray | None, camera: Camera | None
+    ) -> PreparedPhoto:
         resolution = config.processing_resolution
         assert resolution is not None
 
-        # 1. The photo in [-1, 1], at the size that the networks see, padded to whole latent cells.
-        rgb = as_rgb(one, background=config.background)
-        height, width = rgb.shape[:2]
+        # 1. The photo in [-1, 1], at the size that the networks see, padded to whole latent cells; and its camera.
+        read = read_photo(one, background=config.background)
+        rgb, camera = read.rgb, choose_camera(read, config, camera)
+        height, width = camera.size
         side = self.checkpoint.processing_side
         size = processing_size(height, width, processing_resolution=resolution, side=side)
         planes = rgb_to_planes(rgb, size)
@@ -246,8 +263,7 @@ class Predictor:
             scale=self.checkpoint.noise_scale(config),
             latents=latents,
         )
-        kept = rgb if self.modality.complete else None
-        return PreparedPhoto(size=(height, width), processing_size=size, image=image, noise=noise, rgb=kept)
+        return PreparedPhoto(photo=read, camera=camera, processing_size=size, image=image, noise=noise)
 
     def _predict(
         self, photos: Sequence[PreparedPhoto], config: CallConfig, guide: Guide | None = None
@@ -258,7 +274,10 @@ class Predictor:
         seen: list[Latent] = []
         for number in range(len(photos[0].image)):  # the photos, then their mirror images
             images = np.stack([photo.image[number] for photo in photos])
-            seen.append(self.engine.encode(images))
+            condition = self.engine.encode(images)
+            if self.checkpoint.condition_on:
+                condition = self.engine.joined(condition, rays_of(photos, mirrored=bool(number)))
+            seen.append(condition)
             checks.add(
                 self.engine.is_finite(seen[-1]), "image encoder" if self.checkpoint.image_encoder else "VAE encoder"
             )
@@ -278,7 +297,6 @@ class Predictor:
         guide: Guide | None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields each member's maps `[c h w]` at the processing size, and its latents; all see `seen[member % n]`."""
-        modality = self.checkpoint.modality_of_call(config)
         pairs = [(row, member) for row in range(len(photos)) for member in range(config.ensemble_size)]
         while pairs:
             # Computed again each time: an engine learns from the first batch how much memory an image takes.
@@ -296,7 +314,10 @@ class Predictor:
                 checks.add(bool(np.isfinite(decoded).all()), "VAE decoder")  # has waited for a GPU, if any
                 latents = self.engine.from_engine(latent)
                 for pair, member, its_latent in zip(part, decoded, latents, strict=True):
-                    stack = modality.from_decoded(unpad(member, photos[pair[0]].processing_size))
+                    photo = photos[pair[0]]
+                    seen_by = photo.camera.resized(photo.processing_size)
+                    modality = self.checkpoint.modality_for(seen_by.mirrored() if number else seen_by)
+                    stack = modality.from_decoded(unpad(member, photo.processing_size))
                     found[pair] = (modality.mirrored(stack) if number else stack), its_latent
             for pair in batch:
                 yield found.pop(pair)
@@ -372,6 +393,7 @@ class Predictor:
         if len(members) > 1:
             merged = merged or modality.merge(np.stack(members), invariance, reduction)
         stack, uncertainty = (merged.stack, merged.uncertainty) if merged else (members[0], None)
+        camera, found_facts = self._estimate(photo, stack, config)
         if photo.processing_size != photo.size:
             stack = resize(stack, photo.size, antialias=False)
             uncertainty = None if uncertainty is None else resize(uncertainty, photo.size, antialias=False)
@@ -381,35 +403,39 @@ class Predictor:
             uncertainties = dict(zip(modality.uncertainties, planes, strict=True))
         maps: Maps = modality.split(modality.finish(stack).astype(np.float32, copy=False))
         facts: Mapping[str, Any] = {}
-        if modality.complete and photo.rgb is not None:
-            maps, facts = modality.complete(maps, photo.rgb, config)
+        if modality.complete:
+            maps, facts = modality.complete(maps, photo.photo.rgb, config)
         return Prediction(
             maps=dict(maps),
             uncertainties=uncertainties,
             latent=np.stack(latents),
-            settings={**self._settings(photo, config, num_members=len(members)), **facts},
+            settings={
+                **stated_settings(photo, config, self, num_members=len(members)),
+                **facts,
+                **found_facts,
+                "camera": camera.to_dict(),
+            },
             modality=modality.name,
             space=modality.space,
+            camera=camera,
+            rgb=photo.photo.rgb,
         )
 
-    def _settings(self, photo: PreparedPhoto, config: CallConfig, *, num_members: int) -> dict[str, Any]:
-        names = ("num_inference_steps", "ensemble_size", "processing_resolution", "seed", "timestep_spacing")
-        tiny_vae, found = self.tiny_vae, self.checkpoint
-        derived = {} if found.derived is None else found.modality_of_call(config).quantities
-        return {
-            "checkpoint": found.name,
-            "invariance": found.invariance,
-            **({"quantity": derived[found.invariance]} if derived else {}),  # what was assumed stands there
-            **{name: getattr(config, name) for name in names},
-            "num_members": num_members,
-            **found.facts_of_call(config),
-            "start_noise": "given" if photo.noise.is_given else config.start_noise,
-            "final_step": config.final_step,
-            "engine": self.engine.name,
-            "device": self.engine.device,
-            "dtype": self.engine.dtype,
-            **({} if tiny_vae is None else {"tiny_vae": tiny_vae.name, "tiny_vae_for": tiny_vae.used_for}),
-        }
+    def _estimate(
+        self, photo: PreparedPhoto, stack: np.ndarray, config: CallConfig
+    ) -> tuple[Camera, Mapping[str, Any]]:
+        """The photo's camera, estimated from the maps `[c h w]` where that is asked for, and what is to be stated."""
+        relief = self.modality.relief
+        if not config.estimate_camera or relief is None:
+            return photo.camera, {}
+        return self._estimator.estimate(
+            relief(self.modality.split(self.modality.finish(stack.copy()))),
+            photo.photo.rgb,
+            camera=photo.camera,
+            invariance=self.checkpoint.invariance,
+            config=config,
+            device=self.engine.device,
+        )
 
 
 def _photos_of(rgb: Any) -> Sequence[Any] | None:

@@ -4,17 +4,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
+from openmarigold.camera import Camera
+from openmarigold.conditions import ray_channels
 from openmarigold.config import CallConfig
 from openmarigold.diffusion import member_noise
 from openmarigold.engines import Latent
 from openmarigold.errors import InvalidValueError, NumericalError
+from openmarigold.images.exif import Photo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,14 +104,28 @@ class MemberNoise:
 class PreparedPhoto:
     """What is kept of a photo until its prediction is done."""
 
-    size: tuple[int, int]
+    photo: Photo
+    camera: Camera
     processing_size: tuple[int, int]
     """Without the padding of `image`."""
     image: Float32[np.ndarray, "n 3 H W"]
     """The photo, and its mirror image where members see that too."""
     noise: MemberNoise
-    rgb: UInt8[np.ndarray, "h w 3"] | None = None
-    """The photo itself, where the modality completes maps by it."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.camera.size
+
+
+def rays_of(photos: Sequence[PreparedPhoto], *, mirrored: bool) -> Float32[np.ndarray, "b 3 h w"]:
+    """The rays of the photos, or of their mirror images, on the latent grid: what some checkpoints condition on."""
+    channels = []
+    for photo in photos:
+        camera = photo.camera.resized(photo.processing_size)
+        padded = photo.image.shape[2], photo.image.shape[3]
+        channels.append(ray_channels(camera.mirrored() if mirrored else camera, padded))
+    return np.stack(channels)
 
 
 def checked_guidance(guided: Any, latent: Latent) -> tuple[Latent, Latent | None]:

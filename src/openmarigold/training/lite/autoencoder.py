@@ -40,6 +40,15 @@ def keep_output_exact(vae: AutoencoderTiny) -> AutoencoderTiny:
     return vae
 
 
+def scale_output(vae: AutoencoderTiny, factor: float) -> AutoencoderTiny:
+    """The same autoencoder with decoded values of so many times the size, in place."""
+    last: Any = vae.decoder.layers[-1]
+    with torch.no_grad():  # a decoder gives 2 times its last layer's output, minus 1
+        last.weight.mul_(factor)
+        last.bias.copy_((last.bias - 0.5) * factor + 0.5)
+    return vae
+
+
 class LogAutoencoderTask:
     """Errors of the decoded maps and of their differences, latents kept near unit scale."""
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Losses of decoded maps: errors, errors of differences, and the energy score of a pair of members.
 
-A `Comparison` says how two maps of one kind are compared: log depth up to the scale of each image, normals by angle.
+A `Comparison` says how two maps of one kind are compared: log depth up to the scale of each image or as it is, normals
+by angle.
 """
 
 from __future__ import annotations
@@ -101,6 +102,8 @@ class Comparison:
 
 UP_TO_SCALE = Comparison(aligned, distance, farness)
 """Of log depth."""
+ABSOLUTE = Comparison(lambda answer, target: answer, distance, farness)
+"""Of log depth in meters."""
 BY_ANGLE = Comparison(lambda answer, target: answer, angular_distance, averted)
 """Of normals."""
 

@@ -17,7 +17,7 @@ from openmarigold.training.settings import (
     require,
 )
 
-MODALITIES = ("depth", "normals")
+MODALITIES = ("depth", "normals", "metric")
 """What these recipes can learn; `targets.py` says how."""
 
 
@@ -63,7 +63,7 @@ class LogAutoencoderRecipe:
     data: DataConfig
     optimization: OptimizationConfig
     modality: str = DEFAULT_MODALITY
-    """"depth" (its logarithm) or "normals"."""
+    """"depth" (its logarithm around the median), "metric" (the logarithm of meters) or "normals"."""
     views: ViewConfig = field(default_factory=ViewConfig)
     model: AutoencoderModelConfig = field(default_factory=AutoencoderModelConfig)
     loss: LogAutoencoderLossConfig = field(default_factory=LogAutoencoderLossConfig)
@@ -141,7 +141,7 @@ class LiteRecipe:
     data: DataConfig
     optimization: OptimizationConfig
     modality: str = DEFAULT_MODALITY
-    """"depth" (its logarithm, up to the scale of each image) or "normals"."""
+    """"depth" (its logarithm, up to the scale of each image), "metric" (the logarithm of meters) or "normals"."""
     views: ViewConfig = field(default_factory=ViewConfig)
     encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     unet: UNetModelConfig = field(default_factory=UNetModelConfig)
@@ -156,6 +156,9 @@ class LiteRecipe:
     that the others stay useful without them."""
     decoder_learning_rate_factor: float = 0.0
     """Learning rate of the autoencoder's decoder relative to the recipe's; 0 freezes it."""
+    condition_on: Literal["", "rays"] = ""
+    """rays: the U-Net also sees the rays of the view's camera (`conditions.ray_channels`), which tell a near thing from
+    a large one far away. Needs data that states intrinsics. New inputs of the U-Net of `start` begin as zeros."""
     seed: int = 2024
 
     def __post_init__(self) -> None:
@@ -166,6 +169,6 @@ class LiteRecipe:
 
 
 def _check_data(data: DataConfig, modality: str) -> None:
-    require(modality in MODALITIES, f"modality={modality!r} is not accepted here; use {' or '.join(MODALITIES)}")
+    require(modality in MODALITIES, f"modality={modality!r} is not accepted here; use one of {', '.join(MODALITIES)}")
     require(data.mixture == "sample", 'data.mixture must be "sample"')
     require(data.num_variants == 1, "data.num_variants must be 1: every view is drawn anew")

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int8, Int16, Shaped, UInt8
 from torch import Tensor
 from torch.nn import functional
 
+from openmarigold.camera import Camera
 from openmarigold.errors import DataError
 from openmarigold.geometry import unit_vectors
 from openmarigold.modalities.modality import Maps
@@ -30,6 +31,7 @@ _INVALID = -32768
 _LEVELS = 65_534
 _SPAN = math.log(_FARTHEST / _NEAREST)
 _BLUR_RADIUS = 3  # px
+_MOST_SKEW = 0.01  # cosine of the angle between a view's axes
 _UNIT = 127  # code of a component of 1; a step is 0.5 degrees at most
 
 
@@ -59,14 +61,16 @@ class Samples:
         *,
         num_workers: int,
         pack: Callable[[Maps, Bool[np.ndarray, "h w"]], Shaped[np.ndarray, "h w *c"]] = pack_depth,
+        with_cameras: bool = False,
     ) -> None:
         """Reads everything.
 
         Args:
             pack: makes the codes of a sample's maps and the pixels that count.
+            with_cameras: read `cameras` too.
 
         Raises:
-            DataError: a sample is damaged, or sizes differ.
+            DataError: a sample is damaged, or sizes differ, or a camera is asked for and not known.
         """
         self._mixture, self._pack = mixture, pack
         numbers = range(int(mixture.starts[-1]))
@@ -80,6 +84,7 @@ class Samples:
             )
         self.rgb: UInt8[np.ndarray, "n h w 3"] = np.stack([rgb for rgb, _ in read])
         self.code: Shaped[np.ndarray, "n h w *c"] = np.stack([code for _, code in read])
+        self.cameras: list[Camera] = [self._camera(index) for index in numbers] if with_cameras else []
 
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         mixture = self._mixture
@@ -89,6 +94,17 @@ class Samples:
         if valid_mask is None:
             valid_mask = np.zeros(sample.rgb.shape[:2], dtype=bool)
         return sample.rgb, self._pack(sample.maps, valid_mask)
+
+    def _camera(self, index: int) -> Camera:
+        number = self._mixture.source_of(index)
+        source, place = self._mixture.sources[number], index - int(self._mixture.starts[number])
+        camera = source.camera(place)
+        if camera is None:
+            raise DataError(
+                f'sample {source.keys[place]} of source {source.name} states no intrinsics, and condition_on = "rays" '
+                "needs them: prepare the source with intrinsics, leave it out, or leave condition_on out"
+            )
+        return camera
 
 
 class Draws(NamedTuple):
@@ -146,6 +162,29 @@ def _draw_colors(rng: np.random.Generator, count: int, strength: float) -> dict[
         "noise_std": rng.uniform(0.005, 0.05, count) * (rng.random(count) < 0.4 * strength),
     }
     return {name: values.astype(np.float32) for name, values in drawn.items()}
+
+
+def view_camera(camera: Camera, affine: Float[np.ndarray, "2 3"], size: tuple[int, int]) -> Camera:
+    """The camera of a view of `size` (height, width) that is cut from its picture, rolled and mirrored as the view is.
+
+    Raises:
+        DataError: a roll of pixels that are not square, which no camera sees.
+    """
+    half, focal = np.array([camera.width, camera.height]) / 2, np.array([camera.fx, camera.fy])
+    # From places in the view, -1 to 1 over its sides, to x/z and y/z in the axes of the sample's camera.
+    axes = affine[:, :2] * (half / focal)[:, None]
+    middle = ((affine[:, 2] + 1.0) * half - 0.5 - np.array([camera.cx, camera.cy])) / focal
+    lengths = np.linalg.norm(axes, axis=0)
+    directions = axes / lengths
+    if abs(directions[:, 0] @ directions[:, 1]) > _MOST_SKEW:
+        raise DataError(
+            f"a picture with focal lengths {camera.fx:.1f} and {camera.fy:.1f} px cannot be rolled; set views.rotation "
+            "to 0, or prepare it with square pixels"
+        )
+    x, y = directions.T @ middle
+    fx, fy = size[1] / 2 / lengths[0], size[0] / 2 / lengths[1]
+    center = {"cx": (size[1] - 1) / 2 - fx * x, "cy": (size[0] - 1) / 2 - fy * y}
+    return Camera(fx=fx, fy=fy, height=size[0], width=size[1], source=camera.source, **center)
 
 
 def make_views(

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +14,12 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.nn import functional
 
-from openmarigold.modalities import find_modality
 from openmarigold.modalities.depth import LOG_DEPTH, LOG_HALF_RANGE
+from openmarigold.modalities.metric import METRIC, METRIC_HALF_RANGE, METRIC_MIDDLE
 from openmarigold.modalities.modality import Maps, Modality
 from openmarigold.modalities.normals import NORMALS
 from openmarigold.networks.backbone import Vae, decode_targets
-from openmarigold.training.lite.loss import BY_ANGLE, UP_TO_SCALE, Comparison
+from openmarigold.training.lite.loss import ABSOLUTE, BY_ANGLE, UP_TO_SCALE, Comparison
 from openmarigold.training.lite.samples import Cut, cut_depth, cut_normals, pack_depth, pack_normals
 from openmarigold.training.loss import angles
 
@@ -36,14 +37,20 @@ class MapTarget:
     picture: Callable[[Float[Tensor, "b c H W"]], Float[Tensor, "b 3 H W"]]
     """What the autoencoder sees of a view, in [-1, 1]."""
     half_range: float
-    """What a decoded value of 1 stands for, in the unit of a view."""
+    """What a decoded value of 1 stands for, in the unit of a view, from `middle`."""
     compare: Comparison
     score: Callable[[Float[Tensor, "b c H W"], Float[Tensor, "b c H W"]], dict[str, float]]
     """Of decoded values and the picture that they should be, for people."""
+    middle: float = 0.0
+    """What a decoded value of 0 stands for, where that is not free."""
 
     def decode(self, vae: Vae, latent: Float[Tensor, "b C h w"]) -> Float[Tensor, "b c H W"]:
         """Decoded values, about [-1, 1]."""
         return decode_targets(vae, latent, num_targets=1, channels=self.modality.decoded_channels)[:, 0].float()
+
+    def values(self, decoded: Float[Tensor, "b c H W"]) -> Float[Tensor, "b c H W"]:
+        """Decoded values in the unit of a view."""
+        return self.half_range * decoded + self.middle
 
     def wanted(self, picture: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c H W"]:
         """What decoding a picture's latent should give."""
@@ -53,7 +60,16 @@ class MapTarget:
 def log_depth_picture(log_depth: Float[Tensor, "b 1 H W"]) -> Float[Tensor, "b 3 H W"]:
     """Log depth around its median, in [-1, 1], the far end where there is none."""
     median = log_depth.flatten(1).nanmedian(dim=1).values.nan_to_num().view(-1, 1, 1, 1)
-    scaled = ((log_depth - median) / LOG_HALF_RANGE).clamp(-1.0, 1.0)
+    return _log_picture((log_depth - median) / LOG_HALF_RANGE)
+
+
+def metric_depth_picture(log_depth: Float[Tensor, "b 1 H W"]) -> Float[Tensor, "b 3 H W"]:
+    """Log depth [log m] around `METRIC_MIDDLE`, in [-1, 1], the far end of the view where there is none."""
+    return _log_picture((log_depth - METRIC_MIDDLE) / METRIC_HALF_RANGE)
+
+
+def _log_picture(scaled: Float[Tensor, "b 1 H W"]) -> Float[Tensor, "b 3 H W"]:
+    scaled = scaled.clamp(-1.0, 1.0)
     farthest = scaled.nan_to_num(nan=-1.0).amax(dim=(2, 3), keepdim=True)
     return torch.where(scaled.isnan(), farthest, scaled).expand(-1, 3, -1, -1)
 
@@ -66,6 +82,10 @@ def normals_picture(normals: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W
 
 def _log_depth_score(decoded: Tensor, wanted: Tensor) -> dict[str, float]:
     return {"log_depth_mae": LOG_HALF_RANGE * float((decoded - wanted).abs().mean())}
+
+
+def _metric_depth_score(decoded: Tensor, wanted: Tensor) -> dict[str, float]:
+    return {"log_depth_mae": METRIC_HALF_RANGE * float((decoded - wanted).abs().mean())}
 
 
 def _normals_score(decoded: Tensor, wanted: Tensor) -> dict[str, float]:
@@ -85,6 +105,16 @@ TARGETS: Mapping[str, MapTarget] = MappingProxyType(
             compare=UP_TO_SCALE,
             score=_log_depth_score,
         ),
+        "metric": MapTarget(
+            modality=METRIC,
+            pack=pack_depth,
+            cut=cut_depth,
+            picture=metric_depth_picture,
+            half_range=METRIC_HALF_RANGE,
+            middle=METRIC_MIDDLE,
+            compare=ABSOLUTE,
+            score=_metric_depth_score,
+        ),
         "normals": MapTarget(
             modality=NORMALS,
             pack=pack_normals,
@@ -96,10 +126,21 @@ TARGETS: Mapping[str, MapTarget] = MappingProxyType(
         ),
     }
 )
-"""By the kind of map. Recipes of a modality need all its maps here, of which there is one."""
+"""By the modality, whose only map it is."""
+
+
+def relief_of_start(index: Mapping[str, Any], target: MapTarget) -> float:
+    """What turns decoded values of a start, given its model_index.json, into the target's unit, up to a constant.
+
+    1 where they are of another kind of map, or the start is not of these recipes.
+    """
+    space, kinds = index.get("space"), target.modality.maps
+    for known in TARGETS.values():
+        if known.modality.space == space and known.modality.maps[0].name == kinds[0].name:
+            return known.half_range / target.half_range
+    return 1.0
 
 
 def target_of(modality: str) -> MapTarget:
     """The target of a modality that `lite/recipes.py` accepts."""
-    (kind,) = find_modality(modality).maps
-    return TARGETS[kind.name]
+    return TARGETS[modality]

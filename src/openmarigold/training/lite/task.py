@@ -21,12 +21,14 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from openmarigold.checkpoints.weight_files import IMAGE_ENCODER, part_folder
+from openmarigold.checkpoints.weight_files import IMAGE_ENCODER, part_folder, read_json
+from openmarigold.conditions import CONDITIONS, ray_channels
 from openmarigold.diffusion import NoiseSchedule, to_clean_and_noise
 from openmarigold.errors import RecipeError, needs_extra
 from openmarigold.modalities import find_modality
 from openmarigold.networks.backbone import (
     hash_of_weights,
+    insert_inputs,
     latent_channels,
     load_image_encoder,
     load_unet,
@@ -36,11 +38,11 @@ from openmarigold.networks.backbone import (
 from openmarigold.networks.image_encoder import EfficientNetLiteEncoder, published_weights
 from openmarigold.networks.prompt import load_empty_prompt_embedding
 from openmarigold.seeding import generator_for
-from openmarigold.training.lite.autoencoder import keep_output_exact
+from openmarigold.training.lite.autoencoder import keep_output_exact, scale_output
 from openmarigold.training.lite.loss import pair_loss, point_loss
 from openmarigold.training.lite.recipes import ImageEncoderConfig, LiteRecipe
-from openmarigold.training.lite.samples import Samples, draw_views, make_views
-from openmarigold.training.lite.targets import target_of
+from openmarigold.training.lite.samples import Samples, draw_views, make_views, view_camera
+from openmarigold.training.lite.targets import relief_of_start, target_of
 from openmarigold.training.loss import Loss
 from openmarigold.training.nano.generator import NUM_PROMPT_TOKENS, make_unet
 from openmarigold.training.views import BatchSlice, Mixture
@@ -66,10 +68,17 @@ class ConditionedDenoiser(nn.Module):
         self.register_buffer("context", context, persistent=False)
 
     def forward(
-        self, image: Float[Tensor, "b 3 H W"], start: Float[Tensor, "n C h w"], rows: Tensor
+        self,
+        image: Float[Tensor, "b 3 H W"],
+        start: Float[Tensor, "n C h w"],
+        rows: Tensor,
+        rays: Float[Tensor, "b r h w"] | None = None,
     ) -> Float[Tensor, "n C h w"]:
         """The U-Net's answer to each start; `rows` says which image it belongs to."""
-        condition = self.encoder(image)[rows]
+        condition = self.encoder(image)
+        if rays is not None:
+            condition = torch.cat([condition, rays.to(condition.dtype)], dim=1)
+        condition = condition[rows]
         context: Any = self.context
         sample = torch.cat([condition, start.to(condition.dtype)], dim=1)
         timesteps = torch.full((len(start),), self._timestep, device=start.device)
@@ -91,10 +100,20 @@ class LiteTask:
         self._recipe, self._target = recipe, target_of(recipe.modality)
         self._device = accelerator.device
         self._vae: Any = keep_output_exact(_load_autoencoder(recipe.autoencoder).requires_grad_(False))
+        relief = (
+            relief_of_start(read_json(Path(recipe.start) / "model_index.json"), self._target) if recipe.start else 1
+        )
+        if relief != 1:
+            scale_output(self._vae, relief)
         self._vae.to(accelerator.device, memory_format=torch.channels_last)
         modality = find_modality(recipe.modality)
         self.mixture = Mixture(recipe.data, data_dir=data_dir, seed=recipe.seed, modality=modality)
-        self._samples = Samples(self.mixture, num_workers=recipe.run.num_workers, pack=self._target.pack)
+        self._samples = Samples(
+            self.mixture,
+            num_workers=recipe.run.num_workers,
+            pack=self._target.pack,
+            with_cameras=bool(recipe.condition_on),
+        )
         self._schedule = NoiseSchedule(rescale_betas_zero_snr=recipe.timesteps.zero_terminal_snr)
         self._embedding = _start_embedding(recipe)
         torch.manual_seed(recipe.seed)  # networks are initialized from the global generator
@@ -147,6 +166,10 @@ class LiteTask:
         is_pair = np.zeros(len(chosen), dtype=bool)  # always as many: GPUs prepare for each size of batch
         is_pair[rng.permutation(len(chosen))[: round(recipe.loss.pair_share * len(chosen))]] = True
         arrays = {name: values[rows] for name, values in drawn.arrays.items()}
+        if recipe.condition_on:
+            views = zip(chosen[rows], arrays["affine"], strict=True)
+            cameras = [view_camera(self._samples.cameras[index], affine, drawn.size) for index, affine in views]
+            arrays["rays"] = np.stack([ray_channels(camera) for camera in cameras])
         return {
             **arrays,
             "rgb": self._samples.rgb[chosen[rows]],
@@ -167,14 +190,14 @@ class LiteTask:
         alone, pairs = (~batch["is_pair"]).nonzero()[:, 0], batch["is_pair"].nonzero()[:, 0]
         start = torch.cat([torch.zeros_like(noise[alone, 0]), noise[pairs, 0], noise[pairs, 1]])
         rows = torch.cat([alone, pairs, pairs])
-        predicted = model(image, start, rows)
+        predicted = model(image, start, rows, batch.get("rays"))
         clean, _ = to_clean_and_noise(
             start,
             predicted,
             *self._schedule.coefficients(self._last),
             prediction_type=self._schedule.prediction_type,
         )
-        decoded = self._target.half_range * self._target.decode(self._vae, clean)
+        decoded = self._target.values(self._target.decode(self._vae, clean))
         one, first, second = decoded.split([len(alone), len(pairs), len(pairs)])
         weights: Any = {"gradient_weight": config.gradient_weight, "far_weight": config.far_weight}
         weights["by"] = self._target.compare
@@ -201,6 +224,7 @@ class LiteTask:
                 "name": defaults.name,
                 "prediction_type": modality.prediction_type,
                 **modality.index_facts,
+                **({"condition_on": self._recipe.condition_on} if self._recipe.condition_on else {}),
                 "default_denoising_steps": 1,
                 "default_processing_resolution": defaults.processing_resolution,
                 "default_final_step": "clean",
@@ -221,19 +245,23 @@ class LiteTask:
 
 def _start_networks(recipe: LiteRecipe, *, channels: int) -> tuple[EfficientNetLiteEncoder, UNet2DConditionModel]:
     """Image encoder and U-Net for a latent of so many channels: of the start that the recipe names, or new ones."""
+    extra = CONDITIONS.get(recipe.condition_on, 0)
     if not recipe.start:
-        condition = sum(recipe.encoder.condition_channels)
+        condition = sum(recipe.encoder.condition_channels) + extra
         return start_encoder(recipe.encoder), make_unet(recipe.unet, channels=channels, condition_channels=condition)
     encoder, unet = (
         load_image_encoder(part_folder(Path(recipe.start), IMAGE_ENCODER)),
         load_unet(Path(recipe.start) / "unet"),
     )
-    seen = sum(encoder.config["condition_channels"]) + channels
-    if unet.config["in_channels"] != seen:
+    of_image = sum(encoder.config["condition_channels"])
+    seen = of_image + channels
+    if unet.config["in_channels"] == seen and extra:
+        insert_inputs(unet, at=of_image, count=extra)
+    if unet.config["in_channels"] != seen + extra:
         raise RecipeError(
             f"{recipe.start}: its U-Net takes {unet.config['in_channels']} channels, and its image encoder and the "
-            f"autoencoder {recipe.autoencoder} give {seen}; name the autoencoder that it was trained with, or one with "
-            "as many latent channels"
+            f"autoencoder {recipe.autoencoder} give {seen + extra}; name the autoencoder that it was trained "
+            "with, or one with as many latent channels, and what its condition_on was"
         )
     if recipe.start_without_middle:
         unet.mid_block = None  # pyright: ignore[reportAttributeAccessIssue] - as diffusers builds it

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a U-Net may see of a photo besides its colors: the rays of its pixels, on the latent grid.
+
+The same picture is near through a wide lens and far through a long one. A checkpoint that predicts meters can be told:
+its model_index.json states `"condition_on": "rays"`, and these channels follow those of the image (docs/training.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import numpy as np
+from jaxtyping import Float32
+
+from openmarigold.camera import Camera
+from openmarigold.config import LATENT_FACTOR
+
+CONDITIONS: Mapping[str, int] = MappingProxyType({"rays": 3})
+"""What a condition may add, and its number of channels."""
+
+_USUAL_FOCAL = 40.0  # latent cells; of a photo of 256 x 341 pixels with 55 degrees, so that channels are about 0
+_GAIN = 8.0  # as large as the features of our image encoder, so that a U-Net hears of both and learns both as fast
+
+
+def ray_channels(camera: Camera, padded: tuple[int, int] | None = None) -> Float32[np.ndarray, "3 h w"]:
+    """8 times: x/z and y/z of the ray of each latent cell's center, and the logarithm of the focal length by 40 cells.
+
+    Args:
+        camera: of the picture that the networks see, without padding.
+        padded: its height and width [px] with the padding at the bottom and right, multiples of 8; None: its size.
+    """
+    height, width = padded or camera.size
+    cells = height // LATENT_FACTOR, width // LATENT_FACTOR
+    grid = camera.cropped(top=0, left=0, size=(height, width)).resized(cells)
+    rays = grid.rays()
+    focal = 0.5 * math.log(grid.fx * grid.fy) - math.log(_USUAL_FOCAL)
+    return _GAIN * np.stack([rays[..., 0], rays[..., 1], np.full(cells, focal, dtype=np.float32)])

@@ -13,7 +13,8 @@ from openmarigold.errors import InvalidValueError
 from openmarigold.files import as_path
 
 FinalStep = Literal["reference", "clean"]
-FileFormat = Literal["npy", "png", "npz", "exr"]
+FileFormat = Literal["npy", "png", "npz", "exr", "ply", "glb"]
+SpaceContent = Literal["points", "mesh"]
 StartNoise = Literal["gaussian", "zeros"]
 TimestepSpacing = Literal["leading", "trailing"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -259,8 +260,8 @@ class OutputConfig:
     """
 
     format: tuple[FileFormat, ...] = ("npy", "png")
-    """Kinds of files, one or more: npy (float32), png (16 bits, and in colors), npz (all in one file), exr (float32,
-    extra `exr`)."""
+    """Kinds of files, one or more: npy (float32), png (16 bits, and in colors), npz (all in one), exr (extra `exr`); of
+    depth also ply (points) and glb (mesh)."""
     color_map: str = "Spectral"
     """Colors of the picture: Spectral (near is red), or any color map of matplotlib (extra `plots`)."""
     inverted: bool = False
@@ -272,6 +273,18 @@ class OutputConfig:
     opencv (right, down, forward)."""
     green: Green = "gl"
     """Green of normal maps: gl (up; OpenGL, Blender, glTF, Unity) or dx (down; DirectX, Unreal)."""
+    ply: SpaceContent = "points"
+    """What .ply files hold: points or a mesh."""
+    glb: SpaceContent = "mesh"
+    """What .glb files hold: points or a mesh."""
+    max_points: int = 1_000_000
+    """Points of .ply and .glb files, or vertices of their mesh, at most; they lie on a grid of pixels."""
+    max_depth: float | None = None
+    """Leave out of .ply and .glb what is deeper, in the unit of the depth. None: nothing."""
+    drop_far: float = 0.0
+    """Leave out of .ply and .glb the farthest pixels, such as a sky: their share, from 0 to below 1."""
+    drop_uncertain: float = 0.0
+    """Leave out of .ply and .glb the pixels that the members of an ensemble agree least on: their share."""
 
     def __post_init__(self) -> None:
         _make_plain(self)
@@ -281,6 +294,12 @@ class OutputConfig:
             raise InvalidValueError(f"format: {given} is not known; give one or more of {', '.join(known)}")
         check_choice("normal_frame", self.normal_frame, get_args(NormalFrame))
         check_choice("green", self.green, get_args(Green))
+        check_choice("ply", self.ply, get_args(SpaceContent))
+        check_choice("glb", self.glb, get_args(SpaceContent))
+        check_max_points(self.max_points)
+        check_max_depth(self.max_depth)
+        check_share("drop_far", self.drop_far)
+        check_share("drop_uncertain", self.drop_uncertain)
 
 
 def _make_plain(config: ModelConfig | CallConfig | OutputConfig) -> None:
@@ -321,10 +340,33 @@ def check_focal_px(focal_px: object) -> None:
         raise InvalidValueError(f"focal_px={focal_px!r} is not accepted; give pixels, above 0")
 
 
+def check_max_points(number: object) -> None:
+    """Accepts a budget of points."""
+    _check_count("max_points", number)
+
+
+def check_max_depth(depth: object) -> None:
+    """Accepts a largest depth, or None."""
+    if depth is not None and not (_is_number(depth) and depth > 0):  # pyright: ignore
+        raise InvalidValueError(f"max_depth={depth!r} is not accepted; give a number above 0, in the unit of the depth")
+
+
+def check_share(name: str, share: object) -> None:
+    """Accepts a share of pixels that are left out."""
+    if not (_is_number(share) and 0 <= share < 1):  # pyright: ignore
+        raise InvalidValueError(
+            f"{name}={share!r} is not accepted; give a share of the pixels from 0 to below 1, such as 0.1"
+        )
+
+
 def _check_count(name: str, value: object, *, maximum: int | None = None) -> None:
     if not _is_integer(value) or value < 1 or (maximum is not None and value > maximum):  # pyright: ignore
         accepted = "1 or above" if maximum is None else f"1 to {maximum}"
         raise InvalidValueError(f"{name}={value!r} is not accepted; give a whole number, {accepted}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _is_integer(value: object) -> bool:

@@ -38,6 +38,11 @@ def sq_rel(pred: Map, gt: Map, valid_mask: Mask) -> float:
     return _FORMULAS["sq_rel"](_valid_pixels(pred, gt, valid_mask))
 
 
+def mae(pred: Map, gt: Map, valid_mask: Mask) -> float:
+    """Mean of |pred − gt| [m], ≥ 0."""
+    return _FORMULAS["mae"](_valid_pixels(pred, gt, valid_mask))
+
+
 def rmse(pred: Map, gt: Map, valid_mask: Mask) -> float:
     """Root of the mean squared difference [m], ≥ 0."""
     return _FORMULAS["rmse"](_valid_pixels(pred, gt, valid_mask))
@@ -56,6 +61,11 @@ def log10(pred: Map, gt: Map, valid_mask: Mask) -> float:
 def delta(pred: Map, gt: Map, valid_mask: Mask, *, k: int = 1) -> float:
     """Share of pixels, [0, 1], with max(pred / gt, gt / pred) strictly below 1.25^k."""
     return _share_below(_valid_pixels(pred, gt, valid_mask), 1.25**k)
+
+
+def i_mae(pred: Map, gt: Map, valid_mask: Mask) -> float:
+    """Mean of |1 / pred − 1 / gt| [1/m], ≥ 0."""
+    return _FORMULAS["i_mae"](_valid_pixels(pred, gt, valid_mask))
 
 
 def i_rmse(pred: Map, gt: Map, valid_mask: Mask) -> float:
@@ -137,6 +147,17 @@ def depth_metrics(pred: Map, gt: Map, valid_mask: Mask) -> dict[str, float]:
     return {name: deltas[name] if name in deltas else _FORMULAS[name](pixels) for name in METRICS}
 
 
+def completion_metrics(pred: Map, gt: Map, valid_mask: Mask) -> dict[str, float]:
+    """The scores of depth completion by name: mae, rmse, i_mae, i_rmse, abs_rel and delta1. Raises as `depth_metrics`.
+
+    Source: the KITTI depth completion benchmark (Uhrig et al. 2017), which states MAE and RMSE in mm, the others in
+    1/km.
+    """
+    pixels = _valid_pixels(pred, gt, valid_mask)
+    formulas = ("mae", "rmse", "i_mae", "i_rmse", "abs_rel")
+    return {**{name: _FORMULAS[name](pixels) for name in formulas}, "delta1": _share_below(pixels, 1.25)}
+
+
 class _Pixels:
     """Valid pixels of both maps in float64, and what several metrics need of them, computed once."""
 
@@ -161,9 +182,11 @@ _FORMULAS: MappingProxyType[str, Callable[[_Pixels], float]] = MappingProxyType(
     {
         "abs_rel": lambda x: float(np.mean(np.abs(x.error) / x.gt)),
         "sq_rel": lambda x: float(np.mean(x.error**2 / x.gt)),
+        "mae": lambda x: float(np.mean(np.abs(x.error))),
         "rmse": lambda x: float(np.sqrt(np.mean(x.error**2))),
         "rmse_log": lambda x: float(np.sqrt(np.mean(x.log_error**2))),
         "log10": lambda x: float(np.mean(np.abs(x.log_error)) / np.log(10.0)),
+        "i_mae": lambda x: float(np.mean(np.abs(1.0 / x.pred - 1.0 / x.gt))),
         "i_rmse": lambda x: float(np.sqrt(np.mean((1.0 / x.pred - 1.0 / x.gt) ** 2))),
         "silog": lambda x: float(100.0 * np.std(x.log_error)),
     }

@@ -76,6 +76,15 @@ def test_rows_hold_the_papers_numbers() -> None:
         "ibims-normals": (-np.inf, np.inf, 0, 100),
         "sintel-normals": (-np.inf, np.inf, 0, 1064),
         "vkitti-normals": (-np.inf, np.inf, 0, 1000),
+        "nyuv2-completion": (0, np.inf, 768, 654),
+        "kitti-completion": (0, np.inf, 0, 1000),
+        "kitti-lidar": (0, np.inf, 0, 1000),
+        "void-150": (0, np.inf, 0, 800),
+        "void-500": (0, np.inf, 0, 800),
+        "void-1500": (0, np.inf, 0, 800),
+        "ibims-completion": (0, np.inf, 0, 100),
+        "ddad-completion": (0, np.inf, 768, 3950),
+        "scannet-completion": (0, np.inf, 0, 745),
     }
     with pytest.raises(DataError, match="unknown benchmark 'nyu'; use one of nyuv2, kitti"):
         find_row("nyu")

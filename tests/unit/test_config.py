@@ -168,7 +168,9 @@ def test_keywords_are_those_of_the_settings(config: type, options: type) -> None
 
 
 def test_no_format_is_refused() -> None:
-    with pytest.raises(InvalidValueError, match="nothing is not known; give one or more of npy, png, npz, exr"):
+    with pytest.raises(
+        InvalidValueError, match="nothing is not known; give one or more of npy, png, npz, exr, ply, glb"
+    ):
         OutputConfig(format=())
 
 
@@ -181,10 +183,16 @@ def test_no_format_is_refused() -> None:
         ("uncertainty_picture", True),
         ("normal_frame", "opencv"),
         ("green", "dx"),
+        ("ply", "mesh"),
+        ("glb", "points"),
+        ("max_points", 6),
+        ("max_depth", 0.5),
+        ("drop_far", 0.3),
+        ("drop_uncertain", 0.3),
     ],
 )
 def test_every_output_setting_has_its_effect(name: str, value: Any, tmp_path: Path) -> None:
-    assert name in {field.name for field in fields(OutputConfig)} and len(fields(OutputConfig)) == 6
+    assert name in {field.name for field in fields(OutputConfig)} and len(fields(OutputConfig)) == 12
     maps = {"depth": np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)}
     uncertainties = {"uncertainty": maps["depth"]}
     modality = "normals" if name in ("normal_frame", "green") else "depth"
@@ -197,4 +205,20 @@ def test_every_output_setting_has_its_effect(name: str, value: Any, tmp_path: Pa
         paths = write_prediction(maps, uncertainties, **of)
         return {path.name: path.read_bytes() for path in paths}
 
-    assert files(OutputConfig(**{name: value})) != files(OutputConfig())
+    of_space = name in ("ply", "glb", "max_points", "max_depth", "drop_far", "drop_uncertain")
+    formats: dict[str, Any] = {"format": ("ply", "glb")} if of_space else {}
+    assert files(OutputConfig(**{**formats, name: value})) != files(OutputConfig(**formats))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("max_points", 0, "max_points=0 is not accepted; give a whole number, 1 or above"),
+        ("max_depth", 0.0, "max_depth=0.0 is not accepted; give a number above 0"),
+        ("drop_far", 1.0, "drop_far=1.0 is not accepted; give a share of the pixels from 0 to below 1"),
+        ("drop_uncertain", -0.1, "drop_uncertain=-0.1 is not accepted"),
+    ],
+)
+def test_settings_of_points_are_checked(name: str, value: Any, message: str) -> None:
+    with pytest.raises(InvalidValueError, match=re.escape(message)):
+        OutputConfig(**{name: value})

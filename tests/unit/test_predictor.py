@@ -552,6 +552,24 @@ def test_a_guide_sees_every_step_and_may_change_the_latents(predictor: Predictor
     assert guided.depth.tobytes() != plain.depth.tobytes()
 
 
+def test_a_guide_may_run_the_network_itself(predictor: Predictor) -> None:
+    rgb, engine, members = make_photo(24, 32), predictor.engine, []
+
+    def ahead(latent: Any, step: Step) -> Any:
+        members.append((step.members, step.mirrored))
+        return latent, engine.denoise(step.rgb_latent, latent, timestep=step.timestep)
+
+    call: dict[str, Any] = {"num_inference_steps": 2, "ensemble_size": 2, "ensemble_mirror": True}
+    assert predictor(rgb, guide=ahead, **call).depth.tobytes() == predictor(rgb, **call).depth.tobytes()
+    assert members == [((0,), False), ((0,), False), ((1,), True), ((1,), True)]
+    # What it returns is taken as it is: in one step from pure noise the map is that of the output alone.
+    one = predictor(rgb, num_inference_steps=1, final_step="clean").latent
+    other = predictor(
+        rgb, num_inference_steps=1, final_step="clean", guide=lambda latent, step: (latent, 0 * latent)
+    ).latent
+    assert one is not None and other is not None and np.abs(one).max() > 0 and np.abs(other).max() == 0
+
+
 def test_the_pipeline_has_the_keys_of_transformers(onnx_checkpoint: Path) -> None:
     torch = pytest.importorskip("torch")
     estimate, rgb = pipeline("depth-estimation", model=str(onnx_checkpoint)), make_photo(24, 32)
@@ -573,7 +591,15 @@ def test_from_pretrained_is_load(onnx_checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [lambda latent: None, lambda latent: latent[:, :1], lambda latent: latent.astype(np.float64), list]
+    "wrong",
+    [
+        lambda latent: None,
+        lambda latent: latent[:, :1],
+        lambda latent: latent.astype(np.float64),
+        list,
+        lambda latent: (latent, None),
+        lambda latent: (latent, latent[:, :1]),
+    ],
 )
 def test_a_guide_that_returns_something_else_is_refused(predictor: Predictor, wrong: Any) -> None:
     with pytest.raises(InvalidValueError, match=r"the guide returned .* is needed"):

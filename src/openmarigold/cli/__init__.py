@@ -25,8 +25,11 @@ from openmarigold.cli.compare import Compare, run_compare
 from openmarigold.cli.data import Data, check_moved, run_data
 from openmarigold.cli.evaluate import Evaluate, run_evaluate
 from openmarigold.cli.inspect import Inspect, run_inspect
-from openmarigold.cli.predict import Predict, parse_predict, run_predict
+from openmarigold.cli.measure import Measure, run_measure
+from openmarigold.cli.metric import Metric, run_metric
+from openmarigold.cli.predict import Predict, run_predict
 from openmarigold.cli.reproduce import Reproduce, run_reproduce
+from openmarigold.cli.settings import parse_with_settings
 from openmarigold.cli.terminal import EXIT_ERROR, EXIT_INTERRUPTED, brief_errors, say
 from openmarigold.cli.train import Train, run_train
 from openmarigold.cli.usage import commands_of, unwrapped, wrong_usage
@@ -35,6 +38,8 @@ from openmarigold.printing import quoted_logger
 
 Command: TypeAlias = (
     Annotated[Predict, tyro.conf.subcommand("predict")]
+    | Annotated[Metric, tyro.conf.subcommand("metric")]
+    | Annotated[Measure, tyro.conf.subcommand("measure")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
@@ -44,9 +49,12 @@ Command: TypeAlias = (
     | Annotated[CheckpointCommand, tyro.conf.subcommand("checkpoint")]
     | Annotated[BenchmarkCommand, tyro.conf.subcommand("benchmark")]
 )
+_WITH_SETTINGS: dict[str, type[Any]] = {"predict": Predict, "metric": Metric}
 _logger = quoted_logger(__name__)
 _RUN: dict[type, Callable[[Any], int]] = {
     Predict: run_predict,
+    Metric: run_metric,
+    Measure: run_measure,
     Inspect: run_inspect,
     Evaluate: run_evaluate,
     Compare: run_compare,
@@ -134,7 +142,8 @@ def parse(argv: Sequence[str]) -> Command:
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed), unwrapped(argv):
-            if argv and argv[0] == "predict" and (command := parse_predict(argv[1:], "openmarigold predict")):
+            kind = _WITH_SETTINGS.get(argv[0]) if argv else None
+            if kind and (command := parse_with_settings(kind, argv[1:], f"openmarigold {argv[0]}")):
                 return command
             return tyro.cli(Command, args=list(argv), prog="openmarigold")
     except SystemExit as exit_request:

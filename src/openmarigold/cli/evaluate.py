@@ -13,9 +13,12 @@ import tyro
 
 from openmarigold.cli.terminal import EXIT_SOME_FAILED, cell, progress_bar, say
 from openmarigold.config import PredictConfig
+from openmarigold.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from openmarigold.evaluation import Report
+    from openmarigold.evaluation.benchmark import Benchmark
+    from openmarigold.evaluation.specs import EstimatorSpec
     from openmarigold.modalities.modality import Modality
     from openmarigold.modalities.protocol import Score
 
@@ -25,7 +28,8 @@ class Evaluate:
     """Measure a model, or maps of any tool, on photos with measured maps.
 
     Per image, depth is fitted to the measured depth; scores are means over images or, for a folder, over the places of
-    a kind. `evaluate compare A B` compares the output folders of two runs.
+    a kind. With --points the depth is completed to meters instead. `evaluate compare A B` compares the output folders
+    of two runs.
     """
 
     benchmark: Path
@@ -40,7 +44,19 @@ class Evaluate:
     (meters) or disparity; of normals normals (Marigold's frame), normals_lub or normals_opencv. None: the first."""
     protocol: str | None = None
     """How maps are aligned and scored: of depth marigold, disparity, log, log-ransac, scale, scale-median or metric; of
-    normals marigold-normals or dsine. None: disparity for disparity, else the first."""
+    normals marigold-normals or dsine; of metric depth metric or completion. None: disparity for disparity, completion
+    with points, else the first."""
+    points: int | None = None
+    """Depth completion: reveal this many points of each image's measured depth, complete the model's depth with them,
+    and score the other pixels, next to interpolation and plain least squares. Some benchmarks have points of their
+    own."""
+    outliers: float = 0.0
+    """Share of these points that is made wrong, 1.3 to 2 times as far or as near: 0 to 0.5."""
+    points_seed: int = 2024
+    """Seed of the points and of what is wrong with them."""
+    method: tuple[str, ...] = ("auto",)
+    """How the depth is completed, one or more: fit (robust scale and shift), field (and what that leaves over),
+    or auto (the one of these with the smaller error at points that it has not seen)."""
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
     """Folder of the report: summary.json, images.csv, page.html. An interrupted run goes on."""
     num_workers: int = 1
@@ -57,37 +73,21 @@ class Evaluate:
 
 def run_evaluate(command: Evaluate) -> int:
     """Scores, prints a table or JSON, and returns the exit status."""
-    from openmarigold.evaluation.benchmarks import open_benchmark, open_folder_benchmark
     from openmarigold.evaluation.runner import evaluate_benchmark
-    from openmarigold.evaluation.specs import baseline_specs, predictor_spec, saved_spec
-    from openmarigold.modalities import DEPTH, only_modality
 
-    config, wanted = command.config, only_modality(command.config.modality)
-    if command.data is None:
-        spec = None if command.predictions is not None else predictor_spec(config)
-        benchmark = open_folder_benchmark(command.benchmark, spec.modality if spec else wanted or DEPTH)
-    else:
-        benchmark = open_benchmark(str(command.benchmark), command.data, allow_partial=command.allow_partial)
-        if wanted is None:  # what is measured is predicted, or derived from what is predicted
-            config = replace(config, modality=(benchmark.row.modality.name,))
-        spec = None if command.predictions is not None else predictor_spec(config)
+    benchmark, specs = _what_runs(command)
     modality = benchmark.row.modality
-    if spec is None:
-        assert command.predictions is not None
-        spec = saved_spec(command.predictions, command.invariance, modality)
     if ignored := _without_effect(command):
         options = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
         say(f"warning: not used with{'' if command.predictions else 'out'} --predictions: {options}", error=True)
-    runs = [(spec, command.protocol, command.output_dir)]
-    if command.baselines:
-        for baseline in baseline_specs(modality):
-            # Some need a protocol of their own: the image row is disparity.
-            named = modality.protocols.get(command.protocol or "")
-            protocol = command.protocol if named and baseline.invariance in named.accepts else None
-            folder = None if command.output_dir is None else command.output_dir / baseline.name.replace(" ", "-")
-            runs.append((baseline, protocol, folder))
     reports: dict[str, Report] = {}
-    for chosen, protocol, folder in runs:
+    for place, chosen in enumerate(specs):
+        # Some need a protocol of their own: the image row is disparity.
+        named = modality.protocols.get(command.protocol or "")
+        protocol = command.protocol if place == 0 or (named and chosen.invariance in named.accepts) else None
+        folder = command.output_dir
+        if folder is not None and place > 0:
+            folder = folder / chosen.name.rpartition(", ")[2].replace(" ", "-")
         with progress_bar(chosen.name) as (advance, note):
             reports[chosen.name] = evaluate_benchmark(
                 benchmark,
@@ -108,13 +108,61 @@ def run_evaluate(command: Evaluate) -> int:
     return EXIT_SOME_FAILED if any(report.failed for report in reports.values()) else 0
 
 
+def _what_runs(command: Evaluate) -> tuple[Benchmark, list[EstimatorSpec]]:
+    """The benchmark, and what is scored on it: first what was asked for, then what is shown next to it."""
+    from openmarigold.evaluation.benchmarks import open_benchmark, open_folder_benchmark
+    from openmarigold.evaluation.specs import baseline_specs, predictor_spec, saved_spec
+    from openmarigold.modalities import DEPTH, METRIC, only_modality
+
+    config, wanted = command.config, only_modality(command.config.modality)
+    spec: EstimatorSpec | None = None
+    if command.data is not None:
+        benchmark = open_benchmark(str(command.benchmark), command.data, allow_partial=command.allow_partial)
+        if wanted is None:  # what is measured is predicted, or derived from what is predicted
+            config = replace(config, modality=(benchmark.row.modality.name,))
+    elif command.points is not None:
+        benchmark = open_folder_benchmark(command.benchmark, wanted or METRIC)
+    else:
+        spec = None if command.predictions is not None else predictor_spec(config)
+        benchmark = open_folder_benchmark(command.benchmark, spec.modality if spec else wanted or DEPTH)
+    if command.points is not None or benchmark.row.reveal is not None:
+        return _completions(command, benchmark)
+    for name in ("outliers", "points_seed", "method"):
+        if getattr(command, name) != getattr(Evaluate, name):
+            raise InvalidValueError(f"--{name.replace('_', '-')} is for depth completion; give --points, such as 500")
+    modality = benchmark.row.modality
+    if command.predictions is not None:
+        spec = saved_spec(command.predictions, command.invariance, modality)
+    spec = spec or predictor_spec(config)
+    return benchmark, [spec, *(baseline_specs(modality) if command.baselines else ())]
+
+
+def _completions(command: Evaluate, benchmark: Benchmark) -> tuple[Benchmark, list[EstimatorSpec]]:
+    """A benchmark with points, the methods that complete depth, and their baselines."""
+    from openmarigold.evaluation.completion_estimators import completion_specs, interpolation_specs
+    from openmarigold.evaluation.revealing import with_points
+    from openmarigold.evaluation.specs import saved_spec
+
+    if command.points is not None:
+        benchmark = with_points(benchmark, command.points, outliers=command.outliers, seed=command.points_seed)
+    elif command.outliers or command.points_seed != Evaluate.points_seed:
+        raise InvalidValueError(f"{benchmark.row.name} has points of its own; leave --outliers and --points-seed out")
+    if command.predictions is None:
+        return benchmark, completion_specs(command.config, command.method)
+    return benchmark, [
+        saved_spec(command.predictions, command.invariance, benchmark.row.modality),
+        *interpolation_specs(),
+    ]
+
+
 def _without_effect(command: Evaluate) -> list[str]:
     """Options that differ from their defaults and are not used for what is scored."""
     if command.predictions is None:
         return ["invariance"] if command.invariance != Evaluate.invariance else []
     defaults = PredictConfig()
     names = (setting.name for setting in fields(PredictConfig) if setting.name != "modality")
-    return [name for name in names if getattr(command.config, name) != getattr(defaults, name)]
+    ignored = [name for name in names if getattr(command.config, name) != getattr(defaults, name)]
+    return [*ignored, *(["method"] if command.method != Evaluate.method else [])]
 
 
 def _print_tables(reports: dict[str, Report], modality: Modality) -> None:
@@ -151,7 +199,7 @@ def _print_tables(reports: dict[str, Report], modality: Modality) -> None:
 
 def _headline(report: Report, modality: Modality) -> list[Score]:
     scores = {score.name: score for score in report.scores}
-    return [scores[name] for name in modality.headline_metrics]
+    return [scores[name] for name in modality.headline(report.protocol)]
 
 
 def _with_direction(score: Score) -> str:

@@ -7,6 +7,8 @@ import ctypes
 import importlib.util
 import sys
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -77,6 +79,59 @@ class Engine(Protocol):
     def fitting_batch_size(self, height: int, width: int) -> int:
         """Images of this size [px] that fit into the memory at once; 1 on a CPU, where batches gain nothing."""
         ...
+
+
+@dataclass(frozen=True)
+class Linearized:
+    """One pass through U-Net and decoder, and its derivative."""
+
+    prediction: Latent
+    """The U-Net's raw output."""
+    decoded: Float[np.ndarray, "b t k H W"]
+    """The preview, as `Engine.decode` gives it."""
+    pullback: Callable[[Float[np.ndarray, "b t k H W"]], Latent]
+    """From the gradient of a scalar with respect to `decoded` to that with respect to the noisy latent. Once: it frees
+    what it needs."""
+
+
+@runtime_checkable
+class DifferentiableEngine(Engine, Protocol):
+    """An engine that also gives derivatives."""
+
+    def linearize(
+        self,
+        rgb_latent: Latent,
+        noisy_latent: Latent,
+        *,
+        timestep: int,
+        preview: Callable[[Latent, Latent], Latent],
+        save_memory: bool = False,
+    ) -> Linearized:
+        """The decoded preview of a noisy latent, and the way back.
+
+        Args:
+            rgb_latent: the condition.
+            noisy_latent: where the derivative is taken.
+            timestep: its timestep.
+            preview: the latent to decode, made of the noisy latent and the U-Net's output by plain arithmetic.
+            save_memory: compute the networks' blocks again on the way back instead of keeping what is between them
+                (about a third more time, the same gradient).
+        """
+        ...
+
+
+def differentiable(engine: Engine, purpose: str) -> DifferentiableEngine:
+    """The engine, where it gives derivatives.
+
+    Raises:
+        InvalidValueError: it does not.
+    """
+    if isinstance(engine, DifferentiableEngine):
+        return engine
+    raise InvalidValueError(
+        f"{purpose} needs gradients, which engine {engine.name} does not give; use engine torch and a checkpoint with "
+        "safetensors weights"
+    )
 
 
 def choose_engine(

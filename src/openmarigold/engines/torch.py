@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from openmarigold.checkpoints.checkpoint import Checkpoint
 from openmarigold.checkpoints.configured import TinyVae
 from openmarigold.checkpoints.weight_files import IMAGE_ENCODER, part_folder
 from openmarigold.config import CompileMode, Dtype
+from openmarigold.engines import Linearized
 from openmarigold.errors import InvalidValueError, OpenMarigoldError, needs_extra, one_line
 from openmarigold.printing import quoted_logger
 
@@ -117,6 +118,32 @@ class TorchEngine:
             decoded = self._retried("decode", targets).cpu().numpy()
             return decoded.reshape(len(latent), self._modality.num_targets, *decoded.shape[1:])
 
+    def linearize(
+        self,
+        rgb_latent: Float[Tensor, "#b K h w"],
+        noisy_latent: Float[Tensor, "b tC h w"],
+        *,
+        timestep: int,
+        preview: Callable[[Tensor, Tensor], Tensor],
+        save_memory: bool = False,
+    ) -> Linearized:
+        with self._gradients(), self._recomputed(save_memory):
+            # Clones: what was made in inference mode takes no part in derivatives.
+            noisy = noisy_latent.detach().clone().requires_grad_(True)
+            condition = rgb_latent.detach().clone().expand(len(noisy), -1, -1, -1)
+            prediction = self._denoise(torch.cat([condition, noisy], dim=1), self._timestep(timestep))
+            latent = preview(noisy, prediction)
+            output = self._decode(latent.reshape(-1, self.latent_channels, *latent.shape[2:]))
+            decoded = output.detach().cpu().numpy()
+
+        def pullback(cotangent: Float[np.ndarray, "b t k H W"]) -> Float[Tensor, "b tC h w"]:
+            with self._gradients():
+                outer = torch.from_numpy(np.ascontiguousarray(cotangent, dtype=np.float32)).reshape(output.shape)
+                return torch.autograd.grad(output, noisy, outer.to(output.device))[0]
+
+        shape = (len(noisy), self._modality.num_targets, *decoded.shape[1:])
+        return Linearized(prediction.detach(), decoded.reshape(shape), pullback)
+
     def to_engine(self, array: Float[np.ndarray, "b C h w"]) -> Float[Tensor, "b C h w"]:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
         if self.device.startswith("cuda"):  # pinned memory is copied while the GPU computes
@@ -155,7 +182,7 @@ class TorchEngine:
 
     def _placed(self, network: Any) -> Any:
         """The network on the device; for tensor cores in their own memory layout."""
-        network = network.to(self.device)
+        network = network.to(self.device).requires_grad_(False)
         half_on_cuda = self.device.startswith("cuda") and self._dtype != torch.float32
         return network.to(memory_format=torch.channels_last) if half_on_cuda else network
 
@@ -185,9 +212,31 @@ class TorchEngine:
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
-        """One thread's turn, without gradients; out-of-memory errors become ours."""
+        """One thread's turn, without gradients."""
+        with self._computing(), torch.inference_mode():
+            yield
+
+    @contextmanager
+    def _gradients(self) -> Iterator[None]:
+        """One thread's turn, with gradients, whatever the caller's mode."""
+        with self._computing(), torch.inference_mode(False), torch.enable_grad():
+            yield
+
+    @contextmanager
+    def _recomputed(self, wanted: bool) -> Iterator[None]:
+        """The networks' blocks keep no activations for the way back."""
+        networks: list[Any] = [self._unet, self._vaes["decode"]] if wanted else []
+        with ExitStack() as stack:
+            for network in networks:
+                network.enable_gradient_checkpointing()
+                stack.callback(network.disable_gradient_checkpointing)
+            yield
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """One thread's turn; out-of-memory errors become ours."""
         try:
-            with self._turn, torch.inference_mode():
+            with self._turn:
                 yield
         except RuntimeError as error:
             if not _is_out_of_memory(error):

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -19,6 +21,19 @@ from openmarigold.evaluation.benchmark_readers import Decoder, Entry, Lister
 from openmarigold.images.photo import as_rgb
 from openmarigold.modalities.modality import Modality
 from openmarigold.modalities.protocol import BenchmarkSample, Maps, Window
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reveal:
+    """What a benchmark tells an estimator besides the photo."""
+
+    given: Callable[[BenchmarkSample, Mapping[str, bytes]], Maps]
+    """Values `[h w]` at some pixels, 0 at all others, from the sample and its files. Raises what decoders raise, and
+    DataError; its text continues the image's name ("has ...")."""
+    scored: bool
+    """Whether those pixels count, too."""
+    facts: Mapping[str, object]
+    """What reports state about it, of plain types; runs with other facts are not comparable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +61,26 @@ class BenchmarkRow:
     """Longer side that the paper's networks see [px]; 0: the image's own size."""
     max_fit_width: int | None = None
     """Columns that the fit of scale and shift uses, at most."""
-    resize_rgb: bool = False
-    """Photos of another size than the maps are resized to it."""
+    resize_rgb: Image.Resampling | None = None
+    """Photos of another size than the maps are resized to it with this filter."""
     expected_count: int | None
     official_file: str = ""
     """Of the data set's owner, which is read in the place of a folder that holds it."""
+    open_official: Callable[[Path], Archive] | None = None
+    """Opens that file."""
+    reveal: Reveal | None = None
+    """What estimators may know besides the photo: for depth completion."""
+    protocol: str | None = None
+    """Name of the protocol where none is asked for. None: the modality's default."""
     average_over_places: bool = False
     """Mean over the images of a place, then over places; False: over images."""
     files: str
     """Where the files come from and what to put where, with {root} for the folder of the data."""
+
+    @property
+    def given_facts(self) -> Mapping[str, object]:
+        """What reports state about what estimators may know."""
+        return {} if self.reveal is None else self.reveal.facts
 
 
 class Benchmark:
@@ -111,8 +137,8 @@ class Benchmark:
         rgb = self._rgb(entry, files["rgb"])
         maps, mask = self._maps(entry, files, (rgb.shape[0], rgb.shape[1]))
         height, width = next(iter(maps.values())).shape[:2]
-        if row.resize_rgb and rgb.shape[:2] != (height, width):
-            rgb = np.array(Image.fromarray(rgb).resize((width, height), Image.Resampling.BILINEAR))
+        if row.resize_rgb is not None and rgb.shape[:2] != (height, width):
+            rgb = np.array(Image.fromarray(rgb).resize((width, height), row.resize_rgb))
         for name, values in maps.items():
             if values.shape[:2] != rgb.shape[:2]:
                 path = self._path(entry.files.get(name, _measured_file(entry)))
@@ -135,7 +161,7 @@ class Benchmark:
         if not valid_mask.any():
             path = self._path(_measured_file(entry))
             raise DataError(f"{path} has no valid pixel; leave the image out of the manifest")
-        return BenchmarkSample(
+        sample = BenchmarkSample(
             name=entry.name,
             kind=entry.kind,
             place=entry.place,
@@ -148,21 +174,46 @@ class Benchmark:
             full_size=(height, width),
             crop=crop,
         )
+        return sample if row.reveal is None else self._revealed(sample, row.reveal, entry, files)
+
+    def _revealed(
+        self, sample: BenchmarkSample, reveal: Reveal, entry: Entry, files: Mapping[str, bytes]
+    ) -> BenchmarkSample:
+        """The sample with what estimators may know of it."""
+        with self._decoding(entry.files.get("sparse", _measured_file(entry)), entry.name):
+            given = reveal.given(sample, files)
+            if wrong := [values.shape for values in given.values() if values.shape != sample.valid_mask.shape]:
+                raise ValueError(f"size {list(wrong[0])}, the photo {list(sample.valid_mask.shape)}")
+        known = np.logical_or.reduce([values > 0 for values in given.values()])
+        if not known.any():
+            raise DataError(f"{entry.name} has no given point; leave the image out")
+        mask = sample.valid_mask if reveal.scored else sample.valid_mask & ~known
+        if not mask.any():
+            raise DataError(f"{entry.name} has no pixel besides the given points; leave the image out")
+        return replace(sample, given=given, valid_mask=mask)
 
     def _maps(
         self, entry: Entry, files: Mapping[str, bytes], size: tuple[int, int]
     ) -> tuple[Maps, Bool[np.ndarray, "h w"] | None]:
         """The measured maps, and the pixels that count where the data set has a mask of its own."""
-        try:
+        measured = _measured_file(entry)
+        with self._decoding(measured, self._path(entry.files.get("meta", measured))):
             return self.row.decode(files, size)
-        except DataError as error:  # about the facts that come with the files
-            raise DataError(f"{self._path(entry.files.get('meta', _measured_file(entry)))} {error}") from error
+
+    @contextmanager
+    def _decoding(self, name: str, about: str) -> Iterator[None]:
+        """Says which file an error is about: a `DataError`'s text continues `about`."""
+        try:
+            yield
+        except DataError as error:
+            raise DataError(f"{about} {error}") from error
         except MissingExtraError:
             raise
         except Exception as error:
             # Decoders, such as Pillow's and NumPy's, raise many kinds for damaged bytes.
-            path = self._path(_measured_file(entry))
-            raise DataError(f"{path} is missing or damaged ({one_line(error)}); get the benchmark again") from error
+            raise DataError(
+                f"{self._path(name)} is missing or damaged ({one_line(error)}); get the benchmark again"
+            ) from error
 
     def _rgb(self, entry: Entry, content: bytes) -> UInt8[np.ndarray, "h w 3"]:
         path = self._path(entry.files["rgb"])

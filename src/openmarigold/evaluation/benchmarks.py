@@ -12,12 +12,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+from PIL import Image
 
 from openmarigold.data.archives import open_archive
 from openmarigold.data.crops import kitti_crop
 from openmarigold.data.shards import INDEX_FILE, ShardedDataset
 from openmarigold.errors import DataError
-from openmarigold.evaluation import normals_benchmarks
+from openmarigold.evaluation import completion_benchmarks, normals_benchmarks
 from openmarigold.evaluation.benchmark import Benchmark, BenchmarkRow
 from openmarigold.evaluation.benchmark_readers import (
     decode_diode,
@@ -76,7 +77,9 @@ def open_folder_benchmark(path: Path | str, modality: Modality = DEPTH) -> Bench
             "manifest.json and one folder an image"
         )
     row = BENCHMARKS["folder"]
-    if row.modality.name != modality.name:  # the same layout, without depth's ranges
+    if {kind.name for kind in row.modality.maps} == {kind.name for kind in modality.maps}:  # the same files and ranges
+        row = replace(row, modality=modality)
+    else:
         row = replace(
             row,
             modality=modality,
@@ -120,7 +123,7 @@ def open_benchmark(name: str, data_dir: Path | str, *, allow_partial: bool = Fal
             f"{folder} does not exist; `openmarigold data where {row.name}` lists what belongs there and its source"
         )
     official = location / row.official_file
-    archive = MatArchive(official) if row.official_file and official.is_file() else open_archive(location)
+    archive = row.open_official(official) if row.open_official and official.is_file() else open_archive(location)
     return Benchmark(row, archive, allow_partial=allow_partial)
 
 
@@ -172,6 +175,7 @@ def _nyuv2(name: str, title: str, split: str, count: int) -> BenchmarkRow:
         window=nyu_eigen_window,
         processing_resolution=0,
         official_file=MAT_NAME,
+        open_official=MatArchive,
         expected_count=count,
         files=_NYU_FILES.replace("test/", f"{split}/"),
     )
@@ -230,7 +234,7 @@ or the repacked copy:
         min_value=1e-3,
         max_value=10.0,
         processing_resolution=0,
-        resize_rgb=True,
+        resize_rgb=Image.Resampling.BILINEAR,
         expected_count=800,
         files=f"""\
 Frames exported with ScanNet's SensReader (terms of use: http://www.scan-net.org), 6 digits a frame:
@@ -265,6 +269,7 @@ or the repacked copy:
     _nyuv2("nyuv2-train", "NYU Depth v2, training split (the paper's ablations)", "train", 795),
     _kitti("kitti-val", "KITTI, 800 training frames (the paper's ablations)", _KITTI_VAL_LIST, 800),
     *normals_benchmarks.ROWS,
+    *completion_benchmarks.ROWS,
     BenchmarkRow(
         name="folder",
         title="a folder in the generic layout",

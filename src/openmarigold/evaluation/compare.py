@@ -80,6 +80,10 @@ def compare_reports(a: Report, b: Report) -> Comparison:
             raise InvalidValueError(
                 f"the runs have {what} {first} and {second}; only runs of one {what} can be compared"
             )
+    if a.given != b.given:
+        raise InvalidValueError(
+            f"the runs were given {_words(a.given)} and {_words(b.given)}; only runs that knew the same can be compared"
+        )
     by_name = {image.name: image for image in b.images}
     names = [image.name for image in a.images]
     differing = sorted(set(names) ^ by_name.keys())
@@ -102,7 +106,11 @@ def compare_reports(a: Report, b: Report) -> Comparison:
     )
 
 
+def _words(given: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in given.items()) or "the photo alone"
+
+
 def _headline_first(report: Report) -> dict[str, Score]:
     scores = {score.name: score for score in report.scores}
-    headline = [name for name in find_modality(report.modality).headline_metrics if name in scores]
+    headline = [name for name in find_modality(report.modality).headline(report.protocol) if name in scores]
     return {name: scores[name] for name in (*headline, *scores)}

@@ -19,7 +19,7 @@ from openmarigold.evaluation.scoring import Predicted, choose_space
 from openmarigold.files import as_path
 from openmarigold.modalities import DEPTH
 from openmarigold.modalities.modality import MapKind, Modality
-from openmarigold.modalities.protocol import Maps, PredictionSpace
+from openmarigold.modalities.protocol import BenchmarkSample, Maps, PredictionSpace
 from openmarigold.predictor import Predictor
 from openmarigold.results.manifest import Manifest
 
@@ -32,6 +32,25 @@ class MapEstimator(Protocol):
     def invariance(self) -> PredictionSpace: ...
 
     def __call__(self, rgb: UInt8[np.ndarray, "h w 3"], /) -> Predicted: ...
+
+
+@runtime_checkable
+class GivenEstimator(Protocol):
+    """A `MapEstimator` that also sees what a benchmark gives besides the photo: see `BenchmarkSample.given`."""
+
+    @property
+    def invariance(self) -> PredictionSpace: ...
+
+    def __call__(self, rgb: UInt8[np.ndarray, "h w 3"], /) -> Predicted: ...
+
+    def estimate_given(self, rgb: UInt8[np.ndarray, "h w 3"], given: Maps, /) -> Predicted: ...
+
+
+def estimate_sample(estimator: MapEstimator, sample: BenchmarkSample) -> Predicted:
+    """The estimator's maps of a sample, from the photo and, where it takes it, what is given."""
+    if isinstance(estimator, GivenEstimator):
+        return estimator.estimate_given(sample.rgb, sample.given)
+    return estimator(sample.rgb)
 
 
 @dataclass(frozen=True)

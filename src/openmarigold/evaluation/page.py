@@ -36,7 +36,7 @@ def write_page(
 ) -> None:
     """Writes the page; `aligned(name)` gives an image and its aligned prediction, shown by the modality's `panels`."""
     scores = {score.name: score for score in report.scores}
-    headline = [scores[name] for name in modality.headline_metrics]
+    headline = [scores[name] for name in modality.headline(report.protocol)]
     flags = [score for score in report.scores if score.flag]
     sign = -1 if headline[0].higher_is_better else 1
     ordered = sorted(report.images, key=lambda image: (sign * image.metrics[headline[0].name], image.name))

@@ -60,7 +60,7 @@ class PaperTable:
     def scores(self) -> list[Score]:
         """What the cells' pairs are."""
         known = {score.name: score for score in self.modality.protocols[self.protocol].scores}
-        return [known[name] for name in self.modality.headline_metrics]
+        return [known[name] for name in self.modality.headline(self.protocol)]
 
     @property
     def models(self) -> list[str]:

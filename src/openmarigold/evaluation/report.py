@@ -46,6 +46,7 @@ class Report:
         scores: what the protocol measures.
         modality: name of what was predicted.
         benchmark: name of the row, "folder" for the generic layout.
+        given: facts about what estimators knew besides the photo, such as points; none for most benchmarks.
         over_places: whether means are over places or over images.
         pooled: how scores come from all pixels instead, as the protocol says; None: they are means.
         expected: number of images that the benchmark should have; None where it is not known.
@@ -61,6 +62,7 @@ class Report:
     scores: Sequence[Score]
     modality: str = DEPTH.name
     benchmark: str = "folder"
+    given: Mapping[str, Any] = field(default_factory=dict)
     over_places: bool = True
     pooled: Pooling | None = None
     expected: int | None = None
@@ -86,6 +88,7 @@ class Report:
         return {
             "modality": self.modality,
             "benchmark": self.benchmark,
+            **({"given": dict(self.given)} if self.given else {}),
             "protocol": self.protocol,
             "mean_over": "pixels" if self.pooled else "places" if self.over_places else "images",
             "expected_images": self.expected,
@@ -166,6 +169,7 @@ def read_report(path: Path | str) -> Report:
             pooled=protocol.pooled,
             modality=modality.name,
             benchmark=content["benchmark"],
+            given=dict(content.get("given", {})),
             over_places=content["mean_over"] == "places",
             expected=content["expected_images"],
             settings=content["settings"],

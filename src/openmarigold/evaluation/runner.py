@@ -23,7 +23,7 @@ from openmarigold.errors import DataError, InvalidValueError, OpenMarigoldError,
 from openmarigold.evaluation.benchmark import Benchmark, hash_of_files
 from openmarigold.evaluation.benchmark_readers import Entry
 from openmarigold.evaluation.benchmarks import open_folder_benchmark
-from openmarigold.evaluation.estimators import MapEstimator, SavedPredictions, predictor_estimator
+from openmarigold.evaluation.estimators import MapEstimator, SavedPredictions, estimate_sample, predictor_estimator
 from openmarigold.evaluation.folder_readers import parse_manifest
 from openmarigold.evaluation.machine import describe_machine, version_of
 from openmarigold.evaluation.page import write_page
@@ -95,25 +95,27 @@ def score_benchmark(
     progress: Callable[[int, int], object] | None = None,
 ) -> Report:
     """The estimator's scores on a benchmark, or on some `entries` of it. Raises what `evaluate` raises."""
-    chosen = choose_protocol(benchmark.row.modality, protocol, estimator.invariance)
+    row = benchmark.row
+    chosen = choose_protocol(row.modality, protocol or row.protocol, estimator.invariance)
     entries = benchmark.entries if entries is None else entries
     images = []
     for done, entry in enumerate(entries, start=1):
         sample = benchmark.sample(entry)
-        found = measure_sample(sample, estimator(sample.rgb), chosen, estimator.invariance)
+        found = measure_sample(sample, estimate_sample(estimator, sample), chosen, estimator.invariance)
         images.append(
             ImageScore(name=entry.name, kind=entry.kind, place=entry.place, metrics=found.metrics, tally=found.tally)
         )
         if progress is not None:
             progress(done, len(entries))
-    over_places = benchmark.row.average_over_places and chosen.pooled is None
+    over_places = row.average_over_places and chosen.pooled is None
     return Report(
         images=images,
         kinds=summarize(images, over_places=over_places, pooled=chosen.pooled),
         protocol=chosen.name,
         scores=chosen.scores,
         pooled=chosen.pooled,
-        modality=benchmark.row.modality.name,
+        modality=row.modality.name,
+        given=row.given_facts,
         over_places=over_places,
     )
 
@@ -148,7 +150,7 @@ def evaluate_benchmark(
             f"{spec.name} predicts {spec.modality.title} and {row.name} measures {row.modality.title}; use a benchmark "
             f"of {spec.modality.title}"
         )
-    run = _Run(benchmark, spec, choose_protocol(row.modality, protocol, spec.invariance))
+    run = _Run(benchmark, spec, choose_protocol(row.modality, protocol or row.protocol, spec.invariance))
     started, wall = datetime.now(UTC), time.perf_counter()
     with _Log(output_dir, run.protocol) as log:
         images, failed = run.score_all(log, num_workers, progress, note)
@@ -162,6 +164,7 @@ def evaluate_benchmark(
         pooled=run.protocol.pooled,
         modality=row.modality.name,
         benchmark=row.name,
+        given=row.given_facts,
         over_places=over_places,
         expected=row.expected_count,
         settings=dict(spec.settings),
@@ -192,6 +195,7 @@ class _Run:
         self._context = json.dumps(
             {
                 "benchmark": benchmark.row.name,
+                **({"given": dict(benchmark.row.given_facts)} if benchmark.row.reveal else {}),
                 "protocol": protocol.name,
                 "estimator": spec.name,
                 "settings": dict(spec.settings),
@@ -280,7 +284,7 @@ class _Run:
         if isinstance(estimator, SavedPredictions):
             return estimator.read(sample.name)
         with self._lock:
-            return estimator(sample.rgb)
+            return estimate_sample(estimator, sample)
 
 
 class _Log:

@@ -19,10 +19,14 @@ from openmarigold.ensembling import REDUCTIONS, ensemble
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.modalities import depth_scores
 from openmarigold.modalities.colors import color_table, colorize, uncertainty_picture
-from openmarigold.modalities.modality import MapKind, Maps, Merged, Modality, Picture, Target
+from openmarigold.modalities.modality import MapKind, Maps, Merged, Modality, Picture, Surface, Target
 
 METRIC_SPACE = "metric_log"
 """What model_index.json states where decoded values are the logarithm of meters: `modalities.metric`."""
+
+ASSUMED_SHIFT = 0.1
+"""Added to affine depth in [0, 1] to make it depth up to scale where nothing is known, so that far is 11 times near:
+the best of six on rendered pictures (docs/experiments.md)."""
 
 _STRIP_ROWS = 256
 _SMALLEST_SHOWN = 1e-6
@@ -130,6 +134,21 @@ def to_affine(norm_depth: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*sh
     return (np.clip(norm_depth, -1.0, 1.0) + 1.0) / 2.0
 
 
+def differentiable_affine(
+    norm_depth: Float[np.ndarray, "*shape"],
+) -> tuple[Float[np.ndarray, "*shape"], Float[np.ndarray, "*shape"]]:
+    """`to_affine` and its derivative, 0 where the clip acts."""
+    return to_affine(norm_depth), np.where(np.abs(norm_depth) <= 1.0, 0.5, 0.0)
+
+
+def differentiable_relative(
+    norm_depth: Float[np.ndarray, "*shape"],
+) -> tuple[Float[np.ndarray, "*shape"], Float[np.ndarray, "*shape"]]:
+    """Depth up to scale of a normalized log depth, and its derivative; a value of 0 is 1."""
+    depth = np.exp(LOG_HALF_RANGE * norm_depth)
+    return depth, LOG_HALF_RANGE * depth
+
+
 def to_uint16(affine_depth: Float[np.ndarray, "h w"]) -> UInt16[np.ndarray, "h w"]:
     """Affine depth [0, 1] as 16-bit grays, rounded to the nearest level (truncation would shift by half a level)."""
     grays = np.empty(affine_depth.shape, dtype=np.uint16)
@@ -176,6 +195,14 @@ def _space_of(index: Mapping[str, Any]) -> object:
             if index.get(key) != value:
                 raise InvalidValueError(f"{key} is {index.get(key)!r:.60}; with space {space!r} it must be {value!r}")
     return space
+
+
+def _surface(maps: Maps, settings: Mapping[str, Any]) -> Surface:
+    if settings.get("invariance", "affine") != "affine":
+        return Surface(depth=maps["depth"])
+    shift = settings.get("shift")
+    facts = {"shift": ASSUMED_SHIFT, "shift_source": "assumed"} if shift is None else {}
+    return Surface(depth=maps["depth"] + np.float32(ASSUMED_SHIFT if shift is None else shift), facts=facts)
 
 
 _LINEAR = Modality(
@@ -251,7 +278,9 @@ _LINEAR = Modality(
     baselines=depth_scores.BASELINES,
     space_of=_space_of,
     claims=lambda index: index.get("space") != METRIC_SPACE,
+    relative_depth=differentiable_affine,
     relief=lambda maps: maps["depth"],
+    surface=_surface,
     panels=depth_scores.panels,
 )
 
@@ -291,7 +320,9 @@ LOG_DEPTH = replace(
         else picture
         for picture in _LINEAR.pictures
     ),
+    surface=lambda maps, settings: Surface(depth=maps["depth"]),
     pixel_loss="absolute",
+    relative_depth=differentiable_relative,
     index_facts=MappingProxyType({"scale_invariant": True, "shift_invariant": False, "space": "log"}),
 )
 """Depth up to scale: a decoded value times `LOG_HALF_RANGE` is log depth plus an unknown constant."""

@@ -15,8 +15,10 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8, UInt16
 
 from openmarigold.errors import DataError
+from openmarigold.modalities import metric_scores
 from openmarigold.modalities.depth import LOG_DEPTH, METRIC_SPACE, colored_logs
-from openmarigold.modalities.modality import MapKind, Maps, Merged, Picture, Target
+from openmarigold.modalities.modality import MapKind, Maps, Merged, Picture, Surface, Target
+from openmarigold.reconstruction.saving import METERS
 
 MILLIMETERS = 1000
 """Steps per meter of a 16-bit picture, as RealSense, TUM and ScanNet have them within a factor; up to 65.5 m."""
@@ -85,6 +87,11 @@ def to_meters(norm_depth: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*sh
     return np.exp(METRIC_HALF_RANGE * norm_depth + METRIC_MIDDLE)
 
 
+def _differentiable(norm_depth: Float[np.ndarray, "*shape"]) -> tuple[np.ndarray, np.ndarray]:
+    depth = to_meters(norm_depth)
+    return depth, METRIC_HALF_RANGE * depth
+
+
 def _to_target(maps: Maps, valid_mask: Bool[np.ndarray, "h w"], invalid: str) -> Target:
     del invalid  # what is not known is far: stored values of it are no depth
     span = math.exp(METRIC_MIDDLE - METRIC_HALF_RANGE), math.exp(METRIC_MIDDLE + METRIC_HALF_RANGE)
@@ -136,11 +143,17 @@ METRIC = replace(
         ),
     ),
     quantities=MappingProxyType({"absolute": "planar depth (z) in meters"}),
+    protocols=metric_scores.PROTOCOLS,
+    default_protocol=metric_scores.default_protocol,
+    spaces=metric_scores.SPACES,
+    surface=lambda maps, settings: Surface(depth=maps["depth"], unit=METERS),
     prediction_space=lambda invariance: "metric",
+    baselines=MappingProxyType({}),
     claims=lambda index: index.get("space") == METRIC_SPACE,
     index_facts=MappingProxyType({"scale_invariant": False, "shift_invariant": False, "space": METRIC_SPACE}),
     space=METRIC_SPACE,
     space_of=lambda index: index.get("space"),
     picture_spaces=frozenset(),
     variants=MappingProxyType({}),
+    relative_depth=_differentiable,
 )

@@ -14,6 +14,7 @@ from openmarigold.camera import Camera
 from openmarigold.config import CallConfig, OutputConfig
 from openmarigold.errors import InvalidValueError
 from openmarigold.modalities.protocol import Baseline, BenchmarkSample, Maps, PredictionSpace, Protocol
+from openmarigold.reconstruction.saving import RELATIVE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,18 @@ class Picture:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Surface:
+    """What points and meshes are made of."""
+
+    depth: Float[np.ndarray, "h w"]
+    """Planar depth up to scale, or in meters; NaN, infinity and what is not above 0 are unknown."""
+    unit: str = RELATIVE
+    """Of lengths: `reconstruction.saving.METERS` or `RELATIVE`."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What was assumed, for the files."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Modality:
     """What a model predicts. Stacks `[.. c h w]` hold the channels of all maps in the order of `maps`."""
 
@@ -131,7 +144,7 @@ class Modality:
     default_protocol: Callable[[PredictionSpace], str]
     """Name of the protocol for predictions of a space where none is named."""
     headline_metrics: tuple[str, ...]
-    """Scores that tables and validation show first; pages sort images by the first one."""
+    """Scores that tables and validation show first; pages sort images by the first one. A protocol may have others."""
     spaces: tuple[PredictionSpace, ...]
     """What predictions may be known up to; the first one where nothing is stated."""
     prediction_space: Callable[[str], PredictionSpace]
@@ -173,6 +186,12 @@ class Modality:
     relief: Callable[[Maps], Float[np.ndarray, "h w"]] | None = None
     """Planar depth, near small, known up to the checkpoint's invariance, from which a camera can be estimated; None:
     the maps hold none."""
+    relative_depth: Callable[[Float[np.ndarray, "h w"]], tuple[np.ndarray, np.ndarray]] | None = None
+    """Depth of decoded values, not below 0 and known up to the checkpoint's invariance, and its derivative, for what is
+    optimized through the decoder; None: it is no depth."""
+    surface: Callable[[Maps, Mapping[str, Any]], Surface] | None = None
+    """The surface that the maps show, given what results state about their settings; None: they show none, and there
+    are no files of points and meshes."""
     panels: Callable[[BenchmarkSample, Maps, int], Mapping[str, np.ndarray]] = lambda sample, maps, step: {}
     """Pictures for a page, uint8 `[h w 3]` by heading: measured and aligned maps and their difference, of every n-th
     pixel."""
@@ -194,6 +213,10 @@ class Modality:
     def mirrored(self, stack: Float[np.ndarray, "c h w"]) -> Float[np.ndarray, "c h w"]:
         """The stack of the photo that is mirrored left to right."""
         return self.stack(self.mirror(self.split(stack)))
+
+    def headline(self, protocol: str) -> tuple[str, ...]:
+        """Names of the scores of a protocol that tables show first."""
+        return self.protocols[protocol].headline or self.headline_metrics
 
     def __reduce__(self) -> tuple[Any, ...]:  # its functions cannot be pickled, its name can
         from openmarigold.modalities import find_modality

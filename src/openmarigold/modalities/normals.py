@@ -28,14 +28,11 @@ from openmarigold.geometry import (
 )
 from openmarigold.modalities import normals_scores
 from openmarigold.modalities.colors import uncertainty_picture
+from openmarigold.modalities.depth import ASSUMED_SHIFT
 from openmarigold.modalities.modality import MapKind, Maps, Merged, Modality, Picture, Target
 from openmarigold.modalities.protocol import BenchmarkSample
 
 REDUCTIONS = ("closest", "mean")
-ASSUMED_SHIFT = 0.1
-"""Added to affine depth in [0, 1] to make it depth up to scale where nothing is known, so that far is 11 times near:
-the best of six on rendered pictures (docs/experiments.md)."""
-
 _STRIP_ROWS = 256
 _VALID_LENGTH = 0.5  # of a stored vector, that of unknown ones being 0
 _TOWARDS_VIEWER = np.array([0.0, 0.0, 1.0], dtype=np.float32)

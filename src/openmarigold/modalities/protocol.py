@@ -40,6 +40,8 @@ class BenchmarkSample:
     full_size: tuple[int, int]
     """Height and width before the crop."""
     crop: Window | None = None
+    given: Maps = field(default_factory=dict)
+    """What an estimator may know besides the photo: measured values `[h w]` at some pixels, 0 at all others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,8 @@ class Score:
     """Scores in "%" are stored as shares and shown times 100."""
     digits: int = 2
     """Behind the point, in a comparison."""
+    table_digits: int = 1
+    """Behind the point, in a table of means."""
     higher_is_better: bool = False
     flag: str = ""
     """What is wrong with an image where it is above 0; reports count such images."""
@@ -62,13 +66,13 @@ class Score:
         """Label and unit."""
         return f"{self.label} {self.unit}".strip()
 
-    def text(self, value: float, spec: str = ".1f") -> str:
-        """The number as tables show it, without the unit.
+    def text(self, value: float, spec: str = "") -> str:
+        """The number as tables show it, without the unit; `spec` in place of `table_digits`.
 
         >>> Score(name="abs_rel", unit="%").text(0.0561)
         '5.6'
         """
-        return format(self.shown(value), spec)
+        return format(self.shown(value), spec or f".{self.table_digits}f")
 
     def shown(self, value: float) -> float:
         """The number in the unit that tables show."""
@@ -127,6 +131,8 @@ class Protocol:
     """Predictions of a space as `align` takes them, given the pixels that are True; of others as they are."""
     pooled: Pooling | None = None
     """How the scores of a set come from all of its pixels; None: they are means over images or places."""
+    headline: tuple[str, ...] = ()
+    """Scores that tables show first, where they are not those of the modality."""
 
     def __post_init__(self) -> None:
         if PIXELS_SCORED.name not in (score.name for score in self.scores):

@@ -166,7 +166,7 @@ class Predictor:
                 uint16, or float in [0, 1]; a `Photo`; a list or tuple of them, or a batch `[n c h w]` or `[n h w c]`.
             camera: of the upright photo; for a list one for all, or one (or None) for each. None: see docs/camera.md.
             latents: starting noise instead of the seed's, one per member, for a single photo.
-            guide: called with the noisy latents before each step; may change them.
+            guide: called with the noisy latents before each step; may change them, and may give the U-Net's output.
             options: the settings of `CallConfig`, such as ensemble_size.
 
         Returns:
@@ -307,7 +307,7 @@ class Predictor:
                 part = [pair for pair in batch if pair[1] % len(seen) == number]
                 if not part:
                     continue
-                latent = self._denoise(rgb_latents, photos, part, config, guide)
+                latent = self._denoise(rgb_latents, photos, part, config, guide, mirrored=bool(number))
                 # A value that is not finite stays so in later steps: one check at the end is enough.
                 checks.add(self.engine.is_finite(latent), "U-Net")
                 decoded = self.engine.decode(latent)
@@ -334,6 +334,8 @@ class Predictor:
         batch: Sequence[tuple[int, int]],
         config: CallConfig,
         guide: Guide | None,
+        *,
+        mirrored: bool,
     ) -> Latent:
         """Target latents of a batch of members, each given by its photo's row and its number."""
 
@@ -349,10 +351,19 @@ class Predictor:
         rgb_latent = rgb_latents if len(photos) == 1 else rgb_latents[[row for row, _ in batch]]
         latent = noise(0)
         for index, timestep in enumerate(schedule.timesteps(steps)):
+            prediction: Latent | None = None
             if guide is not None:
-                step = Step(number=index, num_steps=steps, timestep=timestep, rgb_latent=rgb_latent)
-                latent = checked_guidance(guide(latent, step), latent)
-            prediction = self.engine.denoise(rgb_latent, latent, timestep=timestep)
+                step = Step(
+                    number=index,
+                    num_steps=steps,
+                    timestep=timestep,
+                    rgb_latent=rgb_latent,
+                    members=tuple(member for _, member in batch),
+                    mirrored=mirrored,
+                )
+                latent, prediction = checked_guidance(guide(latent, step), latent)
+            if prediction is None:
+                prediction = self.engine.denoise(rgb_latent, latent, timestep=timestep)
             latent = schedule.step(
                 latent,
                 prediction,

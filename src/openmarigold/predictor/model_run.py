@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +16,14 @@ from openmarigold.checkpoints.configured import TinyVae, read_configured, read_t
 from openmarigold.checkpoints.hashes import checkpoint_sha256, tiny_vae_sha256
 from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.images.exif import Photo
+from openmarigold.modalities import Modality
 from openmarigold.predictor import Predictor
 from openmarigold.predictor.cameras import camera_facts
+from openmarigold.predictor.finisher import Finisher
 from openmarigold.results.manifest import Manifest, file_size
 from openmarigold.results.prediction import Prediction
 from openmarigold.results.replacing import ResultFiles
+from openmarigold.results.surfaces import check_uncertainty, space_facts
 from openmarigold.results.writers import check_output, needs_photo, result_paths, write_prediction
 
 # Settings that do not shape the results: where the model lies and how it runs. The checkpoint counts by its hash.
@@ -51,8 +54,11 @@ _WITHOUT_EFFECT = frozenset(
 class ModelRun:
     """One model of a run: loaded for the first photo that needs it."""
 
-    def __init__(self, config: PredictConfig, output: OutputConfig, output_dir: Path) -> None:
+    def __init__(
+        self, config: PredictConfig, output: OutputConfig, output_dir: Path, finisher: Finisher | None = None
+    ) -> None:
         self.config = config
+        self.finisher = finisher
         self.output = output
         self.output_dir = output_dir
         self.load_s = 0.0
@@ -62,7 +68,7 @@ class ModelRun:
     @cached_property
     def manifest(self) -> Manifest:
         """The lines of the output folder's manifest that are of this model's modality."""
-        return Manifest(self.output_dir, self.checkpoint.predicts.name)
+        return Manifest(self.output_dir, self.writes.name)
 
     @cached_property
     def files(self) -> ResultFiles:
@@ -73,6 +79,11 @@ class ModelRun:
     def checkpoint(self) -> Checkpoint:
         """The checkpoint that the settings name."""
         return read_configured(self.config)
+
+    @property
+    def writes(self) -> Modality:
+        """What the files hold."""
+        return self.checkpoint.predicts if self.finisher is None else self.finisher.modality
 
     @cached_property
     def tiny_vae(self) -> TinyVae | None:
@@ -91,11 +102,21 @@ class ModelRun:
             **{name: getattr(resolved, name) for name in names},
             "variant": loaded_variant(self.checkpoint),
             "color_map": self.output.color_map,
-            **self.checkpoint.predicts.output_facts(self.output),
+            **self.writes.output_facts(self.output),
+            **space_facts(self.output, self.writes),
             **self.checkpoint.facts_of_call(self.config),
             **camera_facts(self.config),
             **self._tiny_vae_settings,
+            **({} if self.finisher is None else self.finisher.settings),
         }
+
+    def request_of(self, photo: Path, result: str) -> dict[str, Any]:
+        """`request`, and what shapes the results of this photo alone.
+
+        Raises:
+            DataError: what is needed for this photo is missing.
+        """
+        return self.request if self.finisher is None else {**self.request, **self.finisher.facts_of(photo, result)}
 
     @cached_property
     def _tiny_vae_settings(self) -> dict[str, str]:
@@ -111,8 +132,11 @@ class ModelRun:
 
     def check(self) -> None:
         """Check the settings before any photo is read."""
+        if self.finisher is not None:
+            self.finisher.check(self.checkpoint)
         _ = self.request
-        check_output(self.output, self.checkpoint.predicts)
+        check_output(self.output, self.writes)
+        check_uncertainty(self.output, has_uncertainty=self.config.ensemble_size > 1)
 
     def load(self, others: Sequence[ModelRun] = ()) -> Predictor:
         """The loaded model; its networks are those of one of the `others` that has the same checkpoint."""
@@ -138,46 +162,59 @@ class ModelRun:
             path.name,
             uncertainty=self.config.ensemble_size > 1,
             output=self.output,
-            modality=self.checkpoint.predicts,
+            modality=self.writes,
             settings=self.request,
         )
 
-    def is_done(self, result: str, input_sha256: str | None, paths: Sequence[Path]) -> bool:
+    def is_done(self, result: str, input_sha256: str | None, paths: Sequence[Path], request: Mapping[str, Any]) -> bool:
         """Whether all files of a result are there, made from this photo with these settings."""
         names = [path.name for path in paths]
-        return self.manifest.is_done(result, request=self.request, input_sha256=input_sha256, outputs=names)
+        return self.manifest.is_done(result, request=request, input_sha256=input_sha256, outputs=names)
 
-    def predict(self, photo: Photo, others: Sequence[ModelRun]) -> Prediction:
-        """The prediction for one photo, without the photo where no file needs it."""
-        prediction = self.load(others)(photo, **self.config.call_options)
+    def predict(self, photo: Photo, others: Sequence[ModelRun], path: Path, result: str) -> Prediction:
+        """The prediction for one photo, which lies at `path`, without the photo where no file needs it."""
+        predictor = self.load(others)
+        prediction = predictor(photo, **self.config.call_options)
+        if self.finisher is not None:
+            prediction = self.finisher.finish(prediction, path, result, predictor)
         return prediction if needs_photo(self.output) else replace(prediction, rgb=None)
 
     def write(
-        self, prediction: Prediction, result: str, photo: Path, paths: Sequence[Path], input_sha256: str | None
+        self,
+        prediction: Prediction,
+        result: str,
+        photo: Path,
+        paths: Sequence[Path],
+        input_sha256: str | None,
+        request: Mapping[str, Any],
     ) -> tuple[dict[str, Any], dict[str, int | None], bool]:
         """Writes the results of a photo: their provenance, the valid files with their sizes, and whether others went.
 
         Raises:
             OutputError: a file cannot be written or removed.
         """
-        quantity = self.checkpoint.predicts.quantities.get(self.checkpoint.invariance)
+        modality, invariance = self.checkpoint.predicts, self.checkpoint.invariance
+        if self.finisher is not None:
+            modality, invariance = self.finisher.modality, self.finisher.invariance
         record = {
             "software": f"openmarigold {__version__}",
-            "quantity": quantity,  # of derived maps, the prediction states its own
+            "quantity": modality.quantities.get(invariance),  # of derived maps, the prediction states its own
             "input_sha256": input_sha256,
             "checkpoint": None,  # its name, in a place of its own
-            **self.request,
+            **request,
             **prediction.settings,
         }
-        kept = self.files.make_room(result, photo, paths, input_sha256, request=self.request)
+        kept = self.files.make_room(result, photo, paths, input_sha256, request=request)
         write_prediction(
             prediction.maps,
             prediction.uncertainties,
-            modality=self.checkpoint.predicts,
+            modality=self.writes,
             output_dir=(self.output_dir / result).parent,
             stem=Path(result).name,
             output=self.output,
             provenance=record,
             overwrite=True,
+            camera=prediction.camera,
+            rgb=prediction.rgb,
         )
         return record, {**(kept or {}), **{path.name: file_size(path) for path in paths}}, kept is None

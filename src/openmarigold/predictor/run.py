@@ -19,6 +19,7 @@ from openmarigold.errors import InvalidValueError, OpenMarigoldError, OutputErro
 from openmarigold.files import as_path, concerns_every_file, file_sha256
 from openmarigold.images.exif import Photo, read_metadata
 from openmarigold.images.photo import parse_color, read_rgb
+from openmarigold.predictor.finisher import Finisher
 from openmarigold.predictor.model_run import ModelRun
 from openmarigold.results.inputs import about_left_out, about_passed_over, check_output_dir, list_photos, photo_location
 from openmarigold.results.prediction import Prediction
@@ -87,6 +88,7 @@ def predict_files(
     output: OutputConfig | None = None,
     overwrite: bool = False,
     report: Callable[[Event], object] = lambda event: None,
+    finisher: Finisher | None = None,
 ) -> BatchResult:
     """Predicts photos and all photos in folders, in the given order and sorted by path within a folder.
 
@@ -94,6 +96,7 @@ def predict_files(
     `output_dir/a/b_depth.npy`. Results that the manifest lists as done for the same photo and settings are kept unless
     `overwrite`; others are made again. Results of another photo (another place and other bytes) are replaced only with
     `overwrite`. Results of earlier predictions in a given folder are not photos, unless they are named themselves.
+    With a `finisher` its predictions are written, not the model's own.
     Folders and settings are checked first; then the model is loaded for the first photo that can be read.
 
     Raises:
@@ -108,7 +111,7 @@ def predict_files(
     output_dir = as_path(output_dir, "output_dir")
     if not inputs:
         raise InvalidValueError("no input given; name photos or folders of photos")
-    run = _Run(config, output or OutputConfig(), output_dir, overwrite)
+    run = _Run(config, output or OutputConfig(), output_dir, overwrite, finisher)
     check_output_dir(output_dir, inputs)
     run.check()
     photos, problems = list_photos(inputs, output_dir, run.outcome.left_out, run.outcome.passed_over)
@@ -135,6 +138,8 @@ class _Part:
 
     model: ModelRun
     paths: list[Path]
+    request: Mapping[str, Any] = field(default_factory=dict)
+    """Every setting that shapes the results, of all photos and of this one."""
     is_wanted: bool = True
     """False where it is done already."""
     prediction: Prediction | None = None
@@ -166,14 +171,21 @@ class _Job:
 class _Run:
     """What all photos of one call share: settings, and the models from the first photo on."""
 
-    def __init__(self, config: PredictConfig, output: OutputConfig, output_dir: Path, overwrite: bool) -> None:
+    def __init__(
+        self,
+        config: PredictConfig,
+        output: OutputConfig,
+        output_dir: Path,
+        overwrite: bool,
+        finisher: Finisher | None = None,
+    ) -> None:
         self.background = config.background
         self.output_dir = output_dir
         self.overwrite = overwrite
         self.outcome = BatchResult()
         names = list(dict.fromkeys(config.modality))
         configs = [replace(config, modality=(name,)) for name in names] or [config]
-        self.models = [ModelRun(one, output, output_dir) for one in configs]
+        self.models = [ModelRun(one, output, output_dir, finisher) for one in configs]
 
     def check(self) -> None:
         """Check the settings before any photo is read."""
@@ -237,10 +249,11 @@ class _Run:
         for part in job.parts:
             try:
                 part.model.files.check_names(job.photo, part.paths)
+                part.request = part.model.request_of(job.photo, job.result)
                 if job.input_sha256 is None and job.photo.is_file():
                     job.input_sha256 = file_sha256(job.photo)
                 if not self.overwrite:
-                    part.is_wanted = not part.model.is_done(job.result, job.input_sha256, part.paths)
+                    part.is_wanted = not part.model.is_done(job.result, job.input_sha256, part.paths, part.request)
                     if part.is_wanted:
                         part.model.files.check_owner(job.result, job.photo, part.paths, job.input_sha256)
             except _PHOTO_ERRORS as error:
@@ -265,7 +278,8 @@ class _Run:
             self.outcome.engine = part.model.engine
             started = time.perf_counter()
             try:
-                part.prediction = part.model.predict(job.pixels, self.models)
+                part.prediction = part.model.predict(job.pixels, self.models, job.photo, job.result)
+                job.notes += [f"{job.photo}: {note}" for note in part.prediction.settings.get("notes", ())]
                 _note_camera(job, part.prediction)
             except _PHOTO_ERRORS as error:
                 part.error = _one_line(job.photo, error)
@@ -307,7 +321,9 @@ class _Run:
                 self._note_failed(part, job)
                 return False
             try:
-                record, outputs, renewed = model.write(prediction, job.result, job.photo, part.paths, job.input_sha256)
+                record, outputs, renewed = model.write(
+                    prediction, job.result, job.photo, part.paths, job.input_sha256, part.request
+                )
             except _PHOTO_ERRORS as error:
                 if isinstance(error, OpenMarigoldError) and concerns_every_file(error, self.output_dir):
                     raise  # the next photo would fail too
@@ -328,7 +344,7 @@ class _Run:
             input=str(job.photo),
             input_path=photo_location(job.photo),
             input_sha256=job.input_sha256,
-            request=part.model.request,
+            request=part.request,
             provenance=record,
             outputs=outputs,
             seconds=round(job.seconds, 3),

@@ -29,12 +29,17 @@ class Step:
     num_steps: int
     timestep: int
     rgb_latent: Latent
-    """`[b C h w]`, or one for the whole batch."""
+    """`[b K h w]`, or one for the whole batch."""
+    members: tuple[int, ...] = ()
+    """The number of the ensemble's member in each row."""
+    mirrored: bool = False
+    """Whether these members see the photo mirrored left to right."""
 
 
-Guide: TypeAlias = Callable[[Latent, Step], Latent]
+Guide: TypeAlias = Callable[[Latent, Step], "Latent | tuple[Latent, Latent]"]
 """Called before each denoising step with the noisy latents `[b C·t h w]` in the engine's own array type; returns those
-to go on with, of the same shape."""
+to go on with, of the same shape. A guide that has run the U-Net may return a pair, latents and the U-Net's output: then
+the sampler takes its step with both as they are and does not run the U-Net."""
 
 
 @dataclass(kw_only=True)
@@ -123,12 +128,19 @@ def rays_of(photos: Sequence[PreparedPhoto], *, mirrored: bool) -> Float32[np.nd
     return np.stack(channels)
 
 
-def checked_guidance(guided: Any, latent: Latent) -> Latent:
-    """What a guide returned, where it can take the place of the latents that it got.
+def checked_guidance(guided: Any, latent: Latent) -> tuple[Latent, Latent | None]:
+    """Latents that a guide returned, where they can take the place of those that it got, and the U-Net's output, if
+    the guide gave that too.
 
     Raises:
         InvalidValueError: another type, shape or precision.
     """
+    if isinstance(guided, tuple) and len(guided) == 2:
+        return _checked(guided[0], latent), _checked(guided[1], latent)
+    return _checked(guided, latent), None
+
+
+def _checked(guided: Any, latent: Latent) -> Latent:
     found = [type(guided).__name__, list(getattr(guided, "shape", [])), str(getattr(guided, "dtype", ""))]
     wanted = [type(latent).__name__, list(latent.shape), str(latent.dtype)]
     if found != wanted:

@@ -13,7 +13,11 @@ from PIL import Image
 
 from openmarigold.camera import Camera
 from openmarigold.config import OutputConfig
-from openmarigold.modalities import DEPTH, find_modality
+from openmarigold.modalities import DEPTH, Modality, find_modality
+from openmarigold.reconstruction.grid import PixelChoice
+from openmarigold.reconstruction.mesh import Mesh, mesh_from_depth
+from openmarigold.reconstruction.points import PointCloud, points_from_depth
+from openmarigold.results.surfaces import surface_arguments
 from openmarigold.results.writers import write_prediction
 
 
@@ -42,7 +46,8 @@ class Prediction:
     maps were made; fewer than ensemble_size where ensemble_tolerance stopped), processing_resolution, seed,
     timestep_spacing, start_noise, final_step, engine, device, dtype; tiny_vae and tiny_vae_for where one was used;
     derived_from and quantity (with what was assumed) of maps that are computed from another modality's; camera
-    (`Camera.to_dict`), camera_confidence, shift and shift_source where they were estimated, panorama where the photo is one."""
+    (`Camera.to_dict`); camera_confidence, shift and shift_source where they were estimated; panorama where the photo is
+    one."""
     modality: str = DEPTH.name
     """Name of what the model predicts."""
     space: str | None = None
@@ -88,8 +93,6 @@ class Prediction:
             OutputError: a file exists and `overwrite` is off, or the folder cannot be written.
         """
         modality = find_modality(self.modality, self.space)
-        quantity = modality.quantities.get(str(self.settings.get("invariance")))
-        record = {**({} if quantity is None else {"quantity": quantity}), **self.settings}
         return write_prediction(
             self.maps,
             self.uncertainties,
@@ -97,9 +100,73 @@ class Prediction:
             output_dir=folder,
             stem=stem,
             output=output,
-            provenance=record,
+            provenance=self._record(modality),
             overwrite=overwrite,
+            camera=self.camera,
+            rgb=self.rgb,
         )
+
+    def points(
+        self,
+        *,
+        max_points: int | None = None,
+        max_depth: float | None = None,
+        drop_far: float = 0.0,
+        drop_uncertain: float = 0.0,
+        cut_edges: bool = True,
+    ) -> PointCloud:
+        """The points that the depth shows, in the colors of the photo; docs/points.md.
+
+        Args:
+            max_points: at most so many, on a grid of pixels; None: every pixel.
+            max_depth: leave out what is deeper, in the unit of the depth.
+            drop_far: leave out the farthest pixels, such as a sky: their share, from 0 to below 1.
+            drop_uncertain: leave out the pixels that the members of an ensemble agree least on: their share.
+            cut_edges: leave out points that float between an object and what is behind it.
+
+        Raises:
+            InvalidValueError: a value that is not accepted, a modality that shows no surface, a panorama, or
+                `drop_uncertain` without an ensemble.
+        """
+        choice = PixelChoice(
+            max_points=max_points,
+            max_depth=max_depth,
+            drop_far=drop_far,
+            drop_uncertain=drop_uncertain,
+            cut_edges=cut_edges,
+        )
+        return points_from_depth(**self._surface(), choice=choice)
+
+    def mesh(
+        self,
+        *,
+        max_points: int | None = None,
+        max_depth: float | None = None,
+        drop_far: float = 0.0,
+        drop_uncertain: float = 0.0,
+        cut_edges: bool = True,
+    ) -> Mesh:
+        """The surface that the depth shows, with the photo on it; arguments and errors as of `points`.
+
+        `max_points` is the budget of vertices. With `cut_edges` the mesh is open where depth jumps.
+        """
+        choice = PixelChoice(
+            max_points=max_points,
+            max_depth=max_depth,
+            drop_far=drop_far,
+            drop_uncertain=drop_uncertain,
+            cut_edges=cut_edges,
+        )
+        return mesh_from_depth(**self._surface(), choice=choice)
+
+    def _record(self, modality: Modality) -> dict[str, Any]:
+        quantity = modality.quantities.get(str(self.settings.get("invariance")))
+        return {**({} if quantity is None else {"quantity": quantity}), **self.settings}
+
+    def _surface(self) -> dict[str, Any]:
+        modality = find_modality(self.modality, self.space)
+        known = {"settings": self._record(modality), "camera": self.camera, "rgb": self.rgb}
+        return surface_arguments(self.maps, self.uncertainties, modality=modality, **known)
 
     def __repr__(self) -> str:
         maps = [f"{name} {list(values.shape)}" for name, values in {**self.maps, **self.uncertainties}.items()]

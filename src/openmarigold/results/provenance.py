@@ -2,8 +2,8 @@
 """Where a result comes from: the record that each result file carries.
 
 The record is one JSON object: in PNG a text chunk, in npz an entry, in OpenEXR a header attribute, each named
-`openmarigold`. A .npy file cannot hold it; the manifest next to it does. Records hold no time of day, so that the same
-photo and settings give the same bytes again.
+`openmarigold`; in PLY comments that begin so, in GLB an extra of the asset. A .npy file cannot hold it; the manifest
+next to it does. Records hold no time of day, so that the same photo and settings give the same bytes again.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from openmarigold.files import as_path
 from openmarigold.images.exr import read_exr_header
 from openmarigold.images.kinds import EXR_MAGIC, PNG_MAGIC
 from openmarigold.images.quiet import quiet
+from openmarigold.reconstruction.glb import read_glb_json
+from openmarigold.reconstruction.ply import read_ply_record
 from openmarigold.results.manifest import Manifest
 from openmarigold.text_files import DamagedTextError, parse_json, with_current_keys
 
@@ -93,7 +95,7 @@ def is_result(path: Path) -> bool:
 
 
 def _embedded_text(path: Path) -> str | None:
-    """The record's text in a PNG, npz or EXR file; None for other files and for those without one."""
+    """The record's text in a PNG, npz, EXR, PLY or GLB file; None for other files and for those without one."""
     suffix = path.suffix.lower()
     try:
         if suffix == ".png":
@@ -103,9 +105,20 @@ def _embedded_text(path: Path) -> str | None:
         if suffix == ".npz":
             with np.load(path, allow_pickle=False) as entries:
                 return str(entries[RECORD_NAME]) if RECORD_NAME in entries else None
+        if suffix == ".ply":
+            return read_ply_record(path)
+        if suffix == ".glb":
+            return _record_of_glb(path)
     except (OSError, ValueError, SyntaxError, EOFError, zipfile.BadZipFile, Image.DecompressionBombError) as error:
         raise ImageError(f"{path} is damaged or cannot be read; predict the photo again") from error
     return read_exr_header(path).get(RECORD_NAME) if suffix == ".exr" else None
+
+
+def _record_of_glb(path: Path) -> str | None:
+    found: Any = read_glb_json(path)
+    for key in ("asset", "extras", RECORD_NAME):
+        found = found.get(key) if isinstance(found, dict) else None
+    return None if found is None else to_json(found)
 
 
 def _from_manifest(path: Path) -> dict[str, Any] | None:

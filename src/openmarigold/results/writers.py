@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
+from jaxtyping import UInt8
 
+from openmarigold.camera import Camera
 from openmarigold.config import OutputConfig
 from openmarigold.errors import InvalidValueError, OutputError
 from openmarigold.files import as_path, remove_leftovers, write_atomically
@@ -17,9 +19,7 @@ from openmarigold.images.png import save_png
 from openmarigold.modalities import DEPTH, Modality
 from openmarigold.modalities.modality import Maps, Picture
 from openmarigold.results.provenance import RECORD_NAME, to_json
-
-COLORED_FORMATS: frozenset[str] = frozenset({"ply", "glb"})
-"""Formats of `OutputConfig` whose files hold the photo's colors."""
+from openmarigold.results.surfaces import SPACE_FORMATS, check_space_formats, space_writers
 
 _Writer: TypeAlias = Callable[[Path], object]
 
@@ -42,7 +42,10 @@ def result_paths(
     """
     output = output or OutputConfig()
     maps = [kind.file_name for kind in modality.maps]
-    numbers, formats = "npy" in output.format, [name for name in ("npz", "exr") if name in output.format]
+    numbers, formats = (
+        "npy" in output.format,
+        [name for name in ("npz", "exr", *SPACE_FORMATS) if name in output.format],
+    )
     pictures = [picture for picture in modality.pictures if picture.wanted(output) and picture.applies(settings or {})]
     suffixes = [f"_{name}.npy" for name in maps if numbers]
     suffixes += [picture.suffix for picture in pictures if not picture.of_uncertainty]
@@ -56,17 +59,18 @@ def check_output(output: OutputConfig, modality: Modality = DEPTH) -> None:
     """Check before prediction that the requested files can be written here.
 
     Raises:
-        InvalidValueError: no such color map.
+        InvalidValueError: no such color map, or points of a modality that shows no surface.
         MissingExtraError: a format or color map without its extra.
     """
     if "exr" in output.format:
         require_exr()
+    check_space_formats(output, modality)
     modality.check_output(output)
 
 
 def needs_photo(output: OutputConfig) -> bool:
     """Whether a file that is asked for shows the photo's colors; otherwise a run does not keep the photo."""
-    return bool(COLORED_FORMATS & set(output.format))
+    return not set(SPACE_FORMATS).isdisjoint(output.format)
 
 
 def write_prediction(
@@ -79,17 +83,21 @@ def write_prediction(
     provenance: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     modality: Modality = DEPTH,
+    camera: Camera | None = None,
+    rgb: UInt8[np.ndarray, "h w 3"] | None = None,
 ) -> list[Path]:
     """Paths of the files written for one prediction; each appears whole or not at all.
 
     For each map `<stem>_<map>.npy`, float32; for each uncertainty the same; `<stem>_<modality>.npz` with all of them
-    and `openmarigold`; `<stem>_<modality>.exr` with a channel each; and the pictures of the modality. For depth these
+    and `openmarigold`; `<stem>_<modality>.exr` with a channel each; `<stem>_<modality>.ply` and `.glb` with points or a
+    mesh in the colors of `rgb`; and the pictures of the modality. For depth these
     are: `<stem>_depth.png`, depth × 65535, rounded, 16 bits; `<stem>_depth_colored.png`, in Spectral near = red;
     `<stem>_depth_inverted.png`, 16 bits, near = 65535; `<stem>_uncertainty.png`, grays. PNG, npz and EXR carry the
     provenance. The folder is made where it is missing. Nothing is written unless everything may be.
 
     Raises:
-        InvalidValueError: a stem that is empty or names another folder, or a color map that is not known.
+        InvalidValueError: a stem that is empty or names another folder, a color map that is not known, or points and
+            meshes of what shows none: another modality, a panorama, depth that is unknown everywhere.
         MissingExtraError: a format or color map without its extra.
         OutputError: a file exists and `overwrite` is off, or the folder cannot be written.
     """
@@ -108,7 +116,11 @@ def write_prediction(
     if existing and not overwrite:
         raise OutputError(f"{existing[0]} exists; allow overwriting or choose another folder")
     record = {**provenance, **modality.output_facts(output)} if provenance else {}
-    writers = _writers(_as_float32(maps), _as_float32(uncertainties or {}), output, record, modality)
+    maps, uncertainties = _as_float32(maps), _as_float32(uncertainties or {})
+    writers = {
+        **_writers(maps, uncertainties, output, record, modality),
+        **space_writers(maps, uncertainties, modality=modality, output=output, settings=record, camera=camera, rgb=rgb),
+    }
     for path in paths:
         remove_leftovers(path)
         write_atomically(path, writers[path.name.removeprefix(stem)])

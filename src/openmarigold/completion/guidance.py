@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arithmetic of guided denoising: maps to meters, losses at points and their derivatives, steps of Adam.
+
+Derivatives are written out, so that only the networks need automatic ones. Viola et al. 2024, "Marigold-DC".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import Float, Float64, Int64
+
+Values: TypeAlias = Float64[np.ndarray, " n"]
+Loss: TypeAlias = Literal["squared", "robust"]
+LOSSES: tuple[Loss, ...] = ("squared", "robust")
+
+_BETAS = (0.9, 0.999)
+_EPSILON = 1e-8
+_SMALLEST = 1e-6
+
+
+@dataclass
+class Adam:
+    """Kingma & Ba 2015, algorithm 1, by plain arithmetic: for NumPy arrays and for tensors."""
+
+    rate: float
+    first: Any = 0.0
+    second: Any = 0.0
+    steps: int = field(default=0)
+
+    def __call__(self, value: Any, gradient: Any) -> Any:
+        """The value after one more step."""
+        self.steps += 1
+        self.first = _BETAS[0] * self.first + (1.0 - _BETAS[0]) * gradient
+        self.second = _BETAS[1] * self.second + (1.0 - _BETAS[1]) * gradient * gradient
+        first = self.first / (1.0 - _BETAS[0] ** self.steps)
+        second = self.second / (1.0 - _BETAS[1] ** self.steps)
+        return value - self.rate * first / (second**0.5 + _EPSILON)
+
+
+@dataclass
+class AffineFit:
+    """meters = s² · span · d + h² · low: for depth in [0, 1] up to scale and shift, never below 0."""
+
+    low: float
+    span: float
+    parameters: Float64[np.ndarray, " k"] = field(default_factory=lambda: np.ones(2))
+    """s and h."""
+
+    def __call__(self, depth: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+        s, h = map(float, self.parameters)
+        return s * s * self.span * depth + h * h * self.low
+
+    def derivatives(self, depth: Values) -> tuple[Values, Float64[np.ndarray, "k n"]]:
+        s, h = self.parameters
+        by_s, by_h = 2 * s * self.span * depth, np.full(depth.shape, 2 * h * self.low)
+        return np.full(depth.shape, s * s * self.span), np.stack([by_s, by_h])
+
+
+@dataclass
+class PowerFit:
+    """meters = unit · exp(b) · d^g: for depth up to scale. g is 1 where `with_exponent` is off."""
+
+    unit: float
+    parameters: Float64[np.ndarray, " k"] = field(default_factory=lambda: np.array([0.0, 1.0]))
+    """b and g."""
+    with_exponent: bool = False
+
+    def __call__(self, depth: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+        b, g = map(float, self.parameters)
+        return self.unit * float(np.exp(b)) * np.maximum(depth, _SMALLEST) ** g
+
+    def derivatives(self, depth: Values) -> tuple[Values, Float64[np.ndarray, "k n"]]:
+        meters, safe = self(depth), np.maximum(depth, _SMALLEST)
+        by_exponent = meters * np.log(safe) if self.with_exponent else np.zeros(depth.shape)
+        return meters * self.parameters[1] / safe, np.stack([meters, by_exponent])
+
+
+GuidedFit: TypeAlias = AffineFit | PowerFit
+"""How relative depth becomes meters, with parameters that are optimized; `derivatives` are those of meters, by relative
+depth and by each parameter."""
+
+
+def loss_at_points(meters: Values, known: Values, loss: Loss) -> tuple[float, Values]:
+    """The loss of a map at measured points, and its gradient.
+
+    "squared": the mean absolute error plus the mean squared error [m, m²], as published. "robust": the mean of
+    |log(meters / known)|, so that near and far points count alike and a wrong one pulls no more than others.
+    """
+    if loss == "squared":
+        error = meters - known
+        return float(np.abs(error).mean() + np.square(error).mean()), (np.sign(error) + 2 * error) / len(error)
+    safe = np.maximum(meters, _SMALLEST)
+    error = np.log(safe / known)
+    return float(np.abs(error).mean()), np.sign(error) / safe / len(error)
+
+
+def neighbors(
+    pixels: Float64[np.ndarray, "n 2"], size: tuple[int, int], grid: tuple[int, int]
+) -> tuple[Int64[np.ndarray, "n 4"], Float64[np.ndarray, "n 4"]]:
+    """Where points of a picture lie in a map of it: the four places in the flat map around each, and their weights.
+
+    At whole pixels this is what bilinear resizing without anti-aliasing gives there (`images.photo.resize`), and in
+    between it goes on the same way.
+
+    Args:
+        pixels: x and y in the picture.
+        size: height and width of the picture.
+        grid: those of the map.
+    """
+    places, weights = [], []
+    for axis, column in ((0, 1), (1, 0)):
+        at = np.clip((pixels[:, column] + 0.5) * grid[axis] / size[axis] - 0.5, 0, grid[axis] - 1)
+        low = np.floor(at).astype(np.int64)
+        places.append((low, np.minimum(low + 1, grid[axis] - 1)))
+        weights.append((1 - (at - low), at - low))
+    (rows, columns), (row_weights, column_weights) = places, weights
+    index = [rows[i] * grid[1] + columns[j] for i in (0, 1) for j in (0, 1)]
+    weight = [row_weights[i] * column_weights[j] for i in (0, 1) for j in (0, 1)]
+    return np.stack(index, axis=1), np.stack(weight, axis=1)

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a prediction of depth to one in meters, by what is known about the photo."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import Float, Float32
+
+from openmarigold.camera import Camera
+from openmarigold.completion.evidence import Completed, RelativeDepth, SparsePoints
+from openmarigold.completion.guided import GuidedSettings, guided_method
+from openmarigold.completion.known import MethodName
+from openmarigold.completion.methods import METHODS, Options, Row, compare, complete
+from openmarigold.errors import InvalidValueError
+from openmarigold.modalities.metric import METRIC
+from openmarigold.modalities.normals import ASSUMED_SHIFT
+from openmarigold.predictor import Predictor
+from openmarigold.reconstruction.ground import find_ground
+from openmarigold.reconstruction.measure import depth_at, length_between
+from openmarigold.results.prediction import Prediction
+
+KnownDepth: TypeAlias = tuple[float | int, float | int, float | int]
+"""x, y [px], planar depth [m]."""
+KnownLength: TypeAlias = tuple[float | int, float | int, float | int, float | int, float | int]
+"""x, y of both ends [px], length [m]."""
+
+MAX_ALIKE = 1.5
+"""Lengths that give scales further apart than this factor contradict each other."""
+_MAX_FITTED = 4000  # points of another tool's map
+
+
+def to_meters(
+    prediction: Prediction,
+    *,
+    known_depth: Sequence[KnownDepth] = (),
+    known_length: Sequence[KnownLength] = (),
+    camera_height: float | None = None,
+    points: SparsePoints | None = None,
+    metric_map: Float[np.ndarray, "h w"] | None = None,
+    method: MethodName = "auto",
+    predictor: Predictor | None = None,
+    guided: GuidedSettings | None = None,
+) -> Prediction:
+    """The prediction in meters: `depth` is planar [m]; `settings` state scale, shift, camera and error.
+
+    Args:
+        prediction: of depth, from a `Predictor`.
+        known_depth: depth at pixels: one gives the scale, two give scale and shift, more are fitted robustly.
+        known_length: lengths between two pixels each.
+        camera_height: height of the camera above the ground [m], which the photo shows.
+        points: measured points; `completion.points.read_points` reads files of them.
+        metric_map: metric depth of another tool [m], NaN or 0 where there is none.
+        method: for depths, points and maps: see `completion.methods`; "guided" needs `predictor`, on engine torch, and
+            a prediction that holds its photo (`rgb`).
+        predictor: what made the prediction.
+        guided: settings of guided denoising; None is the defaults.
+
+    Raises:
+        InvalidValueError: a prediction of something else, nothing or too much is known, or it is not accepted.
+        DataError: points that do not fix a scale, or no ground.
+        MissingExtraError: a method without its extra.
+    """
+    if "depth" not in prediction.maps:
+        raise InvalidValueError(f"a prediction of {', '.join(prediction.maps)} has no depth; predict depth")
+    relative = relative_depth(prediction)
+    kinds = [
+        bool(known_length),
+        camera_height is not None,
+        bool(known_depth) or points is not None or metric_map is not None,
+    ]
+    if sum(kinds) != 1:
+        raise InvalidValueError("give one kind of what is known: depths and points, lengths, or the camera's height")
+    notes: list[str] = []
+    rows: list[dict[str, Any]] = []
+    if known_length:
+        found = _from_lengths(_with_shift(relative, prediction, notes), known_length)
+    elif camera_height is not None:
+        found = _from_height(_with_shift(relative, prediction, notes), camera_height)
+    else:
+        sparse = _joined(relative, known_depth, points, metric_map)
+        notes += sparse.notes
+        options = Options()
+        if relative.invariance == "affine" and len(np.unique(sparse.pixels, axis=0)) == 1:  # one place gives no shift
+            options = Options(shift=_shift_of(prediction, notes))
+        methods = dict(METHODS)
+        if method == "guided":
+            methods[method] = guided_method(_needed(predictor, relative), guided)
+        found = complete(relative, sparse, method=method, options=options, methods=methods)
+        rows = [_compared(row) for row in compare(relative, sparse, options=options)]
+    return _as_prediction(prediction, relative, found, [*notes, *found.notes], rows)
+
+
+def _needed(predictor: Predictor | None, relative: RelativeDepth) -> Predictor:
+    """The predictor, where guided denoising can run.
+
+    Raises:
+        InvalidValueError: there is none, or no photo.
+    """
+    if predictor is None or relative.rgb is None:
+        missing = "predictor" if predictor is None else "photo (Prediction.rgb)"
+        raise InvalidValueError(f"method='guided' runs the model again, and there is no {missing}; give it")
+    return predictor
+
+
+def relative_depth(prediction: Prediction) -> RelativeDepth:
+    """What a prediction says about depth, and with which camera."""
+    camera = prediction.camera or Camera.assumed((prediction.depth.shape[0], prediction.depth.shape[1]))
+    invariance: Any = prediction.settings.get("invariance", "affine")
+    return RelativeDepth(depth=prediction.depth, invariance=invariance, camera=camera, rgb=prediction.rgb)
+
+
+def _with_shift(relative: RelativeDepth, prediction: Prediction, notes: list[str]) -> RelativeDepth:
+    """Depth up to scale alone: of affine depth with its shift, as it was estimated or as is assumed."""
+    if relative.invariance != "affine":
+        return relative
+    shift = _shift_of(prediction, notes)
+    return replace(relative, depth=relative.depth + np.float32(shift), invariance="scale")
+
+
+def _shift_of(prediction: Prediction, notes: list[str]) -> float:
+    """Of affine depth, as it was estimated or as is assumed."""
+    stated = prediction.settings.get("shift")
+    if stated is not None:
+        return float(stated)
+    notes.append(
+        "the model's depth is known up to scale and shift, and what is known gives the scale alone; a shift of "
+        f"{ASSUMED_SHIFT:g} is assumed: two depths or --estimate-camera find it"
+    )
+    return ASSUMED_SHIFT
+
+
+def _compared(row: Row) -> dict[str, Any]:
+    """A line of the comparison, for provenance."""
+    errors = None if row.errors is None else asdict(row.errors)
+    return {"method": row.method, "left_out_errors": errors, **({"note": row.note} if row.note else {})}
+
+
+def _joined(
+    relative: RelativeDepth,
+    known_depth: Sequence[KnownDepth],
+    points: SparsePoints | None,
+    metric_map: Float[np.ndarray, "h w"] | None,
+) -> SparsePoints:
+    """All that is known at pixels."""
+    parts: list[SparsePoints] = [] if points is None else [points]
+    if known_depth:
+        for x, y, depth in known_depth:
+            if not depth > 0 or not np.isfinite(depth):
+                raise InvalidValueError(f"known_depth {depth:g} at {x:g},{y:g} is not accepted; give meters above 0")
+            depth_at(relative.depth + 1, (x, y))  # is it in the picture?
+        table = np.array(known_depth, dtype=np.float64)
+        parts.append(SparsePoints(pixels=table[:, :2], depth=table[:, 2], source="known depth"))
+    if metric_map is not None:
+        parts.append(_points_of_map(metric_map, relative.depth.shape))
+    return SparsePoints(
+        pixels=np.concatenate([part.pixels for part in parts]),
+        depth=np.concatenate([part.depth for part in parts]),
+        source=", ".join(part.source for part in parts),
+        notes=tuple(note for part in parts for note in part.notes),
+    )
+
+
+def _points_of_map(metric_map: Float[np.ndarray, "h w"], size: tuple[int, ...]) -> SparsePoints:
+    """Known pixels of a map, thinned evenly; of a map of another size and the same aspect, at their places."""
+    height, width = metric_map.shape
+    scale = size[0] / height, size[1] / width
+    if abs(scale[0] / scale[1] - 1) > 0.02:
+        raise InvalidValueError(
+            f"the metric map is {width}x{height} and the photo {size[1]}x{size[0]}; both must show the same part of "
+            "the scene"
+        )
+    rows, columns = np.nonzero(np.isfinite(metric_map) & (metric_map > 0))
+    if not len(rows):
+        raise InvalidValueError("the metric map has no pixel above 0; give meters")
+    chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _MAX_FITTED)).astype(np.int64))
+    rows, columns = rows[chosen], columns[chosen]
+    pixels = np.stack([(columns + 0.5) * scale[1] - 0.5, (rows + 0.5) * scale[0] - 0.5], axis=-1)
+    return SparsePoints(pixels=pixels, depth=metric_map[rows, columns].astype(np.float64), source="metric map")
+
+
+def _from_lengths(relative: RelativeDepth, known: Sequence[KnownLength]) -> Completed:
+    """The median of the scales that the lengths give."""
+    scales = []
+    for x1, y1, x2, y2, meters in known:
+        if not meters > 0 or not np.isfinite(meters):
+            raise InvalidValueError(f"known_length {meters:g} is not accepted; give meters above 0")
+        shown = length_between(relative.depth, relative.camera, (x1, y1), (x2, y2)).value
+        if shown <= 0:
+            raise InvalidValueError(f"known_length: {x1:g},{y1:g} and {x2:g},{y2:g} show the same point; give two")
+        scales.append(meters / shown)
+    scale = float(np.median(scales))
+    notes = []
+    if max(scales) > MAX_ALIKE * min(scales):
+        notes.append(
+            f"the known lengths contradict each other: they give scales from {min(scales):.3g} to {max(scales):.3g}; "
+            "the middle one is used"
+        )
+    spread = float(max(abs(one / scale - 1) for one in scales)) if len(scales) > 1 else None
+    facts = {"scales": scales, **({} if spread is None else {"largest_deviation": spread})}
+    return _scaled(relative, scale, "length", facts, notes)
+
+
+def _from_height(relative: RelativeDepth, height: float) -> Completed:
+    """The scale that puts the ground plane at the camera's height."""
+    if not height > 0 or not np.isfinite(height):
+        raise InvalidValueError(f"camera_height={height!r} is not accepted; give meters above 0")
+    ground = find_ground(relative.depth, relative.camera)
+    facts = {"ground_normal": [float(value) for value in ground.normal], "ground_inliers": ground.inlier_share}
+    notes = [] if ground.is_reliable else ["the ground is hardly seen: the scale may be far off"]
+    return _scaled(relative, height / ground.distance, "height", facts, notes)
+
+
+def _scaled(
+    relative: RelativeDepth, scale: float, method: Literal["length", "height"], facts: dict[str, Any], notes: list[str]
+) -> Completed:
+    depth = (relative.depth.astype(np.float64) * scale).astype(np.float32)
+    return Completed(depth=depth, method=method, scale=scale, shift=0.0, space="depth", facts=facts, notes=tuple(notes))
+
+
+def _as_prediction(
+    prediction: Prediction, relative: RelativeDepth, found: Completed, notes: list[str], rows: list[dict[str, Any]]
+) -> Prediction:
+    errors = None if found.errors is None else asdict(found.errors)
+    return Prediction(
+        maps={"depth": found.depth},
+        uncertainties=_uncertainties(prediction, relative, found),
+        latent=prediction.latent,
+        settings={
+            **{name: value for name, value in prediction.settings.items() if name not in ("quantity", "notes")},
+            "quantity": METRIC.quantities["absolute"],
+            "invariance": "absolute",
+            "relative_invariance": prediction.settings.get("invariance"),
+            "unit": "m",
+            "convention": "planar",
+            "camera": relative.camera.to_dict(),
+            "method": found.method,
+            "fit_space": found.space,
+            "scale": found.scale,
+            "shift": found.shift,
+            "left_out_errors": errors,
+            **found.facts,
+            **({"compared": rows} if rows else {}),
+            **({"notes": notes} if notes else {}),
+        },
+        modality=METRIC.name,
+        camera=relative.camera,
+        rgb=prediction.rgb,
+    )
+
+
+def _uncertainties(
+    prediction: Prediction, relative: RelativeDepth, found: Completed
+) -> dict[str, Float32[np.ndarray, "h w"]]:
+    """The spread of the members in meters, to first order."""
+    spread = prediction.uncertainty
+    if spread is None:
+        return {}
+    if found.space == "depth":
+        return {METRIC.uncertainties[0]: (abs(found.scale) * spread).astype(np.float32)}
+    share = spread / np.maximum(relative.depth, np.float32(1e-6))
+    return {METRIC.uncertainties[0]: (share * found.depth).astype(np.float32)}

@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The methods of completion, in steps of cost, and the baselines that stand beside them.
+
+A method fits (relative depth, points) and gives something that answers at any pixel and as a map. So every method is
+judged in the same way, by points that it did not see (`leave_out`), and the best one is chosen without ground truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float64
+
+from openmarigold.completion import interpolation
+from openmarigold.completion.evidence import Completed, FitSpace, LeftOutErrors, RelativeDepth, SparsePoints
+from openmarigold.completion.field import ResidualField, fit_field
+from openmarigold.completion.fits import Fit, fit_points
+from openmarigold.completion.leave_out import FOLDS, left_out_errors, pixel_indices
+from openmarigold.errors import InvalidValueError, MissingExtraError
+
+Pixels = Float64[np.ndarray, "n 2"]
+
+
+class Fitted(Protocol):
+    """A method after it has seen the points."""
+
+    @property
+    def fit(self) -> Fit | None:
+        """The global fit below it; None for a method without one."""
+        ...
+
+    @property
+    def outliers(self) -> Bool[np.ndarray, " n"]:
+        """Points that contradict the others; all False where the method does not ask."""
+        ...
+
+    def at(self, pixels: Pixels) -> Float64[np.ndarray, " n"]:
+        """Depth [m] at pixels (x, y) of the picture."""
+        ...
+
+    def map(self) -> Float64[np.ndarray, "h w"]:
+        """Depth [m] of the picture."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a call may state for all methods."""
+
+    shift: float | None = None
+    """Of affine depth, in its own unit, where it is known or assumed: depth is proportional to `relative + shift`."""
+    space: FitSpace | None = None
+    """Of the global fit; None: chosen by left-out errors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One way from relative depth and points to meters."""
+
+    name: str
+    title: str
+    """In a few words, for tables."""
+    run: Callable[[RelativeDepth, SparsePoints, Options], Fitted]
+    min_points: int = 1
+    is_baseline: bool = False
+    """Shown for comparison only: never chosen by "auto"."""
+    folds: int = FOLDS
+    """In how many parts points are left out, at the most, to state its error: each runs the method once more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of a comparison of methods."""
+
+    method: str
+    title: str
+    errors: LeftOutErrors | None
+    """None where the method cannot run with these points, or too few can be left out."""
+    is_baseline: bool
+    note: str = ""
+    """Why there are no errors."""
+
+
+@dataclass(frozen=True, eq=False)
+class _GlobalFit:
+    relative: RelativeDepth
+    fit: Fit
+
+    @property
+    def outliers(self) -> Bool[np.ndarray, " n"]:
+        return self.fit.outliers
+
+    def at(self, pixels: Pixels) -> Float64[np.ndarray, " n"]:
+        return self.fit(self.relative.depth[pixel_indices(pixels, self.relative.depth.shape)])
+
+    def map(self) -> Float64[np.ndarray, "h w"]:
+        return self.fit(self.relative.depth)
+
+
+@dataclass(frozen=True, eq=False)
+class _Interpolated:
+    points: SparsePoints
+    size: tuple[int, int]
+    interpolate: Callable[..., Float64[np.ndarray, " m"]]
+    fit: None = None
+
+    @property
+    def outliers(self) -> Bool[np.ndarray, " n"]:
+        return np.zeros(len(self.points), dtype=bool)
+
+    def at(self, pixels: Pixels) -> Float64[np.ndarray, " n"]:
+        return self.interpolate(self.points.pixels, self.points.depth, pixels)
+
+    def map(self) -> Float64[np.ndarray, "h w"]:
+        rows, columns = np.indices(self.size, dtype=np.float64)
+        return self.at(np.stack([columns.ravel(), rows.ravel()], axis=-1)).reshape(self.size)
+
+
+def global_fit(relative: RelativeDepth, points: SparsePoints, options: Options) -> _GlobalFit:
+    """The robust fit of scale and shift (`fits`)."""
+    at_points = relative.depth[pixel_indices(points.pixels, relative.depth.shape)]
+    fit = fit_points(
+        at_points,
+        points.depth,
+        invariance=relative.invariance,
+        space=options.space or "auto",
+        shift=options.shift,
+    )
+    return _GlobalFit(relative, fit)
+
+
+def _field(relative: RelativeDepth, points: SparsePoints, options: Options) -> ResidualField:
+    return fit_field(relative, points, global_fit(relative, points, options).fit)
+
+
+def _least_squares(relative: RelativeDepth, points: SparsePoints, options: Options) -> _GlobalFit:
+    at_points = relative.depth[pixel_indices(points.pixels, relative.depth.shape)]
+    scale, shift = interpolation.least_squares(at_points, points.depth)
+    floor = 1e-3 * float(points.depth.min())
+    none = np.zeros(len(points), dtype=bool)
+    return _GlobalFit(
+        relative, Fit(space="depth", scale=scale, shift=shift, floor=floor, ceiling=np.inf, outliers=none)
+    )
+
+
+def _interpolated(interpolate: Callable[..., np.ndarray]) -> Callable[..., _Interpolated]:
+    return lambda relative, points, options: _Interpolated(points, relative.depth.shape[:2], interpolate)
+
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        method.name: method
+        for method in (
+            Method(name="nearest", title="nearest point", run=_interpolated(interpolation.nearest), is_baseline=True),
+            Method(
+                name="linear",
+                title="linear interpolation",
+                run=_interpolated(interpolation.linear),
+                is_baseline=True,
+            ),
+            Method(
+                name="least_squares",
+                title="least squares of scale and shift",
+                run=_least_squares,
+                min_points=2,
+                is_baseline=True,
+            ),
+            Method(name="fit", title="robust fit of scale and shift", run=global_fit),
+            Method(name="field", title="fit and field of what is left over", run=_field, min_points=5),
+        )
+    }
+)
+"""By name, the cheapest first among those that are no baselines. A method of another module is a further row:
+`complete(..., methods={**METHODS, "guided": ...})`."""
+
+_GAIN = 0.98  # a dearer method must lower the left-out error to this share
+
+
+def complete(
+    relative: RelativeDepth,
+    points: SparsePoints,
+    *,
+    method: str = "auto",
+    options: Options | None = None,
+    exact: bool = False,
+    methods: Mapping[str, Method] = METHODS,
+) -> Completed:
+    """Metric depth of a photo from relative depth and sparse points.
+
+    Multiplying the points' depths by a factor multiplies the map by it.
+
+    Args:
+        relative: what the model gives.
+        points: what was measured.
+        method: a name in `methods`, or "auto": the one with the smallest left-out error that is no baseline.
+        options: what else is known.
+        exact: the pixels of points have the points' own depth, except for points that contradict the others.
+        methods: the methods to choose from.
+
+    Raises:
+        InvalidValueError: an unknown method, a camera or points of another picture, too few points for the method, or
+            what `fit_points` refuses.
+        MissingExtraError: a method that needs an extra, asked for by its name.
+    """
+    options = options or Options()
+    _check(relative, points)
+    notes: list[str] = list(points.notes)
+    errors: LeftOutErrors | None = None
+    if method == "auto":
+        rows = [row for row in compare(relative, points, options=options, methods=methods) if not row.is_baseline]
+        method, errors = _best(rows)
+    elif method not in methods:
+        raise InvalidValueError(f"method={method!r} is not known; use auto or one of {', '.join(methods)}")
+    chosen = methods[method]
+    if len(points) < chosen.min_points:
+        raise InvalidValueError(
+            f"the method {method} needs {chosen.min_points} points, and there are {len(points)}; use the method fit"
+        )
+    fitted = chosen.run(relative, points, options)
+    if errors is None:
+        errors = left_out_errors(lambda some: chosen.run(relative, some, options), points, folds=chosen.folds)
+    depth = fitted.map()
+    if exact:
+        kept = ~fitted.outliers
+        depth = depth.copy()
+        depth[pixel_indices(points.pixels[kept], depth.shape)] = points.depth[kept]
+    fit = fitted.fit
+    if errors is not None and errors.num_outliers:
+        share = 100 * errors.num_outliers / errors.num_points
+        notes.append(f"{errors.num_outliers} of {errors.num_points} points ({share:.0f} %) contradict the others")
+    return Completed(
+        depth=depth.astype(np.float32),
+        method=method,
+        scale=1.0 if fit is None else fit.scale,
+        shift=0.0 if fit is None else fit.shift,
+        space="depth" if fit is None else fit.space,
+        errors=errors,
+        facts={"num_points": len(points), "points": points.source, **({} if fit is None else {"fit": fit.reason})},
+        notes=tuple(notes),
+    )
+
+
+def compare(
+    relative: RelativeDepth,
+    points: SparsePoints,
+    *,
+    options: Options | None = None,
+    methods: Mapping[str, Method] = METHODS,
+    names: Sequence[str] | None = None,
+) -> list[Row]:
+    """The methods and baselines with their left-out errors, in the order of `methods`; for printing beside a result."""
+    options = options or Options()
+    _check(relative, points)
+    rows = []
+    for name in names if names is not None else methods:
+        method, errors, note = methods[name], None, ""
+        try:
+            if len(points) < method.min_points:
+                note = f"needs {method.min_points} points"
+            else:
+                errors = left_out_errors(
+                    lambda some, method=method: method.run(relative, some, options),
+                    points,
+                    min_points=method.min_points,
+                    folds=method.folds,
+                )
+                note = "" if errors else "too few points to leave any out"
+        except (InvalidValueError, MissingExtraError) as error:
+            note = str(error)
+        rows.append(Row(method=name, title=method.title, errors=errors, is_baseline=method.is_baseline, note=note))
+    return rows
+
+
+def _best(rows: Sequence[Row]) -> tuple[str, LeftOutErrors | None]:
+    """The row with the smallest left-out error; a later one only where it pays. Without errors, the first."""
+    best = rows[0]
+    for row in rows[1:]:
+        if row.errors is not None and (best.errors is None or row.errors.mean_m < _GAIN * best.errors.mean_m):
+            best = row
+    return best.method, best.errors
+
+
+def _check(relative: RelativeDepth, points: SparsePoints) -> None:
+    height, width = relative.depth.shape
+    if relative.camera.size != (height, width):
+        raise InvalidValueError(
+            f"the depth map is {height}x{width} and the camera's picture {relative.camera.height}x"
+            f"{relative.camera.width}; use camera.resized"
+        )
+    if len(points) == 0:
+        raise InvalidValueError("there are no points; give at least one pixel with its depth in meters")
+    x, y = points.pixels.T
+    outside = (x < -0.5) | (x > width - 0.5) | (y < -0.5) | (y > height - 0.5)
+    if outside.any():
+        raise InvalidValueError(
+            f"{int(outside.sum())} of {len(points)} points lie outside of the picture of {height}x{width}; leave them "
+            "out, or scale them to its size"
+        )

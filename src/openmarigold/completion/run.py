@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many photos to metric depth: `predict` with a finisher that knows something in meters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from openmarigold.camera import Camera
+from openmarigold.checkpoints.checkpoint import Checkpoint
+from openmarigold.completion.evidence import SparsePoints
+from openmarigold.completion.guided import GuidedSettings
+from openmarigold.completion.known import KnownConfig
+from openmarigold.completion.meters import KnownDepth, relative_depth, to_meters
+from openmarigold.completion.points import PointOptions, camera_ray_lengths, read_points
+from openmarigold.config import Invariance, OutputConfig, PredictConfig
+from openmarigold.errors import DataError, InvalidValueError
+from openmarigold.files import file_sha256
+from openmarigold.modalities import Modality
+from openmarigold.modalities.metric import METRIC
+from openmarigold.predictor import Predictor
+from openmarigold.predictor.run import BatchResult, Event, predict_files
+from openmarigold.results.prediction import Prediction
+
+
+def metric_files(
+    inputs: Iterable[Path | str] | Path | str,
+    *,
+    output_dir: Path | str,
+    known: KnownConfig,
+    config: PredictConfig | None = None,
+    output: OutputConfig | None = None,
+    overwrite: bool = False,
+    report: Callable[[Event], object] = lambda event: None,
+) -> BatchResult:
+    """Metric depth of photos and all photos in folders: `predict_files`, with results in meters.
+
+    A photo whose points are missing or do not fix a scale is reported and counted, and does not stop the others. Files
+    of points count by their bytes: changed ones make results new.
+
+    Raises:
+        OutputError, InvalidValueError, MissingExtraError, CheckpointError: see `predict_files`.
+    """
+    config = config or PredictConfig()
+    if known.method == "guided":
+        if config.engine not in ("auto", "torch"):
+            raise InvalidValueError(
+                f"method='guided' needs gradients, which engine {config.engine} does not give; use torch"
+            )
+        config = replace(config, engine="torch")
+    finisher = MetersFromKnown(known, config)
+    given: dict[str, Any] = {"output": output, "overwrite": overwrite, "report": report}
+    return predict_files(inputs, output_dir=output_dir, config=config, finisher=finisher, **given)
+
+
+POINT_SUFFIXES = (".csv", ".txt", ".tsv", ".npy", ".npz", ".png", ".exr", ".ply", ".xyz", ".bin")
+"""Of the files of photos in a folder, the first one that is there."""
+
+
+class MetersFromKnown:
+    """A `Finisher` that turns predictions of depth into meters."""
+
+    modality: Modality = METRIC
+    invariance: Invariance = "absolute"
+
+    def __init__(self, known: KnownConfig, config: PredictConfig) -> None:
+        self.known = known
+        self._guided = GuidedSettings(
+            num_inference_steps=config.num_inference_steps,
+            ensemble_size=config.ensemble_size,
+            seed=config.seed,
+            processing_resolution=config.processing_resolution,
+        )
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {"known": self.known.to_dict()}
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        if [kind.name for kind in checkpoint.predicts.maps] != [kind.name for kind in METRIC.maps]:
+            raise InvalidValueError(
+                f"{checkpoint.name} predicts {checkpoint.predicts.title}, and meters need depth; give another "
+                "checkpoint"
+            )
+        for name in ("points", "metric_map", "transform"):
+            path: Path | None = getattr(self.known, name)
+            if path is not None and not path.exists():
+                raise InvalidValueError(f"{name}: {path} does not exist; check the name")
+
+    def facts_of(self, photo: Path, result: str) -> Mapping[str, Any]:
+        files = {name: _file_for(getattr(self.known, name), photo, result) for name in ("points", "metric_map")}
+        files["transform"] = self.known.transform
+        return {f"{name}_sha256": _sha256(path) for name, path in files.items() if path is not None}
+
+    def finish(self, prediction: Prediction, photo: Path, result: str, predictor: Predictor) -> Prediction:
+        camera = relative_depth(prediction).camera
+        read = [
+            self._read(path, camera, photo)
+            for path in (_file_for(getattr(self.known, name), photo, result) for name in ("points", "metric_map"))
+            if path is not None
+        ]
+        return to_meters(
+            prediction,
+            known_depth=[self._planar(x, y, depth, camera) for x, y, depth in self.known.depths],
+            known_length=self.known.lengths,
+            camera_height=self.known.height_m,
+            points=_together(read),
+            method=self.known.method,
+            predictor=predictor,
+            guided=self._guided,
+        )
+
+    def _read(self, path: Path, camera: Camera, photo: Path) -> SparsePoints:
+        known = self.known
+        options = PointOptions(
+            unit=known.unit,
+            depth_scale=known.depth_scale,
+            image=photo.name,
+            transform=known.transform,
+            along_ray=known.measured == "ray",
+            remove_see_through=known.remove_see_through,
+        )
+        return read_points(path, camera=camera, options=options)
+
+    def _planar(self, x: float, y: float, depth: float, camera: Camera) -> KnownDepth:
+        if self.known.measured == "ray":
+            depth /= float(camera_ray_lengths(camera, np.array([[x, y]]))[0])
+        return x, y, depth
+
+
+def _together(parts: list[SparsePoints]) -> SparsePoints | None:
+    if not parts:
+        return None
+    return SparsePoints(
+        pixels=np.concatenate([part.pixels for part in parts]),
+        depth=np.concatenate([part.depth for part in parts]),
+        source=", ".join(part.source for part in parts),
+        notes=tuple(note for part in parts for note in part.notes),
+    )
+
+
+def _file_for(given: Path | None, photo: Path, result: str) -> Path | None:
+    """The file of a photo: what was given, or the one of the photo's name in the given folder.
+
+    Raises:
+        DataError: the folder has none.
+    """
+    if given is None or not given.is_dir() or _is_model(given):
+        return given
+    stems = dict.fromkeys((result, PurePosixPath(result).name, photo.stem))
+    for stem in stems:
+        for suffix in POINT_SUFFIXES:
+            path = given / f"{stem}{suffix}"
+            if path.is_file():
+                return path
+    raise DataError(
+        f"{photo}: {given} holds no file of its points, {photo.stem}{{{','.join(POINT_SUFFIXES)}}}; add it, or leave "
+        "the photo out"
+    )
+
+
+def _is_model(folder: Path) -> bool:
+    """Whether a folder is a COLMAP model, which serves all photos."""
+    return any((folder / f"points3D{suffix}").is_file() for suffix in (".bin", ".txt"))
+
+
+def _sha256(path: Path) -> str:
+    """Of a file, or of the files of a folder."""
+    if path.is_file():
+        return file_sha256(path)
+    return "+".join(file_sha256(file) for file in sorted(path.iterdir()) if file.is_file())

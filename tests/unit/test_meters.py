@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From relative depth to meters by lengths, heights, depths, points and maps: against scenes whose sizes are known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from openmarigold.camera import Camera
+from openmarigold.cli import run
+from openmarigold.completion.evidence import SparsePoints
+from openmarigold.completion.known import KnownConfig
+from openmarigold.completion.measured import measure, measure_file
+from openmarigold.completion.meters import to_meters
+from openmarigold.completion.run import metric_files
+from openmarigold.errors import InvalidValueError
+from openmarigold.results.manifest import Manifest
+from openmarigold.results.prediction import Prediction
+from openmarigold.results.provenance import read_provenance
+from tiny import make_photo
+
+SIZE = (60, 80)
+CAMERA = Camera.from_fov(SIZE, 70.0)
+HEIGHT = 1.6
+
+
+def room(wall: float = 4.0) -> np.ndarray:
+    """Depth [m] of a floor 1.6 m below the camera and a wall ahead."""
+    rays = CAMERA.rays().astype(np.float64)
+    floor = np.where(rays[..., 1] > 0, HEIGHT / np.maximum(rays[..., 1], 1e-9), np.inf)
+    return np.minimum(floor, wall)
+
+
+def predicted(scale: float = 0.2, offset: float = 0.0, invariance: str = "scale", **settings: Any) -> Prediction:
+    """A perfect prediction: depth [m] = (depth - offset) / scale."""
+    depth = (room() * scale + offset).astype(np.float32)
+    return Prediction(maps={"depth": depth}, camera=CAMERA, settings={"invariance": invariance, **settings})
+
+
+def test_a_known_depth_gives_the_scale() -> None:
+    found = to_meters(predicted(), known_depth=[(40, 5, 4.0)])
+    np.testing.assert_allclose(found.depth, room(), rtol=1e-5)
+    assert found.modality == "metric"
+    assert found.settings["unit"] == "m"
+    assert found.settings["convention"] == "planar"
+    assert found.settings["camera"]["fov"] == pytest.approx(70.0)
+    assert found.settings["left_out_errors"] is None
+
+
+def test_two_depths_give_scale_and_shift_of_affine_depth() -> None:
+    depth = room()
+    known = [(40, 5, float(depth[5, 40])), (40, 58, float(depth[58, 40]))]
+    found = to_meters(predicted(0.2, -0.1, "affine"), known_depth=known)
+    np.testing.assert_allclose(found.depth, depth, rtol=1e-4)
+    assert found.settings["scale"] == pytest.approx(5.0, rel=1e-4)
+    assert found.settings["shift"] == pytest.approx(0.5, rel=1e-3)
+
+
+def test_a_shift_that_is_assumed_is_said_and_one_that_was_estimated_is_taken() -> None:
+    assumed = to_meters(predicted(0.2, -0.1, "affine"), known_depth=[(40, 5, 4.0)])
+    assert any("a shift of 0.1 is assumed" in note for note in assumed.settings["notes"])
+    estimated = to_meters(predicted(0.2, -0.15, "affine", shift=0.15), known_depth=[(40, 5, 4.0)])
+    assert "notes" not in estimated.settings
+    np.testing.assert_allclose(estimated.depth, room(), rtol=1e-4)
+
+
+def test_a_known_length_gives_the_scale() -> None:
+    length = 60 * 4.0 / CAMERA.fx  # of 60 pixels on the wall
+    found = to_meters(predicted(), known_length=[(10, 5, 70, 5, length)])
+    np.testing.assert_allclose(found.depth, room(), rtol=1e-5)
+
+
+def test_lengths_that_contradict_each_other_are_said() -> None:
+    length = 60 * 4.0 / CAMERA.fx
+    known = [(10, 5, 70, 5, length), (10, 6, 70, 6, length), (10, 7, 70, 7, 2 * length)]
+    found = to_meters(predicted(), known_length=known)
+    np.testing.assert_allclose(found.depth, room(), rtol=1e-5)
+    assert any("contradict each other" in note for note in found.settings["notes"])
+
+
+def test_the_height_of_the_camera_gives_the_scale() -> None:
+    far = Prediction(maps={"depth": room(9.0).astype(np.float32) / 5}, camera=CAMERA, settings={"invariance": "scale"})
+    found = to_meters(far, camera_height=HEIGHT)
+    np.testing.assert_allclose(found.depth, room(9.0), rtol=0.01)
+    np.testing.assert_allclose(found.settings["ground_normal"], [0, -1, 0], atol=0.02)
+
+
+def test_points_give_an_error_estimate_and_what_other_methods_would_give() -> None:
+    rng = np.random.default_rng(5)
+    pixels = np.stack([rng.integers(0, 80, 60), rng.integers(0, 60, 60)], axis=-1).astype(np.float64)
+    depth = room()[pixels[:, 1].astype(int), pixels[:, 0].astype(int)]
+    found = to_meters(predicted(), points=SparsePoints(pixels=pixels, depth=depth), method="fit")
+    np.testing.assert_allclose(found.depth, room(), rtol=1e-4)
+    assert found.settings["left_out_errors"]["mean_m"] < 1e-3
+    by_name = {row["method"]: row["left_out_errors"] for row in found.settings["compared"]}
+    assert {"nearest", "linear", "least_squares", "fit", "field"} <= set(by_name)
+    assert by_name["nearest"]["mean_m"] > by_name["fit"]["mean_m"]
+
+
+def test_the_map_of_another_tool_may_have_another_size() -> None:
+    found = to_meters(predicted(0.2, -0.1, "affine"), metric_map=room()[::2, ::2] * 1.5, method="fit")
+    ratio = np.median(found.depth / room())
+    assert ratio == pytest.approx(1.5, rel=0.03)  # pixels of the smaller map lie between pixels of the larger
+
+
+def test_the_spread_of_members_becomes_meters() -> None:
+    prediction = predicted()
+    spread = np.full(SIZE, 0.01, dtype=np.float32)
+    with_spread = Prediction(
+        maps=prediction.maps, uncertainties={"uncertainty": spread}, camera=CAMERA, settings=prediction.settings
+    )
+    found = to_meters(with_spread, known_depth=[(40, 5, 4.0)])
+    np.testing.assert_allclose(found.uncertainties["metric_uncertainty"], 0.05, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [
+        ({}, "give one kind of what is known"),
+        ({"known_depth": [(1, 1, 2.0)], "camera_height": 1.6}, "give one kind of what is known"),
+        ({"known_depth": [(80, 1, 2.0)]}, "outside of the picture of 80x60"),
+        ({"known_depth": [(1, 1, -2.0)]}, "-2 at 1,1 is not accepted; give meters above 0"),
+        ({"known_length": [(1, 1, 5, 5, 0.0)]}, "give meters above 0"),
+        ({"known_length": [(1, 1, 1, 1, 2.0)]}, "show the same point"),
+        ({"camera_height": 0.0}, "give meters above 0"),
+        ({"metric_map": np.ones((60, 60))}, "must show the same part of the scene"),
+        ({"metric_map": np.zeros((60, 80))}, "no pixel above 0"),
+    ],
+)
+def test_what_is_not_accepted_is_named(known: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidValueError, match=message):
+        to_meters(predicted(), **known)
+
+
+def test_other_predictions_are_refused() -> None:
+    normals = Prediction(maps={"normals": np.zeros((4, 4, 3), dtype=np.float32)}, modality="normals")
+    with pytest.raises(InvalidValueError, match="a prediction of normals has no depth; predict depth"):
+        to_meters(normals, known_depth=[(1, 1, 1.0)])
+
+
+def test_lengths_are_measured_in_meters() -> None:
+    found = to_meters(predicted(), known_depth=[(40, 5, 4.0)])
+    assert measure(found, (10, 5), (70, 5)).value == pytest.approx(60 * 4.0 / CAMERA.fx, rel=1e-4)
+    with pytest.raises(InvalidValueError, match="a prediction of depth is not in meters"):
+        measure(predicted(), (10, 5), (70, 5))
+
+
+# --- Folders
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a", "b"):
+        Image.fromarray(make_photo(48, 64, seed=ord(name))).save(folder / f"{name}.png")
+    return folder
+
+
+def write_points(path: Path, scale: float = 1.0) -> None:
+    rows = [f"{x},{y},{scale * (1 + 0.01 * x + 0.02 * y)}" for x in range(3, 64, 9) for y in range(3, 48, 9)]
+    path.write_text("x,y,depth\n" + "\n".join(rows), encoding="utf-8")
+
+
+def test_a_folder_with_points_is_resumed_and_one_missing_file_stops_no_other(photos: Path, tmp_path: Path) -> None:
+    points, out = tmp_path / "points", tmp_path / "out"
+    points.mkdir()
+    write_points(points / "a.csv")
+    known = KnownConfig(points=points)
+    first = metric_files(photos, output_dir=out, known=known)
+    assert first.num_predicted == 1
+    ((failed, reason),) = first.failed
+    assert failed.name == "b.png" and "holds no file of its points, b{.csv," in reason
+    write_points(points / "b.csv")
+    second = metric_files(photos, output_dir=out, known=known)
+    assert (second.num_predicted, len(second.skipped)) == (1, 1)
+    before = (out / "a_metric.npy").read_bytes()
+    write_points(points / "a.csv", scale=2.0)
+    third = metric_files(photos, output_dir=out, known=known)
+    assert (third.num_predicted, len(third.skipped)) == (1, 1)
+    ratio = np.load(out / "a_metric.npy") / np.load(tmp_path / "out" / "a_metric.npy")
+    assert ratio == pytest.approx(1.0)
+    assert (out / "a_metric.npy").read_bytes() != before
+    # The same again gives the same bytes.
+    bytes_of = {path.name: path.read_bytes() for path in out.iterdir() if path.suffix in (".npy", ".png")}
+    metric_files(photos, output_dir=out, known=known, overwrite=True)
+    assert bytes_of == {path.name: path.read_bytes() for path in out.iterdir() if path.suffix in (".npy", ".png")}
+
+
+def test_files_state_camera_unit_and_fit(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    status = run(
+        ["metric", str(photos / "a.png"), "-o", str(out), "--known-depth", "30,20=2.5", "--format", "npy", "png"]
+    )
+    assert status == 0
+    depth = np.load(out / "a_metric.npy")
+    assert depth[20, 30] == pytest.approx(2.5, rel=1e-5)
+    record = read_provenance(out / "a_metric.png")
+    assert record["unit"] == "m"
+    assert record["camera"]["source"] == "assumed"
+    assert record["content"] == "planar depth in millimeters, 0 is unknown"
+    assert record["known"]["known_depth"] == ["30,20=2.5"]
+    with Image.open(out / "a_metric.png") as image:
+        assert np.asarray(image)[20, 30] == 2500
+    line = Manifest(out, "metric").standing("a")
+    assert line is not None and set(line["outputs"]) == {"a_metric.npy", "a_metric.png", "a_metric_colored.png"}
+
+
+def test_measure_prints_a_length(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    metric_files(photos / "a.png", output_dir=out, known=KnownConfig(known_depth=("30,20=2.5",)))
+    capsys.readouterr()
+    assert run(["measure", str(out / "a_metric.npy"), "30,20", "31,20"]) == 0
+    assert "m (how exact is not known)" in capsys.readouterr().out
+    length, unit = measure_file(out / "a_metric.npy", (30, 20), (31, 20))
+    assert unit == "m" and length.value > 0
+    assert run(["measure", str(out / "a_metric.npy"), "30,20", "64,20", "--json"]) == 2
+    assert "outside of the picture of 64x48" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_measuring_needs_meters(tmp_path: Path) -> None:
+    prediction = predicted()
+    prediction.save(tmp_path, "x")
+    with pytest.raises(InvalidValueError, match="carries no provenance"):
+        measure_file(tmp_path / "x_depth.npy", (1, 1), (2, 2))

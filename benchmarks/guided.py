@@ -19,7 +19,8 @@ import numpy as np
 from openmarigold import Predictor
 from openmarigold.camera import Camera
 from openmarigold.completion.evidence import RelativeDepth, SparsePoints
-from openmarigold.completion.guided import GuidedSettings, guided_method
+from openmarigold.completion.guided import guided_method
+from openmarigold.completion.guided_settings import GuidedSettings
 from openmarigold.completion.methods import METHODS, Options
 from openmarigold.data.shards import ShardedDataset
 

@@ -94,10 +94,9 @@ def smooth_noise(random: np.random.Generator, size: tuple[int, int], channels: i
         kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / correlation) ** 2)
         for axis in (0, 1):
             padded = np.pad(noise, [(reach, reach) if a == axis else (0, 0) for a in range(3)], mode="reflect")
-            noise = sum(
-                weight * np.take(padded, np.arange(shift, shift + noise.shape[axis]), axis=axis)
-                for shift, weight in enumerate(kernel)
-            )
+            noise = np.zeros_like(noise)
+            for shift, weight in enumerate(kernel):
+                noise += weight * np.take(padded, np.arange(shift, shift + noise.shape[axis]), axis=axis)
     return noise / noise.std()
 
 

@@ -296,7 +296,7 @@ def test_points_that_cannot_be_are_counted():
     assert points.notes == (
         "2 of 8 points are not finite and were left out",
         "2 of 8 points have depth 0 or less and were left out",
-        "2 of 8 points lie outside of the picture of 20x40 and were left out",
+        "2 of 8 points lie outside of the picture of 40x20 and were left out",
     )
 
 

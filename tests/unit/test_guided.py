@@ -15,8 +15,9 @@ from torch.nn import functional
 from openmarigold import Predictor
 from openmarigold.camera import Camera
 from openmarigold.completion.evidence import Completed, RelativeDepth, SparsePoints
-from openmarigold.completion.guidance import Adam, AffineFit, PowerFit, loss_at_points, neighbors
-from openmarigold.completion.guided import GuidedSettings, guided, guided_method
+from openmarigold.completion.guidance import Adam, AffineFit, PowerFit, Smoothing, loss_at_points, neighbors
+from openmarigold.completion.guided import guided, guided_method
+from openmarigold.completion.guided_settings import GuidedSettings
 from openmarigold.completion.methods import METHODS, complete
 from openmarigold.engines.torch import TorchEngine
 from openmarigold.errors import InvalidValueError
@@ -119,6 +120,7 @@ def test_published_settings_are_the_published_ones() -> None:
     settings = GuidedSettings.published()
     assert (settings.num_inference_steps, settings.iterations, settings.loss) == (50, 1, "squared")
     assert (settings.learning_rate, settings.fit_rate, settings.rescale) == (0.05, 0.005, True)
+    assert settings.smoothing == 0
     assert settings.timestep_spacing == "trailing" and settings.seed == 2024
 
 
@@ -193,6 +195,23 @@ def test_losses_by_hand() -> None:
     loss, gradient = loss_at_points(np.array([2.0, 5.0]), np.array([1.0, 10.0]), "robust")
     assert loss == pytest.approx(np.log(2.0))
     np.testing.assert_allclose(gradient, [0.5 / 2, -0.2 / 2])
+
+
+def test_smoothing_adds_wide_structures_and_stays_downhill() -> None:
+    peak = np.zeros((1, 1, 31, 41), dtype=np.float32)
+    peak[0, 0, 15, 20] = 1.0
+    np.testing.assert_array_equal(Smoothing((31, 41), 50, 0.0)(peak), peak)
+    # One point for each 25.42 cells, half of their distance: widths 2.521, 5.042 and 10.08 cells, weights 2.5 of that.
+    found = Smoothing((31, 41), 50, 0.5)(peak)[0, 0]
+    widths = 0.5 * np.sqrt(31 * 41 / 50) * np.array([1, 2, 4])
+    center = 1 + sum(2.5 * width / (2 * np.pi * width**2) for width in widths)
+    beside = sum(2.5 * width * np.exp(-0.5 * 9 / width**2) / (2 * np.pi * width**2) for width in widths)
+    assert found[15, 20] == pytest.approx(center, rel=1e-5) and found[15, 23] == pytest.approx(beside, rel=1e-5)
+    rng = np.random.default_rng(0)
+    one, other = (rng.normal(size=(1, 2, 31, 41)).astype(np.float32) for _ in range(2))
+    smooth = Smoothing((31, 41), 50, 0.5)
+    assert float((smooth(one) * other).sum()) == pytest.approx(float((one * smooth(other)).sum()), rel=1e-3)
+    assert float((smooth(one) * one).sum()) >= float((one * one).sum())
 
 
 @pytest.mark.parametrize("grid", [(45, 64), (17, 90), SIZE])
@@ -321,7 +340,7 @@ def test_precision_tiny_autoencoder_and_memory(
     ("pixels", "depth", "message"),
     [
         ([], [], "there are no points; give at least one pixel"),
-        ([[900.0, 3.0], [3.0, 3.0]], [2.0, 3.0], "1 of 2 points lie outside of the picture of 40x56"),
+        ([[900.0, 3.0], [3.0, 3.0]], [2.0, 3.0], "1 of 2 points lie outside of the picture of 56x40"),
         ([[3.0, 3.0]], [2.0], "all 1 points lie at 2 m, and tiny-kl knows depth up to scale and shift"),
         ([[3.0, 3.0], [9.0, 9.0]], [2.0, 2.0], "all 2 points lie at 2 m"),
         ([[3.0, 3.0], [9.0, 9.0]], [2.0, np.nan], "1 of 2 points have no depth above 0"),

@@ -306,8 +306,11 @@ def test_training_is_validated_on_its_own_maps(workspace: Path, tmp_path: Path) 
 
 
 # Where a name is compared and no modality could be asked: formats of before there were modalities, the task of
-# transformers' pipeline, the unit that only depth has.
+# transformers' pipeline, the unit that only depth has, a space in which fits are affine.
 _COMPARED = {
+    "completion/fits.py: space == 'depth'",
+    "completion/fits.py: space not in ('auto', 'depth')",
+    "completion/meters.py: found.space == 'depth'",
     "cli/data.py: name == 'depth'",
     "data/shards.py: 'depth' in found",
     "evaluation/benchmark_readers.py: files['depth'][:6] == b'\\x93NUMPY'",

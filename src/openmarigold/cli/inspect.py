@@ -17,7 +17,7 @@ class Inspect:
     """Print where a result file comes from: checkpoint, settings, hashes."""
 
     file: tyro.conf.Positional[Path]
-    """Result of `predict`: .png, .npz, .exr, or .npy next to its manifest."""
+    """Result of `predict`: .png, .npz, .exr, .ply, .glb, or .npy next to its manifest."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print it as JSON."""
 

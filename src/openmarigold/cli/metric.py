@@ -53,7 +53,7 @@ def run_metric(command: Metric) -> int:
         def report(event: Event) -> None:
             if event.error is not None:
                 note(f"error: {event.error}")
-            if event.note is not None:
+            if event.note is not None and event.done == 0:  # those of photos are printed with their fits
                 note(f"note: {event.note}")
             advance(event.done, event.total)
 
@@ -91,7 +91,7 @@ def _fits(output_dir: Path) -> dict[str, dict[str, Any]]:
     for name in dict.fromkeys(line["result"] for line in manifest.lines()):
         line = manifest.standing(name)
         if line is not None and line["status"] == "done":
-            found[name] = {key: line["provenance"].get(key) for key in _SHOWN}
+            found[name] = {key: line["provenance"].get(key) for key in _SHOWN} | {"notes": line.get("notes", [])}
     return found
 
 
@@ -110,6 +110,8 @@ def _print_fit(name: str, record: dict[str, Any]) -> None:
         f"{name}: {record['method']}, scale {record['scale']:.4g}, shift {record['shift']:.4g} in "
         f"{record['fit_space']}; {error}; field of view {camera['fov']:.1f}° ({camera['source']})"
     )
+    for note in record["notes"]:
+        say(f"note: {note}")
     if not any(row["left_out_errors"] for row in record["compared"] or ()):
         return
     table = Table("method", "error at points left out [m]", title="each tenth of the points left out in turn")

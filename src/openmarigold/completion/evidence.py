@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -16,11 +15,6 @@ from openmarigold.camera import Camera
 FitSpace: TypeAlias = Literal["depth", "log", "disparity"]
 """Where a fit is affine: meters = scale * d + shift; log(meters) = scale * log(d) + shift; 1 / meters = scale / d +
 shift."""
-
-
-Unit: TypeAlias = Literal["m", "cm", "mm", "in", "ft"]
-METERS: Mapping[str, float] = MappingProxyType({"m": 1.0, "cm": 0.01, "mm": 0.001, "in": 0.0254, "ft": 0.3048})
-"""Meters of each unit."""
 
 
 @dataclass(frozen=True, kw_only=True)

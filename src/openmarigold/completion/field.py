@@ -4,8 +4,8 @@
 A model's error is smooth within a surface and jumps between surfaces. So the field is a Gaussian process over three
 coordinates: the pixel's column and row, and the logarithm of its fitted depth. Two pixels that are near each other in
 the picture but far in depth share little. The field returns to 0, the global fit, where no point is near (shrinkage).
-Length scales and noise are those with the smallest left-out error on the points themselves, in closed form
-(Rasmussen and Williams 2006, eq. 5.12). Points that contradict their neighbors get more noise and so less weight.
+The noise is the one with the smallest left-out error on the points themselves, in closed form (Rasmussen and Williams
+2006, eq. 5.12). Points that contradict their neighbors get more noise and so less weight.
 
 The cost grows with the cube of the points. Of many points, `MOST_CENTERS` carry the field, and a normalized convolution
 over the nearest points adds what they miss.
@@ -30,20 +30,19 @@ MOST_CENTERS = 800
 Places = Float64[np.ndarray, "n 3"]
 """Column, row (as shares of the longer side) and log of fitted depth."""
 
-_KERNELS: tuple[tuple[float, float, float], ...] = (
-    (0.25, 0.3, 0.1),
-    (0.5, 0.3, 0.1),
-    (0.5, 0.6, 0.05),
-    (1.0, 1.0, 0.05),
-)
-"""Length in the picture, length in log depth, share of noise in the variance: what is tried."""
-_ROUNDS = 4
+_LENGTHS = (0.4, 0.8)
+"""In the picture and in log depth: where the covariance has fallen to about a half."""
+_NOISES = (0.05, 0.01, 0.003, 0.001, 0.0003)
+"""Share of noise in the variance of a residual: what is tried. Little noise follows every point."""
+_ROUNDS = 3
 _TOLERATED = 2.0  # robust sigmas of a left-out residual, up to which a point keeps its weight
-_SMALLEST_WEIGHT = 1e-4
+_LARGEST = 0.25  # left-out residual, in the choice of noise: beyond it, a point that is wrong counts no more
+_SMALLEST_WEIGHT = 1e-5
 _CONTRADICTS = 0.2  # weight below which a point is reported
+_AGREES = 0.03  # difference in log depth up to which a point is never reported
 _CHUNK = 16384
-_STEP = 4  # pixels between the nodes of the map
-_LEVELS = 3  # nodes in a length of log depth
+_STEPS = 80  # between the nodes of the map, along the longer side
+_LEVELS = 8  # nodes in a length of log depth
 _NEIGHBORS = 16
 _TINY = 1e-12
 
@@ -107,7 +106,7 @@ class ResidualField:
     def map(self) -> Float64[np.ndarray, "h w"]:
         """Depth [m] of the picture; the field is linear between nodes that are finer than its lengths."""
         fitted = self.fit(self.relative.depth)
-        logs = np.log(fitted)
+        logs = np.log(np.where(np.isfinite(fitted), fitted, self.fit.floor))  # unknown pixels stay unknown below
         field = _on_nodes(self.process, logs)
         if self.detail is None:
             return fitted * np.exp(np.clip(field, -self.limit, self.limit))
@@ -129,12 +128,13 @@ def fit_field(relative: RelativeDepth, points: SparsePoints, fit: Fit) -> Residu
     residuals = np.log(points.depth / fitted)
     chosen = _chosen(len(points))
     process, weights = _best_process(places[chosen], residuals[chosen])
+    left = residuals - process(places)
     limit = max(float(np.abs(residuals[chosen][weights > _CONTRADICTS]).max(initial=0.0)), _TINY)
     if len(chosen) == len(points):
-        return ResidualField(relative, fit, weights <= _CONTRADICTS, process, None, limit)
-    left = residuals - process(places)
+        outliers = (weights <= _CONTRADICTS) & (np.abs(left) > _AGREES)
+        return ResidualField(relative, fit, outliers, process, None, limit)
     sigma = max(1.4826 * float(np.median(np.abs(left))), _TINY)
-    outliers = np.abs(left) > 4 * sigma
+    outliers = np.abs(left) > max(4 * sigma, _AGREES)
     kept = ~outliers
     radius = 0.7 * float(np.sqrt(np.prod(relative.depth.shape) / kept.sum())) / max(relative.depth.shape)
     detail = _Detail(places[kept], left[kept], radius, process.lengths[1] / 2)
@@ -164,31 +164,37 @@ def _all_places(logs: Float64[np.ndarray, "h w"]) -> Places:
 
 
 def _kernel(a: Places, b: Float64[np.ndarray, "m 3"], lengths: tuple[float, float]) -> Float64[np.ndarray, "n m"]:
-    """exp(-distance): the covariance of a field that is continuous but not smooth, as errors of models are."""
-    scale = np.array([lengths[0], lengths[0], lengths[1]])
-    a, b = a / scale, b / scale
+    """Matérn's covariance of smoothness 3/2: a field that is smooth, but may turn quickly."""
+    scale = np.sqrt(3.0) / np.array([lengths[0], lengths[0], lengths[1]])
+    a, b = a * scale, b * scale
     square = np.square(a).sum(axis=1)[:, None] + np.square(b).sum(axis=1)[None] - 2.0 * (a @ b.T)
-    np.sqrt(np.maximum(square, 0.0, out=square), out=square)
-    return np.exp(np.negative(square, out=square), out=square)
+    distance = np.sqrt(np.maximum(square, 0.0, out=square), out=square)
+    out = np.exp(-distance)
+    out *= np.add(distance, 1.0, out=distance)
+    return out
 
 
 def _best_process(places: Places, residuals: Float64[np.ndarray, " n"]) -> tuple[_Process, np.ndarray]:
     """The process with the smallest left-out error, and the weights of the points."""
     best: tuple[float, _Process, np.ndarray] | None = None
-    for picture, depth, noise in _KERNELS:
-        covariance = _kernel(places, places, (picture, depth))
-        coefficients, weights, error = _solved(covariance, residuals, noise)
-        if best is None or error < best[0]:
-            best = error, _Process(places, coefficients, (picture, depth)), weights
+    covariance = _kernel(places, places, _LENGTHS)
+    weights = np.ones(len(residuals))
+    for noise in _NOISES:
+        coefficients, weights, error = _solved(covariance, residuals, noise, weights)
+        if best is not None and error >= best[0]:
+            break
+        best = error, _Process(places, coefficients, _LENGTHS), weights
     assert best is not None
     return best[1], best[2]
 
 
 def _solved(
-    covariance: Float64[np.ndarray, "n n"], residuals: Float64[np.ndarray, " n"], noise: float
+    covariance: Float64[np.ndarray, "n n"],
+    residuals: Float64[np.ndarray, " n"],
+    noise: float,
+    weights: Float64[np.ndarray, " n"],
 ) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"], float]:
-    """Coefficients of the kernels, weights of the points, and the robust mean of the left-out errors."""
-    weights = np.ones(len(residuals))
+    """Coefficients of the kernels, new weights of the points, and the mean of left-out errors, each capped."""
     coefficients, left_out = np.zeros(len(residuals)), residuals
     for _ in range(_ROUNDS):
         inverse = np.linalg.inv(covariance + np.diag(noise / weights))
@@ -202,8 +208,7 @@ def _solved(
         if sigma <= _TINY:
             break
         weights = np.maximum(np.minimum(1.0, _TOLERATED * sigma / np.maximum(ratio, _TINY)) ** 4, _SMALLEST_WEIGHT)
-    kept = max(1, round(0.85 * len(residuals)))
-    return coefficients, weights, float(np.sort(np.abs(left_out))[:kept].mean())
+    return coefficients, weights, float(np.minimum(np.abs(left_out), _LARGEST).mean())
 
 
 def _on_nodes(process: _Process, logs: Float64[np.ndarray, "h w"]) -> Float64[np.ndarray, "h w"]:
@@ -211,17 +216,18 @@ def _on_nodes(process: _Process, logs: Float64[np.ndarray, "h w"]) -> Float64[np
     height, width = logs.shape
     longer, spacing = max(height, width), process.lengths[1] / _LEVELS
     low = float(logs.min())
-    rows, columns = -(-height // _STEP) + 1, -(-width // _STEP) + 1
+    step = max(1, round(longer / _STEPS))
+    rows, columns = -(-height // step) + 1, -(-width // step) + 1
     levels = int((float(logs.max()) - low) / spacing) + 2
     level = (logs - low) / spacing
     below = level.astype(np.int64)
     wanted = np.zeros((rows, columns, levels), dtype=bool)
-    corners = list(_corners(height, width, below, (rows, columns, levels)))
+    corners = list(_corners(height, width, step, below, (rows, columns, levels)))
     for index, _, _ in corners:
         wanted.ravel()[index.ravel()] = True
     nodes = np.flatnonzero(wanted)
     row, column, layer = np.unravel_index(nodes, wanted.shape)
-    places = np.column_stack([column * (_STEP / longer), row * (_STEP / longer), low + layer * spacing])
+    places = np.column_stack([column * (step / longer), row * (step / longer), low + layer * spacing])
     values = np.zeros(wanted.size)
     values[nodes] = process(places)
     upper = level - below
@@ -232,10 +238,10 @@ def _on_nodes(process: _Process, logs: Float64[np.ndarray, "h w"]) -> Float64[np
 
 
 def _corners(
-    height: int, width: int, below: np.ndarray, shape: tuple[int, int, int]
+    height: int, width: int, step: int, below: np.ndarray, shape: tuple[int, int, int]
 ) -> Iterator[tuple[np.ndarray, Float64[np.ndarray, "h w"], bool]]:
     """Of the eight nodes around every pixel: flat index, share of row and column, whether it is the farther one."""
-    y, x = np.arange(height) / _STEP, np.arange(width) / _STEP
+    y, x = np.arange(height) / step, np.arange(width) / step
     top, left = y.astype(np.int64), x.astype(np.int64)
     down, right = y - top, x - left
     for dy in (0, 1):

@@ -29,6 +29,7 @@ Values: TypeAlias = Float64[np.ndarray, " n"]
 _HUBER = 1.345
 _REJECTED = 4.0  # robust sigmas, where a point loses its weight in the fit
 _OUTLIER = 3.5  # robust sigmas, where a point is reported as one that contradicts the others
+_AGREES = 0.03  # a residual in log depth up to which a point is never reported
 _ROUNDS = 20
 _EXACT = 1e-9  # a residual in log depth that is rounding
 _PAIRS = 600
@@ -293,6 +294,6 @@ def _left_out(space: FitSpace, count: int, line: tuple[float, float], x: Values,
 
 def _fit_of(space: FitSpace, scale: float, shift: float, x: Values, z: Values) -> Fit:
     residual = np.abs(_residuals(space, (scale, shift), x, z))
-    outliers = residual > _OUTLIER * max(_sigma(residual), _EXACT)
+    outliers = residual > max(_OUTLIER * _sigma(residual), _AGREES)
     floor, ceiling = _bounds(z[~outliers])
     return Fit(space=space, scale=scale, shift=shift, floor=floor, ceiling=ceiling, outliers=outliers)

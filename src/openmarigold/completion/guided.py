@@ -8,8 +8,8 @@ section 3; what differs stands in docs/faithfulness.md.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, UInt8
@@ -17,18 +17,18 @@ from jaxtyping import Bool, Float, Float32, Float64, UInt8
 from openmarigold.completion.evidence import Completed, RelativeDepth, SparsePoints
 from openmarigold.completion.fits import Fit
 from openmarigold.completion.guidance import (
-    LOSSES,
     Adam,
     AffineFit,
     GuidedFit,
-    Loss,
     PowerFit,
+    Smoothing,
     loss_at_points,
     neighbors,
 )
+from openmarigold.completion.guided_settings import GuidedSettings, with_defaults
 from openmarigold.completion.leave_out import pixel_indices
 from openmarigold.completion.methods import Method, Options
-from openmarigold.config import CallConfig, check_choice
+from openmarigold.config import CallConfig
 from openmarigold.diffusion import to_clean_and_noise
 from openmarigold.engines import Latent, Linearized, differentiable
 from openmarigold.errors import InvalidValueError, NumericalError
@@ -36,76 +36,11 @@ from openmarigold.images.photo import as_rgb, processing_size, resize, unpad
 from openmarigold.predictor import ImageInput, Predictor
 from openmarigold.predictor.sampling import Step
 
-PUBLISHED_STEPS = 50
-_ITERATIONS_OF_ONE_STEP = 30
-_LEAST_NORM = 1e-8
 GUIDED_FOLDS = 4
+_LEAST_NORM = 1e-8
 _OUTLIER = 3.5
 _LEAST_SPREAD = 0.01
 _BETTER = 0.99  # a loss below this share of the best one so far is progress
-
-
-@dataclass(frozen=True, kw_only=True)
-class GuidedSettings:
-    """How denoising is guided.
-
-    Raises:
-        InvalidValueError: a value that is not accepted.
-    """
-
-    num_inference_steps: int | None = None
-    """Denoising steps. None: 1 for checkpoints that predict in one step, 50 for all others."""
-    iterations: int | None = None
-    """Times that the latent is moved at each timestep. 1 is the published loop: the sampler goes on with the moved
-    latent and the U-Net's output of before. More: the best of them, with its own output. None: 30 for checkpoints that
-    predict in one step, 1 for all others."""
-    ensemble_size: int = 1
-    """Guided predictions from different noise; the result is the median of their meters at each pixel."""
-    seed: int = 2024
-    """Of the noise."""
-    processing_resolution: int | None = None
-    """Size that the networks see [px], 0 for the photo's own. None: the checkpoint's default."""
-    timestep_spacing: Literal["leading", "trailing"] | None = None
-    """Which timesteps are visited. None: trailing for several steps, else the checkpoint's own."""
-    learning_rate: float = 0.05
-    """Of Adam on the latent."""
-    fit_rate: float = 0.005
-    """Of Adam on the parameters of the fit from relative depth to meters."""
-    loss: Loss = "robust"
-    """squared: mean absolute plus mean squared error [m], as published; robust: mean absolute error of log depth."""
-    rescale: bool | None = None
-    """Give the gradient of the latent the length of the noise, as published. None: where there is one iteration at each
-    timestep; Adam alone takes smaller steps near the end of many."""
-    exponent: bool = False
-    """Depth up to scale: also fit an exponent."""
-    patience: int = 10
-    """Stop at a timestep when so many iterations brought no progress of 1 %."""
-    save_memory: bool = False
-    """Compute the networks' blocks twice instead of keeping what is between them: less memory, more time, the same
-    result but for rounding."""
-
-    def __post_init__(self) -> None:
-        check_choice("loss", self.loss, LOSSES)
-        for name in ("iterations", "patience", "ensemble_size"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise InvalidValueError(f"{name}={value!r} is not accepted; give a whole number, 1 or above")
-        for name in ("learning_rate", "fit_rate"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-                raise InvalidValueError(f"{name}={value!r} is not accepted; give a number such as 0.05")
-
-    @classmethod
-    def published(cls, **changes: Any) -> GuidedSettings:
-        """The loop of the published code: 50 trailing steps, one move each, the squared loss."""
-        exact: dict[str, Any] = {
-            "num_inference_steps": PUBLISHED_STEPS,
-            "iterations": 1,
-            "timestep_spacing": "trailing",
-            "loss": "squared",
-            "rescale": True,
-        }
-        return cls(**exact | changes)
 
 
 def guided(
@@ -137,7 +72,7 @@ def guided(
     image = as_rgb(rgb)
     size = (image.shape[0], image.shape[1])
     _check_points(points, size)
-    guide = _Guide(predictor, _with_defaults(settings, predictor), points, size)
+    guide = _Guide(predictor, with_defaults(settings, predictor), points, size)
     maps = np.stack(guide.members_in_meters(image))
     depth = (maps[0] if len(maps) == 1 else np.median(maps, axis=0)).astype(np.float32)
     return Completed(
@@ -150,7 +85,7 @@ def guided(
 
 
 def guided_method(predictor: Predictor, settings: GuidedSettings | None = None) -> Method:
-    """Guided denoising as a row beside `methods.METHODS`, for photos that `RelativeDepth.rgb` holds.
+    """Guided denoising as a row beside `methods.METHODS`, where `RelativeDepth.rgb` holds the photo.
 
     Its error is stated from points that are left out in `GUIDED_FOLDS` parts, so that `complete` runs it so many times
     more.
@@ -196,23 +131,6 @@ class _Fitted:
         return self.completed.depth.astype(np.float64)
 
 
-def _with_defaults(settings: GuidedSettings, predictor: Predictor) -> GuidedSettings:
-    """`settings` with what suits the checkpoint in place of None."""
-    one_step = predictor.checkpoint.default_num_inference_steps == 1
-    steps = settings.num_inference_steps or (1 if one_step else PUBLISHED_STEPS)
-    spacing = settings.timestep_spacing
-    if spacing is None and steps > 1 and predictor.checkpoint.schedule.sampler == "ddim":
-        spacing = "trailing"
-    iterations = settings.iterations or (_ITERATIONS_OF_ONE_STEP if one_step else 1)
-    return replace(
-        settings,
-        num_inference_steps=steps,
-        iterations=iterations,
-        rescale=iterations == 1 if settings.rescale is None else settings.rescale,
-        timestep_spacing=spacing,
-    )
-
-
 def _check_points(points: SparsePoints, size: tuple[int, int]) -> None:
     if not len(points):
         raise InvalidValueError("there are no points; give at least one pixel with its depth in meters")
@@ -225,7 +143,7 @@ def _check_points(points: SparsePoints, size: tuple[int, int]) -> None:
     outside = (x < -0.5) | (x > size[1] - 0.5) | (y < -0.5) | (y > size[0] - 0.5)
     if outside.any():
         raise InvalidValueError(
-            f"{int(outside.sum())} of {len(points)} points lie outside of the picture of {size[0]}x{size[1]}; leave "
+            f"{int(outside.sum())} of {len(points)} points lie outside of the picture of {size[1]}x{size[0]}; leave "
             "them out, or scale them to its size"
         )
 
@@ -345,6 +263,9 @@ class _Guide:
         height, width = found.by_decoded.shape
         cotangent[0, 0, 0, :height, :width] = found.by_decoded
         gradient = found.linearized.pullback(cotangent)
+        if self._settings.smoothing:
+            smooth = Smoothing((latent.shape[2], latent.shape[3]), len(self._known), self._settings.smoothing)
+            gradient = self._engine.to_engine(smooth(self._engine.from_engine(gradient)))
         if self._settings.rescale:
             _, noise = self._clean_and_noise(latent, found.linearized.prediction, step)
             gradient = gradient * (
@@ -381,7 +302,7 @@ class _Guide:
             values = (depth.ravel()[index] * weight).sum(axis=1)
             unit = math.exp(float(np.median(np.log(self._known / np.maximum(values, _LEAST_NORM)))))
             fit = PowerFit(unit=unit, with_exponent=settings.exponent)
-        latent_rate, fit_rate = Adam(settings.learning_rate), Adam(settings.fit_rate)
+        latent_rate, fit_rate = Adam(settings.learning_rate or 0.0), Adam(settings.fit_rate)
         return _Member(mirrored=step.mirrored, fit=fit, move_latent=latent_rate, move_fit=fit_rate)
 
     def members_in_meters(self, image: UInt8[np.ndarray, "h w 3"]) -> list[Float32[np.ndarray, "h w"]]:

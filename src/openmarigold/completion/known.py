@@ -5,16 +5,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, get_args
 
-from openmarigold.completion.evidence import METERS, Unit
 from openmarigold.config import check_choice
 from openmarigold.errors import InvalidValueError
 from openmarigold.files import as_path
 
+Unit: TypeAlias = Literal["m", "cm", "mm", "in", "ft"]
+METERS: Mapping[str, float] = MappingProxyType({"m": 1.0, "cm": 0.01, "mm": 0.001, "in": 0.0254, "ft": 0.3048})
+"""Meters of each unit."""
 Measured: TypeAlias = Literal["planar", "ray"]
 MethodName: TypeAlias = Literal["auto", "fit", "field", "guided"]
 

@@ -101,11 +101,11 @@ def _summary(
 ) -> LeftOutErrors:
     """The errors, without those of points that contradict the others; `factor` corrects them for the density."""
     residual = np.abs(np.log(measured / predicted))
-    sigma = max(1.4826 * float(np.median(residual)), 1e-9)
+    sigma = 1.4826 * float(np.median(residual))
     errors = np.abs(measured - predicted)
-    suspects = np.flatnonzero((residual > _OUTLIER * sigma) & alone)
+    suspects = np.flatnonzero((residual > max(_OUTLIER * sigma, _SUPPORT)) & alone)
     suspects = suspects[np.argsort(residual[suspects], kind="stable")]
-    outliers = suspects[round(_ALONE * len(measured)) :]
+    outliers = suspects[max(1, round(_ALONE * len(measured))) :]
     inner = np.ones(len(measured), dtype=bool)
     inner[outliers] = False
     return LeftOutErrors(

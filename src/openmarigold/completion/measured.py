@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 
 from openmarigold.camera import Camera
+from openmarigold.config import OutputConfig
 from openmarigold.errors import DataError, InvalidValueError, one_line
 from openmarigold.files import as_path
 from openmarigold.images.exr import read_exr
+from openmarigold.modalities import find_modality
 from openmarigold.modalities.metric import METRIC
 from openmarigold.reconstruction.measure import Length, Pixel, length_between
 from openmarigold.results.prediction import Prediction
 from openmarigold.results.provenance import read_provenance
 
 _ACCEPTED = (".npy", ".npz", ".exr")
+_UNIT = "m"  # what results in meters state
 
 
 def measure(prediction: Prediction, first: Pixel, second: Pixel) -> Length:
@@ -27,7 +30,8 @@ def measure(prediction: Prediction, first: Pixel, second: Pixel) -> Length:
     Raises:
         InvalidValueError: a prediction that is not in meters, or a pixel without depth or outside of the picture.
     """
-    if prediction.modality != METRIC.name:
+    modality = find_modality(prediction.modality, prediction.space)
+    if modality.output_facts(OutputConfig()).get("unit") != _UNIT:
         raise InvalidValueError(
             f"a prediction of {prediction.modality} is not in meters; use completion.to_meters first"
         )
@@ -46,7 +50,7 @@ def measure_file(path: Path | str, first: Pixel, second: Pixel) -> tuple[Length,
     if path.suffix.lower() not in _ACCEPTED:
         raise InvalidValueError(f"{path} is not accepted; give a result of `metric`: {', '.join(_ACCEPTED)}")
     record = read_provenance(path)
-    if record.get("unit") != "m" or not isinstance(record.get("camera"), Mapping):
+    if record.get("unit") != _UNIT or not isinstance(record.get("camera"), Mapping):
         raise InvalidValueError(
             f"{path} is not in meters; `openmarigold metric` makes metric depth of a photo and something that is known"
         )
@@ -54,7 +58,7 @@ def measure_file(path: Path | str, first: Pixel, second: Pixel) -> tuple[Length,
     depth = _read_depth(path)
     if depth.shape != camera.size:
         raise DataError(f"{path} is {list(depth.shape)} and its camera's picture {list(camera.size)}; predict it again")
-    return length_between(depth, camera, first, second, relative_90=_relative_90(record)), "m"
+    return length_between(depth, camera, first, second, relative_90=_relative_90(record)), _UNIT
 
 
 def _relative_90(record: Mapping[str, Any]) -> float | None:

@@ -16,6 +16,7 @@ from openmarigold.completion.guided import GuidedSettings, guided_method
 from openmarigold.completion.known import MethodName
 from openmarigold.completion.methods import METHODS, Options, Row, compare, complete
 from openmarigold.errors import InvalidValueError
+from openmarigold.modalities import find_modality
 from openmarigold.modalities.metric import METRIC
 from openmarigold.modalities.normals import ASSUMED_SHIFT
 from openmarigold.predictor import Predictor
@@ -30,6 +31,8 @@ KnownLength: TypeAlias = tuple[float | int, float | int, float | int, float | in
 
 MAX_ALIKE = 1.5
 """Lengths that give scales further apart than this factor contradict each other."""
+_HELPFUL = 0.9  # share of the error of the points' own median, above which the photo did not help
+_ENOUGH_TO_DOUBT = 8  # points
 _MAX_FITTED = 4000  # points of another tool's map
 
 
@@ -64,7 +67,7 @@ def to_meters(
         DataError: points that do not fix a scale, or no ground.
         MissingExtraError: a method without its extra.
     """
-    if "depth" not in prediction.maps:
+    if find_modality(prediction.modality, prediction.space).relief is None:
         raise InvalidValueError(f"a prediction of {', '.join(prediction.maps)} has no depth; predict depth")
     relative = relative_depth(prediction)
     kinds = [
@@ -82,15 +85,16 @@ def to_meters(
         found = _from_height(_with_shift(relative, prediction, notes), camera_height)
     else:
         sparse = _joined(relative, known_depth, points, metric_map)
-        notes += sparse.notes
         options = Options()
         if relative.invariance == "affine" and len(np.unique(sparse.pixels, axis=0)) == 1:  # one place gives no shift
             options = Options(shift=_shift_of(prediction, notes))
         methods = dict(METHODS)
         if method == "guided":
             methods[method] = guided_method(_needed(predictor, relative), guided)
-        found = complete(relative, sparse, method=method, options=options, methods=methods)
-        rows = [_compared(row) for row in compare(relative, sparse, options=options)]
+        compared = compare(relative, sparse, options=options)
+        found = complete(relative, sparse, method=method, options=options, methods=methods, rows=compared)
+        rows = [_compared(row) for row in compared]
+        notes += _doubts(found, sparse)
     return _as_prediction(prediction, relative, found, [*notes, *found.notes], rows)
 
 
@@ -131,6 +135,19 @@ def _shift_of(prediction: Prediction, notes: list[str]) -> float:
         f"{ASSUMED_SHIFT:g} is assumed: two depths or --estimate-camera find it"
     )
     return ASSUMED_SHIFT
+
+
+def _doubts(found: Completed, points: SparsePoints) -> list[str]:
+    """Whether what the photo shows says anything about the points."""
+    if found.errors is None:
+        return []
+    alone = float(np.abs(points.depth - np.median(points.depth)).mean())  # of their median, without the photo
+    if found.errors.mean_m < _HELPFUL * alone or len(points) < _ENOUGH_TO_DOUBT:
+        return []
+    return [
+        f"the points hardly agree with the photo: left-out errors of {found.errors.mean_m:.3g} m, where the points' "
+        f"own median has {alone:.3g} m; check that they are of this photo, in the order x, y, depth, and planar"
+    ]
 
 
 def _compared(row: Row) -> dict[str, Any]:

@@ -8,7 +8,7 @@ judged in the same way, by points that it did not see (`leave_out`), and the bes
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Protocol
 
@@ -188,6 +188,7 @@ def complete(
     options: Options | None = None,
     exact: bool = False,
     methods: Mapping[str, Method] = METHODS,
+    rows: Sequence[Row] | None = None,
 ) -> Completed:
     """Metric depth of a photo from relative depth and sparse points.
 
@@ -200,6 +201,7 @@ def complete(
         options: what else is known.
         exact: the pixels of points have the points' own depth, except for points that contradict the others.
         methods: the methods to choose from.
+        rows: what `compare` gave for the same arguments, so that it is not computed again.
 
     Raises:
         InvalidValueError: an unknown method, a camera or points of another picture, too few points for the method, or
@@ -207,12 +209,12 @@ def complete(
         MissingExtraError: a method that needs an extra, asked for by its name.
     """
     options = options or Options()
-    _check(relative, points)
+    points = _usable(relative, points)
     notes: list[str] = list(points.notes)
     errors: LeftOutErrors | None = None
     if method == "auto":
-        rows = [row for row in compare(relative, points, options=options, methods=methods) if not row.is_baseline]
-        method, errors = _best(rows)
+        rows = compare(relative, points, options=options, methods=methods) if rows is None else rows
+        method, errors = _best([row for row in rows if not row.is_baseline])
     elif method not in methods:
         raise InvalidValueError(f"method={method!r} is not known; use auto or one of {', '.join(methods)}")
     chosen = methods[method]
@@ -221,6 +223,7 @@ def complete(
             f"the method {method} needs {chosen.min_points} points, and there are {len(points)}; use the method fit"
         )
     fitted = chosen.run(relative, points, options)
+    errors = errors or next((row.errors for row in rows or () if row.method == method), None)
     if errors is None:
         errors = left_out_errors(lambda some: chosen.run(relative, some, options), points, folds=chosen.folds)
     depth = fitted.map()
@@ -254,7 +257,7 @@ def compare(
 ) -> list[Row]:
     """The methods and baselines with their left-out errors, in the order of `methods`; for printing beside a result."""
     options = options or Options()
-    _check(relative, points)
+    points = _usable(relative, points)
     rows = []
     for name in names if names is not None else methods:
         method, errors, note = methods[name], None, ""
@@ -284,7 +287,12 @@ def _best(rows: Sequence[Row]) -> tuple[str, LeftOutErrors | None]:
     return best.method, best.errors
 
 
-def _check(relative: RelativeDepth, points: SparsePoints) -> None:
+def _usable(relative: RelativeDepth, points: SparsePoints) -> SparsePoints:
+    """The points at pixels whose relative depth is known.
+
+    Raises:
+        InvalidValueError: a camera of another size; no points; points outside of the picture.
+    """
     height, width = relative.depth.shape
     if relative.camera.size != (height, width):
         raise InvalidValueError(
@@ -297,6 +305,13 @@ def _check(relative: RelativeDepth, points: SparsePoints) -> None:
     outside = (x < -0.5) | (x > width - 0.5) | (y < -0.5) | (y > height - 0.5)
     if outside.any():
         raise InvalidValueError(
-            f"{int(outside.sum())} of {len(points)} points lie outside of the picture of {height}x{width}; leave them "
+            f"{int(outside.sum())} of {len(points)} points lie outside of the picture of {width}x{height}; leave them "
             "out, or scale them to its size"
         )
+    known = np.isfinite(relative.depth[pixel_indices(points.pixels, relative.depth.shape)])
+    if known.all():
+        return points
+    if not known.any():
+        raise InvalidValueError("the model gives no depth at any of the points; give points elsewhere")
+    note = f"{int((~known).sum())} of {len(known)} points lie where the model gives no depth and were left out"
+    return replace(points, pixels=points.pixels[known], depth=points.depth[known], notes=(*points.notes, note))

@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float64
 
 from openmarigold.camera import Camera
 from openmarigold.completion import colmap, point_files
-from openmarigold.completion.evidence import METERS, SparsePoints, Unit
+from openmarigold.completion.evidence import SparsePoints
+from openmarigold.completion.known import METERS, Unit
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.files import as_path
 
@@ -113,7 +114,7 @@ def checked_points(points: SparsePoints, *, camera: Camera, check_unit: bool = T
     inside = (x >= -0.5) & (x <= camera.width - 0.5) & (y >= -0.5) & (y <= camera.height - 0.5)
     _count(notes, ~known, "are not finite")
     _count(notes, known & ~positive, "have depth 0 or less")
-    _count(notes, positive & ~inside, f"lie outside of the picture of {camera.height}x{camera.width}")
+    _count(notes, positive & ~inside, f"lie outside of the picture of {camera.width}x{camera.height}")
     kept = positive & inside
     if not kept.any():
         why = "; ".join(notes[-3:])

@@ -81,7 +81,7 @@ class MetersFromKnown:
         return {"known": self.known.to_dict()}
 
     def check(self, checkpoint: Checkpoint) -> None:
-        if [kind.name for kind in checkpoint.predicts.maps] != [kind.name for kind in METRIC.maps]:
+        if checkpoint.predicts.relief is None:
             raise InvalidValueError(
                 f"{checkpoint.name} predicts {checkpoint.predicts.title}, and meters need depth; give another "
                 "checkpoint"

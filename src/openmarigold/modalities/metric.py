@@ -149,6 +149,7 @@ METRIC = replace(
     surface=lambda maps, settings: Surface(depth=maps["depth"], unit=METERS),
     prediction_space=lambda invariance: "metric",
     baselines=MappingProxyType({}),
+    output_facts=lambda output: {"unit": "m", "convention": "planar"},
     claims=lambda index: index.get("space") == METRIC_SPACE,
     index_facts=MappingProxyType({"scale_invariant": False, "shift_invariant": False, "space": METRIC_SPACE}),
     space=METRIC_SPACE,

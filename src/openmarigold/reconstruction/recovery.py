@@ -299,7 +299,8 @@ def _view(depth: np.ndarray, normals: np.ndarray, known: np.ndarray, frame: _Fra
     maps = maps.reshape(height // factor, factor, width // factor, factor, 5).mean(axis=(1, 3))
     scale = min(1.0, longer / max(maps.shape[:2]))
     rows, columns = (_areas(side, max(3, round(side * scale))) for side in maps.shape[:2])
-    maps = np.einsum("ah,hwc->awc", rows, np.einsum("bw,hwc->hbc", columns, maps))
+    maps = np.tensordot(rows, maps, axes=(1, 0))
+    maps = np.tensordot(columns, maps, axes=(1, 1)).swapaxes(0, 1)
     whole = maps[..., 4] > _WHOLE
     values = np.where(whole, maps[..., 0], np.nan)
     step = (width / len(columns), height / len(rows))
@@ -386,9 +387,9 @@ def _search(views: dict[int, _View], frame: _Frame) -> _Found:
 def _energy(costs: Float[np.ndarray, "s f"], patches: float) -> Float[np.ndarray, "s f"]:
     """Minus the logarithm of the likelihood of errors whose size is unknown: sharp where angles are small.
 
-    Each patch has two errors, one in each direction.
+    A patch counts as one error. Its normal has two, with which the fit was too sure of pictures (docs/experiments.md).
     """
-    return 2 * patches * np.log(costs + _SMALLEST_ANGLE)
+    return patches * np.log(costs + _SMALLEST_ANGLE)
 
 
 def _prior(log_focals: Float[np.ndarray, " f"]) -> Float[np.ndarray, " f"]:

@@ -71,10 +71,10 @@ def surface_arguments(
         raise InvalidValueError(
             f"{modality.title} alone gives no points or mesh; predict depth, or metric depth, for these"
         )
-    if settings.get("panorama"):
+    if panorama := settings.get("panorama"):
         raise InvalidValueError(
-            "the photo is a panorama, in which straight lines are bent, so that its depth gives no points or mesh; cut "
-            "it into views (openmarigold.reconstruction.panorama), or leave out ply and glb"
+            f"the photo is a panorama ({panorama}), in which straight lines are bent: its depth gives no points "
+            "or mesh; leave out ply and glb, or cut it into views (docs/points.md, Panoramas)"
         )
     surface = modality.surface(maps, settings)
     return {

@@ -138,7 +138,7 @@ def main() -> None:
                 difference = np.abs(run(points).at(places) - truth)
                 errors[(*cell, name)].append(float(difference.mean()))
                 if name in arguments.estimates:
-                    estimate = left_out_errors(run, points)
+                    estimate = left_out_errors(run, points, picture.depth.shape[:2])
                     assert estimate is not None
                     errors[(*cell, f"estimate of {name}")].append(estimate.mean_m)
         if number % 6 == 5:

@@ -206,10 +206,27 @@ def test_left_out_errors_of_a_known_error():
             x, y = pixels.astype(int).T
             return depth[y, x] + 0.3 * rng.choice([-1, 1], len(pixels))
 
-    errors = left_out_errors(lambda some: Off(), points)
+    errors = left_out_errors(lambda some: Off(), points, depth.shape)
     assert errors.mean_m == pytest.approx(0.3, rel=0.25)
     assert errors.median_m == pytest.approx(0.3, rel=0.05)
     assert errors.num_points == 400
+
+
+@pytest.mark.parametrize(("apart", "outliers"), [(1.0, 0), (30.0, 1)])
+def test_a_point_beside_an_edge_of_the_map_is_an_error_of_the_map(apart: float, outliers: int):
+    """The map turns from 2 m to 6 m at column 100; one point says 6 m left of it."""
+    pixels = np.array([[float(x), float(y)] for x in range(0, 90, 9) for y in range(0, 100, 9)])
+    pixels = np.concatenate([pixels, [[100.0 - apart, 50.3]]])
+    meters = np.full(len(pixels), 2.0)
+    meters[-1] = 6.0
+
+    class Edge:
+        def at(self, pixels):
+            return np.where(pixels[:, 0] < 100, 2.0, 6.0) * (1 + 0.001 * np.sin(pixels[:, 1]))
+
+    errors = left_out_errors(lambda some: Edge(), SparsePoints(pixels=pixels, depth=meters), (100, 200))
+    assert errors.num_outliers == outliers
+    assert errors.mean_m == pytest.approx(4.0 / len(pixels) if not outliers else 0.001, abs=0.003)
 
 
 def test_a_point_with_support_is_not_alone():

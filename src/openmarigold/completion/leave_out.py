@@ -4,13 +4,12 @@
 What is estimated is the mean absolute error [m] of the map that all points give, over the part of the picture that the
 points stand for: the whole of it where they lie evenly, as far as the points themselves are right.
 
-A point that is far from its prediction is either wrong, or it shows what the map gets wrong: an edge that is blurred, a
-thing that the model misses. Dropping all such points makes a map look better than it is, since most of its error lies
-there. What decides is support. A real depth is usually measured at another point near by too; a wrong one is alone. So
-a point counts as one that contradicts the others if its residual is beyond `_OUTLIER` robust sigmas and none of its
-`_NEIGHBORS` nearest points has nearly its depth. Of clean points some are alone, too, so a few count
-as errors of the map in any case (`_ALONE`, at most `_MOST_ALONE`). A tenth fewer points make the error larger, and real
-errors that are dropped make it smaller: on rendered rooms about as much.
+A point that is far from its prediction is either wrong, or it shows what the map gets wrong: an edge that is misplaced,
+a thing that the model misses. Dropping all such points makes a map look better than it is, since most of its error lies
+there. What decides is support. A real depth is usually measured at another point near by too, or the map has it a few
+pixels away, behind an edge; a wrong one is alone. So a point counts as one that contradicts the others if its residual
+is beyond `_OUTLIER` robust sigmas, none of its `_NEIGHBORS` nearest points has nearly its depth, and the map does not
+reach its depth within `_REACH` of the picture's longer side.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ _MOST_LEFT_OUT = 2000
 _OUTLIER = 3.5
 _NEIGHBORS = 8
 _SUPPORT = 0.03  # relative difference of depth between a point and one that supports it
-_ALONE = 0.06
-_MOST_ALONE = 3
+_REACH = (0.006, 0.012, 0.024)  # of the picture's longer side: circles around a point where the map is asked
+_DIRECTIONS = 8
 _FEWEST = 3
 _CHUNK = 1 << 22
 
@@ -52,13 +51,19 @@ def pixel_indices(pixels: Float64[np.ndarray, "n 2"], size: tuple[int, ...]) -> 
 
 
 def left_out_errors(
-    run: Callable[[SparsePoints], Answers], points: SparsePoints, *, min_points: int = 1, folds: int = FOLDS
+    run: Callable[[SparsePoints], Answers],
+    points: SparsePoints,
+    size: tuple[int, int],
+    *,
+    min_points: int = 1,
+    folds: int = FOLDS,
 ) -> LeftOutErrors | None:
     """Errors of a method at points that it did not see; None where too few points remain.
 
     Args:
         run: the method.
         points: all points.
+        size: height and width of the picture.
         min_points: how many `run` needs.
         folds: in how many parts the points are left out; fewer points than twice that are left out one by one.
     """
@@ -68,14 +73,29 @@ def left_out_errors(
         return None
     left = generator_for(0, "completion-folds", count).permutation(count)[:_MOST_LEFT_OUT]
     predicted = np.empty(len(left))
+    around = _circles(points.pixels[left], size)
+    nearest, farthest = np.empty(len(left)), np.empty(len(left))
     for fold in range(folds):
         out = left[fold::folds]
         seen = np.ones(count, dtype=bool)
         seen[out] = False
         rest = replace(points, pixels=points.pixels[seen], depth=points.depth[seen])
-        predicted[fold::folds] = run(rest).at(points.pixels[out])
+        answers = run(rest)
+        predicted[fold::folds] = answers.at(points.pixels[out])
+        near = answers.at(around[fold::folds].reshape(-1, 2)).reshape(len(out), around.shape[1])
+        nearest[fold::folds], farthest[fold::folds] = near.min(axis=1, initial=np.inf), near.max(axis=1, initial=0.0)
     measured = points.depth[left]
-    return _summary(measured, predicted, is_alone(points, left))
+    nearest, farthest = np.minimum(nearest, predicted), np.maximum(farthest, predicted)
+    reached = (measured >= nearest * (1 - _SUPPORT)) & (measured <= farthest * (1 + _SUPPORT))
+    return _summary(measured, predicted, ~reached & is_alone(points, left))
+
+
+def _circles(pixels: Float64[np.ndarray, "n 2"], size: tuple[int, int]) -> Float64[np.ndarray, "n k 2"]:
+    """Places on circles around pixels, within the picture."""
+    angles = 2 * np.pi * np.arange(_DIRECTIONS) / _DIRECTIONS
+    directions = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    offsets = np.concatenate([radius * max(size) * directions for radius in _REACH])
+    return np.clip(pixels[:, None] + offsets, 0.0, np.array([size[1] - 1.0, size[0] - 1.0]))
 
 
 def is_alone(points: SparsePoints, which: np.ndarray) -> Bool[np.ndarray, " m"]:
@@ -96,21 +116,18 @@ def is_alone(points: SparsePoints, which: np.ndarray) -> Bool[np.ndarray, " m"]:
 def _summary(
     measured: Float64[np.ndarray, " m"],
     predicted: Float64[np.ndarray, " m"],
-    alone: Bool[np.ndarray, " m"],
+    unsupported: Bool[np.ndarray, " m"],
 ) -> LeftOutErrors:
     """The errors, without those of points that contradict the others."""
     residual = np.abs(np.log(measured / predicted))
     sigma = 1.4826 * float(np.median(residual))
     errors = np.abs(measured - predicted)
-    suspects = np.flatnonzero((residual > max(_OUTLIER * sigma, _SUPPORT)) & alone)
-    suspects = suspects[np.argsort(residual[suspects], kind="stable")]
-    outliers = suspects[min(_MOST_ALONE, max(1, round(_ALONE * len(measured)))) :]
-    inner = np.ones(len(measured), dtype=bool)
-    inner[outliers] = False
+    outliers = (residual > max(_OUTLIER * sigma, _SUPPORT)) & unsupported
+    inner = ~outliers
     return LeftOutErrors(
         median_m=float(np.median(errors[inner])),
         mean_m=float(errors[inner].mean()),
         relative_90=float(np.quantile(errors[inner] / measured[inner], 0.9)),
         num_points=len(measured),
-        num_outliers=len(outliers),
+        num_outliers=int(outliers.sum()),
     )

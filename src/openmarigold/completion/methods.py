@@ -225,7 +225,9 @@ def complete(
     fitted = chosen.run(relative, points, options)
     errors = errors or next((row.errors for row in rows or () if row.method == method), None)
     if errors is None:
-        errors = left_out_errors(lambda some: chosen.run(relative, some, options), points, folds=chosen.folds)
+        errors = left_out_errors(
+            lambda some: chosen.run(relative, some, options), points, relative.depth.shape[:2], folds=chosen.folds
+        )
     depth = fitted.map()
     if exact:
         kept = ~fitted.outliers
@@ -268,6 +270,7 @@ def compare(
                 errors = left_out_errors(
                     lambda some, method=method: method.run(relative, some, options),
                     points,
+                    relative.depth.shape[:2],
                     min_points=method.min_points,
                     folds=method.folds,
                 )

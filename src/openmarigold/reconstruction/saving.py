@@ -7,7 +7,7 @@ and in which viewers of PLY show a scene upright. One fact for both formats: Ope
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +41,18 @@ class Origin:
         """The record, with unit, axes and camera, as plain JSON; numbers that are not finite become null."""
         camera = {} if self.camera is None else {"camera": self.camera.to_dict()}
         statement = {**self.record, "length_unit": self.unit, "axes": AXES, **camera}
-        return json.loads(json.dumps(statement, default=str), parse_constant=lambda name: None)
+        return {name: _plain(value) for name, value in statement.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON can hold it."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
 
 
 def upright(vectors: Float[np.ndarray, "n 3"]) -> Float32[np.ndarray, "n 3"]:

@@ -18,6 +18,7 @@ from openmarigold.completion.known import KnownConfig
 from openmarigold.completion.measured import measure, measure_file
 from openmarigold.completion.meters import to_meters
 from openmarigold.completion.run import metric_files
+from openmarigold.config import PredictConfig
 from openmarigold.errors import InvalidValueError
 from openmarigold.results.manifest import Manifest
 from openmarigold.results.prediction import Prediction
@@ -228,3 +229,27 @@ def test_measuring_needs_meters(tmp_path: Path) -> None:
     prediction.save(tmp_path, "x")
     with pytest.raises(InvalidValueError, match="carries no provenance"):
         measure_file(tmp_path / "x_depth.npy", (1, 1), (2, 2))
+
+
+def test_guided_denoising_of_a_folder_is_resumed_with_the_same_bytes(photos: Path, tmp_path: Path) -> None:
+    points, out = tmp_path / "points", tmp_path / "out"
+    points.mkdir()
+    for name in ("a", "b"):
+        write_points(points / f"{name}.csv")
+    known = KnownConfig(points=points, method="guided")
+    config = PredictConfig(processing_resolution=64)
+    assert metric_files(photos / "a.png", output_dir=out, known=known, config=config).num_predicted == 1
+    both = metric_files(photos, output_dir=out, known=known, config=config)
+    assert (both.num_predicted, len(both.skipped)) == (1, 1)
+    record = read_provenance(out / "b_metric.png")
+    assert (record["method"], record["engine"]) == ("guided", "torch")
+    assert record["last_loss"][0] < record["first_loss"][0]
+    before = {path.name: path.read_bytes() for path in out.glob("*_metric.*")}
+    metric_files(photos, output_dir=out, known=known, config=config, overwrite=True)
+    assert before == {path.name: path.read_bytes() for path in out.glob("*_metric.*")}
+
+
+def test_guided_denoising_needs_gradients(photos: Path, tmp_path: Path) -> None:
+    known = KnownConfig(known_depth=("1,2=3",), method="guided")
+    with pytest.raises(InvalidValueError, match="needs gradients, which engine onnx does not give; use torch"):
+        metric_files(photos, output_dir=tmp_path, known=known, config=PredictConfig(engine="onnx"))

@@ -8,6 +8,7 @@ section 3; what differs stands in docs/faithfulness.md.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -123,6 +124,16 @@ class _Fitted:
             reason="optimized together with the latent",
             **span,
         )
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """For provenance."""
+        return self.completed.facts
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What people should know, without what the points state themselves."""
+        return self.completed.notes[len(self.points.notes) :]
 
     def at(self, pixels: Float64[np.ndarray, "n 2"]) -> Float64[np.ndarray, " n"]:
         return self.map()[pixel_indices(pixels, self.completed.depth.shape)]

@@ -46,6 +46,8 @@ class Fitted(Protocol):
         """Depth [m] of the picture."""
         ...
 
+    # It may also have `facts` (a mapping for provenance) and `notes` (lines for people).
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -244,8 +246,13 @@ def complete(
         shift=0.0 if fit is None else fit.shift,
         space="depth" if fit is None else fit.space,
         errors=errors,
-        facts={"num_points": len(points), "points": points.source, **({} if fit is None else {"fit": fit.reason})},
-        notes=tuple(notes),
+        facts={
+            **getattr(fitted, "facts", {}),
+            "num_points": len(points),
+            "points": points.source,
+            **({} if fit is None else {"fit": fit.reason}),
+        },
+        notes=(*notes, *getattr(fitted, "notes", ())),
     )
 
 

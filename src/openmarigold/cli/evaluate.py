@@ -55,8 +55,8 @@ class Evaluate:
     points_seed: int = 2024
     """Seed of the points and of what is wrong with them."""
     method: tuple[str, ...] = ("auto",)
-    """How the depth is completed, one or more: fit (robust scale and shift), field (and what that leaves over),
-    or auto (the one of these with the smaller error at points that it has not seen)."""
+    """How the depth is completed, one or more: fit (robust scale and shift), field (and what that leaves over), guided
+    (points guide the denoising; extra torch), or auto (fit or field, by the smaller error at points not seen)."""
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
     """Folder of the report: summary.json, images.csv, page.html. An interrupted run goes on."""
     num_workers: int = 1

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from openmarigold.completion.guidance import LOSSES, Loss
-from openmarigold.config import check_choice
+from openmarigold.config import CallConfig, PredictConfig, check_choice
 from openmarigold.errors import InvalidValueError
 from openmarigold.predictor import Predictor
 
+GUIDED = "guided"
+"""Name of the method."""
 PUBLISHED_STEPS = 50
 _ITERATIONS_OF_ONE_STEP = 30
 _SMOOTHING = 0.4
@@ -83,6 +85,29 @@ class GuidedSettings:
             "smoothing": 0.0,
         }
         return cls(**exact | changes)
+
+
+def settings_of(config: CallConfig) -> GuidedSettings:
+    """How denoising is guided, as far as the settings of a prediction say."""
+    return GuidedSettings(
+        num_inference_steps=config.num_inference_steps,
+        ensemble_size=config.ensemble_size,
+        seed=config.seed,
+        processing_resolution=config.processing_resolution,
+    )
+
+
+def with_gradients(config: PredictConfig) -> PredictConfig:
+    """Settings of a model that can be guided.
+
+    Raises:
+        InvalidValueError: they name an engine without gradients.
+    """
+    if config.engine not in ("auto", "torch"):
+        raise InvalidValueError(
+            f"method='guided' needs gradients, which engine {config.engine} does not give; use torch"
+        )
+    return replace(config, engine="torch")
 
 
 def with_defaults(settings: GuidedSettings, predictor: Predictor) -> GuidedSettings:

@@ -12,7 +12,8 @@ from jaxtyping import Float, Float32
 
 from openmarigold.camera import Camera
 from openmarigold.completion.evidence import Completed, RelativeDepth, SparsePoints
-from openmarigold.completion.guided import GuidedSettings, guided_method
+from openmarigold.completion.guided import guided_method
+from openmarigold.completion.guided_settings import GUIDED, GuidedSettings
 from openmarigold.completion.known import MethodName
 from openmarigold.completion.methods import METHODS, Options, Row, compare, complete
 from openmarigold.errors import InvalidValueError
@@ -89,7 +90,7 @@ def to_meters(
         if relative.invariance == "affine" and len(np.unique(sparse.pixels, axis=0)) == 1:  # one place gives no shift
             options = Options(shift=_shift_of(prediction, notes))
         methods = dict(METHODS)
-        if method == "guided":
+        if method == GUIDED:
             methods[method] = guided_method(_needed(predictor, relative), guided)
         compared = compare(relative, sparse, options=options)
         found = complete(relative, sparse, method=method, options=options, methods=methods, rows=compared)

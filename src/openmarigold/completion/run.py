@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from openmarigold.camera import Camera
 from openmarigold.checkpoints.checkpoint import Checkpoint
 from openmarigold.completion.evidence import SparsePoints
-from openmarigold.completion.guided import GuidedSettings
+from openmarigold.completion.guided_settings import GUIDED, settings_of, with_gradients
 from openmarigold.completion.known import KnownConfig
 from openmarigold.completion.meters import KnownDepth, relative_depth, to_meters
 from openmarigold.completion.points import PointOptions, camera_ray_lengths, read_points
@@ -46,12 +45,8 @@ def metric_files(
         OutputError, InvalidValueError, MissingExtraError, CheckpointError: see `predict_files`.
     """
     config = config or PredictConfig()
-    if known.method == "guided":
-        if config.engine not in ("auto", "torch"):
-            raise InvalidValueError(
-                f"method='guided' needs gradients, which engine {config.engine} does not give; use torch"
-            )
-        config = replace(config, engine="torch")
+    if known.method == GUIDED:
+        config = with_gradients(config)
     finisher = MetersFromKnown(known, config)
     given: dict[str, Any] = {"output": output, "overwrite": overwrite, "report": report}
     return predict_files(inputs, output_dir=output_dir, config=config, finisher=finisher, **given)
@@ -69,12 +64,7 @@ class MetersFromKnown:
 
     def __init__(self, known: KnownConfig, config: PredictConfig) -> None:
         self.known = known
-        self._guided = GuidedSettings(
-            num_inference_steps=config.num_inference_steps,
-            ensemble_size=config.ensemble_size,
-            seed=config.seed,
-            processing_resolution=config.processing_resolution,
-        )
+        self._guided = settings_of(config)
 
     @property
     def settings(self) -> Mapping[str, Any]:

@@ -18,6 +18,8 @@ from jaxtyping import Float, UInt8
 
 from openmarigold.camera import Camera
 from openmarigold.completion.evidence import RelativeDepth, SparsePoints
+from openmarigold.completion.guided import guided
+from openmarigold.completion.guided_settings import GUIDED, settings_of, with_gradients
 from openmarigold.completion.methods import METHODS, Method, Options, complete
 from openmarigold.config import PredictConfig
 from openmarigold.errors import InvalidValueError
@@ -66,20 +68,25 @@ class KeptDepth:
         self._folder = Path(tempfile.mkdtemp(prefix="openmarigold-"))
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
-    def __call__(self, rgb: UInt8[np.ndarray, "h w 3"]) -> RelativeDepth:
-        """Raises what a `Predictor` raises."""
+    @property
+    def predictor(self) -> Predictor:
+        """The model."""
         if self._predictor is None:
             self._predictor = Predictor.from_config(self._config)
+        return self._predictor
+
+    def __call__(self, rgb: UInt8[np.ndarray, "h w 3"]) -> RelativeDepth:
+        """Raises what a `Predictor` raises."""
         name = hashlib.sha256(f"{rgb.shape}".encode() + rgb.tobytes()).hexdigest()
         path = self._folder / f"{name}.npy"
         if path.is_file():
             depth = np.load(path)
         else:
-            depth = self._predictor(rgb, **self._config.call_options).maps[_DEPTH]
+            depth = self.predictor(rgb, **self._config.call_options).maps[_DEPTH]
             np.save(path, depth)
         return RelativeDepth(
             depth=depth,
-            invariance=self._predictor.checkpoint.invariance,
+            invariance=self.predictor.checkpoint.invariance,
             camera=Camera.assumed((rgb.shape[0], rgb.shape[1])),
             rgb=rgb,
         )
@@ -107,10 +114,12 @@ def completion_specs(config: PredictConfig, methods: Sequence[str]) -> list[Esti
         CheckpointError: the checkpoint cannot be used.
         InvalidValueError: a method that is not known, or a checkpoint that predicts no depth.
     """
-    known = [AUTO, *(name for name, method in METHODS.items() if not method.is_baseline)]
+    known = [AUTO, *(name for name, method in METHODS.items() if not method.is_baseline), GUIDED]
     if unknown := [name for name in methods if name not in known]:
         raise InvalidValueError(f"method={unknown[0]!r} is not known; use {' or '.join(known)}")
     config = replace(config, modality=())  # what it predicts is completed
+    if GUIDED in methods:
+        config = with_gradients(config)
     model = predictor_spec(config)
     if _DEPTH not in [kind.name for kind in model.modality.maps]:
         raise InvalidValueError(
@@ -121,7 +130,7 @@ def completion_specs(config: PredictConfig, methods: Sequence[str]) -> list[Esti
     specs = [
         _spec(
             name.replace("_", " ") if name in baselines else f"{model.name}, {name}",
-            lambda rgb, points, name=name: _completed(kept()(rgb), points, name),
+            lambda rgb, points, name=name: _completed(kept(), rgb, points, name, config),
             {**model.settings, "method": name},
         )
         for name in (*dict.fromkeys(methods), *baselines)
@@ -129,7 +138,12 @@ def completion_specs(config: PredictConfig, methods: Sequence[str]) -> list[Esti
     return [*specs, *interpolation_specs()]
 
 
-def _completed(relative: RelativeDepth, points: SparsePoints, name: str) -> Float[np.ndarray, "h w"]:
+def _completed(
+    kept: KeptDepth, rgb: UInt8[np.ndarray, "h w 3"], points: SparsePoints, name: str, config: PredictConfig
+) -> Float[np.ndarray, "h w"]:
+    if name == GUIDED:
+        return guided(kept.predictor, rgb, points, settings_of(config)).depth
+    relative = kept(rgb)
     if name == AUTO:
         return complete(relative, points).depth
     return _run(METHODS[name], relative, points)

@@ -53,6 +53,26 @@ def test_a_known_depth_gives_the_scale() -> None:
     assert found.settings["left_out_errors"] is None
 
 
+def test_known_depths_that_are_missed_are_said() -> None:
+    """Depth up to scale has no shift to turn, and two depths at one place contradict each other."""
+    met = to_meters(predicted(), known_depth=[(40, 5, 4.0), (40, 58, float(room()[58, 40]))])
+    assert "notes" not in met.settings
+    found = to_meters(predicted(), known_depth=[(40, 5, 4.0), (41, 5, 8.0)])
+    (note,) = found.settings["notes"]
+    assert "not all known depths are met: " in note and "8 m at 41,5" in note
+
+
+@pytest.mark.parametrize(
+    "known",
+    [{"known_depth": ("30,20=2500",)}, {"known_length": ("1,1,30,20=2030",)}, {"camera_height": 1300.0}],
+)
+def test_millimeters_for_meters_are_an_error_that_asks(known: dict[str, Any]) -> None:
+    with pytest.raises(InvalidValueError, match="m looks like millimeters or centimeters; give the unit"):
+        KnownConfig(**known)
+    KnownConfig(**known, unit="mm")
+    KnownConfig(**known, unit="m")
+
+
 def test_two_depths_give_scale_and_shift_of_affine_depth() -> None:
     depth = room()
     known = [(40, 5, float(depth[5, 40])), (40, 58, float(depth[58, 40]))]
@@ -210,6 +230,31 @@ def test_files_state_camera_unit_and_fit(photos: Path, tmp_path: Path) -> None:
         assert np.asarray(image)[20, 30] == 2500
     line = Manifest(out, "metric").standing("a")
     assert line is not None and set(line["outputs"]) == {"a_metric.npy", "a_metric.png", "a_metric_colored.png"}
+
+
+def test_only_fits_of_the_run_are_printed(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["metric", "--format", "npy", "-o", str(tmp_path / "out")]
+    assert run([*command, str(photos / "a.png"), "--known-depth", "30,20=2.5"]) == 0
+    assert run([*command, str(photos / "b.png"), "--known-depth", "30,20=2.5"]) == 0
+    capsys.readouterr()
+    assert run([*command, str(photos / "b.png"), "--known-depth", "30,20=2.5"]) == 0  # done already
+    output = "".join(capsys.readouterr())
+    assert "b: fit" in output and "a: fit" not in output
+    assert run([*command, str(photos / "a.png"), "--known-depth", "900,20=2.5"]) == 1  # keeps the file of the first
+    output = "".join(capsys.readouterr())
+    assert "outside of the picture" in output and "a: fit" not in output
+    assert run([*command, str(photos / "a.png"), "--known-depth", "900,20=2.5", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["fits"] == {}
+
+
+def test_photos_whose_fits_are_not_printed_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for index in range(6):
+        Image.fromarray(make_photo(48, 64, seed=index)).save(folder / f"{index}.png")
+    known = ["--known-depth", "30,20=2", "--known-depth", "30,20=4"]  # cannot both be
+    assert run(["metric", str(folder), "-o", str(tmp_path / "out"), "--format", "npy", *known]) == 0
+    assert "2 more photos, 2 of them with notes" in " ".join("".join(capsys.readouterr()).split())
 
 
 def test_measure_prints_a_length(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,12 +66,18 @@ def run_metric(command: Metric) -> int:
             overwrite=command.overwrite,
             report=report,
         )
-    fits = _fits(command.output_dir)
+    fits = _fits(command.output_dir, result.results)
     if command.json:
         print(json.dumps({**result.to_dict(), "fits": fits}, indent=2))
         return EXIT_SOME_FAILED if result.failed else 0
     for name, record in list(fits.items())[:_MAX_SHOWN]:
         _print_fit(name, record)
+    if len(fits) > _MAX_SHOWN:
+        noted = sum(bool(record["notes"]) for record in list(fits.values())[_MAX_SHOWN:])
+        say(
+            f"{len(fits) - _MAX_SHOWN} more photos, {noted} of them with notes: --json prints all, and the manifest "
+            "states them"
+        )
     say(
         f"{result.num_predicted} done, {len(result.skipped)} skipped, {len(result.failed)} failed in "
         f"{time.perf_counter() - started:.2f} s -> {command.output_dir}"
@@ -82,13 +88,13 @@ def run_metric(command: Metric) -> int:
 _SHOWN = ("method", "fit_space", "scale", "shift", "left_out_errors", "camera", "compared")
 
 
-def _fits(output_dir: Path) -> dict[str, dict[str, Any]]:
-    """What was fitted to each photo, by the name of its results."""
+def _fits(output_dir: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+    """What was fitted to each photo of this run, by the name of its results."""
     from openmarigold.modalities.metric import METRIC
     from openmarigold.results.manifest import Manifest
 
     manifest, found = Manifest(output_dir, METRIC.name), {}
-    for name in dict.fromkeys(line["result"] for line in manifest.lines()):
+    for name in dict.fromkeys(names):
         line = manifest.standing(name)
         if line is not None and line["status"] == "done":
             found[name] = {key: line["provenance"].get(key) for key in _SHOWN} | {"notes": line.get("notes", [])}

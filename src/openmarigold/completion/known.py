@@ -21,6 +21,9 @@ METERS: Mapping[str, float] = MappingProxyType({"m": 1.0, "cm": 0.01, "mm": 0.00
 Measured: TypeAlias = Literal["planar", "ray"]
 MethodName: TypeAlias = Literal["auto", "fit", "field", "guided"]
 
+FARTHEST_USUAL = 200.0
+"""[m]. Without a unit, lengths beyond it are taken for millimeters, which is an error that asks."""
+
 _NUMBER = r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*"
 _DEPTH = re.compile(rf"{_NUMBER},{_NUMBER}={_NUMBER}")
 _LENGTH = re.compile(rf"{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}={_NUMBER}")
@@ -46,7 +49,7 @@ class KnownConfig:
     metric_map: Path | None = None
     """Metric depth of another tool: npy, EXR, 16-bit PNG; or a folder of such files, of the photos' names."""
     unit: Unit | None = None
-    """Of all that is known. None: meters, unless points look like millimeters, which is an error that asks."""
+    """Of all that is known. None: meters, unless it looks like millimeters, which is an error that asks."""
     measured: Measured = "planar"
     """What known depths and points are: planar (along the optical axis) or ray (distance from the camera)."""
     depth_scale: float | None = None
@@ -75,6 +78,8 @@ class KnownConfig:
             if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
                 raise InvalidValueError(f"{name}={value!r} is not accepted; give a number above 0")
         _ = self.depths, self.lengths
+        if self.camera_height is not None:
+            self._check_unit("camera_height", self.camera_height, f"{self.camera_height:g}")
         self._check_kinds()
 
     def _check_kinds(self) -> None:
@@ -121,7 +126,15 @@ class KnownConfig:
         *place, value = map(float, match.groups())
         if not 0 < value < math.inf:
             raise InvalidValueError(f"{name}={text!r}: {value:g} is not accepted; give a number above 0")
+        self._check_unit(name, value, repr(text))
         return (*place, value * METERS[self.unit or "m"])
+
+    def _check_unit(self, name: str, value: float, given: str) -> None:
+        if self.unit is None and value > FARTHEST_USUAL:
+            raise InvalidValueError(
+                f"{name}={given}: {value:g} m looks like millimeters or centimeters; give the unit (mm, cm), or m if "
+                "it is meters"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """What results state: all settings but files, which count by their hashes."""

@@ -33,6 +33,7 @@ KnownLength: TypeAlias = tuple[float | int, float | int, float | int, float | in
 MAX_ALIKE = 1.5
 """Lengths that give scales further apart than this factor contradict each other."""
 _HELPFUL = 0.9  # share of the error of the points' own median, above which the photo did not help
+_MISSED = 0.05  # of a known depth, from which on the miss is said
 _ENOUGH_TO_DOUBT = 8  # points
 _MAX_FITTED = 4000  # points of another tool's map
 
@@ -95,7 +96,7 @@ def to_meters(
         compared = compare(relative, sparse, options=options)
         found = complete(relative, sparse, method=method, options=options, methods=methods, rows=compared)
         rows = [_compared(row) for row in compared]
-        notes += _doubts(found, sparse)
+        notes += _missed(found, known_depth) + _doubts(found, sparse)
     return _as_prediction(prediction, relative, found, [*notes, *found.notes], rows)
 
 
@@ -149,6 +150,19 @@ def _doubts(found: Completed, points: SparsePoints) -> list[str]:
         f"the points hardly agree with the photo: left-out errors of {found.errors.mean_m:.3g} m, where the points' "
         f"own median has {alone:.3g} m; check that they are of this photo, in the order x, y, depth, and planar"
     ]
+
+
+def _missed(found: Completed, known_depth: Sequence[KnownDepth]) -> list[str]:
+    """Known depths that the map does not have: a scale alone cannot meet two, and they may contradict each other."""
+    shown = [depth_at(found.depth, (x, y)) for x, y, _ in known_depth]
+    missed = [
+        f"{depth:g} m at {x:g},{y:g} ({there:.3g} m in the result)"
+        for (x, y, depth), there in zip(known_depth, shown, strict=True)
+        if abs(there - depth) > _MISSED * depth
+    ]
+    if not missed:
+        return []
+    return [f"not all known depths are met: {', '.join(missed)}; check them, or give more"]
 
 
 def _compared(row: Row) -> dict[str, Any]:

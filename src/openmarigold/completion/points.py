@@ -16,11 +16,10 @@ from jaxtyping import Bool, Float64
 from openmarigold.camera import Camera
 from openmarigold.completion import colmap, point_files
 from openmarigold.completion.evidence import SparsePoints
-from openmarigold.completion.known import METERS, Unit
+from openmarigold.completion.known import FARTHEST_USUAL, METERS, Unit
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.files import as_path
 
-_FARTHEST_MEDIAN = 200.0  # [m]; photos that show half of their points beyond it are rare, millimeters are usual
 _MAYBE_CENTIMETERS = 50.0
 _WINDOW = 7
 _BEHIND = 1.5
@@ -201,7 +200,7 @@ def _scaled(
     if size == camera.size:
         return pixels, []
     factors = np.array([camera.width / size[1], camera.height / size[0]])
-    sizes = f"{size[0]}x{size[1]} and the photo {camera.height}x{camera.width} (height x width)"
+    sizes = f"{size[1]}x{size[0]} and the photo {camera.width}x{camera.height} (width x height)"
     if abs(np.log(factors[0] / factors[1])) > _SAME_ASPECT:
         raise DataError(f"{path} is {sizes}; a sparse map must have the photo's shape")
     return (pixels + 0.5) * factors - 0.5, [f"the map is {sizes}; its pixels were scaled"]
@@ -216,7 +215,7 @@ def _count(notes: list[str], mask: Bool[np.ndarray, " n"], what: str) -> None:
 def _check_unit(depth: Float64[np.ndarray, " n"], source: str, notes: list[str]) -> None:
     middle = float(np.median(depth))
     whole = bool((depth == np.rint(depth)).all())
-    if middle > _FARTHEST_MEDIAN:
+    if middle > FARTHEST_USUAL:
         raise DataError(
             f"{source}: half of the points are farther than {middle:.4g} m"
             f"{', all of them whole numbers' if whole else ''}, which looks like millimeters; give the unit mm, or m "

@@ -45,6 +45,8 @@ class BatchResult:
     passed_over: list[Path] = field(default_factory=list)
     """Files in the given folders that look like pictures and were skipped: of kinds that are not read, or raw photos
     next to a picture of the same name."""
+    results: list[str] = field(default_factory=list)
+    """Names of the results that this run made or found done: paths in the output folder, without suffixes."""
     num_predicted: int = 0
     engine: str | None = None
     """What ran the networks; None where no photo needed them."""
@@ -294,6 +296,8 @@ class _Run:
             self.outcome.failed.append((job.photo, errors[0]))
         if any(renewed):
             self.outcome.renewed.append(job.photo)
+        if not errors:
+            self.outcome.results.append(job.result)
         if not errors and not any(part.is_wanted for part in job.parts):
             self.outcome.skipped.append(job.photo)
             return None, None

@@ -46,15 +46,17 @@ class Camera:
 
     def __post_init__(self) -> None:
         for name in ("width", "height"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or int(value) != value or value < 1:
-                raise InvalidValueError(f"camera: {name}={value!r} is not accepted; give the picture's size in pixels")
-            object.__setattr__(self, name, int(value))
+            value, number = getattr(self, name), _finite(getattr(self, name))
+            if isinstance(value, bool) or number is None or number % 1 or number < 1:
+                raise InvalidValueError(
+                    f"camera: {name}={value!r:.40} is not accepted; give the picture's size in pixels"
+                )
+            object.__setattr__(self, name, int(number))
         for name in ("fx", "fy", "cx", "cy"):
-            value = float(getattr(self, name))
-            if not math.isfinite(value) or (name in ("fx", "fy") and value <= 0):
+            value = _finite(getattr(self, name))
+            if value is None or (name in ("fx", "fy") and value <= 0):
                 accepted = "a focal length in pixels, above 0" if name in ("fx", "fy") else "a number of pixels"
-                raise InvalidValueError(f"camera: {name}={value!r} is not accepted; give {accepted}")
+                raise InvalidValueError(f"camera: {name}={getattr(self, name)!r:.40} is not accepted; give {accepted}")
             object.__setattr__(self, name, value)
 
     @classmethod
@@ -96,16 +98,17 @@ class Camera:
         if missing := [name for name in names if name not in record]:
             raise InvalidValueError(f"camera: {missing[0]} is missing; {', '.join(names)} are needed")
         source = record.get("source", "file")
-        if source not in get_args(CameraSource):
+        known: Any = next((name for name in get_args(CameraSource) if name == source), None)
+        if known is None:
             accepted = ", ".join(get_args(CameraSource))
-            raise InvalidValueError(f"camera: source={source!r} is not known; use one of {accepted}")
-        try:
-            values: dict[str, Any] = {name: record[name] for name in names}
-            return cls(**values, source=source, note=str(record.get("note", "")))
-        except (TypeError, ValueError) as error:
-            if isinstance(error, InvalidValueError):
-                raise
-            raise InvalidValueError("camera: fx, fy, cx, cy, width and height must be numbers") from error
+            raise InvalidValueError(f"camera: source={source!r:.40} is not known; use one of {accepted}")
+        values: dict[str, Any] = {name: _finite(record[name]) for name in names}
+        for name in names:
+            if values[name] is None:
+                raise InvalidValueError(f"camera: {name}={record[name]!r:.40} is not accepted; give a finite number")
+            if name in ("width", "height") and values[name] == int(values[name]):
+                values[name] = int(values[name])
+        return cls(**values, source=known, note=str(record.get("note", "")))
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON and provenance; states the source, and the field of view [deg] along the longer side."""
@@ -199,3 +202,12 @@ class Camera:
         """The pixels (x, y) that show points; NaN for those that are not in front of the camera."""
         z = np.where(points[:, 2] > 0, points[:, 2], np.nan)
         return np.stack([self.fx * points[:, 0] / z + self.cx, self.fy * points[:, 1] / z + self.cy], axis=-1)
+
+
+def _finite(value: Any) -> float | None:
+    """A finite number; None of all else."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None

@@ -106,3 +106,11 @@ def test_a_record_must_be_whole() -> None:
 def test_a_map_of_another_size_is_refused() -> None:
     with pytest.raises(InvalidValueError, match="3x4 and the camera's picture 30x40"):
         CAMERA.unproject(np.ones((3, 4)))
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan, 10**400, None, "wide", [640]])
+@pytest.mark.parametrize("name", ["fx", "cx", "width", "height"])
+def test_values_of_strangers_give_one_error(name: str, value: object) -> None:
+    record = Camera.from_focal((480, 640), 500.0).to_dict() | {name: value}
+    with pytest.raises(InvalidValueError, match=f"camera: {name}=.* is not accepted"):
+        Camera.from_dict(record)

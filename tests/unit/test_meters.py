@@ -85,8 +85,13 @@ def test_two_depths_give_scale_and_shift_of_affine_depth() -> None:
 def test_a_shift_that_is_assumed_is_said_and_one_that_was_estimated_is_taken() -> None:
     assumed = to_meters(predicted(0.2, -0.1, "affine"), known_depth=[(40, 5, 4.0)])
     assert any("a shift of 0.1 is assumed" in note for note in assumed.settings["notes"])
-    estimated = to_meters(predicted(0.2, -0.15, "affine", shift=0.15), known_depth=[(40, 5, 4.0)])
+    estimated = to_meters(
+        predicted(0.2, -0.15, "affine", shift=0.15, shift_source="estimated"), known_depth=[(40, 5, 4.0)]
+    )
     assert "notes" not in estimated.settings
+    # The shift of the result is that of its fit, so the estimated one has a name of its own.
+    assert estimated.settings["relative_shift"] == 0.15 and estimated.settings["relative_invariance"] == "affine"
+    assert estimated.settings["shift"] == pytest.approx(0.75, rel=1e-3) and "shift_source" not in estimated.settings
     np.testing.assert_allclose(estimated.depth, room(), rtol=1e-4)
 
 
@@ -158,6 +163,12 @@ def test_what_is_not_accepted_is_named(known: dict[str, Any], message: str) -> N
         to_meters(predicted(), **known)
 
 
+@pytest.mark.parametrize("known", [{"known_length": [(1, 1, 5, 5, 1.0)]}, {"camera_height": 1.6}])
+def test_a_panorama_has_no_straight_lengths(known: dict[str, Any]) -> None:
+    with pytest.raises(InvalidValueError, match=r"is a panorama \(equirectangular\)"):
+        to_meters(predicted(panorama="equirectangular"), **known)
+
+
 def test_other_predictions_are_refused() -> None:
     normals = Prediction(maps={"normals": np.zeros((4, 4, 3), dtype=np.float32)}, modality="normals")
     with pytest.raises(InvalidValueError, match="a prediction of normals has no depth; predict depth"):
@@ -200,13 +211,11 @@ def test_a_folder_with_points_is_resumed_and_one_missing_file_stops_no_other(pho
     write_points(points / "b.csv")
     second = metric_files(photos, output_dir=out, known=known)
     assert (second.num_predicted, len(second.skipped)) == (1, 1)
-    before = (out / "a_metric.npy").read_bytes()
+    before = np.load(out / "a_metric.npy")
     write_points(points / "a.csv", scale=2.0)
     third = metric_files(photos, output_dir=out, known=known)
     assert (third.num_predicted, len(third.skipped)) == (1, 1)
-    ratio = np.load(out / "a_metric.npy") / np.load(tmp_path / "out" / "a_metric.npy")
-    assert ratio == pytest.approx(1.0)
-    assert (out / "a_metric.npy").read_bytes() != before
+    np.testing.assert_allclose(np.load(out / "a_metric.npy"), 2.0 * before, rtol=1e-4)
     # The same again gives the same bytes.
     bytes_of = {path.name: path.read_bytes() for path in out.iterdir() if path.suffix in (".npy", ".png")}
     metric_files(photos, output_dir=out, known=known, overwrite=True)
@@ -298,3 +307,21 @@ def test_guided_denoising_needs_gradients(photos: Path, tmp_path: Path) -> None:
     known = KnownConfig(known_depth=("1,2=3",), method="guided")
     with pytest.raises(InvalidValueError, match="needs gradients, which engine onnx does not give; use torch"):
         metric_files(photos, output_dir=tmp_path, known=known, config=PredictConfig(engine="onnx"))
+
+
+def test_a_file_of_another_tools_map_is_thinned(tmp_path: Path) -> None:
+    photo = tmp_path / "wide.png"
+    Image.fromarray(make_photo(96, 128, seed=3)).save(photo)
+    rows, columns = np.indices((96, 128))
+    np.save(tmp_path / "map.npy", 1.0 + 0.01 * columns + 0.02 * rows)
+    known = KnownConfig(metric_map=tmp_path / "map.npy", method="fit")
+    assert not metric_files(photo, output_dir=tmp_path / "out", known=known).failed
+    line = Manifest(tmp_path / "out", "metric").standing("wide")
+    assert line is not None and line["provenance"]["num_points"] == 4000  # of 12,288 pixels
+
+
+@pytest.mark.parametrize("errors", [{"relative_90": None}, {"relative_90": "?"}, {}, "?", None])
+def test_a_damaged_error_of_a_record_is_not_known(errors: Any) -> None:
+    found = to_meters(predicted(), known_depth=[(40, 5, 4.0)])
+    found.settings["left_out_errors"] = errors
+    assert measure(found, (10, 5), (70, 5)).low is None

@@ -17,6 +17,10 @@ from encoded import CONDITION_CHANNELS, make_encoded_checkpoint
 from openmarigold.camera import Camera
 from openmarigold.checkpoints.checkpoint import read_checkpoint
 from openmarigold.checkpoints.integrity import describe
+from openmarigold.completion.evidence import RelativeDepth, SparsePoints
+from openmarigold.completion.guided import guided, guided_method
+from openmarigold.completion.guided_settings import GuidedSettings
+from openmarigold.completion.methods import Options
 from openmarigold.conditions import CONDITIONS, ray_channels
 from openmarigold.errors import CheckpointError
 from openmarigold.networks.backbone import insert_inputs
@@ -166,3 +170,18 @@ def test_new_inputs_change_nothing_until_they_learn() -> None:
         torch.testing.assert_close(after, before, rtol=0, atol=1e-5)
         unet.conv_in.weight[:, 12:15] = 1.0
         assert (unet(torch.cat([image, rays, latent], dim=1), 3, context).sample - before).abs().max() > 1e-3
+
+
+def test_guided_denoising_sees_the_rays_of_the_photos_camera(rayed: Path) -> None:
+    predictor, photo = Predictor.load(rayed, engine="torch", device="cpu"), make_photo(48, 64)
+    pixels = np.array([[5.0, 6.0], [40.0, 20.0], [60.0, 40.0]])
+    points = SparsePoints(pixels=pixels, depth=np.array([1.0, 2.0, 3.0]))
+    settings = GuidedSettings(num_inference_steps=1, iterations=1)
+    method = guided_method(predictor, settings)
+    maps = []
+    for fov in (40.0, 90.0):
+        camera = Camera.from_fov((48, 64), fov)
+        relative = RelativeDepth(depth=np.ones((48, 64)), invariance="scale", camera=camera, rgb=photo)
+        maps.append(method.run(relative, points, Options()).map())
+        np.testing.assert_array_equal(maps[-1], guided(predictor, photo, points, settings, camera=camera).depth)
+    assert np.abs(maps[0] - maps[1]).max() > 0.01

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, UInt8
 
+from openmarigold.camera import Camera
 from openmarigold.completion.evidence import Completed, RelativeDepth, SparsePoints
 from openmarigold.completion.fits import Fit
 from openmarigold.completion.guidance import (
@@ -45,7 +46,12 @@ _BETTER = 0.99  # a loss below this share of the best one so far is progress
 
 
 def guided(
-    predictor: Predictor, rgb: ImageInput, points: SparsePoints, settings: GuidedSettings | None = None
+    predictor: Predictor,
+    rgb: ImageInput,
+    points: SparsePoints,
+    settings: GuidedSettings | None = None,
+    *,
+    camera: Camera | None = None,
 ) -> Completed:
     """Metric depth of a photo from a depth model that is guided by measured points.
 
@@ -54,6 +60,7 @@ def guided(
         rgb: the photo, as `Predictor` takes it.
         points: depth at its pixels.
         settings: None is the defaults; `GuidedSettings.published()` is the loop of the published code.
+        camera: of the upright photo, for checkpoints that see its rays; None: assumed.
 
     Returns:
         Planar depth [m] at the photo's size, a function of the arguments and of nothing else.
@@ -74,7 +81,7 @@ def guided(
     size = (image.shape[0], image.shape[1])
     _check_points(points, size)
     guide = _Guide(predictor, with_defaults(settings, predictor), points, size)
-    maps = np.stack(guide.members_in_meters(image))
+    maps = np.stack(guide.members_in_meters(image, camera))
     depth = (maps[0] if len(maps) == 1 else np.median(maps, axis=0)).astype(np.float32)
     return Completed(
         depth=depth,
@@ -96,7 +103,7 @@ def guided_method(predictor: Predictor, settings: GuidedSettings | None = None) 
         del options  # of the cheap global fits
         if relative.rgb is None:
             raise InvalidValueError("guided denoising needs the photo; give RelativeDepth with rgb")
-        return _Fitted(guided(predictor, relative.rgb, points, settings), points)
+        return _Fitted(guided(predictor, relative.rgb, points, settings, camera=relative.camera), points)
 
     return Method(name="guided", title="guided denoising", run=run, folds=GUIDED_FOLDS)
 
@@ -316,9 +323,11 @@ class _Guide:
         latent_rate, fit_rate = Adam(settings.learning_rate or 0.0), Adam(settings.fit_rate)
         return _Member(mirrored=step.mirrored, fit=fit, move_latent=latent_rate, move_fit=fit_rate)
 
-    def members_in_meters(self, image: UInt8[np.ndarray, "h w 3"]) -> list[Float32[np.ndarray, "h w"]]:
+    def members_in_meters(
+        self, image: UInt8[np.ndarray, "h w 3"], camera: Camera | None
+    ) -> list[Float32[np.ndarray, "h w"]]:
         """Predicts, and returns the map of each member."""
-        self._prediction = self._predictor(image, guide=self, **_options(self._call))
+        self._prediction = self._predictor(image, camera=camera, guide=self, **_options(self._call))
         maps: list[np.ndarray] = []
         assert self._prediction.latent is not None
         for number, latent in enumerate(self._prediction.latent):

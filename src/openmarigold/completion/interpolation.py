@@ -8,7 +8,7 @@ from jaxtyping import Float, Float64
 
 from openmarigold.errors import InvalidValueError, needs_extra
 
-_NEAREST_CHUNK = 4096
+_NEAREST_CHUNK = 1 << 22  # distances at a time
 
 
 def nearest(
@@ -21,7 +21,7 @@ def nearest(
     except ModuleNotFoundError:  # the same by brute force
         rows = [
             np.square(part[:, None] - pixels[None]).sum(axis=-1).argmin(axis=1)
-            for part in np.array_split(at, max(1, len(at) // _NEAREST_CHUNK))
+            for part in np.array_split(at, max(1, len(at) * len(pixels) // _NEAREST_CHUNK))
         ]
         return values[np.concatenate(rows)]
     return values[cKDTree(pixels).query(at)[1]]

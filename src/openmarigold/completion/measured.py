@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ def measure_file(path: Path | str, first: Pixel, second: Pixel) -> tuple[Length,
 
 def _relative_90(record: Mapping[str, Any]) -> float | None:
     errors = record.get("left_out_errors")
-    return float(errors["relative_90"]) if isinstance(errors, Mapping) and "relative_90" in errors else None
+    stated = errors.get("relative_90") if isinstance(errors, Mapping) else None
+    return float(stated) if isinstance(stated, (int, float)) and 0 <= stated < math.inf else None
 
 
 def _read_depth(path: Path) -> np.ndarray:

@@ -36,6 +36,9 @@ _HELPFUL = 0.9  # share of the error of the points' own median, above which the 
 _MISSED = 0.05  # of a known depth, from which on the miss is said
 _ENOUGH_TO_DOUBT = 8  # points
 _MAX_FITTED = 4000  # points of another tool's map
+_STALE = ("quantity", "notes")  # of the relative prediction: others take their place
+_OF_RELATIVE = {name: f"relative_{name}" for name in ("invariance", "shift", "shift_source")}
+"""What a result in meters calls the relative prediction's: its own shift is that of the fit."""
 
 
 def to_meters(
@@ -79,6 +82,11 @@ def to_meters(
     ]
     if sum(kinds) != 1:
         raise InvalidValueError("give one kind of what is known: depths and points, lengths, or the camera's height")
+    if not kinds[2] and (panorama := prediction.settings.get("panorama")):
+        raise InvalidValueError(
+            f"the photo is a panorama ({panorama}), in which straight lines are bent: lengths and heights give no "
+            "scale; give known depths, or cut it into views (docs/points.md, Panoramas)"
+        )
     notes: list[str] = []
     rows: list[dict[str, Any]] = []
     if known_length:
@@ -208,10 +216,15 @@ def _points_of_map(metric_map: Float[np.ndarray, "h w"], size: tuple[int, ...]) 
     rows, columns = np.nonzero(np.isfinite(metric_map) & (metric_map > 0))
     if not len(rows):
         raise InvalidValueError("the metric map has no pixel above 0; give meters")
-    chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _MAX_FITTED)).astype(np.int64))
-    rows, columns = rows[chosen], columns[chosen]
     pixels = np.stack([(columns + 0.5) * scale[1] - 0.5, (rows + 0.5) * scale[0] - 0.5], axis=-1)
-    return SparsePoints(pixels=pixels, depth=metric_map[rows, columns].astype(np.float64), source="metric map")
+    depth = metric_map[rows, columns].astype(np.float64)
+    return thinned(SparsePoints(pixels=pixels, depth=depth, source="metric map"))
+
+
+def thinned(points: SparsePoints) -> SparsePoints:
+    """At most `_MAX_FITTED` of the points of a map, evenly: its neighbors say the same again."""
+    chosen = np.unique(np.linspace(0, len(points) - 1, min(len(points), _MAX_FITTED)).astype(np.int64))
+    return replace(points, pixels=points.pixels[chosen], depth=points.depth[chosen])
 
 
 def _from_lengths(relative: RelativeDepth, known: Sequence[KnownLength]) -> Completed:
@@ -262,10 +275,11 @@ def _as_prediction(
         uncertainties=_uncertainties(prediction, relative, found),
         latent=prediction.latent,
         settings={
-            **{name: value for name, value in prediction.settings.items() if name not in ("quantity", "notes")},
+            **{
+                _OF_RELATIVE.get(name, name): value for name, value in prediction.settings.items() if name not in _STALE
+            },
             "quantity": METRIC.quantities["absolute"],
             "invariance": "absolute",
-            "relative_invariance": prediction.settings.get("invariance"),
             "unit": "m",
             "convention": "planar",
             "camera": relative.camera.to_dict(),

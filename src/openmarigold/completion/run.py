@@ -14,7 +14,7 @@ from openmarigold.checkpoints.checkpoint import Checkpoint
 from openmarigold.completion.evidence import SparsePoints
 from openmarigold.completion.guided_settings import GUIDED, settings_of, with_gradients
 from openmarigold.completion.known import KnownConfig
-from openmarigold.completion.meters import KnownDepth, relative_depth, to_meters
+from openmarigold.completion.meters import KnownDepth, relative_depth, thinned, to_meters
 from openmarigold.completion.points import PointOptions, camera_ray_lengths, read_points
 from openmarigold.config import Invariance, OutputConfig, PredictConfig
 from openmarigold.errors import DataError, InvalidValueError
@@ -88,11 +88,9 @@ class MetersFromKnown:
 
     def finish(self, prediction: Prediction, photo: Path, result: str, predictor: Predictor) -> Prediction:
         camera = relative_depth(prediction).camera
-        read = [
-            self._read(path, camera, photo)
-            for path in (_file_for(getattr(self.known, name), photo, result) for name in ("points", "metric_map"))
-            if path is not None
-        ]
+        points, metric_map = (_file_for(getattr(self.known, name), photo, result) for name in ("points", "metric_map"))
+        read = [] if points is None else [self._read(points, camera, photo)]
+        read += [] if metric_map is None else [thinned(self._read(metric_map, camera, photo))]
         return to_meters(
             prediction,
             known_depth=[self._planar(x, y, depth, camera) for x, y, depth in self.known.depths],

@@ -426,7 +426,7 @@ class Predictor:
     ) -> tuple[Camera, Mapping[str, Any]]:
         """The photo's camera, estimated from the maps `[c h w]` where that is asked for, and what is to be stated."""
         relief = self.modality.relief
-        if not config.estimate_camera or relief is None:
+        if not config.estimate_camera or relief is None or photo.photo.metadata.panorama is not None:
             return photo.camera, {}
         return self._estimator.estimate(
             relief(self.modality.split(self.modality.finish(stack.copy()))),

@@ -114,9 +114,7 @@ def normals_from_depth(
     fx, fy = (focal, focal) if isinstance(focal, (int, float)) else focal
     _check_arguments(depth.shape, (fx, fy), support)
     x0, y0 = center or ((width - 1) / 2, (height - 1) / 2)
-    known = np.isfinite(depth) & (depth > 0)
-    if valid_mask is not None:
-        known &= valid_mask
+    known = np.isfinite(depth) & (depth > 0) & (True if valid_mask is None else valid_mask)
     with np.errstate(divide="ignore", invalid="ignore"):
         disparity = np.where(known, 1.0 / depth.astype(np.float64), np.nan)
     value = disparity
@@ -132,8 +130,7 @@ def normals_from_depth(
     towards = value - x * along_x - y * along_y
     vectors = np.stack([-fx * along_x, fy * along_y, towards], axis=-1)
     usable = np.asarray(np.isfinite(vectors).all(axis=-1))
-    normals = np.where(usable[..., None], vectors, 0.0)
-    normals = unit_vectors(normals, axis=-1).astype(np.float32)
+    normals = unit_vectors(np.where(usable[..., None], vectors, 0.0), axis=-1).astype(np.float32)
     with np.errstate(invalid="ignore"):
         smooth = rough < largest * disparity
     return normals, usable & smooth

@@ -75,14 +75,10 @@ def to_meters(
     if find_modality(prediction.modality, prediction.space).relief is None:
         raise InvalidValueError(f"a prediction of {', '.join(prediction.maps)} has no depth; predict depth")
     relative = relative_depth(prediction)
-    kinds = [
-        bool(known_length),
-        camera_height is not None,
-        bool(known_depth) or points is not None or metric_map is not None,
-    ]
-    if sum(kinds) != 1:
+    at_pixels = bool(known_depth) or points is not None or metric_map is not None
+    if bool(known_length) + (camera_height is not None) + at_pixels != 1:
         raise InvalidValueError("give one kind of what is known: depths and points, lengths, or the camera's height")
-    if not kinds[2] and (panorama := prediction.settings.get("panorama")):
+    if not at_pixels and (panorama := prediction.settings.get("panorama")):
         raise InvalidValueError(
             f"the photo is a panorama ({panorama}), in which straight lines are bent: lengths and heights give no "
             "scale; give known depths, or cut it into views (docs/points.md, Panoramas)"
@@ -98,11 +94,9 @@ def to_meters(
         options = Options()
         if relative.invariance == "affine" and len(np.unique(sparse.pixels, axis=0)) == 1:  # one place gives no shift
             options = Options(shift=_shift_of(prediction, notes))
-        methods = dict(METHODS)
-        if method == GUIDED:
-            methods[method] = guided_method(_needed(predictor, relative), guided)
+        own = {GUIDED: guided_method(_needed(predictor, relative), guided)} if method == GUIDED else {}
         compared = compare(relative, sparse, options=options)
-        found = complete(relative, sparse, method=method, options=options, methods=methods, rows=compared)
+        found = complete(relative, sparse, method=method, options=options, methods={**METHODS, **own}, rows=compared)
         rows = [_compared(row) for row in compared]
         notes += _missed(found, known_depth) + _doubts(found, sparse)
     return _as_prediction(prediction, relative, found, [*notes, *found.notes], rows)

@@ -235,10 +235,22 @@ def complete(
         kept = ~fitted.outliers
         depth = depth.copy()
         depth[pixel_indices(points.pixels[kept], depth.shape)] = points.depth[kept]
-    fit = fitted.fit
     if errors is not None and errors.num_outliers:
         share = 100 * errors.num_outliers / errors.num_points
         notes.append(f"{errors.num_outliers} of {errors.num_points} points ({share:.0f} %) contradict the others")
+    return _completed(depth, method, fitted, errors, points, notes)
+
+
+def _completed(
+    depth: Float64[np.ndarray, "h w"],
+    method: str,
+    fitted: Fitted,
+    errors: LeftOutErrors | None,
+    points: SparsePoints,
+    notes: Sequence[str],
+) -> Completed:
+    """The result, with what the method states about itself."""
+    fit = fitted.fit
     return Completed(
         depth=depth.astype(np.float32),
         method=method,

@@ -178,9 +178,12 @@ def evaluate_benchmark(
     )
     if output_dir is not None:
         write_report(report, output_dir)
-        title = f"{spec.name} on {row.title}, protocol {run.protocol.name}"
-        write_page(report, row.modality, run.aligned, output_dir / PAGE_NAME, title=title)
+        _write_page(report, run, output_dir, f"{spec.name} on {row.title}, protocol {run.protocol.name}")
     return report
+
+
+def _write_page(report: Report, run: _Run, output_dir: Path, title: str) -> None:
+    write_page(report, run.benchmark.row.modality, run.aligned, output_dir / PAGE_NAME, title=title)
 
 
 class _Run:

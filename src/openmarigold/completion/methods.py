@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Float64
@@ -244,7 +244,7 @@ def complete(
 def _completed(
     depth: Float64[np.ndarray, "h w"],
     method: str,
-    fitted: Fitted,
+    fitted: Any,  # a `Fitted`
     errors: LeftOutErrors | None,
     points: SparsePoints,
     notes: Sequence[str],

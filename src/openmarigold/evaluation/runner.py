@@ -182,10 +182,6 @@ def evaluate_benchmark(
     return report
 
 
-def _write_page(report: Report, run: _Run, output_dir: Path, title: str) -> None:
-    write_page(report, run.benchmark.row.modality, run.aligned, output_dir / PAGE_NAME, title=title)
-
-
 class _Run:
     """How one image is scored, and seen again for the page."""
 
@@ -374,3 +370,7 @@ def _check_failures(failed: Mapping[str, str], total: int, allow_partial: bool) 
 def _hash_of_all(images: list[ImageScore]) -> str:
     lines = "".join(f"{image.name} {image.input_hash}\n" for image in images)
     return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
+
+
+def _write_page(report: Report, run: _Run, output_dir: Path, title: str) -> None:
+    write_page(report, run.benchmark.row.modality, run.aligned, output_dir / PAGE_NAME, title=title)

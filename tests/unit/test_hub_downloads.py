@@ -424,7 +424,13 @@ def test_an_interrupt_ends_a_download_at_once(hub: Hub, tmp_path: Path) -> None:
         "HF_ENDPOINT": hub.url,
     }
     command = [sys.executable, "-m", "openmarigold", "checkpoint", "verify", HUB_ID]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    # A job in the background of a shell ignores SIGINT, and so would its children.
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    finally:
+        signal.signal(signal.SIGINT, heard)
+    with process:
         deadline = time.monotonic() + 60
         while not (list((tmp_path / "hf").rglob("*.incomplete")) or time.monotonic() > deadline):
             time.sleep(0.05)

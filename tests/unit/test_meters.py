@@ -101,6 +101,32 @@ def test_a_known_length_gives_the_scale() -> None:
     np.testing.assert_allclose(found.depth, room(), rtol=1e-5)
 
 
+def test_lengths_of_affine_depth_state_the_shift_of_the_result() -> None:
+    length = 60 * 4.0 / CAMERA.fx
+    found = to_meters(predicted(0.2, -0.1, "affine"), known_length=[(10, 5, 70, 5, length)])
+    np.testing.assert_allclose(found.depth, room(), rtol=1e-4)
+    stated = found.settings["scale"] * predicted(0.2, -0.1, "affine").depth + found.settings["shift"]
+    np.testing.assert_allclose(found.depth, stated, rtol=1e-4)  # of the model's own depth, not of a shifted one
+    assert any("a shift of 0.1 is assumed" in note for note in found.settings["notes"])
+
+
+def test_a_shift_that_could_not_be_estimated_is_said() -> None:
+    unsure = predicted(0.2, -0.15, "affine", shift=0.15, shift_source="assumed")
+    found = to_meters(unsure, known_depth=[(40, 5, 4.0)])
+    assert any("a shift of 0.15 is assumed" in note for note in found.settings["notes"])
+
+
+def test_a_doubtful_ground_is_said_with_the_reason() -> None:
+    depth = room(9.0)
+    rows, columns = np.indices(SIZE)
+    depth[(rows > 32) & (columns > 8)] = (
+        1.5 + 0.01 * columns[(rows > 32) & (columns > 8)]
+    )  # something large is in front
+    blocked = Prediction(maps={"depth": depth.astype(np.float32)}, camera=CAMERA, settings={"invariance": "scale"})
+    (note,) = to_meters(blocked, camera_height=HEIGHT).settings["notes"]
+    assert note.startswith("the scale may be far off: ") and "lower half" in note
+
+
 def test_lengths_that_contradict_each_other_are_said() -> None:
     length = 60 * 4.0 / CAMERA.fx
     known = [(10, 5, 70, 5, length), (10, 6, 70, 6, length), (10, 7, 70, 7, 2 * length)]
@@ -297,6 +323,7 @@ def test_guided_denoising_of_a_folder_is_resumed_with_the_same_bytes(photos: Pat
     assert (both.num_predicted, len(both.skipped)) == (1, 1)
     record = read_provenance(out / "b_metric.png")
     assert (record["method"], record["engine"]) == ("guided", "torch")
+    assert (record["invariance"], record["relative_invariance"]) == ("absolute", "scale")
     assert record["last_loss"][0] < record["first_loss"][0]
     before = {path.name: path.read_bytes() for path in out.glob("*_metric.*")}
     metric_files(photos, output_dir=out, known=known, config=config, overwrite=True)

@@ -72,7 +72,7 @@ def observed_points(folder: Path, *, image: str | None, size: tuple[int, int]) -
     pixels = pixels * (size[1] / width, size[0] / height) - 0.5
     notes = ["depths are in COLMAP's own unit, which is meters only where the model was scaled to them"]
     if (height, width) != size:
-        notes.append(f"the model's image is {height}x{width} and the photo {size[0]}x{size[1]}; pixels were scaled")
+        notes.append(f"the model's image is {width}x{height} and the photo {size[1]}x{size[0]}; pixels were scaled")
     return SparsePoints(pixels=pixels, depth=depth, source=f"COLMAP, {found.name}", notes=tuple(notes))
 
 

@@ -350,7 +350,7 @@ class _Guide:
 
     def facts(self, num_points: int) -> dict[str, object]:
         """For provenance."""
-        stated = ("checkpoint", "invariance", "processing_resolution", "start_noise", "engine", "device", "dtype")
+        stated = ("checkpoint", "processing_resolution", "start_noise", "engine", "device", "dtype")
         also = ("tiny_vae", "tiny_vae_for")
         of_call = {
             name: self._prediction.settings[name] for name in (*stated, *also) if name in self._prediction.settings

@@ -57,7 +57,8 @@ def to_meters(
 
     Args:
         prediction: of depth, from a `Predictor`.
-        known_depth: depth at pixels: one gives the scale, two give scale and shift, more are fitted robustly.
+        known_depth: depth at pixels. One gives the scale; of affine depth two give scale and shift; more are fitted
+            robustly.
         known_length: lengths between two pixels each.
         camera_height: height of the camera above the ground [m], which the photo shows.
         points: measured points; `completion.points.read_points` reads files of them.
@@ -83,12 +84,12 @@ def to_meters(
             f"the photo is a panorama ({panorama}), in which straight lines are bent: lengths and heights give no "
             "scale; give known depths, or cut it into views (docs/points.md, Panoramas)"
         )
-    notes: list[str] = []
-    rows: list[dict[str, Any]] = []
-    if known_length:
-        found = _from_lengths(_with_shift(relative, prediction, notes), known_length)
-    elif camera_height is not None:
-        found = _from_height(_with_shift(relative, prediction, notes), camera_height)
+    notes, rows = list[str](), list[dict[str, Any]]()
+    if not at_pixels:  # the scale alone
+        shift = _shift_of(prediction, notes) if relative.invariance == "affine" else 0.0
+        shape = replace(relative, depth=relative.depth + np.float32(shift), invariance="scale") if shift else relative
+        found = _from_lengths(shape, known_length) if known_length else _from_height(shape, camera_height)
+        found = replace(found, shift=found.scale * shift)
     else:
         sparse = _joined(relative, known_depth, points, metric_map)
         options = Options()
@@ -121,24 +122,17 @@ def relative_depth(prediction: Prediction) -> RelativeDepth:
     return RelativeDepth(depth=prediction.depth, invariance=invariance, camera=camera, rgb=prediction.rgb)
 
 
-def _with_shift(relative: RelativeDepth, prediction: Prediction, notes: list[str]) -> RelativeDepth:
-    """Depth up to scale alone: of affine depth with its shift, as it was estimated or as is assumed."""
-    if relative.invariance != "affine":
-        return relative
-    shift = _shift_of(prediction, notes)
-    return replace(relative, depth=relative.depth + np.float32(shift), invariance="scale")
-
-
 def _shift_of(prediction: Prediction, notes: list[str]) -> float:
     """Of affine depth, as it was estimated or as is assumed."""
     stated = prediction.settings.get("shift")
-    if stated is not None:
+    if stated is not None and prediction.settings.get("shift_source") != "assumed":
         return float(stated)
+    shift = ASSUMED_SHIFT if stated is None else float(stated)
     notes.append(
         "the model's depth is known up to scale and shift, and what is known gives the scale alone; a shift of "
-        f"{ASSUMED_SHIFT:g} is assumed: two depths or --estimate-camera find it"
+        f"{shift:g} is assumed: two depths find it" + (" or --estimate-camera" if stated is None else "")
     )
-    return ASSUMED_SHIFT
+    return shift
 
 
 def _doubts(found: Completed, points: SparsePoints) -> list[str]:
@@ -243,13 +237,13 @@ def _from_lengths(relative: RelativeDepth, known: Sequence[KnownLength]) -> Comp
     return _scaled(relative, scale, "length", facts, notes)
 
 
-def _from_height(relative: RelativeDepth, height: float) -> Completed:
+def _from_height(relative: RelativeDepth, height: float | None) -> Completed:
     """The scale that puts the ground plane at the camera's height."""
-    if not height > 0 or not np.isfinite(height):
+    if height is None or not height > 0 or not np.isfinite(height):
         raise InvalidValueError(f"camera_height={height!r} is not accepted; give meters above 0")
     ground = find_ground(relative.depth, relative.camera)
     facts = {"ground_normal": [float(value) for value in ground.normal], "ground_inliers": ground.inlier_share}
-    notes = [] if ground.is_reliable else ["the ground is hardly seen: the scale may be far off"]
+    notes = [] if ground.is_reliable else [f"the scale may be far off: {ground.reason}"]
     return _scaled(relative, height / ground.distance, "height", facts, notes)
 
 

@@ -21,7 +21,7 @@ from openmarigold.modalities.modality import MapKind, Maps, Merged, Picture, Sur
 from openmarigold.reconstruction.saving import METERS
 
 MILLIMETERS = 1000
-"""Steps per meter of a 16-bit picture, as RealSense, TUM and ScanNet have them within a factor; up to 65.5 m."""
+"""Steps per meter of a 16-bit picture, as in ScanNet and of RealSense cameras; up to 65.5 m."""
 FAR_STEPS = 256
 """Steps per meter where something is farther, as in KITTI; up to 256 m."""
 

@@ -143,8 +143,8 @@ def parse(argv: Sequence[str]) -> Command:
     try:
         with contextlib.redirect_stderr(printed), unwrapped(argv):
             kind = _WITH_SETTINGS.get(argv[0]) if argv else None
-            if kind and (command := parse_with_settings(kind, argv[1:], f"openmarigold {argv[0]}")):
-                return command
+            if kind:  # alone: all other commands would be built for nothing
+                return parse_with_settings(kind, argv[1:], f"openmarigold {argv[0]}")
             return tyro.cli(Command, args=list(argv), prog="openmarigold")
     except SystemExit as exit_request:
         if not exit_request.code:

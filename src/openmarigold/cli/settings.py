@@ -34,8 +34,8 @@ _COMMON = frozenset(
 _Command = TypeVar("_Command")
 
 
-def parse_with_settings(command: type[_Command], argv: Sequence[str], prog: str) -> _Command | None:
-    """The command of the words after its name; None without a request for help or a settings file.
+def parse_with_settings(command: type[_Command], argv: Sequence[str], prog: str) -> _Command:
+    """The command of the words after its name.
 
     `command` is a dataclass with the fields of `GROUPS`, and with `config_file` for `--config`.
 
@@ -50,7 +50,7 @@ def parse_with_settings(command: type[_Command], argv: Sequence[str], prog: str)
         return tyro.cli(_brief(command), args=["--help"], prog=prog)
     paths = _values_of(words, "--config")
     if not paths:
-        return None
+        return tyro.cli(command, args=words, prog=prog)
     if len(paths) > 1:
         raise InvalidValueError(f"--config is given {len(paths)} times; give one file")
     read = _read_settings(Path(paths[0]), prog)

@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from openmarigold.camera import Camera
-from openmarigold.camera_files import check_field_of_view, fit_to_photo, read_camera, read_intrinsics
 from openmarigold.checkpoints.configured import read_configured
 from openmarigold.checkpoints.hashes import checkpoint_sha256
 from openmarigold.config import CallConfig, ModelConfig
@@ -23,7 +22,6 @@ from openmarigold.images.exif import Photo
 from openmarigold.images.photo import processing_size, resize, rgb_to_planes
 from openmarigold.modalities import NORMALS
 from openmarigold.printing import quoted_logger
-from openmarigold.reconstruction.recovery import recover
 
 if TYPE_CHECKING:
     from openmarigold.predictor import Predictor
@@ -45,6 +43,12 @@ def choose_camera(photo: Photo, config: CallConfig, given: Camera | None = None)
         InvalidValueError: more than one is given, the file cannot be read, or what is given is no camera of this photo.
     """
     height, width = size = photo.rgb.shape[0], photo.rgb.shape[1]
+    if given is None and config.camera_file is None and config.focal_px is None:  # as usual: no more is imported
+        if config.fov is not None:
+            return Camera.from_fov((height, width), config.fov)
+        return photo.metadata.camera((height, width)) or Camera.assumed((height, width))
+    from openmarigold.camera_files import check_field_of_view, fit_to_photo, read_camera
+
     if given is not None:
         stated = next((name for name in ("fov", "focal_px", "camera_file") if getattr(config, name) is not None), None)
         if stated is not None:
@@ -52,12 +56,9 @@ def choose_camera(photo: Photo, config: CallConfig, given: Camera | None = None)
         return fit_to_photo(given, size)
     if config.camera_file is not None:
         return read_camera(config.camera_file, size)
-    if config.focal_px is not None:
-        check_field_of_view("focal_px", max(size), config.focal_px)
-        return Camera.from_focal((height, width), config.focal_px)
-    if config.fov is not None:
-        return Camera.from_fov((height, width), config.fov)
-    return photo.metadata.camera((height, width)) or Camera.assumed((height, width))
+    assert config.focal_px is not None
+    check_field_of_view("focal_px", max(size), config.focal_px)
+    return Camera.from_focal((height, width), config.focal_px)
 
 
 def camera_facts(config: CallConfig) -> dict[str, Any]:
@@ -71,6 +72,8 @@ def camera_facts(config: CallConfig) -> dict[str, Any]:
         name: getattr(config, name) for name in ("fov", "focal_px") if getattr(config, name) is not None
     }
     if config.camera_file is not None:
+        from openmarigold.camera_files import read_intrinsics
+
         read_intrinsics(config.camera_file)  # says what is wrong with it
         facts["camera_file_sha256"] = file_sha256(config.camera_file)  # pyright: ignore[reportArgumentType] - a path
     if config.estimate_camera:
@@ -123,6 +126,8 @@ class CameraEstimator:
         """
         if invariance != "affine" and not camera.is_assumed:
             return camera, {}
+        from openmarigold.reconstruction.recovery import recover
+
         height, width = rgb.shape[:2]
         size = processing_size(height, width, processing_resolution=min(ESTIMATION_SIDE, max(height, width)))
         small = np.rint((rgb_to_planes(rgb, size).transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)

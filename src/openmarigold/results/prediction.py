@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -14,11 +14,12 @@ from PIL import Image
 from openmarigold.camera import Camera
 from openmarigold.config import OutputConfig
 from openmarigold.modalities import DEPTH, Modality, find_modality
-from openmarigold.reconstruction.grid import PixelChoice
-from openmarigold.reconstruction.mesh import Mesh, mesh_from_depth
-from openmarigold.reconstruction.points import PointCloud, points_from_depth
 from openmarigold.results.surfaces import surface_arguments
 from openmarigold.results.writers import write_prediction
+
+if TYPE_CHECKING:  # points and meshes are imported when they are asked for
+    from openmarigold.reconstruction.mesh import Mesh
+    from openmarigold.reconstruction.points import PointCloud
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -128,6 +129,9 @@ class Prediction:
             InvalidValueError: a value that is not accepted, a modality that shows no surface, a panorama, or
                 `drop_uncertain` without an ensemble.
         """
+        from openmarigold.reconstruction.grid import PixelChoice
+        from openmarigold.reconstruction.points import points_from_depth
+
         choice = PixelChoice(
             max_points=max_points,
             max_depth=max_depth,
@@ -150,6 +154,9 @@ class Prediction:
 
         `max_points` is the budget of vertices. With `cut_edges` the mesh is open where depth jumps.
         """
+        from openmarigold.reconstruction.grid import PixelChoice
+        from openmarigold.reconstruction.mesh import mesh_from_depth
+
         choice = PixelChoice(
             max_points=max_points,
             max_depth=max_depth,

@@ -22,8 +22,6 @@ from openmarigold.files import as_path
 from openmarigold.images.exr import read_exr_header
 from openmarigold.images.kinds import EXR_MAGIC, PNG_MAGIC
 from openmarigold.images.quiet import quiet
-from openmarigold.reconstruction.glb import read_glb_json
-from openmarigold.reconstruction.ply import read_ply_record
 from openmarigold.results.manifest import Manifest
 from openmarigold.text_files import DamagedTextError, parse_json, with_current_keys
 
@@ -106,6 +104,8 @@ def _embedded_text(path: Path) -> str | None:
             with np.load(path, allow_pickle=False) as entries:
                 return str(entries[RECORD_NAME]) if RECORD_NAME in entries else None
         if suffix == ".ply":
+            from openmarigold.reconstruction.ply import read_ply_record
+
             return read_ply_record(path)
         if suffix == ".glb":
             return _record_of_glb(path)
@@ -115,6 +115,8 @@ def _embedded_text(path: Path) -> str | None:
 
 
 def _record_of_glb(path: Path) -> str | None:
+    from openmarigold.reconstruction.glb import read_glb_json
+
     found: Any = read_glb_json(path)
     for key in ("asset", "extras", RECORD_NAME):
         found = found.get(key) if isinstance(found, dict) else None

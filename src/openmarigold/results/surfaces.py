@@ -16,10 +16,6 @@ from openmarigold.config import FileFormat, OutputConfig
 from openmarigold.errors import InvalidValueError
 from openmarigold.modalities import Modality
 from openmarigold.modalities.modality import Maps
-from openmarigold.reconstruction.grid import PixelChoice
-from openmarigold.reconstruction.mesh import Mesh, mesh_from_depth
-from openmarigold.reconstruction.points import PointCloud, points_from_depth
-from openmarigold.reconstruction.saving import check_not_empty
 
 SPACE_FORMATS: tuple[FileFormat, ...] = ("ply", "glb")
 """Formats of points and meshes."""
@@ -104,6 +100,11 @@ def space_writers(
     asked = [name for name in SPACE_FORMATS if name in output.format]
     if not asked:
         return {}
+    from openmarigold.reconstruction.grid import PixelChoice
+    from openmarigold.reconstruction.mesh import Mesh, mesh_from_depth
+    from openmarigold.reconstruction.points import PointCloud, points_from_depth
+    from openmarigold.reconstruction.saving import check_not_empty
+
     known = surface_arguments(maps, uncertainties, modality=modality, settings=settings, camera=camera, rgb=rgb)
     names = ("max_points", "max_depth", "drop_far", "drop_uncertain")
     known["choice"] = PixelChoice(**{name: getattr(output, name) for name in names})

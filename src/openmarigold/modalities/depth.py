@@ -19,7 +19,7 @@ from openmarigold.ensembling import REDUCTIONS, ensemble
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.modalities import depth_scores
 from openmarigold.modalities.colors import color_table, colorize, uncertainty_picture
-from openmarigold.modalities.modality import MapKind, Maps, Merged, Modality, Picture, Surface, Target
+from openmarigold.modalities.modality import Gauge, MapKind, Maps, Merged, Modality, Picture, Surface, Target
 
 METRIC_SPACE = "metric_log"
 """What model_index.json states where decoded values are the logarithm of meters: `modalities.metric`."""
@@ -205,6 +205,11 @@ def _surface(maps: Maps, settings: Mapping[str, Any]) -> Surface:
     return Surface(depth=maps["depth"] + np.float32(ASSUMED_SHIFT if shift is None else shift), facts=facts)
 
 
+_AFFINE = Gauge(to_space=lambda depth: depth, from_space=lambda values: values, with_scale=True, space="linear")
+_UP_TO_SCALE = Gauge(to_space=lambda depth: _logs(depth), from_space=np.exp, with_scale=False, space="log")
+_GAUGES: Mapping[str, Gauge] = {"affine": _AFFINE, "scale": _UP_TO_SCALE}
+
+
 _LINEAR = Modality(
     name="depth",
     title="depth",
@@ -280,6 +285,7 @@ _LINEAR = Modality(
     claims=lambda index: index.get("space") != METRIC_SPACE,
     relative_depth=differentiable_affine,
     relief=lambda maps: maps["depth"],
+    gauge=_GAUGES.get,
     surface=_surface,
     panels=depth_scores.panels,
 )

@@ -146,6 +146,7 @@ METRIC = replace(
     protocols=metric_scores.PROTOCOLS,
     default_protocol=metric_scores.default_protocol,
     spaces=metric_scores.SPACES,
+    gauge=lambda invariance: None,
     surface=lambda maps, settings: Surface(depth=maps["depth"], unit=METERS),
     prediction_space=lambda invariance: "metric",
     baselines=MappingProxyType({}),

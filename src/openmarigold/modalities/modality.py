@@ -94,6 +94,18 @@ class Surface:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gauge:
+    """What two predictions of one scene may differ by: in a space of their values, `scale * other + shift`."""
+
+    to_space: Callable[[Float[np.ndarray, "*shape"]], Float[np.ndarray, "*shape"]]
+    from_space: Callable[[Float[np.ndarray, "*shape"]], Float[np.ndarray, "*shape"]]
+    with_scale: bool
+    """Whether the scale is unknown too; it is 1 otherwise."""
+    space: Literal["linear", "log"]
+    """Of the fit, for files."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Modality:
     """What a model predicts. Stacks `[.. c h w]` hold the channels of all maps in the order of `maps`."""
 
@@ -189,6 +201,9 @@ class Modality:
     relative_depth: Callable[[Float[np.ndarray, "h w"]], tuple[np.ndarray, np.ndarray]] | None = None
     """Depth of decoded values, not below 0 and known up to the checkpoint's invariance, and its derivative, for what is
     optimized through the decoder; None: it is no depth."""
+    gauge: Callable[[str], Gauge | None] = lambda invariance: None
+    """What is to be fitted, given a checkpoint's invariance, where a map joins another of the same scene: frames of a
+    clip, tiles of a photo. None: nothing, the values of both mean the same."""
     surface: Callable[[Maps, Mapping[str, Any]], Surface] | None = None
     """The surface that the maps show, given what results state about their settings; None: they show none, and there
     are no files of points and meshes."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, Unpack, overload
 
 import numpy as np
 from jaxtyping import Float
@@ -29,14 +29,17 @@ from openmarigold.predictor.sampling import (
     Guide,
     MemberNoise,
     PreparedPhoto,
-    Step,
-    checked_guidance,
     checked_latents,
+    denoised,
     rays_of,
 )
 from openmarigold.predictor.statement import stated_settings
 from openmarigold.printing import quoted_logger
 from openmarigold.results.prediction import Prediction
+
+if TYPE_CHECKING:  # imported when asked for
+    from openmarigold.predictor.stream import StreamedFrame
+    from openmarigold.temporal.settings import StreamConfig
 
 ImageInput: TypeAlias = Image | np.ndarray | str | Path
 _log = quoted_logger(__name__)
@@ -190,6 +193,28 @@ class Predictor:
             predictions |= zip(group, self._predict(list(group.values()), config, guide), strict=True)
         return [predictions[place] for place in range(len(photos))]
 
+    def stream(
+        self, frames: Iterable[Any], *, stream: StreamConfig | None = None, **options: Unpack[CallOptions]
+    ) -> Iterator[StreamedFrame]:
+        """The frames of a clip, steady: in one gauge for each shot, smoothed along motion, in constant memory.
+
+        Args:
+            frames: of one size, each what a call takes for one photo.
+            stream: how the clip is made steady.
+            options: the settings of `CallConfig`; without `num_inference_steps` one step a frame.
+
+        Raises:
+            InvalidValueError: a setting that is not accepted, or a frame of another size.
+            ImageError: a frame that cannot be read.
+            NumericalError: the networks returned values that are not finite.
+            MissingExtraError: optical flow without the extra `video`.
+        """
+        from openmarigold.predictor.stream import Stream
+        from openmarigold.temporal.settings import StreamConfig
+
+        for done in Stream(self, stream or StreamConfig(), CallConfig(**options)).follow(frames):
+            yield from done
+
     def resolve(self, config: CallConfig) -> CallConfig:
         """`config` with the checkpoint's defaults in place of None.
 
@@ -307,7 +332,16 @@ class Predictor:
                 part = [pair for pair in batch if pair[1] % len(seen) == number]
                 if not part:
                     continue
-                latent = self._denoise(rgb_latents, photos, part, config, guide, mirrored=bool(number))
+                latent = denoised(
+                    rgb_latents,
+                    photos,
+                    part,
+                    engine=self.engine,
+                    schedule=self.checkpoint.schedule,
+                    config=config,
+                    guide=guide,
+                    mirrored=bool(number),
+                )
                 # A value that is not finite stays so in later steps: one check at the end is enough.
                 checks.add(self.engine.is_finite(latent), "U-Net")
                 decoded = self.engine.decode(latent)
@@ -326,53 +360,6 @@ class Predictor:
         """The number of images `[.. H W]` in a batch: as requested or as fits, if batching changes no result."""
         limit = config.batch_size or self.engine.fitting_batch_size(*shape[-2:])
         return min(limit, self.engine.max_batch_size or limit)
-
-    def _denoise(
-        self,
-        rgb_latents: Latent,
-        photos: Sequence[PreparedPhoto],
-        batch: Sequence[tuple[int, int]],
-        config: CallConfig,
-        guide: Guide | None,
-        *,
-        mirrored: bool,
-    ) -> Latent:
-        """Target latents of a batch of members, each given by its photo's row and its number."""
-
-        def noise(step: int) -> Latent:
-            return self.engine.to_engine(np.stack([photos[row].noise(member, step=step) for row, member in batch]))
-
-        steps, spacing = config.num_inference_steps, config.timestep_spacing
-        assert steps is not None and config.final_step is not None
-        schedule = self.checkpoint.schedule
-        if spacing not in (None, schedule.timestep_spacing):
-            schedule = replace(schedule, timestep_spacing=spacing)
-        # One photo's latent serves all its members, without copies.
-        rgb_latent = rgb_latents if len(photos) == 1 else rgb_latents[[row for row, _ in batch]]
-        latent = noise(0)
-        for index, timestep in enumerate(schedule.timesteps(steps)):
-            prediction: Latent | None = None
-            if guide is not None:
-                step = Step(
-                    number=index,
-                    num_steps=steps,
-                    timestep=timestep,
-                    rgb_latent=rgb_latent,
-                    members=tuple(member for _, member in batch),
-                    mirrored=mirrored,
-                )
-                latent, prediction = checked_guidance(guide(latent, step), latent)
-            if prediction is None:
-                prediction = self.engine.denoise(rgb_latent, latent, timestep=timestep)
-            latent = schedule.step(
-                latent,
-                prediction,
-                timestep=timestep,
-                num_inference_steps=steps,
-                final_step=config.final_step,
-                noise=noise(index + 1) if schedule.adds_noise(timestep, steps) else None,
-            )
-        return latent
 
     def _merge(
         self, photo: PreparedPhoto, found: Iterable[tuple[np.ndarray, np.ndarray]], config: CallConfig

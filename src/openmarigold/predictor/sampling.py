@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,8 +14,8 @@ from jaxtyping import Float, Float32, UInt8
 from openmarigold.camera import Camera
 from openmarigold.conditions import ray_channels
 from openmarigold.config import CallConfig
-from openmarigold.diffusion import member_noise
-from openmarigold.engines import Latent
+from openmarigold.diffusion import NoiseSchedule, member_noise
+from openmarigold.engines import Engine, Latent
 from openmarigold.errors import InvalidValueError, NumericalError
 from openmarigold.images.exif import Photo
 
@@ -165,3 +165,51 @@ def checked_latents(
             f"{list(expected)}"
         )
     return latents.astype(np.float32, copy=False)
+
+
+def denoised(
+    rgb_latents: Latent,
+    photos: Sequence[PreparedPhoto],
+    batch: Sequence[tuple[int, int]],
+    *,
+    engine: Engine,
+    schedule: NoiseSchedule,
+    config: CallConfig,
+    guide: Guide | None,
+    mirrored: bool,
+) -> Latent:
+    """Target latents `[b C·t h w]` of a batch of members, each given by its photo's row and its number."""
+
+    def noise(step: int) -> Latent:
+        return engine.to_engine(np.stack([photos[row].noise(member, step=step) for row, member in batch]))
+
+    steps, spacing = config.num_inference_steps, config.timestep_spacing
+    assert steps is not None and config.final_step is not None
+    if spacing not in (None, schedule.timestep_spacing):
+        schedule = replace(schedule, timestep_spacing=spacing)
+    # One photo's latent serves all its members, without copies.
+    rgb_latent = rgb_latents if len(photos) == 1 else rgb_latents[[row for row, _ in batch]]
+    latent = noise(0)
+    for index, timestep in enumerate(schedule.timesteps(steps)):
+        prediction: Latent | None = None
+        if guide is not None:
+            step = Step(
+                number=index,
+                num_steps=steps,
+                timestep=timestep,
+                rgb_latent=rgb_latent,
+                members=tuple(member for _, member in batch),
+                mirrored=mirrored,
+            )
+            latent, prediction = checked_guidance(guide(latent, step), latent)
+        if prediction is None:
+            prediction = engine.denoise(rgb_latent, latent, timestep=timestep)
+        latent = schedule.step(
+            latent,
+            prediction,
+            timestep=timestep,
+            num_inference_steps=steps,
+            final_step=config.final_step,
+            noise=noise(index + 1) if schedule.adds_noise(timestep, steps) else None,
+        )
+    return latent

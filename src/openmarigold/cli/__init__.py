@@ -33,12 +33,14 @@ from openmarigold.cli.settings import parse_with_settings
 from openmarigold.cli.terminal import EXIT_ERROR, EXIT_INTERRUPTED, brief_errors, say
 from openmarigold.cli.train import Train, run_train
 from openmarigold.cli.usage import commands_of, unwrapped, wrong_usage
+from openmarigold.cli.video import Video, run_video
 from openmarigold.errors import InvalidValueError, OpenMarigoldError
 from openmarigold.printing import quoted_logger
 
 Command: TypeAlias = (
     Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Metric, tyro.conf.subcommand("metric")]
+    | Annotated[Video, tyro.conf.subcommand("video")]
     | Annotated[Measure, tyro.conf.subcommand("measure")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
@@ -49,11 +51,12 @@ Command: TypeAlias = (
     | Annotated[CheckpointCommand, tyro.conf.subcommand("checkpoint")]
     | Annotated[BenchmarkCommand, tyro.conf.subcommand("benchmark")]
 )
-_WITH_SETTINGS: dict[str, type[Any]] = {"predict": Predict, "metric": Metric}
+_WITH_SETTINGS: dict[str, type[Any]] = {"predict": Predict, "metric": Metric, "video": Video}
 _logger = quoted_logger(__name__)
 _RUN: dict[type, Callable[[Any], int]] = {
     Predict: run_predict,
     Metric: run_metric,
+    Video: run_video,
     Measure: run_measure,
     Inspect: run_inspect,
     Evaluate: run_evaluate,

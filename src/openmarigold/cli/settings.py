@@ -16,9 +16,9 @@ from openmarigold.errors import InvalidValueError
 from openmarigold.text_files import from_table, parse_toml
 
 GROUPS: Mapping[str, type] = {"config": PredictConfig, "output": OutputConfig}
-"""Fields of a command that a settings file may fill."""
+"""Fields of a command that a settings file may fill; a command with others states them as its class's `GROUPS`."""
 
-# What `--help` shows of these; `--help-all` shows the rest.
+# What `--help` shows of these; `--help-all` shows the rest. A command may show more: its class's `COMMON`.
 _COMMON = frozenset(
     {
         "checkpoint",
@@ -37,7 +37,7 @@ _Command = TypeVar("_Command")
 def parse_with_settings(command: type[_Command], argv: Sequence[str], prog: str) -> _Command:
     """The command of the words after its name.
 
-    `command` is a dataclass with the fields of `GROUPS`, and with `config_file` for `--config`.
+    `command` is a dataclass with the fields of `GROUPS` (or its own), and with `config_file` for `--config`.
 
     Raises:
         InvalidValueError: a settings file that cannot be read, or a value that is not accepted.
@@ -53,7 +53,7 @@ def parse_with_settings(command: type[_Command], argv: Sequence[str], prog: str)
         return tyro.cli(command, args=words, prog=prog)
     if len(paths) > 1:
         raise InvalidValueError(f"--config is given {len(paths)} times; give one file")
-    read = _read_settings(Path(paths[0]), prog)
+    read = _read_settings(Path(paths[0]), prog, _groups(command))
     if _values_of(words, "--modality"):  # whose values are added to those that are there
         read["config"] = replace(read["config"], modality=())
     hints = get_type_hints(command, include_extras=True)
@@ -71,7 +71,11 @@ def _values_of(words: Sequence[str], option: str) -> list[str]:
     return found
 
 
-def _read_settings(path: Path, prog: str) -> dict[str, Any]:
+def _groups(command: type) -> Mapping[str, type]:
+    return getattr(command, "GROUPS", GROUPS)
+
+
+def _read_settings(path: Path, prog: str, groups: Mapping[str, type]) -> dict[str, Any]:
     """The settings of a TOML file, by group.
 
     Raises:
@@ -82,7 +86,7 @@ def _read_settings(path: Path, prog: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise InvalidValueError(f"--config {path} cannot be read ({reason}); give a TOML file with settings") from error
-    names = {group: [setting.name for setting in fields(kind)] for group, kind in GROUPS.items()}
+    names = {group: [setting.name for setting in fields(kind)] for group, kind in groups.items()}
     known = [name for group in names.values() for name in group]
     for key in table:
         if key not in known:
@@ -93,7 +97,7 @@ def _read_settings(path: Path, prog: str) -> dict[str, Any]:
         group: from_table(
             kind, {key: table[key] for key in table if key in names[group]}, where=str(path), error=InvalidValueError
         )
-        for group, kind in GROUPS.items()
+        for group, kind in groups.items()
     }
 
 
@@ -101,9 +105,10 @@ def _brief(command: type) -> type:
     """A copy of a command whose help shows only common settings."""
     hints = get_type_hints(command, include_extras=True)
     parts: dict[str, Any] = {}
-    for name, kind in GROUPS.items():
+    common = _COMMON | getattr(command, "COMMON", frozenset())
+    for name, kind in _groups(command).items():
         settings = get_type_hints(kind, include_extras=True)
-        rare = {setting.name: setting.default for setting in fields(kind) if setting.name not in _COMMON}
+        rare = {setting.name: setting.default for setting in fields(kind) if setting.name not in common}
         hidden = {setting: tyro.conf.Suppress[settings[setting]] for setting in rare}
         parts[name] = _varied(kind, hidden, rare, text=" ")
     marked: dict[str, Any] = {name: tyro.conf.OmitArgPrefixes[part] for name, part in parts.items()}

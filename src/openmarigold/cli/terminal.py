@@ -42,8 +42,13 @@ def cell(text: object) -> str:
 
 
 @contextlib.contextmanager
-def progress_bar(label: str) -> Iterator[tuple[Callable[[int, int], None], Callable[[str], None]]]:
-    """Yields (advance(done, total), note(line)): a bar on a terminal's stderr, only the notes elsewhere."""
+def progress_bar(
+    label: str, *, speed: bool = False
+) -> Iterator[tuple[Callable[[int, int | None], None], Callable[[str], None]]]:
+    """Yields (advance(done, total), note(line)): a bar on a terminal's stderr, only the notes elsewhere.
+
+    With `speed` the bar shows how many are done a second. A total of None is not known.
+    """
     if not sys.stderr.isatty():
         yield lambda done, total: None, lambda line: say(line, error=True)
         return
@@ -51,11 +56,18 @@ def progress_bar(label: str) -> Iterator[tuple[Callable[[int, int], None], Calla
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns: tuple[Any, ...] = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    if speed:
+        columns += (TextColumn("{task.fields[speed]}"),)
     console = Console(stderr=True)
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
-        task = progress.add_task(label, total=None)
+        task = progress.add_task(label, total=None, speed="")
+
+        def advance(done: int, total: int | None) -> None:
+            now = progress.tasks[0].speed
+            progress.update(task, completed=done, total=total, speed="" if now is None else f"{now:.1f}/s")
+
         yield (
-            lambda done, total: progress.update(task, completed=done, total=total),
+            advance,
             lambda line: console.print(printable(line), markup=False, highlight=False, soft_wrap=True),
         )
 

@@ -286,17 +286,26 @@ _LINEAR = Modality(
     relative_depth=differentiable_affine,
     relief=lambda maps: maps["depth"],
     gauge=_GAUGES.get,
+    picture_within=lambda maps, color_map, bounds: colorize(_between(maps["depth"], bounds), color_map=color_map),
     surface=_surface,
     panels=depth_scores.panels,
 )
 
 
-def colored_logs(depth: Float[np.ndarray, "h w"], color_map: str) -> np.ndarray:
-    """Colors by the logarithm of depth, from its 1 % to its 99 % quantile: a far sky leaves colors for what is near."""
+def colored_logs(
+    depth: Float[np.ndarray, "h w"], color_map: str, bounds: tuple[float, float] | None = None
+) -> np.ndarray:
+    """Colors by the logarithm of depth, from its 1 % to its 99 % quantile: a far sky leaves colors for what is near.
+
+    With `bounds`, from the lower depth to the upper one.
+    """
     height, width = depth.shape
-    some = _logs(depth[:: max(1, height // _QUANTILE_ROWS), :: max(1, width // _QUANTILE_ROWS)])
-    known = some[np.isfinite(some)]
-    low, high = np.quantile(known, (0.01, 0.99)) if known.size else (0.0, 1.0)
+    if bounds is None:
+        some = _logs(depth[:: max(1, height // _QUANTILE_ROWS), :: max(1, width // _QUANTILE_ROWS)])
+        known = some[np.isfinite(some)]
+        low, high = np.quantile(known, (0.01, 0.99)) if known.size else (0.0, 1.0)
+    else:
+        low, high = _logs(np.array(bounds, dtype=np.float32))
     scale = np.float32(1.0 / max(high - low, _SMALLEST_SHOWN))
     picture = np.empty((height, width, 3), dtype=np.uint8)
     for top in range(0, height, _STRIP_ROWS):  # a whole map of logarithms would be one copy too many
@@ -305,7 +314,13 @@ def colored_logs(depth: Float[np.ndarray, "h w"], color_map: str) -> np.ndarray:
     return picture
 
 
-def _logs(depth: Float[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
+def _between(depth: Float[np.ndarray, "h w"], bounds: tuple[float, float]) -> Float32[np.ndarray, "h w"]:
+    """Depth as shares of the way from the lower bound to the upper one."""
+    low, high = bounds
+    return (depth - np.float32(low)) * np.float32(1.0 / max(high - low, _SMALLEST_SHOWN))
+
+
+def _logs(depth: Float[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
     return np.log(np.maximum(depth, _SMALLEST_SHOWN), dtype=np.float32)
 
 
@@ -316,6 +331,7 @@ LOG_DEPTH = replace(
     to_target=_to_log_target,
     from_decoded=lambda decoded: to_relative(decoded[:, 0]),
     picture=lambda maps, color_map: colored_logs(maps["depth"], color_map),
+    picture_within=lambda maps, color_map, bounds: colored_logs(maps["depth"], color_map, bounds),
     pictures=tuple(
         replace(
             picture,

@@ -204,6 +204,9 @@ class Modality:
     gauge: Callable[[str], Gauge | None] = lambda invariance: None
     """What is to be fitted, given a checkpoint's invariance, where a map joins another of the same scene: frames of a
     clip, tiles of a photo. None: nothing, the values of both mean the same."""
+    picture_within: Callable[[Maps, str, tuple[float, float]], np.ndarray] | None = None
+    """`picture` of a frame of a clip: its colors go from the lower to the upper of two values of the map, the same for
+    many frames. None: the colors of a pixel depend on its own values alone, so that `picture` does not flicker."""
     surface: Callable[[Maps, Mapping[str, Any]], Surface] | None = None
     """The surface that the maps show, given what results state about their settings; None: they show none, and there
     are no files of points and meshes."""

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`openmarigold video`: a clip to steady maps."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import tyro
+
+from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar, say
+from openmarigold.config import PredictConfig
+from openmarigold.errors import InvalidValueError
+from openmarigold.temporal.settings import StreamConfig
+from openmarigold.video.settings import VideoConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Video:
+    """Predict depth or normals of a clip without flicker. `--help-all` lists the rare settings too.
+
+    Written: STEM_depth_colored.mp4, STEM_depth_sidebyside.mp4 (with the sound), what else --format names,
+    STEM_depth_frames.npz (time, scale, shift, shot of each frame) and STEM_depth.json. An interrupted run goes on where
+    it was. Exit status: 0 all done, 1 the clip is damaged and ended early, 2 an error, 130 interrupted.
+    """
+
+    GROUPS: ClassVar[Mapping[str, type]] = {"config": PredictConfig, "stream": StreamConfig, "video": VideoConfig}
+    COMMON: ClassVar[frozenset[str]] = frozenset({"start", "end", "every", "fps", "look_ahead"})
+
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IN", help_behavior_hint="")]
+    """Video file, folder of pictures, pattern such as "frames/*.png", or - for a pipe."""
+    output_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT", help_behavior_hint="")]
+    """Folder of the results, made where it is missing; - writes one video to stdout."""
+    config_file: Annotated[Path | None, tyro.conf.arg(name="config", metavar="FILE")] = None
+    """TOML file with settings; flags override it."""
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Do again what is done, and replace results of another clip."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print what was done as JSON."""
+    video: tyro.conf.OmitArgPrefixes[VideoConfig] = field(default_factory=VideoConfig)
+    stream: tyro.conf.OmitArgPrefixes[tyro.conf.FlagCreatePairsOff[StreamConfig]] = field(default_factory=StreamConfig)
+    config: tyro.conf.UseAppendAction[tyro.conf.OmitArgPrefixes[PredictConfig]] = field(default_factory=PredictConfig)
+
+
+def run_video(command: Video) -> int:
+    """Predicts, prints what was done, and returns the exit status."""
+    to_stdout = str(command.output_dir) == "-"
+    if to_stdout and command.json:
+        raise InvalidValueError("--json was given with - for stdout, which holds the video; give one of them")
+    from openmarigold.video.model import VideoEvent
+    from openmarigold.video.run import video_file
+
+    started = time.perf_counter()
+    with progress_bar("frames", speed=True) as (advance, note):
+
+        def report(event: VideoEvent) -> None:
+            if event.note is not None:
+                note(f"note: {event.note}")
+            else:
+                advance(event.done, event.total)
+
+        result = video_file(
+            command.source,
+            command.output_dir,
+            config=command.config,
+            stream=command.stream,
+            video=command.video,
+            overwrite=command.overwrite,
+            report=report,
+        )
+    total_s = time.perf_counter() - started
+    if result.problem is not None:
+        say(f"error: {result.problem}", error=True)
+    if command.json:
+        print(json.dumps({**result.to_dict(), "total_s": round(total_s, 3)}, indent=2))
+    elif result.skipped:
+        say(f"done before: {result.num_frames} frames, {len(result.cuts)} cuts -> {command.output_dir}")
+    else:
+        speed = result.num_predicted / result.predict_s if result.predict_s else 0.0
+        engine = f"engine {result.engine}, " if result.engine else ""
+        say(
+            f"{result.num_predicted} frames predicted, {len(result.cuts)} cuts in {total_s:.2f} s "
+            f"({engine}model loaded in {result.load_s:.2f} s, {speed:.1f} frames a second) -> {command.output_dir}",
+            error=to_stdout,
+        )
+    return EXIT_SOME_FAILED if result.problem is not None else 0

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A video file or pipe as a clip, decoded by FFmpeg's libraries through PyAV (extra `video`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from openmarigold.errors import ImageError, needs_extra, one_line
+from openmarigold.images.pixels import Color
+from openmarigold.video.clip import DEFAULT_RATE, Choice, ClipFacts, ClipFrame, Note, about_how_many, exact
+from openmarigold.video.pictures import HLG, PQ, UprightRgb, swaps_sides
+from openmarigold.video.sequences import about_size
+from openmarigold.video.settings import VideoConfig
+
+_MICROSECOND = Fraction(1, 10**6)
+_SEEK_FROM_S = 10.0  # a start before this is decoded up to, from the beginning
+_MISSING_S = 0.5  # of a clip that is shorter than it states
+_PICTURE_OF_SOUND = 0x400  # FFmpeg's disposition of covers
+_WHAT_TO_GIVE = "give a video file, a folder of pictures, or - for a pipe"
+
+
+def require_av() -> Any:
+    """PyAV.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    with needs_extra("video", "PyAV"):
+        import av
+    return av
+
+
+class VideoClip:
+    """A clip that FFmpeg decodes: a file, or what is piped in."""
+
+    def __init__(
+        self, source: Path | BinaryIO, *, name: str, config: VideoConfig, background: Color, note: Note
+    ) -> None:
+        """Opens the clip.
+
+        Raises:
+            ImageError: it is not a video, has no pictures, or needs a codec that is not there.
+            MissingExtraError: without PyAV.
+        """
+        self._av = require_av()
+        self._source, self._name, self._config, self._note = source, name, config, note
+        self._rgb_of = UprightRgb(background=background, note=lambda text: note(f"{name} {text}"))
+        self._open()
+        self.problem: str | None = None
+        self.facts = self._facts()
+        self._num_packets = self._num_damaged = 0
+        self._ended_by: str | None = None
+        if self.facts.pixel_aspect != 1:
+            note(
+                f"{name} has pixels that are not square ({self.facts.pixel_aspect}); maps have its pixels, and players "
+                "stretch the MP4 files"
+            )
+
+    def frames(self, first: int = 0) -> Iterator[ClipFrame]:
+        """See `Clip`."""
+        choice, number, size, last = Choice(self._config), 0, None, None
+        self._seeked = self._seek()
+        for frame in self._checked_start(self._decoded()):
+            pts = self._pts_of(frame, last)
+            if last is not None and pts <= last:
+                self._tell_disorder()
+                pts = last + 1
+            last, time = pts, (pts - self._origin) * self.facts.time_base
+            if choice.is_over(time):
+                return
+            if not choice.takes(time):
+                continue
+            if number >= first or size is None:
+                matrix = _display_matrix(frame)
+                now = (frame.width, frame.height) if swaps_sides(matrix) else (frame.height, frame.width)
+                if size is not None and now != size:
+                    self.problem = about_size(self._name, size, now, number, time)
+                    return
+                size = now
+            if number >= first:
+                transfer = int(getattr(frame, "color_trc", 0) or 0)
+                if transfer not in (PQ, HLG):
+                    transfer = int(self._stream.codec_context.color_trc or 0)
+                rgb = self._rgb_of(frame, transfer=transfer, matrix=matrix)
+                yield ClipFrame(number=number, pts=pts, time=time, rgb=rgb)
+            number += 1
+        self.problem = self._why_short(last, number)
+        if last is None:
+            raise ImageError(f"{self._name} holds no frame that can be decoded; {_WHAT_TO_GIVE}")
+
+    def close(self) -> None:
+        """Closes the file."""
+        with suppress(self._av.error.FFmpegError, OSError):
+            self._container.close()
+
+    def _open(self) -> None:
+        options = {"protocol_whitelist": "file"}  # playlists of strangers fetch nothing
+        kind: dict[str, Any] = {}
+        if self._config.raw_size is not None:
+            width, height = self._config.raw_width_height
+            rate = exact(self._config.input_rate or DEFAULT_RATE)
+            kind = {"format": "rawvideo"}
+            options = {
+                "video_size": f"{width}x{height}",
+                "pixel_format": self._config.raw_format,
+                "framerate": f"{rate.numerator}/{rate.denominator}",
+            }
+        given: Any = f"file:{self._source}" if isinstance(self._source, Path) else _Piped(self._source)
+        try:
+            self._container: Any = self._av.open(given, "r", options=options, metadata_errors="replace", **kind)
+        except (self._av.error.FFmpegError, OSError, ValueError) as error:
+            raise ImageError(self._why_not_open(error)) from error
+        self._stream: Any = self._video_stream()
+        self._stream.thread_type = "AUTO"
+        self._stream.codec_context.thread_count = 2
+
+    def _why_not_open(self, error: Exception) -> str:
+        if isinstance(self._source, Path):
+            with suppress(OSError), self._source.open("rb") as file:
+                if file.read(12)[4:8] == b"ftyp":
+                    return (
+                        f"{self._name} is cut off: an MP4 whose index (moov), which stands at its end, is missing or "
+                        "damaged; copy it again, or have it repaired"
+                    )
+        elif self._config.raw_size is not None:
+            return f"{self._name}: raw frames of {self._config.raw_format} cannot be read ({one_line(error)})"
+        return f"{self._name} is not a video that can be read ({_reason(error)}); {_WHAT_TO_GIVE}"
+
+    def _video_stream(self) -> Any:
+        streams = list(self._container.streams)
+        found = [one for one in streams if one.type == "video" and not int(one.disposition) & _PICTURE_OF_SOUND]
+        if not found:
+            has = ", ".join(f"{one.type}" for one in streams) or "no stream at all"
+            raise ImageError(f"{self._name} has no video, only {has}; {_WHAT_TO_GIVE}")
+        stream = found[0]
+        if stream.codec_context is None:
+            raise ImageError(
+                f"{self._name}: its codec is not known to this FFmpeg ({self._av.__version__} of PyAV); convert it "
+                "first, for example to H.264"
+            )
+        return stream
+
+    def _facts(self) -> ClipFacts:
+        stream, container, config = self._stream, self._container, self._config
+        rate = stream.average_rate or stream.guessed_rate or Fraction(DEFAULT_RATE)
+        time_base = stream.time_base or 1 / rate
+        start = container.start_time
+        self._origin = round(start * _MICROSECOND / time_base) if start is not None else (stream.start_time or 0)
+        codec = stream.codec_context
+        duration = self._stated_duration() or (float(container.duration * _MICROSECOND) if container.duration else None)
+        aspect = stream.sample_aspect_ratio or Fraction(1)
+        self._sound = [one for one in container.streams if one.type == "audio" and one.codec_context is not None]
+        return ClipFacts(
+            name=self._name,
+            time_base=time_base,
+            rate=rate,
+            origin=self._origin,
+            num_frames=about_how_many(config, duration=duration, rate=rate),
+            pixel_aspect=aspect if aspect > 0 else Fraction(1),
+            sound=bool(self._sound) and isinstance(self._source, Path),
+            stated={
+                "kind": "video",
+                "container": container.format.name,
+                "codec": codec.name,
+                "pixel_format": codec.pix_fmt,
+                "width": codec.width,
+                "height": codec.height,
+                "time_base": str(time_base),
+                "rate": str(rate),
+                "pixel_aspect": str(aspect),
+                "color_matrix": int(codec.colorspace),
+                "color_range": int(codec.color_range),
+                "color_transfer": int(codec.color_trc),
+                "sound": [one.codec_context.name for one in self._sound],
+            },
+        )
+
+    def _stated_duration(self) -> float | None:
+        """Of the pictures [s], as the file states it; None where it does not."""
+        stream = self._stream
+        if stream.duration:
+            return float(stream.duration * stream.time_base)
+        match = re.match(r"(\d+):(\d+):([\d.]+)$", stream.metadata.get("DURATION", ""))  # Matroska
+        if match:
+            return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])
+        if len(self._container.streams) == 1 and self._container.duration:
+            return float(self._container.duration * _MICROSECOND)
+        return None
+
+    def _seek(self) -> bool:
+        """Goes to a key frame before the start, where that is far; whether it did."""
+        start = self._config.start or 0.0
+        if start < _SEEK_FROM_S or not isinstance(self._source, Path):
+            return False
+        moment = int(exact(start) / _MICROSECOND) + (self._container.start_time or 0)
+        try:
+            self._container.seek(moment, backward=True)
+        except self._av.error.FFmpegError:
+            self._reopen()
+            return False
+        return True
+
+    def _reopen(self) -> None:
+        self.close()
+        self._open()
+
+    def _checked_start(self, frames: Iterator[Any]) -> Iterator[Any]:
+        """The frames; from the beginning where seeking went too far."""
+        first = next(frames, None)
+        if self._seeked:
+            start = exact(self._config.start or 0.0)
+            if first is None or first.pts is None or (first.pts - self._origin) * self.facts.time_base > start:
+                self._seeked = False
+                self._reopen()
+                yield from self._decoded()
+                return
+        if first is not None:
+            yield first
+            yield from frames
+
+    def _decoded(self) -> Iterator[Any]:
+        """Frames in order; what cannot be read ends them, what cannot be decoded is left out and counted."""
+        self._num_packets = self._num_damaged = 0
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except (self._av.error.FFmpegError, OSError) as error:
+                self._ended_by = _reason(error)
+                return
+            if packet.size:
+                self._num_packets += 1
+                self._num_damaged += bool(packet.is_corrupt)
+            try:
+                yield from packet.decode()
+            except self._av.error.EOFError:
+                return
+            except self._av.error.FFmpegError:
+                self._num_damaged += 1
+
+    def _pts_of(self, frame: Any, last: int | None) -> int:
+        if frame.pts is not None:
+            return int(frame.pts)
+        step = max(1, round(1 / (self.facts.rate * self.facts.time_base)))
+        return self._origin if last is None else last + step
+
+    def _tell_disorder(self) -> None:
+        if not getattr(self, "_told_disorder", False):
+            self._told_disorder = True
+            self._note(f"{self._name} has time stamps that do not increase; such frames get the next moment")
+
+    def _why_short(self, last: int | None, number: int) -> str | None:
+        """Why the frames ended before the clip's end; None where they did not."""
+        kept = f"; the {number} frames before are kept"
+        time = 0.0 if last is None else float((last - self._origin) * self.facts.time_base)
+        if self._ended_by is not None:
+            return f"{self._name} is cut off or damaged after {time:.3f} s ({self._ended_by}){kept}"
+        stated = self._stated_duration()
+        missing = 0.0 if stated is None else stated - time - 2 / float(self.facts.rate)
+        lacks = not self._seeked and self._num_packets < (self._stream.frames or 0)
+        if lacks or missing > _MISSING_S:
+            return f"{self._name} is cut off: it states {stated or 0.0:.3f} s and ends after {time:.3f} s{kept}"
+        if self._num_damaged:
+            return f"{self._name} is damaged: {self._num_damaged} of its frames cannot be decoded; the others are kept"
+        return None
+
+
+class _Piped:
+    """A pipe as PyAV reads it: in order."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def read(self, size: int) -> bytes:
+        return self._file.read(size)
+
+
+def _display_matrix(frame: Any) -> bytes | None:
+    """The rotation that a frame carries; None where it is upright."""
+    if not frame.rotation and "DISPLAYMATRIX" not in {one.type.name for one in frame.side_data}:
+        return None
+    found = frame.side_data.get("DISPLAYMATRIX")
+    return None if found is None else bytes(found)
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or one_line(error))

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Encoders: frames to a segment's file, and segments joined to a video without encoding again.
+
+A segment holds whole frames only: its first one is a key frame, and none refers to a later one, so that segments of any
+run can be joined. Every encoder has one thread, so that the same frames give the same bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+
+from openmarigold.errors import InvalidValueError, OutputError, one_line
+from openmarigold.video.decoding import require_av
+from openmarigold.video.pictures import SCALER
+from openmarigold.video.products import Track, to_even
+
+_SEGMENT_FORMAT = "nut"  # keeps every time stamp
+_FULL, _LIMITED, _BT709 = 2, 1, 1
+_GLOBAL_HEADER = 1 << 22
+COPIED_SOUND = frozenset({"aac", "mp3", "mp3float", "ac3", "eac3", "opus", "libopus", "flac", "alac"})
+"""Codecs of sound that MP4 takes as they are."""
+
+
+def check_encoders(tracks: Sequence[Track]) -> None:
+    """Checks that this FFmpeg has the encoders.
+
+    Raises:
+        InvalidValueError: it lacks one.
+        MissingExtraError: without PyAV.
+    """
+    if not tracks:
+        return
+    av = require_av()
+    for track in tracks:
+        try:
+            av.Codec(track.codec, "w")
+        except (av.error.FFmpegError, ValueError) as error:
+            raise InvalidValueError(
+                f"format {track.product} needs the encoder {track.codec}, which the FFmpeg of PyAV {av.__version__} "
+                "lacks; choose ffv1, npy or png, or install PyAV's wheels"
+            ) from error
+
+
+class TrackEncoder:
+    """Encodes frames of one track into a file, or an open one."""
+
+    def __init__(
+        self,
+        track: Track,
+        target: Path | Any,
+        *,
+        time_base: Fraction,
+        rate: Fraction,
+        crf: int,
+        pixel_aspect: Fraction,
+        container: str = _SEGMENT_FORMAT,
+        comment: str | None = None,
+    ) -> None:
+        self._av = require_av()
+        self._track, self._target = track, target
+        self._settings: dict[str, Any] = {
+            "time_base": time_base,
+            "rate": rate,
+            "crf": crf,
+            "aspect": pixel_aspect,
+        }
+        self._container_name, self._comment = container, comment
+        self._output: Any = None
+        self._stream: Any = None
+
+    def write(self, pixels: Shaped[np.ndarray, "h w *c"], pts: int) -> None:
+        """Encodes one frame.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        with written(self._target, self._av):
+            if self._output is None:
+                self._output, self._stream = self._opened(pixels)
+            frame = self._frame(pixels)
+            frame.pts, frame.time_base = pts, self._settings["time_base"]
+            self._output.mux(self._stream.encode(frame))
+
+    def close(self) -> None:
+        """Writes what is left.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        if self._output is None:
+            return
+        with written(self._target, self._av):
+            self._output.mux(self._stream.encode(None))
+            self._output.close()
+
+    def _opened(self, pixels: np.ndarray) -> tuple[Any, Any]:
+        """The container and its stream, for frames of the size of this one."""
+        settings, h264 = self._settings, self._track.codec == "libx264"
+        target = str(self._target) if isinstance(self._target, Path) else self._target
+        output = self._av.open(target, "w", format=self._container_name, options=_exact(self._container_name))
+        if self._comment is not None:
+            output.metadata["comment"] = self._comment
+        # Without B-frames: times of decoding are those of showing, so that segments can be joined.
+        options = (
+            {"preset": "veryfast", "crf": str(settings["crf"]), "bf": "0", "threads": "1", "x264-params": "threads=1"}
+            if h264
+            else {"level": "3", "slices": "4", "slicecrc": "1", "g": "1", "threads": "1"}
+        )
+        stream = output.add_stream(self._track.codec, rate=settings["rate"], options=options)
+        shown = to_even(pixels) if h264 else pixels
+        stream.height, stream.width = shown.shape[:2]
+        stream.pix_fmt = self._track.pixel_format
+        codec = stream.codec_context
+        codec.time_base = stream.time_base = settings["time_base"]
+        codec.thread_count = 1
+        codec.flags |= _GLOBAL_HEADER
+        codec.sample_aspect_ratio = settings["aspect"]
+        if h264:
+            codec.color_range, codec.colorspace = _LIMITED, _BT709
+            codec.color_primaries = codec.color_trc = _BT709
+        return output, stream
+
+    def _frame(self, pixels: np.ndarray) -> Any:
+        if self._track.codec == "libx264":
+            rgb = np.ascontiguousarray(to_even(pixels))
+            frame = self._av.VideoFrame.from_ndarray(rgb, format="rgb24")
+            return frame.reformat(
+                format="yuv420p",
+                interpolation=SCALER,
+                src_color_range=_FULL,
+                dst_colorspace=_BT709,
+                dst_color_range=_LIMITED,
+                threads=1,
+            )
+        codes = np.ascontiguousarray(pixels)
+        return self._av.VideoFrame.from_ndarray(codes, format=self._track.pixel_format)
+
+
+def join(
+    segments: Sequence[Path], target: Path, *, container: str, time_base: Fraction, comment: str, sound: Sound | None
+) -> None:
+    """Writes the packets of segments, and sound, to one file; under another name until it is whole.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    av = require_av()
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        with written(target, av):
+            _join(av, segments, partial, container, time_base, comment, sound)
+            os.replace(partial, target)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _join(
+    av: Any, segments: Sequence[Path], partial: Path, container: str, unit: Fraction, comment: str, sound: Sound | None
+) -> None:
+    options = _exact(container) | ({"movflags": "+faststart"} if container == "mp4" else {})
+    with av.open(str(partial), "w", format=container, options=options) as output:
+        output.metadata["comment"] = comment
+        with av.open(str(segments[0]), "r") as first:
+            stream = output.add_stream_from_template(first.streams.video[0])
+            stream.time_base = unit
+        pictures = _packets(av, segments, stream)
+        if sound is None:
+            for packet in pictures:
+                output.mux(packet)
+            return
+        for packet in _in_order(pictures, sound.packets(output)):
+            output.mux(packet)
+
+
+def _packets(av: Any, segments: Sequence[Path], stream: Any) -> Iterator[Any]:
+    for segment in segments:
+        with av.open(str(segment), "r") as part:
+            for packet in part.demux(part.streams.video[0]):
+                if packet.size:
+                    packet.stream = stream
+                    yield packet
+
+
+def _in_order(one: Iterator[Any], other: Iterator[Any]) -> Iterator[Any]:
+    """The packets of two streams by time."""
+    first, second = next(one, None), next(other, None)
+    while first is not None or second is not None:
+        if second is None or (first is not None and first.dts * first.time_base <= second.dts * second.time_base):
+            yield first
+            first = next(one, None)
+        else:
+            yield second
+            second = next(other, None)
+
+
+class Sound:
+    """The sound of a clip, from a moment to another, with times from that moment on."""
+
+    def __init__(self, source: Path, *, start: Fraction, end: Fraction | None) -> None:
+        """`start` and `end` [s] are in the clip's own time."""
+        self._source, self._start, self._end = source, start, end
+
+    def packets(self, output: Any) -> Iterator[Any]:
+        """Adds a stream to the output and yields its packets: as they are where MP4 takes the codec, else as AAC."""
+        av = require_av()
+        clip = av.open(f"file:{self._source}", "r", options={"protocol_whitelist": "file"}, metadata_errors="replace")
+        stream = next(one for one in clip.streams if one.type == "audio" and one.codec_context is not None)
+        copied = stream.codec_context.name in COPIED_SOUND
+        if copied:
+            added = output.add_stream_from_template(stream)
+        else:
+            added = output.add_stream("aac", rate=_aac_rate(stream.codec_context.sample_rate))
+            added.layout = "mono" if stream.codec_context.channels == 1 else "stereo"
+            added.codec_context.thread_count = 1
+        return self._copied(clip, stream, added) if copied else self._encoded(av, clip, stream, added)
+
+    def _wanted(self, packets: Iterator[Any], unit: Fraction) -> Iterator[Any]:
+        """Packets between the moments, with times from the start on."""
+        offset = round(self._start / unit)
+        for packet in packets:
+            if not packet.size or packet.pts is None:
+                continue
+            time = packet.pts * unit
+            if self._end is not None and time >= self._end:
+                return
+            if time >= self._start or packet.pts >= offset:
+                packet.pts -= offset
+                packet.dts = packet.pts
+                yield packet
+
+    def _copied(self, clip: Any, stream: Any, added: Any) -> Iterator[Any]:
+        with clip, suppress(clip_errors()):
+            for packet in self._wanted(clip.demux(stream), stream.time_base):
+                packet.stream = added
+                yield packet
+
+    def _encoded(self, av: Any, clip: Any, stream: Any, added: Any) -> Iterator[Any]:
+        resampler = av.AudioResampler(format="fltp", layout=added.layout.name, rate=added.rate)
+        with clip, suppress(clip_errors()):
+            for packet in self._wanted(clip.demux(stream), stream.time_base):
+                for frame in packet.decode():
+                    for ready in resampler.resample(frame):
+                        yield from added.encode(ready)
+        yield from added.encode(None)
+
+
+def _aac_rate(rate: int) -> int:
+    """The nearest rate that AAC has."""
+    return min((8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 96000), key=lambda one: abs(one - rate))
+
+
+def clip_errors() -> type[Exception]:
+    """What PyAV raises for damaged packets: sound ends there."""
+    error: type[Exception] = require_av().error.FFmpegError
+    return error
+
+
+def _exact(container: str) -> dict[str, str]:
+    """Options that keep versions, random numbers and times of day out of a file."""
+    return {"fflags": "+bitexact"} if container in ("matroska", "mp4") else {}
+
+
+@contextmanager
+def written(target: Any, av: Any) -> Iterator[None]:
+    """Turns what FFmpeg raises while it writes into one line.
+
+    Raises:
+        OutputError: the file cannot be written.
+        BrokenPipeError: the reader of a pipe has gone.
+    """
+    try:
+        yield
+    except (OutputError, BrokenPipeError):
+        raise
+    except (av.error.FFmpegError, OSError) as error:
+        if getattr(error, "errno", None) == errno.EPIPE:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe") from error
+        text = getattr(error, "strerror", None) or one_line(error)
+        name = target if isinstance(target, Path) else "to stdout"
+        raise OutputError(f"cannot write {name}: {text}; check the folder and free space") from error

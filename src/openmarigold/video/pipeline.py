@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading, predicting and writing at the same time: a thread each, which hold a frame or two and never change order."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from openmarigold.video.clip import Clip, ClipFrame
+from openmarigold.video.sinks import Sink
+from openmarigold.video.work import Progress
+
+_HELD = 2  # frames between two threads
+_LOOK_S = 0.1
+_PATIENCE_S = 5.0  # for a thread of a run that is ended
+_END = object()
+
+
+class FrameStream(Protocol):
+    """Predicts frames in order; `predictor.stream.Stream`."""
+
+    def follow(self, frames: Iterable[Any]) -> Iterator[list[Any]]:
+        """Yields for each frame those that are ready after it, and at the end those that were still waited for."""
+        ...
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What is needed to go on after the last yield."""
+        ...
+
+
+def run_pipeline(
+    clip: Clip,
+    stream: FrameStream,
+    sink: Sink,
+    *,
+    progress: Progress,
+    segment: int,
+    advance: Callable[[int], object],
+) -> Progress:
+    """Predicts all frames of a clip, from `progress` on, and writes them; returns how far it came.
+
+    `advance` is told how many frames are predicted. The stream is used in the calling thread.
+
+    Raises:
+        ImageError: the clip cannot be read at all.
+        OutputError: a file cannot be written; finished segments stay.
+    """
+    emitted = begun = progress.emitted
+    pushed = given = progress.pushed
+    waiting: dict[int, ClipFrame] = {}
+
+    def pictures(frames: Iterable[ClipFrame]) -> Iterator[np.ndarray]:
+        nonlocal given
+        for frame in frames:
+            waiting[frame.number] = frame
+            if frame.number >= progress.pushed:  # others the stream saw before the run was ended
+                given += 1
+                yield frame.rgb
+
+    stop = threading.Event()
+    with _Writer() as writer, _Reader(clip, emitted, stop) as frames:
+        for index, ready in enumerate(stream.follow(pictures(frames))):
+            for item in ready:
+                frame = waiting.pop(item.number)
+                writer.put(lambda frame=frame, item=item: sink.write(frame, item))
+                emitted += 1
+                advance(emitted)
+            if progress.pushed + index >= given:  # after the last frame: what was still waited for
+                continue
+            pushed += 1
+            if emitted - begun >= segment:
+                now, state = Progress(pushed=pushed, emitted=emitted), copied(stream.state())
+                writer.put(lambda now=now, state=state: sink.end_segment(now, state))
+                begun = emitted
+        end = Progress(pushed=pushed, emitted=emitted, is_complete=True, problem=clip.problem)
+        if emitted:
+            writer.put(lambda: sink.end_segment(end, None))
+    return end
+
+
+def copied(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A state that the stream no longer changes."""
+    return {name: np.array(values) for name, values in state.items()}
+
+
+class _Reader:
+    """Reads frames in a thread."""
+
+    def __init__(self, clip: Clip, first: int, stop: threading.Event) -> None:
+        self._clip, self._first, self._stop = clip, first, stop
+        self._frames: queue.Queue[Any] = queue.Queue(_HELD)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="reader", daemon=True)
+
+    def __enter__(self) -> Iterator[ClipFrame]:
+        self._thread.start()
+        return self._items()
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=_PATIENCE_S)  # one that waits for a pipe ends with the process
+
+    def _items(self) -> Iterator[ClipFrame]:
+        while (item := self._frames.get()) is not _END:
+            yield item
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            for frame in self._clip.frames(self._first):
+                if not _put(self._frames, frame, self._stop):
+                    return
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
+            self._error = error
+        _put(self._frames, _END, self._stop)
+
+
+class _Writer:
+    """Calls what it is given in a thread, in order."""
+
+    def __init__(self) -> None:
+        self._calls: queue.Queue[Any] = queue.Queue(_HELD)
+        self._error: BaseException | None = None
+        self._failed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
+
+    def __enter__(self) -> _Writer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if error is not None:
+            self._failed.set()  # what waits is not written
+        _put(self._calls, _END, self._failed)
+        self._thread.join(timeout=None if error is None else _PATIENCE_S)
+        if self._error is not None and error is None:
+            raise self._error
+
+    def put(self, call: Callable[[], object]) -> None:
+        """Waits until there is room. Raises what an earlier call raised."""
+        if not _put(self._calls, call, self._failed) and self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        while True:
+            try:
+                call = self._calls.get(timeout=_LOOK_S)
+            except queue.Empty:
+                if self._failed.is_set():
+                    return
+                continue
+            if call is _END or self._failed.is_set():
+                return
+            try:
+                call()
+            except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
+                self._error = error
+                self._failed.set()
+                return
+
+
+def _put(items: queue.Queue[Any], item: object, stop: threading.Event) -> bool:
+    """Whether the item was taken; False where `stop` was set first."""
+    while not stop.is_set():
+        try:
+            items.put(item, timeout=_LOOK_S)
+            return True
+        except queue.Full:
+            continue
+    return False

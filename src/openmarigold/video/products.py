@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a frame's maps become: colors, the clip next to its colors, and 16-bit codes of a stated range."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Shaped, UInt8, UInt16
+
+from openmarigold.modalities import Modality
+from openmarigold.modalities.modality import MapKind, Maps
+from openmarigold.video.settings import VideoConfig
+
+LARGEST_CODE = 65535
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """What is shown of one frame."""
+
+    rgb: UInt8[np.ndarray, "h w 3"]
+    """The clip's own frame."""
+    maps: Maps
+    """As files of numbers hold them."""
+    colors: UInt8[np.ndarray, "h w 3"]
+    ranges: Mapping[str, Range]
+    """Of each map: the values that codes 0 and 65535 stand for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Track:
+    """A video that is written."""
+
+    product: str
+    suffix: str
+    """The end of its file name."""
+    codec: str
+    pixel_format: str
+    container: str
+    pixels: Callable[[Picture], Shaped[np.ndarray, "h w *c"]]
+    """A frame of it: RGB for H.264, codes for FFV1."""
+    content: str
+    """For its record."""
+    with_sound: bool = False
+    map_name: str | None = None
+    """Of codes: whose."""
+
+
+def tracks_of(modality: Modality, config: VideoConfig) -> list[Track]:
+    """The videos that are asked for."""
+    tracks = []
+    h264: dict[str, Any] = {"codec": "libx264", "pixel_format": "yuv420p", "container": "mp4"}
+    if "colored" in config.format:
+        content = f"{modality.title} in colors"
+        tracks.append(
+            Track(
+                product="colored",
+                suffix=f"_{modality.name}_colored.mp4",
+                pixels=lambda one: one.colors,
+                content=content,
+                **h264,
+            )
+        )
+    if "sidebyside" in config.format:
+        tracks.append(
+            Track(
+                product="sidebyside",
+                suffix=f"_{modality.name}_sidebyside.mp4",
+                pixels=lambda one: np.concatenate([one.rgb, one.colors], axis=1),
+                content=f"the clip, and {modality.title} in colors",
+                with_sound=True,
+                **h264,
+            )
+        )
+    if "ffv1" in config.format:
+        tracks += [_coded(kind) for kind in modality.maps]
+    return tracks
+
+
+def _coded(kind: MapKind) -> Track:
+    return Track(
+        product="ffv1",
+        suffix=f"_{kind.file_name}.mkv",
+        codec="ffv1",
+        pixel_format="gray16le" if kind.channels == 1 else "gbrp16le",
+        container="matroska",
+        pixels=lambda one: to_codes(one.maps[kind.name], one.ranges[kind.name]),
+        content=f"{kind.name} x = low + code / {LARGEST_CODE} * (high - low), ranges of each frame in _frames.npz",
+        map_name=kind.name,
+    )
+
+
+def picture_of(
+    rgb: UInt8[np.ndarray, "h w 3"],
+    maps: Maps,
+    *,
+    exported: Maps,
+    modality: Modality,
+    bounds: Range | None,
+    colors: str,
+) -> Picture:
+    """What is shown of a frame: `bounds` are those of its shot, so that neither colors nor codes flicker."""
+    within = modality.picture_within
+    shown = modality.picture(maps, colors) if within is None or bounds is None else within(maps, colors, bounds)
+    ranges = {kind.name: code_range(exported[kind.name], kind, bounds) for kind in modality.maps}
+    return Picture(rgb=rgb, maps=exported, colors=shown, ranges=ranges)
+
+
+def code_range(values: Float[np.ndarray, "h w *c"], kind: MapKind, bounds: Range | None) -> Range:
+    """The values that codes 0 and 65535 stand for, so that no value of a frame is cut.
+
+    Both are multiples of a power of two about as large as the bounds are apart, so that most frames share one range.
+
+    >>> kind = MapKind(name="d", channels=1, range=(0.0, 1.0), unit="", space="linear", exr_channels=("Y",))
+    >>> code_range(np.array([[0.1, 1.3]]), kind, (0.05, 0.95))
+    (0.0, 2.0)
+    """
+    known = values[np.isfinite(values)]
+    smallest, largest = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+    if bounds is None:
+        low, high = kind.range if all(map(math.isfinite, kind.range)) else (min(0.0, smallest), largest)
+    else:
+        low, high = bounds
+    step = 2.0 ** math.ceil(math.log2(max(high - low, 1e-9)))
+    low, high = min(low, smallest), max(high, largest)
+    return math.floor(low / step) * step, max(math.ceil(high / step), math.floor(low / step) + 1) * step
+
+
+def to_codes(values: Float[np.ndarray, "h w *c"], bounds: Range) -> UInt16[np.ndarray, "h w *c"]:
+    """Values as whole numbers from 0 to 65535, rounded; what is not a number is 0."""
+    low, high = bounds
+    shares = (np.nan_to_num(values, nan=low, posinf=high, neginf=low).astype(np.float64) - low) / (high - low)
+    return np.rint(np.clip(shares, 0.0, 1.0) * LARGEST_CODE).astype(np.uint16)
+
+
+def from_codes(codes: UInt16[np.ndarray, "h w *c"], bounds: Range) -> Float[np.ndarray, "h w *c"]:
+    """The values of codes, float32."""
+    low, high = bounds
+    return (low + codes / np.float64(LARGEST_CODE) * (high - low)).astype(np.float32)
+
+
+def to_even(pixels: Shaped[np.ndarray, "h w *c"]) -> Shaped[np.ndarray, "H W *c"]:
+    """Pixels with even sides, as H.264 with halved chroma needs them: the last row and column are repeated."""
+    odd = [(0, side % 2) for side in pixels.shape[:2]] + [(0, 0)] * (pixels.ndim - 2)
+    return np.pad(pixels, odd, mode="edge") if any(side for _, side in odd) else pixels

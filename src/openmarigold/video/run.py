@@ -1,0 +1,379 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A clip to its videos and files: `openmarigold video`. A killed run goes on, and ends in the same bytes."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openmarigold import __version__
+from openmarigold.config import FileFormat, OutputConfig, PredictConfig
+from openmarigold.errors import ImageError, InvalidValueError, OutputError
+from openmarigold.files import as_path, make_directory, try_to_write, write_atomically
+from openmarigold.images.exr import require_exr
+from openmarigold.results.manifest import file_size
+from openmarigold.results.provenance import to_json
+from openmarigold.temporal.settings import StreamConfig
+from openmarigold.text_files import DamagedTextError, parse_json
+from openmarigold.video.clip import Clip, exact
+from openmarigold.video.encoding import Sound, check_encoders, join
+from openmarigold.video.model import LoadedModel, StreamModel, VideoEvent, VideoResult
+from openmarigold.video.pipeline import run_pipeline
+from openmarigold.video.products import Track, tracks_of
+from openmarigold.video.reading import PIPE, clip_sha256, open_clip, stem_of
+from openmarigold.video.records import Streamed, write_frames
+from openmarigold.video.settings import VideoConfig
+from openmarigold.video.sinks import FolderSink, PipeSink, Shown
+from openmarigold.video.work import Progress, Work
+
+# Settings that change no byte of what a finished segment holds.
+_WITHOUT_EFFECT = frozenset({"segment", "pipe"})
+
+
+def video_file(
+    source: Path | str,
+    output_dir: Path | str,
+    *,
+    config: PredictConfig | None = None,
+    stream: StreamConfig | None = None,
+    video: VideoConfig | None = None,
+    overwrite: bool = False,
+    report: Callable[[VideoEvent], object] = lambda event: None,
+) -> VideoResult:
+    """Predicts a clip frame by frame, in constant memory, and writes what `video.format` names into a folder.
+
+    Args:
+        source: a video file, a folder of pictures, a pattern such as `frames/*.png`, or `-` for a pipe.
+        output_dir: made where it is missing; `-` writes one video to stdout.
+        config: the model and its settings.
+        stream: how frames are joined; docs/video.md.
+        video: which frames, and what is written.
+        overwrite: do again what is done, and replace results of another clip.
+        report: is told how far it is.
+
+    Raises:
+        ImageError: a clip that cannot be read, or holds no frame.
+        InvalidValueError: a setting that is not accepted.
+        MissingExtraError: without PyAV, or another package that the settings need.
+        CheckpointError: the checkpoint cannot be used.
+        OutputError: the folder cannot be written. Finished frames are kept for the next run.
+    """
+    config, video = config or PredictConfig(), video or VideoConfig()
+    if len(set(config.modality)) > 1:
+        raise InvalidValueError(f"modality: {', '.join(config.modality)} were given; a clip takes one at a time")
+    target = as_path(output_dir, "the output folder")
+    model = LoadedModel(config, stream or StreamConfig(), output_config(video), target)
+    result = make_video(
+        as_path(source, "the clip"),
+        target,
+        model=model,
+        video=video,
+        background=config.background,
+        overwrite=overwrite,
+        report=report,
+    )
+    result.engine, result.load_s = model.engine, model.load_s
+    result.predict_s = max(0.0, result.predict_s - result.load_s)
+    return result
+
+
+def make_video(
+    source: Path,
+    output_dir: Path,
+    *,
+    model: StreamModel,
+    video: VideoConfig,
+    background: str = "white",
+    overwrite: bool = False,
+    report: Callable[[VideoEvent], object] = lambda event: None,
+) -> VideoResult:
+    """`video_file` with any model."""
+    if "exr" in video.format:
+        require_exr()
+    model.check()
+    tracks = tracks_of(model.modality, video)
+    check_encoders(tracks)
+    run = _Run(source, output_dir, model, video, background, report)
+    return run.to_pipe(tracks) if output_dir == PIPE else run.to_folder(tracks, overwrite=overwrite)
+
+
+def output_config(video: VideoConfig) -> OutputConfig:
+    """The settings of files of single frames."""
+    formats: list[FileFormat] = [name for name in ("npy", "exr", "png") if name in video.format]
+    return OutputConfig(
+        format=tuple(formats) or ("png",),
+        color_map=video.color_map,
+        normal_frame=video.normal_frame,
+        green=video.green,
+    )
+
+
+class _Run:
+    """One clip's way to its results."""
+
+    def __init__(
+        self,
+        source: Path,
+        output_dir: Path,
+        model: StreamModel,
+        video: VideoConfig,
+        background: str,
+        report: Callable[[VideoEvent], object],
+    ) -> None:
+        self.source, self.output_dir, self.model, self.video = source, output_dir, model, video
+        self.background, self.report = background, report
+        self.result = VideoResult()
+        self.stem = f"{stem_of(source)}_{model.modality.name}"
+        self.total: int | None = None
+
+    # Into a folder
+
+    def to_folder(self, tracks: Sequence[Track], *, overwrite: bool) -> VideoResult:
+        """The results in the output folder."""
+        self._check_folder()
+        sha256 = clip_sha256(self.source)
+        request = self._request(sha256)
+        before = self._record()
+        if not overwrite and self._is_done(before, request, sha256):
+            assert before is not None
+            return self._skipped(before)
+        if not overwrite:
+            self._check_owner(before, sha256)
+        work = Work(self.output_dir / f".{self.stem}.work", request if sha256 else {"pipe": True, **request})
+        try:
+            return self._make(work, request, tracks, is_new=before is not None or work.is_renewed, fresh=not sha256)
+        finally:
+            work.close()
+
+    def _make(
+        self, work: Work, request: Mapping[str, Any], tracks: Sequence[Track], *, is_new: bool, fresh: bool
+    ) -> VideoResult:
+        if fresh and work.segments:  # a pipe cannot be read again
+            work.drop()
+            self._note("what an interrupted run read from a pipe cannot be continued; it starts anew")
+        elif is_new and not work.segments:
+            self._note(f"{self.stem}: results of other settings or of another clip are made anew")
+        if not work.segments:
+            self._remove_frames()
+        clip = open_clip(self.source, config=self.video, background=self.background, note=self._note)
+        try:
+            self.total = clip.facts.num_frames
+            progress = work.progress()
+            if work.segments:
+                self.result.resumed_at = progress.emitted
+                self._note(f"{self.stem}: goes on after {progress.emitted} frames that an interrupted run finished")
+            shown = self._shown(clip)
+            if not progress.is_complete:
+                sink = FolderSink(shown, work, frames_dir=self._frames_dir, record_of=self._frame_record(request))
+                progress = self._predict(clip, sink, progress, work.state())
+            if not progress.emitted:
+                raise ImageError(self._about_no_frame(clip))
+            self._finish(work, shown, progress, request, tracks)
+        finally:
+            clip.close()
+        return self.result
+
+    def _finish(
+        self, work: Work, shown: Shown, progress: Progress, request: Mapping[str, Any], tracks: Sequence[Track]
+    ) -> None:
+        """Joins the segments; the record comes last and says that all is there."""
+        lines, facts = work.frames(), shown.facts
+        base: Any = parse_json((work.segments[0] / "record.json").read_bytes())
+        self.result.num_frames = len(lines)
+        self.result.cuts = [line["number"] for line in lines if line["is_cut"]]
+        self.result.problem = progress.problem
+        for place, track in enumerate(tracks):
+            path = self._path(track.suffix)
+            segments = [one / f"{place}.nut" for one in work.segments if (one / f"{place}.nut").exists()]
+            comment = to_json({**base, "content": track.content})
+            sound = self._sound(shown, lines, progress) if track.with_sound else None
+            join(segments, path, container=track.container, time_base=facts.time_base, comment=comment, sound=sound)
+            self.result.written.append(path)
+        if set(self.video.format) & {"npy", "exr", "png"}:
+            self.result.written.append(self._frames_dir)
+        path = self.output_dir / f"{self.stem}_frames.npz"
+        write_frames(path, lines, time_base=facts.time_base, record=base)
+        self.result.written.append(path)
+        outputs = {one.name: file_size(one) for one in self.result.written}
+        height, width = parse_size(base)
+        record = {
+            **base,
+            "request": request,
+            "input": str(self.source),
+            "input_path": str(self.source.resolve()),
+            "clip": facts.stated,
+            "num_frames": len(lines),
+            "size": [width, height],
+            "padded_size": [width + width % 2, height + height % 2],
+            "cuts": self.result.cuts,
+            "problem": progress.problem,
+            "outputs": outputs,
+        }
+        final = self.output_dir / f"{self.stem}.json"
+        write_atomically(final, lambda one: one.write_text(to_json(record) + "\n", encoding="ascii"))
+        self.result.written.append(final)
+        work.remove()
+
+    def _sound(self, shown: Shown, lines: Sequence[Mapping[str, Any]], progress: Progress) -> Sound | None:
+        """The sound of the frames that are written."""
+        if not shown.facts.sound:
+            if shown.facts.stated.get("sound"):
+                self._note("the sound of a pipe is not kept; give a file")
+            return None
+        begin = shown.facts.origin * shown.facts.time_base
+        end = None if self.video.end is None else begin + exact(self.video.end)
+        if progress.problem is not None:
+            end = lines[-1]["pts"] * shown.facts.time_base + 1 / shown.facts.rate
+        return Sound(self.source, start=shown.start_s(), end=end)
+
+    # Into a pipe
+
+    def to_pipe(self, tracks: Sequence[Track]) -> VideoResult:
+        """One video on stdout."""
+        if len(tracks) != 1 or len(self.video.format) != 1:
+            raise InvalidValueError(
+                f"format: {', '.join(self.video.format)} was given with - for stdout, which takes one video; give "
+                "colored, sidebyside or ffv1"
+            )
+        if sys.stdout.isatty():
+            raise InvalidValueError("- writes a video to stdout, which is a terminal; pipe it, or give a folder")
+        clip = open_clip(self.source, config=self.video, background=self.background, note=self._note)
+        try:
+            self.total = clip.facts.num_frames
+            sink = PipeSink(self._shown(clip), sys.stdout.buffer, self._note)
+            progress = self._predict(clip, sink, Progress(), None)
+            if not progress.emitted:
+                raise ImageError(self._about_no_frame(clip))
+            self.result.num_frames, self.result.problem = progress.emitted, progress.problem
+        finally:
+            clip.close()
+        return self.result
+
+    # Both
+
+    def _predict(
+        self, clip: Clip, sink: FolderSink | PipeSink, progress: Progress, state: dict[str, np.ndarray] | None
+    ) -> Progress:
+        started, before = time.perf_counter(), progress.emitted
+
+        def advance(done: int) -> None:
+            self.report(VideoEvent(done=done, total=self.total))
+
+        end = run_pipeline(
+            clip,
+            self.model.open(state),
+            sink,
+            progress=progress,
+            segment=self.video.segment,
+            advance=advance,
+        )
+        self.result.num_predicted = end.emitted - before
+        self.result.predict_s = time.perf_counter() - started
+        return end
+
+    def _shown(self, clip: Clip) -> Shown:
+        output = output_config(self.video)
+        return Shown(modality=self.model.modality, facts=clip.facts, config=self.video, output=output)
+
+    def _frame_record(self, request: Mapping[str, Any]) -> Callable[[Streamed], dict[str, Any]]:
+        base = {"software": f"openmarigold {__version__}", **self.model.facts, **request}
+
+        def record(item: Streamed) -> dict[str, Any]:
+            height, width = next(iter(item.prediction.maps.values())).shape[:2]
+            return {**base, **item.prediction.settings, "width": width, "height": height}
+
+        return record
+
+    def _request(self, sha256: str | None) -> dict[str, Any]:
+        settings = asdict(self.video)
+        kept = {name: value for name, value in settings.items() if name not in _WITHOUT_EFFECT}
+        background = {"background": self.background}
+        return {"input_sha256": sha256, **background, **self.model.request, "video": kept, "version": __version__}
+
+    def _note(self, text: str) -> None:
+        if text not in self.result.notes:
+            self.result.notes.append(text)
+            self.report(VideoEvent(done=0, total=self.total, note=text))
+
+    def _path(self, suffix: str) -> Path:
+        return self.output_dir / f"{stem_of(self.source)}{suffix}"
+
+    @property
+    def _frames_dir(self) -> Path:
+        return self.output_dir / f"{self.stem}_frames"
+
+    def _remove_frames(self) -> None:
+        """Removes files of single frames of another run: some might not be written again."""
+        if self._frames_dir.is_dir():
+            for path in self._frames_dir.iterdir():
+                if re.match(r"\d{6,}_", path.name):
+                    path.unlink()
+
+    def _check_folder(self) -> None:
+        inside = self.source.is_dir() and self.source.resolve() == self.output_dir.resolve()
+        if inside:
+            raise InvalidValueError(f"output folder {self.output_dir} is also the clip; choose another")
+        make_directory(self.output_dir)
+        try:
+            try_to_write(self.output_dir)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write to output folder {self.output_dir}: {error.strerror}; choose a folder that can be "
+                "written"
+            ) from error
+
+    def _record(self) -> dict[str, Any] | None:
+        """The record of finished results of this name."""
+        try:
+            found: Any = parse_json((self.output_dir / f"{self.stem}.json").read_bytes())
+        except (OSError, DamagedTextError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def _is_done(self, record: Mapping[str, Any] | None, request: Mapping[str, Any], sha256: str | None) -> bool:
+        if record is None or sha256 is None or to_json(record.get("request") or {}) != to_json(request):
+            return False
+        outputs = record.get("outputs")
+        if not isinstance(outputs, dict) or not outputs:
+            return False
+        return all(
+            (self.output_dir / name).is_dir() if size is None else file_size(self.output_dir / name) == size
+            for name, size in outputs.items()
+        )
+
+    def _check_owner(self, record: Mapping[str, Any] | None, sha256: str | None) -> None:
+        """Refuses to replace results of another clip."""
+        if record is None:
+            return
+        other = record.get("input_path")
+        same = record.get("input_sha256") == sha256 or other == str(self.source.resolve())
+        if not same:
+            raise OutputError(
+                f"{self.output_dir / self.stem}.json and its files are results of {other}; allow overwriting "
+                "(--overwrite) or choose another folder"
+            )
+
+    def _skipped(self, record: Mapping[str, Any]) -> VideoResult:
+        self.result.skipped = True
+        self.result.num_frames = int(record.get("num_frames", 0))
+        self.result.cuts = list(record.get("cuts", ()))
+        self.result.problem = record.get("problem")
+        self.result.written = [self.output_dir / name for name in record["outputs"]]
+        return self.result
+
+    def _about_no_frame(self, clip: Clip) -> str:
+        video = self.video
+        asked = f"from {video.start or 0:g} s" + ("" if video.end is None else f" to {video.end:g} s")
+        return f"{clip.facts.name} has no frame {asked}; choose another start and end"
+
+
+def parse_size(record: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width of the maps, from a record."""
+    return int(record["height"]), int(record["width"])

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where frames go: into segments of a folder's videos and files, or into one pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+
+from openmarigold.config import OutputConfig
+from openmarigold.files import make_directory, write_atomically
+from openmarigold.images.png import save_png
+from openmarigold.modalities import Modality
+from openmarigold.results.provenance import RECORD_NAME, to_json
+from openmarigold.results.writers import write_prediction
+from openmarigold.video.clip import ClipFacts, ClipFrame, exact
+from openmarigold.video.decoding import require_av
+from openmarigold.video.encoding import TrackEncoder, written
+from openmarigold.video.products import LARGEST_CODE, Picture, Range, Track, picture_of, to_codes, tracks_of
+from openmarigold.video.records import Streamed, frame_record
+from openmarigold.video.settings import VideoConfig
+from openmarigold.video.work import Progress, Work
+
+_RAW = {"libx264": "rgb24", "ffv1": None}
+
+
+class Sink(Protocol):
+    """Takes frames in order."""
+
+    def write(self, frame: ClipFrame, item: Streamed) -> None:
+        """Writes one frame."""
+        ...
+
+    def end_segment(self, progress: Progress, state: Mapping[str, np.ndarray] | None) -> None:
+        """Makes what was written so far finished."""
+        ...
+
+
+class Shown:
+    """What all sinks make of a frame, and the times that they write."""
+
+    def __init__(self, *, modality: Modality, facts: ClipFacts, config: VideoConfig, output: OutputConfig) -> None:
+        self.modality, self.facts, self.config, self.output = modality, facts, config, output
+        self.tracks = tracks_of(modality, config)
+        self._first = facts.origin + round(exact(config.start or 0) / facts.time_base)
+
+    def picture(self, frame: ClipFrame, item: Streamed) -> Picture:
+        """Colors and codes of a frame."""
+        maps = item.prediction.maps
+        return picture_of(
+            frame.rgb,
+            maps,
+            exported=self.modality.exported(maps, self.output),
+            modality=self.modality,
+            bounds=item.bounds,
+            colors=self.config.color_map,
+        )
+
+    def pts(self, frame: ClipFrame) -> int:
+        """The frame's time in the files that are written: from the start that was asked for."""
+        return frame.pts - self._first
+
+    def start_s(self) -> Fraction:
+        """The moment of the clip that is 0 in the files [s], in the clip's own time."""
+        return self._first * self.facts.time_base
+
+    def encoder(self, track: Track, target: Path | Any, **more: Any) -> TrackEncoder:
+        """An encoder of a track."""
+        facts = self.facts
+        settings: dict[str, Any] = {"time_base": facts.time_base, "rate": facts.rate, "crf": self.config.crf}
+        return TrackEncoder(track, target, **settings, pixel_aspect=facts.pixel_aspect, **more)
+
+
+class FolderSink:
+    """Segments of videos in the work's folder, and files of single frames in their own."""
+
+    def __init__(
+        self, shown: Shown, work: Work, *, frames_dir: Path, record_of: Callable[[Streamed], dict[str, Any]]
+    ) -> None:
+        """`record_of` gives the provenance of a frame's files."""
+        self._shown, self._work, self._frames_dir, self._record_of = shown, work, frames_dir, record_of
+        self._numbers = tuple(name for name in ("npy", "exr") if name in shown.config.format)
+        self._partial: Path | None = None
+        self._encoders: list[TrackEncoder] = []
+        self._lines: list[dict[str, Any]] = []
+
+    def write(self, frame: ClipFrame, item: Streamed) -> None:
+        """See `Sink`.
+
+        Raises:
+            OutputError: a file cannot be written.
+        """
+        if self._partial is None:
+            self._partial = self._work.begin()
+            self._encoders = [
+                self._shown.encoder(track, self._partial / f"{place}.nut")
+                for place, track in enumerate(self._shown.tracks)
+            ]
+            if not self._work.segments:
+                text = to_json(self._record_of(item))
+                write_atomically(self._partial / "record.json", lambda path: path.write_text(text, encoding="ascii"))
+        picture = self._shown.picture(frame, item)
+        for track, encoder in zip(self._shown.tracks, self._encoders, strict=True):
+            encoder.write(track.pixels(picture), self._shown.pts(frame))
+        line = frame_record(frame, item, picture.ranges)
+        self._write_files(item, picture, {**line, "bounds": item.bounds})
+        self._lines.append(line)
+
+    def end_segment(self, progress: Progress, state: Mapping[str, np.ndarray] | None) -> None:
+        """See `Sink`.
+
+        Raises:
+            OutputError: a file cannot be written.
+        """
+        if self._partial is None:
+            self._partial = self._work.begin()
+        for encoder in self._encoders:
+            encoder.close()
+        self._work.commit(self._partial, frames=self._lines, progress=progress, state=state)
+        self._partial, self._encoders, self._lines = None, [], []
+
+    def _write_files(self, item: Streamed, picture: Picture, line: Mapping[str, Any]) -> None:
+        """The files of one frame: numbers, and 16-bit pictures of codes."""
+        formats = self._shown.config.format
+        if not set(formats) & {"npy", "exr", "png"}:
+            return
+        prediction, stem = item.prediction, f"{item.number:06d}"
+        facts = {name: line[name] for name in ("number", "time_s", "scale", "shift", "shot")}
+        record = {**self._record_of(item), "frame": facts}
+        if self._numbers:
+            write_prediction(
+                prediction.maps,
+                prediction.uncertainties,
+                modality=self._shown.modality,
+                output_dir=self._frames_dir,
+                stem=stem,
+                output=replace(self._shown.output, format=self._numbers),
+                provenance=record,
+                overwrite=True,
+                camera=prediction.camera,
+            )
+        if "png" in formats:
+            make_directory(self._frames_dir)
+            for kind in self._shown.modality.maps:
+                low, high = picture.ranges[kind.name]
+                codes = to_codes(picture.maps[kind.name], (low, high))
+                content = f"{kind.name} = {low} + code / {LARGEST_CODE} * {high - low}"
+                texts = {RECORD_NAME: to_json({**record, "content": content})}
+                path = self._frames_dir / f"{stem}_{kind.file_name}.png"
+                write_atomically(path, partial(_save, codes=codes, texts=texts))
+
+
+class PipeSink:
+    """One video on a pipe: Matroska, or raw frames. Nothing is resumed."""
+
+    def __init__(self, shown: Shown, file: BinaryIO, note: Callable[[str], object]) -> None:
+        self._shown, self._file, self._note = shown, file, note
+        self._track = shown.tracks[0]
+        self._encoder: TrackEncoder | None = None
+        self._range: Range | None = None
+        if shown.config.pipe == "matroska":
+            self._encoder = shown.encoder(self._track, _Written(file), container="matroska")
+
+    def write(self, frame: ClipFrame, item: Streamed) -> None:
+        """See `Sink`.
+
+        Raises:
+            OutputError: the pipe cannot be written.
+            BrokenPipeError: its reader has gone.
+        """
+        picture = self._shown.picture(frame, item)
+        name = self._track.map_name
+        if name is not None and picture.ranges[name] != self._range:
+            self._range = picture.ranges[name]
+            self._note(f"from frame {item.number} on, code 0 is {self._range[0]:g} and 65535 is {self._range[1]:g}")
+        pixels = self._track.pixels(picture)
+        if self._encoder is not None:
+            self._encoder.write(pixels, self._shown.pts(frame))
+            return
+        with written("the pipe", require_av()):
+            little = pixels.astype("<u2", copy=False) if pixels.dtype == np.uint16 else pixels
+            self._file.write(np.ascontiguousarray(little).tobytes())
+            self._file.flush()
+
+    def end_segment(self, progress: Progress, state: Mapping[str, np.ndarray] | None) -> None:
+        """See `Sink`: at the end of the clip the video is ended."""
+        if progress.is_complete and self._encoder is not None:
+            self._encoder.close()
+            with written("the pipe", require_av()):
+                self._file.flush()
+
+
+class _Written:
+    """A pipe as PyAV writes it: in order."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def write(self, content: bytes) -> int:
+        self._file.write(content)
+        return len(content)
+
+
+def _save(path: Path, *, codes: np.ndarray, texts: Mapping[str, str]) -> None:
+    with path.open("wb") as file:
+        save_png(file, codes, texts)

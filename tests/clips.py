@@ -1,13 +1,18 @@
-"""Tiny clips, made with PyAV."""
+"""Tiny clips, made with PyAV, and a model of brightness that needs no network."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+
+from openmarigold.modalities import DEPTH
+from openmarigold.results.prediction import Prediction
 
 HEIGHT, WIDTH = 32, 48
 
@@ -34,7 +39,7 @@ def write_clip(
     time_base: Fraction = Fraction(1, 25),
     options: dict[str, str] | None = None,
     container: str | None = None,
-    tags: dict[str, int] | None = None,
+    tags: Mapping[str, Any] | None = None,
     tone_s: float = 0.0,
     tone_codec: str = "aac",
 ) -> Path:
@@ -104,3 +109,73 @@ def turn(path: Path, *, degrees: int, mirror: bool = False) -> None:
     numbers = (a * unit, b * unit, 0, c * unit, d * unit, 0, 0, 0, 1 << 30)
     content[place + 40 : place + 76] = b"".join(number.to_bytes(4, "big", signed=True) for number in numbers)
     path.write_bytes(bytes(content))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streamed:
+    """As `predictor.stream.StreamedFrame`."""
+
+    number: int
+    prediction: Prediction
+    scale: float = 1.0
+    shift: float = 0.0
+    shot: int = 0
+    is_cut: bool = False
+    bounds: tuple[float, float] | None = (0.0, 1.0)
+    inliers: float = 1.0
+
+
+class GrayStream:
+    """Takes the brightness of a frame, plus its number in thousandths, for its depth; `late` frames come out later."""
+
+    def __init__(self, *, late: int = 0, wait_s: float = 0.0, state: Mapping[str, np.ndarray] | None = None) -> None:
+        self.late, self.wait_s = late, wait_s
+        self.number = int(state["number"]) if state else 0
+        self.held = [*state["held"]] if state else []
+
+    def follow(self, frames: Iterable[np.ndarray]) -> Iterator[list[Streamed]]:
+        for rgb in frames:
+            time.sleep(self.wait_s)
+            self.held.append((rgb.mean(axis=-1) / 255).astype(np.float32))
+            yield [self._next()] if len(self.held) > self.late else []
+        yield [self._next() for _ in range(len(self.held))]
+
+    def _next(self) -> Streamed:
+        depth = self.held.pop(0) + np.float32(self.number / 1000)
+        number, self.number = self.number, self.number + 1
+        prediction = Prediction(maps={"depth": depth}, settings={"invariance": "affine"})
+        cut = number == 3
+        return Streamed(number=number, prediction=prediction, shift=number / 1000, shot=int(number >= 3), is_cut=cut)
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {"number": np.array(self.number), "held": np.array(self.held)}
+
+
+class GrayModel:
+    """A model whose stream is a `GrayStream`."""
+
+    modality = DEPTH
+    facts: ClassVar[dict[str, Any]] = {"checkpoint": "gray"}
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+        self.request = {"gray": 1, "late": settings.get("late", 0)}
+        self.opened: list[bool] = []
+
+    def check(self) -> None:
+        pass
+
+    def open(self, state: dict[str, np.ndarray] | None) -> GrayStream:
+        self.opened.append(state is not None)
+        return GrayStream(state=state, **self.settings)
+
+
+def decoded(path: Path, *, pixel_format: str = "rgb24") -> tuple[list[int], list[np.ndarray], Fraction]:
+    """Time stamps and pixels of a video, and its unit of time."""
+    import av
+
+    with av.open(str(path)) as clip:
+        stream = clip.streams.video[0]
+        frames = [(int(frame.pts or 0), frame.to_ndarray(format=pixel_format)) for frame in clip.decode(stream)]
+        assert stream.time_base is not None
+        return [pts for pts, _ in frames], [pixels for _, pixels in frames], stream.time_base

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -53,6 +53,7 @@ class ClipFacts:
     """Codec, pixel format and the like, for records."""
 
 
+@runtime_checkable
 class Clip(Protocol):
     """A clip that was opened."""
 
@@ -115,6 +116,6 @@ def about_how_many(config: VideoConfig, *, duration: float | None, rate: Fractio
     return max(1, round(seconds * a_second))
 
 
-def exact(value: float) -> Fraction:
+def exact(value: float | int) -> Fraction:
     """A decimal number as it was meant, such as 29.97."""
     return Fraction(value).limit_denominator(_FINEST_RATE)

@@ -206,9 +206,12 @@ def _in_order(one: Iterator[Any], other: Iterator[Any]) -> Iterator[Any]:
 class Sound:
     """The sound of a clip, from a moment to another, with times from that moment on."""
 
-    def __init__(self, source: Path, *, start: Fraction, end: Fraction | None) -> None:
-        """`start` and `end` [s] are in the clip's own time."""
-        self._source, self._start, self._end = source, start, end
+    def __init__(self, source: Path, *, start: Fraction, end: Fraction | None, is_cut: bool) -> None:
+        """`start` and `end` [s] are in the clip's own time; `is_cut`: what is before the start is left out.
+
+        Otherwise it is what decoders need before the first sound.
+        """
+        self._source, self._start, self._end, self._is_cut = source, start, end, is_cut
 
     def packets(self, output: Any) -> Iterator[Any]:
         """Adds a stream to the output and yields its packets: as they are where MP4 takes the codec, else as AAC."""
@@ -233,7 +236,7 @@ class Sound:
             time = packet.pts * unit
             if self._end is not None and time >= self._end:
                 return
-            if time >= self._start or packet.pts >= offset:
+            if time >= self._start or not self._is_cut:
                 packet.pts -= offset
                 packet.dts = packet.pts
                 yield packet

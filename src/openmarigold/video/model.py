@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -63,6 +63,7 @@ class VideoEvent:
     note: str | None = None
 
 
+@runtime_checkable
 class StreamModel(Protocol):
     """What predicts the frames of a clip."""
 

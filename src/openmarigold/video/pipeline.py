@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,6 +21,7 @@ _PATIENCE_S = 5.0  # for a thread of a run that is ended
 _END = object()
 
 
+@runtime_checkable
 class FrameStream(Protocol):
     """Predicts frames in order; `predictor.stream.Stream`."""
 
@@ -134,10 +136,10 @@ class _Writer:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if error is not None:
-            self._failed.set()  # what waits is not written
-        _put(self._calls, _END, self._failed)
-        self._thread.join(timeout=None if error is None else _PATIENCE_S)
+        """Writes what waits, also after an error: it may end a segment."""
+        patience = None if error is None else _PATIENCE_S
+        _put(self._calls, _END, self._failed, patience_s=patience)
+        self._thread.join(timeout=patience)
         if self._error is not None and error is None:
             raise self._error
 
@@ -147,15 +149,7 @@ class _Writer:
             raise self._error
 
     def _run(self) -> None:
-        while True:
-            try:
-                call = self._calls.get(timeout=_LOOK_S)
-            except queue.Empty:
-                if self._failed.is_set():
-                    return
-                continue
-            if call is _END or self._failed.is_set():
-                return
+        while (call := self._calls.get()) is not _END:
             try:
                 call()
             except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
@@ -164,9 +158,10 @@ class _Writer:
                 return
 
 
-def _put(items: queue.Queue[Any], item: object, stop: threading.Event) -> bool:
-    """Whether the item was taken; False where `stop` was set first."""
-    while not stop.is_set():
+def _put(items: queue.Queue[Any], item: object, stop: threading.Event, *, patience_s: float | None = None) -> bool:
+    """Whether the item was taken; False where `stop` was set first, or patience ended."""
+    until = None if patience_s is None else time.monotonic() + patience_s
+    while not stop.is_set() and (until is None or time.monotonic() < until):
         try:
             items.put(item, timeout=_LOOK_S)
             return True

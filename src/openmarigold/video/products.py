@@ -122,10 +122,12 @@ def code_range(values: Float[np.ndarray, "h w *c"], kind: MapKind, bounds: Range
     """
     known = values[np.isfinite(values)]
     smallest, largest = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
-    if bounds is None:
-        low, high = kind.range if all(map(math.isfinite, kind.range)) else (min(0.0, smallest), largest)
+    if bounds is None and all(map(math.isfinite, kind.range)):
+        low, high = kind.range
+        if low <= smallest and largest <= high:
+            return low, high
     else:
-        low, high = bounds
+        low, high = bounds or (min(0.0, smallest), largest)
     step = 2.0 ** math.ceil(math.log2(max(high - low, 1e-9)))
     low, high = min(low, smallest), max(high, largest)
     return math.floor(low / step) * step, max(math.ceil(high / step), math.floor(low / step) + 1) * step

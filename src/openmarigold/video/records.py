@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from openmarigold.video.clip import ClipFrame
 from openmarigold.video.products import Range
 
 
+@runtime_checkable
 class Streamed(Protocol):
     """What a stream gives for a frame; `predictor.stream.StreamedFrame`."""
 

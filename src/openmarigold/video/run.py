@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import time
@@ -217,7 +218,8 @@ class _Run:
             "outputs": outputs,
         }
         final = self.output_dir / f"{self.stem}.json"
-        write_atomically(final, lambda one: one.write_text(to_json(record) + "\n", encoding="ascii"))
+        text = json.dumps(record, indent=2, default=str) + "\n"
+        write_atomically(final, lambda one: one.write_text(text, encoding="ascii"))
         self.result.written.append(final)
         work.remove()
 
@@ -231,7 +233,7 @@ class _Run:
         end = None if self.video.end is None else begin + exact(self.video.end)
         if progress.problem is not None:
             end = lines[-1]["pts"] * shown.facts.time_base + 1 / shown.facts.rate
-        return Sound(self.source, start=shown.start_s(), end=end)
+        return Sound(self.source, start=shown.start_s(), end=end, is_cut=bool(self.video.start))
 
     # Into a pipe
 

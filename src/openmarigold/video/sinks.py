@@ -8,7 +8,7 @@ from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from openmarigold.video.work import Progress, Work
 _RAW = {"libx264": "rgb24", "ffv1": None}
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Takes frames in order."""
 
@@ -158,7 +159,8 @@ class FolderSink:
 class PipeSink:
     """One video on a pipe: Matroska, or raw frames. Nothing is resumed."""
 
-    def __init__(self, shown: Shown, file: BinaryIO, note: Callable[[str], object]) -> None:
+    def __init__(self, shown: Shown, file: Any, note: Callable[[str], object]) -> None:
+        """`file` takes bytes."""
         self._shown, self._file, self._note = shown, file, note
         self._track = shown.tracks[0]
         self._encoder: TrackEncoder | None = None
@@ -198,7 +200,7 @@ class PipeSink:
 class _Written:
     """A pipe as PyAV writes it: in order."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: Any) -> None:
         self._file = file
 
     def write(self, content: bytes) -> int:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -47,33 +47,36 @@ def frame_record(frame: ClipFrame, item: Streamed, ranges: Mapping[str, Range]) 
     }
 
 
+def frame_arrays(segments: Iterable[Sequence[Mapping[str, Any]]]) -> dict[str, np.ndarray]:
+    """The records of all frames as arrays; docs/video.md lists them. Only one segment is held as it was read."""
+    parts = [_arrays(lines) for lines in segments if lines]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _arrays(lines: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    nothing = [float("nan"), float("nan")]
+    kinds = {"number": np.int64, "pts": np.int64, "time_s": np.float64, "scale": np.float64, "shift": np.float64}
+    kinds |= {"shot": np.int64, "is_cut": np.bool_, "inliers": np.float64}
+    arrays = {name: np.array([one[name] for one in lines], dtype=kind) for name, kind in kinds.items()}
+    arrays["bounds"] = np.array([one["bounds"] or nothing for one in lines], dtype=np.float64)
+    for name in lines[0]["ranges"]:
+        arrays[f"range_{name}"] = np.array([one["ranges"][name] for one in lines], dtype=np.float64)
+    return arrays
+
+
 def write_frames(
-    path: Path, frames: Sequence[Mapping[str, Any]], *, time_base: Fraction, record: Mapping[str, Any]
+    path: Path, arrays: Mapping[str, np.ndarray], *, time_base: Fraction, record: Mapping[str, Any]
 ) -> None:
-    """Writes the records of all frames as arrays; docs/video.md lists them.
+    """Writes what `frame_arrays` gives, with the unit of `pts` and the record.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    nothing = [float("nan"), float("nan")]
-    arrays: dict[str, Any] = {
-        "number": np.array([one["number"] for one in frames], dtype=np.int64),
-        "pts": np.array([one["pts"] for one in frames], dtype=np.int64),
-        "time_base": np.array([time_base.numerator, time_base.denominator], dtype=np.int64),
-        "time_s": np.array([one["time_s"] for one in frames], dtype=np.float64),
-        "scale": np.array([one["scale"] for one in frames], dtype=np.float64),
-        "shift": np.array([one["shift"] for one in frames], dtype=np.float64),
-        "shot": np.array([one["shot"] for one in frames], dtype=np.int64),
-        "is_cut": np.array([one["is_cut"] for one in frames], dtype=bool),
-        "bounds": np.array([one["bounds"] or nothing for one in frames], dtype=np.float64),
-        "inliers": np.array([one["inliers"] for one in frames], dtype=np.float64),
-    }
-    for name in frames[0]["ranges"]:
-        arrays[f"range_{name}"] = np.array([one["ranges"][name] for one in frames], dtype=np.float64)
-    arrays[RECORD_NAME] = np.array(to_json(record))
+    unit = np.array([time_base.numerator, time_base.denominator], dtype=np.int64)
+    entries: dict[str, Any] = {**arrays, "time_base": unit, RECORD_NAME: np.array(to_json(record))}
 
     def save(temporary: Path) -> None:
         with temporary.open("wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, **entries)
 
     write_atomically(path, save)

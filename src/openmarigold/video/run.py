@@ -29,7 +29,7 @@ from openmarigold.video.model import LoadedModel, StreamModel, VideoEvent, Video
 from openmarigold.video.pipeline import run_pipeline
 from openmarigold.video.products import Track, tracks_of
 from openmarigold.video.reading import PIPE, clip_sha256, open_clip, stem_of
-from openmarigold.video.records import Streamed, write_frames
+from openmarigold.video.records import Streamed, frame_arrays, write_frames
 from openmarigold.video.settings import VideoConfig
 from openmarigold.video.sinks import FolderSink, PipeSink, Shown
 from openmarigold.video.work import Progress, Work
@@ -185,22 +185,22 @@ class _Run:
         self, work: Work, shown: Shown, progress: Progress, request: Mapping[str, Any], tracks: Sequence[Track]
     ) -> None:
         """Joins the segments; the record comes last and says that all is there."""
-        lines, facts = work.frames(), shown.facts
+        frames, facts = frame_arrays(work.frames()), shown.facts
         base: Any = parse_json((work.segments[0] / "record.json").read_bytes())
-        self.result.num_frames = len(lines)
-        self.result.cuts = [line["number"] for line in lines if line["is_cut"]]
+        self.result.num_frames = len(frames["number"])
+        self.result.cuts = frames["number"][frames["is_cut"]].tolist()
         self.result.problem = progress.problem
         for place, track in enumerate(tracks):
             path = self._path(track.suffix)
             segments = [one / f"{place}.nut" for one in work.segments if (one / f"{place}.nut").exists()]
             comment = to_json({**base, "content": track.content})
-            sound = self._sound(shown, lines, progress) if track.with_sound else None
+            sound = self._sound(shown, int(frames["pts"][-1]), progress) if track.with_sound else None
             join(segments, path, container=track.container, time_base=facts.time_base, comment=comment, sound=sound)
             self.result.written.append(path)
         if set(self.video.format) & {"npy", "exr", "png"}:
             self.result.written.append(self._frames_dir)
         path = self.output_dir / f"{self.stem}_frames.npz"
-        write_frames(path, lines, time_base=facts.time_base, record=base)
+        write_frames(path, frames, time_base=facts.time_base, record=base)
         self.result.written.append(path)
         outputs = {one.name: file_size(one) for one in self.result.written}
         height, width = parse_size(base)
@@ -210,7 +210,7 @@ class _Run:
             "input": str(self.source),
             "input_path": str(self.source.resolve()),
             "clip": facts.stated,
-            "num_frames": len(lines),
+            "num_frames": self.result.num_frames,
             "size": [width, height],
             "padded_size": [width + width % 2, height + height % 2],
             "cuts": self.result.cuts,
@@ -223,7 +223,7 @@ class _Run:
         self.result.written.append(final)
         work.remove()
 
-    def _sound(self, shown: Shown, lines: Sequence[Mapping[str, Any]], progress: Progress) -> Sound | None:
+    def _sound(self, shown: Shown, last: int, progress: Progress) -> Sound | None:
         """The sound of the frames that are written."""
         if not shown.facts.sound:
             if shown.facts.stated.get("sound"):
@@ -232,7 +232,7 @@ class _Run:
         begin = shown.facts.origin * shown.facts.time_base
         end = None if self.video.end is None else begin + exact(self.video.end)
         if progress.problem is not None:
-            end = lines[-1]["pts"] * shown.facts.time_base + 1 / shown.facts.rate
+            end = last * shown.facts.time_base + 1 / shown.facts.rate
         return Sound(self.source, start=shown.start_s(), end=end, is_cut=bool(self.video.start))
 
     # Into a pipe

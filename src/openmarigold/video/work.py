@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -84,13 +84,11 @@ class Work:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
 
-    def frames(self) -> list[dict[str, Any]]:
-        """The records of all finished frames."""
-        lines: list[dict[str, Any]] = []
+    def frames(self) -> Iterator[list[dict[str, Any]]]:
+        """Yields the records of the frames of each finished segment."""
         for segment in self.segments:
             text = (segment / _FRAMES).read_text(encoding="ascii")
-            lines += [parse_json(line) for line in text.splitlines()]
-        return lines
+            yield [parse_json(line) for line in text.splitlines()]
 
     def drop(self) -> None:
         """Forgets the finished segments."""

@@ -58,8 +58,8 @@ class Room:
         wide = self.width * 4
         texture = np.stack([128 + 45 * smooth_noise(room, self.height, wide, cell=4) for _ in range(3)], axis=-1)
         rows, columns = np.mgrid[: self.height, :wide].astype(np.float32)
-        wall = 0.6 + 0.15 * np.sin(columns / 17 + self.seed) + 0.1 * np.cos(columns / 41)
-        depth = np.minimum(wall, 0.25 + 0.75 * (1 - rows / self.height) + 0.05)
+        wall = 0.75 + 0.25 * np.sin(columns / 11 + self.seed) + 0.1 * np.cos(columns / 41)
+        depth = np.minimum(wall, 0.35 + 1.2 * (1 - rows / self.height))
         left = min(round(self.pan * number), wide - self.width)
         texture, depth = (part[:, left : left + self.width].copy() for part in (texture, depth))
         is_box = np.zeros(depth.shape, dtype=bool)

@@ -26,7 +26,7 @@ from openmarigold.predictor.stream_state import Pending, StreamedFrame, arrays_o
 from openmarigold.results.prediction import Prediction
 from openmarigold.temporal.anchors import Anchor, Anchors
 from openmarigold.temporal.bounds import DisplayBounds
-from openmarigold.temporal.cuts import LOST, cut_in_photos
+from openmarigold.temporal.cuts import LOST, SAME_SCENE, cut_in_photos
 from openmarigold.temporal.looks import Look, histogram_distance, look_at
 from openmarigold.temporal.matching import Match, check_correspondence, match_looks
 from openmarigold.temporal.settings import StreamConfig
@@ -203,7 +203,7 @@ class Stream:
         if gauge is not None and not is_new:
             assert match is not None
             fit: GaugeFit | None = self._anchors.fit(look, points, known, match, number=self._number)
-            if fit is None and cut == "maybe":
+            if cut == "maybe" and (fit is None or fit.correlation < SAME_SCENE):
                 is_new = True
             elif fit is None:  # nothing to compare with, as in a black frame
                 (scale, shift), inliers = self._last_fit, 0.0

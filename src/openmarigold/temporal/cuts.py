@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-LOST = 0.3
+LOST = 0.35
 """Share of the textured pixels that are found again below which a cut is looked for."""
 POOR_FIT = 0.3
-"""Share of inliers below which a fit says nothing."""
+"""Share of inliers, and correlation where a scale is fitted, below which a fit says nothing."""
+SAME_SCENE = 0.85
+"""Correlation of two maps on the pixels that are found again, below which these were found by chance."""
 
 _GONE = 0.12  # of the textured pixels: nothing is found again
 _OTHER_COLORS = 0.3  # share of the pixels that have another color

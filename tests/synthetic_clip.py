@@ -56,7 +56,11 @@ class Room:
         rng = np.random.default_rng((self.seed, 7, number))
         room = np.random.default_rng((self.seed, 1))
         wide = self.width * 4
-        texture = np.stack([128 + 45 * smooth_noise(room, self.height, wide, cell=4) for _ in range(3)], axis=-1)
+        texture = np.stack(
+            [128 + sum(30 * smooth_noise(room, self.height, wide, cell=cell) for cell in (2, 5)) for _ in range(3)],
+            axis=-1,
+        )
+        texture += room.uniform(-60, 60, 3)  # each room has its colors
         rows, columns = np.mgrid[: self.height, :wide].astype(np.float32)
         wall = 0.75 + 0.25 * np.sin(columns / 11 + self.seed) + 0.1 * np.cos(columns / 41)
         depth = np.minimum(wall, 0.35 + 1.2 * (1 - rows / self.height))

@@ -26,7 +26,7 @@ from openmarigold.predictor.stream_state import Pending, StreamedFrame, arrays_o
 from openmarigold.results.prediction import Prediction
 from openmarigold.temporal.anchors import Anchor, Anchors
 from openmarigold.temporal.bounds import DisplayBounds
-from openmarigold.temporal.cuts import LOST, SAME_SCENE, cut_in_photos
+from openmarigold.temporal.cuts import DOUBTFUL, SAME_SCENE, cut_in_photos
 from openmarigold.temporal.looks import Look, histogram_distance, look_at
 from openmarigold.temporal.matching import Match, check_correspondence, match_looks
 from openmarigold.temporal.settings import StreamConfig
@@ -212,7 +212,7 @@ class Stream:
             if not is_new and (scale, shift) != (1.0, 0.0):
                 values = values * np.float32(scale) + np.float32(shift)
                 points = points * np.float32(scale) + np.float32(shift)
-        elif cut == "maybe" and match is not None and match.share < LOST / 2:
+        elif cut == "maybe" and match is not None and match.share < DOUBTFUL / 2:
             is_new = True  # no fit can tell
         if is_new:
             self._anchors.clear()

@@ -18,7 +18,7 @@ from openmarigold.errors import needs_extra
 from openmarigold.temporal.looks import Look, box_mean
 from openmarigold.temporal.settings import Correspondence
 
-_ALIKE = 25.0  # levels of a look's features that two views of one thing may differ by
+_ALIKE = 20.0  # levels of a look's features that two views of one thing may differ by
 _STEEP = 12.0  # levels a pixel: a step in the photo, where another sub-pixel shift changes much
 _STILL = 0.15  # [px of a look] of motion, nearly everywhere: the camera stands
 _STEADY = 0.5  # [px]: what a standing camera does not see move
@@ -137,7 +137,7 @@ def _whole_shift(one: Look, other: Look) -> Float32[np.ndarray, "2"]:
 def _checked(one: Look, other: Look, there: np.ndarray, back: np.ndarray) -> Match:
     returned = composed(there, back)
     far = (there**2).sum(axis=-1)
-    visible = ((returned**2).sum(axis=-1) < 0.5 + 0.02 * far) & _alike(one, other, there)
+    visible = ((returned**2).sum(axis=-1) < 0.25 + 0.01 * far) & _alike(one, other, there)
     seen = visible & one.textured
     if seen.any() and np.quantile(far[seen], 0.8) < _STILL**2:
         there = np.where((far < _STEADY**2)[..., None], np.float32(0), there)

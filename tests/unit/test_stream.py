@@ -321,8 +321,22 @@ def test_another_size_is_named_with_its_frame() -> None:
     stream.push(frames[1].rgb)
     with pytest.raises(InvalidValueError, match="frame 2 is 80x40, and the frames before are 64x48"):
         stream.push(frames[2].rgb)
-    done = predictor.stream(iter([]))
-    assert list(done) == []
+    assert list(predictor.stream(iter([]))) == []
+
+
+@pytest.mark.parametrize("look_ahead", [0, 1])
+def test_frames_before_one_that_cannot_be_used_come_out(look_ahead: int) -> None:
+    predictor = FakePredictor()
+    frames = [*clip(Room(), 4), *clip(Room(height=40, width=80), 1)]
+    for frame in frames:
+        predictor.learn(frame.rgb, depth=frame.raw)
+    stream = Stream(predictor, StreamConfig(look_ahead=look_ahead), CallConfig())
+    done: list[StreamedFrame] = []
+    with pytest.raises(InvalidValueError, match="frame 4 is 80x40"):
+        for new in stream.follow(frame.rgb for frame in frames):
+            done += new
+    assert [out.number for out in done] == list(range(4 - look_ahead))
+    assert [out.number for out in stream.finish()] == list(range(4 - look_ahead, 4))
 
 
 @pytest.mark.parametrize(

@@ -299,16 +299,16 @@ def test_memory_stays_flat() -> None:
             stream.push(predictor.learn(frame.rgb, depth=frame.raw))
             predictor.started.clear()
 
-    run(300)  # until all key frames are there
+    run(140)  # until all key frames are there
     tracemalloc.start()
     try:
-        run(100)
+        run(20)
         before = tracemalloc.get_traced_memory()[0]
-        run(400)
+        run(150)
         after = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
-    assert after - before < 200_000  # a look alone is 5,000 bytes a frame
+    assert after - before < 100_000  # a look alone is 5,000 bytes a frame
 
 
 def test_another_size_is_named_with_its_frame() -> None:

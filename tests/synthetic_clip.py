@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,6 +38,22 @@ class Frame:
     is_box: np.ndarray
 
 
+@lru_cache(maxsize=8)
+def _walls(seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Photo and depth of a room four times as wide as a frame."""
+    room = np.random.default_rng((seed, 1))
+    wide = width * 4
+    texture = np.stack(
+        [128 + sum(30 * smooth_noise(room, height, wide, cell=cell) for cell in (2, 5)) for _ in range(3)],
+        axis=-1,
+    )
+    texture += room.uniform(-60, 60, 3)  # each room has its colors
+    rows, columns = np.mgrid[:height, :wide].astype(np.float32)
+    wall = 0.75 + 0.25 * np.sin(columns / 11 + seed) + 0.1 * np.cos(columns / 41)
+    depth = np.minimum(wall, 0.35 + 1.2 * (1 - rows / height))
+    return texture, depth
+
+
 @dataclass(frozen=True)
 class Room:
     """A room of 48 x 64 pixels, or larger; `seed` chooses its walls, `pan` moves the camera [px a frame]."""
@@ -54,22 +71,16 @@ class Room:
 
     def frame(self, number: int) -> Frame:
         rng = np.random.default_rng((self.seed, 7, number))
-        room = np.random.default_rng((self.seed, 1))
-        wide = self.width * 4
-        texture = np.stack([128 + 45 * smooth_noise(room, self.height, wide, cell=4) for _ in range(3)], axis=-1)
-        rows, columns = np.mgrid[: self.height, :wide].astype(np.float32)
-        wall = 0.6 + 0.15 * np.sin(columns / 17 + self.seed) + 0.1 * np.cos(columns / 41)
-        depth = np.minimum(wall, 0.25 + 0.75 * (1 - rows / self.height) + 0.05)
-        left = min(round(self.pan * number), wide - self.width)
+        texture, depth = _walls(self.seed, self.height, self.width)
+        rows, columns = np.mgrid[: self.height, : self.width].astype(np.float32)
+        left = min(round(self.pan * number), texture.shape[1] - self.width)
         texture, depth = (part[:, left : left + self.width].copy() for part in (texture, depth))
         is_box = np.zeros(depth.shape, dtype=bool)
         side = self.height // 4
         x, y = int((1.7 * number) % (self.width + side)) - side, self.height // 3 + int(6 * np.sin(number / 9))
         is_box[y : y + side, max(x, 0) : max(x + side, 0)] = True
         depth[is_box] = 0.03 + 0.2 * (1 + np.sin(number / 23))
-        texture[is_box] = (
-            np.array([220, 60, 40]) + 20 * ((columns + rows)[: self.height, : self.width][is_box] % 3)[:, None]
-        )
+        texture[is_box] = np.array([220, 60, 40]) + 20 * ((columns + rows)[is_box] % 3)[:, None]
         noise = self.smooth * smooth_noise(rng, *depth.shape, cell=8) + self.pixel * rng.normal(size=depth.shape)
         a, b = rng.uniform(*self.scale), rng.uniform(*self.shift)
         if self.log:

@@ -54,7 +54,10 @@ CASES = [
         ("predict", "a.jpg"),
         "Missing from openmarigold predict: -o PATH, --output-dir PATH Folder of the results",
     ),
-    ((), "Expected one of {predict, metric, measure, inspect, evaluate, compare, reproduce, data, train, checkpoint"),
+    (
+        (),
+        "Expected one of {predict, metric, video, measure, inspect, evaluate, compare, reproduce, data, train",
+    ),
     (
         ("data", "render", "mix", "--count", "3"),
         "`openmarigold data render` is now `openmarigold-render pictures`, a command of another package: pip install o",
@@ -65,7 +68,7 @@ CASES = [
     ),
     (("predct", "a.jpg"), "Unrecognized command: predct; did you mean predict? See `openmarigold --help`"),
     (("checkpoint", "inof"), "Unrecognized command: inof; did you mean info? See `openmarigold checkpoint --help`"),
-    (("zebra",), "Unrecognized command: zebra; there are predict, metric, measure, inspect, evaluate, compare"),
+    (("zebra",), "Unrecognized command: zebra; there are predict, metric, video, measure, inspect, evaluate, compare"),
     (("inspect", "a", f"{'long/' * 40}b"), f"Unrecognized options: {'long/' * 40}b. See `openmarigold inspect --help`"),
 ]
 

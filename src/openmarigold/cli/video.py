@@ -83,8 +83,9 @@ def run_video(command: Video) -> int:
         speed = result.num_predicted / result.predict_s if result.predict_s else 0.0
         engine = f"engine {result.engine}, " if result.engine else ""
         say(
-            f"{result.num_predicted} frames predicted, {len(result.cuts)} cuts in {total_s:.2f} s "
-            f"({engine}model loaded in {result.load_s:.2f} s, {speed:.1f} frames a second) -> {command.output_dir}",
+            f"{result.num_frames} frames, {result.num_predicted} of them predicted now, {len(result.cuts)} cuts in "
+            f"{total_s:.2f} s ({engine}model loaded in {result.load_s:.2f} s, {speed:.1f} frames a second) "
+            f"-> {command.output_dir}",
             error=to_stdout,
         )
     return EXIT_SOME_FAILED if result.problem is not None else 0

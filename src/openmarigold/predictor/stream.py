@@ -18,7 +18,7 @@ from jaxtyping import Float32
 
 from openmarigold.config import CallConfig
 from openmarigold.diffusion import member_noise
-from openmarigold.errors import InvalidValueError
+from openmarigold.errors import InvalidValueError, OpenMarigoldError
 from openmarigold.gauges import GaugeFit
 from openmarigold.images.exif import Photo
 from openmarigold.images.photo import read_photo
@@ -26,7 +26,7 @@ from openmarigold.predictor.stream_state import Pending, StreamedFrame, arrays_o
 from openmarigold.results.prediction import Prediction
 from openmarigold.temporal.anchors import Anchor, Anchors
 from openmarigold.temporal.bounds import DisplayBounds
-from openmarigold.temporal.cuts import LOST, cut_in_photos
+from openmarigold.temporal.cuts import DOUBTFUL, SAME_SCENE, cut_in_photos
 from openmarigold.temporal.looks import Look, histogram_distance, look_at
 from openmarigold.temporal.matching import Match, check_correspondence, match_looks
 from openmarigold.temporal.settings import StreamConfig
@@ -100,7 +100,8 @@ class Stream:
         frames that do not depend on the one before are predicted at the same time. Between two of them, `state` is
         that after as many frames as came out.
 
-        Raises as `push`.
+        Raises as `push`, after the frames before the one that cannot be read; those that wait for later ones are left
+        to `finish`.
         """
         if self.previous_latent:
             for frame in frames:
@@ -108,10 +109,13 @@ class Stream:
             yield self.finish()
             return
         waiting: deque[tuple[Photo, Any]] = deque()
+        failure: OpenMarigoldError | None = None
         with ThreadPoolExecutor(max_workers=_AHEAD + 1, thread_name_prefix="stream") as pool:
             try:
-                for number, frame in enumerate(frames, start=self._number):
-                    photo = self._read(frame, number)
+                for photo in self._photos(frames):
+                    if isinstance(photo, OpenMarigoldError):
+                        failure = photo
+                        break
                     waiting.append((photo, pool.submit(self._predict, photo, None)))
                     if len(waiting) > _AHEAD:
                         ready, prediction = waiting.popleft()
@@ -122,6 +126,8 @@ class Stream:
             finally:
                 for _, prediction in waiting:
                     prediction.cancel()
+        if failure is not None:
+            raise failure
         yield self.finish()
 
     def push(self, frame: Any) -> list[StreamedFrame]:
@@ -139,6 +145,14 @@ class Stream:
     def finish(self) -> list[StreamedFrame]:
         """The frames that still wait for later ones."""
         return [self._done() for _ in range(len(self._pending))]
+
+    def _photos(self, frames: Iterable[Any]) -> Iterator[Photo | OpenMarigoldError]:
+        """The frames; in the place of the first one that cannot be read, why."""
+        try:
+            for number, frame in enumerate(frames, start=self._number):
+                yield self._read(frame, number)
+        except OpenMarigoldError as error:
+            yield error
 
     def _read(self, frame: Any, number: int) -> Photo:
         photo = read_photo(frame, background=self.call.background)
@@ -203,7 +217,7 @@ class Stream:
         if gauge is not None and not is_new:
             assert match is not None
             fit: GaugeFit | None = self._anchors.fit(look, points, known, match, number=self._number)
-            if fit is None and cut == "maybe":
+            if cut == "maybe" and (fit is None or fit.correlation < SAME_SCENE):
                 is_new = True
             elif fit is None:  # nothing to compare with, as in a black frame
                 (scale, shift), inliers = self._last_fit, 0.0
@@ -212,7 +226,7 @@ class Stream:
             if not is_new and (scale, shift) != (1.0, 0.0):
                 values = values * np.float32(scale) + np.float32(shift)
                 points = points * np.float32(scale) + np.float32(shift)
-        elif cut == "maybe" and match is not None and match.share < LOST / 2:
+        elif cut == "maybe" and match is not None and match.share < DOUBTFUL / 2:
             is_new = True  # no fit can tell
         if is_new:
             self._anchors.clear()

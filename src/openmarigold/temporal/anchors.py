@@ -23,10 +23,11 @@ KEY_FRAMES = 8
 MAX_SAMPLES = 4096
 """Of all anchors together."""
 
-_AT_ONCE = 3  # key frames that a frame is compared with, besides the previous one: the first, and others in turn
+_AT_ONCE = 3  # key frames that a frame is compared with, besides the previous one
+_RETRY = 4  # frames between two looks for a key frame that is out of sight
 _FEWEST = 32  # samples that say something
 _SEEN = 0.15  # share of the textured pixels below which a key frame is out of sight
-_FAMILIAR = 0.6  # share of the best key frame below which there is enough new for another one
+_FAMILIAR = 0.75  # share of the best key frame below which there is enough new for another one
 
 
 @dataclass(kw_only=True, eq=False)
@@ -86,7 +87,7 @@ class Anchors:
             if pair[0].size < _FEWEST:
                 continue
             fit = fit_gauge(*pair, with_scale=self.with_scale)
-            if fit is not None and fit.scale > 0 and fit.inliers >= POOR_FIT:
+            if fit is not None and self._says_something(fit):
                 samples.append(pair)
                 spreads.append(fit.spread)
         if not samples:
@@ -98,7 +99,7 @@ class Anchors:
         ]
         x, y = (np.concatenate([pair[side] for pair in samples]) for side in (0, 1))
         fit = fit_gauge(x, y, weights=np.concatenate(weights), with_scale=self.with_scale)
-        return fit if fit is not None and fit.scale > 0 else None
+        return fit if fit is not None and self._says_something(fit) else None
 
     def add(
         self, look: Look, values: Float32[np.ndarray, "h w"], known: Bool[np.ndarray, "h w"], *, number: int
@@ -129,12 +130,14 @@ class Anchors:
                 key.flow = composed(match.flow, key.flow)
 
     def _chosen(self, number: int) -> list[Anchor]:
-        """The first key frame and some of the others, in turn; one that is out of sight counts as any other."""
-        if len(self.keys) <= _AT_ONCE:
-            return list(self.keys)
-        others = self.keys[1:]
-        count = _AT_ONCE - 1
-        return [self.keys[0], *(others[(number * count + place) % len(others)] for place in range(count))]
+        """The first key frame and others in turn, of those in sight; now and then one that may be in sight again."""
+        seen = [key for key in self.keys if key.share]
+        lost = [key for key in self.keys if not key.share]
+        if len(seen) > _AT_ONCE:
+            others, count = seen[1:], _AT_ONCE - 1
+            seen = [seen[0], *(others[(number * count + place) % len(others)] for place in range(count))]
+        turn, waits = divmod(number, _RETRY)
+        return [*seen, lost[turn % len(lost)]] if lost and not waits else seen
 
     def _found(self, look: Look, key: Anchor) -> Match:
         if key.share or self.how == "pixels":
@@ -158,6 +161,9 @@ class Anchors:
         if places.size > limit:
             places = places[np.linspace(0, places.size - 1, limit).astype(np.intp)]
         return values.ravel()[places], target.ravel()[places]
+
+    def _says_something(self, fit: GaugeFit) -> bool:
+        return fit.inliers >= POOR_FIT and (not self.with_scale or fit.correlation >= POOR_FIT)
 
     def state(self) -> dict[str, np.ndarray]:
         """As `restore` takes it."""

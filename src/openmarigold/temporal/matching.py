@@ -7,7 +7,6 @@ al. 2010, "Dense point trajectories by GPU-accelerated large displacement optica
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,12 +18,12 @@ from openmarigold.errors import needs_extra
 from openmarigold.temporal.looks import Look, box_mean
 from openmarigold.temporal.settings import Correspondence
 
-_ALIKE = 25.0  # levels of a look's features that two views of one thing may differ by
+_ALIKE = 20.0  # levels of a look's features that two views of one thing may differ by
 _STEEP = 12.0  # levels a pixel: a step in the photo, where another sub-pixel shift changes much
 _STILL = 0.15  # [px of a look] of motion, nearly everywhere: the camera stands
 _STEADY = 0.5  # [px]: what a standing camera does not see move
+_DOUBTFUL = 0.5  # share of the textured pixels that are found again
 _SMALLEST = 24  # [px]: below, flow has no patches to look for
-_cv2_lock = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,9 +59,12 @@ def match_looks(one: Look, other: Look, how: Correspondence) -> tuple[Match, Mat
     if how == "pixels" or min(one.features.shape) < _SMALLEST:
         same = _unchanged(one.features, other.features)
         return _match(None, same, one), _match(None, same, other)
-    there = _dense_flow(one.features, other.features)
-    back = _dense_flow(other.features, one.features)
-    return _checked(one, other, there, back), _checked(other, one, back, there)
+    pair = _both_ways(one, other, None)
+    if pair[0].share < _DOUBTFUL:  # a fast pan, or a cut
+        shift = np.broadcast_to(_whole_shift(one, other), (*one.features.shape, 2))
+        again = _both_ways(one, other, shift)
+        pair = again if again[0].share > pair[0].share else pair
+    return pair
 
 
 def match_again(one: Look, other: Look, guess: Float32[np.ndarray, "h w 2"] | None) -> Match:
@@ -73,16 +75,26 @@ def match_again(one: Look, other: Look, guess: Float32[np.ndarray, "h w 2"] | No
     return _match(flow, _alike(one, other, flow), one)
 
 
-def warped(picture: Float32[np.ndarray, "h w"], flow: Float32[np.ndarray, "h w 2"]) -> Float32[np.ndarray, "h w"]:
+def warped(
+    picture: Float32[np.ndarray, "h w *channels"], flow: Float32[np.ndarray, "h w 2"]
+) -> Float32[np.ndarray, "h w *channels"]:
     """`picture` at each pixel plus its flow, bilinear; beyond the edge the edge goes on."""
-    columns, rows = _grid(*picture.shape)
+    columns, rows = _grid(*flow.shape[:2])
     return _cv2().remap(picture, columns + flow[..., 0], rows + flow[..., 1], 1, borderMode=1)
+
+
+def enlarged(
+    small: Float32[np.ndarray, "h w *channels"], look: Look, size: tuple[int, int]
+) -> Float32[np.ndarray, "H W *channels"]:
+    """A picture on a look's pixels at its photo's size, bilinear."""
+    height, width = look.features.shape
+    whole = _cv2().resize(small, (width * look.factor, height * look.factor))
+    return whole[: size[0], : size[1]]
 
 
 def composed(first: Float32[np.ndarray, "h w 2"], second: Float32[np.ndarray, "h w 2"]) -> Float32[np.ndarray, "h w 2"]:
     """The flow that follows the first and then the second."""
-    parts = [warped(np.ascontiguousarray(second[..., axis]), first) for axis in (0, 1)]
-    return first + np.stack(parts, axis=-1)
+    return first + warped(second, first)
 
 
 def check_correspondence(how: Correspondence) -> None:
@@ -106,10 +118,26 @@ def _unchanged(one: UInt8[np.ndarray, "h w"], other: UInt8[np.ndarray, "h w"]) -
     return (np.abs(blurred[0] - blurred[1]) < limit) & (np.maximum(*steep) < 2 * _STEEP)
 
 
+def _both_ways(one: Look, other: Look, guess: Float32[np.ndarray, "h w 2"] | None) -> tuple[Match, Match]:
+    there = _dense_flow(one.features, other.features, guess=guess)
+    back = _dense_flow(other.features, one.features, guess=None if guess is None else -guess)
+    return _checked(one, other, there, back), _checked(other, one, back, there)
+
+
+def _whole_shift(one: Look, other: Look) -> Float32[np.ndarray, "2"]:
+    """By how much the whole picture moved, by the phases of its frequencies."""
+    cv2 = _cv2()
+    height, width = one.features.shape
+    window = cv2.createHanningWindow((width, height), cv2.CV_32F)
+    pictures = [look.features.astype(np.float32) - np.float32(128) for look in (one, other)]
+    shift, _ = cv2.phaseCorrelate(*pictures, window)
+    return np.array(shift, dtype=np.float32)
+
+
 def _checked(one: Look, other: Look, there: np.ndarray, back: np.ndarray) -> Match:
     returned = composed(there, back)
     far = (there**2).sum(axis=-1)
-    visible = ((returned**2).sum(axis=-1) < 0.5 + 0.02 * far) & _alike(one, other, there)
+    visible = ((returned**2).sum(axis=-1) < 0.25 + 0.01 * far) & _alike(one, other, there)
     seen = visible & one.textured
     if seen.any() and np.quantile(far[seen], 0.8) < _STILL**2:
         there = np.where((far < _STEADY**2)[..., None], np.float32(0), there)
@@ -123,7 +151,7 @@ def _alike(one: Look, other: Look, flow: np.ndarray) -> Bool[np.ndarray, "h w"]:
     x, y = columns + flow[..., 0], rows + flow[..., 1]
     inside = (x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5)
     off = one.features.astype(np.float32) - warped(other.features.astype(np.float32), flow)
-    return inside & (np.abs(box_mean(off, 1)) < _ALIKE)
+    return inside & (np.abs(_cv2().blur(off, (3, 3))) < _ALIKE)
 
 
 def _dense_flow(
@@ -132,16 +160,9 @@ def _dense_flow(
     *,
     guess: Float32[np.ndarray, "h w 2"] | None = None,
 ) -> Float32[np.ndarray, "h w 2"]:
-    cv2 = _cv2()
+    cv2 = _cv2()  # the same bytes with any number of threads
     preset = cv2.DISOPTICAL_FLOW_PRESET_FAST if guess is None else cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST
-    search = cv2.DISOpticalFlow_create(preset)
-    with _cv2_lock:  # its threads divide the picture into strips that do not see each other: one gives the same bytes
-        threads = cv2.getNumThreads()
-        cv2.setNumThreads(1)
-        try:
-            return search.calc(one, other, None if guess is None else guess.copy())
-        finally:
-            cv2.setNumThreads(threads)
+    return cv2.DISOpticalFlow_create(preset).calc(one, other, None if guess is None else guess.copy())
 
 
 @lru_cache(maxsize=4)

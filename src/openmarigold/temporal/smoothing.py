@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from openmarigold.temporal.looks import Look
-from openmarigold.temporal.matching import Match, warped
+from openmarigold.temporal.matching import Match, enlarged, warped
 
 _NORMAL = 1.4826
 _SURE, _LOST = 1.5, 3.0  # deviations up to which a pixel is averaged in full, and from which not at all
@@ -62,7 +62,7 @@ class Smoother:
             return self.first(values, look)
         variance = match.sampled(before.gain) + self.growth
         gain = variance / (1 + variance)
-        kept = like * look.enlarged(1 - gain, values.shape[1:])
+        kept = like * at_full_size(1 - gain, look, match, values.shape[1:])
         step *= kept
         return Smoothed(values=values - step, gain=1 - (1 - gain) * look.points(like[None])[0])
 
@@ -81,7 +81,7 @@ class Smoother:
         """
         if not self.on or not later:
             return now.values
-        weight = look.enlarged(1 / now.gain, now.values.shape[1:])
+        weight = at_full_size(1 / now.gain, look, later[0][1], now.values.shape[1:])
         total, weights = np.zeros_like(now.values), weight.copy()
         for ahead, (values, match) in enumerate(later, start=1):
             step = moved_values(values, look, match) - now.values
@@ -99,12 +99,15 @@ def moved_values(other: Float32[np.ndarray, "c H W"], look: Look, match: Match) 
     """Another frame's values, seen from this one."""
     if match.flow is None or not match.flow.any():
         return other
-    size = other.shape[1:]
-    parts = [
-        look.enlarged(np.ascontiguousarray(match.flow[..., axis]), size) * np.float32(look.factor) for axis in (0, 1)
-    ]
-    flow = np.stack(parts, axis=-1)
+    flow = enlarged(match.flow, look, other.shape[1:]) * np.float32(look.factor)
     return np.stack([warped(np.ascontiguousarray(plane), flow) for plane in other])
+
+
+def at_full_size(
+    small: Float32[np.ndarray, "h w"], look: Look, match: Match, size: tuple[int, int]
+) -> Float32[np.ndarray, "H W"]:
+    """A picture on a look's pixels at the photo's size; by OpenCV, which is faster, where it must be there anyway."""
+    return look.enlarged(small, size) if match.flow is None else enlarged(small, look, size)
 
 
 def likeness(step: Float32[np.ndarray, "c H W"], look: Look, match: Match) -> Float32[np.ndarray, "H W"] | None:
@@ -117,5 +120,5 @@ def likeness(step: Float32[np.ndarray, "c H W"], look: Look, match: Match) -> Fl
         deviation = np.float32(_NORMAL * np.median(some) + 1e-6 + 1e-6 * abs(some).max())
         off = np.maximum(off, np.abs(plane) / deviation)
     like = np.clip((np.float32(_LOST) - off) / np.float32(_LOST - _SURE), 0, 1)
-    like *= look.enlarged(match.visible.astype(np.float32), step.shape[1:])
+    like *= at_full_size(match.visible.astype(np.float32), look, match, step.shape[1:])
     return like

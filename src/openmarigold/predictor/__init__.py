@@ -233,6 +233,14 @@ class Predictor:
             )
         return resolved
 
+    def latent_shape(self, size: tuple[int, int], config: CallConfig) -> tuple[int, int, int]:
+        """Shape `C h w` of a member's latents for a photo of a size (height, width), as `latents` of a call has it."""
+        resolution = config.processing_resolution
+        assert resolution is not None
+        seen = processing_size(*size, processing_resolution=resolution, side=self.checkpoint.processing_side)
+        channels = self.engine.latent_channels * self.checkpoint.modality.num_targets
+        return (channels, -(-seen[0] // LATENT_FACTOR), -(-seen[1] // LATENT_FACTOR))
+
     def try_out(self) -> None:
         """Predict a small ramp, to find damaged networks before the first photo.
 
@@ -276,8 +284,7 @@ class Predictor:
         image = np.stack([pad_to_multiple(one, multiple=LATENT_FACTOR) for one in seen])
 
         # 2. Where the random numbers come from: seed, photo, member and step, or the given latents.
-        channels = self.engine.latent_channels * self.checkpoint.modality.num_targets
-        shape = (channels, image.shape[2] // LATENT_FACTOR, image.shape[3] // LATENT_FACTOR)
+        shape = self.latent_shape((height, width), config)
         if latents is not None:
             latents = checked_latents(latents, shape, config)
         noise = MemberNoise(

@@ -1,45 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A clip to steady maps, frame by frame, in constant memory."""
+"""A clip to steady maps, frame by frame, in constant memory.
+
+Each frame is predicted on its own, fitted to the gauge of its shot (`temporal.anchors`) and averaged with what it shows
+again (`temporal.smoothing`).
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float32
 
 from openmarigold.config import CallConfig
+from openmarigold.diffusion import member_noise
 from openmarigold.errors import InvalidValueError
-from openmarigold.gauges import fit_gauge
+from openmarigold.gauges import GaugeFit
+from openmarigold.images.exif import Photo
 from openmarigold.images.photo import read_photo
+from openmarigold.predictor.stream_state import Pending, StreamedFrame, arrays_of, joined, pending_of, under
 from openmarigold.results.prediction import Prediction
+from openmarigold.temporal.anchors import Anchor, Anchors
+from openmarigold.temporal.bounds import DisplayBounds
+from openmarigold.temporal.cuts import LOST, cut_in_photos
+from openmarigold.temporal.looks import Look, histogram_distance, look_at
+from openmarigold.temporal.matching import Match, check_correspondence, match_looks
 from openmarigold.temporal.settings import StreamConfig
+from openmarigold.temporal.smoothing import Smoothed, Smoother
 
 if TYPE_CHECKING:
     from openmarigold.predictor import Predictor
 
+__all__ = ["Stream", "StreamedFrame"]
 
-@dataclass(frozen=True, kw_only=True)
-class StreamedFrame:
-    """One frame of a clip, in the gauge of its shot."""
+_AHEAD = 2  # frames that are predicted at the same time as the one that is waited for
+_USUAL_SHARE = 0.1
+_CLIP_KEY = 0  # in the place of a photo's hash: the noise of a clip is the same in all its frames
 
-    number: int
-    """From 0."""
-    prediction: Prediction
-    """Its maps in the gauge of its shot; depth may leave [0, 1] there."""
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Fitted:
+    """A frame in the gauge of its shot."""
+
+    values: Float32[np.ndarray, "c H W"]
+    anchor: Anchor
     scale: float
-    """From the frame's own map to the gauge of its shot, in the modality's gauge space; 1 where nothing is fitted."""
     shift: float
-    """As `scale`; 0 where nothing is fitted."""
-    shot: int
-    """From 0, one more at each cut."""
-    is_cut: bool
-    """First frame of a shot, but for frame 0."""
-    bounds: tuple[float, float] | None
-    """Range of values to display, in that gauge; widens slowly. None: the maps have a range of their own."""
     inliers: float
-    """Share of the compared samples that the fit describes, 0 to 1; 1 for the first frame of a shot."""
+    is_new: bool
+    """First frame of a shot."""
 
 
 class Stream:
@@ -50,17 +63,65 @@ class Stream:
     """
 
     def __init__(self, predictor: Predictor, config: StreamConfig, call: CallConfig) -> None:
+        """A stream before its first frame.
+
+        Raises:
+            InvalidValueError: a setting that does not apply to this checkpoint.
+            MissingExtraError: optical flow without the extra `video`.
+        """
+        check_correspondence(config.correspondence)
         self._predictor, self.config = predictor, config
         self.call = replace(call, num_inference_steps=call.num_inference_steps or 1)
-        self._number = 0
-        self._previous: np.ndarray | None = None
+        self._resolved = predictor.resolve(self.call)
+        zeros = self._resolved.start_noise == "zeros"
+        share = config.previous_latent
+        self.previous_latent = (0.0 if zeros else _USUAL_SHARE) if share is None else float(share)
+        if zeros and self.previous_latent:
+            raise InvalidValueError(
+                f"previous_latent={share!r} has no effect with {predictor.checkpoint.name}, which starts from zeros; "
+                "use 0 (or start_noise gaussian)"
+            )
+        modality = predictor.modality
+        self._gauge = modality.gauge(predictor.checkpoint.invariance)
+        self._has_bounds = [kind.channels for kind in modality.maps] == [1]
+        with_scale = self._gauge is not None and self._gauge.with_scale
+        self._anchors = Anchors(config.correspondence, with_scale=with_scale)
+        self._smoother = Smoother(config.smoothing)
+        self._bounds = DisplayBounds()
+        self._number, self._shot = 0, 0
+        self._size: tuple[int, int] | None = None
+        self._last_fit = (1.0, 0.0)
+        self._smoothed: Smoothed | None = None  # the last frame that showed something, as `Anchors.previous`
+        self._latent: np.ndarray | None = None
+        self._pending: deque[Pending] = deque()
 
     def follow(self, frames: Iterable[Any]) -> Iterator[list[StreamedFrame]]:
-        """For each frame what `push` gives, and at the end what `finish` gives; predicts ahead where that changes no
-        byte. `state` between two of them is that after the frame.
+        """For each frame what `push` gives, and at the end what `finish` gives, with the same bytes and in less time:
+        frames that do not depend on the one before are predicted at the same time. Between two of them, `state` is
+        that after as many frames as came out.
+
+        Raises as `push`.
         """
-        for frame in frames:
-            yield self.push(frame)
+        if self.previous_latent:
+            for frame in frames:
+                yield self.push(frame)
+            yield self.finish()
+            return
+        waiting: deque[tuple[Photo, Any]] = deque()
+        with ThreadPoolExecutor(max_workers=_AHEAD + 1, thread_name_prefix="stream") as pool:
+            try:
+                for number, frame in enumerate(frames, start=self._number):
+                    photo = self._read(frame, number)
+                    waiting.append((photo, pool.submit(self._predict, photo, None)))
+                    if len(waiting) > _AHEAD:
+                        ready, prediction = waiting.popleft()
+                        yield self._take(ready, prediction.result())
+                while waiting:
+                    ready, prediction = waiting.popleft()
+                    yield self._take(ready, prediction.result())
+            finally:
+                for _, prediction in waiting:
+                    prediction.cancel()
         yield self.finish()
 
     def push(self, frame: Any) -> list[StreamedFrame]:
@@ -73,45 +134,176 @@ class Stream:
             InvalidValueError: the frame has another size than those before.
             ImageError, NumericalError: as a call of the predictor.
         """
-        photo = read_photo(frame, background=self.call.background)
-        options = {name: getattr(self.call, name) for name in CallConfig.__dataclass_fields__}
-        prediction = self._predictor(photo, **options)
-        modality = self._predictor.modality
-        gauge = modality.gauge(self._predictor.checkpoint.invariance)
-        stack = modality.stack(prediction.maps)
-        scale, shift, inliers = 1.0, 0.0, 1.0
-        if gauge is not None:
-            values = gauge.to_space(stack)
-            if self._previous is not None:
-                if self._previous.shape != values.shape:
-                    raise InvalidValueError(f"frame {self._number} is {values.shape}, not {self._previous.shape}")
-                fit = fit_gauge(values.ravel(), self._previous.ravel(), with_scale=gauge.with_scale)
-                if fit is not None:
-                    scale, shift, inliers = fit.scale, fit.shift, fit.inliers
-                    values = fit.apply(values)
-            self._previous = values
-            stack = gauge.from_space(values).astype(np.float32, copy=False)
-        streamed = StreamedFrame(
-            number=self._number,
-            prediction=replace(prediction, maps=modality.split(stack)),
-            scale=scale,
-            shift=shift,
-            shot=0,
-            is_cut=False,
-            bounds=None if gauge is None else (float(stack.min()), float(stack.max())),
-            inliers=inliers,
-        )
-        self._number += 1
-        return [streamed]
+        return self._take(self._read(frame, self._number), None)
 
     def finish(self) -> list[StreamedFrame]:
         """The frames that still wait for later ones."""
-        return []
+        return [self._done() for _ in range(len(self._pending))]
+
+    def _read(self, frame: Any, number: int) -> Photo:
+        photo = read_photo(frame, background=self.call.background)
+        size = photo.rgb.shape[0], photo.rgb.shape[1]
+        if self._size is None:
+            self._size = size
+        elif size != self._size:
+            (height, width), (was_height, was_width) = size, self._size
+            raise InvalidValueError(
+                f"frame {number} is {width}x{height}, and the frames before are {was_width}x{was_height}; all frames "
+                "of a clip have one size: resize them, or start another stream"
+            )
+        return photo
+
+    def _take(self, photo: Photo, prediction: Prediction | None) -> list[StreamedFrame]:
+        look = look_at(photo.rgb)
+        there = back = None
+        cut = "no"
+        before = self._anchors.previous  # the last frame that showed something
+        if before is not None:
+            there, back = match_looks(look, before.look, self.config.correspondence)
+            if self.config.detect_cuts and not look.is_blind:
+                cut = cut_in_photos(there.share, histogram_distance(look, before.look))
+        if prediction is None:
+            prediction = self._predict(photo, self._latent if cut == "no" else None)
+        self._latent = prediction.latent if self.previous_latent else None
+
+        fitted = self._fitted(prediction, look, there, cut)
+        if fitted.is_new or self._smoothed is None or there is None:
+            there = back = None
+            self._shot += self._number > 0
+            smoothed = self._smoother.first(fitted.values, look)
+        else:
+            smoothed = self._smoother.next(fitted.values, look, self._smoothed, there)
+        self._pending.append(
+            Pending(
+                frame=self._streamed(prediction, fitted, look),
+                own=fitted.values,
+                smoothed=smoothed,
+                anchor=fitted.anchor,
+                before=None if fitted.is_new or before is None else before.number,
+                from_before=back,
+            )
+        )
+        if fitted.is_new or not look.is_blind:
+            self._smoothed = smoothed
+            self._anchors.add(look, fitted.anchor.values, fitted.anchor.known, number=self._number)
+        self._number += 1
+        return [self._done()] if len(self._pending) > self.config.look_ahead else []
+
+    def _fitted(self, prediction: Prediction, look: Look, match: Match | None, cut: str) -> _Fitted:
+        """The frame's values in the gauge of its shot; of a new one where it starts one."""
+        modality, gauge = self._predictor.modality, self._gauge
+        stack = modality.stack(prediction.maps)
+        values = stack if gauge is None else gauge.to_space(stack)
+        points = np.ascontiguousarray(look.points(values)[0])
+        low, high = modality.maps[0].range
+        raw = look.points(stack)[0]
+        known = np.isfinite(points) & (raw != low) & (raw != high)  # at the ends of its range a value was cut off
+        scale, shift, inliers = 1.0, 0.0, 1.0
+        is_new = match is None or cut == "yes"
+        if gauge is not None and not is_new:
+            assert match is not None
+            fit: GaugeFit | None = self._anchors.fit(look, points, known, match, number=self._number)
+            if fit is None and cut == "maybe":
+                is_new = True
+            elif fit is None:  # nothing to compare with, as in a black frame
+                (scale, shift), inliers = self._last_fit, 0.0
+            else:
+                scale, shift, inliers = fit.scale, fit.shift, fit.inliers
+            if not is_new and (scale, shift) != (1.0, 0.0):
+                values = values * np.float32(scale) + np.float32(shift)
+                points = points * np.float32(scale) + np.float32(shift)
+        elif cut == "maybe" and match is not None and match.share < LOST / 2:
+            is_new = True  # no fit can tell
+        if is_new:
+            self._anchors.clear()
+        self._last_fit = (scale, shift)
+        anchor = Anchor(look=look, values=points, known=known, number=self._number)
+        return _Fitted(values=values, anchor=anchor, scale=scale, shift=shift, inliers=inliers, is_new=is_new)
+
+    def _streamed(self, prediction: Prediction, fitted: _Fitted, look: Look) -> StreamedFrame:
+        """The frame without its final maps."""
+        bounds = None
+        if self._has_bounds:
+            shown = fitted.anchor.values
+            shown = shown if self._gauge is None else self._gauge.from_space(shown)
+            bounds = self._bounds.widened(shown, new_shot=fitted.is_new)
+        uncertainties = prediction.uncertainties
+        if self._gauge is not None:
+            factor = fitted.scale if self._gauge.space == "linear" else np.exp(fitted.shift)
+            uncertainties = {name: values * np.float32(factor) for name, values in uncertainties.items()}
+        return StreamedFrame(
+            number=self._number,
+            prediction=replace(prediction, maps={}, uncertainties=uncertainties),
+            scale=fitted.scale,
+            shift=fitted.shift,
+            shot=self._shot,
+            is_cut=fitted.is_new and self._number > 0,
+            bounds=bounds,
+            inliers=fitted.inliers,
+        )
+
+    def _done(self) -> StreamedFrame:
+        """The oldest frame that waits, with what later ones say."""
+        now = self._pending.popleft()
+        later: list[tuple[np.ndarray, Match]] = []
+        match: Match | None = None
+        end = now.frame.number
+        for after in self._pending:
+            if after.before is None:
+                break  # a cut
+            if after.before != end or after.from_before is None:
+                continue
+            match = after.from_before if match is None else match.then(after.from_before)
+            later.append((after.own, match))
+            end = after.frame.number
+        values = self._smoother.with_later(now.smoothed, now.anchor.look, later)
+        modality = self._predictor.modality
+        stack = modality.finish(values.copy()) if self._gauge is None else self._gauge.from_space(values)
+        maps = modality.split(stack.astype(np.float32, copy=False))
+        return replace(now.frame, prediction=replace(now.frame.prediction, maps=maps))
+
+    def _predict(self, photo: Photo, latent: Float32[np.ndarray, "n C h w"] | None) -> Prediction:
+        options: dict[str, Any] = {field.name: getattr(self.call, field.name) for field in fields(CallConfig)}
+        return self._predictor(photo, latents=self._start(photo, latent), **options)
+
+    def _start(
+        self, photo: Photo, latent: Float32[np.ndarray, "n C h w"] | None
+    ) -> Float32[np.ndarray, "m C h w"] | None:
+        """The noise that the frame's members start from: the clip's, with a share of the previous latent."""
+        if self._resolved.start_noise == "zeros":
+            return None
+        size = photo.rgb.shape[0], photo.rgb.shape[1]
+        shape = self._predictor.latent_shape(size, self._resolved)
+        noise = np.stack(
+            [
+                member_noise(shape, seed=self.call.seed, image_key=_CLIP_KEY, member=member)
+                for member in range(self.call.ensemble_size)
+            ]
+        )
+        if latent is not None:
+            share = np.float32(self.previous_latent)
+            for member, previous in enumerate(latent):  # fewer where a tolerance stopped
+                level = np.sqrt(np.mean(previous.astype(np.float64) ** 2))
+                if level > 0:  # of variance 1 with the noise, which it does not depend on
+                    noise[member] = np.sqrt(1 - share * share) * noise[member] + share * (previous / np.float32(level))
+        return noise * np.float32(self._predictor.checkpoint.noise_scale(self._resolved))
 
     def state(self) -> dict[str, np.ndarray]:
-        """Everything that is needed to go on with the same bytes."""
-        state = {"number": np.array(self._number)}
-        return state if self._previous is None else {**state, "previous": self._previous}
+        """Everything that is needed to go on with the same bytes, as plain arrays, which a caller must not change."""
+        size = (0, 0) if self._size is None else self._size
+        arrays = {
+            "counts": np.array([self._number, self._shot, *size], dtype=np.int64),
+            "last_fit": np.array(self._last_fit, dtype=np.float64),
+            "bounds": self._bounds.state(),
+        }
+        if self._latent is not None:
+            arrays["latent"] = self._latent
+        parts = {"anchors": self._anchors.state()}
+        if self._smoothed is not None:
+            parts["smoothed"] = {"values": self._smoothed.values, "gain": self._smoothed.gain}
+        for place, pending in enumerate(self._pending):
+            parts[f"pending{place}"] = arrays_of(pending)
+        return {**arrays, **joined(parts)}
 
     @classmethod
     def restored(
@@ -119,6 +311,16 @@ class Stream:
     ) -> Stream:
         """The stream that `state` is of, with the predictor and settings that it had."""
         stream = cls(predictor, config, call)
-        stream._number = int(state["number"])
-        stream._previous = state.get("previous")
+        stream._number, stream._shot, height, width = (int(count) for count in state["counts"])
+        stream._size = (height, width) if height else None
+        stream._last_fit = (float(state["last_fit"][0]), float(state["last_fit"][1]))
+        stream._bounds.restore(state["bounds"])
+        stream._latent = state.get("latent")
+        stream._anchors.restore(under(state, "anchors"))
+        if "smoothed/values" in state:
+            stream._smoothed = Smoothed(values=state["smoothed/values"], gain=state["smoothed/gain"])
+        place = 0
+        while f"pending{place}/facts" in state:
+            stream._pending.append(pending_of(under(state, f"pending{place}")))
+            place += 1
         return stream

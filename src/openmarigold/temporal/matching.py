@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which pixels of two photos show the same thing: by optical flow, or the same pixels where nothing changed.
+
+Flow: Kroeger et al. 2016, "Fast optical flow using dense inverse search" (OpenCV); seen from both sides: Sundaram et
+al. 2010, "Dense point trajectories by GPU-accelerated large displacement optical flow".
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, UInt8
+
+from openmarigold.errors import needs_extra
+from openmarigold.temporal.looks import Look, box_mean
+from openmarigold.temporal.settings import Correspondence
+
+_ALIKE = 25.0  # levels of a look's features that two views of one thing may differ by
+_STEEP = 12.0  # levels a pixel: a step in the photo, where another sub-pixel shift changes much
+_STILL = 0.15  # [px of a look] of motion, nearly everywhere: the camera stands
+_STEADY = 0.5  # [px]: what a standing camera does not see move
+_SMALLEST = 24  # [px]: below, flow has no patches to look for
+_cv2_lock = threading.Lock()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Match:
+    """Where the pixels of one look lie in another."""
+
+    flow: Float32[np.ndarray, "h w 2"] | None
+    """To the right and down [px of the look]; None: the same pixels."""
+    visible: Bool[np.ndarray, "h w"]
+    """Pixels that the other look shows too."""
+    share: float
+    """Of the textured pixels, those that are visible there."""
+
+    def sampled(self, other: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
+        """A picture on the other look's pixels, seen from this one's."""
+        return other if self.flow is None else warped(other, self.flow)
+
+    def then(self, following: Match) -> Match:
+        """From this look to one that the other is matched with."""
+        if self.flow is None:
+            return Match(flow=following.flow, visible=self.visible & following.visible, share=following.share)
+        flow = self.flow if following.flow is None else composed(self.flow, following.flow)
+        seen = warped(following.visible.astype(np.float32), self.flow) > 0.99
+        return Match(flow=flow, visible=self.visible & seen, share=min(self.share, following.share))
+
+
+def match_looks(one: Look, other: Look, how: Correspondence) -> tuple[Match, Match]:
+    """The match from one look to another of the same size, and the one back.
+
+    Raises:
+        MissingExtraError: flow without the extra `video`.
+    """
+    if how == "pixels" or min(one.features.shape) < _SMALLEST:
+        same = _unchanged(one.features, other.features)
+        return _match(None, same, one), _match(None, same, other)
+    there = _dense_flow(one.features, other.features)
+    back = _dense_flow(other.features, one.features)
+    return _checked(one, other, there, back), _checked(other, one, back, there)
+
+
+def match_again(one: Look, other: Look, guess: Float32[np.ndarray, "h w 2"] | None) -> Match:
+    """The match near a guess of its flow, checked by what the pixels look like."""
+    if guess is None:
+        return _match(None, _unchanged(one.features, other.features), one)
+    flow = _dense_flow(one.features, other.features, guess=guess)
+    return _match(flow, _alike(one, other, flow), one)
+
+
+def warped(picture: Float32[np.ndarray, "h w"], flow: Float32[np.ndarray, "h w 2"]) -> Float32[np.ndarray, "h w"]:
+    """`picture` at each pixel plus its flow, bilinear; beyond the edge the edge goes on."""
+    columns, rows = _grid(*picture.shape)
+    return _cv2().remap(picture, columns + flow[..., 0], rows + flow[..., 1], 1, borderMode=1)
+
+
+def composed(first: Float32[np.ndarray, "h w 2"], second: Float32[np.ndarray, "h w 2"]) -> Float32[np.ndarray, "h w 2"]:
+    """The flow that follows the first and then the second."""
+    parts = [warped(np.ascontiguousarray(second[..., axis]), first) for axis in (0, 1)]
+    return first + np.stack(parts, axis=-1)
+
+
+def check_correspondence(how: Correspondence) -> None:
+    """Raises MissingExtraError where flow is asked for without the extra `video`."""
+    if how == "flow":
+        _cv2()
+
+
+def _match(flow: np.ndarray | None, visible: np.ndarray, one: Look) -> Match:
+    counted = visible if one.is_blind else visible[one.textured]
+    return Match(flow=flow, visible=visible, share=float(counted.mean()))
+
+
+def _unchanged(one: UInt8[np.ndarray, "h w"], other: UInt8[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """Where the blurred photos are alike and neither is steep."""
+    blurred = [box_mean(features.astype(np.float32), 1) for features in (one, other)]
+    steep = (
+        [np.hypot(*np.gradient(picture)) for picture in blurred] if min(one.shape) > 1 else [np.zeros(one.shape)] * 2
+    )
+    limit = _ALIKE / 2
+    return (np.abs(blurred[0] - blurred[1]) < limit) & (np.maximum(*steep) < 2 * _STEEP)
+
+
+def _checked(one: Look, other: Look, there: np.ndarray, back: np.ndarray) -> Match:
+    returned = composed(there, back)
+    far = (there**2).sum(axis=-1)
+    visible = ((returned**2).sum(axis=-1) < 0.5 + 0.02 * far) & _alike(one, other, there)
+    seen = visible & one.textured
+    if seen.any() and np.quantile(far[seen], 0.8) < _STILL**2:
+        there = np.where((far < _STEADY**2)[..., None], np.float32(0), there)
+    return _match(there, visible, one)
+
+
+def _alike(one: Look, other: Look, flow: np.ndarray) -> Bool[np.ndarray, "h w"]:
+    """Inside the other look, and of the same features there, blurred a little."""
+    height, width = one.features.shape
+    columns, rows = _grid(height, width)
+    x, y = columns + flow[..., 0], rows + flow[..., 1]
+    inside = (x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5)
+    off = one.features.astype(np.float32) - warped(other.features.astype(np.float32), flow)
+    return inside & (np.abs(box_mean(off, 1)) < _ALIKE)
+
+
+def _dense_flow(
+    one: UInt8[np.ndarray, "h w"],
+    other: UInt8[np.ndarray, "h w"],
+    *,
+    guess: Float32[np.ndarray, "h w 2"] | None = None,
+) -> Float32[np.ndarray, "h w 2"]:
+    cv2 = _cv2()
+    preset = cv2.DISOPTICAL_FLOW_PRESET_FAST if guess is None else cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST
+    search = cv2.DISOpticalFlow_create(preset)
+    with _cv2_lock:  # its threads divide the picture into strips that do not see each other: one gives the same bytes
+        threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)
+        try:
+            return search.calc(one, other, None if guess is None else guess.copy())
+        finally:
+            cv2.setNumThreads(threads)
+
+
+@lru_cache(maxsize=4)
+def _grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and rows of all pixels, float32."""
+    rows, columns = np.mgrid[:height, :width].astype(np.float32)
+    return columns, rows
+
+
+def _cv2() -> Any:
+    with needs_extra("video", "opencv-python-headless"):
+        import cv2
+    return cv2

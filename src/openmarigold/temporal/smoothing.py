@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Averages over time, along motion, only where two frames differ by no more than noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32
+
+from openmarigold.temporal.looks import Look
+from openmarigold.temporal.matching import Match, warped
+
+_NORMAL = 1.4826
+_SURE, _LOST = 1.5, 3.0  # deviations up to which a pixel is averaged in full, and from which not at all
+_FEWEST = 32
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Smoothed:
+    """A frame's values, averaged."""
+
+    values: Float32[np.ndarray, "c H W"]
+    gain: Float32[np.ndarray, "h w"]
+    """On the look's pixels: the share of the newest frame, which is also the variance left, by that of one frame."""
+
+
+class Smoother:
+    """A Kalman filter of one line for each pixel of a look, which moves with what it shows."""
+
+    def __init__(self, smoothing: float) -> None:
+        self.on = smoothing > 0
+        # So that the gain comes to rest at 1 - smoothing: g = (g + q) / (1 + g + q).
+        self.growth = np.float32((1 - smoothing) ** 2 / smoothing) if self.on else np.float32(np.inf)
+
+    def first(self, values: Float32[np.ndarray, "c H W"], look: Look) -> Smoothed:
+        """A frame that nothing is known before."""
+        return Smoothed(values=values, gain=np.ones(look.features.shape, dtype=np.float32))
+
+    def next(
+        self,
+        values: Float32[np.ndarray, "c H W"],
+        look: Look,
+        before: Smoothed,
+        match: Match,
+    ) -> Smoothed:
+        """A frame, averaged with those before.
+
+        Args:
+            values: its own, in the gauge of the shot.
+            look: of its photo.
+            before: the previous frame, averaged.
+            match: from this frame to the previous one.
+        """
+        if not self.on:
+            return self.first(values, look)
+        moved = moved_values(before.values, look, match)
+        step = values - moved
+        like = likeness(step, look, match)
+        if like is None:
+            return self.first(values, look)
+        variance = match.sampled(before.gain) + self.growth
+        gain = variance / (1 + variance)
+        kept = like * look.enlarged(1 - gain, values.shape[1:])
+        step *= kept
+        return Smoothed(values=values - step, gain=1 - (1 - gain) * look.points(like[None])[0])
+
+    def with_later(
+        self,
+        now: Smoothed,
+        look: Look,
+        later: Sequence[tuple[Float32[np.ndarray, "c H W"], Match]],
+    ) -> Float32[np.ndarray, "c H W"]:
+        """A frame, averaged with those before, and with the own values of later ones.
+
+        Args:
+            now: the frame, averaged with those before.
+            look: of its photo.
+            later: values of later frames, the next one first, and the match from this frame to each.
+        """
+        if not self.on or not later:
+            return now.values
+        weight = look.enlarged(1 / now.gain, now.values.shape[1:])
+        total, weights = np.zeros_like(now.values), weight.copy()
+        for ahead, (values, match) in enumerate(later, start=1):
+            step = moved_values(values, look, match) - now.values
+            like = likeness(step, look, match)
+            if like is None:
+                continue
+            like *= np.float32(1 / (1 + ahead * self.growth))
+            step *= like
+            total += step
+            weights += like
+        return now.values + total / weights
+
+
+def moved_values(other: Float32[np.ndarray, "c H W"], look: Look, match: Match) -> Float32[np.ndarray, "c H W"]:
+    """Another frame's values, seen from this one."""
+    if match.flow is None or not match.flow.any():
+        return other
+    size = other.shape[1:]
+    parts = [
+        look.enlarged(np.ascontiguousarray(match.flow[..., axis]), size) * np.float32(look.factor) for axis in (0, 1)
+    ]
+    flow = np.stack(parts, axis=-1)
+    return np.stack([warped(np.ascontiguousarray(plane), flow) for plane in other])
+
+
+def likeness(step: Float32[np.ndarray, "c H W"], look: Look, match: Match) -> Float32[np.ndarray, "H W"] | None:
+    """How far each pixel of two frames shows the same, 0 to 1, from their difference; None where too little does."""
+    seen = np.abs(look.points(step))[:, match.visible]
+    if seen.shape[1] < _FEWEST:
+        return None
+    off = np.zeros(step.shape[1:], dtype=np.float32)
+    for plane, some in zip(step, seen, strict=True):
+        deviation = np.float32(_NORMAL * np.median(some) + 1e-6 + 1e-6 * abs(some).max())
+        off = np.maximum(off, np.abs(plane) / deviation)
+    like = np.clip((np.float32(_LOST) - off) / np.float32(_LOST - _SURE), 0, 1)
+    like *= look.enlarged(match.visible.astype(np.float32), step.shape[1:])
+    return like

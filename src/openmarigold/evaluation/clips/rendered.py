@@ -45,7 +45,10 @@ def _open(folder: Path, name: str) -> Clip:
         camera = Camera(
             width=facts["width"],
             height=facts["height"],
-            **{key: float(facts["camera"][key]) for key in ("fx", "fy", "cx", "cy")},
+            fx=float(facts["camera"]["fx"]),
+            fy=float(facts["camera"]["fy"]),
+            cx=float(facts["camera"]["cx"]),
+            cy=float(facts["camera"]["cy"]),
         )
         unit = float(facts.get("depth_unit_m", 0.001))
         rows = [_row(row) for row in facts["frames"]]

@@ -24,6 +24,7 @@ from openmarigold.cli.checkpoint import CheckpointCommand, run_checkpoint
 from openmarigold.cli.compare import Compare, run_compare
 from openmarigold.cli.data import Data, check_moved, run_data
 from openmarigold.cli.evaluate import Evaluate, run_evaluate
+from openmarigold.cli.evaluate_video import EvaluateVideo, run_evaluate_video
 from openmarigold.cli.inspect import Inspect, run_inspect
 from openmarigold.cli.measure import Measure, run_measure
 from openmarigold.cli.metric import Metric, run_metric
@@ -44,6 +45,7 @@ Command: TypeAlias = (
     | Annotated[Measure, tyro.conf.subcommand("measure")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[EvaluateVideo, tyro.conf.subcommand("evaluate-video")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
     | Annotated[Data, tyro.conf.subcommand("data")]
@@ -60,6 +62,7 @@ _RUN: dict[type, Callable[[Any], int]] = {
     Measure: run_measure,
     Inspect: run_inspect,
     Evaluate: run_evaluate,
+    EvaluateVideo: run_evaluate_video,
     Compare: run_compare,
     Reproduce: run_reproduce,
     Data: run_data,

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Optical flow between two photos at full size, as an evaluation without measured flow needs it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from openmarigold.errors import needs_extra
+
+
+def estimate_flow(
+    first: UInt8[np.ndarray, "h w 3"], second: UInt8[np.ndarray, "h w 3"]
+) -> Float32[np.ndarray, "h w 2"]:
+    """Where each pixel goes, minus where it is: x and y [px]. Dense inverse search (Kroeger et al. 2016).
+
+    Raises:
+        MissingExtraError: without the extra `video`.
+    """
+    with needs_extra("video", "opencv-python-headless"):
+        import cv2 as installed
+    cv2: Any = installed  # its stubs lack some of it
+    search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    grays = [cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY) for photo in (first, second)]
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # more of them divide the picture into strips that do not see each other
+    try:
+        flow = search.calc(grays[0], grays[1], None)
+    finally:
+        cv2.setNumThreads(threads)
+    return np.asarray(flow, dtype=np.float32)

@@ -23,7 +23,7 @@ from openmarigold.alignment import (
     fit_scale_median,
     fit_scale_shift,
 )
-from openmarigold.metrics import METRICS, boundary_f1, depth_metrics
+from openmarigold.metrics import METRICS, boundary_f1, depth_metrics, soft_edge_error
 from openmarigold.modalities.colors import colorize
 from openmarigold.modalities.protocol import (
     PIXELS_SCORED,
@@ -57,6 +57,7 @@ _SHOWN = {
 SCORES = (
     *(_SHOWN.get(name, Score(name=name)) for name in METRICS),
     Score(name="boundary_f1", label="boundary F1", unit="%", higher_is_better=True),
+    Score(name="soft_edge_error", label="soft edge error", unit="m", digits=3, table_digits=3),
     PIXELS_SCORED,
     Score(name="negative_scale", flag="the fitted scale is negative: near and far are exchanged"),
 )
@@ -107,8 +108,12 @@ def _fit_columns(sample: BenchmarkSample) -> slice | np.ndarray:
 
 
 def _score(sample: BenchmarkSample, maps: Maps, usable: Bool[np.ndarray, "h w"]) -> dict[str, float]:
-    scores = depth_metrics(maps["depth"], sample.maps["depth"], usable)
-    return {**scores, "boundary_f1": boundary_f1(maps["depth"], sample.maps["depth"], usable)}
+    compared = maps["depth"], sample.maps["depth"], usable
+    return {
+        **depth_metrics(*compared),
+        "boundary_f1": boundary_f1(*compared),
+        "soft_edge_error": soft_edge_error(*compared),
+    }
 
 
 def _protocol(

@@ -174,7 +174,7 @@ def _grown(mask: Bool[np.ndarray, "h w"], k: int) -> Bool[np.ndarray, "h w"]:
     """Pixels whose k x k window holds one of the mask."""
     for axis in (0, 1):
         padded = np.pad(mask, [(k // 2, k // 2) if one == axis else (0, 0) for one in (0, 1)])
-        mask = np.lib.stride_tricks.sliding_window_view(padded, k, axis=axis).any(axis=-1)
+        mask = np.lib.stride_tricks.sliding_window_view(padded, k, axis=axis).max(axis=-1)
     return mask
 
 

@@ -93,6 +93,7 @@ def oracle(sample: BenchmarkSample, pred: np.ndarray, *, disparity: bool) -> dic
         "i_rmse": math.sqrt(math.fsum((1 / a - 1 / b) ** 2 for a, b in pairs) / n),
         "silog": 100 * math.sqrt(math.fsum((e - mean_log) ** 2 for e in logs) / n),
         "boundary_f1": oracle_boundary_f1(values),
+        "soft_edge_error": oracle_soft_edge_error(values),
         "pixels_scored": n / int(sample.valid_mask.sum()),
         "negative_scale": float(slope < 0),
         **{f"delta{k}": sum(max(a / b, b / a) < 1.25**k for a, b in pairs) / n for k in (1, 2, 3)},
@@ -117,6 +118,22 @@ def oracle_boundary_f1(values: dict[tuple[int, int], tuple[float, float]]) -> fl
         total += t * (2 * p * r / (p + r) if p + r else 0)
         weights += t
     return total / weights
+
+
+def oracle_soft_edge_error(values: dict[tuple[int, int], tuple[float, float]]) -> float:
+    """Windows of 3 x 3, pixel by pixel."""
+    at_edges = {
+        (i, j)
+        for (i, j), (_, d) in values.items()
+        for di, dj in ((0, 1), (0, -1), (1, 0), (-1, 0))
+        if (i + di, j + dj) in values and max(d, values[i + di, j + dj][1]) > 1.1 * min(d, values[i + di, j + dj][1])
+    }
+    errors = []
+    for (i, j), (p, _) in values.items():
+        window = {(i + di, j + dj) for di in (-1, 0, 1) for dj in (-1, 0, 1)}
+        if window & at_edges:
+            errors.append(min(abs(values[place][1] - p) for place in window if place in values))
+    return sum(errors) / len(errors) if errors else 0.0
 
 
 def is_incomplete(sample: BenchmarkSample, pred: np.ndarray) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from openmarigold.errors import DataError, InvalidValueError
-from openmarigold.metrics import METRICS, boundary_f1, delta, depth_metrics
+from openmarigold.metrics import METRICS, boundary_f1, delta, depth_metrics, soft_edge_error
 
 GT = np.array([[1.0, 2.0, 4.0, 5.0]])
 PRED = np.array([[1.0, 1.0, 8.0, 5.0]])
@@ -47,6 +47,33 @@ def test_contours_count_in_each_of_the_four_directions():
     step[2:] = 2.0
     for depth in (step, step[::-1], step.T, step.T[::-1]):
         assert boundary_f1(depth, depth, np.ones(depth.shape, bool)) == pytest.approx(0.25)
+
+
+def test_the_soft_edge_error_by_hand():
+    gt = np.array([[1.0, 1.0, 1.0, 1.0, 3.0, 3.0, 3.0, 3.0]])  # one edge; the four columns at it and beside it count
+    everywhere = np.ones(gt.shape, bool)
+    moved = np.array([[9.0, 1.0, 1.0, 3.0, 3.0, 3.0, 3.0, 9.0]])
+    assert soft_edge_error(moved, gt, everywhere) == 0.0  # the edge is one pixel out of place
+    assert soft_edge_error(moved, gt, everywhere, k=1) == 1.0  # (2 + 0) / 2: without forgiveness
+    two = np.array([[9.0, 1.0, 3.0, 3.0, 3.0, 3.0, 3.0, 9.0]])
+    assert soft_edge_error(two, gt, everywhere) == 0.5  # two pixels: 2 at the third column, of four
+    blurred = np.array([[1.0, 1.0, 1.5, 2.0, 2.5, 3.0, 3.0, 3.0]])
+    assert soft_edge_error(blurred, gt, everywhere) == 0.5  # 0.5, 1, 0.5, 0: no surface is there
+    flat = np.full(gt.shape, 2.0)
+    assert soft_edge_error(flat, flat, everywhere) == 0.0
+
+
+def test_the_soft_edge_error_ends_at_borders_and_holes():
+    gt = np.array([[2.0, 4.0], [2.0, 4.0]])
+    everywhere = np.ones(gt.shape, bool)
+    assert soft_edge_error(np.full((2, 2), 0.5), gt, everywhere) == 1.5  # not 0.5, as a border of zeros would have it
+    with_hole = np.array([[True, False], [True, True]])
+    gt = np.where(with_hole, gt, 0.5)  # what is not valid is neither an edge's side nor a value to compare with
+    assert soft_edge_error(np.full((2, 2), 0.5), gt, with_hole) == 1.5
+    assert soft_edge_error(np.full((1, 3), 3.0), np.array([[1.0, 0.1, 3.0]]), np.array([[True, False, True]])) == 0.0
+    assert soft_edge_error(np.full((1, 2), 3.0), np.array([[1.0, 1.1]]), np.ones((1, 2), bool)) == 0.0  # just no edge
+    with pytest.raises(InvalidValueError, match="k=2 is not accepted; give an odd number"):
+        soft_edge_error(gt, gt, with_hole, k=2)
 
 
 def test_delta_is_strict():

@@ -43,9 +43,9 @@ class Evaluate:
     """What the maps of --predictions are: of depth affine_depth (up to scale and shift), scale (up to scale), metric
     (meters) or disparity; of normals normals (Marigold's frame), normals_lub or normals_opencv. None: the first."""
     protocol: str | None = None
-    """How maps are aligned and scored: of depth marigold, disparity, log, log-ransac, scale, scale-median or metric; of
-    normals marigold-normals or dsine; of metric depth metric or completion. None: disparity for disparity, completion
-    with points, else the first."""
+    """How maps are aligned and scored: of depth marigold, disparity, log, log-ransac, scale, scale-median or metric,
+    of its drawn edges edges, edges-disparity or edges-metric; of normals marigold-normals or dsine; of metric depth
+    metric or completion. None: disparity for disparity, completion with points, else the first."""
     points: int | None = None
     """Depth completion: reveal this many points of each image's measured depth, complete the model's depth with them,
     and score the other pixels, next to interpolation and plain least squares. Some benchmarks have points of their

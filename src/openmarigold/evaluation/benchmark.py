@@ -173,6 +173,7 @@ class Benchmark:
             max_fit_width=row.max_fit_width,
             full_size=(height, width),
             crop=crop,
+            marks=self._marks(entry, files, (height, width), crop),
         )
         return sample if row.reveal is None else self._revealed(sample, row.reveal, entry, files)
 
@@ -191,6 +192,22 @@ class Benchmark:
         if not mask.any():
             raise DataError(f"{entry.name} has no pixel besides the given points; leave the image out")
         return replace(sample, given=given, valid_mask=mask)
+
+    def _marks(
+        self, entry: Entry, files: Mapping[str, bytes], size: tuple[int, int], crop: Window | None
+    ) -> dict[str, Bool[np.ndarray, "h w"]]:
+        """What people drew, cropped like the photo: pixels that are lighter than the middle."""
+        marks = {}
+        for name in self.row.modality.marks:
+            if name not in files:
+                continue
+            with self._decoding(entry.files[name], entry.name):
+                with Image.open(io.BytesIO(files[name])) as image:
+                    drawn = as_rgb(image).max(axis=2) > 127
+                if drawn.shape != size:
+                    raise ValueError(f"size {list(drawn.shape)}, the photo {list(size)}")
+            marks[name] = drawn if crop is None else np.ascontiguousarray(drawn[crop])
+        return marks
 
     def _maps(
         self, entry: Entry, files: Mapping[str, bytes], size: tuple[int, int]

@@ -30,7 +30,8 @@ def list_folder(modality: Modality) -> Lister:
     Each map of the modality is `<map>.npy`, or, of one channel, a 16-bit `<map>.png` with `<map>_scale`, the values per
     unit, in `meta.json`; of several channels also `<map>.exr` or `<map>.png`. Where they are not there, the maps of
     another modality serve from which they can be computed. Without a manifest the folder holds photos and, next to
-    them, maps: `<photo>_<map>.npy`, or of several channels also `.exr` or `.png`.
+    them, maps: `<photo>_<map>.npy`, or of several channels also `.exr` or `.png`. Marks of the modality are
+    `<mark>.png`, or `<photo>_<mark>.png`.
     """
 
     def list_entries(archive: Archive) -> Listing:
@@ -39,6 +40,7 @@ def list_folder(modality: Modality) -> Lister:
         listing = Listing()
         for item in parse_manifest(archive):
             files = {"rgb": f"{item['name']}/rgb.jpg", **_map_files(archive, item["name"], modality)}
+            files |= {mark: file for mark in modality.marks if (file := f"{item['name']}/{mark}.png") in archive.names}
             # Missing files are reported when they are read: the manifest is the count.
             listing.entries.append(Entry(name=item["name"], kind=item["kind"], place=item["place"], files=files))
         return listing
@@ -83,6 +85,7 @@ def _beside_photos(archive: Archive, modality: Modality) -> list[Entry]:
             suffixes = SAVED_SUFFIXES if kind.channels > 1 else SAVED_SUFFIXES[:1]
             found = (file for suffix in suffixes if (file := f"{stem}_{kind.name}{suffix}") in archive.names)
             files[kind.name] = next(found, "")
+        files |= {mark: file for mark in modality.marks if (file := f"{stem}_{mark}.png") in archive.names}
         if all(files.values()):
             place = stem if path.parent == PurePosixPath() else str(path.parent)
             entries.append(Entry(name=stem, kind="image", place=place, files=files))

@@ -281,6 +281,7 @@ _LINEAR = Modality(
     prediction_space=depth_scores.prediction_space,
     picture_spaces=frozenset({"affine_depth", "disparity"}),
     baselines=depth_scores.BASELINES,
+    marks=depth_scores.MARKS,
     space_of=_space_of,
     claims=lambda index: index.get("space") != METRIC_SPACE,
     relative_depth=differentiable_affine,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of depth: seven protocols, two baselines, and the panels of a report page.
+"""Scores of depth: seven protocols and three for drawn edges, two baselines, and the panels of a report page.
 
 Paper: §4.1 (`marigold`). The other protocols are what the field uses; see docs/evaluation.md.
 """
@@ -23,14 +23,17 @@ from openmarigold.alignment import (
     fit_scale_median,
     fit_scale_shift,
 )
-from openmarigold.metrics import METRICS, boundary_f1, depth_metrics
+from openmarigold.errors import DataError
+from openmarigold.metrics import METRICS, boundary_f1, depth_metrics, soft_edge_error
 from openmarigold.modalities.colors import colorize
+from openmarigold.modalities.depth_edges import TALLY_SIZE, edge_scores, edge_tally
 from openmarigold.modalities.protocol import (
     PIXELS_SCORED,
     Aligned,
     Baseline,
     BenchmarkSample,
     Maps,
+    Pooling,
     PredictionSpace,
     Protocol,
     Score,
@@ -54,12 +57,20 @@ _SHOWN = {
     "rmse": Score(name="rmse", label="RMSE", unit="m", digits=3),
     "silog": Score(name="silog", label="SILog"),
 }
+_NEGATIVE_SCALE = Score(name="negative_scale", flag="the fitted scale is negative: near and far are exchanged")
 SCORES = (
     *(_SHOWN.get(name, Score(name=name)) for name in METRICS),
     Score(name="boundary_f1", label="boundary F1", unit="%", higher_is_better=True),
+    Score(name="soft_edge_error", label="soft edge error", unit="m", digits=3, table_digits=3),
     PIXELS_SCORED,
-    Score(name="negative_scale", flag="the fitted scale is negative: near and far are exchanged"),
+    _NEGATIVE_SCALE,
 )
+_EDGE_SCORES = (
+    Score(name="de_auc", label="DE-AUC", unit="%", higher_is_better=True),
+    PIXELS_SCORED,
+    _NEGATIVE_SCALE,
+)
+MARKS = ("edges",)
 
 _Fit: TypeAlias = tuple[Float64[np.ndarray, "h w"], float]
 """Depth [m] and the fitted scale."""
@@ -89,6 +100,10 @@ def _fit_scale_median(pred: Float[np.ndarray, "h w"], sample: BenchmarkSample, u
     return scale * pred.astype(np.float64), scale
 
 
+def _fit_nothing(pred: Float[np.ndarray, "h w"], sample: BenchmarkSample, usable: Bool[np.ndarray, "h w"]) -> _Fit:
+    return pred.astype(np.float64), 1.0
+
+
 def _as_disparity(maps: Maps, usable: Bool[np.ndarray, "h w"]) -> Maps:
     """The inverse of depth up to scale."""
     return {"depth": 1.0 / at_least_smallest_positive(maps["depth"], usable)}
@@ -107,8 +122,32 @@ def _fit_columns(sample: BenchmarkSample) -> slice | np.ndarray:
 
 
 def _score(sample: BenchmarkSample, maps: Maps, usable: Bool[np.ndarray, "h w"]) -> dict[str, float]:
-    scores = depth_metrics(maps["depth"], sample.maps["depth"], usable)
-    return {**scores, "boundary_f1": boundary_f1(maps["depth"], sample.maps["depth"], usable)}
+    compared = maps["depth"], sample.maps["depth"], usable
+    return {
+        **depth_metrics(*compared),
+        "boundary_f1": boundary_f1(*compared),
+        "soft_edge_error": soft_edge_error(*compared),
+    }
+
+
+def _tally(sample: BenchmarkSample, maps: Maps, usable: Bool[np.ndarray, "h w"]) -> Float64[np.ndarray, " k"]:
+    """What an image adds to the scores of drawn edges.
+
+    Raises:
+        DataError: it has none.
+    """
+    drawn = sample.marks.get("edges")
+    if drawn is None or not drawn.any():
+        raise DataError(f"{sample.name}: no edges are drawn; give edges.png, white on black, next to its depth")
+    farthest = sample.max_value if sample.max_value < np.inf else float(sample.maps["depth"][sample.valid_mask].max())
+    return edge_tally(maps["depth"], drawn, farthest)
+
+
+def _score_edges(sample: BenchmarkSample, maps: Maps, usable: Bool[np.ndarray, "h w"]) -> dict[str, float]:
+    return {name: float(values[0]) for name, values in edge_scores(_tally(sample, maps, usable)[None]).items()}
+
+
+_POOLED_EDGES = Pooling(size=TALLY_SIZE, tally=_tally, combine=edge_scores)
 
 
 def _protocol(
@@ -119,8 +158,11 @@ def _protocol(
     *,
     clip_to_range: bool = True,
     convert: Mapping[PredictionSpace, Callable[[Maps, Bool[np.ndarray, "h w"]], Maps]] = MappingProxyType({}),
+    edges: bool = False,
 ) -> Protocol:
-    """`clip_to_range=False`: the fit clips by itself, to what it takes from the ground truth."""
+    """`clip_to_range=False`: the fit clips by itself, to what it takes from the ground truth. `edges`: drawn edges are
+    scored instead of depth.
+    """
 
     def align(sample: BenchmarkSample, maps: Maps, usable: Bool[np.ndarray, "h w"]) -> Aligned:
         depth, scale = fit(maps["depth"], sample, usable)
@@ -132,10 +174,12 @@ def _protocol(
         name=name,
         summary=summary,
         accepts=frozenset(accepts),
-        scores=SCORES,
-        score=_score,
+        scores=_EDGE_SCORES if edges else SCORES,
+        score=_score_edges if edges else _score,
         align=align,
         convert=convert,
+        pooled=_POOLED_EDGES if edges else None,
+        headline=("de_auc",) if edges else (),
     )
 
 
@@ -185,8 +229,24 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
                 "metric",
                 "no alignment, clipped to the benchmark's range",
                 {"metric"},
-                lambda pred, sample, usable: (pred.astype(np.float64), 1.0),
+                _fit_nothing,
             ),
+            _protocol(
+                "edges",
+                "drawn edges, after scale and shift by least squares in depth",
+                {"affine_depth", "scale", "metric"},
+                _fit_affine,
+                edges=True,
+            ),
+            _protocol(
+                "edges-disparity",
+                "drawn edges, after scale and shift by least squares in disparity",
+                {"disparity", "scale", "metric"},
+                _fit_disparity,
+                convert=dict.fromkeys(("scale", "metric"), _as_disparity),
+                edges=True,
+            ),
+            _protocol("edges-metric", "drawn edges, without alignment", {"metric"}, _fit_nothing, edges=True),
         )
     }
 )

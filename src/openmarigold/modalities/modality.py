@@ -187,6 +187,8 @@ class Modality:
     fact that is missing or not accepted; its text continues the file's path ("has no ...")."""
     measured_from: Mapping[str, Callable[[Maps, Mapping[str, Any]], Maps]] = field(default_factory=dict)
     """By name of another modality: measured maps from those of that one and the image's facts. Raises as `imported`."""
+    marks: tuple[str, ...] = ()
+    """What a folder to score on may hold besides the maps: pictures `<mark>.png` that are white where people drew."""
     output_facts: Callable[[OutputConfig], Mapping[str, Any]] = lambda output: {}
     """What files state about settings of `exported` and `pictures`; other facts make other results."""
     complete: Callable[[Maps, UInt8[np.ndarray, "h w 3"], CallConfig], tuple[Maps, Mapping[str, Any]]] | None = None

@@ -42,6 +42,8 @@ class BenchmarkSample:
     crop: Window | None = None
     given: Maps = field(default_factory=dict)
     """What an estimator may know besides the photo: measured values `[h w]` at some pixels, 0 at all others."""
+    marks: Mapping[str, Bool[np.ndarray, "h w"]] = field(default_factory=dict)
+    """What people drew into the photo, by name, such as edges of depth."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ def rejection(caster: Caster, camera: Camera, rules: ViewRules, accepted: Sequen
         apart = float(np.linalg.norm(camera.position - other.position))
         if apart < rules.min_distance and float(camera.direction @ other.direction) > 0.8:
             return "same view"
-    if _clearance(caster, camera) < 0.5 * rules.min_depth:
+    if clearance(caster, camera.position[None], _NEAR_SPHERE)[0] < 0.5 * rules.min_depth:
         return "too near"
     rays = camera_rays(camera, _COLUMNS, _ROWS)
     hits = caster.cast(camera.position[None], rays)
@@ -87,11 +87,12 @@ def _plane_counts(normals: Float[np.ndarray, "n 3"], points: Float[np.ndarray, "
     return np.unique(np.column_stack((rounded, offset)) + 0.0, axis=0, return_counts=True)[1]
 
 
-def _clearance(caster: Caster, camera: Camera) -> float:
-    """Distance of the nearest surface in any direction [m]."""
-    number = np.arange(_NEAR_SPHERE) + 0.5
-    height = 1.0 - 2.0 * number / _NEAR_SPHERE
+def clearance(caster: Caster, positions: Float[np.ndarray, "n 3"], num_rays: int) -> Float[np.ndarray, " n"]:
+    """Distance of the nearest surface that `num_rays` rays, spread over all directions, meet from each place [m]."""
+    number = np.arange(num_rays) + 0.5
+    height = 1.0 - 2.0 * number / num_rays
     angle = math.pi * (1.0 + math.sqrt(5.0)) * number
     ring = np.sqrt(1.0 - height**2)
     directions = np.stack((ring * np.cos(angle), ring * np.sin(angle), height), axis=1)
-    return float(caster.cast(camera.position[None], directions).distance.min())
+    distance = caster.cast(np.repeat(positions, num_rays, axis=0), np.tile(directions, (len(positions), 1))).distance
+    return distance.reshape(len(positions), num_rays).min(axis=1)

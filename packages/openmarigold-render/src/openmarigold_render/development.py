@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
@@ -12,14 +14,37 @@ MAX_EXPOSURE = 4.0
 _LUMINANCE = np.array((0.2126, 0.7152, 0.0722), dtype=np.float32)
 
 
-def develop(
+@dataclass(frozen=True, kw_only=True)
+class Development:
+    """How linear colors become a photo; the same one for all frames of a sequence."""
+
+    gain: Float[np.ndarray, " 3"]
+    """Exposure and white balance, a factor for each color."""
+    shoulder: float
+    gamma: float
+    contrast: float
+    saturation: float
+
+    def __call__(self, linear: Float[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        """The photo."""
+        with np.errstate(over="ignore"):  # a path may meet a lamp's very center: such pixels are saturated, not black
+            value = np.minimum(linear * self.gain.astype(np.float32), np.float32(1e6))
+        value = value * (1.0 + 0.1 * value) / (1.0 + self.shoulder * value)
+        value = np.clip(value, 0.0, 1.0) ** (1.0 / self.gamma)
+        value = 0.45 + (value - 0.45) * self.contrast
+        gray = value @ _LUMINANCE
+        value = gray[..., None] + (value - gray[..., None]) * self.saturation
+        return np.round(255.0 * np.clip(value, 0.0, 1.0)).astype(np.uint8)
+
+
+def development_for(
     linear: Float[np.ndarray, "h w 3"],
     measured: Bool[np.ndarray, "h w"],
     generator: np.random.Generator,
     *,
     exposure: float = 0.0,
-) -> UInt8[np.ndarray, "h w 3"]:
-    """A photo of linear colors, exposed for the pixels `measured`, lighter or darker by `exposure` [stops].
+) -> Development:
+    """Exposes linear colors for the pixels `measured`, lighter or darker by `exposure` [stops].
 
     A random percentile of luminance lands on a random middle gray; white balance, shoulder, gamma and contrast are
     drawn too.
@@ -34,15 +59,24 @@ def develop(
     if high > 1.6:
         gain *= (1.6 / high) ** 0.5
     balance = np.exp(generator.normal(0.0, 0.05, size=3) + generator.normal(0.0, 0.05) * np.array((1.0, 0.0, -1.0)))
-    with np.errstate(over="ignore"):  # a path may meet a lamp's very center: such pixels are saturated, not black
-        value = np.minimum(linear * (gain * balance).astype(np.float32), np.float32(1e6))
-    shoulder = generator.uniform(0.35, 0.75)
-    value = value * (1.0 + 0.1 * value) / (1.0 + shoulder * value)
-    value = np.clip(value, 0.0, 1.0) ** (1.0 / generator.uniform(2.0, 2.4))
-    value = 0.45 + (value - 0.45) * generator.uniform(1.0, 1.22)
-    gray = value @ _LUMINANCE
-    value = gray[..., None] + (value - gray[..., None]) * generator.uniform(0.75, 1.1)
-    return np.round(255.0 * np.clip(value, 0.0, 1.0)).astype(np.uint8)
+    return Development(
+        gain=gain * balance,
+        shoulder=generator.uniform(0.35, 0.75),
+        gamma=generator.uniform(2.0, 2.4),
+        contrast=generator.uniform(1.0, 1.22),
+        saturation=generator.uniform(0.75, 1.1),
+    )
+
+
+def develop(
+    linear: Float[np.ndarray, "h w 3"],
+    measured: Bool[np.ndarray, "h w"],
+    generator: np.random.Generator,
+    *,
+    exposure: float = 0.0,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """A photo of linear colors by a development of its own (`development_for`)."""
+    return development_for(linear, measured, generator, exposure=exposure)(linear)
 
 
 def check_exposure(value: float) -> None:

@@ -17,12 +17,6 @@ TIMES_FILE = "seconds.jsonl"
 
 def run_facts(assets: Path | None, output_dir: Path, num_shards: int) -> dict[str, Any]:
     """Seconds a picture, those of the processor too, whom to thank for assets, and which assets are broken."""
-    rows = []
-    if (output_dir / TIMES_FILE).exists():
-        rows = [row for line in (output_dir / TIMES_FILE).read_text().splitlines() if (row := _times(line))]
-    frames = sum(row["frames"] for row in rows)
-    timed = [row for row in rows if "cpu_seconds" in row]  # rows of an earlier version have none
-    timed_frames = sum(row["frames"] for row in timed)
     used: Counter[str] = Counter()
     broken: dict[str, str] = {}
     for number in range(num_shards):
@@ -30,14 +24,29 @@ def run_facts(assets: Path | None, output_dir: Path, num_shards: int) -> dict[st
         index = parse_json((output_dir / f"shard-{number:05d}.json").read_bytes())
         broken |= {row["name"]: row["detail"] for row in index["rejected"] if row["is_error"]}
     facts: dict[str, Any] = {
-        "seconds_per_frame": round(sum(row["seconds"] for row in rows) / frames, 3) if frames else None,
-        "cpu_seconds_per_frame": round(sum(row["cpu_seconds"] for row in timed) / timed_frames, 3) if timed else None,
+        **seconds_per_frame(output_dir),
         "assets_used": dict(sorted(used.items())),
         "broken_assets": dict(sorted(broken.items())),
     }
     if assets is not None and used:
         facts["attribution"] = manifest_rows(Assets(assets).attributions(used))
     return facts
+
+
+def seconds_per_frame(output_dir: Path) -> dict[str, float | None]:
+    """Mean time of a frame, and the processor's; None where no time is known."""
+    rows = []
+    if (output_dir / TIMES_FILE).exists():
+        rows = [row for line in (output_dir / TIMES_FILE).read_text().splitlines() if (row := _times(line))]
+    frames = sum(row["frames"] for row in rows)
+    timed = [row for row in rows if "cpu_seconds" in row]  # rows of an earlier version have none
+    timed_frames = sum(row["frames"] for row in timed)
+    return {
+        "seconds_per_frame": round(sum(row["seconds"] for row in rows) / frames, 3) if frames else None,
+        "cpu_seconds_per_frame": (
+            round(sum(row["cpu_seconds"] for row in timed) / timed_frames, 3) if timed_frames else None
+        ),
+    }
 
 
 def _times(line: str) -> dict[str, Any] | None:

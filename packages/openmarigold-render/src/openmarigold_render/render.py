@@ -11,15 +11,10 @@ from __future__ import annotations
 import io
 import json
 import math
-import multiprocessing
-import os
-import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +24,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from openmarigold_render.assets import GAME_MAPS, Assets
+from openmarigold_render.assets import Assets
 from openmarigold_render.blender import Quality, Studio, require_bpy, seed_of
 from openmarigold_render.cameras import depth_rejection, picture_rejection, rejection
 from openmarigold_render.core import (
@@ -42,23 +37,14 @@ from openmarigold_render.core import (
 )
 from openmarigold_render.development import check_exposure, develop
 from openmarigold_render.facts import TIMES_FILE, run_facts
-from openmarigold_render.furnishing import AssetCatalog
 from openmarigold_render.maps import DEFAULT, DEPTH, ENCODINGS, INTRINSIC, Light, MapName, check_maps, normals_picture
-from openmarigold_render.procedural import MixedCatalog, ProceduralCatalog
+from openmarigold_render.processes import in_processes, settle
 from openmarigold_render.rays import Caster, Hits, depth_picture, picture_hits, require_embree
-from openmarigold_render.rooms import sample_room
-from openmarigold_render.scene import Camera, Catalog, Lens, Scene, Setting
-from openmarigold_render.streets import street
-from openmarigold_render.tabletops import sample_tabletop
+from openmarigold_render.sampling import MIX, Kind, SceneSampler, Source, kind_of
+from openmarigold_render.scene import Camera, Lens, Scene, Setting
 
-Kind = Literal["rooms", "tabletops", "streets"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-Source = Literal["rooms", "tabletops", "streets", "mix"]
 Preset = Literal["preview", "train"]
 
-# Share of the scenes and pictures of a scene: many scenes teach more than many views of few.
-MIX: dict[Kind, tuple[float, int]] = {"rooms": (0.38, 2), "tabletops": (0.38, 2), "streets": (0.24, 2)}
-ASSET_SHARE = 0.65  # of what is drawn for rooms and tables, where there are assets
 MAX_ATTEMPTS = 10
 MAX_PROPOSALS = 120
 MAX_FAILED_PICTURES = 4
@@ -142,16 +128,11 @@ class PlannedScene:
 
 def plan(config: RenderConfig) -> list[PlannedScene]:
     """The scenes of a run in their order, for as many pictures as are wanted."""
-    shares = np.array([MIX[kind][0] for kind in KINDS])
     scenes: list[PlannedScene] = []
     missing = config.count
     while missing > 0:
         number = len(scenes)
-        if config.source == "mix":
-            draw = generator_for(config.seed, f"{config.split} kind", number)
-            kind = KINDS[int(draw.choice(len(KINDS), p=shares / shares.sum()))]
-        else:
-            kind = config.source
+        kind = kind_of(config.source, config.seed, f"{config.split} kind", number)
         scenes.append(PlannedScene(number, kind, min(MIX[kind][1], missing)))
         missing -= scenes[-1].num_views
     return scenes
@@ -199,47 +180,14 @@ def render_dataset(
         progress(done, config.count)
     with tempfile.TemporaryDirectory(prefix="openmarigold-") as folder:
         start = partial(_start_worker, config, Path(folder), studio)
-        for number, times in _work(start, writer, shards, undone, workers):
+        jobs = [(writer, number, shards[number]) for number in undone]
+        for (_, number, _), times in in_processes(start, _render_shard, jobs, workers=workers):
             done += sum(scene.num_views for scene in shards[number])
             with (output_dir / TIMES_FILE).open("a") as file:
                 file.write("\n" + json.dumps({"shard": number, **times}))  # a cut line before it stays by itself
             if progress is not None:
                 progress(done, config.count)
     return writer.finish(len(shards), run_facts(config.assets, output_dir, len(shards)))
-
-
-def _work(
-    start: Callable[[Any], None],
-    writer: ShardWriter,
-    shards: Sequence[Sequence[PlannedScene]],
-    undone: Sequence[int],
-    workers: int,
-) -> Iterator[tuple[int, dict[str, float]]]:
-    """Numbers and times of shards as they are finished."""
-    if not undone:
-        return
-    context = multiprocessing.get_context("spawn")
-    ranks = context.Queue()
-    for rank in range(workers):
-        ranks.put(rank)
-    executor = ProcessPoolExecutor(
-        max_workers=min(workers, len(undone)), mp_context=context, initializer=start, initargs=(ranks,)
-    )
-    try:
-        waiting = {executor.submit(_render_shard, writer, number, shards[number]): number for number in undone}
-        while waiting:
-            finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in finished:
-                yield waiting.pop(future), future.result()
-    except BrokenProcessPool as error:
-        raise DataError(
-            "a rendering process ended unexpectedly (out of memory?); run the same command again, which goes on from "
-            "the shards that are whole"
-        ) from error
-    finally:
-        executor.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            process.terminate()
 
 
 @runtime_checkable
@@ -260,21 +208,7 @@ class SceneRenderer:
         self._config = config
         low, high = (math.radians(angle) for angle in config.fov)
         self._lens = Lens(width=config.width, height=config.height, fov=(low, high))
-        procedural = ProceduralCatalog(folder)
-        self._assets = None if config.assets is None else Assets(config.assets)
-        self._catalog: Catalog = procedural
-        self._outdoor_catalog: Catalog = procedural
-        self._sample_street: Callable[[np.random.Generator, Catalog], Setting] = street
-        self.broken: dict[str, str] = {}
-        """Assets that the last scene asked for in vain, and why."""
-        if self._assets is not None:
-            catalog = AssetCatalog(self._assets, procedural)
-            self._outdoor_catalog, self.broken = catalog, catalog.broken
-            self._catalog = MixedCatalog(catalog, procedural, share=ASSET_SHARE)
-            if GAME_MAPS in self._assets.found:
-                from openmarigold_render.gamemaps.streets import any_street
-
-                self._sample_street = any_street
+        self._sampler = SceneSampler(config.assets, folder)
         self._studio = studio(Quality(samples=config.samples, device=config.device.upper()), folder)
 
     def frames(self, scene: PlannedScene) -> Iterator[NewSample | Rejection]:
@@ -288,14 +222,14 @@ class SceneRenderer:
             generator = generator_for(
                 self._config.seed, f"{self._config.split} scene {scene.kind}", scene.number, attempt
             )
-            self.broken.clear()
+            self._sampler.broken.clear()
             try:
-                setting = self._sample(scene.kind, generator)
+                setting = self._sampler.sample(scene.kind, generator)
                 self._studio.load(setting.scene)
             except DataError as error:
                 yield Rejection(name=f"{scene.name}-{attempt}", reason="broken asset", detail=str(error))
                 continue
-            for name, why in sorted(self.broken.items()):
+            for name, why in sorted(self._sampler.broken.items()):
                 yield Rejection(name=name, reason="broken asset", detail=why)
             for item in self._views(setting, generator, scene, found, attempt):
                 found += isinstance(item, NewSample)
@@ -306,11 +240,6 @@ class SceneRenderer:
             f"{scene.name}: {MAX_ATTEMPTS} scenes in a row gave {found} of {scene.num_views} pictures; "
             "allow more with a wider --fov"
         )
-
-    def _sample(self, kind: Kind, generator: np.random.Generator) -> Setting:
-        if kind == "streets":
-            return self._sample_street(generator, self._outdoor_catalog)
-        return (sample_room if kind == "rooms" else sample_tabletop)(generator, self._catalog)
 
     def _views(
         self, setting: Setting, generator: np.random.Generator, scene: PlannedScene, found: int, attempt: int
@@ -371,13 +300,12 @@ class SceneRenderer:
 
     def _info(self, setting: Setting, camera: Camera, attempt: int) -> dict[str, Any]:
         matrix = camera.intrinsics
-        sources = setting.scene.sources if self._assets is None else self._assets.sources(setting.scene)
         return {
             "intrinsics": {"fx": matrix[0, 0], "fy": matrix[1, 1], "cx": matrix[0, 2], "cy": matrix[1, 2]},
             "camera_to_world": np.round(camera.transform, 6).tolist(),
             "attempt": attempt,
             "facts": dict(setting.facts),
-            "assets": list(sources),
+            "assets": list(self._sampler.sources(setting.scene)),
         }
 
 
@@ -387,29 +315,18 @@ def storable(depth: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
     return np.where((depth <= 0) | (depth > far), 0.0, np.maximum(depth, near)).astype(np.float32)
 
 
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 _renderer: SceneRenderer | None = None
 
 
 def _start_worker(config: RenderConfig, folder: Path, studio: Callable[[Quality, Path], Painter], ranks: Any) -> None:
-    """Makes this process a renderer on a core of its own. What Blender prints goes nowhere."""
+    """Makes this process a renderer on a core of its own."""
     global _renderer
-    rank = ranks.get()
-    if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[rank % len(cores)]})
-    sys.stdout.flush()
-    silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 1)
-    os.close(silence)
+    settle(ranks)
     _renderer = SceneRenderer(config, folder, studio)
 
 
-def _render_shard(writer: ShardWriter, number: int, scenes: Sequence[PlannedScene]) -> dict[str, float]:
+def _render_shard(job: tuple[ShardWriter, int, list[PlannedScene]]) -> dict[str, float]:
+    writer, number, scenes = job
     assert _renderer is not None
     renderer = _renderer
     started, started_cpu = time.perf_counter(), time.process_time()

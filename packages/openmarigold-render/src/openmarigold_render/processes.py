@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Work in processes of their own, one a core: Blender has one scene a process."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from openmarigold_render.core import DataError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def in_processes(
+    start: Callable[[Any], None],
+    work: Callable[[Job], Result],
+    jobs: Sequence[Job],
+    *,
+    workers: int,
+    each_second: Callable[[], None] | None = None,
+) -> Iterator[tuple[Job, Result]]:
+    """Jobs and their results as they are finished.
+
+    Args:
+        start: called once in each process, with a queue of ranks for `settle`.
+        work: called with a job in one of the processes; must be importable there.
+        jobs: what is to be done.
+        workers: number of processes.
+        each_second: called here about once a second while it waits.
+
+    Raises:
+        DataError: a process ended without a result.
+    """
+    if not jobs:
+        return
+    context = multiprocessing.get_context("spawn")
+    ranks = context.Queue()
+    for rank in range(workers):
+        ranks.put(rank)
+    executor = ProcessPoolExecutor(
+        max_workers=min(workers, len(jobs)), mp_context=context, initializer=start, initargs=(ranks,)
+    )
+    try:
+        waiting = {executor.submit(work, job): job for job in jobs}
+        while waiting:
+            timeout = None if each_second is None else 1.0
+            finished, _ = wait(waiting, timeout=timeout, return_when=FIRST_COMPLETED)
+            if each_second is not None:
+                each_second()
+            for future in finished:
+                yield waiting.pop(future), future.result()
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a rendering process ended unexpectedly (out of memory?); run the same command again, which goes on from "
+            "what is whole"
+        ) from error
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+
+
+def settle(ranks: Any) -> None:
+    """Gives this process a core of its own. What Blender prints goes nowhere."""
+    rank = ranks.get()
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[rank % len(cores)]})
+    sys.stdout.flush()
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.close(silence)
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kinds of scenes, and one process's sampler of them: procedural shapes, with assets where there are some."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from openmarigold_render.assets import GAME_MAPS, Assets
+from openmarigold_render.core import generator_for
+from openmarigold_render.furnishing import AssetCatalog
+from openmarigold_render.procedural import MixedCatalog, ProceduralCatalog
+from openmarigold_render.rooms import sample_room
+from openmarigold_render.scene import Catalog, Scene, Setting
+from openmarigold_render.streets import street
+from openmarigold_render.tabletops import sample_tabletop
+
+Kind = Literal["rooms", "tabletops", "streets"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+Source = Literal["rooms", "tabletops", "streets", "mix"]
+
+# Share of the scenes and pictures of a scene: many scenes teach more than many views of few.
+MIX: dict[Kind, tuple[float, int]] = {"rooms": (0.38, 2), "tabletops": (0.38, 2), "streets": (0.24, 2)}
+ASSET_SHARE = 0.65  # of what is drawn for rooms and tables, where there are assets
+
+
+def kind_of(source: Source, seed: int, what: str, number: int) -> Kind:
+    """Kind of scene `number`: the source, or for mix one that is drawn from (seed, what, number)."""
+    if source != "mix":
+        return source
+    shares = np.array([MIX[kind][0] for kind in KINDS])
+    draw = generator_for(seed, what, number)
+    return KINDS[int(draw.choice(len(KINDS), p=shares / shares.sum()))]
+
+
+class SceneSampler:
+    """Samples scenes; files that they need, such as prints, go into `folder`.
+
+    Raises:
+        DataError: the folder of assets holds none.
+    """
+
+    def __init__(self, assets: Path | None, folder: Path) -> None:
+        procedural = ProceduralCatalog(folder)
+        self._assets = None if assets is None else Assets(assets)
+        self._catalog: Catalog = procedural
+        self._outdoor_catalog: Catalog = procedural
+        self._sample_street: Callable[[np.random.Generator, Catalog], Setting] = street
+        self.broken: dict[str, str] = {}
+        """Assets that were asked for in vain since it was cleared, and why."""
+        if self._assets is not None:
+            catalog = AssetCatalog(self._assets, procedural)
+            self._outdoor_catalog, self.broken = catalog, catalog.broken
+            self._catalog = MixedCatalog(catalog, procedural, share=ASSET_SHARE)
+            if GAME_MAPS in self._assets.found:
+                from openmarigold_render.gamemaps.streets import any_street
+
+                self._sample_street = any_street
+
+    def sample(self, kind: Kind, generator: np.random.Generator) -> Setting:
+        """A scene of a kind.
+
+        Raises:
+            DataError: an asset in it is broken.
+        """
+        if kind == "streets":
+            return self._sample_street(generator, self._outdoor_catalog)
+        return (sample_room if kind == "rooms" else sample_tabletop)(generator, self._catalog)
+
+    def sources(self, scene: Scene) -> tuple[str, ...]:
+        """Names of the assets in a scene."""
+        return scene.sources if self._assets is None else tuple(self._assets.sources(scene))

@@ -305,7 +305,7 @@ def colored_logs(depth: Float[np.ndarray, "h w"], color_map: str) -> np.ndarray:
     return picture
 
 
-def _logs(depth: Float[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
+def _logs(depth: Float[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
     return np.log(np.maximum(depth, _SMALLEST_SHOWN), dtype=np.float32)
 
 

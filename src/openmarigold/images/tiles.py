@@ -6,6 +6,7 @@ Coordinates are those of the photo: pixel centers at whole numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ EMPTY_SHARE = 0.2
 """Share of the photo's pixels that may have no edge within reach of their tile (Boosting: R20)."""
 
 _WEIGHT_STEPS = 4096  # weights are multiples of 1 / 4096: products of two and their sums are exact in float32
-_THUMBNAIL = 512
+_THUMBNAIL_PIXELS = 512 * 384
 _EDGE_SHARE = 0.4
 
 
@@ -128,7 +129,7 @@ def smallest_tile(rgb: UInt8[np.ndarray, "h w 3"]) -> int:
     round: the receptive field is fixed, and the photo is divided.
     """
     height, width = rgb.shape[:2]
-    shrink = max(1.0, max(height, width) / _THUMBNAIL)
+    shrink = max(1.0, math.sqrt(height * width / _THUMBNAIL_PIXELS))
     size = max(1, round(height / shrink)), max(1, round(width / shrink))
     edges = _edges(rgb_to_planes(rgb, size).mean(axis=0))
     low, high = 1, max(size)  # half a tile, in pixels of the thumbnail

@@ -70,6 +70,7 @@ class CallOptions(TypedDict, total=False):
     normals_checkpoint: Path | str | None
     recompose: bool
     ensemble_mirror: bool | None
+    tiles: bool | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +181,9 @@ class CallConfig:
     ensemble_mirror: bool | None = None
     """Show every second member of an ensemble the photo mirrored, and mirror what it gives. None: the checkpoint's own
     (published ones: no)."""
+    tiles: bool | None = None
+    """Predict overlapping parts of the photo too, for details that the whole photo at processing-resolution cannot show
+    (--tiles, --no-tiles). None: of photos above 33.5 megapixels."""
     recompose: bool = False
     """Make albedo * shading + residual equal the photo, in linear light: the albedo stays, the shading becomes a
     quotient, and what is left becomes the residual, which may be negative."""
@@ -203,6 +207,7 @@ class CallConfig:
         check_choice("final_step", self.final_step, (None, *get_args(FinalStep)))
         check_choice("start_noise", self.start_noise, (None, *get_args(StartNoise)))
         check_choice("timestep_spacing", self.timestep_spacing, (None, *get_args(TimestepSpacing)))
+        check_choice("tiles", self.tiles, (None, False, True))
         self._check_camera()
 
     def _check_camera(self) -> None:

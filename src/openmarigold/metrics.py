@@ -9,7 +9,7 @@ Paper: §4.1 (AbsRel and δ1); the other definitions are those of the KITTI and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from types import MappingProxyType
 from typing import TypeAlias
@@ -176,6 +176,39 @@ def _grown(mask: Bool[np.ndarray, "h w"], k: int) -> Bool[np.ndarray, "h w"]:
         padded = np.pad(mask, [(k // 2, k // 2) if one == axis else (0, 0) for one in (0, 1)])
         mask = np.lib.stride_tricks.sliding_window_view(padded, k, axis=axis).max(axis=-1)
     return mask
+
+
+def seam_energy(values: Float[np.ndarray, "h w"], lines: Sequence[tuple[int, int]], *, distance: int = 8) -> float:
+    """How much more a map changes across a seam than next to it, by the map's mean change; of the worst seam.
+
+    About 0 is a map without seams. A map that does not change has 0. The change across a line is the mean of absolute
+    differences along it. Above 0 may also be an edge of the scene on the line.
+
+    Args:
+        values: the map.
+        lines: (axis, place): between rows (axis 0) or columns (axis 1) `place - 1` and `place`. A side that is too near
+            to the border does not count.
+        distance: to the lines that are compared with [px].
+
+    Raises:
+        InvalidValueError: no line, or one that does not lie within the map.
+    """
+    changes = [np.abs(np.diff(values.astype(np.float64), axis=axis)).mean(axis=1 - axis) for axis in (0, 1)]
+    mean = [float(change.mean()) if change.size else 0.0 for change in changes]
+    energies = []
+    for axis, place in lines:
+        if not 1 <= place < values.shape[axis]:
+            raise InvalidValueError(
+                f"line {place} of axis {axis} does not lie within a map of {list(values.shape)}; give 1 to "
+                f"{values.shape[axis] - 1}"
+            )
+        change = changes[axis]
+        sides = [at for at in (place - 1 - distance, place - 1 + distance) if 0 <= at < len(change)]
+        around = float(np.mean(change[sides])) if sides else mean[axis]
+        energies.append((float(change[place - 1]) - around) / mean[axis] if mean[axis] > 0 else 0.0)
+    if not energies:
+        raise InvalidValueError("there is no line to measure; give one or more")
+    return max(energies)
 
 
 METRICS: MappingProxyType[str, Callable[..., float]] = MappingProxyType(

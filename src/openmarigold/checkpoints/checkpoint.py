@@ -145,6 +145,7 @@ class Checkpoint:
         merged |= {"ensemble_noise_scale": self.noise_scale(config)} if self.noise_scale(config) < 1 else {}
         merged |= {"condition_on": self.condition_on} if self.condition_on else {}
         merged |= {"recompose": True} if config.recompose and self.predicts.complete else {}
+        merged |= {} if config.tiles is None else {"tiles": config.tiles}
         return merged if self.derived is None else {**merged, "derived_from": self.modality.name}
 
     @property

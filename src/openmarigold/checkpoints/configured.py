@@ -136,12 +136,18 @@ def resolve_settings(config: _Config, defaults: Checkpoint) -> _Config:
     if config.recompose and defaults.predicts.complete is None:
         _warn_of_no_photo(defaults.predicts.title)
     spacing, resolution = config.timestep_spacing, config.processing_resolution
+    resolution = defaults.default_processing_resolution if resolution is None else resolution
+    if config.tiles and resolution == 0:
+        raise InvalidValueError(
+            "tiles=True has no effect with processing_resolution=0, where the networks see all of the photo at its own "
+            "size; leave one of them out"
+        )
     num_inference_steps = config.num_inference_steps or defaults.default_num_inference_steps
     defaults.schedule.timesteps(num_inference_steps)  # too many for it?
     return replace(
         config,
         num_inference_steps=num_inference_steps,
-        processing_resolution=defaults.default_processing_resolution if resolution is None else resolution,
+        processing_resolution=resolution,
         final_step="clean" if lcm else config.final_step or defaults.default_final_step,
         timestep_spacing=cast(TimestepSpacing, defaults.schedule.timestep_spacing) if not (spacing or lcm) else spacing,
         start_noise=start_noise,

@@ -144,7 +144,7 @@ def parse(argv: Sequence[str]) -> Command:
         argv = argv[1:]  # a subcommand of evaluate's would cost its plain form, `evaluate --benchmark DIR`
     check_moved(argv)
     _refuse_empty(argv)
-    argv = _one_modality_each(argv)
+    argv = _with_value(_one_modality_each(argv), "tiles")
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed), unwrapped(argv):
@@ -178,6 +178,19 @@ def _one_modality_each(argv: Sequence[str]) -> list[str]:
             continue
         follows = word.startswith("--modality=") or words[-1:] == ["--modality"]
         words.append(word)
+    return words
+
+
+def _with_value(argv: Sequence[str], name: str) -> list[str]:
+    """`--tiles` as `--tiles True`, `--no-tiles` as `--tiles False`: a setting that may be None takes a value."""
+    words: list[str] = []
+    for place, word in enumerate(argv):
+        if word == f"--no-{name}":
+            words += [f"--{name}", "False"]
+        elif word == f"--{name}" and argv[place + 1 : place + 2] not in (["True"], ["False"], ["None"]):
+            words += [word, "True"]
+        else:
+            words.append(word)
     return words
 
 

@@ -60,7 +60,8 @@ def predictor_spec(config: PredictConfig) -> EstimatorSpec:
         "background",
         "ensemble_mirror",
         "ensemble_reduction",
-        "recompose",  # facts state these three, and the ones about the camera
+        "tiles",
+        "recompose",  # facts state these four, and the ones about the camera
         "fov",
         "focal_px",
         "camera_file",

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack, overload
@@ -20,10 +21,11 @@ from openmarigold.checkpoints.configured import TinyVae, read_configured, read_t
 from openmarigold.config import LATENT_FACTOR, CallConfig, CallOptions, ModelConfig, ModelOptions
 from openmarigold.engines import Engine, Latent, open_engine
 from openmarigold.errors import InvalidValueError
-from openmarigold.images.photo import pad_to_multiple, processing_size, read_photo, resize, rgb_to_planes, unpad
+from openmarigold.images.photo import pad_to_multiple, processing_size, read_photo, rgb_to_planes, unpad
 from openmarigold.modalities import Modality
-from openmarigold.modalities.modality import Maps, Merged
+from openmarigold.modalities.modality import Maps
 from openmarigold.predictor.cameras import CameraEstimator, cameras_of_list, choose_camera, warn_of_no_relief
+from openmarigold.predictor.consensus import Consensus, merge_members
 from openmarigold.predictor.sampling import (
     FiniteChecks,
     Guide,
@@ -34,6 +36,7 @@ from openmarigold.predictor.sampling import (
     rays_of,
 )
 from openmarigold.predictor.statement import stated_settings
+from openmarigold.predictor.tiles import at_photos_size, check_tiles, crops_of
 from openmarigold.printing import quoted_logger
 from openmarigold.results.prediction import Prediction
 
@@ -181,6 +184,7 @@ class Predictor:
             NumericalError: the networks returned values that are not finite.
         """
         config = self.resolve(CallConfig(**options))
+        check_tiles(config, is_steered=guide is not None or latents is not None)
         photos = _photos_of(rgb)
         if photos is None:
             (known,) = cameras_of_list(camera, 1)
@@ -301,6 +305,15 @@ class Predictor:
         self, photos: Sequence[PreparedPhoto], config: CallConfig, guide: Guide | None = None
     ) -> list[Prediction]:
         """The predictions for photos whose images have the same shape."""
+        found = self._consensus(photos, config, guide)
+        # 6. Their maps, at the photo's size, with the details of tiles where those are asked for.
+        guided = guide is not None
+        return [self._finish(*pair, config, is_guided=guided) for pair in zip(photos, found, strict=True)]
+
+    def _consensus(
+        self, photos: Sequence[PreparedPhoto], config: CallConfig, guide: Guide | None = None
+    ) -> Iterator[Consensus]:
+        """Yields what the members of each photo agree on, at the processing size; their images have the same shape."""
         # 3. Their latents, computed once for all members and steps.
         checks = FiniteChecks(checkpoint=self.checkpoint.name, dtype=self.engine.dtype)
         seen: list[Latent] = []
@@ -317,8 +330,20 @@ class Predictor:
         # 4. Their members, photo after photo, in batches that neighbors fill.
         members = self._members(seen, photos, config, checks, guide)
 
-        # 5. and 6. One consensus of the members of each, at the photo's size. Paper: §3.4.
-        return [self._merge(photo, islice(members, config.ensemble_size), config) for photo in photos]
+        # 5. One consensus of the members of each. Paper: §3.4.
+        for _ in photos:
+            yield merge_members(
+                islice(members, config.ensemble_size), self.modality, self.checkpoint.invariance, config
+            )
+
+    def _crops(
+        self, photo: PreparedPhoto, config: CallConfig, boxes: Sequence[tuple[slice, slice]]
+    ) -> Iterator[tuple[int, Consensus]]:
+        """Yields the number and the consensus of parts of a photo (rows, columns), each seen as a photo of its own."""
+        own = replace(config, fov=None, focal_px=None, camera_file=None)  # the cameras are given
+        crops, cameras = crops_of(photo, boxes)
+        for group in self._groups(crops, own, cameras):
+            yield from zip(group, self._consensus(list(group.values()), own), strict=True)
 
     def _members(
         self,
@@ -368,29 +393,13 @@ class Predictor:
         limit = config.batch_size or self.engine.fitting_batch_size(*shape[-2:])
         return min(limit, self.engine.max_batch_size or limit)
 
-    def _merge(
-        self, photo: PreparedPhoto, found: Iterable[tuple[np.ndarray, np.ndarray]], config: CallConfig
-    ) -> Prediction:
+    def _finish(self, photo: PreparedPhoto, found: Consensus, config: CallConfig, *, is_guided: bool) -> Prediction:
         modality, invariance = self.modality, self.checkpoint.invariance
-        reduction = config.ensemble_reduction or modality.reductions[0]
-        members: list[np.ndarray] = []
-        latents: list[np.ndarray] = []
-        merged: Merged | None = None
-        for member, latent in found:
-            members.append(member)
-            latents.append(latent)
-            # The check runs after every member, so that the batch size does not decide where to stop.
-            if config.ensemble_tolerance is not None and len(members) > 1:
-                previous, merged = merged, modality.merge(np.stack(members), invariance, reduction)
-                if previous and np.abs(merged.stack - previous.stack).mean() < config.ensemble_tolerance:
-                    break
-        if len(members) > 1:
-            merged = merged or modality.merge(np.stack(members), invariance, reduction)
-        stack, uncertainty = (merged.stack, merged.uncertainty) if merged else (members[0], None)
-        camera, found_facts = self._estimate(photo, stack, config)
-        if photo.processing_size != photo.size:
-            stack = resize(stack, photo.size, antialias=False)
-            uncertainty = None if uncertainty is None else resize(uncertainty, photo.size, antialias=False)
+        known: dict[str, Any] = {"modality": modality, "invariance": invariance, "config": config}
+        camera, found_facts = self._estimator.of_photo(photo, found.stack, device=self.engine.device, **known)
+        predict = None if is_guided else partial(self._crops, photo, config)
+        side = self.checkpoint.processing_side
+        stack, uncertainty, tile_facts = at_photos_size(found, photo, predict, side=side, **known)
         uncertainties: dict[str, np.ndarray] = {}
         if uncertainty is not None:
             planes = uncertainty.astype(np.float32, copy=False)
@@ -402,9 +411,10 @@ class Predictor:
         return Prediction(
             maps=dict(maps),
             uncertainties=uncertainties,
-            latent=np.stack(latents),
+            latent=found.latent,
             settings={
-                **stated_settings(photo, config, self, num_members=len(members)),
+                **stated_settings(photo, config, self, num_members=len(found.latent)),
+                **tile_facts,
                 **facts,
                 **found_facts,
                 "camera": camera.to_dict(),
@@ -413,22 +423,6 @@ class Predictor:
             space=modality.space,
             camera=camera,
             rgb=photo.photo.rgb,
-        )
-
-    def _estimate(
-        self, photo: PreparedPhoto, stack: np.ndarray, config: CallConfig
-    ) -> tuple[Camera, Mapping[str, Any]]:
-        """The photo's camera, estimated from the maps `[c h w]` where that is asked for, and what is to be stated."""
-        relief = self.modality.relief
-        if not config.estimate_camera or relief is None or photo.photo.metadata.panorama is not None:
-            return photo.camera, {}
-        return self._estimator.estimate(
-            relief(self.modality.split(self.modality.finish(stack.copy()))),
-            photo.photo.rgb,
-            camera=photo.camera,
-            invariance=self.checkpoint.invariance,
-            config=config,
-            device=self.engine.device,
         )
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,8 @@ from openmarigold.errors import InvalidValueError
 from openmarigold.files import file_sha256
 from openmarigold.images.exif import Photo
 from openmarigold.images.photo import processing_size, resize, rgb_to_planes
-from openmarigold.modalities import NORMALS
+from openmarigold.modalities import NORMALS, Modality
+from openmarigold.predictor.sampling import PreparedPhoto
 from openmarigold.printing import quoted_logger
 
 if TYPE_CHECKING:
@@ -101,6 +102,28 @@ class CameraEstimator:
     def __init__(self) -> None:
         self._models: dict[str, Predictor] = {}
         self._loading = threading.Lock()
+
+    def of_photo(
+        self,
+        photo: PreparedPhoto,
+        stack: Float[np.ndarray, "c h w"],
+        *,
+        modality: Modality,
+        invariance: str,
+        config: CallConfig,
+        device: str,
+    ) -> tuple[Camera, Mapping[str, Any]]:
+        """The photo's camera, estimated from its maps where that is asked for, and what is to be stated about it."""
+        if not config.estimate_camera or modality.relief is None or photo.photo.metadata.panorama is not None:
+            return photo.camera, {}
+        return self.estimate(
+            modality.relief(modality.split(modality.finish(stack.copy()))),
+            photo.photo.rgb,
+            camera=photo.camera,
+            invariance=invariance,
+            config=config,
+            device=device,
+        )
 
     def estimate(
         self,

@@ -42,6 +42,7 @@ _WITHOUT_EFFECT = frozenset(
         "ensemble_reduction",  # this and the next ones stand in the facts of a call, where they matter
         "recompose",
         "ensemble_mirror",
+        "tiles",
         "fov",  # these stand in the facts of the camera
         "focal_px",
         "camera_file",

@@ -29,6 +29,7 @@ from openmarigold.cli.measure import Measure, run_measure
 from openmarigold.cli.metric import Metric, run_metric
 from openmarigold.cli.predict import Predict, run_predict
 from openmarigold.cli.reproduce import Reproduce, run_reproduce
+from openmarigold.cli.serve import Serve, run_serve
 from openmarigold.cli.settings import parse_with_settings
 from openmarigold.cli.terminal import EXIT_ERROR, EXIT_INTERRUPTED, brief_errors, say
 from openmarigold.cli.train import Train, run_train
@@ -40,6 +41,7 @@ Command: TypeAlias = (
     Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Metric, tyro.conf.subcommand("metric")]
     | Annotated[Measure, tyro.conf.subcommand("measure")]
+    | Annotated[Serve, tyro.conf.subcommand("serve")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
@@ -55,6 +57,7 @@ _RUN: dict[type, Callable[[Any], int]] = {
     Predict: run_predict,
     Metric: run_metric,
     Measure: run_measure,
+    Serve: run_serve,
     Inspect: run_inspect,
     Evaluate: run_evaluate,
     Compare: run_compare,

@@ -30,6 +30,7 @@ from openmarigold.cli.measure import Measure, run_measure
 from openmarigold.cli.metric import Metric, run_metric
 from openmarigold.cli.predict import Predict, run_predict
 from openmarigold.cli.reproduce import Reproduce, run_reproduce
+from openmarigold.cli.serve import Serve, run_serve
 from openmarigold.cli.settings import parse_with_settings
 from openmarigold.cli.terminal import EXIT_ERROR, EXIT_INTERRUPTED, brief_errors, say
 from openmarigold.cli.train import Train, run_train
@@ -43,6 +44,7 @@ Command: TypeAlias = (
     | Annotated[Metric, tyro.conf.subcommand("metric")]
     | Annotated[Video, tyro.conf.subcommand("video")]
     | Annotated[Measure, tyro.conf.subcommand("measure")]
+    | Annotated[Serve, tyro.conf.subcommand("serve")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[EvaluateVideo, tyro.conf.subcommand("evaluate-video")]
@@ -60,6 +62,7 @@ _RUN: dict[type, Callable[[Any], int]] = {
     Metric: run_metric,
     Video: run_video,
     Measure: run_measure,
+    Serve: run_serve,
     Inspect: run_inspect,
     Evaluate: run_evaluate,
     EvaluateVideo: run_evaluate_video,

@@ -92,12 +92,17 @@ class ModelRun:
         return read_tiny_vae(self.config, self.checkpoint)
 
     @cached_property
+    def checkpoint_sha256(self) -> str:
+        """Hash of the files that loading reads."""
+        return checkpoint_sha256(self.checkpoint)
+
+    @cached_property
     def request(self) -> dict[str, Any]:
         """Every setting that shapes the results; those left to the checkpoint have its defaults."""
         resolved = resolve_settings(self.config, self.checkpoint)
         names = [setting.name for setting in fields(resolved) if setting.name not in _WITHOUT_EFFECT]
         return {
-            "checkpoint_sha256": checkpoint_sha256(self.checkpoint),
+            "checkpoint_sha256": self.checkpoint_sha256,
             "invariance": self.checkpoint.invariance,
             "processing_side": self.checkpoint.processing_side,
             **{name: getattr(resolved, name) for name in names},
@@ -151,6 +156,17 @@ class ModelRun:
                 self._predictor = Predictor(twin.engine, self.checkpoint, tiny_vae=self.tiny_vae)
             self.load_s = time.perf_counter() - started
         return self._predictor
+
+    def sibling(self, config: PredictConfig, output: OutputConfig, output_dir: Path) -> ModelRun:
+        """The same model with other settings of its calls, and other files: nothing is read or loaded again.
+
+        `config` must name the same model.
+        """
+        other = ModelRun(config, output, output_dir, self.finisher)
+        for name in ("checkpoint", "tiny_vae", "checkpoint_sha256"):
+            vars(other)[name] = getattr(self, name)
+        other._predictor = self.load()
+        return other
 
     def _shares_networks(self, other: ModelRun) -> bool:
         return self is not other and self.checkpoint.directory == other.checkpoint.directory

@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTTP interface: /v1/predict, /v1/jobs, /healthz, /readyz, /metrics and /openapi.json."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import Any, get_args
+
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from openmarigold import __version__
+from openmarigold.config import FileFormat
+from openmarigold.errors import ImageError, InvalidValueError, MissingExtraError, OpenMarigoldError
+from openmarigold.serving import documentation
+from openmarigold.serving.formats import (
+    ACCEPTED,
+    JSON,
+    MEDIA_TYPES,
+    ZIP,
+    chosen_file,
+    media_type_of,
+    negotiated,
+    zipped,
+)
+from openmarigold.serving.guard import Guard, Metrics
+from openmarigold.serving.jobs import Job, Jobs, check_number, photos_of_zip, result_names
+from openmarigold.serving.requests import PredictRequest, make_request, photo_of_json
+from openmarigold.serving.service import Answer, QueueFullError, Service, StoppingError, TooManyPixelsError
+from openmarigold.serving.settings import ServeConfig
+
+_MAX_FIELDS = 100
+_POLL_S, _KEEP_ALIVE_S = 0.2, 15.0
+
+
+def create_app(service: Service, limits: ServeConfig, token: str | None = None) -> Any:
+    """The ASGI application. It starts and stops the service.
+
+    Args:
+        service: its models, not yet started.
+        limits: bounds of requests.
+        token: what requests must carry; None: nothing.
+    """
+    jobs, metrics = Jobs(service), Metrics(service)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        jobs.start()
+        yield
+        await run_in_threadpool(jobs.stop)
+        await run_in_threadpool(service.stop, limits.drain_time)
+
+    app = FastAPI(title="OpenMarigold", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    _add_state(app, service, metrics)
+    _add_predict(app, service, limits)
+    _add_jobs(app, service, jobs, limits)
+    _add_errors(app)
+    return Guard(app, limits, token, metrics)
+
+
+def _add_state(app: FastAPI, service: Service, metrics: Metrics) -> None:
+    @app.get("/healthz", summary="Whether the process answers", response_class=PlainTextResponse)
+    async def healthz() -> str:
+        return "ok\n"
+
+    @app.get("/readyz", summary="Whether the models are loaded", responses=documentation.NOT_READY)
+    async def readyz() -> JSONResponse:
+        if service.load_error is not None:
+            return JSONResponse({"ready": False, "error": str(service.load_error)}, 503)
+        return JSONResponse({"ready": service.is_ready}, 200 if service.is_ready else 503)
+
+    @app.get("/metrics", summary="Counts and times for Prometheus", response_class=PlainTextResponse)
+    async def show_metrics() -> Response:
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/v1/models", summary="What is offered")
+    async def models() -> dict[str, Any]:
+        offered = {
+            name: {
+                "checkpoint": run.checkpoint.name,
+                "invariance": run.checkpoint.invariance,
+                "maps": [kind.name for kind in run.writes.maps],
+            }
+            for name, run in service.models.items()
+        }
+        return {"version": __version__, "modalities": offered, "media_types": list(ACCEPTED)}
+
+
+def _add_predict(app: FastAPI, service: Service, limits: ServeConfig) -> None:
+    @app.post(
+        "/v1/predict",
+        summary="The maps of a photo",
+        openapi_extra=documentation.predict_body(),
+        responses=documentation.predict_responses(),
+        response_class=Response,
+    )
+    async def predict(request: Request) -> Response:
+        media = negotiated(request.headers.get("accept"))
+        if media is None:
+            raise HTTPException(406, f"none of what Accept names is offered; known are {', '.join(ACCEPTED)}")
+        photos, given = await _body_of(request, limits)
+        formats = _formats_of(given, media)
+        if len(photos) != 1:
+            raise InvalidValueError(f"the request holds {len(photos)} photos; give one, or make a job (/v1/jobs)")
+        asked = make_request(photos[0][1], given, formats, limits)
+        answer = await _answered(service, asked, request, limits)
+        return _response(service, answer, asked, media)
+
+
+async def _answered(service: Service, asked: PredictRequest, request: Request, limits: ServeConfig) -> Answer:
+    """The answer, unless the time runs out or the client has gone."""
+    future = service.submit(asked)
+    waiting = asyncio.wrap_future(future)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        done, _ = await asyncio.wait({waiting, gone}, timeout=limits.time_limit, return_when=asyncio.FIRST_COMPLETED)
+        if waiting in done:
+            return waiting.result()
+        future.cancel()
+        if gone in done:
+            raise HTTPException(499, "the client has gone")
+        raise HTTPException(504, f"the prediction took more than {limits.time_limit:g} s; ask for less")
+    finally:
+        gone.cancel()
+        waiting.cancel()
+        with suppress(BaseException):
+            await waiting
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _response(service: Service, answer: Answer, asked: PredictRequest, media: str) -> Response:
+    if media == JSON:
+        return JSONResponse(service.describe(answer))
+    if media == ZIP:
+        return Response(zipped(answer.files), media_type=ZIP, headers=_named("photo.zip"))
+    suffix = MEDIA_TYPES[media]
+    names = [name for name in answer.files if name.endswith(f".{suffix}")]
+    name = chosen_file(names, asked.file)
+    if name is None:
+        raise InvalidValueError(f"file={asked.file!r} is not there; of this format there are {', '.join(names)}")
+    return Response(answer.files[name], media_type=media_type_of(name), headers=_named(name))
+
+
+def _named(name: str) -> dict[str, str]:
+    return {"content-disposition": f'attachment; filename="{name}"'}
+
+
+def _formats_of(given: dict[str, Any], media: str) -> tuple[FileFormat, ...]:
+    """The formats of the files: one of a media type; of an archive what `format` states, with commas between."""
+    stated = given.pop("format", None)
+    if media in MEDIA_TYPES:
+        return (MEDIA_TYPES[media],)
+    if media == JSON and stated is None:
+        return ("npy",)
+    words = stated.split(",") if isinstance(stated, str) else stated if isinstance(stated, list) else ["npy", "png"]
+    known = get_args(FileFormat)
+    if not words or not all(word in known for word in words):
+        raise InvalidValueError(f"format={stated!r:.80} is not known; give one or more of {', '.join(known)}")
+    return tuple(dict.fromkeys(words))  # pyright: ignore[reportReturnType] - known, as was checked
+
+
+async def _body_of(request: Request, limits: ServeConfig) -> tuple[list[tuple[str, bytes]], dict[str, Any]]:
+    """The photos of a request, with their names, and the settings that it states.
+
+    Raises:
+        HTTPException: another content type (415).
+        InvalidValueError: a body that does not hold what it should.
+    """
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type == "application/json":
+        try:
+            body = json.loads(await request.body())
+        except (ValueError, RecursionError):
+            raise InvalidValueError("the body is not JSON") from None
+        if not isinstance(body, dict):
+            raise InvalidValueError("the body is not a JSON object; give photo (in base64) and settings")
+        return [("photo", photo_of_json(body))], {name: value for name, value in body.items() if name != "photo"}
+    if content_type != "multipart/form-data":
+        raise HTTPException(415, "the content type is not accepted; send multipart/form-data or application/json")
+    photos: list[tuple[str, bytes]] = []
+    given: dict[str, Any] = {}
+    try:
+        form = request.form(max_files=10_000, max_fields=_MAX_FIELDS, max_part_size=1_000_000)
+        async with form as fields:
+            for name, value in fields.multi_items():
+                if not isinstance(value, UploadFile):
+                    given[name] = value
+                elif name == "photo":
+                    photos.append((value.filename or "", await value.read()))
+                else:
+                    raise InvalidValueError(f"the file {name!r:.80} is not expected; send the photo in the field photo")
+    except (KeyError, ValueError) as error:
+        if isinstance(error, InvalidValueError):
+            raise
+        raise InvalidValueError("the body is not valid multipart/form-data") from None
+    return photos, given
+
+
+def _add_jobs(app: FastAPI, service: Service, jobs: Jobs, limits: ServeConfig) -> None:
+    del service
+
+    def found(job_id: str) -> Job:
+        job = jobs.find(job_id)
+        if job is None:
+            raise HTTPException(404, "there is no such job, or no longer")
+        return job
+
+    @app.post(
+        "/v1/jobs",
+        summary="Start the prediction of many photos",
+        status_code=202,
+        openapi_extra=documentation.job_body(),
+        responses=documentation.job_responses(),
+    )
+    async def add_job(request: Request) -> JSONResponse:
+        uploads, given = await _body_of(request, limits)
+        formats = _formats_of(given, ZIP)
+        photos = await run_in_threadpool(_unpacked, uploads, limits.max_bytes)
+        check_number(len(photos))
+        names = result_names(name for name, _ in photos)
+        requests = [make_request(content, given, formats, limits) for _, content in photos]
+        job = jobs.add(dict(zip(names, requests, strict=True)))
+        return JSONResponse(job.to_dict(), 202, {"location": f"/v1/jobs/{job.id}"})
+
+    @app.get("/v1/jobs/{job_id}", summary="How far a job is", responses=documentation.NO_JOB)
+    async def show_job(job_id: str) -> dict[str, Any]:
+        return found(job_id).to_dict()
+
+    @app.delete(
+        "/v1/jobs/{job_id}", summary="End a job and drop its results", status_code=204, responses=documentation.NO_JOB
+    )
+    async def delete_job(job_id: str) -> Response:
+        jobs.cancel(found(job_id))
+        return Response(status_code=204)
+
+    @app.get(
+        "/v1/jobs/{job_id}/events",
+        summary="Its progress, as server-sent events",
+        responses=documentation.NO_JOB,
+        response_class=StreamingResponse,
+    )
+    async def job_events(job_id: str) -> StreamingResponse:
+        return StreamingResponse(
+            _events(found(job_id)), media_type="text/event-stream", headers={"cache-control": "no-store"}
+        )
+
+    @app.get(
+        "/v1/jobs/{job_id}/result",
+        summary="The zip of its results",
+        responses=documentation.RESULT,
+        response_class=FileResponse,
+    )
+    async def job_result(job_id: str) -> FileResponse:
+        job = found(job_id)
+        if job.result is None:
+            raise HTTPException(409, f"the job is {job.state}; its results are there when it is done")
+        return FileResponse(job.result, media_type=ZIP, filename=f"{job.id}.zip")
+
+
+async def _events(job: Job) -> AsyncIterator[str]:
+    told, idle = -1, 0.0
+    while True:
+        if job.version != told:
+            told, idle = job.version, 0.0
+            yield f"event: progress\ndata: {json.dumps(job.to_dict())}\n\n"
+        if job.ended is not None and told == job.version:
+            return
+        await asyncio.sleep(_POLL_S)
+        idle += _POLL_S
+        if idle >= _KEEP_ALIVE_S:
+            idle = 0.0
+            yield ": still here\n\n"
+
+
+def _unpacked(uploads: list[tuple[str, bytes]], max_bytes: int) -> list[tuple[str, bytes]]:
+    photos: list[tuple[str, bytes]] = []
+    for name, content in uploads:
+        if content[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
+            photos += photos_of_zip(content, 4 * max_bytes)
+        else:
+            photos.append((name, content))
+    return photos
+
+
+_STATUS: Mapping[type[Exception], int] = {
+    QueueFullError: 429,
+    StoppingError: 503,
+    TooManyPixelsError: 413,
+    ImageError: 422,
+    MissingExtraError: 501,
+    InvalidValueError: 400,
+}
+
+
+def _add_errors(app: FastAPI) -> None:
+    def reply(request: Request, status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+        request_id = getattr(request.state, "request_id", "")
+        return JSONResponse({"error": message, "status": status, "request_id": request_id}, status, headers)
+
+    @app.exception_handler(OpenMarigoldError)
+    async def known(request: Request, error: OpenMarigoldError) -> JSONResponse:
+        status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
+        wait = (
+            error.retry_after if isinstance(error, QueueFullError) else 10 if isinstance(error, StoppingError) else None
+        )
+        return reply(request, status, str(error), None if wait is None else {"retry-after": str(wait)})
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> JSONResponse:
+        return reply(request, error.status_code, str(error.detail), dict(error.headers or {}))

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What /openapi.json says of bodies and answers that FastAPI does not see."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+from openmarigold.serving.formats import JSON, MEDIA_TYPES, ZIP
+from openmarigold.serving.requests import Settings
+
+Responses: TypeAlias = dict[int | str, dict[str, Any]]
+
+_ERROR = {
+    "type": "object",
+    "properties": {"error": {"type": "string"}, "status": {"type": "integer"}, "request_id": {"type": "string"}},
+    "required": ["error", "status", "request_id"],
+}
+_BINARY = {"type": "string", "format": "binary"}
+_FORMAT = {"type": "string", "description": "Of an archive: npy, png, npz, exr, ply, glb, with commas between."}
+_MEANINGS = {
+    400: "A setting that is not accepted, or a body that does not hold what it should.",
+    401: "The token is missing or wrong.",
+    403: "The request comes from another site's page.",
+    404: "There is no such job, or no longer.",
+    406: "None of what Accept names is offered.",
+    408: "The body did not arrive in time.",
+    409: "The job is not done.",
+    413: "The body or the photo is too large.",
+    415: "The content type is not accepted.",
+    421: "The host is not this server.",
+    422: "The photo cannot be read.",
+    429: "Too many requests wait; Retry-After says when to come again [s].",
+    501: "The server lacks an optional part.",
+    503: "The server is loading or stopping.",
+    504: "The prediction took too long.",
+}
+
+
+def errors(*statuses: int) -> Responses:
+    """What an operation may answer instead."""
+    return {status: {"description": _MEANINGS[status], "content": {JSON: {"schema": _ERROR}}} for status in statuses}
+
+
+_ALWAYS = (401, 403, 421)
+NOT_READY: Responses = {
+    503: {"description": "Not yet, or no longer.", "content": {JSON: {"schema": {"type": "object"}}}}
+}
+NO_JOB: Responses = errors(404, *_ALWAYS)
+RESULT: Responses = {200: {"content": {ZIP: {"schema": _BINARY}}}, **errors(404, 409, *_ALWAYS)}
+
+
+def predict_responses() -> Responses:
+    """Of /v1/predict."""
+    files = {media: {"schema": _BINARY} for media in (*MEDIA_TYPES, ZIP)}
+    found = {"description": "A file, or a description.", "content": {**files, JSON: {"schema": {"type": "object"}}}}
+    return {200: found, **errors(400, 406, 408, 413, 415, 422, 429, 501, 503, 504, *_ALWAYS)}
+
+
+def job_responses() -> Responses:
+    """Of POST /v1/jobs."""
+    return errors(400, 408, 413, 415, 422, 429, 501, 503, *_ALWAYS)
+
+
+def _settings() -> dict[str, Any]:
+    return {**Settings.model_json_schema()["properties"], "format": _FORMAT}
+
+
+def predict_body() -> dict[str, Any]:
+    """Of /v1/predict: a form with a file, or JSON with base64."""
+    return _body(_BINARY)
+
+
+def job_body() -> dict[str, Any]:
+    """Of /v1/jobs: photos, or zips of them."""
+    return _body({"type": "array", "items": _BINARY})
+
+
+def _body(photo: dict[str, Any]) -> dict[str, Any]:
+    form = {"type": "object", "required": ["photo"], "properties": {"photo": photo, **_settings()}}
+    encoded = {"type": "string", "contentEncoding": "base64"}
+    body = {"type": "object", "required": ["photo"], "properties": {"photo": encoded, **_settings()}}
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {"multipart/form-data": {"schema": form}, JSON: {"schema": body}},
+        }
+    }

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Long work: many photos in one request, one after another, with a zip of the results at the end."""
+
+from __future__ import annotations
+
+import io
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+import zipfile
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from openmarigold.errors import ImageError, InvalidValueError, OpenMarigoldError, one_line
+from openmarigold.serving.requests import PredictRequest
+from openmarigold.serving.service import STEM, QueueFullError, Service, StoppingError
+
+State = Literal["waiting", "running", "done", "failed", "cancelled"]
+_MAX_PHOTOS = 10_000
+_LONGEST_NAME = 100
+
+
+@dataclass(kw_only=True)
+class Job:
+    """One request for many photos."""
+
+    id: str
+    names: list[str]
+    """What the results of each photo begin with, in the zip."""
+    state: State = "waiting"
+    done: int = 0
+    failed: list[dict[str, str]] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+    ended: float | None = None
+    result: Path | None = None
+    cancelled: bool = False
+    version: int = 0
+    """One more with every change."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        spent = (self.ended or time.monotonic()) - self.started
+        finished = self.done + len(self.failed)
+        left = (len(self.names) - finished) * spent / finished if finished and self.ended is None else None
+        return {
+            "id": self.id,
+            "state": self.state,
+            "total": len(self.names),
+            "done": self.done,
+            "failed": self.failed,
+            "seconds": round(spent, 3),
+            "seconds_left": None if left is None else round(left, 1),
+        }
+
+
+class Jobs:
+    """The jobs of a server. One photo of the oldest job at a time stands in the service's queue."""
+
+    def __init__(self, service: Service) -> None:
+        self._service, self._limits = service, service.limits
+        self._folder = Path()
+        self._jobs: dict[str, Job] = {}
+        self._requests: dict[str, list[PredictRequest]] = {}
+        self._waiting: deque[str] = deque()
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread that works on them."""
+        self._folder = Path(tempfile.mkdtemp(prefix="openmarigold-jobs-"))
+        self._thread.start()
+
+    def add(self, photos: Mapping[str, PredictRequest]) -> Job:
+        """A job for these photos, by name.
+
+        Raises:
+            QueueFullError: as many jobs as are kept are unfinished.
+            StoppingError: the server ends.
+        """
+        with self._changed:
+            if self._stopping:
+                raise StoppingError("the server is stopping; try another one, or later")
+            self._forget()
+            if len(self._jobs) >= self._limits.max_jobs:
+                raise QueueFullError(60)
+            job = Job(id=secrets.token_urlsafe(12), names=list(photos))
+            self._jobs[job.id] = job
+            self._requests[job.id] = list(photos.values())
+            self._waiting.append(job.id)
+            self._changed.notify_all()
+        return job
+
+    def _forget(self) -> None:
+        """Drops what is old, then what is finished, oldest first, until there is room for one."""
+        now = time.monotonic()
+        finished = [job for job in self._jobs.values() if job.ended is not None]
+        for job in finished:
+            old = now - (job.ended or now) > self._limits.keep_jobs
+            if old or len(self._jobs) >= self._limits.max_jobs:
+                self._drop(job)
+
+    def _drop(self, job: Job) -> None:
+        self._jobs.pop(job.id, None)
+        self._requests.pop(job.id, None)
+        shutil.rmtree(self._folder / job.id, ignore_errors=True)
+
+    def find(self, job_id: str) -> Job | None:
+        """The job of an id; None where there is none, or no longer."""
+        with self._changed:
+            job = self._jobs.get(job_id)
+            if job and job.ended is not None and time.monotonic() - job.ended > self._limits.keep_jobs:
+                self._drop(job)
+                return None
+            return job
+
+    def cancel(self, job: Job) -> None:
+        """Ends a job after the photo at hand; a finished one is dropped with its results."""
+        with self._changed:
+            job.cancelled = True
+            if job.ended is not None:
+                self._drop(job)
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Ends all jobs after the photo at hand, and removes their results."""
+        with self._changed:
+            self._stopping = True
+            for job in self._jobs.values():
+                job.cancelled = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(timeout=self._limits.drain_time)
+        if self._folder != Path():
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._stopping)
+                if self._stopping:
+                    return
+                job = self._jobs[self._waiting.popleft()]
+                requests = self._requests.pop(job.id)
+            try:
+                self._run(job, requests)
+            except Exception as error:  # noqa: BLE001 - a full disk must not end the others' work
+                job.failed.append({"name": "", "error": one_line(error)})
+                self._set(job, "failed")
+
+    def _run(self, job: Job, requests: list[PredictRequest]) -> None:
+        self._set(job, "running")
+        folder = self._folder / job.id
+        folder.mkdir()
+        unfinished, result = folder / "result.zip.part", folder / "result.zip"
+        with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:
+            for name, request in zip(job.names, requests, strict=True):
+                if job.cancelled:
+                    break
+                try:
+                    answer = self._service.submit(request, bounded=False).result()
+                except OpenMarigoldError as error:
+                    job.failed.append({"name": name, "error": str(error)})
+                else:
+                    for file, content in answer.files.items():
+                        archive.writestr(zipfile.ZipInfo(name + file.removeprefix(STEM)), content)
+                    job.done += 1
+                self._set(job, "running")
+        unfinished.replace(result)
+        job.result = result
+        self._set(job, "cancelled" if job.cancelled else "done" if job.done else "failed")
+
+    def _set(self, job: Job, state: State) -> None:
+        with self._changed:
+            job.state = state
+            job.version += 1
+            if state in ("done", "failed", "cancelled"):
+                job.ended = time.monotonic()
+            self._changed.notify_all()
+
+
+def photos_of_zip(content: bytes, max_bytes: int) -> Iterable[tuple[str, bytes]]:
+    """Yields the pictures of an archive with their names, folders included.
+
+    Raises:
+        InvalidValueError: it is damaged or encrypted, or its files are larger than `max_bytes` together.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            left = max_bytes
+            for info in archive.infolist():
+                name = PurePosixPath(info.filename)
+                if info.is_dir() or "__MACOSX" in name.parts or name.name.startswith("."):
+                    continue
+                with archive.open(info) as file:
+                    data = file.read(left + 1)  # what the archive states of a size may be wrong
+                left -= len(data)
+                if left < 0:
+                    raise InvalidValueError(f"the files in the archive are larger than {max_bytes} bytes together")
+                yield info.filename, data
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError, ValueError) as error:
+        if isinstance(error, InvalidValueError):
+            raise
+        raise InvalidValueError(f"the archive cannot be read: {one_line(error)}") from None
+
+
+def result_names(names: Iterable[str]) -> list[str]:
+    """What results begin with, from the names of uploads: no folder above, no two alike.
+
+    >>> result_names(["a/cat.jpg", "../../etc/cat.png", "cat.jpg", "", "x:dog.jpg"])
+    ['a/cat', 'etc/cat', 'cat', 'photo', 'x_dog']
+    """
+    found: list[str] = []
+    for name in names:
+        parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+        cleaned = [
+            "".join(one if one.isprintable() and one not in '<>:"|?*' else "_" for one in part) for part in parts
+        ]
+        path = PurePosixPath(*[part[:_LONGEST_NAME] for part in cleaned] or [STEM])
+        stem = path.with_suffix("").as_posix()
+        unique, number = stem, 1
+        while unique in found:
+            number += 1
+            unique = f"{stem}-{number}"
+        found.append(unique)
+    return found
+
+
+def check_number(photos: int) -> None:
+    """Raises ImageError for a job of no photo, or of too many."""
+    if not photos:
+        raise ImageError("the request holds no photo; send one or more in the field `photo`, or a zip of them")
+    if photos > _MAX_PHOTOS:
+        raise ImageError(f"the request holds {photos} photos; {_MAX_PHOTOS} at most are taken")

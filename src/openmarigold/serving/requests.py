@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a request may state, and how it becomes the settings of a prediction."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from openmarigold.config import CallConfig, FileFormat, OutputConfig, PredictConfig
+from openmarigold.errors import InvalidValueError
+from openmarigold.serving.settings import ServeConfig
+
+# Settings that name files of the server, or say how it runs.
+_NOT_OFFERED = frozenset({"camera_file", "normals_checkpoint", "batch_size", "format"})
+_DEFAULT_RESOLUTION = 0
+"""Of processing_resolution: the photo's own size."""
+
+
+def _offered(kind: type) -> dict[str, Any]:
+    """The fields of a dataclass of settings for pydantic; None is what leaves the default."""
+    hints = get_type_hints(kind)
+    return {
+        setting.name: (hints[setting.name] | None, Field(default=None))
+        for setting in fields(kind)
+        if setting.name not in _NOT_OFFERED
+    }
+
+
+_CALL, _OUTPUT = _offered(CallConfig), _offered(OutputConfig)
+
+Settings: type[BaseModel] = create_model(
+    "Settings",
+    __config__=ConfigDict(extra="forbid"),
+    __doc__="The settings of `openmarigold predict` that a request may give, by the same names.",
+    modality=(
+        str | None,
+        Field(default=None, description="depth, normals, appearance, lighting; one that the server offers."),
+    ),
+    file=(
+        str | None,
+        Field(
+            default=None,
+            description="Of several files of the format, which: the end of its name, such as depth_colored.png.",
+        ),
+    ),
+    **_CALL,
+    **_OUTPUT,
+)
+"""Of a request, checked by pydantic; `CallConfig` and `OutputConfig` check the values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictRequest:
+    """A photo and what is to be made of it."""
+
+    photo: bytes
+    """The bytes of its file."""
+    modality: str | None
+    """None: the model's own."""
+    call: Mapping[str, Any]
+    """Settings of `CallConfig`."""
+    output: OutputConfig
+    file: str | None = None
+    """The end of the name of the file that is wanted."""
+
+    def config(self, base: PredictConfig) -> PredictConfig:
+        """The settings of the server's model with those of the request."""
+        return replace(base, **self.call)
+
+
+def parse_settings(
+    given: Mapping[str, Any], limits: ServeConfig
+) -> tuple[str | None, dict[str, Any], dict[str, Any], str | None]:
+    """Modality, settings of the call, settings of the files, and the wanted file.
+
+    Raises:
+        InvalidValueError: a name or value that is not accepted, or more than the server offers.
+    """
+    try:
+        found = Settings.model_validate({name: value for name, value in given.items() if value != ""})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"][:1])
+        known = "" if first["type"] != "extra_forbidden" else f"; known are {', '.join(Settings.model_fields)}"
+        raise InvalidValueError(f"{name}: {first['msg'].lower()}{known}") from None
+    stated = found.model_dump(exclude_none=True)
+    call = {name: stated[name] for name in _CALL if name in stated}
+    output = {name: stated[name] for name in _OUTPUT if name in stated}
+    _check_limits(CallConfig(**call), limits)
+    return stated.get("modality"), call, output, stated.get("file")
+
+
+def _check_limits(call: CallConfig, limits: ServeConfig) -> None:
+    passes = (call.num_inference_steps or 1) * call.ensemble_size
+    if passes > limits.max_passes:
+        raise InvalidValueError(
+            f"num_inference_steps times ensemble_size is {passes}; this server takes {limits.max_passes} at most"
+        )
+    resolution = call.processing_resolution
+    if resolution is not None and (resolution > limits.max_resolution or resolution == _DEFAULT_RESOLUTION):
+        raise InvalidValueError(
+            f"processing_resolution={resolution} is more than this server takes; give {limits.max_resolution} at most"
+        )
+
+
+def make_request(
+    photo: bytes, given: Mapping[str, Any], formats: tuple[FileFormat, ...], limits: ServeConfig
+) -> PredictRequest:
+    """A request of one photo. Raises what `parse_settings` raises."""
+    modality, call, output, file = parse_settings(given, limits)
+    return PredictRequest(
+        photo=photo, modality=modality, call=call, output=OutputConfig(format=formats, **output), file=file
+    )
+
+
+def photo_of_json(body: Mapping[str, Any]) -> bytes:
+    """The photo in a JSON body, in base64.
+
+    Raises:
+        InvalidValueError: it is missing or no base64.
+    """
+    text = body.get("photo")
+    if not isinstance(text, str) or not text:
+        raise InvalidValueError("photo is missing; give the bytes of a picture's file in base64")
+    try:
+        return base64.b64decode(text.partition("base64,")[2] if text.startswith("data:") else text, validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidValueError("photo is not base64; give the bytes of a picture's file in base64") from None

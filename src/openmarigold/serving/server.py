@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The server process: checks, the token, uvicorn, the end."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+
+from openmarigold.config import PredictConfig
+from openmarigold.errors import InvalidValueError, OutputError, needs_extra
+from openmarigold.serving.settings import ServeConfig
+
+TOKEN_VARIABLE = "OPENMARIGOLD_TOKEN"
+_SHORTEST_TOKEN = 16
+
+
+def read_token(config: ServeConfig) -> str | None:
+    """The token that requests must carry; None where the server is for this machine alone and has none.
+
+    Raises:
+        InvalidValueError: it is missing where it is needed, too short, or its file cannot be read.
+    """
+    token = os.environ.get(TOKEN_VARIABLE)
+    if config.token_file is not None:
+        try:
+            token = config.token_file.read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            raise InvalidValueError(f"token_file {config.token_file} cannot be read: {error}") from error
+    if token is None or token == "":
+        if not config.is_local:
+            raise InvalidValueError(
+                f"host {config.host} can be reached from other machines, so a token is needed; put one into a file and "
+                f"give --token-file, or into the variable {TOKEN_VARIABLE}"
+            )
+        return None
+    if len(token) < _SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+        raise InvalidValueError(
+            f"the token is not accepted; give {_SHORTEST_TOKEN} ASCII characters or more, without spaces, such as "
+            "`openssl rand -hex 16` prints"
+        )
+    return token
+
+
+def serve(config: PredictConfig, limits: ServeConfig, *, ready: Callable[[str], object] = lambda address: None) -> None:
+    """Serves until it is interrupted; requests that have begun are finished within `drain_time`.
+
+    Args:
+        config: the model, and the defaults of requests.
+        limits: address and bounds.
+        ready: called with the server's address once it listens.
+
+    Raises:
+        CheckpointError, InvalidValueError, MissingExtraError: the model or a setting cannot be used.
+        OutputError: the address cannot be listened on.
+    """
+    with needs_extra("web"):
+        import uvicorn
+
+        from openmarigold.serving.app import create_app
+        from openmarigold.serving.guard import log
+        from openmarigold.serving.service import Service
+    token = read_token(limits)
+    listener = _listen(limits)
+    port = listener.getsockname()[1]
+    service = Service(config, replace(limits, port=port))
+    with listener:
+        service.check()
+        settings = uvicorn.Config(
+            create_app(service, limits, token),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=max(1, round(limits.drain_time)),
+            timeout_keep_alive=15,
+            h11_max_incomplete_event_size=2**16,
+        )
+        host = f"[{limits.host}]" if ":" in limits.host else limits.host
+        ready(f"http://{host}:{port}")
+        log("listening", address=f"http://{host}:{port}")
+        with suppress(KeyboardInterrupt):  # which uvicorn raises again when everything is finished
+            uvicorn.Server(settings).run(sockets=[listener])
+        log("stopped")
+
+
+def _listen(limits: ServeConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in limits.host else socket.AF_INET
+    listener = socket.socket(family)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((limits.host, limits.port))
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise OutputError(
+            f"cannot listen on {limits.host}:{limits.port}: {error.strerror or error}; choose another --port or --host"
+        ) from error
+    return listener

@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The models of a server, and the bounded queue before them. Knows nothing of HTTP."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import shutil
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from openmarigold.config import OutputConfig, PredictConfig
+from openmarigold.errors import ImageError, InvalidValueError, OpenMarigoldError, one_line
+from openmarigold.images.photo import read_photo
+from openmarigold.images.quiet import quiet
+from openmarigold.predictor.model_run import ModelRun
+from openmarigold.printing import quoted_logger
+from openmarigold.results.prediction import Prediction
+from openmarigold.results.provenance import to_json
+from openmarigold.serving.requests import PredictRequest
+from openmarigold.serving.settings import ServeConfig
+
+STEM = "photo"
+"""The beginning of the names of result files."""
+_log = quoted_logger(__name__)
+_FIRST_GUESS_S = 1.0  # a photo's time, before one is measured
+
+
+class QueueFullError(OpenMarigoldError):
+    """As many requests wait as may."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"the server is busy; try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+class StoppingError(OpenMarigoldError):
+    """The server ends."""
+
+
+class TooManyPixelsError(ImageError):
+    """A photo that is larger than the server takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What became of a photo."""
+
+    files: Mapping[str, bytes]
+    """By name, in the order of `results.writers.result_paths`."""
+    record: Mapping[str, Any]
+    """The provenance that they carry."""
+    prediction: Prediction
+    seconds: float
+    """From the photo's bytes to the files' bytes."""
+
+
+@dataclass(kw_only=True)
+class _Item:
+    request: PredictRequest
+    future: Future[Answer] = field(default_factory=Future)
+
+
+class Service:
+    """Predicts photos from a bounded queue, in threads of its own. `start` loads the models."""
+
+    def __init__(self, config: PredictConfig, limits: ServeConfig) -> None:
+        self.limits = limits
+        names = list(dict.fromkeys(config.modality))
+        configs = [replace(config, modality=(name,)) for name in names] or [config]
+        self._folder: Path | None = None  # for files on their way
+        self._bases = [ModelRun(one, OutputConfig(format=("npy",)), Path()) for one in configs]  # these write nothing
+        self._waiting: deque[_Item] = deque()
+        self._running = 0
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._threads: list[threading.Thread] = []
+        self._seconds = _FIRST_GUESS_S
+        self.models: dict[str, ModelRun] = {}
+        """By name of the modality, once they are loaded."""
+        self.is_ready = False
+        self.load_error: OpenMarigoldError | None = None
+
+    def check(self) -> None:
+        """Checks settings and checkpoints, before the server listens. Raises what `predict_files` raises first."""
+        for base in self._bases:
+            base.check()
+
+    def start(self) -> None:
+        """Starts to load the models, and to work on what waits."""
+        self._folder = Path(tempfile.mkdtemp(prefix="openmarigold-"))
+        self._threads = [threading.Thread(target=self._load_and_work, name="predict-0", daemon=True)]
+        self._threads[0].start()
+
+    def _load_and_work(self) -> None:
+        try:
+            for base in self._bases:
+                predictor = base.load(self._bases)
+                predictor.try_out()
+                _ = base.request  # hashes the checkpoint
+                self.models[predictor.modality.name] = base
+        except OpenMarigoldError as error:
+            self.load_error = error
+            _log.error("the model cannot be loaded: %s", error)
+            self._fail_all(error)
+            return
+        except Exception as error:
+            self.load_error = OpenMarigoldError(f"the model cannot be loaded: {one_line(error)}")
+            self._fail_all(self.load_error)
+            raise
+        self.is_ready = True
+        more = [
+            threading.Thread(target=self._work, name=f"predict-{number}", daemon=True)
+            for number in range(1, self.limits.threads)
+        ]
+        self._threads += more
+        for thread in more:
+            thread.start()
+        self._work()
+
+    def _fail_all(self, error: OpenMarigoldError) -> None:
+        with self._changed:
+            waiting, self._waiting = list(self._waiting), deque()
+        for item in waiting:
+            item.future.set_exception(error)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that no thread has begun."""
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        """Requests that threads work on."""
+        return self._running
+
+    def submit(self, request: PredictRequest, *, bounded: bool = True) -> Future[Answer]:
+        """Puts a request into the queue. `cancel()` of what it returns takes it out again, unless it has begun.
+
+        Args:
+            request: what is asked for.
+            bounded: False ignores the bound of the queue, for who keeps one of his own.
+
+        Raises:
+            QueueFullError: as many wait as may.
+            StoppingError: the server ends.
+            OpenMarigoldError: the model could not be loaded.
+        """
+        with self._changed:
+            if self._stopping:
+                raise StoppingError("the server is stopping; try another one, or later")
+            if self.load_error is not None:
+                raise self.load_error
+            self._waiting = deque(item for item in self._waiting if not item.future.cancelled())
+            if bounded and len(self._waiting) >= self.limits.max_queue:
+                ahead = (len(self._waiting) + self._running) * self._seconds / self.limits.threads
+                raise QueueFullError(max(1, math.ceil(ahead)))
+            item = _Item(request=request)
+            self._waiting.append(item)
+            self._changed.notify()
+        return item.future
+
+    def stop(self, drain_time: float) -> bool:
+        """Ends: what has come in is finished within `drain_time` [s], the rest is cancelled. Whether all was done."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+            done = self._changed.wait_for(lambda: not self._waiting and not self._running, timeout=drain_time)
+            for item in self._waiting:
+                item.future.cancel()
+            self._waiting.clear()
+            self._changed.notify_all()
+        if done:
+            for thread in self._threads:
+                thread.join(timeout=1.0)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        return done
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._stopping)
+                if not self._waiting:
+                    return
+                items = self._take()
+                self._running += len(items)
+            try:
+                self._answer(items)
+            finally:
+                with self._changed:
+                    self._running -= len(items)
+                    self._changed.notify_all()
+
+    def _take(self) -> list[_Item]:
+        """The next request; on a GPU with those of the same settings that wait behind it, which share its batch."""
+        first = self._waiting.popleft()
+        taken = [first] if first.future.set_running_or_notify_cancel() else []
+        device = next(iter(self.models.values())).load().engine.device
+        if not taken or device == "cpu":
+            return taken
+        kept: deque[_Item] = deque()
+        for item in self._waiting:
+            same = (item.request.call, item.request.modality) == (first.request.call, first.request.modality)
+            if not same:
+                kept.append(item)
+            elif item.future.set_running_or_notify_cancel():
+                taken.append(item)
+        self._waiting = kept
+        return taken
+
+    def _answer(self, items: list[_Item]) -> None:
+        """Sets the results of requests with the same settings; a bad photo does not spoil the others."""
+        started = time.perf_counter()
+        photos: list[tuple[_Item, Any]] = []
+        for item in items:
+            try:
+                self._check_size(item.request.photo)
+                background = item.request.call.get("background", "white")
+                photos.append((item, read_photo(item.request.photo, background=background)))
+            except BaseException as error:  # noqa: BLE001 - it belongs to who waits
+                item.future.set_exception(error)
+        try:
+            predictions = self._predict([item.request for item, _ in photos], [photo for _, photo in photos])
+        except BaseException as error:  # noqa: BLE001 - as above
+            for item, _ in photos:
+                item.future.set_exception(error)
+            return
+        for (item, _), prediction in zip(photos, predictions, strict=True):
+            try:
+                answer = self._written(item.request, prediction, started)
+                self._seconds = 0.8 * self._seconds + 0.2 * answer.seconds
+                item.future.set_result(answer)
+            except BaseException as error:  # noqa: BLE001 - as above
+                item.future.set_exception(error)
+
+    def _check_size(self, photo: bytes) -> None:
+        try:
+            with quiet(), Image.open(io.BytesIO(photo)) as image:
+                pixels = image.width * image.height
+        except UnidentifiedImageError:
+            return  # of another kind; its reader has bounds of its own
+        except Image.DecompressionBombError:
+            pixels = math.inf
+        except Exception:  # noqa: BLE001 - reading it whole tells what is wrong
+            return
+        if pixels > self.limits.max_pixels:
+            raise TooManyPixelsError(
+                f"the photo has {pixels / 1e6:.0f} megapixels; this server takes {self.limits.max_pixels / 1e6:.0f} "
+                "at most; make it smaller first"
+            )
+
+    def model(self, modality: str | None) -> ModelRun:
+        """The loaded model of a modality; of the first one where none is named.
+
+        Raises:
+            InvalidValueError: it is not offered.
+        """
+        if modality is None:
+            return next(iter(self.models.values()))
+        if modality not in self.models:
+            raise InvalidValueError(f"modality={modality!r} is not offered; this server has {', '.join(self.models)}")
+        return self.models[modality]
+
+    def _predict(self, requests: list[PredictRequest], photos: list[Any]) -> list[Prediction]:
+        if not photos:
+            return []
+        base = self.model(requests[0].modality)
+        config = requests[0].config(base.config)
+        return base.load()(photos, **config.call_options)
+
+    def _written(self, request: PredictRequest, prediction: Prediction, started: float) -> Answer:
+        """The files that `openmarigold predict` would write."""
+        base = self.model(request.modality)
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+            run = base.sibling(request.config(base.config), request.output, Path(folder))
+            run.check()
+            paths = run.paths(STEM)
+            sha256 = hashlib.sha256(request.photo).hexdigest()
+            record, _, _ = run.write(prediction, STEM, Path(STEM), paths, sha256, run.request)
+            files = {path.name: path.read_bytes() for path in paths}
+        return Answer(files=files, record=record, prediction=prediction, seconds=time.perf_counter() - started)
+
+    def describe(self, answer: Answer) -> dict[str, Any]:
+        """An answer as JSON: what the maps are, without their values."""
+        maps = {**answer.prediction.maps, **answer.prediction.uncertainties}
+        return {
+            "modality": answer.prediction.modality,
+            "maps": {
+                name: {"shape": list(values.shape), "min": float(values.min()), "max": float(values.max())}
+                for name, values in maps.items()
+            },
+            "record": json.loads(to_json(answer.record)),
+            "seconds": round(answer.seconds, 4),
+        }

@@ -1,0 +1,457 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTTP interface: bytes of `predict`, statuses, bounds, jobs. The embedded model predicts tiny photos."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from openmarigold.config import OutputConfig, PredictConfig
+from openmarigold.errors import InvalidValueError
+from openmarigold.predictor.run import predict_files
+from openmarigold.serving.app import create_app
+from openmarigold.serving.formats import negotiated
+from openmarigold.serving.guard import Guard, Metrics
+from openmarigold.serving.jobs import photos_of_zip
+from openmarigold.serving.requests import PredictRequest
+from openmarigold.serving.server import TOKEN_VARIABLE, read_token
+from openmarigold.serving.service import QueueFullError, Service, StoppingError
+from openmarigold.serving.settings import ServeConfig
+
+TOKEN = "0123456789abcdef"
+
+
+def picture(width: int = 72, height: int = 56, *, kind: str = "PNG") -> bytes:
+    pixels = np.random.default_rng(width).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@contextmanager
+def running(token: str | None = None, **limits: Any) -> Iterator[TestClient]:
+    config = ServeConfig(**limits)
+    service = Service(PredictConfig(processing_resolution=64), config)
+    with TestClient(create_app(service, config, token), base_url="http://localhost") as client:
+        for _ in range(600):
+            if client.get("/readyz").status_code == 200:
+                break
+            time.sleep(0.05)
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[TestClient]:
+    with running() as one:
+        yield one
+
+
+def post(client: TestClient, photo: bytes | None = None, accept: str = "*/*", **data: Any) -> Any:
+    files = {"photo": ("cat.png", photo or picture())}
+    return client.post("/v1/predict", files=files, data=data, headers={"accept": accept})
+
+
+# ------------------------------------------------------------------------------------------------ the bytes of predict
+
+
+def test_answers_are_the_files_of_predict(client: TestClient, tmp_path: Path) -> None:
+    photo = picture()
+    (tmp_path / "cat.png").write_bytes(photo)
+    config = PredictConfig(processing_resolution=64, ensemble_size=2, seed=7)
+    formats = ("npy", "png", "npz", "ply")
+    predict_files(
+        [tmp_path / "cat.png"], output_dir=tmp_path / "out", config=config, output=OutputConfig(format=formats)
+    )
+    settings = {"ensemble_size": "2", "seed": "7"}
+    for media, file, name in (
+        ("image/png", None, "cat_depth.png"),
+        ("image/png", "depth_colored.png", "cat_depth_colored.png"),
+        ("application/x-npy", "uncertainty.npy", "cat_uncertainty.npy"),
+        ("application/x-npz", None, "cat_depth.npz"),
+        ("model/ply", None, "cat_depth.ply"),
+    ):
+        answer = post(client, photo, media, **settings, **({} if file is None else {"file": file}))
+        assert (answer.status_code, answer.headers["content-type"]) == (200, media)
+        assert answer.content == (tmp_path / "out" / name).read_bytes(), name
+
+
+def test_json_in_and_out(client: TestClient) -> None:
+    body = {"photo": base64.b64encode(picture()).decode(), "ensemble_size": 2}
+    answer = client.post("/v1/predict", json=body, headers={"accept": "application/json"})
+    assert answer.status_code == 200
+    told = answer.json()
+    assert told["maps"]["depth"]["shape"] == [56, 72]
+    assert told["record"]["ensemble_size"] == 2
+    same = post(client, accept="application/x-npy", ensemble_size="2")
+    assert told["maps"]["depth"]["max"] == pytest.approx(float(np.load(io.BytesIO(same.content)).max()))
+
+
+def test_a_zip_holds_the_formats_that_are_asked_for(client: TestClient) -> None:
+    answer = post(client, accept="application/zip", format="npy,glb")
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.namelist() == ["photo_depth.npy", "photo_depth.glb"]
+    assert answer.content == post(client, accept="application/zip", format="npy,glb").content
+
+
+@pytest.mark.parametrize(
+    ("accept", "media"),
+    [
+        (None, "image/png"),
+        ("*/*", "image/png"),
+        ("application/x-npy", "application/x-npy"),
+        ("application/x-npy;q=0.5, image/png;q=0.4", "application/x-npy"),
+        ("image/*;q=0.3, application/json;q=0.2", "image/png"),
+        ("*/*;q=0.1, application/zip", "application/zip"),
+        ("image/png;q=0, image/*", "image/x-exr"),
+        ("text/html", None),
+        ("image/png;q=0", None),
+    ],
+)
+def test_negotiation(accept: str | None, media: str | None) -> None:
+    assert negotiated(accept) == media
+
+
+# ------------------------------------------------------------------------------------------------------------ refusals
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "word"),
+    [
+        ({"ensemble_siz": "2"}, 400, "ensemble_siz"),
+        ({"ensemble_size": "x"}, 400, "ensemble_size"),
+        ({"ensemble_size": "0"}, 400, "ensemble_size=0"),
+        ({"ensemble_size": "101"}, 400, "at most"),
+        ({"processing_resolution": "4096"}, 400, "at most"),
+        ({"processing_resolution": "0"}, 400, "at most"),
+        ({"modality": "normals"}, 400, "not offered"),
+        ({"camera_file": "/etc/passwd"}, 400, "camera_file"),
+        ({"normals_checkpoint": "/etc"}, 400, "normals_checkpoint"),
+        ({"file": "nothing.png"}, 400, "depth.png"),
+        ({"color_map": "no such map"}, 400, "no such map"),
+    ],
+)
+def test_settings_that_are_refused(client: TestClient, data: dict[str, str], status: int, word: str) -> None:
+    answer = post(client, None, "*/*", **data)
+    told = answer.json()
+    assert (answer.status_code, told["status"]) == (status, status)
+    assert word in told["error"]
+    assert "\n" not in told["error"]
+
+
+@pytest.mark.parametrize("photo", [b"no picture", picture()[:200], b"\x89PNG\r\n\x1a\n"])
+def test_a_broken_photo_is_422(client: TestClient, photo: bytes) -> None:
+    answer = post(client, photo)
+    assert answer.status_code == 422
+    assert "/tmp" not in answer.text
+
+
+def test_other_bodies(client: TestClient) -> None:
+    def status(**request: Any) -> int:
+        return client.post("/v1/predict", **request).status_code
+
+    assert status(content=b"x", headers={"content-type": "image/png"}) == 415
+    assert status(content=b"{", headers={"content-type": "application/json"}) == 400
+    assert status(json=[1]) == 400
+    assert status(json={"photo": "not base64!"}) == 400
+    assert status(json={}) == 400
+    assert status(content=b"--x", headers={"content-type": "multipart/form-data; boundary=y"}) == 400
+    assert status(content=b"", headers={"content-type": "multipart/form-data"}) == 400
+    assert status(files=[("photo", ("a", picture())), ("photo", ("b", picture()))]) == 400
+    assert status(files={"other": ("a", picture())}) == 400
+    assert post(client, accept="text/html").status_code == 406
+
+
+def test_a_picture_of_too_many_pixels_is_413_before_it_is_decoded() -> None:
+    buffer = io.BytesIO()
+    Image.new("L", (20_000, 20_000)).save(buffer, "PNG")  # 0.4 MB
+    with running(max_pixels=1_000_000) as client:
+        answer = post(client, buffer.getvalue())
+        assert answer.status_code == 413
+        assert "megapixels" in answer.json()["error"]
+        assert post(client, picture()).status_code == 200
+
+
+def test_a_strip_is_predicted(client: TestClient) -> None:
+    answer = post(client, picture(10_000, 3), "application/x-npy")
+    assert answer.status_code == 200
+    assert np.load(io.BytesIO(answer.content)).shape == (3, 10_000)
+
+
+def test_other_sites_and_hosts_are_refused(client: TestClient) -> None:
+    assert client.get("/healthz", headers={"host": "evil.example"}).status_code == 421
+    assert client.post("/v1/predict", headers={"origin": "http://evil.example"}).status_code == 403
+    assert client.get("/v1/models", headers={"origin": "http://localhost"}).status_code == 200
+
+
+def test_a_token_is_asked_for() -> None:
+    with running(TOKEN) as client:
+        assert client.get("/healthz").status_code == 200
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {TOKEN}"}):
+            answer = client.get("/v1/models", headers=headers)
+            assert answer.status_code == 401
+            assert answer.headers["www-authenticate"] == "Bearer"
+        assert client.get("/v1/models", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
+
+
+def test_another_host_needs_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    assert read_token(ServeConfig()) is None
+    with pytest.raises(InvalidValueError, match="token is needed"):
+        read_token(ServeConfig(host="0.0.0.0"))
+    (tmp_path / "token").write_text(TOKEN + "\n")
+    assert read_token(ServeConfig(host="0.0.0.0", token_file=tmp_path / "token")) == TOKEN
+    monkeypatch.setenv(TOKEN_VARIABLE, "short")
+    with pytest.raises(InvalidValueError, match="16 ASCII"):
+        read_token(ServeConfig())
+
+
+# ------------------------------------------------------------------------------------------------- bounds of the body
+
+
+async def _ask(messages: list[tuple[float, bytes, bool]], headers: dict[str, str], **limits: Any) -> int:
+    """The status of a request whose body arrives in pieces, each after a time [s]."""
+    config = ServeConfig(**limits)
+    service = Service(PredictConfig(), config)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        if not messages:
+            await asyncio.sleep(60)
+        seconds, body, more = messages.pop(0)
+        await asyncio.sleep(seconds)
+        return {"type": "http.request", "body": body, "more_body": more}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    encoded = [(name.encode(), value.encode()) for name, value in {"host": "localhost", **headers}.items()]
+    scope = {"type": "http", "method": "POST", "path": "/v1/predict", "headers": encoded}
+    await Guard(app, config, None, Metrics(service))(scope, receive, send)
+    return sent[0]["status"]
+
+
+CHUNKED = {"transfer-encoding": "chunked"}
+
+
+def test_a_large_body_is_413() -> None:
+    assert asyncio.run(_ask([], {"content-length": "2000"}, max_megabytes=0.001)) == 413
+    pieces = [(0.0, b"x" * 600, True)] * 3
+    assert asyncio.run(_ask(pieces, CHUNKED, max_megabytes=0.001)) == 413
+    assert asyncio.run(_ask([(0.0, b"x" * 600, False)], CHUNKED, max_megabytes=0.001)) == 200
+
+
+def test_a_slow_body_is_408() -> None:
+    pieces = [(0.05, b"x", True)] * 100
+    assert asyncio.run(_ask(pieces, CHUNKED, body_time_limit=0.2)) == 408
+
+
+# -------------------------------------------------------------------------------------------------------------- queue
+
+
+class Blocked(Service):
+    """A service whose predictions wait for `go`."""
+
+    def __init__(self, limits: ServeConfig) -> None:
+        super().__init__(PredictConfig(processing_resolution=64), limits)
+        self.go = threading.Event()
+
+    def _answer(self, items: Any) -> None:
+        self.go.wait(20)
+        super()._answer(items)
+
+
+REQUEST = PredictRequest(photo=picture(), modality=None, call={}, output=OutputConfig(format=("npy",)))
+
+
+@contextmanager
+def blocked(**limits: Any) -> Iterator[Blocked]:
+    service = Blocked(ServeConfig(threads=1, **limits))
+    service.start()
+    yield service
+    service.go.set()
+    service.stop(20.0)
+
+
+def _until(condition: Any) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it did not happen")
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
+    with blocked(max_queue=2) as service:
+        futures = [service.submit(REQUEST)]
+        _until(lambda: service.num_running == 1)
+        futures += [service.submit(REQUEST) for _ in range(2)]
+        with pytest.raises(QueueFullError) as caught:
+            service.submit(REQUEST)
+        assert caught.value.retry_after >= 1
+        futures[2].cancel()  # makes room
+        futures[2] = service.submit(REQUEST)
+        service.go.set()
+        assert [list(future.result(20).files) for future in futures] == [["photo_depth.npy"]] * 3
+
+
+def test_stopping_finishes_what_has_come_in() -> None:
+    with blocked() as service:
+        futures: list[Future[Any]] = [service.submit(REQUEST) for _ in range(3)]
+        stopper = threading.Thread(target=service.stop, args=(20.0,))
+        stopper.start()
+        _until(lambda: service._stopping)
+        with pytest.raises(StoppingError):
+            service.submit(REQUEST)
+        service.go.set()
+        stopper.join(20)
+        assert all(future.result(0).files for future in futures)
+        assert service._folder is not None and not service._folder.exists()
+
+
+def test_stopping_cancels_what_does_not_finish_in_time() -> None:
+    with blocked() as service:
+        futures: list[Future[Any]] = [service.submit(REQUEST) for _ in range(2)]
+        _until(lambda: service.num_running == 1)
+        assert service.stop(0.1) is False
+        assert futures[1].cancelled()
+
+
+def test_a_full_queue_is_429_and_a_long_prediction_504() -> None:
+    config = ServeConfig(threads=1, max_queue=1, time_limit=1.0)
+    service = Blocked(config)
+    with TestClient(create_app(service, config), base_url="http://localhost") as client:
+        _until(lambda: client.get("/readyz").status_code == 200)
+        statuses: list[int] = []
+        threads = [threading.Thread(target=lambda: statuses.append(post(client).status_code)) for _ in range(2)]
+        threads[0].start()
+        _until(lambda: service.num_running == 1)
+        threads[1].start()
+        _until(lambda: service.num_waiting == 1)
+        full = post(client)
+        assert full.status_code == 429
+        assert int(full.headers["retry-after"]) >= 1
+        for thread in threads:
+            thread.join(20)
+        assert statuses == [504, 504]
+        service.go.set()
+        _until(lambda: service.num_running == 0)
+        assert post(client).status_code == 200
+
+
+def test_a_checkpoint_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
+    service = Service(PredictConfig(), ServeConfig())
+    service._bases[0].load = lambda others=(): (_ for _ in ()).throw(InvalidValueError("no such device"))
+    service.start()
+    _until(lambda: service.load_error is not None)
+    with pytest.raises(InvalidValueError, match="no such device"):
+        service.submit(REQUEST)
+    service.stop(1.0)
+
+
+# --------------------------------------------------------------------------------------------------------------- jobs
+
+
+def _ended(client: TestClient, job: dict[str, Any]) -> dict[str, Any]:
+    for _ in range(600):
+        told = client.get(f"/v1/jobs/{job['id']}").json()
+        if told["state"] not in ("waiting", "running"):
+            return told
+        time.sleep(0.05)
+    raise AssertionError("the job did not end")
+
+
+def test_a_job_of_photos_and_a_zip(client: TestClient) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("rooms/one.png", picture(40, 40))
+        archive.writestr("../../two.png", picture(48, 40))
+        archive.writestr("bad.jpg", b"no picture")
+    files = [("photo", ("cat.png", picture())), ("photo", ("all.zip", packed.getvalue()))]
+    answer = client.post("/v1/jobs", files=files, data={"format": "npy"})
+    assert answer.status_code == 202
+    told = _ended(client, answer.json())
+    assert (told["state"], told["total"], told["done"]) == ("done", 4, 3)
+    assert [entry["name"] for entry in told["failed"]] == ["bad"]
+    result = client.get(f"/v1/jobs/{told['id']}/result")
+    with zipfile.ZipFile(io.BytesIO(result.content)) as archive:
+        assert sorted(archive.namelist()) == ["cat_depth.npy", "rooms/one_depth.npy", "two_depth.npy"]
+        alone = post(client, picture(40, 40), "application/x-npy").content
+        assert archive.read("rooms/one_depth.npy") == alone
+    events = client.get(f"/v1/jobs/{told['id']}/events").text
+    assert json.loads(events.strip().rpartition("data: ")[2])["done"] == 3
+    assert client.delete(f"/v1/jobs/{told['id']}").status_code == 204
+    assert client.get(f"/v1/jobs/{told['id']}").status_code == 404
+
+
+def test_many_jobs_are_bounded() -> None:
+    config = ServeConfig(threads=1, max_jobs=2)
+    service = Blocked(config)
+    with TestClient(create_app(service, config), base_url="http://localhost") as client:
+        _until(lambda: client.get("/readyz").status_code == 200)
+        statuses = [client.post("/v1/jobs", files={"photo": ("a.png", picture())}).status_code for _ in range(3)]
+        assert statuses == [202, 202, 429]
+        service.go.set()
+
+
+def test_a_job_without_photos_and_unknown_jobs(client: TestClient) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w"):
+        pass
+    answer = client.post("/v1/jobs", files={"photo": ("empty.zip", packed.getvalue())})
+    assert answer.status_code == 422
+    assert client.get("/v1/jobs/..%2f..%2fetc").status_code == 404
+    assert client.get("/v1/jobs/nothing/result").status_code == 404
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused() -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.png", bytes(5_000_000))
+    with pytest.raises(InvalidValueError, match="larger than 1000000 bytes"):
+        list(photos_of_zip(packed.getvalue(), 1_000_000))
+    with pytest.raises(InvalidValueError, match="cannot be read"):
+        list(photos_of_zip(packed.getvalue()[:-30], 10_000_000))
+
+
+# -------------------------------------------------------------------------------------------------------------- others
+
+
+def test_the_interface_describes_itself(client: TestClient) -> None:
+    schema = client.get("/openapi.json").json()
+    assert set(schema["paths"]) >= {"/v1/predict", "/v1/jobs", "/v1/jobs/{job_id}/events", "/healthz", "/metrics"}
+    form = schema["paths"]["/v1/predict"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert "ensemble_size" in form["properties"]
+    assert "camera_file" not in form["properties"]
+    assert client.get("/v1/models").json()["modalities"]["depth"]["maps"] == ["depth"]
+
+
+def test_metrics_and_request_ids(client: TestClient) -> None:
+    answer = client.get("/healthz", headers={"x-request-id": "abc-1"})
+    assert answer.headers["x-request-id"] == "abc-1"
+    assert client.get("/healthz", headers={"x-request-id": "a b\n"}).headers["x-request-id"] != "a b\n"
+    post(client)
+    text = client.get("/metrics").text
+    assert 'openmarigold_requests_total{route="/v1/predict",status="200"}' in text
+    assert "openmarigold_queue_waiting 0.0" in text

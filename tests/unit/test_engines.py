@@ -28,6 +28,7 @@ from openmarigold.evaluation.specs import predictor_spec
 from openmarigold.networks import conversion
 from openmarigold.networks.backbone import save_checkpoint
 from openmarigold.networks.conversion import export_checkpoint
+from openmarigold.networks.strips import decode_in_strips
 from openmarigold.predictor import Predictor
 from openmarigold.predictor.run import predict_files
 from openmarigold.results.provenance import read_provenance
@@ -312,17 +313,64 @@ def test_unfit_tiny_autoencoders_are_refused(
         read_tiny_vae(PredictConfig(tiny_vae=str(tiny_vae_dir)), read_checkpoint(tiny_checkpoint))
 
 
-def test_a_network_that_does_not_fit_goes_in_tiles(
-    kl_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def out_of_memory(*_: object, **__: object) -> torch.Tensor:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("name", ["encode", "decode"])
+def test_a_network_that_does_not_fit_goes_in_strips(
+    kl_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    engine = TorchEngine(read_checkpoint(kl_checkpoint), device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    value: Any = torch.randn(2, 4, 16, 24, generator=generator)
+    if name == "encode":
+        value = torch.rand(2, 3, 128, 192, generator=generator).numpy()
+    run = getattr(engine, name)
+    expected = np.asarray(run(value))
+    monkeypatch.setitem(engine._networks, name, out_of_memory)
+    np.testing.assert_allclose(np.asarray(run(value)), expected, rtol=0, atol=1e-5 * np.ptp(expected))
+    assert "tiles" not in caplog.text
+
+
+def test_strips_that_do_not_fit_compute_more_of_it_twice(kl_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TorchEngine(read_checkpoint(kl_checkpoint), device="cpu")
+    latent = torch.randn(1, 4, 16, 24, generator=torch.Generator().manual_seed(0))
+    expected, tried = engine.decode(latent), []
+
+    def narrow(vae: Any, value: torch.Tensor, *, num_whole: int) -> torch.Tensor:
+        tried.append(num_whole)
+        return decode_in_strips(vae, value, num_whole=num_whole) if num_whole == 1 else out_of_memory()
+
+    monkeypatch.setitem(engine._networks, "decode", out_of_memory)
+    monkeypatch.setattr("openmarigold.engines.torch.decode_in_strips", narrow)
+    np.testing.assert_allclose(engine.decode(latent), expected, rtol=0, atol=1e-5 * np.ptp(expected))
+    assert tried == [2, 1]
+
+
+def test_a_large_image_or_little_memory_means_strips(kl_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TorchEngine(read_checkpoint(kl_checkpoint), device="cpu")
+    small, large = torch.zeros(1, 4, 16, 24), torch.zeros(1, 4, 128, 128)  # of 2^20 pixels
+    for free, fitting, ways in ((1e12, [True, False], (2, 1)), (2e6, [False, False], (1,))):
+        monkeypatch.setattr("openmarigold.engines.torch.available_memory", lambda device, free=free: free)
+        assert [engine._fits_in_one_pass("decode", latent) for latent in (small, large)] == fitting
+        assert engine._strips_that_fit("decode", small) == ways
+    monkeypatch.setattr(engine, "_compile", "full")
+    assert engine._fits_in_one_pass("decode", large)
+
+
+@pytest.mark.parametrize("unknown", [False, True])
+def test_what_does_not_fit_in_strips_goes_in_tiles(
+    kl_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, unknown: bool
 ) -> None:
     engine = TorchEngine(read_checkpoint(kl_checkpoint), device="cpu")
     latent = torch.randn(2, 4, 16, 24, generator=torch.Generator().manual_seed(0))
     expected = engine.decode(latent)
-
-    def full(value: torch.Tensor) -> torch.Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setitem(engine._networks, "decode", full)
+    monkeypatch.setitem(engine._networks, "decode", out_of_memory)
+    if unknown:
+        monkeypatch.setitem(engine._in_strips, "decode", False)
+    else:
+        monkeypatch.setattr("openmarigold.engines.torch.decode_in_strips", out_of_memory)
     tiled = engine.decode(latent)
     assert tiled.shape == expected.shape
     assert 0 < np.abs(tiled - expected).mean() < expected.std()  # tiles of 4x4 cells, each with statistics of its own

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from openmarigold.checkpoints.checkpoint import Checkpoint
 from openmarigold.checkpoints.configured import TinyVae
 from openmarigold.checkpoints.weight_files import IMAGE_ENCODER, part_folder
-from openmarigold.config import CompileMode, Dtype
+from openmarigold.config import LATENT_FACTOR, CompileMode, Dtype
 from openmarigold.engines import Linearized
 from openmarigold.errors import InvalidValueError, OpenMarigoldError, needs_extra, one_line
 from openmarigold.printing import quoted_logger
@@ -25,9 +25,18 @@ with needs_extra("torch"):
 
     from openmarigold.networks import backbone
     from openmarigold.networks.graphs import RecordedNetwork
+    from openmarigold.networks.memory import available_memory
     from openmarigold.networks.rewrites import fold_constant_context, fold_upsampling
+    from openmarigold.networks.strips import (
+        decode_in_strips,
+        encode_in_strips,
+        one_pass_bytes,
+        runs_in_strips,
+        strips_bytes,
+    )
 
 _MEMORY_SHARE = 0.8  # of the free memory, for a batch: allocators waste some
+_STRIPS_FROM = 2**20  # pixels, on a CPU: from there on strips take less memory and no more time
 _MPS_BATCH_SIZE = 4  # torch does not report there how much memory a batch took
 _log = quoted_logger(__name__)
 
@@ -37,9 +46,10 @@ class TorchEngine:
 
     Weights and activations have the given precision; images, latents, the sampler and decoded depth are float32. The
     empty prompt's context is folded into the U-Net and, on a CPU, doublings into the VAE's convolutions (see
-    `rewrites`). `plain` leaves both out, for comparison. An image that does not fit into memory goes through the VAE in
-    tiles with blended seams, which changes the result. Threads take turns, because tiles, recorded graphs and the
-    measured peak of memory belong to the engine.
+    `rewrites`). `plain` leaves both out, for comparison. A large image goes through the VAE in strips of rows (see
+    `strips`), which is exact: on a CPU from 2^20 pixels on, elsewhere where one pass does not fit into memory. A VAE of
+    an unknown kind goes in tiles with blended seams then, which changes the result. Threads take turns, because tiles,
+    recorded graphs and the measured peak of memory belong to the engine.
 
     Raises:
         CheckpointError: a network file is damaged.
@@ -76,12 +86,14 @@ class TorchEngine:
         if self.device == "cpu" and not plain:  # measured there alone
             vaes = {name: fold_upsampling(vae) for name, vae in vaes.items()}
         self._vaes = {name: self._placed(vae) for name, vae in vaes.items()}
+        self._in_strips = {name: runs_in_strips(vae) for name, vae in vaes.items()}
         self._image_encoder = None
         if checkpoint.image_encoder:
             encoder = backbone.load_image_encoder(part_folder(checkpoint.directory, IMAGE_ENCODER), **files)
             self._image_encoder = self._placed(encoder)
         self._timesteps: dict[int, Tensor] = {}
         self._turn = threading.Lock()
+        self._compile = compile
         networks = {"encode": self._encode, "denoise": self._denoise, "decode": self._decode}
         self._networks = {name: _compiled(network, compile, self.device) for name, network in networks.items()}
         # The most memory that an image of a batch has needed so far, without the weights.
@@ -162,10 +174,8 @@ class TorchEngine:
             return 1
         if not self.device.startswith("cuda"):
             return _MPS_BATCH_SIZE
-        free, _ = torch.cuda.mem_get_info(self.device)
-        free += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         known = self._bytes_per_pixel.values()
-        return batch_that_fits(free, max(known) * height * width if all(known) else 0.0)
+        return batch_that_fits(available_memory(self.device), max(known) * height * width if all(known) else 0.0)
 
     def _encode(self, rgb: Tensor) -> Tensor:
         if self._image_encoder is not None:
@@ -177,7 +187,9 @@ class TorchEngine:
         return self._unet(sample.to(self._dtype), timestep, encoder_hidden_states=context, return_dict=False)[0].float()
 
     def _decode(self, latent: Tensor) -> Tensor:
-        image = backbone.decode_to_image(self._vaes["decode"], latent.to(self._dtype)).float()
+        return self._target(backbone.decode_to_image(self._vaes["decode"], latent.to(self._dtype)).float())
+
+    def _target(self, image: Tensor) -> Tensor:
         return image.mean(dim=1, keepdim=True) if self._modality.decoded_channels == 1 else image
 
     def _placed(self, network: Any) -> Any:
@@ -193,22 +205,61 @@ class TorchEngine:
         return self._timesteps[timestep]
 
     def _retried(self, name: str, value: Tensor) -> Tensor:
-        """The output of an encoder or decoder; images that do not fit into memory go one by one, then an autoencoder's
-        in tiles.
+        """The output of an encoder or decoder. What does not fit into memory goes image by image, then an autoencoder's
+        in strips and, if it is of an unknown kind or they do not fit either, in tiles.
         """
-        try:
-            return self._networks[name](value)
-        except RuntimeError as error:
-            if not _is_out_of_memory(error) or (len(value) == 1 and name not in self._vaes):
-                raise
-        if self.device.startswith("cuda"):
-            torch.cuda.empty_cache()
+        last = len(value) == 1 and name not in self._vaes
+        if self._fits_in_one_pass(name, value):
+            output = self._attempted(lambda: self._networks[name](value), last=last)
+            if output is not None:
+                return output
         if len(value) > 1:
             return torch.cat([self._retried(name, one[None]) for one in value])
+        for num_whole in self._strips_that_fit(name, value):
+            output = self._attempted(lambda: self._strips(name, value, num_whole))  # noqa: B023 - called here
+            if output is not None:
+                return output
         height, width = value.shape[-2:]
         _log.warning("the VAE does not fit into the memory at %dx%d: it %ss in tiles", width, height, name)
         self._vaes[name].enable_tiling()
         return {"encode": self._encode, "decode": self._decode}[name](value)
+
+    def _attempted(self, run: Callable[[], Tensor], *, last: bool = False) -> Tensor | None:
+        """What a network gives; None where memory does not suffice and this was not the last attempt."""
+        try:
+            return run()
+        except RuntimeError as error:
+            if not _is_out_of_memory(error) or last:
+                raise
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        return None
+
+    def _fits_in_one_pass(self, name: str, value: Tensor) -> bool:
+        """Whether one pass is worth trying: always, where strips are not known or the networks are compiled."""
+        if not self._in_strips.get(name) or self._compile != "off":
+            return True
+        if self.device == "cpu" and _num_pixels(name, value) >= _STRIPS_FROM:
+            return False
+        needed = one_pass_bytes(self._half(name), len(value) * _num_pixels(name, value), self._dtype)
+        return needed <= _MEMORY_SHARE * available_memory(self.device)
+
+    def _strips_that_fit(self, name: str, value: Tensor) -> tuple[int, ...]:
+        """Ways to go in strips that are worth trying, the fastest first: see `encode_in_strips`."""
+        if not self._in_strips.get(name):
+            return ()
+        needed = strips_bytes(self._half(name), _num_pixels(name, value), self._dtype, num_whole=2)
+        return (2, 1) if needed <= _MEMORY_SHARE * available_memory(self.device) else (1,)
+
+    def _strips(self, name: str, value: Tensor, num_whole: int) -> Tensor:
+        vae, value = self._vaes[name], value.to(self._dtype)
+        _log.debug("the VAE %ss %s in strips of rows", name, list(value.shape))
+        if name == "encode":
+            return encode_in_strips(vae, value, num_whole=num_whole).float()
+        return self._target(decode_in_strips(vae, value, num_whole=num_whole).float())
+
+    def _half(self, name: str) -> Any:
+        return self._vaes[name].encoder if name == "encode" else self._vaes[name].decoder
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
@@ -278,7 +329,7 @@ def matrix_product(size: int, device: str, dtype: str) -> Callable[[], object]:
     return lambda: float((matrix @ matrix)[0, 0])
 
 
-def batch_that_fits(free_bytes: int, image_bytes: float) -> int:
+def batch_that_fits(free_bytes: float, image_bytes: float) -> int:
     """The number of images that fit; one while the memory of an image is unknown.
 
     >>> [batch_that_fits(free, 3e9) for free in (80_000_000_000, 1_000_000_000)], batch_that_fits(80_000_000_000, 0.0)
@@ -307,6 +358,11 @@ def _compiled(network: Callable[..., Tensor], mode: CompileMode, device: str) ->
         return network
     compiled = torch.compile(network, dynamic=False)  # each size at its first use
     return RecordedNetwork(compiled) if device.startswith("cuda") else compiled
+
+
+def _num_pixels(name: str, value: Tensor) -> int:
+    """Pixels of one image, given itself or its latent."""
+    return value.shape[-2] * value.shape[-1] * (1 if name == "encode" else LATENT_FACTOR**2)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

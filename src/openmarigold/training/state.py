@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from openmarigold.checkpoints.integrity import check_sums, write_sums
 from openmarigold.errors import CheckpointError, OutputError, RecipeError, one_line
 from openmarigold.files import atomic_directory
+from openmarigold.networks.memory import available_memory
 from openmarigold.networks.tensors import save_tensors
 from openmarigold.printing import quoted_logger
 from openmarigold.text_files import parse_json, with_current_keys
@@ -132,7 +132,7 @@ class StateWriter:
         current = self._states_dir / f"step-{state.step:08d}"
         if current.is_dir():
             return
-        if state.num_bytes * 1.2 > _available_memory():
+        if state.num_bytes * 1.2 > available_memory():
             self._write(state, current)
             return
         copied = State(state.step, state.described, {name: value.clone() for name, value in state.tensors.items()})
@@ -253,18 +253,6 @@ def _lay_out_like_weights(optimizer: torch.optim.Optimizer) -> None:
         for name, value in moments.items():
             if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
                 moments[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
-
-
-def _available_memory() -> float:
-    """Main memory available without swapping [bytes]; infinite where the system does not report it."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, ValueError, StopIteration):
-        try:
-            return float(os.sysconf("SC_AVPHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE")
-        except (AttributeError, ValueError, OSError):
-            return float("inf")
 
 
 def _described(state: Path) -> dict[str, Any]:

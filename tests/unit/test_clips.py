@@ -14,6 +14,8 @@ from clip_files import AHEAD, ASIDE, CAMERA, pose_at, wall_depth, write_rendered
 from openmarigold.cli import run
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.evaluation.clips import open_clips
+from openmarigold.evaluation.clips.clip import within
+from openmarigold.evaluation.video import VideoEvaluation
 
 WRITERS = {"rendered": write_rendered, "scannet": write_scannet, "sintel": write_sintel, "tum": write_tum}
 
@@ -114,3 +116,15 @@ def test_saved_depth_is_scored_and_a_damaged_clip_is_reported(
     assert run(words) == 1
     assert list(json.loads(capsys.readouterr().out)["failed"]) == ["b"]
     assert run([*words, "--per-frame"]) == 2
+
+
+def test_a_range_leaves_out_what_is_beyond(tmp_path: Path) -> None:
+    [clip] = open_clips(write_rendered(tmp_path / "data", AHEAD))
+    near, far = (float(wall_depth(position).min()) for position in (AHEAD[-1], AHEAD[0]))
+    assert near < far
+    narrow = within(clip, (0.1, (near + far) / 2))
+    assert not narrow.read(0).valid_mask.any()
+    assert narrow.read(len(AHEAD) - 1).valid_mask.all()
+    assert (narrow.min_depth, narrow.max_depth) == (0.1, (near + far) / 2)
+    with pytest.raises(InvalidValueError, match="depth_range 3 1"):
+        VideoEvaluation(depth_range=(3.0, 1.0))

@@ -49,6 +49,8 @@ class EvaluateVideo:
     flow: Literal["truth", "estimated"] = "truth"
     """What OPW and static pixels follow: measured depth and poses (or the data set's flow), or the photos (extra
     `video`)."""
+    depth_range: tuple[float, float] | None = None
+    """Measured depth that counts [m]. None: the layout's own (rendered clips: all of it)."""
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
     """Folder of report.json and report.md. An interrupted run goes on with the next clip."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -63,7 +65,11 @@ def run_evaluate_video(command: EvaluateVideo) -> int:
     from openmarigold.evaluation.video import VideoEvaluation, evaluate_clips
 
     settings = VideoEvaluation(
-        frames=command.frames, alignments=command.alignments, protocol=command.protocol, flow=command.flow
+        frames=command.frames,
+        alignments=command.alignments,
+        protocol=command.protocol,
+        flow=command.flow,
+        depth_range=command.depth_range,
     )
     clips = open_clips(command.data, layout=command.layout, names=command.clips)
     with progress_bar("frames") as (advance, note):

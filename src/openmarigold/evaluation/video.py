@@ -21,6 +21,7 @@ from openmarigold.config import PredictConfig
 from openmarigold.errors import DataError, InvalidValueError, OpenMarigoldError, OutputError
 from openmarigold.evaluation.clip_scores import ALIGNMENTS, Alignment, FlowSource, score_clip, scores_of
 from openmarigold.evaluation.clips import Clip
+from openmarigold.evaluation.clips.clip import within
 from openmarigold.evaluation.estimators import SavedPredictions
 from openmarigold.evaluation.machine import describe_machine, version_of
 from openmarigold.evaluation.scoring import choose_protocol
@@ -49,8 +50,15 @@ class VideoEvaluation:
     alignments: tuple[Alignment, ...] = ALIGNMENTS
     protocol: str | None = None
     flow: FlowSource = "truth"
+    depth_range: tuple[float, float] | None = None
+    """Measured depth that counts, exclusive, and bounds of aligned depth [m]; None: the layout's own."""
 
     def __post_init__(self) -> None:
+        if self.depth_range is not None and not 0 < self.depth_range[0] < self.depth_range[1]:
+            raise InvalidValueError(
+                f"depth_range {self.depth_range[0]:g} {self.depth_range[1]:g} is not accepted; give two depths [m], "
+                "the first above 0 and below the second"
+            )
         if unknown := [how for how in self.alignments if how not in ALIGNMENTS]:
             raise InvalidValueError(f"alignment {unknown[0]!r} is not known; use {', '.join(ALIGNMENTS)}")
         if not self.alignments:
@@ -250,10 +258,13 @@ class _Run:
             "frames": settings.frames,
             "alignments": list(settings.alignments),
             "flow": settings.flow,
+            **({} if settings.depth_range is None else {"depth_range": list(settings.depth_range)}),
             "settings": dict(spec.settings),
         }
 
     def score(self, clip: Clip, folder: Path | None, step: Callable[[], object]) -> ClipScore:
+        if self.settings.depth_range is not None:
+            clip = within(clip, self.settings.depth_range)
         numbers = self.settings.numbers(clip)
         key, input_hash = self._key(clip, numbers)
         path = None if folder is None else folder / _FOLDER / f"{clip.name}-{self.estimator.mode}.json"

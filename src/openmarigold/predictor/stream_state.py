@@ -16,6 +16,7 @@ from openmarigold.results.prediction import Prediction
 from openmarigold.temporal.anchors import Anchor, anchor_of, anchor_state
 from openmarigold.temporal.matching import Match
 from openmarigold.temporal.smoothing import Smoothed
+from openmarigold.text_files import parse_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ def arrays_of(pending: Pending) -> dict[str, np.ndarray]:
 
 def pending_of(arrays: Mapping[str, np.ndarray]) -> Pending:
     """The inverse of `arrays_of`."""
-    facts: dict[str, Any] = json.loads(arrays["facts"].tobytes())
+    facts: dict[str, Any] = parse_json(arrays["facts"].tobytes())
     prediction = Prediction(
         maps=under(arrays, "maps"),
         uncertainties=under(arrays, "uncertainties"),

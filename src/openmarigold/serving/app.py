@@ -35,6 +35,7 @@ from openmarigold.serving.jobs import Job, Jobs, check_number, photos_of_zip, re
 from openmarigold.serving.requests import PredictRequest, make_request, photo_of_json
 from openmarigold.serving.service import Answer, QueueFullError, Service, StoppingError, TooManyPixelsError
 from openmarigold.serving.settings import ServeConfig
+from openmarigold.text_files import DamagedTextError, parse_json
 
 _MAX_FIELDS = 100
 _POLL_S, _KEEP_ALIVE_S = 0.2, 15.0
@@ -181,9 +182,9 @@ async def _body_of(request: Request, limits: ServeConfig) -> tuple[list[tuple[st
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == "application/json":
         try:
-            body = json.loads(await request.body())
-        except (ValueError, RecursionError):
-            raise InvalidValueError("the body is not JSON") from None
+            body = parse_json(await request.body())
+        except DamagedTextError as error:
+            raise InvalidValueError(f"the body is not JSON that can be used: {error}") from None
         if not isinstance(body, dict):
             raise InvalidValueError("the body is not a JSON object; give photo (in base64) and settings")
         return [("photo", photo_of_json(body))], {name: value for name, value in body.items() if name != "photo"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
 import shutil
 import tempfile
@@ -30,6 +29,7 @@ from openmarigold.results.prediction import Prediction
 from openmarigold.results.provenance import to_json
 from openmarigold.serving.requests import PredictRequest
 from openmarigold.serving.settings import ServeConfig
+from openmarigold.text_files import parse_json
 
 STEM = "photo"
 """The beginning of the names of result files."""
@@ -301,6 +301,6 @@ class Service:
                 name: {"shape": list(values.shape), "min": float(values.min()), "max": float(values.max())}
                 for name, values in maps.items()
             },
-            "record": json.loads(to_json(answer.record)),
+            "record": parse_json(to_json(answer.record)),
             "seconds": round(answer.seconds, 4),
         }

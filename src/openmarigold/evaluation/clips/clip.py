@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +64,17 @@ class Clip:
 
     def __len__(self) -> int:
         return len(self.frame_names)
+
+
+def within(clip: Clip, bounds: tuple[float, float]) -> Clip:
+    """The clip with measured depth between these bounds alone, exclusive [m]; what its layout leaves out stays so."""
+    low, high = max(bounds[0], clip.min_depth), min(bounds[1], clip.max_depth)
+
+    def read(number: int) -> ClipFrame:
+        frame = clip.read(number)
+        return replace(frame, valid_mask=frame.valid_mask & (frame.depth > low) & (frame.depth < high))
+
+    return replace(clip, read=read, min_depth=low, max_depth=high)
 
 
 @dataclass(frozen=True, kw_only=True)

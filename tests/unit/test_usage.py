@@ -56,7 +56,7 @@ CASES = [
     ),
     (
         (),
-        "Expected one of {predict, metric, video, measure, inspect, evaluate, compare, reproduce, data, train",
+        "Expected one of {predict, metric, video, measure, serve, inspect, evaluate",
     ),
     (
         ("data", "render", "mix", "--count", "3"),
@@ -68,7 +68,10 @@ CASES = [
     ),
     (("predct", "a.jpg"), "Unrecognized command: predct; did you mean predict? See `openmarigold --help`"),
     (("checkpoint", "inof"), "Unrecognized command: inof; did you mean info? See `openmarigold checkpoint --help`"),
-    (("zebra",), "Unrecognized command: zebra; there are predict, metric, video, measure, inspect, evaluate, compare"),
+    (
+        ("zebra",),
+        "Unrecognized command: zebra; there are predict, metric, video, measure, serve",
+    ),
     (("inspect", "a", f"{'long/' * 40}b"), f"Unrecognized options: {'long/' * 40}b. See `openmarigold inspect --help`"),
 ]
 

@@ -153,6 +153,7 @@ def test_an_image_that_does_not_fit_goes_in_tiles(
     cuda: str, kl_checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = TorchEngine(read_checkpoint(kl_checkpoint), device=cuda)
+    engine._in_strips["decode"] = False  # as if it were of an unknown kind
     vae: Any = engine._vaes["decode"]
     vae.tile_sample_min_size, vae.tile_latent_min_size = 128, 16  # fewer tiles
     latent = engine.to_engine(np.random.default_rng(0).standard_normal((1, 4, 128, 128)).astype(np.float32))
@@ -265,3 +266,20 @@ def test_a_device_that_is_not_there(cuda: str, kl_checkpoint: Path) -> None:
     with pytest.raises(InvalidValueError, match="device='cuda:63' is not available to torch"):
         on("cuda:63", kl_checkpoint)
     assert np.isfinite(on(cuda, kl_checkpoint)(make_photo(16, 24)).depth).all()  # the others still work
+
+
+@pytest.mark.parametrize(("dtype", "apart"), [("float32", 1e-4), ("float16", 0.02)])
+def test_autoencoder_in_strips_equals_one_pass(
+    device: str, kl_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, dtype: Any, apart: float
+) -> None:
+    monkeypatch.setattr("openmarigold.networks.rows._STRIP_BYTES", 1)
+    used = "float32" if device == "cpu" else dtype
+    engine = TorchEngine(read_checkpoint(kl_checkpoint), device=device, dtype=used)
+    rng = np.random.default_rng(7)
+    latent = engine.to_engine(rng.standard_normal((1, 4, 11, 13)).astype(np.float32))
+    image = rng.uniform(-1, 1, (1, 3, 88, 104)).astype(np.float32)
+    whole = [engine.from_engine(engine.encode(image)), engine.decode(latent)]
+    monkeypatch.setattr(engine, "_fits_in_one_pass", lambda *_: False)
+    strips = [engine.from_engine(engine.encode(image)), engine.decode(latent)]
+    for one, other in zip(whole, strips, strict=True):
+        assert np.abs(other - one).max() < apart * np.ptp(one)

@@ -175,7 +175,7 @@ class TorchEngine:
         if not self.device.startswith("cuda"):
             return _MPS_BATCH_SIZE
         known = self._bytes_per_pixel.values()
-        return batch_that_fits(available_memory(self.device), max(known) * height * width if all(known) else 0.0)
+        return batch_that_fits(int(available_memory(self.device)), max(known) * height * width if all(known) else 0.0)
 
     def _encode(self, rgb: Tensor) -> Tensor:
         if self._image_encoder is not None:
@@ -329,7 +329,7 @@ def matrix_product(size: int, device: str, dtype: str) -> Callable[[], object]:
     return lambda: float((matrix @ matrix)[0, 0])
 
 
-def batch_that_fits(free_bytes: float, image_bytes: float) -> int:
+def batch_that_fits(free_bytes: int, image_bytes: float) -> int:
     """The number of images that fit; one while the memory of an image is unknown.
 
     >>> [batch_that_fits(free, 3e9) for free in (80_000_000_000, 1_000_000_000)], batch_that_fits(80_000_000_000, 0.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from openmarigold.modalities import DEPTH
+from openmarigold.predictor.stream_state import StreamedFrame
 from openmarigold.results.prediction import Prediction
 
 HEIGHT, WIDTH = 32, 48
@@ -111,20 +111,6 @@ def turn(path: Path, *, degrees: int, mirror: bool = False) -> None:
     path.write_bytes(bytes(content))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Streamed:
-    """As `predictor.stream.StreamedFrame`."""
-
-    number: int
-    prediction: Prediction
-    scale: float = 1.0
-    shift: float = 0.0
-    shot: int = 0
-    is_cut: bool = False
-    bounds: tuple[float, float] | None = (0.0, 1.0)
-    inliers: float = 1.0
-
-
 class GrayStream:
     """Takes the brightness of a frame, plus its number in thousandths, for its depth; `late` frames come out later."""
 
@@ -133,19 +119,28 @@ class GrayStream:
         self.number = int(state["number"]) if state else 0
         self.held = [*state["held"]] if state else []
 
-    def follow(self, frames: Iterable[np.ndarray]) -> Iterator[list[Streamed]]:
+    def follow(self, frames: Iterable[np.ndarray]) -> Iterator[list[StreamedFrame]]:
         for rgb in frames:
             time.sleep(self.wait_s)
             self.held.append((rgb.mean(axis=-1) / 255).astype(np.float32))
             yield [self._next()] if len(self.held) > self.late else []
         yield [self._next() for _ in range(len(self.held))]
 
-    def _next(self) -> Streamed:
+    def _next(self) -> StreamedFrame:
         depth = self.held.pop(0) + np.float32(self.number / 1000)
         number, self.number = self.number, self.number + 1
         prediction = Prediction(maps={"depth": depth}, settings={"invariance": "affine"})
         cut = number == 3
-        return Streamed(number=number, prediction=prediction, shift=number / 1000, shot=int(number >= 3), is_cut=cut)
+        return StreamedFrame(
+            number=number,
+            prediction=prediction,
+            scale=1.0,
+            shift=number / 1000,
+            shot=int(number >= 3),
+            is_cut=cut,
+            bounds=(0.0, 1.0),
+            inliers=1.0,
+        )
 
     def state(self) -> dict[str, np.ndarray]:
         return {"number": np.array(self.number), "held": np.array(self.held)}

@@ -197,39 +197,63 @@ def score_clip(
     # The scale of each frame is that of the clip's own alignment.
     wanted: tuple[Alignment, ...] = tuple(dict.fromkeys(("clip", *alignments)))
     aligned = {how: _aligned(clip, numbers, predictions, protocol, space, how) for how in wanted}
-    tallies, truth = {how: _Tally() for how in wanted}, _Tally()
-    scales: list[float] = []
-    scored: list[float] = []
+    tallies = _Tallies(wanted)
     before: ClipFrame | None = None
     depths: dict[str, np.ndarray] = {}
     for number in numbers:
         frame, previous = clip.read(number), depths
         depths = {how: next(maps) for how, maps in aligned.items()}
-        usable = frame.valid_mask & np.isfinite(depths["clip"])
-        if frame.valid_mask.any():
-            scored.append(np.count_nonzero(usable) / np.count_nonzero(frame.valid_mask))
-        if usable.any():
-            scales.append(fit_scale_median(depths["clip"], frame.depth, usable))
-        for how, tally in tallies.items():
-            tally.add_frame(depths[how], frame)
+        tallies.add_frame(depths, frame)
         if before is not None:
-            pair = pair_frames(clip, number - 1, before, frame, flow)
-            for how, tally in tallies.items():
-                tally.add_pair(previous[how], depths[how], pair)
-            truth.add_pair(before.depth, frame.depth, pair)
+            tallies.add_pair(previous, depths, pair_frames(clip, number - 1, before, frame, flow))
         before = frame
         progress()
-    found = {f"{how}/{name}": value for how in alignments for name, value in tallies[how].scores().items()}
-    return {
-        **found,
-        "scale_jitter": scale_jitter(scales),
-        "drift": drift(scales),
-        "final_drift": final_drift(scales),
-        "tae_truth": mean_tae(truth.tae) / 100,
-        "opw_truth": _mean(truth.opw),
-        "share_static": truth.flicker.share_static,
-        PIXELS_SCORED.name: _mean(scored),
-    }
+    return tallies.scores(alignments)
+
+
+class _Tallies:
+    """The tallies of a clip, one for each alignment, and what its measured depth itself would score."""
+
+    def __init__(self, alignments: Sequence[Alignment]) -> None:
+        self._of = {how: _Tally() for how in alignments}
+        self._truth = _Tally()
+        self._scales: list[float] = []
+        self._scored: list[float] = []
+
+    def add_frame(self, depths: Mapping[str, Float[np.ndarray, "h w"]], frame: ClipFrame) -> None:
+        """One more frame, by alignment."""
+        usable = frame.valid_mask & np.isfinite(depths["clip"])
+        if frame.valid_mask.any():
+            self._scored.append(np.count_nonzero(usable) / np.count_nonzero(frame.valid_mask))
+        if usable.any():
+            self._scales.append(fit_scale_median(depths["clip"], frame.depth, usable))
+        for how, tally in self._of.items():
+            tally.add_frame(depths[how], frame)
+
+    def add_pair(
+        self,
+        previous: Mapping[str, Float[np.ndarray, "h w"]],
+        depths: Mapping[str, Float[np.ndarray, "h w"]],
+        pair: Pair,
+    ) -> None:
+        """Two frames in a row, by alignment."""
+        for how, tally in self._of.items():
+            tally.add_pair(previous[how], depths[how], pair)
+        self._truth.add_pair(pair.first.depth, pair.second.depth, pair)
+
+    def scores(self, alignments: Sequence[Alignment]) -> dict[str, float]:
+        """By the keys of `scores_of`."""
+        found = {f"{how}/{name}": value for how in alignments for name, value in self._of[how].scores().items()}
+        return {
+            **found,
+            "scale_jitter": scale_jitter(self._scales),
+            "drift": drift(self._scales),
+            "final_drift": final_drift(self._scales),
+            "tae_truth": mean_tae(self._truth.tae) / 100,
+            "opw_truth": _mean(self._truth.opw),
+            "share_static": self._truth.flicker.share_static,
+            PIXELS_SCORED.name: _mean(self._scored),
+        }
 
 
 def _aligned(

@@ -206,6 +206,30 @@ def evaluate_clips(
     folder = None if output_dir is None else as_path(output_dir, "output_dir")
     if folder is not None:
         make_directory(folder / _FOLDER)
+    scores, failed = _scores(clips, runs, folder, progress, note)
+    if len(failed) == len(clips):
+        raise DataError(f"no clip could be scored; of the first: {next(iter(failed.values()), 'there is none')}")
+    report = VideoReport(
+        clips=scores,
+        scores=scores_of(settings.alignments),
+        settings={run.estimator.mode: run.stated for run in runs},
+        facts={clip.name: {"layout": clip.layout, "frames": len(clip), **clip.facts} for clip in clips},
+        provenance=describe_machine(),
+        failed=failed,
+    )
+    if folder is not None:
+        write_video_report(report, folder)
+    return report
+
+
+def _scores(
+    clips: Sequence[Clip],
+    runs: Sequence[_Run],
+    folder: Path | None,
+    progress: Callable[[int, int], object],
+    note: Callable[[str], object],
+) -> tuple[dict[str, list[ClipScore]], dict[str, str]]:
+    """The scores of the clips by mode, and why the others have none."""
     total, done = 2 * len(runs) * sum(map(len, clips)), 0
     scores: dict[str, list[ClipScore]] = {run.estimator.mode: [] for run in runs}
     failed: dict[str, str] = {}
@@ -227,19 +251,7 @@ def evaluate_clips(
                 scores[mode].append(score)
         done = at_start + 2 * len(runs) * len(clip)
         progress(done, total)
-    if len(failed) == len(clips):
-        raise DataError(f"no clip could be scored; of the first: {next(iter(failed.values()), 'there is none')}")
-    report = VideoReport(
-        clips=scores,
-        scores=scores_of(settings.alignments),
-        settings={run.estimator.mode: run.stated for run in runs},
-        facts={clip.name: {"layout": clip.layout, "frames": len(clip), **clip.facts} for clip in clips},
-        provenance=describe_machine(),
-        failed=failed,
-    )
-    if folder is not None:
-        write_video_report(report, folder)
-    return report
+    return scores, failed
 
 
 class _Run:

@@ -6,32 +6,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
 from openmarigold.files import write_atomically
-from openmarigold.results.prediction import Prediction
+from openmarigold.predictor.stream_state import StreamedFrame
 from openmarigold.results.provenance import RECORD_NAME, to_json
 from openmarigold.video.clip import ClipFrame
 from openmarigold.video.products import Range
 
 
-@runtime_checkable
-class Streamed(Protocol):
-    """What a stream gives for a frame; `predictor.stream.StreamedFrame`."""
-
-    number: int
-    prediction: Prediction
-    scale: float
-    shift: float
-    shot: int
-    is_cut: bool
-    bounds: tuple[float, float] | None
-    inliers: float
-
-
-def frame_record(frame: ClipFrame, item: Streamed, ranges: Mapping[str, Range]) -> dict[str, Any]:
+def frame_record(frame: ClipFrame, item: StreamedFrame, ranges: Mapping[str, Range]) -> dict[str, Any]:
     """One line about one frame, for JSON."""
     return {
         "number": item.number,

@@ -19,6 +19,7 @@ from openmarigold.config import FileFormat, OutputConfig, PredictConfig
 from openmarigold.errors import ImageError, InvalidValueError, OutputError
 from openmarigold.files import as_path, make_directory, try_to_write, write_atomically
 from openmarigold.images.exr import require_exr
+from openmarigold.predictor.stream_state import StreamedFrame
 from openmarigold.results.manifest import file_size
 from openmarigold.results.provenance import to_json
 from openmarigold.temporal.settings import StreamConfig
@@ -29,7 +30,7 @@ from openmarigold.video.model import LoadedModel, StreamModel, VideoEvent, Video
 from openmarigold.video.pipeline import run_pipeline
 from openmarigold.video.products import Track, tracks_of
 from openmarigold.video.reading import PIPE, clip_sha256, open_clip, stem_of
-from openmarigold.video.records import Streamed, frame_arrays, write_frames
+from openmarigold.video.records import frame_arrays, write_frames
 from openmarigold.video.settings import VideoConfig
 from openmarigold.video.sinks import FolderSink, PipeSink, Shown
 from openmarigold.video.work import Progress, Work
@@ -284,10 +285,10 @@ class _Run:
         output = output_config(self.video)
         return Shown(modality=self.model.modality, facts=clip.facts, config=self.video, output=output)
 
-    def _frame_record(self, request: Mapping[str, Any]) -> Callable[[Streamed], dict[str, Any]]:
+    def _frame_record(self, request: Mapping[str, Any]) -> Callable[[StreamedFrame], dict[str, Any]]:
         base = {"software": f"openmarigold {__version__}", **self.model.facts, **request}
 
-        def record(item: Streamed) -> dict[str, Any]:
+        def record(item: StreamedFrame) -> dict[str, Any]:
             height, width = next(iter(item.prediction.maps.values())).shape[:2]
             return {**base, **item.prediction.settings, "width": width, "height": height}
 

@@ -16,13 +16,14 @@ from openmarigold.config import OutputConfig
 from openmarigold.files import make_directory, write_atomically
 from openmarigold.images.png import save_png
 from openmarigold.modalities import Modality
+from openmarigold.predictor.stream_state import StreamedFrame
 from openmarigold.results.provenance import RECORD_NAME, to_json
 from openmarigold.results.writers import write_prediction
 from openmarigold.video.clip import ClipFacts, ClipFrame, exact
 from openmarigold.video.decoding import require_av
 from openmarigold.video.encoding import TrackEncoder, written
 from openmarigold.video.products import LARGEST_CODE, Picture, Range, Track, picture_of, to_codes, tracks_of
-from openmarigold.video.records import Streamed, frame_record
+from openmarigold.video.records import frame_record
 from openmarigold.video.settings import VideoConfig
 from openmarigold.video.work import Progress, Work
 
@@ -33,7 +34,7 @@ _RAW = {"libx264": "rgb24", "ffv1": None}
 class Sink(Protocol):
     """Takes frames in order."""
 
-    def write(self, frame: ClipFrame, item: Streamed) -> None:
+    def write(self, frame: ClipFrame, item: StreamedFrame) -> None:
         """Writes one frame."""
         ...
 
@@ -50,7 +51,7 @@ class Shown:
         self.tracks = tracks_of(modality, config)
         self._first = facts.origin + round(exact(config.start or 0) / facts.time_base)
 
-    def picture(self, frame: ClipFrame, item: Streamed) -> Picture:
+    def picture(self, frame: ClipFrame, item: StreamedFrame) -> Picture:
         """Colors and codes of a frame."""
         maps = item.prediction.maps
         return picture_of(
@@ -81,7 +82,7 @@ class FolderSink:
     """Segments of videos in the work's folder, and files of single frames in their own."""
 
     def __init__(
-        self, shown: Shown, work: Work, *, frames_dir: Path, record_of: Callable[[Streamed], dict[str, Any]]
+        self, shown: Shown, work: Work, *, frames_dir: Path, record_of: Callable[[StreamedFrame], dict[str, Any]]
     ) -> None:
         """`record_of` gives the provenance of a frame's files."""
         self._shown, self._work, self._frames_dir, self._record_of = shown, work, frames_dir, record_of
@@ -90,7 +91,7 @@ class FolderSink:
         self._encoders: list[TrackEncoder] = []
         self._lines: list[dict[str, Any]] = []
 
-    def write(self, frame: ClipFrame, item: Streamed) -> None:
+    def write(self, frame: ClipFrame, item: StreamedFrame) -> None:
         """See `Sink`.
 
         Raises:
@@ -125,7 +126,7 @@ class FolderSink:
         self._work.commit(self._partial, frames=self._lines, progress=progress, state=state)
         self._partial, self._encoders, self._lines = None, [], []
 
-    def _write_files(self, item: Streamed, picture: Picture, line: Mapping[str, Any]) -> None:
+    def _write_files(self, item: StreamedFrame, picture: Picture, line: Mapping[str, Any]) -> None:
         """The files of one frame: numbers, and 16-bit pictures of codes."""
         formats = self._shown.config.format
         if not set(formats) & {"npy", "exr", "png"}:
@@ -168,7 +169,7 @@ class PipeSink:
         if shown.config.pipe == "matroska":
             self._encoder = shown.encoder(self._track, _Written(file), container="matroska")
 
-    def write(self, frame: ClipFrame, item: Streamed) -> None:
+    def write(self, frame: ClipFrame, item: StreamedFrame) -> None:
         """See `Sink`.
 
         Raises:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -35,12 +35,12 @@ from openmarigold_render.core import (
     ShardWriter,
     generator_for,
 )
-from openmarigold_render.development import check_exposure, develop
+from openmarigold_render.development import develop
 from openmarigold_render.facts import TIMES_FILE, run_facts
 from openmarigold_render.maps import DEFAULT, DEPTH, ENCODINGS, INTRINSIC, Light, MapName, check_maps, normals_picture
 from openmarigold_render.processes import in_processes, settle
 from openmarigold_render.rays import Caster, Hits, depth_picture, picture_hits, require_embree
-from openmarigold_render.sampling import MIX, Kind, SceneSampler, Source, kind_of
+from openmarigold_render.sampling import MIX, SAMPLES, SEEDS, Kind, SceneSampler, Source, check_settings, kind_of
 from openmarigold_render.scene import Camera, Lens, Scene, Setting
 
 Preset = Literal["preview", "train"]
@@ -78,24 +78,8 @@ class RenderConfig:
     """Of each picture; others change neither colors nor depth."""
 
     def __post_init__(self) -> None:
-        if self.source not in get_args(Source):
-            raise InvalidValueError(f"source={self.source!r} is not known; use {', '.join(get_args(Source))}")
-        for name, low, high in (
-            ("count", 1, 10_000_000),
-            ("samples", 1, 4096),
-            ("seed", 0, 2**63 - 1),
-            ("scenes_per_shard", 1, 10_000),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise InvalidValueError(f"{name}={getattr(self, name)!r} is not accepted; give {low} to {high}")
-        if not (64 <= self.width <= 4096 and 64 <= self.height <= 4096):
-            raise InvalidValueError(
-                f"resolution {self.width}x{self.height} is not accepted; give width and height of 64 to 4096"
-            )
-        low, high = self.fov
-        if not 10.0 <= low <= high <= 120.0:
-            raise InvalidValueError(f"fov {low:g} {high:g} is not accepted; give two angles, 10 <= low <= high <= 120")
-        check_exposure(self.exposure)
+        counts = {"count": (1, 10_000_000), "samples": SAMPLES, "seed": SEEDS, "scenes_per_shard": (1, 10_000)}
+        check_settings(self, counts)
         object.__setattr__(self, "maps", check_maps(self.maps))
 
     def settings(self) -> dict[str, Any]:

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
 from openmarigold_render.assets import GAME_MAPS, Assets
-from openmarigold_render.core import generator_for
+from openmarigold_render.core import InvalidValueError, generator_for
+from openmarigold_render.development import check_exposure
 from openmarigold_render.furnishing import AssetCatalog
 from openmarigold_render.procedural import MixedCatalog, ProceduralCatalog
 from openmarigold_render.rooms import sample_room
@@ -25,6 +26,50 @@ Source = Literal["rooms", "tabletops", "streets", "mix"]
 # Share of the scenes and pictures of a scene: many scenes teach more than many views of few.
 MIX: dict[Kind, tuple[float, int]] = {"rooms": (0.38, 2), "tabletops": (0.38, 2), "streets": (0.24, 2)}
 ASSET_SHARE = 0.65  # of what is drawn for rooms and tables, where there are assets
+
+
+SAMPLES, SEEDS = (1, 4096), (0, 2**63 - 1)
+"""Smallest and largest value of these settings of a run."""
+SIDES, ANGLES = (64, 4096), (10.0, 120.0)
+
+
+@runtime_checkable
+class RunSettings(Protocol):
+    """What the settings of every run have."""
+
+    @property
+    def source(self) -> Source: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def fov(self) -> tuple[float, float]: ...
+    @property
+    def exposure(self) -> float: ...
+
+
+def check_settings(settings: RunSettings, bounds: Mapping[str, tuple[int, int]]) -> None:
+    """Checks what all runs have, and these settings against their smallest and largest value.
+
+    Raises:
+        InvalidValueError: a value that is not accepted.
+    """
+    if settings.source not in get_args(Source):
+        raise InvalidValueError(f"source={settings.source!r} is not known; use {', '.join(get_args(Source))}")
+    for name, (low, high) in bounds.items():
+        value = getattr(settings, name)
+        if not low <= value <= high:
+            raise InvalidValueError(f"{name}={value!r} is not accepted; give {low} to {high}")
+    low, high = SIDES
+    if not (low <= settings.width <= high and low <= settings.height <= high):
+        raise InvalidValueError(
+            f"resolution {settings.width}x{settings.height} is not accepted; give width and height of {low} to {high}"
+        )
+    low, high = settings.fov
+    if not ANGLES[0] <= low <= high <= ANGLES[1]:
+        raise InvalidValueError(f"fov {low:g} {high:g} is not accepted; give two angles, 10 <= low <= high <= 120")
+    check_exposure(settings.exposure)
 
 
 def kind_of(source: Source, seed: int, what: str, number: int) -> Kind:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -26,12 +26,12 @@ from openmarigold_render.assets import Assets, manifest_rows
 from openmarigold_render.blender import Quality, Studio, require_bpy, seed_of
 from openmarigold_render.cameras import depth_rejection, picture_rejection
 from openmarigold_render.core import DataError, InvalidValueError, generator_for, parse_json, write_atomically
-from openmarigold_render.development import Development, check_exposure, development_for
+from openmarigold_render.development import Development, development_for
 from openmarigold_render.facts import TIMES_FILE, seconds_per_frame
 from openmarigold_render.processes import in_processes, settle
 from openmarigold_render.rays import Caster, cast_picture, require_embree
 from openmarigold_render.render import Painter
-from openmarigold_render.sampling import Kind, SceneSampler, Source, kind_of
+from openmarigold_render.sampling import SAMPLES, SEEDS, Kind, SceneSampler, Source, check_settings, kind_of
 from openmarigold_render.scene import Camera, Lens, Setting
 from openmarigold_render.walks import GAITS, plan_walk
 
@@ -68,25 +68,8 @@ class PathConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        if self.source not in get_args(Source):
-            raise InvalidValueError(f"source={self.source!r} is not known; use {', '.join(get_args(Source))}")
-        for name, low, high in (
-            ("scenes", 1, 100_000),
-            ("frames", 2, 100_000),
-            ("fps", 1.0, 240.0),
-            ("samples", 1, 4096),
-            ("seed", 0, 2**63 - 1),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise InvalidValueError(f"{name}={getattr(self, name)!r} is not accepted; give {low:g} to {high:g}")
-        if not (64 <= self.width <= 4096 and 64 <= self.height <= 4096):
-            raise InvalidValueError(
-                f"resolution {self.width}x{self.height} is not accepted; give width and height of 64 to 4096"
-            )
-        low, high = self.fov
-        if not 10.0 <= low <= high <= 120.0:
-            raise InvalidValueError(f"fov {low:g} {high:g} is not accepted; give two angles, 10 <= low <= high <= 120")
-        check_exposure(self.exposure)
+        counts = {"scenes": (1, 100_000), "frames": (2, 100_000), "fps": (1, 240), "samples": SAMPLES, "seed": SEEDS}
+        check_settings(self, counts)
 
     def settings(self) -> dict[str, Any]:
         """What the frames depend on; assets by the names of their packages. A longer run keeps shorter ones' walks."""

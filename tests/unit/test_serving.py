@@ -27,7 +27,7 @@ from openmarigold.predictor.run import predict_files
 from openmarigold.serving.app import create_app
 from openmarigold.serving.formats import negotiated
 from openmarigold.serving.guard import Guard, Metrics
-from openmarigold.serving.jobs import photos_of_zip
+from openmarigold.serving.jobs import Jobs, photos_of_zip
 from openmarigold.serving.requests import PredictRequest
 from openmarigold.serving.server import TOKEN_VARIABLE, read_token
 from openmarigold.serving.service import QueueFullError, Service, StoppingError
@@ -413,6 +413,23 @@ def test_many_jobs_are_bounded() -> None:
         statuses = [client.post("/v1/jobs", files={"photo": ("a.png", picture())}).status_code for _ in range(3)]
         assert statuses == [202, 202, 429]
         service.go.set()
+
+
+def test_photos_of_jobs_are_bounded_in_memory() -> None:
+    config = ServeConfig(threads=1, max_megabytes=1.02 * len(REQUEST.photo) / 1e6)
+    service = Blocked(config)
+    service.start()
+    jobs = Jobs(service)
+    jobs.start()
+    kept = [jobs.add({str(number): REQUEST for number in range(4)}) for _ in range(2)]  # eight, of which one is begun
+    with pytest.raises(QueueFullError):
+        jobs.add({"one": REQUEST, "other": REQUEST})
+    service.go.set()
+    _until(lambda: all(job.ended is not None for job in kept))
+    assert jobs._held == 0
+    jobs.add({str(number): REQUEST for number in range(8)})  # there is room again
+    jobs.stop()
+    service.stop(5.0)
 
 
 def test_a_job_without_photos_and_unknown_jobs(client: TestClient) -> None:

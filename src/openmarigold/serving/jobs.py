@@ -23,6 +23,7 @@ from openmarigold.serving.service import STEM, QueueFullError, Service, Stopping
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 _MAX_PHOTOS = 10_000
 _LONGEST_NAME = 100
+_MOST_HELD = 8  # bodies of the largest size whose photos wait in memory, at most
 
 
 @dataclass(kw_only=True)
@@ -65,8 +66,9 @@ class Jobs:
         self._service, self._limits = service, service.limits
         self._folder = Path()
         self._jobs: dict[str, Job] = {}
-        self._requests: dict[str, list[PredictRequest]] = {}
+        self._requests: dict[str, deque[PredictRequest]] = {}
         self._waiting: deque[str] = deque()
+        self._held = 0  # bytes of photos that wait
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
@@ -80,18 +82,21 @@ class Jobs:
         """A job for these photos, by name.
 
         Raises:
-            QueueFullError: as many jobs as are kept are unfinished.
+            QueueFullError: as many jobs as are kept are unfinished, or their photos take too much memory.
             StoppingError: the server ends.
         """
         with self._changed:
             if self._stopping:
                 raise StoppingError("the server is stopping; try another one, or later")
             self._forget()
-            if len(self._jobs) >= self._limits.max_jobs:
+            size = sum(len(request.photo) for request in photos.values())
+            is_too_much = self._held > 0 and self._held + size > _MOST_HELD * self._limits.max_bytes
+            if len(self._jobs) >= self._limits.max_jobs or is_too_much:
                 raise QueueFullError(60)
+            self._held += size
             job = Job(id=secrets.token_urlsafe(12), names=list(photos))
             self._jobs[job.id] = job
-            self._requests[job.id] = list(photos.values())
+            self._requests[job.id] = deque(photos.values())
             self._waiting.append(job.id)
             self._changed.notify_all()
         return job
@@ -152,16 +157,20 @@ class Jobs:
             except Exception as error:  # noqa: BLE001 - a full disk must not end the others' work
                 job.failed.append({"name": "", "error": one_line(error)})
                 self._set(job, "failed")
+            finally:  # of photos that were not reached
+                self._release(requests)
 
-    def _run(self, job: Job, requests: list[PredictRequest]) -> None:
+    def _run(self, job: Job, requests: deque[PredictRequest]) -> None:
         self._set(job, "running")
         folder = self._folder / job.id
         folder.mkdir()
         unfinished, result = folder / "result.zip.part", folder / "result.zip"
         with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:
-            for name, request in zip(job.names, requests, strict=True):
+            for name in job.names:
                 if job.cancelled:
                     break
+                request = requests.popleft()
+                self._release([request])
                 try:
                     answer = self._service.submit(request, bounded=False).result()
                 except OpenMarigoldError as error:
@@ -174,6 +183,10 @@ class Jobs:
         unfinished.replace(result)
         job.result = result
         self._set(job, "cancelled" if job.cancelled else "done" if job.done else "failed")
+
+    def _release(self, requests: Iterable[PredictRequest]) -> None:
+        with self._changed:
+            self._held -= sum(len(request.photo) for request in requests)
 
     def _set(self, job: Job, state: State) -> None:
         with self._changed:

@@ -29,12 +29,13 @@ sys.exit(status)
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="the peak is asked of getrusage")
+@pytest.mark.parametrize("tiles", ["--tiles", "--no-tiles"])
 @pytest.mark.parametrize("size", [(11180, 8944), (54800, 1825)], ids=["100 megapixels", "panorama 30:1"])
-def test_memory_of_large_photos(tmp_path: Path, onnx_checkpoint: Path, size: tuple[int, int]) -> None:
+def test_memory_of_large_photos(tmp_path: Path, onnx_checkpoint: Path, size: tuple[int, int], tiles: str) -> None:
     colors = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
     photo = tmp_path / "large.jpg"
     Image.fromarray(colors).resize(size, Image.Resampling.BILINEAR).save(photo, quality=90)
-    arguments = ("predict", photo, "-o", tmp_path / "out", "--checkpoint", onnx_checkpoint)
+    arguments = ("predict", photo, "-o", tmp_path / "out", "--checkpoint", onnx_checkpoint, tiles)
     result = subprocess.run(
         [sys.executable, "-c", MEASURE, *map(str, arguments)], env=ENVIRONMENT, capture_output=True, text=True
     )
@@ -53,7 +54,7 @@ def test_memory_of_a_folder_of_large_photos(tmp_path: Path, onnx_checkpoint: Pat
         colors = np.random.default_rng(index).integers(0, 256, (60, 60, 3), dtype=np.uint8)
         large = Image.fromarray(colors).resize(size, Image.Resampling.BILINEAR)
         large.save(tmp_path / "photos" / f"{index}.jpg", quality=90)
-    arguments = ("predict", tmp_path / "photos", "-o", tmp_path / "out", "--checkpoint", onnx_checkpoint)
+    arguments = ("predict", tmp_path / "photos", "-o", tmp_path / "out", "--checkpoint", onnx_checkpoint, "--no-tiles")
     result = subprocess.run(
         [sys.executable, "-c", MEASURE, *map(str, arguments)], env=ENVIRONMENT, capture_output=True, text=True
     )

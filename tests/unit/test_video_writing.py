@@ -15,11 +15,12 @@ import pytest
 from clips import HEIGHT, WIDTH, GrayModel, decoded, patterns, turn, write_clip
 from openmarigold.errors import ImageError, InvalidValueError, OutputError
 from openmarigold.modalities import find_modality
+from openmarigold.modalities.codes import code_range, from_codes, to_codes
 from openmarigold.modalities.colors import colorize
 from openmarigold.modalities.modality import MapKind
 from openmarigold.results.provenance import read_provenance
 from openmarigold.video.model import VideoEvent, VideoResult
-from openmarigold.video.products import code_range, from_codes, to_codes, to_even
+from openmarigold.video.products import to_even
 from openmarigold.video.run import make_video
 from openmarigold.video.settings import VideoConfig
 

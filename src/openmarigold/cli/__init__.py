@@ -19,6 +19,7 @@ from typing import Annotated, Any, TypeAlias
 import tyro
 
 from openmarigold import __version__, workers
+from openmarigold.cli.batch import Batch, run_batch
 from openmarigold.cli.benchmark import BenchmarkCommand, run_benchmark
 from openmarigold.cli.checkpoint import CheckpointCommand, run_checkpoint
 from openmarigold.cli.compare import Compare, run_compare
@@ -43,6 +44,7 @@ Command: TypeAlias = (
     Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Metric, tyro.conf.subcommand("metric")]
     | Annotated[Video, tyro.conf.subcommand("video")]
+    | Annotated[Batch, tyro.conf.subcommand("batch")]
     | Annotated[Measure, tyro.conf.subcommand("measure")]
     | Annotated[Serve, tyro.conf.subcommand("serve")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
@@ -55,12 +57,13 @@ Command: TypeAlias = (
     | Annotated[CheckpointCommand, tyro.conf.subcommand("checkpoint")]
     | Annotated[BenchmarkCommand, tyro.conf.subcommand("benchmark")]
 )
-_WITH_SETTINGS: dict[str, type[Any]] = {"predict": Predict, "metric": Metric, "video": Video}
+_WITH_SETTINGS: dict[str, type[Any]] = {"predict": Predict, "metric": Metric, "video": Video, "batch": Batch}
 _logger = quoted_logger(__name__)
 _RUN: dict[type, Callable[[Any], int]] = {
     Predict: run_predict,
     Metric: run_metric,
     Video: run_video,
+    Batch: run_batch,
     Measure: run_measure,
     Serve: run_serve,
     Inspect: run_inspect,

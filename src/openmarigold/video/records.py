@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from openmarigold.files import write_atomically
+from openmarigold.modalities.codes import Range
 from openmarigold.predictor.stream_state import StreamedFrame
 from openmarigold.results.provenance import RECORD_NAME, to_json
 from openmarigold.video.clip import ClipFrame
-from openmarigold.video.products import Range
 
 
 def frame_record(frame: ClipFrame, item: StreamedFrame, ranges: Mapping[str, Range]) -> dict[str, Any]:

@@ -16,13 +16,14 @@ from openmarigold.config import OutputConfig
 from openmarigold.files import make_directory, write_atomically
 from openmarigold.images.png import save_png
 from openmarigold.modalities import Modality
+from openmarigold.modalities.codes import LARGEST_CODE, Range, to_codes
 from openmarigold.predictor.stream_state import StreamedFrame
 from openmarigold.results.provenance import RECORD_NAME, to_json
 from openmarigold.results.writers import write_prediction
 from openmarigold.video.clip import ClipFacts, ClipFrame, exact
 from openmarigold.video.decoding import require_av
 from openmarigold.video.encoding import TrackEncoder, written
-from openmarigold.video.products import LARGEST_CODE, Picture, Range, Track, picture_of, to_codes, tracks_of
+from openmarigold.video.products import Picture, Track, picture_of, tracks_of
 from openmarigold.video.records import frame_record
 from openmarigold.video.settings import VideoConfig
 from openmarigold.video.work import Progress, Work

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files wherever fsspec reaches: this machine's paths, memory://, s3://, gs://, http:// and others."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from openmarigold.errors import DataError, OpenMarigoldError, OutputError, needs_extra, one_line
+from openmarigold.files import make_directory, remove_leftovers, write_atomically
+
+_REMOTE = re.compile(r"[a-z][a-z0-9+.-]+(::|://)")
+
+
+def is_remote(address: str) -> bool:
+    """Whether an address names a protocol, and is not a path of this machine."""
+    return _REMOTE.match(address) is not None
+
+
+def read_bytes(address: str) -> bytes:
+    """The content of a file.
+
+    Raises:
+        DataError: it is missing, or cannot be read.
+    """
+    with _reading(address):
+        if not is_remote(address):
+            return Path(address).read_bytes()
+        system, path = _system(address)
+        return system.cat_file(path)
+
+
+@contextmanager
+def local_copy(address: str) -> Iterator[Path]:
+    """The file on this machine: itself, or a copy that is removed afterwards.
+
+    Raises:
+        DataError: it is missing, or cannot be read.
+    """
+    if not is_remote(address):
+        with _reading(address):
+            Path(address).open("rb").close()
+        yield Path(address)
+        return
+    with tempfile.TemporaryDirectory(prefix="openmarigold-") as folder:
+        copy = Path(folder) / PurePosixPath(address).name
+        with _reading(address):
+            system, path = _system(address)
+            system.get_file(path, str(copy))
+        yield copy
+
+
+def list_files(address: str) -> list[str]:
+    """All files in a folder and in those within, sorted, without those whose names begin with a dot.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    with _reading(address):
+        system, path = _system(address)
+        root = path.rstrip("/") + "/"
+        found = [name for name in system.find(path) if not _is_hidden(name.removeprefix(root))]
+        return sorted(_unstripped(system, address, name) for name in found)
+
+
+def matches(pattern: str) -> list[str]:
+    """The files that a pattern with `*`, `?` or `[...]` names, sorted.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    with _reading(pattern):
+        system, path = _system(pattern)
+        found = system.glob(path, detail=True)
+        return sorted(_unstripped(system, pattern, name) for name, facts in found.items() if facts["type"] == "file")
+
+
+def is_folder(address: str) -> bool:
+    """Whether there is a folder.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    with _reading(address):
+        system, path = _system(address)
+        return system.isdir(path)
+
+
+def check_file(address: str) -> None:
+    """Raises a DataError where there is no file that can be read."""
+    with _reading(address):
+        system, path = _system(address)
+        system.info(path)
+
+
+@dataclass(frozen=True)
+class OutputFolder:
+    """Where shards are written: whole files only."""
+
+    address: str
+
+    def names(self) -> list[str]:
+        """The files in it; none where there is no folder.
+
+        Raises:
+            OutputError: it cannot be read.
+        """
+        with _writing(self.address):
+            system, path = _system(self.address)
+            try:
+                found = system.ls(path, detail=False, refresh=True)
+            except FileNotFoundError:
+                return []
+            return [PurePosixPath(name).name for name in found]
+
+    def prepare(self) -> None:
+        """Makes it.
+
+        Raises:
+            OutputError: it cannot be made.
+        """
+        with _writing(self.address):
+            if is_remote(self.address):
+                system, path = _system(self.address)
+                system.makedirs(path, exist_ok=True)
+            else:
+                make_directory(Path(self.address))
+
+    def read(self, name: str) -> bytes:
+        """The content of one of its files.
+
+        Raises:
+            DataError: it is missing, or cannot be read.
+        """
+        return read_bytes(self._of(name))
+
+    def open_copy(self, name: str) -> Any:
+        """One of its files on this machine, as `local_copy` has it."""
+        return local_copy(self._of(name))
+
+    def write(self, name: str, write: Callable[[Path], object]) -> None:
+        """Makes or replaces a file by what `write` puts at a path; it appears whole or not at all.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        with _writing(self._of(name)):
+            if not is_remote(self.address):
+                path = Path(self._of(name))
+                remove_leftovers(path)
+                write_atomically(path, write)
+                return
+            with tempfile.TemporaryDirectory(prefix="openmarigold-") as folder:
+                local = Path(folder) / name
+                write(local)
+                system, path = _system(self._of(name))
+                with local.open("rb") as source, system.open(path, "wb") as target:
+                    shutil.copyfileobj(source, target, 1 << 22)
+
+    def remove(self, name: str) -> None:
+        """Removes a file.
+
+        Raises:
+            OutputError: it is there still.
+        """
+        with _writing(self._of(name)):
+            system, path = _system(self._of(name))
+            system.rm_file(path)
+
+    def _of(self, name: str) -> str:
+        return f"{self.address.rstrip('/')}/{name}"
+
+
+def _system(address: str) -> tuple[Any, str]:
+    with needs_extra("batch"):
+        from fsspec.core import url_to_fs
+    return url_to_fs(address)
+
+
+def _unstripped(system: Any, address: str, name: str) -> str:
+    return system.unstrip_protocol(name) if is_remote(address) else name
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in path.split("/"))
+
+
+@contextmanager
+def _reading(address: str) -> Iterator[None]:
+    try:
+        yield
+    except OpenMarigoldError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{address} does not exist; check the name") from None
+    except ImportError as error:
+        raise DataError(f"{address} cannot be read: {one_line(error)}") from error
+    except Exception as error:  # each protocol has errors of its own
+        raise DataError(f"{address} cannot be read: {_reason(error)}; check the name and your access") from error
+
+
+@contextmanager
+def _writing(address: str) -> Iterator[None]:
+    try:
+        yield
+    except OpenMarigoldError:
+        raise
+    except ImportError as error:
+        raise OutputError(f"{address} cannot be written: {one_line(error)}") from error
+    except Exception as error:
+        raise OutputError(f"{address} cannot be written: {_reason(error)}; choose another folder") from error
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)

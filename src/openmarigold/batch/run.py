@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A batch: the shards that are not there yet, made by workers of this machine or of Ray."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from openmarigold import __version__
+from openmarigold.batch.addresses import OutputFolder, is_remote
+from openmarigold.batch.settings import BatchConfig
+from openmarigold.batch.shard_files import STATS_END, ShardStats, names_of_maps, read_stats
+from openmarigold.batch.sources import Shard, shards_of
+from openmarigold.batch.worker import ShardWorker
+from openmarigold.config import OutputConfig, PredictConfig
+from openmarigold.errors import InvalidValueError, OpenMarigoldError, OutputError
+from openmarigold.modalities.codes import LARGEST_CODE
+from openmarigold.predictor.model_run import ModelRun
+from openmarigold.text_files import DamagedTextError, parse_json
+
+FORMAT = "openmarigold-batch-1"
+PLAN = "_batch.json"
+_MOST_DEATHS = 3
+"""Of workers that were making one shard."""
+
+
+@dataclass
+class BatchOutcome:
+    """What became of the shards of this part."""
+
+    shards: int = 0
+    """In all."""
+    done_before: int = 0
+    photos: int = 0
+    """In all shards of this part that are finished."""
+    failures: int = 0
+    """Photos without maps."""
+    failed_by_class: Counter[str] = field(default_factory=Counter)
+    predicted: int = 0
+    """Photos of the shards that were made now."""
+    engine: str | None = None
+
+    def add(self, stats: ShardStats, *, is_new: bool) -> None:
+        """Counts a finished shard."""
+        self.photos += stats.count
+        self.failures += stats.failures
+        self.failed_by_class.update(stats.failed_by_class)
+        if is_new:
+            self.predicted += stats.count
+            self.engine = stats.engine
+        else:
+            self.done_before += 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "shards": self.shards,
+            "done_before": self.done_before,
+            "photos": self.photos,
+            "failures": self.failures,
+            "failed_by_class": dict(self.failed_by_class),
+            "predicted": self.predicted,
+            "engine": self.engine,
+        }
+
+
+@dataclass(frozen=True)
+class BatchEvent:
+    """Progress: a shard is done, of so many of this part; `note` is for people."""
+
+    done: int
+    total: int
+    note: str | None = None
+
+
+@runtime_checkable
+class ShardEngine(Protocol):
+    """Where shards are made."""
+
+    def __call__(
+        self, worker: ShardWorker, shards: Sequence[Shard], *, again: bool
+    ) -> Iterator[tuple[Shard, ShardStats]]:
+        """Makes shards, in any order; each is yielded once it is finished."""
+        ...
+
+
+def batch_files(
+    given: str,
+    output: str,
+    *,
+    config: PredictConfig,
+    batch: BatchConfig | None = None,
+    engine: ShardEngine | None = None,
+    report: Callable[[BatchEvent], object] = lambda event: None,
+) -> BatchOutcome:
+    """Predicts all photos of an input into shards; those that are finished are kept.
+
+    Args:
+        given: folder, photo, pattern, list file, tars or Parquet files, on this machine or at any address of fsspec.
+        output: folder of the shards, likewise. It belongs to one input and one set of settings.
+        config: the model and its call.
+        batch: how photos become shards.
+        engine: where shards are made; None: processes of this machine, `batch.workers` of them.
+        report: called after each shard.
+
+    Raises:
+        InvalidValueError: a setting that is not accepted, or a folder that holds the shards of something else.
+        DataError: the input cannot be read.
+        OutputError: the folder cannot be written, or workers end by themselves, such as for want of memory.
+        CheckpointError: the model cannot be used.
+        MissingExtraError: without the extra `batch`.
+    """
+    batch = batch or BatchConfig()
+    if len(config.modality) > 1:
+        raise InvalidValueError(
+            "a batch predicts one modality; give one, and another output folder for each further one"
+        )
+    given, output = (path if is_remote(path) else os.path.abspath(path) for path in (given, output))
+    folder = OutputFolder(output)
+    model = ModelRun(config, OutputConfig(format=("png",)), Path())
+    model.check()
+    shards = shards_of(given, batch)
+    folder.prepare()
+    present = set(folder.names())
+    _check_plan(folder, present, _plan(shards, batch, model))
+    turn, parts = batch.turn
+    mine = [shard for shard in shards if shard.number % parts == turn]
+    outcome = BatchOutcome(shards=len(mine))
+    to_do: list[Shard] = []
+    to_do_again: list[Shard] = []
+    for shard in mine:
+        if f"{shard.stem}{STATS_END}" not in present:
+            to_do.append(shard)
+            continue
+        stats = read_stats(folder, shard.stem)
+        if batch.retry and stats.failures:
+            to_do_again.append(shard)
+        else:
+            outcome.add(stats, is_new=False)
+    worker = ShardWorker(config, batch, folder.address)
+    make = engine or (_in_processes if batch.workers > 1 else _in_this_process)
+    done = outcome.done_before
+    for again, chosen in ((False, to_do), (True, to_do_again)):
+        for shard, stats in make(worker, chosen, again=again) if chosen else ():
+            done += 1
+            outcome.add(stats, is_new=True)
+            failed = f", {stats.failures} failed" if stats.failures else ""
+            report(BatchEvent(done, len(mine), f"shard {shard.stem}: {stats.count} photos{failed}"))
+    return outcome
+
+
+def _plan(shards: Sequence[Shard], batch: BatchConfig, model: ModelRun) -> dict[str, Any]:
+    """What the shards of a folder depend on."""
+    digest = hashlib.sha256()
+    for shard in shards:
+        digest.update(repr(shard).encode())
+    return {
+        "format": FORMAT,
+        "software": f"openmarigold {__version__}",
+        "shards": len(shards),
+        "inputs_sha256": digest.hexdigest(),
+        "files": batch.format,
+        "modality": model.writes.name,
+        "maps": names_of_maps(model.writes, uncertainty=model.config.ensemble_size > 1),
+        "encoding": f"16-bit PNG, value = lo + code / {LARGEST_CODE} * (hi - lo); lo and hi of each map in its record",
+        "settings": {name: value for name, value in model.request.items() if name != "color_map"},
+    }
+
+
+def _check_plan(folder: OutputFolder, present: set[str], plan: dict[str, Any]) -> None:
+    """Writes the plan, or compares it with the one that is there.
+
+    Raises:
+        InvalidValueError: the folder belongs to something else.
+    """
+    text = json.dumps(plan, indent=1, default=str)
+    if PLAN not in present:
+        folder.write(PLAN, lambda path: path.write_text(text, encoding="utf-8"))
+        return
+    try:
+        found = parse_json(folder.read(PLAN))
+    except DamagedTextError as error:
+        raise OutputError(f"{folder.address}/{PLAN} is damaged; choose another folder") from error
+    wanted = parse_json(text)
+    differing = [name for name in wanted if name != "software" and found.get(name) != wanted[name]]
+    if differing:
+        told = ", ".join("the input files" if name == "inputs_sha256" else name for name in differing)
+        raise InvalidValueError(
+            f"{folder.address} holds shards that differ in {told}; choose another folder, or give the same input and "
+            "settings"
+        )
+
+
+def _in_this_process(
+    worker: ShardWorker, shards: Sequence[Shard], *, again: bool
+) -> Iterator[tuple[Shard, ShardStats]]:
+    for shard in shards:
+        yield shard, worker.make(shard, again=again)
+
+
+def _in_processes(worker: ShardWorker, shards: Sequence[Shard], *, again: bool) -> Iterator[tuple[Shard, ShardStats]]:
+    """Shards from a pool of processes. What a worker that dies was making is made again by another."""
+    waiting = list(reversed(shards))
+    deaths: Counter[int] = Counter()
+    while waiting:
+        pool = ProcessPoolExecutor(
+            worker.batch.workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_begin,
+            initargs=(worker,),
+        )
+        running: dict[Future[ShardStats], Shard] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < worker.batch.workers:
+                    shard = waiting.pop()
+                    running[pool.submit(_make, shard, again)] = shard
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    shard = running[future]
+                    stats = future.result()
+                    del running[future]
+                    yield shard, stats
+        except BrokenProcessPool as error:
+            lost = list(running.values())
+            deaths.update(shard.number for shard in lost)
+            waiting += lost
+            if max(deaths.values(), default=0) >= _MOST_DEATHS:
+                raise OutputError(
+                    f"workers ended by themselves {_MOST_DEATHS} times while making shard {lost[0].stem}, perhaps for "
+                    "want of memory; try fewer workers, or a smaller processing_resolution"
+                ) from error
+        finally:
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+_worker: ShardWorker | None = None
+
+
+def _begin(worker: ShardWorker) -> None:
+    """In a new process: an interrupt is for the first process, which ends this one."""
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _worker = worker
+
+
+def _make(shard: Shard, again: bool) -> ShardStats:
+    if _worker is None:
+        raise OpenMarigoldError("the worker has not begun")
+    return _worker.make(shard, again=again)

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a worker does: it loads the model once and makes whole shards."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+from openmarigold.batch.addresses import OutputFolder
+from openmarigold.batch.settings import BatchConfig
+from openmarigold.batch.shard_files import FAILED, Entry, ShardStats, encoded, names_of_maps, read_shard, write_shard
+from openmarigold.batch.sources import Row, Shard
+from openmarigold.config import PredictConfig
+from openmarigold.errors import DataError, OpenMarigoldError
+from openmarigold.images.exif import Photo
+from openmarigold.images.photo import read_photo
+from openmarigold.predictor import Predictor
+
+_AHEAD = 3
+"""Photos that are read, or encoded, while another is predicted."""
+_MAX_PIXELS_AHEAD = 2**25
+"""Of a photo; larger ones wait for each other."""
+_PHOTO_ERRORS = (OpenMarigoldError, MemoryError, OSError)
+
+
+@dataclass
+class _Work:
+    """A photo on its way."""
+
+    row: Row
+    key: str
+    sha256: str | None = None
+    photo: Photo | None = None
+    error: Exception | None = None
+    seconds: float = 0.0
+
+
+class ShardWorker:
+    """Makes shards. It can be pickled: the model is loaded where the first shard is made."""
+
+    def __init__(self, config: PredictConfig, batch: BatchConfig, folder: str) -> None:
+        """`config` states one modality, or none."""
+        self.config, self.batch, self.folder = config, batch, OutputFolder(folder)
+        self._predictor: Predictor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_predictor": None}
+
+    def load(self) -> Predictor:
+        """The model. Raises what `Predictor.from_config` raises."""
+        if self._predictor is None:
+            self._predictor = Predictor.from_config(self.config)
+        return self._predictor
+
+    def make(self, shard: Shard, *, again: bool = False) -> ShardStats:
+        """Makes a shard; the statistics are written last, so that a shard with statistics is whole.
+
+        Args:
+            shard: what it is made of.
+            again: keep the maps that a finished shard has, and do its failed photos again.
+
+        Raises:
+            OutputError: it cannot be written.
+            CheckpointError: the model cannot be loaded.
+        """
+        predictor = self.load()
+        started, began = time.time(), time.perf_counter()
+        maps = names_of_maps(predictor.modality, uncertainty=self.config.ensemble_size > 1)
+        kept = {}
+        if again:
+            kept = {
+                one.key: one for one in read_shard(self.folder, shard.stem, maps, self.batch) if one.status != FAILED
+            }
+        entries, seconds = [], []
+        for entry, spent in self._entries(shard, kept):
+            entries.append(entry)
+            seconds.append(round(spent, 4))
+        write_shard(self.folder, shard.stem, entries, maps, self.batch)
+        failed = Counter(entry.error_class or "" for entry in entries if entry.status == FAILED)
+        stats = ShardStats(
+            count=len(entries),
+            successes=len(entries) - failed.total(),
+            failed_by_class=dict(sorted(failed.items())),
+            started=round(started, 3),
+            seconds=round(time.perf_counter() - began, 3),
+            photo_seconds=tuple(seconds),
+            engine=predictor.engine.name,
+        )
+        stats.write(self.folder, shard.stem)
+        return stats
+
+    def _entries(self, shard: Shard, kept: dict[str, Entry]) -> Iterator[tuple[Entry, float]]:
+        """The entries of a shard in order, with the time of each [s]."""
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as encoder:
+            encoding: deque[Future[tuple[Entry, float]]] = deque()
+            for work in self._read_ahead(reader, shard, kept):
+                if work.key in kept:
+                    encoding.append(encoder.submit(lambda one=kept[work.key]: (one, 0.0)))
+                else:
+                    encoding.append(encoder.submit(self._encode, work, self._predict(work)))
+                while len(encoding) > _AHEAD:
+                    yield encoding.popleft().result()
+            while encoding:
+                yield encoding.popleft().result()
+
+    def _read_ahead(self, reader: ThreadPoolExecutor, shard: Shard, kept: dict[str, Entry]) -> Iterator[_Work]:
+        reading: deque[Future[_Work]] = deque()
+        taken: set[str] = set()
+        for row in shard.source.rows(shard.stem):
+            work = _Work(row=row, key=row.key.replace(".", "_"))
+            if work.key in taken:
+                work.error = DataError(f"{row.source}: the key {work.key} is there already")
+                work.key = f"{shard.stem}-again-{len(taken):04d}"
+            taken.add(work.key)
+            reading.append(reader.submit(self._read, work, is_kept=work.key in kept))
+            while len(reading) > _AHEAD or (reading and reading[0].done()):
+                yield reading.popleft().result()
+        while reading:
+            yield reading.popleft().result()
+
+    def _read(self, work: _Work, *, is_kept: bool) -> _Work:
+        started = time.perf_counter()
+        if work.error is None and not is_kept:
+            try:
+                content = work.row.read()
+                work.sha256 = hashlib.sha256(content).hexdigest()
+                work.photo = read_photo(content, background=self.config.background)
+            except _PHOTO_ERRORS as error:
+                work.error = error
+        work.seconds += time.perf_counter() - started
+        return work
+
+    def _predict(self, work: _Work) -> Any:
+        started = time.perf_counter()
+        prediction = None
+        if work.photo is not None:
+            try:
+                prediction = replace(self.load()(work.photo, **self.config.call_options), rgb=None)
+            except _PHOTO_ERRORS as error:
+                work.error = error
+            work.photo = None
+        work.seconds += time.perf_counter() - started
+        return prediction
+
+    def _encode(self, work: _Work, prediction: Any) -> tuple[Entry, float]:
+        started = time.perf_counter()
+        source = work.row.source
+        if work.error is None:
+            modality = self.load().modality
+            entry = encoded(prediction, modality, key=work.key, source=source, sha256=work.sha256 or "")
+        else:
+            entry = Entry(
+                key=work.key,
+                source=source,
+                status=FAILED,
+                input_sha256=work.sha256,
+                error_class=type(work.error).__name__,
+                error=_text(work.error, source),
+            )
+        return entry, work.seconds + time.perf_counter() - started
+
+
+def _text(error: Exception, source: str) -> str:
+    if isinstance(error, MemoryError):
+        return "out of memory; try a smaller processing_resolution or ensemble_size"
+    told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return told if source in told else f"{source}: {told}"

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`openmarigold batch`: very many photos to shards."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import tyro
+
+from openmarigold.batch.settings import BatchConfig
+from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar, say
+from openmarigold.config import PredictConfig
+from openmarigold.errors import InvalidValueError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Predict very many photos into shards (extra `batch`). `--help-all` lists the rare settings too.
+
+    Written: NNNNN.tar (maps as 16-bit PNG), NNNNN.parquet (a record of each photo), NNNNN_stats.json. A shard with
+    statistics is whole; an interrupted run makes the others. Exit status: 0 all done, 1 some photos failed, 2 an error,
+    130 interrupted.
+    """
+
+    GROUPS: ClassVar[Mapping[str, type]] = {"config": PredictConfig, "batch": BatchConfig}
+    COMMON: ClassVar[frozenset[str]] = frozenset({"shard_size", "workers", "part", "retry", "format"})
+
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="IN", help_behavior_hint="")]
+    """Folder, pattern such as "tars/{000..123}.tar", list file (.txt), tar or Parquet file; a path or an address."""
+    output: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT", help_behavior_hint="")]
+    """Folder of the shards, a path or an address."""
+    config_file: Annotated[Path | None, tyro.conf.arg(name="config", metavar="FILE")] = None
+    """TOML file with settings; flags override it."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print what was done as JSON."""
+    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
+    """Make the shards on a cluster of Ray, --workers actors at most (extra `ray`): its address; auto, the one that runs
+    here; or local, a new one on this machine."""
+    gpus_per_worker: float = 0.0
+    """With --ray: shares of a GPU for each actor, such as 1 or 0.5."""
+    batch: tyro.conf.OmitArgPrefixes[tyro.conf.FlagCreatePairsOff[BatchConfig]] = field(default_factory=BatchConfig)
+    config: tyro.conf.UseAppendAction[tyro.conf.OmitArgPrefixes[PredictConfig]] = field(default_factory=PredictConfig)
+
+
+def run_batch(command: Batch) -> int:
+    """Predicts, prints what was done, and returns the exit status."""
+    from openmarigold.batch.run import BatchEvent, batch_files
+
+    engine = None
+    if command.ray is not None:
+        from openmarigold.batch.ray_engine import RayEngine
+
+        engine = RayEngine(address=command.ray, workers=command.batch.workers, gpus_per_worker=command.gpus_per_worker)
+    elif command.gpus_per_worker:
+        raise InvalidValueError("gpus_per_worker was given without --ray, which it belongs to; give both or neither")
+    started = time.perf_counter()
+    with progress_bar("shards") as (advance, note):
+
+        def report(event: BatchEvent) -> None:
+            if event.note is not None:
+                note(event.note)
+            advance(event.done, event.total)
+
+        outcome = batch_files(
+            command.source,
+            command.output,
+            config=command.config,
+            batch=command.batch,
+            engine=engine,
+            report=report,
+        )
+    total_s = time.perf_counter() - started
+    if command.json:
+        print(json.dumps({**outcome.to_dict(), "total_s": round(total_s, 3)}, indent=2))
+    else:
+        rate = f", {outcome.predicted / total_s:.1f} photos a second" if outcome.predicted else ""
+        say(
+            f"{outcome.shards} shards ({outcome.done_before} done before), {outcome.photos} photos, {outcome.failures} "
+            f"failed, in {total_s:.2f} s{rate} -> {command.output}"
+        )
+    return EXIT_SOME_FAILED if outcome.failures else 0

@@ -284,7 +284,7 @@ def test_usage_errors(tmp_path: Path) -> None:
         result,
         "Unrecognized options: --ensemble; did you mean --ensemble-mirror or --ensemble-reduction or --ensemble-size",
     )
-    assert_one_error_line(openmarigold(), "Expected one of {predict, metric, video, measure, serve, inspect")
+    assert_one_error_line(openmarigold(), "Expected one of {predict, metric, video, batch, measure, serve, inspect")
 
 
 def test_interrupt_leaves_whole_files(photo_dir: Path, tmp_path: Path, onnx_checkpoint: Path) -> None:

@@ -56,7 +56,7 @@ CASES = [
     ),
     (
         (),
-        "Expected one of {predict, metric, video, measure, serve, inspect, evaluate",
+        "Expected one of {predict, metric, video, batch, measure, serve, inspect, evaluate",
     ),
     (
         ("data", "render", "mix", "--count", "3"),
@@ -70,7 +70,7 @@ CASES = [
     (("checkpoint", "inof"), "Unrecognized command: inof; did you mean info? See `openmarigold checkpoint --help`"),
     (
         ("zebra",),
-        "Unrecognized command: zebra; there are predict, metric, video, measure, serve",
+        "Unrecognized command: zebra; there are predict, metric, video, batch, measure, serve",
     ),
     (("inspect", "a", f"{'long/' * 40}b"), f"Unrecognized options: {'long/' * 40}b. See `openmarigold inspect --help`"),
 ]

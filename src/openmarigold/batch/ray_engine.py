@@ -8,6 +8,7 @@ import os
 import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from openmarigold.batch.shard_files import ShardStats
@@ -54,8 +55,7 @@ class RayEngine:
             MissingExtraError: without the extra `ray`.
         """
         with needs_extra("ray"):
-            import ray
-            from ray.data import ActorPoolStrategy, DataContext
+            ray, data, errors = (import_module(name) for name in ("ray", "ray.data", "ray.exceptions"))
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         logging.getLogger("ray").setLevel(logging.ERROR)
         logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -68,14 +68,14 @@ class RayEngine:
                     configure_logging=False,
                     include_dashboard=False if self.address == "local" else None,
                 )
-            DataContext.get_current().enable_progress_bars = False
-            DataContext.get_current().print_on_execution_start = False
+            data.DataContext.get_current().enable_progress_bars = False
+            data.DataContext.get_current().print_on_execution_start = False
             rows = [{"number": number, "shard": pickle.dumps(shard)} for number, shard in enumerate(shards)]
-            made = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            made = data.from_items(rows, override_num_blocks=len(rows)).map_batches(
                 ShardActor,
                 fn_constructor_args=(worker, again),
                 batch_size=1,
-                compute=ActorPoolStrategy(min_size=1, max_size=self.workers, max_tasks_in_flight_per_actor=2),
+                compute=data.ActorPoolStrategy(min_size=1, max_size=self.workers, max_tasks_in_flight_per_actor=2),
                 num_cpus=_CPUS,
                 num_gpus=self.gpus_per_worker or None,
             )
@@ -83,7 +83,7 @@ class RayEngine:
                 yield shards[row["number"]], pickle.loads(row["stats"])
         except OpenMarigoldError:
             raise
-        except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError) as error:
+        except (errors.RayError, ConnectionError, RuntimeError, ValueError) as error:
             raise _told(error) from error
         finally:
             if starts:

@@ -65,7 +65,7 @@ def encoded(prediction: Prediction, modality: Modality, *, key: str, source: str
     maps: dict[str, bytes] = {}
     ranges: dict[str, tuple[float, float]] = {}
     kinds = {kind.name: kind for kind in modality.maps}
-    shape: tuple[int, ...] = ()
+    width = height = None
     for name, values in {**prediction.maps, **prediction.uncertainties}.items():
         kind = kinds.get(name) or MapKind(
             name=name, channels=1, range=(0.0, float("inf")), unit="", space="linear", exr_channels=("Y",)
@@ -75,14 +75,15 @@ def encoded(prediction: Prediction, modality: Modality, *, key: str, source: str
         low, high = ranges[name]
         texts = {"lo": repr(low), "hi": repr(high), "value": f"lo + code / {LARGEST_CODE} * (hi - lo)"}
         save_png(buffer, to_codes(values, ranges[name]), texts)
-        maps[name], shape = buffer.getvalue(), values.shape
+        maps[name] = buffer.getvalue()
+        height, width = values.shape[:2]
     return Entry(
         key=key,
         source=source,
         status=SUCCESS,
         input_sha256=sha256,
-        width=shape[1],
-        height=shape[0],
+        width=width,
+        height=height,
         ranges=ranges,
         maps=maps,
     )

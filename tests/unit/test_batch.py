@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
 import os
+import pickle
 import subprocess
 import sys
 import tarfile
@@ -27,6 +29,7 @@ from openmarigold.batch import run as batch_run
 from openmarigold.batch.run import BatchOutcome, batch_files
 from openmarigold.batch.settings import BatchConfig
 from openmarigold.batch.sources import shards_of
+from openmarigold.batch.spark import SparkFactory
 from openmarigold.batch.worker import ShardWorker
 from openmarigold.cli import run as run_cli
 from openmarigold.config import PredictConfig
@@ -460,3 +463,42 @@ def test_s3_gives_the_same_maps(photos: Path, made: Path, monkeypatch: pytest.Mo
         assert batch_files("s3://photos/in", "s3://photos/out", config=CONFIG, batch=SMALL).predicted == 0
     finally:
         server.stop()
+
+
+def test_spark_factory_gives_what_shards_hold(photos: Path, made: Path) -> None:
+    factory = pickle.loads(pickle.dumps(SparkFactory(CONFIG)))
+    predict = factory()
+    column = np.array([(photos / "p3.png").read_bytes(), b"nothing", None], dtype=object)
+    found = predict(column)
+    assert list(found) == list(factory.columns())
+    good, bad, empty = ({name: values[place] for name, values in found.items()} for place in range(3))
+    row = records(made)[3]
+    assert {name: good[name] for name in ("status", "input_sha256", "width", "height", "depth_lo", "depth_hi")} == {
+        name: row[name] for name in ("status", "input_sha256", "width", "height", "depth_lo", "depth_hi")
+    }
+    assert base64.b64decode(good["depth"]) == maps_of((made / "00001.tar").read_bytes())["000010001.depth.png"]
+    assert (bad["status"], bad["error_class"], bad["depth"]) == ("failed", "ImageError", None)
+    assert (empty["status"], empty["error_class"]) == ("failed", "DataError")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_spark_session(photos: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A local session, where pyspark and Java are installed."""
+    functions = pytest.importorskip("pyspark.ml.functions")
+    sql = pytest.importorskip("pyspark.sql")
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
+    session = sql.SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
+    try:
+        predict = SparkFactory(CONFIG)
+        udf = functions.predict_batch_udf(predict, return_type=predict.schema(), batch_size=2)
+        table = session.read.format("binaryFile").option("pathGlobFilter", "p*.png").load(str(photos))
+        found = table.select("path", udf("content").alias("maps")).collect()
+    finally:
+        session.stop()
+    by_name = {Path(row["path"]).name: row["maps"] for row in found}
+    for row in records(made):
+        maps = by_name[Path(row["source"]).name]
+        assert (maps["status"], maps["depth_hi"]) == ("success", row["depth_hi"])
+        stored = maps_of((made / f"{row['key'][:5]}.tar").read_bytes())[f"{row['key']}.depth.png"]
+        assert base64.b64decode(maps["depth"]) == stored

@@ -94,6 +94,11 @@ class ShardWorker:
         stats.write(self.folder, shard.stem)
         return stats
 
+    def entry(self, row: Row) -> Entry:
+        """What becomes of one photo; errors of it are part of the entry."""
+        work = self._read(_Work(row=row, key=row.key), is_kept=False)
+        return self._encode(work, self._predict(work))[0]
+
     def _entries(self, shard: Shard, kept: dict[str, Entry]) -> Iterator[tuple[Entry, float]]:
         """The entries of a shard in order, with the time of each [s]."""
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as encoder:

@@ -183,8 +183,12 @@ def open_engine(
     dtype: Dtype = "float32",
     tiny_vae: TinyVae | None = None,
     compile: CompileMode = "off",
+    at_once: int = 1,
 ) -> Engine:
     """The engine for a checkpoint, with the networks loaded; see `choose_engine` for "auto".
+
+    `at_once` is about how many threads will call it at the same time. On a CPU, small networks then divide the cores
+    among the calls instead of each call among the cores: more photos a second, each of them later, the same results.
 
     Raises:
         CheckpointError: a network file is damaged.
@@ -197,11 +201,11 @@ def open_engine(
         if chosen == "onnx":
             from openmarigold.engines.onnx import open_onnx
 
-            opened: Engine = open_onnx(checkpoint, **settings)
+            opened: Engine = open_onnx(checkpoint, **settings, at_once=at_once)
         elif chosen == "openvino":
             from openmarigold.engines.openvino import open_openvino
 
-            opened = open_openvino(checkpoint, **settings)
+            opened = open_openvino(checkpoint, **settings, at_once=at_once)
         else:
             from openmarigold.engines.torch import TorchEngine
 

@@ -15,7 +15,6 @@ from openmarigold.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from openmarigold.config import CallConfig, OutputConfig, PredictConfig
 from openmarigold.engines import onnx as onnx_engine
 from openmarigold.engines import open_engine
-from openmarigold.engines import openvino as openvino_engine
 from openmarigold.predictor.stream import frames_at_once
 from openmarigold.temporal.settings import StreamConfig
 from openmarigold.video import model as model_module
@@ -85,17 +84,6 @@ def test_threads_that_wait_leave_their_core_to_others(embedded: Checkpoint) -> N
     options = onnx_engine._open_session(path, 1).get_session_options()
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     assert options.intra_op_num_threads == 1
-
-
-def test_large_networks_of_openvino_compute_one_image_at_a_time(
-    onnx_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tiny = read_checkpoint(onnx_checkpoint)
-    small: Any = open_engine(tiny, engine="openvino", at_once=3)
-    assert {len(free) for free in small.run.__self__.requests.values()} == {3}
-    monkeypatch.setattr(openvino_engine, "LARGE_BYTES", 0)
-    large: Any = open_engine(tiny, engine="openvino", at_once=3)
-    assert {len(free) for free in large.run.__self__.requests.values()} == {1}
 
 
 @pytest.mark.parametrize(

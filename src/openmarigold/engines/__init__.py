@@ -187,8 +187,8 @@ def open_engine(
 ) -> Engine:
     """The engine for a checkpoint, with the networks loaded; see `choose_engine` for "auto".
 
-    `at_once` is about how many threads will call it at the same time. On a CPU, small networks then divide the cores
-    among the calls instead of each call among the cores: more photos a second, each of them later, the same results.
+    `at_once` is about how many threads will call it at the same time. ONNX Runtime then divides the cores among the
+    calls instead of each call among the cores: more photos a second, each of them later, the same bytes.
 
     Raises:
         CheckpointError: a network file is damaged.
@@ -205,7 +205,7 @@ def open_engine(
         elif chosen == "openvino":
             from openmarigold.engines.openvino import open_openvino
 
-            opened = open_openvino(checkpoint, **settings, at_once=at_once)
+            opened = open_openvino(checkpoint, **settings)
         else:
             from openmarigold.engines.torch import TorchEngine
 

@@ -8,7 +8,6 @@ checkpoints are compiled for each size, which halves their memory. A photo's res
 from __future__ import annotations
 
 import ctypes
-import os
 import shutil
 import sys
 import threading
@@ -38,9 +37,7 @@ _SMALL = 8  # cells, the least that a U-Net which halves three times takes
 _log = quoted_logger(__name__)
 
 
-def open_openvino(
-    checkpoint: Checkpoint, *, device: str, dtype: Dtype, tiny_vae: TinyVae | None, at_once: int = 1
-) -> ConvertedEngine:
+def open_openvino(checkpoint: Checkpoint, *, device: str, dtype: Dtype, tiny_vae: TinyVae | None) -> ConvertedEngine:
     """The engine of three networks compiled by OpenVINO.
 
     OpenVINO and ONNX checkpoints run as they are; safetensors weights are converted once and kept (see `converted`).
@@ -53,7 +50,7 @@ def open_openvino(
     if device not in ("auto", "cpu"):
         raise InvalidValueError(f"device={device!r} is not for engine openvino, which runs on cpu; use engine torch")
     _check_dtype(dtype)
-    networks = _Networks(dtype, at_once)
+    networks = _Networks(dtype)
     engine = ConvertedEngine("openvino", checkpoint, networks.run, dtype=dtype)
     # In bfloat16 the stored weights need no more than half precision, which halves the memory while compiling.
     stored: StoredDtype = "float32" if dtype == "float32" else "float16"
@@ -69,26 +66,19 @@ def open_openvino(
 
 
 class _Networks:
-    """Three compiled networks. Threads take turns: `at_once` images are computed at the same time, of large networks
-    one, on all cores.
-    """
+    """Three compiled networks. Threads take turns: a network computes one image at a time, on all cores."""
 
-    def __init__(self, dtype: Dtype, at_once: int) -> None:
-        self.requests: dict[str, list[Any]] = {}
-        self._dtype, self._at_once = dtype, at_once
+    def __init__(self, dtype: Dtype) -> None:
+        self.requests: dict[str, Any] = {}
+        self._dtype = dtype
         self._core = openvino.Core()
-        self._turns = threading.Semaphore(0)
+        self._turn = threading.Lock()  # a request that is computing refuses another: "busy"
 
     def run(self, name: str, **inputs: np.ndarray) -> np.ndarray:
         tensors = {key: np.ascontiguousarray(value) for key, value in inputs.items()}
         try:
-            with self._turns:
-                free = self.requests[name]
-                request = free.pop()  # one that is computing refuses another input: "busy"
-                try:
-                    return np.array(request.infer(tensors, share_inputs=True)[0], dtype=np.float32)
-                finally:
-                    free.append(request)
+            with self._turn:
+                return np.array(self.requests[name].infer(tensors, share_inputs=True)[0], dtype=np.float32)
         except Exception as error:  # OpenVINO's errors share no public base
             raise failed_run(name, inputs, error) from error
 
@@ -97,11 +87,7 @@ class _Networks:
         large = sum(path.stat().st_size for path in (*weights, *paths.values()) if path.is_file()) >= LARGE_BYTES
         # Large networks open in a second without OpenVINO's own cache, which would store all weights once more.
         cache_dir = None if large else user_cache_dir() / "openvino"
-        at_once = 1 if large else self._at_once
-        self.requests = {
-            name: self._open(path, cache_dir, large and name != "unet", at_once) for name, path in paths.items()
-        }
-        self._turns = threading.Semaphore(at_once)
+        self.requests = {name: self._open(path, cache_dir, large and name != "unet") for name, path in paths.items()}
         if large:
             self._pack(weights, engine, num_targets)
 
@@ -125,34 +111,29 @@ class _Networks:
                     "or another machine"
                 ) from error
             raise CheckpointError(f"a network cannot be run ({one_line(cause)}); get the checkpoint again") from error
-        for (request,) in self.requests.values():
+        for request in self.requests.values():
             if isinstance(request, _NetworkBySize):
                 request.requests.clear()  # no photo is so small
         _return_memory(weights)
 
-    def _open(self, path: Path, cache_dir: Path | None, by_size: bool, at_once: int) -> list[Any]:
-        """The requests of a network, `at_once` of them."""
+    def _open(self, path: Path, cache_dir: Path | None, by_size: bool) -> Any:
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _PRECISIONS[self._dtype],  # without it, float32 networks run in bfloat16
             "EXECUTION_MODE_HINT": "ACCURACY" if self._dtype == "float32" else "PERFORMANCE",
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": False,
         }
-        if at_once > 1:
-            settings["NUM_STREAMS"] = min(at_once, os.cpu_count() or 1)
         try:
             model = self._core.read_model(path)
             if by_size:
-                return [_NetworkBySize(self._core, model, settings, path)]
+                return _NetworkBySize(self._core, model, settings, path)
             if cache_dir is not None:
                 try:
-                    compiled = self._compile_cached(model, {**settings, "CACHE_DIR": str(cache_dir)})
-                    return [compiled.create_infer_request() for _ in range(at_once)]
+                    return self._compile_cached(model, {**settings, "CACHE_DIR": str(cache_dir)})
                 except RuntimeError as error:
                     _log.warning("OpenVINO's cache in %s is damaged and is removed (%s)", cache_dir, one_line(error))
                     shutil.rmtree(cache_dir, ignore_errors=True)
-            compiled = self._core.compile_model(model, "CPU", settings)
-            return [compiled.create_infer_request() for _ in range(at_once)]
+            return self._core.compile_model(model, "CPU", settings).create_infer_request()
         except Exception as error:  # OpenVINO's errors share no public base
             raise CheckpointError(f"{path} cannot be loaded ({one_line(error)}); get the checkpoint again") from error
 
@@ -164,7 +145,7 @@ class _Networks:
         compiled = self._core.compile_model(model, "CPU", settings)
         if not compiled.get_property("LOADED_FROM_CACHE"):
             compiled = self._core.compile_model(model, "CPU", settings)
-        return compiled
+        return compiled.create_infer_request()
 
 
 class _NetworkBySize:

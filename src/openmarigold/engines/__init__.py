@@ -183,8 +183,12 @@ def open_engine(
     dtype: Dtype = "float32",
     tiny_vae: TinyVae | None = None,
     compile: CompileMode = "off",
+    at_once: int = 1,
 ) -> Engine:
     """The engine for a checkpoint, with the networks loaded; see `choose_engine` for "auto".
+
+    `at_once` is about how many threads will call it at the same time. ONNX Runtime then divides the cores among the
+    calls instead of each call among the cores: more photos a second, each of them later, the same bytes.
 
     Raises:
         CheckpointError: a network file is damaged.
@@ -197,7 +201,7 @@ def open_engine(
         if chosen == "onnx":
             from openmarigold.engines.onnx import open_onnx
 
-            opened: Engine = open_onnx(checkpoint, **settings)
+            opened: Engine = open_onnx(checkpoint, **settings, at_once=at_once)
         elif chosen == "openvino":
             from openmarigold.engines.openvino import open_openvino
 

@@ -6,6 +6,8 @@ If safetensors weights are to run on this engine, they are converted once and ke
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +20,12 @@ from openmarigold.engines.converted import ConvertedEngine, failed_run, open_net
 from openmarigold.errors import CheckpointError, InvalidValueError, one_line
 
 
-def open_onnx(checkpoint: Checkpoint, *, device: str, dtype: Dtype, tiny_vae: TinyVae | None) -> ConvertedEngine:
+def open_onnx(
+    checkpoint: Checkpoint, *, device: str, dtype: Dtype, tiny_vae: TinyVae | None, at_once: int = 1
+) -> ConvertedEngine:
     """The engine of three ONNX Runtime sessions, which any number of threads may run at once.
+
+    Where `at_once` calls keep all cores busy, each has one thread, which waits for no other.
 
     Raises:
         CheckpointError: a network file is damaged.
@@ -36,7 +42,9 @@ def open_onnx(checkpoint: Checkpoint, *, device: str, dtype: Dtype, tiny_vae: Ti
             f"dtype={dtype!r} is not for ONNX networks, which compute in float32; leave it out, or use "
             'engine openvino (pip install "openmarigold[openvino]")'
         )
-    sessions = open_networks(checkpoint, "onnx", _open_all, tiny_vae=tiny_vae)
+    num_threads = 1 if at_once >= (os.cpu_count() or 1) else 0
+    open_all = partial(_open_all, num_threads=num_threads)
+    sessions = open_networks(checkpoint, "onnx", open_all, tiny_vae=tiny_vae)
     stored = sessions[checkpoint.networks[0]].get_outputs()[0].shape[1]
     if isinstance(stored, int) and stored != checkpoint.image_channels:
         key = "condition_channels" if checkpoint.image_encoder else "latent_channels"
@@ -55,13 +63,17 @@ def open_onnx(checkpoint: Checkpoint, *, device: str, dtype: Dtype, tiny_vae: Ti
     return ConvertedEngine("onnx", checkpoint, run, dtype=dtype)
 
 
-def _open_all(paths: dict[str, Path]) -> dict[str, onnxruntime.InferenceSession]:
-    return {name: _open_session(path) for name, path in paths.items()}
+def _open_all(paths: dict[str, Path], *, num_threads: int) -> dict[str, onnxruntime.InferenceSession]:
+    return {name: _open_session(path, num_threads) for name, path in paths.items()}
 
 
-def _open_session(path: Path) -> onnxruntime.InferenceSession:
+def _open_session(path: Path, num_threads: int) -> onnxruntime.InferenceSession:
+    """A session on so many threads, 0: as many as there are cores. Their number changes no byte of the results."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = num_threads
+    # Each session has threads of its own. One that spins while it waits takes a core from the next network.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's error classes share no public base

@@ -148,12 +148,22 @@ def rgb_to_planes(rgb: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> Flo
     """
     height, width = rgb.shape[:2]
     rows = max(1, _STRIP_PIXELS // width)
+    if rows >= height:
+        return resize(_planes(rgb), size, antialias=True)
     narrowed = np.empty((3, height, size[1]), dtype=np.float32)
     for top in range(0, height, rows):
-        strip = rgb[top : top + rows].transpose(2, 0, 1)
-        planes = np.ascontiguousarray(strip, dtype=np.float32) / np.float32(255) * 2 - 1
+        planes = _planes(rgb[top : top + rows])
         narrowed[:, top : top + rows] = resize(planes, (planes.shape[1], size[1]), antialias=True)
     return narrowed if size[0] == height else resize(narrowed, size, antialias=True)
+
+
+def _planes(rgb: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "3 h w"]:
+    """Pixels in [-1, 1]; in place, as new arrays take longer than the arithmetic."""
+    planes = np.ascontiguousarray(rgb.transpose(2, 0, 1), dtype=np.float32)
+    planes /= np.float32(255)
+    planes *= 2
+    planes -= 1
+    return planes
 
 
 def resize(

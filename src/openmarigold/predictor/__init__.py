@@ -89,7 +89,12 @@ class Predictor:
 
     @classmethod
     def from_config(
-        cls, config: ModelConfig, *, found: Checkpoint | None = None, tiny_vae: TinyVae | None = None
+        cls,
+        config: ModelConfig,
+        *,
+        found: Checkpoint | None = None,
+        tiny_vae: TinyVae | None = None,
+        at_once: int = 1,
     ) -> Predictor:
         """The predictor for the settings of a model. Raises what `load` raises.
 
@@ -97,10 +102,11 @@ class Predictor:
             config: the settings.
             found: its checkpoint, if it was read before: a branch on the hub may change between two reads.
             tiny_vae: its small autoencoder, if it was read before.
+            at_once: about how many threads will call it at the same time, as `open_engine`.
         """
         found = found or read_configured(config)
         tiny_vae = tiny_vae or read_tiny_vae(config, found)
-        settings: dict[str, Any] = {"dtype": config.dtype, "compile": config.compile}
+        settings: dict[str, Any] = {"dtype": config.dtype, "compile": config.compile, "at_once": at_once}
         engine = open_engine(found, engine=config.engine, device=config.device, tiny_vae=tiny_vae, **settings)
         predictor = cls(engine, found, tiny_vae=tiny_vae)
         predictor._opening = {

@@ -62,6 +62,8 @@ class ModelRun:
         self.finisher = finisher
         self.output = output
         self.output_dir = output_dir
+        self.at_once = 1
+        """About how many threads will predict at the same time."""
         self.load_s = 0.0
         """Time to load the checkpoint [s]."""
         self._predictor: Predictor | None = None
@@ -151,7 +153,9 @@ class ModelRun:
             same = (other._predictor for other in others if other._shares_networks(self))
             twin = next((predictor for predictor in same if predictor is not None), None)
             if twin is None:
-                self._predictor = Predictor.from_config(self.config, found=self.checkpoint, tiny_vae=self.tiny_vae)
+                self._predictor = Predictor.from_config(
+                    self.config, found=self.checkpoint, tiny_vae=self.tiny_vae, at_once=self.at_once
+                )
             else:
                 self._predictor = Predictor(twin.engine, self.checkpoint, tiny_vae=self.tiny_vae)
             self.load_s = time.perf_counter() - started

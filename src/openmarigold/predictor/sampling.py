@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -81,10 +82,15 @@ class MemberNoise:
         scale: float = 1.0,
         latents: Float[np.ndarray, "n C h w"] | None,
     ) -> None:
-        digest = hashlib.sha256(repr(rgb.shape).encode())
-        digest.update(np.ascontiguousarray(rgb).data)
-        self._keys = {"seed": seed, "image_key": int.from_bytes(digest.digest()[:8], "little")}
+        self._rgb, self._seed = rgb, seed
         self._shape, self._zeros, self._scale, self._latents = shape, zeros, scale, latents
+
+    @cached_property
+    def _image_key(self) -> int:
+        """A hash of the photo; many members start from zeros and never ask."""
+        digest = hashlib.sha256(repr(self._rgb.shape).encode())
+        digest.update(np.ascontiguousarray(self._rgb).data)
+        return int.from_bytes(digest.digest()[:8], "little")
 
     @property
     def is_given(self) -> bool:
@@ -96,7 +102,7 @@ class MemberNoise:
             return self._latents[member]
         if step == 0 and self._zeros:
             return np.zeros(self._shape, dtype=np.float32)
-        noise = member_noise(self._shape, **self._keys, member=member, step=step)
+        noise = member_noise(self._shape, seed=self._seed, image_key=self._image_key, member=member, step=step)
         return noise * np.float32(self._scale) if step == 0 and self._scale != 1 else noise
 
 

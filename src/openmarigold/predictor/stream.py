@@ -55,6 +55,18 @@ class _Fitted:
     """First frame of a shot."""
 
 
+def share_of_previous(config: StreamConfig, call: CallConfig) -> float:
+    """Share of the previous frame's latent in the start noise; `call` has the checkpoint's defaults."""
+    if config.previous_latent is None:
+        return 0.0 if call.start_noise == "zeros" else _USUAL_SHARE
+    return float(config.previous_latent)
+
+
+def frames_at_once(config: StreamConfig, call: CallConfig) -> int:
+    """Frames that `Stream.follow` predicts at the same time; `call` has the checkpoint's defaults."""
+    return 1 if share_of_previous(config, call) else _AHEAD + 1
+
+
 class Stream:
     """Makes the frames of one clip steady, one after another.
 
@@ -73,13 +85,11 @@ class Stream:
         self._predictor, self.config = predictor, config
         self.call = replace(call, num_inference_steps=call.num_inference_steps or 1)
         self._resolved = predictor.resolve(self.call)
-        zeros = self._resolved.start_noise == "zeros"
-        share = config.previous_latent
-        self.previous_latent = (0.0 if zeros else _USUAL_SHARE) if share is None else float(share)
-        if zeros and self.previous_latent:
+        self.previous_latent = share_of_previous(config, self._resolved)
+        if self._resolved.start_noise == "zeros" and self.previous_latent:
             raise InvalidValueError(
-                f"previous_latent={share!r} has no effect with {predictor.checkpoint.name}, which starts from zeros; "
-                "use 0 (or start_noise gaussian)"
+                f"previous_latent={config.previous_latent!r} has no effect with {predictor.checkpoint.name}, which "
+                "starts from zeros; use 0 (or start_noise gaussian)"
             )
         modality = predictor.modality
         self._gauge = modality.gauge(predictor.checkpoint.invariance)
@@ -110,7 +120,7 @@ class Stream:
             return
         waiting: deque[tuple[Photo, Any]] = deque()
         failure: OpenMarigoldError | None = None
-        with ThreadPoolExecutor(max_workers=_AHEAD + 1, thread_name_prefix="stream") as pool:
+        with ThreadPoolExecutor(frames_at_once(self.config, self._resolved), thread_name_prefix="stream") as pool:
             try:
                 for photo in self._photos(frames):
                     if isinstance(photo, OpenMarigoldError):

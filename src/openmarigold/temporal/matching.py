@@ -79,8 +79,7 @@ def warped(
     picture: Float32[np.ndarray, "h w *channels"], flow: Float32[np.ndarray, "h w 2"]
 ) -> Float32[np.ndarray, "h w *channels"]:
     """`picture` at each pixel plus its flow, bilinear; beyond the edge the edge goes on."""
-    columns, rows = _grid(*flow.shape[:2])
-    return _cv2().remap(picture, columns + flow[..., 0], rows + flow[..., 1], 1, borderMode=1)
+    return _cv2().remap(picture, _grid(*flow.shape[:2]) + flow, None, 1, borderMode=1)
 
 
 def enlarged(
@@ -147,8 +146,8 @@ def _checked(one: Look, other: Look, there: np.ndarray, back: np.ndarray) -> Mat
 def _alike(one: Look, other: Look, flow: np.ndarray) -> Bool[np.ndarray, "h w"]:
     """Inside the other look, and of the same features there, blurred a little."""
     height, width = one.features.shape
-    columns, rows = _grid(height, width)
-    x, y = columns + flow[..., 0], rows + flow[..., 1]
+    places = _grid(height, width) + flow
+    x, y = places[..., 0], places[..., 1]
     inside = (x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5)
     off = one.features.astype(np.float32) - warped(other.features.astype(np.float32), flow)
     return inside & (np.abs(_cv2().blur(off, (3, 3))) < _ALIKE)
@@ -166,10 +165,10 @@ def _dense_flow(
 
 
 @lru_cache(maxsize=4)
-def _grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Columns and rows of all pixels, float32."""
+def _grid(height: int, width: int) -> Float32[np.ndarray, "h w 2"]:
+    """Column and row of each pixel."""
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
-    return columns, rows
+    return np.stack([columns, rows], axis=-1)
 
 
 def _cv2() -> Any:

@@ -10,10 +10,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from openmarigold.checkpoints.configured import resolve_settings
 from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.modalities import Modality
 from openmarigold.predictor.model_run import ModelRun
-from openmarigold.predictor.stream import Stream
+from openmarigold.predictor.stream import Stream, frames_at_once
 from openmarigold.temporal.settings import StreamConfig
 from openmarigold.video.pipeline import FrameStream
 
@@ -130,6 +131,7 @@ class LoadedModel:
 
     def open(self, state: dict[str, np.ndarray] | None) -> FrameStream:
         """A new stream, or one that goes on from a state."""
+        self._run.at_once = frames_at_once(self._stream, resolve_settings(self._config, self._run.checkpoint))
         predictor = self._run.load()
         if state is None:
             return Stream(predictor, self._stream, self._config.call)

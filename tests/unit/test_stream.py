@@ -324,6 +324,20 @@ def test_another_size_is_named_with_its_frame() -> None:
     assert list(predictor.stream(iter([]))) == []
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 64), (6, 300), (24, 160), (30, 90)])
+def test_frames_of_any_shape(height: int, width: int) -> None:
+    """OpenCV's flow ends the process for low and wide pictures."""
+    predictor = FakePredictor()
+    photos = [np.clip(make_photo(height, width) + np.uint8(number), 0, 255) for number in range(4)]
+    truth = np.linspace(0.2, 0.8, width, dtype=np.float32)[None].repeat(height, axis=0)
+    scales = (1.0, 1.3, 0.8, 1.1)
+    frames = [predictor.learn(photo, depth=truth * a) for photo, a in zip(photos, scales, strict=True)]
+    out = list(predictor.stream(frames))
+    assert len(out) == 4
+    if height * width > 1000:
+        assert [frame.scale for frame in out] == pytest.approx([1 / a for a in scales], rel=0.05)
+
+
 @pytest.mark.parametrize("look_ahead", [0, 1])
 def test_frames_before_one_that_cannot_be_used_come_out(look_ahead: int) -> None:
     predictor = FakePredictor()

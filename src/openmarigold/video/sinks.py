@@ -71,11 +71,11 @@ class Shown:
         """The moment of the clip that is 0 in the files [s], in the clip's own time."""
         return self._first * self.facts.time_base
 
-    def encoder(self, track: Track, target: Path | Any, **more: Any) -> TrackEncoder:
-        """An encoder of a track."""
+    def encoder(self, track: Track, target: Path | Any, frame: ClipFrame, **more: Any) -> TrackEncoder:
+        """An encoder of a track, for this frame and those after it."""
         facts = self.facts
         settings: dict[str, Any] = {"time_base": facts.time_base, "rate": facts.rate, "crf": self.config.crf}
-        return TrackEncoder(track, target, **settings, pixel_aspect=facts.pixel_aspect, **more)
+        return TrackEncoder(track, target, **settings, pixel_aspect=frame.pixel_aspect, **more)
 
 
 class FolderSink:
@@ -100,7 +100,7 @@ class FolderSink:
         if self._partial is None:
             self._partial = self._work.begin()
             self._encoders = [
-                self._shown.encoder(track, self._partial / f"{place}.nut")
+                self._shown.encoder(track, self._partial / f"{place}.nut", frame)
                 for place, track in enumerate(self._shown.tracks)
             ]
             if not self._work.segments:
@@ -166,8 +166,6 @@ class PipeSink:
         self._track = shown.tracks[0]
         self._encoder: TrackEncoder | None = None
         self._range: Range | None = None
-        if shown.config.pipe == "matroska":
-            self._encoder = shown.encoder(self._track, _Written(file), container="matroska")
 
     def write(self, frame: ClipFrame, item: StreamedFrame) -> None:
         """See `Sink`.
@@ -182,6 +180,8 @@ class PipeSink:
             self._range = picture.ranges[name]
             self._note(f"from frame {item.number} on, code 0 is {self._range[0]:g} and 65535 is {self._range[1]:g}")
         pixels = self._track.pixels(picture)
+        if self._encoder is None and self._shown.config.pipe == "matroska":
+            self._encoder = self._shown.encoder(self._track, _Written(self._file), frame, container="matroska")
         if self._encoder is not None:
             self._encoder.write(pixels, self._shown.pts(frame))
             return

@@ -240,6 +240,31 @@ def test_done_results_are_kept_and_others_are_made_anew(clip: Path, tmp_path: Pa
     assert made(clip, tmp_path, crf=30).num_predicted == 10
 
 
+def test_further_formats_join_those_of_the_same_settings(clip: Path, tmp_path: Path) -> None:
+    made(clip, tmp_path, format=("colored", "npy"))
+    more = made(clip, tmp_path, format=("ffv1",))
+    assert more.num_predicted == 10 and any("those that are there stay" in note for note in more.notes)
+    for formats in (("colored",), ("ffv1", "npy")):
+        assert made(clip, tmp_path, format=formats).skipped
+    assert len(list((tmp_path / "room_depth_frames").glob("*.npy"))) == 10
+    made(clip, tmp_path, format=("ffv1",), crf=30)  # other settings: nothing of the old ones may stay beside them
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "room_depth.json",
+        "room_depth.mkv",
+        "room_depth_frames.npz",
+    ]
+
+
+def test_files_that_are_not_known_to_be_of_the_clip_are_not_replaced(clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "room_depth.mkv").write_bytes(b"somebody's")
+    with pytest.raises(OutputError, match=r"room_depth\.mkv exists, and nothing says that it is a result of this clip"):
+        made(clip, tmp_path, format=("ffv1",))
+    assert (tmp_path / "room_depth.mkv").read_bytes() == b"somebody's"
+    made(clip, tmp_path, format=("ffv1",), overwrite=True)
+    (tmp_path / "room_depth.json").unlink()  # the video itself says which clip it is of
+    assert made(clip, tmp_path, format=("ffv1",)).num_predicted == 10
+
+
 def test_results_of_another_clip_are_not_replaced(clip: Path, tmp_path: Path) -> None:
     made(clip, tmp_path / "out")
     other = write_clip(tmp_path / "room.mkv", patterns(4))
@@ -299,6 +324,7 @@ def test_error_of_the_model_ends_the_run(clip: Path, tmp_path: Path) -> None:
 
     with pytest.raises(InvalidValueError, match="no more"):
         make_video(clip, tmp_path, model=Failing(), video=VideoConfig(segment=4))
+    assert [path.name for path in (tmp_path / ".room_depth.work").glob("0*")] == ["000000"]  # nothing that is half done
     assert made(clip, tmp_path).resumed_at == 4
 
 

@@ -156,7 +156,7 @@ class VideoClip:
         return stream
 
     def _decoder_of_alpha(self) -> Any:
-        """A decoder of pictures with their alpha, where the stream has one that its own decoder leaves out; else None."""
+        """A decoder that reads alpha too, where the stream has one that its own decoder leaves out; else None."""
         codec = self._stream.codec_context
         name = _WITH_ALPHA.get(codec.name)
         if name is None or self._stream.metadata.get("alpha_mode") != "1":

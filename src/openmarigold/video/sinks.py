@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from openmarigold.config import OutputConfig
-from openmarigold.files import make_directory, write_atomically
+from openmarigold.files import make_directory, remove_leftovers, write_atomically
 from openmarigold.images.png import save_png
 from openmarigold.modalities import Modality
 from openmarigold.predictor.stream_state import StreamedFrame
@@ -154,6 +154,7 @@ class FolderSink:
                 content = f"{kind.name} = {low} + code / {LARGEST_CODE} * {high - low}"
                 texts = {RECORD_NAME: to_json({**record, "content": content})}
                 path = self._frames_dir / f"{stem}_{kind.file_name}.png"
+                remove_leftovers(path)
                 write_atomically(path, partial(_save, codes=codes, texts=texts))
 
 

@@ -374,6 +374,29 @@ def test_previous_latent_needs_noise_to_be_part_of() -> None:
         Stream(FakePredictor(), StreamConfig(previous_latent=0.2), CallConfig())
 
 
+def test_tiles_need_a_start_without_noise() -> None:
+    with pytest.raises(InvalidValueError, match="tiles=True was given for a clip with fake, which starts from noise"):
+        Stream(FakePredictor(start_noise="gaussian"), StreamConfig(), CallConfig(tiles=True))
+    Stream(FakePredictor(), StreamConfig(), CallConfig(tiles=True))
+
+
+def test_a_state_is_continued_with_what_made_it_alone() -> None:
+    predictor = FakePredictor()
+    frame = clip(Room(), 1)[0]
+    stream = Stream(predictor, StreamConfig(), CallConfig())
+    stream.push(predictor.learn(frame.rgb, depth=frame.raw))
+    state = stream.state()
+    Stream.restored(predictor, StreamConfig(), CallConfig(), state)
+    for model, config, call, kept in (
+        (FakePredictor(invariance="scale"), StreamConfig(), CallConfig(), state),
+        (predictor, StreamConfig(smoothing=0.5), CallConfig(), state),
+        (predictor, StreamConfig(), CallConfig(seed=3), state),
+        (predictor, StreamConfig(), CallConfig(), {name: state[name] for name in state if name != "made_by"}),
+    ):
+        with pytest.raises(InvalidValueError, match="the state of a stream was made by"):
+            Stream.restored(model, config, call, kept)
+
+
 def test_flow_without_opencv_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(MissingExtraError, match=r"opencv-python-headless.*openmarigold\[video\]"):

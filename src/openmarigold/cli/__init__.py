@@ -55,7 +55,12 @@ Command: TypeAlias = (
     | Annotated[CheckpointCommand, tyro.conf.subcommand("checkpoint")]
     | Annotated[BenchmarkCommand, tyro.conf.subcommand("benchmark")]
 )
-_WITH_SETTINGS: dict[str, type[Any]] = {"predict": Predict, "metric": Metric, "video": Video}
+_WITH_SETTINGS: dict[str, type[Any]] = {
+    "predict": Predict,
+    "metric": Metric,
+    "video": Video,
+    "evaluate-video": EvaluateVideo,
+}
 _logger = quoted_logger(__name__)
 _RUN: dict[type, Callable[[Any], int]] = {
     Predict: run_predict,

@@ -21,6 +21,7 @@ from openmarigold.errors import ImageError, InvalidValueError
 from openmarigold.video.clip import Clip, ClipFrame
 from openmarigold.video.pictures import hlg_light, pq_light
 from openmarigold.video.reading import clip_sha256, open_clip
+from openmarigold.video.sequences import about_gaps
 from openmarigold.video.settings import VideoConfig
 
 pytest.importorskip("av")
@@ -224,6 +225,16 @@ def test_pictures_of_two_sizes_keep_those_before(tmp_path: Path) -> None:
     clip, frames, _ = opened(tmp_path)
     assert len(frames) == 2
     assert clip.problem is not None and "from 8x6 to 10x6 at frame 2" in clip.problem
+
+
+def test_lost_pictures_are_said(tmp_path: Path) -> None:
+    for number in (1, 2, 3, 7, 8, 9):
+        Image.fromarray(RGB_FRAMES[0]).save(tmp_path / f"f{number}.png")
+    assert opened(tmp_path)[2] == [
+        f"{tmp_path}: numbers jump once, from f3.png to f7.png; pictures follow each other at one rate"
+    ]
+    assert about_gaps([Path(f"{time}.png") for time in (100, 133, 166, 200, 233, 270, 301)]) is None
+    assert about_gaps([Path(name) for name in ("a.png", "b.png", "c9.png")]) is None
 
 
 def test_folder_without_pictures(tmp_path: Path) -> None:

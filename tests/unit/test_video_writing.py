@@ -284,6 +284,15 @@ def test_damaged_clip_gives_what_was_read(tmp_path: Path) -> None:
     assert made(cut, tmp_path / "out").problem == result.problem  # also where it is skipped
 
 
+def test_a_name_that_is_too_long_is_told_at_once(clip: Path, tmp_path: Path) -> None:
+    long = tmp_path / f"{'n' * 230}.mkv"
+    long.write_bytes(clip.read_bytes())
+    model = GrayModel()
+    with pytest.raises(OutputError, match=r"is 5 bytes too long for the names of its results; rename it"):
+        make_video(long, tmp_path / "out", model=model, video=VideoConfig())
+    assert not model.opened
+
+
 def test_no_frame_between_the_moments(clip: Path, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="has no frame from 5 s to 6 s; choose another start and end"):
         made(clip, tmp_path, start=5.0, end=6.0)

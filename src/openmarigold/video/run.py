@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,7 @@ from openmarigold.video.work import Progress, Work
 
 # Settings that change no byte of what a finished segment holds.
 _WITHOUT_EFFECT = frozenset({"segment", "pipe"})
+_MAX_NAME_BYTES = 255  # of a file name, on the usual file systems
 
 
 def video_file(
@@ -144,6 +146,7 @@ class _Run:
         request = self._request(sha256)
         before = Earlier(self.output_dir, self.stem, request)
         names = [*(self._path(track.suffix).name for track in tracks), f"{self.stem}_frames.npz"]
+        _check_lengths(self.source, names)
         if not overwrite:
             folder = [self._frames_dir.name] if self._has_frame_files else []
             if before.are_done(self.video.format, [*names, *folder]):
@@ -344,6 +347,15 @@ class _Run:
         video = self.video
         asked = f"from {video.start or 0:g} s" + ("" if video.end is None else f" to {video.end:g} s")
         return f"{clip.facts.name} has no frame {asked}; choose another start and end"
+
+
+def _check_lengths(source: Path, names: Sequence[str]) -> None:
+    """Raises OutputError before anything is predicted where a name, hidden while it is written, would be too long."""
+    over = max(len(os.fsencode(name)) for name in names) - (_MAX_NAME_BYTES - len("..partial"))
+    if over > 0:
+        raise OutputError(
+            f"the name of {source} is {over} bytes too long for the names of its results; rename it, or link to it"
+        )
 
 
 def parse_size(record: Mapping[str, Any]) -> tuple[int, int]:

@@ -133,6 +133,19 @@ def test_pans_flashes_fades_and_a_black_frame_are_no_cuts() -> None:
         assert done[place].scale * frames[place].a == pytest.approx(frames[0].a, rel=0.06)
 
 
+@pytest.mark.parametrize("look_ahead", [0, 2])
+def test_the_gauge_of_a_shot_is_that_of_its_first_frame_that_shows_something(look_ahead: int) -> None:
+    frames = clip(Room(), 6)
+    for frame in frames[:2]:
+        frame.rgb[:] = frame.rgb % 2  # black, with noise
+    out = streamed(frames, look_ahead=look_ahead)
+    assert not any(frame.is_cut for frame in out) and out[-1].shot == 0
+    assert (out[2].scale, out[2].shift) == (1.0, 0.0)
+    assert out[5].scale == pytest.approx(frames[2].a / frames[5].a, rel=0.03)
+    bounds = out[2].bounds
+    assert bounds is not None and bounds[0] == pytest.approx(np.quantile(frames[2].raw, 0.005), abs=0.1)
+
+
 def test_looking_ahead_emits_late_and_steadier() -> None:
     frames = clip(Room(), 40)
     predictor = FakePredictor()

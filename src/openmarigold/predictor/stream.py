@@ -61,7 +61,8 @@ class _Fitted:
     shift: float
     inliers: float
     is_new: bool
-    """First frame of a shot."""
+    """Its gauge is its own: first frame of a shot, or the first one that shows something."""
+    is_cut: bool
 
 
 class Stream:
@@ -185,7 +186,9 @@ class Stream:
         look = look_at(photo.rgb)
         there = back = None
         cut = "no"
-        before = self._anchors.previous  # the last frame that showed something
+        before = self._anchors.previous  # the last frame that showed something; else the first one
+        if before is not None and before.look.is_blind and not look.is_blind:
+            before = None  # a black beginning has no gauge
         if before is not None:
             there, back = match_looks(look, before.look, self.config.correspondence)
             if self.config.detect_cuts and not look.is_blind:
@@ -197,7 +200,7 @@ class Stream:
         fitted = self._fitted(prediction, look, there, cut)
         if fitted.is_new or self._smoothed is None or there is None:
             there = back = None
-            self._shot += self._number > 0
+            self._shot += fitted.is_cut
             smoothed = self._smoother.first(fitted.values, look)
         else:
             smoothed = self._smoother.next(fitted.values, look, self._smoothed, there)
@@ -246,7 +249,15 @@ class Stream:
             self._anchors.clear()
         self._last_fit = (scale, shift)
         anchor = Anchor(look=look, values=points, known=known, number=self._number)
-        return _Fitted(values=values, anchor=anchor, scale=scale, shift=shift, inliers=inliers, is_new=is_new)
+        return _Fitted(
+            values=values,
+            anchor=anchor,
+            scale=scale,
+            shift=shift,
+            inliers=inliers,
+            is_new=is_new,
+            is_cut=is_new and match is not None,
+        )
 
     def _streamed(self, prediction: Prediction, fitted: _Fitted, look: Look) -> StreamedFrame:
         """The frame without its final maps."""
@@ -265,7 +276,7 @@ class Stream:
             scale=fitted.scale,
             shift=fitted.shift,
             shot=self._shot,
-            is_cut=fitted.is_new and self._number > 0,
+            is_cut=fitted.is_cut,
             bounds=bounds,
             inliers=fitted.inliers,
         )

@@ -14,7 +14,6 @@ import argparse
 import resource
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from openmarigold import Predictor
 from openmarigold.alignment import fit_scale_shift
 from openmarigold.data.shards import ShardedDataset
 from openmarigold.metrics import abs_rel, boundary_f1, seam_energy
+from openmarigold.predictor.tiles import seam_lines
 
 
 def scores(depth: np.ndarray, gt: np.ndarray, max_depth: float) -> tuple[float, float]:
@@ -30,20 +30,6 @@ def scores(depth: np.ndarray, gt: np.ndarray, max_depth: float) -> tuple[float, 
     scale, shift = fit_scale_shift(depth, gt, valid)
     aligned = np.clip(scale * depth.astype(np.float64) + shift, 1e-3, None)
     return 100 * abs_rel(aligned, gt, valid), 100 * boundary_f1(aligned, gt, valid)
-
-
-def seams(tiles: dict[str, Any], shape: tuple[int, int]) -> list[tuple[int, int]]:
-    """The lines where tiles begin and end."""
-    return sorted(
-        {
-            (axis, place)
-            for level in tiles["levels"]
-            for axis, name in ((0, "tops"), (1, "lefts"))
-            for start in level[name]
-            for place in (start, start + level["size"][axis])
-            if 0 < place < shape[axis]
-        }
-    )
 
 
 def main() -> None:
@@ -72,7 +58,7 @@ def main() -> None:
             started = time.perf_counter()
             prediction = predictor(sample.rgb, **settings)
             seconds = time.perf_counter() - started
-            lines = lines or seams(prediction.settings["tiles"], shape)
+            lines = lines or seam_lines(prediction.settings["tiles"], shape)
             seam = seam_energy(prediction.depth, lines) if lines else 0.0
             row += [*scores(prediction.depth, gt, arguments.max_depth), seam, seconds]
         rows.append(row)

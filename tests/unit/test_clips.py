@@ -6,12 +6,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from clip_files import AHEAD, ASIDE, CAMERA, pose_at, wall_depth, write_rendered, write_scannet, write_sintel, write_tum
-from openmarigold.cli import run
+from openmarigold.cli import parse, run
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.evaluation.clips import open_clips
 from openmarigold.evaluation.clips.clip import within
@@ -116,6 +117,17 @@ def test_saved_depth_is_scored_and_a_damaged_clip_is_reported(
     assert run(words) == 1
     assert list(json.loads(capsys.readouterr().out)["failed"]) == ["b"]
     assert run([*words, "--per-frame"]) == 2
+
+
+def test_settings_of_a_file_and_the_error_of_the_only_clip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "few.toml").write_text("seed = 7\nlook_ahead = 3\n")
+    command: Any = parse(["evaluate-video", "clips", "--config", str(tmp_path / "few.toml"), "--look-ahead", "2"])
+    assert (command.config.seed, command.stream.look_ahead) == (7, 2)
+    write_rendered(tmp_path / "data", AHEAD)
+    (tmp_path / "maps").mkdir()
+    words = ["evaluate-video", str(tmp_path / "data"), "--predictions", str(tmp_path / "maps"), "--invariance", "scale"]
+    assert run(words) == 2
+    assert capsys.readouterr().err.count("holds no prediction 00000") == 1
 
 
 def test_a_range_leaves_out_what_is_beyond(tmp_path: Path) -> None:

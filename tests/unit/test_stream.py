@@ -133,6 +133,19 @@ def test_pans_flashes_fades_and_a_black_frame_are_no_cuts() -> None:
         assert done[place].scale * frames[place].a == pytest.approx(frames[0].a, rel=0.06)
 
 
+@pytest.mark.parametrize("look_ahead", [0, 2])
+def test_the_gauge_of_a_shot_is_that_of_its_first_frame_that_shows_something(look_ahead: int) -> None:
+    frames = clip(Room(), 6)
+    for frame in frames[:2]:
+        frame.rgb[:] = frame.rgb % 2  # black, with noise
+    out = streamed(frames, look_ahead=look_ahead)
+    assert not any(frame.is_cut for frame in out) and out[-1].shot == 0
+    assert (out[2].scale, out[2].shift) == (1.0, 0.0)
+    assert out[5].scale == pytest.approx(frames[2].a / frames[5].a, rel=0.03)
+    bounds = out[2].bounds
+    assert bounds is not None and bounds[0] == pytest.approx(np.quantile(frames[2].raw, 0.005), abs=0.1)
+
+
 def test_looking_ahead_emits_late_and_steadier() -> None:
     frames = clip(Room(), 40)
     predictor = FakePredictor()
@@ -324,6 +337,20 @@ def test_another_size_is_named_with_its_frame() -> None:
     assert list(predictor.stream(iter([]))) == []
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 64), (6, 300), (24, 160), (30, 90)])
+def test_frames_of_any_shape(height: int, width: int) -> None:
+    """OpenCV's flow ends the process for low and wide pictures."""
+    predictor = FakePredictor()
+    photos = [np.clip(make_photo(height, width) + np.uint8(number), 0, 255) for number in range(4)]
+    truth = np.linspace(0.2, 0.8, width, dtype=np.float32)[None].repeat(height, axis=0)
+    scales = (1.0, 1.3, 0.8, 1.1)
+    frames = [predictor.learn(photo, depth=truth * a) for photo, a in zip(photos, scales, strict=True)]
+    out = list(predictor.stream(frames))
+    assert len(out) == 4
+    if height * width > 1000:
+        assert [frame.scale for frame in out] == pytest.approx([1 / a for a in scales], rel=0.05)
+
+
 @pytest.mark.parametrize("look_ahead", [0, 1])
 def test_frames_before_one_that_cannot_be_used_come_out(look_ahead: int) -> None:
     predictor = FakePredictor()
@@ -358,6 +385,29 @@ def test_settings_that_are_not_accepted(settings: dict[str, Any]) -> None:
 def test_previous_latent_needs_noise_to_be_part_of() -> None:
     with pytest.raises(InvalidValueError, match=r"previous_latent=0\.2 has no effect with fake"):
         Stream(FakePredictor(), StreamConfig(previous_latent=0.2), CallConfig())
+
+
+def test_tiles_need_a_start_without_noise() -> None:
+    with pytest.raises(InvalidValueError, match="tiles=True was given for a clip with fake, which starts from noise"):
+        Stream(FakePredictor(start_noise="gaussian"), StreamConfig(), CallConfig(tiles=True))
+    Stream(FakePredictor(), StreamConfig(), CallConfig(tiles=True))
+
+
+def test_a_state_is_continued_with_what_made_it_alone() -> None:
+    predictor = FakePredictor()
+    frame = clip(Room(), 1)[0]
+    stream = Stream(predictor, StreamConfig(), CallConfig())
+    stream.push(predictor.learn(frame.rgb, depth=frame.raw))
+    state = stream.state()
+    Stream.restored(predictor, StreamConfig(), CallConfig(), state)
+    for model, config, call, kept in (
+        (FakePredictor(invariance="scale"), StreamConfig(), CallConfig(), state),
+        (predictor, StreamConfig(smoothing=0.5), CallConfig(), state),
+        (predictor, StreamConfig(), CallConfig(seed=3), state),
+        (predictor, StreamConfig(), CallConfig(), {name: state[name] for name in state if name != "made_by"}),
+    ):
+        with pytest.raises(InvalidValueError, match="the state of a stream was made by"):
+            Stream.restored(model, config, call, kept)
 
 
 def test_flow_without_opencv_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

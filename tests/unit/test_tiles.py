@@ -14,20 +14,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmark_data import add_folder_image, make_depth
 from openmarigold.camera import Camera
 from openmarigold.cli import run
 from openmarigold.config import CallConfig
 from openmarigold.errors import InvalidValueError
+from openmarigold.evaluation.benchmarks import open_folder_benchmark
+from openmarigold.evaluation.compare import compare_reports
+from openmarigold.evaluation.estimators import TiledMaps
+from openmarigold.evaluation.report import read_report
+from openmarigold.evaluation.scoring import score_sample
 from openmarigold.images.exif import Photo
 from openmarigold.images.photo import resize
 from openmarigold.images.tiles import axis_weights, interpolate, lowpass, plan_tiles, smallest_tile
 from openmarigold.metrics import seam_energy
 from openmarigold.modalities import DEPTH, NORMALS, Modality, find_modality
+from openmarigold.modalities.protocol import BenchmarkSample
 from openmarigold.predictor import Predictor
 from openmarigold.predictor import tiles as tiles_module
 from openmarigold.predictor.consensus import Consensus
 from openmarigold.predictor.sampling import MemberNoise, PreparedPhoto
-from openmarigold.predictor.tiles import Box, at_photos_size
+from openmarigold.predictor.tiles import Box, at_photos_size, seam_lines
 from openmarigold.results.manifest import Manifest
 from tiny import make_photo
 
@@ -479,6 +486,43 @@ def test_seam_energy_of_hand_values() -> None:
         seam_energy(ramp, [(1, 40)])
     with pytest.raises(InvalidValueError, match="there is no line"):
         seam_energy(ramp, [])
+
+
+def test_evaluation_scores_the_seams_of_tiles(
+    predictor: Predictor, onnx_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = {"number": 4, "levels": [{"size": [20, 24], "tops": [0], "lefts": [0, 16], "rejected": 0}]}
+    assert seam_lines(facts, (20, 40)) == [(1, 16), (1, 24)]
+    depth = np.tile(np.arange(1.0, 41.0), (20, 1))
+    depth[:, 24:] += 3  # across the line 4, on both sides 1; the mean change is (38 + 4) / 39
+    sample = BenchmarkSample(
+        name="a",
+        kind="room",
+        place="p",
+        rgb=np.zeros((20, 40, 3), np.uint8),
+        maps={"depth": depth},
+        valid_mask=depth > 0,
+        full_size=(20, 40),
+    )
+    protocol = DEPTH.protocols["metric"]
+    scored = score_sample(sample, TiledMaps({"depth": depth}, seam_lines(facts, (20, 40))), protocol.with_seams())
+    assert scored["seam_energy"] == pytest.approx(3 / (42 / 39)) and scored["abs_rel"] == 0
+    assert score_sample(sample, TiledMaps({"depth": depth}, ()), protocol.with_seams())["seam_energy"] == 0
+    assert "seam_energy" not in score_sample(sample, depth, protocol)
+
+    add_folder_image(tmp_path / "pairs", "a", "room", "p", make_depth(96, 128))
+    (entry,) = open_folder_benchmark(tmp_path / "pairs").entries
+    photo = open_folder_benchmark(tmp_path / "pairs").sample(entry).rgb
+    fine = predictor(photo, tiles=True)
+    assert fine.settings["tiles"]["number"] > 0
+    words = ["evaluate", "--benchmark", str(tmp_path / "pairs"), "--checkpoint", str(onnx_checkpoint), "--tiles"]
+    assert run([*words, "--output-dir", str(tmp_path / "out")]) == 0
+    assert "all: seam energy" in capsys.readouterr().out
+    report = read_report(tmp_path / "out")
+    expected = seam_energy(fine.depth, seam_lines(fine.settings["tiles"], photo.shape[:2]))
+    assert report.images[0].metrics["seam_energy"] == pytest.approx(expected, rel=1e-6)
+    assert "seam_energy" in (tmp_path / "out" / "images.csv").read_text().splitlines()[0]
+    assert "seam_energy" in compare_reports(report, report).scores
 
 
 def test_the_settings_are_those_of_a_call() -> None:

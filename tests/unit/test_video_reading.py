@@ -21,6 +21,7 @@ from openmarigold.errors import ImageError, InvalidValueError
 from openmarigold.video.clip import Clip, ClipFrame
 from openmarigold.video.pictures import hlg_light, pq_light
 from openmarigold.video.reading import clip_sha256, open_clip
+from openmarigold.video.sequences import about_gaps
 from openmarigold.video.settings import VideoConfig
 
 pytest.importorskip("av")
@@ -131,6 +132,21 @@ def test_alpha_is_laid_over_the_background(tmp_path: Path) -> None:
     assert np.abs(over_blue - (20, 20, 20 + 127)).max() <= 1
 
 
+@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
+def test_alpha_of_webm(tmp_path: Path, codec: str) -> None:
+    import av
+
+    rgba = np.dstack([RGB_FRAMES[0], np.full((HEIGHT, WIDTH), 255, np.uint8)])
+    rgba[:, : WIDTH // 2, 3] = 0
+    frames = [av.VideoFrame.from_ndarray(rgba, format="rgba").reformat(format="yuva420p") for _ in range(3)]
+    options = {"auto-alt-ref": "0", "crf": "4", "b": "1000000"}
+    path = write_clip(tmp_path / "a.webm", frames, codec=codec, pixel_format="yuva420p", options=options)
+    _, over_blue, notes = opened(path, "blue")
+    assert [frame.pts for frame in over_blue] == [0, 40, 80] and not notes
+    assert np.abs(over_blue[2].rgb[16, 4].astype(int) - (0, 0, 255)).max() < 12
+    assert np.abs(over_blue[2].rgb[28, 44].astype(int) - RGB_FRAMES[0][28, 44]).max() < 12
+
+
 @pytest.mark.parametrize(("height", "width"), [(31, 47), (1, 1), (33, 48)])
 def test_odd_sizes(tmp_path: Path, height: int, width: int) -> None:
     picture = np.full((height, width, 3), 90, np.uint8)
@@ -176,6 +192,9 @@ def test_pixels_that_are_not_square_are_said(tmp_path: Path) -> None:
     clip, frames, notes = opened(path)
     assert clip.facts.pixel_aspect == Fraction(4, 3) and frames[0].rgb.shape == (HEIGHT, WIDTH, 3)
     assert "not square (4/3)" in notes[0]
+    turn(path, degrees=90)
+    turned = opened(path)[1][0]
+    assert turned.rgb.shape == (WIDTH, HEIGHT, 3) and turned.pixel_aspect == Fraction(3, 4)
 
 
 def test_interlaced_is_said(tmp_path: Path) -> None:
@@ -208,6 +227,16 @@ def test_pictures_of_two_sizes_keep_those_before(tmp_path: Path) -> None:
     assert clip.problem is not None and "from 8x6 to 10x6 at frame 2" in clip.problem
 
 
+def test_lost_pictures_are_said(tmp_path: Path) -> None:
+    for number in (1, 2, 3, 7, 8, 9):
+        Image.fromarray(RGB_FRAMES[0]).save(tmp_path / f"f{number}.png")
+    assert opened(tmp_path)[2] == [
+        f"{tmp_path}: numbers jump once, from f3.png to f7.png; pictures follow each other at one rate"
+    ]
+    assert about_gaps([Path(f"{time}.png") for time in (100, 133, 166, 200, 233, 270, 301)]) is None
+    assert about_gaps([Path(name) for name in ("a.png", "b.png", "c9.png")]) is None
+
+
 def test_folder_without_pictures(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="holds no picture; give a folder of pictures"):
         opened(tmp_path)
@@ -228,6 +257,27 @@ def test_truncated_clips_keep_their_frames(tmp_path: Path) -> None:
     assert all((frame.rgb == picture).all() for frame, picture in zip(frames[:-1], noise, strict=False))
     assert clip.problem is not None and "is cut off" in clip.problem and "are kept" in clip.problem
     assert "\n" not in clip.problem
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 8 // 10])
+    clip, frames, _ = opened(cut)
+    assert clip.problem is not None and f"ends after {len(frames) / 25:.3f} s; the {len(frames)} frames" in clip.problem
+
+
+def test_a_last_frame_that_stays_is_no_end_that_is_missing(tmp_path: Path) -> None:
+    import av
+
+    path = tmp_path / "recording.mkv"
+    with av.open(str(path), "w") as output:
+        stream: Any = output.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "bgr0"
+        for number, rgb in enumerate(RGB_FRAMES):
+            frame: Any = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(format="bgr0")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            for packet in stream.encode(frame):
+                packet.duration = 75 if number == 7 else 1
+                output.mux(packet)
+    clip, frames, _ = opened(path)
+    assert clip.facts.num_frames is not None and clip.facts.num_frames > 70  # it lasts three seconds longer
+    assert len(frames) == 8 and clip.problem is None
 
 
 def test_mp4_without_its_index(tmp_path: Path) -> None:
@@ -253,7 +303,9 @@ def test_mp4_that_ends_early(tmp_path: Path) -> None:
     fast.write_bytes(fast.read_bytes()[: fast.stat().st_size // 2])
     clip, frames, _ = opened(fast)
     assert 0 < len(frames) < 30
-    assert clip.problem is not None and "index_first.mp4 is cut off" in clip.problem
+    assert (
+        clip.problem is not None and "index_first.mp4 is cut off: its index lists 30 frames, of which" in clip.problem
+    )
 
 
 def test_size_that_changes(tmp_path: Path) -> None:
@@ -296,6 +348,7 @@ def test_codec_that_is_not_known(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("text.mp4", b"this is no video at all " * 40, "is not a video that can be read"),
+        ("notes.txt", b"hello\n" * 100, r"notes\.txt is text, not a video; give"),
         ("empty.mp4", b"", r"is empty \(0 bytes\)"),
         (None, b"", "does not exist; check the name"),
     ],

@@ -125,7 +125,17 @@ def test_other_settings_start_anew(tmp_path: Path) -> None:
     interrupted(source, tmp_path)
     result = make_video(source, tmp_path, model=GrayModel(), video=VideoConfig(**{**ALL, "crf": 30}))
     assert result.resumed_at is None and result.num_predicted == 8
-    assert result.notes == ["room_depth: results of other settings or of another clip are made anew"]
+    assert result.notes == [
+        "room_depth: results of other settings or of another clip, or incomplete ones, are made anew"
+    ]
+
+
+def test_what_a_killed_run_left_of_a_file_goes(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "room.mkv", patterns(8))
+    interrupted(source, tmp_path / "out")
+    (tmp_path / "out" / "room_depth_frames" / ".000007_depth.png.1-2.partial").write_bytes(b"half")
+    make_video(source, tmp_path / "out", model=GrayModel(), video=VideoConfig(**ALL))
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.name.startswith(".")]
 
 
 def test_another_clip_starts_anew(tmp_path: Path) -> None:

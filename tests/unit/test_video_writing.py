@@ -241,6 +241,31 @@ def test_done_results_are_kept_and_others_are_made_anew(clip: Path, tmp_path: Pa
     assert made(clip, tmp_path, crf=30).num_predicted == 10
 
 
+def test_further_formats_join_those_of_the_same_settings(clip: Path, tmp_path: Path) -> None:
+    made(clip, tmp_path, format=("colored", "npy"))
+    more = made(clip, tmp_path, format=("ffv1",))
+    assert more.num_predicted == 10 and any("those that are there stay" in note for note in more.notes)
+    for formats in (("colored",), ("ffv1", "npy")):
+        assert made(clip, tmp_path, format=formats).skipped
+    assert len(list((tmp_path / "room_depth_frames").glob("*.npy"))) == 10
+    made(clip, tmp_path, format=("ffv1",), crf=30)  # other settings: nothing of the old ones may stay beside them
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "room_depth.json",
+        "room_depth.mkv",
+        "room_depth_frames.npz",
+    ]
+
+
+def test_files_that_are_not_known_to_be_of_the_clip_are_not_replaced(clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "room_depth.mkv").write_bytes(b"somebody's")
+    with pytest.raises(OutputError, match=r"room_depth\.mkv exists, and nothing says that it is a result of this clip"):
+        made(clip, tmp_path, format=("ffv1",))
+    assert (tmp_path / "room_depth.mkv").read_bytes() == b"somebody's"
+    made(clip, tmp_path, format=("ffv1",), overwrite=True)
+    (tmp_path / "room_depth.json").unlink()  # the video itself says which clip it is of
+    assert made(clip, tmp_path, format=("ffv1",)).num_predicted == 10
+
+
 def test_results_of_another_clip_are_not_replaced(clip: Path, tmp_path: Path) -> None:
     made(clip, tmp_path / "out")
     other = write_clip(tmp_path / "room.mkv", patterns(4))
@@ -258,6 +283,15 @@ def test_damaged_clip_gives_what_was_read(tmp_path: Path) -> None:
     assert result.problem is not None and "is cut off" in result.problem and 5 < result.num_frames < 25
     assert len(decoded(tmp_path / "out" / "cut_depth_colored.mp4")[0]) == result.num_frames
     assert made(cut, tmp_path / "out").problem == result.problem  # also where it is skipped
+
+
+def test_a_name_that_is_too_long_is_told_at_once(clip: Path, tmp_path: Path) -> None:
+    long = tmp_path / f"{'n' * 230}.mkv"
+    long.write_bytes(clip.read_bytes())
+    model = GrayModel()
+    with pytest.raises(OutputError, match=r"is 5 bytes too long for the names of its results; rename it"):
+        make_video(long, tmp_path / "out", model=model, video=VideoConfig())
+    assert not model.opened
 
 
 def test_no_frame_between_the_moments(clip: Path, tmp_path: Path) -> None:
@@ -300,6 +334,7 @@ def test_error_of_the_model_ends_the_run(clip: Path, tmp_path: Path) -> None:
 
     with pytest.raises(InvalidValueError, match="no more"):
         make_video(clip, tmp_path, model=Failing(), video=VideoConfig(segment=4))
+    assert [path.name for path in (tmp_path / ".room_depth.work").glob("0*")] == ["000000"]  # nothing that is half done
     assert made(clip, tmp_path).resumed_at == 4
 
 

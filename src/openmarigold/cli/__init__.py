@@ -57,7 +57,13 @@ Command: TypeAlias = (
     | Annotated[CheckpointCommand, tyro.conf.subcommand("checkpoint")]
     | Annotated[BenchmarkCommand, tyro.conf.subcommand("benchmark")]
 )
-_WITH_SETTINGS: dict[str, type[Any]] = {"predict": Predict, "metric": Metric, "video": Video, "batch": Batch}
+_WITH_SETTINGS: dict[str, type[Any]] = {
+    "predict": Predict,
+    "metric": Metric,
+    "video": Video,
+    "batch": Batch,
+    "evaluate-video": EvaluateVideo,
+}
 _logger = quoted_logger(__name__)
 _RUN: dict[type, Callable[[Any], int]] = {
     Predict: run_predict,

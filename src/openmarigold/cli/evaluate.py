@@ -170,6 +170,8 @@ def _print_tables(reports: dict[str, Report], modality: Modality) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from openmarigold.modalities.protocol import SEAM_ENERGY
+
     console = Console(width=None if sys.stdout.isatty() else 100)
     for protocol in dict.fromkeys(report.protocol for report in reports.values()):
         chosen = {name: report for name, report in reports.items() if report.protocol == protocol}
@@ -190,6 +192,9 @@ def _print_tables(reports: dict[str, Report], modality: Modality) -> None:
         for drawn, intervals in report.kinds["all"].intervals.items():
             spans = ("–".join(map(score.text, intervals[score.name])) for score in _headline(report, modality))
             say(f"{name}, all: 95 % interval over {drawn} {' / '.join(spans)}")
+        if SEAM_ENERGY in report.scores:
+            mean = SEAM_ENERGY.text(report.kinds["all"].metrics[SEAM_ENERGY.name])
+            say(f"{name}, all: seam energy {mean}, on the worst line between tiles; edges of the scene count too")
         for score in report.scores:
             if count := report.num_flagged.get(score.name):
                 say(f"{name}: in {count} of {len(report.images)} images {score.flag}; check --invariance")

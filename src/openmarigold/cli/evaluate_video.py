@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
@@ -23,14 +24,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateVideo:
-    """Measure how steady and how right depth is along clips with measured depth and camera poses."""
+    """Measure how steady and how right depth is along clips with measured depth and camera poses.
+
+    `--help-all` lists the rare settings too. Exit status: 0 all done, 1 some clips failed, 2 an error, 130 interrupted.
+    """
+
+    GROUPS: ClassVar[Mapping[str, type]] = {"config": PredictConfig, "stream": StreamConfig}
+    COMMON: ClassVar[frozenset[str]] = frozenset({"look_ahead"})
 
     data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA", help_behavior_hint="")]
     """Folder of one clip or of several."""
     layout: str | None = None
     """How the clips are kept: rendered, scannet, sintel, sintel-clean or tum. None: the one that fits."""
     clips: tuple[str, ...] = ()
-    """Names of the clips that are scored. None: all."""
+    """Names of the clips that are scored; without it all."""
     frames: tuple[int, int] | None = None
     """First frame, from 0, and the one after the last. None: all."""
     per_frame: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -53,6 +60,8 @@ class EvaluateVideo:
     """Measured depth that counts [m]. None: the layout's own (rendered clips: all of it)."""
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
     """Folder of report.json and report.md. An interrupted run goes on with the next clip."""
+    config_file: Annotated[Path | None, tyro.conf.arg(name="config", metavar="FILE")] = None
+    """TOML file with settings of the model and the stream; flags override it."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print the report as JSON."""
     stream: tyro.conf.OmitArgPrefixes[tyro.conf.FlagCreatePairsOff[StreamConfig]] = field(default_factory=StreamConfig)

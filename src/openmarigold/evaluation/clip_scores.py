@@ -270,7 +270,12 @@ def _aligned(
         of_fit = range(len(numbers)) if how == "clip" else range(1)
         fitted = _fit_pixels(clip, numbers, predictions, of_fit)
         if not fitted[0].size:
-            raise DataError(f"{clip.name}: the {'clip' if how == 'clip' else 'first frame'} has no measured pixel")
+            if how == "clip":
+                raise DataError(f"{clip.name}: the clip has no measured pixel")
+            raise DataError(
+                f"{clip.name}: the first frame has no measured pixel, and the alignment first needs some; leave it out "
+                "of the alignments, or begin with a later frame"
+            )
     places = iter(range(len(numbers)))
     chunk: list[np.ndarray] = []
     for place in places:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -21,6 +21,7 @@ from openmarigold.modalities import DEPTH
 from openmarigold.modalities.modality import MapKind, Modality
 from openmarigold.modalities.protocol import BenchmarkSample, Maps, PredictionSpace
 from openmarigold.predictor import Predictor
+from openmarigold.predictor.tiles import seam_lines
 from openmarigold.results.manifest import Manifest
 
 
@@ -53,6 +54,14 @@ def estimate_sample(estimator: MapEstimator, sample: BenchmarkSample) -> Predict
     return estimator(sample.rgb)
 
 
+class TiledMaps(dict[str, np.ndarray]):
+    """Maps by name, and the lines where their tiles begin and end (`metrics.seam_energy`)."""
+
+    def __init__(self, maps: Maps, lines: Sequence[tuple[int, int]]) -> None:
+        super().__init__(maps)
+        self.lines = tuple(lines)
+
+
 @dataclass(frozen=True)
 class Estimator:
     """A `MapEstimator` made of a function that gives maps by name, or the array of a modality with one map."""
@@ -60,6 +69,8 @@ class Estimator:
     estimate: Callable[[np.ndarray], Predicted]
     invariance: PredictionSpace = DEPTH.spaces[0]
     modality: Modality = DEPTH
+    has_seams: bool = False
+    """Whether it gives `TiledMaps`, whose seams are scored."""
 
     def __call__(self, rgb: UInt8[np.ndarray, "h w 3"], /) -> Predicted:
         return self.estimate(rgb)
@@ -68,7 +79,13 @@ class Estimator:
 def predictor_estimator(predictor: Predictor, **settings: Any) -> Estimator:
     """`predictor` with settings of its call, such as `ensemble_size`."""
     invariance = predictor.modality.prediction_space(predictor.checkpoint.invariance)
-    return Estimator(lambda rgb: predictor(rgb, **settings).maps, invariance, predictor.modality)
+
+    def estimate(rgb: np.ndarray) -> Predicted:
+        prediction = predictor(rgb, **settings)
+        tiles = prediction.settings.get("tiles")
+        return TiledMaps(prediction.maps, seam_lines(tiles, rgb.shape[:2]) if tiles else ())
+
+    return Estimator(estimate, invariance, predictor.modality, has_seams=bool(settings.get("tiles")))
 
 
 def baseline_estimators(modality: Modality = DEPTH) -> dict[str, Estimator]:

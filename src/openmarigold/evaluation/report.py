@@ -16,7 +16,7 @@ from openmarigold.evaluation.statistics import KindScore
 from openmarigold.evaluation.tallies import decode_tally
 from openmarigold.files import as_path, write_atomically
 from openmarigold.modalities import DEPTH, find_modality
-from openmarigold.modalities.protocol import PIXELS_SCORED, Pooling, Score
+from openmarigold.modalities.protocol import PIXELS_SCORED, SEAM_ENERGY, Pooling, Score
 from openmarigold.text_files import DamagedTextError, parse_json
 
 SUMMARY_NAME = "summary.json"
@@ -161,8 +161,10 @@ def read_report(path: Path | str) -> Report:
     try:
         modality = find_modality(content.get("modality", DEPTH.name))  # older runs are of depth and do not state it
         protocol = modality.protocols[content["protocol"]]
+        images = _images(content["images"], protocol.pooled)
+        protocol = protocol.with_seams() if SEAM_ENERGY.name in images[0].metrics else protocol
         return Report(
-            images=_images(content["images"], protocol.pooled),
+            images=images,
             kinds={name: _kind_score(kind) for name, kind in content["kinds"].items()},
             protocol=protocol.name,
             scores=protocol.scores,

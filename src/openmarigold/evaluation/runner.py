@@ -97,6 +97,7 @@ def score_benchmark(
     """The estimator's scores on a benchmark, or on some `entries` of it. Raises what `evaluate` raises."""
     row = benchmark.row
     chosen = choose_protocol(row.modality, protocol or row.protocol, estimator.invariance)
+    chosen = chosen.with_seams() if getattr(estimator, "has_seams", False) else chosen
     entries = benchmark.entries if entries is None else entries
     images = []
     for done, entry in enumerate(entries, start=1):
@@ -150,7 +151,8 @@ def evaluate_benchmark(
             f"{spec.name} predicts {spec.modality.title} and {row.name} measures {row.modality.title}; use a benchmark "
             f"of {spec.modality.title}"
         )
-    run = _Run(benchmark, spec, choose_protocol(row.modality, protocol or row.protocol, spec.invariance))
+    chosen = choose_protocol(row.modality, protocol or row.protocol, spec.invariance)
+    run = _Run(benchmark, spec, chosen.with_seams() if spec.has_seams else chosen)
     started, wall = datetime.now(UTC), time.perf_counter()
     with _Log(output_dir, run.protocol) as log:
         images, failed = run.score_all(log, num_workers, progress, note)

@@ -12,9 +12,11 @@ from jaxtyping import Bool
 
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.evaluation.tallies import encode_tally
+from openmarigold.metrics import seam_energy
 from openmarigold.modalities.modality import Modality
 from openmarigold.modalities.protocol import (
     PIXELS_SCORED,
+    SEAM_ENERGY,
     Aligned,
     BenchmarkSample,
     Maps,
@@ -96,6 +98,8 @@ def measure_sample(
     aligned, usable = _align(sample, predicted, protocol, space)
     found = {**aligned.scores, **protocol.score(sample, aligned.maps, usable)}
     found[PIXELS_SCORED.name] = np.count_nonzero(usable) / np.count_nonzero(sample.valid_mask)
+    if SEAM_ENERGY in protocol.scores:
+        found[SEAM_ENERGY.name] = _worst_seam(predicted)
     tally = "" if protocol.pooled is None else encode_tally(protocol.pooled.tally(sample, aligned.maps, usable))
     return Measured(metrics={name: found[name] for name in protocol.score_names}, tally=tally)
 
@@ -126,6 +130,15 @@ def _align(
     usable = usable & _finite(aligned.maps)  # a range without an end does not clip what overflows
     _check_missing(sample, usable)
     return aligned, usable
+
+
+def _worst_seam(predicted: Predicted) -> float:
+    """Of all maps; 0 for maps that are not made of tiles."""
+    lines = getattr(predicted, "lines", ())
+    if not lines or not isinstance(predicted, Mapping):
+        return 0.0
+    planes = [plane for values in predicted.values() for plane in np.moveaxis(np.atleast_3d(values), 2, 0)]
+    return max(seam_energy(plane, lines) for plane in planes)
 
 
 def _by_name(sample: BenchmarkSample, predicted: Predicted) -> dict[str, np.ndarray]:

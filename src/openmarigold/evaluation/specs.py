@@ -36,6 +36,7 @@ class EstimatorSpec:
         invariance: as the estimator's.
         settings: everything its maps depend on, such as the hash of its weights; written to the report.
         modality: what it predicts.
+        has_seams: whether it predicts in tiles, whose seams are scored.
     """
 
     name: str
@@ -43,6 +44,7 @@ class EstimatorSpec:
     invariance: PredictionSpace
     settings: Mapping[str, Any]
     modality: Modality = DEPTH
+    has_seams: bool = False
 
 
 def predictor_spec(config: PredictConfig) -> EstimatorSpec:
@@ -86,6 +88,7 @@ def predictor_spec(config: PredictConfig) -> EstimatorSpec:
         load=load,
         invariance=modality.prediction_space(checkpoint.invariance),
         modality=modality,
+        has_seams=bool(config.tiles),
         settings={
             "checkpoint": checkpoint.name,
             "checkpoint_sha256": checkpoint_sha256(checkpoint),

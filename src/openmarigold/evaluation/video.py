@@ -208,7 +208,8 @@ def evaluate_clips(
         make_directory(folder / _FOLDER)
     scores, failed = _scores(clips, runs, folder, progress, note)
     if len(failed) == len(clips):
-        raise DataError(f"no clip could be scored; of the first: {next(iter(failed.values()), 'there is none')}")
+        why = next(iter(failed.values()), "there is none")
+        raise DataError(why if len(clips) == 1 else f"none of {len(clips)} clips could be scored; of the first: {why}")
     report = VideoReport(
         clips=scores,
         scores=scores_of(settings.alignments),
@@ -245,7 +246,8 @@ def _scores(
             of_clip = {run.estimator.mode: run.score(clip, folder, step) for run in runs}
         except (DataError, InvalidValueError) as error:
             failed[clip.name] = str(error)
-            note(f"error: {error}")
+            if len(clips) > 1:  # the error of the only clip is that of the run
+                note(f"error: {error}")
         else:
             for mode, score in of_clip.items():
                 scores[mode].append(score)

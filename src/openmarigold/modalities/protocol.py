@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeAlias
 
@@ -84,6 +84,10 @@ class Score:
 PIXELS_SCORED = Score(name="pixels_scored", higher_is_better=True)
 """The share of valid pixels with a prediction. Every protocol has it: evaluation adds it where it is not listed."""
 
+SEAM_ENERGY = Score(name="seam_energy", label="seam energy", digits=3, table_digits=3)
+"""`metrics.seam_energy` on the lines where tiles begin and end, of the worst line of all maps; 0 where there are none.
+Evaluation adds it where tiles are asked for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Aligned:
@@ -144,6 +148,10 @@ class Protocol:
     def score_names(self) -> tuple[str, ...]:
         """Names of all scores of an image, in their order."""
         return tuple(score.name for score in self.scores)
+
+    def with_seams(self) -> Protocol:
+        """The protocol, and `SEAM_ENERGY`."""
+        return self if SEAM_ENERGY in self.scores else replace(self, scores=(*self.scores, SEAM_ENERGY))
 
 
 @dataclass(frozen=True, kw_only=True)

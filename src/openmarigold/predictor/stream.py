@@ -7,10 +7,11 @@ again (`temporal.smoothing`).
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,15 @@ from openmarigold.errors import InvalidValueError, OpenMarigoldError
 from openmarigold.gauges import GaugeFit
 from openmarigold.images.exif import Photo
 from openmarigold.images.photo import read_photo
-from openmarigold.predictor.stream_state import Pending, StreamedFrame, arrays_of, joined, pending_of, under
+from openmarigold.predictor.stream_state import (
+    STATE_VERSION,
+    Pending,
+    StreamedFrame,
+    arrays_of,
+    joined,
+    pending_of,
+    under,
+)
 from openmarigold.results.prediction import Prediction
 from openmarigold.temporal.anchors import Anchor, Anchors
 from openmarigold.temporal.bounds import DisplayBounds
@@ -52,7 +61,8 @@ class _Fitted:
     shift: float
     inliers: float
     is_new: bool
-    """First frame of a shot."""
+    """Its gauge is its own: first frame of a shot, or the first one that shows something."""
+    is_cut: bool
 
 
 def share_of_previous(config: StreamConfig, call: CallConfig) -> float:
@@ -90,6 +100,11 @@ class Stream:
             raise InvalidValueError(
                 f"previous_latent={config.previous_latent!r} has no effect with {predictor.checkpoint.name}, which "
                 "starts from zeros; use 0 (or start_noise gaussian)"
+            )
+        if call.tiles and not zeros:
+            raise InvalidValueError(
+                f"tiles=True was given for a clip with {predictor.checkpoint.name}, which starts from noise: frames of "
+                "a clip start from the same noise, and tiles have their own; leave tiles out, or use start_noise zeros"
             )
         modality = predictor.modality
         self._gauge = modality.gauge(predictor.checkpoint.invariance)
@@ -181,7 +196,9 @@ class Stream:
         look = look_at(photo.rgb)
         there = back = None
         cut = "no"
-        before = self._anchors.previous  # the last frame that showed something
+        before = self._anchors.previous  # the last frame that showed something; else the first one
+        if before is not None and before.look.is_blind and not look.is_blind:
+            before = None  # a black beginning has no gauge
         if before is not None:
             there, back = match_looks(look, before.look, self.config.correspondence)
             if self.config.detect_cuts and not look.is_blind:
@@ -193,7 +210,7 @@ class Stream:
         fitted = self._fitted(prediction, look, there, cut)
         if fitted.is_new or self._smoothed is None or there is None:
             there = back = None
-            self._shot += self._number > 0
+            self._shot += fitted.is_cut
             smoothed = self._smoother.first(fitted.values, look)
         else:
             smoothed = self._smoother.next(fitted.values, look, self._smoothed, there)
@@ -242,7 +259,15 @@ class Stream:
             self._anchors.clear()
         self._last_fit = (scale, shift)
         anchor = Anchor(look=look, values=points, known=known, number=self._number)
-        return _Fitted(values=values, anchor=anchor, scale=scale, shift=shift, inliers=inliers, is_new=is_new)
+        return _Fitted(
+            values=values,
+            anchor=anchor,
+            scale=scale,
+            shift=shift,
+            inliers=inliers,
+            is_new=is_new,
+            is_cut=is_new and match is not None,
+        )
 
     def _streamed(self, prediction: Prediction, fitted: _Fitted, look: Look) -> StreamedFrame:
         """The frame without its final maps."""
@@ -261,7 +286,7 @@ class Stream:
             scale=fitted.scale,
             shift=fitted.shift,
             shot=self._shot,
-            is_cut=fitted.is_new and self._number > 0,
+            is_cut=fitted.is_cut,
             bounds=bounds,
             inliers=fitted.inliers,
         )
@@ -316,6 +341,7 @@ class Stream:
         """Everything that is needed to go on with the same bytes, as plain arrays, which a caller must not change."""
         size = (0, 0) if self._size is None else self._size
         arrays = {
+            "made_by": np.frombuffer(self._made_by().encode(), dtype=np.uint8),
             "counts": np.array([self._number, self._shot, *size], dtype=np.int64),
             "last_fit": np.array(self._last_fit, dtype=np.float64),
             "bounds": self._bounds.state(),
@@ -329,12 +355,30 @@ class Stream:
             parts[f"pending{place}"] = arrays_of(pending)
         return {**arrays, **joined(parts)}
 
+    def _made_by(self) -> str:
+        """What a state can be continued with, as JSON."""
+        checkpoint = self._predictor.checkpoint
+        facts = {"state": STATE_VERSION, "checkpoint": checkpoint.name, "modality": self._predictor.modality.name}
+        settings = {"invariance": checkpoint.invariance, "stream": asdict(self.config), "call": asdict(self._resolved)}
+        return json.dumps({**facts, **settings}, sort_keys=True, default=str)
+
     @classmethod
     def restored(
         cls, predictor: Predictor, config: StreamConfig, call: CallConfig, state: Mapping[str, np.ndarray]
     ) -> Stream:
-        """The stream that `state` is of, with the predictor and settings that it had."""
+        """The stream that `state` is of, with the predictor and settings that it had.
+
+        Raises:
+            InvalidValueError: the state is of another version, checkpoint or setting, or is no state.
+        """
         stream = cls(predictor, config, call)
+        made_by, wanted = state.get("made_by"), stream._made_by()
+        if made_by is None or made_by.tobytes() != wanted.encode():
+            found = "nothing that is known" if made_by is None else made_by.tobytes().decode(errors="replace")
+            raise InvalidValueError(
+                f"the state of a stream was made by {found:.2000}, and this stream is {wanted}; give the settings that "
+                "it had, or start a new stream"
+            )
         stream._number, stream._shot, height, width = (int(count) for count in state["counts"])
         stream._size = (height, width) if height else None
         stream._last_fit = (float(state["last_fit"][0]), float(state["last_fit"][1]))

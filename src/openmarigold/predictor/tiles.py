@@ -136,6 +136,25 @@ def plan_levels(photo: PreparedPhoto, resolution: int, side: str) -> list[TilePl
     return plans
 
 
+def seam_lines(tiles: dict[str, Any], size: tuple[int, int]) -> list[tuple[int, int]]:
+    """Where tiles begin and end within a photo, as `metrics.seam_energy` takes it: (axis, place).
+
+    Args:
+        tiles: the entry `tiles` of a prediction's settings.
+        size: height and width of the photo.
+    """
+    return sorted(
+        {
+            (axis, place)
+            for level in tiles["levels"]
+            for axis, name in ((0, "tops"), (1, "lefts"))
+            for start in level[name]
+            for place in (start, start + level["size"][axis])
+            if 0 < place < size[axis]
+        }
+    )
+
+
 def _tile_size(photo: tuple[int, int], reach: float, side: str) -> tuple[int, int]:
     """Height and width of tiles with one side given, of the photo's shape unless that is longer than 4:3."""
     aspect = min(max(photo) / min(photo), _ASPECT)

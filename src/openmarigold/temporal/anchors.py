@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float32
 from openmarigold.gauges import GaugeFit, fit_gauge
 from openmarigold.temporal.cuts import POOR_FIT
 from openmarigold.temporal.looks import Look
-from openmarigold.temporal.matching import Match, composed, match_again, match_looks
+from openmarigold.temporal.matching import Match, composed, is_followed, match_again, match_looks
 from openmarigold.temporal.settings import Correspondence
 
 KEY_FRAMES = 8
@@ -105,7 +105,7 @@ class Anchors:
         self, look: Look, values: Float32[np.ndarray, "h w"], known: Bool[np.ndarray, "h w"], *, number: int
     ) -> None:
         """A frame, with its values in the gauge of the shot: the previous one of the next, and maybe a key frame."""
-        still = None if self.how == "pixels" else np.zeros((*values.shape, 2), dtype=np.float32)
+        still = np.zeros((*values.shape, 2), dtype=np.float32) if is_followed(look, self.how) else None
         self.previous = Anchor(look=look, values=values, known=known, number=number, flow=still)
         best = max((key.share for key in self.keys), default=0.0)
         age = number - self.keys[-1].number if self.keys else 0
@@ -140,7 +140,7 @@ class Anchors:
         return [*seen, lost[turn % len(lost)]] if lost and not waits else seen
 
     def _found(self, look: Look, key: Anchor) -> Match:
-        if key.share or self.how == "pixels":
+        if key.share or not is_followed(look, self.how):
             return match_again(look, key.look, key.flow)
         return match_looks(look, key.look, self.how)[0]  # out of sight: maybe it is back
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optical flow between two photos at full size, as an evaluation without measured flow needs it."""
+"""Optical flow between two photos: at full size as an evaluation without measured flow needs it, or any grays."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from openmarigold.errors import needs_extra
+
+_LOWEST = 32  # [px]: OpenCV's search writes beyond its arrays where a picture is lower and wider than 80
 
 
 def estimate_flow(
@@ -27,7 +29,23 @@ def estimate_flow(
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # more of them divide the picture into strips that do not see each other
     try:
-        flow = search.calc(grays[0], grays[1], None)
+        flow = searched(search, grays[0], grays[1], None)
     finally:
         cv2.setNumThreads(threads)
     return np.asarray(flow, dtype=np.float32)
+
+
+def searched(
+    search: Any,
+    one: UInt8[np.ndarray, "h w"],
+    other: UInt8[np.ndarray, "h w"],
+    guess: Float32[np.ndarray, "h w 2"] | None,
+) -> Float32[np.ndarray, "h w 2"]:
+    """What an OpenCV search finds; the last row of low pictures is repeated, without which it ends the process."""
+    height = one.shape[0]
+    if height >= _LOWEST:
+        return search.calc(one, other, None if guess is None else guess.copy())
+    below = (0, _LOWEST - height), (0, 0)
+    grays = [np.pad(picture, below, mode="edge") for picture in (one, other)]
+    padded = None if guess is None else np.pad(guess, (*below, (0, 0)), mode="edge")
+    return np.ascontiguousarray(search.calc(*grays, padded)[:height])

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
 from openmarigold.errors import needs_extra
+from openmarigold.temporal.flow import searched
 from openmarigold.temporal.looks import Look, box_mean
 from openmarigold.temporal.settings import Correspondence
 
@@ -50,13 +51,18 @@ class Match:
         return Match(flow=flow, visible=self.visible & seen, share=min(self.share, following.share))
 
 
+def is_followed(look: Look, how: Correspondence) -> bool:
+    """Whether what a look shows is followed by its flow; else the same pixels are compared."""
+    return how == "flow" and min(look.features.shape) >= _SMALLEST
+
+
 def match_looks(one: Look, other: Look, how: Correspondence) -> tuple[Match, Match]:
     """The match from one look to another of the same size, and the one back.
 
     Raises:
         MissingExtraError: flow without the extra `video`.
     """
-    if how == "pixels" or min(one.features.shape) < _SMALLEST:
+    if not is_followed(one, how):
         same = _unchanged(one.features, other.features)
         return _match(None, same, one), _match(None, same, other)
     pair = _both_ways(one, other, None)
@@ -161,7 +167,7 @@ def _dense_flow(
 ) -> Float32[np.ndarray, "h w 2"]:
     cv2 = _cv2()  # the same bytes with any number of threads
     preset = cv2.DISOPTICAL_FLOW_PRESET_FAST if guess is None else cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST
-    return cv2.DISOpticalFlow_create(preset).calc(one, other, None if guess is None else guess.copy())
+    return searched(cv2.DISOpticalFlow_create(preset), one, other, guess)
 
 
 @lru_cache(maxsize=4)

@@ -29,6 +29,8 @@ class ClipFrame:
     """From the clip's beginning [s]."""
     rgb: UInt8[np.ndarray, "h w 3"]
     """Upright, sRGB."""
+    pixel_aspect: Fraction = Fraction(1)
+    """Width of an upright pixel in shares of its height."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class ClipFacts:
     num_frames: int | None
     """About how many frames are taken; None where it is not known in advance."""
     pixel_aspect: Fraction = Fraction(1)
-    """Width of an upright pixel in shares of its height."""
+    """Width of a pixel as it is stored, in shares of its height."""
     sound: bool = False
     """Whether there is sound that can be read again."""
     stated: Mapping[str, Any]

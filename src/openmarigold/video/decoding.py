@@ -19,7 +19,10 @@ from openmarigold.video.settings import VideoConfig
 
 _MICROSECOND = Fraction(1, 10**6)
 _SEEK_FROM_S = 10.0  # a start before this is decoded up to, from the beginning
-_MISSING_S = 0.5  # of a clip that is shorter than it states
+_MISSING_S = 0.5  # of a clip that is shorter than its container states
+_MISSING_OF_TRACK_S = 0.1  # where the length of the pictures themselves is stated
+_TEXT_ART = frozenset({"tty", "bin", "xbin", "adf", "idf"})  # FFmpeg draws any text as pictures
+_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders of these read no alpha
 _PICTURE_OF_SOUND = 0x400  # FFmpeg's disposition of covers
 _WHAT_TO_GIVE = "give a video file, a folder of pictures, or - for a pipe"
 
@@ -53,7 +56,7 @@ class VideoClip:
         self._open()
         self.problem: str | None = None
         self.facts = self._facts()
-        self._num_packets = self._num_damaged = 0
+        self._num_packets = self._num_damaged = self._num_marked = 0
         self._ended_by: str | None = None
         if self.facts.pixel_aspect != 1:
             note(
@@ -63,7 +66,7 @@ class VideoClip:
 
     def frames(self, first: int = 0) -> Iterator[ClipFrame]:
         """See `Clip`."""
-        choice, number, size, last = Choice(self._config), 0, None, None
+        choice, number, size, last, end = Choice(self._config), 0, None, None, Fraction(0)
         self._seeked = self._seek()
         for frame in self._checked_start(self._decoded()):
             pts = self._pts_of(frame, last)
@@ -71,6 +74,8 @@ class VideoClip:
                 self._tell_disorder()
                 pts = last + 1
             last, time = pts, (pts - self._origin) * self.facts.time_base
+            end = time + (int(frame.duration or 0) * self.facts.time_base or 1 / self.facts.rate)
+            self._num_marked += bool(frame.is_corrupt)
             if choice.is_over(time):
                 return
             if not choice.takes(time):
@@ -87,9 +92,11 @@ class VideoClip:
                 if transfer not in (PQ, HLG):
                     transfer = int(self._stream.codec_context.color_trc or 0)
                 rgb = self._rgb_of(frame, transfer=transfer, matrix=matrix)
-                yield ClipFrame(number=number, pts=pts, time=time, rgb=rgb)
+                aspect = self.facts.pixel_aspect
+                aspect = 1 / aspect if swaps_sides(matrix) else aspect
+                yield ClipFrame(number=number, pts=pts, time=time, rgb=rgb, pixel_aspect=aspect)
             number += 1
-        self.problem = self._why_short(last, number)
+        self.problem = self._why_short(end, number)
         if last is None:
             raise ImageError(f"{self._name} holds no frame that can be decoded; {_WHAT_TO_GIVE}")
 
@@ -118,6 +125,7 @@ class VideoClip:
         self._stream: Any = self._video_stream()
         self._stream.thread_type = "AUTO"
         self._stream.codec_context.thread_count = 2
+        self._alpha_decoder = self._decoder_of_alpha()
 
     def _why_not_open(self, error: Exception) -> str:
         if isinstance(self._source, Path):
@@ -132,6 +140,8 @@ class VideoClip:
         return f"{self._name} is not a video that can be read ({_reason(error)}); {_WHAT_TO_GIVE}"
 
     def _video_stream(self) -> Any:
+        if self._container.format.name in _TEXT_ART:
+            raise ImageError(f"{self._name} is text, not a video; {_WHAT_TO_GIVE}")
         streams = list(self._container.streams)
         found = [one for one in streams if one.type == "video" and not int(one.disposition) & _PICTURE_OF_SOUND]
         if not found:
@@ -145,6 +155,22 @@ class VideoClip:
             )
         return stream
 
+    def _decoder_of_alpha(self) -> Any:
+        """A decoder that reads alpha too, where the stream has one that its own decoder leaves out; else None."""
+        codec = self._stream.codec_context
+        name = _WITH_ALPHA.get(codec.name)
+        if name is None or self._stream.metadata.get("alpha_mode") != "1":
+            return None
+        try:
+            decoder = self._av.CodecContext.create(name, "r")
+        except (self._av.error.FFmpegError, ValueError):
+            self._note(
+                f"{self._name} has alpha, which needs the decoder {name}; this FFmpeg lacks it, alpha is not read"
+            )
+            return None
+        decoder.extradata, decoder.thread_count = codec.extradata, codec.thread_count
+        return decoder
+
     def _facts(self) -> ClipFacts:
         stream, container, config = self._stream, self._container, self._config
         rate = stream.average_rate or stream.guessed_rate or Fraction(DEFAULT_RATE)
@@ -152,7 +178,8 @@ class VideoClip:
         start = container.start_time
         self._origin = round(start * _MICROSECOND / time_base) if start is not None else (stream.start_time or 0)
         codec = stream.codec_context
-        duration = self._stated_duration() or (float(container.duration * _MICROSECOND) if container.duration else None)
+        stated = self._stated_duration()
+        duration = float(container.duration * _MICROSECOND) if container.duration else None
         aspect = stream.sample_aspect_ratio or Fraction(1)
         self._sound = [one for one in container.streams if one.type == "audio" and one.codec_context is not None]
         return ClipFacts(
@@ -160,7 +187,7 @@ class VideoClip:
             time_base=time_base,
             rate=rate,
             origin=self._origin,
-            num_frames=about_how_many(config, duration=duration, rate=rate),
+            num_frames=about_how_many(config, duration=duration if stated is None else stated[0], rate=rate),
             pixel_aspect=aspect if aspect > 0 else Fraction(1),
             sound=bool(self._sound) and isinstance(self._source, Path),
             stated={
@@ -180,16 +207,16 @@ class VideoClip:
             },
         )
 
-    def _stated_duration(self) -> float | None:
-        """Of the pictures [s], as the file states it; None where it does not."""
+    def _stated_duration(self) -> tuple[float, float] | None:
+        """Of the pictures [s], as the file states it, and how far off it may be; None where it does not."""
         stream = self._stream
         if stream.duration:
-            return float(stream.duration * stream.time_base)
+            return float(stream.duration * stream.time_base), _MISSING_S
         match = re.match(r"(\d+):(\d+):([\d.]+)$", stream.metadata.get("DURATION", ""))  # Matroska
         if match:
-            return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])
+            return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3]), _MISSING_OF_TRACK_S
         if len(self._container.streams) == 1 and self._container.duration:
-            return float(self._container.duration * _MICROSECOND)
+            return float(self._container.duration * _MICROSECOND), _MISSING_S
         return None
 
     def _seek(self) -> bool:
@@ -225,7 +252,7 @@ class VideoClip:
 
     def _decoded(self) -> Iterator[Any]:
         """Frames in order; what cannot be read ends them, what cannot be decoded is left out and counted."""
-        self._num_packets = self._num_damaged = 0
+        self._num_packets = self._num_damaged = self._num_marked = 0
         packets = self._container.demux(self._stream)
         while True:
             try:
@@ -235,15 +262,18 @@ class VideoClip:
             except (self._av.error.FFmpegError, OSError) as error:
                 self._ended_by = _reason(error)
                 return
-            if packet.size:
-                self._num_packets += 1
-                self._num_damaged += bool(packet.is_corrupt)
+            self._num_packets += bool(packet.size)
             try:
-                yield from packet.decode()
+                if self._alpha_decoder is None:
+                    yield from packet.decode()
+                else:
+                    yield from self._alpha_decoder.decode(packet if packet.size else None)
             except self._av.error.EOFError:
                 return
             except self._av.error.FFmpegError:
                 self._num_damaged += 1
+            else:
+                self._num_damaged += bool(packet.size and packet.is_corrupt)
 
     def _pts_of(self, frame: Any, last: int | None) -> int:
         if frame.pts is not None:
@@ -256,19 +286,21 @@ class VideoClip:
             self._told_disorder = True
             self._note(f"{self._name} has time stamps that do not increase; such frames get the next moment")
 
-    def _why_short(self, last: int | None, number: int) -> str | None:
-        """Why the frames ended before the clip's end; None where they did not."""
+    def _why_short(self, end: Fraction, number: int) -> str | None:
+        """Why the frames ended, at a moment [s], before the clip's end; None where they did not."""
         kept = f"; the {number} frames before are kept"
-        time = 0.0 if last is None else float((last - self._origin) * self.facts.time_base)
         if self._ended_by is not None:
-            return f"{self._name} is cut off or damaged after {time:.3f} s ({self._ended_by}){kept}"
-        stated = self._stated_duration()
-        missing = 0.0 if stated is None else stated - time - 2 / float(self.facts.rate)
-        lacks = not self._seeked and self._num_packets < (self._stream.frames or 0)
-        if lacks or missing > _MISSING_S:
-            return f"{self._name} is cut off: it states {stated or 0.0:.3f} s and ends after {time:.3f} s{kept}"
-        if self._num_damaged:
-            return f"{self._name} is damaged: {self._num_damaged} of its frames cannot be decoded; the others are kept"
+            return f"{self._name} is cut off or damaged after {float(end):.3f} s ({self._ended_by}){kept}"
+        if not self._seeked and (listed := self._stream.frames):
+            if self._num_packets < listed:
+                found = f"its index lists {listed} frames, of which {self._num_packets} are there"
+                return f"{self._name} is cut off: {found}{kept}"
+        elif (stated := self._stated_duration()) is not None:
+            seconds, off = stated
+            if seconds - float(end) > max(off, 1.5 / float(self.facts.rate)):
+                return f"{self._name} is cut off: it states {seconds:.3f} s and ends after {float(end):.3f} s{kept}"
+        if damaged := max(self._num_damaged, self._num_marked):
+            return f"{self._name} is damaged: {damaged} of its frames cannot be decoded in full; the others are kept"
         return None
 
 

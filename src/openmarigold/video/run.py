@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-import re
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +23,9 @@ from openmarigold.predictor.stream_state import StreamedFrame
 from openmarigold.results.manifest import file_size
 from openmarigold.results.provenance import to_json
 from openmarigold.temporal.settings import StreamConfig
-from openmarigold.text_files import DamagedTextError, parse_json
+from openmarigold.text_files import parse_json
 from openmarigold.video.clip import Clip, exact
+from openmarigold.video.earlier import Earlier
 from openmarigold.video.encoding import Sound, check_encoders, join
 from openmarigold.video.model import LoadedModel, StreamModel, VideoEvent, VideoResult
 from openmarigold.video.pipeline import run_pipeline
@@ -37,6 +38,7 @@ from openmarigold.video.work import Progress, Work
 
 # Settings that change no byte of what a finished segment holds.
 _WITHOUT_EFFECT = frozenset({"segment", "pipe"})
+_MAX_NAME_BYTES = 255  # of a file name, on the usual file systems
 
 
 def video_file(
@@ -142,28 +144,30 @@ class _Run:
         self._check_folder()
         sha256 = clip_sha256(self.source)
         request = self._request(sha256)
-        before = self._record()
-        if not overwrite and self._is_done(before, request, sha256):
-            assert before is not None
-            return self._skipped(before)
+        before = Earlier(self.output_dir, self.stem, request)
+        names = [*(self._path(track.suffix).name for track in tracks), f"{self.stem}_frames.npz"]
+        _check_lengths(self.source, names)
         if not overwrite:
-            self._check_owner(before, sha256)
+            folder = [self._frames_dir.name] if self._has_frame_files else []
+            if before.are_done(self.video.format, [*names, *folder]):
+                return self._skipped(before.record or {})
+            before.check_owner(self.source, names)
         work = Work(self.output_dir / f".{self.stem}.work", request if sha256 else {"pipe": True, **request})
         try:
-            return self._make(work, request, tracks, is_new=before is not None or work.is_renewed, fresh=not sha256)
+            return self._make(work, request, tracks, before)
         finally:
             work.close()
 
-    def _make(
-        self, work: Work, request: Mapping[str, Any], tracks: Sequence[Track], *, is_new: bool, fresh: bool
-    ) -> VideoResult:
-        if fresh and work.segments:  # a pipe cannot be read again
+    def _make(self, work: Work, request: Mapping[str, Any], tracks: Sequence[Track], before: Earlier) -> VideoResult:
+        if request["input_sha256"] is None and work.segments:  # a pipe cannot be read again
             work.drop()
             self._note("what an interrupted run read from a pipe cannot be continued; it starts anew")
-        elif is_new and not work.segments:
-            self._note(f"{self.stem}: results of other settings or of another clip are made anew")
+        elif not work.segments and set(self.video.format) - set(before.formats) and before.formats:
+            self._note(f"{self.stem}: the clip is predicted again for other formats; those that are there stay")
+        elif not work.segments and (before.record is not None or work.is_renewed):
+            self._note(f"{self.stem}: results of other settings or of another clip, or incomplete ones, are made anew")
         if not work.segments:
-            self._remove_frames()
+            before.remove_frames()
         clip = open_clip(self.source, config=self.video, background=self.background, note=self._note)
         try:
             self.total = clip.facts.num_frames
@@ -177,14 +181,12 @@ class _Run:
                 progress = self._predict(clip, sink, progress, work.state())
             if not progress.emitted:
                 raise ImageError(self._about_no_frame(clip))
-            self._finish(work, shown, progress, request, tracks)
+            self._finish(work, shown, progress, tracks, before)
         finally:
             clip.close()
         return self.result
 
-    def _finish(
-        self, work: Work, shown: Shown, progress: Progress, request: Mapping[str, Any], tracks: Sequence[Track]
-    ) -> None:
+    def _finish(self, work: Work, shown: Shown, progress: Progress, tracks: Sequence[Track], before: Earlier) -> None:
         """Joins the segments; the record comes last and says that all is there."""
         frames, facts = frame_arrays(work.frames()), shown.facts
         base: Any = parse_json((work.segments[0] / "record.json").read_bytes())
@@ -198,12 +200,16 @@ class _Run:
             sound = self._sound(shown, int(frames["pts"][-1]), progress) if track.with_sound else None
             join(segments, path, container=track.container, time_base=facts.time_base, comment=comment, sound=sound)
             self.result.written.append(path)
-        if set(self.video.format) & {"npy", "exr", "png"}:
+        if self._has_frame_files:
             self.result.written.append(self._frames_dir)
         path = self.output_dir / f"{self.stem}_frames.npz"
         write_frames(path, frames, time_base=facts.time_base, record=base)
         self.result.written.append(path)
-        outputs = {one.name: file_size(one) for one in self.result.written}
+        outputs: dict[str, int | None] = {one.name: file_size(one) for one in self.result.written}
+        request = {**before.request}
+        if kept := before.kept(list(outputs)):
+            outputs |= kept
+            request["video"] = {**request["video"], "format": sorted({*before.formats, *self.video.format})}
         height, width = parse_size(base)
         record = {
             **base,
@@ -312,12 +318,9 @@ class _Run:
     def _frames_dir(self) -> Path:
         return self.output_dir / f"{self.stem}_frames"
 
-    def _remove_frames(self) -> None:
-        """Removes files of single frames of another run: some might not be written again."""
-        if self._frames_dir.is_dir():
-            for path in self._frames_dir.iterdir():
-                if re.match(r"\d{6,}_", path.name):
-                    path.unlink()
+    @property
+    def _has_frame_files(self) -> bool:
+        return bool(set(self.video.format) & {"npy", "exr", "png"})
 
     def _check_folder(self) -> None:
         inside = self.source.is_dir() and self.source.resolve() == self.output_dir.resolve()
@@ -332,37 +335,6 @@ class _Run:
                 "written"
             ) from error
 
-    def _record(self) -> dict[str, Any] | None:
-        """The record of finished results of this name."""
-        try:
-            found: Any = parse_json((self.output_dir / f"{self.stem}.json").read_bytes())
-        except (OSError, DamagedTextError):
-            return None
-        return found if isinstance(found, dict) else None
-
-    def _is_done(self, record: Mapping[str, Any] | None, request: Mapping[str, Any], sha256: str | None) -> bool:
-        if record is None or sha256 is None or to_json(record.get("request") or {}) != to_json(request):
-            return False
-        outputs = record.get("outputs")
-        if not isinstance(outputs, dict) or not outputs:
-            return False
-        return all(
-            (self.output_dir / name).is_dir() if size is None else file_size(self.output_dir / name) == size
-            for name, size in outputs.items()
-        )
-
-    def _check_owner(self, record: Mapping[str, Any] | None, sha256: str | None) -> None:
-        """Refuses to replace results of another clip."""
-        if record is None:
-            return
-        other = record.get("input_path")
-        same = record.get("input_sha256") == sha256 or other == str(self.source.resolve())
-        if not same:
-            raise OutputError(
-                f"{self.output_dir / self.stem}.json and its files are results of {other}; allow overwriting "
-                "(--overwrite) or choose another folder"
-            )
-
     def _skipped(self, record: Mapping[str, Any]) -> VideoResult:
         self.result.skipped = True
         self.result.num_frames = int(record.get("num_frames", 0))
@@ -375,6 +347,15 @@ class _Run:
         video = self.video
         asked = f"from {video.start or 0:g} s" + ("" if video.end is None else f" to {video.end:g} s")
         return f"{clip.facts.name} has no frame {asked}; choose another start and end"
+
+
+def _check_lengths(source: Path, names: Sequence[str]) -> None:
+    """Raises OutputError before anything is predicted where a name, hidden while it is written, would be too long."""
+    over = max(len(os.fsencode(name)) for name in names) - (_MAX_NAME_BYTES - len("..partial"))
+    if over > 0:
+        raise OutputError(
+            f"the name of {source} is {over} bytes too long for the names of its results; rename it, or link to it"
+        )
 
 
 def parse_size(record: Mapping[str, Any]) -> tuple[int, int]:

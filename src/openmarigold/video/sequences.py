@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 from openmarigold.errors import ImageError
@@ -72,6 +74,8 @@ class PictureClip:
 
     def __init__(self, pictures: list[Path], *, name: str, config: VideoConfig, background: str, note: Note) -> None:
         self._pictures, self._config, self._background, self._note = pictures, config, background, note
+        if (told := about_gaps(pictures)) is not None:
+            note(f"{name}: {told}; pictures follow each other at one rate")
         rate = exact(config.input_rate or DEFAULT_RATE)
         self.problem: str | None = None
         self.facts = ClipFacts(
@@ -108,6 +112,24 @@ class PictureClip:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def about_gaps(pictures: list[Path]) -> str | None:
+    """Where the numbers at the end of names jump, as where pictures were lost; None where they do not.
+
+    >>> about_gaps([Path(f"f{number}.png") for number in (0, 2, 4, 10, 12)])
+    'numbers jump once, from f4.png to f10.png'
+    """
+    found = [re.search(r"(\d+)\D*$", path.stem) for path in pictures]
+    steps = [int(b[1]) - int(a[1]) for a, b in pairwise(found) if a is not None and b is not None]
+    if len(steps) < 2 or len(steps) + 1 < len(pictures):
+        return None
+    usual = Counter(steps).most_common(1)[0]
+    jumps = [place for place, step in enumerate(steps) if step > usual[0]]
+    if not jumps or 2 * usual[1] <= len(steps):  # such as times
+        return None
+    times = "once" if len(jumps) == 1 else f"{len(jumps)} times, first"
+    return f"numbers jump {times}, from {pictures[jumps[0]].name} to {pictures[jumps[0] + 1].name}"
 
 
 def about_size(name: str, before: tuple[int, int], now: tuple[int, int], number: int, time: Fraction) -> str:

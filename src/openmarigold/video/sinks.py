@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from openmarigold.config import OutputConfig
-from openmarigold.files import make_directory, write_atomically
+from openmarigold.files import make_directory, remove_leftovers, write_atomically
 from openmarigold.images.png import save_png
 from openmarigold.modalities import Modality
 from openmarigold.modalities.codes import LARGEST_CODE, Range, to_codes
@@ -72,11 +72,11 @@ class Shown:
         """The moment of the clip that is 0 in the files [s], in the clip's own time."""
         return self._first * self.facts.time_base
 
-    def encoder(self, track: Track, target: Path | Any, **more: Any) -> TrackEncoder:
-        """An encoder of a track."""
+    def encoder(self, track: Track, target: Path | Any, frame: ClipFrame, **more: Any) -> TrackEncoder:
+        """An encoder of a track, for this frame and those after it."""
         facts = self.facts
         settings: dict[str, Any] = {"time_base": facts.time_base, "rate": facts.rate, "crf": self.config.crf}
-        return TrackEncoder(track, target, **settings, pixel_aspect=facts.pixel_aspect, **more)
+        return TrackEncoder(track, target, **settings, pixel_aspect=frame.pixel_aspect, **more)
 
 
 class FolderSink:
@@ -101,7 +101,7 @@ class FolderSink:
         if self._partial is None:
             self._partial = self._work.begin()
             self._encoders = [
-                self._shown.encoder(track, self._partial / f"{place}.nut")
+                self._shown.encoder(track, self._partial / f"{place}.nut", frame)
                 for place, track in enumerate(self._shown.tracks)
             ]
             if not self._work.segments:
@@ -155,6 +155,7 @@ class FolderSink:
                 content = f"{kind.name} = {low} + code / {LARGEST_CODE} * {high - low}"
                 texts = {RECORD_NAME: to_json({**record, "content": content})}
                 path = self._frames_dir / f"{stem}_{kind.file_name}.png"
+                remove_leftovers(path)
                 write_atomically(path, partial(_save, codes=codes, texts=texts))
 
 
@@ -167,8 +168,6 @@ class PipeSink:
         self._track = shown.tracks[0]
         self._encoder: TrackEncoder | None = None
         self._range: Range | None = None
-        if shown.config.pipe == "matroska":
-            self._encoder = shown.encoder(self._track, _Written(file), container="matroska")
 
     def write(self, frame: ClipFrame, item: StreamedFrame) -> None:
         """See `Sink`.
@@ -183,6 +182,8 @@ class PipeSink:
             self._range = picture.ranges[name]
             self._note(f"from frame {item.number} on, code 0 is {self._range[0]:g} and 65535 is {self._range[1]:g}")
         pixels = self._track.pixels(picture)
+        if self._encoder is None and self._shown.config.pipe == "matroska":
+            self._encoder = self._shown.encoder(self._track, _Written(self._file), frame, container="matroska")
         if self._encoder is not None:
             self._encoder.write(pixels, self._shown.pts(frame))
             return

@@ -65,8 +65,7 @@ class Work:
             self.is_renewed = any(folder.glob("[0-9]*"))
             self._clear()
             write_atomically(folder / _REQUEST, lambda path: path.write_text(text, encoding="ascii"))
-        for leftover in folder.glob("*.partial"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        self._remove_partial()
         while (segment := folder / f"{len(self.segments):06d}").is_dir():
             self.segments.append(segment)
 
@@ -136,10 +135,16 @@ class Work:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def close(self) -> None:
-        """Lets other runs use the folder."""
+        """Lets other runs use the folder. A segment that is not finished goes: nothing continues it."""
+        if self._lock is not None or fcntl is None:
+            self._remove_partial()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def _remove_partial(self) -> None:
+        for leftover in self.folder.glob("*.partial"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def _is_of(self, request: str) -> bool:
         try:

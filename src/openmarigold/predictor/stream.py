@@ -96,7 +96,8 @@ class Stream:
         self.call = replace(call, num_inference_steps=call.num_inference_steps or 1)
         self._resolved = predictor.resolve(self.call)
         self.previous_latent = share_of_previous(config, self._resolved)
-        if self._resolved.start_noise == "zeros" and self.previous_latent:
+        zeros = self._resolved.start_noise == "zeros"
+        if zeros and self.previous_latent:
             raise InvalidValueError(
                 f"previous_latent={config.previous_latent!r} has no effect with {predictor.checkpoint.name}, which "
                 "starts from zeros; use 0 (or start_noise gaussian)"

@@ -68,7 +68,12 @@ class Estimator:
 def predictor_estimator(predictor: Predictor, **settings: Any) -> Estimator:
     """`predictor` with settings of its call, such as `ensemble_size`."""
     invariance = predictor.modality.prediction_space(predictor.checkpoint.invariance)
-    return Estimator(lambda rgb: predictor(rgb, **settings).maps, invariance, predictor.modality)
+
+    def estimate(rgb: np.ndarray) -> Predicted:
+        found = predictor(rgb, **settings)
+        return {**found.maps, **found.bounds}
+
+    return Estimator(estimate, invariance, predictor.modality)
 
 
 def baseline_estimators(modality: Modality = DEPTH) -> dict[str, Estimator]:

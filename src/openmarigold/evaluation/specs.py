@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openmarigold.checkpoints.calibration import choose_interval
 from openmarigold.checkpoints.checkpoint import loaded_variant
 from openmarigold.checkpoints.configured import read_configured, read_tiny_vae, resolve_settings
 from openmarigold.checkpoints.hashes import checkpoint_sha256, tiny_vae_sha256
@@ -20,7 +21,7 @@ from openmarigold.evaluation.estimators import (
     predictor_estimator,
 )
 from openmarigold.modalities import DEPTH
-from openmarigold.modalities.modality import Modality
+from openmarigold.modalities.modality import Band, Modality
 from openmarigold.modalities.protocol import PredictionSpace
 from openmarigold.predictor import Predictor
 from openmarigold.predictor.cameras import camera_facts
@@ -36,6 +37,7 @@ class EstimatorSpec:
         invariance: as the estimator's.
         settings: everything its maps depend on, such as the hash of its weights; written to the report.
         modality: what it predicts.
+        band: of the intervals that it gives; None: it gives none.
     """
 
     name: str
@@ -43,6 +45,7 @@ class EstimatorSpec:
     invariance: PredictionSpace
     settings: Mapping[str, Any]
     modality: Modality = DEPTH
+    band: Band | None = None
 
 
 def predictor_spec(config: PredictConfig) -> EstimatorSpec:
@@ -61,7 +64,8 @@ def predictor_spec(config: PredictConfig) -> EstimatorSpec:
         "ensemble_mirror",
         "ensemble_reduction",
         "tiles",
-        "recompose",  # facts state these four, and the ones about the camera
+        "interval",
+        "recompose",  # facts state these five, and the ones about the camera
         "fov",
         "focal_px",
         "camera_file",
@@ -75,6 +79,7 @@ def predictor_spec(config: PredictConfig) -> EstimatorSpec:
         settings["tiny_vae_sha256"] = tiny_vae_sha256(tiny_vae)
     modality = checkpoint.predicts
     loading: dict[str, Any] = {"device": config.device, "dtype": config.dtype}
+    interval = choose_interval(checkpoint, resolve_settings(config, checkpoint), has_tiny_vae=tiny_vae is not None)
     engine = choose_engine(checkpoint, engine=config.engine, compile=config.compile, **loading)
 
     def load() -> MapEstimator:
@@ -86,6 +91,7 @@ def predictor_spec(config: PredictConfig) -> EstimatorSpec:
         load=load,
         invariance=modality.prediction_space(checkpoint.invariance),
         modality=modality,
+        band=None if interval is None else interval.band,
         settings={
             "checkpoint": checkpoint.name,
             "checkpoint_sha256": checkpoint_sha256(checkpoint),
@@ -97,6 +103,7 @@ def predictor_spec(config: PredictConfig) -> EstimatorSpec:
             **settings,
             **checkpoint.facts_of_call(config),
             **camera_facts(config),
+            **({} if interval is None else interval.facts),
         },
     )
 

@@ -143,6 +143,8 @@ def _completions(command: Evaluate, benchmark: Benchmark) -> tuple[Benchmark, li
     from openmarigold.evaluation.revealing import with_points
     from openmarigold.evaluation.specs import saved_spec
 
+    if command.config.interval is not None:
+        raise InvalidValueError("interval is calibrated for depth that is not completed; leave it or the points out")
     if command.points is not None:
         benchmark = with_points(benchmark, command.points, outliers=command.outliers, seed=command.points_seed)
     elif command.outliers or command.points_seed != Evaluate.points_seed:

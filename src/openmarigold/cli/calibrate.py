@@ -40,6 +40,8 @@ class Calibrate:
     signal: tuple[str, ...] = ()
     """What intervals are made of: of depth constant, edges, surroundings, spread (of an ensemble). Nothing: all there
     are, with weights that are fitted on a quarter of the scenes."""
+    max_scenes: int | None = None
+    """Use the first scenes only, so many, where predictions take long. None: all."""
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
     """Folder for calibration.json in the place of the checkpoint's own."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -54,6 +56,8 @@ def run_calibrate(command: Calibrate) -> int:
     from openmarigold.evaluation.benchmarks import open_benchmark, open_folder_benchmark
     from openmarigold.evaluation.calibration import Rule, calibrate
 
+    if command.max_scenes is not None and command.max_scenes < 1:
+        raise InvalidValueError(f"max_scenes={command.max_scenes} is not accepted; give 1 or above")
     if command.config.interval is not None:
         raise InvalidValueError("interval is what is calibrated; give the shares as --levels")
     checkpoint = read_configured(command.config)
@@ -74,6 +78,7 @@ def run_calibrate(command: Calibrate) -> int:
             signals=command.signal,
             levels=command.levels,
             rule=Rule(name=command.rule, delta=command.delta),
+            max_scenes=command.max_scenes,
             progress=advance,
         )
     folder = command.output_dir or checkpoint.directory

@@ -22,6 +22,7 @@ from openmarigold.config import PredictConfig
 from openmarigold.conformal import check_rule, fit_scale, mean_loss, nonnegative_least_squares
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.evaluation.benchmark import Benchmark, hash_of_files
+from openmarigold.evaluation.benchmark_readers import Entry
 from openmarigold.modalities.modality import Band
 from openmarigold.predictor import Predictor
 from openmarigold.predictor.intervals import signals_of
@@ -75,6 +76,7 @@ def calibrate(
     signals: Sequence[str] = (),
     levels: Sequence[float] = LEVELS,
     rule: Rule | None = None,
+    max_scenes: int | None = None,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Calibrated:
     """The calibration of a checkpoint for the settings of `config`, from pictures that it was not trained on.
@@ -85,6 +87,7 @@ def calibrate(
         signals: names of signals of the modality's band; none: all that the ensemble size allows.
         levels: shares of pixels that intervals are to hold for.
         rule: how scales are chosen.
+        max_scenes: use the first scenes only, so many; None: all.
         progress: called with (done, total) after each picture.
 
     Raises:
@@ -102,7 +105,8 @@ def calibrate(
         raise InvalidValueError("intervals are for whole checkpoints without tiles; leave tiny_vae and the like out")
     predictor = Predictor.from_config(config, found=checkpoint)
     observed, hashes = [], []
-    for done, listed in enumerate(benchmark.entries, start=1):
+    entries = _of_first_scenes(benchmark.entries, max_scenes)
+    for done, listed in enumerate(entries, start=1):
         files = benchmark.files(listed)
         sample = benchmark.sample(listed, files)
         hashes.append(f"{listed.name} {hash_of_files(files)}\n")
@@ -112,7 +116,7 @@ def calibrate(
             error = band.error(maps, sample.maps, sample.valid_mask)[chosen].astype(np.float32)
             stacked = np.stack([found[name][chosen] for name in names])
             observed.append(Observed(scene=(listed.kind, listed.place), error=error, signals=stacked))
-        progress(done, len(benchmark.entries))
+        progress(done, len(entries))
     fitted = fit_calibration(observed, names, levels, rule)
     if not fitted.scales:
         raise DataError(
@@ -218,6 +222,11 @@ def _chosen_signals(band: Band, signals: Sequence[str], config: PredictConfig) -
     return list(dict.fromkeys(signals)) or [
         name for name in band.signals if has_ensemble or name not in band.of_ensemble
     ]
+
+
+def _of_first_scenes(entries: Sequence[Entry], number: int | None) -> list[Entry]:
+    scenes = list(dict.fromkeys((entry.kind, entry.place) for entry in entries))[:number]
+    return [entry for entry in entries if (entry.kind, entry.place) in set(scenes)]
 
 
 def _grid(shape: tuple[int, int]) -> np.ndarray:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -215,3 +216,36 @@ def test_a_copy_in_another_form_keeps_its_calibration(calibrated: Path, tmp_path
     (folder / CALIBRATION_FILE).unlink()
     carry_calibration(source, read_calibration(source), folder, same_networks=False)
     assert read_calibration(copy) is None
+
+
+def test_a_server_gives_the_bounds_of_predict(calibrated: Path, tmp_path: Path) -> None:
+    from starlette.testclient import TestClient
+
+    from openmarigold.config import PredictConfig
+    from openmarigold.serving.app import create_app
+    from openmarigold.serving.service import Service
+    from openmarigold.serving.settings import ServeConfig
+
+    command = ["predict", str(PHOTO), "-o", str(tmp_path), "--checkpoint", str(calibrated), *SMALL]
+    assert run([*command, "--interval", "0.5", "--format", "npy"]) == 0
+    service = Service(PredictConfig(checkpoint=calibrated, processing_resolution=64), ServeConfig())
+    with TestClient(create_app(service, ServeConfig(), None), base_url="http://localhost") as client:
+        for _ in range(600):
+            if client.get("/readyz").status_code == 200:
+                break
+            time.sleep(0.05)
+        asked = {"interval": "0.5", "file": "depth_hi.npy"}
+        content, headers = {"photo": PHOTO.read_bytes()}, {"Accept": "application/x-npy"}
+        found = client.post("/v1/predict", files=content, data=asked, headers=headers)
+        refused = client.post("/v1/predict", files=content, data={"interval": "0.7"}, headers=headers)
+    assert found.content == (tmp_path / "courtyard_depth_hi.npy").read_bytes()
+    assert refused.status_code == 400 and "calibrated for the levels" in refused.json()["error"]
+
+
+def test_the_embedded_model_is_calibrated() -> None:
+    """Its file is of these weights; a new model needs the command of docs/uncertainty.md again."""
+    path = EMBEDDED_DIR / CALIBRATION_FILE
+    assert path.stat().st_size < 20_000
+    checkpoint = read_checkpoint()
+    for level in (0.5, 0.8, 0.9, 0.95):
+        assert choose_interval(checkpoint, resolve_settings(CallConfig(interval=level), checkpoint)) is not None

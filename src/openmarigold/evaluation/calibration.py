@@ -17,6 +17,7 @@ from jaxtyping import Float32
 
 from openmarigold import __version__
 from openmarigold.checkpoints.calibration import CalibrationEntry, band_of, settings_of
+from openmarigold.checkpoints.checkpoint import Checkpoint
 from openmarigold.checkpoints.configured import read_configured, read_tiny_vae, resolve_settings
 from openmarigold.config import PredictConfig
 from openmarigold.conformal import check_rule, fit_scale, mean_loss, nonnegative_least_squares
@@ -96,26 +97,17 @@ def calibrate(
         CheckpointError: the checkpoint cannot be used.
     """
     rule = rule or Rule()
-    for level in levels:
-        check_rule(rule.name, 1.0 - level, rule.delta)
     checkpoint = read_configured(config)
     band = band_of(checkpoint)
     names = _chosen_signals(band, signals, config)
-    if read_tiny_vae(config, checkpoint) is not None or config.ensemble_tolerance is not None or config.tiles:
-        raise InvalidValueError("intervals are for whole checkpoints without tiles; leave tiny_vae and the like out")
+    _check_call(config, checkpoint, levels, rule)
     predictor = Predictor.from_config(config, found=checkpoint)
-    observed, hashes = [], []
     entries = _of_first_scenes(benchmark.entries, max_scenes)
+    observed, hashes = [], []
     for done, listed in enumerate(entries, start=1):
-        files = benchmark.files(listed)
-        sample = benchmark.sample(listed, files)
-        hashes.append(f"{listed.name} {hash_of_files(files)}\n")
-        maps, found = signals_of(predictor, sample.rgb, config.call, band, names)
-        chosen = sample.valid_mask & _grid(sample.valid_mask.shape)
-        if chosen.any():
-            error = band.error(maps, sample.maps, sample.valid_mask)[chosen].astype(np.float32)
-            stacked = np.stack([found[name][chosen] for name in names])
-            observed.append(Observed(scene=(listed.kind, listed.place), error=error, signals=stacked))
+        picture, line = _observe(benchmark, listed, predictor, config, band, names)
+        observed += [] if picture is None else [picture]
+        hashes.append(line)
         progress(done, len(entries))
     fitted = fit_calibration(observed, names, levels, rule)
     if not fitted.scales:
@@ -139,6 +131,29 @@ def calibrate(
     )
     missing = tuple(level for level in levels if f"{level:g}" not in fitted.scales)
     return Calibrated(entry=entry, coverage=fitted.coverage, missing=missing)
+
+
+def _check_call(config: PredictConfig, checkpoint: Checkpoint, levels: Sequence[float], rule: Rule) -> None:
+    for level in levels:
+        check_rule(rule.name, 1.0 - level, rule.delta)
+    if read_tiny_vae(config, checkpoint) is not None or config.ensemble_tolerance is not None or config.tiles:
+        raise InvalidValueError("intervals are for whole checkpoints without tiles; leave tiny_vae and the like out")
+
+
+def _observe(
+    benchmark: Benchmark, listed: Entry, predictor: Predictor, config: PredictConfig, band: Band, names: Sequence[str]
+) -> tuple[Observed | None, str]:
+    """What a picture shows (None without a measured pixel on the grid), and a line with the hash of its files."""
+    files = benchmark.files(listed)
+    sample = benchmark.sample(listed, files)
+    line = f"{listed.name} {hash_of_files(files)}\n"
+    maps, found = signals_of(predictor, sample.rgb, config.call, band, names)
+    chosen = sample.valid_mask & _grid(sample.valid_mask.shape)
+    if not chosen.any():
+        return None, line
+    error = band.error(maps, sample.maps, sample.valid_mask)[chosen].astype(np.float32)
+    stacked = np.stack([found[name][chosen] for name in names])
+    return Observed(scene=(listed.kind, listed.place), error=error, signals=stacked), line
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,8 +98,7 @@ def run_calibrate(command: Calibrate) -> int:
         say(
             f"level {level:>5}: scale {scale:.4g}, covers {100 * found.coverage[level]:.1f} % of these pictures' pixels"
         )
-    if found.missing:
-        few = ", ".join(f"{level:g}" for level in found.missing)
+    if few := ", ".join(f"{level:g}" for level in command.levels if f"{level:g}" not in entry.scales):
         say(f"level {few}: {entry.num_scenes} scenes are too few; left out")
     say(f"{len(calibration.entries)} settings in {CALIBRATION_FILE} -> {path}")
     return 0

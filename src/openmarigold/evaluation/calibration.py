@@ -65,9 +65,7 @@ class Calibrated:
 
     entry: CalibrationEntry
     coverage: dict[str, float]
-    """By level, over the scenes of the scales."""
-    missing: tuple[float, ...]
-    """Levels for which there are too few scenes."""
+    """By level, over the scenes of the scales; levels for which there are too few scenes are not there."""
 
 
 def calibrate(
@@ -129,8 +127,7 @@ def calibrate(
         data_sha256=hashlib.sha256("".join(hashes).encode(errors="surrogateescape")).hexdigest(),
         software=f"openmarigold {__version__}",
     )
-    missing = tuple(level for level in levels if f"{level:g}" not in fitted.scales)
-    return Calibrated(entry=entry, coverage=fitted.coverage, missing=missing)
+    return Calibrated(entry=entry, coverage=fitted.coverage)
 
 
 def _check_call(config: PredictConfig, checkpoint: Checkpoint, levels: Sequence[float], rule: Rule) -> None:

@@ -71,6 +71,7 @@ class CallOptions(TypedDict, total=False):
     recompose: bool
     ensemble_mirror: bool | None
     tiles: bool | None
+    interval: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +185,10 @@ class CallConfig:
     tiles: bool | None = None
     """Predict overlapping parts of the photo too, for details that the whole photo at processing-resolution cannot show
     (--tiles, --no-tiles). None: of photos above 33.5 megapixels."""
+    interval: float | None = None
+    """Also give lower and upper bounds that hold for this share of a picture's pixels, such as 0.9. Needs a calibration
+    of the checkpoint for these settings; the embedded model of depth has one (docs/uncertainty.md). None: no
+    bounds."""
     recompose: bool = False
     """Make albedo * shading + residual equal the photo, in linear light: the albedo stays, the shading becomes a
     quotient, and what is left becomes the residual, which may be negative."""
@@ -208,6 +213,10 @@ class CallConfig:
         check_choice("start_noise", self.start_noise, (None, *get_args(StartNoise)))
         check_choice("timestep_spacing", self.timestep_spacing, (None, *get_args(TimestepSpacing)))
         check_choice("tiles", self.tiles, (None, False, True))
+        if self.interval is not None and not (_is_number(self.interval) and 0 < self.interval < 1):
+            raise InvalidValueError(
+                f"interval={self.interval!r} is not accepted; give a share between 0 and 1, such as 0.9"
+            )
         self._check_camera()
 
     def _check_camera(self) -> None:

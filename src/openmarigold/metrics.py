@@ -145,7 +145,7 @@ def soft_edge_error(
     if k < 1 or k % 2 == 0:
         raise InvalidValueError(f"k={k!r} is not accepted; give an odd number, such as 3")
     _valid_pixels(pred, gt, valid_mask)
-    near = _grown(_at_edges(gt, valid_mask), k) & valid_mask
+    near = near_edges(gt, valid_mask, k=k)
     rows, columns = np.nonzero(near)
     if not rows.size:
         return 0.0
@@ -157,6 +157,13 @@ def soft_edge_error(
         for right in range(k):
             np.minimum(errors, np.abs(around[rows + down, columns + right] - predicted), out=errors)
     return float(errors.mean())
+
+
+def near_edges(
+    gt: Float[np.ndarray, "h w"], valid_mask: Bool[np.ndarray, "h w"], *, k: int = 3
+) -> Bool[np.ndarray, "h w"]:
+    """Valid pixels in the k x k windows around depth edges, as `soft_edge_error` sees these."""
+    return _grown(_at_edges(gt, valid_mask), k) & valid_mask
 
 
 def _at_edges(gt: Float[np.ndarray, "h w"], valid_mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:

@@ -34,7 +34,7 @@ from openmarigold.printing import quoted_logger
 _INDEX = "model_index.json"
 _SCHEDULER = "scheduler/scheduler_config.json"
 _SMALL_FILES = (_INDEX, "scheduler/*.json", "unet/config.json", "vae/config.json", "image_encoder/config.json")
-_NOT_REQUIRED = ("README.md", "LICEN[SC]E*")
+_NOT_REQUIRED = ("README.md", "LICEN[SC]E*", "calibration.json")
 
 _log = quoted_logger(__name__)
 

@@ -21,6 +21,7 @@ import tyro
 from openmarigold import __version__, workers
 from openmarigold.cli.batch import Batch, run_batch
 from openmarigold.cli.benchmark import BenchmarkCommand, run_benchmark
+from openmarigold.cli.calibrate import Calibrate, run_calibrate
 from openmarigold.cli.checkpoint import CheckpointCommand, run_checkpoint
 from openmarigold.cli.compare import Compare, run_compare
 from openmarigold.cli.data import Data, check_moved, run_data
@@ -50,6 +51,7 @@ Command: TypeAlias = (
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[EvaluateVideo, tyro.conf.subcommand("evaluate-video")]
+    | Annotated[Calibrate, tyro.conf.subcommand("calibrate")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
     | Annotated[Data, tyro.conf.subcommand("data")]
@@ -75,6 +77,7 @@ _RUN: dict[type, Callable[[Any], int]] = {
     Inspect: run_inspect,
     Evaluate: run_evaluate,
     EvaluateVideo: run_evaluate_video,
+    Calibrate: run_calibrate,
     Compare: run_compare,
     Reproduce: run_reproduce,
     Data: run_data,

@@ -143,6 +143,8 @@ def _completions(command: Evaluate, benchmark: Benchmark) -> tuple[Benchmark, li
     from openmarigold.evaluation.revealing import with_points
     from openmarigold.evaluation.specs import saved_spec
 
+    if command.config.interval is not None:
+        raise InvalidValueError("interval is calibrated for depth that is not completed; leave it or the points out")
     if command.points is not None:
         benchmark = with_points(benchmark, command.points, outliers=command.outliers, seed=command.points_seed)
     elif command.outliers or command.points_seed != Evaluate.points_seed:
@@ -188,6 +190,7 @@ def _print_tables(reports: dict[str, Report], modality: Modality) -> None:
             )
             table.add_row(cell(name), *cells, f"{100 * report.share_scored:.1f} %")
         console.print(table)
+    _print_intervals(reports)
     for name, report in reports.items():
         for drawn, intervals in report.kinds["all"].intervals.items():
             spans = ("–".join(map(score.text, intervals[score.name])) for score in _headline(report, modality))
@@ -200,6 +203,34 @@ def _print_tables(reports: dict[str, Report], modality: Modality) -> None:
                 say(f"{name}: in {count} of {len(report.images)} images {score.flag}; check --invariance")
         if report.failed:
             say(f"{name}: {len(report.failed)} images failed and are not counted")
+
+
+def _print_intervals(reports: dict[str, Report]) -> None:
+    """What the intervals of each estimator cover, by kind of place; nothing where there are none."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from openmarigold.evaluation.interval_scores import heading_of, summary_of
+
+    for name, report in reports.items():
+        found = {kind: summary_of(score.metrics) for kind, score in report.kinds.items()}
+        found = {kind: summary for kind, summary in found.items() if summary is not None}
+        if not found:
+            continue
+        stated = report.settings["interval"]
+        table = Table(title=f"{name}: {100 * stated['level']:g} % intervals of {stated['error']}")
+        table.add_column("")
+        for kind in found:
+            table.add_column(cell(kind), justify="right")
+        table.add_row("coverage %", *(f"{100 * summary['coverage']:.1f}" for summary in found.values()))
+        for part in found["all"]["coverage_by"]:
+            shares = (summary["coverage_by"].get(part) for summary in found.values())
+            table.add_row(
+                f"  {heading_of(part)}", *("–" if share is None else f"{100 * share:.1f}" for share in shares)
+            )
+        for what, heading in (("half_width", "mean half width"), ("ause", "AUSE"), ("aurg", "AURG (above 0 is good)")):
+            table.add_row(heading, *(f"{summary[what]:.3f}" for summary in found.values()))
+        Console(width=None if sys.stdout.isatty() else 100).print(table)
 
 
 def _headline(report: Report, modality: Modality) -> list[Score]:

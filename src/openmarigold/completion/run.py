@@ -45,6 +45,11 @@ def metric_files(
         OutputError, InvalidValueError, MissingExtraError, CheckpointError: see `predict_files`.
     """
     config = config or PredictConfig()
+    if config.interval is not None:
+        raise InvalidValueError(
+            f"interval={config.interval:g} is calibrated for depth up to scale, not for meters, whose scale has an "
+            "error of its own; leave it out (each result states the error at points left out), or use predict"
+        )
     if known.method == GUIDED:
         config = with_gradients(config)
     finisher = MetersFromKnown(known, config)

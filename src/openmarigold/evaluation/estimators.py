@@ -83,7 +83,8 @@ def predictor_estimator(predictor: Predictor, **settings: Any) -> Estimator:
     def estimate(rgb: np.ndarray) -> Predicted:
         prediction = predictor(rgb, **settings)
         tiles = prediction.settings.get("tiles")
-        return TiledMaps(prediction.maps, seam_lines(tiles, rgb.shape[:2]) if tiles else ())
+        maps = {**prediction.maps, **prediction.bounds}
+        return TiledMaps(maps, seam_lines(tiles, rgb.shape[:2]) if tiles else ())
 
     return Estimator(estimate, invariance, predictor.modality, has_seams=bool(settings.get("tiles")))
 

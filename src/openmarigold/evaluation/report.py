@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from openmarigold.errors import DataError, one_line
+from openmarigold.evaluation.interval_scores import summary_of
 from openmarigold.evaluation.statistics import KindScore
 from openmarigold.evaluation.tallies import decode_tally
 from openmarigold.files import as_path, write_atomically
@@ -99,6 +100,7 @@ class Report:
                     "num_places": kind.num_places,
                     "num_images": kind.num_images,
                     **kind.metrics,
+                    **({"interval": summary} if (summary := summary_of(kind.metrics)) else {}),
                     "intervals_95": {
                         what: {metric: list(interval) for metric, interval in intervals.items()}
                         for what, intervals in kind.intervals.items()
@@ -206,7 +208,7 @@ def _images(content: Any, pooled: Pooling | None) -> list[ImageScore]:
 
 
 def _kind_score(content: Any) -> KindScore:
-    fixed = ("num_places", "num_images", "intervals_95")
+    fixed = ("num_places", "num_images", "interval", "intervals_95")
     return KindScore(
         num_places=content["num_places"],
         num_images=content["num_images"],

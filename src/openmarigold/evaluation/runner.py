@@ -25,6 +25,7 @@ from openmarigold.evaluation.benchmark_readers import Entry
 from openmarigold.evaluation.benchmarks import open_folder_benchmark
 from openmarigold.evaluation.estimators import MapEstimator, SavedPredictions, estimate_sample, predictor_estimator
 from openmarigold.evaluation.folder_readers import parse_manifest
+from openmarigold.evaluation.interval_scores import interval_score_names, listed_scores
 from openmarigold.evaluation.machine import describe_machine, version_of
 from openmarigold.evaluation.page import write_page
 from openmarigold.evaluation.report import ImageScore, Report, checked_tally, is_score, write_report
@@ -154,7 +155,7 @@ def evaluate_benchmark(
     chosen = choose_protocol(row.modality, protocol or row.protocol, spec.invariance)
     run = _Run(benchmark, spec, chosen.with_seams() if spec.has_seams else chosen)
     started, wall = datetime.now(UTC), time.perf_counter()
-    with _Log(output_dir, run.protocol) as log:
+    with _Log(output_dir, run.protocol, interval_score_names(spec.band)) as log:
         images, failed = run.score_all(log, num_workers, progress, note)
     _check_failures(failed, len(benchmark.entries), allow_partial)
     over_places = row.average_over_places and run.protocol.pooled is None
@@ -162,7 +163,7 @@ def evaluate_benchmark(
         images=images,
         kinds=summarize(images, over_places=over_places, pooled=run.protocol.pooled),
         protocol=run.protocol.name,
-        scores=run.protocol.scores,
+        scores=(*run.protocol.scores, *listed_scores(spec.band)),
         pooled=run.protocol.pooled,
         modality=row.modality.name,
         benchmark=row.name,
@@ -245,7 +246,8 @@ class _Run:
         found = log.find(key)
         if found is None:
             sample = self.benchmark.sample(entry, files)
-            found = measure_sample(sample, self._predict(sample), self.protocol, self.spec.invariance)
+            predicted, space = self._predict(sample), self.spec.invariance
+            found = measure_sample(sample, predicted, self.protocol, space, band=self.spec.band)
             log.add(key, entry.name, found)
         return ImageScore(
             name=entry.name,
@@ -291,7 +293,8 @@ class _Run:
 class _Log:
     """`scores.jsonl`: a line for each scored image, of this and earlier runs. Without a folder, nothing is kept."""
 
-    def __init__(self, output_dir: Path | None, protocol: Protocol) -> None:
+    def __init__(self, output_dir: Path | None, protocol: Protocol, more: Sequence[str] = ()) -> None:
+        """`more` are names of scores besides those of the protocol."""
         self.num_found = 0
         self._found: dict[str, Measured] = {}
         self._lock = threading.Lock()
@@ -305,7 +308,7 @@ class _Log:
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror}; choose another --output-dir") from error
         self._file.seek(0)
-        self._found = dict(_whole_lines(path.read_bytes(), protocol))
+        self._found = dict(_whole_lines(path.read_bytes(), protocol, more))
         self._file.seek(0, 2)
         if self._file.tell() and not _ends_with_newline(path):
             self._file.write("\n")  # the line that an interruption cut is left alone
@@ -338,9 +341,9 @@ class _Log:
                 self._file.close()
 
 
-def _whole_lines(content: bytes, protocol: Protocol) -> Iterator[tuple[str, Measured]]:
+def _whole_lines(content: bytes, protocol: Protocol, more: Sequence[str]) -> Iterator[tuple[str, Measured]]:
     """Keys and scores of the lines that hold all scores of an image; the images of others are scored again."""
-    names, tally = protocol.score_names, ""
+    names, tally = (*protocol.score_names, *more), ""
     for entry in parse_json_lines(content):
         if not isinstance(entry, dict) or not isinstance(entry.get("key"), str):
             continue

@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import Bool
 
 from openmarigold.errors import DataError, InvalidValueError
+from openmarigold.evaluation.interval_scores import interval_scores
 from openmarigold.evaluation.tallies import encode_tally
 from openmarigold.metrics import seam_energy
-from openmarigold.modalities.modality import Modality
+from openmarigold.modalities.modality import Band, Modality
 from openmarigold.modalities.protocol import (
     PIXELS_SCORED,
     SEAM_ENERGY,
@@ -88,9 +89,16 @@ class Measured:
 
 
 def measure_sample(
-    sample: BenchmarkSample, predicted: Predicted, protocol: Protocol, space: PredictionSpace | None = None
+    sample: BenchmarkSample,
+    predicted: Predicted,
+    protocol: Protocol,
+    space: PredictionSpace | None = None,
+    *,
+    band: Band | None = None,
 ) -> Measured:
     """The protocol's scores of one prediction, which is known up to `space`, and its tally.
+
+    With a band also the scores of its interval, whose maps are among those predicted.
 
     Raises:
         InvalidValueError, DataError: see `align_sample`.
@@ -101,7 +109,16 @@ def measure_sample(
     if SEAM_ENERGY in protocol.scores:
         found[SEAM_ENERGY.name] = _worst_seam(predicted)
     tally = "" if protocol.pooled is None else encode_tally(protocol.pooled.tally(sample, aligned.maps, usable))
-    return Measured(metrics={name: found[name] for name in protocol.score_names}, tally=tally)
+    metrics = {name: found[name] for name in protocol.score_names}
+    if band is not None and isinstance(predicted, Mapping):
+        maps = {name: _fitting(sample, name, values) for name, values in _by_name(sample, predicted).items()}
+        shape = next(iter(maps.values())).shape[:2]
+        bounds = {name: np.asarray(predicted[name]) for name in band.names}
+        if sample.crop is not None and next(iter(bounds.values())).shape[:2] == sample.full_size:
+            bounds = {name: values[sample.crop] for name, values in bounds.items()}
+        assert all(values.shape[:2] == shape for values in bounds.values())
+        metrics |= interval_scores(band, sample, maps, bounds, usable)
+    return Measured(metrics=metrics, tally=tally)
 
 
 def score_sample(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openmarigold.checkpoints.calibration import choose_interval
 from openmarigold.checkpoints.checkpoint import loaded_variant
 from openmarigold.checkpoints.configured import read_configured, read_tiny_vae, resolve_settings
 from openmarigold.checkpoints.hashes import checkpoint_sha256, tiny_vae_sha256
@@ -20,7 +21,7 @@ from openmarigold.evaluation.estimators import (
     predictor_estimator,
 )
 from openmarigold.modalities import DEPTH
-from openmarigold.modalities.modality import Modality
+from openmarigold.modalities.modality import Band, Modality
 from openmarigold.modalities.protocol import PredictionSpace
 from openmarigold.predictor import Predictor
 from openmarigold.predictor.cameras import camera_facts
@@ -37,6 +38,7 @@ class EstimatorSpec:
         settings: everything its maps depend on, such as the hash of its weights; written to the report.
         modality: what it predicts.
         has_seams: whether it predicts in tiles, whose seams are scored.
+        band: of the intervals that it gives; None: it gives none.
     """
 
     name: str
@@ -45,6 +47,7 @@ class EstimatorSpec:
     settings: Mapping[str, Any]
     modality: Modality = DEPTH
     has_seams: bool = False
+    band: Band | None = None
 
 
 def predictor_spec(config: PredictConfig) -> EstimatorSpec:
@@ -63,7 +66,8 @@ def predictor_spec(config: PredictConfig) -> EstimatorSpec:
         "ensemble_mirror",
         "ensemble_reduction",
         "tiles",
-        "recompose",  # facts state these four, and the ones about the camera
+        "interval",
+        "recompose",  # facts state these five, and the ones about the camera
         "fov",
         "focal_px",
         "camera_file",
@@ -77,6 +81,7 @@ def predictor_spec(config: PredictConfig) -> EstimatorSpec:
         settings["tiny_vae_sha256"] = tiny_vae_sha256(tiny_vae)
     modality = checkpoint.predicts
     loading: dict[str, Any] = {"device": config.device, "dtype": config.dtype}
+    interval = choose_interval(checkpoint, resolve_settings(config, checkpoint), has_tiny_vae=tiny_vae is not None)
     engine = choose_engine(checkpoint, engine=config.engine, compile=config.compile, **loading)
 
     def load() -> MapEstimator:
@@ -89,6 +94,7 @@ def predictor_spec(config: PredictConfig) -> EstimatorSpec:
         invariance=modality.prediction_space(checkpoint.invariance),
         modality=modality,
         has_seams=bool(config.tiles),
+        band=None if interval is None else interval.band,
         settings={
             "checkpoint": checkpoint.name,
             "checkpoint_sha256": checkpoint_sha256(checkpoint),
@@ -100,6 +106,7 @@ def predictor_spec(config: PredictConfig) -> EstimatorSpec:
             **settings,
             **checkpoint.facts_of_call(config),
             **camera_facts(config),
+            **({} if interval is None else interval.facts),
         },
     )
 

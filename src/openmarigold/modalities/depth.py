@@ -18,6 +18,7 @@ from openmarigold.config import OutputConfig
 from openmarigold.ensembling import REDUCTIONS, ensemble
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.modalities import depth_scores
+from openmarigold.modalities.bands import DEPTH_BANDS, DEPTH_PICTURES
 from openmarigold.modalities.colors import color_table, colorize, uncertainty_picture
 from openmarigold.modalities.modality import Gauge, MapKind, Maps, Merged, Modality, Picture, Surface, Target
 
@@ -264,6 +265,7 @@ _LINEAR = Modality(
             wanted=lambda output: output.uncertainty_picture,
             of_uncertainty=True,
         ),
+        *DEPTH_PICTURES,
     ),
     quantities=MappingProxyType(
         {
@@ -287,6 +289,7 @@ _LINEAR = Modality(
     relative_depth=differentiable_affine,
     relief=lambda maps: maps["depth"],
     gauge=_GAUGES.get,
+    band=DEPTH_BANDS.get,
     picture_within=lambda maps, color_map, bounds: colorize(_between(maps["depth"], bounds), color_map=color_map),
     surface=_surface,
     panels=depth_scores.panels,

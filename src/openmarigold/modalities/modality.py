@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, UInt8
 
 from openmarigold.camera import Camera
 from openmarigold.config import CallConfig, OutputConfig
@@ -77,6 +77,8 @@ class Picture:
     """The pixels, uint8 or uint16, from maps (or uncertainties)."""
     wanted: Callable[[OutputConfig], bool]
     of_uncertainty: bool = False
+    of_interval: bool = False
+    """Whether it is made from the maps of an interval, and exists with these only."""
     applies: Callable[[Mapping[str, Any]], bool] = lambda settings: True
     """Whether it has something to show, given what results state about their settings."""
 
@@ -103,6 +105,32 @@ class Gauge:
     """Whether the scale is unknown too; it is 1 otherwise."""
     space: Literal["linear", "log"]
     """Of the fit, for files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Band:
+    """What an interval of predictions is: a half width in a space in which errors are measured."""
+
+    summary: str
+    """How truth and prediction are brought together before an error is measured, in words."""
+    unit: str
+    """Of errors and half widths, in words."""
+    names: tuple[str, ...]
+    """Of the maps of an interval, the ends of their file names; `_lo` and `_hi` end those of bounds."""
+    error: Callable[[Maps, Maps, Bool[np.ndarray, "h w"]], Float64[np.ndarray, "h w"]]
+    """Errors of predicted maps, given the measured ones, fitted on the pixels that are True; not below 0, and infinite
+    where the fit means nothing."""
+    signals: Mapping[str, Callable[[Float[np.ndarray, "c h w"], Float[np.ndarray, "u h w"] | None], np.ndarray]]
+    """What a half width may be made of, `[h w]` and not below 0: from the stack at the networks' size, and the
+    uncertainty of an ensemble."""
+    of_ensemble: frozenset[str]
+    """Those of the signals that need an ensemble."""
+    bounds: Callable[[Maps, Float[np.ndarray, "h w"]], Maps]
+    """The maps of an interval, by name, float32 of the photo's size."""
+    half_width: Callable[[Maps, Maps], Float64[np.ndarray, "h w"]]
+    """The inverse of `bounds`: from predicted maps and the maps of their interval."""
+    strata: Mapping[str, Callable[[Maps, Bool[np.ndarray, "h w"]], Bool[np.ndarray, "h w"]]]
+    """Parts of a picture in which coverage is stated by itself: from the measured maps and their valid pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +234,9 @@ class Modality:
     gauge: Callable[[str], Gauge | None] = lambda invariance: None
     """What is to be fitted, given a checkpoint's invariance, where a map joins another of the same scene: frames of a
     clip, tiles of a photo. None: nothing, the values of both mean the same."""
+    band: Callable[[str], Band | None] = lambda invariance: None
+    """What intervals of predictions are, given what these are known up to (a checkpoint's invariance); None: there are
+    none."""
     picture_within: Callable[[Maps, str, tuple[float, float]], np.ndarray] | None = None
     """`picture` of a frame of a clip: its colors go from the lower to the upper of two values of the map, the same for
     many frames. None: the colors of a pixel depend on its own values alone, so that `picture` does not flicker."""

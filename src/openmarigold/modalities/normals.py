@@ -27,6 +27,7 @@ from openmarigold.geometry import (
     unit_vectors,
 )
 from openmarigold.modalities import normals_scores
+from openmarigold.modalities.bands import NORMALS_BAND
 from openmarigold.modalities.colors import uncertainty_picture
 from openmarigold.modalities.depth import ASSUMED_SHIFT
 from openmarigold.modalities.modality import MapKind, Maps, Merged, Modality, Picture, Target
@@ -287,6 +288,7 @@ _RUB = Modality(
     exported=_exported,
     output_facts=lambda output: {"normal_frame": output.normal_frame, "green": output.green},
     derivations=MappingProxyType({"depth": _from_depth}),
+    band=lambda invariance: NORMALS_BAND,
 )
 
 

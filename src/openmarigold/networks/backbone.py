@@ -28,6 +28,7 @@ with hidden("transformers", only_ours=True):  # which diffusers imports with its
     from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
+from openmarigold.checkpoints.calibration import carry_calibration, read_calibration
 from openmarigold.checkpoints.channels import IMAGE_ENCODER_CLASS
 from openmarigold.checkpoints.checkpoint import EMBEDDING_FILE, Checkpoint
 from openmarigold.checkpoints.integrity import write_sums
@@ -389,6 +390,7 @@ def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: Dt
         )
         for path in (*source.directory.glob("README.md"), *source.directory.glob("LICEN[SC]E*")):
             shutil.copyfile(path, folder / path.name)
+        carry_calibration(source, read_calibration(source), folder, same_networks=True)
         write_sums(folder)
 
 

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from openmarigold.checkpoints.calibration import carry_calibration, read_calibration
 from openmarigold.checkpoints.checkpoint import EMBEDDING_FILE, TITLES, Checkpoint
 from openmarigold.checkpoints.configured import TinyVae
 from openmarigold.checkpoints.empty_prompt import stored_embedding_path
@@ -94,6 +95,7 @@ def export_checkpoint(
             "with safetensors weights"
         )
     _check_replaceable(destination)
+    calibration = read_calibration(source)
     with atomic_directory(destination) as folder:
         for name in source.networks:
             (folder / name).mkdir()
@@ -110,6 +112,7 @@ def export_checkpoint(
         if tiny_vae is not None:
             kept["tiny_vae"] = {"name": tiny_vae.name, "used_for": tiny_vae.used_for}
         write_json(folder / "model_index.json", {**kept, **components})
+        carry_calibration(source, calibration, folder, same_networks=tiny_vae is None)
 
 
 def export_shared(source: Checkpoint, destination: Path) -> None:
@@ -130,6 +133,7 @@ def export_shared(source: Checkpoint, destination: Path) -> None:
             f"{source.directory} holds {TITLES[source.weights]} networks; give a checkpoint with safetensors weights"
         )
     _check_replaceable(destination)
+    calibration = read_calibration(source)
     with atomic_directory(destination) as folder:
         other = _sibling_with_encoder(source, destination)
         index = {key: value for key, value in source.index.items() if key != ENCODER_OF}
@@ -153,6 +157,7 @@ def export_shared(source: Checkpoint, destination: Path) -> None:
             _write_graph(copied, name, folder / GRAPH_FILES[name])
         for path in _documents(source.directory) or _documents(destination):
             shutil.copyfile(path, folder / path.name)
+        carry_calibration(source, calibration, folder, same_networks=True)
 
 
 def _sibling_with_encoder(source: Checkpoint, destination: Path) -> Path | None:

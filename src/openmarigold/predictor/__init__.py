@@ -26,6 +26,7 @@ from openmarigold.modalities import Modality
 from openmarigold.modalities.modality import Maps
 from openmarigold.predictor.cameras import CameraEstimator, cameras_of_list, choose_camera, warn_of_no_relief
 from openmarigold.predictor.consensus import Consensus, merge_members
+from openmarigold.predictor.intervals import Intervals, bounds_of
 from openmarigold.predictor.sampling import (
     FiniteChecks,
     Guide,
@@ -66,6 +67,7 @@ class Predictor:
         self.tiny_vae = tiny_vae
         self._warned = False
         self._estimator = CameraEstimator()
+        self._intervals = Intervals()
         self._opening: dict[str, Any] | None = None  # the arguments of `open_engine`, where it opened the engine
 
     @classmethod
@@ -190,7 +192,9 @@ class Predictor:
             NumericalError: the networks returned values that are not finite.
         """
         config = self.resolve(CallConfig(**options))
-        check_tiles(config, is_steered=guide is not None or latents is not None)
+        is_steered = guide is not None or latents is not None
+        check_tiles(config, is_steered=is_steered)
+        self._intervals.chosen(config, self, is_steered=is_steered)
         photos = _photos_of(rgb)
         if photos is None:
             (known,) = cameras_of_list(camera, 1)
@@ -414,15 +418,18 @@ class Predictor:
         facts: Mapping[str, Any] = {}
         if modality.complete:
             maps, facts = modality.complete(maps, photo.photo.rgb, config)
+        bounds, interval_facts = bounds_of(self._intervals.chosen(config, self), found, maps, photo, config)
         return Prediction(
             maps=dict(maps),
             uncertainties=uncertainties,
+            bounds=bounds,
             latent=found.latent,
             settings={
                 **stated_settings(photo, config, self, num_members=len(found.latent)),
                 **tile_facts,
                 **facts,
                 **found_facts,
+                **interval_facts,
                 "camera": camera.to_dict(),
             },
             modality=modality.name,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from openmarigold import __version__
+from openmarigold.checkpoints.calibration import Interval, choose_interval
 from openmarigold.checkpoints.checkpoint import Checkpoint, loaded_variant
 from openmarigold.checkpoints.configured import TinyVae, read_configured, read_tiny_vae, resolve_settings
 from openmarigold.checkpoints.hashes import checkpoint_sha256, tiny_vae_sha256
@@ -43,6 +44,7 @@ _WITHOUT_EFFECT = frozenset(
         "recompose",
         "ensemble_mirror",
         "tiles",
+        "interval",
         "fov",  # these stand in the facts of the camera
         "focal_px",
         "camera_file",
@@ -115,6 +117,7 @@ class ModelRun:
             **self.checkpoint.facts_of_call(self.config),
             **camera_facts(self.config),
             **self._tiny_vae_settings,
+            **({} if self.interval is None else self.interval.facts),
             **({} if self.finisher is None else self.finisher.settings),
         }
 
@@ -125,6 +128,12 @@ class ModelRun:
             DataError: what is needed for this photo is missing.
         """
         return self.request if self.finisher is None else {**self.request, **self.finisher.facts_of(photo, result)}
+
+    @cached_property
+    def interval(self) -> Interval | None:
+        """What bounds are made from, if the settings ask for them."""
+        resolved = resolve_settings(self.config, self.checkpoint)
+        return choose_interval(self.checkpoint, resolved, has_tiny_vae=self.tiny_vae is not None)
 
     @cached_property
     def _tiny_vae_settings(self) -> dict[str, str]:
@@ -182,6 +191,7 @@ class ModelRun:
             path.parent,
             path.name,
             uncertainty=self.config.ensemble_size > 1,
+            bounds=() if self.interval is None else self.interval.band.names,
             output=self.output,
             modality=self.writes,
             settings=self.request,
@@ -229,6 +239,7 @@ class ModelRun:
         write_prediction(
             prediction.maps,
             prediction.uncertainties,
+            prediction.bounds,
             modality=self.writes,
             output_dir=(self.output_dir / result).parent,
             stem=Path(result).name,

@@ -92,6 +92,10 @@ class Stream:
             MissingExtraError: optical flow without the extra `video`.
         """
         check_correspondence(config.correspondence)
+        if call.interval is not None:
+            raise InvalidValueError(
+                f"interval={call.interval:g} is calibrated for single photos, not for frames of a clip; leave it out"
+            )
         self._predictor, self.config = predictor, config
         self.call = replace(call, num_inference_steps=call.num_inference_steps or 1)
         self._resolved = predictor.resolve(self.call)

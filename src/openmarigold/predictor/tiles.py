@@ -93,7 +93,7 @@ def at_photos_size(
     resolution = config.processing_resolution
     assert resolution is not None
     facts: dict[str, Any] = {}
-    if predict is not None and _are_wanted(photo, config):
+    if predict is not None and are_wanted(photo, config):
         detailed = _Detailed(found, photo, modality, modality.gauge(invariance))
         for plan in plan_levels(photo, resolution, side):
             detailed.add(plan, predict)
@@ -107,7 +107,8 @@ def at_photos_size(
     return stack, uncertainty, facts
 
 
-def _are_wanted(photo: PreparedPhoto, config: CallConfig) -> bool:
+def are_wanted(photo: PreparedPhoto, config: CallConfig) -> bool:
+    """Whether a photo is predicted in tiles, too."""
     if config.tiles is not None:
         return config.tiles
     is_large = photo.size[0] * photo.size[1] > AUTOMATIC_PIXELS

@@ -39,6 +39,9 @@ class Prediction:
     """float32 `[h w]` by name; empty for a single member. For depth "uncertainty": the median absolute deviation over
     the aligned members, in units of `depth`; for normals "normals_uncertainty": the mean angle [deg] between members
     and their mean direction."""
+    bounds: dict[str, np.ndarray] = field(default_factory=dict)
+    """float32 `[h w]` by name, where an interval was asked for: of depth "depth_lo" and "depth_hi" in units of `depth`
+    (the upper one may be above 1), of normals "normals_within" [deg]; docs/uncertainty.md says what they promise."""
     latent: Float32[np.ndarray, "n C h w"] | None = None
     """The denoised latents of the members, as the decoder got them; those of members that saw the mirrored photo are
     mirrored."""
@@ -69,6 +72,22 @@ class Prediction:
         """The uncertainty map; None for a single member. Where there are several, take them from `uncertainties`."""
         return next(iter(self.uncertainties.values()), None)
 
+    @property
+    def interval(self) -> float | None:
+        """The share of pixels for which `bounds` are to hold; None where no interval was asked for."""
+        stated = self.settings.get("interval")
+        return None if stated is None else stated["level"]
+
+    @property
+    def lo(self) -> np.ndarray | None:
+        """The lower bound; None without an interval, or of normals, whose bound is an angle."""
+        return next((values for name, values in self.bounds.items() if name.endswith("_lo")), None)
+
+    @property
+    def hi(self) -> np.ndarray | None:
+        """The upper bound; None as for `lo`."""
+        return next((values for name, values in self.bounds.items() if name.endswith("_hi")), None)
+
     def picture(self, color_map: str = "Spectral") -> Image.Image:
         """The maps in colors, as `predict` writes them.
 
@@ -97,6 +116,7 @@ class Prediction:
         return write_prediction(
             self.maps,
             self.uncertainties,
+            self.bounds,
             modality=modality,
             output_dir=folder,
             stem=stem,
@@ -176,7 +196,8 @@ class Prediction:
         return surface_arguments(self.maps, self.uncertainties, modality=modality, **known)
 
     def __repr__(self) -> str:
-        maps = [f"{name} {list(values.shape)}" for name, values in {**self.maps, **self.uncertainties}.items()]
+        shown = {**self.maps, **self.uncertainties, **self.bounds}
+        maps = [f"{name} {list(values.shape)}" for name, values in shown.items()]
         said = ("checkpoint", "num_inference_steps", "ensemble_size", "seed")
         settings = [f"{name}={self.settings[name]!r}" for name in said if name in self.settings]
         return f"Prediction({', '.join(maps + settings)})"

@@ -29,11 +29,14 @@ def result_paths(
     stem: str,
     *,
     uncertainty: bool,
+    bounds: tuple[str, ...] = (),
     output: OutputConfig | None = None,
     modality: Modality = DEPTH,
     settings: Mapping[str, Any] | None = None,
 ) -> list[Path]:
     """Paths that `write_prediction` writes, in its order; `uncertainty` = with uncertainty maps.
+
+    `bounds` are the names of the maps of an interval.
 
     `settings` are those that results state: some pictures exist under some of them only.
 
@@ -48,9 +51,11 @@ def result_paths(
     )
     pictures = [picture for picture in modality.pictures if picture.wanted(output) and picture.applies(settings or {})]
     suffixes = [f"_{name}.npy" for name in maps if numbers]
-    suffixes += [picture.suffix for picture in pictures if not picture.of_uncertainty]
+    suffixes += [one.suffix for one in pictures if not (one.of_uncertainty or one.of_interval)]
     suffixes += [f"_{name}.npy" for name in modality.uncertainties if uncertainty and numbers]
     suffixes += [picture.suffix for picture in pictures if picture.of_uncertainty and uncertainty]
+    suffixes += [f"_{name}.npy" for name in bounds if numbers]
+    suffixes += [picture.suffix for picture in pictures if picture.of_interval and bounds]
     suffixes += [f"_{modality.name}.{name}" for name in formats]
     return [output_dir / f"{stem}{suffix}" for suffix in suffixes]
 
@@ -76,6 +81,7 @@ def needs_photo(output: OutputConfig) -> bool:
 def write_prediction(
     maps: Maps,
     uncertainties: Maps | None = None,
+    bounds: Maps | None = None,
     *,
     output_dir: Path | str,
     stem: str,
@@ -88,12 +94,13 @@ def write_prediction(
 ) -> list[Path]:
     """Paths of the files written for one prediction; each appears whole or not at all.
 
-    For each map `<stem>_<map>.npy`, float32; for each uncertainty the same; `<stem>_<modality>.npz` with all of them
-    and `openmarigold`; `<stem>_<modality>.exr` with a channel each; `<stem>_<modality>.ply` and `.glb` with points or a
-    mesh in the colors of `rgb`; and the pictures of the modality. For depth these
-    are: `<stem>_depth.png`, depth × 65535, rounded, 16 bits; `<stem>_depth_colored.png`, in Spectral near = red;
-    `<stem>_depth_inverted.png`, 16 bits, near = 65535; `<stem>_uncertainty.png`, grays. PNG, npz and EXR carry the
-    provenance. The folder is made where it is missing. Nothing is written unless everything may be.
+    For each map `<stem>_<map>.npy`, float32; for each uncertainty and each bound of an interval the same;
+    `<stem>_<modality>.npz` with all of them and `openmarigold`; `<stem>_<modality>.exr` with a channel each;
+    `<stem>_<modality>.ply` and `.glb` with points or a mesh in the colors of `rgb`; and the pictures of the modality.
+    For depth these are: `<stem>_depth.png`, depth × 65535, rounded, 16 bits; `<stem>_depth_colored.png`, in Spectral
+    near = red; `<stem>_depth_inverted.png`, 16 bits, near = 65535; `<stem>_uncertainty.png`, grays;
+    `<stem>_depth_lo.png` and `_hi.png`, 16 bits, whose provenance states the levels per unit. PNG, npz and EXR carry
+    the provenance. The folder is made where it is missing. Nothing is written unless everything may be.
 
     Raises:
         InvalidValueError: a stem that is empty or names another folder, a color map that is not known, or points and
@@ -107,7 +114,7 @@ def write_prediction(
     output = output or OutputConfig()
     check_output(output, modality)
     shown: dict[str, Any] = {"output": output, "modality": modality, "settings": provenance}
-    paths = result_paths(output_dir, stem, uncertainty=bool(uncertainties), **shown)
+    paths = result_paths(output_dir, stem, uncertainty=bool(uncertainties), bounds=tuple(bounds or ()), **shown)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         existing = [path for path in paths if path.exists()]
@@ -116,9 +123,9 @@ def write_prediction(
     if existing and not overwrite:
         raise OutputError(f"{existing[0]} exists; allow overwriting or choose another folder")
     record = {**provenance, **modality.output_facts(output)} if provenance else {}
-    maps, uncertainties = _as_float32(maps), _as_float32(uncertainties or {})
+    maps, uncertainties, bounds = (_as_float32(values or {}) for values in (maps, uncertainties, bounds))
     writers = {
-        **_writers(maps, uncertainties, output, record, modality),
+        **_writers(maps, uncertainties, bounds, output, record, modality),
         **space_writers(maps, uncertainties, modality=modality, output=output, settings=record, camera=camera, rgb=rgb),
     }
     for path in paths:
@@ -132,13 +139,18 @@ def _as_float32(maps: Maps) -> dict[str, np.ndarray]:
 
 
 def _writers(
-    maps: Maps, uncertainties: Maps, output: OutputConfig, provenance: Mapping[str, Any], modality: Modality
+    maps: Maps,
+    uncertainties: Maps,
+    bounds: Maps,
+    output: OutputConfig,
+    provenance: Mapping[str, Any],
+    modality: Modality,
 ) -> dict[str, _Writer]:
     """The writer of each kind of file, by the end of its name. Pictures are made when they are written."""
 
     def png(picture: Picture) -> _Writer:
         def save(file: BinaryIO) -> None:
-            shown = uncertainties if picture.of_uncertainty else maps
+            shown = bounds if picture.of_interval else uncertainties if picture.of_uncertainty else maps
             content = picture.content if isinstance(picture.content, str) else picture.content(shown)
             texts = {RECORD_NAME: to_json({**provenance, "content": content})} if provenance else {}
             pixels = picture.make(shown, output)
@@ -150,26 +162,27 @@ def _writers(
         return _with_open_file(lambda file: np.save(file, values))
 
     numbers = modality.exported(maps, output)
-    arrays = {**numbers, **uncertainties}
+    others = {**uncertainties, **bounds}
+    arrays = {**numbers, **others}
     record = to_json({**provenance, "content": f"{' and '.join(arrays)}, float32"}) if provenance else None
     entries = arrays if record is None else {**arrays, RECORD_NAME: np.array(record)}
     header = {} if record is None else {RECORD_NAME: record}
     return {
         **{f"_{kind.file_name}.npy": npy(numbers[kind.name]) for kind in modality.maps},
-        **{f"_{name}.npy": npy(values) for name, values in uncertainties.items()},
+        **{f"_{name}.npy": npy(values) for name, values in others.items()},
         **{picture.suffix: png(picture) for picture in modality.pictures},
         f"_{modality.name}.npz": _with_open_file(lambda file: np.savez(file, **entries)),  # pyright: ignore
-        f"_{modality.name}.exr": lambda path: write_exr(path, _exr_channels(numbers, uncertainties, modality), header),
+        f"_{modality.name}.exr": lambda path: write_exr(path, _exr_channels(numbers, others, modality), header),
     }
 
 
-def _exr_channels(maps: Maps, uncertainties: Maps, modality: Modality) -> dict[str, np.ndarray]:
+def _exr_channels(maps: Maps, others: Maps, modality: Modality) -> dict[str, np.ndarray]:
     channels: dict[str, np.ndarray] = {}
     for kind in modality.maps:
         values = maps[kind.name]
         planes = [values] if values.ndim == 2 else list(np.moveaxis(values, -1, 0))
         channels |= dict(zip(kind.exr_channels, planes, strict=True))
-    return {**channels, **uncertainties}
+    return {**channels, **others}
 
 
 def _with_open_file(writer: Callable[[BinaryIO], object]) -> _Writer:

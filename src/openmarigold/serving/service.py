@@ -294,7 +294,8 @@ class Service:
 
     def describe(self, answer: Answer) -> dict[str, Any]:
         """An answer as JSON: what the maps are, without their values."""
-        maps = {**answer.prediction.maps, **answer.prediction.uncertainties}
+        found = answer.prediction
+        maps = {**found.maps, **found.uncertainties, **found.bounds}
         return {
             "modality": answer.prediction.modality,
             "maps": {

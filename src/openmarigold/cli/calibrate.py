@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`openmarigold calibrate`: how wide intervals must be, from pictures with measured maps."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from openmarigold.cli.terminal import progress_bar, say
+from openmarigold.config import PredictConfig
+from openmarigold.errors import InvalidValueError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrate:
+    """Fit the intervals of a checkpoint, so that `predict --interval 0.9` holds for 90 % of a picture's pixels.
+
+    Writes calibration.json into the checkpoint's folder. It holds for these weights and settings (steps, ensemble size,
+    resolution); further settings are added by further runs. The pictures must be new to the checkpoint: those it was
+    trained on make intervals too narrow. docs/uncertainty.md says what is promised.
+    """
+
+    benchmark: Path
+    """Pictures with measured maps, as for `evaluate`: a folder, tar or zip, or a prepared set. Its places are the
+    scenes. With --data: a name."""
+    data: Path | None = None
+    """Folder of the known benchmarks."""
+    levels: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+    """Shares of pixels that intervals are to hold for."""
+    rule: Literal["rcps", "conformal"] = "rcps"
+    """rcps: with probability 1 - delta over the scenes, no more is missed on average. conformal: the average over the
+    scenes holds this too, so intervals are a little narrower, and fewer scenes are enough."""
+    delta: float = 0.1
+    """Of rcps."""
+    signal: tuple[str, ...] = ()
+    """What intervals are made of: of depth constant, edges, surroundings, spread (of an ensemble). Nothing: all there
+    are, with weights that are fitted on a quarter of the scenes."""
+    max_scenes: int | None = None
+    """Use the first scenes only, so many, where predictions take long. None: all."""
+    output_dir: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
+    """Folder for calibration.json in the place of the checkpoint's own."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print what was fitted as JSON."""
+    config: tyro.conf.UseAppendAction[tyro.conf.OmitArgPrefixes[PredictConfig]] = field(default_factory=PredictConfig)
+
+
+def run_calibrate(command: Calibrate) -> int:
+    """Fits, writes, prints what was found, and returns the exit status."""
+    from openmarigold.checkpoints.calibration import CALIBRATION_FILE, band_of, new_calibration, write_calibration
+    from openmarigold.checkpoints.configured import read_configured
+    from openmarigold.evaluation.benchmarks import open_benchmark, open_folder_benchmark
+    from openmarigold.evaluation.calibration import Rule, calibrate
+
+    if command.max_scenes is not None and command.max_scenes < 1:
+        raise InvalidValueError(f"max_scenes={command.max_scenes} is not accepted; give 1 or above")
+    if command.config.interval is not None:
+        raise InvalidValueError("interval is what is calibrated; give the shares as --levels")
+    checkpoint = read_configured(command.config)
+    band_of(checkpoint)
+    if command.data is not None:
+        benchmark = open_benchmark(str(command.benchmark), command.data)
+    else:
+        benchmark = open_folder_benchmark(command.benchmark, checkpoint.predicts)
+    if benchmark.row.modality.name != checkpoint.predicts.name:
+        raise InvalidValueError(
+            f"{benchmark.row.name} measures {benchmark.row.modality.title}, and {checkpoint.name} predicts "
+            f"{checkpoint.predicts.title}; give pictures with what it predicts"
+        )
+    with progress_bar("pictures") as (advance, _):
+        found = calibrate(
+            benchmark,
+            command.config,
+            signals=command.signal,
+            levels=command.levels,
+            rule=Rule(name=command.rule, delta=command.delta),
+            max_scenes=command.max_scenes,
+            progress=advance,
+        )
+    folder = command.output_dir or checkpoint.directory
+    folder.mkdir(parents=True, exist_ok=True)
+    calibration = new_calibration(checkpoint, found.entry, folder)
+    path = write_calibration(calibration, folder)
+    entry = found.entry
+    if command.json:
+        print(json.dumps({**dataclasses.asdict(entry), "coverage": found.coverage, "path": str(path)}, indent=2))
+        return 0
+    weights = ", ".join(f"{name} {weight:.4g}" for name, weight in entry.weights.items())
+    say(
+        f"{entry.num_pictures} pictures of {entry.num_scenes} scenes fit scales, {entry.num_scenes_for_weights} scenes "
+        f"weights: {weights}"
+    )
+    for level, scale in entry.scales.items():
+        say(
+            f"level {level:>5}: scale {scale:.4g}, covers {100 * found.coverage[level]:.1f} % of these pictures' pixels"
+        )
+    if few := ", ".join(f"{level:g}" for level in command.levels if f"{level:g}" not in entry.scales):
+        say(f"level {few}: {entry.num_scenes} scenes are too few; left out")
+    say(f"{len(calibration.entries)} settings in {CALIBRATION_FILE} -> {path}")
+    return 0

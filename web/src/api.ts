@@ -35,7 +35,8 @@ export interface Facts {
   /** Of the command line, by name. */
   defaults: Record<string, Value>;
   formats: string[];
-  color_maps: Record<string, string>;
+  /** Names of color maps that files can have here. */
+  color_maps: string[];
   limits: { max_bytes: number; max_pixels: number; max_resolution: number; max_passes: number };
   examples: string[];
 }
@@ -96,6 +97,12 @@ export async function untilReady(tell: () => void): Promise<void> {
 
 export async function fetchFacts(): Promise<Facts> {
   return (await (await checked(await reach("v1/page", { headers: headers() }))).json()) as Facts;
+}
+
+/** The colors of a map of the server: three bytes each, the lowest value first. */
+export async function fetchColors(name: string): Promise<Uint8Array> {
+  const path = `v1/page/colors/${encodeURIComponent(name)}`;
+  return new Uint8Array(await (await checked(await reach(path, { headers: headers() }))).arrayBuffer());
 }
 
 /** The body of an answer of /v1/predict. */

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Maps as pictures, computed here from their numbers, so that other colors need no request. */
 
-import type { MapFacts } from "./api";
+import { fetchColors, type MapFacts } from "./api";
 import type { MapArray } from "./readers";
 
 /** Colors from the lowest value to the highest, three bytes each. */
@@ -28,21 +28,31 @@ const OWN: Record<string, [number, number, number][]> = {
 const SMALLEST_SHOWN = 1e-6;
 const QUANTILE_LINES = 1000;
 
-export function isOwn(name: string): boolean {
-  return name in OWN;
-}
+const GRAY = "gray";
 
-/** All tables by name: those of the server, whose names the command line knows, then the page's own. */
-export function colorTables(encoded: Record<string, string>): Map<string, ColorTable> {
-  const tables = new Map<string, ColorTable>();
-  for (const [name, text] of Object.entries(encoded)) {
-    tables.set(name, Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)));
+/** Color maps by name: those of the server, whose names the command line knows, then the page's own. */
+export class ColorMaps {
+  private readonly tables = new Map<string, ColorTable>();
+  readonly own = Object.keys(OWN);
+
+  constructor(readonly ofServer: string[]) {
+    for (const [name, stops] of Object.entries(OWN)) this.tables.set(name, fromStops(stops));
+    this.tables.set(GRAY, Uint8Array.from({ length: 256 * 3 }, (_, index) => Math.floor(index / 3)));
+    if (!ofServer.includes(GRAY)) this.own.push(GRAY);
   }
-  for (const [name, stops] of Object.entries(OWN)) tables.set(name, fromStops(stops));
-  if (!tables.has("gray")) {
-    tables.set("gray", Uint8Array.from({ length: 256 * 3 }, (_, index) => Math.floor(index / 3)));
+
+  has(name: string): boolean {
+    return this.own.includes(name) || this.ofServer.includes(name);
   }
-  return tables;
+
+  /** The table of a map, from the server if it is not here. */
+  async load(name: string): Promise<ColorTable> {
+    const known = this.tables.get(name);
+    if (known !== undefined) return known;
+    const table = await fetchColors(name);
+    this.tables.set(name, table);
+    return table;
+  }
 }
 
 function fromStops(stops: [number, number, number][]): ColorTable {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Photo and map in one frame, with a border between them that can be moved. */
 
-import { colorTables, type ColorTable, isOwn, paintColors, paintLegend, paintScalar, scalingOf } from "./colors";
+import { ColorMaps, type ColorTable, paintColors, paintLegend, paintScalar, scalingOf } from "./colors";
 import { byId, make } from "./dom";
 import { normalsFromDepth } from "./normals";
 import type { MapArray } from "./readers";
@@ -14,17 +14,18 @@ export class Compare {
   private readonly canvas = byId<HTMLCanvasElement>("map");
   private readonly split = byId<HTMLInputElement>("split");
   private readonly list = byId<HTMLSelectElement>("colors");
-  private readonly tables: Map<string, ColorTable>;
   private shown: MapArray | null = null;
   private unit = "";
   private photoUrl = "";
+  private texture: Blob | null = null;
 
-  constructor(encoded: Record<string, string>, onColors: (name: string) => void) {
-    this.tables = colorTables(encoded);
-    const names = [...this.tables.keys()];
-    const group = (label: string, own: boolean) =>
-      make("optgroup", { label }, ...names.filter((name) => isOwn(name) === own).map((name) => make("option", {}, name)));
-    this.list.append(group("Also in files", false), group("Only here", true));
+  constructor(
+    private readonly colorMaps: ColorMaps,
+    onColors: (name: string) => void,
+  ) {
+    const group = (label: string, names: string[]) =>
+      make("optgroup", { label }, ...names.map((name) => make("option", {}, name)));
+    this.list.append(group("Also in files", colorMaps.ofServer), group("Only here", colorMaps.own));
     this.list.addEventListener("change", () => onColors(this.list.value));
     this.split.addEventListener("input", () => this.place());
     this.frame.addEventListener("pointermove", (event) => this.read(event));
@@ -33,13 +34,8 @@ export class Compare {
     this.place();
   }
 
-  hasColors(name: string): boolean {
-    return this.tables.has(name);
-  }
-
-  private texture: Blob | null = null;
-
-  show(entry: Entry, result: Result, view: View, colors: string): void {
+  async show(entry: Entry, result: Result, view: View, colors: string): Promise<void> {
+    const table = await this.colorMaps.load(colors);
     this.texture = result.surface?.texture ?? null;
     if (this.photoUrl !== entry.photo.url) {
       this.photoUrl = entry.photo.url;
@@ -51,27 +47,26 @@ export class Compare {
     if (map === null) return;
     this.shown = map;
     this.frame.style.setProperty("--ratio", String(map.width / map.height));
+    this.list.value = colors;
     const isScalar = map.channels === 1;
     byId("legend").hidden = !isScalar;
     this.list.disabled = !isScalar;
     this.list.closest("label")!.hidden = !isScalar;
     this.unit = view.kind === "uncertainty" ? "disagreement of the members" : (view.map?.unit ?? "");
-    if (isScalar) this.paintScalar(map, view, colors);
+    if (isScalar) this.paintScalar(map, view, table);
     else paintColors(this.canvas, map, view.kind === "normals" ? "vector" : (view.map?.space ?? "srgb"));
     byId("tag-map").textContent = view.title;
     this.canvas.setAttribute("aria-label", `${view.title} of ${entry.photo.name}, ${map.width} by ${map.height} pixels`);
     this.place();
   }
 
-  private paintScalar(map: MapArray, view: View, colors: string): void {
-    const table = this.tables.get(colors) ?? this.tables.values().next().value!;
+  private paintScalar(map: MapArray, view: View, table: ColorTable): void {
     const scaling = scalingOf(map, view.map, view.modality.space);
     paintScalar(this.canvas, map, table, scaling);
     paintLegend(byId<HTMLCanvasElement>("legend-bar"), table);
     byId("legend-low").textContent = numberText(scaling.low);
     byId("legend-high").textContent = numberText(scaling.high);
     byId("legend").title = this.unit;
-    this.list.value = colors;
   }
 
   /** What a view shows. */

@@ -5,6 +5,7 @@ import type { Facts } from "./api";
 import { commandLine, pythonLines, type Shown, stemOf } from "./commands";
 import { byId, copy, download, make, say, sizeText, toast } from "./dom";
 import { type Entry, filesOf, knownFiles } from "./session";
+import type { Bytes } from "./readers";
 import type { View } from "./views";
 
 const MEANING: Record<string, string> = {
@@ -31,10 +32,7 @@ export function showFiles(source: Source): void {
   for (const format of [...formats, "json"]) {
     const known = knownFiles(entry, request, format) ?? staleNames(entry, view, format);
     const plain = `${stemOf(entry.photo.name)}_${view.modality.name}.${format}`;
-    const entries: [string, number | null][] = known
-      ? [...known].map(([name, content]) => [name, content?.length ?? null])
-      : [[plain, null]];
-    for (const [name, size] of entries) rows.push(row(source, format, name, size));
+    for (const [name, content] of known ?? [[plain, null]]) rows.push(row(source, format, name, content));
   }
   byId("files").replaceChildren(...rows);
 }
@@ -48,14 +46,20 @@ function staleNames(entry: Entry, view: View, format: string): Map<string, null>
   return names.length && found?.[0].includes(view.modality.name) !== false ? new Map(names.map((name) => [name, null])) : null;
 }
 
-function row(source: Source, format: string, name: string, size: number | null): HTMLLIElement {
+/** What a file is; of a picture, how many bits it has. */
+function meaning(format: string, content: Bytes | null): string {
+  if (format === "png" && content !== null) return content[24] === 16 ? "picture for tools, 16 bits" : "picture in colors";
+  return MEANING[format] ?? format;
+}
+
+function row(source: Source, format: string, name: string, known: Bytes | null): HTMLLIElement {
   const { entry, view, request } = source;
-  const note = make("span", { class: "file-size" }, size === null ? "" : sizeText(size));
+  const note = make("span", { class: "file-size" }, known === null ? "" : sizeText(known.length));
   const button = make("button", { type: "button", class: "file", "data-file": name },
-    make("span", { class: "file-name" }, name), make("span", { class: "file-note" }, MEANING[format] ?? format), note);
+    make("span", { class: "file-name" }, name), make("span", { class: "file-note" }, meaning(format, known)), note);
   button.addEventListener("click", async () => {
     button.disabled = true;
-    if (size === null) note.textContent = "…";
+    if (known === null) note.textContent = "…";
     try {
       const files = await filesOf(entry, view.modality, request, format);
       const content = files.get(name) ?? [...files.values()][0];

@@ -3,7 +3,7 @@
 
 import { type Facts, fetchFacts, type ModalityFacts, ServiceError, setToken, untilReady } from "./api";
 import { clock, takePhoto } from "./camera";
-import { isOwn } from "./colors";
+import { ColorMaps } from "./colors";
 import { Compare } from "./compare";
 import { byId, make, say, toast } from "./dom";
 import { listenForCopies, showFiles, showLines } from "./files";
@@ -19,6 +19,7 @@ const UNCERTAINTY_COLORS = "gray";
 class Page {
   private readonly session = new Session();
   private readonly settings: Settings;
+  private readonly colorMaps: ColorMaps;
   private readonly compare: Compare;
   private readonly spacePanel: SpacePanel;
   private readonly tabs: Tabs;
@@ -31,7 +32,8 @@ class Page {
 
   constructor(private readonly facts: Facts) {
     this.settings = new Settings(facts, byId<HTMLFormElement>("settings"));
-    this.compare = new Compare(facts.color_maps, (name) => this.chooseColors(name));
+    this.colorMaps = new ColorMaps(facts.color_maps);
+    this.compare = new Compare(this.colorMaps, (name) => this.chooseColors(name));
     this.spacePanel = new SpacePanel((fov) => this.settings.set("fov", fov));
     this.tabs = new Tabs((view) => this.showView(view));
     this.settings.onChange((name) => this.onSetting(name));
@@ -100,7 +102,7 @@ class Page {
     const known = entry.results.get(view.modality.name);
     byId("predict").hidden = true;
     if (isCurrent(known, request)) {
-      this.showResult(entry, known, view);
+      await this.showResult(entry, known, view);
       return "done";
     }
     const running = (this.running = new AbortController());
@@ -114,15 +116,15 @@ class Page {
       document.documentElement.dataset.state = "work";
       byId("work").hidden = false;
       byId("welcome").hidden = true;
-      this.showResult(entry, result, view);
-      say(`${view.modality.title.replace(/^./, (letter) => letter.toUpperCase())} of ${entry.photo.name} in ${result.seconds.toFixed(result.seconds < 10 ? 2 : 0)} s`);
+      await this.showResult(entry, result, view);
+      say(outcome(entry, result));
       await this.showHistory(entry);
       return "done";
     } catch (error) {
       if (running.signal.aborted) return "ended";
       if (error instanceof ServiceError && error.status === 401) await askForToken(error.message);
       say("");
-      toast(error instanceof Error ? error.message : String(error));
+      report(error);
       return "failed";
     } finally {
       if (this.running === running) this.setBusy(false);
@@ -152,11 +154,13 @@ class Page {
   private showView(view: View): void {
     this.writeAddress();
     const result = this.entry?.results.get(view.modality.name);
-    if (this.entry && isCurrent(result, this.request(view.modality))) this.showResult(this.entry, result, view);
-    else void this.predict();
+    if (this.entry && isCurrent(result, this.request(view.modality))) {
+      say(outcome(this.entry, result));
+      void this.showResult(this.entry, result, view).catch(report);
+    } else void this.predict();
   }
 
-  private showResult(entry: Entry, result: Result, view: View): void {
+  private async showResult(entry: Entry, result: Result, view: View): Promise<void> {
     const isSpace = view.kind === "space";
     byId("compare").hidden = isSpace;
     byId("space").hidden = !isSpace;
@@ -167,7 +171,7 @@ class Page {
       byId("compare").hidden = true;
       byId("space").hidden = false;
       void this.spacePanel.show(result, entry.photo.url);
-    } else this.compare.show(entry, result, view, this.colorsOf(view));
+    } else await this.compare.show(entry, result, view, this.colorsOf(view));
     this.showTexts(view);
   }
 
@@ -193,7 +197,7 @@ class Page {
     if (this.tabs.current.kind === "uncertainty") {
       this.uncertaintyColors = name;
     } else {
-      const isKnown = name in this.facts.color_maps && !isOwn(name);
+      const isKnown = this.facts.color_maps.includes(name);
       this.ownColors = isKnown ? "" : name;
       if (isKnown) this.settings.set("color_map", name, true);
     }
@@ -220,7 +224,7 @@ class Page {
     const words = new URLSearchParams(fragment);
     this.settings.readFragment(fragment);
     const colors = words.get("colors") ?? "";
-    this.ownColors = this.compare.hasColors(colors) ? colors : "";
+    this.ownColors = this.colorMaps.has(colors) ? colors : "";
     this.wantedView = words.get("view") ?? "";
     const views = viewsOf(this.facts, (modality) => this.hasEnsemble(modality));
     this.tabs.show(views, this.wantedView);
@@ -235,6 +239,15 @@ class Page {
     });
     history.replaceState(null, "", words ? `#${words}` : window.location.pathname);
   }
+}
+
+function outcome(entry: Entry, result: Result): string {
+  const title = result.modality.title.replace(/^./, (letter) => letter.toUpperCase());
+  return `${title} of ${entry.photo.name} in ${result.seconds.toFixed(result.seconds < 10 ? 2 : 0)} s`;
+}
+
+function report(error: unknown): void {
+  toast(error instanceof Error ? error.message : String(error));
 }
 
 // ----------------------------------------------------------------------------------------------------------- photos in

@@ -15,7 +15,7 @@ interface Field {
   step?: number;
   /** What an empty field stands for. */
   empty?: string;
-  group: "main" | "space" | "files";
+  group: "main" | "more" | "space" | "files";
 }
 
 const FIELDS: Field[] = [
@@ -25,10 +25,10 @@ const FIELDS: Field[] = [
     help: "Denoising steps." },
   { name: "processing_resolution", label: "Resolution", kind: "whole", min: 8, step: 8, empty: "model's own",
     group: "main", help: "Side that the networks see [px], a multiple of 8." },
-  { name: "seed", label: "Seed", kind: "whole", min: 0, group: "main", help: "The same seed gives the same result." },
-  { name: "ensemble_mirror", label: "Mirror members", kind: "choice", empty: "model's own", group: "main",
+  { name: "seed", label: "Seed", kind: "whole", min: 0, group: "more", help: "The same seed gives the same result." },
+  { name: "ensemble_mirror", label: "Mirror members", kind: "choice", empty: "model's own", group: "more",
     help: "Every second member sees the photo mirrored." },
-  { name: "tiles", label: "Tiles", kind: "choice", empty: "large photos", group: "main",
+  { name: "tiles", label: "Tiles", kind: "choice", empty: "large photos", group: "more",
     help: "Predict overlapping parts too, for the detail of large photos." },
   { name: "max_points", label: "Points", kind: "whole", min: 1000, max: 4_000_000, step: 1000, group: "space",
     help: "Of the 3-D view and its files, at most." },
@@ -38,7 +38,7 @@ const FIELDS: Field[] = [
     help: "For ControlNet and its kin." },
   { name: "uncertainty_picture", label: "Also uncertainty as a picture", kind: "flag", group: "files", help: "" },
 ];
-const GROUPS = { main: "", space: "3-D", files: "Pictures" };
+const GROUPS = { main: "", more: "Prediction", space: "3-D", files: "Pictures" };
 /** Settings that are changed elsewhere on the page. */
 const OTHERS = ["fov", "color_map"];
 /** Where the page differs from the command line, for the sake of browsers. */
@@ -122,7 +122,7 @@ export class Settings {
       } else if (field || name === "fov") {
         const number = Number(text);
         if (text !== "" && Number.isFinite(number) && number >= (field?.min ?? 1)) this.changed.set(name, number);
-      } else if (name === "color_map" && text in this.facts.color_maps) {
+      } else if (name === "color_map" && this.facts.color_maps.includes(text)) {
         this.changed.set(name, text);
       }
     }
@@ -137,17 +137,15 @@ export class Settings {
   }
 
   private build(): void {
+    const more = make("details", { class: "more-settings" }, make("summary", {}, "More settings"));
     for (const [group, title] of Object.entries(GROUPS)) {
       const fields = FIELDS.filter((field) => field.group === group && field.name in this.facts.defaults);
       const box = make("fieldset", { class: `group group-${group}` }, make("legend", title ? {} : { class: "sr" }, title || "Prediction"));
       for (const field of fields) box.append(this.control(field));
-      this.form.append(box);
+      (group === "main" ? this.form : more).append(box);
     }
-    this.form.append(
-      make("div", { class: "settings-actions" },
-        make("button", { type: "submit", class: "button primary", id: "predict", hidden: true }, "Predict again"),
-        make("button", { type: "button", class: "link", id: "reset-settings", onclick: () => this.reset() }, "Reset")),
-    );
+    more.append(make("button", { type: "button", class: "link", id: "reset-settings", onclick: () => this.reset() }, "Reset all"));
+    this.form.append(more, make("button", { type: "submit", class: "button primary", id: "predict", hidden: true }, "Predict again"));
     this.writeForm();
   }
 

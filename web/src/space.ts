@@ -4,8 +4,11 @@
 import {
   BufferAttribute,
   BufferGeometry,
+  Color,
   DoubleSide,
   Group,
+  LinearFilter,
+  LinearMipmapLinearFilter,
   LinearSRGBColorSpace,
   Mesh,
   MeshBasicMaterial,
@@ -20,12 +23,15 @@ import {
   WebGLRenderer,
 } from "three";
 import { OrbitControls } from "three/examples/jsm/controls/OrbitControls.js";
-import { coarseTriangles } from "./coarse";
+import { coarseMesh } from "./coarse";
+import { colorsAt, isSoftware, meshOf, SPREAD, spreadOut } from "./drawing";
 import type { SurfaceMesh } from "./readers";
 
 const START_TURN = 0.28; // [rad], so that the first look shows that it is no flat picture
 const START_DISTANCE = 1.12;
 const SLOW_FRAME_S = 0.03;
+const MOST_SAVING = 2;
+const PATIENCE = 5; // frames
 const TURN_PERIOD_S = 9;
 const NEAR_PX = 14;
 
@@ -47,8 +53,11 @@ export class Space {
   private mesh: Mesh<BufferGeometry, MeshBasicMaterial> | null = null;
   private points: Points<BufferGeometry, PointsMaterial> | null = null;
   private surface: SurfaceMesh | null = null;
-  private fine: BufferAttribute | null = null;
-  private coarse: BufferAttribute | null = null;
+  private coarse: Mesh<BufferGeometry, MeshBasicMaterial> | null = null;
+  /** Savings while the view moves on a slow machine: 0 none, 1 fewer triangles, 2 fewer pixels too. */
+  private saving = 0;
+  private needed = 0;
+  private slowFrames = 0;
   private depths: Float32Array = new Float32Array();
   private asPoints = false;
   private pointSize = 2;
@@ -58,6 +67,7 @@ export class Space {
   private isTurning = false;
   private turned = 0;
   private isMoving = false;
+  private hasMoved = false;
   private pending = 0;
   private lastFrame = 0;
   private frameTime = 0.016;
@@ -71,7 +81,7 @@ export class Space {
     private readonly host: HTMLElement,
     private readonly overlay: SVGSVGElement,
   ) {
-    this.renderer = new WebGLRenderer({ antialias: !isSoftware(), powerPreference: "high-performance", alpha: true });
+    this.renderer = new WebGLRenderer({ antialias: !isSoftware(), powerPreference: "high-performance", alpha: false });
     this.renderer.outputColorSpace = LinearSRGBColorSpace; // colors pass through as they are
     this.renderer.localClippingEnabled = true;
     this.canvas = this.renderer.domElement;
@@ -95,6 +105,8 @@ export class Space {
     this.canvas.addEventListener("keydown", (event) => this.onKey(event));
     this.listenForMarks();
     new ResizeObserver(() => this.resize()).observe(host);
+    new MutationObserver(() => this.applyLook()).observe(document.documentElement, { attributeFilter: ["data-theme"] });
+    window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.applyLook());
   }
 
   /** Shows another mesh; with `keepView` from where one looks now. */
@@ -102,22 +114,17 @@ export class Space {
     const bitmap = await createImageBitmap(surface.texture);
     this.clearContent();
     this.surface = surface;
-    const geometry = new BufferGeometry();
-    geometry.setAttribute("position", new BufferAttribute(surface.positions, 3));
-    geometry.setAttribute("uv", new BufferAttribute(surface.uv, 2));
-    this.fine = new BufferAttribute(surface.triangles, 1);
-    this.coarse = null;
-    geometry.setIndex(this.fine);
     const texture = new Texture(bitmap);
     texture.flipY = false;
-    texture.generateMipmaps = true;
-    texture.anisotropy = 4;
+    texture.generateMipmaps = !isSoftware();
+    texture.minFilter = isSoftware() ? LinearFilter : LinearMipmapLinearFilter;
+    texture.anisotropy = isSoftware() ? 1 : 4;
     texture.needsUpdate = true;
-    this.mesh = new Mesh(geometry, new MeshBasicMaterial({ map: texture, side: DoubleSide }));
-    this.mesh.frustumCulled = false;
+    this.mesh = meshOf(surface, new MeshBasicMaterial({ map: texture, side: DoubleSide }));
     const cloud = new BufferGeometry();
-    cloud.setAttribute("position", geometry.getAttribute("position"));
+    cloud.setAttribute("position", this.mesh.geometry.getAttribute("position"));
     cloud.setAttribute("color", new BufferAttribute(colorsAt(surface.uv, bitmap), 3, true));
+    cloud.setIndex(new BufferAttribute(spreadOut(surface.positions.length / 3), 1));
     this.points = new Points(cloud, new PointsMaterial({ vertexColors: true, sizeAttenuation: false }));
     this.points.frustumCulled = false;
     this.content.add(this.mesh, this.points);
@@ -193,7 +200,7 @@ export class Space {
 
   /** Draws again: the look of labels or of the page has changed. */
   refresh(): void {
-    this.request();
+    this.applyLook();
   }
 
   // ---------------------------------------------------------------------------------------------------------- drawing
@@ -212,32 +219,37 @@ export class Space {
     this.lastFrame = time;
     if (this.isTurning) this.swing(Math.min(passed, 0.1));
     const stillMoving = this.controls.update() || this.isTurning;
-    if ((stillMoving || this.isMoving) && passed < 0.5) this.frameTime += 0.2 * (passed - this.frameTime);
-    if (!this.isMoving && !stillMoving && this.usesCoarse) this.useCoarse(false);
-    else if ((this.isMoving || stillMoving) && this.frameTime > SLOW_FRAME_S) this.useCoarse(true);
+    const moves = stillMoving || this.isMoving;
+    if (moves && this.hasMoved) this.frameTime += 0.2 * (Math.min(passed, 0.25) - this.frameTime);
+    this.hasMoved = moves;
+    this.save(moves);
     this.renderer.render(this.scene, this.camera);
     this.host.dataset.frames = String(Number(this.host.dataset.frames ?? 0) + 1);
+    this.host.dataset.triangles = String(this.renderer.info.render.triangles);
     this.drawOverlay();
     if (stillMoving) this.request();
-    else if (this.usesCoarse) {
+    else if (this.saving) {
       window.clearTimeout(this.settle);
       this.settle = window.setTimeout(() => this.request(), 150);
     }
   }
 
-  private get usesCoarse(): boolean {
-    return this.mesh !== null && this.mesh.geometry.index !== this.fine;
-  }
-
-  /** Fewer triangles while the view moves on a slow machine. */
-  private useCoarse(wanted: boolean): void {
-    if (this.mesh === null || this.surface === null || this.asPoints || wanted === this.usesCoarse) return;
-    if (wanted) {
-      this.coarse ??= new BufferAttribute(coarseTriangles(this.surface), 1);
-      this.mesh.geometry.setIndex(this.coarse);
+  /** Saves what is needed for a smooth view while it moves, and nothing when it rests. */
+  private save(moves: boolean): void {
+    if (this.frameTime > SLOW_FRAME_S && this.needed < MOST_SAVING) {
+      this.slowFrames += 1;
+      if (this.slowFrames > PATIENCE) [this.needed, this.slowFrames] = [this.needed + 1, 0];
     } else {
-      this.mesh.geometry.setIndex(this.fine);
+      this.slowFrames = 0;
     }
+    const wanted = moves ? this.needed : 0;
+    if (this.mesh === null || this.surface === null || wanted === this.saving) return;
+    this.saving = wanted;
+    if (wanted && this.coarse === null && !this.asPoints) {
+      this.coarse = meshOf(coarseMesh(this.surface), this.mesh.material);
+      this.content.add(this.coarse);
+    }
+    this.applyLook();
   }
 
   private move(moves: boolean): void {
@@ -256,9 +268,16 @@ export class Space {
 
   private applyLook(): void {
     if (this.mesh === null || this.points === null) return;
-    this.mesh.visible = !this.asPoints;
+    const isCoarse = this.saving > 0 && this.coarse !== null;
+    this.mesh.visible = !this.asPoints && !isCoarse;
+    if (this.coarse) this.coarse.visible = !this.asPoints && isCoarse;
+    const ratio = isSoftware() ? 1 : Math.min(window.devicePixelRatio, 2);
+    this.renderer.setPixelRatio(this.saving === MOST_SAVING ? ratio / 2 : ratio);
+    const count = this.points.geometry.index?.count ?? 0;
+    this.points.geometry.setDrawRange(0, this.saving ? Math.floor(count / SPREAD) : count);
+    this.points.material.size = this.pointSize * this.renderer.getPixelRatio() * (this.saving ? 1.6 : 1);
+    this.renderer.setClearColor(new Color().setStyle(getComputedStyle(this.host).backgroundColor, LinearSRGBColorSpace));
     this.points.visible = this.asPoints;
-    this.points.material.size = this.pointSize * this.renderer.getPixelRatio();
     const [low, high] = this.shares;
     this.near.constant = -this.depthAt(low);
     this.far.constant = this.depthAt(high);
@@ -279,8 +298,8 @@ export class Space {
   private resize(): void {
     const { clientWidth: width, clientHeight: height } = this.host;
     if (!width || !height) return;
-    this.renderer.setPixelRatio(isSoftware() ? 1 : Math.min(window.devicePixelRatio, 2));
     this.renderer.setSize(width, height);
+    this.applyLook();
     this.overlay.setAttribute("viewBox", `0 0 ${width} ${height}`);
     this.fitView();
     this.request();
@@ -299,6 +318,8 @@ export class Space {
   }
 
   private clearContent(): void {
+    this.coarse?.geometry.dispose();
+    [this.coarse, this.saving] = [null, 0];
     for (const part of [this.mesh, this.points]) {
       part?.geometry.dispose();
       part?.material.map?.dispose();
@@ -423,39 +444,4 @@ function svg(name: string, attributes: Record<string, string | number>): SVGElem
   const element = document.createElementNS("http://www.w3.org/2000/svg", name);
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, String(value));
   return element;
-}
-
-/** The photo's colors at places of the texture, three bytes each. */
-function colorsAt(uv: Float32Array, bitmap: ImageBitmap): Uint8Array {
-  const canvas = document.createElement("canvas");
-  canvas.width = bitmap.width;
-  canvas.height = bitmap.height;
-  const context = canvas.getContext("2d", { willReadFrequently: true });
-  const colors = new Uint8Array((uv.length / 2) * 3);
-  if (context === null) return colors.fill(128);
-  context.drawImage(bitmap, 0, 0);
-  const pixels = context.getImageData(0, 0, bitmap.width, bitmap.height).data;
-  for (let index = 0, at = 0; index < uv.length; index += 2, at += 3) {
-    const column = Math.min(bitmap.width - 1, Math.floor(uv[index]! * bitmap.width));
-    const row = Math.min(bitmap.height - 1, Math.floor(uv[index + 1]! * bitmap.height));
-    const from = 4 * (row * bitmap.width + column);
-    colors[at] = pixels[from]!;
-    colors[at + 1] = pixels[from + 1]!;
-    colors[at + 2] = pixels[from + 2]!;
-  }
-  return colors;
-}
-
-let software: boolean | null = null;
-
-/** Whether 3-D is drawn without a graphics card. */
-function isSoftware(): boolean {
-  if (software === null) {
-    const context = document.createElement("canvas").getContext("webgl2");
-    const info = context?.getExtension("WEBGL_debug_renderer_info");
-    const name = info ? String(context?.getParameter(info.UNMASKED_RENDERER_WEBGL)) : "";
-    software = /swiftshader|llvmpipe|software|basic render/i.test(name);
-    context?.getExtension("WEBGL_lose_context")?.loseContext();
-  }
-  return software;
 }

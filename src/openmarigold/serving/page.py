@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import base64
 import gzip
 import hashlib
 import json
@@ -11,6 +10,7 @@ import mimetypes
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,7 +19,7 @@ from fastapi.responses import Response
 
 from openmarigold import __version__
 from openmarigold.config import CallConfig, FileFormat, ModelConfig, OutputConfig
-from openmarigold.errors import MissingExtraError, OpenMarigoldError
+from openmarigold.errors import MissingExtraError
 from openmarigold.images.exr import require_exr
 from openmarigold.modalities.colors import color_table
 from openmarigold.predictor.model_run import ModelRun
@@ -28,6 +28,7 @@ from openmarigold.serving.service import Service
 from openmarigold.serving.settings import ServeConfig
 
 PAGE_DIR = Path(__file__).parent / "page"
+# What the page offers; all but the first need the extra `plots`.
 _COLOR_MAPS = ("Spectral", "viridis", "magma", "cividis", "turbo", "gray")
 _NOT_SHOWN = frozenset({"checkpoint", "modality", "device", "local_files_only", "compile"})
 """Settings of the model that do not shape results, or are stated by themselves."""
@@ -82,11 +83,16 @@ def add_page(app: FastAPI, service: Service, limits: ServeConfig) -> None:
             return Response("there is no such file\n", 404, media_type="text/plain")
         return _answer(request, found[name])
 
-    # Not a coroutine: color maps may import matplotlib.
     @app.get("/v1/page", include_in_schema=False)
-    def facts() -> Response:
+    async def facts() -> Response:
         told = json.dumps(_facts(service, limits, found))
         return Response(told, media_type="application/json", headers={"cache-control": "no-store"})
+
+    # Not a coroutine: the first one imports matplotlib.
+    @app.get("/v1/page/colors/{name}", include_in_schema=False)
+    def colors(name: str) -> Response:
+        table = color_table(name if name in _COLOR_MAPS else _COLOR_MAPS[0])
+        return Response(table[:-1].tobytes(), media_type="application/octet-stream")
 
 
 def _files(folder: Path) -> dict[str, _File]:
@@ -120,7 +126,7 @@ def _answer(request: Request, file: _File) -> Response:
 
 def _facts(service: Service, limits: ServeConfig, found: Mapping[str, _File]) -> dict[str, Any]:
     call, output = CallConfig(), OutputConfig()
-    names = [name for name in json.loads(found["examples.json"].content)] if "examples.json" in found else []
+    names = json.loads(found["examples.json"].content) if "examples.json" in found else []
     return {
         "version": __version__,
         "modalities": [_modality_facts(run) for run in service.models.values()],
@@ -131,7 +137,7 @@ def _facts(service: Service, limits: ServeConfig, found: Mapping[str, _File]) ->
             if isinstance(getattr(kind, setting.name), (bool, int, float, str, type(None)))
         },
         "formats": _formats(),
-        "color_maps": _color_maps(),
+        "color_maps": list(_COLOR_MAPS if find_spec("matplotlib") else _COLOR_MAPS[:1]),
         "limits": {
             name: getattr(limits, name) for name in ("max_bytes", "max_pixels", "max_resolution", "max_passes")
         },
@@ -197,14 +203,3 @@ def _formats() -> list[str]:
     known = [name for name in get_args(FileFormat) if name not in missing]
     return sorted(known, key=lambda name: name in SPACE_FORMATS)
 
-
-def _color_maps() -> dict[str, str]:
-    """Tables of colors, near first, three bytes each, in base64: those that files can have here."""
-    tables = {}
-    for name in _COLOR_MAPS:
-        try:
-            table = color_table(name)[:-1]
-        except OpenMarigoldError:  # without the extra `plots`
-            continue
-        tables[name] = base64.b64encode(table.tobytes()).decode()
-    return tables

@@ -46,7 +46,7 @@ export class Compare {
     const map = this.mapOf(result, view);
     if (map === null) return;
     this.shown = map;
-    this.frame.style.setProperty("--ratio", String(map.width / map.height));
+    byId("panel").style.setProperty("--ratio", String(map.width / map.height));
     this.list.value = colors;
     const isScalar = map.channels === 1;
     byId("legend").hidden = !isScalar;

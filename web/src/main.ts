@@ -103,6 +103,8 @@ class Page {
     byId("predict").hidden = true;
     if (isCurrent(known, request)) {
       await this.showResult(entry, known, view);
+      say(outcome(entry, known));
+      await this.showHistory(entry);
       return "done";
     }
     const running = (this.running = new AbortController());
@@ -157,7 +159,9 @@ class Page {
     if (this.entry && isCurrent(result, this.request(view.modality))) {
       say(outcome(this.entry, result));
       void this.showResult(this.entry, result, view).catch(report);
-    } else void this.predict();
+    } else {
+      void this.predict();
+    }
   }
 
   private async showResult(entry: Entry, result: Result, view: View): Promise<void> {

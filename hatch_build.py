@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds the page of `openmarigold serve` before a wheel or a source distribution is made; an editable install has none
-until `make page`."""
+until `make page`.
+"""
 
 from __future__ import annotations
 

@@ -7,12 +7,16 @@ keeps screenshots.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,7 +77,12 @@ def server(chromium: Any) -> Iterator[str]:
         assert '"listening"' in line, line
         reader = threading.Thread(target=process.stderr.read, daemon=True)  # so that its log does not fill the pipe
         reader.start()
-        yield json.loads(line)["address"]
+        address = json.loads(line)["address"]
+        for _ in range(600):
+            with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(f"{address}/readyz"):
+                break
+            time.sleep(0.1)
+        yield address
     finally:
         process.terminate()
         process.wait(timeout=60)

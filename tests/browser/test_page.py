@@ -117,9 +117,7 @@ def test_downloads_are_the_bytes_of_the_command_line(visit: Visit, written: Path
     assert np.abs(map_pixels(visit.page).astype(int) - colored).max() <= 6  # 256 colors
 
 
-def test_the_copied_lines_make_the_same_files(
-    visit: Visit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_copied_lines_make_the_same_files(visit: Visit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photo = tmp_path / "it's a photo.jpg"
     shutil.copy(PHOTO, photo)
     visit.open("#ensemble_size=2&seed=7&fov=70&max_points=5000")
@@ -151,9 +149,7 @@ def test_normals_follow_from_the_depth_on_the_page(visit: Visit, written: Path) 
     depth = np.load(written / "courtyard_depth.npy")
     with np.load(written / "courtyard_depth.npz") as entries:
         camera = json.loads(str(entries["openmarigold"]))["camera"]
-    normals, _ = normals_from_depth(
-        depth, focal=(camera["fx"], camera["fy"]), center=(camera["cx"], camera["cy"])
-    )
+    normals, _ = normals_from_depth(depth, focal=(camera["fx"], camera["fy"]), center=(camera["cx"], camera["cy"]))
     expected = (normals + 1) / 2 * 255
     difference = np.abs(map_pixels(visit.page) - expected).max(axis=-1)
     assert np.quantile(difference, 0.99) <= 1.0
@@ -277,7 +273,7 @@ def test_the_field_of_view_may_be_set_where_it_is_assumed(visit: Visit) -> None:
     assert json.loads(glb[20 : 20 + length])["asset"]["extras"]["openmarigold"]["camera"]["fov"] == 90.0
 
 
-# --------------------------------------------------------------------------------------------------- photos from anywhere
+# ------------------------------------------------------------------------------------------------ photos from anywhere
 
 
 def test_photos_are_pasted_dropped_and_kept_in_the_history(visit: Visit) -> None:
@@ -353,7 +349,7 @@ def test_a_token_is_asked_for_and_sent(visit: Visit) -> None:
     assert set(asked[1:]) == {"Bearer 0123456789abcdef"}
 
 
-# ------------------------------------------------------------------------------------------------------------- everybody
+# ------------------------------------------------------------------------------------------------------------ everybody
 
 
 def test_the_keyboard_is_enough(visit: Visit) -> None:

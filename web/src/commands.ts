@@ -18,6 +18,8 @@ export interface Shown {
 /** Settings of files; all others belong to the call. */
 const OUTPUT = new Set(["color_map", "inverted", "uncertainty_picture", "normal_frame", "green", "ply", "glb",
   "max_points", "max_depth", "drop_far", "drop_uncertain"]);
+/** Settings that are no whole numbers in Python even where their value is one. */
+const FRACTIONS = new Set(["fov", "focal_px", "ensemble_tolerance", "max_depth", "drop_far", "drop_uncertain"]);
 const DEFAULT_FORMATS = ["npy", "png"];
 
 /** A word as a POSIX shell takes it. */
@@ -63,7 +65,10 @@ function literal(value: Value): string {
 }
 
 function keywords(settings: [string, Value][]): string[] {
-  return settings.map(([name, value]) => `${name}=${literal(value)}`);
+  return settings.map(([name, value]) => {
+    const isWhole = FRACTIONS.has(name) && Number.isInteger(value);
+    return `${name}=${literal(value)}${isWhole ? ".0" : ""}`;
+  });
 }
 
 export function pythonLines(shown: Shown): string {

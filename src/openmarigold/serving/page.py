@@ -91,8 +91,9 @@ def add_page(app: FastAPI, service: Service, limits: ServeConfig) -> None:
     # Not a coroutine: the first one imports matplotlib.
     @app.get("/v1/page/colors/{name}", include_in_schema=False)
     def colors(name: str) -> Response:
-        table = color_table(name if name in _COLOR_MAPS else _COLOR_MAPS[0])
-        return Response(table[:-1].tobytes(), media_type="application/octet-stream")
+        if name not in _COLOR_MAPS:
+            return Response("there is no such color map\n", 404, media_type="text/plain")
+        return Response(color_table(name)[:-1].tobytes(), media_type="application/octet-stream")
 
 
 def _files(folder: Path) -> dict[str, _File]:
@@ -138,9 +139,7 @@ def _facts(service: Service, limits: ServeConfig, found: Mapping[str, _File]) ->
         },
         "formats": _formats(),
         "color_maps": list(_COLOR_MAPS if find_spec("matplotlib") else _COLOR_MAPS[:1]),
-        "limits": {
-            name: getattr(limits, name) for name in ("max_bytes", "max_pixels", "max_resolution", "max_passes")
-        },
+        "limits": {name: getattr(limits, name) for name in ("max_bytes", "max_pixels", "max_resolution", "max_passes")},
         "examples": names,
     }
 
@@ -202,4 +201,3 @@ def _formats() -> list[str]:
         missing = ["exr"]
     known = [name for name in get_args(FileFormat) if name not in missing]
     return sorted(known, key=lambda name: name in SPACE_FORMATS)
-

@@ -142,7 +142,9 @@ def test_the_copied_lines_make_the_same_files(visit: Visit, tmp_path: Path, monk
         assert (tmp_path / "out" / name).read_bytes() == expected[name]
 
 
-def test_normals_follow_from_the_depth_on_the_page(visit: Visit, written: Path) -> None:
+def test_normals_follow_from_the_depth_on_the_page(
+    visit: Visit, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     visit.open("#view=depth/surface-normals")
     visit.predict(PHOTO)
     visit.shot("normals-from-depth")
@@ -154,8 +156,14 @@ def test_normals_follow_from_the_depth_on_the_page(visit: Visit, written: Path) 
     difference = np.abs(map_pixels(visit.page) - expected).max(axis=-1)
     assert np.quantile(difference, 0.99) <= 1.0
     visit.tab("Normals")
-    assert "normals" in visit.page.inner_text("#cli")
     assert map_pixels(visit.page).std() > 20
+    predicted = fetched(visit, "courtyard_normals.png")
+    monkeypatch.chdir(PHOTO.parent)
+    words = shlex.split(visit.page.inner_text("#cli"))
+    words[words.index("out")] = str(tmp_path)
+    assert words[-2:] == ["--modality", "normals"]
+    assert run(words[1:]) == 0
+    assert predicted == (tmp_path / "courtyard_normals.png").read_bytes()
 
 
 def test_an_ensemble_has_an_uncertainty_and_the_address_keeps_settings(visit: Visit) -> None:
@@ -265,7 +273,7 @@ def test_the_field_of_view_may_be_set_where_it_is_assumed(visit: Visit) -> None:
         visit.page.click("#predict")
     visit.settled()
     visit.wait_for_space()
-    visit.page.wait_for_selector("#fov-reset", state="visible")
+    visit.page.wait_for_function("() => !document.querySelector('#fov-reset').hidden")
     assert np.abs(seen(visit.page.locator("#space canvas")).astype(int) - before).mean() > 2
     assert "--fov 90" in visit.page.inner_text("#cli")
     glb = fetched(visit, "courtyard_depth.glb")

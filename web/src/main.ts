@@ -148,6 +148,7 @@ class Page {
       return;
     }
     byId("predict").hidden = false;
+    say("The settings have changed. Predict again to see them.");
     this.showTexts(this.tabs.current);
   }
 

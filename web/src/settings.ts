@@ -70,7 +70,8 @@ export class Settings {
 
   /** Changes a setting; null leaves it to the server. */
   set(name: string, value: Value, quietly = false): void {
-    if (value === null || value === (PAGE_DEFAULTS[name] ?? this.facts.defaults[name] ?? null)) this.changed.delete(name);
+    const plain = PAGE_DEFAULTS[name] ?? this.serverValue(name, this.facts.modalities[0]!);
+    if (value === null || value === plain) this.changed.delete(name);
     else this.changed.set(name, value);
     this.writeForm();
     if (!quietly) for (const listener of this.listeners) listener(name);

@@ -3,8 +3,8 @@
 
 python benchmarks/page.py [PHOTO]
 
-Needs the built page (`make page`), Chromium and the package playwright. Prints the load of the machine too: the 3-D view
-is drawn by the processor. Processor time counts all of Chromium's processes.
+Needs the built page (`make page`), Chromium and the package playwright. Prints the load of the machine too: the 3-D
+view is drawn by the processor. Processor time counts all of Chromium's processes.
 """
 
 from __future__ import annotations

@@ -335,6 +335,19 @@ def test_a_broken_file_is_told_in_the_words_of_the_service(visit: Visit, tmp_pat
     visit.predict(PHOTO)
 
 
+def test_a_panorama_has_maps_and_a_reason_instead_of_a_space(visit: Visit, tmp_path: Path) -> None:
+    mark = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+      <rdf:Description xmlns:GPano="http://ns.google.com/photos/1.0/panorama/"
+      GPano:ProjectionType="equirectangular"/></rdf:RDF></x:xmpmeta>"""
+    Image.open(PHOTO).resize((128, 64)).save(tmp_path / "around.jpg", xmp=mark)
+    visit.open()
+    visit.predict(tmp_path / "around.jpg")
+    assert map_pixels(visit.page).shape == (64, 128, 3)
+    visit.tab("3-D")
+    assert "panorama" in visit.page.inner_text("#space-message")
+    visit.errors.clear()  # Chromium reports the answer of status 400 on its console
+
+
 def test_a_token_is_asked_for_and_sent(visit: Visit) -> None:
     asked = []
 

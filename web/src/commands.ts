@@ -40,14 +40,14 @@ export function stemOf(photo: string): string {
   return dot > 0 ? photo.slice(0, dot) : photo;
 }
 
-/** One command, one line. */
-export function commandLine(shown: Shown): string {
+/** The words of one command, quoted for a shell. */
+export function commandWords(shown: Shown): string[] {
   const { modality } = shown;
   const words = ["openmarigold", "predict", argument(shown.photo), "--output-dir", "out"];
   for (const [name, value] of Object.entries({ ...modality.model, ...shown.settings })) words.push(...flag(name, value));
   if (modality.stated.length) words.push("--modality", modality.name);
   if (!isDefault(shown.formats)) words.push("--format", ...shown.formats);
-  return words.map(quoted).join(" ");
+  return words.map(quoted);
 }
 
 function flag(name: string, value: Value): string[] {
@@ -82,7 +82,7 @@ export function pythonLines(shown: Shown): string {
   const entries = Object.entries(shown.settings);
   const call = keywords(entries.filter(([name]) => !OUTPUT.has(name)));
   const output = keywords(entries.filter(([name]) => OUTPUT.has(name)));
-  if (!isDefault(shown.formats)) output.unshift(`format=(${shown.formats.map((name) => `"${name}"`).join(", ")},)`);
+  if (!isDefault(shown.formats)) output.unshift(`format=(${shown.formats.map((name) => `"${name}"`).join(", ")})`);
   const photo = literal(argument(shown.photo));
   const save = [`"out"`, literal(stemOf(shown.photo))];
   const lines = ["from openmarigold import Predictor"];

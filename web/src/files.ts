@@ -2,7 +2,7 @@
 /** The card of files, and the lines that make them elsewhere. */
 
 import type { Facts } from "./api";
-import { commandLine, pythonLines, type Shown, stemOf } from "./commands";
+import { commandWords, pythonLines, type Shown, stemOf } from "./commands";
 import { byId, copy, download, make, say, sizeText, toast } from "./dom";
 import { type Entry, filesOf, knownFiles } from "./session";
 import type { Bytes } from "./readers";
@@ -78,7 +78,9 @@ function row(source: Source, format: string, name: string, known: Bytes | null):
 }
 
 export function showLines(shown: Shown): void {
-  byId("cli").textContent = commandLine(shown);
+  // Lines break between words, not after the hyphens of a flag.
+  const words = commandWords(shown).flatMap((word) => [" ", make("span", { class: "word" }, word)]);
+  byId("cli").replaceChildren(...words.slice(1));
   byId("python").textContent = pythonLines(shown);
 }
 

@@ -22,7 +22,7 @@ const FIELDS: Field[] = [
   { name: "ensemble_size", label: "Members", kind: "whole", min: 1, group: "main",
     help: "Predictions that are merged. Two or more also give the uncertainty; time grows with them." },
   { name: "num_inference_steps", label: "Steps", kind: "whole", min: 1, max: 1000, empty: "model's own", group: "main",
-    help: "Denoising steps." },
+    help: "Denoising steps of each member." },
   { name: "processing_resolution", label: "Resolution", kind: "whole", min: 8, step: 8, empty: "model's own",
     group: "main", help: "Side that the networks see [px], a multiple of 8." },
   { name: "seed", label: "Seed", kind: "whole", min: 0, group: "more", help: "The same seed gives the same result." },

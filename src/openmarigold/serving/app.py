@@ -24,6 +24,7 @@ from openmarigold.serving.formats import (
     ACCEPTED,
     JSON,
     MEDIA_TYPES,
+    RECORD_FILE,
     ZIP,
     chosen_file,
     media_type_of,
@@ -33,7 +34,16 @@ from openmarigold.serving.formats import (
 from openmarigold.serving.guard import Guard, Metrics
 from openmarigold.serving.jobs import Job, Jobs, check_number, photos_of_zip, result_names
 from openmarigold.serving.requests import PredictRequest, make_request, photo_of_json
-from openmarigold.serving.service import Answer, QueueFullError, Service, StoppingError, TooManyPixelsError
+from openmarigold.serving.service import (
+    Answer,
+    LoadingError,
+    NoModelError,
+    QueueFullError,
+    Service,
+    StoppingError,
+    TooManyPixelsError,
+    about_model,
+)
 from openmarigold.serving.settings import ServeConfig
 from openmarigold.text_files import DamagedTextError, parse_json
 
@@ -60,14 +70,14 @@ def create_app(service: Service, limits: ServeConfig, token: str | None = None) 
         await run_in_threadpool(service.stop, limits.drain_time)
 
     app = FastAPI(title="OpenMarigold", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    _add_state(app, service, metrics)
+    _add_state(app, metrics, service, limits)
     _add_predict(app, service, limits)
     _add_jobs(app, service, jobs, limits)
     _add_errors(app)
     return Guard(app, limits, token, metrics)
 
 
-def _add_state(app: FastAPI, service: Service, metrics: Metrics) -> None:
+def _add_state(app: FastAPI, metrics: Metrics, service: Service, limits: ServeConfig) -> None:
     @app.get("/healthz", summary="Whether the process answers", response_class=PlainTextResponse)
     async def healthz() -> str:
         return "ok\n"
@@ -76,7 +86,9 @@ def _add_state(app: FastAPI, service: Service, metrics: Metrics) -> None:
     async def readyz() -> JSONResponse:
         if service.load_error is not None:
             return JSONResponse({"ready": False, "error": str(service.load_error)}, 503)
-        return JSONResponse({"ready": service.is_ready}, 200 if service.is_ready else 503)
+        if not service.is_ready:
+            return JSONResponse({"ready": False}, 503, {"retry-after": "1"})
+        return JSONResponse({"ready": True})
 
     @app.get("/metrics", summary="Counts and times for Prometheus", response_class=PlainTextResponse)
     async def show_metrics() -> Response:
@@ -84,15 +96,20 @@ def _add_state(app: FastAPI, service: Service, metrics: Metrics) -> None:
 
     @app.get("/v1/models", summary="What is offered")
     async def models() -> dict[str, Any]:
-        offered = {
-            name: {
-                "checkpoint": run.checkpoint.name,
-                "invariance": run.checkpoint.invariance,
-                "maps": [kind.name for kind in run.writes.maps],
-            }
-            for name, run in service.models.items()
-        }
+        offered = {name: about_model(run) for name, run in service.models.items()}
         return {"version": __version__, "modalities": offered, "media_types": list(ACCEPTED)}
+
+    @app.get(
+        "/v1/models/{modality}",
+        summary="What a request with these settings would be answered with, whatever the photo",
+        openapi_extra=documentation.settings_query(),
+        responses=documentation.FACTS,
+    )
+    async def model_facts(modality: str, request: Request) -> dict[str, Any]:
+        given: dict[str, Any] = dict(request.query_params)
+        formats = _formats_of(given, ZIP)
+        asked = make_request(b"", {**given, "modality": modality}, formats, limits)
+        return {"version": __version__, **service.facts(asked)}
 
 
 def _add_predict(app: FastAPI, service: Service, limits: ServeConfig) -> None:
@@ -109,11 +126,13 @@ def _add_predict(app: FastAPI, service: Service, limits: ServeConfig) -> None:
             raise HTTPException(406, f"none of what Accept names is offered; known are {', '.join(ACCEPTED)}")
         photos, given = await _body_of(request, limits)
         formats = _formats_of(given, media)
+        with_record = _is_true(given.pop("record", ""))
         if len(photos) != 1:
             raise InvalidValueError(f"the request holds {len(photos)} photos; give one, or make a job (/v1/jobs)")
-        asked = make_request(photos[0][1], given, formats, limits)
+        name, content = photos[0]
+        asked = make_request(content, given, formats, limits, name)
         answer = await _answered(service, asked, request, limits)
-        return _response(service, answer, asked, media)
+        return await run_in_threadpool(_response, service, answer, asked, media, with_record)
 
 
 async def _answered(service: Service, asked: PredictRequest, request: Request, limits: ServeConfig) -> Answer:
@@ -141,11 +160,12 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _response(service: Service, answer: Answer, asked: PredictRequest, media: str) -> Response:
+def _response(service: Service, answer: Answer, asked: PredictRequest, media: str, with_record: bool) -> Response:
     if media == JSON:
         return JSONResponse(service.describe(answer))
     if media == ZIP:
-        return Response(zipped(answer.files), media_type=ZIP, headers=_named("photo.zip"))
+        record = {RECORD_FILE: json.dumps(service.describe(answer)).encode()} if with_record else {}
+        return Response(zipped({**answer.files, **record}), media_type=ZIP, headers=_named("photo.zip"))
     suffix = MEDIA_TYPES[media]
     names = [name for name in answer.files if name.endswith(f".{suffix}")]
     name = chosen_file(names, asked.file)
@@ -156,6 +176,14 @@ def _response(service: Service, answer: Answer, asked: PredictRequest, media: st
 
 def _named(name: str) -> dict[str, str]:
     return {"content-disposition": f'attachment; filename="{name}"'}
+
+
+def _is_true(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    if str(value).lower() not in ("", "true", "false"):
+        raise InvalidValueError(f"record={value!r:.40} is not accepted; give true or false")
+    return str(value).lower() == "true"
 
 
 def _formats_of(given: dict[str, Any], media: str) -> tuple[FileFormat, ...]:
@@ -231,7 +259,7 @@ def _add_jobs(app: FastAPI, service: Service, jobs: Jobs, limits: ServeConfig) -
         photos = await run_in_threadpool(_unpacked, uploads, limits.max_bytes)
         check_number(len(photos))
         names = result_names(name for name, _ in photos)
-        requests = [make_request(content, given, formats, limits) for _, content in photos]
+        requests = [make_request(content, given, formats, limits, name) for name, content in photos]
         job = jobs.add(dict(zip(names, requests, strict=True)))
         return JSONResponse(job.to_dict(), 202, {"location": f"/v1/jobs/{job.id}"})
 
@@ -298,6 +326,8 @@ def _unpacked(uploads: list[tuple[str, bytes]], max_bytes: int) -> list[tuple[st
 _STATUS: Mapping[type[Exception], int] = {
     QueueFullError: 429,
     StoppingError: 503,
+    LoadingError: 503,
+    NoModelError: 503,
     TooManyPixelsError: 413,
     ImageError: 422,
     MissingExtraError: 501,
@@ -313,11 +343,16 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(OpenMarigoldError)
     async def known(request: Request, error: OpenMarigoldError) -> JSONResponse:
         status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
-        wait = (
-            error.retry_after if isinstance(error, QueueFullError) else 10 if isinstance(error, StoppingError) else None
-        )
+        wait = {StoppingError: 10, LoadingError: 1}.get(type(error))
+        if isinstance(error, QueueFullError):
+            wait = error.retry_after
         return reply(request, status, str(error), None if wait is None else {"retry-after": str(wait)})
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
         return reply(request, error.status_code, str(error.detail), dict(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        del error  # starlette raises it again for the log
+        return reply(request, 500, "a fault of openmarigold itself; the server's log has more at this request_id")

@@ -17,6 +17,10 @@ _ERROR = {
 }
 _BINARY = {"type": "string", "format": "binary"}
 _FORMAT = {"type": "string", "description": "Of an archive: npy, png, npz, exr, ply, glb, with commas between."}
+_RECORD = {
+    "type": "boolean",
+    "description": "Of an archive: adds photo.json with what the maps are, the record and notes.",
+}
 _MEANINGS = {
     400: "A setting that is not accepted, or a body that does not hold what it should.",
     401: "The token is missing or wrong.",
@@ -46,6 +50,7 @@ NOT_READY: Responses = {
     503: {"description": "Not yet, or no longer.", "content": {JSON: {"schema": {"type": "object"}}}}
 }
 NO_JOB: Responses = errors(404, *_ALWAYS)
+FACTS: Responses = errors(400, 501, 503, *_ALWAYS)
 RESULT: Responses = {200: {"content": {ZIP: {"schema": _BINARY}}}, **errors(404, 409, *_ALWAYS)}
 
 
@@ -65,20 +70,26 @@ def _settings() -> dict[str, Any]:
     return {**Settings.model_json_schema()["properties"], "format": _FORMAT}
 
 
+def settings_query() -> dict[str, Any]:
+    """The settings as parameters of a query."""
+    names = {name: schema for name, schema in _settings().items() if name not in ("modality", "file")}
+    return {"parameters": [{"name": name, "in": "query", "schema": schema} for name, schema in names.items()]}
+
+
 def predict_body() -> dict[str, Any]:
     """Of /v1/predict: a form with a file, or JSON with base64."""
-    return _body(_BINARY)
+    return _body(_BINARY, {"record": _RECORD})
 
 
 def job_body() -> dict[str, Any]:
     """Of /v1/jobs: photos, or zips of them."""
-    return _body({"type": "array", "items": _BINARY})
+    return _body({"type": "array", "items": _BINARY}, {})
 
 
-def _body(photo: dict[str, Any]) -> dict[str, Any]:
-    form = {"type": "object", "required": ["photo"], "properties": {"photo": photo, **_settings()}}
+def _body(photo: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    form = {"type": "object", "required": ["photo"], "properties": {"photo": photo, **_settings(), **more}}
     encoded = {"type": "string", "contentEncoding": "base64"}
-    body = {"type": "object", "required": ["photo"], "properties": {"photo": encoded, **_settings()}}
+    body = {"type": "object", "required": ["photo"], "properties": {"photo": encoded, **_settings(), **more}}
     return {
         "requestBody": {
             "required": True,

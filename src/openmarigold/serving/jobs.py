@@ -17,8 +17,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from openmarigold.errors import ImageError, InvalidValueError, OpenMarigoldError, one_line
+from openmarigold.serving.formats import STEM
 from openmarigold.serving.requests import PredictRequest
-from openmarigold.serving.service import STEM, QueueFullError, Service, StoppingError
+from openmarigold.serving.service import QueueFullError, Service, StoppingError
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 _MAX_PHOTOS = 10_000

@@ -7,12 +7,14 @@ import base64
 import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import PurePosixPath
 from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from openmarigold.config import CallConfig, FileFormat, OutputConfig, PredictConfig
 from openmarigold.errors import InvalidValueError
+from openmarigold.images.kinds import image_suffixes
 from openmarigold.serving.settings import ServeConfig
 
 # Settings that name files of the server, or say how it runs.
@@ -67,6 +69,8 @@ class PredictRequest:
     output: OutputConfig
     file: str | None = None
     """The end of the name of the file that is wanted."""
+    suffix: str = ""
+    """Of the photo's file, one that pictures have; empty where it is not known."""
 
     def config(self, base: PredictConfig) -> PredictConfig:
         """The settings of the server's model with those of the request."""
@@ -109,12 +113,18 @@ def _check_limits(call: CallConfig, limits: ServeConfig) -> None:
 
 
 def make_request(
-    photo: bytes, given: Mapping[str, Any], formats: tuple[FileFormat, ...], limits: ServeConfig
+    photo: bytes, given: Mapping[str, Any], formats: tuple[FileFormat, ...], limits: ServeConfig, name: str = ""
 ) -> PredictRequest:
-    """A request of one photo. Raises what `parse_settings` raises."""
+    """A request of one photo, whose file is called `name`. Raises what `parse_settings` raises."""
     modality, call, output, file = parse_settings(given, limits)
+    suffix = PurePosixPath(name).suffix.lower()
     return PredictRequest(
-        photo=photo, modality=modality, call=call, output=OutputConfig(format=formats, **output), file=file
+        photo=photo,
+        modality=modality,
+        call=call,
+        output=OutputConfig(format=formats, **output),
+        file=file,
+        suffix=suffix if suffix in image_suffixes() else "",
     )
 
 

@@ -11,9 +11,9 @@ from dataclasses import replace
 
 from openmarigold.config import PredictConfig
 from openmarigold.errors import InvalidValueError, OutputError, needs_extra
+from openmarigold.serving.connection import TOKEN_VARIABLE
 from openmarigold.serving.settings import ServeConfig
 
-TOKEN_VARIABLE = "OPENMARIGOLD_TOKEN"
 _SHORTEST_TOKEN = 16
 
 

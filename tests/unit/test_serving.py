@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from starlette.testclient import TestClient
 
 from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import InvalidValueError
+from openmarigold.predictor.model_run import ModelRun
 from openmarigold.predictor.run import predict_files
 from openmarigold.serving.app import create_app
 from openmarigold.serving.formats import negotiated
@@ -30,7 +32,7 @@ from openmarigold.serving.guard import Guard, Metrics
 from openmarigold.serving.jobs import Jobs, photos_of_zip
 from openmarigold.serving.requests import PredictRequest
 from openmarigold.serving.server import TOKEN_VARIABLE, read_token
-from openmarigold.serving.service import QueueFullError, Service, StoppingError
+from openmarigold.serving.service import NoModelError, QueueFullError, Service, StoppingError
 from openmarigold.serving.settings import ServeConfig
 
 TOKEN = "0123456789abcdef"
@@ -43,15 +45,23 @@ def picture(width: int = 72, height: int = 56, *, kind: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
+@cache
+def _model() -> ModelRun:
+    """Loaded once for all servers of this module."""
+    return Service(PredictConfig(processing_resolution=64), ServeConfig())._bases[0]
+
+
+def with_model(service: Service) -> Service:
+    service._bases = [_model()]
+    return service
+
+
 @contextmanager
 def running(token: str | None = None, **limits: Any) -> Iterator[TestClient]:
     config = ServeConfig(**limits)
-    service = Service(PredictConfig(processing_resolution=64), config)
+    service = with_model(Service(PredictConfig(), config))
     with TestClient(create_app(service, config, token), base_url="http://localhost") as client:
-        for _ in range(600):
-            if client.get("/readyz").status_code == 200:
-                break
-            time.sleep(0.05)
+        _until(lambda: client.get("/readyz").status_code == 200)
         yield client
 
 
@@ -178,7 +188,7 @@ def test_other_bodies(client: TestClient) -> None:
 
 def test_a_picture_of_too_many_pixels_is_413_before_it_is_decoded() -> None:
     buffer = io.BytesIO()
-    Image.new("L", (20_000, 20_000)).save(buffer, "PNG")  # 0.4 MB
+    Image.new("1", (5000, 5000)).save(buffer, "PNG")  # 3 kB
     with running(max_pixels=1_000_000) as client:
         answer = post(client, buffer.getvalue())
         assert answer.status_code == 413
@@ -274,7 +284,8 @@ class Blocked(Service):
     """A service whose predictions wait for `go`."""
 
     def __init__(self, limits: ServeConfig) -> None:
-        super().__init__(PredictConfig(processing_resolution=64), limits)
+        super().__init__(PredictConfig(), limits)
+        with_model(self)
         self.go = threading.Event()
 
     def _answer(self, items: Any) -> None:
@@ -365,7 +376,7 @@ def test_a_checkpoint_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
     service._bases[0].load = lambda others=(): (_ for _ in ()).throw(InvalidValueError("no such device"))
     service.start()
     _until(lambda: service.load_error is not None)
-    with pytest.raises(InvalidValueError, match="no such device"):
+    with pytest.raises(NoModelError, match="cannot be loaded: no such device"):
         service.submit(REQUEST)
     service.stop(1.0)
 

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from openmarigold.results.manifest import Manifest
 from openmarigold.results.replacing import ResultFiles
@@ -92,7 +92,5 @@ class Maker(ABC):
         """
 
 
-class PhotoReader(Protocol):
-    """Reads the photo at a path for these makers: what they predict from, and its pixels (their number)."""
-
-    def __call__(self, path: Path, makers: Sequence[Maker], note: Callable[[str], object]) -> tuple[Any, int]: ...
+PhotoReader: TypeAlias = Callable[[Path, Sequence[Maker], Callable[[str], object]], tuple[Any, int]]
+"""Reads the photo at a path for these makers, and tells notes: what they predict from, and its number of pixels."""

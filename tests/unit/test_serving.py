@@ -13,7 +13,6 @@ import zipfile
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from starlette.testclient import TestClient
 
 from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import InvalidValueError
-from openmarigold.predictor.model_run import ModelRun
 from openmarigold.predictor.run import predict_files
 from openmarigold.serving.app import create_app
 from openmarigold.serving.formats import negotiated
@@ -34,35 +32,9 @@ from openmarigold.serving.requests import PredictRequest
 from openmarigold.serving.server import TOKEN_VARIABLE, read_token
 from openmarigold.serving.service import NoModelError, QueueFullError, Service, StoppingError
 from openmarigold.serving.settings import ServeConfig
+from servers import picture, running, until, with_model
 
 TOKEN = "0123456789abcdef"
-
-
-def picture(width: int = 72, height: int = 56, *, kind: str = "PNG") -> bytes:
-    pixels = np.random.default_rng(width).integers(0, 255, (height, width, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind)
-    return buffer.getvalue()
-
-
-@cache
-def _model() -> ModelRun:
-    """Loaded once for all servers of this module."""
-    return Service(PredictConfig(processing_resolution=64), ServeConfig())._bases[0]
-
-
-def with_model(service: Service) -> Service:
-    service._bases = [_model()]
-    return service
-
-
-@contextmanager
-def running(token: str | None = None, **limits: Any) -> Iterator[TestClient]:
-    config = ServeConfig(**limits)
-    service = with_model(Service(PredictConfig(), config))
-    with TestClient(create_app(service, config, token), base_url="http://localhost") as client:
-        _until(lambda: client.get("/readyz").status_code == 200)
-        yield client
 
 
 @pytest.fixture(scope="module")
@@ -305,18 +277,10 @@ def blocked(**limits: Any) -> Iterator[Blocked]:
     service.stop(20.0)
 
 
-def _until(condition: Any) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        time.sleep(0.02)
-    raise AssertionError("it did not happen")
-
-
 def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
     with blocked(max_queue=2) as service:
         futures = [service.submit(REQUEST)]
-        _until(lambda: service.num_running == 1)
+        until(lambda: service.num_running == 1)
         futures += [service.submit(REQUEST) for _ in range(2)]
         with pytest.raises(QueueFullError) as caught:
             service.submit(REQUEST)
@@ -332,7 +296,7 @@ def test_stopping_finishes_what_has_come_in() -> None:
         futures: list[Future[Any]] = [service.submit(REQUEST) for _ in range(3)]
         stopper = threading.Thread(target=service.stop, args=(20.0,))
         stopper.start()
-        _until(lambda: service._stopping)
+        until(lambda: service._stopping)
         with pytest.raises(StoppingError):
             service.submit(REQUEST)
         service.go.set()
@@ -344,7 +308,7 @@ def test_stopping_finishes_what_has_come_in() -> None:
 def test_stopping_cancels_what_does_not_finish_in_time() -> None:
     with blocked() as service:
         futures: list[Future[Any]] = [service.submit(REQUEST) for _ in range(2)]
-        _until(lambda: service.num_running == 1)
+        until(lambda: service.num_running == 1)
         assert service.stop(0.1) is False
         assert futures[1].cancelled()
 
@@ -353,13 +317,13 @@ def test_a_full_queue_is_429_and_a_long_prediction_504() -> None:
     config = ServeConfig(threads=1, max_queue=1, time_limit=1.0)
     service = Blocked(config)
     with TestClient(create_app(service, config), base_url="http://localhost") as client:
-        _until(lambda: client.get("/readyz").status_code == 200)
+        until(lambda: client.get("/readyz").status_code == 200)
         statuses: list[int] = []
         threads = [threading.Thread(target=lambda: statuses.append(post(client).status_code)) for _ in range(2)]
         threads[0].start()
-        _until(lambda: service.num_running == 1)
+        until(lambda: service.num_running == 1)
         threads[1].start()
-        _until(lambda: service.num_waiting == 1)
+        until(lambda: service.num_waiting == 1)
         full = post(client)
         assert full.status_code == 429
         assert int(full.headers["retry-after"]) >= 1
@@ -367,7 +331,7 @@ def test_a_full_queue_is_429_and_a_long_prediction_504() -> None:
             thread.join(20)
         assert statuses == [504, 504]
         service.go.set()
-        _until(lambda: service.num_running == 0)
+        until(lambda: service.num_running == 0)
         assert post(client).status_code == 200
 
 
@@ -375,7 +339,7 @@ def test_a_checkpoint_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
     service = Service(PredictConfig(), ServeConfig())
     service._bases[0].load = lambda others=(): (_ for _ in ()).throw(InvalidValueError("no such device"))
     service.start()
-    _until(lambda: service.load_error is not None)
+    until(lambda: service.load_error is not None)
     with pytest.raises(NoModelError, match="cannot be loaded: no such device"):
         service.submit(REQUEST)
     service.stop(1.0)
@@ -420,7 +384,7 @@ def test_many_jobs_are_bounded() -> None:
     config = ServeConfig(threads=1, max_jobs=2)
     service = Blocked(config)
     with TestClient(create_app(service, config), base_url="http://localhost") as client:
-        _until(lambda: client.get("/readyz").status_code == 200)
+        until(lambda: client.get("/readyz").status_code == 200)
         statuses = [client.post("/v1/jobs", files={"photo": ("a.png", picture())}).status_code for _ in range(3)]
         assert statuses == [202, 202, 429]
         service.go.set()
@@ -436,7 +400,7 @@ def test_photos_of_jobs_are_bounded_in_memory() -> None:
     with pytest.raises(QueueFullError):
         jobs.add({"one": REQUEST, "other": REQUEST})
     service.go.set()
-    _until(lambda: all(job.ended is not None for job in kept))
+    until(lambda: all(job.ended is not None for job in kept))
     assert jobs._held == 0
     jobs.add({str(number): REQUEST for number in range(8)})  # there is room again
     jobs.stop()

@@ -126,7 +126,7 @@ def predict_files(
     )
 
 
-def listed(inputs: Iterable[Path | str] | Path | str) -> list[Path]:
+def listed(inputs: Any) -> list[Path]:
     """One path or several as a list.
 
     Raises:

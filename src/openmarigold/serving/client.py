@@ -49,7 +49,7 @@ class Received:
 
 
 class Client:
-    """Predicts photos on a server.
+    """Predicts photos on a server; threads may share it.
 
     >>> from openmarigold import Client
     >>> Client("http://localhost:8765").predict("cat.jpg").depth  # doctest: +SKIP
@@ -169,8 +169,14 @@ class Client:
         return Received(files={name.removeprefix(STEM): data for name, data in files.items()}, about=about)
 
     def close(self) -> None:
-        """Ends all requests."""
+        """Ends all requests, also those under way."""
         self.connection.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 _NEEDED = ("record", "settings", "maps")

@@ -162,6 +162,10 @@ class Connection:
                     connection.sock.shutdown(2)
             connection.close()
 
+    def __del__(self) -> None:
+        for connection in list(getattr(self, "_open", ())):
+            connection.close()
+
     def _given_up(self, problem: str, reply: Reply | None) -> OpenMarigoldError:
         """The error after the last try: of the photo if the server still answers."""
         if reply is not None and reply.status != 500:

@@ -61,26 +61,25 @@ def predict_on_server(
     config, output = config or PredictConfig(), output or OutputConfig()
     check_is_remote(config)
     paths, target = listed(inputs), as_path(output_dir, "output_dir")
-    client = Client(server, token)
-    makers = [RemoteRun(client, name, config, output, target) for name in dict.fromkeys(config.modality or (None,))]
-    check_output_dir(target, paths)
-    parse_color(config.background)
-    for maker in makers:
-        maker.check()
     pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="request")
-    try:
-        return make_results(
-            paths,
-            output_dir=target,
-            makers=makers,
-            read=_sender(pool),
-            ahead=_AT_ONCE - 1,
-            overwrite=overwrite,
-            report=report,
-        )
-    finally:
-        client.close()
-        pool.shutdown(wait=False, cancel_futures=True)
+    with Client(server, token) as client:
+        makers = [RemoteRun(client, name, config, output, target) for name in dict.fromkeys(config.modality or (None,))]
+        check_output_dir(target, paths)
+        parse_color(config.background)
+        for maker in makers:
+            maker.check()
+        try:
+            return make_results(
+                paths,
+                output_dir=target,
+                makers=makers,
+                read=_sender(pool),
+                ahead=_AT_ONCE - 1,
+                overwrite=overwrite,
+                report=report,
+            )
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def check_is_remote(config: PredictConfig) -> None:

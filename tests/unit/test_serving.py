@@ -8,7 +8,6 @@ import base64
 import io
 import json
 import threading
-import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -16,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -32,7 +32,9 @@ from openmarigold.serving.requests import PredictRequest
 from openmarigold.serving.server import TOKEN_VARIABLE, read_token
 from openmarigold.serving.service import NoModelError, QueueFullError, Service, StoppingError
 from openmarigold.serving.settings import ServeConfig
-from servers import picture, running, until, with_model
+from openmarigold.video.run import video_file
+from openmarigold.video.settings import VideoConfig
+from servers import SIDE, picture, running, until, with_model
 
 TOKEN = "0123456789abcdef"
 
@@ -349,12 +351,11 @@ def test_a_checkpoint_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
 
 
 def _ended(client: TestClient, job: dict[str, Any]) -> dict[str, Any]:
-    for _ in range(600):
-        told = client.get(f"/v1/jobs/{job['id']}").json()
-        if told["state"] not in ("waiting", "running"):
-            return told
-        time.sleep(0.05)
-    raise AssertionError("the job did not end")
+    def told() -> dict[str, Any]:
+        return client.get(f"/v1/jobs/{job['id']}").json()
+
+    until(lambda: told()["state"] not in ("waiting", "running"))
+    return told()
 
 
 def test_a_job_of_photos_and_a_zip(client: TestClient) -> None:
@@ -447,3 +448,78 @@ def test_metrics_and_request_ids(client: TestClient) -> None:
     text = client.get("/metrics").text
     assert 'openmarigold_requests_total{route="/v1/predict",status="200"}' in text
     assert "openmarigold_queue_waiting 0.0" in text
+
+
+# -------------------------------------------------------------------------------------------------------------- clips
+
+
+@pytest.fixture(scope="module")
+def clip_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("clip") / "walk.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        frames = [np.roll(np.asarray(Image.open(io.BytesIO(picture(64, 48)))), number, axis=1) for number in range(4)]
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def test_a_clip_gives_the_files_of_video(client: TestClient, clip_file: Path, tmp_path: Path) -> None:
+    config = PredictConfig(processing_resolution=SIDE, seed=5)
+    video_file(clip_file, tmp_path / "out", config=config, video=VideoConfig(format=("colored", "npy"), every=2))
+    files = {"clip": ("../walk.mp4", clip_file.read_bytes())}
+    answer = client.post("/v1/jobs", files=files, data={"format": "colored,npy", "every": "2", "seed": "5"})
+    assert answer.status_code == 202, answer.text
+    told = _ended(client, answer.json())
+    assert (told["state"], told["total"], told["done"], told["failed"]) == ("done", 2, 2, [])
+    result = client.get(f"/v1/jobs/{told['id']}/result")
+    with zipfile.ZipFile(io.BytesIO(result.content)) as archive:
+        found = {name: archive.read(name) for name in archive.namelist()}
+    wanted = {
+        path.relative_to(tmp_path / "out").as_posix(): path.read_bytes()
+        for path in (tmp_path / "out").rglob("*")
+        if path.is_file()
+    }
+    assert set(found) == set(wanted)
+    record = json.loads(found.pop("walk_depth.json"))
+    assert record["num_frames"] == 2
+    assert "/" not in record["input"] and "input_path" not in record
+    wanted.pop("walk_depth.json")
+    assert found == wanted
+
+
+@pytest.mark.parametrize(
+    ("content", "data", "status", "word"),
+    [
+        (b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n", {}, 422, "no video file"),
+        (b"ffconcat version 1.0\nfile /etc/passwd\n", {}, 422, "no video file"),
+        (None, {"format": "mp5"}, 400, "mp5"),
+        (None, {"raw_size": "9x9"}, 400, "raw_size"),
+        (None, {"look_ahead": "64"}, 400, "look_ahead=64"),
+        (None, {"ensemble_size": "1000"}, 400, "at most"),
+        (None, {"modality": "normals"}, 400, "not offered"),
+    ],
+)
+def test_clips_that_are_refused(
+    client: TestClient, clip_file: Path, content: bytes | None, data: dict[str, str], status: int, word: str
+) -> None:
+    answer = client.post("/v1/jobs", files={"clip": ("a.mp4", content or clip_file.read_bytes())}, data=data)
+    assert answer.status_code == status
+    assert word in answer.json()["error"]
+
+
+def test_clips_are_bounded(clip_file: Path) -> None:
+    with running(max_frames=2, max_result_megabytes=0.05) as client:
+
+        def failure(data: dict[str, str], content: bytes | None = None) -> str:
+            files = {"clip": ("a.mp4", content or clip_file.read_bytes())}
+            told = _ended(client, client.post("/v1/jobs", files=files, data=data).json())
+            assert (told["state"], client.get(f"/v1/jobs/{told['id']}/result").status_code) == ("failed", 409)
+            return told["failed"][0]["error"]
+
+        assert "more than 2 frames" in failure({})
+        assert "results are larger than 0.05 MB" in failure({"every": "2", "format": "npy,exr,ffv1,colored"})
+        damaged = failure({}, clip_file.read_bytes()[:200])
+        assert damaged.startswith("the clip") and "/tmp" not in damaged

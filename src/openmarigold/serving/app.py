@@ -7,19 +7,19 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import Any, get_args
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from openmarigold import __version__
-from openmarigold.config import FileFormat
 from openmarigold.errors import ImageError, InvalidValueError, MissingExtraError, OpenMarigoldError
 from openmarigold.serving import documentation
+from openmarigold.serving.bodies import body_of, formats_of, is_true, unpacked
+from openmarigold.serving.clips import make_clip_request
 from openmarigold.serving.formats import (
     ACCEPTED,
     JSON,
@@ -32,8 +32,8 @@ from openmarigold.serving.formats import (
     zipped,
 )
 from openmarigold.serving.guard import Guard, Metrics
-from openmarigold.serving.jobs import Job, Jobs, check_number, photos_of_zip, result_names
-from openmarigold.serving.requests import PredictRequest, make_request, photo_of_json
+from openmarigold.serving.jobs import Job, Jobs, check_number, result_names
+from openmarigold.serving.requests import PredictRequest, make_request
 from openmarigold.serving.service import (
     Answer,
     LoadingError,
@@ -45,9 +45,7 @@ from openmarigold.serving.service import (
     about_model,
 )
 from openmarigold.serving.settings import ServeConfig
-from openmarigold.text_files import DamagedTextError, parse_json
 
-_MAX_FIELDS = 100
 _POLL_S, _KEEP_ALIVE_S = 0.2, 15.0
 
 
@@ -107,7 +105,7 @@ def _add_state(app: FastAPI, metrics: Metrics, service: Service, limits: ServeCo
     )
     async def model_facts(modality: str, request: Request) -> dict[str, Any]:
         given: dict[str, Any] = dict(request.query_params)
-        formats = _formats_of(given, ZIP)
+        formats = formats_of(given, ZIP)
         asked = make_request(b"", {**given, "modality": modality}, formats, limits)
         return {"version": __version__, **service.facts(asked)}
 
@@ -124,12 +122,15 @@ def _add_predict(app: FastAPI, service: Service, limits: ServeConfig) -> None:
         media = negotiated(request.headers.get("accept"))
         if media is None:
             raise HTTPException(406, f"none of what Accept names is offered; known are {', '.join(ACCEPTED)}")
-        photos, given = await _body_of(request, limits)
-        formats = _formats_of(given, media)
-        with_record = _is_true(given.pop("record", ""))
-        if len(photos) != 1:
-            raise InvalidValueError(f"the request holds {len(photos)} photos; give one, or make a job (/v1/jobs)")
-        name, content = photos[0]
+        body = await body_of(request)
+        given, formats = body.given, formats_of(body.given, media)
+        with_record = is_true(given.pop("record", ""))
+        if body.clips or len(body.photos) != 1:
+            raise InvalidValueError(
+                f"the request holds {len(body.photos)} photos and {len(body.clips)} clips; give one photo, or make a "
+                "job (/v1/jobs)"
+            )
+        name, content = body.photos[0]
         asked = make_request(content, given, formats, limits, name)
         answer = await _answered(service, asked, request, limits)
         return await run_in_threadpool(_response, service, answer, asked, media, with_record)
@@ -178,68 +179,7 @@ def _named(name: str) -> dict[str, str]:
     return {"content-disposition": f'attachment; filename="{name}"'}
 
 
-def _is_true(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    if str(value).lower() not in ("", "true", "false"):
-        raise InvalidValueError(f"record={value!r:.40} is not accepted; give true or false")
-    return str(value).lower() == "true"
-
-
-def _formats_of(given: dict[str, Any], media: str) -> tuple[FileFormat, ...]:
-    """The formats of the files: one of a media type; of an archive what `format` states, with commas between."""
-    stated = given.pop("format", None)
-    if media in MEDIA_TYPES:
-        return (MEDIA_TYPES[media],)
-    if media == JSON and stated is None:
-        return ("npy",)
-    words = stated.split(",") if isinstance(stated, str) else stated if isinstance(stated, list) else ["npy", "png"]
-    known = get_args(FileFormat)
-    if not words or not all(word in known for word in words):
-        raise InvalidValueError(f"format={stated!r:.80} is not known; give one or more of {', '.join(known)}")
-    return tuple(dict.fromkeys(words))  # pyright: ignore[reportReturnType] - known, as was checked
-
-
-async def _body_of(request: Request, limits: ServeConfig) -> tuple[list[tuple[str, bytes]], dict[str, Any]]:
-    """The photos of a request, with their names, and the settings that it states.
-
-    Raises:
-        HTTPException: another content type (415).
-        InvalidValueError: a body that does not hold what it should.
-    """
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type == "application/json":
-        try:
-            body = parse_json(await request.body())
-        except DamagedTextError as error:
-            raise InvalidValueError(f"the body is not JSON that can be used: {error}") from None
-        if not isinstance(body, dict):
-            raise InvalidValueError("the body is not a JSON object; give photo (in base64) and settings")
-        return [("photo", photo_of_json(body))], {name: value for name, value in body.items() if name != "photo"}
-    if content_type != "multipart/form-data":
-        raise HTTPException(415, "the content type is not accepted; send multipart/form-data or application/json")
-    photos: list[tuple[str, bytes]] = []
-    given: dict[str, Any] = {}
-    try:
-        form = request.form(max_files=10_000, max_fields=_MAX_FIELDS, max_part_size=1_000_000)
-        async with form as fields:
-            for name, value in fields.multi_items():
-                if not isinstance(value, UploadFile):
-                    given[name] = value
-                elif name == "photo":
-                    photos.append((value.filename or "", await value.read()))
-                else:
-                    raise InvalidValueError(f"the file {name!r:.80} is not expected; send the photo in the field photo")
-    except (KeyError, ValueError) as error:
-        if isinstance(error, InvalidValueError):
-            raise
-        raise InvalidValueError("the body is not valid multipart/form-data") from None
-    return photos, given
-
-
 def _add_jobs(app: FastAPI, service: Service, jobs: Jobs, limits: ServeConfig) -> None:
-    del service
-
     def found(job_id: str) -> Job:
         job = jobs.find(job_id)
         if job is None:
@@ -254,9 +194,18 @@ def _add_jobs(app: FastAPI, service: Service, jobs: Jobs, limits: ServeConfig) -
         responses=documentation.job_responses(),
     )
     async def add_job(request: Request) -> JSONResponse:
-        uploads, given = await _body_of(request, limits)
-        formats = _formats_of(given, ZIP)
-        photos = await run_in_threadpool(_unpacked, uploads, limits.max_bytes)
+        body = await body_of(request)
+        given = body.given
+        if body.clips:
+            if body.photos or len(body.clips) > 1:
+                raise InvalidValueError("a job takes photos, or one clip; make a job for each")
+            name, content = body.clips[0]
+            clip = await run_in_threadpool(make_clip_request, content, name, given, limits)
+            service.model(clip.modality)
+            job = jobs.add_clip(result_names([name or "clip"])[0], clip)
+            return JSONResponse(job.to_dict(), 202, {"location": f"/v1/jobs/{job.id}"})
+        formats = formats_of(given, ZIP)
+        photos = await run_in_threadpool(unpacked, body.photos, limits.max_bytes)
         check_number(len(photos))
         names = result_names(name for name, _ in photos)
         requests = [make_request(content, given, formats, limits, name) for name, content in photos]
@@ -311,16 +260,6 @@ async def _events(job: Job) -> AsyncIterator[str]:
         if idle >= _KEEP_ALIVE_S:
             idle = 0.0
             yield ": still here\n\n"
-
-
-def _unpacked(uploads: list[tuple[str, bytes]], max_bytes: int) -> list[tuple[str, bytes]]:
-    photos: list[tuple[str, bytes]] = []
-    for name, content in uploads:
-        if content[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
-            photos += photos_of_zip(content, 4 * max_bytes)
-        else:
-            photos.append((name, content))
-    return photos
 
 
 _STATUS: Mapping[type[Exception], int] = {

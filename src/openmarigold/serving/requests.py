@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import PurePosixPath
 from typing import Any, get_type_hints
@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from openmarigold.config import CallConfig, FileFormat, OutputConfig, PredictConfig
-from openmarigold.errors import InvalidValueError
+from openmarigold.errors import InvalidValueError, one_line
 from openmarigold.images.kinds import image_suffixes
 from openmarigold.serving.settings import ServeConfig
 
@@ -23,17 +23,17 @@ _DEFAULT_RESOLUTION = 0
 """Of processing_resolution: the photo's own size."""
 
 
-def _offered(kind: type) -> dict[str, Any]:
+def offered(kind: type, *, without: Collection[str] = ()) -> dict[str, Any]:
     """The fields of a dataclass of settings for pydantic; None is what leaves the default."""
     hints = get_type_hints(kind)
     return {
         setting.name: (hints[setting.name] | None, Field(default=None))
         for setting in fields(kind)
-        if setting.name not in _NOT_OFFERED
+        if setting.name not in _NOT_OFFERED and setting.name not in without
     }
 
 
-_CALL, _OUTPUT = _offered(CallConfig), _offered(OutputConfig)
+_CALL, _OUTPUT = offered(CallConfig), offered(OutputConfig)
 
 Settings: type[BaseModel] = create_model(
     "Settings",
@@ -85,21 +85,31 @@ def parse_settings(
     Raises:
         InvalidValueError: a name or value that is not accepted, or more than the server offers.
     """
-    try:
-        found = Settings.model_validate({name: value for name, value in given.items() if value != ""})
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"][:1])
-        known = "" if first["type"] != "extra_forbidden" else f"; known are {', '.join(Settings.model_fields)}"
-        raise InvalidValueError(f"{name}: {first['msg'].lower()}{known}") from None
-    stated = found.model_dump(exclude_none=True)
+    stated = validated(Settings, given)
     call = {name: stated[name] for name in _CALL if name in stated}
     output = {name: stated[name] for name in _OUTPUT if name in stated}
-    _check_limits(CallConfig(**call), limits)
+    check_limits(CallConfig(**call), limits)
     return stated.get("modality"), call, output, stated.get("file")
 
 
-def _check_limits(call: CallConfig, limits: ServeConfig) -> None:
+def validated(kind: type[BaseModel], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are stated, of the right types.
+
+    Raises:
+        InvalidValueError: a name or value that is not accepted.
+    """
+    try:
+        found = kind.model_validate({name: value for name, value in given.items() if value != ""})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"][:1])
+        known = "" if first["type"] != "extra_forbidden" else f"; known are {', '.join(kind.model_fields)}"
+        raise InvalidValueError(f"{name:.80}: {one_line(first['msg'].lower())}{known}") from None
+    return found.model_dump(exclude_none=True)
+
+
+def check_limits(call: CallConfig, limits: ServeConfig) -> None:
+    """Raises InvalidValueError for more than the server offers."""
     passes = (call.num_inference_steps or 1) * call.ensemble_size
     if passes > limits.max_passes:
         raise InvalidValueError(

@@ -7,6 +7,7 @@ import asyncio
 import base64
 import io
 import json
+import re
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -438,6 +439,16 @@ def test_the_interface_describes_itself(client: TestClient) -> None:
     assert "ensemble_size" in form["properties"]
     assert "camera_file" not in form["properties"]
     assert client.get("/v1/models").json()["modalities"]["depth"]["maps"] == ["depth"]
+
+
+def test_the_page_of_the_interface_needs_no_other_server(client: TestClient) -> None:
+    page = client.get("/docs")
+    assert page.status_code == 200
+    assert "http" not in re.sub(r"<title>.*</title>", "", page.text)
+    for name in re.findall(r'(?:src|href)="([^"]+)"', page.text):
+        answer = client.get(f"/{name}")
+        assert (answer.status_code, len(answer.content) > 1000) == (200, True), name
+    assert client.get("/docs/static/../../__init__.py").status_code == 404
 
 
 def test_metrics_and_request_ids(client: TestClient) -> None:

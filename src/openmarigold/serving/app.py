@@ -20,6 +20,7 @@ from openmarigold.errors import ImageError, InvalidValueError, MissingExtraError
 from openmarigold.serving import documentation
 from openmarigold.serving.bodies import body_of, formats_of, is_true, unpacked
 from openmarigold.serving.clips import make_clip_request
+from openmarigold.serving.docs_page import add_docs
 from openmarigold.serving.formats import (
     ACCEPTED,
     JSON,
@@ -72,6 +73,7 @@ def create_app(service: Service, limits: ServeConfig, token: str | None = None) 
     _add_predict(app, service, limits)
     _add_jobs(app, service, jobs, limits)
     _add_errors(app)
+    add_docs(app, with_token=token is not None)
     return Guard(app, limits, token, metrics)
 
 

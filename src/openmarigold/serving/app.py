@@ -190,7 +190,7 @@ def _add_jobs(app: FastAPI, service: Service, jobs: Jobs, limits: ServeConfig) -
 
     @app.post(
         "/v1/jobs",
-        summary="Start the prediction of many photos",
+        summary="Start the prediction of many photos, or of a clip",
         status_code=202,
         openapi_extra=documentation.job_body(),
         responses=documentation.job_responses(),
@@ -214,12 +214,16 @@ def _add_jobs(app: FastAPI, service: Service, jobs: Jobs, limits: ServeConfig) -
         job = jobs.add(dict(zip(names, requests, strict=True)))
         return JSONResponse(job.to_dict(), 202, {"location": f"/v1/jobs/{job.id}"})
 
-    @app.get("/v1/jobs/{job_id}", summary="How far a job is", responses=documentation.NO_JOB)
+    @app.get("/v1/jobs/{job_id}", operation_id="show_job", summary="How far a job is", responses=documentation.NO_JOB)
     async def show_job(job_id: str) -> dict[str, Any]:
         return found(job_id).to_dict()
 
     @app.delete(
-        "/v1/jobs/{job_id}", summary="End a job and drop its results", status_code=204, responses=documentation.NO_JOB
+        "/v1/jobs/{job_id}",
+        operation_id="delete_job",
+        summary="End a job and drop its results",
+        status_code=204,
+        responses=documentation.NO_JOB,
     )
     async def delete_job(job_id: str) -> Response:
         jobs.cancel(found(job_id))
@@ -238,6 +242,7 @@ def _add_jobs(app: FastAPI, service: Service, jobs: Jobs, limits: ServeConfig) -
 
     @app.get(
         "/v1/jobs/{job_id}/result",
+        operation_id="job_result",
         summary="The zip of its results",
         responses=documentation.RESULT,
         response_class=FileResponse,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
+from openmarigold.serving.clips import ClipSettings
 from openmarigold.serving.formats import JSON, MEDIA_TYPES, ZIP
 from openmarigold.serving.requests import Settings
 
@@ -62,8 +63,13 @@ def predict_responses() -> Responses:
 
 
 def job_responses() -> Responses:
-    """Of POST /v1/jobs."""
-    return errors(400, 408, 413, 415, 422, 429, 501, 503, *_ALWAYS)
+    """Of POST /v1/jobs, with links to what its id serves for."""
+    links = {
+        name: {"operationId": name, "parameters": {"job_id": "$response.body#/id"}}
+        for name in ("show_job", "delete_job", "job_result")
+    }
+    accepted: Responses = {202: {"links": links}}
+    return {**accepted, **errors(400, 408, 413, 415, 422, 429, 501, 503, *_ALWAYS)}
 
 
 def _settings() -> dict[str, Any]:
@@ -82,8 +88,18 @@ def predict_body() -> dict[str, Any]:
 
 
 def job_body() -> dict[str, Any]:
-    """Of /v1/jobs: photos, or zips of them."""
-    return _body({"type": "array", "items": _BINARY}, {})
+    """Of /v1/jobs: photos, or zips of them; or a clip."""
+    body = _body({"type": "array", "items": _BINARY}, {})
+    form = body["requestBody"]["content"]["multipart/form-data"]["schema"]
+    formats = {
+        "type": "string",
+        "description": "With commas between. Of photos: npy, png, npz, exr, ply, glb. Of a clip: colored, sidebyside, "
+        "ffv1, npy, exr, png.",
+    }
+    of_clips = ClipSettings.model_json_schema()["properties"]
+    form["properties"] = {**of_clips, **form["properties"], "clip": _BINARY, "format": formats}
+    form["anyOf"] = [{"required": form.pop("required")}, {"required": ["clip"]}]
+    return body
 
 
 def _body(photo: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from openmarigold.serving.formats import (
     negotiated,
     zipped,
 )
-from openmarigold.serving.guard import Guard, Metrics
+from openmarigold.serving.guard import BodyError, Guard, Metrics
 from openmarigold.serving.jobs import Job, Jobs, check_number, result_names
 from openmarigold.serving.requests import PredictRequest, make_request
 from openmarigold.serving.service import (
@@ -47,6 +47,7 @@ from openmarigold.serving.service import (
 )
 from openmarigold.serving.settings import ServeConfig
 
+_LONGEST_MESSAGE = 1500
 _POLL_S, _KEEP_ALIVE_S = 0.2, 15.0
 
 
@@ -284,6 +285,7 @@ _STATUS: Mapping[type[Exception], int] = {
 def _add_errors(app: FastAPI) -> None:
     def reply(request: Request, status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
         request_id = getattr(request.state, "request_id", "")
+        message = " ".join(message.split())[:_LONGEST_MESSAGE]  # which may repeat what was sent
         return JSONResponse({"error": message, "status": status, "request_id": request_id}, status, headers)
 
     @app.exception_handler(OpenMarigoldError)
@@ -297,6 +299,10 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
         return reply(request, error.status_code, str(error.detail), dict(error.headers or {}))
+
+    @app.exception_handler(BodyError)
+    async def body(request: Request, error: BodyError) -> JSONResponse:
+        return reply(request, error.status, str(error), {"connection": "close"})
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:

@@ -17,6 +17,9 @@ _ERROR = {
     "required": ["error", "status", "request_id"],
 }
 _BINARY = {"type": "string", "format": "binary"}
+_TINY_PNG = (  # 4x4, gray
+    "iVBORw0KGgoAAAANSUhEUgAAAAQAAAAECAAAAACMmsGiAAAAEElEQVR4nGOMYmBgYGJAIQAHEgBiAf1cvgAAAABJRU5ErkJggg=="
+)
 _FORMAT = {"type": "string", "description": "Of an archive: npy, png, npz, exr, ply, glb, with commas between."}
 _RECORD = {
     "type": "boolean",
@@ -104,7 +107,7 @@ def job_body() -> dict[str, Any]:
 
 def _body(photo: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     form = {"type": "object", "required": ["photo"], "properties": {"photo": photo, **_settings(), **more}}
-    encoded = {"type": "string", "contentEncoding": "base64"}
+    encoded = {"type": "string", "contentEncoding": "base64", "examples": [_TINY_PNG]}
     body = {"type": "object", "required": ["photo"], "properties": {"photo": encoded, **_settings(), **more}}
     return {
         "requestBody": {

@@ -282,15 +282,20 @@ def photos_of_zip(content: bytes, max_bytes: int) -> Iterable[tuple[str, bytes]]
     """Yields the pictures of an archive with their names, folders included.
 
     Raises:
+        ImageError: it holds too many.
         InvalidValueError: it is damaged or encrypted, or its files are larger than `max_bytes` together.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            left = max_bytes
+            left, number = max_bytes, 0
             for info in archive.infolist():
                 name = PurePosixPath(info.filename)
                 if info.is_dir() or "__MACOSX" in name.parts or name.name.startswith("."):
                     continue
+                number += 1
+                check_number(number)
+                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others state their memory
+                    raise InvalidValueError("the archive is compressed by another method than deflate; pack it again")
                 with archive.open(info) as file:
                     data = file.read(left + 1)  # what the archive states of a size may be wrong
                 left -= len(data)
@@ -298,7 +303,7 @@ def photos_of_zip(content: bytes, max_bytes: int) -> Iterable[tuple[str, bytes]]
                     raise InvalidValueError(f"the files in the archive are larger than {max_bytes} bytes together")
                 yield info.filename, data
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError, ValueError) as error:
-        if isinstance(error, InvalidValueError):
+        if isinstance(error, OpenMarigoldError):
             raise
         raise InvalidValueError(f"the archive cannot be read: {one_line(error)}") from None
 
@@ -309,7 +314,8 @@ def result_names(names: Iterable[str]) -> list[str]:
     >>> result_names(["a/cat.jpg", "../../etc/cat.png", "cat.jpg", "", "x:dog.jpg"])
     ['a/cat', 'etc/cat', 'cat', 'photo', 'x_dog']
     """
-    found: list[str] = []
+    found: dict[str, None] = {}
+    numbers: dict[str, int] = {}  # the last one of a stem: many names may be alike
     for name in names:
         parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
         cleaned = [
@@ -317,12 +323,13 @@ def result_names(names: Iterable[str]) -> list[str]:
         ]
         path = PurePosixPath(*[part[:_LONGEST_NAME] for part in cleaned] or [STEM])
         stem = path.with_suffix("").as_posix()
-        unique, number = stem, 1
+        unique, number = stem, numbers.get(stem, 1)
         while unique in found:
             number += 1
             unique = f"{stem}-{number}"
-        found.append(unique)
-    return found
+        numbers[stem] = number
+        found[unique] = None
+    return list(found)
 
 
 def check_number(photos: int) -> None:
@@ -330,4 +337,4 @@ def check_number(photos: int) -> None:
     if not photos:
         raise ImageError("the request holds no photo; send one or more in the field `photo`, or a zip of them")
     if photos > _MAX_PHOTOS:
-        raise ImageError(f"the request holds {photos} photos; {_MAX_PHOTOS} at most are taken")
+        raise ImageError(f"the request holds more than {_MAX_PHOTOS} photos, which is the most that is taken")

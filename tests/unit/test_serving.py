@@ -314,6 +314,8 @@ def test_stopping_cancels_what_does_not_finish_in_time() -> None:
         until(lambda: service.num_running == 1)
         assert service.stop(0.1) is False
         assert futures[1].cancelled()
+        with pytest.raises(StoppingError, match="has stopped"):
+            futures[0].result(1)
 
 
 def test_a_full_queue_is_429_and_a_long_prediction_504() -> None:
@@ -336,6 +338,23 @@ def test_a_full_queue_is_429_and_a_long_prediction_504() -> None:
         service.go.set()
         until(lambda: service.num_running == 0)
         assert post(client).status_code == 200
+
+
+def test_what_is_not_done_when_the_server_ends_is_503() -> None:
+    config = ServeConfig(threads=1)
+    service = Blocked(config)
+    with TestClient(create_app(service, config), base_url="http://localhost") as client:
+        until(lambda: client.get("/readyz").status_code == 200)
+        statuses: list[int] = []
+        threads = [threading.Thread(target=lambda: statuses.append(post(client).status_code)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        until(lambda: service.num_running == 1 and service.num_waiting == 1)
+        service.stop(0.1)
+        for thread in threads:
+            thread.join(20)
+        assert statuses == [503, 503]
+        service.go.set()
 
 
 def test_a_checkpoint_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:

@@ -146,6 +146,8 @@ async def _answered(service: Service, asked: PredictRequest, request: Request, l
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         done, _ = await asyncio.wait({waiting, gone}, timeout=limits.time_limit, return_when=asyncio.FIRST_COMPLETED)
+        if waiting in done and waiting.cancelled():
+            raise StoppingError("the server has stopped before this was begun; try another one, or later")
         if waiting in done:
             return waiting.result()
         future.cancel()

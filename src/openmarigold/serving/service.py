@@ -12,7 +12,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ class Answer:
     """From the photo's bytes to the files' bytes."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class _Item:
     request: PredictRequest
     future: Future[Answer] = field(default_factory=Future)
@@ -93,9 +94,9 @@ class Service:
         self._folder: Path | None = None  # for files on their way
         self._bases = [ModelRun(one, OutputConfig(format=("npy",)), Path()) for one in configs]  # these write nothing
         self._waiting: deque[_Item] = deque()
-        self._running = 0
+        self._at_work: list[_Item] = []
         self._changed = threading.Condition()
-        self._stopping = False
+        self._stopping = self._is_stopped = False
         self._threads: list[threading.Thread] = []
         self._seconds = _FIRST_GUESS_S
         self.models: dict[str, ModelRun] = {}
@@ -153,7 +154,7 @@ class Service:
     @property
     def num_running(self) -> int:
         """Requests that threads work on."""
-        return self._running
+        return len(self._at_work)
 
     def submit(self, request: PredictRequest, *, bounded: bool = True) -> Future[Answer]:
         """Puts a request into the queue. `cancel()` of what it returns takes it out again, unless it has begun.
@@ -174,7 +175,7 @@ class Service:
                 raise self.load_error
             self._waiting = deque(item for item in self._waiting if not item.future.cancelled())
             if bounded and len(self._waiting) >= self.limits.max_queue:
-                ahead = (len(self._waiting) + self._running) * self._seconds / self.limits.threads
+                ahead = (len(self._waiting) + len(self._at_work)) * self._seconds / self.limits.threads
                 raise QueueFullError(max(1, math.ceil(ahead)))
             item = _Item(request=request)
             self._waiting.append(item)
@@ -184,12 +185,20 @@ class Service:
     def stop(self, drain_time: float) -> bool:
         """Ends: what has come in is finished within `drain_time` [s], the rest is cancelled. Whether all was done."""
         with self._changed:
+            if self._stopping:  # by a signal, before the end of the application
+                self._changed.wait_for(lambda: self._is_stopped, timeout=drain_time)
+                return not self._at_work
             self._stopping = True
             self._changed.notify_all()
-            done = self._changed.wait_for(lambda: not self._waiting and not self._running, timeout=drain_time)
+            done = self._changed.wait_for(lambda: not self._waiting and not self._at_work, timeout=drain_time)
             for item in self._waiting:
                 item.future.cancel()
             self._waiting.clear()
+            for item in self._at_work:
+                _settle(
+                    item.future, error=StoppingError("the server has stopped before this was done; try another one")
+                )
+            self._is_stopped = True
             self._changed.notify_all()
         if done:
             for thread in self._threads:
@@ -205,12 +214,12 @@ class Service:
                 if not self._waiting:
                     return
                 items = self._take()
-                self._running += len(items)
+                self._at_work += items
             try:
                 self._answer(items)
             finally:
                 with self._changed:
-                    self._running -= len(items)
+                    self._at_work = [item for item in self._at_work if item not in items]
                     self._changed.notify_all()
 
     def _take(self) -> list[_Item]:
@@ -240,20 +249,20 @@ class Service:
                 self._check_size(item.request.photo)
                 photos.append((item, *self._read(item.request)))
             except BaseException as error:  # noqa: BLE001 - it belongs to who waits
-                item.future.set_exception(_told(error))
+                _settle(item.future, error=_told(error))
         try:
             predictions = self._predict([item.request for item, *_ in photos], [photo for _, photo, _ in photos])
         except BaseException as error:  # noqa: BLE001 - as above
             for item, *_ in photos:
-                item.future.set_exception(_told(error))
+                _settle(item.future, error=_told(error))
             return
         for (item, _, notes), prediction in zip(photos, predictions, strict=True):
             try:
                 answer = self._written(item.request, prediction, notes, started)
                 self._seconds = 0.8 * self._seconds + 0.2 * answer.seconds
-                item.future.set_result(answer)
+                _settle(item.future, answer)
             except BaseException as error:  # noqa: BLE001 - as above
-                item.future.set_exception(_told(error))
+                _settle(item.future, error=_told(error))
 
     def _read(self, request: PredictRequest) -> tuple[Photo, list[str]]:
         """The photo, and notes on it. Some decoders take nothing but files, and some kinds are told by the suffix."""
@@ -369,6 +378,15 @@ def about_model(run: ModelRun) -> dict[str, Any]:
         "invariance": run.checkpoint.invariance,
         "maps": [kind.name for kind in run.writes.maps],
     }
+
+
+def _settle(future: Future[Answer], answer: Answer | None = None, *, error: BaseException | None = None) -> None:
+    """Ends the waiting, unless the end of the server has ended it."""
+    with suppress(InvalidStateError):
+        if error is not None:
+            future.set_exception(error)
+        elif answer is not None:
+            future.set_result(answer)
 
 
 def _told(error: BaseException) -> BaseException:

@@ -20,7 +20,10 @@ _BINARY = {"type": "string", "format": "binary"}
 _TINY_PNG = (  # 4x4, gray
     "iVBORw0KGgoAAAANSUhEUgAAAAQAAAAECAAAAACMmsGiAAAAEElEQVR4nGOMYmBgYGJAIQAHEgBiAf1cvgAAAABJRU5ErkJggg=="
 )
-_FORMAT = {"type": "string", "description": "Of an archive: npy, png, npz, exr, ply, glb, with commas between."}
+_FORMAT = {
+    "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}],
+    "description": "Of an archive: npy, png, npz, exr, ply, glb, with commas between.",
+}
 _RECORD = {
     "type": "boolean",
     "description": "Of an archive: adds photo.json with what the maps are, the record and notes.",

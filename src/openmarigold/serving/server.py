@@ -11,6 +11,7 @@ from dataclasses import replace
 from threading import Thread
 from typing import Any
 
+from openmarigold import workers
 from openmarigold.config import PredictConfig
 from openmarigold.errors import InvalidValueError, OutputError, needs_extra
 from openmarigold.serving.connection import TOKEN_VARIABLE
@@ -88,6 +89,9 @@ def serve(config: PredictConfig, limits: ServeConfig, *, ready: Callable[[str], 
             _drain_on_signal(server, service, limits.drain_time)
             server.run(sockets=[listener])
         log("stopped")
+    if service.num_running and workers.is_claimed():
+        # A network that still runs would be torn down under its thread, which ends in an abort.
+        os._exit(0)
 
 
 def _drain_on_signal(server: Any, service: Any, drain_time: float) -> None:

@@ -26,12 +26,14 @@ if TYPE_CHECKING:
         OpenMarigoldError,
         OutputError,
         RecipeError,
+        ServerError,
     )
     from openmarigold.evaluation import MapEstimator, Report, evaluate
     from openmarigold.predictor import Predictor
     from openmarigold.predictor.pipeline import pipeline
     from openmarigold.predictor.run import BatchResult, predict_files
     from openmarigold.results.prediction import Prediction
+    from openmarigold.serving.client import Client
     from openmarigold.training import train
 
 __version__ = "0.1.0"
@@ -42,6 +44,7 @@ __all__ = [
     "BatchResult",
     "CallConfig",
     "CheckpointError",
+    "Client",
     "DataError",
     "ImageError",
     "InvalidValueError",
@@ -57,6 +60,7 @@ __all__ = [
     "Predictor",
     "RecipeError",
     "Report",
+    "ServerError",
     "__version__",
     "alignment",
     "evaluate",
@@ -80,11 +84,13 @@ _MODULES = {
         "OpenMarigoldError",
         "OutputError",
         "RecipeError",
+        "ServerError",
     ),
     "evaluation": ("MapEstimator", "Report", "evaluate"),
     "predictor": ("Predictor",),
     "predictor.pipeline": ("pipeline",),
     "results.prediction": ("Prediction",),
+    "serving.client": ("Client",),
     "training": ("train",),
 }
 _PUBLIC_MODULES = ("alignment", "metrics")

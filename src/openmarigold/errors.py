@@ -8,6 +8,7 @@ OpenMarigoldError
 ├── CheckpointError (ValueError)       a checkpoint that is missing, incomplete or not understood
 ├── DataError (ValueError)             a data set or benchmark that is missing, incomplete or damaged
 ├── OutputError (OSError)              a result that cannot be written
+├── ServerError (ConnectionError)      a server that cannot be reached, or refuses
 ├── NumericalError (ArithmeticError)   non-finite values in a network's output
 └── MissingExtraError (ImportError)    an optional dependency that is not installed
 """
@@ -45,6 +46,10 @@ class DataError(OpenMarigoldError, ValueError):
 
 class OutputError(OpenMarigoldError, OSError):
     """A result that cannot be written."""
+
+
+class ServerError(OpenMarigoldError, ConnectionError):
+    """A server of `openmarigold serve` that cannot be reached, or refuses."""
 
 
 class NumericalError(OpenMarigoldError, ArithmeticError):

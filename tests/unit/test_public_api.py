@@ -11,6 +11,7 @@ import openmarigold
 PUBLIC = {
     "BatchResult",
     "CheckpointError",
+    "Client",
     "DataError",
     "CallConfig",
     "ImageError",
@@ -27,6 +28,7 @@ PUBLIC = {
     "Predictor",
     "RecipeError",
     "Report",
+    "ServerError",
     "__version__",
     "alignment",
     "evaluate",

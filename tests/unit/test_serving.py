@@ -7,8 +7,8 @@ import asyncio
 import base64
 import io
 import json
+import re
 import threading
-import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -30,29 +31,13 @@ from openmarigold.serving.guard import Guard, Metrics
 from openmarigold.serving.jobs import Jobs, photos_of_zip
 from openmarigold.serving.requests import PredictRequest
 from openmarigold.serving.server import TOKEN_VARIABLE, read_token
-from openmarigold.serving.service import QueueFullError, Service, StoppingError
+from openmarigold.serving.service import NoModelError, QueueFullError, Service, StoppingError
 from openmarigold.serving.settings import ServeConfig
+from openmarigold.video.run import video_file
+from openmarigold.video.settings import VideoConfig
+from servers import SIDE, picture, running, until, with_model
 
 TOKEN = "0123456789abcdef"
-
-
-def picture(width: int = 72, height: int = 56, *, kind: str = "PNG") -> bytes:
-    pixels = np.random.default_rng(width).integers(0, 255, (height, width, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind)
-    return buffer.getvalue()
-
-
-@contextmanager
-def running(token: str | None = None, **limits: Any) -> Iterator[TestClient]:
-    config = ServeConfig(**limits)
-    service = Service(PredictConfig(processing_resolution=64), config)
-    with TestClient(create_app(service, config, token), base_url="http://localhost") as client:
-        for _ in range(600):
-            if client.get("/readyz").status_code == 200:
-                break
-            time.sleep(0.05)
-        yield client
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +163,7 @@ def test_other_bodies(client: TestClient) -> None:
 
 def test_a_picture_of_too_many_pixels_is_413_before_it_is_decoded() -> None:
     buffer = io.BytesIO()
-    Image.new("L", (20_000, 20_000)).save(buffer, "PNG")  # 0.4 MB
+    Image.new("1", (5000, 5000)).save(buffer, "PNG")  # 3 kB
     with running(max_pixels=1_000_000) as client:
         answer = post(client, buffer.getvalue())
         assert answer.status_code == 413
@@ -274,7 +259,8 @@ class Blocked(Service):
     """A service whose predictions wait for `go`."""
 
     def __init__(self, limits: ServeConfig) -> None:
-        super().__init__(PredictConfig(processing_resolution=64), limits)
+        super().__init__(PredictConfig(), limits)
+        with_model(self)
         self.go = threading.Event()
 
     def _answer(self, items: Any) -> None:
@@ -294,18 +280,10 @@ def blocked(**limits: Any) -> Iterator[Blocked]:
     service.stop(20.0)
 
 
-def _until(condition: Any) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        time.sleep(0.02)
-    raise AssertionError("it did not happen")
-
-
 def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
     with blocked(max_queue=2) as service:
         futures = [service.submit(REQUEST)]
-        _until(lambda: service.num_running == 1)
+        until(lambda: service.num_running == 1)
         futures += [service.submit(REQUEST) for _ in range(2)]
         with pytest.raises(QueueFullError) as caught:
             service.submit(REQUEST)
@@ -321,7 +299,7 @@ def test_stopping_finishes_what_has_come_in() -> None:
         futures: list[Future[Any]] = [service.submit(REQUEST) for _ in range(3)]
         stopper = threading.Thread(target=service.stop, args=(20.0,))
         stopper.start()
-        _until(lambda: service._stopping)
+        until(lambda: service._stopping)
         with pytest.raises(StoppingError):
             service.submit(REQUEST)
         service.go.set()
@@ -333,22 +311,24 @@ def test_stopping_finishes_what_has_come_in() -> None:
 def test_stopping_cancels_what_does_not_finish_in_time() -> None:
     with blocked() as service:
         futures: list[Future[Any]] = [service.submit(REQUEST) for _ in range(2)]
-        _until(lambda: service.num_running == 1)
+        until(lambda: service.num_running == 1)
         assert service.stop(0.1) is False
         assert futures[1].cancelled()
+        with pytest.raises(StoppingError, match="has stopped"):
+            futures[0].result(1)
 
 
 def test_a_full_queue_is_429_and_a_long_prediction_504() -> None:
     config = ServeConfig(threads=1, max_queue=1, time_limit=1.0)
     service = Blocked(config)
     with TestClient(create_app(service, config), base_url="http://localhost") as client:
-        _until(lambda: client.get("/readyz").status_code == 200)
+        until(lambda: client.get("/readyz").status_code == 200)
         statuses: list[int] = []
         threads = [threading.Thread(target=lambda: statuses.append(post(client).status_code)) for _ in range(2)]
         threads[0].start()
-        _until(lambda: service.num_running == 1)
+        until(lambda: service.num_running == 1)
         threads[1].start()
-        _until(lambda: service.num_waiting == 1)
+        until(lambda: service.num_waiting == 1)
         full = post(client)
         assert full.status_code == 429
         assert int(full.headers["retry-after"]) >= 1
@@ -356,16 +336,33 @@ def test_a_full_queue_is_429_and_a_long_prediction_504() -> None:
             thread.join(20)
         assert statuses == [504, 504]
         service.go.set()
-        _until(lambda: service.num_running == 0)
+        until(lambda: service.num_running == 0)
         assert post(client).status_code == 200
+
+
+def test_what_is_not_done_when_the_server_ends_is_503() -> None:
+    config = ServeConfig(threads=1)
+    service = Blocked(config)
+    with TestClient(create_app(service, config), base_url="http://localhost") as client:
+        until(lambda: client.get("/readyz").status_code == 200)
+        statuses: list[int] = []
+        threads = [threading.Thread(target=lambda: statuses.append(post(client).status_code)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        until(lambda: service.num_running == 1 and service.num_waiting == 1)
+        service.stop(0.1)
+        for thread in threads:
+            thread.join(20)
+        assert statuses == [503, 503]
+        service.go.set()
 
 
 def test_a_checkpoint_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
     service = Service(PredictConfig(), ServeConfig())
     service._bases[0].load = lambda others=(): (_ for _ in ()).throw(InvalidValueError("no such device"))
     service.start()
-    _until(lambda: service.load_error is not None)
-    with pytest.raises(InvalidValueError, match="no such device"):
+    until(lambda: service.load_error is not None)
+    with pytest.raises(NoModelError, match="cannot be loaded: no such device"):
         service.submit(REQUEST)
     service.stop(1.0)
 
@@ -374,12 +371,11 @@ def test_a_checkpoint_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
 
 
 def _ended(client: TestClient, job: dict[str, Any]) -> dict[str, Any]:
-    for _ in range(600):
-        told = client.get(f"/v1/jobs/{job['id']}").json()
-        if told["state"] not in ("waiting", "running"):
-            return told
-        time.sleep(0.05)
-    raise AssertionError("the job did not end")
+    def told() -> dict[str, Any]:
+        return client.get(f"/v1/jobs/{job['id']}").json()
+
+    until(lambda: told()["state"] not in ("waiting", "running"))
+    return told()
 
 
 def test_a_job_of_photos_and_a_zip(client: TestClient) -> None:
@@ -409,7 +405,7 @@ def test_many_jobs_are_bounded() -> None:
     config = ServeConfig(threads=1, max_jobs=2)
     service = Blocked(config)
     with TestClient(create_app(service, config), base_url="http://localhost") as client:
-        _until(lambda: client.get("/readyz").status_code == 200)
+        until(lambda: client.get("/readyz").status_code == 200)
         statuses = [client.post("/v1/jobs", files={"photo": ("a.png", picture())}).status_code for _ in range(3)]
         assert statuses == [202, 202, 429]
         service.go.set()
@@ -425,7 +421,7 @@ def test_photos_of_jobs_are_bounded_in_memory() -> None:
     with pytest.raises(QueueFullError):
         jobs.add({"one": REQUEST, "other": REQUEST})
     service.go.set()
-    _until(lambda: all(job.ended is not None for job in kept))
+    until(lambda: all(job.ended is not None for job in kept))
     assert jobs._held == 0
     jobs.add({str(number): REQUEST for number in range(8)})  # there is room again
     jobs.stop()
@@ -464,6 +460,16 @@ def test_the_interface_describes_itself(client: TestClient) -> None:
     assert client.get("/v1/models").json()["modalities"]["depth"]["maps"] == ["depth"]
 
 
+def test_the_page_of_the_interface_needs_no_other_server(client: TestClient) -> None:
+    page = client.get("/docs")
+    assert page.status_code == 200
+    assert "http" not in re.sub(r"<title>.*</title>", "", page.text)
+    for name in re.findall(r'(?:src|href)="([^"]+)"', page.text):
+        answer = client.get(f"/{name}")
+        assert (answer.status_code, len(answer.content) > 1000) == (200, True), name
+    assert client.get("/docs/static/../../__init__.py").status_code == 404
+
+
 def test_metrics_and_request_ids(client: TestClient) -> None:
     answer = client.get("/healthz", headers={"x-request-id": "abc-1"})
     assert answer.headers["x-request-id"] == "abc-1"
@@ -472,3 +478,78 @@ def test_metrics_and_request_ids(client: TestClient) -> None:
     text = client.get("/metrics").text
     assert 'openmarigold_requests_total{route="/v1/predict",status="200"}' in text
     assert "openmarigold_queue_waiting 0.0" in text
+
+
+# -------------------------------------------------------------------------------------------------------------- clips
+
+
+@pytest.fixture(scope="module")
+def clip_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("clip") / "walk.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        frames = [np.roll(np.asarray(Image.open(io.BytesIO(picture(64, 48)))), number, axis=1) for number in range(4)]
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def test_a_clip_gives_the_files_of_video(client: TestClient, clip_file: Path, tmp_path: Path) -> None:
+    config = PredictConfig(processing_resolution=SIDE, seed=5)
+    video_file(clip_file, tmp_path / "out", config=config, video=VideoConfig(format=("colored", "npy"), every=2))
+    files = {"clip": ("../walk.mp4", clip_file.read_bytes())}
+    answer = client.post("/v1/jobs", files=files, data={"format": "colored,npy", "every": "2", "seed": "5"})
+    assert answer.status_code == 202, answer.text
+    told = _ended(client, answer.json())
+    assert (told["state"], told["total"], told["done"], told["failed"]) == ("done", 2, 2, [])
+    result = client.get(f"/v1/jobs/{told['id']}/result")
+    with zipfile.ZipFile(io.BytesIO(result.content)) as archive:
+        found = {name: archive.read(name) for name in archive.namelist()}
+    wanted = {
+        path.relative_to(tmp_path / "out").as_posix(): path.read_bytes()
+        for path in (tmp_path / "out").rglob("*")
+        if path.is_file()
+    }
+    assert set(found) == set(wanted)
+    record = json.loads(found.pop("walk_depth.json"))
+    assert record["num_frames"] == 2
+    assert "/" not in record["input"] and "input_path" not in record
+    wanted.pop("walk_depth.json")
+    assert found == wanted
+
+
+@pytest.mark.parametrize(
+    ("content", "data", "status", "word"),
+    [
+        (b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n", {}, 422, "no video file"),
+        (b"ffconcat version 1.0\nfile /etc/passwd\n", {}, 422, "no video file"),
+        (None, {"format": "mp5"}, 400, "mp5"),
+        (None, {"raw_size": "9x9"}, 400, "raw_size"),
+        (None, {"look_ahead": "64"}, 400, "look_ahead=64"),
+        (None, {"ensemble_size": "1000"}, 400, "at most"),
+        (None, {"modality": "normals"}, 400, "not offered"),
+    ],
+)
+def test_clips_that_are_refused(
+    client: TestClient, clip_file: Path, content: bytes | None, data: dict[str, str], status: int, word: str
+) -> None:
+    answer = client.post("/v1/jobs", files={"clip": ("a.mp4", content or clip_file.read_bytes())}, data=data)
+    assert answer.status_code == status
+    assert word in answer.json()["error"]
+
+
+def test_clips_are_bounded(clip_file: Path) -> None:
+    with running(max_frames=2, max_result_megabytes=0.05) as client:
+
+        def failure(data: dict[str, str], content: bytes | None = None) -> str:
+            files = {"clip": ("a.mp4", content or clip_file.read_bytes())}
+            told = _ended(client, client.post("/v1/jobs", files=files, data=data).json())
+            assert (told["state"], client.get(f"/v1/jobs/{told['id']}/result").status_code) == ("failed", 409)
+            return told["failed"][0]["error"]
+
+        assert "more than 2 frames" in failure({})
+        assert "results are larger than 0.05 MB" in failure({"every": "2", "format": "npy,exr,ffv1,colored"})
+        damaged = failure({}, clip_file.read_bytes()[:200])
+        assert damaged.startswith("the clip") and "/tmp" not in damaged

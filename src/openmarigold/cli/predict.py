@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar, say
 from openmarigold.config import OutputConfig, PredictConfig
+from openmarigold.errors import InvalidValueError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,10 @@ class Predict:
     """Folder of the results; made where it is missing."""
     config_file: Annotated[Path | None, tyro.conf.arg(name="config", metavar="FILE")] = None
     """TOML file with settings (ensemble_size = 10); flags override it."""
+    server: Annotated[str | None, tyro.conf.arg(metavar="URL")] = None
+    """Predict on an `openmarigold serve` there; no model runs here."""
+    token_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """File with the server's token. None: OPENMARIGOLD_TOKEN."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """Predict again what is done with the same settings."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -40,19 +46,18 @@ class Predict:
 
 def run_predict(command: Predict) -> int:
     """Predicts, prints what was done, and returns the exit status."""
-    from openmarigold.predictor.run import Event, predict_files
-
+    predict = _predictor(command)
     started = time.perf_counter()
     with progress_bar("photos") as (advance, note):
 
-        def report(event: Event) -> None:
+        def report(event: Any) -> None:
             if event.error is not None:
                 note(f"error: {event.error}")
             if event.note is not None:
                 note(f"note: {event.note}")
             advance(event.done, event.total)
 
-        result = predict_files(
+        result = predict(
             command.inputs,
             output_dir=command.output_dir,
             config=command.config,
@@ -67,9 +72,26 @@ def run_predict(command: Predict) -> int:
         renewed = f" ({len(result.renewed)} again: settings or photo changed)" if result.renewed else ""
         photos_s = total_s - result.load_s  # of neighbors, reading, predicting and writing overlap
         engine = f"engine {result.engine}, " if result.engine else ""
+        where = f"{engine}model loaded in {result.load_s:.2f} s" if command.server is None else f"on {command.server}"
         each = f", {photos_s / result.num_predicted:.2f} s a photo" if result.num_predicted else ""
         say(
             f"{result.num_predicted} predicted{renewed}, {len(result.skipped)} skipped, {len(result.failed)} failed in "
-            f"{total_s:.2f} s ({engine}model loaded in {result.load_s:.2f} s{each}) -> {command.output_dir}"
+            f"{total_s:.2f} s ({where}{each}) -> {command.output_dir}"
         )
     return EXIT_SOME_FAILED if result.failed else 0
+
+
+def _predictor(command: Predict) -> Callable[..., Any]:
+    """What predicts: a model here, or a server."""
+    if command.server is None:
+        if command.token_file is not None:
+            raise InvalidValueError("--token-file has no effect without --server; give both or none")
+        from openmarigold.predictor.run import predict_files
+
+        return predict_files
+    from functools import partial
+
+    from openmarigold.serving.connection import client_token
+    from openmarigold.serving.remote import predict_on_server
+
+    return partial(predict_on_server, server=command.server, token=client_token(None, command.token_file))

@@ -66,7 +66,7 @@ def read_rgb(
     color = parse_color(background)
     head = b""
     try:
-        head = _head(path)
+        head = read_head(path)
         # Pillow warns above 89 megapixels, which medium-format photos have (it refuses above 179), and of damaged
         # metadata, which the pixels may not share; libtiff talks to stderr.
         with quiet():
@@ -279,8 +279,8 @@ def _check_size(width: int, height: int) -> None:
         raise ImageError(_TOO_LARGE)
 
 
-def _head(path: Path) -> bytes:
-    """The first bytes of a file.
+def read_head(path: Path) -> bytes:
+    """The first bytes of a photo's file.
 
     Raises:
         ImageError: there is none, or it is empty.

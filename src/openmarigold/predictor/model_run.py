@@ -21,9 +21,9 @@ from openmarigold.modalities import Modality
 from openmarigold.predictor import Predictor
 from openmarigold.predictor.cameras import camera_facts
 from openmarigold.predictor.finisher import Finisher
-from openmarigold.results.manifest import Manifest, file_size
+from openmarigold.predictor.maker import Maker
+from openmarigold.results.manifest import file_size
 from openmarigold.results.prediction import Prediction
-from openmarigold.results.replacing import ResultFiles
 from openmarigold.results.surfaces import check_uncertainty, space_facts
 from openmarigold.results.writers import check_output, needs_photo, result_paths, write_prediction
 
@@ -54,31 +54,28 @@ _WITHOUT_EFFECT = frozenset(
 )
 
 
-class ModelRun:
+def notes_on(prediction: Prediction, path: Path | str) -> list[str]:
+    """What a prediction says of the photo at `path`, and what was done to a camera of a file."""
+    notes = [f"{path}: {note}" for note in prediction.settings.get("notes", ())]
+    camera = prediction.camera
+    if camera is not None and camera.source == "file" and camera.note:
+        notes.append(f"{path}: camera of the file: {camera.note}")
+    return notes
+
+
+class ModelRun(Maker):
     """One model of a run: loaded for the first photo that needs it."""
 
     def __init__(
         self, config: PredictConfig, output: OutputConfig, output_dir: Path, finisher: Finisher | None = None
     ) -> None:
+        super().__init__(output_dir)
         self.config = config
         self.finisher = finisher
         self.output = output
-        self.output_dir = output_dir
         self.at_once = 1
         """About how many threads will predict at the same time."""
-        self.load_s = 0.0
-        """Time to load the checkpoint [s]."""
         self._predictor: Predictor | None = None
-
-    @cached_property
-    def manifest(self) -> Manifest:
-        """The lines of the output folder's manifest that are of this model's modality."""
-        return Manifest(self.output_dir, self.writes.name)
-
-    @cached_property
-    def files(self) -> ResultFiles:
-        """The rules for replacing files."""
-        return ResultFiles(self.manifest)
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -89,6 +86,11 @@ class ModelRun:
     def writes(self) -> Modality:
         """What the files hold."""
         return self.checkpoint.predicts if self.finisher is None else self.finisher.modality
+
+    @property
+    def modality_name(self) -> str:
+        """What the files hold."""
+        return self.writes.name
 
     @cached_property
     def tiny_vae(self) -> TinyVae | None:
@@ -197,18 +199,18 @@ class ModelRun:
             settings=self.request,
         )
 
-    def is_done(self, result: str, input_sha256: str | None, paths: Sequence[Path], request: Mapping[str, Any]) -> bool:
-        """Whether all files of a result are there, made from this photo with these settings."""
-        names = [path.name for path in paths]
-        return self.manifest.is_done(result, request=request, input_sha256=input_sha256, outputs=names)
+    def prepare(self, makers: Sequence[Maker]) -> None:
+        """Loads the model."""
+        self.load([other for other in makers if isinstance(other, ModelRun)])
 
-    def predict(self, photo: Photo, others: Sequence[ModelRun], path: Path, result: str) -> Prediction:
-        """The prediction for one photo, which lies at `path`, without the photo where no file needs it."""
-        predictor = self.load(others)
+    def predict(self, photo: Photo, path: Path, result: str) -> tuple[Prediction, list[str]]:
+        """The prediction for one photo, which lies at `path`, without the photo where no file needs it; and notes."""
+        predictor = self.load()
         prediction = predictor(photo, **self.config.call_options)
         if self.finisher is not None:
             prediction = self.finisher.finish(prediction, path, result, predictor)
-        return prediction if needs_photo(self.output) else replace(prediction, rgb=None)
+        kept = prediction if needs_photo(self.output) else replace(prediction, rgb=None)
+        return kept, notes_on(prediction, path)
 
     def write(
         self,

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from openmarigold.config import OutputConfig, PredictConfig
-from openmarigold.errors import InvalidValueError, OpenMarigoldError, OutputError
+from openmarigold.errors import InvalidValueError, OpenMarigoldError, OutputError, ServerError
 from openmarigold.files import as_path, concerns_every_file, file_sha256
 from openmarigold.images.exif import Photo, read_metadata
 from openmarigold.images.photo import parse_color, read_rgb
 from openmarigold.predictor.finisher import Finisher
+from openmarigold.predictor.maker import Maker, PhotoReader
 from openmarigold.predictor.model_run import ModelRun
 from openmarigold.results.inputs import about_left_out, about_passed_over, check_output_dir, list_photos, photo_location
-from openmarigold.results.prediction import Prediction
 
 MAX_PIXELS_ASIDE = 2**25  # of photos that are held while the next one is read
 _PHOTO_ERRORS = (OpenMarigoldError, MemoryError, OSError)
@@ -107,15 +108,60 @@ def predict_files(
         MissingExtraError: a format or color map without its extra.
         CheckpointError: the checkpoint cannot be used.
     """
+    inputs = listed(inputs)
+    output_dir = as_path(output_dir, "output_dir")
+    names = list(dict.fromkeys(config.modality))
+    configs = [replace(config, modality=(name,)) for name in names] or [config]
+    models = [ModelRun(one, output or OutputConfig(), output_dir, finisher) for one in configs]
+    check_output_dir(output_dir, inputs)
+    parse_color(config.background)
+    _check_models(models)
+    return make_results(
+        inputs,
+        output_dir=output_dir,
+        makers=models,
+        read=_pixels_reader(config.background),
+        overwrite=overwrite,
+        report=report,
+    )
+
+
+def listed(inputs: Any) -> list[Path]:
+    """One path or several as a list.
+
+    Raises:
+        InvalidValueError: no input, or an empty path.
+    """
     if not isinstance(inputs, Iterable) or isinstance(inputs, (str, bytes, os.PathLike)):
         inputs = [inputs]  # one path, or what `as_path` refuses
-    inputs = [as_path(path, "an input") for path in inputs]
-    output_dir = as_path(output_dir, "output_dir")
-    if not inputs:
+    paths = [as_path(path, "an input") for path in inputs]
+    if not paths:
         raise InvalidValueError("no input given; name photos or folders of photos")
-    run = _Run(config, output or OutputConfig(), output_dir, overwrite, finisher)
-    check_output_dir(output_dir, inputs)
-    run.check()
+    return paths
+
+
+def make_results(
+    inputs: Sequence[Path],
+    *,
+    output_dir: Path,
+    makers: Sequence[Maker],
+    read: PhotoReader,
+    ahead: int = 1,
+    overwrite: bool = False,
+    report: Callable[[Event], object] = lambda event: None,
+) -> BatchResult:
+    """`predict_files` by any makers, which are checked already, as is the output folder.
+
+    Args:
+        inputs: photos, and folders of photos.
+        output_dir: where `makers` write.
+        makers: one for each modality.
+        read: called in one thread, for each photo in order.
+        ahead: photos that are read before the one at hand is done, at most.
+        overwrite: make again what is done, and replace results of other photos.
+        report: is told how far it is.
+    """
+    run = _Run(makers, read, output_dir, overwrite, ahead)
     photos, problems = list_photos(inputs, output_dir, run.outcome.left_out, run.outcome.passed_over)
     total = len(photos) + len(problems)
     if left_out := run.outcome.left_out:
@@ -138,13 +184,13 @@ def predict_files(
 class _Part:
     """What one model is to make of a photo."""
 
-    model: ModelRun
+    model: Maker
     paths: list[Path]
     request: Mapping[str, Any] = field(default_factory=dict)
     """Every setting that shapes the results, of all photos and of this one."""
     is_wanted: bool = True
     """False where it is done already."""
-    prediction: Prediction | None = None
+    prediction: Any = None
     error: str | None = None
 
 
@@ -156,8 +202,8 @@ class _Job:
     photo: Path
     parts: list[_Part]
     input_sha256: str | None = None
-    pixels: Photo | None = None
-    """None where the photo is done already or cannot be read."""
+    pixels: Any = None
+    """What the reader gives; None where the photo is done already or cannot be read."""
     num_pixels: int = 0
     """Of the photo as it is read, predicted and written."""
     notes: list[str] = field(default_factory=list)
@@ -174,35 +220,14 @@ class _Run:
     """What all photos of one call share: settings, and the models from the first photo on."""
 
     def __init__(
-        self,
-        config: PredictConfig,
-        output: OutputConfig,
-        output_dir: Path,
-        overwrite: bool,
-        finisher: Finisher | None = None,
+        self, makers: Sequence[Maker], read: PhotoReader, output_dir: Path, overwrite: bool, ahead: int = 1
     ) -> None:
-        self.background = config.background
+        self.read = read
         self.output_dir = output_dir
         self.overwrite = overwrite
+        self.ahead = ahead
         self.outcome = BatchResult()
-        names = list(dict.fromkeys(config.modality))
-        configs = [replace(config, modality=(name,)) for name in names] or [config]
-        self.models = [ModelRun(one, output, output_dir, finisher) for one in configs]
-
-    def check(self) -> None:
-        """Check the settings before any photo is read."""
-        parse_color(self.background)
-        for model in self.models:
-            model.check()
-        # Networks predict one thing; the files of some do not say what.
-        own = {model.checkpoint.modality.name for model in self.models if model.checkpoint.derived is None}
-        places = {model.checkpoint.directory for model in self.models if model.checkpoint.derived is None}
-        if len(own) > len(places):
-            name = self.models[0].checkpoint.name
-            raise InvalidValueError(
-                f"modality {', '.join(sorted(own))}: {name} predicts one of these, and its files do not say which; "
-                "give one"
-            )
+        self.models = list(makers)
 
     def predict_all(self, photos: Mapping[str, Path]) -> Iterator[tuple[Path, tuple[str | None, str | None]]]:
         """Yields each photo with its error and a note, if any, in order.
@@ -218,26 +243,33 @@ class _Run:
             model.manifest.standing("")  # reads what is there, before two threads ask
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
             jobs = [self._job(result, photo) for result, photo in photos.items()]
-            reading = [reader.submit(self._read, job) for job in jobs[:1]]
+            reading: deque[Future[None]] = deque()
+
+            def read_to(end: int) -> None:
+                done = len(jobs) - len(unread)
+                for _ in range(done, min(end, len(jobs))):
+                    reading.append(reader.submit(self._read, unread.popleft()))
+
+            unread = deque(jobs)
+            read_to(1)
             writing: Future[tuple[str | None, str | None]] | None = None
             for index, job in enumerate(jobs):
-                reading.pop().result()
+                reading.popleft().result()
                 before = jobs[index - 1] if index else job
                 if writing is not None and (writing.done() or job.num_pixels + before.num_pixels > MAX_PIXELS_ASIDE):
                     yield before.photo, writing.result()
                     writing = None
-                following = jobs[index + 1 : index + 2]
-                ahead = job.num_pixels <= MAX_PIXELS_ASIDE
-                if ahead:
-                    reading += [reader.submit(self._read, other) for other in following]
+                is_aside = job.num_pixels <= MAX_PIXELS_ASIDE
+                if is_aside:
+                    read_to(index + 1 + self.ahead)
                 self._predict(job)
                 if writing is not None:  # one at a time: memory holds three photos at most
                     yield before.photo, writing.result()
                 writing = writer.submit(self._finish, job)
-                if not ahead:
+                if not is_aside:
                     yield job.photo, writing.result()
                     writing = None
-                    reading += [reader.submit(self._read, other) for other in following]
+                    read_to(index + 2)
             if writing is not None:
                 yield jobs[-1].photo, writing.result()
 
@@ -262,10 +294,8 @@ class _Run:
                 part.error = _one_line(job.photo, error)
         if wanted := job.open_parts:
             try:
-                rgb = read_rgb(job.photo, background=self.background, note=job.notes.append)
-                job.pixels = Photo(rgb=rgb, metadata=read_metadata(job.photo))
-                job.num_pixels = rgb.shape[0] * rgb.shape[1]
-                job.notes += [f"{job.photo} {note}" for note in job.pixels.metadata.notes]
+                makers = [part.model for part in wanted]
+                job.pixels, job.num_pixels = self.read(job.photo, makers, job.notes.append)
             except _PHOTO_ERRORS as error:
                 for part in wanted:
                     part.error = _one_line(job.photo, error)
@@ -275,16 +305,17 @@ class _Run:
         if job.pixels is None:
             return
         for part in job.open_parts:
-            part.model.load(self.models)
+            part.model.prepare(self.models)
             self.outcome.load_s = sum(model.load_s for model in self.models)
-            self.outcome.engine = part.model.engine
             started = time.perf_counter()
             try:
-                part.prediction = part.model.predict(job.pixels, self.models, job.photo, job.result)
-                job.notes += [f"{job.photo}: {note}" for note in part.prediction.settings.get("notes", ())]
-                _note_camera(job, part.prediction)
+                part.prediction, notes = part.model.predict(job.pixels, job.photo, job.result)
+                job.notes += [note for note in notes if note not in job.notes]
+            except ServerError:
+                raise  # the next photo would fail too
             except _PHOTO_ERRORS as error:
                 part.error = _one_line(job.photo, error)
+            self.outcome.engine = part.model.engine
             job.seconds += time.perf_counter() - started
         job.pixels = None
 
@@ -366,12 +397,31 @@ class _Run:
         self.models[0].manifest.append("", "failed", input=str(photo), input_sha256=None, error=message)
 
 
-def _note_camera(job: _Job, prediction: Prediction) -> None:
-    """Say what was done to a camera of a file."""
-    camera = prediction.camera
-    if camera is not None and camera.source == "file" and camera.note:
-        note = f"{job.photo}: camera of the file: {camera.note}"
-        job.notes += [] if note in job.notes else [note]
+def _check_models(models: Sequence[ModelRun]) -> None:
+    """Check the settings before any photo is read."""
+    for model in models:
+        model.check()
+    # Networks predict one thing; the files of some do not say what.
+    own = {model.checkpoint.modality.name for model in models if model.checkpoint.derived is None}
+    places = {model.checkpoint.directory for model in models if model.checkpoint.derived is None}
+    if len(own) > len(places):
+        name = models[0].checkpoint.name
+        raise InvalidValueError(
+            f"modality {', '.join(sorted(own))}: {name} predicts one of these, and its files do not say which; give one"
+        )
+
+
+def _pixels_reader(background: str) -> PhotoReader:
+    """Reads photos for models of this process."""
+
+    def read(path: Path, makers: Sequence[Maker], note: Callable[[str], object]) -> tuple[Any, int]:
+        rgb = read_rgb(path, background=background, note=note)
+        photo = Photo(rgb=rgb, metadata=read_metadata(path))
+        for text in photo.metadata.notes:
+            note(f"{path} {text}")
+        return photo, rgb.shape[0] * rgb.shape[1]
+
+    return read
 
 
 def _one_line(photo: Path, error: Exception) -> str:

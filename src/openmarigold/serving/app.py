@@ -7,38 +7,48 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import Any, get_args
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from openmarigold import __version__
-from openmarigold.config import FileFormat
 from openmarigold.errors import ImageError, InvalidValueError, MissingExtraError, OpenMarigoldError
 from openmarigold.serving import documentation
+from openmarigold.serving.bodies import body_of, formats_of, is_true, unpacked
+from openmarigold.serving.clips import make_clip_request
+from openmarigold.serving.docs_page import add_docs
 from openmarigold.serving.formats import (
     ACCEPTED,
     JSON,
     MEDIA_TYPES,
+    RECORD_FILE,
     ZIP,
     chosen_file,
     media_type_of,
     negotiated,
     zipped,
 )
-from openmarigold.serving.guard import Guard, Metrics
-from openmarigold.serving.jobs import Job, Jobs, check_number, photos_of_zip, result_names
+from openmarigold.serving.guard import BodyError, Guard, Metrics
+from openmarigold.serving.jobs import Job, Jobs, check_number, result_names
 from openmarigold.serving.page import add_page
-from openmarigold.serving.requests import PredictRequest, make_request, photo_of_json
-from openmarigold.serving.service import Answer, QueueFullError, Service, StoppingError, TooManyPixelsError
+from openmarigold.serving.requests import PredictRequest, make_request
+from openmarigold.serving.service import (
+    Answer,
+    LoadingError,
+    NoModelError,
+    QueueFullError,
+    Service,
+    StoppingError,
+    TooManyPixelsError,
+    about_model,
+)
 from openmarigold.serving.settings import ServeConfig
-from openmarigold.text_files import DamagedTextError, parse_json
 
-_MAX_FIELDS = 100
+_LONGEST_MESSAGE = 1500
 _POLL_S, _KEEP_ALIVE_S = 0.2, 15.0
 
 
@@ -61,15 +71,16 @@ def create_app(service: Service, limits: ServeConfig, token: str | None = None) 
         await run_in_threadpool(service.stop, limits.drain_time)
 
     app = FastAPI(title="OpenMarigold", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    _add_state(app, service, metrics)
+    _add_state(app, metrics, service, limits)
     _add_predict(app, service, limits)
     _add_jobs(app, service, jobs, limits)
     add_page(app, service, limits)
     _add_errors(app)
+    add_docs(app, with_token=token is not None)
     return Guard(app, limits, token, metrics)
 
 
-def _add_state(app: FastAPI, service: Service, metrics: Metrics) -> None:
+def _add_state(app: FastAPI, metrics: Metrics, service: Service, limits: ServeConfig) -> None:
     @app.get("/healthz", summary="Whether the process answers", response_class=PlainTextResponse)
     async def healthz() -> str:
         return "ok\n"
@@ -78,7 +89,9 @@ def _add_state(app: FastAPI, service: Service, metrics: Metrics) -> None:
     async def readyz() -> JSONResponse:
         if service.load_error is not None:
             return JSONResponse({"ready": False, "error": str(service.load_error)}, 503)
-        return JSONResponse({"ready": service.is_ready}, 200 if service.is_ready else 503)
+        if not service.is_ready:
+            return JSONResponse({"ready": False}, 503, {"retry-after": "1"})
+        return JSONResponse({"ready": True})
 
     @app.get("/metrics", summary="Counts and times for Prometheus", response_class=PlainTextResponse)
     async def show_metrics() -> Response:
@@ -86,15 +99,20 @@ def _add_state(app: FastAPI, service: Service, metrics: Metrics) -> None:
 
     @app.get("/v1/models", summary="What is offered")
     async def models() -> dict[str, Any]:
-        offered = {
-            name: {
-                "checkpoint": run.checkpoint.name,
-                "invariance": run.checkpoint.invariance,
-                "maps": [kind.name for kind in run.writes.maps],
-            }
-            for name, run in service.models.items()
-        }
+        offered = {name: about_model(run) for name, run in service.models.items()}
         return {"version": __version__, "modalities": offered, "media_types": list(ACCEPTED)}
+
+    @app.get(
+        "/v1/models/{modality}",
+        summary="What a request with these settings would be answered with, whatever the photo",
+        openapi_extra=documentation.settings_query(),
+        responses=documentation.FACTS,
+    )
+    async def model_facts(modality: str, request: Request) -> dict[str, Any]:
+        given: dict[str, Any] = dict(request.query_params)
+        formats = formats_of(given, ZIP)
+        asked = make_request(b"", {**given, "modality": modality}, formats, limits)
+        return {"version": __version__, **service.facts(asked)}
 
 
 def _add_predict(app: FastAPI, service: Service, limits: ServeConfig) -> None:
@@ -109,13 +127,18 @@ def _add_predict(app: FastAPI, service: Service, limits: ServeConfig) -> None:
         media = negotiated(request.headers.get("accept"))
         if media is None:
             raise HTTPException(406, f"none of what Accept names is offered; known are {', '.join(ACCEPTED)}")
-        photos, given = await _body_of(request, limits)
-        formats = _formats_of(given, media)
-        if len(photos) != 1:
-            raise InvalidValueError(f"the request holds {len(photos)} photos; give one, or make a job (/v1/jobs)")
-        asked = make_request(photos[0][1], given, formats, limits)
+        body = await body_of(request)
+        given, formats = body.given, formats_of(body.given, media)
+        with_record = is_true(given.pop("record", ""))
+        if body.clips or len(body.photos) != 1:
+            raise InvalidValueError(
+                f"the request holds {len(body.photos)} photos and {len(body.clips)} clips; give one photo, or make a "
+                "job (/v1/jobs)"
+            )
+        name, content = body.photos[0]
+        asked = make_request(content, given, formats, limits, name)
         answer = await _answered(service, asked, request, limits)
-        return _response(service, answer, asked, media)
+        return await run_in_threadpool(_response, service, answer, asked, media, with_record)
 
 
 async def _answered(service: Service, asked: PredictRequest, request: Request, limits: ServeConfig) -> Answer:
@@ -125,6 +148,8 @@ async def _answered(service: Service, asked: PredictRequest, request: Request, l
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         done, _ = await asyncio.wait({waiting, gone}, timeout=limits.time_limit, return_when=asyncio.FIRST_COMPLETED)
+        if waiting in done and waiting.cancelled():
+            raise StoppingError("the server has stopped before this was begun; try another one, or later")
         if waiting in done:
             return waiting.result()
         future.cancel()
@@ -143,11 +168,12 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _response(service: Service, answer: Answer, asked: PredictRequest, media: str) -> Response:
+def _response(service: Service, answer: Answer, asked: PredictRequest, media: str, with_record: bool) -> Response:
     if media == JSON:
         return JSONResponse(service.describe(answer))
     if media == ZIP:
-        return Response(zipped(answer.files), media_type=ZIP, headers=_named("photo.zip"))
+        record = {RECORD_FILE: json.dumps(service.describe(answer)).encode()} if with_record else {}
+        return Response(zipped({**answer.files, **record}), media_type=ZIP, headers=_named("photo.zip"))
     suffix = MEDIA_TYPES[media]
     names = [name for name in answer.files if name.endswith(f".{suffix}")]
     name = chosen_file(names, asked.file)
@@ -160,60 +186,7 @@ def _named(name: str) -> dict[str, str]:
     return {"content-disposition": f'attachment; filename="{name}"'}
 
 
-def _formats_of(given: dict[str, Any], media: str) -> tuple[FileFormat, ...]:
-    """The formats of the files: one of a media type; of an archive what `format` states, with commas between."""
-    stated = given.pop("format", None)
-    if media in MEDIA_TYPES:
-        return (MEDIA_TYPES[media],)
-    if media == JSON and stated is None:
-        return ("npy",)
-    words = stated.split(",") if isinstance(stated, str) else stated if isinstance(stated, list) else ["npy", "png"]
-    known = get_args(FileFormat)
-    if not words or not all(word in known for word in words):
-        raise InvalidValueError(f"format={stated!r:.80} is not known; give one or more of {', '.join(known)}")
-    return tuple(dict.fromkeys(words))  # pyright: ignore[reportReturnType] - known, as was checked
-
-
-async def _body_of(request: Request, limits: ServeConfig) -> tuple[list[tuple[str, bytes]], dict[str, Any]]:
-    """The photos of a request, with their names, and the settings that it states.
-
-    Raises:
-        HTTPException: another content type (415).
-        InvalidValueError: a body that does not hold what it should.
-    """
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type == "application/json":
-        try:
-            body = parse_json(await request.body())
-        except DamagedTextError as error:
-            raise InvalidValueError(f"the body is not JSON that can be used: {error}") from None
-        if not isinstance(body, dict):
-            raise InvalidValueError("the body is not a JSON object; give photo (in base64) and settings")
-        return [("photo", photo_of_json(body))], {name: value for name, value in body.items() if name != "photo"}
-    if content_type != "multipart/form-data":
-        raise HTTPException(415, "the content type is not accepted; send multipart/form-data or application/json")
-    photos: list[tuple[str, bytes]] = []
-    given: dict[str, Any] = {}
-    try:
-        form = request.form(max_files=10_000, max_fields=_MAX_FIELDS, max_part_size=1_000_000)
-        async with form as fields:
-            for name, value in fields.multi_items():
-                if not isinstance(value, UploadFile):
-                    given[name] = value
-                elif name == "photo":
-                    photos.append((value.filename or "", await value.read()))
-                else:
-                    raise InvalidValueError(f"the file {name!r:.80} is not expected; send the photo in the field photo")
-    except (KeyError, ValueError) as error:
-        if isinstance(error, InvalidValueError):
-            raise
-        raise InvalidValueError("the body is not valid multipart/form-data") from None
-    return photos, given
-
-
 def _add_jobs(app: FastAPI, service: Service, jobs: Jobs, limits: ServeConfig) -> None:
-    del service
-
     def found(job_id: str) -> Job:
         job = jobs.find(job_id)
         if job is None:
@@ -222,27 +195,40 @@ def _add_jobs(app: FastAPI, service: Service, jobs: Jobs, limits: ServeConfig) -
 
     @app.post(
         "/v1/jobs",
-        summary="Start the prediction of many photos",
+        summary="Start the prediction of many photos, or of a clip",
         status_code=202,
         openapi_extra=documentation.job_body(),
         responses=documentation.job_responses(),
     )
     async def add_job(request: Request) -> JSONResponse:
-        uploads, given = await _body_of(request, limits)
-        formats = _formats_of(given, ZIP)
-        photos = await run_in_threadpool(_unpacked, uploads, limits.max_bytes)
+        body = await body_of(request)
+        given = body.given
+        if body.clips:
+            if body.photos or len(body.clips) > 1:
+                raise InvalidValueError("a job takes photos, or one clip; make a job for each")
+            name, content = body.clips[0]
+            clip = await run_in_threadpool(make_clip_request, content, name, given, limits)
+            service.model(clip.modality)
+            job = jobs.add_clip(result_names([name or "clip"])[0], clip)
+            return JSONResponse(job.to_dict(), 202, {"location": f"/v1/jobs/{job.id}"})
+        formats = formats_of(given, ZIP)
+        photos = await run_in_threadpool(unpacked, body.photos, limits.max_bytes)
         check_number(len(photos))
         names = result_names(name for name, _ in photos)
-        requests = [make_request(content, given, formats, limits) for _, content in photos]
+        requests = [make_request(content, given, formats, limits, name) for name, content in photos]
         job = jobs.add(dict(zip(names, requests, strict=True)))
         return JSONResponse(job.to_dict(), 202, {"location": f"/v1/jobs/{job.id}"})
 
-    @app.get("/v1/jobs/{job_id}", summary="How far a job is", responses=documentation.NO_JOB)
+    @app.get("/v1/jobs/{job_id}", operation_id="show_job", summary="How far a job is", responses=documentation.NO_JOB)
     async def show_job(job_id: str) -> dict[str, Any]:
         return found(job_id).to_dict()
 
     @app.delete(
-        "/v1/jobs/{job_id}", summary="End a job and drop its results", status_code=204, responses=documentation.NO_JOB
+        "/v1/jobs/{job_id}",
+        operation_id="delete_job",
+        summary="End a job and drop its results",
+        status_code=204,
+        responses=documentation.NO_JOB,
     )
     async def delete_job(job_id: str) -> Response:
         jobs.cancel(found(job_id))
@@ -261,6 +247,7 @@ def _add_jobs(app: FastAPI, service: Service, jobs: Jobs, limits: ServeConfig) -
 
     @app.get(
         "/v1/jobs/{job_id}/result",
+        operation_id="job_result",
         summary="The zip of its results",
         responses=documentation.RESULT,
         response_class=FileResponse,
@@ -287,19 +274,11 @@ async def _events(job: Job) -> AsyncIterator[str]:
             yield ": still here\n\n"
 
 
-def _unpacked(uploads: list[tuple[str, bytes]], max_bytes: int) -> list[tuple[str, bytes]]:
-    photos: list[tuple[str, bytes]] = []
-    for name, content in uploads:
-        if content[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
-            photos += photos_of_zip(content, 4 * max_bytes)
-        else:
-            photos.append((name, content))
-    return photos
-
-
 _STATUS: Mapping[type[Exception], int] = {
     QueueFullError: 429,
     StoppingError: 503,
+    LoadingError: 503,
+    NoModelError: 503,
     TooManyPixelsError: 413,
     ImageError: 422,
     MissingExtraError: 501,
@@ -310,16 +289,26 @@ _STATUS: Mapping[type[Exception], int] = {
 def _add_errors(app: FastAPI) -> None:
     def reply(request: Request, status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
         request_id = getattr(request.state, "request_id", "")
+        message = " ".join(message.split())[:_LONGEST_MESSAGE]  # which may repeat what was sent
         return JSONResponse({"error": message, "status": status, "request_id": request_id}, status, headers)
 
     @app.exception_handler(OpenMarigoldError)
     async def known(request: Request, error: OpenMarigoldError) -> JSONResponse:
         status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
-        wait = (
-            error.retry_after if isinstance(error, QueueFullError) else 10 if isinstance(error, StoppingError) else None
-        )
+        wait = {StoppingError: 10, LoadingError: 1}.get(type(error))
+        if isinstance(error, QueueFullError):
+            wait = error.retry_after
         return reply(request, status, str(error), None if wait is None else {"retry-after": str(wait)})
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
         return reply(request, error.status_code, str(error.detail), dict(error.headers or {}))
+
+    @app.exception_handler(BodyError)
+    async def body(request: Request, error: BodyError) -> JSONResponse:
+        return reply(request, error.status, str(error), {"connection": "close"})
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        del error  # starlette raises it again for the log
+        return reply(request, 500, "a fault of openmarigold itself; the server's log has more at this request_id")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
+from openmarigold.serving.clips import ClipSettings
 from openmarigold.serving.formats import JSON, MEDIA_TYPES, ZIP
 from openmarigold.serving.requests import Settings
 
@@ -16,7 +17,17 @@ _ERROR = {
     "required": ["error", "status", "request_id"],
 }
 _BINARY = {"type": "string", "format": "binary"}
-_FORMAT = {"type": "string", "description": "Of an archive: npy, png, npz, exr, ply, glb, with commas between."}
+_TINY_PNG = (  # 4x4, gray
+    "iVBORw0KGgoAAAANSUhEUgAAAAQAAAAECAAAAACMmsGiAAAAEElEQVR4nGOMYmBgYGJAIQAHEgBiAf1cvgAAAABJRU5ErkJggg=="
+)
+_FORMAT = {
+    "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}],
+    "description": "Of an archive: npy, png, npz, exr, ply, glb, with commas between.",
+}
+_RECORD = {
+    "type": "boolean",
+    "description": "Of an archive: adds photo.json with what the maps are, the record and notes.",
+}
 _MEANINGS = {
     400: "A setting that is not accepted, or a body that does not hold what it should.",
     401: "The token is missing or wrong.",
@@ -46,6 +57,7 @@ NOT_READY: Responses = {
     503: {"description": "Not yet, or no longer.", "content": {JSON: {"schema": {"type": "object"}}}}
 }
 NO_JOB: Responses = errors(404, *_ALWAYS)
+FACTS: Responses = errors(400, 501, 503, *_ALWAYS)
 RESULT: Responses = {200: {"content": {ZIP: {"schema": _BINARY}}}, **errors(404, 409, *_ALWAYS)}
 
 
@@ -57,28 +69,49 @@ def predict_responses() -> Responses:
 
 
 def job_responses() -> Responses:
-    """Of POST /v1/jobs."""
-    return errors(400, 408, 413, 415, 422, 429, 501, 503, *_ALWAYS)
+    """Of POST /v1/jobs, with links to what its id serves for."""
+    links = {
+        name: {"operationId": name, "parameters": {"job_id": "$response.body#/id"}}
+        for name in ("show_job", "delete_job", "job_result")
+    }
+    accepted: Responses = {202: {"links": links}}
+    return {**accepted, **errors(400, 408, 413, 415, 422, 429, 501, 503, *_ALWAYS)}
 
 
 def _settings() -> dict[str, Any]:
     return {**Settings.model_json_schema()["properties"], "format": _FORMAT}
 
 
+def settings_query() -> dict[str, Any]:
+    """The settings as parameters of a query."""
+    names = {name: schema for name, schema in _settings().items() if name not in ("modality", "file")}
+    return {"parameters": [{"name": name, "in": "query", "schema": schema} for name, schema in names.items()]}
+
+
 def predict_body() -> dict[str, Any]:
     """Of /v1/predict: a form with a file, or JSON with base64."""
-    return _body(_BINARY)
+    return _body(_BINARY, {"record": _RECORD})
 
 
 def job_body() -> dict[str, Any]:
-    """Of /v1/jobs: photos, or zips of them."""
-    return _body({"type": "array", "items": _BINARY})
+    """Of /v1/jobs: photos, or zips of them; or a clip."""
+    body = _body({"type": "array", "items": _BINARY}, {})
+    form = body["requestBody"]["content"]["multipart/form-data"]["schema"]
+    formats = {
+        "type": "string",
+        "description": "With commas between. Of photos: npy, png, npz, exr, ply, glb. Of a clip: colored, sidebyside, "
+        "ffv1, npy, exr, png.",
+    }
+    of_clips = ClipSettings.model_json_schema()["properties"]
+    form["properties"] = {**of_clips, **form["properties"], "clip": _BINARY, "format": formats}
+    form["anyOf"] = [{"required": form.pop("required")}, {"required": ["clip"]}]
+    return body
 
 
-def _body(photo: dict[str, Any]) -> dict[str, Any]:
-    form = {"type": "object", "required": ["photo"], "properties": {"photo": photo, **_settings()}}
-    encoded = {"type": "string", "contentEncoding": "base64"}
-    body = {"type": "object", "required": ["photo"], "properties": {"photo": encoded, **_settings()}}
+def _body(photo: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    form = {"type": "object", "required": ["photo"], "properties": {"photo": photo, **_settings(), **more}}
+    encoded = {"type": "string", "contentEncoding": "base64", "examples": [_TINY_PNG]}
+    body = {"type": "object", "required": ["photo"], "properties": {"photo": encoded, **_settings(), **more}}
     return {
         "requestBody": {
             "required": True,

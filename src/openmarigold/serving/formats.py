@@ -23,6 +23,12 @@ MEDIA_TYPES: Mapping[str, FileFormat] = MappingProxyType(
     }
 )
 """What one file of a format is sent as; the first one where a request asks for nothing."""
+STEM = "photo"
+"""The beginning of the names of result files."""
+UPLOAD = "the photo"
+"""What messages call a photo, whose name the server does not use."""
+RECORD_FILE = f"{STEM}.json"
+"""The last file of an archive whose request states `record`."""
 ACCEPTED = (*MEDIA_TYPES, JSON, ZIP)
 _TYPE_OF = {name: media for media, name in MEDIA_TYPES.items()}
 assert set(_TYPE_OF) == set(get_args(FileFormat))

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import PurePosixPath
 from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from openmarigold.config import CallConfig, FileFormat, OutputConfig, PredictConfig
-from openmarigold.errors import InvalidValueError
+from openmarigold.errors import InvalidValueError, one_line
+from openmarigold.images.kinds import image_suffixes
 from openmarigold.serving.settings import ServeConfig
 
 # Settings that name files of the server, or say how it runs.
@@ -21,17 +23,17 @@ _DEFAULT_RESOLUTION = 0
 """Of processing_resolution: the photo's own size."""
 
 
-def _offered(kind: type) -> dict[str, Any]:
+def offered(kind: type, *, without: Collection[str] = ()) -> dict[str, Any]:
     """The fields of a dataclass of settings for pydantic; None is what leaves the default."""
     hints = get_type_hints(kind)
     return {
         setting.name: (hints[setting.name] | None, Field(default=None))
         for setting in fields(kind)
-        if setting.name not in _NOT_OFFERED
+        if setting.name not in _NOT_OFFERED and setting.name not in without
     }
 
 
-_CALL, _OUTPUT = _offered(CallConfig), _offered(OutputConfig)
+_CALL, _OUTPUT = offered(CallConfig), offered(OutputConfig)
 
 Settings: type[BaseModel] = create_model(
     "Settings",
@@ -67,6 +69,8 @@ class PredictRequest:
     output: OutputConfig
     file: str | None = None
     """The end of the name of the file that is wanted."""
+    suffix: str = ""
+    """Of the photo's file, one that pictures have; empty where it is not known."""
 
     def config(self, base: PredictConfig) -> PredictConfig:
         """The settings of the server's model with those of the request."""
@@ -81,21 +85,31 @@ def parse_settings(
     Raises:
         InvalidValueError: a name or value that is not accepted, or more than the server offers.
     """
-    try:
-        found = Settings.model_validate({name: value for name, value in given.items() if value != ""})
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"][:1])
-        known = "" if first["type"] != "extra_forbidden" else f"; known are {', '.join(Settings.model_fields)}"
-        raise InvalidValueError(f"{name}: {first['msg'].lower()}{known}") from None
-    stated = found.model_dump(exclude_none=True)
+    stated = validated(Settings, given)
     call = {name: stated[name] for name in _CALL if name in stated}
     output = {name: stated[name] for name in _OUTPUT if name in stated}
-    _check_limits(CallConfig(**call), limits)
+    check_limits(CallConfig(**call), limits)
     return stated.get("modality"), call, output, stated.get("file")
 
 
-def _check_limits(call: CallConfig, limits: ServeConfig) -> None:
+def validated(kind: type[BaseModel], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are stated, of the right types.
+
+    Raises:
+        InvalidValueError: a name or value that is not accepted.
+    """
+    try:
+        found = kind.model_validate({name: value for name, value in given.items() if value != ""})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"][:1])
+        known = "" if first["type"] != "extra_forbidden" else f"; known are {', '.join(kind.model_fields)}"
+        raise InvalidValueError(f"{name:.80}: {one_line(first['msg'].lower())}{known}") from None
+    return found.model_dump(exclude_none=True)
+
+
+def check_limits(call: CallConfig, limits: ServeConfig) -> None:
+    """Raises InvalidValueError for more than the server offers."""
     passes = (call.num_inference_steps or 1) * call.ensemble_size
     if passes > limits.max_passes:
         raise InvalidValueError(
@@ -109,12 +123,18 @@ def _check_limits(call: CallConfig, limits: ServeConfig) -> None:
 
 
 def make_request(
-    photo: bytes, given: Mapping[str, Any], formats: tuple[FileFormat, ...], limits: ServeConfig
+    photo: bytes, given: Mapping[str, Any], formats: tuple[FileFormat, ...], limits: ServeConfig, name: str = ""
 ) -> PredictRequest:
-    """A request of one photo. Raises what `parse_settings` raises."""
+    """A request of one photo, whose file is called `name`. Raises what `parse_settings` raises."""
     modality, call, output, file = parse_settings(given, limits)
+    suffix = PurePosixPath(name).suffix.lower()
     return PredictRequest(
-        photo=photo, modality=modality, call=call, output=OutputConfig(format=formats, **output), file=file
+        photo=photo,
+        modality=modality,
+        call=call,
+        output=OutputConfig(format=formats, **output),
+        file=file,
+        suffix=suffix if suffix in image_suffixes() else "",
     )
 
 

@@ -8,13 +8,17 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from threading import Thread
+from typing import Any
 
+from openmarigold import workers
 from openmarigold.config import PredictConfig
 from openmarigold.errors import InvalidValueError, OutputError, needs_extra
+from openmarigold.serving.connection import TOKEN_VARIABLE
 from openmarigold.serving.settings import ServeConfig
 
-TOKEN_VARIABLE = "OPENMARIGOLD_TOKEN"
 _SHORTEST_TOKEN = 16
+_TIME_TO_ANSWER_S = 5  # after what was not done in time is refused
 
 
 def read_token(config: ServeConfig) -> str | None:
@@ -73,7 +77,7 @@ def serve(config: PredictConfig, limits: ServeConfig, *, ready: Callable[[str], 
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=max(1, round(limits.drain_time)),
+            timeout_graceful_shutdown=max(1, round(limits.drain_time)) + _TIME_TO_ANSWER_S,
             timeout_keep_alive=15,
             h11_max_incomplete_event_size=2**16,
         )
@@ -81,8 +85,24 @@ def serve(config: PredictConfig, limits: ServeConfig, *, ready: Callable[[str], 
         ready(f"http://{host}:{port}")
         log("listening", address=f"http://{host}:{port}")
         with suppress(KeyboardInterrupt):  # which uvicorn raises again when everything is finished
-            uvicorn.Server(settings).run(sockets=[listener])
+            server = uvicorn.Server(settings)
+            _drain_on_signal(server, service, limits.drain_time)
+            server.run(sockets=[listener])
         log("stopped")
+    if service.num_running and workers.is_claimed():
+        # A network that still runs would be torn down under its thread, which ends in an abort.
+        os._exit(0)
+
+
+def _drain_on_signal(server: Any, service: Any, drain_time: float) -> None:
+    """Lets a signal begin the draining, so that what is not done in time gets an answer while there is a connection."""
+    handle = server.handle_exit
+
+    def handle_exit(number: int, frame: Any) -> None:
+        Thread(target=service.stop, args=(drain_time,), name="stop", daemon=True).start()
+        handle(number, frame)
+
+    server.handle_exit = handle_exit
 
 
 def _listen(limits: ServeConfig) -> socket.socket:

@@ -12,27 +12,29 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import ImageError, InvalidValueError, OpenMarigoldError, one_line
-from openmarigold.images.photo import read_photo
+from openmarigold.images.exif import Photo, read_metadata
+from openmarigold.images.photo import read_rgb
 from openmarigold.images.quiet import quiet
-from openmarigold.predictor.model_run import ModelRun
+from openmarigold.predictor.model_run import ModelRun, notes_on
 from openmarigold.printing import quoted_logger
 from openmarigold.results.prediction import Prediction
 from openmarigold.results.provenance import to_json
+from openmarigold.serving.formats import STEM, UPLOAD
 from openmarigold.serving.requests import PredictRequest
 from openmarigold.serving.settings import ServeConfig
 from openmarigold.text_files import parse_json
 
-STEM = "photo"
-"""The beginning of the names of result files."""
 _log = quoted_logger(__name__)
 _FIRST_GUESS_S = 1.0  # a photo's time, before one is measured
 
@@ -49,6 +51,14 @@ class StoppingError(OpenMarigoldError):
     """The server ends."""
 
 
+class LoadingError(OpenMarigoldError):
+    """The models are not loaded yet."""
+
+
+class NoModelError(OpenMarigoldError):
+    """The models cannot be loaded."""
+
+
 class TooManyPixelsError(ImageError):
     """A photo that is larger than the server takes."""
 
@@ -62,11 +72,13 @@ class Answer:
     record: Mapping[str, Any]
     """The provenance that they carry."""
     prediction: Prediction
+    notes: list[str]
+    """What was remarkable about the photo, in sentences that begin with "the photo"."""
     seconds: float
     """From the photo's bytes to the files' bytes."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class _Item:
     request: PredictRequest
     future: Future[Answer] = field(default_factory=Future)
@@ -82,9 +94,9 @@ class Service:
         self._folder: Path | None = None  # for files on their way
         self._bases = [ModelRun(one, OutputConfig(format=("npy",)), Path()) for one in configs]  # these write nothing
         self._waiting: deque[_Item] = deque()
-        self._running = 0
+        self._at_work: list[_Item] = []
         self._changed = threading.Condition()
-        self._stopping = False
+        self._stopping = self._is_stopped = False
         self._threads: list[threading.Thread] = []
         self._seconds = _FIRST_GUESS_S
         self.models: dict[str, ModelRun] = {}
@@ -110,14 +122,13 @@ class Service:
                 predictor.try_out()
                 _ = base.request  # hashes the checkpoint
                 self.models[predictor.modality.name] = base
-        except OpenMarigoldError as error:
-            self.load_error = error
-            _log.error("the model cannot be loaded: %s", error)
-            self._fail_all(error)
-            return
         except Exception as error:
-            self.load_error = OpenMarigoldError(f"the model cannot be loaded: {one_line(error)}")
+            told = str(error) if isinstance(error, OpenMarigoldError) else one_line(error)
+            self.load_error = NoModelError(f"the model cannot be loaded: {told}")
+            _log.error("%s", self.load_error)
             self._fail_all(self.load_error)
+            if isinstance(error, OpenMarigoldError):
+                return
             raise
         self.is_ready = True
         more = [
@@ -143,7 +154,7 @@ class Service:
     @property
     def num_running(self) -> int:
         """Requests that threads work on."""
-        return self._running
+        return len(self._at_work)
 
     def submit(self, request: PredictRequest, *, bounded: bool = True) -> Future[Answer]:
         """Puts a request into the queue. `cancel()` of what it returns takes it out again, unless it has begun.
@@ -155,7 +166,7 @@ class Service:
         Raises:
             QueueFullError: as many wait as may.
             StoppingError: the server ends.
-            OpenMarigoldError: the model could not be loaded.
+            NoModelError: the model could not be loaded.
         """
         with self._changed:
             if self._stopping:
@@ -164,7 +175,7 @@ class Service:
                 raise self.load_error
             self._waiting = deque(item for item in self._waiting if not item.future.cancelled())
             if bounded and len(self._waiting) >= self.limits.max_queue:
-                ahead = (len(self._waiting) + self._running) * self._seconds / self.limits.threads
+                ahead = (len(self._waiting) + len(self._at_work)) * self._seconds / self.limits.threads
                 raise QueueFullError(max(1, math.ceil(ahead)))
             item = _Item(request=request)
             self._waiting.append(item)
@@ -174,12 +185,20 @@ class Service:
     def stop(self, drain_time: float) -> bool:
         """Ends: what has come in is finished within `drain_time` [s], the rest is cancelled. Whether all was done."""
         with self._changed:
+            if self._stopping:  # by a signal, before the end of the application
+                self._changed.wait_for(lambda: self._is_stopped, timeout=drain_time)
+                return not self._at_work
             self._stopping = True
             self._changed.notify_all()
-            done = self._changed.wait_for(lambda: not self._waiting and not self._running, timeout=drain_time)
+            done = self._changed.wait_for(lambda: not self._waiting and not self._at_work, timeout=drain_time)
             for item in self._waiting:
                 item.future.cancel()
             self._waiting.clear()
+            for item in self._at_work:
+                _settle(
+                    item.future, error=StoppingError("the server has stopped before this was done; try another one")
+                )
+            self._is_stopped = True
             self._changed.notify_all()
         if done:
             for thread in self._threads:
@@ -195,12 +214,12 @@ class Service:
                 if not self._waiting:
                     return
                 items = self._take()
-                self._running += len(items)
+                self._at_work += items
             try:
                 self._answer(items)
             finally:
                 with self._changed:
-                    self._running -= len(items)
+                    self._at_work = [item for item in self._at_work if item not in items]
                     self._changed.notify_all()
 
     def _take(self) -> list[_Item]:
@@ -223,27 +242,41 @@ class Service:
     def _answer(self, items: list[_Item]) -> None:
         """Sets the results of requests with the same settings; a bad photo does not spoil the others."""
         started = time.perf_counter()
-        photos: list[tuple[_Item, Any]] = []
+        photos: list[tuple[_Item, Photo, list[str]]] = []
         for item in items:
             try:
+                self._run_of(item.request, Path()).check()
                 self._check_size(item.request.photo)
-                background = item.request.call.get("background", "white")
-                photos.append((item, read_photo(item.request.photo, background=background)))
+                photos.append((item, *self._read(item.request)))
             except BaseException as error:  # noqa: BLE001 - it belongs to who waits
-                item.future.set_exception(error)
+                _settle(item.future, error=_told(error))
         try:
-            predictions = self._predict([item.request for item, _ in photos], [photo for _, photo in photos])
+            predictions = self._predict([item.request for item, *_ in photos], [photo for _, photo, _ in photos])
         except BaseException as error:  # noqa: BLE001 - as above
-            for item, _ in photos:
-                item.future.set_exception(error)
+            for item, *_ in photos:
+                _settle(item.future, error=_told(error))
             return
-        for (item, _), prediction in zip(photos, predictions, strict=True):
+        for (item, _, notes), prediction in zip(photos, predictions, strict=True):
             try:
-                answer = self._written(item.request, prediction, started)
+                answer = self._written(item.request, prediction, notes, started)
                 self._seconds = 0.8 * self._seconds + 0.2 * answer.seconds
-                item.future.set_result(answer)
+                _settle(item.future, answer)
             except BaseException as error:  # noqa: BLE001 - as above
-                item.future.set_exception(error)
+                _settle(item.future, error=_told(error))
+
+    def _read(self, request: PredictRequest) -> tuple[Photo, list[str]]:
+        """The photo, and notes on it. Some decoders take nothing but files, and some kinds are told by the suffix."""
+        notes: list[str] = []
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+            path = Path(folder) / f"{STEM}{request.suffix}"
+            path.write_bytes(request.photo)
+            try:
+                rgb = read_rgb(path, background=request.call.get("background", "white"), note=notes.append)
+                metadata = read_metadata(path)
+            except ImageError as error:
+                raise ImageError(str(error).replace(str(path), UPLOAD)) from error
+            notes += [f"{path} {note}" for note in metadata.notes]
+        return Photo(rgb=rgb, metadata=metadata), [note.replace(str(path), UPLOAD) for note in notes]
 
     def _check_size(self, photo: bytes) -> None:
         try:
@@ -266,7 +299,12 @@ class Service:
 
         Raises:
             InvalidValueError: it is not offered.
+            LoadingError, NoModelError: it is not loaded yet, or cannot be.
         """
+        if self.load_error is not None:
+            raise self.load_error
+        if not self.is_ready:
+            raise LoadingError("the server is loading its models; try again in a moment")
         if modality is None:
             return next(iter(self.models.values()))
         if modality not in self.models:
@@ -280,28 +318,87 @@ class Service:
         config = requests[0].config(base.config)
         return base.load()(photos, **config.call_options)
 
-    def _written(self, request: PredictRequest, prediction: Prediction, started: float) -> Answer:
-        """The files that `openmarigold predict` would write."""
+    def _run_of(self, request: PredictRequest, folder: Path) -> ModelRun:
         base = self.model(request.modality)
+        return base.sibling(request.config(base.config), request.output, folder)
+
+    def _written(self, request: PredictRequest, prediction: Prediction, notes: list[str], started: float) -> Answer:
+        """The files that `openmarigold predict` would write."""
+        notes = [*notes, *(note for note in notes_on(prediction, UPLOAD) if note not in notes)]
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
-            run = base.sibling(request.config(base.config), request.output, Path(folder))
-            run.check()
+            run = self._run_of(request, Path(folder))
             paths = run.paths(STEM)
             sha256 = hashlib.sha256(request.photo).hexdigest()
             record, _, _ = run.write(prediction, STEM, Path(STEM), paths, sha256, run.request)
             files = {path.name: path.read_bytes() for path in paths}
-        return Answer(files=files, record=record, prediction=prediction, seconds=time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        return Answer(files=files, record=record, prediction=prediction, notes=notes, seconds=seconds)
+
+    def facts(self, request: PredictRequest) -> dict[str, Any]:
+        """What a request would be answered with, whatever the photo: names of files, and what shapes them.
+
+        Raises:
+            InvalidValueError, MissingExtraError: what the photo itself would meet.
+            LoadingError: the models are not loaded yet.
+        """
+        run = self._run_of(request, Path())
+        run.check()
+        return {
+            **about_model(run),
+            "uncertainties": list(run.writes.uncertainties) if run.config.ensemble_size > 1 else [],
+            "files": [path.name.removeprefix(STEM) for path in run.paths(STEM)],
+            "request": parse_json(to_json(run.request)),
+        }
 
     def describe(self, answer: Answer) -> dict[str, Any]:
         """An answer as JSON: what the maps are, without their values."""
-        found = answer.prediction
-        maps = {**found.maps, **found.uncertainties, **found.bounds}
+        prediction = answer.prediction
+        maps = {**prediction.maps, **prediction.uncertainties, **prediction.bounds}
+        camera = prediction.camera
         return {
-            "modality": answer.prediction.modality,
+            "modality": prediction.modality,
+            "space": prediction.space,
             "maps": {
-                name: {"shape": list(values.shape), "min": float(values.min()), "max": float(values.max())}
+                name: {"shape": list(values.shape), "min": _extreme(np.fmin, values), "max": _extreme(np.fmax, values)}
                 for name, values in maps.items()
             },
             "record": parse_json(to_json(answer.record)),
+            "settings": parse_json(to_json(prediction.settings)),
+            "camera": None if camera is None else asdict(camera),
+            "notes": answer.notes,
             "seconds": round(answer.seconds, 4),
         }
+
+
+def about_model(run: ModelRun) -> dict[str, Any]:
+    """What a model predicts."""
+    return {
+        "modality": run.writes.name,
+        "checkpoint": run.checkpoint.name,
+        "invariance": run.checkpoint.invariance,
+        "maps": [kind.name for kind in run.writes.maps],
+    }
+
+
+def _settle(future: Future[Answer], answer: Answer | None = None, *, error: BaseException | None = None) -> None:
+    """Ends the waiting, unless the end of the server has ended it."""
+    with suppress(InvalidStateError):
+        if error is not None:
+            future.set_exception(error)
+        elif answer is not None:
+            future.set_result(answer)
+
+
+def _told(error: BaseException) -> BaseException:
+    """The error for who waits: as `predict` would tell it."""
+    if isinstance(error, MemoryError):
+        return TooManyPixelsError(
+            f"{UPLOAD}: out of memory; try a smaller photo, processing_resolution or ensemble_size"
+        )
+    return error
+
+
+def _extreme(chosen: np.ufunc, values: np.ndarray) -> float | None:
+    """The smallest or largest value that is a finite number; JSON holds no other."""
+    found = float(chosen.reduce(values, axis=None))
+    return found if math.isfinite(found) else None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from openmarigold.errors import InvalidValueError
 
-_COUNTS = ("max_pixels", "max_resolution", "max_passes", "max_queue", "max_jobs", "threads")
+_COUNTS = ("max_pixels", "max_resolution", "max_passes", "max_queue", "max_jobs", "max_frames", "threads")
 _SECONDS = ("time_limit", "body_time_limit", "drain_time", "keep_jobs")
 
 
@@ -48,6 +48,10 @@ class ServeConfig:
     """Jobs that are kept, running or done."""
     keep_jobs: float = 3600.0
     """Results of a job are kept this long [s]."""
+    max_frames: int = 5000
+    """Frames of a clip, at most."""
+    max_result_megabytes: float = 4096.0
+    """Results of a job, at most [MB]."""
     threads: int = 2
     """Photos that are worked on at once, so that one is read or written while another is predicted."""
 
@@ -58,8 +62,10 @@ class ServeConfig:
                 raise InvalidValueError(f"{setting.name}={value!r} is not accepted; give a whole number, 1 or above")
             if setting.name in _SECONDS and not (isinstance(value, (int, float)) and 0 < value < 1e9):
                 raise InvalidValueError(f"{setting.name}={value!r} is not accepted; give seconds above 0")
-        if not (isinstance(self.max_megabytes, (int, float)) and 0 < self.max_megabytes < 1e6):
-            raise InvalidValueError(f"max_megabytes={self.max_megabytes!r} is not accepted; give a number above 0")
+        for name in ("max_megabytes", "max_result_megabytes"):
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and 0 < value < 1e6):
+                raise InvalidValueError(f"{name}={value!r} is not accepted; give a number above 0")
         if not isinstance(self.port, int) or not 0 <= self.port < 65536:
             raise InvalidValueError(f"port={self.port!r} is not accepted; give 0 to 65535")
 

@@ -95,9 +95,17 @@ class StreamModel(Protocol):
 class LoadedModel:
     """A model that is loaded for the first frame."""
 
-    def __init__(self, config: PredictConfig, stream: StreamConfig, output: OutputConfig, target: Path) -> None:
+    def __init__(
+        self,
+        config: PredictConfig,
+        stream: StreamConfig,
+        output: OutputConfig,
+        target: Path,
+        *,
+        run: ModelRun | None = None,
+    ) -> None:
         self._config, self._stream, self._output = config, stream, output
-        self._run = ModelRun(config, output, target)
+        self._run = run or ModelRun(config, output, target)  # a given one is loaded already
 
     @property
     def modality(self) -> Modality:

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run over many photos asks of whoever makes the results: a model here, or a server elsewhere."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from openmarigold.results.manifest import Manifest
+from openmarigold.results.replacing import ResultFiles
+
+
+class Maker(ABC):
+    """Makes the results of one modality, for the photos of a run."""
+
+    def __init__(self, output_dir: Path) -> None:
+        self.output_dir = output_dir
+        self.load_s = 0.0
+        """Time to load the checkpoint [s]."""
+
+    @property
+    @abstractmethod
+    def modality_name(self) -> str:
+        """What the files hold."""
+
+    @property
+    @abstractmethod
+    def request(self) -> dict[str, Any]:
+        """Every setting that shapes the results."""
+
+    @property
+    @abstractmethod
+    def engine(self) -> str | None:
+        """What runs the networks; None until a photo needs them."""
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The lines of the output folder's manifest that are of this modality."""
+        return Manifest(self.output_dir, self.modality_name)
+
+    @cached_property
+    def files(self) -> ResultFiles:
+        """The rules for replacing files."""
+        return ResultFiles(self.manifest)
+
+    @abstractmethod
+    def check(self) -> None:
+        """Check the settings before any photo is read."""
+
+    @abstractmethod
+    def paths(self, result: str) -> list[Path]:
+        """The files of a result (its path in the output folder, without suffixes)."""
+
+    def request_of(self, photo: Path, result: str) -> dict[str, Any]:
+        """`request`, and what shapes the results of this photo alone.
+
+        Raises:
+            DataError: what is needed for this photo is missing.
+        """
+        return self.request
+
+    def is_done(self, result: str, input_sha256: str | None, paths: Sequence[Path], request: Mapping[str, Any]) -> bool:
+        """Whether all files of a result are there, made from this photo with these settings."""
+        names = [path.name for path in paths]
+        return self.manifest.is_done(result, request=request, input_sha256=input_sha256, outputs=names)
+
+    @abstractmethod
+    def prepare(self, makers: Sequence[Maker]) -> None:
+        """What the first photo waits for, such as loading; `makers` are all of the run."""
+
+    @abstractmethod
+    def predict(self, photo: Any, path: Path, result: str) -> tuple[Any, list[str]]:
+        """What one photo, as the run's reader gave it, becomes, for `write`; and notes on it, with its name."""
+
+    @abstractmethod
+    def write(
+        self,
+        prediction: Any,
+        result: str,
+        photo: Path,
+        paths: Sequence[Path],
+        input_sha256: str | None,
+        request: Mapping[str, Any],
+    ) -> tuple[dict[str, Any], dict[str, int | None], bool]:
+        """Writes the results of a photo: their provenance, the valid files with their sizes, and whether others went.
+
+        Raises:
+            OutputError: a file cannot be written or removed.
+        """
+
+
+PhotoReader: TypeAlias = Callable[[Path, Sequence[Maker], Callable[[str], object]], tuple[Any, int]]
+"""Reads the photo at a path for these makers, and tells notes: what they predict from, and its number of pixels."""

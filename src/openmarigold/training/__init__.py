@@ -22,6 +22,7 @@ from openmarigold.training.recipe import (
     read_recipe,
     to_table,
 )
+from openmarigold.training.resuming import resolved
 
 LOGGER = quoted_logger(__name__)
 
@@ -85,16 +86,19 @@ def train(
         raise InvalidValueError(f"stop_after_steps={stop_after_steps} is not accepted; give 1 or above")
     loop, state, plan_batches = _import_parts()
     _warn_of_unused(recipe, places)
-    table = to_table(recipe)
     accelerator = loop.make_accelerator(recipe.optimization.mixed_precision, device)
+    found = None
     if resume:  # before latents are encoded for a recipe that does not fit
         states_dir = places.output_dir / "states"
         if accelerator.is_main_process:
             state.set_damaged_aside(states_dir)
         accelerator.wait_for_everyone()
         found = state.latest_state(states_dir)
-        if found is not None:
-            state.check_recipe(found, table)
+    saved = None if found is None else state.saved_recipe(found)
+    recipe = resolved(recipe, saved, has_benchmark=places.benchmark_dir is not None)
+    table = to_table(recipe)
+    if found is not None:
+        state.check_recipe(found, table)
     plan_batches(recipe.optimization, num_processes=accelerator.num_processes)  # before latents are encoded in vain
     cache_dir = (places.cache_dir or places.output_dir / "latents") if keeps_latents(recipe) else None
     return loop.run_training(
@@ -121,6 +125,7 @@ def dry_run(recipe_path: Path | str, *, device: str = "auto", **paths: Any) -> A
     from openmarigold.training.dry_runs import make_dry_run
 
     _warn_of_unused(recipe, places)
+    recipe = resolved(recipe, has_benchmark=places.benchmark_dir is not None)
     accelerator = loop.make_accelerator(recipe.optimization.mixed_precision, device)
     task = make_task(recipe, places, cache_dir=None, accelerator=accelerator)
     return make_dry_run(task, recipe, output_dir=places.output_dir, accelerator=accelerator)

@@ -102,6 +102,10 @@ class Latents:
             return _stack([self._pictures(self.mixture.view(int(index))) for index in indices])
         return _stack([self._kept(int(index)) for index in indices])
 
+    def uncached(self, views: list[View]) -> dict[str, np.ndarray]:
+        """Views as arrays for `encoded`."""
+        return _stack([self._pictures(view) for view in views])
+
     def encoded(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The batch with latents, which are encoded if they are missing."""
         done = dict(batch)

@@ -23,6 +23,14 @@ from openmarigold.errors import InvalidValueError
 from openmarigold.files import append_text, make_directory, write_atomically
 from openmarigold.printing import quoted_logger
 from openmarigold.training.batches import Batches, plan_batches
+from openmarigold.training.keeping import (
+    BEST_DIR,
+    NUMBERED_DIR,
+    best_step,
+    forget_checkpoints,
+    keep_checkpoint,
+    kept_checkpoints,
+)
 from openmarigold.training.monitor import Monitor, keep_lines
 from openmarigold.training.settings import OptimizationConfig, RunConfig
 from openmarigold.training.state import StateWriter, check_recipe, latest_state
@@ -63,8 +71,9 @@ def run_training(
 ) -> Path | None:
     """Trains `task` to the end of its recipe and returns the checkpoint folder; None if stopped before the end.
 
-    Writes to `output_dir`: `checkpoint/` (for use), `states/` (to resume), `metrics.jsonl` (one line a step),
-    `validation.jsonl`, `recipe.json`, and if requested `pictures/` and `tensorboard/`. Only the main process writes.
+    Writes to `output_dir`: `checkpoint/` (the last one), `checkpoint-best/` where validation has a score,
+    `checkpoints/` if requested, `states/` (to resume), `metrics.jsonl` (one line a step), `validation.jsonl`,
+    `recipe.json`, and if requested `pictures/` and `tensorboard/`. Only the main process writes.
 
     Args:
         resume: continue from the newest state; without it older states and logs are removed.
@@ -139,9 +148,10 @@ class _Session:
             if step < last and _agreed(self.accelerator, time.monotonic() - saved_at > period):
                 self.save(step)
                 saved_at = time.monotonic()
-            validation_period = self.run.validation_period
-            if validation_period and step % validation_period == 0 and step < self.optimization.num_steps:
-                self.publish(step, final=False)
+            periods = (self.run.validation_period, self.run.checkpoint_period)
+            validate, number = (bool(period) and step % period == 0 for period in periods)
+            if (validate or number) and step < self.optimization.num_steps:
+                self.publish(step, final=False, validate=validate)
         return step
 
     def save(self, step: int) -> None:
@@ -152,30 +162,51 @@ class _Session:
         if self.accelerator.is_main_process:
             self.writer.submit(collected)
 
-    def publish(self, step: int, *, final: bool) -> Path:
+    def publish(self, step: int, *, final: bool, validate: bool = True) -> Path:
         """Writes and validates the checkpoint, with averaged weights where there are any; the model stays as it was."""
         directory = self.output_dir / "checkpoint"
         with self.trainer.whole_weights():
             if self.monitor is not None:
                 self.monitor.flush()
                 self.task.save(directory, final=final)
-                scores = self.task.validate(directory)
-                show = getattr(self.task, "pictures", None)
+                scores = self.task.validate(directory) if validate else {}
+                show = getattr(self.task, "pictures", None) if validate else None
                 shown = show(directory, self.output_dir / "pictures" / f"step-{step:08d}") if show is not None else {}
                 if scores:
                     line = json.dumps({"step": step, **scores})
                     LOGGER.info("validation %s", line)
                     append_text(self.output_dir / "validation.jsonl", line + "\n")
+                self._keep(directory, step, final=final)
                 self.monitor.validated(step, scores, shown)
         self.accelerator.wait_for_everyone()
         return directory
 
+    def _keep(self, directory: Path, step: int, *, final: bool) -> None:
+        """Keeps the checkpoint of this step where it is the best or numbered; the last one makes all complete."""
+        if final:
+            for kept in kept_checkpoints(self.output_dir):
+                keep_checkpoint(directory, kept, trained_of=kept)
+        if self.run.checkpoint_period and step % self.run.checkpoint_period == 0:
+            keep_checkpoint(directory, self.output_dir / NUMBERED_DIR / f"step-{step:08d}")
+        main_score = getattr(self.task, "main_score", None)
+        if main_score is not None:
+            name, higher_is_better = main_score
+            best = best_step(self.output_dir / "validation.jsonl", name, higher_is_better=higher_is_better)
+            if best == step:
+                keep_checkpoint(directory, self.output_dir / BEST_DIR)
+            if final and best is not None:
+                LOGGER.info("the best checkpoint by %s is that of step %d: %s", name, best, BEST_DIR)
+
 
 def _prepare_folder(output_dir: Path, *, forget: Path | None) -> None:
     make_directory(output_dir)
-    for left in output_dir.glob(".checkpoint.*"):  # what a kill left of a checkpoint that was being written
+    for left in (
+        *output_dir.glob(".checkpoint*"),
+        *output_dir.glob(f"{NUMBERED_DIR}/.step-*"),
+    ):  # what a kill left of a checkpoint that was being written
         shutil.rmtree(left, ignore_errors=True)
     if forget is not None:
+        forget_checkpoints(output_dir)
         shutil.rmtree(forget, ignore_errors=True)
 
 

@@ -81,6 +81,8 @@ class RunConfig:
     """How many of the newest states are kept."""
     validation_period: int = 0
     """Steps between validations; 0 = only at the end."""
+    checkpoint_period: int = 0
+    """Steps between checkpoints that are kept in `checkpoints/step-N/`; 0 = none but the last and the best."""
     num_workers: int = 2
     """Threads that read and prepare micro-batches ahead. Their number changes no result."""
     tensorboard: bool = False
@@ -89,7 +91,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(self.save_period_s >= 0, f"save_period_s={self.save_period_s} must be 0 or more")
         require(self.keep_states >= 1, f"keep_states={self.keep_states} must be at least 1")
-        require(self.validation_period >= 0, f"validation_period={self.validation_period} must be 0 or more")
+        for name in ("validation_period", "checkpoint_period"):
+            require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must be 0 or more")
         require(self.num_workers >= 1, f"num_workers={self.num_workers} must be at least 1")
 
 
@@ -102,6 +105,10 @@ class DataConfig:
     num_samples: dict[str, int] = field(default_factory=dict)
     """Source name -> how many of its samples are used, drawn by the seed; all where not given. For comparing sources
     of different size."""
+    held_out: float | None = None
+    """Share of the scenes of each prepared source that are not trained on, at least one where there are two, drawn by
+    the seed; kind depth is validated on them. None = a twentieth where the recipe and the command name no other
+    validation, else 0."""
     size: tuple[int, int]
     """Height and width of a training view [px], multiples of 8."""
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -162,6 +169,7 @@ class DataConfig:
                 not self.kind_weights,
                 'kind_weights needs mixture = "sample"; with "micro_batch" everything is drawn equally',
             )
+        require(self.held_out is None or 0 <= self.held_out < 1, f"held_out={self.held_out} must be in [0, 1)")
         require(0 < self.min_scale <= 1, f"min_scale={self.min_scale} must be in (0, 1]")
         require(self.aspect_jitter >= 0, f"aspect_jitter={self.aspect_jitter} must be 0 or above")
         require(self.appearance >= 0, f"appearance={self.appearance} must be 0 or above")

@@ -32,6 +32,7 @@ from openmarigold.networks.tensors import save_tensors
 from openmarigold.printing import quoted_logger
 from openmarigold.text_files import parse_json, with_current_keys
 from openmarigold.training.recipe import parse_recipe, to_table
+from openmarigold.training.resuming import end_of_decay, with_earlier_behavior
 
 LOGGER = quoted_logger(__name__)
 _OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -162,15 +163,23 @@ class StateWriter:
         self.seconds = time.monotonic() - started
 
 
+def saved_recipe(state: Path) -> dict[str, Any]:
+    """The resolved recipe that a state was saved with. Raises `CheckpointError` if the state is damaged."""
+    return _described(state)["recipe"]
+
+
 def check_recipe(state: Path, recipe: Mapping[str, Any]) -> None:
     """Passes if the state belongs to the recipe, before anything is built.
 
     Raises:
         CheckpointError: the state is damaged or belongs to another recipe.
     """
-    saved = _described(state)["recipe"]
+    saved = with_earlier_behavior(_described(state)["recipe"])
     with contextlib.suppress(RecipeError):  # what an earlier version did not know has its default
         saved = to_table(parse_recipe(saved, where=str(state)))
+    if "optimization" in saved and "optimization" in recipe:  # which may have more steps now
+        end = end_of_decay(saved["optimization"], recipe["optimization"]["num_steps"])
+        saved = {**saved, "optimization": {**saved["optimization"], "decay_steps": end}}
     changed = _differences(saved, recipe)
     if changed:
         raise CheckpointError(
@@ -290,6 +299,7 @@ def _differences(saved: Mapping[str, Any], current: Mapping[str, Any], prefix: s
         elif old != new and f"{prefix}{key}" not in (
             "data.cache",
             "optimization.compile",
+            "optimization.num_steps",  # which may only grow: `resuming.resolved`
             "optimization.gradient_checkpointing",
         ):
             found.append(f"{prefix}{key}")

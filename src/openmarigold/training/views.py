@@ -61,7 +61,14 @@ class Mixture:
         """
         self.config, self.seed, self.modality = config, seed, modality
         self.sources = [
-            Source(name, data_dir, num_samples=config.num_samples.get(name), seed=seed) for name in config.sources
+            Source(
+                name,
+                data_dir,
+                num_samples=config.num_samples.get(name),
+                held_out=config.held_out or 0.0,
+                seed=seed,
+            )
+            for name in config.sources
         ]
         for source in self.sources:
             if not len(source):
@@ -180,9 +187,30 @@ class Mixture:
         rng = generator_for(self.seed, "view", index)
         sample = self._vary(number, sample_index, rng, mirrored=bool(variant % 2) if config.mirror == "both" else None)
         rgb = random_appearance(sample.rgb, rng, strength=config.appearance)
+        return self._as_view(sample, rgb, self.sources[number])
+
+    def plain_view(self, source: Source, index: int) -> View:
+        """The whole picture number `index` of a source, cut only to the shape of its views, and not varied.
+
+        Raises:
+            DataError: the sample is damaged.
+        """
+        sample = random_view(
+            source.read(index),
+            generator_for(self.seed, "plain view", index),
+            modality=self.modality,
+            size=self.config.size_of(source.name),
+            min_scale=1.0,
+            aspect_jitter=0.0,
+            mirrored=False,
+        )
+        return self._as_view(sample, sample.rgb, source)
+
+    def _as_view(self, sample: Sample, rgb: np.ndarray, source: Source) -> View:
+        config = self.config
         image = np.ascontiguousarray(rgb.transpose(2, 0, 1)).astype(np.float32) / 127.5 - 1.0
         nothing = View(image, None, np.zeros(image.shape[1:], dtype=bool))
-        valid_mask = self.valid_mask(sample, number)
+        valid_mask = self.valid_mask(sample, source)
         if valid_mask is None:
             return nothing
         try:
@@ -195,13 +223,13 @@ class Mixture:
         """A view of a random sample of a random source, without changes of color, and which of its pixels count."""
         number = min(int(np.searchsorted(self._source_shares, rng.random(), side="right")), len(self.sources) - 1)
         sample = self._vary(number, int(rng.integers(len(self.sources[number]))), rng)
-        return sample, self.valid_mask(sample, number)
+        return sample, self.valid_mask(sample, self.sources[number])
 
-    def valid_mask(self, sample: Sample, number: int) -> Bool[np.ndarray, "h w"] | None:
+    def valid_mask(self, sample: Sample, source: Source) -> Bool[np.ndarray, "h w"] | None:
         """Pixels whose maps count, None for a photo: in the range of the source, if it states one, and the recipe's."""
         if any(kind.name not in sample.maps for kind in self.modality.maps):
             return None
-        nearest, farthest = self.sources[number].valid_range
+        nearest, farthest = source.valid_range
         limit = min(farthest, self.config.max_depth.get(sample.kind, np.inf))
         return self.modality.valid_mask(sample.maps, (max(nearest, self.config.min_depth), limit))
 

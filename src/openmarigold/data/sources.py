@@ -129,9 +129,21 @@ class Source:
         return len(self.keys)
 
     @property
-    def num_scenes(self) -> int:
-        """Number of scenes of the whole source; 0 where they are not known."""
-        return len(set(self._reader.scenes)) if isinstance(self._reader, ShardedDataset) else 0
+    def scenes(self) -> list[str]:
+        """Names of the scenes of its samples; none where they are not known, as in plain tars."""
+        reader = self._reader
+        return sorted({reader.scenes[i] for i in self._chosen}) if isinstance(reader, ShardedDataset) else []
+
+    @property
+    def has_sizes(self) -> bool:
+        """Whether `sizes` reads no samples."""
+        return isinstance(self._reader, ShardedDataset)
+
+    def part(self, members: np.ndarray, label: str) -> Source:
+        """Some of its samples, by their numbers, as a source of its own whose name ends in `label`."""
+        other = self._with(self._chosen[members])
+        other.name, other.contents = f"{self.name}-{label}", f"{self.contents}:{label}"
+        return other
 
     @property
     def held_out(self) -> Source:

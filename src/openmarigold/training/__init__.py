@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ class TrainingPaths:
 def train(
     recipe_path: Path | str,
     *,
+    overrides: Sequence[str] = (),
     device: str = "auto",
     resume: bool = True,
     stop_after_steps: int | None = None,
@@ -65,7 +66,8 @@ def train(
     """Train by a recipe; return the checkpoint folder, or None if stopped before the end.
 
     Args:
-        recipe_path: TOML file, see `openmarigold.training.recipe`.
+        recipe_path: TOML file, see `openmarigold.training.recipe`, or the recipe.json of a run.
+        overrides: `section.key=value` each, in the place of what the recipe holds.
         device: "auto" or "cpu".
         resume: an interrupted run in the output folder goes on; False starts anew.
         stop_after_steps: stop early with the state saved.
@@ -81,7 +83,7 @@ def train(
         OutputError: something cannot be written.
     """
     places = TrainingPaths(**paths)
-    recipe = read_recipe(as_path(recipe_path, "recipe_path"))
+    recipe = read_recipe(as_path(recipe_path, "recipe_path"), overrides=overrides)
     if stop_after_steps is not None and stop_after_steps < 1:
         raise InvalidValueError(f"stop_after_steps={stop_after_steps} is not accepted; give 1 or above")
     loop, state, plan_batches = _import_parts()
@@ -114,13 +116,14 @@ def train(
     )
 
 
-def dry_run(recipe_path: Path | str, *, device: str = "auto", **paths: Any) -> Any:
+def dry_run(recipe_path: Path | str, *, overrides: Sequence[str] = (), device: str = "auto", **paths: Any) -> Any:
     """Check recipe, base, data and benchmarks, make one step, and return what a full run will need.
 
     Nothing is written, and no state is read. The result is a `dry_runs.DryRun`; print it. The arguments are those of
     `train`, and so are the errors.
     """
-    places, recipe = TrainingPaths(**paths), read_recipe(as_path(recipe_path, "recipe_path"))
+    places = TrainingPaths(**paths)
+    recipe = read_recipe(as_path(recipe_path, "recipe_path"), overrides=overrides)
     loop, _, _ = _import_parts()
     from openmarigold.training.dry_runs import make_dry_run
 

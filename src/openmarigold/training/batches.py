@@ -37,6 +37,14 @@ class BatchPlan:
         """Micro-batches that each process accumulates in a step."""
         return self.batch_size // self.group_size
 
+    @property
+    def described(self) -> str:
+        """The plan in words."""
+        return (
+            f"batch: {self.batch_size} = {self.micro_batch_size} a process x {self.num_processes} processes x "
+            f"{self.num_micro_steps} accumulated"
+        )
+
     def slice_of(self, step: int, micro_step: int) -> BatchSlice:
         """This process's part of a micro-step."""
         start = self.process_index * self.micro_batch_size

@@ -63,10 +63,8 @@ class DryRun:
             f"source {name}: {samples} samples, {views} views of {height}x{width}"
             for name, samples, views, (height, width) in self.sources
         ]
-        plan = self.plan
         lines += [
-            f"batch: {plan.batch_size} = {plan.micro_batch_size} a process x {plan.num_processes} processes x "
-            f"{plan.num_micro_steps} accumulated",
+            self.plan.described,
             f"trained weights: {self.num_parameters / 1e6:.1f} million",
             f"one step: loss {self.loss:.4f}, {self.step_s:.2f} s, peak memory {self.peak_memory / _GIB:.2f} GiB",
             f"all {self.num_steps} steps: about {format_time(self.step_s * self.num_steps)}, without validation",

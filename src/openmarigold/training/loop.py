@@ -23,6 +23,7 @@ from openmarigold.errors import InvalidValueError
 from openmarigold.files import append_text, make_directory, write_atomically
 from openmarigold.printing import quoted_logger
 from openmarigold.training.batches import Batches, plan_batches
+from openmarigold.training.description import describe_run, launched_alone
 from openmarigold.training.keeping import (
     BEST_DIR,
     NUMBERED_DIR,
@@ -93,6 +94,13 @@ def run_training(
     states_dir = output_dir / "states"
     if main:
         _prepare_folder(output_dir, forget=None if resume else states_dir)
+        if launched_alone(plan.num_processes):
+            LOGGER.warning(
+                "`accelerate launch` started one process, so this run uses one device; for several give it "
+                "--num_processes N and, on GPUs, --multi_gpu, or on CPUs --cpu"
+            )
+        for line in describe_run(task, recipe, plan, accelerator):
+            LOGGER.info("%s", line)
     accelerator.wait_for_everyone()
 
     trainer = Trainer(task, optimization, plan, accelerator)

@@ -63,7 +63,7 @@ class MarigoldTask:
             validation or ValidationPaths(),
             device=accelerator.device.type,
             modality=self._modality,
-            held_out=[source.held_out for source in self.mixture.sources],
+            held_out=self.mixture.held_out,
             data_dir=data_dir,
         )
         self._held_out: list[dict[str, Tensor]] | None = None

@@ -113,6 +113,9 @@ class DataConfig:
     """Height and width of a training view [px], multiples of 8."""
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Source name -> height and width of its views where they are not `size` (mixture "micro_batch" only)."""
+    buckets: tuple[tuple[int, int], ...] = ()
+    """Heights and widths of views of the sources that `sizes` does not name: each sample goes to the one that is
+    nearest to its shape, and those of one bucket share micro-batches (mixture "micro_batch" only)."""
     mixture: Literal["sample", "micro_batch"] = "sample"
     """sample: each sample comes from a random source, any view as often as another. micro_batch: each micro-batch comes
     from one random source, which is gone through in a random order, everything once before anything twice (paper)."""
@@ -148,7 +151,8 @@ class DataConfig:
         require(bool(self.sources), "sources is empty; name at least one, such as { synthetic = 1.0 }")
         require(all(share > 0 for share in self.sources.values()), "every share in sources must be above 0")
         require(all(weight >= 0 for weight in self.kind_weights.values()), "every kind_weights must be 0 or above")
-        for name, size in {"size": self.size, **{f"sizes.{name}": size for name, size in self.sizes.items()}}.items():
+        named = {"size": self.size, **{f"sizes.{name}": size for name, size in self.sizes.items()}}
+        for name, size in [*named.items(), *(("buckets", size) for size in self.buckets)]:
             for side in size:
                 require(side > 0 and side % 8 == 0, f"{name}={list(size)}: {side} is not a multiple of 8")
         for name in ("sizes", "num_samples"):
@@ -156,6 +160,10 @@ class DataConfig:
             require(not unknown, f"{name} names {', '.join(unknown)}, which sources does not")
         for name, count in self.num_samples.items():
             require(count >= 1, f"num_samples of {name} = {count} must be 1 or above")
+        require(
+            not self.buckets or self.mixture == "micro_batch",
+            'buckets need mixture = "micro_batch", since pictures of different sizes cannot share a batch',
+        )
         if self.mixture == "sample":
             different = sorted(
                 name for name in self.sources if self.size_of(name) != self.size_of(next(iter(self.sources)))

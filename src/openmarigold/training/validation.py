@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from PIL import Image
 
 from openmarigold.data.sources import Source
 from openmarigold.errors import DataError, RecipeError
-from openmarigold.evaluation import Estimator, predictor_estimator, score_benchmark
+from openmarigold.evaluation import Estimator, baseline_estimators, predictor_estimator, score_benchmark
 from openmarigold.evaluation.benchmark import Benchmark
 from openmarigold.evaluation.benchmark_readers import Entry
 from openmarigold.evaluation.benchmarks import open_benchmark, open_folder_benchmark
@@ -149,7 +150,18 @@ class Validation:
                     continue  # the only kind, so the same numbers again
                 for metric in self._modality.headline_metrics:
                     found[_label(one.name, kind, metric)] = score.metrics[metric]
-        return found
+        return {**found, **self._of_baseline} if found else found
+
+    @cached_property
+    def _of_baseline(self) -> dict[str, float]:
+        """The main score of a baseline that does not look at the photo; a model has to be better."""
+        baselines, main = baseline_estimators(self._modality), self.main_score
+        if not baselines or main is None:
+            return {}
+        name, baseline = next(iter(baselines.items()))
+        metric = self._modality.headline_metrics[0]
+        report = score_benchmark(self._sets[0].benchmark, baseline, entries=self._sets[0].entries)
+        return {f"{main[0]}_of_{name}": report.kinds["all"].metrics[metric]}
 
     def estimated_s(self, checkpoint: Path) -> float:
         """About how long `scores` takes [s], by one image of each set."""

@@ -22,6 +22,7 @@ from openmarigold.modalities import DEPTH
 from openmarigold.modalities.modality import Modality, Target
 from openmarigold.seeding import generator_for
 from openmarigold.training.settings import DataConfig
+from openmarigold.training.starting import shape_distance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Mixture:
             RecipeError: a kind that the data does not have, or weights that leave nothing.
         """
         self.config, self.seed, self.modality = config, seed, modality
-        self.sources = [
+        parents = [
             Source(
                 name,
                 data_dir,
@@ -70,7 +71,7 @@ class Mixture:
             )
             for name in config.sources
         ]
-        for source in self.sources:
+        for source in parents:
             if not len(source):
                 raise DataError(f"source {source.name} holds no samples; prepare it again, or leave it out")
             lacking = [kind.name for kind in modality.maps if source.maps and kind.name not in source.maps]
@@ -79,17 +80,20 @@ class Mixture:
                     f"source {source.name} has the maps {', '.join(source.maps)}, and {modality.name} needs "
                     f"{', '.join(lacking)}; leave it out, or train another modality"
                 )
-        kinds = {kind for source in self.sources for kind in source.all_kinds}
+        self.held_out = [source.held_out for source in parents]
+        """What `config.held_out` leaves out of each source."""
+        self.sources, self._sizes, self.shares = _in_buckets(config, parents)
+        kinds = {kind for source in parents for kind in source.all_kinds}
         for name in ("max_depth", "kind_weights"):
             unknown = sorted(getattr(config, name).keys() - kinds)
             if unknown:
                 raise RecipeError(
                     f"data.{name}: kind {unknown[0]!r} is not known; the data has {', '.join(sorted(kinds))}"
                 )
-        shares = np.array(list(config.sources.values()))
-        self._source_shares = np.cumsum(shares / shares.sum())
+        self._source_shares = np.cumsum(np.array(self.shares))
         self.starts = np.cumsum([0, *(len(source) for source in self.sources)]) * config.num_variants
-        self._view_shares = np.cumsum(_view_shares(config, self.sources))
+        # Weights of kinds need mixture "sample", which has no buckets.
+        self._view_shares = np.cumsum(_view_shares(config, self.sources) if config.mixture == "sample" else [1.0])
         self._orders = lru_cache(maxsize=2 * len(self.sources))(self._order)
         self._turns: tuple[int, np.ndarray, np.ndarray] = (0, np.empty(0, int), np.empty(0, int))
 
@@ -138,8 +142,7 @@ class Mixture:
     def _draw(self, rng: np.random.Generator, count: int) -> Int[np.ndarray, " count"]:
         if self.config.kind_weights:
             return np.searchsorted(self._view_shares, rng.random(count) * self._view_shares[-1], side="right")
-        shares = np.array(list(self.config.sources.values()))
-        chosen = rng.choice(len(shares), size=count, p=shares / shares.sum())
+        chosen = rng.choice(len(self.shares), size=count, p=np.array(self.shares))
         return rng.integers(self.starts[chosen], self.starts[chosen + 1])
 
     def _turn(self, turn: int) -> tuple[int, int]:
@@ -174,7 +177,7 @@ class Mixture:
 
     def size_of(self, number: int) -> tuple[int, int]:
         """Height and width of the views of a source [px]."""
-        return self.config.size_of(self.sources[number].name)
+        return self._sizes[number]
 
     def view(self, index: int) -> View:
         """View number `index`.
@@ -195,11 +198,13 @@ class Mixture:
         Raises:
             DataError: the sample is damaged.
         """
+        read = source.read(index)
+        height, width, _ = read.rgb.shape
         sample = random_view(
-            source.read(index),
+            read,
             generator_for(self.seed, "plain view", index),
             modality=self.modality,
-            size=self.config.size_of(source.name),
+            size=_bucket_of(self.config, source.name, (height, width)),
             min_scale=1.0,
             aspect_jitter=0.0,
             mirrored=False,
@@ -246,6 +251,34 @@ class Mixture:
             aspect_jitter=config.aspect_jitter,
             mirrored=mirrored,
         )
+
+
+def _bucket_of(config: DataConfig, source: str, size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the views of a picture of a source."""
+    if not config.buckets or source in config.sizes:
+        return config.size_of(source)
+    return min(config.buckets, key=lambda bucket: shape_distance(bucket, size))
+
+
+def _in_buckets(config: DataConfig, parents: list[Source]) -> tuple[list[Source], list[tuple[int, int]], list[float]]:
+    """The sources, those with buckets in parts of one size each; the size of views and the share of samples of each."""
+    total = np.array(list(config.sources.values())).sum()
+    sources: list[Source] = []
+    sizes: list[tuple[int, int]] = []
+    shares: list[float] = []
+    for parent in parents:
+        share = float(config.sources[parent.name] / total)
+        if not config.buckets or parent.name in config.sizes:
+            sources, sizes, shares = [*sources, parent], [*sizes, config.size_of(parent.name)], [*shares, share]
+            continue
+        found = [_bucket_of(config, parent.name, (height, width)) for height, width in parent.sizes.tolist()]
+        for bucket in dict.fromkeys(config.buckets):
+            members = np.flatnonzero([size == bucket for size in found])
+            if len(members):
+                sources.append(parent.part(members, f"{bucket[0]}x{bucket[1]}"))
+                sizes.append(bucket)
+                shares.append(share * len(members) / len(parent))
+    return sources, sizes, shares
 
 
 def _view_shares(config: DataConfig, sources: list[Source]) -> np.ndarray:

@@ -9,6 +9,7 @@ OpenMarigoldError
 ├── DataError (ValueError)             a data set or benchmark that is missing, incomplete or damaged
 ├── OutputError (OSError)              a result that cannot be written
 ├── NumericalError (ArithmeticError)   non-finite values in a network's output
+├── LostProcessError (RuntimeError)    another process of the same run ended
 └── MissingExtraError (ImportError)    an optional dependency that is not installed
 """
 
@@ -49,6 +50,10 @@ class OutputError(OpenMarigoldError, OSError):
 
 class NumericalError(OpenMarigoldError, ArithmeticError):
     """Non-finite values in a network's output."""
+
+
+class LostProcessError(OpenMarigoldError, RuntimeError):
+    """Another process of the same run ended."""
 
 
 class MissingExtraError(OpenMarigoldError, ImportError):

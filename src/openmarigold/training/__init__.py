@@ -81,6 +81,7 @@ def train(
         CheckpointError: a base checkpoint, a state or a cache that cannot be used.
         MissingExtraError: torch, diffusers or accelerate is not installed.
         OutputError: something cannot be written.
+        LostProcessError: another process of the run ended.
     """
     places = TrainingPaths(**paths)
     recipe = read_recipe(as_path(recipe_path, "recipe_path"), overrides=overrides)
@@ -103,17 +104,18 @@ def train(
         state.check_recipe(found, table)
     plan_batches(recipe.optimization, num_processes=accelerator.num_processes)  # before latents are encoded in vain
     cache_dir = (places.cache_dir or places.output_dir / "latents") if keeps_latents(recipe) else None
-    return loop.run_training(
-        make_task(recipe, places, cache_dir=cache_dir, accelerator=accelerator),
-        recipe=table,
-        optimization=recipe.optimization,
-        run=recipe.run,
-        output_dir=places.output_dir,
-        accelerator=accelerator,
-        resume=resume,
-        stop_after_steps=stop_after_steps,
-        watch=watch,
-    )
+    with loop.lost_processes(accelerator, places.output_dir):
+        return loop.run_training(
+            make_task(recipe, places, cache_dir=cache_dir, accelerator=accelerator),
+            recipe=table,
+            optimization=recipe.optimization,
+            run=recipe.run,
+            output_dir=places.output_dir,
+            accelerator=accelerator,
+            resume=resume,
+            stop_after_steps=stop_after_steps,
+            watch=watch,
+        )
 
 
 def dry_run(recipe_path: Path | str, *, overrides: Sequence[str] = (), device: str = "auto", **paths: Any) -> Any:

@@ -17,8 +17,10 @@ from openmarigold.training.views import Mixture
 def describe_run(task: Any, recipe: Mapping[str, Any], plan: BatchPlan, accelerator: Accelerator) -> list[str]:
     """Lines about a run, before its first step."""
     precision = {"no": "float32"}.get(accelerator.mixed_precision, f"{accelerator.mixed_precision} (weights float32)")
+    device = "cpu" if accelerator.device.type == "cpu" else str(accelerator.device)
+    processes = _counted(plan.num_processes, "process", "processes")
     lines = [
-        f"device {accelerator.device}, {_counted(plan.num_processes, 'process', 'processes')}, precision {precision}",
+        f"device {device}, {processes}, precision {precision}",
         plan.described,
         *describe_sources(task.mixture),
     ]

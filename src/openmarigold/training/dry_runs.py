@@ -105,7 +105,7 @@ def make_dry_run(task: Any, recipe: Recipe, *, output_dir: Path, accelerator: Ac
     """
     optimization, mixture = recipe.optimization, task.mixture
     plan = plan_batches(optimization, num_processes=accelerator.num_processes, process_index=accelerator.process_index)
-    mixture.check_batch(plan.group_size)
+    mixture.check_batch(plan.drawn_together)
     variants = recipe.data.num_variants
     sources = []
     for number, source in enumerate(mixture.sources):

@@ -6,10 +6,11 @@ One process or many (accelerate), resumable bit for bit on the same device.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 
-from openmarigold.errors import InvalidValueError
+from openmarigold.errors import InvalidValueError, LostProcessError, one_line
 from openmarigold.files import append_text, make_directory, write_atomically
 from openmarigold.printing import quoted_logger
 from openmarigold.training.batches import Batches, plan_batches
@@ -41,6 +42,8 @@ from openmarigold.training.trainer import Trainer
 LOGGER = quoted_logger(__name__)
 MOST_TIME_FOR_STATES = 1 / 20
 NUM_TRAIN_TIMESTEPS = 1000
+# Parts of what gloo and NCCL report where another process is gone.
+_LOST = ("Connection closed by peer", "Connection reset", "Broken pipe", "gloo", "NCCL", "recvBytes", "sendBytes")
 
 
 def make_accelerator(mixed_precision: str, device: str = "auto") -> Accelerator:
@@ -56,6 +59,22 @@ def make_accelerator(mixed_precision: str, device: str = "auto") -> Accelerator:
     # The others wait while the main process validates.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
     return Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision, kwargs_handlers=[patience])
+
+
+@contextlib.contextmanager
+def lost_processes(accelerator: Accelerator, output_dir: Path) -> Iterator[None]:
+    """Turns the errors of a broken connection to another process into a `LostProcessError`."""
+    try:
+        yield
+    except (RuntimeError, ConnectionError) as error:
+        text = one_line(error)
+        if accelerator.num_processes == 1 or not any(sign in text for sign in _LOST):
+            raise
+        raise LostProcessError(
+            f"process {accelerator.process_index} of {accelerator.num_processes}: another process of this run ended "
+            f"({text[:160]}), so this one ends too; its own message has the reason, or it was killed. The same "
+            f"command goes on from the newest state in {output_dir / 'states'}"
+        ) from error
 
 
 def run_training(
@@ -89,7 +108,7 @@ def run_training(
         RecipeError: the batch cannot be spread over the processes.
     """
     plan = plan_batches(optimization, num_processes=accelerator.num_processes, process_index=accelerator.process_index)
-    task.mixture.check_batch(plan.group_size)
+    task.mixture.check_batch(plan.drawn_together)
     main = accelerator.is_main_process
     states_dir = output_dir / "states"
     if main:

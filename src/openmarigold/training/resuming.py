@@ -25,7 +25,8 @@ def with_earlier_behavior(table: Mapping[str, Any]) -> dict[str, Any]:
     """A saved recipe with the keys that its version did not have, at the values that do what that version did."""
     found = dict(table)
     for section, values in _EARLIER.items():
-        found[section] = {**values, **found.get(section, {})}
+        if section in found:
+            found[section] = {**values, **found[section]}
     return found
 
 
@@ -47,7 +48,7 @@ def resolved(recipe: _Recipe, saved: Mapping[str, Any] | None = None, *, has_ben
     if recipe.data.held_out is None:
         share = 0.0
         if saved is not None:
-            share = float(saved["data"]["held_out"] or 0.0)
+            share = float(saved.get("data", {}).get("held_out") or 0.0)
         elif isinstance(recipe, MarigoldRecipe):
             is_named = has_benchmark or recipe.validation.benchmarks or recipe.validation.sources
             share = 0.0 if is_named else DEFAULT_HELD_OUT

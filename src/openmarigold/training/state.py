@@ -36,6 +36,8 @@ from openmarigold.training.resuming import end_of_decay, with_earlier_behavior
 
 LOGGER = quoted_logger(__name__)
 _OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True)
+ORDER, ORDER_BY_RECIPE = "order of the samples", "by micro-batches of the recipe"
+"""An input of a run; in earlier versions the order depended on the number of processes."""
 _SEPARATOR = "/"  # names of weights have dots
 
 
@@ -210,11 +212,11 @@ def load_state(
             f"{state} was trained from something else ({', '.join(changed)} changed since); "
             "restore it, choose another --output-dir, or train with --no-resume to start anew"
         )
-    if kept.get("processes") != inputs.get("processes"):
+    if ORDER not in kept and kept.get("processes", "1") != "1":
         LOGGER.warning(
-            "the run had %s processes and goes on with %s: samples come in another order than they would have",
-            kept.get("processes"),
-            inputs.get("processes"),
+            "the run had %s processes of an earlier version, which changed the order of its samples; from here on they "
+            "come in the order of one process",
+            kept["processes"],
         )
     try:
         tensors: dict[str, Any] = {**load_file(state / "tensors.safetensors"), **described["scalars"]}

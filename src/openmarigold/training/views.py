@@ -27,7 +27,7 @@ from openmarigold.training.starting import shape_distance
 
 @dataclasses.dataclass(frozen=True)
 class BatchSlice:
-    """One process's part of a micro-batch: `rows` of the `group_size` samples that all processes take at once."""
+    """One process's part of micro-batch number `micro_step` of a step: `rows` of its `group_size` samples."""
 
     step: int
     micro_step: int
@@ -127,7 +127,7 @@ class Mixture:
         Returns:
             The generator for all other draws, already used for the choice; the numbers of the views that are drawn
             together (of the whole step with mixture "sample", otherwise of the micro-batch); and the rows of this
-            process. Every process draws for all, so that the number of processes changes no sample.
+            process. The number of processes changes no sample: micro-batches are numbered over all of them.
         """
         if self.config.mixture == "sample":
             rng = generator_for(self.seed, what, share.step)

@@ -86,6 +86,8 @@ class Source:
                 "`openmarigold data prepare` wrote"
             )
         self.name = name
+        self.origin = name
+        """Its name in the recipe; parts of it have longer names."""
         prepared = is_prepared(data_dir / name)
         reader = ShardedDataset(data_dir / name) if prepared else _PlainTars(name, SOURCES[name], data_dir)
         self._reader = reader

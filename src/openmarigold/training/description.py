@@ -44,6 +44,11 @@ def describe_sources(mixture: Mixture) -> list[str]:
             shown = [min(1.0, w / h * height / width, h / w * width / height) for h, w in source.sizes.tolist()]
             line += f" of {100 * min(shown):.0f} to {100 * max(shown):.0f} % of each" if min(shown) < 0.995 else ""
         lines.append(line)
+        for kind in sorted(set(source.kinds)):
+            low, high = mixture.limits(kind, source)
+            if high < float("inf"):
+                title = mixture.modality.title
+                lines.append(f"  {kind}: {title} from {low:g} to {high:g} counts (data.max_depth, data.valid_range)")
     for source in mixture.held_out:
         if len(source):
             scenes = ", ".join(source.scenes[:4]) + (", ..." if len(source.scenes) > 4 else "")

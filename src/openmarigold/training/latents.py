@@ -163,7 +163,8 @@ class Latents:
         """Everything that latents depend on; shares, weights and noise only affect which are drawn."""
         config = self.mixture.config
         names = ("min_scale", "aspect_jitter", "mirror", "appearance", "num_variants", "invalid", "invalid_is_far")
-        settings = {f"data.{name}": getattr(config, name) for name in (*names, "min_depth", "max_depth")}
+        settings = {f"data.{name}": getattr(config, name) for name in (*names, "min_depth")}
+        settings |= self.mixture.described_limits
         sources = [
             [source.name, source.contents, *config.size_of(source.name), *map(str, source.valid_range)]
             for source in self.mixture.sources

@@ -65,6 +65,7 @@ class MarigoldTask:
             modality=self._modality,
             held_out=self.mixture.held_out,
             data_dir=data_dir,
+            limits=self.mixture.limits,
         )
         self._held_out: list[dict[str, Tensor]] | None = None
         self._base = load_base(recipe)

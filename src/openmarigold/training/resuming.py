@@ -17,7 +17,7 @@ from openmarigold.training.recipe import MarigoldRecipe, Recipe
 LOGGER = quoted_logger(__name__)
 DEFAULT_HELD_OUT = 0.05
 # What earlier versions did where their recipes have no such key.
-_EARLIER = {"data": {"held_out": 0.0}}
+_EARLIER = {"data": {"held_out": 0.0, "caps": False}}
 _Recipe = TypeVar("_Recipe", bound=Recipe)
 
 
@@ -31,7 +31,7 @@ def with_earlier_behavior(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resolved(recipe: _Recipe, saved: Mapping[str, Any] | None = None, *, has_benchmark: bool = False) -> _Recipe:
-    """The recipe with everything decided: which share of the scenes is held out, and where the learning rate ends.
+    """The recipe with everything decided: scenes held out, caps of depth, and the end of the rate's decay.
 
     Args:
         saved: the recipe of the state that the run goes on from, as `to_table` gives it; None for a new run.
@@ -53,6 +53,9 @@ def resolved(recipe: _Recipe, saved: Mapping[str, Any] | None = None, *, has_ben
             is_named = has_benchmark or recipe.validation.benchmarks or recipe.validation.sources
             share = 0.0 if is_named else DEFAULT_HELD_OUT
         recipe = replace(recipe, data=replace(recipe.data, held_out=share))
+    if recipe.data.caps is None:
+        caps = True if saved is None else bool(saved.get("data", {}).get("caps"))
+        recipe = replace(recipe, data=replace(recipe.data, caps=caps))
     return recipe if saved is None else _extended(recipe, saved.get("optimization", {}))
 
 

@@ -144,6 +144,12 @@ class DataConfig:
     max_depth: dict[str, float] = field(default_factory=dict)
     """Kind of sample -> largest depth that counts [m], excluded; farther pixels are treated as pixels without depth. So
     a view through a window does not squeeze the room into a sliver of the normalized range."""
+    valid_range: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Source or kind of sample -> smallest and largest depth that counts [m], both excluded; where both are named, what
+    lies in both ranges."""
+    caps: bool | None = None
+    """Cap kinds that neither max_depth nor valid_range names (nor the source) at what is usual for them: 20 m indoors,
+    80 m outdoors (`Modality.usual_limits`). None = true, but for a run that an earlier version began."""
     kind_weights: dict[str, float] = field(default_factory=dict)
     """Kind of sample -> how often it is drawn within its source, 1 where not given (generator and depth)."""
 
@@ -183,6 +189,8 @@ class DataConfig:
         require(self.appearance >= 0, f"appearance={self.appearance} must be 0 or above")
         require(self.latent_noise >= 0, f"latent_noise={self.latent_noise} must be 0 or above")
         require(self.num_variants >= 1, f"num_variants={self.num_variants} must be at least 1")
+        for name, (low, high) in self.valid_range.items():
+            require(0 <= low < high, f"valid_range of {name} = {[low, high]} must be two numbers, 0 <= low < high")
         require(self.min_depth >= 0, f"min_depth={self.min_depth} must be 0 or above")
         require(
             self.mirror == "random" or self.num_variants % 2 == 0,

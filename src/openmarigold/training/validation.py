@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,18 +66,20 @@ class Validation:
         modality: Modality,
         held_out: Sequence[Source] = (),
         data_dir: Path | None = None,
+        limits: Callable[[str, Source], tuple[float, float]] | None = None,
     ) -> None:
         """Open the benchmarks and list the photos, so that a wrong folder is found before the first step.
 
         Args:
             held_out: scenes of the training sources that are not trained on; empty ones do not count.
             data_dir: folder of the prepared sets that the recipe names.
+            limits: values that count in pictures of a kind, where not those of their set.
 
         Raises:
             DataError: a benchmark is missing, damaged or incomplete, or the folder holds no photos.
             RecipeError: named benchmarks without the folder of their data.
         """
-        self._config, self._device, self._modality = config, device, modality
+        self._config, self._device, self._modality, self._limits = config, device, modality, limits
         self._sets: list[_Set] = []
         self._held_out: list[Source] = []
         if paths.benchmark_dir is not None:
@@ -115,6 +117,9 @@ class Validation:
     def _add_source(self, name: str, source: Source, count: int) -> None:
         """A prepared set; the samples of a source that was left out in part are those that it has now."""
         benchmark = open_folder_benchmark(source.folder, self._modality)
+        if self._limits is not None:
+            farthest = {kind: self._limits(kind, source)[1] for kind in set(source.kinds)}
+            benchmark.row = replace(benchmark.row, max_value_by_kind=farthest)
         self._add(name, benchmark, count, frozenset(source.keys))
         self._held_out.append(source)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int
@@ -84,11 +85,12 @@ class Mixture:
         """What `config.held_out` leaves out of each source."""
         self.sources, self._sizes, self.shares = _in_buckets(config, parents)
         kinds = {kind for source in parents for kind in source.all_kinds}
-        for name in ("max_depth", "kind_weights"):
-            unknown = sorted(getattr(config, name).keys() - kinds)
+        for name in ("max_depth", "kind_weights", "valid_range"):
+            known = kinds | set(config.sources) if name == "valid_range" else kinds
+            unknown = sorted(getattr(config, name).keys() - known)
             if unknown:
                 raise RecipeError(
-                    f"data.{name}: kind {unknown[0]!r} is not known; the data has {', '.join(sorted(kinds))}"
+                    f"data.{name}: kind {unknown[0]!r} is not known; the data has {', '.join(sorted(known))}"
                 )
         self._source_shares = np.cumsum(np.array(self.shares))
         self.starts = np.cumsum([0, *(len(source) for source in self.sources)]) * config.num_variants
@@ -231,12 +233,39 @@ class Mixture:
         return sample, self.valid_mask(sample, self.sources[number])
 
     def valid_mask(self, sample: Sample, source: Source) -> Bool[np.ndarray, "h w"] | None:
-        """Pixels whose maps count, None for a photo: in the range of the source, if it states one, and the recipe's."""
+        """Pixels whose maps count, within `limits`; None for a photo."""
         if any(kind.name not in sample.maps for kind in self.modality.maps):
             return None
-        nearest, farthest = source.valid_range
-        limit = min(farthest, self.config.max_depth.get(sample.kind, np.inf))
-        return self.modality.valid_mask(sample.maps, (max(nearest, self.config.min_depth), limit))
+        return self.modality.valid_mask(sample.maps, self.limits(sample.kind, source))
+
+    def limits(self, kind: str, source: Source) -> tuple[float, float]:
+        """Values that count in samples of a kind, exclusive (depth in meters).
+
+        They lie in the range of the source, if it states one, in the recipe's, and where the recipe states none below
+        what is usual for the kind.
+        """
+        config = self.config
+        low, high = source.valid_range
+        named = [config.valid_range[name] for name in (source.origin, kind) if name in config.valid_range]
+        for lower, upper in ((config.min_depth, np.inf), *named):
+            low, high = max(low, lower), min(high, upper)
+        if kind in config.max_depth:
+            return low, min(high, config.max_depth[kind])
+        return low, high if named or config.caps is False else min(high, self.modality.usual_limits.get(kind, np.inf))
+
+    @property
+    def described_limits(self) -> dict[str, Any]:
+        """What `limits` depends on besides the sources, for the description of what is made of views.
+
+        Where no cap acts it is what versions without caps wrote.
+        """
+        config = self.config
+        kinds = {kind for source in self.sources for kind in source.all_kinds}
+        named = config.max_depth.keys() | config.valid_range.keys()
+        usual = {} if config.caps is False else self.modality.usual_limits
+        caps = {kind: usual[kind] for kind in sorted(kinds & usual.keys() - named)}
+        ranges = {"data.valid_range": config.valid_range} if config.valid_range else {}
+        return {"data.max_depth": {**config.max_depth, **caps}, **ranges}
 
     def _vary(
         self, number: int, sample_index: int, rng: np.random.Generator, *, mirrored: bool | None = None

@@ -10,6 +10,7 @@ OpenMarigoldError
 ├── OutputError (OSError)              a result that cannot be written
 ├── ServerError (ConnectionError)      a server that cannot be reached, or refuses
 ├── NumericalError (ArithmeticError)   non-finite values in a network's output
+├── LostProcessError (RuntimeError)    another process of the same run ended
 └── MissingExtraError (ImportError)    an optional dependency that is not installed
 """
 
@@ -54,6 +55,10 @@ class ServerError(OpenMarigoldError, ConnectionError):
 
 class NumericalError(OpenMarigoldError, ArithmeticError):
     """Non-finite values in a network's output."""
+
+
+class LostProcessError(OpenMarigoldError, RuntimeError):
+    """Another process of the same run ended."""
 
 
 class MissingExtraError(OpenMarigoldError, ImportError):

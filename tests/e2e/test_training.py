@@ -27,6 +27,7 @@ from openmarigold.training import latents, train
 from openmarigold.training.latents import Latents
 from openmarigold.training.loop import make_accelerator
 from openmarigold.training.marigold import MarigoldTask
+from openmarigold.training.packed import PackedRows
 from openmarigold.training.recipe import DataConfig, MarigoldRecipe, read_recipe
 from openmarigold.training.views import BatchSlice, Mixture
 from training_data import AUTOENCODER, DEPTH, GENERATOR, write_training_data
@@ -291,8 +292,14 @@ def test_kept_latents_are_those_computed_anew(in_workspace: Path, tmp_path: Path
 def test_a_cache_of_version_0_1_is_read(in_workspace: Path, tmp_path: Path, form: str, old: dict[str, str]) -> None:
     new = open_latents(in_workspace, tmp_path / "new", PAIRS, form=form)
     shutil.copytree(tmp_path / "new", tmp_path / "old")
-    (shard,) = (tmp_path / "old" / "synthetic").glob("*.npy")
-    rows = np.load(shard)
+    (shard,) = (path for path in (tmp_path / "old" / "synthetic").iterdir() if path.suffix in (".npy", ".packed"))
+    if form == "maps":  # which that version did not pack
+        packed = PackedRows(shard, new._row[0], ("target",), new.num_views)
+        rows = np.stack([packed[number] for number in range(new.num_views)])
+        shard.unlink()
+        shard = shard.with_suffix(".npy")
+    else:
+        rows = np.load(shard)
     fields = []
     for name in rows.dtype.names:
         base, shape = rows.dtype[name].subdtype
@@ -343,6 +350,16 @@ def test_damaged_shard_is_named(in_workspace: Path, tmp_path: Path) -> None:
         shard.write_bytes(damaged)
         with pytest.raises(DataError, match=r"shard-00000\.npy .*remove it, and it will be encoded again"):
             open_latents(in_workspace, tmp_path / "cache", PAIRS)
+
+
+def test_a_damaged_packed_shard_is_named(in_workspace: Path, tmp_path: Path) -> None:
+    open_latents(in_workspace, tmp_path / "cache", PAIRS, form="maps")
+    shard = tmp_path / "cache" / "synthetic" / "shard-00000.packed"
+    content = shard.read_bytes()
+    for damaged in (content[:-100], content[:-1] + bytes([content[-1] ^ 1]), b""):
+        shard.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"shard-00000\.packed .*remove it, and it will be encoded again"):
+            open_latents(in_workspace, tmp_path / "cache", PAIRS, form="maps")
 
 
 def test_data_without_any_valid_depth_is_refused(in_workspace: Path, tmp_path: Path) -> None:

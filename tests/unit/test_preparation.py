@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -14,7 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openmarigold.data.preparation import FrameDefectError, FrameFilter, plane_depth, prepare
+from openmarigold.cli.prepare import PrepareHypersim, _filter
+from openmarigold.data.preparation import (
+    PUBLISHED_FILTER,
+    FrameDefectError,
+    FrameFilter,
+    plane_depth,
+    prepare,
+)
 from openmarigold.data.preview import write_preview
 from openmarigold.data.readers.hypersim import FOCAL_PX, SPLIT_CSV, HypersimReader, millimeters, tone_map
 from openmarigold.data.readers.rgbd_folder import FolderReader, read_config
@@ -212,6 +220,47 @@ def test_thresholds_and_limit(hypersim: Path, tmp_path: Path) -> None:
     for options in ({"min_valid": 1.5}, {"min_brightness": -0.1}):
         with pytest.raises(InvalidValueError, match=r"must be in \[0, 1\]"):
             FrameFilter(**options)
+
+
+def test_the_published_filter_by_hand() -> None:
+    """At most 3 % without depth, a depth range of 0.5 m, an RGB range of 10: each limit from both sides."""
+    assert (PUBLISHED_FILTER.max_invalid, PUBLISHED_FILTER.min_depth_range, PUBLISHED_FILTER.min_rgb_range) == (
+        0.03,
+        0.5,
+        10,
+    )
+
+    def refused(*, holes: int = 0, spread: float = 2.0, colors: int = 100, far: float = 0.0) -> str:
+        depth = np.full((10, 10), 1.0, dtype=np.float32)
+        depth[:, 5:] = 1.0 + spread
+        depth.flat[:holes] = 0.0
+        depth.flat[50 : 50 + 5] = far or depth.flat[50]
+        rgb = np.full((10, 10, 3), 50, dtype=np.uint8)
+        rgb[0, 0, 0] = 50 + colors
+        try:
+            PUBLISHED_FILTER.apply(rgb, {"depth": depth}, (1e-5, 65.0))
+        except FrameDefectError as defect:
+            assert not defect.is_error
+            return str(defect)
+        return ""
+
+    assert refused() == refused(holes=3) == refused(spread=0.5) == refused(colors=10) == refused(far=70.0) == ""
+    assert refused(holes=4) == "too many holes: 0.0400 of the pixels have no value"
+    assert refused(spread=0.49).startswith("small range: depth spans 0.490")
+    assert refused(colors=9) == "small range: rgb spans 9"
+
+
+def test_a_plan_without_the_newer_thresholds_is_that_of_earlier_versions() -> None:
+    assert FrameFilter().record() == {"min_valid": 0.05, "min_brightness": 0.0}
+    assert FrameFilter(max_invalid=0.5).record() == {"min_valid": 0.05, "min_brightness": 0.0, "max_invalid": 0.5}
+
+
+def test_hypersims_training_split_is_filtered_as_published(hypersim: Path, tmp_path: Path) -> None:
+    command = PrepareHypersim(source=hypersim, dest=tmp_path)
+    assert _filter(command) == PUBLISHED_FILTER
+    assert _filter(dataclasses.replace(command, max_invalid=0.2)).max_invalid == 0.2
+    for changes in ({"split": "val"}, {"modality": "normals"}, {"list": tmp_path / "list.txt"}):
+        assert _filter(dataclasses.replace(command, **changes)) == FrameFilter()
     with pytest.raises(InvalidValueError, match="workers=0 must be at least 1"):
         prepare(hypersim_reader(hypersim), tmp_path / "d", workers=0)
 

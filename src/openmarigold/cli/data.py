@@ -175,7 +175,10 @@ def _print_statistics(command: Statistics) -> None:
 def _row(name: str, row: Any) -> dict[str, Any]:
     """Statistics for JSON; the map's name begins the keys about its values."""
     values = {key: _number(value) for key, value in dataclasses.asdict(row).items()}
-    return {f"{name}_{key}" if key in ("quantiles", "range") else key: value for key, value in values.items()}
+    return {
+        f"{name}_{key}" if key in ("quantiles", "far_quantiles", "range") else key: value
+        for key, value in values.items()
+    }
 
 
 def _print_table(folder: Path, name: str, rows: list[Any]) -> None:
@@ -185,14 +188,21 @@ def _print_table(folder: Path, name: str, rows: list[Any]) -> None:
         say(f"no sample of {folder} has a {name} map")
         return
     wide = max(len(row.kind) for row in rows)
-    over, values = f"over {100 * INVALID_LIMIT:.0f} %", f"{name} 5 / 50 / 95 %" + (" [m]" if name == "depth" else "")
-    say(f"{'kind':{wide}s}  samples  scenes  no {name}  {over:>8s}   {values}   smallest to largest")
+    over, values = f"over {100 * INVALID_LIMIT:.0f} %", f"{name} 2 / 50 / 98 %" + (" [m]" if name == "depth" else "")
+    far = "98 % in 50 / 80 / 95 % of samples"
+    say(
+        f"{'kind':{wide}s}  samples  scenes  no {name}  {over:>8s}   {values}   smallest to largest   {far}   "
+        "beyond usual"
+    )
     for row in rows:
-        quantiles = " / ".join(f"{value:.2f}" for value in row.quantiles)
+        quantiles, far = (
+            " / ".join(f"{value:.2f}" for value in values) for values in (row.quantiles, row.far_quantiles)
+        )
+        beyond = f"{100 * row.beyond_usual_share:.1f} %" if row.beyond_usual_share == row.beyond_usual_share else "-"
         say(
             f"{row.kind:{wide}s} {row.num_samples:8d} {row.num_scenes:7d} {100 * row.invalid_share:7.1f} % "
             f"{100 * row.above_limit_share:7.1f} %  {quantiles:>24s}   "
-            f"{row.range[0]:.2f} to {row.range[1]:.1f}"
+            f"{row.range[0]:.2f} to {row.range[1]:.1f}   {far}   {beyond}"
         )
 
 

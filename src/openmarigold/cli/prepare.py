@@ -15,7 +15,7 @@ import tyro
 from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar, say
 
 if TYPE_CHECKING:
-    from openmarigold.data.preparation import RawReader
+    from openmarigold.data.preparation import FrameFilter, RawReader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,13 @@ class _Preparation:
     """Leave out frames with a smaller share of pixels with usable depth (normals, albedo)."""
     min_brightness: float = 0.0
     """Leave out frames with a smaller mean of RGB, [0, 1]."""
+    max_invalid: float | None = None
+    """Leave out frames with a larger share of pixels without any depth. None: 0.03 for the training split of Hypersim's
+    depth without --list, as published, else no limit; so for the next two, 0.5 and 10."""
+    min_depth_range: float | None = None
+    """Leave out frames whose depth spans less [m]."""
+    min_rgb_range: int | None = None
+    """Leave out frames whose RGB spans less, of 255."""
     limit: int | None = None
     """Only the first so many frames."""
     shard_size: int = 256
@@ -129,7 +136,7 @@ class Normals:
 
 def run_prepare(command: _Preparation) -> int:
     """Prints, and returns the exit status."""
-    from openmarigold.data.preparation import FrameFilter, prepare
+    from openmarigold.data.preparation import PUBLISHED_COUNT, prepare
     from openmarigold.data.shard_writer import REJECTED_FILE
 
     reader, facts = _reader(command)
@@ -137,7 +144,7 @@ def run_prepare(command: _Preparation) -> int:
         prepared = prepare(
             reader,
             command.dest,
-            frame_filter=FrameFilter(min_valid=command.min_valid, min_brightness=command.min_brightness),
+            frame_filter=_filter(command),
             limit=command.limit,
             shard_size=command.shard_size,
             workers=command.workers or os.cpu_count() or 1,
@@ -152,10 +159,47 @@ def run_prepare(command: _Preparation) -> int:
         f"{counts['samples']} samples of {len(counts['scenes'])} scenes in {len(prepared.manifest['shards'])} "
         f"shards{reused}, {sum(counts['left_out'].values())} left out, {defective} defective: {command.dest}"
     )
+    if isinstance(command, PrepareHypersim) and _is_published(command) and counts["left_out"]:
+        say("left out: " + ", ".join(f"{count} {reason}" for reason, count in counts["left_out"].items()))
+        if not command.scenes and command.limit is None:
+            say(f"for comparison: the authors chose {PUBLISHED_COUNT:,} of about 59,000 frames by this filter")
+    if lost := counts["defective"].get("color not finite", 0):
+        say(
+            f"{lost} frames are lost to NaN or infinity in their color, {_few_pixels(command.dest)} of them to one "
+            "pixel"
+        )
     if defective:
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts["defective"].items())
         say(f"{defective} defective frames ({reasons}); each in {command.dest / REJECTED_FILE}", error=True)
     return EXIT_SOME_FAILED if defective else 0
+
+
+def _is_published(command: _Preparation) -> bool:
+    """Whether the authors' filter is the default."""
+    return (
+        isinstance(command, PrepareHypersim)
+        and (command.modality, command.split) == (PrepareHypersim.modality, PrepareHypersim.split)
+        and command.list is None
+    )
+
+
+def _filter(command: _Preparation) -> FrameFilter:
+    from openmarigold.data.preparation import PUBLISHED_FILTER, FrameFilter
+
+    default = PUBLISHED_FILTER if _is_published(command) else FrameFilter()
+    names = ("max_invalid", "min_depth_range", "min_rgb_range")
+    given = {name: value for name in names if (value := getattr(command, name)) is not None}
+    kept = {name: getattr(default, name) for name in names if name not in given}
+    return FrameFilter(min_valid=command.min_valid, min_brightness=command.min_brightness, **kept, **given)
+
+
+def _few_pixels(folder: Path) -> int:
+    """How many frames a single pixel spoiled."""
+    from openmarigold.data.shard_writer import REJECTED_FILE
+    from openmarigold.text_files import parse_json_lines
+
+    lines = parse_json_lines((folder / REJECTED_FILE).read_bytes())
+    return sum(isinstance(line, dict) and str(line.get("detail", "")).startswith("1 pixels are NaN") for line in lines)
 
 
 def run_normals(command: Normals) -> None:

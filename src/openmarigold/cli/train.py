@@ -13,19 +13,23 @@ from typing import Annotated, Any
 import tyro
 
 from openmarigold.cli.terminal import progress_bar, say
-from openmarigold.errors import needs_extra
+from openmarigold.errors import InvalidValueError, needs_extra
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
     """Train a model by a recipe (extra `train`). For several processes or GPUs start it with `accelerate launch`."""
 
-    recipe: Path
-    """Recipe file (TOML)."""
+    recipe: Path | None = None
+    """Recipe file (TOML), or the recipe.json of a run."""
     data_dir: Path
     """Folder of the training data: one folder for each source that the recipe names."""
-    output_dir: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
+    output_dir: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
     """Folder of checkpoints, state and logs."""
+    init: Path | None = None
+    """Only write a recipe to this file, for all prepared sets in --data-dir."""
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Replaces a value of the recipe, such as optimization.num_steps=2000; may be repeated."""
     cache_dir: Path | None = None
     """Folder of the encoded views, which runs may share. None: latents/ in the output folder."""
     benchmark: Path | None = None
@@ -50,6 +54,14 @@ def run_train(command: Train) -> int:
         from openmarigold.training import dry_run, train
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if command.init is not None:
+        return _init(command, command.init)
+    if command.recipe is None or command.output_dir is None:
+        absent = "--recipe" if command.recipe is None else "--output-dir"
+        raise InvalidValueError(
+            f"{absent} is missing; give a recipe and an output folder, or write a recipe for your data with "
+            "--init my.toml"
+        )
     paths = {
         "data_dir": command.data_dir,
         "output_dir": command.output_dir,
@@ -59,7 +71,7 @@ def run_train(command: Train) -> int:
         "photos_dir": command.photos,
     }
     if command.dry_run:
-        for line in str(dry_run(command.recipe, device=command.device, **paths)).splitlines():
+        for line in str(dry_run(command.recipe, overrides=command.set, device=command.device, **paths)).splitlines():
             say(line)
         return 0
     with progress_bar("training") as (advance, note):
@@ -70,6 +82,7 @@ def run_train(command: Train) -> int:
 
         directory = train(
             command.recipe,
+            overrides=command.set,
             device=command.device,
             resume=command.resume,
             stop_after_steps=command.stop_after_steps,
@@ -78,4 +91,20 @@ def run_train(command: Train) -> int:
         )
     if os.environ.get("RANK", "0") == "0":  # the main process of all that `accelerate launch` started
         say("stopped before the end of the recipe" if directory is None else f"checkpoint -> {directory}")
+    return 0
+
+
+def _init(command: Train, path: Path) -> int:
+    from openmarigold.training.starting import write_recipe
+
+    table = write_recipe(command.data_dir, path, command.set)
+    data, optimization = table["data"], table["optimization"]
+    say(
+        f"{', '.join(data['sources'])}: views of {', '.join(f'{h}x{w}' for h, w in data['buckets'])}, "
+        f"{optimization['num_steps']} steps of {optimization['batch_size']}, from {table['base']}"
+    )
+    say(
+        f"Then: openmarigold train --recipe {path} --data-dir {command.data_dir} --output-dir runs/{path.stem} "
+        "--dry-run"
+    )
     return 0

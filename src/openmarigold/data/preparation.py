@@ -135,13 +135,22 @@ class FrameFilter:
     Attributes:
         min_valid: least share of pixels that can be used.
         min_brightness: least mean of RGB, [0, 1].
+        max_invalid: largest share of pixels without any value (depth 0), in whatever range values may be used.
+        min_depth_range: least difference of the largest and the smallest value of a map of one channel (depth [m]).
+        min_rgb_range: least difference of the largest and the smallest value of RGB, [0, 255].
     """
 
     min_valid: float = 0.05
     min_brightness: float = 0.0
+    max_invalid: float = 1.0
+    min_depth_range: float = 0.0
+    min_rgb_range: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("min_valid", "min_brightness"):
+        for name in ("min_depth_range", "min_rgb_range"):
+            if not getattr(self, name) >= 0:
+                raise InvalidValueError(f"{name}={getattr(self, name)} must be 0 or more")
+        for name in ("min_valid", "min_brightness", "max_invalid"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InvalidValueError(f"{name}={getattr(self, name)} must be in [0, 1]")
 
@@ -172,6 +181,33 @@ class FrameFilter:
         brightness = float(rgb.mean()) / 255
         if brightness < self.min_brightness:
             raise FrameDefectError("too dark", f"mean brightness {brightness:.4f}", is_error=False)
+        self._check_ranges(rgb, maps, modality)
+
+    def _check_ranges(self, rgb: UInt8[np.ndarray, "h w 3"], maps: Maps, modality: Modality) -> None:
+        known = modality.valid_mask(maps, (0.0, float("inf")))
+        invalid, rgb_range = float((~known).mean()), int(rgb.max()) - int(rgb.min())
+        if invalid > self.max_invalid:
+            raise FrameDefectError("too many holes", f"{invalid:.4f} of the pixels have no value", is_error=False)
+        for name, values in maps.items():
+            spread = float(np.ptp(values[known])) if values.ndim == 2 and known.any() else float("inf")
+            if spread < self.min_depth_range:
+                raise FrameDefectError("small range", f"{name} spans {spread:.3f}", is_error=False)
+        if rgb_range < self.min_rgb_range:
+            raise FrameDefectError("small range", f"rgb spans {rgb_range}", is_error=False)
+
+    def record(self) -> dict[str, Any]:
+        """The thresholds for the plan of a set; as in earlier versions where newer ones are not used."""
+        newer = FrameFilter()
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name in ("min_valid", "min_brightness") or value != getattr(newer, name)
+        }
+
+
+PUBLISHED_FILTER = FrameFilter(max_invalid=0.03, min_depth_range=0.5, min_rgb_range=10)
+"""By which the authors chose their frames of Hypersim's training split (prs-eth/Marigold, issue 158)."""
+PUBLISHED_COUNT = 53_885
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +256,7 @@ def prepare(
         raise DataError(f"{reader.name}: the source has no frame of the selection; see `openmarigold data where`")
     settings = {
         **reader.settings(),
-        **asdict(frame_filter),
+        **frame_filter.record(),
         "limit": limit,
         "shard_size": shard_size,
         "frames": _names_sha256([*frames, *listing.rejected]),

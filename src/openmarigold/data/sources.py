@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import io
@@ -65,12 +66,16 @@ SOURCES: dict[str, SourceRow] = {
 class Source:
     """Random access to the samples of one source."""
 
-    def __init__(self, name: str, data_dir: Path, *, num_samples: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, name: str, data_dir: Path, *, num_samples: int | None = None, held_out: float = 0.0, seed: int = 0
+    ) -> None:
         """Opens source `name`: the prepared data set in `data_dir/name`, else the row of `SOURCES`; reads no samples.
 
         Args:
             num_samples: use only so many of its samples, drawn at random; None uses all.
-            seed: of that draw.
+            held_out: share of its scenes that are left out, at least one of two or more; their samples are `held_out`.
+                Plain tars know no scenes.
+            seed: of these draws.
 
         Raises:
             DataError: neither is there, a shard is not a whole tar file, or there are fewer samples than that.
@@ -81,24 +86,32 @@ class Source:
                 "`openmarigold data prepare` wrote"
             )
         self.name = name
+        self.origin = name
+        """Its name in the recipe; parts of it have longer names."""
         prepared = is_prepared(data_dir / name)
         reader = ShardedDataset(data_dir / name) if prepared else _PlainTars(name, SOURCES[name], data_dir)
         self._reader = reader
-        self._chosen = np.arange(len(reader.keys))
+        self.folder = data_dir / name
+        left = _scenes_held_out(reader.scenes, held_out, name, seed) if isinstance(reader, ShardedDataset) else set()
+        scenes = reader.scenes if isinstance(reader, ShardedDataset) else [""] * len(reader.keys)
+        is_left = np.array([scene in left for scene in scenes], dtype=bool)
+        self._chosen, self._held_out = np.flatnonzero(~is_left), np.flatnonzero(is_left)
         self.contents = reader.contents
         """Names and sizes of plain tars' samples, hashed; of a prepared data set the hash of all shards."""
         self.sha256 = reader.sha256 if isinstance(reader, _PlainTars) else reader.contents
         """Hash of all bytes; samples of a prepared data set are compared with its index when they are read."""
+        if left:
+            self.contents += f":without {','.join(sorted(left))}"
         if num_samples is not None:
-            if num_samples > len(reader.keys):
+            if num_samples > len(self._chosen):
                 raise DataError(
-                    f"source {name} has {len(reader.keys)} samples, not the {num_samples} of data.num_samples; lower it"
+                    f"source {name} has {len(self._chosen)} samples, not the {num_samples} of data.num_samples; "
+                    "lower it"
                 )
             rng = generator_for(seed, f"samples of {name}")
-            self._chosen = np.sort(rng.choice(len(reader.keys), size=num_samples, replace=False))
+            self._chosen = self._chosen[np.sort(rng.choice(len(self._chosen), size=num_samples, replace=False))]
             self.contents += f":{num_samples} by {seed}"
-        self.keys = [reader.keys[index] for index in self._chosen]
-        self.kinds = [reader.kinds[index] for index in self._chosen]
+        self._name_chosen()
         self.all_kinds = set(reader.kinds)
         """Kinds of the whole source; the samples drawn may lack some."""
         self.valid_range: tuple[float, float] = (
@@ -110,8 +123,40 @@ class Source:
         )
         """Names of the maps that its samples may have."""
 
+    def _name_chosen(self) -> None:
+        self.keys = [self._reader.keys[index] for index in self._chosen]
+        self.kinds = [self._reader.kinds[index] for index in self._chosen]
+
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def scenes(self) -> list[str]:
+        """Names of the scenes of its samples; none where they are not known, as in plain tars."""
+        reader = self._reader
+        return sorted({reader.scenes[i] for i in self._chosen}) if isinstance(reader, ShardedDataset) else []
+
+    @property
+    def has_sizes(self) -> bool:
+        """Whether `sizes` reads no samples."""
+        return isinstance(self._reader, ShardedDataset)
+
+    def part(self, members: np.ndarray, label: str) -> Source:
+        """Some of its samples, by their numbers, as a source of its own whose name ends in `label`."""
+        other = self._with(self._chosen[members])
+        other.name, other.contents = f"{self.name}-{label}", f"{self.contents}:{label}"
+        return other
+
+    @property
+    def held_out(self) -> Source:
+        """The samples of the scenes that were left out, as a source of its own."""
+        return self._with(self._held_out)
+
+    def _with(self, chosen: np.ndarray) -> Source:
+        other = copy.copy(self)
+        other._chosen = chosen
+        other._name_chosen()
+        return other
 
     @property
     def sizes(self) -> Int64[np.ndarray, "n 2"]:
@@ -138,6 +183,15 @@ class Source:
     def close(self) -> None:
         """Closes the shards; reading opens them again."""
         self._reader.close()
+
+
+def _scenes_held_out(scenes: list[str], share: float, name: str, seed: int) -> set[str]:
+    names = sorted(set(scenes))
+    if not share or len(names) < 2:
+        return set()
+    count = min(max(1, round(share * len(names))), len(names) - 1)
+    drawn = generator_for(seed, f"scenes held out of {name}").choice(len(names), size=count, replace=False)
+    return {names[number] for number in drawn}
 
 
 class _PlainTars:

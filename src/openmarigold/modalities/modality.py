@@ -154,6 +154,9 @@ class Modality:
 
     valid_mask: Callable[[Maps, tuple[float, float]], Bool[np.ndarray, "h w"]]
     """Pixels of a sample that count, given the exclusive range of accepted values."""
+    usual_limits: Mapping[str, float] = field(default_factory=dict)
+    """Largest value that training uses of pictures of a kind, exclusive, where neither the data nor the recipe states
+    one; kinds that are not named have none."""
     to_target: Callable[[Maps, Bool[np.ndarray, "h w"], str], Target]
     """The target of a view: its maps, the pixels that count, and the recipe's rule for those that do not ("far" or
     "raw"). Raises DataError where there is nothing to learn."""

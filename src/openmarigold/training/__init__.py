@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from openmarigold.training.recipe import (
     read_recipe,
     to_table,
 )
+from openmarigold.training.resuming import resolved
 
 LOGGER = quoted_logger(__name__)
 
@@ -55,6 +56,7 @@ class TrainingPaths:
 def train(
     recipe_path: Path | str,
     *,
+    overrides: Sequence[str] = (),
     device: str = "auto",
     resume: bool = True,
     stop_after_steps: int | None = None,
@@ -64,7 +66,8 @@ def train(
     """Train by a recipe; return the checkpoint folder, or None if stopped before the end.
 
     Args:
-        recipe_path: TOML file, see `openmarigold.training.recipe`.
+        recipe_path: TOML file, see `openmarigold.training.recipe`, or the recipe.json of a run.
+        overrides: `section.key=value` each, in the place of what the recipe holds.
         device: "auto" or "cpu".
         resume: an interrupted run in the output folder goes on; False starts anew.
         stop_after_steps: stop early with the state saved.
@@ -78,49 +81,56 @@ def train(
         CheckpointError: a base checkpoint, a state or a cache that cannot be used.
         MissingExtraError: torch, diffusers or accelerate is not installed.
         OutputError: something cannot be written.
+        LostProcessError: another process of the run ended.
     """
     places = TrainingPaths(**paths)
-    recipe = read_recipe(as_path(recipe_path, "recipe_path"))
+    recipe = read_recipe(as_path(recipe_path, "recipe_path"), overrides=overrides)
     if stop_after_steps is not None and stop_after_steps < 1:
         raise InvalidValueError(f"stop_after_steps={stop_after_steps} is not accepted; give 1 or above")
     loop, state, plan_batches = _import_parts()
     _warn_of_unused(recipe, places)
-    table = to_table(recipe)
     accelerator = loop.make_accelerator(recipe.optimization.mixed_precision, device)
+    found = None
     if resume:  # before latents are encoded for a recipe that does not fit
         states_dir = places.output_dir / "states"
         if accelerator.is_main_process:
             state.set_damaged_aside(states_dir)
         accelerator.wait_for_everyone()
         found = state.latest_state(states_dir)
-        if found is not None:
-            state.check_recipe(found, table)
+    saved = None if found is None else state.saved_recipe(found)
+    recipe = resolved(recipe, saved, has_benchmark=places.benchmark_dir is not None)
+    table = to_table(recipe)
+    if found is not None:
+        state.check_recipe(found, table)
     plan_batches(recipe.optimization, num_processes=accelerator.num_processes)  # before latents are encoded in vain
     cache_dir = (places.cache_dir or places.output_dir / "latents") if keeps_latents(recipe) else None
-    return loop.run_training(
-        make_task(recipe, places, cache_dir=cache_dir, accelerator=accelerator),
-        recipe=table,
-        optimization=recipe.optimization,
-        run=recipe.run,
-        output_dir=places.output_dir,
-        accelerator=accelerator,
-        resume=resume,
-        stop_after_steps=stop_after_steps,
-        watch=watch,
-    )
+    with loop.lost_processes(accelerator, places.output_dir):
+        return loop.run_training(
+            make_task(recipe, places, cache_dir=cache_dir, accelerator=accelerator),
+            recipe=table,
+            optimization=recipe.optimization,
+            run=recipe.run,
+            output_dir=places.output_dir,
+            accelerator=accelerator,
+            resume=resume,
+            stop_after_steps=stop_after_steps,
+            watch=watch,
+        )
 
 
-def dry_run(recipe_path: Path | str, *, device: str = "auto", **paths: Any) -> Any:
+def dry_run(recipe_path: Path | str, *, overrides: Sequence[str] = (), device: str = "auto", **paths: Any) -> Any:
     """Check recipe, base, data and benchmarks, make one step, and return what a full run will need.
 
     Nothing is written, and no state is read. The result is a `dry_runs.DryRun`; print it. The arguments are those of
     `train`, and so are the errors.
     """
-    places, recipe = TrainingPaths(**paths), read_recipe(as_path(recipe_path, "recipe_path"))
+    places = TrainingPaths(**paths)
+    recipe = read_recipe(as_path(recipe_path, "recipe_path"), overrides=overrides)
     loop, _, _ = _import_parts()
     from openmarigold.training.dry_runs import make_dry_run
 
     _warn_of_unused(recipe, places)
+    recipe = resolved(recipe, has_benchmark=places.benchmark_dir is not None)
     accelerator = loop.make_accelerator(recipe.optimization.mixed_precision, device)
     task = make_task(recipe, places, cache_dir=None, accelerator=accelerator)
     return make_dry_run(task, recipe, output_dir=places.output_dir, accelerator=accelerator)

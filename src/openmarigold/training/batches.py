@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The distribution of a step's samples over processes and micro-steps, and micro-batches prepared ahead."""
+"""The distribution of a step's samples over micro-batches and processes, and micro-batches prepared ahead.
+
+The recipe alone decides which samples make up a micro-batch, and that the loss of a step is the mean over those of its
+micro-batches. Processes take micro-batches in turns. Without accumulation (`micro_batch_size` 0) the whole step is one
+micro-batch, and each process takes a part of it.
+"""
 
 from __future__ import annotations
 
@@ -20,28 +25,49 @@ from openmarigold.training.views import BatchSlice
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The distribution of a step's samples over processes and micro-steps."""
+    """The distribution of a step's samples over processes and micro-steps.
+
+    Attributes:
+        micro_batch_size: samples that a process takes at once.
+        is_shared: whether that is a part of the step's only micro-batch, so that the loss is a mean over all processes.
+    """
 
     batch_size: int
     micro_batch_size: int
+    is_shared: bool
     num_processes: int
     process_index: int
 
     @property
-    def group_size(self) -> int:
-        """Samples that all processes take at once."""
-        return self.micro_batch_size * self.num_processes
+    def drawn_together(self) -> int:
+        """Samples of one micro-batch, over all processes that share it."""
+        return self.micro_batch_size * (self.num_processes if self.is_shared else 1)
 
     @property
     def num_micro_steps(self) -> int:
         """Micro-batches that each process accumulates in a step."""
-        return self.batch_size // self.group_size
+        return self.batch_size // (self.micro_batch_size * self.num_processes)
+
+    @property
+    def described(self) -> str:
+        """The plan in words."""
+        return (
+            f"batch: {self.batch_size} = {self.micro_batch_size} a process x {self.num_processes} processes x "
+            f"{self.num_micro_steps} accumulated"
+        )
 
     def slice_of(self, step: int, micro_step: int) -> BatchSlice:
         """This process's part of a micro-step."""
-        start = self.process_index * self.micro_batch_size
-        rows = slice(start, start + self.micro_batch_size)
-        return BatchSlice(step=step, micro_step=micro_step, group_size=self.group_size, rows=rows)
+        size, process = self.micro_batch_size, self.process_index
+        if self.is_shared:
+            return BatchSlice(
+                step=step,
+                micro_step=micro_step,
+                group_size=self.drawn_together,
+                rows=slice(process * size, (process + 1) * size),
+            )
+        number = micro_step * self.num_processes + process
+        return BatchSlice(step=step, micro_step=number, group_size=size, rows=slice(0, size))
 
 
 def plan_batches(optimization: OptimizationConfig, *, num_processes: int, process_index: int = 0) -> BatchPlan:
@@ -58,7 +84,7 @@ def plan_batches(optimization: OptimizationConfig, *, num_processes: int, proces
             f"optimization.batch_size={batch_size} is not a multiple of {micro} samples of a micro-batch times "
             f"{num_processes} processes; change batch_size, micro_batch_size or the number of processes"
         )
-    return BatchPlan(batch_size, micro, num_processes, process_index)
+    return BatchPlan(batch_size, micro, optimization.micro_batch_size == 0, num_processes, process_index)
 
 
 class Batches:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ class DryRun:
         cache_bytes: latents on disk, and `encode_s`, the time to make them [s]; 0 without a cache.
         state_bytes: a saved state on disk.
         free_bytes: left where the run will be written.
+        validation_sets: what is scored, and how much of it; `validation_s`, the time for all of it [s], by one image of
+            each, and `num_validations`, how often the run does it.
     """
 
     sources: tuple[tuple[str, int, int, tuple[int, int]], ...]
@@ -51,20 +54,28 @@ class DryRun:
     state_bytes: int
     keep_states: int
     free_bytes: int
+    validation_sets: tuple[str, ...] = ()
+    validation_s: float = 0.0
+    num_validations: int = 0
 
     def __str__(self) -> str:
         lines = [
             f"source {name}: {samples} samples, {views} views of {height}x{width}"
             for name, samples, views, (height, width) in self.sources
         ]
-        plan = self.plan
         lines += [
-            f"batch: {plan.batch_size} = {plan.micro_batch_size} a process x {plan.num_processes} processes x "
-            f"{plan.num_micro_steps} accumulated",
+            self.plan.described,
             f"trained weights: {self.num_parameters / 1e6:.1f} million",
             f"one step: loss {self.loss:.4f}, {self.step_s:.2f} s, peak memory {self.peak_memory / _GIB:.2f} GiB",
             f"all {self.num_steps} steps: about {format_time(self.step_s * self.num_steps)}, without validation",
         ]
+        if self.validation_sets:
+            lines.append(
+                f"validation: {', '.join(self.validation_sets)}; about {format_time(self.validation_s)} each time, "
+                f"{self.num_validations} times"
+            )
+        else:
+            lines.append("validation: none; name scenes with data.held_out, or give --benchmark")
         if self.cache_bytes:
             lines.append(
                 f"latents: {self.cache_bytes / _GIB:.2f} GiB on disk, about {format_time(self.encode_s)} to encode; "
@@ -94,7 +105,7 @@ def make_dry_run(task: Any, recipe: Recipe, *, output_dir: Path, accelerator: Ac
     """
     optimization, mixture = recipe.optimization, task.mixture
     plan = plan_batches(optimization, num_processes=accelerator.num_processes, process_index=accelerator.process_index)
-    mixture.check_batch(plan.group_size)
+    mixture.check_batch(plan.drawn_together)
     variants = recipe.data.num_variants
     sources = []
     for number, source in enumerate(mixture.sources):
@@ -118,6 +129,8 @@ def make_dry_run(task: Any, recipe: Recipe, *, output_dir: Path, accelerator: Ac
         for value in state.values()
         if isinstance(value, torch.Tensor)
     )
+    sets, validation_s = _time_validation(task)
+    period, num_steps = recipe.run.validation_period, optimization.num_steps
     place = next(folder for folder in (output_dir, *output_dir.absolute().parents) if folder.exists())
     return DryRun(
         sources=tuple(sources),
@@ -132,7 +145,21 @@ def make_dry_run(task: Any, recipe: Recipe, *, output_dir: Path, accelerator: Ac
         state_bytes=weights * (2 if optimization.ema_decay else 1) + moments,
         keep_states=recipe.run.keep_states,
         free_bytes=shutil.disk_usage(place).free,
+        validation_sets=tuple(sets),
+        validation_s=validation_s,
+        num_validations=1 + ((num_steps - 1) // period if period else 0),
     )
+
+
+def _time_validation(task: Any) -> tuple[list[str], float]:
+    """What a task scores, and about how long that takes [s]; its checkpoint lies in a temporary folder meanwhile."""
+    sets: list[str] = getattr(task, "validation_sets", [])
+    if not sets:
+        return [], 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "checkpoint"
+        task.save(checkpoint, final=False)
+        return sets, task.validation_s(checkpoint)
 
 
 def _time_step(

@@ -27,6 +27,7 @@ from openmarigold.modalities.modality import latent_valid_mask
 from openmarigold.networks.backbone import Vae, encode_to_latent, hash_of_weights, latent_channels
 from openmarigold.printing import quoted_logger
 from openmarigold.text_files import DamagedTextError, parse_json, with_current_keys
+from openmarigold.training.packed import SUFFIX, PackedRows, write_packed
 from openmarigold.training.settings import DEFAULT_MODALITY
 from openmarigold.training.views import Mixture, View
 
@@ -36,6 +37,8 @@ LOG_PERIOD = 20  # shards between progress lines
 CACHE_FILE = "cache.json"
 # Not part of the fingerprint: a state holds the first by itself, and the second in its recipe.
 _BYTES, _MODALITY = "the data's bytes", "the modality"
+
+_PACKED_FIELDS = ("target",)
 
 TargetForm = Literal["none", "latents", "maps"]
 """The needed form of the targets: none, their latents, or the pixels themselves."""
@@ -92,7 +95,7 @@ class Latents:
 
     @property
     def bytes_of_cache(self) -> int:
-        """Size of the whole cache on disk."""
+        """Size of the whole cache on disk, at most: maps are packed."""
         counts = np.diff(self.mixture.starts)
         return int(sum(count * row.itemsize for count, row in zip(counts, self._row, strict=True)))
 
@@ -101,6 +104,10 @@ class Latents:
         if self._folder is None:
             return _stack([self._pictures(self.mixture.view(int(index))) for index in indices])
         return _stack([self._kept(int(index)) for index in indices])
+
+    def uncached(self, views: list[View]) -> dict[str, np.ndarray]:
+        """Views as arrays for `encoded`."""
+        return _stack([self._pictures(view) for view in views])
 
     def encoded(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The batch with latents, which are encoded if they are missing."""
@@ -159,7 +166,8 @@ class Latents:
         """Everything that latents depend on; shares, weights and noise only affect which are drawn."""
         config = self.mixture.config
         names = ("min_scale", "aspect_jitter", "mirror", "appearance", "num_variants", "invalid", "invalid_is_far")
-        settings = {f"data.{name}": getattr(config, name) for name in (*names, "min_depth", "max_depth")}
+        settings = {f"data.{name}": getattr(config, name) for name in (*names, "min_depth")}
+        settings |= self.mixture.described_limits
         sources = [
             [source.name, source.contents, *config.size_of(source.name), *map(str, source.valid_range)]
             for source in self.mixture.sources
@@ -188,11 +196,11 @@ class Latents:
             for shard in range(-(-int(np.diff(self.mixture.starts)[number]) // self._views_in_shard(number)))
         ]
         mine = shards[accelerator.process_index :: accelerator.num_processes]
-        missing = [place for place in mine if not self._shard_path(*place).is_file()]
+        missing = [place for place in mine if not any(path.is_file() for path in self._places_of(*place))]
         if missing:
             self._make(missing, num_workers)
         accelerator.wait_for_everyone()
-        self._shards: dict[tuple[int, int], np.ndarray] = {}
+        self._shards: dict[tuple[int, int], np.ndarray | PackedRows] = {}
 
     def _make(self, missing: list[tuple[int, int]], num_workers: int) -> None:
         LOGGER.info("encoding %d shards of views", len(missing))
@@ -210,14 +218,20 @@ class Latents:
             rows.append(row)
             if index == self._views_of(*place)[-1]:
                 shard, rows = np.stack(rows), []
-                path = self._shard_path(*place)
-                make_directory(path.parent)
-                digest = hashlib.sha256(shard.tobytes()).hexdigest()
-                write_atomically(_sum_of(path), lambda temporary, digest=digest: temporary.write_text(digest))
-                write_atomically(path, lambda temporary, shard=shard: _write_npy(temporary, shard))
+                self._write(place, shard)
                 done += 1
                 if done % LOG_PERIOD == 0 or done == len(missing):
                     LOGGER.info("encoded %d of %d shards", done, len(missing))
+
+    def _write(self, place: tuple[int, int], shard: np.ndarray) -> None:
+        plain, packed = self._places_of(*place)
+        make_directory(plain.parent)
+        if self._form == "maps":
+            write_packed(packed, shard, _PACKED_FIELDS)
+            return
+        digest = hashlib.sha256(shard.tobytes()).hexdigest()
+        write_atomically(_sum_of(plain), lambda temporary: temporary.write_text(digest))
+        write_atomically(plain, lambda temporary: _write_npy(temporary, shard))
 
     def _read(self, index: int) -> dict[str, np.ndarray]:
         return self._pictures(self.mixture.view(index))
@@ -248,16 +262,22 @@ class Latents:
         count = self._views_in_shard(number)
         return range(start + shard * count, min(start + (shard + 1) * count, stop))
 
-    def _shard_path(self, number: int, shard: int) -> Path:
+    def _places_of(self, number: int, shard: int) -> tuple[Path, Path]:
+        """Where a shard lies: as it is, for latents and for maps of earlier versions, or packed."""
         assert self._folder is not None
-        return self._folder / self.mixture.sources[number].name / f"shard-{shard:05d}.npy"
+        plain = self._folder / self.mixture.sources[number].name / f"shard-{shard:05d}.npy"
+        return plain, plain.with_suffix(SUFFIX)
 
     def _kept(self, index: int) -> dict[str, np.ndarray]:
         number = self.mixture.source_of(index)
         shard, row = divmod(index - int(self.mixture.starts[number]), self._views_in_shard(number))
         place = (number, shard)
         if place not in self._shards:
-            self._shards[place] = _open_npy(self._shard_path(*place), self._row[number], len(self._views_of(*place)))
+            plain, packed = self._places_of(*place)
+            count, dtype = len(self._views_of(*place)), self._row[number]
+            self._shards[place] = (
+                _open_npy(plain, dtype, count) if plain.is_file() else _open_packed(packed, dtype, count)
+            )
         kept = self._shards[place][row]
         names = kept.dtype.names or ()
         return {name: _widened(kept[name]) for name in names}
@@ -316,6 +336,13 @@ def _sum_of(path: Path) -> Path:
 def _write_npy(path: Path, array: np.ndarray) -> None:
     with path.open("wb") as file:  # np.save would add a suffix to the temporary name
         np.save(file, array, allow_pickle=False)
+
+
+def _open_packed(path: Path, dtype: np.dtype, count: int) -> PackedRows:
+    try:
+        return PackedRows(path, dtype, _PACKED_FIELDS, count)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is not what was kept there; remove it, and it will be encoded again") from error
 
 
 def _open_npy(path: Path, dtype: np.dtype, count: int) -> np.ndarray:

@@ -6,10 +6,11 @@ One process or many (accelerate), resumable bit for bit on the same device.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,10 +20,19 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 
-from openmarigold.errors import InvalidValueError
+from openmarigold.errors import InvalidValueError, LostProcessError, one_line
 from openmarigold.files import append_text, make_directory, write_atomically
 from openmarigold.printing import quoted_logger
 from openmarigold.training.batches import Batches, plan_batches
+from openmarigold.training.description import describe_run, launched_alone
+from openmarigold.training.keeping import (
+    BEST_DIR,
+    NUMBERED_DIR,
+    best_step,
+    forget_checkpoints,
+    keep_checkpoint,
+    kept_checkpoints,
+)
 from openmarigold.training.monitor import Monitor, keep_lines
 from openmarigold.training.settings import OptimizationConfig, RunConfig
 from openmarigold.training.state import StateWriter, check_recipe, latest_state
@@ -32,6 +42,8 @@ from openmarigold.training.trainer import Trainer
 LOGGER = quoted_logger(__name__)
 MOST_TIME_FOR_STATES = 1 / 20
 NUM_TRAIN_TIMESTEPS = 1000
+# Parts of what gloo and NCCL report where another process is gone.
+_LOST = ("Connection closed by peer", "Connection reset", "Broken pipe", "gloo", "NCCL", "recvBytes", "sendBytes")
 
 
 def make_accelerator(mixed_precision: str, device: str = "auto") -> Accelerator:
@@ -49,6 +61,22 @@ def make_accelerator(mixed_precision: str, device: str = "auto") -> Accelerator:
     return Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision, kwargs_handlers=[patience])
 
 
+@contextlib.contextmanager
+def lost_processes(accelerator: Accelerator, output_dir: Path) -> Iterator[None]:
+    """Turns the errors of a broken connection to another process into a `LostProcessError`."""
+    try:
+        yield
+    except (RuntimeError, ConnectionError) as error:
+        text = one_line(error)
+        if accelerator.num_processes == 1 or not any(sign in text for sign in _LOST):
+            raise
+        raise LostProcessError(
+            f"process {accelerator.process_index} of {accelerator.num_processes}: another process of this run ended "
+            f"({text[:160]}), so this one ends too; its own message has the reason, or it was killed. The same "
+            f"command goes on from the newest state in {output_dir / 'states'}"
+        ) from error
+
+
 def run_training(
     task: Task,
     *,
@@ -63,8 +91,9 @@ def run_training(
 ) -> Path | None:
     """Trains `task` to the end of its recipe and returns the checkpoint folder; None if stopped before the end.
 
-    Writes to `output_dir`: `checkpoint/` (for use), `states/` (to resume), `metrics.jsonl` (one line a step),
-    `validation.jsonl`, `recipe.json`, and if requested `pictures/` and `tensorboard/`. Only the main process writes.
+    Writes to `output_dir`: `checkpoint/` (the last one), `checkpoint-best/` where validation has a score,
+    `checkpoints/` if requested, `states/` (to resume), `metrics.jsonl` (one line a step), `validation.jsonl`,
+    `recipe.json`, and if requested `pictures/` and `tensorboard/`. Only the main process writes.
 
     Args:
         resume: continue from the newest state; without it older states and logs are removed.
@@ -79,11 +108,18 @@ def run_training(
         RecipeError: the batch cannot be spread over the processes.
     """
     plan = plan_batches(optimization, num_processes=accelerator.num_processes, process_index=accelerator.process_index)
-    task.mixture.check_batch(plan.group_size)
+    task.mixture.check_batch(plan.drawn_together)
     main = accelerator.is_main_process
     states_dir = output_dir / "states"
     if main:
         _prepare_folder(output_dir, forget=None if resume else states_dir)
+        if launched_alone(plan.num_processes):
+            LOGGER.warning(
+                "`accelerate launch` started one process, so this run uses one device; for several give it "
+                "--num_processes N and, on GPUs, --multi_gpu, or on CPUs --cpu"
+            )
+        for line in describe_run(task, recipe, plan, accelerator):
+            LOGGER.info("%s", line)
     accelerator.wait_for_everyone()
 
     trainer = Trainer(task, optimization, plan, accelerator)
@@ -139,9 +175,10 @@ class _Session:
             if step < last and _agreed(self.accelerator, time.monotonic() - saved_at > period):
                 self.save(step)
                 saved_at = time.monotonic()
-            validation_period = self.run.validation_period
-            if validation_period and step % validation_period == 0 and step < self.optimization.num_steps:
-                self.publish(step, final=False)
+            periods = (self.run.validation_period, self.run.checkpoint_period)
+            validate, number = (bool(period) and step % period == 0 for period in periods)
+            if (validate or number) and step < self.optimization.num_steps:
+                self.publish(step, final=False, validate=validate)
         return step
 
     def save(self, step: int) -> None:
@@ -152,30 +189,51 @@ class _Session:
         if self.accelerator.is_main_process:
             self.writer.submit(collected)
 
-    def publish(self, step: int, *, final: bool) -> Path:
+    def publish(self, step: int, *, final: bool, validate: bool = True) -> Path:
         """Writes and validates the checkpoint, with averaged weights where there are any; the model stays as it was."""
         directory = self.output_dir / "checkpoint"
         with self.trainer.whole_weights():
             if self.monitor is not None:
                 self.monitor.flush()
                 self.task.save(directory, final=final)
-                scores = self.task.validate(directory)
-                show = getattr(self.task, "pictures", None)
+                scores = self.task.validate(directory) if validate else {}
+                show = getattr(self.task, "pictures", None) if validate else None
                 shown = show(directory, self.output_dir / "pictures" / f"step-{step:08d}") if show is not None else {}
                 if scores:
                     line = json.dumps({"step": step, **scores})
                     LOGGER.info("validation %s", line)
                     append_text(self.output_dir / "validation.jsonl", line + "\n")
+                self._keep(directory, step, final=final)
                 self.monitor.validated(step, scores, shown)
         self.accelerator.wait_for_everyone()
         return directory
 
+    def _keep(self, directory: Path, step: int, *, final: bool) -> None:
+        """Keeps the checkpoint of this step where it is the best or numbered; the last one makes all complete."""
+        if final:
+            for kept in kept_checkpoints(self.output_dir):
+                keep_checkpoint(directory, kept, trained_of=kept)
+        if self.run.checkpoint_period and step % self.run.checkpoint_period == 0:
+            keep_checkpoint(directory, self.output_dir / NUMBERED_DIR / f"step-{step:08d}")
+        main_score = getattr(self.task, "main_score", None)
+        if main_score is not None:
+            name, higher_is_better = main_score
+            best = best_step(self.output_dir / "validation.jsonl", name, higher_is_better=higher_is_better)
+            if best == step:
+                keep_checkpoint(directory, self.output_dir / BEST_DIR)
+            if final and best is not None:
+                LOGGER.info("the best checkpoint by %s is that of step %d: %s", name, best, BEST_DIR)
+
 
 def _prepare_folder(output_dir: Path, *, forget: Path | None) -> None:
     make_directory(output_dir)
-    for left in output_dir.glob(".checkpoint.*"):  # what a kill left of a checkpoint that was being written
+    for left in (
+        *output_dir.glob(".checkpoint*"),
+        *output_dir.glob(f"{NUMBERED_DIR}/.step-*"),
+    ):  # what a kill left of a checkpoint that was being written
         shutil.rmtree(left, ignore_errors=True)
     if forget is not None:
+        forget_checkpoints(output_dir)
         shutil.rmtree(forget, ignore_errors=True)
 
 

@@ -9,6 +9,7 @@ The frozen autoencoder encodes a target, such as the normalized depth map, like 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,17 @@ from torch import Tensor, nn
 from openmarigold.diffusion import to_clean_and_noise
 from openmarigold.modalities import find_modality
 from openmarigold.networks.backbone import decode_targets, latent_channels, save_checkpoint
+from openmarigold.seeding import generator_for
 from openmarigold.training.base import load_base
 from openmarigold.training.latents import Latents
 from openmarigold.training.loss import PIXEL_LOSSES, Loss, masked_latent_loss
 from openmarigold.training.noise import draw_timesteps, multi_resolution_noise, noisy_latent_and_target
 from openmarigold.training.recipe import MarigoldRecipe
 from openmarigold.training.validation import Validation, ValidationPaths
-from openmarigold.training.views import BatchSlice, Mixture
+from openmarigold.training.views import BatchSlice, Mixture, View
+
+LOSS_TIMESTEPS = 4  # of the validation loss: the middles of as many equal parts of the schedule
+LOSS_NAME = "held_out_loss"
 
 
 class MarigoldTask:
@@ -52,11 +57,17 @@ class MarigoldTask:
         self._recipe = recipe
         self._end_to_end = recipe.objective.kind == "end_to_end"
         self._modality = find_modality(recipe.modality)
-        device = accelerator.device.type
-        self._validation = Validation(
-            recipe.validation, validation or ValidationPaths(), device=device, modality=self._modality
-        )
         self.mixture = Mixture(recipe.data, data_dir=data_dir, seed=recipe.seed, modality=self._modality)
+        self._validation = Validation(
+            recipe.validation,
+            validation or ValidationPaths(),
+            device=accelerator.device.type,
+            modality=self._modality,
+            held_out=self.mixture.held_out,
+            data_dir=data_dir,
+            limits=self.mixture.limits,
+        )
+        self._held_out: list[dict[str, Tensor]] | None = None
         self._base = load_base(recipe)
         self._vae: Any = self._base.vae.requires_grad_(False)
         self._vae.to(memory_format=torch.channels_last)
@@ -104,18 +115,22 @@ class MarigoldTask:
         return {**batch, "noise": noise[rows], "timesteps": timesteps[rows]}
 
     def _draw_noise(self, rng: np.random.Generator, shape: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-        config, num_train_timesteps = self._recipe.noise, self._schedule.num_train_timesteps
+        num_train_timesteps = self._schedule.num_train_timesteps
         timesteps = draw_timesteps(
             rng, shape[0], config=self._recipe.timesteps, num_train_timesteps=num_train_timesteps
         )
-        share = timesteps / num_train_timesteps if config.annealed else np.ones(shape[0])
+        return timesteps, self._noise(rng, shape, timesteps)
+
+    def _noise(self, rng: np.random.Generator, shape: tuple[int, int, int, int], timesteps: np.ndarray) -> np.ndarray:
+        config = self._recipe.noise
+        share = timesteps / self._schedule.num_train_timesteps if config.annealed else np.ones(shape[0])
         noise = multi_resolution_noise(
             shape,
             strength=torch.from_numpy((config.strength * share).astype(np.float32)),
             generator=torch.Generator().manual_seed(int(rng.integers(2**62))),
             normalization=config.normalization,
         )
-        return timesteps, noise.numpy()
+        return noise.numpy()
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Loss:
         batch = self.latents.encoded(batch)
@@ -177,9 +192,67 @@ class MarigoldTask:
             text_encoder_of=self._base.directory if final else None,
         )
 
+    @property
+    def main_score(self) -> tuple[str, bool] | None:
+        """Name of the score by which the best checkpoint is chosen, and whether higher is better."""
+        return self._validation.main_score
+
+    @property
+    def validation_sets(self) -> list[str]:
+        """What is scored at each validation, a line each."""
+        return self._validation.described
+
+    def validation_s(self, directory: Path) -> float:
+        """About how long a validation of the checkpoint takes [s], by one image of each set."""
+        return self._validation.estimated_s(directory)
+
     def validate(self, directory: Path) -> dict[str, float]:
-        """Zero-shot scores on the benchmarks."""
-        return self._validation.scores(directory)
+        """Zero-shot scores on the benchmarks and held-out scenes, and the loss of the latter at fixed draws."""
+        return {**self._validation.scores(directory), **self._held_out_loss()}
+
+    def _held_out_loss(self) -> dict[str, float]:
+        """The mean loss over `LOSS_TIMESTEPS` timesteps of plain views, whose noise is always the same."""
+        if self._held_out is None:
+            self._held_out = [self._fixed_batch(number, view) for number, view in self._validation_views()]
+        if not self._held_out:
+            return {}
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                losses = [self.loss(self.model, batch) for batch in self._held_out]
+        finally:
+            self.model.train(was_training)
+        total, count = (sum(float(value) for value in values) for values in list(zip(*losses, strict=True))[:2])
+        return {LOSS_NAME: total / count} if count else {}
+
+    def _validation_views(self) -> Iterator[tuple[int, View]]:
+        for number, (source, index) in enumerate(self._validation.loss_samples()):
+            view = self.mixture.plain_view(source, index)
+            if view.target is not None:
+                yield number, view
+
+    def _fixed_batch(self, number: int, view: View) -> dict[str, Tensor]:
+        """A view at each of the fixed timesteps, encoded; one from the start for the objective "end_to_end"."""
+        count = 1 if self._end_to_end else LOSS_TIMESTEPS
+        batch = {name: torch.from_numpy(value) for name, value in self.latents.uncached([view] * count).items()}
+        device = self._embedding.device
+        batch = self.latents.encoded({name: value.to(device) for name, value in batch.items()})
+        channels = latent_channels(self._vae)
+        height, width = batch["rgb_latent"].shape[2:]
+        shape = (count, self._modality.num_targets * channels, height, width)
+        rng = generator_for(self._recipe.seed, "validation", number)
+        if self._end_to_end:
+            zeros = self._recipe.objective.start_noise == "zeros"
+            start = np.zeros(shape, dtype=np.float32) if zeros else rng.standard_normal(shape, dtype=np.float32)
+            return {**batch, "start": torch.from_numpy(start).to(device)}
+        timesteps = (np.arange(count) * 2 + 1) * self._schedule.num_train_timesteps // (2 * count)
+        noise = self._noise(rng, shape, timesteps)
+        return {
+            **batch,
+            "noise": torch.from_numpy(noise).to(device),
+            "timesteps": torch.from_numpy(timesteps).to(device),
+        }
 
     def pictures(self, directory: Path, folder: Path) -> dict[str, np.ndarray]:
         """Maps of the fixed photos, as pictures that are also written to `folder`."""

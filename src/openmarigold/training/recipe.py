@@ -6,8 +6,10 @@ Torch-free, so that a mistake in a recipe is reported before anything heavy is i
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +17,7 @@ from typing import Any, Literal
 from openmarigold.config import MAX_INFERENCE_STEPS, check_processing_resolution
 from openmarigold.errors import InvalidValueError, RecipeError
 from openmarigold.modalities import MODALITIES
-from openmarigold.text_files import DamagedTextError, from_table, parse_toml, with_current_keys
+from openmarigold.text_files import DamagedTextError, from_table, parse_json, parse_toml, with_current_keys
 from openmarigold.training.lite.recipes import LiteRecipe, LogAutoencoderRecipe
 from openmarigold.training.nano.recipes import AutoencoderRecipe, GeneratorRecipe
 from openmarigold.training.settings import (
@@ -91,14 +93,27 @@ class ValidationConfig:
     benchmarks: tuple[str, ...] = ()
     """Names of benchmarks (`openmarigold data list`), whose data `train --benchmark-data` gives."""
     num_images: int = 0
-    """How many images of each named benchmark are scored, evenly spread; 0 = all."""
+    """How many images of each named benchmark are scored, evenly spread; 0 = all. Of held-out scenes: 0 = 100."""
+    sources: dict[str, int] = field(default_factory=dict)
+    """Prepared set below the data folder -> how many of its samples are scored, evenly spread; 0 = all. Such as the
+    part of a data set that is for validation."""
     num_inference_steps: int = 1
+    spacing: Literal["trailing", "leading"] = "trailing"
+    """Which timesteps validation visits, whatever `timesteps.spacing` recommends to users."""
+    ensemble_size: int = 1
     seed: int = 2024
     processing_resolution: int | None = None
     """None: the checkpoint's own; 0: each photo's own size."""
 
     def __post_init__(self) -> None:
         require(self.num_images >= 0, f"num_images={self.num_images} must be 0 or more")
+        require(all(count >= 0 for count in self.sources.values()), "every number in sources must be 0 or more")
+        require(self.ensemble_size >= 1, f"ensemble_size={self.ensemble_size} must be at least 1")
+        require(
+            self.num_inference_steps > 1 or self.spacing == "trailing",
+            'one step with spacing="leading" begins at timestep 1, where the result is the starting noise whatever the '
+            'weights are; set spacing = "trailing" or num_inference_steps = 10',
+        )
         require(
             1 <= self.num_inference_steps <= MAX_INFERENCE_STEPS,
             f"num_inference_steps={self.num_inference_steps} must be 1 to {MAX_INFERENCE_STEPS}",
@@ -152,22 +167,63 @@ KINDS: dict[str, type[Recipe]] = {
 }
 
 
+_KEY = re.compile(r'"[^"]*"|[^."]+')
+
+
 def keeps_latents(recipe: Recipe) -> bool:
     """Whether a run of this kind works on latents that are encoded once and kept, unless `data.cache` is off."""
     return recipe.data.cache and isinstance(recipe, GeneratorRecipe | MarigoldRecipe)
 
 
-def read_recipe(path: Path) -> Recipe:
-    """The recipe in the TOML file `path`; relative paths in it are taken from the current folder.
+def read_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a TOML file, or in the recipe.json of a run; relative paths are taken from the current folder.
+
+    Args:
+        overrides: `section.key=value` each, which take the place of what the file holds; values as in TOML, and a text
+            needs no quotes.
 
     Raises:
         RecipeError: the file is missing or not TOML, or has an unknown, missing or wrong key.
     """
     try:
-        table = with_current_keys(parse_toml(path.read_bytes()))
+        content = path.read_bytes()
+        table = with_current_keys(parse_json(content) if path.suffix == ".json" else parse_toml(content))
+        if not isinstance(table, dict):
+            raise DamagedTextError("it holds no table")
     except (OSError, DamagedTextError) as error:
-        raise RecipeError(f"{path} cannot be read as a recipe: {error}; it must be a TOML file") from error
-    return parse_recipe(table, where=str(path))
+        raise RecipeError(
+            f"{path} cannot be read as a recipe: {error}; it must be a TOML file or the recipe.json of a run"
+        ) from error
+    return parse_recipe(with_overrides(table, overrides), where=str(path))
+
+
+def with_overrides(table: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A recipe's table with some values replaced.
+
+    >>> with_overrides({"seed": 1, "run": {"num_workers": 2}}, ["run.num_workers=4", "base=my/model"])
+    {'seed': 1, 'run': {'num_workers': 4}, 'base': 'my/model'}
+
+    Raises:
+        RecipeError: an override that is not `key=value`.
+    """
+    found: dict[str, Any] = copy.deepcopy(dict(table))
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        keys = [key.strip().strip('"') for key in _KEY.findall(name)]
+        if not equals or not all(keys) or not keys:
+            raise RecipeError(f"--set {override} is not accepted; give section.key=value")
+        try:
+            value = parse_toml(f"value = {text.strip()}")["value"]
+        except DamagedTextError:
+            value = text.strip()
+        place = found
+        for key in keys[:-1]:
+            inner = place.setdefault(key, {})
+            if not isinstance(inner, dict):
+                raise RecipeError(f"--set {override} is not accepted; {key} is no section")
+            place = inner
+        place[keys[-1]] = value
+    return found
 
 
 def parse_recipe(table: Mapping[str, Any], *, where: str) -> Recipe:

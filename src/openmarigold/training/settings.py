@@ -81,6 +81,8 @@ class RunConfig:
     """How many of the newest states are kept."""
     validation_period: int = 0
     """Steps between validations; 0 = only at the end."""
+    checkpoint_period: int = 0
+    """Steps between checkpoints that are kept in `checkpoints/step-N/`; 0 = none but the last and the best."""
     num_workers: int = 2
     """Threads that read and prepare micro-batches ahead. Their number changes no result."""
     tensorboard: bool = False
@@ -89,7 +91,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(self.save_period_s >= 0, f"save_period_s={self.save_period_s} must be 0 or more")
         require(self.keep_states >= 1, f"keep_states={self.keep_states} must be at least 1")
-        require(self.validation_period >= 0, f"validation_period={self.validation_period} must be 0 or more")
+        for name in ("validation_period", "checkpoint_period"):
+            require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must be 0 or more")
         require(self.num_workers >= 1, f"num_workers={self.num_workers} must be at least 1")
 
 
@@ -102,10 +105,17 @@ class DataConfig:
     num_samples: dict[str, int] = field(default_factory=dict)
     """Source name -> how many of its samples are used, drawn by the seed; all where not given. For comparing sources
     of different size."""
+    held_out: float | None = None
+    """Share of the scenes of each prepared source that are not trained on, at least one where there are two, drawn by
+    the seed; kind depth is validated on them. None = a twentieth where the recipe and the command name no other
+    validation, else 0."""
     size: tuple[int, int]
     """Height and width of a training view [px], multiples of 8."""
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Source name -> height and width of its views where they are not `size` (mixture "micro_batch" only)."""
+    buckets: tuple[tuple[int, int], ...] = ()
+    """Heights and widths of views of the sources that `sizes` does not name: each sample goes to the one that is
+    nearest to its shape, and those of one bucket share micro-batches (mixture "micro_batch" only)."""
     mixture: Literal["sample", "micro_batch"] = "sample"
     """sample: each sample comes from a random source, any view as often as another. micro_batch: each micro-batch comes
     from one random source, which is gone through in a random order, everything once before anything twice (paper)."""
@@ -134,6 +144,12 @@ class DataConfig:
     max_depth: dict[str, float] = field(default_factory=dict)
     """Kind of sample -> largest depth that counts [m], excluded; farther pixels are treated as pixels without depth. So
     a view through a window does not squeeze the room into a sliver of the normalized range."""
+    valid_range: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Source or kind of sample -> smallest and largest depth that counts [m], both excluded; where both are named, what
+    lies in both ranges."""
+    caps: bool | None = None
+    """Cap kinds that neither max_depth nor valid_range names (nor the source) at what is usual for them: 20 m indoors,
+    80 m outdoors (`Modality.usual_limits`). None = true, but for a run that an earlier version began."""
     kind_weights: dict[str, float] = field(default_factory=dict)
     """Kind of sample -> how often it is drawn within its source, 1 where not given (generator and depth)."""
 
@@ -141,7 +157,8 @@ class DataConfig:
         require(bool(self.sources), "sources is empty; name at least one, such as { synthetic = 1.0 }")
         require(all(share > 0 for share in self.sources.values()), "every share in sources must be above 0")
         require(all(weight >= 0 for weight in self.kind_weights.values()), "every kind_weights must be 0 or above")
-        for name, size in {"size": self.size, **{f"sizes.{name}": size for name, size in self.sizes.items()}}.items():
+        named = {"size": self.size, **{f"sizes.{name}": size for name, size in self.sizes.items()}}
+        for name, size in [*named.items(), *(("buckets", size) for size in self.buckets)]:
             for side in size:
                 require(side > 0 and side % 8 == 0, f"{name}={list(size)}: {side} is not a multiple of 8")
         for name in ("sizes", "num_samples"):
@@ -149,6 +166,10 @@ class DataConfig:
             require(not unknown, f"{name} names {', '.join(unknown)}, which sources does not")
         for name, count in self.num_samples.items():
             require(count >= 1, f"num_samples of {name} = {count} must be 1 or above")
+        require(
+            not self.buckets or self.mixture == "micro_batch",
+            'buckets need mixture = "micro_batch", since pictures of different sizes cannot share a batch',
+        )
         if self.mixture == "sample":
             different = sorted(
                 name for name in self.sources if self.size_of(name) != self.size_of(next(iter(self.sources)))
@@ -162,11 +183,14 @@ class DataConfig:
                 not self.kind_weights,
                 'kind_weights needs mixture = "sample"; with "micro_batch" everything is drawn equally',
             )
+        require(self.held_out is None or 0 <= self.held_out < 1, f"held_out={self.held_out} must be in [0, 1)")
         require(0 < self.min_scale <= 1, f"min_scale={self.min_scale} must be in (0, 1]")
         require(self.aspect_jitter >= 0, f"aspect_jitter={self.aspect_jitter} must be 0 or above")
         require(self.appearance >= 0, f"appearance={self.appearance} must be 0 or above")
         require(self.latent_noise >= 0, f"latent_noise={self.latent_noise} must be 0 or above")
         require(self.num_variants >= 1, f"num_variants={self.num_variants} must be at least 1")
+        for name, (low, high) in self.valid_range.items():
+            require(0 <= low < high, f"valid_range of {name} = {[low, high]} must be two numbers, 0 <= low < high")
         require(self.min_depth >= 0, f"min_depth={self.min_depth} must be 0 or above")
         require(
             self.mirror == "random" or self.num_variants % 2 == 0,

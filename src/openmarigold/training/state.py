@@ -32,9 +32,12 @@ from openmarigold.networks.tensors import save_tensors
 from openmarigold.printing import quoted_logger
 from openmarigold.text_files import parse_json, with_current_keys
 from openmarigold.training.recipe import parse_recipe, to_table
+from openmarigold.training.resuming import end_of_decay, with_earlier_behavior
 
 LOGGER = quoted_logger(__name__)
 _OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True)
+ORDER, ORDER_BY_RECIPE = "order of the samples", "by micro-batches of the recipe"
+"""An input of a run; in earlier versions the order depended on the number of processes."""
 _SEPARATOR = "/"  # names of weights have dots
 
 
@@ -162,15 +165,23 @@ class StateWriter:
         self.seconds = time.monotonic() - started
 
 
+def saved_recipe(state: Path) -> dict[str, Any]:
+    """The resolved recipe that a state was saved with. Raises `CheckpointError` if the state is damaged."""
+    return _described(state)["recipe"]
+
+
 def check_recipe(state: Path, recipe: Mapping[str, Any]) -> None:
     """Passes if the state belongs to the recipe, before anything is built.
 
     Raises:
         CheckpointError: the state is damaged or belongs to another recipe.
     """
-    saved = _described(state)["recipe"]
+    saved = with_earlier_behavior(_described(state)["recipe"])
     with contextlib.suppress(RecipeError):  # what an earlier version did not know has its default
         saved = to_table(parse_recipe(saved, where=str(state)))
+    if "optimization" in saved and "optimization" in recipe:  # which may have more steps now
+        end = end_of_decay(saved["optimization"], recipe["optimization"]["num_steps"])
+        saved = {**saved, "optimization": {**saved["optimization"], "decay_steps": end}}
     changed = _differences(saved, recipe)
     if changed:
         raise CheckpointError(
@@ -201,11 +212,11 @@ def load_state(
             f"{state} was trained from something else ({', '.join(changed)} changed since); "
             "restore it, choose another --output-dir, or train with --no-resume to start anew"
         )
-    if kept.get("processes") != inputs.get("processes"):
+    if ORDER not in kept and kept.get("processes", "1") != "1":
         LOGGER.warning(
-            "the run had %s processes and goes on with %s: samples come in another order than they would have",
-            kept.get("processes"),
-            inputs.get("processes"),
+            "the run had %s processes of an earlier version, which changed the order of its samples; from here on they "
+            "come in the order of one process",
+            kept["processes"],
         )
     try:
         tensors: dict[str, Any] = {**load_file(state / "tensors.safetensors"), **described["scalars"]}
@@ -290,6 +301,7 @@ def _differences(saved: Mapping[str, Any], current: Mapping[str, Any], prefix: s
         elif old != new and f"{prefix}{key}" not in (
             "data.cache",
             "optimization.compile",
+            "optimization.num_steps",  # which may only grow: `resuming.resolved`
             "optimization.gradient_checkpointing",
         ):
             found.append(f"{prefix}{key}")

@@ -21,7 +21,7 @@ from openmarigold.errors import MissingExtraError, NumericalError
 from openmarigold.training.batches import Batches, BatchPlan
 from openmarigold.training.loss import Loss
 from openmarigold.training.settings import OptimizationConfig
-from openmarigold.training.state import State, collect_state, load_state
+from openmarigold.training.state import ORDER, ORDER_BY_RECIPE, State, collect_state, load_state
 from openmarigold.training.task import Task
 
 
@@ -117,7 +117,12 @@ class Trainer:
         self._optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
         self._average = _start_average(self._network) if config.ema_decay else {}
         processes = str(accelerator.num_processes)
-        self._inputs = {**task.inputs, "the data's bytes": task.mixture.sha256, "processes": processes}
+        self._inputs = {
+            **task.inputs,
+            "the data's bytes": task.mixture.sha256,
+            "processes": processes,
+            ORDER: ORDER_BY_RECIPE,
+        }
 
     @property
     def _is_distributed(self) -> bool:
@@ -138,9 +143,10 @@ class Trainer:
             with self._accumulating(more=micro_step + 1 < self._plan.num_micro_steps):
                 with accelerator.autocast():
                     loss: Loss = Loss(*self._module(batch))
-                total, count = self._over_all(loss)
-                # Gradients are averaged over processes, and the mean is to be over all their samples.
-                share = loss.total / count.clamp(min=1.0) * accelerator.num_processes
+                total, count = self._over_micro_batch(loss)
+                # Gradients are averaged over processes; the mean of a micro-batch that they share is over all samples.
+                share = loss.total / count.clamp(min=1.0)
+                share = share * accelerator.num_processes if self._plan.is_shared else share
                 accelerator.backward(share / self._plan.num_micro_steps)
             losses.append(total / count.clamp(min=1.0))
             counts.append(count)
@@ -153,9 +159,10 @@ class Trainer:
         self._stepper.zero_grad(set_to_none=True)
         if self._average:
             _update_average(self._average, self._network, step, config.ema_decay)
+        mean, num_valid = self._over_all(torch.stack(losses).mean(), torch.stack(counts).sum())
         return StepResult(
-            loss=torch.stack(losses).mean(),
-            num_valid=torch.stack(counts).sum(),
+            loss=mean,
+            num_valid=num_valid,
             learning_rate=rate,
             timesteps=np.concatenate(timesteps) if timesteps else None,
             per_sample=torch.cat(per_sample) if per_sample else None,
@@ -167,10 +174,17 @@ class Trainer:
             return self._accelerator.no_sync(self._module)
         return contextlib.nullcontext()
 
-    def _over_all(self, loss: Loss) -> tuple[Tensor, Tensor]:
-        """Sum and count of the errors of all processes, without gradients."""
+    def _over_all(self, mean: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean loss and number of errors of a step over the micro-batches of all processes."""
+        if self._accelerator.num_processes == 1 or self._plan.is_shared:
+            return mean, count
+        both: Any = self._accelerator.reduce(torch.stack([mean.float(), count.float()]), reduction="sum")
+        return both[0] / self._accelerator.num_processes, both[1]
+
+    def _over_micro_batch(self, loss: Loss) -> tuple[Tensor, Tensor]:
+        """Sum and count of the errors of a micro-batch, on all processes that share it, without gradients."""
         total, count = loss.total.detach(), loss.count.detach()
-        if self._accelerator.num_processes == 1:
+        if self._accelerator.num_processes == 1 or not self._plan.is_shared:
             return total, count
         both: Any = self._accelerator.reduce(torch.stack([total.float(), count.float()]), reduction="sum")
         return both[0], both[1]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int
@@ -22,11 +23,12 @@ from openmarigold.modalities import DEPTH
 from openmarigold.modalities.modality import Modality, Target
 from openmarigold.seeding import generator_for
 from openmarigold.training.settings import DataConfig
+from openmarigold.training.starting import shape_distance
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchSlice:
-    """One process's part of a micro-batch: `rows` of the `group_size` samples that all processes take at once."""
+    """One process's part of micro-batch number `micro_step` of a step: `rows` of its `group_size` samples."""
 
     step: int
     micro_step: int
@@ -60,10 +62,17 @@ class Mixture:
             RecipeError: a kind that the data does not have, or weights that leave nothing.
         """
         self.config, self.seed, self.modality = config, seed, modality
-        self.sources = [
-            Source(name, data_dir, num_samples=config.num_samples.get(name), seed=seed) for name in config.sources
+        parents = [
+            Source(
+                name,
+                data_dir,
+                num_samples=config.num_samples.get(name),
+                held_out=config.held_out or 0.0,
+                seed=seed,
+            )
+            for name in config.sources
         ]
-        for source in self.sources:
+        for source in parents:
             if not len(source):
                 raise DataError(f"source {source.name} holds no samples; prepare it again, or leave it out")
             lacking = [kind.name for kind in modality.maps if source.maps and kind.name not in source.maps]
@@ -72,17 +81,21 @@ class Mixture:
                     f"source {source.name} has the maps {', '.join(source.maps)}, and {modality.name} needs "
                     f"{', '.join(lacking)}; leave it out, or train another modality"
                 )
-        kinds = {kind for source in self.sources for kind in source.all_kinds}
-        for name in ("max_depth", "kind_weights"):
-            unknown = sorted(getattr(config, name).keys() - kinds)
+        self.held_out = [source.held_out for source in parents]
+        """What `config.held_out` leaves out of each source."""
+        self.sources, self._sizes, self.shares = _in_buckets(config, parents)
+        kinds = {kind for source in parents for kind in source.all_kinds}
+        for name in ("max_depth", "kind_weights", "valid_range"):
+            known = kinds | set(config.sources) if name == "valid_range" else kinds
+            unknown = sorted(getattr(config, name).keys() - known)
             if unknown:
                 raise RecipeError(
-                    f"data.{name}: kind {unknown[0]!r} is not known; the data has {', '.join(sorted(kinds))}"
+                    f"data.{name}: kind {unknown[0]!r} is not known; the data has {', '.join(sorted(known))}"
                 )
-        shares = np.array(list(config.sources.values()))
-        self._source_shares = np.cumsum(shares / shares.sum())
+        self._source_shares = np.cumsum(np.array(self.shares))
         self.starts = np.cumsum([0, *(len(source) for source in self.sources)]) * config.num_variants
-        self._view_shares = np.cumsum(_view_shares(config, self.sources))
+        # Weights of kinds need mixture "sample", which has no buckets.
+        self._view_shares = np.cumsum(_view_shares(config, self.sources) if config.mixture == "sample" else [1.0])
         self._orders = lru_cache(maxsize=2 * len(self.sources))(self._order)
         self._turns: tuple[int, np.ndarray, np.ndarray] = (0, np.empty(0, int), np.empty(0, int))
 
@@ -116,7 +129,7 @@ class Mixture:
         Returns:
             The generator for all other draws, already used for the choice; the numbers of the views that are drawn
             together (of the whole step with mixture "sample", otherwise of the micro-batch); and the rows of this
-            process. Every process draws for all, so that the number of processes changes no sample.
+            process. The number of processes changes no sample: micro-batches are numbered over all of them.
         """
         if self.config.mixture == "sample":
             rng = generator_for(self.seed, what, share.step)
@@ -131,8 +144,7 @@ class Mixture:
     def _draw(self, rng: np.random.Generator, count: int) -> Int[np.ndarray, " count"]:
         if self.config.kind_weights:
             return np.searchsorted(self._view_shares, rng.random(count) * self._view_shares[-1], side="right")
-        shares = np.array(list(self.config.sources.values()))
-        chosen = rng.choice(len(shares), size=count, p=shares / shares.sum())
+        chosen = rng.choice(len(self.shares), size=count, p=np.array(self.shares))
         return rng.integers(self.starts[chosen], self.starts[chosen + 1])
 
     def _turn(self, turn: int) -> tuple[int, int]:
@@ -167,7 +179,7 @@ class Mixture:
 
     def size_of(self, number: int) -> tuple[int, int]:
         """Height and width of the views of a source [px]."""
-        return self.config.size_of(self.sources[number].name)
+        return self._sizes[number]
 
     def view(self, index: int) -> View:
         """View number `index`.
@@ -180,9 +192,32 @@ class Mixture:
         rng = generator_for(self.seed, "view", index)
         sample = self._vary(number, sample_index, rng, mirrored=bool(variant % 2) if config.mirror == "both" else None)
         rgb = random_appearance(sample.rgb, rng, strength=config.appearance)
+        return self._as_view(sample, rgb, self.sources[number])
+
+    def plain_view(self, source: Source, index: int) -> View:
+        """The whole picture number `index` of a source, cut only to the shape of its views, and not varied.
+
+        Raises:
+            DataError: the sample is damaged.
+        """
+        read = source.read(index)
+        height, width, _ = read.rgb.shape
+        sample = random_view(
+            read,
+            generator_for(self.seed, "plain view", index),
+            modality=self.modality,
+            size=_bucket_of(self.config, source.name, (height, width)),
+            min_scale=1.0,
+            aspect_jitter=0.0,
+            mirrored=False,
+        )
+        return self._as_view(sample, sample.rgb, source)
+
+    def _as_view(self, sample: Sample, rgb: np.ndarray, source: Source) -> View:
+        config = self.config
         image = np.ascontiguousarray(rgb.transpose(2, 0, 1)).astype(np.float32) / 127.5 - 1.0
         nothing = View(image, None, np.zeros(image.shape[1:], dtype=bool))
-        valid_mask = self.valid_mask(sample, number)
+        valid_mask = self.valid_mask(sample, source)
         if valid_mask is None:
             return nothing
         try:
@@ -195,15 +230,42 @@ class Mixture:
         """A view of a random sample of a random source, without changes of color, and which of its pixels count."""
         number = min(int(np.searchsorted(self._source_shares, rng.random(), side="right")), len(self.sources) - 1)
         sample = self._vary(number, int(rng.integers(len(self.sources[number]))), rng)
-        return sample, self.valid_mask(sample, number)
+        return sample, self.valid_mask(sample, self.sources[number])
 
-    def valid_mask(self, sample: Sample, number: int) -> Bool[np.ndarray, "h w"] | None:
-        """Pixels whose maps count, None for a photo: in the range of the source, if it states one, and the recipe's."""
+    def valid_mask(self, sample: Sample, source: Source) -> Bool[np.ndarray, "h w"] | None:
+        """Pixels whose maps count, within `limits`; None for a photo."""
         if any(kind.name not in sample.maps for kind in self.modality.maps):
             return None
-        nearest, farthest = self.sources[number].valid_range
-        limit = min(farthest, self.config.max_depth.get(sample.kind, np.inf))
-        return self.modality.valid_mask(sample.maps, (max(nearest, self.config.min_depth), limit))
+        return self.modality.valid_mask(sample.maps, self.limits(sample.kind, source))
+
+    def limits(self, kind: str, source: Source) -> tuple[float, float]:
+        """Values that count in samples of a kind, exclusive (depth in meters).
+
+        They lie in the range of the source, if it states one, in the recipe's, and where the recipe states none below
+        what is usual for the kind.
+        """
+        config = self.config
+        low, high = source.valid_range
+        named = [config.valid_range[name] for name in (source.origin, kind) if name in config.valid_range]
+        for lower, upper in ((config.min_depth, np.inf), *named):
+            low, high = max(low, lower), min(high, upper)
+        if kind in config.max_depth:
+            return low, min(high, config.max_depth[kind])
+        return low, high if named or config.caps is False else min(high, self.modality.usual_limits.get(kind, np.inf))
+
+    @property
+    def described_limits(self) -> dict[str, Any]:
+        """What `limits` depends on besides the sources, for the description of what is made of views.
+
+        Where no cap acts it is what versions without caps wrote.
+        """
+        config = self.config
+        kinds = {kind for source in self.sources for kind in source.all_kinds}
+        named = config.max_depth.keys() | config.valid_range.keys()
+        usual = {} if config.caps is False else self.modality.usual_limits
+        caps = {kind: usual[kind] for kind in sorted(kinds & usual.keys() - named)}
+        ranges = {"data.valid_range": config.valid_range} if config.valid_range else {}
+        return {"data.max_depth": {**config.max_depth, **caps}, **ranges}
 
     def _vary(
         self, number: int, sample_index: int, rng: np.random.Generator, *, mirrored: bool | None = None
@@ -218,6 +280,34 @@ class Mixture:
             aspect_jitter=config.aspect_jitter,
             mirrored=mirrored,
         )
+
+
+def _bucket_of(config: DataConfig, source: str, size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the views of a picture of a source."""
+    if not config.buckets or source in config.sizes:
+        return config.size_of(source)
+    return min(config.buckets, key=lambda bucket: shape_distance(bucket, size))
+
+
+def _in_buckets(config: DataConfig, parents: list[Source]) -> tuple[list[Source], list[tuple[int, int]], list[float]]:
+    """The sources, those with buckets in parts of one size each; the size of views and the share of samples of each."""
+    total = np.array(list(config.sources.values())).sum()
+    sources: list[Source] = []
+    sizes: list[tuple[int, int]] = []
+    shares: list[float] = []
+    for parent in parents:
+        share = float(config.sources[parent.name] / total)
+        if not config.buckets or parent.name in config.sizes:
+            sources, sizes, shares = [*sources, parent], [*sizes, config.size_of(parent.name)], [*shares, share]
+            continue
+        found = [_bucket_of(config, parent.name, (height, width)) for height, width in parent.sizes.tolist()]
+        for bucket in dict.fromkeys(config.buckets):
+            members = np.flatnonzero([size == bucket for size in found])
+            if len(members):
+                sources.append(parent.part(members, f"{bucket[0]}x{bucket[1]}"))
+                sizes.append(bucket)
+                shares.append(share * len(members) / len(parent))
+    return sources, sizes, shares
 
 
 def _view_shares(config: DataConfig, sources: list[Source]) -> np.ndarray:

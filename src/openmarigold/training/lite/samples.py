@@ -90,7 +90,7 @@ class Samples:
         mixture = self._mixture
         number = mixture.source_of(index)
         sample = mixture.sources[number].read(index - int(mixture.starts[number]))
-        valid_mask = mixture.valid_mask(sample, number)
+        valid_mask = mixture.valid_mask(sample, mixture.sources[number])
         if valid_mask is None:
             valid_mask = np.zeros(sample.rgb.shape[:2], dtype=bool)
         return sample.rgb, self._pack(sample.maps, valid_mask)

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The best and the numbered checkpoints of a run, next to the last one; their files are links where possible."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from openmarigold.files import atomic_directory
+from openmarigold.text_files import parse_json_lines
+
+BEST_DIR, NUMBERED_DIR = "checkpoint-best", "checkpoints"
+_TRAINED = ("unet", "image_encoder")  # parts that differ between the checkpoints of a run
+
+
+def keep_checkpoint(checkpoint: Path, kept: Path, *, trained_of: Path | None = None) -> None:
+    """Makes `kept` equal to `checkpoint`, but for the trained networks where `trained_of` gives others.
+
+    Checkpoints are replaced as whole folders and their files never change, so a link to a file is as good as a copy.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with atomic_directory(kept) as folder:
+        for path in sorted(checkpoint.rglob("*")):
+            place = path.relative_to(checkpoint)
+            if path.is_dir():
+                (folder / place).mkdir(exist_ok=True)
+                continue
+            origin = trained_of / place if trained_of is not None and place.parts[0] in _TRAINED else path
+            try:
+                os.link(origin, folder / place)
+            except OSError:  # another file system, or one without links
+                shutil.copy2(origin, folder / place)
+
+
+def kept_checkpoints(output_dir: Path) -> list[Path]:
+    """The best and the numbered checkpoints of a run."""
+    numbered = sorted((output_dir / NUMBERED_DIR).glob("step-*"))
+    best = output_dir / BEST_DIR
+    return [*numbered, *([best] if best.is_dir() else [])]
+
+
+def best_step(log: Path, name: str, *, higher_is_better: bool) -> int | None:
+    """The step with the best score `name` in `validation.jsonl`, the first of equals; None if no line has one."""
+    scores: dict[int, float] = {}
+    for line in parse_json_lines(log.read_bytes()) if log.is_file() else ():
+        if isinstance(line, dict) and isinstance(line.get(name), (int, float)) and isinstance(line.get("step"), int):
+            scores[line["step"]] = float(line[name])
+    finite = {step: score for step, score in scores.items() if score == score}
+    if not finite:
+        return None
+    sign = -1.0 if higher_is_better else 1.0
+    return min(finite, key=lambda step: (sign * finite[step], step))
+
+
+def forget_checkpoints(output_dir: Path) -> None:
+    """Removes what an earlier run kept."""
+    for path in (output_dir / BEST_DIR, output_dir / NUMBERED_DIR):
+        shutil.rmtree(path, ignore_errors=True)

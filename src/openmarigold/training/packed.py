@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of a cache in a compressed file, exact to the bit: half-precision maps as 16-bit codes.
+
+A file is a line of JSON (number of rows, bytes of each, SHA-256 of all), then the rows, each deflated by itself so that
+one is read without the others. In a field of half-precision numbers `[... h w]` the bits of each number are its code.
+Neighbors of a smooth map have near codes, so that what is stored is what left + above - above left does not predict.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from openmarigold.files import write_atomically
+
+SUFFIX = ".packed"
+_LEVEL = 6
+_LONGEST_HEADER = 2**22
+
+
+def write_packed(path: Path, rows: np.ndarray, fields: Sequence[str]) -> None:
+    """Writes the rows of a structured array; `fields` are half-precision maps that are predicted.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    blobs = [zlib.compress(_pack(row, fields), _LEVEL) for row in rows]
+    content = b"".join(blobs)
+    head = {"sizes": [len(blob) for blob in blobs], "sha256": hashlib.sha256(content).hexdigest()}
+    line = json.dumps(head).encode() + b"\n"
+    write_atomically(path, lambda partial: partial.write_bytes(line + content))
+
+
+class PackedRows:
+    """Random access to the rows of a file."""
+
+    def __init__(self, path: Path, dtype: np.dtype, fields: Sequence[str], count: int) -> None:
+        """Opens the file and checks all its bytes.
+
+        Raises:
+            ValueError, OSError: it is damaged or holds another number of rows.
+        """
+        self._path, self._dtype, self._fields = path, dtype, fields
+        with path.open("rb") as file:
+            line = file.readline(_LONGEST_HEADER)
+            head = json.loads(line)
+            if hashlib.file_digest(file, "sha256").hexdigest() != head["sha256"]:
+                raise ValueError("its bytes are not those that were written")
+        if len(head["sizes"]) != count:
+            raise ValueError(f"{len(head['sizes'])} rows, not {count}")
+        self._starts = len(line) + np.cumsum([0, *head["sizes"]])
+
+    def __getitem__(self, row: int) -> np.void:
+        start, stop = int(self._starts[row]), int(self._starts[row + 1])
+        with self._path.open("rb") as file:
+            file.seek(start)
+            return _unpack(zlib.decompress(file.read(stop - start)), self._dtype, self._fields)
+
+
+def _pack(row: np.void, fields: Sequence[str]) -> bytes:
+    copied = row.copy()
+    for name in fields:
+        codes = np.ascontiguousarray(copied[name]).view(np.uint16)
+        # Differences wrap around, and so do sums.
+        for axis in (-1, -2):
+            codes = np.diff(codes, axis=axis, prepend=np.uint16(0))
+        # Small errors of either sign become small codes, and high bytes stand together.
+        signed = codes.view(np.int16)
+        folded = ((signed << 1) ^ (signed >> 15)).view(np.uint16)
+        planes = np.stack([folded >> 8, folded & 0xFF]).astype(np.uint8)
+        copied[name] = np.frombuffer(planes.tobytes(), np.float16).reshape(copied[name].shape)
+    return copied.tobytes()
+
+
+def _unpack(content: bytes, dtype: np.dtype, fields: Sequence[str]) -> np.void:
+    row = np.frombuffer(bytearray(content), dtype=dtype)[0].copy()
+    for name in fields:
+        shape = row[name].shape
+        planes = np.frombuffer(row[name].tobytes(), np.uint8).reshape(2, *shape).astype(np.uint16)
+        folded = (planes[0] << 8) | planes[1]
+        codes = (folded >> 1) ^ (-(folded & 1).astype(np.int16)).view(np.uint16)
+        for axis in (-2, -1):
+            codes = np.cumsum(codes, axis=axis, dtype=np.uint16)
+        row[name] = codes.view(np.float16)
+    return row

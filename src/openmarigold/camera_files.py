@@ -122,7 +122,7 @@ def read_intrinsics(path: Path | str, size: tuple[int, int] | None = None) -> In
     """What a file states about a camera; `size` (height, width) chooses among several.
 
     Raises:
-        InvalidValueError: the file is missing, of no known kind, or its values are no camera of a photo.
+        InvalidValueError: the file is missing, of no known kind, or its values are not those of a camera.
     """
     path = as_path(path, "the camera file")
     try:
@@ -137,7 +137,7 @@ def read_intrinsics(path: Path | str, size: tuple[int, int] | None = None) -> In
             return _of_json(parse_json(text))
         return _of_text(text, size)
     except DamagedTextError as error:
-        raise InvalidValueError(f"{path} is no valid JSON: {error}") from error
+        raise InvalidValueError(f"{path} is not valid JSON: {error}") from error
     except InvalidValueError as error:
         raise InvalidValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     except (OSError, ValueError, EOFError) as error:
@@ -148,7 +148,7 @@ def _of_json(content: Any) -> Intrinsics:
     if isinstance(content, list):
         return _of_values(content)
     if not isinstance(content, Mapping):
-        raise InvalidValueError(f"is no camera; give {_ACCEPTED}")
+        raise InvalidValueError(f"is not a camera; give {_ACCEPTED}")
     if isinstance(content.get("camera"), Mapping):  # our own provenance
         content = content["camera"]
     size = _size_of(content)
@@ -183,7 +183,7 @@ def _of_values(values: Any, size: tuple[int, int] | None = None) -> Intrinsics:
             "the matrix is transposed: cx and cy stand in its last row; give them in the last column"
         )
     if not np.allclose(matrix[2], (0, 0, 1)) or matrix[1, 0] != 0:
-        raise InvalidValueError("is no camera matrix; give [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]")
+        raise InvalidValueError("is not a camera matrix; give [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]")
     (fx, skew, cx), (_, fy, cy) = matrix[:2].tolist()
     return _checked(fx, fy, cx, cy, size=size, notes=(f"skew {skew:g} is ignored",) if skew else ())
 
@@ -233,7 +233,7 @@ def _colmap_camera(words: Sequence[str]) -> Intrinsics:
     if words[1] not in _COLMAP:
         accepted = ", ".join(_COLMAP)
         raise InvalidValueError(
-            f"COLMAP's model {words[1]} is no pinhole; undistort the photos first, or use {accepted}"
+            f"COLMAP's model {words[1]} is not a pinhole; undistort the photos first, or use {accepted}"
         )
     num_focal, num_distortion = _COLMAP[words[1]]
     values = _numbers(words[4:])
@@ -254,7 +254,7 @@ def _of_ros(text: str) -> Intrinsics:
         raise InvalidValueError(f"camera_matrix has {len(matrix)} numbers under data; 9 are needed")
     model = re.search(r"^\s*distortion_model\s*:\s*[\"']?(\w+)", text, re.MULTILINE)
     if model and model[1] in ("equidistant", "fisheye"):
-        raise InvalidValueError(f"distortion_model {model[1]} is no pinhole; undistort the photos first")
+        raise InvalidValueError(f"distortion_model {model[1]} is not a pinhole; undistort the photos first")
     sides = [re.search(rf"^\s*image_{name}\s*:\s*(\d+)", text, re.MULTILINE) for name in ("height", "width")]
     size = (int(sides[0][1]), int(sides[1][1])) if sides[0] and sides[1] else None
     found = _of_values(matrix, size)
@@ -371,7 +371,7 @@ def _numbers(values: Sequence[Any]) -> list[float]:
                 raise ValueError
             numbers.append(float(value))
         except (TypeError, ValueError) as error:
-            raise InvalidValueError(f"{value!r:.40} is no number") from error
+            raise InvalidValueError(f"{value!r:.40} is not a number") from error
         if not math.isfinite(numbers[-1]):
-            raise InvalidValueError(f"{numbers[-1]} is no finite number")
+            raise InvalidValueError(f"{numbers[-1]} is not a finite number")
     return numbers

@@ -136,7 +136,7 @@ def test_overrides(tmp_path: Path, data_dir: Path) -> None:
         "base": "a/b",
         "x": {"y": True},
     }
-    for wrong, message in (("steps", "give section.key=value"), ("base.x=1", "base is no section")):
+    for wrong, message in (("steps", "give section.key=value"), ("base.x=1", "base is not a section")):
         with pytest.raises(RecipeError, match=message):
             with_overrides({"base": "a"}, [wrong])
     path = tmp_path / "made.toml"

@@ -235,7 +235,7 @@ def test_log_ransac_ignores_outliers(seed):
     outlier = rng.random(depth.shape) < 0.2
     aligned = align_sample(sample, np.where(outlier, 50.0, pred), PROTOCOLS["log-ransac"])[0]["depth"]
     np.testing.assert_allclose(aligned[~outlier], depth[~outlier], rtol=1e-6)
-    # A prediction that falls with depth is no depth; it is scaled, not turned over.
+    # A prediction that falls with depth is not depth; it is scaled, not turned over.
     turned = align_sample(sample, 3.0 - pred, PROTOCOLS["log-ransac"])[0]["depth"]
     assert np.corrcoef(turned.ravel(), depth.ravel())[0, 1] < 0
 

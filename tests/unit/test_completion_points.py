@@ -66,7 +66,7 @@ def test_maps(tmp_path):
     points = read_points(tmp_path / "m.npy", camera=CAMERA)
     np.testing.assert_allclose(points.pixels, [[3, 4], [30, 12], [39, 19]])
     np.testing.assert_allclose(points.depth, DEPTH)
-    assert points.notes == ()  # a pixel without depth is no point
+    assert points.notes == ()  # a pixel without depth is not a point
 
 
 def test_a_map_of_another_size_is_scaled(tmp_path):
@@ -245,7 +245,7 @@ def test_colmap_that_is_cut_or_missing(tmp_path, binary, name):
         ("a.csv", b"1,2,3\n1,2\n", "line 2: 2 columns, and 3 in the first"),
         ("a.csv", b"x,y,color\n1,2,3\n", "columns x or u, y or v, depth or z are needed"),
         ("a.csv", b"1,2\n", "2 columns; x, y and depth"),
-        ("a.csv", bytes(range(256)), "is no text"),
+        ("a.csv", bytes(range(256)), "is not text"),
         ("a.npy", b"\x93NUMPY", "damaged or no array"),
         ("a.npz", b"PK\3\4 garbage", "damaged or no archive"),
         ("a.png", b"\x89PNG\r\n\x1a\n", "damaged or no depth map"),

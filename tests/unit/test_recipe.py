@@ -112,7 +112,7 @@ def test_every_field_is_read_somewhere() -> None:
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-                # Validation alone is no use of a value.
+                # Validation alone is not a use of a value.
                 inside_check = path in RECIPE_FILES and isinstance(node.value, ast.Name) and node.value.id == "self"
                 if not inside_check:
                     read.add(node.attr)

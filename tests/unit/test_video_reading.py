@@ -347,7 +347,7 @@ def test_codec_that_is_not_known(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("text.mp4", b"this is no video at all " * 40, "is not a video that can be read"),
+        ("text.mp4", b"this is not a video at all " * 40, "is not a video that can be read"),
         ("notes.txt", b"hello\n" * 100, r"notes\.txt is text, not a video; give"),
         ("empty.mp4", b"", r"is empty \(0 bytes\)"),
         (None, b"", "does not exist; check the name"),

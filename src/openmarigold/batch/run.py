@@ -136,17 +136,7 @@ def batch_files(
     turn, parts = batch.turn
     mine = [shard for shard in shards if shard.number % parts == turn]
     outcome = BatchOutcome(shards=len(mine))
-    to_do: list[Shard] = []
-    to_do_again: list[Shard] = []
-    for shard in mine:
-        if f"{shard.stem}{STATS_END}" not in present:
-            to_do.append(shard)
-            continue
-        stats = read_stats(folder, shard.stem)
-        if batch.retry and stats.failures:
-            to_do_again.append(shard)
-        else:
-            outcome.add(stats, is_new=False)
+    to_do, to_do_again = _open_shards(mine, folder, present, batch, outcome)
     worker = ShardWorker(config, batch, folder.address)
     make = engine or (_in_processes if batch.workers > 1 else _in_this_process)
     done = outcome.done_before
@@ -157,6 +147,23 @@ def batch_files(
             failed = f", {stats.failures} failed" if stats.failures else ""
             report(BatchEvent(done, len(mine), f"shard {shard.stem}: {stats.count} photos{failed}"))
     return outcome
+
+
+def _open_shards(
+    shards: Sequence[Shard], folder: OutputFolder, present: set[str], batch: BatchConfig, outcome: BatchOutcome
+) -> tuple[list[Shard], list[Shard]]:
+    """Shards that are not there, and those whose failed photos are to be done again; the others are counted."""
+    missing, again = [], []
+    for shard in shards:
+        if f"{shard.stem}{STATS_END}" not in present:
+            missing.append(shard)
+            continue
+        stats = read_stats(folder, shard.stem)
+        if batch.retry and stats.failures:
+            again.append(shard)
+        else:
+            outcome.add(stats, is_new=False)
+    return missing, again
 
 
 def _plan(shards: Sequence[Shard], batch: BatchConfig, model: ModelRun) -> dict[str, Any]:

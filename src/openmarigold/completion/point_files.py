@@ -108,7 +108,7 @@ def read_transform(path: Path) -> Float64[np.ndarray, "3 4"]:
     except (ValueError, TypeError) as error:
         raise DataError(f"{path} holds no 3x4 or 4x4 matrix of numbers; write one row a line") from error
     if abs(abs(np.linalg.det(rotation)) - 1.0) > 0.05:
-        raise DataError(f"{path}: the left 3x3 part of its matrix is no rotation; give the matrix to the camera's axes")
+        raise DataError(f"{path}: the left 3x3 part of its matrix is not a rotation; give that to the camera's axes")
     return matrix[:3]
 
 
@@ -125,7 +125,7 @@ def _text(path: Path, content: bytes) -> str:
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
-        raise DataError(f"{path} is no text; a table of points has lines of x, y and depth")
+        raise DataError(f"{path} is not text; a table of points has lines of x, y and depth")
     return text
 
 

@@ -140,7 +140,7 @@ class ShardedDataset:
         """The camera of sample number `index`; None where its .json states no intrinsics.
 
         Raises:
-            DataError: the sample is damaged, or its intrinsics are no numbers.
+            DataError: the sample is damaged, or its intrinsics are not numbers.
         """
         found = self.info(index).get("intrinsics")
         if not found:

@@ -173,16 +173,20 @@ def evaluate_benchmark(
         settings=dict(spec.settings),
         provenance={"estimator": spec.name, **describe_machine(), "inputs_sha256": _hash_of_all(images)},
         failed=failed,
-        times={
-            "started": started.isoformat(timespec="seconds"),
-            "wall_s": round(time.perf_counter() - wall, 3),
-            "images_from_earlier_runs": log.num_found,
-        },
+        times=_times(started, time.perf_counter() - wall, log),
     )
     if output_dir is not None:
         write_report(report, output_dir)
         _write_page(report, run, output_dir, f"{spec.name} on {row.title}, protocol {run.protocol.name}")
     return report
+
+
+def _times(started: datetime, seconds: float, log: _Log) -> dict[str, Any]:
+    return {
+        "started": started.isoformat(timespec="seconds"),
+        "wall_s": round(seconds, 3),
+        "images_from_earlier_runs": log.num_found,
+    }
 
 
 class _Run:

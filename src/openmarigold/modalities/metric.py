@@ -93,7 +93,7 @@ def _differentiable(norm_depth: Float[np.ndarray, "*shape"]) -> tuple[np.ndarray
 
 
 def _to_target(maps: Maps, valid_mask: Bool[np.ndarray, "h w"], invalid: str) -> Target:
-    del invalid  # what is not known is far: stored values of it are no depth
+    del invalid  # what is not known is far: stored values of it are not depth
     span = math.exp(METRIC_MIDDLE - METRIC_HALF_RANGE), math.exp(METRIC_MIDDLE + METRIC_HALF_RANGE)
     return Target(values=normalize_metric_depth(maps["depth"], valid_mask)[None, None], bounds=span)
 

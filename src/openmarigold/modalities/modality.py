@@ -233,7 +233,7 @@ class Modality:
     the maps hold none."""
     relative_depth: Callable[[Float[np.ndarray, "h w"]], tuple[np.ndarray, np.ndarray]] | None = None
     """Depth of decoded values, not below 0 and known up to the checkpoint's invariance, and its derivative, for what is
-    optimized through the decoder; None: it is no depth."""
+    optimized through the decoder; None: it is not depth."""
     gauge: Callable[[str], Gauge | None] = lambda invariance: None
     """What is to be fitted, given a checkpoint's invariance, where a map joins another of the same scene: frames of a
     clip, tiles of a photo. None: nothing, the values of both mean the same."""

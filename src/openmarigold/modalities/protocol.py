@@ -103,7 +103,7 @@ def _as_predicted(sample: BenchmarkSample, maps: Maps, usable: Bool[np.ndarray, 
 
 @dataclass(frozen=True, kw_only=True)
 class Pooling:
-    """Scores of all pixels of a set at once, such as their median, which is no mean of the images' medians.
+    """Scores of all pixels of a set at once, such as their median, which is not a mean of the images' medians.
 
     Each image gives a tally, such as counts, sums and a histogram. Tallies are added, each as often as its image
     counts, and the sum gives the scores.

@@ -41,7 +41,7 @@ def choose_camera(photo: Photo, config: CallConfig, given: Camera | None = None)
     3. `Camera.assumed`.
 
     Raises:
-        InvalidValueError: more than one is given, the file cannot be read, or what is given is no camera of this photo.
+        InvalidValueError: more than one is given, the file cannot be read, or it is not a camera of this photo.
     """
     height, width = size = photo.rgb.shape[0], photo.rgb.shape[1]
     if given is None and config.camera_file is None and config.focal_px is None:  # as usual: no more is imported

@@ -374,7 +374,7 @@ class Stream:
         """The stream that `state` is of, with the predictor and settings that it had.
 
         Raises:
-            InvalidValueError: the state is of another version, checkpoint or setting, or is no state.
+            InvalidValueError: the state is of another version, checkpoint or setting, or is not a state.
         """
         stream = cls(predictor, config, call)
         made_by, wanted = state.get("made_by"), stream._made_by()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Views of an equirectangular panorama as a pinhole camera would take them.
 
-A panorama is no picture of a pinhole camera: straight lines are bent, and depth along its columns and rows is no planar
-depth. So its views are predicted one by one, and each gives points in axes of its own; `View.rotation` turns them into
+A panorama is not a picture of a pinhole camera: straight lines are bent, and depth along its columns and rows is not
+planar depth. So its views are predicted one by one, and each gives points in axes of its own; `View.rotation` turns them into
 those of the panorama.
 """
 

@@ -74,6 +74,7 @@ def create_app(service: Service, limits: ServeConfig, token: str | None = None) 
     _add_state(app, metrics, service, limits)
     _add_predict(app, service, limits)
     _add_jobs(app, service, jobs, limits)
+    _add_job_results(app, jobs)
     add_page(app, service, limits)
     _add_errors(app)
     add_docs(app, with_token=token is not None)
@@ -188,10 +189,7 @@ def _named(name: str) -> dict[str, str]:
 
 def _add_jobs(app: FastAPI, service: Service, jobs: Jobs, limits: ServeConfig) -> None:
     def found(job_id: str) -> Job:
-        job = jobs.find(job_id)
-        if job is None:
-            raise HTTPException(404, "there is no such job, or no longer")
-        return job
+        return _found(jobs, job_id)
 
     @app.post(
         "/v1/jobs",
@@ -233,6 +231,18 @@ def _add_jobs(app: FastAPI, service: Service, jobs: Jobs, limits: ServeConfig) -
     async def delete_job(job_id: str) -> Response:
         jobs.cancel(found(job_id))
         return Response(status_code=204)
+
+
+def _found(jobs: Jobs, job_id: str) -> Job:
+    job = jobs.find(job_id)
+    if job is None:
+        raise HTTPException(404, "there is no such job, or no longer")
+    return job
+
+
+def _add_job_results(app: FastAPI, jobs: Jobs) -> None:
+    def found(job_id: str) -> Job:
+        return _found(jobs, job_id)
 
     @app.get(
         "/v1/jobs/{job_id}/events",

@@ -66,7 +66,7 @@ def make_clip_request(content: bytes, name: str, given: Mapping[str, Any], limit
         import cv2  # noqa: F401
     if not _is_video(content):
         raise ImageError(
-            "the clip is no video file of a kind that is taken; send MP4, MOV, Matroska, WebM, AVI, MPEG, Ogg or FLV"
+            "the clip is not a video file of a kind that is taken; send MP4, MOV, Matroska, WebM, AVI, MPEG, Ogg or FLV"
         )
     given = dict(given)
     formats = given.pop("format", None)

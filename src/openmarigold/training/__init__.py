@@ -90,13 +90,8 @@ def train(
     loop, state, plan_batches = _import_parts()
     _warn_of_unused(recipe, places)
     accelerator = loop.make_accelerator(recipe.optimization.mixed_precision, device)
-    found = None
-    if resume:  # before latents are encoded for a recipe that does not fit
-        states_dir = places.output_dir / "states"
-        if accelerator.is_main_process:
-            state.set_damaged_aside(states_dir)
-        accelerator.wait_for_everyone()
-        found = state.latest_state(states_dir)
+    # Before latents are encoded for a recipe that does not fit.
+    found = _last_state(state, places.output_dir / "states", accelerator) if resume else None
     saved = None if found is None else state.saved_recipe(found)
     recipe = resolved(recipe, saved, has_benchmark=places.benchmark_dir is not None)
     table = to_table(recipe)
@@ -116,6 +111,14 @@ def train(
             stop_after_steps=stop_after_steps,
             watch=watch,
         )
+
+
+def _last_state(state: Any, states_dir: Path, accelerator: Any) -> Any:
+    """The newest whole state; damaged ones are set aside."""
+    if accelerator.is_main_process:
+        state.set_damaged_aside(states_dir)
+    accelerator.wait_for_everyone()
+    return state.latest_state(states_dir)
 
 
 def dry_run(recipe_path: Path | str, *, overrides: Sequence[str] = (), device: str = "auto", **paths: Any) -> Any:

@@ -113,13 +113,7 @@ def run_training(
     states_dir = output_dir / "states"
     if main:
         _prepare_folder(output_dir, forget=None if resume else states_dir)
-        if launched_alone(plan.num_processes):
-            LOGGER.warning(
-                "`accelerate launch` started one process, so this run uses one device; for several give it "
-                "--num_processes N and, on GPUs, --multi_gpu, or on CPUs --cpu"
-            )
-        for line in describe_run(task, recipe, plan, accelerator):
-            LOGGER.info("%s", line)
+        _say_what_follows(task, recipe, plan, accelerator)
     accelerator.wait_for_everyone()
 
     trainer = Trainer(task, optimization, plan, accelerator)
@@ -136,14 +130,23 @@ def run_training(
         step = session.take_steps(batches, step, last)
     session.save(step)
     writer.wait()
-    finished = step >= optimization.num_steps
-    if not finished:
+    if not (finished := step >= optimization.num_steps):
         LOGGER.info("stopped at step %d of %d, the state is saved", step, optimization.num_steps)
     directory = session.publish(step, final=True) if finished else None
     if monitor is not None:
         monitor.close()
     accelerator.wait_for_everyone()
     return directory
+
+
+def _say_what_follows(task: Task, recipe: Mapping[str, Any], plan: Any, accelerator: Accelerator) -> None:
+    if launched_alone(plan.num_processes):
+        LOGGER.warning(
+            "`accelerate launch` started one process, so this run uses one device; for several give it "
+            "--num_processes N and, on GPUs, --multi_gpu, or on CPUs --cpu"
+        )
+    for line in describe_run(task, recipe, plan, accelerator):
+        LOGGER.info("%s", line)
 
 
 @dataclass(frozen=True)

@@ -220,7 +220,7 @@ def with_overrides(table: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
         for key in keys[:-1]:
             inner = place.setdefault(key, {})
             if not isinstance(inner, dict):
-                raise RecipeError(f"--set {override} is not accepted; {key} is no section")
+                raise RecipeError(f"--set {override} is not accepted; {key} is not a section")
             place = inner
         place[keys[-1]] = value
     return found

@@ -106,9 +106,7 @@ def make_recipe(data_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     buckets, total = choose_buckets(sizes), sum(sizes.values())
     # Several sets: shares by the square root of their size, so that small ones are seen, and not too often.
     roots = {name: math.sqrt(len(data)) for name, data in sets.items()}
-    steps = given.get("optimization", {}).get("num_steps")
-    if not isinstance(steps, int) or steps < 1:
-        steps = round(min(max(_PASSES * total / _BATCH_SIZE, _LEAST_STEPS), _MOST_STEPS), -2)
+    steps = _num_steps(given, total)
     facts = _facts_of_base(base)
     table: dict[str, Any] = {
         "kind": "depth",
@@ -147,6 +145,14 @@ def make_recipe(data_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     table = with_overrides(table, overrides)
     parse_recipe(table, where="--set")
     return table
+
+
+def _num_steps(given: Mapping[str, Any], total: int) -> int:
+    """Those that are given, or as many as so many samples want."""
+    steps = given.get("optimization", {}).get("num_steps")
+    if isinstance(steps, int) and steps >= 1:
+        return steps
+    return round(min(max(_PASSES * total / _BATCH_SIZE, _LEAST_STEPS), _MOST_STEPS), -2)
 
 
 def write_recipe(data_dir: Path, path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -340,7 +340,7 @@ def _material(title: str, found: MtlMaterial, group: str, assets: Assets, file: 
 
 
 def _tinted(materials: Iterable[Material], number: np.ndarray, points: np.ndarray, group: str) -> tuple[Material, ...]:
-    # Of a car only the paint: what covers most of it and is no picture.
+    # Of a car only the paint: what covers most of it and is not a picture.
     materials = list(materials)
     if group == "vehicle":
         areas = np.linalg.norm(np.cross(points[:, 1] - points[:, 0], points[:, 2] - points[:, 0]), axis=1)

@@ -259,7 +259,7 @@ def _corners(
         if len(index) != len(tokens):
             raise ValueError
     except ValueError:
-        raise DataError(f"{name}: a face's corners are no indices; the file is damaged, leave it out") from None
+        raise DataError(f"{name}: a face's corners are not indices; the file is damaged, leave it out") from None
     index = np.where(index > 0, index - 1, np.where(index < 0, index + seen, -1))
     limits = np.array([num_vertices, num_uv, num_normals])
     if (index[:, 0] < 0).any() or (index >= limits).any():

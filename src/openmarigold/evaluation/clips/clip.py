@@ -106,7 +106,7 @@ def read_rgb(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     try:
         return read_photo(io.BytesIO(content)).rgb
     except (ImageError, OpenMarigoldError) as error:
-        raise DataError(f"{path} is no photo ({one_line(error)}); get the clip again") from error
+        raise DataError(f"{path} is not a photo ({one_line(error)}); get the clip again") from error
 
 
 def read_depth_png(path: Path, values_per_meter: float) -> Float32[np.ndarray, "h w"]:
@@ -118,7 +118,7 @@ def read_depth_png(path: Path, values_per_meter: float) -> Float32[np.ndarray, "
                 raise ValueError(f"Pillow mode {image.mode}, not 16-bit grays")
             return (np.asarray(image).astype(np.float64) / values_per_meter).astype(np.float32)
     except Exception as error:  # Pillow raises many kinds for damaged bytes
-        raise DataError(f"{path} is no depth map of 16-bit grays ({one_line(error)}); get the clip again") from error
+        raise DataError(f"{path} is not a depth map of 16-bit grays ({one_line(error)}); get the clip again") from error
 
 
 def read_depth_npy(path: Path) -> Float32[np.ndarray, "h w"]:
@@ -128,7 +128,7 @@ def read_depth_npy(path: Path) -> Float32[np.ndarray, "h w"]:
     except ValueError as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path} is no depth map ({one_line(error)}); get the clip again") from error
+        raise DataError(f"{path} is not a depth map ({one_line(error)}); get the clip again") from error
     if values.ndim != 2:
         raise DataError(f"{path} has the shape {list(values.shape)}; depth of shape [h, w] is needed")
     return np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
@@ -142,20 +142,20 @@ def read_matrix(path: Path, rows: int, columns: int) -> Float64[np.ndarray, "_ _
     except ValueError as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path} is no matrix of {rows}x{columns} numbers; get the clip again") from error
+        raise DataError(f"{path} is not a matrix of {rows}x{columns} numbers; get the clip again") from error
 
 
 def checked_pose(pose: Float64[np.ndarray, "4 4"], where: str) -> Float64[np.ndarray, "4 4"] | None:
     """A rigid pose as it is; None for one that is not finite, as trackers write where they are lost.
 
     Raises:
-        DataError: it is no rotation with a position.
+        DataError: it is not a rotation with a position.
     """
     if not np.isfinite(pose).all():
         return None
     turn = pose[:3, :3]
     if np.abs(turn @ turn.T - np.eye(3)).max() > _ORTHOGONAL or np.linalg.det(turn) < 0:
-        raise DataError(f"{where}: the pose is no rotation with a position; give camera-to-world 4x4")
+        raise DataError(f"{where}: the pose is not a rotation with a position; give camera-to-world 4x4")
     return pose
 
 

@@ -40,7 +40,7 @@ def _open(folder: Path, name: str) -> Clip:
     except DamagedTextError as error:
         raise DataError(f"{path} is not valid JSON ({error}); render the clip again") from error
     if not isinstance(facts, dict) or facts.get("format") != FORMAT or facts.get("version") != VERSION:
-        raise DataError(f"{path} is no {FORMAT} of version {VERSION}; render the clip again")
+        raise DataError(f"{path} is not a {FORMAT} of version {VERSION}; render the clip again")
     try:
         camera = Camera(
             width=facts["width"],

@@ -41,7 +41,7 @@ def read_picture(path: Path, channels: int) -> Float32[np.ndarray, "h w c"]:
 def _read_camera(path: Path, size: tuple[int, int]) -> tuple[Camera, np.ndarray | None]:
     content = read_bytes(path)
     if len(content) != _CAMERA_BYTES or np.frombuffer(content, "<f4", 1)[0] != _TAG:
-        raise DataError(f"{path} is no camera of Sintel; get the clip again")
+        raise DataError(f"{path} is not a camera of Sintel; get the clip again")
     numbers = np.frombuffer(content[4:], "<f8")
     matrix, to_camera = numbers[:9].reshape(3, 3), np.eye(4)
     to_camera[:3] = numbers[9:].reshape(3, 4)

@@ -67,7 +67,7 @@ def _pose(words: Sequence[str], where: Path) -> Float64[np.ndarray, "4 4"]:
         if not np.isfinite(values).all() or not 0.5 < length < 2:
             raise ValueError
     except ValueError as error:
-        raise DataError(f"{where}: {' '.join(words):.60} is no position and unit quaternion") from error
+        raise DataError(f"{where}: {' '.join(words):.60} is not a position and unit quaternion") from error
     x, y, z, w = values[3:] / length
     pose = np.eye(4)
     pose[:3, :3] = [

@@ -21,7 +21,7 @@ PAGE = [f"openmarigold/serving/page/{name}" for name in ("index.html", "app.js",
 REQUIRED = {
     "openmarigold": {
         "openmarigold/py.typed",
-        *PAGE,
+        *(() if os.environ.get("OPENMARIGOLD_PAGE") == "none" else PAGE),
         *(f"{folder}/{name}" for folder in WEIGHTS for name in ("README.md", "LICENSE.md")),
     },
     "openmarigold_render": {"openmarigold_render/py.typed"},

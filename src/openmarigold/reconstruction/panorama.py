@@ -2,8 +2,8 @@
 """Views of an equirectangular panorama as a pinhole camera would take them.
 
 A panorama is not a picture of a pinhole camera: straight lines are bent, and depth along its columns and rows is not
-planar depth. So its views are predicted one by one, and each gives points in axes of its own; `View.rotation` turns them into
-those of the panorama.
+planar depth. So its views are predicted one by one, and each gives points in axes of its own; `View.rotation` turns
+them into those of the panorama.
 """
 
 from __future__ import annotations

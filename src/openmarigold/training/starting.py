@@ -152,7 +152,7 @@ def _num_steps(given: Mapping[str, Any], total: int) -> int:
     steps = given.get("optimization", {}).get("num_steps")
     if isinstance(steps, int) and steps >= 1:
         return steps
-    return round(min(max(_PASSES * total / _BATCH_SIZE, _LEAST_STEPS), _MOST_STEPS), -2)
+    return int(round(min(max(_PASSES * total / _BATCH_SIZE, _LEAST_STEPS), _MOST_STEPS), -2))
 
 
 def write_recipe(data_dir: Path, path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

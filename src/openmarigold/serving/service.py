@@ -245,9 +245,10 @@ class Service:
         photos: list[tuple[_Item, Photo, list[str]]] = []
         for item in items:
             try:
-                self._run_of(item.request, Path()).check()
+                run = self._run_of(item.request, Path())
+                run.check()
                 self._check_size(item.request.photo)
-                photos.append((item, *self._read(item.request)))
+                photos.append((item, *self._read(item.request, run.config.background)))
             except BaseException as error:  # noqa: BLE001 - it belongs to who waits
                 _settle(item.future, error=_told(error))
         try:
@@ -264,14 +265,14 @@ class Service:
             except BaseException as error:  # noqa: BLE001 - as above
                 _settle(item.future, error=_told(error))
 
-    def _read(self, request: PredictRequest) -> tuple[Photo, list[str]]:
+    def _read(self, request: PredictRequest, background: str) -> tuple[Photo, list[str]]:
         """The photo, and notes on it. Some decoders take nothing but files, and some kinds are told by the suffix."""
         notes: list[str] = []
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
             path = Path(folder) / f"{STEM}{request.suffix}"
             path.write_bytes(request.photo)
             try:
-                rgb = read_rgb(path, background=request.call.get("background", "white"), note=notes.append)
+                rgb = read_rgb(path, background=background, note=notes.append)
                 metadata = read_metadata(path)
             except ImageError as error:
                 raise ImageError(str(error).replace(str(path), UPLOAD)) from error

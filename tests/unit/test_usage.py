@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from PIL import Image
@@ -17,7 +18,7 @@ from PIL import Image
 from openmarigold import cli
 from openmarigold.cli import run
 from openmarigold.cli.predict import Predict
-from openmarigold.config import OutputConfig, PredictConfig
+from openmarigold.config import CallConfig, OutputConfig, PredictConfig
 from openmarigold.errors import InvalidValueError
 from tiny import make_photo
 
@@ -226,6 +227,17 @@ def test_names_of_modalities_end_where_photos_begin(words: str, wanted: tuple[st
     command = cli.parse(["predict", *words.split()])
     assert isinstance(command, Predict)
     assert command.config.modality == wanted and command.inputs == (Path("a.jpg"),)
+
+
+def test_settings_that_may_be_none_are_flags_too() -> None:
+    names = [name for name, kind in get_type_hints(CallConfig).items() if kind == bool | None]
+    assert {"tiles", "ensemble_mirror"} <= set(names)
+    for name in names:
+        flag = name.replace("_", "-")
+        for words, wanted in (([f"--{flag}"], True), ([f"--no-{flag}"], False), ([f"--{flag}", "None"], None)):
+            command = cli.parse(["predict", *words, "a.jpg", "-o", "out"])
+            assert isinstance(command, Predict)
+            assert getattr(command.config, name) is wanted and command.inputs == (Path("a.jpg"),)
 
 
 def test_modalities_of_the_command_line_replace_those_of_the_file(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ Command: TypeAlias = (
     | Annotated[CheckpointCommand, tyro.conf.subcommand("checkpoint")]
     | Annotated[BenchmarkCommand, tyro.conf.subcommand("benchmark")]
 )
+_YES_OR_NO_OR_NONE = ("tiles", "ensemble-mirror")  # settings that take True, False or None
 _WITH_SETTINGS: dict[str, type[Any]] = {
     "predict": Predict,
     "metric": Metric,
@@ -159,7 +160,9 @@ def parse(argv: Sequence[str]) -> Command:
         argv = argv[1:]  # a subcommand of evaluate's would cost its plain form, `evaluate --benchmark DIR`
     check_moved(argv)
     _refuse_empty(argv)
-    argv = _with_value(_one_modality_each(argv), "tiles")
+    argv = _one_modality_each(argv)
+    for name in _YES_OR_NO_OR_NONE:
+        argv = _with_value(argv, name)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed), unwrapped(argv):

@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,23 @@ def test_answers_are_the_files_of_predict(client: TestClient, tmp_path: Path) ->
         answer = post(client, photo, media, **settings, **({} if file is None else {"file": file}))
         assert (answer.status_code, answer.headers["content-type"]) == (200, media)
         assert answer.content == (tmp_path / "out" / name).read_bytes(), name
+
+
+def test_the_background_of_the_server_is_behind_transparent_pixels() -> None:
+    pixels = np.zeros((56, 72, 4), dtype=np.uint8)
+    pixels[20:40, 20:50] = [200, 150, 90, 255]
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    service = with_model(Service(PredictConfig(), ServeConfig()))
+    [base] = service._bases
+    service._bases = [base.sibling(replace(base.config, background="black"), OutputConfig(format=("npy",)), Path())]
+    with TestClient(create_app(service, service.limits), base_url="http://localhost") as client:
+        until(lambda: service.is_ready)
+        plain, black, white = (
+            post(client, buffer.getvalue(), "application/x-npy", **more).content
+            for more in ({}, {"background": "black"}, {"background": "white"})
+        )
+    assert plain == black != white
 
 
 def test_json_in_and_out(client: TestClient) -> None:
@@ -181,6 +199,9 @@ def test_other_sites_and_hosts_are_refused(client: TestClient) -> None:
     assert client.get("/healthz", headers={"host": "evil.example"}).status_code == 421
     assert client.post("/v1/predict", headers={"origin": "http://evil.example"}).status_code == 403
     assert client.get("/v1/models", headers={"origin": "http://localhost"}).status_code == 200
+    with running(host="127.0.0.2") as other:
+        for host, status in (("127.0.0.2:8765", 200), ("localhost", 200), ("127.0.0.3", 421)):
+            assert other.get("/healthz", headers={"host": host}).status_code == status
 
 
 def test_a_token_is_asked_for() -> None:

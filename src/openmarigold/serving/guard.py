@@ -91,7 +91,8 @@ class Guard:
     def _refusal(self, scope: MutableMapping[str, Any], headers: dict[str, str]) -> tuple[int, str] | None:
         """Why a request is not answered, with its status; None where it may pass."""
         host = headers.get("host", "")
-        if self.limits.is_local and self._token is None and _name_of(host) not in _LOCAL_NAMES:
+        names = {*_LOCAL_NAMES, self.limits.host}
+        if self.limits.is_local and self._token is None and _name_of(host) not in names:
             # A page of another site may have made its own name point here.
             return 421, f"the host {host!r:.80} is not this server; use localhost"
         origin = headers.get("origin")

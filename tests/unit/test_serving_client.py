@@ -148,9 +148,17 @@ def test_a_prediction_is_that_of_a_predictor(url: str, tmp_path: Path) -> None:
         assert got.uncertainty is not None and wanted.uncertainty is not None
         assert np.array_equal(got.uncertainty, wanted.uncertainty)
         assert (got.settings, got.camera, got.space) == (wanted.settings, wanted.camera, wanted.space)
+    assert (list(got.maps), list(got.uncertainties), got.bounds) == (["depth"], ["uncertainty"], {})
     first = wanted.save(tmp_path / "wanted", "a", output=OutputConfig(format=("npy", "png", "ply")))
     second = got.save(tmp_path / "got", "a", output=OutputConfig(format=("npy", "png", "ply")))
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_bounds_of_an_interval_are_no_maps(url: str) -> None:
+    got = Client(url).predict(picture(), interval=0.9, processing_resolution=256)
+    assert (list(got.maps), sorted(got.bounds), got.interval) == (["depth"], ["depth_hi", "depth_lo"], 0.9)
+    assert got.lo is not None and got.hi is not None
+    assert (got.lo <= got.depth).all() and (got.depth <= got.hi).all()
 
 
 def test_files_and_models(url: str) -> None:
@@ -291,10 +299,22 @@ def test_a_server_that_goes_ends_the_run_and_keeps_what_is_finished(
         assert (len(result.skipped), result.num_predicted, len(result.failed)) == (2, 6, 3)
 
 
-@pytest.mark.parametrize("url", ["ftp://x", "http://", "http://a:b@c", "http://[", "http://x:99999", "http://x?y=1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("ftp://x", "http://", "http://a:b@c", "http://[", "http://x:99999", "http://x?y=1"),
+        *("http://a..b", f"http://{'a' * 64}", "http://a b", "http://x/\n"),
+    ],
+)
 def test_urls_that_are_refused(url: str) -> None:
     with pytest.raises(InvalidValueError, match="give a URL such as"):
         Client(url)
+
+
+def test_a_path_before_the_interface_is_encoded() -> None:
+    with scripted() as (url, asked):
+        Client(f"{url}/tiefe/ü%20ö/").models()
+    assert asked == ["/tiefe/%C3%BC%20%C3%B6/v1/models"]
 
 
 def test_another_service_is_not_taken_for_ours() -> None:

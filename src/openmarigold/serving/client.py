@@ -19,6 +19,7 @@ from openmarigold.config import CallConfig, FileFormat, OutputConfig
 from openmarigold.errors import ImageError, InvalidValueError, ServerError
 from openmarigold.files import as_path
 from openmarigold.images.photo import as_rgb, read_head
+from openmarigold.modalities import find_modality
 from openmarigold.results.prediction import Prediction
 from openmarigold.serving.connection import Connection, as_fields, client_token, form
 from openmarigold.serving.formats import RECORD_FILE, STEM
@@ -112,16 +113,17 @@ class Client:
         content, suffix = content_of(photo)
         got = self.ask(content, suffix, modality=modality, call=call, output=OutputConfig(format=("npz",)))
         maps = _maps_of(got)
-        names = list(got.about.get("maps", {}))
-        uncertain = [name for name in names if name.endswith("uncertainty")]
+        kinds = find_modality(got.about["modality"], got.about.get("space"))
+        own = [kind.name for kind in kinds.maps]
         camera = got.about.get("camera")
         try:
             rgb = as_rgb(content, background=call.background)
         except ImageError:  # the server has a decoder that is not installed here
             rgb = None
         return Prediction(
-            maps={name: maps[name] for name in names if name not in uncertain},
-            uncertainties={name: maps[name] for name in uncertain},
+            maps={name: maps[name] for name in own if name in maps},
+            uncertainties={name: maps[name] for name in kinds.uncertainties if name in maps},
+            bounds={name: values for name, values in maps.items() if name not in (*own, *kinds.uncertainties)},
             settings=got.about["settings"],
             modality=got.about["modality"],
             space=got.about.get("space"),

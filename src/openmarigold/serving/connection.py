@@ -6,6 +6,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import secrets
 import threading
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from openmarigold.errors import ImageError, InvalidValueError, OpenMarigoldError, ServerError, one_line
 from openmarigold.text_files import DamagedTextError, parse_json
@@ -101,13 +102,16 @@ class Connection:
         try:
             parts = urlsplit(url if "://" in url else f"http://{url}")
             port = parts.port
+            (parts.hostname or "").encode("idna")  # which a connection would do
+            if re.search(r"[\s\x00-\x1f\x7f]", url):
+                raise ValueError(url)
         except ValueError:
             parts, port = urlsplit(""), None
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
             raise InvalidValueError(f"server={url!r:.200} is not accepted; give a URL such as http://localhost:8765")
         self.url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
         self._host, self._port, self._is_safe = parts.hostname, port, parts.scheme == "https"
-        self._path = parts.path.rstrip("/")
+        self._path = quote(parts.path.rstrip("/"), safe="/%~:@!$&'()*+,;=")
         self._headers = {"authorization": f"Bearer {token}"} if token else {}
         self._patience = patience
         self._own = threading.local()

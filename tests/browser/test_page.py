@@ -120,7 +120,7 @@ def test_downloads_are_the_bytes_of_the_command_line(visit: Visit, written: Path
 def test_the_copied_lines_make_the_same_files(visit: Visit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photo = tmp_path / "it's a photo.jpg"
     shutil.copy(PHOTO, photo)
-    visit.open("#ensemble_size=2&seed=7&fov=70&max_points=5000")
+    visit.open("#ensemble_size=2&seed=7&fov=70&max_points=5000&ensemble_mirror=true")
     visit.predict(photo)
     visit.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     lines = {}
@@ -133,7 +133,7 @@ def test_the_copied_lines_make_the_same_files(visit: Visit, tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     words = shlex.split(lines["cli"])
     assert words[0] == "openmarigold"
-    assert {"--ensemble-size", "--seed", "--fov", "--max-points"} <= set(words)
+    assert {"--ensemble-size", "--ensemble-mirror", "--seed", "--fov", "--max-points"} <= set(words)
     assert run(words[1:]) == 0
     assert {name: (tmp_path / "out" / name).read_bytes() for name in names} == expected
     shutil.rmtree(tmp_path / "out")
@@ -186,6 +186,33 @@ def test_an_ensemble_has_an_uncertainty_and_the_address_keeps_settings(visit: Vi
     visit.page.wait_for_selector("html[data-ready]")
     assert visit.page.input_value("[name=ensemble_size]") == "2"
     assert visit.page.locator("[role=tab][aria-selected=true]").inner_text() == "Uncertainty"
+
+
+def test_values_of_an_address_that_do_not_fit_are_left_out(visit: Visit) -> None:
+    visit.open("#ensemble_size=1e9&seed=1e30&num_inference_steps=2.5&processing_resolution=12&max_points=1500&fov=500"
+               "&drop_far=9&tiles=maybe&color_map=<b>&view=<b>&colors=%E0%A4%A")  # fmt: skip
+    for name, value in (("ensemble_size", "1"), ("seed", "2024"), ("num_inference_steps", ""), ("tiles", ""),
+                        ("processing_resolution", ""), ("max_points", "200000"), ("drop_far", "0")):  # fmt: skip
+        assert visit.page.input_value(f"[name={name}]") == value, name
+    visit.open("#ensemble_size=3&processing_resolution=264&max_points=2000")
+    visit.page.reload()
+    visit.page.wait_for_selector("html[data-ready]")
+    for name, value in (("ensemble_size", "3"), ("processing_resolution", "264"), ("max_points", "2000")):
+        assert visit.page.input_value(f"[name={name}]") == value, name
+
+
+def test_a_server_of_one_modality_keeps_the_files_of_pictures_with_other_colors(visit: Visit) -> None:
+    def one(route: Any) -> None:
+        told = route.fetch().json()
+        route.fulfill(json={**told, "modalities": told["modalities"][:1]})
+
+    visit.page.route("**/v1/page", one)
+    visit.open()
+    visit.predict(PHOTO)
+    visit.page.select_option("#colors", "magma")
+    visit.page.wait_for_function("() => document.querySelector('#cli').textContent.includes('--color-map magma')")
+    assert visit.page.locator("[data-file='courtyard_depth_colored.png']").count() == 1
+    assert len(fetched(visit, "courtyard_depth_colored.png")) > 1000
 
 
 # ------------------------------------------------------------------------------------------------------------------ 3-D
@@ -335,6 +362,50 @@ def test_a_broken_file_is_told_in_the_words_of_the_service(visit: Visit, tmp_pat
     visit.predict(PHOTO)
 
 
+def test_a_busy_server_is_waited_for_and_one_that_is_gone_is_told(visit: Visit) -> None:
+    left, bodies = ["busy", "go", "gone"], []
+
+    def answer(route: Any) -> None:
+        bodies.append(route.request.post_data_buffer)
+        match left.pop(0):
+            case "busy":
+                route.fulfill(status=429, json={"error": "the server is busy"}, headers={"retry-after": "1"})
+            case "gone":
+                route.abort()
+            case _:
+                route.continue_()
+
+    visit.page.route("**/v1/predict", answer)
+    visit.page.route("**/page/space-*", lambda route: route.abort())
+    visit.open()
+    visit.predict(PHOTO)
+    assert left == ["gone"] and visit.page.locator(".toast").count() == 0
+    assert all(b'filename="photo.jpg"' in body for body in bodies)  # some kinds are told by the suffix
+    visit.page.set_input_files("#file", str(OTHER))
+    visit.page.wait_for_selector(".toast")
+    assert "is it still running?" in visit.page.inner_text(".toast p")
+    assert "courtyard.jpg" in visit.page.inner_text("#cli")  # what was there is shown again
+    visit.tab("3-D")
+    visit.page.wait_for_selector("#space-message:not([hidden])")
+    assert "is the server still running?" in visit.page.inner_text("#space-message")
+    visit.errors.clear()  # of what was refused, which Chromium reports on its console
+
+
+def test_names_of_photos_are_text_and_files_that_change_are_kept(visit: Visit, tmp_path: Path) -> None:
+    photo = tmp_path / "-<img src=x onerror=alert(1)> $(id) 'it' \"é\"\n.jpg"
+    shutil.copy(PHOTO, photo)
+    visit.open()
+    visit.predict(photo)
+    assert visit.page.locator("img[src=x]").count() == 0
+    assert shlex.split(visit.page.locator("#cli").text_content())[2] == f"./{photo.name}"
+    assert repr(f"./{photo.name}")[1:-1].replace("\\'", "'").replace('"', '\\"') in visit.page.inner_text("#python")
+    photo.unlink()
+    visit.page.evaluate("() => { location.hash = 'seed=9' }")
+    visit.page.wait_for_function("() => document.querySelector('#cli').textContent.includes('--seed 9')")
+    visit.settled()
+    assert visit.page.locator(".toast").count() == 0
+
+
 def test_a_panorama_has_maps_and_a_reason_instead_of_a_space(visit: Visit, tmp_path: Path) -> None:
     mark = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
       <rdf:Description xmlns:GPano="http://ns.google.com/photos/1.0/panorama/"
@@ -361,13 +432,23 @@ def test_a_token_is_asked_for_and_sent(visit: Visit) -> None:
     visit.page.route("**/v1/**", guard)
     visit.page.goto(visit.address)
     visit.page.wait_for_selector("#token-dialog[open]")
+    for _ in range(2):
+        visit.page.keyboard.press("Escape")
+    for token in ("schlüssel", "0123456789abcdef"):  # the first one cannot stand in a header
+        visit.page.wait_for_selector("#token-dialog[open]")
+        visit.page.fill("#token", token)
+        visit.page.keyboard.press("Enter")
+    visit.page.wait_for_selector("html[data-ready]")
+    visit.predict(PHOTO)
+    assert set(asked) == {None, "Bearer 0123456789abcdef"}
+    # Another token from now on: the photo is predicted once it is given.
+    visit.page.evaluate("sessionStorage.setItem('openmarigold-token', 'an-older-token')")
+    visit.page.set_input_files("#file", str(OTHER))
+    visit.page.wait_for_selector("#token-dialog[open]")
     visit.page.fill("#token", "0123456789abcdef")
     visit.page.keyboard.press("Enter")
-    visit.page.wait_for_selector("html[data-ready]")
+    visit.page.wait_for_function("() => document.querySelector('#status').textContent.includes('hotel-room.jpg in ')")
     visit.errors.clear()  # Chromium reports answers of status 401 on its console
-    visit.predict(PHOTO)
-    assert asked[0] is None
-    assert set(asked[1:]) == {"Bearer 0123456789abcdef"}
 
 
 # ------------------------------------------------------------------------------------------------------------ everybody

@@ -58,8 +58,9 @@ export function setToken(token: string): void {
 }
 
 function headers(more: Record<string, string> = {}): Record<string, string> {
-  const token = sessionStorage.getItem(TOKEN_KEY);
-  return token === null ? more : { ...more, authorization: `Bearer ${token}` };
+  const token = sessionStorage.getItem(TOKEN_KEY) ?? "";
+  // No other characters may stand in a header; without one, the server asks again.
+  return /^[\x21-\x7e]+$/.test(token) ? { ...more, authorization: `Bearer ${token}` } : more;
 }
 
 async function checked(answer: Response): Promise<Response> {
@@ -74,13 +75,18 @@ async function checked(answer: Response): Promise<Response> {
   throw new ServiceError(message, answer.status);
 }
 
-async function reach(path: string, init: RequestInit): Promise<Response> {
+/** What a request gives; where the connection fails, a ServiceError with a line for people. */
+async function connected<T>(waiting: Promise<T>): Promise<T> {
   try {
-    return await fetch(path, init);
+    return await waiting;
   } catch (error) {
     if (error instanceof DOMException && error.name === "AbortError") throw error;
     throw new ServiceError("the server cannot be reached; is it still running?", 0);
   }
+}
+
+function reach(path: string, init: RequestInit): Promise<Response> {
+  return connected(fetch(path, init));
 }
 
 /** Waits until the models are loaded. Throws a ServiceError with the reason if they cannot be. */
@@ -105,18 +111,29 @@ export async function fetchColors(name: string): Promise<Uint8Array> {
   return new Uint8Array(await (await checked(await reach(path, { headers: headers() }))).arrayBuffer());
 }
 
-/** The body of an answer of /v1/predict. */
+/** The body of an answer of /v1/predict. A busy server is asked again when it says. */
 export async function predict(
   photo: Blob,
+  photoName: string,
   settings: Record<string, string>,
   accept: string,
   signal?: AbortSignal,
 ): Promise<Uint8Array<ArrayBuffer>> {
   const body = new FormData();
-  body.append("photo", photo, "photo");
+  body.append("photo", photo, `photo${suffixOf(photoName)}`);
   for (const [name, value] of Object.entries(settings)) body.append(name, value);
   const init: RequestInit = { method: "POST", body, headers: headers({ accept }) };
   if (signal) init.signal = signal;
-  const answer = await checked(await reach("v1/predict", init));
-  return new Uint8Array(await answer.arrayBuffer());
+  for (;;) {
+    const answer = await reach("v1/predict", init);
+    const wait = Number(answer.headers.get("retry-after"));
+    if (answer.status !== 429 || !(wait > 0)) return new Uint8Array(await connected((await checked(answer)).arrayBuffer()));
+    await new Promise((done) => setTimeout(done, 1000 * wait));
+    signal?.throwIfAborted();
+  }
+}
+
+/** Some kinds of photos are told by the end of the name. */
+function suffixOf(name: string): string {
+  return /\.[A-Za-z0-9]{1,8}$/.exec(name)?.[0] ?? "";
 }

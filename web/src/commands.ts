@@ -37,7 +37,7 @@ function isDefault(formats: string[]): boolean {
 
 export function stemOf(photo: string): string {
   const dot = photo.lastIndexOf(".");
-  return dot > 0 ? photo.slice(0, dot) : photo;
+  return dot > 0 && dot < photo.length - 1 ? photo.slice(0, dot) : photo;
 }
 
 /** The words of one command, quoted for a shell. */

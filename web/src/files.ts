@@ -30,7 +30,7 @@ export function showFiles(source: Source): void {
   const formats = facts.formats.filter((name) => view.modality.has_surface || (name !== "ply" && name !== "glb"));
   const rows: HTMLLIElement[] = [];
   for (const format of [...formats, "json"]) {
-    const known = knownFiles(entry, request, format) ?? staleNames(entry, view, format);
+    const known = knownFiles(entry, request, format) ?? staleNames(source, format);
     const plain = `${stemOf(entry.photo.name)}_${view.modality.name}.${format}`;
     for (const [name, content] of known ?? [[plain, null]]) rows.push(row(source, format, name, content));
   }
@@ -38,12 +38,12 @@ export function showFiles(source: Source): void {
 }
 
 /** Names of files that are to be made again, with other colors. */
-function staleNames(entry: Entry, view: View, format: string): Map<string, null> | null {
+function staleNames({ facts, entry, view }: Source, format: string): Map<string, null> | null {
   if (format !== "png") return null;
-  const found = [...entry.files].reverse().find(([key]) => key.endsWith(" png"));
-  const prefix = stemOf(entry.photo.name);
-  const names = [...(found?.[1].keys() ?? [])].filter((name) => name.startsWith(prefix));
-  return names.length && found?.[0].includes(view.modality.name) !== false ? new Map(names.map((name) => [name, null])) : null;
+  // Requests name the modality where the server has several.
+  const stated = facts.modalities.length > 1 ? `"modality":${JSON.stringify(view.modality.name)}` : "";
+  const found = [...entry.files].reverse().find(([key]) => key.endsWith(" png") && key.includes(stated));
+  return found === undefined ? null : new Map([...found[1].keys()].map((name) => [name, null]));
 }
 
 /** What a file is; of a picture, how many bits it has. */

@@ -57,14 +57,21 @@ class Page {
       toast(`The photo has ${Math.round(blob.size / 1e6)} MB; this server takes ${Math.round(this.facts.limits.max_bytes / 1e6)} MB.`);
       return;
     }
-    const before = this.entry;
-    this.entry = this.session.add({ name, blob, url: URL.createObjectURL(blob) });
-    const done = await this.predict();
-    if (done === "failed" && this.entry) {
-      this.session.remove(this.entry);
-      this.entry = before;
-      if (before) this.showView(this.tabs.current);
+    let kept: Blob;
+    try {
+      kept = new Blob([await blob.arrayBuffer()], { type: blob.type }); // also when the file changes or goes
+    } catch {
+      toast(`${name} cannot be read; is it a file, and still there?`);
+      return;
     }
+    const before = this.entry;
+    const entry = (this.entry = this.session.add({ name, blob: kept, url: URL.createObjectURL(kept) }));
+    const done = await this.predict();
+    if (done !== "failed") return;
+    this.session.remove(entry);
+    if (this.entry !== entry) return; // another photo was given meanwhile
+    this.entry = before;
+    if (before) this.showView(this.tabs.current);
   }
 
   private showEntry(entry: Entry): void {
@@ -125,7 +132,8 @@ class Page {
       return "done";
     } catch (error) {
       if (running.signal.aborted) return "ended";
-      if (error instanceof ServiceError && error.status === 401) await askForToken(error.message);
+      const isRefused = error instanceof ServiceError && error.status === 401;
+      if (isRefused && (await askForToken(error.message))) return this.predict();
       say("");
       report(error);
       return "failed";
@@ -172,11 +180,11 @@ class Page {
     byId("space").hidden = !isSpace;
     byId("map-tools").hidden = isSpace;
     byId("space-tools").hidden = !isSpace;
-    if (isSpace) void this.spacePanel.show(result, entry.photo.url);
+    if (isSpace) void this.spacePanel.show(result, entry.photo.url).catch(report);
     else if (view.kind === "normals" && result.surface === null) {
       byId("compare").hidden = true;
       byId("space").hidden = false;
-      void this.spacePanel.show(result, entry.photo.url);
+      void this.spacePanel.show(result, entry.photo.url).catch(report);
     } else await this.compare.show(entry, result, view, this.colorsOf(view));
     this.showTexts(view);
   }
@@ -322,18 +330,20 @@ function showExamples(names: string[], open: (blob: Blob, name: string) => void)
   );
 }
 
-function askForToken(message: string): Promise<void> {
+/** Whether a token was given. */
+function askForToken(message: string): Promise<boolean> {
   const dialog = byId<HTMLDialogElement>("token-dialog");
   const input = byId<HTMLInputElement>("token");
   if (input.value) toast(message);
   input.value = "";
   dialog.showModal();
   return new Promise((done) => {
-    byId("token-form").addEventListener("submit", () => {
-      setToken(input.value.trim());
-      done();
+    // Also when it is closed by Escape.
+    dialog.addEventListener("close", () => {
+      const token = input.value.trim();
+      if (token) setToken(token);
+      done(token !== "");
     }, { once: true });
-    dialog.addEventListener("cancel", (event) => event.preventDefault());
   });
 }
 

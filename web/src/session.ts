@@ -118,7 +118,8 @@ async function fetchFiles(
   formats: string[],
   signal?: AbortSignal,
 ): Promise<Map<string, Bytes>> {
-  const archive = await predict(entry.photo.blob, { ...request, format: formats.join() }, "application/zip", signal);
+  const { blob, name: photo } = entry.photo;
+  const archive = await predict(blob, photo, { ...request, format: formats.join() }, "application/zip", signal);
   const stem = stemOf(entry.photo.name);
   return new Map([...readZip(archive)].map(([name, content]) => [stem + name.slice(OWN_STEM.length), content]));
 }
@@ -139,7 +140,7 @@ export async function filesOf(
   if (known !== null) return known;
   let files: Map<string, Bytes>;
   if (format === "json") {
-    const content = await predict(entry.photo.blob, request, "application/json");
+    const content = await predict(entry.photo.blob, entry.photo.name, request, "application/json");
     files = new Map([[`${stemOf(entry.photo.name)}_${modality.name}.json`, content]]);
   } else {
     files = await fetchFiles(entry, request, [format]);

@@ -121,13 +121,25 @@ export class Settings {
       if (field?.kind === "flag" || field?.kind === "choice") {
         if (text === "true" || text === "false") this.changed.set(name, text === "true");
       } else if (field || name === "fov") {
-        const number = Number(text);
-        if (text !== "" && Number.isFinite(number) && number >= (field?.min ?? 1)) this.changed.set(name, number);
+        if (this.fits(Number(text), field) && text.trim() !== "") this.changed.set(name, Number(text));
       } else if (name === "color_map" && this.facts.color_maps.includes(text)) {
         this.changed.set(name, text);
       }
     }
     this.writeForm();
+  }
+
+  /** Whether the form would take a number; without a field, whether it is a field of view. */
+  private fits(number: number, field: Field | undefined): boolean {
+    if (!field) return number >= 1 && number <= 170;
+    const { kind, min = 0, step = 1 } = field;
+    const isWhole = kind !== "whole" || (Number.isSafeInteger(number) && (number - min) % step === 0);
+    return number >= min && number <= (this.most(field) ?? Infinity) && isWhole;
+  }
+
+  private most(field: Field): number | undefined {
+    const { max_resolution, max_passes } = this.facts.limits;
+    return { processing_resolution: max_resolution, ensemble_size: max_passes }[field.name] ?? field.max;
   }
 
   fragment(more: Record<string, string>): string {
@@ -182,9 +194,8 @@ export class Settings {
       range.addEventListener("change", () => this.set(field.name, Number(range.value)));
       return make("div", { class: "row" }, label, make("span", { class: "range" }, range, shown), help);
     }
-    const most = field.name === "processing_resolution" ? this.facts.limits.max_resolution : field.max;
-    const input = make("input", { type: "number", inputmode: "numeric", min: field.min, max: most, step: field.step ?? 1,
-      placeholder: field.empty, ...common });
+    const input = make("input", { type: "number", inputmode: "numeric", min: field.min, max: this.most(field),
+      step: field.step ?? 1, placeholder: field.empty, ...common });
     input.addEventListener("change", () => {
       if (!input.reportValidity()) return;
       this.set(field.name, input.value === "" ? null : Number(input.value));

@@ -75,13 +75,15 @@ export class SpacePanel {
 
   private async load(): Promise<boolean> {
     if (this.space !== null) return true;
+    let problem = "The part of the page that draws 3-D cannot be loaded; is the server still running?";
     try {
       const { Space } = await import("./space");
+      problem = "3-D needs WebGL 2, which this browser does not offer. The files hold the mesh.";
       this.space ??= new Space(this.host, byId("overlay") as unknown as SVGSVGElement);
     } catch (error) {
       console.error(error);
       const message = byId("space-message");
-      message.textContent = "3-D needs WebGL 2, which this browser does not offer. The files hold the mesh.";
+      message.textContent = problem;
       message.hidden = false;
       return false;
     }

@@ -317,6 +317,20 @@ def test_a_path_before_the_interface_is_encoded() -> None:
     assert asked == ["/tiefe/%C3%BC%20%C3%B6/v1/models"]
 
 
+@pytest.mark.usefixtures("quick")
+def test_https_to_a_server_without_it_is_told() -> None:
+    with listening() as url, pytest.raises(ServerError, match=r"4 tries: https fails \(wrong version number\); check"):
+        Client(url.replace("http:", "https:")).models()
+
+
+def test_wrong_urls_are_told() -> None:
+    with listening() as url, pytest.raises(ServerError, match="Not Found; check the URL"):
+        Client(f"{url}/docs").models()
+    moved = (308, {"location": "https://there/v1/models"})
+    with scripted(moved) as (url, _), pytest.raises(ServerError, match="sends on to https://there/v1/models; give"):
+        Client(url).models()
+
+
 def test_another_service_is_not_taken_for_ours() -> None:
     with scripted() as (url, _):
         with pytest.raises(ServerError, match="check the URL"):

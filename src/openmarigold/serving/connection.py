@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import ssl
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -190,7 +191,11 @@ class Connection:
             return InvalidValueError(reply.message)
         if reply.status in _PHOTO_STATUSES:
             return ImageError(reply.message)
-        return ServerError(f"{self.url}: {reply.message}")
+        if 300 <= reply.status < 400:
+            return ServerError(
+                f"{self.url} sends on to {one_line(reply.headers.get('location', ''))[:200]}; give that URL"
+            )
+        return ServerError(f"{self.url}: {reply.message}{'; check the URL' if reply.status in (404, 405) else ''}")
 
     def _once(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Reply:
         connection, is_used = self._connection()
@@ -209,9 +214,9 @@ class Connection:
             return connection, True
         kind = http.client.HTTPSConnection if self._is_safe else http.client.HTTPConnection
         connection = kind(self._host, self._port, timeout=_CONNECT_S)
-        self._own.connection = connection
         connection.connect()
         connection.sock.settimeout(_ANSWER_S)
+        self._own.connection = connection
         self._open.add(connection)
         return connection, False
 
@@ -267,4 +272,7 @@ def _text(value: Any) -> str:
 def _why(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if isinstance(error, ssl.SSLError):
+        reason = getattr(error, "verify_message", None) or (error.reason or str(error)).replace("_", " ").lower()
+        return one_line(f"https fails ({reason})")
     return one_line(getattr(error, "strerror", None) or str(error) or type(error).__name__)

@@ -544,8 +544,8 @@ def test_a_clip_gives_the_files_of_video(client: TestClient, clip_file: Path, tm
 @pytest.mark.parametrize(
     ("content", "data", "status", "word"),
     [
-        (b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n", {}, 422, "no video file"),
-        (b"ffconcat version 1.0\nfile /etc/passwd\n", {}, 422, "no video file"),
+        (b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n", {}, 422, "not a video file"),
+        (b"ffconcat version 1.0\nfile /etc/passwd\n", {}, 422, "not a video file"),
         (None, {"format": "mp5"}, 400, "mp5"),
         (None, {"raw_size": "9x9"}, 400, "raw_size"),
         (None, {"look_ahead": "64"}, 400, "look_ahead=64"),

@@ -27,6 +27,7 @@ from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import InvalidValueError
 from openmarigold.predictor.run import predict_files
 from openmarigold.serving.app import create_app
+from openmarigold.serving.clips import make_clip_request
 from openmarigold.serving.formats import negotiated
 from openmarigold.serving.guard import Guard, Metrics
 from openmarigold.serving.jobs import Jobs, photos_of_zip
@@ -339,6 +340,13 @@ def test_stopping_cancels_what_does_not_finish_in_time() -> None:
             futures[0].result(1)
 
 
+def test_an_end_that_is_asked_for_before_the_start_leaves_nothing() -> None:
+    service = Blocked(ServeConfig())
+    assert service.stop(0.1)
+    service.start()
+    assert service._folder is None and not service.is_alive
+
+
 def test_a_full_queue_is_429_and_a_long_prediction_504() -> None:
     config = ServeConfig(threads=1, max_queue=1, time_limit=1.0)
     service = Blocked(config)
@@ -559,6 +567,26 @@ def test_clips_that_are_refused(
     answer = client.post("/v1/jobs", files={"clip": ("a.mp4", content or clip_file.read_bytes())}, data=data)
     assert answer.status_code == status
     assert word in answer.json()["error"]
+
+
+def test_jobs_end_when_the_service_does(clip_file: Path) -> None:
+    with blocked() as service:
+        until(lambda: service.is_ready)
+        assert service.is_alive
+        jobs = Jobs(service)
+        jobs.start()
+        first = jobs.add({"one": REQUEST, "other": REQUEST})
+        until(lambda: service.num_running)
+        later = jobs.add_clip("clip", make_clip_request(clip_file.read_bytes(), "a.mp4", {}, service.limits))
+        stopper = threading.Thread(target=service.stop, args=(20.0,))
+        stopper.start()
+        until(lambda: service.is_stopping)
+        service.go.set()
+        until(lambda: first.ended and later.ended)  # before `Jobs.stop`, which waits for who listens to events
+        stopper.join(20)
+        assert (first.state, first.done, later.state, later.done) == ("cancelled", 1, "cancelled", 0)
+        assert not service.is_alive
+        jobs.stop()
 
 
 def test_clips_are_bounded(clip_file: Path) -> None:

@@ -188,6 +188,10 @@ class Jobs:
             finally:  # of photos that were not reached
                 self._release(requests)
 
+    def _ends(self, job: Job) -> bool:
+        """Whether it goes no further; the end of the server may be known before `stop`, which waits for listeners."""
+        return job.cancelled or self._service.is_stopping
+
     def _fail(self, job: Job, message: str) -> None:
         shutil.rmtree(self._folder / job.id, ignore_errors=True)
         job.failed.append({"name": "", "error": message})
@@ -196,7 +200,7 @@ class Jobs:
     def _run(self, job: Job, requests: deque[PredictRequest]) -> None:
         with self._archive(job) as add:
             for name in job.names:
-                if job.cancelled:
+                if self._ends(job):
                     break
                 request = requests.popleft()
                 self._release([request])
@@ -209,14 +213,14 @@ class Jobs:
                         add(name + file.removeprefix(STEM), content)
                     job.done += 1
                 self._set(job, "running")
-        self._set(job, "cancelled" if job.cancelled else "done" if job.done else "failed")
+        self._set(job, "cancelled" if self._ends(job) else "done" if job.done else "failed")
 
     def _run_clip(self, job: Job, request: ClipRequest) -> None:
         folder = self._folder / job.id / "work"
         folder.mkdir()
 
         def advance(done: int, total: int | None) -> None:
-            if job.cancelled:
+            if self._ends(job):
                 raise _CancelledError
             if done % _FRAMES_BETWEEN_CHECKS == 0:
                 self._check_size(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))

@@ -89,8 +89,8 @@ def serve(config: PredictConfig, limits: ServeConfig, *, ready: Callable[[str], 
             _drain_on_signal(server, service, limits.drain_time)
             server.run(sockets=[listener])
         log("stopped")
-    if service.num_running and workers.is_claimed():
-        # A network that still runs would be torn down under its thread, which ends in an abort.
+    if service.is_alive and workers.is_claimed():
+        # A network that still runs, or is loaded, would be torn down under its thread, which ends in an abort.
         os._exit(0)
 
 

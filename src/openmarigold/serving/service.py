@@ -36,6 +36,7 @@ from openmarigold.serving.settings import ServeConfig
 from openmarigold.text_files import parse_json
 
 _log = quoted_logger(__name__)
+_TIME_TO_CLEAN_S = 5.0
 _FIRST_GUESS_S = 1.0  # a photo's time, before one is measured
 
 
@@ -110,10 +111,13 @@ class Service:
             base.check()
 
     def start(self) -> None:
-        """Starts to load the models, and to work on what waits."""
-        self._folder = Path(tempfile.mkdtemp(prefix="openmarigold-"))
-        self._threads = [threading.Thread(target=self._load_and_work, name="predict-0", daemon=True)]
-        self._threads[0].start()
+        """Starts to load the models, and to work on what waits; nothing if `stop` was called before."""
+        with self._changed:
+            if self._stopping:
+                return
+            self._folder = Path(tempfile.mkdtemp(prefix="openmarigold-"))
+            self._threads = [threading.Thread(target=self._load_and_work, name="predict-0", daemon=True)]
+            self._threads[0].start()
 
     def _load_and_work(self) -> None:
         try:
@@ -156,6 +160,16 @@ class Service:
         """Requests that threads work on."""
         return len(self._at_work)
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopping
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether a thread still loads a model, or predicts."""
+        return any(thread.is_alive() for thread in self._threads)
+
     def submit(self, request: PredictRequest, *, bounded: bool = True) -> Future[Answer]:
         """Puts a request into the queue. `cancel()` of what it returns takes it out again, unless it has begun.
 
@@ -186,7 +200,7 @@ class Service:
         """Ends: what has come in is finished within `drain_time` [s], the rest is cancelled. Whether all was done."""
         with self._changed:
             if self._stopping:  # by a signal, before the end of the application
-                self._changed.wait_for(lambda: self._is_stopped, timeout=drain_time)
+                self._changed.wait_for(lambda: self._is_stopped, timeout=drain_time + _TIME_TO_CLEAN_S)
                 return not self._at_work
             self._stopping = True
             self._changed.notify_all()
@@ -198,13 +212,14 @@ class Service:
                 _settle(
                     item.future, error=StoppingError("the server has stopped before this was done; try another one")
                 )
-            self._is_stopped = True
-            self._changed.notify_all()
         if done:
             for thread in self._threads:
                 thread.join(timeout=1.0)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+        with self._changed:
+            self._is_stopped = True
+            self._changed.notify_all()
         return done
 
     def _work(self) -> None:

@@ -157,6 +157,18 @@ def test_settings_that_are_refused(client: TestClient, data: dict[str, str], sta
     assert "\n" not in told["error"]
 
 
+def test_passes_count_with_what_the_server_adds() -> None:
+    service = with_model(Service(PredictConfig(), ServeConfig(max_passes=4)))
+    [base] = service._bases
+    service._bases = [base.sibling(replace(base.config, ensemble_size=3), OutputConfig(format=("npy",)), Path())]
+    with TestClient(create_app(service, service.limits), base_url="http://localhost") as client:
+        until(lambda: service.is_ready)
+        for settings, status in (({}, 200), ({"num_inference_steps": "1"}, 200), ({"num_inference_steps": "2"}, 400)):
+            answer = post(client, **settings)
+            assert answer.status_code == client.get("/v1/models/depth", params=settings).status_code == status
+        assert "times ensemble_size is 6; this server takes 4" in answer.json()["error"]
+
+
 @pytest.mark.parametrize("photo", [b"no picture", picture()[:200], b"\x89PNG\r\n\x1a\n"])
 def test_a_broken_photo_is_422(client: TestClient, photo: bytes) -> None:
     answer = post(client, photo)

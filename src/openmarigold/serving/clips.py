@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, create_model
 
 from openmarigold.config import CallConfig
 from openmarigold.errors import ImageError, InvalidValueError, needs_extra
-from openmarigold.serving.requests import check_limits, offered, validated
+from openmarigold.serving.requests import check_limits, check_resolved, offered, validated
 from openmarigold.serving.service import Service, TooManyPixelsError
 from openmarigold.serving.settings import ServeConfig
 from openmarigold.temporal.settings import StreamConfig
@@ -108,6 +108,7 @@ def predict_clip(
     base = service.model(request.modality)
     config = replace(base.config, **request.call)
     run = base.sibling(config, output_config(request.video), target)
+    check_resolved(request.call, run.request, service.limits)
     model = LoadedModel(config, request.stream, output_config(request.video), target, run=run)
 
     def told(event: VideoEvent) -> None:

@@ -110,15 +110,24 @@ def validated(kind: type[BaseModel], given: Mapping[str, Any]) -> dict[str, Any]
 
 def check_limits(call: CallConfig, limits: ServeConfig) -> None:
     """Raises InvalidValueError for more than the server offers."""
-    passes = (call.num_inference_steps or 1) * call.ensemble_size
-    if passes > limits.max_passes:
-        raise InvalidValueError(
-            f"num_inference_steps times ensemble_size is {passes}; this server takes {limits.max_passes} at most"
-        )
+    _check_passes((call.num_inference_steps or 1) * call.ensemble_size, limits)
     resolution = call.processing_resolution
     if resolution is not None and (resolution > limits.max_resolution or resolution == _DEFAULT_RESOLUTION):
         raise InvalidValueError(
             f"processing_resolution={resolution} is more than this server takes; give {limits.max_resolution} at most"
+        )
+
+
+def check_resolved(call: Mapping[str, Any], resolved: Mapping[str, Any], limits: ServeConfig) -> None:
+    """Raises InvalidValueError for more passes than the server offers, with what it and its model add to `call`."""
+    if call.keys() & {"num_inference_steps", "ensemble_size"}:  # else the server's own choice
+        _check_passes((resolved["num_inference_steps"] or 1) * resolved["ensemble_size"], limits)
+
+
+def _check_passes(passes: int, limits: ServeConfig) -> None:
+    if passes > limits.max_passes:
+        raise InvalidValueError(
+            f"num_inference_steps times ensemble_size is {passes}; this server takes {limits.max_passes} at most"
         )
 
 

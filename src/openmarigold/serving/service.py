@@ -31,7 +31,7 @@ from openmarigold.printing import quoted_logger
 from openmarigold.results.prediction import Prediction
 from openmarigold.results.provenance import to_json
 from openmarigold.serving.formats import STEM, UPLOAD
-from openmarigold.serving.requests import PredictRequest
+from openmarigold.serving.requests import PredictRequest, check_resolved
 from openmarigold.serving.settings import ServeConfig
 from openmarigold.text_files import parse_json
 
@@ -260,8 +260,7 @@ class Service:
         photos: list[tuple[_Item, Photo, list[str]]] = []
         for item in items:
             try:
-                run = self._run_of(item.request, Path())
-                run.check()
+                run = self._checked_run(item.request)
                 self._check_size(item.request.photo)
                 photos.append((item, *self._read(item.request, run.config.background)))
             except BaseException as error:  # noqa: BLE001 - it belongs to who waits
@@ -338,6 +337,13 @@ class Service:
         base = self.model(request.modality)
         return base.sibling(request.config(base.config), request.output, folder)
 
+    def _checked_run(self, request: PredictRequest) -> ModelRun:
+        """Of a request that can be answered, as far as its settings say."""
+        run = self._run_of(request, Path())
+        run.check()
+        check_resolved(request.call, run.request, self.limits)
+        return run
+
     def _written(self, request: PredictRequest, prediction: Prediction, notes: list[str], started: float) -> Answer:
         """The files that `openmarigold predict` would write."""
         notes = [*notes, *(note for note in notes_on(prediction, UPLOAD) if note not in notes)]
@@ -357,8 +363,7 @@ class Service:
             InvalidValueError, MissingExtraError: what the photo itself would meet.
             LoadingError: the models are not loaded yet.
         """
-        run = self._run_of(request, Path())
-        run.check()
+        run = self._checked_run(request)
         return {
             **about_model(run),
             "uncertainties": list(run.writes.uncertainties) if run.config.ensemble_size > 1 else [],

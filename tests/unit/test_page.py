@@ -158,6 +158,16 @@ def test_node_of_the_package_is_found(build: dict[str, Any], monkeypatch: pytest
     assert npm[0] == node and npm[1].endswith("npm-cli.js")
 
 
+def test_the_container_gets_what_a_wheel_is_built_from(build: dict[str, Any]) -> None:
+    words = [line.split() for line in (ROOT / "packaging" / "Containerfile").read_text().splitlines()]
+    copied = [ROOT / name for first, *names in filter(None, words) if first == "COPY" for name in names[:-1]
+              if not name.startswith(("--", "/"))]  # fmt: skip
+    assert copied and all(path.exists() for path in copied)
+    needed = ["pyproject.toml", "hatch_build.py", "README.md", "constraints.txt", "examples/photos/coffee.jpg", "src"]
+    for path in [*build["sources"](), ROOT / "web" / "build.py", *(ROOT / name for name in needed)]:
+        assert any(path.is_relative_to(one) for one in copied), path
+
+
 def test_the_lockfile_names_no_registry_and_pins_everything() -> None:
     lock = json.loads((ROOT / "web" / "package-lock.json").read_text(encoding="utf-8"))
     wanted = json.loads((ROOT / "web" / "package.json").read_text(encoding="utf-8"))

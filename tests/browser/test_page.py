@@ -406,6 +406,22 @@ def test_names_of_photos_are_text_and_files_that_change_are_kept(visit: Visit, t
     assert visit.page.locator(".toast").count() == 0
 
 
+def test_a_photo_that_was_overtaken_and_fails_later_leaves_the_history(visit: Visit, tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    visit.page.route("**/v1/predict", lambda route: held.append(route))
+    held: list[Any] = []
+    visit.open()
+    visit.page.set_input_files("#file", str(tmp_path / "broken.jpg"))
+    visit.page.wait_for_function("() => document.querySelector('#status').textContent.includes('broken.jpg')")
+    visit.page.unroute_all()
+    visit.predict(PHOTO)
+    visit.page.click("[aria-label='Show broken.jpg again']")
+    visit.page.wait_for_selector(".toast")
+    visit.page.wait_for_function("() => document.querySelectorAll('#history-list li').length === 1")
+    assert "courtyard.jpg" in visit.page.inner_text("#cli")
+    visit.errors.clear()  # Chromium reports the answer of status 422 on its console
+
+
 def test_a_panorama_has_maps_and_a_reason_instead_of_a_space(visit: Visit, tmp_path: Path) -> None:
     mark = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
       <rdf:Description xmlns:GPano="http://ns.google.com/photos/1.0/panorama/"

@@ -65,20 +65,28 @@ class Page {
       return;
     }
     const before = this.entry;
-    const entry = (this.entry = this.session.add({ name, blob: kept, url: URL.createObjectURL(kept) }));
-    const done = await this.predict();
-    if (done !== "failed") return;
-    this.session.remove(entry);
-    if (this.entry !== entry) return; // another photo was given meanwhile
-    this.entry = before;
-    if (before) this.showView(this.tabs.current);
+    this.entry = this.session.add({ name, blob: kept, url: URL.createObjectURL(kept) });
+    this.entry.settings = this.settings.snapshot();
+    await this.tryEntry(this.entry, before);
   }
 
-  private showEntry(entry: Entry): void {
+  private async showEntry(entry: Entry): Promise<void> {
+    const before = this.entry;
     this.entry = entry;
     this.settings.restore(entry.settings);
     this.writeAddress();
-    void this.predict();
+    await this.tryEntry(entry, before);
+  }
+
+  /** Predicts the chosen photo; one that fails and has shown nothing yet is dropped. */
+  private async tryEntry(entry: Entry, before: Entry | null): Promise<void> {
+    if ((await this.predict()) !== "failed" || entry.results.size > 0) return;
+    this.session.remove(entry);
+    if (this.entry !== entry) return; // another photo was given meanwhile
+    this.entry = before;
+    if (before === null) return;
+    this.showView(this.tabs.current);
+    await this.showHistory(before);
   }
 
   // ---------------------------------------------------------------------------------------------------------- requests
@@ -223,7 +231,7 @@ class Page {
     const items = this.session.entries.map((one) => {
       const picture = make("img", { src: one.thumb || one.photo.url, alt: "" });
       const button = make("button", { type: "button", class: "history-item", "aria-label": `Show ${one.photo.name} again`,
-        title: one.photo.name, onclick: () => this.showEntry(one) }, picture);
+        title: one.photo.name, onclick: () => void this.showEntry(one) }, picture);
       if (one === this.entry) button.setAttribute("aria-current", "true");
       return make("li", {}, button);
     });

@@ -31,9 +31,9 @@ class Predict:
     output_dir: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
     """Folder of the results; made where it is missing."""
     config_file: Annotated[Path | None, tyro.conf.arg(name="config", metavar="FILE")] = None
-    """TOML file with settings (ensemble_size = 10); flags override it."""
+    """TOML file of settings (seed = 10); flags override it."""
     server: Annotated[str | None, tyro.conf.arg(metavar="URL")] = None
-    """Predict on an `openmarigold serve` there; no model runs here."""
+    """Predict on an `openmarigold serve`; no model runs here."""
     token_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """File with the server's token. None: OPENMARIGOLD_TOKEN."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False

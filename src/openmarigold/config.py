@@ -83,8 +83,8 @@ class ModelConfig:
     """
 
     checkpoint: Path | str | None = None
-    """Folder of a checkpoint, or its id on the Hugging Face hub, such as prs-eth/marigold-depth-v1-1 (extra `torch`).
-    None: the embedded model."""
+    """Folder of a checkpoint, or its id on Hugging Face (extra `torch`), such as
+    prs-eth/marigold-depth-v1-1. None: the embedded model."""
     variant: str | None = None
     """Weight files to read: fp16 for those named so (half the download). None: the plain ones, else fp16."""
     revision: str | None = None

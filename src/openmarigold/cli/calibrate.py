@@ -51,7 +51,13 @@ class Calibrate:
 
 def run_calibrate(command: Calibrate) -> int:
     """Fits, writes, prints what was found, and returns the exit status."""
-    from openmarigold.checkpoints.calibration import CALIBRATION_FILE, band_of, new_calibration, write_calibration
+    from openmarigold.checkpoints.calibration import (
+        CALIBRATION_FILE,
+        band_of,
+        level_text,
+        new_calibration,
+        write_calibration,
+    )
     from openmarigold.checkpoints.configured import read_configured
     from openmarigold.evaluation.benchmarks import open_benchmark, open_folder_benchmark
     from openmarigold.evaluation.calibration import Rule, calibrate
@@ -98,7 +104,7 @@ def run_calibrate(command: Calibrate) -> int:
         say(
             f"level {level:>5}: scale {scale:.4g}, covers {100 * found.coverage[level]:.1f} % of these pictures' pixels"
         )
-    if few := ", ".join(f"{level:g}" for level in command.levels if f"{level:g}" not in entry.scales):
+    if few := ", ".join(text for text in map(level_text, command.levels) if text not in entry.scales):
         say(f"level {few}: {entry.num_scenes} scenes are too few; left out")
     say(f"{len(calibration.entries)} settings in {CALIBRATION_FILE} -> {path}")
     return 0

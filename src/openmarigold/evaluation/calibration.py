@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from openmarigold import __version__
-from openmarigold.checkpoints.calibration import CalibrationEntry, band_of, settings_of
+from openmarigold.checkpoints.calibration import CalibrationEntry, band_of, level_text, settings_of
 from openmarigold.checkpoints.checkpoint import Checkpoint
 from openmarigold.checkpoints.configured import read_configured, read_tiny_vae, resolve_settings
 from openmarigold.config import PredictConfig
@@ -187,8 +187,8 @@ def fit_calibration(observed: Sequence[Observed], names: Sequence[str], levels: 
     for level in levels:
         scale = fit_scale(scores, 1.0 - level, rule=rule.name, delta=rule.delta)
         if scale is not None:
-            scales[f"{level:g}"] = float(f"{scale * _ROUNDED_UP:.8g}")
-            coverage[f"{level:g}"] = 1.0 - mean_loss(scores, scale)
+            scales[level_text(level)] = float(f"{scale * _ROUNDED_UP:.8g}")
+            coverage[level_text(level)] = 1.0 - mean_loss(scores, scale)
     return Fitted(
         weights={name: float(f"{weight:.6g}") for name, weight in zip(names, weights, strict=True)},
         scales=scales,

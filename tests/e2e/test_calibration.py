@@ -92,6 +92,26 @@ def test_calibrating_again_gives_the_same_file_and_more_settings_join_it(
     assert sizes == [1, 2]
 
 
+def test_calibrations_that_cannot_succeed_end_before_anything_is_predicted(
+    calibrated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*given: Any, **named: Any) -> Any:
+        raise AssertionError("predicted")
+
+    monkeypatch.setattr("openmarigold.predictor.Predictor.from_config", fails)
+    (tmp_path / "file").touch()
+    command = ["calibrate", "--benchmark", str(BENCHMARK), "--checkpoint", str(calibrated), *SMALL]
+    for options, told in (
+        (["--levels", "0.99"], "8 scenes for scales are too few for the levels 0.99"),
+        (["--levels", "0.5", "--max-scenes", "1"], "0 scenes for scales are too few"),
+        (["--levels", "90"], "level 90 is not accepted; give shares between 0 and 1"),
+        (["--levels"], "no level was given"),
+        (["-o", str(tmp_path / "file")], "File exists; choose another folder"),
+    ):
+        assert run([*command, *options]) == 2
+        assert told in " ".join(capsys.readouterr().err.split())
+
+
 def test_predict_writes_bounds(calibrated: Path, tmp_path: Path) -> None:
     command = ["predict", str(PHOTO), "-o", str(tmp_path), "--checkpoint", str(calibrated), *SMALL]
     assert run([*command, "--interval", "0.6", "--format", "npy", "png", "npz"]) == 0

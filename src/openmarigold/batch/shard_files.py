@@ -31,7 +31,6 @@ _IN_MEMORY = 2**26
 """Bytes of a shard's maps, beyond which they wait in a file."""
 _GROUP_BYTES = 2**26
 """Of maps in a row group of a table."""
-_ROWS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,8 +271,8 @@ def _rows_of(table: Path) -> Iterator[dict[str, Any]]:
     from pyarrow.parquet import ParquetFile
 
     with ParquetFile(table) as file:
-        for batch in file.iter_batches(_ROWS_AT_ONCE):
-            yield from batch.to_pylist()
+        for group in range(file.num_row_groups):
+            yield from file.read_row_group(group).to_pylist()
 
 
 def _with_tar(rows: Iterable[dict[str, Any]], path: Path, maps: Sequence[str]) -> _Records:

@@ -27,6 +27,7 @@ from openmarigold.batch.run import batch_files
 from openmarigold.batch.settings import BatchConfig
 from openmarigold.batch.shard_files import FAILED, Entry, Spool, read_shard, write_shard
 from openmarigold.batch.sources import shards_of
+from openmarigold.batch.spark import SparkFactory
 from openmarigold.config import PredictConfig
 from openmarigold.errors import DataError, InvalidValueError, OutputError
 from openmarigold.images.png import read_png
@@ -169,6 +170,7 @@ def test_bounds_of_intervals_are_maps_too(form: Any, tmp_path: Path) -> None:
         low, high = row[f"{name}_lo"], row[f"{name}_hi"]
         assert np.abs(low + read_png(picture) / 65535 * (high - low) - expected).max() <= (high - low) / 65535
     assert row["depth_lo"] == 0.0 and row["depth_hi"] == 1.0
+    assert SparkFactory(config).columns().keys() >= {*names, f"{names[0]}_lo", "depth_lo"}
     with pytest.raises(InvalidValueError, match="differ in maps, settings"):
         batch_files(str(tmp_path / "a.png"), str(tmp_path / "out"), config=PredictConfig(), batch=batch)
 

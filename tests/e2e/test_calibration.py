@@ -92,6 +92,26 @@ def test_calibrating_again_gives_the_same_file_and_more_settings_join_it(
     assert sizes == [1, 2]
 
 
+def test_calibrations_that_cannot_succeed_end_before_anything_is_predicted(
+    calibrated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*given: Any, **named: Any) -> Any:
+        raise AssertionError("predicted")
+
+    monkeypatch.setattr("openmarigold.predictor.Predictor.from_config", fails)
+    (tmp_path / "file").touch()
+    command = ["calibrate", "--benchmark", str(BENCHMARK), "--checkpoint", str(calibrated), *SMALL]
+    for options, told in (
+        (["--levels", "0.99"], "8 scenes for scales are too few for the levels 0.99"),
+        (["--levels", "0.5", "--max-scenes", "1"], "0 scenes for scales are too few"),
+        (["--levels", "90"], "level 90 is not accepted; give shares between 0 and 1"),
+        (["--levels"], "no level was given"),
+        (["-o", str(tmp_path / "file")], "File exists; choose another folder"),
+    ):
+        assert run([*command, *options]) == 2
+        assert told in " ".join(capsys.readouterr().err.split())
+
+
 def test_predict_writes_bounds(calibrated: Path, tmp_path: Path) -> None:
     command = ["predict", str(PHOTO), "-o", str(tmp_path), "--checkpoint", str(calibrated), *SMALL]
     assert run([*command, "--interval", "0.6", "--format", "npy", "png", "npz"]) == 0
@@ -143,6 +163,7 @@ def test_what_is_not_calibrated_is_refused(calibrated: Path, tmp_path: Path) -> 
     assert choose_interval(checkpoint, _resolved(checkpoint, interval=0.5)) is not None
     for options, match in (
         ({"interval": 0.7}, r"calibrated for the levels 0\.5, 0\.6, 0\.8"),
+        ({"interval": 0.5000001}, r"interval=0\.5000001: .* calibrated for the levels 0\.5, 0\.6"),
         ({"interval": 0.5, "ensemble_size": 3}, "calibrated for ensemble_size 1, and ensemble_size is 3"),
         ({"interval": 0.5, "processing_resolution": 128}, "processing_resolution 64, and processing_resolution is 128"),
         ({"interval": 0.5, "num_inference_steps": 2}, "num_inference_steps 1, and num_inference_steps is 2"),
@@ -167,7 +188,9 @@ def test_what_is_not_calibrated_is_refused(calibrated: Path, tmp_path: Path) -> 
         ("[]", "must be a table"),
         (json.dumps({"format": "x"}), "is missing"),
         (json.dumps({**json.loads((calibrated / CALIBRATION_FILE).read_text()), "format": "2"}), "this version reads"),
-        ((calibrated / CALIBRATION_FILE).read_text().replace('"0.5": ', '"0.5": -'), "not below 0"),
+        ((calibrated / CALIBRATION_FILE).read_text().replace('"0.5": ', '"0.5": -'), r"numbers from 0 to 1e\+12"),
+        ((calibrated / CALIBRATION_FILE).read_text().replace('"0.5": ', '"0.5": 1e39, "0.4": '), r"from 0 to 1e\+12"),
+        ((calibrated / CALIBRATION_FILE).read_text().replace('"constant"', '"spread"'), "a signal of ensembles"),
     ):
         (bare.directory / CALIBRATION_FILE).write_text(content)
         with pytest.raises(CheckpointError, match=match):

@@ -336,7 +336,7 @@ def test_uncertainties_are_maps_too(tmp_path: Path) -> None:
     [
         ("missing", DataError, "missing does not exist; check the name"),
         ("empty", DataError, "holds no photos, tars or Parquet files"),
-        ("*.nothing", DataError, "names no file; check the pattern"),
+        ("*.nothing", DataError, "names no photo, tar, Parquet or list file; check the pattern"),
         ("{5..1}.tar", InvalidValueError, "is not a range"),
         ("mixed/*", InvalidValueError, "photos and tars; give files of one kind"),
         ("bad.parquet", DataError, "is not a Parquet file that can be read"),

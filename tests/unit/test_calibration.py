@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from openmarigold.checkpoints.calibration import weighted_sum
+from openmarigold.config import OutputConfig
 from openmarigold.errors import DataError
 from openmarigold.evaluation.calibration import Observed, Rule, fit_calibration, fit_weights
 from openmarigold.evaluation.interval_scores import interval_score_names, interval_scores, summary_of
 from openmarigold.modalities import DEPTH, NORMALS
-from openmarigold.modalities.bands import AFFINE, NORMALS_BAND, UP_TO_SCALE, largest_change
+from openmarigold.modalities.bands import AFFINE, DEPTH_PICTURES, NORMALS_BAND, UP_TO_SCALE, largest_change
 from openmarigold.modalities.modality import Band
 from openmarigold.modalities.protocol import BenchmarkSample
 
@@ -48,6 +49,28 @@ def test_half_widths_follow_from_bounds(band: Band) -> None:
     assert band.half_width({"depth": depth}, bounds) == pytest.approx(half, abs=1e-6)
     expected = 0.2 * np.exp(0.1) if band is UP_TO_SCALE else 0.3
     assert bounds["depth_hi"][0, 0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_bounds_of_any_width_are_finite() -> None:
+    """As float32 and as 16-bit pictures, which say their levels per unit exactly."""
+    depth, half = np.full((2, 4), 0.5, np.float32), np.array([[0.0, 1.0, 90.0, 1e30]] * 2, np.float32)
+    with np.errstate(all="raise", under="ignore"):
+        bounds = UP_TO_SCALE.bounds({"depth": depth}, half)
+        codes = [picture.make({name: bounds[name] for name in bounds}, OutputConfig()) for picture in DEPTH_PICTURES]
+    assert all(np.isfinite(values).all() for values in bounds.values())
+    assert (bounds["depth_lo"] <= depth).all() and (bounds["depth_hi"] >= depth).all()
+    assert codes[1].max() > 2**14
+    content = DEPTH_PICTURES[1].content
+    assert callable(content) and content({"depth_hi": np.full((2, 4), 3.9)}).startswith("depth_hi x 16383.75,")
+
+
+def test_levels_that_differ_are_not_the_same() -> None:
+    scores = [
+        Observed(scene=("rooms", str(n)), error=np.array([n], np.float32), signals=np.ones((1, 1), np.float32))
+        for n in range(1, 20)
+    ]
+    fitted = fit_calibration(scores, ["constant"], [0.9, 0.9000001], Rule(name="conformal"))
+    assert fitted.scales == {"0.9": pytest.approx(18, rel=1e-5), "0.9000001": pytest.approx(19, rel=1e-5)}
 
 
 def test_normals_have_a_cone() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -13,14 +14,41 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from openmarigold.errors import DataError, OpenMarigoldError, OutputError, needs_extra, one_line
-from openmarigold.files import make_directory, remove_leftovers, write_atomically
+from openmarigold.files import as_path, make_directory, remove_leftovers, write_atomically
 
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]+(::|://)")
+_LOCAL = re.compile(r"(file|local)://")
+_WILD = re.compile(r"[*?\[]")
+_ATTEMPTS = 3
+"""At a file whose temporary one another run on the same folder removes."""
 
 
 def is_remote(address: str) -> bool:
     """Whether an address names a protocol, and is not a path of this machine."""
     return _REMOTE.match(address) is not None
+
+
+def located(address: str, what: str) -> str:
+    """An address that is remote, or an absolute path of this machine (of `file://` too); `what` names it in errors.
+
+    Raises:
+        InvalidValueError: empty text, or a NUL character.
+    """
+    as_path(address, what)
+    if _LOCAL.match(address):
+        return _system(address)[1]
+    return address if is_remote(address) else os.path.abspath(address)
+
+
+def has_wildcard(address: str) -> bool:
+    """Whether an address has `*`, `?` or `[`."""
+    return _WILD.search(address) is not None
+
+
+def fixed_part(pattern: str) -> str:
+    """The folder of a pattern above its first wildcard."""
+    found = _WILD.search(pattern)
+    return pattern[: found.start() if found else None].rpartition("/")[0]
 
 
 def read_bytes(address: str) -> bytes:
@@ -70,15 +98,20 @@ def list_files(address: str) -> list[str]:
 
 
 def matches(pattern: str) -> list[str]:
-    """The files that a pattern with `*`, `?` or `[...]` names, sorted.
+    """The files that a pattern with `*`, `?` or `[...]` names, sorted; hidden ones where it names a dot.
 
     Raises:
         DataError: it cannot be read.
     """
     with _reading(pattern):
         system, path = _system(pattern)
-        found = system.glob(path, detail=True)
-        return sorted(_unstripped(system, pattern, name) for name, facts in found.items() if facts["type"] == "file")
+        root = fixed_part(path) + "/"
+        shows_hidden = "/." in path.removeprefix(root[:-1])
+        return sorted(
+            _unstripped(system, pattern, name)
+            for name, facts in system.glob(path, detail=True).items()
+            if facts["type"] == "file" and (shows_hidden or not _is_hidden(name.removeprefix(root)))
+        )
 
 
 def is_folder(address: str) -> bool:
@@ -152,9 +185,7 @@ class OutputFolder:
         """
         with _writing(self._of(name)):
             if not is_remote(self.address):
-                path = Path(self._of(name))
-                remove_leftovers(path)
-                write_atomically(path, write)
+                _write_here(Path(self._of(name)), write)
                 return
             with tempfile.TemporaryDirectory(prefix="openmarigold-") as folder:
                 local = Path(folder) / name
@@ -162,6 +193,17 @@ class OutputFolder:
                 system, path = _system(self._of(name))
                 with local.open("rb") as source, system.open(path, "wb") as target:
                     shutil.copyfileobj(source, target, 1 << 22)
+
+    @property
+    def temporary(self) -> str | None:
+        """Where large temporary files belong: here, or, of a remote folder, where the system has them."""
+        return None if is_remote(self.address) else self.address
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turns errors of writing in it into an OutputError."""
+        with _writing(self.address):
+            yield
 
     def remove(self, name: str) -> None:
         """Removes a file.
@@ -177,9 +219,22 @@ class OutputFolder:
         return f"{self.address.rstrip('/')}/{name}"
 
 
+def _write_here(path: Path, write: Callable[[Path], object]) -> None:
+    for attempt in range(1, _ATTEMPTS + 1):
+        remove_leftovers(path)
+        try:
+            return write_atomically(path, write)
+        except OutputError as error:
+            if attempt == _ATTEMPTS or not isinstance(error.__cause__, FileNotFoundError) or not path.parent.is_dir():
+                raise
+
+
 def _system(address: str) -> tuple[Any, str]:
     with needs_extra("batch"):
         from fsspec.core import url_to_fs
+        from fsspec.implementations.local import LocalFileSystem
+    if not is_remote(address):  # url_to_fs takes "::" in a name for a chain of protocols
+        return LocalFileSystem(), address
     return url_to_fs(address)
 
 

@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from openmarigold import __version__
-from openmarigold.batch.addresses import OutputFolder, is_remote
+from openmarigold.batch.addresses import OutputFolder, located
 from openmarigold.batch.settings import BatchConfig
 from openmarigold.batch.shard_files import STATS_END, ShardStats, names_of_maps, read_stats
 from openmarigold.batch.sources import Shard, shards_of
@@ -125,11 +126,11 @@ def batch_files(
         raise InvalidValueError(
             "a batch predicts one modality; give one, and another output folder for each further one"
         )
-    given, output = (path if is_remote(path) else os.path.abspath(path) for path in (given, output))
+    given, output = located(given, "the input"), located(output, "the output folder")
     folder = OutputFolder(output)
     model = ModelRun(config, OutputConfig(format=("png",)), Path())
     model.check()
-    shards = shards_of(given, batch)
+    shards = shards_of(given, batch, output)
     folder.prepare()
     present = set(folder.names())
     _check_plan(folder, present, _plan(shards, batch, model))
@@ -178,7 +179,7 @@ def _plan(shards: Sequence[Shard], batch: BatchConfig, model: ModelRun) -> dict[
         "inputs_sha256": digest.hexdigest(),
         "files": batch.format,
         "modality": model.writes.name,
-        "maps": names_of_maps(model.writes, uncertainty=model.config.ensemble_size > 1),
+        "maps": names_of_maps(model.checkpoint, model.config),
         "encoding": f"16-bit PNG, value = lo + code / {LARGEST_CODE} * (hi - lo); lo and hi of each map in its record",
         "settings": {name: value for name, value in model.request.items() if name != "color_map"},
     }
@@ -242,9 +243,10 @@ def _in_processes(worker: ShardWorker, shards: Sequence[Shard], *, again: bool) 
             lost = list(running.values())
             deaths.update(shard.number for shard in lost)
             waiting += lost
-            if max(deaths.values(), default=0) >= _MOST_DEATHS:
+            worst = max(lost, key=lambda shard: deaths[shard.number], default=None)
+            if worst is not None and deaths[worst.number] >= _MOST_DEATHS:
                 raise OutputError(
-                    f"workers ended by themselves {_MOST_DEATHS} times while making shard {lost[0].stem}, perhaps for "
+                    f"workers ended by themselves {_MOST_DEATHS} times while making shard {worst.stem}, perhaps for "
                     "want of memory; try fewer workers, or a smaller processing_resolution"
                 ) from error
         finally:
@@ -257,10 +259,18 @@ _worker: ShardWorker | None = None
 
 
 def _begin(worker: ShardWorker) -> None:
-    """In a new process: an interrupt is for the first process, which ends this one."""
+    """In a new process: an interrupt is for the first process, which ends this one; it does not outlive that."""
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker = worker
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the first one was killed."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _make(shard: Shard, again: bool) -> ShardStats:

@@ -6,14 +6,19 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from openmarigold.batch.addresses import OutputFolder
 from openmarigold.batch.settings import BatchConfig
-from openmarigold.errors import DataError, OutputError, needs_extra
+from openmarigold.checkpoints.calibration import band_of
+from openmarigold.checkpoints.checkpoint import Checkpoint
+from openmarigold.config import PredictConfig
+from openmarigold.errors import DataError, OutputError, needs_extra, one_line
 from openmarigold.images.png import save_png
 from openmarigold.modalities.codes import LARGEST_CODE, code_range, to_codes
 from openmarigold.modalities.modality import MapKind, Modality
@@ -22,6 +27,10 @@ from openmarigold.text_files import DamagedTextError, parse_json
 
 SUCCESS, FAILED = "success", "failed"
 STATS_END = "_stats.json"
+_IN_MEMORY = 2**26
+"""Bytes of a shard's maps, beyond which they wait in a file."""
+_GROUP_BYTES = 2**26
+"""Of maps in a row group of a table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +55,7 @@ class Entry:
     def record(self, kinds: Sequence[MapKind | str]) -> dict[str, Any]:
         """Without the maps, for JSON and tables; the same columns for every photo."""
         names = [kind if isinstance(kind, str) else kind.name for kind in kinds]
-        own = {name: value for name, value in asdict(self).items() if name not in ("ranges", "maps")}
+        own = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("ranges", "maps")}
         low_high = {name: self.ranges.get(name, (None, None)) for name in names}
         return own | {
             f"{name}_{end}": value
@@ -55,9 +64,76 @@ class Entry:
         }
 
 
-def names_of_maps(modality: Modality, *, uncertainty: bool) -> list[str]:
-    """The maps of an entry, in order."""
-    return [kind.name for kind in modality.maps] + (list(modality.uncertainties) if uncertainty else [])
+class StoredMaps(Mapping[str, bytes]):
+    """Maps of an entry that lie in a file, and are read where they are needed."""
+
+    def __init__(self, file: Any, places: Mapping[str, tuple[int, int]]) -> None:
+        """`places`: offset and size of each in `file`."""
+        self._file, self._places = file, places
+
+    def __getitem__(self, name: str) -> bytes:
+        offset, size = self._places[name]
+        self._file.seek(offset)
+        return self._file.read(size)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+class Spool:
+    """Keeps the maps of a shard until it is written: in memory, beyond 64 MiB in a file without a name.
+
+    The file goes with the process, however that ends.
+    """
+
+    def __init__(self, folder: OutputFolder) -> None:
+        self._folder, self._size = folder, 0
+        self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=folder.temporary)  # noqa: SIM115 - see __exit__
+
+    def put(self, entry: Entry) -> Entry:
+        """The entry, with its maps in the file.
+
+        Raises:
+            OutputError: the disk is full.
+        """
+        if isinstance(entry.maps, StoredMaps):
+            return entry
+        places: dict[str, tuple[int, int]] = {}
+        with self._folder.writing():
+            self._file.seek(self._size)
+            for name, content in entry.maps.items():
+                self._file.write(content)
+                places[name] = (self._size, len(content))
+                self._size += len(content)
+        return replace(entry, maps=StoredMaps(self._file, places))
+
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+
+def names_of_maps(checkpoint: Checkpoint, config: PredictConfig) -> list[str]:
+    """The maps of an entry, in order: the modality's, uncertainties of an ensemble, bounds of an interval.
+
+    Raises:
+        InvalidValueError: an interval of what has none.
+    """
+    modality = checkpoint.predicts
+    return [
+        *(kind.name for kind in modality.maps),
+        *(modality.uncertainties if config.ensemble_size > 1 else ()),
+        *(() if config.interval is None else map(_name_of_bound, band_of(checkpoint).names)),
+    ]
+
+
+def _name_of_bound(name: str) -> str:
+    """Of a bound as a map: `depth_lo` is the lower end of depth's own codes."""
+    return f"interval_{name}"
 
 
 def encoded(prediction: Prediction, modality: Modality, *, key: str, source: str, sha256: str) -> Entry:
@@ -66,7 +142,8 @@ def encoded(prediction: Prediction, modality: Modality, *, key: str, source: str
     ranges: dict[str, tuple[float, float]] = {}
     kinds = {kind.name: kind for kind in modality.maps}
     width = height = None
-    for name, values in {**prediction.maps, **prediction.uncertainties}.items():
+    bounds = {_name_of_bound(name): values for name, values in prediction.bounds.items()}
+    for name, values in {**prediction.maps, **prediction.uncertainties, **bounds}.items():
         kind = kinds.get(name) or MapKind(
             name=name, channels=1, range=(0.0, float("inf")), unit="", space="linear", exr_channels=("Y",)
         )
@@ -131,15 +208,27 @@ def _write_table(path: Path, entries: Sequence[Entry], maps: Sequence[str], conf
         ("error", pa.string()),
         *((f"{name}_{end}", pa.float64()) for name in maps for end in ("lo", "hi")),
     ]
-    records = [entry.record(maps) for entry in entries]
     if config.format == "parquet":
         columns += [(name, pa.binary()) for name in maps]
-        records = [
-            {**record, **{name: entry.maps.get(name) for name in maps}}
-            for record, entry in zip(records, entries, strict=True)
-        ]
-    table = pa.Table.from_pylist(records, schema=pa.schema(columns))
-    parquet.write_table(table, path, compression="zstd")
+    schema = pa.schema(columns)
+    with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+        for rows in _groups(entries, maps, config):
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+
+
+def _groups(entries: Sequence[Entry], maps: Sequence[str], config: BatchConfig) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each row group; with maps, no more of them than is well in memory."""
+    rows: list[dict[str, Any]] = []
+    size = 0
+    for entry in entries:
+        own = {name: entry.maps.get(name) for name in maps} if config.format == "parquet" else {}
+        more = sum(len(content) for content in own.values() if content is not None)
+        if rows and size + more > _GROUP_BYTES:
+            yield rows
+            rows, size = [], 0
+        rows.append(entry.record(maps) | own)
+        size += more
+    yield rows
 
 
 def read_shard(folder: OutputFolder, stem: str, maps: Sequence[str], config: BatchConfig) -> Iterator[Entry]:
@@ -149,27 +238,50 @@ def read_shard(folder: OutputFolder, stem: str, maps: Sequence[str], config: Bat
         DataError: it is missing or damaged.
     """
     with needs_extra("batch"):
-        from pyarrow import parquet
-    with folder.open_copy(f"{stem}.parquet") as path:
-        records = parquet.read_table(path).to_pylist()
-    contents: dict[str, bytes] = {}
-    if config.format == "webdataset":
-        with folder.open_copy(f"{stem}.tar") as path, tarfile.open(path) as archive:
-            for member in archive:
-                file = archive.extractfile(member)
-                if file is not None and not member.name.endswith(".json"):
-                    contents[member.name] = file.read()
-    for record in records:
-        is_done = record["status"] == SUCCESS
-        found = {name: record.pop(name, None) or contents.get(f"{record['key']}.{name}.png") for name in maps}
-        ranges = {name: (record.pop(f"{name}_lo"), record.pop(f"{name}_hi")) for name in maps}
-        if is_done and not all(found.values()):
-            raise DataError(f"{folder.address}/{stem}: maps of {record['key']} are missing; remove {stem}{STATS_END}")
-        yield Entry(
-            **record,
-            ranges=ranges if is_done else {},
-            maps={name: content for name, content in found.items() if content} if is_done else {},
-        )
+        from pyarrow import ArrowException
+    told = f"remove {stem}{STATS_END}, and it is made again"
+    with _maps_of(folder, stem, maps, config) as records:
+        try:
+            for record, found in records:
+                is_done = record["status"] == SUCCESS
+                ranges = {name: (record.pop(f"{name}_lo"), record.pop(f"{name}_hi")) for name in maps}
+                if is_done and not all(found.values()):
+                    raise DataError(f"{folder.address}/{stem}: maps of {record['key']} are missing; {told}")
+                known = {name: content for name, content in found.items() if content}
+                yield Entry(**record, ranges=ranges if is_done else {}, maps=known if is_done else {})
+        except (ArrowException, tarfile.TarError, KeyError, TypeError) as error:
+            raise DataError(f"{folder.address}/{stem} is damaged ({one_line(error)}); {told}") from error
+
+
+_Records = Iterable[tuple[dict[str, Any], dict[str, bytes | None]]]
+
+
+@contextmanager
+def _maps_of(folder: OutputFolder, stem: str, maps: Sequence[str], config: BatchConfig) -> Iterator[_Records]:
+    """The record and the maps of each photo of a shard, which are read one after the other."""
+    with folder.open_copy(f"{stem}.parquet") as table:
+        if config.format == "parquet":
+            yield ((row, {name: row.pop(name) for name in maps}) for row in _rows_of(table))
+            return
+        with folder.open_copy(f"{stem}.tar") as path:
+            yield ((row, found) for row, found in _with_tar(_rows_of(table), path, maps))
+
+
+def _rows_of(table: Path) -> Iterator[dict[str, Any]]:
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(table) as file:
+        for group in range(file.num_row_groups):
+            yield from file.read_row_group(group).to_pylist()
+
+
+def _with_tar(rows: Iterable[dict[str, Any]], path: Path, maps: Sequence[str]) -> _Records:
+    with tarfile.open(path) as archive:
+        members = {member.name: member for member in archive}
+        for row in rows:
+            own = {name: members.get(f"{row['key']}.{name}.png") for name in maps}
+            files = {name: None if member is None else archive.extractfile(member) for name, member in own.items()}
+            yield row, {name: None if file is None else file.read() for name, file in files.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

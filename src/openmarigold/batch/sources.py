@@ -7,13 +7,14 @@ import os
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from openmarigold.batch import addresses
 from openmarigold.batch.settings import LARGEST_SHARD, BatchConfig
-from openmarigold.data.tar_index import read_tar_index
+from openmarigold.data.tar_index import TarIndex, read_tar_index
 from openmarigold.errors import DataError, InvalidValueError, needs_extra, one_line
 from openmarigold.images.kinds import image_suffixes
 
@@ -21,8 +22,8 @@ _COLUMNS = ("image", "jpg", "png", "bytes", "url", "address", "path")
 _KEYS = ("key", "__key__")
 _LISTS = (".txt", ".lst")
 _MOST_SHARDS = 100_000
+_ROWS_AT_ONCE = 16  # of a table, which may hold photos
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_WILD = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,12 @@ class Files:
 
     addresses: tuple[str, ...]
 
-    def rows(self, prefix: str) -> Iterator[Row]:
+    @contextmanager
+    def rows(self, prefix: str) -> Iterator[Iterator[Row]]:
         """The photos, keys from the shard's number and their place."""
+        yield self._rows_of(prefix)
+
+    def _rows_of(self, prefix: str) -> Iterator[Row]:
         for place, address in enumerate(self.addresses):
             yield Row(f"{prefix}{place:04d}", address, lambda address=address: addresses.read_bytes(address))
 
@@ -53,25 +58,34 @@ class Tar:
 
     address: str
 
-    def rows(self, prefix: str) -> Iterator[Row]:
-        """The photos in the tar's order, with the keys that they have there; a damaged tar's rows say so."""
-        try:
-            with addresses.local_copy(self.address) as path:
-                yield from self._rows_of(path, prefix)
-        except DataError as error:
-            told = error
-            yield Row(f"{prefix}0000", self.address, lambda: _refuse(told))
+    @contextmanager
+    def rows(self, prefix: str) -> Iterator[Iterator[Row]]:
+        """The photos in the tar's order, with the keys that they have there; a damaged tar's rows say so.
 
-    def _rows_of(self, path: Path, prefix: str) -> Iterator[Row]:
+        They can be read within the block.
+        """
+        with ExitStack() as stack:
+            try:
+                path = stack.enter_context(addresses.local_copy(self.address))
+                found = self._rows_of(path, self._index(path), prefix)
+            except DataError as error:
+                found = _refused(error, self.address, prefix)
+            yield found
+
+    def _index(self, path: Path) -> TarIndex:
         try:
-            index = read_tar_index(path)
+            return read_tar_index(path)
         except (tarfile.TarError, OSError) as error:
             raise DataError(f"{self.address} is not a tar that can be read: {one_line(error)}") from error
+
+    def _rows_of(self, path: Path, index: TarIndex, prefix: str) -> Iterator[Row]:
         names = [*index.places, *index.defects]
         pictures = [name for name in names if os.path.splitext(name)[1].lower() in image_suffixes()]
         taken: set[str] = set()
         for name in pictures:
             folder, _, base = name.rpartition("/")
+            if base.startswith("."):
+                continue  # hidden, as in folders
             key = f"{folder}/{base.partition('.')[0]}".lstrip("/")
             if key in taken:
                 continue  # a sample has one photo: its first picture
@@ -81,7 +95,7 @@ class Tar:
             told = DataError(f"{self.address} {index.damage}; its samples from there on are lost")
             yield Row(f"{prefix}damage", self.address, lambda: _refuse(told))
 
-    def _content(self, path: Path, index: Any, name: str) -> bytes:
+    def _content(self, path: Path, index: TarIndex, name: str) -> bytes:
         if name in index.defects:
             raise DataError(f"{self.address}#{name} {index.defects[name]}")
         offset, size = index.places[name]
@@ -101,17 +115,25 @@ class Table:
     key: str | None
     """Column of the keys; None: they are made from the shard's number and the place."""
 
-    def rows(self, prefix: str) -> Iterator[Row]:
+    @contextmanager
+    def rows(self, prefix: str) -> Iterator[Iterator[Row]]:
         """The photos of the rows."""
+        with ExitStack() as stack:
+            try:
+                found = self._rows_of(stack.enter_context(addresses.local_copy(self.address)), prefix)
+            except DataError as error:
+                found = _refused(error, self.address, prefix)
+            yield found
+
+    def _rows_of(self, path: Path, prefix: str) -> Iterator[Row]:
+        folder = self.address.rpartition("/")[0]
         try:
-            with addresses.local_copy(self.address) as path:
-                for place, (value, key) in enumerate(_values(path, self)):
-                    name = f"{prefix}{place:04d}" if self.key is None else str(key)
-                    source = f"{self.address}#{self.first + place}"
-                    yield Row(name, source, lambda value=value, source=source: _content_of(value, source))
+            for place, (value, key) in enumerate(_values(path, self)):
+                name = f"{prefix}{place:04d}" if key is None else str(key)
+                source = f"{self.address}#{self.first + place}"
+                yield Row(name, source, lambda value=value, source=source: _content_of(value, source, folder))
         except DataError as error:
-            told = error
-            yield Row(f"{prefix}0000", self.address, lambda: _refuse(told))
+            yield from _refused(error, self.address, f"{prefix}-damage-")
 
 
 Source = Files | Tar | Table
@@ -130,20 +152,31 @@ class Shard:
         return f"{self.number:05d}"
 
 
-def shards_of(given: str, config: BatchConfig) -> list[Shard]:
+def shards_of(given: str, config: BatchConfig, output: str = "") -> list[Shard]:
     """The shards of an input: a folder, photo, tar, Parquet or list file, or a pattern with `*` or `{000..123}`.
 
     The same files give the same shards.
 
+    Args:
+        given: the input; as `located` gives it.
+        config: how it is divided.
+        output: folder in which shards are to be, which is no input where the input's folder has it within.
+
     Raises:
         DataError: it holds nothing, or cannot be read.
-        InvalidValueError: more than 100,000 shards, or files of several kinds.
+        InvalidValueError: more than 100,000 shards, files of several kinds, or tars and tables in the folder where
+            shards are to be.
     """
-    files = _files_of(given)
+    files = _files_of(given, output)
     kinds = {_kind(address) for address in files}
     if len(kinds) > 1:
         raise InvalidValueError(f"{given} holds {' and '.join(sorted(kinds))}; give files of one kind")
-    sources = _sources_of(files, kinds.pop(), config)
+    kind = kinds.pop()
+    if output and kind in ("tars", "Parquet files"):
+        _check_apart(files, output)
+    sources = _sources_of(files, kind, config)
+    if not sources:
+        raise DataError(f"{given} holds no photos: its tables have no rows")
     if len(sources) > _MOST_SHARDS:
         raise InvalidValueError(
             f"{given} makes {len(sources)} shards; {_MOST_SHARDS} is the most: raise shard_size, or give a part of it"
@@ -151,28 +184,51 @@ def shards_of(given: str, config: BatchConfig) -> list[Shard]:
     return [Shard(number, source) for number, source in enumerate(sources)]
 
 
-def _files_of(given: str) -> list[str]:
+def _files_of(given: str, output: str) -> list[str]:
     """The files of an input, sorted; of a folder the photos, or else its tars or tables."""
-    if found := _RANGE.search(given):
+    exists = not addresses.is_remote(given) and os.path.lexists(given)  # whatever characters its name has
+    if not exists and (found := _RANGE.search(given)):
         width = len(found[1])
         numbers = range(int(found[1]), int(found[2]) + 1)
         if not 0 < len(numbers) <= _MOST_SHARDS:
             raise InvalidValueError(f"{given}: {found[0]} is not a range of 1 to {_MOST_SHARDS} numbers")
         expanded = (given[: found.start()] + f"{number:0{width}d}" + given[found.end() :] for number in numbers)
-        return [file for one in expanded for file in (_files_of(one) if _RANGE.search(one) else [one])]
-    if _WILD.search(given):
-        files = addresses.matches(given)
+        return [file for one in expanded for file in (_files_of(one, output) if _RANGE.search(one) else [one])]
+    if not exists and addresses.has_wildcard(given):
+        found = _outside(addresses.matches(given), addresses.fixed_part(given), output)
+        files = [address for address in found if _is_known(address)]
         if not files:
-            raise DataError(f"{given} names no file; check the pattern")
+            raise DataError(f"{given} names no photo, tar, Parquet or list file; check the pattern")
         return files
     if not addresses.is_folder(given):
         addresses.check_file(given)
         return [given]
-    files = addresses.list_files(given)
+    files = _outside(addresses.list_files(given), given, output)
     for kind in ("photos", "tars", "Parquet files"):
         if chosen := [address for address in files if _kind(address) == kind and _is_known(address)]:
             return chosen
     raise DataError(f"{given} holds no photos, tars or Parquet files")
+
+
+def _outside(files: list[str], folder: str, output: str) -> list[str]:
+    """Without the shards of earlier runs, where their folder is within the input's."""
+    begin = output.rstrip("/") + "/"
+    if not output or not begin.startswith(folder.rstrip("/") + "/") or begin.rstrip("/") == folder.rstrip("/"):
+        return files
+    return [file for file in files if not file.startswith(begin)]
+
+
+def _check_apart(files: Sequence[str], output: str) -> None:
+    """Raises an InvalidValueError where shards would be written over the input."""
+    folders = {file.rpartition("/")[0] for file in files}
+    if addresses.is_remote(output):
+        together = output.rstrip("/") in folders
+    else:
+        together = os.path.realpath(output) in {
+            os.path.realpath(one) for one in folders if not addresses.is_remote(one)
+        }
+    if together:
+        raise InvalidValueError(f"{output} holds the input, which shards would replace; choose another folder for them")
 
 
 def _kind(address: str) -> str:
@@ -201,17 +257,19 @@ def _sources_of(files: Sequence[str], kind: str, config: BatchConfig) -> list[So
 def _listed(listing: str) -> list[str]:
     """The addresses in a list file, one a line; a path that is not absolute begins at the list's folder."""
     try:
-        lines = addresses.read_bytes(listing).decode("utf-8").splitlines()
+        lines = addresses.read_bytes(listing).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise DataError(f"{listing} is not text in UTF-8; a list file has one address a line") from None
     folder = listing.rpartition("/")[0]
-    found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not found:
         raise DataError(f"{listing} names no file; a list file has one address a line")
-    return [
-        line if addresses.is_remote(line) or line.startswith("/") or not folder else f"{folder}/{line}"
-        for line in found
-    ]
+    return [_beside(line, folder) for line in found]
+
+
+def _beside(address: str, folder: str) -> str:
+    """An address that is named in a file of the folder."""
+    return address if addresses.is_remote(address) or os.path.isabs(address) or not folder else f"{folder}/{address}"
 
 
 def _tables_of(address: str, config: BatchConfig) -> list[Table]:
@@ -243,10 +301,12 @@ def _values(path: Path, table: Table) -> Iterator[tuple[Any, Any]]:
             rows = file.metadata.row_group(group).num_rows
             if before < end and before + rows > start:
                 first, last = max(start - before, 0), min(end - before, rows)
-                part = file.read_row_group(group, columns=columns).slice(first, last - first)
-                keys = [None] * part.num_rows if table.key is None else part.column(table.key).to_pylist()
-                for place in range(part.num_rows):
-                    yield part.column(table.column)[place].as_py(), keys[place]
+                row = 0
+                for part in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns):
+                    for place in range(max(first - row, 0), min(last - row, part.num_rows)):
+                        key = None if table.key is None else part.column(table.key)[place].as_py()
+                        yield part.column(table.column)[place].as_py(), key
+                    row += part.num_rows
             before += rows
 
 
@@ -263,14 +323,19 @@ class _reading_parquet:  # noqa: N801 - used as a function
             raise DataError(f"{self.address} is not a Parquet file that can be read: {one_line(error)}") from error
 
 
-def _content_of(value: Any, source: str) -> bytes:
+def _content_of(value: Any, source: str, folder: str) -> bytes:
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
         return value
-    if isinstance(value, str):
-        return addresses.read_bytes(value)
+    if isinstance(value, str) and value:
+        return addresses.read_bytes(_beside(value, folder))
     raise DataError(f"{source} holds no photo: neither bytes nor an address")
+
+
+def _refused(error: DataError, source: str, prefix: str) -> Iterator[Row]:
+    """The row of what cannot be read."""
+    yield Row(f"{prefix}0000", source, lambda: _refuse(error))
 
 
 def _refuse(error: DataError) -> bytes:

@@ -83,8 +83,7 @@ class SparkFactory:
         return predict
 
     def _maps(self) -> list[str]:
-        modality = read_configured(self.config).predicts
-        return names_of_maps(modality, uncertainty=self.config.ensemble_size > 1)
+        return names_of_maps(read_configured(self.config), self.config)
 
 
 def _bytes(content: Any) -> bytes:

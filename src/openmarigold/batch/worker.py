@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -13,7 +14,17 @@ from typing import Any
 
 from openmarigold.batch.addresses import OutputFolder
 from openmarigold.batch.settings import BatchConfig
-from openmarigold.batch.shard_files import FAILED, Entry, ShardStats, encoded, names_of_maps, read_shard, write_shard
+from openmarigold.batch.shard_files import (
+    FAILED,
+    STATS_END,
+    Entry,
+    ShardStats,
+    Spool,
+    encoded,
+    names_of_maps,
+    read_shard,
+    write_shard,
+)
 from openmarigold.batch.sources import Row, Shard
 from openmarigold.config import PredictConfig
 from openmarigold.errors import DataError, OpenMarigoldError
@@ -24,7 +35,10 @@ from openmarigold.predictor import Predictor
 _AHEAD = 3
 """Photos that are read, or encoded, while another is predicted."""
 _MAX_PIXELS_AHEAD = 2**25
-"""Of a photo; larger ones wait for each other."""
+"""Of a photo; the maps of larger ones are encoded before another is predicted."""
+_LONGEST_TEXT = 1000
+"""Characters of an error's text in a record."""
+_NOT_OF_KEYS = re.compile(r"[.\x00-\x1f\x7f]")
 _PHOTO_ERRORS = (OpenMarigoldError, MemoryError, OSError)
 
 
@@ -70,17 +84,21 @@ class ShardWorker:
         """
         predictor = self.load()
         started, began = time.time(), time.perf_counter()
-        maps = names_of_maps(predictor.modality, uncertainty=self.config.ensemble_size > 1)
-        kept = {}
-        if again:
-            kept = {
-                one.key: one for one in read_shard(self.folder, shard.stem, maps, self.batch) if one.status != FAILED
-            }
+        maps = names_of_maps(predictor.checkpoint, self.config)
         entries, seconds = [], []
-        for entry, spent in self._entries(shard, kept):
-            entries.append(entry)
-            seconds.append(round(spent, 4))
-        write_shard(self.folder, shard.stem, entries, maps, self.batch)
+        with self.folder.writing():
+            spool = Spool(self.folder)
+        with spool:
+            kept: dict[str, Entry] = {}
+            if again:
+                before = read_shard(self.folder, shard.stem, maps, self.batch)
+                kept = {one.key: spool.put(one) for one in before if one.status != FAILED}
+            for entry, spent in self._entries(shard, kept):
+                entries.append(spool.put(entry))
+                seconds.append(round(spent, 4))
+            if again:  # a run that is killed from here on leaves files of which some are new
+                self.folder.remove(f"{shard.stem}{STATS_END}")
+            write_shard(self.folder, shard.stem, entries, maps, self.batch)
         failed = Counter(entry.error_class or "" for entry in entries if entry.status == FAILED)
         stats = ShardStats(
             count=len(entries),
@@ -103,12 +121,16 @@ class ShardWorker:
         """The entries of a shard in order, with the time of each [s]."""
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as encoder:
             encoding: deque[Future[tuple[Entry, float]]] = deque()
+            ahead = _AHEAD
             for work in self._read_ahead(reader, shard, kept):
                 if work.key in kept:
                     encoding.append(encoder.submit(lambda one=kept[work.key]: (one, 0.0)))
                 else:
-                    encoding.append(encoder.submit(self._encode, work, self._predict(work)))
-                while len(encoding) > _AHEAD:
+                    prediction = self._predict(work)
+                    encoding.append(encoder.submit(self._encode, work, prediction))
+                    ahead = 0 if _is_large(prediction) else _AHEAD
+                    del prediction
+                while len(encoding) > ahead:
                     yield encoding.popleft().result()
             while encoding:
                 yield encoding.popleft().result()
@@ -116,17 +138,18 @@ class ShardWorker:
     def _read_ahead(self, reader: ThreadPoolExecutor, shard: Shard, kept: dict[str, Entry]) -> Iterator[_Work]:
         reading: deque[Future[_Work]] = deque()
         taken: set[str] = set()
-        for row in shard.source.rows(shard.stem):
-            work = _Work(row=row, key=row.key.replace(".", "_"))
-            if work.key in taken:
-                work.error = DataError(f"{row.source}: the key {work.key} is there already")
-                work.key = f"{shard.stem}-again-{len(taken):04d}"
-            taken.add(work.key)
-            reading.append(reader.submit(self._read, work, is_kept=work.key in kept))
-            while len(reading) > _AHEAD or (reading and reading[0].done()):
+        with shard.source.rows(shard.stem) as rows:
+            for row in rows:
+                work = _Work(row=row, key=_clean_key(row.key))
+                if work.key in taken:
+                    work.error = DataError(f"{row.source}: the key {work.key} is there already")
+                    work.key = f"{shard.stem}-again-{len(taken):04d}"
+                taken.add(work.key)
+                reading.append(reader.submit(self._read, work, is_kept=work.key in kept))
+                while len(reading) > _AHEAD or (reading and reading[0].done()):
+                    yield reading.popleft().result()
+            while reading:
                 yield reading.popleft().result()
-        while reading:
-            yield reading.popleft().result()
 
     def _read(self, work: _Work, *, is_kept: bool) -> _Work:
         started = time.perf_counter()
@@ -154,24 +177,45 @@ class ShardWorker:
 
     def _encode(self, work: _Work, prediction: Any) -> tuple[Entry, float]:
         started = time.perf_counter()
-        source = work.row.source
+        source, entry = _storable(work.row.source), None
         if work.error is None:
-            modality = self.load().modality
-            entry = encoded(prediction, modality, key=work.key, source=source, sha256=work.sha256 or "")
-        else:
+            try:
+                modality = self.load().modality
+                entry = encoded(prediction, modality, key=work.key, source=source, sha256=work.sha256 or "")
+            except _PHOTO_ERRORS as error:
+                work.error = error
+        if work.error is not None:
             entry = Entry(
                 key=work.key,
                 source=source,
                 status=FAILED,
                 input_sha256=work.sha256,
                 error_class=type(work.error).__name__,
-                error=_text(work.error, source),
+                error=_storable(_text(work.error, work.row.source)),
             )
+        assert entry is not None
         return entry, work.seconds + time.perf_counter() - started
+
+
+def _is_large(prediction: Any) -> bool:
+    return prediction is not None and any(
+        values.shape[0] * values.shape[1] > _MAX_PIXELS_AHEAD for values in prediction.maps.values()
+    )
+
+
+def _clean_key(key: str) -> str:
+    """A key that is a relative name in a tar, and that no dot ends."""
+    return _NOT_OF_KEYS.sub("_", _storable(key)).strip("/") or "_"
+
+
+def _storable(text: str) -> str:
+    """Bytes of names that are not UTF-8, which tables do not hold, as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _text(error: Exception, source: str) -> str:
     if isinstance(error, MemoryError):
         return "out of memory; try a smaller processing_resolution or ensemble_size"
     told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return told if source in told else f"{source}: {told}"
+    told = told if source in told else f"{source}: {told}"
+    return told if len(told) <= _LONGEST_TEXT else f"{told[:_LONGEST_TEXT]} ..."

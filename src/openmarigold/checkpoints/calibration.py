@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -31,6 +30,8 @@ from openmarigold.text_files import DamagedTextError, from_table, parse_json
 CALIBRATION_FILE = "calibration.json"
 FORMAT = "openmarigold-calibration-1"
 _MAX_BYTES = 2**20
+_LARGEST_NUMBER = 1e12
+"""Of weights and scales: their products with signals stay finite as float32."""
 _log = quoted_logger(__name__)
 
 
@@ -76,8 +77,8 @@ class CalibrationEntry:
 
     def __post_init__(self) -> None:
         numbers = [*self.weights.values(), *self.scales.values()]
-        if not self.weights or not all(math.isfinite(number) and number >= 0 for number in numbers):
-            raise CheckpointError("weights and scales must be finite numbers, not below 0")
+        if not self.weights or not all(0 <= number <= _LARGEST_NUMBER for number in numbers):
+            raise CheckpointError(f"weights and scales must be numbers from 0 to {_LARGEST_NUMBER:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +136,15 @@ def weighted_sum(
         if weight > 0:
             total += np.float32(weight) * band.signals[name](stack, uncertainty).astype(np.float32)
     return total
+
+
+def level_text(level: float) -> str:
+    """How a level is written in a calibration: every digit, so that levels that differ are not the same.
+
+    >>> level_text(0.9), level_text(0.9000001)
+    ('0.9', '0.9000001')
+    """
+    return repr(float(level))
 
 
 def settings_of(config: CallConfig, checkpoint: Checkpoint) -> CalibratedSettings:
@@ -208,7 +218,7 @@ def choose_interval(checkpoint: Checkpoint, config: CallConfig, *, has_tiny_vae:
     if level is None:
         return None
     band = band_of(checkpoint)
-    where = f"interval={level:g}: {checkpoint.name}"
+    where = f"interval={level_text(level)}: {checkpoint.name}"
     calibrate = "fit one with `openmarigold calibrate` (docs/uncertainty.md)"
     found = read_calibration(checkpoint)
     if found is None:
@@ -229,7 +239,10 @@ def choose_interval(checkpoint: Checkpoint, config: CallConfig, *, has_tiny_vae:
     entry = _matching(found, settings_of(config, checkpoint), where)
     if entry.error != band.summary or not set(entry.weights) <= set(band.signals):
         raise InvalidValueError(f"{where} was calibrated by another version, for other errors; {calibrate}")
-    scale = entry.scales.get(f"{level:g}")
+    needs_ensemble = any(entry.weights[name] > 0 for name in band.of_ensemble & entry.weights.keys())
+    if needs_ensemble and config.ensemble_size == 1:
+        raise CheckpointError(f"{where}: the calibration of one member has a signal of ensembles; {calibrate}")
+    scale = entry.scales.get(level_text(level))
     if scale is None:
         raise InvalidValueError(
             f"{where} is calibrated for the levels {', '.join(entry.scales) or 'none'}; give one of these, or "
@@ -261,9 +274,12 @@ def _matching(found: Calibration, settings: CalibratedSettings, where: str) -> C
         if not nearest or len(differ) < len(nearest):
             nearest = differ
     name = next(iter(nearest), "ensemble_size")
-    known = ", ".join(dict.fromkeys(str(getattr(entry.settings, name)) for entry in found.entries))
+    given = getattr(settings, name)
+    known = ", ".join(
+        dict.fromkeys(str(value) for entry in found.entries if (value := getattr(entry.settings, name)) != given)
+    )
     raise InvalidValueError(
-        f"{where} is calibrated for {name} {known or 'nothing'}, and {name} is {getattr(settings, name)}; give what it "
+        f"{where} is calibrated for {name} {known or 'nothing'}, and {name} is {given}; give what it "
         "is calibrated for, calibrate it for this, or leave interval out"
     )
 

@@ -7,13 +7,16 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from openmarigold.cli.terminal import progress_bar, say
 from openmarigold.config import PredictConfig
-from openmarigold.errors import InvalidValueError
+from openmarigold.errors import InvalidValueError, OutputError
+
+if TYPE_CHECKING:
+    from openmarigold.evaluation.calibration import Calibrated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +54,16 @@ class Calibrate:
 
 def run_calibrate(command: Calibrate) -> int:
     """Fits, writes, prints what was found, and returns the exit status."""
-    from openmarigold.checkpoints.calibration import CALIBRATION_FILE, band_of, new_calibration, write_calibration
+    from openmarigold.checkpoints.calibration import (
+        CALIBRATION_FILE,
+        band_of,
+        new_calibration,
+        write_calibration,
+    )
     from openmarigold.checkpoints.configured import read_configured
     from openmarigold.evaluation.benchmarks import open_benchmark, open_folder_benchmark
     from openmarigold.evaluation.calibration import Rule, calibrate
+    from openmarigold.files import make_directory, try_to_write
 
     if command.max_scenes is not None and command.max_scenes < 1:
         raise InvalidValueError(f"max_scenes={command.max_scenes} is not accepted; give 1 or above")
@@ -71,6 +80,12 @@ def run_calibrate(command: Calibrate) -> int:
             f"{benchmark.row.name} measures {benchmark.row.modality.title}, and {checkpoint.name} predicts "
             f"{checkpoint.predicts.title}; give pictures with what it predicts"
         )
+    folder = command.output_dir or checkpoint.directory
+    make_directory(folder)
+    try:
+        try_to_write(folder)  # before hours of predictions
+    except OSError as error:
+        raise OutputError(f"cannot write to {folder}: {error.strerror}; give --output-dir") from error
     with progress_bar("pictures") as (advance, _):
         found = calibrate(
             benchmark,
@@ -81,14 +96,23 @@ def run_calibrate(command: Calibrate) -> int:
             max_scenes=command.max_scenes,
             progress=advance,
         )
-    folder = command.output_dir or checkpoint.directory
-    folder.mkdir(parents=True, exist_ok=True)
     calibration = new_calibration(checkpoint, found.entry, folder)
     path = write_calibration(calibration, folder)
     entry = found.entry
     if command.json:
         print(json.dumps({**dataclasses.asdict(entry), "coverage": found.coverage, "path": str(path)}, indent=2))
         return 0
+    _say(found, command.levels)
+    number = len(calibration.entries)
+    say(f"{number} {'choice' if number == 1 else 'choices'} of settings in {CALIBRATION_FILE} -> {path}")
+    return 0
+
+
+def _say(found: Calibrated, levels: tuple[float, ...]) -> None:
+    """What was fitted."""
+    from openmarigold.checkpoints.calibration import level_text
+
+    entry = found.entry
     weights = ", ".join(f"{name} {weight:.4g}" for name, weight in entry.weights.items())
     say(
         f"{entry.num_pictures} pictures of {entry.num_scenes} scenes fit scales, {entry.num_scenes_for_weights} scenes "
@@ -98,7 +122,5 @@ def run_calibrate(command: Calibrate) -> int:
         say(
             f"level {level:>5}: scale {scale:.4g}, covers {100 * found.coverage[level]:.1f} % of these pictures' pixels"
         )
-    if few := ", ".join(f"{level:g}" for level in command.levels if f"{level:g}" not in entry.scales):
+    if few := ", ".join(text for text in map(level_text, levels) if text not in entry.scales):
         say(f"level {few}: {entry.num_scenes} scenes are too few; left out")
-    say(f"{len(calibration.entries)} settings in {CALIBRATION_FILE} -> {path}")
-    return 0

@@ -16,11 +16,11 @@ import numpy as np
 from jaxtyping import Float32
 
 from openmarigold import __version__
-from openmarigold.checkpoints.calibration import CalibrationEntry, band_of, settings_of
+from openmarigold.checkpoints.calibration import CalibrationEntry, band_of, level_text, settings_of
 from openmarigold.checkpoints.checkpoint import Checkpoint
 from openmarigold.checkpoints.configured import read_configured, read_tiny_vae, resolve_settings
 from openmarigold.config import PredictConfig
-from openmarigold.conformal import check_rule, fit_scale, mean_loss, nonnegative_least_squares
+from openmarigold.conformal import allowed_loss, check_rule, fit_scale, mean_loss, nonnegative_least_squares
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.evaluation.benchmark import Benchmark, hash_of_files
 from openmarigold.evaluation.benchmark_readers import Entry
@@ -99,8 +99,9 @@ def calibrate(
     band = band_of(checkpoint)
     names = _chosen_signals(band, signals, config)
     _check_call(config, checkpoint, levels, rule)
-    predictor = Predictor.from_config(config, found=checkpoint)
     entries = _of_first_scenes(benchmark.entries, max_scenes)
+    _check_scenes(len({(entry.kind, entry.place) for entry in entries}), names, levels, rule)
+    predictor = Predictor.from_config(config, found=checkpoint)
     observed, hashes = [], []
     for done, listed in enumerate(entries, start=1):
         picture, line = _observe(benchmark, listed, predictor, config, band, names)
@@ -109,10 +110,7 @@ def calibrate(
         progress(done, len(entries))
     fitted = fit_calibration(observed, names, levels, rule)
     if not fitted.scales:
-        raise DataError(
-            f"{fitted.num_scenes} scenes are too few for the levels {', '.join(f'{level:g}' for level in levels)}; "
-            "give more scenes, lower levels, or rule conformal, which needs fewer"
-        )
+        raise _too_few(fitted.num_scenes, levels)
     entry = CalibrationEntry(
         settings=settings_of(resolve_settings(config, checkpoint), checkpoint),
         error=band.summary,
@@ -132,9 +130,35 @@ def calibrate(
 
 def _check_call(config: PredictConfig, checkpoint: Checkpoint, levels: Sequence[float], rule: Rule) -> None:
     for level in levels:
+        if not 0 < level < 1:
+            raise InvalidValueError(f"level {level:g} is not accepted; give shares between 0 and 1, such as 0.9")
         check_rule(rule.name, 1.0 - level, rule.delta)
+    if not levels:
+        raise InvalidValueError("no level was given; give shares between 0 and 1, such as 0.9")
     if read_tiny_vae(config, checkpoint) is not None or config.ensemble_tolerance is not None or config.tiles:
         raise InvalidValueError("intervals are for whole checkpoints without tiles; leave tiny_vae and the like out")
+
+
+def _check_scenes(number: int, names: Sequence[str], levels: Sequence[float], rule: Rule) -> None:
+    """Raises a DataError, before anything is predicted, where so many scenes are too few for every level."""
+    left = number - _num_for_weights(number, names)
+    if not any(
+        allowed_loss(1.0 - level, left, rule=rule.name, delta=rule.delta) is not None for level in levels if left
+    ):
+        raise _too_few(left, levels)
+
+
+def _num_for_weights(number: int, names: Sequence[str]) -> int:
+    """How many of the scenes fit weights."""
+    return min(number, max(1, round(_SHARE_FOR_WEIGHTS * number))) if len(names) > 1 else 0
+
+
+def _too_few(number: int, levels: Sequence[float]) -> DataError:
+    told = ", ".join(map(level_text, levels))
+    return DataError(
+        f"{number} scenes for scales are too few for the levels {told}; give more scenes, lower levels, or rule "
+        "conformal, which needs fewer"
+    )
 
 
 def _observe(
@@ -173,10 +197,9 @@ def fit_calibration(observed: Sequence[Observed], names: Sequence[str], levels: 
     """
     scenes = sorted({picture.scene for picture in observed})
     drawn: set[tuple[str, str]] = set()
-    if len(names) > 1:
-        number = max(1, round(_SHARE_FOR_WEIGHTS * len(scenes)))
+    if number := _num_for_weights(len(scenes), names):
         rng = generator_for(rule.seed, "scenes that fit weights", len(scenes))
-        drawn = {scenes[place] for place in rng.choice(len(scenes), size=min(number, len(scenes)), replace=False)}
+        drawn = {scenes[place] for place in rng.choice(len(scenes), size=number, replace=False)}
     rest = [scene for scene in scenes if scene not in drawn]
     if not rest:
         raise DataError(f"{len(scenes)} scenes are too few to calibrate with; give some hundred")
@@ -187,8 +210,8 @@ def fit_calibration(observed: Sequence[Observed], names: Sequence[str], levels: 
     for level in levels:
         scale = fit_scale(scores, 1.0 - level, rule=rule.name, delta=rule.delta)
         if scale is not None:
-            scales[f"{level:g}"] = float(f"{scale * _ROUNDED_UP:.8g}")
-            coverage[f"{level:g}"] = 1.0 - mean_loss(scores, scale)
+            scales[level_text(level)] = float(f"{scale * _ROUNDED_UP:.8g}")
+            coverage[level_text(level)] = 1.0 - mean_loss(scores, scale)
     return Fitted(
         weights={name: float(f"{weight:.6g}") for name, weight in zip(names, weights, strict=True)},
         scales=scales,

@@ -14,6 +14,8 @@ from openmarigold.metrics import near_edges
 from openmarigold.modalities.modality import Band, Maps, Picture
 
 _SMALLEST_DEPTH = 1e-6
+_WIDEST = 60.0
+"""Half of an interval, as a logarithm: its factor is far beyond what depth spans, and a finite float32."""
 _EDGE, _SURROUNDINGS = 1, 16  # pixels of the networks' size (docs/experiments.md)
 _LEVELS = 65535
 _TURN = 20.0  # degrees between neighbors beyond which measured normals have an edge
@@ -100,6 +102,10 @@ def _two(low: np.ndarray, high: np.ndarray) -> Maps:
     return {name: values.astype(np.float32) for name, values in zip(_DEPTH_NAMES, (low, high), strict=True)}
 
 
+def _around(depth: np.ndarray, half: np.ndarray) -> Maps:
+    return _two(depth * np.exp(-half), depth * np.exp(half))
+
+
 UP_TO_SCALE = Band(
     summary="log depth, after one factor per picture, the median of measured / predicted (protocol scale-median)",
     unit="natural logarithm of depth",
@@ -112,7 +118,7 @@ UP_TO_SCALE = Band(
         "spread": lambda stack, uncertainty: _first(uncertainty) / np.maximum(stack[0], _SMALLEST_DEPTH),
     },
     of_ensemble=frozenset({"spread"}),
-    bounds=lambda maps, half: _two(maps["depth"] * np.exp(-half), maps["depth"] * np.exp(half)),
+    bounds=lambda maps, half: _around(maps["depth"], np.minimum(half, _WIDEST)),
     half_width=lambda maps, bounds: (
         np.log(np.maximum(bounds["depth_hi"].astype(np.float64), _SMALLEST_DEPTH))
         - _log(maps["depth"].astype(np.float64))
@@ -155,7 +161,7 @@ def _bound_picture(values: Float[np.ndarray, "h w"]) -> UInt16[np.ndarray, "h w"
 def _picture_of(name: str) -> Picture:
     return Picture(
         suffix=f"_{name}.png",
-        content=lambda maps: f"{name} x {_levels_per_unit(maps[name]):g}, not below 0",
+        content=lambda maps: f"{name} x {_levels_per_unit(maps[name]):.10g}, not below 0",
         make=lambda maps, output: _bound_picture(maps[name]),
         wanted=lambda output: "png" in output.format,
         of_interval=True,

@@ -152,7 +152,7 @@ def test_lidar_with_a_transform(tmp_path, named):
     ("text", "match"),
     [
         ("1 2 3", "no 3x4 or 4x4"),
-        ("2 0 0 0\n0 2 0 0\n0 0 2 0", "no rotation"),
+        ("2 0 0 0\n0 2 0 0\n0 0 2 0", "not a rotation"),
         ("P0: 1 2", "no 3x4"),
         ("a b", "no 3x4"),
     ],

@@ -18,6 +18,7 @@ from openmarigold.serving.requests import check_limits, check_resolved, offered,
 from openmarigold.serving.service import Service, TooManyPixelsError
 from openmarigold.serving.settings import ServeConfig
 from openmarigold.temporal.settings import StreamConfig
+from openmarigold.text_files import parse_json
 from openmarigold.video.model import LoadedModel, VideoEvent
 from openmarigold.video.run import make_video, output_config
 from openmarigold.video.settings import Product, VideoConfig
@@ -133,7 +134,7 @@ def predict_clip(
 
 def _forget_paths(record: Path, source: Path) -> None:
     """Takes the places of temporary files out of a record."""
-    found = json.loads(record.read_text(encoding="ascii"))
+    found = parse_json(record.read_bytes())
     found["input"] = "the clip"
     found.pop("input_path", None)
     if found.get("problem"):

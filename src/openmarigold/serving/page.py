@@ -26,6 +26,7 @@ from openmarigold.predictor.model_run import ModelRun
 from openmarigold.results.surfaces import SPACE_FORMATS
 from openmarigold.serving.service import Service
 from openmarigold.serving.settings import ServeConfig
+from openmarigold.text_files import parse_json
 
 PAGE_DIR = Path(__file__).parent / "page"
 # What the page offers; all but the first need the extra `plots`.
@@ -127,7 +128,7 @@ def _answer(request: Request, file: _File) -> Response:
 
 def _facts(service: Service, limits: ServeConfig, found: Mapping[str, _File]) -> dict[str, Any]:
     call, output = CallConfig(), OutputConfig()
-    names = json.loads(found["examples.json"].content) if "examples.json" in found else []
+    names = parse_json(found["examples.json"].content) if "examples.json" in found else []
     return {
         "version": __version__,
         "modalities": [_modality_facts(run) for run in service.models.values()],

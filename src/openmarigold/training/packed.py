@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from openmarigold.files import write_atomically
+from openmarigold.text_files import parse_json
 
 SUFFIX = ".packed"
 _LEVEL = 6
@@ -48,7 +49,7 @@ class PackedRows:
         self._path, self._dtype, self._fields = path, dtype, fields
         with path.open("rb") as file:
             line = file.readline(_LONGEST_HEADER)
-            head = json.loads(line)
+            head = parse_json(line)
             if hashlib.file_digest(file, "sha256").hexdigest() != head["sha256"]:
                 raise ValueError("its bytes are not those that were written")
         if len(head["sizes"]) != count:

@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 OUT ?= out
-# Two processes, each with whole files of tests.
+# Two processes, each with whole files of tests; one thread each, since waiting threads take the cores from the others.
 PARALLEL ?= -n 2 --dist loadfile
 
 SHELL := bash
@@ -44,7 +44,7 @@ test: $(DEV)
 	@$(MAKE) --no-print-directory page || { test "$$OPENMARIGOLD_BROWSER" != required && echo \
 	  "The page was not built (is npm's registry reachable?): wheels are checked without it, its tests are skipped" >&2; }
 	@test -f src/openmarigold/serving/page/index.html || export OPENMARIGOLD_PAGE=none; $(MAKE) --no-print-directory wheel
-	@time $(BIN)/python -m pytest $(PARALLEL)
+	@time OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
 	@time $(BIN)/python -m pytest $(RENDER)
 
 docs: $(DEV)

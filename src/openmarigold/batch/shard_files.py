@@ -52,9 +52,8 @@ class Entry:
     maps: Mapping[str, bytes] = field(default_factory=dict)
     """By map: a 16-bit PNG."""
 
-    def record(self, kinds: Sequence[MapKind | str]) -> dict[str, Any]:
-        """Without the maps, for JSON and tables; the same columns for every photo."""
-        names = [kind if isinstance(kind, str) else kind.name for kind in kinds]
+    def record(self, names: Sequence[str]) -> dict[str, Any]:
+        """Without the maps, for JSON and tables; the same columns for every photo. `names` are those of the maps."""
         own = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("ranges", "maps")}
         low_high = {name: self.ranges.get(name, (None, None)) for name in names}
         return own | {

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from openmarigold.batch import addresses
-from openmarigold.batch.settings import LARGEST_SHARD, BatchConfig
+from openmarigold.batch.settings import BatchConfig
 from openmarigold.data.tar_index import TarIndex, read_tar_index
 from openmarigold.errors import DataError, InvalidValueError, needs_extra, one_line
 from openmarigold.images.kinds import image_suffixes
@@ -340,6 +340,3 @@ def _refused(error: DataError, source: str, prefix: str) -> Iterator[Row]:
 
 def _refuse(error: DataError) -> bytes:
     raise error
-
-
-assert LARGEST_SHARD <= 10_000

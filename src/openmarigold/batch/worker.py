@@ -68,7 +68,8 @@ class ShardWorker:
     def load(self) -> Predictor:
         """The model. Raises what `Predictor.from_config` raises."""
         if self._predictor is None:
-            self._predictor = Predictor.from_config(self.config)
+            # Workers share the cores of a machine: as many as there are cores have one thread each.
+            self._predictor = Predictor.from_config(self.config, at_once=self.batch.workers)
         return self._predictor
 
     def make(self, shard: Shard, *, again: bool = False) -> ShardStats:

@@ -30,7 +30,7 @@ HYPERSIM_DEFECTS = {
     4: "wrong size",
     5: "no depth",
     6: "constant depth",
-    7: "color not finite",
+    7: "one pixel not finite",
     8: "truncated",
     11: "damaged",
     12: "constant color",

@@ -163,11 +163,6 @@ def run_prepare(command: _Preparation) -> int:
         say("left out: " + ", ".join(f"{count} {reason}" for reason, count in counts["left_out"].items()))
         if not command.scenes and command.limit is None:
             say(f"for comparison: the authors chose {PUBLISHED_COUNT:,} of about 59,000 frames by this filter")
-    if lost := counts["defective"].get("color not finite", 0):
-        say(
-            f"{lost} frames are lost to NaN or infinity in their color, {_few_pixels(command.dest)} of them to one "
-            "pixel"
-        )
     if defective:
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts["defective"].items())
         say(f"{defective} defective frames ({reasons}); each in {command.dest / REJECTED_FILE}", error=True)
@@ -191,15 +186,6 @@ def _filter(command: _Preparation) -> FrameFilter:
     given = {name: value for name in names if (value := getattr(command, name)) is not None}
     kept = {name: getattr(default, name) for name in names if name not in given}
     return FrameFilter(min_valid=command.min_valid, min_brightness=command.min_brightness, **kept, **given)
-
-
-def _few_pixels(folder: Path) -> int:
-    """How many frames a single pixel spoiled."""
-    from openmarigold.data.shard_writer import REJECTED_FILE
-    from openmarigold.text_files import parse_json_lines
-
-    lines = parse_json_lines((folder / REJECTED_FILE).read_bytes())
-    return sum(isinstance(line, dict) and str(line.get("detail", "")).startswith("1 pixels are NaN") for line in lines)
 
 
 def run_normals(command: Normals) -> None:

@@ -246,8 +246,9 @@ class HypersimReader:
         for what, file in self._files().items():
             self._check(arrays[what], file, frame.files[what])
         color, valid_mask = arrays["color"], arrays["entity"] != -1
-        if np.isnan(color).any():
-            raise FrameDefectError("color not finite", f"{int(np.isnan(color).any(axis=2).sum())} pixels are NaN")
+        if lost := int(np.isnan(color).any(axis=2).sum()):
+            reason = "one pixel not finite" if lost == 1 else "color not finite"
+            raise FrameDefectError(reason, f"color is NaN in {lost} of {color.shape[0] * color.shape[1]} pixels")
         height, width = self.size
         intrinsics = {"fx": self.focal_px, "fy": self.focal_px, "cx": width / 2, "cy": height / 2}
         context = Context(number=int(frame.fields["frame"]), split=self.split, intrinsics=intrinsics)

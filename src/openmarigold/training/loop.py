@@ -23,7 +23,7 @@ from accelerate.state import AcceleratorState
 from openmarigold.errors import InvalidValueError, LostProcessError, one_line
 from openmarigold.files import append_text, make_directory, write_atomically
 from openmarigold.printing import quoted_logger
-from openmarigold.training.batches import Batches, plan_batches
+from openmarigold.training.batches import Batches, BatchPlan, plan_batches
 from openmarigold.training.description import describe_run, launched_alone
 from openmarigold.training.keeping import (
     BEST_DIR,
@@ -139,7 +139,7 @@ def run_training(
     return directory
 
 
-def _say_what_follows(task: Task, recipe: Mapping[str, Any], plan: Any, accelerator: Accelerator) -> None:
+def _say_what_follows(task: Task, recipe: Mapping[str, Any], plan: BatchPlan, accelerator: Accelerator) -> None:
     if launched_alone(plan.num_processes):
         LOGGER.warning(
             "`accelerate launch` started one process, so this run uses one device; for several give it "

@@ -93,7 +93,7 @@ def test_ears_cover_any_star_shaped_polygon(radii: list[float], tilt: float) -> 
         ("v 0 0 0\nf 1 2 3\n", "not there"),
         ("v 0 0 0\nf 1/2 1/2 1/2\n", "not there"),
         ("v 0 0 0\nf -2 -2 -2\n", "not there"),
-        ("v 0 0 0\nf a b c\n", "no indices"),
+        ("v 0 0 0\nf a b c\n", "not indices"),
         ("v 0 0 0\nf 0 0 0\n", "not there"),
     ],
 )

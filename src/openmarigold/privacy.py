@@ -25,23 +25,25 @@ def switch_off_reports() -> None:
 
 
 @contextmanager
-def hidden(package: str, *, only_ours: bool = False) -> Iterator[None]:
-    """Makes a package look as if it was not installed to what is imported inside.
+def hidden(*packages: str, only_ours: bool = False) -> Iterator[None]:
+    """Makes packages look as if they were not installed to what is imported inside.
 
-    With `only_ours` only in our own process, and not where the package is imported already: a program that imports us
+    With `only_ours` only in our own process, and not where one of them is imported already: a program that imports us
     as a library finds every package as it is.
     """
-    if only_ours and (package in sys.modules or not workers.is_claimed()):
+    if only_ours and (any(package in sys.modules for package in packages) or not workers.is_claimed()):
         yield
         return
-    imported = {key: module for key, module in sys.modules.items() if key.partition(".")[0] == package}
+    imported = {key: module for key, module in sys.modules.items() if key.partition(".")[0] in packages}
     for key in imported:
         del sys.modules[key]
-    sys.modules[package] = None  # type: ignore[assignment]  # makes Python's import report that it is missing
+    for package in packages:
+        sys.modules[package] = None  # type: ignore[assignment]  # makes Python's import report that it is missing
     try:
         yield
     finally:
-        del sys.modules[package]
+        for package in packages:
+            del sys.modules[package]
         sys.modules.update(imported)
 
 

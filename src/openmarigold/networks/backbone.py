@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from openmarigold.printing import quoted_logger
 from openmarigold.privacy import hidden
 
-with hidden("transformers", only_ours=True):  # which diffusers imports with its networks, which do not need it: seconds
+with hidden("transformers", "peft", only_ours=True):  # diffusers imports them (seconds), its networks do not need them
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel

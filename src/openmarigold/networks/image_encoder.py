@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from openmarigold.privacy import hidden
 
-with hidden("transformers", only_ours=True):
+with hidden("transformers", "peft", only_ours=True):
     from diffusers.configuration_utils import ConfigMixin, register_to_config
     from diffusers.models.modeling_utils import ModelMixin
 

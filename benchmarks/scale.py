@@ -41,7 +41,7 @@ RATES = {  # photos a second of one unit, whether that is a GPU, cores; docs/sca
     "Stable Diffusion 2, float16, H100, batches of 16": (16 / 1.0701, True),
     "the same, tiny autoencoder, H100": (16 / 0.2878, True),
 }
-KIB_A_PHOTO = 265
+KIB_A_PHOTO = 268
 """Of 16-bit PNG of 640x480 in shards: see docs/scale.md."""
 
 

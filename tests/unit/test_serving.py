@@ -112,6 +112,15 @@ def test_a_zip_holds_the_formats_that_are_asked_for(client: TestClient) -> None:
     assert answer.content == post(client, accept="application/zip", format="npy,glb").content
 
 
+@pytest.mark.parametrize("formats", [{}, [], [{}], ["npy", None], 3, True, ["jpeg"], "npy,,png"])
+@pytest.mark.parametrize("accept", ["image/png", "application/json", "application/zip"])
+def test_formats_of_another_type_are_refused(client: TestClient, formats: Any, accept: str) -> None:
+    body = {"photo": base64.b64encode(picture()).decode(), "format": formats}
+    answer = client.post("/v1/predict", json=body, headers={"accept": accept})
+    assert answer.status_code == 400
+    assert answer.json()["error"].endswith("is not known; give one or more of npy, png, npz, exr, ply, glb")
+
+
 @pytest.mark.parametrize(
     ("accept", "media"),
     [

@@ -83,14 +83,13 @@ def is_true(value: object) -> bool:
 def formats_of(given: dict[str, Any], media: str) -> tuple[FileFormat, ...]:
     """The formats of the files: one of a media type; of an archive what `format` states, with commas between."""
     stated = given.pop("format", None)
+    usual = ["npy"] if media == JSON else ["npy", "png"]
+    words = usual if stated is None else stated.split(",") if isinstance(stated, str) else stated
+    known = get_args(FileFormat)
+    if not isinstance(words, list) or not words or not all(word in known for word in words):
+        raise InvalidValueError(f"format={stated!r:.80} is not known; give one or more of {', '.join(known)}")
     if media in MEDIA_TYPES:
         return (MEDIA_TYPES[media],)
-    if media == JSON and stated is None:
-        return ("npy",)
-    words = stated.split(",") if isinstance(stated, str) else stated if isinstance(stated, list) else ["npy", "png"]
-    known = get_args(FileFormat)
-    if not words or not all(word in known for word in words):
-        raise InvalidValueError(f"format={stated!r:.80} is not known; give one or more of {', '.join(known)}")
     return tuple(dict.fromkeys(words))  # pyright: ignore[reportReturnType] - known, as was checked
 
 

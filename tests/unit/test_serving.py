@@ -112,6 +112,24 @@ def test_a_zip_holds_the_formats_that_are_asked_for(client: TestClient) -> None:
     assert answer.content == post(client, accept="application/zip", format="npy,glb").content
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("drop_uncertain", True),
+        ("ensemble_size", True),
+        ("seed", 1.0),
+        ("seed", "1"),
+        ("estimate_camera", 0),
+        ("fov", "x"),
+    ],
+)
+def test_types_in_json_are_those_of_the_schema(client: TestClient, name: str, value: Any) -> None:
+    body = {"photo": base64.b64encode(picture()).decode(), "interval": None, name: value, "num_inference_steps": 1}
+    answer = client.post("/v1/predict", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith(f"{name}: input should be a valid ")
+
+
 @pytest.mark.parametrize("formats", [{}, [], [{}], ["npy", None], 3, True, ["jpeg"], "npy,,png"])
 @pytest.mark.parametrize("accept", ["image/png", "application/json", "application/zip"])
 def test_formats_of_another_type_are_refused(client: TestClient, formats: Any, accept: str) -> None:

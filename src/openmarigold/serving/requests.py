@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import PurePosixPath
@@ -98,8 +99,10 @@ def validated(kind: type[BaseModel], given: Mapping[str, Any]) -> dict[str, Any]
     Raises:
         InvalidValueError: a name or value that is not accepted.
     """
+    stated = {name: value for name, value in given.items() if value != ""}
+    is_form = all(isinstance(value, str) for value in stated.values())  # else JSON, whose types are to be right
     try:
-        found = kind.model_validate({name: value for name, value in given.items() if value != ""})
+        found = kind.model_validate(stated) if is_form else kind.model_validate_json(json.dumps(stated), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"][:1])

@@ -152,6 +152,8 @@ class SimulatedCluster:
             shard = yield queue.get()
             if shard.number in finished:
                 continue
+            if environment.now > dies:  # while it waited; it is back since
+                dies = environment.now + chance.expovariate(1 / fleet.life)
             begun[number] = environment.now
             if chance.random() < fleet.silence:
                 account.events["worker fell silent"] += 1
@@ -225,7 +227,7 @@ def simulate(photos: int, fleet: Fleet, shard_size: int, seed: int, format: Any)
     with tempfile.TemporaryDirectory() as scratch:
         listed = Path(scratch, "photos.txt")
         listed.write_text("".join(f"memory://photos/{number:09d}.jpg\n" for number in range(photos)))
-        out, plain = f"memory://scale-{seed}-{shard_size}", f"memory://plain-{seed}-{shard_size}"
+        out, plain = f"memory://scale-{id(cluster)}", f"memory://plain-{id(cluster)}"
         while True:
             try:
                 outcome = batch_files(str(listed), out, engine=cluster, **settings)

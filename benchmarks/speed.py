@@ -26,7 +26,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from clip_speed import run_command, run_networks, write_pan
 from PIL import Image
 
 PHOTOS = Path(__file__).parent.parent / "examples" / "photos"
@@ -136,6 +135,8 @@ def make_photos(folder: Path, size: tuple[int, int], number: int) -> Path:
 
 def clips(rounds: int) -> str:
     """`openmarigold video` with its defaults, and its networks alone."""
+    from clip_speed import run_command, run_networks, write_pan  # next to this script
+
     rates: dict[str, list[tuple[float, float]]] = {"the command": [], "the networks alone": []}
     with tempfile.TemporaryDirectory() as scratch:
         clip = Path(scratch, "pan.mp4")

@@ -130,6 +130,11 @@ def test_types_in_json_are_those_of_the_schema(client: TestClient, name: str, va
     assert answer.json()["error"].startswith(f"{name}: input should be a valid ")
 
 
+def test_a_field_of_a_form_is_stated_once(client: TestClient) -> None:
+    answer = client.post("/v1/predict", data={"seed": ["1", "2"]}, files={"photo": ("a.png", picture())})
+    assert (answer.status_code, answer.json()["error"]) == (400, "seed is stated twice; give it once")
+
+
 @pytest.mark.parametrize("formats", [{}, [], [{}], ["npy", None], 3, True, ["jpeg"], "npy,,png"])
 @pytest.mark.parametrize("accept", ["image/png", "application/json", "application/zip"])
 def test_formats_of_another_type_are_refused(client: TestClient, formats: Any, accept: str) -> None:

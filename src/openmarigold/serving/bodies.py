@@ -58,6 +58,8 @@ async def body_of(request: Request) -> Body:
         async with form as fields:
             for name, value in fields.multi_items():
                 if not isinstance(value, UploadFile):
+                    if name in found.given:
+                        raise InvalidValueError(f"{name:.80} is stated twice; give it once")
                     found.given[name] = value
                 elif name in ("photo", "clip"):
                     files = found.photos if name == "photo" else found.clips

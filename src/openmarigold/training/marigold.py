@@ -9,7 +9,7 @@ The frozen autoencoder encodes a target, such as the normalized depth map, like 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,12 @@ class MarigoldTask:
         cache_dir: Path | None,
         accelerator: Accelerator,
         validation: ValidationPaths | None = None,
+        check_inputs: Callable[[Mapping[str, str]], None] | None = None,
     ) -> None:
         """Loads the base and the data, and encodes what is missing in the cache (`cache_dir` None: none is kept).
 
         Raises:
-            CheckpointError: the base is damaged or incomplete, or the cache was made from something else.
+            CheckpointError: the base is damaged or incomplete, or `check_inputs` refuses the data.
             DataError: data or a benchmark is missing or damaged.
             RecipeError: base, data and recipe do not fit together.
         """
@@ -86,6 +87,7 @@ class MarigoldTask:
             accelerator=accelerator,
             target_form="maps" if self._end_to_end else "latents",
             num_workers=recipe.run.num_workers,
+            check_inputs=check_inputs,
         )
 
     @property

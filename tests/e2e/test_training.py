@@ -138,6 +138,26 @@ def test_end_to_end_objective_learns_and_resumes(
     assert np.ptp(Predictor.load(checkpoint)(rgb).depth) > 0
 
 
+def test_errors_in_meters_are_those_of_the_normalized_map_times_its_range(in_workspace: Path, tmp_path: Path) -> None:
+    """One step with one picture: -1 to 1 of its target stands for the meters between its quantiles."""
+    found = {}
+    for error in ("absolute", "meters"):
+        recipe = tmp_path / f"{error}.toml"
+        objective = f'objective = {{ kind = "end_to_end", start_noise = "zeros", error = "{error}" }}\n'
+        text = DEPTH.replace("[optimization]", f"{objective}[optimization]").replace("batch_size = 2", "batch_size = 1")
+        text = text.replace("timesteps = { last_share = 0.25 }\n", "").replace('"bf16"', '"no"')
+        recipe.write_text(text)
+        train(recipe, data_dir=in_workspace / "data", output_dir=tmp_path / error, device="cpu", stop_after_steps=1)
+        (found[error],) = losses(tmp_path / error)
+    config = read_recipe(tmp_path / "meters.toml").data
+    mixture = Mixture(config, data_dir=in_workspace / "data", seed=2024)
+    _, chosen, _ = mixture.choose("depth", BatchSlice(0, 0, 1, slice(0, 1)), 1)
+    target = mixture.view(int(chosen[0])).target
+    assert target is not None
+    near, far = target.bounds
+    assert found["meters"] / found["absolute"] == pytest.approx((far - near) / 2, rel=1e-4)
+
+
 def test_stopping_early_and_resuming_equals_one_run(in_workspace: Path) -> None:
     """Also for a recipe that averages weights and draws its views anew each step."""
     settings = {"data_dir": in_workspace / "data", "device": "cpu"}

@@ -158,10 +158,11 @@ class MarigoldTask:
         decoded = decode_targets(self._vae, clean, num_targets=modality.num_targets, channels=modality.decoded_channels)
         decoded, target = decoded.flatten(1, 2).float().clamp(-1.0, 1.0), batch["target"].flatten(1, 2)
         weight = None
-        if self._recipe.objective.error == "relative":
+        if self._recipe.objective.error != "absolute":
             low, high = batch["bounds"].view(-1, 2, 1, 1, 1).unbind(dim=1)
-            half_range = (high - low) / 2.0  # what one unit of the target stands for
-            weight = half_range / (low + (target + 1.0) * half_range)
+            weight = ((high - low) / 2.0).expand_as(target)  # what one unit of the target stands for
+            if self._recipe.objective.error == "relative":
+                weight = weight / (low + (target + 1.0) * weight)
         return PIXEL_LOSSES[modality.pixel_loss](decoded, target, ~target.isnan(), weight)
 
     def _denoise(self, model: nn.Module, rgb_latent: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:

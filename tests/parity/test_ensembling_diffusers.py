@@ -13,12 +13,14 @@ import itertools
 import numpy as np
 import pytest
 
+from openmarigold import published_ensembling as published
 from openmarigold.ensembling import ensemble
+from openmarigold.errors import InvalidValueError, NumericalError
+from openmarigold.modalities import DEPTH
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 optimize = pytest.importorskip("scipy.optimize")
-published = pytest.importorskip("parity.published_ensembling")
 
 CASES = [(2, 0), (3, 1), (4, 2), (5, 3), (10, 4)]
 EVERY_CASE = pytest.mark.parametrize(("count", "seed"), CASES)
@@ -170,6 +172,43 @@ def test_pairwise_cost_equals_the_direct_cost():
     direct = sum(np.sqrt(np.mean((a - b) ** 2)) for a, b in itertools.combinations(aligned, 2))
     mean, gram = published.moments(members.reshape(5, -1))
     assert published.pairwise_cost(gram, mean, scale, shift) == pytest.approx(direct, rel=1e-9)
+    one_root = np.sqrt(np.mean([(a - b) ** 2 for a, b in itertools.combinations(aligned, 2)]))  # the paper's
+    assert published.pairwise_cost(gram, mean, scale, shift, one_root=True) == pytest.approx(one_root, rel=1e-9)
+
+
+def test_published_ensembling_is_a_way_to_merge_depth():
+    """The two published solvers align members to a common map as well as they can, from affine copies with noise."""
+    members = members_of(6, 2)
+    flat = members.reshape(6, -1)
+    ours = DEPTH.merge(members[:, None], "affine", "median").stack[0]
+    for name, solver in published.SOLVERS.items():
+        merged = DEPTH.merge(members[:, None], "affine", name)
+        depth, uncertainty = published.published_ensemble(members, solver=solver)
+        np.testing.assert_array_equal(merged.stack[0], depth)
+        np.testing.assert_array_equal(merged.uncertainty[0], uncertainty)
+        assert (depth.min(), depth.max()) == (0.0, pytest.approx(1.0))
+        fit = np.polyfit(ours.ravel(), depth.ravel(), 1)
+        assert np.abs(np.polyval(fit, ours) - depth).mean() < 0.02 and abs(fit[0] - 1) < 0.06
+        if name == "published":  # more iterations: the cost is not larger than after two
+            problem = (flat, *published.moments(flat), "median")
+            costs = []
+            for chosen in (solver, published.DIFFUSERS):
+                start = np.concatenate([1 / np.ptp(flat, axis=1), -flat.min(axis=1) / np.ptp(flat, axis=1)])
+                found = optimize.minimize(
+                    published.cost,
+                    start.astype(np.float64),
+                    args=problem,
+                    method="BFGS",
+                    tol=chosen.tolerance,
+                    options={"maxiter": chosen.iterations, "eps": published.DIFFERENCE_STEP},
+                )
+                costs.append(found.fun)
+            assert costs[0] <= costs[1] + 1e-9
+    with pytest.raises(InvalidValueError, match="published ensembling fits members to each other"):
+        DEPTH.merge(members[:, None], "absolute", "published")
+    members[0, 0, 0] = np.nan
+    with pytest.raises(NumericalError, match="not finite"):
+        published.published_ensemble(members)
 
 
 def test_pairwise_cost_of_equal_members_is_zero_not_nan():

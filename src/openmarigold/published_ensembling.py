@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The published ways to ensemble: scales and shifts by BFGS from min-max normalization; slow, for comparison.
 
-Marigold's code of 2024 and the paper take one root of the mean over all pairs and stop after two iterations; its code
-since v1-1 sums the root of each pair and makes up to 50. Diffusers sums roots and stops after two. `ensembling` is what
-predictions use.
+The paper and Marigold's code of 2024 take one root of the mean over all pairs, diffusers and Marigold's code since v1-1
+sum the roots of the pairs. `ensembling` is what predictions use.
 
-Deviation: the cost is float64 and its finite differences have a step of 1e-4. The published code steps 1.5e-8 in
-float32, below the resolution of the numbers it steps, so that its gradient is rounding noise.
+Deviation: the cost is float64 and its finite differences have a step of 1e-4. The published codes step 1.5e-8 in
+float32, below the resolution of the numbers they step, so that their gradient is rounding noise. For the same reason
+there are two iterations here, as in diffusers and the code of 2024, and not the 50 of v1-1: in its code they end where
+two do, while 50 iterations of a gradient that can be used shrink the scales towards 0 (docs/faithfulness.md).
 
 Paper: §3.4, eq. 4.
 """
@@ -14,7 +15,6 @@ Paper: §3.4, eq. 4.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
@@ -28,24 +28,11 @@ DIFFERENCE_STEP = 1e-4
 MIN_RANGE = 1e-6
 
 
-@dataclass(frozen=True)
-class Solver:
-    """How the solver is called, and what it minimizes."""
-
-    iterations: int = 2
-    tolerance: float = 1e-3
-    one_root: bool = False
-    """Whether the distance is one root of the mean over all pairs, or the sum of each pair's."""
-
-
-DIFFUSERS = Solver()
-SOLVERS: Mapping[str, Solver] = MappingProxyType(
-    {
-        "published": Solver(iterations=50, tolerance=1e-6),
-        "published-v1-0": Solver(iterations=2, tolerance=1e-3, one_root=True),
-    }
-)
-"""What `ensemble_reduction` may name: the code of v1-1, and that of the paper's tables. Both take the median."""
+ITERATIONS = 2
+TOLERANCE = 1e-3
+ONE_ROOT: Mapping[str, bool] = MappingProxyType({"published": False, "published-v1-0": True})
+"""What `ensemble_reduction` may name, the code of v1-1 and that of the paper's tables, and whether its distance is one
+root of the mean over all pairs, or the sum of each pair's. Both take the median."""
 
 
 def published_ensemble(
@@ -53,7 +40,7 @@ def published_ensemble(
     *,
     invariance: str = "affine",
     reduction: str = "median",
-    solver: Solver = DIFFUSERS,
+    one_root: bool = False,
 ) -> tuple[Float32[np.ndarray, "h w"], Float32[np.ndarray, "h w"]]:
     """Depth and uncertainty of two or more members.
 
@@ -83,10 +70,10 @@ def published_ensemble(
     solution = minimize(
         cost,
         start,
-        args=(shrunk, *moments(shrunk), reduction, solver.one_root),
+        args=(shrunk, *moments(shrunk), reduction, one_root),
         method="BFGS",
-        tol=solver.tolerance,
-        options={"maxiter": solver.iterations, "eps": DIFFERENCE_STEP},
+        tol=TOLERANCE,
+        options={"maxiter": ITERATIONS, "eps": DIFFERENCE_STEP},
     )
     depth, uncertainty = reduce(members.reshape(len(members), -1), *split(solution.x, len(members)), reduction)
     nearest = float(depth.min()) if invariance == "affine" else 0.0

@@ -27,10 +27,7 @@ import torch
 
 from openmarigold.ensembling import ensemble
 from openmarigold.images.photo import resize
-
-# The published cost is kept with the tests that compare with it.
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "parity"))
-from published_ensembling import pairwise_cost  # pyright: ignore[reportMissingImports]
+from openmarigold.published_ensembling import pairwise_cost
 
 
 def main() -> None:

@@ -164,8 +164,9 @@ class CallConfig:
     """What denoising starts from: gaussian noise, or zeros (checkpoints fine-tuned end to end). None: the checkpoint's
     own."""
     ensemble_reduction: str | None = None
-    """How members are merged: closest (to the mean direction) or mean for normals, median or mean for all else. None:
-    the first of these."""
+    """How members are merged: closest (to the mean direction) or mean for normals, median or mean for all else; depth
+    also published (aligned by the solver of Marigold's code; slow, extra `metric`) or published-v1-0. None: the first
+    of these."""
     fov: float | None = None
     """Field of view of the camera along the photo's longer side [deg]. None, with neither focal-px nor camera-file:
     what the photo's metadata state, else 55, stated as assumed."""

@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,6 @@ from openmarigold.training import latents, train
 from openmarigold.training.latents import Latents
 from openmarigold.training.loop import make_accelerator
 from openmarigold.training.marigold import MarigoldTask
-from openmarigold.training.packed import PackedRows
 from openmarigold.training.recipe import DataConfig, MarigoldRecipe, read_recipe
 from openmarigold.training.views import BatchSlice, Mixture
 from training_data import AUTOENCODER, DEPTH, GENERATOR, write_training_data
@@ -138,6 +138,26 @@ def test_end_to_end_objective_learns_and_resumes(
     assert np.ptp(Predictor.load(checkpoint)(rgb).depth) > 0
 
 
+def test_errors_in_meters_are_those_of_the_normalized_map_times_its_range(in_workspace: Path, tmp_path: Path) -> None:
+    """One step with one picture: -1 to 1 of its target stands for the meters between its quantiles."""
+    found = {}
+    for error in ("absolute", "meters"):
+        recipe = tmp_path / f"{error}.toml"
+        objective = f'objective = {{ kind = "end_to_end", start_noise = "zeros", error = "{error}" }}\n'
+        text = DEPTH.replace("[optimization]", f"{objective}[optimization]").replace("batch_size = 2", "batch_size = 1")
+        text = text.replace("timesteps = { last_share = 0.25 }\n", "").replace('"bf16"', '"no"')
+        recipe.write_text(text)
+        train(recipe, data_dir=in_workspace / "data", output_dir=tmp_path / error, device="cpu", stop_after_steps=1)
+        (found[error],) = losses(tmp_path / error)
+    config = read_recipe(tmp_path / "meters.toml").data
+    mixture = Mixture(config, data_dir=in_workspace / "data", seed=2024)
+    _, chosen, _ = mixture.choose("depth", BatchSlice(0, 0, 1, slice(0, 1)), 1)
+    target = mixture.view(int(chosen[0])).target
+    assert target is not None
+    near, far = target.bounds
+    assert found["meters"] / found["absolute"] == pytest.approx((far - near) / 2, rel=1e-4)
+
+
 def test_stopping_early_and_resuming_equals_one_run(in_workspace: Path) -> None:
     """Also for a recipe that averages weights and draws its views anew each step."""
     settings = {"data_dir": in_workspace / "data", "device": "cpu"}
@@ -164,7 +184,9 @@ def test_changed_base_or_data_does_not_resume(in_workspace: Path, tmp_path: Path
     output = tmp_path / "run"
     train(Path("depth.toml"), data_dir=in_workspace / "data", output_dir=output, device="cpu", stop_after_steps=1)
     other = write_training_data(tmp_path / "data", num_pairs=5)
-    with pytest.raises(CheckpointError, match=r"latents in .* were made with another state of the data"):
+    with pytest.raises(
+        CheckpointError, match=r"from something else \(autoencoder or data, the data's bytes changed since\)"
+    ):
         train(Path("depth.toml"), data_dir=other, output_dir=output, device="cpu")
     shutil.copytree("generator/checkpoint", tmp_path / "generator")
     weights = tmp_path / "generator" / "unet" / "diffusion_pytorch_model.safetensors"
@@ -192,7 +214,7 @@ def test_a_flipped_bit_of_the_data_does_not_train_on(in_workspace: Path, tmp_pat
     shard.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"from something else \(the data's bytes changed since\)"):
         train(Path("autoencoder.toml"), output_dir=tmp_path / "autoencoder", **settings)
-    with pytest.raises(CheckpointError, match=r"latents in .* were made with another state of the data's bytes;"):
+    with pytest.raises(CheckpointError, match=r"from something else \(the data's bytes changed since\)"):
         train(Path("depth.toml"), output_dir=tmp_path / "depth", **settings)
 
 
@@ -247,7 +269,7 @@ def test_interrupted_encoding_continues(in_workspace: Path, tmp_path: Path, monk
     """The latents of an encoding that was killed between two shards are those of one that was not."""
     monkeypatch.setattr(latents, "SHARD_BYTES", 1000)  # two views
     open_latents(in_workspace, tmp_path / "whole", PAIRS)
-    names = sorted(path.name for path in (tmp_path / "whole" / "synthetic").glob("*.npy"))
+    names = sorted(path.name for path in (tmp_path / "whole").glob("*/*.rows"))
     assert len(names) == 6
     encode, calls = Latents._encode, []
 
@@ -260,17 +282,30 @@ def test_interrupted_encoding_continues(in_workspace: Path, tmp_path: Path, monk
     monkeypatch.setattr(Latents, "_encode", failing)
     with pytest.raises(KeyboardInterrupt):
         open_latents(in_workspace, tmp_path / "killed", PAIRS)
-    assert sorted(path.name for path in (tmp_path / "killed" / "synthetic").glob("*.npy")) == names[:2]
+    first = sorted(path.name for path in (tmp_path / "killed").glob("*/*.rows"))
+    assert len(first) == 2 and set(first) < set(names)
     open_latents(in_workspace, tmp_path / "killed", PAIRS)
-    assert len(calls) == 10 + 16, "only the four shards that were not whole are encoded again"
+    assert len(calls) == 10 + 16, "only the four files that were not whole are encoded again"
+    (folder,) = (path.name for path in (tmp_path / "whole").iterdir())
     for name in names:
-        killed, whole = (tmp_path / run / "synthetic" / name for run in ("killed", "whole"))
+        killed, whole = (tmp_path / run / folder / name for run in ("killed", "whole"))
         assert killed.read_bytes() == whole.read_bytes()
 
 
-@pytest.mark.parametrize("form", ["none", "latents", "maps"])
-def test_kept_latents_are_those_computed_anew(in_workspace: Path, tmp_path: Path, form: str) -> None:
-    config = dataclasses.replace(PAIRS, min_scale=0.5, appearance=1.0)
+@pytest.mark.parametrize(
+    ("form", "more"),
+    [
+        ("none", {}),
+        ("latents", {}),
+        ("maps", {}),
+        ("latents", {"latents": "float32"}),
+        ("maps", {"latents": "float32"}),
+    ],
+)
+def test_kept_latents_are_those_computed_anew(
+    in_workspace: Path, tmp_path: Path, form: str, more: dict[str, Any]
+) -> None:
+    config = dataclasses.replace(PAIRS, min_scale=0.5, appearance=1.0, **more)
     indices = np.array([3, 0, 11, 3])
     found = []
     for cache_dir in (tmp_path / "kept", None):
@@ -291,15 +326,8 @@ def test_kept_latents_are_those_computed_anew(in_workspace: Path, tmp_path: Path
 )
 def test_a_cache_of_version_0_1_is_read(in_workspace: Path, tmp_path: Path, form: str, old: dict[str, str]) -> None:
     new = open_latents(in_workspace, tmp_path / "new", PAIRS, form=form)
-    shutil.copytree(tmp_path / "new", tmp_path / "old")
-    (shard,) = (path for path in (tmp_path / "old" / "synthetic").iterdir() if path.suffix in (".npy", ".packed"))
-    if form == "maps":  # which that version did not pack
-        packed = PackedRows(shard, new._row[0], ("target",), new.num_views)
-        rows = np.stack([packed[number] for number in range(new.num_views)])
-        shard.unlink()
-        shard = shard.with_suffix(".npy")
-    else:
-        rows = np.load(shard)
+    rows = np.stack([new._store(index)[new._name(index)] for index in range(new.num_views)])
+    shard = tmp_path / "old" / "synthetic" / "shard-00000.npy"
     fields = []
     for name in rows.dtype.names:
         base, shape = rows.dtype[name].subdtype
@@ -307,59 +335,55 @@ def test_a_cache_of_version_0_1_is_read(in_workspace: Path, tmp_path: Path, form
     renamed = np.zeros(len(rows), dtype=fields)
     for name in rows.dtype.names:
         renamed[old.get(name, name)] = rows[name].reshape(renamed[old.get(name, name)].shape)
+    shard.parent.mkdir(parents=True)
     np.save(shard, renamed)
-    described = json.loads((tmp_path / "old" / "cache.json").read_text())
-    assert described.pop("the modality") == "depth"
-    (tmp_path / "old" / "cache.json").write_text(json.dumps(described))
-    batches = [
-        source.batch(np.arange(12)) for source in (new, open_latents(in_workspace, tmp_path / "old", PAIRS, form=form))
-    ]
+    (tmp_path / "old" / "cache.json").write_text(json.dumps(new._described(new._vae)))
+    anew = open_latents(in_workspace, tmp_path / "old", PAIRS, form=form)
+    assert not list((tmp_path / "old").glob("*/*.rows")), "nothing was encoded again"
+    batches = [source.batch(np.arange(12)) for source in (new, anew)]
     assert batches[0].keys() == batches[1].keys()
     for name, values in batches[0].items():
         np.testing.assert_array_equal(values, batches[1][name])
-    assert np.load(shard).dtype.names == renamed.dtype.names, "nothing was encoded again"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"shard-00000\.npy .*remove it, and it will be encoded again"):
+        open_latents(in_workspace, tmp_path / "old", PAIRS, form=form).batch(np.arange(12))
+    # Another mixture does not use them.
+    other = open_latents(in_workspace, tmp_path / "old", dataclasses.replace(PAIRS, num_variants=4), form=form)
+    assert other.batch(np.arange(12)) and len(list((tmp_path / "old").glob("*/*.rows"))) == 1
 
 
 def test_latents_are_encoded_once(in_workspace: Path) -> None:
     output = in_workspace / "cached"
     train(Path("depth.toml"), data_dir=in_workspace / "data", output_dir=output, stop_after_steps=1)
-    shard = output / "latents" / "synthetic" / "shard-00000.npy"
+    (shard,) = (output / "latents").glob("*/*.rows")
     written = shard.stat().st_mtime_ns
     train(Path("depth.toml"), data_dir=in_workspace / "data", output_dir=output, stop_after_steps=2)
     assert shard.stat().st_mtime_ns == written
+    assert list((output / "latents").glob("*/*.rows")) == [shard]
 
 
-def test_latents_of_another_autoencoder_are_refused(in_workspace: Path, tmp_path: Path) -> None:
-    open_latents(in_workspace, tmp_path / "cache", PAIRS)
+def test_latents_of_another_autoencoder_are_others(in_workspace: Path, tmp_path: Path) -> None:
+    first = open_latents(in_workspace, tmp_path / "cache", PAIRS)
     other = load_vae(in_workspace / "autoencoder" / "checkpoint" / "vae")
     with torch.no_grad():
         next(iter(other.parameters())).add_(1.0)
     mixture = Mixture(PAIRS, data_dir=in_workspace / "data", seed=0)
-    settings = {"accelerator": make_accelerator("no", "cpu"), "target_form": "latents"}
-    with pytest.raises(CheckpointError, match="made with another state of the autoencoder; remove that folder"):
-        Latents(mixture, vae=other, cache_dir=tmp_path / "cache", **settings)
-    with pytest.raises(CheckpointError, match=r"another state of data\.num_variants, the data|data\.num_variants"):
-        open_latents(in_workspace, tmp_path / "cache", dataclasses.replace(PAIRS, num_variants=4))
+    settings: dict[str, Any] = {"accelerator": make_accelerator("no", "cpu"), "target_form": "latents"}
+    second = Latents(mixture, vae=other, cache_dir=tmp_path / "cache", **settings)
+    assert len(list((tmp_path / "cache").iterdir())) == 2 and first.fingerprint != second.fingerprint
+    places = np.arange(3)
+    assert not np.array_equal(first.batch(places)["rgb_latent"], second.batch(places)["rgb_latent"])
 
 
-def test_damaged_shard_is_named(in_workspace: Path, tmp_path: Path) -> None:
-    open_latents(in_workspace, tmp_path / "cache", PAIRS)
-    shard = tmp_path / "cache" / "synthetic" / "shard-00000.npy"
-    content = shard.read_bytes()
-    for damaged in (content[:-100], content[:-1] + bytes([content[-1] ^ 1])):
-        shard.write_bytes(damaged)
-        with pytest.raises(DataError, match=r"shard-00000\.npy .*remove it, and it will be encoded again"):
-            open_latents(in_workspace, tmp_path / "cache", PAIRS)
-
-
-def test_a_damaged_packed_shard_is_named(in_workspace: Path, tmp_path: Path) -> None:
-    open_latents(in_workspace, tmp_path / "cache", PAIRS, form="maps")
-    shard = tmp_path / "cache" / "synthetic" / "shard-00000.packed"
-    content = shard.read_bytes()
+@pytest.mark.parametrize("form", ["latents", "maps"])
+def test_a_damaged_file_of_latents_is_named(in_workspace: Path, tmp_path: Path, form: str) -> None:
+    open_latents(in_workspace, tmp_path / "cache", PAIRS, form=form)
+    (path,) = (tmp_path / "cache").glob("*/*.rows")
+    content = path.read_bytes()
     for damaged in (content[:-100], content[:-1] + bytes([content[-1] ^ 1]), b""):
-        shard.write_bytes(damaged)
-        with pytest.raises(DataError, match=r"shard-00000\.packed .*remove it, and it will be encoded again"):
-            open_latents(in_workspace, tmp_path / "cache", PAIRS, form="maps")
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=rf"{path.name} .*remove it, and it will be encoded again"):
+            open_latents(in_workspace, tmp_path / "cache", PAIRS, form=form)
 
 
 def test_data_without_any_valid_depth_is_refused(in_workspace: Path, tmp_path: Path) -> None:

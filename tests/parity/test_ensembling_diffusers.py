@@ -13,12 +13,14 @@ import itertools
 import numpy as np
 import pytest
 
+from openmarigold import published_ensembling as published
 from openmarigold.ensembling import ensemble
+from openmarigold.errors import InvalidValueError, NumericalError
+from openmarigold.modalities import DEPTH
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 optimize = pytest.importorskip("scipy.optimize")
-published = pytest.importorskip("parity.published_ensembling")
 
 CASES = [(2, 0), (3, 1), (4, 2), (5, 3), (10, 4)]
 EVERY_CASE = pytest.mark.parametrize(("count", "seed"), CASES)
@@ -170,6 +172,47 @@ def test_pairwise_cost_equals_the_direct_cost():
     direct = sum(np.sqrt(np.mean((a - b) ** 2)) for a, b in itertools.combinations(aligned, 2))
     mean, gram = published.moments(members.reshape(5, -1))
     assert published.pairwise_cost(gram, mean, scale, shift) == pytest.approx(direct, rel=1e-9)
+    one_root = np.sqrt(np.mean([(a - b) ** 2 for a, b in itertools.combinations(aligned, 2)]))  # the paper's
+    assert published.pairwise_cost(gram, mean, scale, shift, one_root=True) == pytest.approx(one_root, rel=1e-9)
+
+
+def test_published_ensembling_is_a_way_to_merge_depth():
+    """Both kinds align affine copies of a map well: nearer to it than any of its noisy copies."""
+    rows, columns = np.mgrid[:48, :64]
+    truth = 0.6 * rows / 48 + 0.2 * np.sin(columns / 9.0) + 0.1 * np.cos(rows / 5.0)
+
+    def error(depth: np.ndarray) -> float:
+        fit = np.polyfit(depth.ravel().astype(np.float64), truth.ravel(), 1)
+        return float(np.abs(np.polyval(fit, depth.ravel()) - truth.ravel()).mean())
+
+    members = members_of(6, 2)
+    found = {}
+    for name, one_root in published.ONE_ROOT.items():
+        merged = DEPTH.merge(members[:, None], "affine", name)
+        depth, uncertainty = published.published_ensemble(members, one_root=one_root)
+        np.testing.assert_array_equal(merged.stack[0], depth)
+        np.testing.assert_array_equal(merged.uncertainty[0], uncertainty)
+        assert (depth.min(), depth.max()) == (0.0, pytest.approx(1.0))
+        found[name] = error(depth)
+        assert found[name] < 0.6 * min(error(member) for member in members)
+    assert found["published"] != found["published-v1-0"]
+    with pytest.raises(InvalidValueError, match="published ensembling fits members to each other"):
+        DEPTH.merge(members[:, None], "absolute", "published")
+    members[0, 0, 0] = np.nan
+    with pytest.raises(NumericalError, match="not finite"):
+        published.published_ensemble(members)
+
+
+def test_fifty_published_iterations_end_where_two_do():
+    """Its gradient is rounding noise; fifty iterations of ours would shrink the scales, so two stand for them."""
+    members = torch.from_numpy(members_of(6, 1))[:, None]
+    pipeline = diffusers.MarigoldDepthPipeline
+    two, fifty = (
+        pipeline.ensemble_depth(members, max_iter=iterations, tol=tolerance)[0].numpy()
+        for iterations, tolerance in ((2, 1e-3), (50, 1e-6))
+    )
+    ours, _ = published.published_ensemble(members[:, 0].numpy())
+    assert np.abs(two - fifty).mean() < 0.002 and np.abs(ours - fifty[0, 0]).mean() < 0.02
 
 
 def test_pairwise_cost_of_equal_members_is_zero_not_nan():

@@ -18,14 +18,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmark_data import make_depth, make_folder_benchmark, make_kitti
+from benchmark_data import make_depth, make_folder_benchmark, make_kitti, make_nyuv2_extracted
 from openmarigold.cli import run
 from openmarigold.config import PredictConfig
 from openmarigold.errors import DataError, InvalidValueError, OutputError
 from openmarigold.evaluation import Estimator, evaluate, evaluate_benchmark, predictor_estimator
 from openmarigold.evaluation.benchmarks import open_benchmark, open_folder_benchmark
 from openmarigold.evaluation.compare import compare, compare_reports
-from openmarigold.evaluation.report import read_report
+from openmarigold.evaluation.report import read_report, write_report
 from openmarigold.evaluation.specs import (
     EstimatorSpec,
     baseline_specs,
@@ -403,6 +403,41 @@ def test_few_images_name_no_winner(runs: tuple[Path, Path]) -> None:
         assert {fewer.verdict(metric) for metric in fewer.differences} == {"too few images"}
         assert fewer.to_dict()["differences"]["abs_rel"]["better"] == "too few images"
     assert compare_reports(a, b).verdict("abs_rel") == "b"
+
+
+def test_compare_says_when_images_or_places_are_too_few(
+    runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def printed(count: int) -> str:
+        folders = [tmp_path / f"{name}{count}" for name in "ab"]
+        for folder, run_dir in zip(folders, runs, strict=True):
+            report = read_report(run_dir)
+            folder.mkdir()
+            write_report(replace(report, images=report.images[:count]), folder)
+        assert run(["compare", *map(str, folders)]) == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    assert "one image decides nothing; score 6 images or more" in printed(1)
+    assert "5 are too few to name the better one; score 6" in printed(5)
+    assert "excludes 0; all images are of 3 places, so it may hold for these alone" in printed(6)
+
+
+def test_the_table_names_what_was_scored(
+    benchmark: Path, tmp_path: Path, onnx_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (benchmark / "room-1" / "depth.png").write_bytes(b"no image")
+    options = ["--checkpoint", str(onnx_checkpoint), "--allow-partial"]
+    assert run(["evaluate", "--benchmark", str(benchmark), *options]) == 1
+    shown = capsys.readouterr().out
+    first, second = (line.strip() for line in shown.splitlines()[:2])
+    assert first == benchmark.name
+    assert second == "AbsRel % (lower is better) / delta1 % (higher is better), protocol marigold"
+    # One of six images failed, so a sixth of the measured pixels has no number.
+    assert "5 of 6" in shown and "16.7 %" in shown and "without" in shown
+    make_nyuv2_extracted(tmp_path / "data" / "nyuv2", [make_depth(480, 640)])
+    assert run(["evaluate", "--benchmark", "nyuv2", "--data", str(tmp_path / "data"), *options]) == 0
+    shown = capsys.readouterr().out
+    assert "nyuv2: NYU Depth v2, Eigen test split" in shown and "1 of 654" in shown and "0.0 %" in shown
 
 
 def test_runs_that_cannot_be_compared(runs: tuple[Path, Path], benchmark: Path, tmp_path: Path) -> None:

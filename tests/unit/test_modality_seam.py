@@ -33,6 +33,7 @@ from openmarigold.predictor import Predictor
 from openmarigold.results.provenance import read_provenance
 from openmarigold.seeding import generator_for
 from openmarigold.training import train
+from openmarigold.training.packed import PackedRows
 from openmarigold.training.recipe import DataConfig
 from openmarigold.training.views import Mixture
 from tiny import make_photo, make_unet, make_vae
@@ -161,8 +162,11 @@ def test_training_widens_both_ends_and_learns(workspace: Path, trained: Path) ->
     assert (index["_class_name"], index["prediction_type"]) == ("BrightnessPipeline", "brightness")
     first = losses(workspace / "whole")
     assert len(first) == 5 and np.isfinite(first).all()
-    kept = np.load(workspace / "whole" / "latents" / "colors" / "shard-00000.npy")
-    assert kept["rgb_latent"].shape == (12, 4, 4, 6) and kept["target_latent"].shape == (12, 8, 4, 6)
+    (path,) = (workspace / "whole" / "latents").glob("*/*.rows")
+    shapes = [("rgb_latent", (4, 4, 6)), ("target_latent", (8, 4, 6)), ("valid_mask", (1, 4, 6))]
+    fields = [(name, bool if name == "valid_mask" else np.float16, shape) for name, shape in shapes]
+    rows = PackedRows(path, np.dtype(fields), (), 12)
+    kept = np.stack([rows[number] for number in range(12)])
     # The first target is the photo itself, the second another picture.
     bright, dark = (
         np.abs(kept["target_latent"][:, part] - kept["rgb_latent"]).mean() for part in (slice(4), slice(4, 8))

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from openmarigold.errors import CheckpointError, DataError, InvalidValueError
 from openmarigold.evaluation.benchmarks import BENCHMARKS
 from openmarigold.evaluation.published import TABLES, Cell, PaperTable
 from openmarigold.evaluation.report import read_report
-from openmarigold.evaluation.reproduce import find_table, parse_checkpoints, reproduce
+from openmarigold.evaluation.reproduce import Progress, find_table, parse_checkpoints, reproduce
 from tiny import make_photo
 
 
@@ -53,8 +55,89 @@ def test_tables_hold_the_published_numbers() -> None:
         ("ibims-normals", 4, 10, 4321, (None, None)),
     ]
     assert TABLES["normals-v1-1"].protocol == "marigold-normals"
-    with pytest.raises(InvalidValueError, match="table 'table2' is not known; use one of table1, ensemble"):
+    with pytest.raises(InvalidValueError, match="table 'table2' is not known; use one of table1, v1-1, journal"):
         find_table("table2")
+
+
+def test_tables_of_later_models() -> None:
+    settings = {
+        name: {(one.model, one.num_inference_steps, one.ensemble_size, one.timestep_spacing) for one in table.cells}
+        for name, table in TABLES.items()
+    }
+    assert settings["v1-1"] == {("", 1, 10, None), ("", 1, 1, None)}
+    assert settings["journal"] == {("v1-0", 50, 10, None), ("v1-1", 1, 1, None), ("v1-1", 4, 10, None)}
+    assert settings["few-steps"] == {
+        ("lcm", 4, 5, None),
+        ("lcm", 1, 1, None),
+        ("v1-0", 1, 1, "trailing"),
+        ("e2e-ft", 1, 1, None),
+        ("sd-e2e-ft", 1, 1, None),
+    }
+    for name in ("v1-1", "journal", "few-steps"):
+        assert len(TABLES[name].cells) == 5 * len(settings[name])
+        assert {cell.seed for cell in TABLES[name].cells} == {1234}
+    journal = {(cell.row, cell.benchmark): cell for cell in TABLES["journal"].cells}
+    quoted = journal["Marigold v1-1, 4 steps, ensemble of 10", "nyuv2"]
+    assert quoted.published == (5.5, 96.4) and quoted.second_hand
+    assert journal["Marigold v1-1, 1 step", "nyuv2"].published == (5.9, 96.1)
+    assert journal["Marigold v1-1, 1 step", "kitti"].published == (None, None)
+    few = {(cell.row, cell.benchmark): cell.published for cell in TABLES["few-steps"].cells}
+    assert few["Marigold, 1 trailing step", "kitti"] == (10.8, 89.6)
+    assert few["Marigold LCM, 4 steps, ensemble of 5", "diode"] == (30.9, 77.6)
+    # The published code merged members in one way for the paper and in another since v1-1.
+    reductions = {name: table.published_reduction for name, table in TABLES.items()}
+    assert (reductions["table1"], reductions["v1-1"], reductions["normals"]) == ("published-v1-0", "published", None)
+
+
+def test_published_ensembling_engine_and_progress(tmp_path: Path, onnx_checkpoint: Path) -> None:
+    data = tmp_path / "data"
+    make_scannet(data / "scannet", {f"scene0001_00/{i:06d}": make_depth(32, 48, seed=i) for i in range(3)})
+    cells = [
+        Cell(row=f"{members}", benchmark="scannet", num_inference_steps=1, ensemble_size=members) for members in (1, 3)
+    ]
+    table = PaperTable(name="small", title="small", cells=tuple(cells), published_reduction="published-v1-0")
+    seen: list[Progress] = []
+    wanted: dict[str, Any] = {"data_dir": data, "checkpoints": {"": onnx_checkpoint}, "allow_partial": True}
+    wanted |= {"output_dir": tmp_path / "out"}
+    own = reproduce(table, **wanted, config=PredictConfig(engine="onnx"), progress=seen.append)
+    # An image of one member is three passes of a network, one of three members seven: 9 + 21 in all.
+    assert [(now.number, now.num_cells, now.done, now.total) for now in seen] == [
+        (cell, 2, done, 3) for cell in (1, 2) for done in (1, 2, 3)
+    ]
+    assert [now.share for now in seen] == pytest.approx([3 / 30, 6 / 30, 9 / 30, 16 / 30, 23 / 30, 1.0])
+    assert seen[0].cell == "1 on scannet" and seen[-1].remaining_s == 0.0
+    assert all(now.remaining_s is not None and now.remaining_s > 0 for now in seen[:-1])
+    published = reproduce(table, **wanted, ensembling="published")
+    merged = [result.to_dict()["settings"].get("ensemble_reduction") for result in (*own, *published)]
+    assert merged == [None, None, None, "published-v1-0"]
+    assert own[0].to_dict()["settings"]["engine"] == "onnx" and own[0].to_dict()["share_scored"] == 1.0
+    assert own[0].ours == published[0].ours and own[1].ours != published[1].ours
+    folders = sorted(path.name for path in (tmp_path / "out" / "small").iterdir())
+    assert folders == ["scannet-1x1", "scannet-1x3", "scannet-1x3-published-v1-0"]
+    with pytest.raises(InvalidValueError, match="members of normals are merged as published anyway"):
+        reproduce(TABLES["normals"], **wanted, ensembling="published")
+
+
+def test_progress_off_a_terminal(
+    tmp_path: Path, onnx_checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_scannet(tmp_path / "scannet", {f"scene0001_00/{i:06d}": make_depth(32, 48, seed=i) for i in range(4)})
+    arguments = ["reproduce", "v1-1", "--data", str(tmp_path), "--checkpoint", str(onnx_checkpoint), "--allow-partial"]
+    arguments += ["--benchmarks", "scannet", "-o", str(tmp_path / "out"), "--engine", "onnx", "--dtype", "float32"]
+    monkeypatch.setattr("openmarigold.cli.reproduce.PERIOD_S", 0.0)
+    assert run(arguments) == 0
+    printed = capsys.readouterr()
+    lines = [line for line in printed.err.splitlines() if line.startswith("cell ")]
+    assert len(lines) == 8
+    start = "cell 1 of 2: 1 step, ensemble of 10 (README) on scannet, 2 of 4 images, about "
+    assert lines[1].startswith(start) and re.fullmatch(r"\d:\d\d:\d\d left in all", lines[1].removeprefix(start))
+    assert lines[-1].endswith("4 of 4 images, about 0:00:00 left in all")
+    shown = " ".join(printed.out.split())
+    assert "4 of 800" in shown and "0.0 %" in shown and "a number" in shown
+    monkeypatch.setattr("openmarigold.cli.reproduce.PERIOD_S", 3600.0)
+    assert run(arguments) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cell ")]
+    assert len(lines) == 4, "the first and the last image of each cell"
 
 
 def test_each_cell_is_run_or_listed_with_the_reason(tmp_path: Path, onnx_checkpoint: Path) -> None:
@@ -90,6 +173,7 @@ def test_each_cell_is_run_or_listed_with_the_reason(tmp_path: Path, onnx_checkpo
     assert "kitti does not exist; `openmarigold data where kitti`" in (kitti.reason or "")
     assert (peer.report, peer.reason) == (None, None)
     as_dict = json.loads(json.dumps([result.to_dict() for result in chosen]))
+    assert [item["share_scored"] for item in as_dict] == [1.0, 0.5, None, None]
     assert [item["complete"] for item in as_dict] == [False, False, None, None]
     assert as_dict[2]["not_run"] == kitti.reason
     again = reproduce(table, **wanted, benchmarks=("eth3d",), allow_partial=True)[0].report

@@ -47,9 +47,13 @@ def _print_table(comparison: Comparison) -> None:
 
     from openmarigold.evaluation.compare import MIN_IMAGES
 
-    caption = "better: where every 95 % interval of b - a excludes 0"
-    if comparison.num_images < MIN_IMAGES:
-        caption = f"{comparison.num_images} are too few to name the better one; score {MIN_IMAGES} images or more"
+    caption, count = "better: where every 95 % interval of b - a excludes 0", comparison.num_images
+    if count < MIN_IMAGES:
+        few = "one image decides nothing" if count == 1 else f"{count} are too few to name the better one"
+        caption = f"{few}; score {MIN_IMAGES} images or more"
+    elif comparison.num_places < MIN_IMAGES:
+        places = "one place" if comparison.num_places == 1 else f"{comparison.num_places} places"
+        caption += f"; all images are of {places}, so it may hold for these alone"
     table = Table(
         title=f"{comparison.num_images} images of {cell(comparison.benchmark)}, protocol {comparison.protocol}",
         caption=caption,

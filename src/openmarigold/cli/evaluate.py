@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from openmarigold.cli.terminal import EXIT_SOME_FAILED, cell, progress_bar, say
+from openmarigold.cli.terminal import (
+    EXIT_SOME_FAILED,
+    cell,
+    progress_bar,
+    say,
+    scored_of_expected,
+    share_without_number,
+)
 from openmarigold.config import PredictConfig
 from openmarigold.errors import InvalidValueError
 
@@ -102,7 +109,8 @@ def run_evaluate(command: Evaluate) -> int:
     if command.json:
         print(json.dumps({name: report.to_dict() for name, report in reports.items()}, indent=2))
     else:
-        _print_tables(reports, modality)
+        row = benchmark.row
+        _print_tables(reports, modality, command.benchmark.name if row.name == "folder" else f"{row.name}: {row.title}")
         if command.output_dir is not None:
             say(f"summary.json, images.csv, page.html -> {command.output_dir}")
     return EXIT_SOME_FAILED if any(report.failed for report in reports.values()) else 0
@@ -167,8 +175,8 @@ def _without_effect(command: Evaluate) -> list[str]:
     return [*ignored, *(["method"] if command.method != Evaluate.method else [])]
 
 
-def _print_tables(reports: dict[str, Report], modality: Modality) -> None:
-    """A table for each protocol, since their scores must not be compared."""
+def _print_tables(reports: dict[str, Report], modality: Modality, named: str) -> None:
+    """A table for each protocol, since their scores must not be compared; `named` is the benchmark."""
     from rich.console import Console
     from rich.table import Table
 
@@ -179,16 +187,18 @@ def _print_tables(reports: dict[str, Report], modality: Modality) -> None:
         chosen = {name: report for name, report in reports.items() if report.protocol == protocol}
         first = next(iter(chosen.values()))
         headline = _headline(first, modality)
-        table = Table(title=f"{' / '.join(map(_with_direction, headline))}, protocol {protocol}")
+        scores = " / ".join(map(_with_direction, headline))
+        table = Table(title=f"{cell(named)}\n{scores}, protocol {protocol}")
         table.add_column("estimator")
         for name, kind in first.kinds.items():
             table.add_column(f"{cell(name)}\n{_counts(kind.num_places, kind.num_images)}", justify="right")
-        table.add_column("pixels\nscored", justify="right")
+        table.add_column("images", justify="right")
+        table.add_column("pixels without\na number", justify="right")
         for name, report in chosen.items():
             cells = (
                 " / ".join(score.text(kind.metrics[score.name]) for score in headline) for kind in report.kinds.values()
             )
-            table.add_row(cell(name), *cells, f"{100 * report.share_scored:.1f} %")
+            table.add_row(cell(name), *cells, scored_of_expected(report), share_without_number(report))
         console.print(table)
     _print_intervals(reports)
     for name, report in reports.items():

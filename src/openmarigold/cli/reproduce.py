@@ -3,21 +3,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar, say
-from openmarigold.config import PredictConfig
+from openmarigold.cli.terminal import (
+    EXIT_SOME_FAILED,
+    format_time,
+    progress_bar,
+    say,
+    scored_of_expected,
+    share_without_number,
+)
+from openmarigold.config import Dtype, EngineName, PredictConfig
 
 if TYPE_CHECKING:
     from openmarigold.evaluation.published import Cell, PaperTable
-    from openmarigold.evaluation.reproduce import CellResult
+    from openmarigold.evaluation.reproduce import CellResult, Progress
+
+Ensembling = Literal["own", "published"]
+PERIOD_S = 30.0
+"""Between two lines of progress, where there is no terminal."""
+_PARTS = 1000  # of the bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +41,27 @@ class Reproduce:
     Steps, ensemble size, resolution and seed are pinned to the paper's. A run goes on where it was interrupted.
     """
 
-    table: tyro.conf.Positional[Literal["table1", "ensemble", "steps", "noise", "data-mix", "normals", "normals-v1-1"]]
-    """Table 1; the curves of ensemble size and steps; the ablations of training noise and data; normals as compared by
-    E2E-FT, and by the settings of Marigold's scripts."""
+    table: tyro.conf.Positional[
+        Literal[
+            "table1",
+            "v1-1",
+            "journal",
+            "few-steps",
+            "ensemble",
+            "steps",
+            "noise",
+            "data-mix",
+            "normals",
+            "normals-v1-1",
+        ]
+    ]
+    """Table 1; Marigold v1-1 by the settings of its scripts; the journal paper's rows of v1-0 and v1-1; few steps as
+    compared by E2E-FT; the curves of ensemble size and steps; the ablations of training noise and data; normals as
+    compared by E2E-FT, and by the settings of Marigold's scripts."""
     data: Path
     """Folder of the benchmarks (`openmarigold data where NAME`)."""
     checkpoint: tuple[str, ...]
-    """Checkpoint folder; for noise, data-mix and normals LABEL=DIR, one or more of the table's rows."""
+    """Checkpoint folder; for tables of several models LABEL=DIR, one or more of the table's rows."""
     output_dir: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
     """Folder of the reports, one below it for each cell."""
     benchmarks: tuple[str, ...] = ()
@@ -42,6 +70,13 @@ class Reproduce:
     """Score what is there where images are missing or damaged; such cells are marked."""
     num_workers: int = 1
     """Images that are read and scored at the same time; the result does not depend on it."""
+    ensembling: Ensembling = "own"
+    """How members are merged: own (as this package does) or published (by the published solver; slow, extra
+    `metric`)."""
+    engine: EngineName = PredictConfig.engine
+    """What runs the networks: onnx, openvino, torch, or auto, the fastest."""
+    dtype: Dtype = PredictConfig.dtype
+    """Precision of the networks: float32, as published, bfloat16 or float16 (GPUs only)."""
     device: str = PredictConfig.device
     """Where the networks run: auto, cpu, cuda, cuda:1 or mps."""
     batch_size: int | None = PredictConfig.batch_size
@@ -56,14 +91,17 @@ def run_reproduce(command: Reproduce) -> int:
 
     table = find_table(command.table)
     checkpoints = parse_checkpoints(table, command.checkpoint)
-    with progress_bar(command.table) as (advance, note):
+    with _shown_progress(command.table) as (advance, note):
         results = reproduce(
             table,
             data_dir=command.data,
             checkpoints=checkpoints,
             output_dir=command.output_dir,
             benchmarks=command.benchmarks,
-            config=PredictConfig(device=command.device, batch_size=command.batch_size),
+            config=PredictConfig(
+                engine=command.engine, dtype=command.dtype, device=command.device, batch_size=command.batch_size
+            ),
+            ensembling=command.ensembling,
             num_workers=command.num_workers,
             allow_partial=command.allow_partial,
             progress=advance,
@@ -76,19 +114,44 @@ def run_reproduce(command: Reproduce) -> int:
     return EXIT_SOME_FAILED if any(result.reason is not None for result in results) else 0
 
 
+@contextlib.contextmanager
+def _shown_progress(label: str) -> Iterator[tuple[Callable[[Progress], None], Callable[[str], None]]]:
+    """Yields (advance, note): a bar on a terminal, elsewhere a line now and then, and at the ends of each cell."""
+    with progress_bar(label) as (advance, note):
+        last = 0.0
+
+        def show(now: Progress) -> None:
+            nonlocal last
+            advance(round(_PARTS * now.share), _PARTS)
+            if sys.stderr.isatty():
+                return
+            due = time.monotonic() - last >= PERIOD_S
+            if due or now.done in (1, now.total):
+                last = time.monotonic()
+                left = "" if now.remaining_s is None else f", about {format_time(now.remaining_s)} left in all"
+                note(f"cell {now.number} of {now.num_cells}: {now.cell}, {now.done} of {now.total} images{left}")
+
+        yield show, note
+
+
 def _print_table(paper: PaperTable, results: Sequence[CellResult]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else 110)
     pair = " / ".join(score.heading for score in paper.scores)
-    caption = "~ read off a figure's axis" if any(result.cell.read_off for result in results) else None
+    marks = {
+        "~ read off a figure's axis": any(result.cell.read_off for result in results),
+        "* as quoted by others": any(result.cell.second_hand for result in results),
+    }
+    caption = "; ".join(text for text, is_used in marks.items() if is_used) or None
     table = Table(title=f"{paper.title}\n{pair}, protocol {paper.protocol}", caption=caption)
     table.add_column("row")
     table.add_column("benchmark")
     for heading in ("published", "ours", "difference"):
         table.add_column(heading, justify="right")
     table.add_column("images", justify="right")
+    table.add_column("pixels without\na number", justify="right")
     for result in results:
         table.add_row(
             result.cell.row,
@@ -97,6 +160,7 @@ def _print_table(paper: PaperTable, results: Sequence[CellResult]) -> None:
             "quoted only" if result.cell.model is None else _pair(result.ours or (None, None), ".1f", "not run"),
             _pair(result.difference, "+.1f", ""),
             _images(result),
+            "" if result.report is None else share_without_number(result.report),
         )
     console.print(table)
     reasons: dict[str, list[str]] = {}
@@ -108,7 +172,9 @@ def _print_table(paper: PaperTable, results: Sequence[CellResult]) -> None:
 
 
 def _published(cell: Cell) -> str:
-    return ("~" if cell.read_off and cell.published[0] is not None else "") + _pair(cell.published, ".1f", "–")
+    known = cell.published[0] is not None
+    mark = "~" if cell.read_off and known else ""
+    return mark + _pair(cell.published, ".1f", "–") + ("*" if cell.second_hand and known else "")
 
 
 def _pair(pair: tuple[float | None, float | None], digits: str, absent: str) -> str:
@@ -117,7 +183,4 @@ def _pair(pair: tuple[float | None, float | None], digits: str, absent: str) -> 
 
 
 def _images(result: CellResult) -> str:
-    if result.report is None:
-        return ""
-    count, expected = len(result.report.images), result.report.expected
-    return str(count) if count == expected else f"{count} of {expected}"
+    return "" if result.report is None else scored_of_expected(result.report)

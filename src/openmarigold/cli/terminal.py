@@ -6,13 +6,16 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
 from openmarigold import workers
 from openmarigold.errors import OpenMarigoldError, OutputError
 from openmarigold.printing import printable
+
+if TYPE_CHECKING:
+    from openmarigold.evaluation.report import Report
 
 EXIT_SOME_FAILED = 1
 EXIT_ERROR = 2
@@ -39,6 +42,27 @@ def say(text: object, *, error: bool = False) -> None:
 def cell(text: object) -> str:
     """A text for a table of rich, with its brackets escaped."""
     return escape(printable(text))
+
+
+def format_time(seconds: float) -> str:
+    """Hours, minutes and seconds: 1:02:03.
+
+    >>> format_time(3723.4)
+    '1:02:03'
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def scored_of_expected(report: Report) -> str:
+    """How many images were scored, of how many: "652 of 652"; of a benchmark of any size, all that it holds."""
+    scored = len(report.images)
+    return f"{scored} of {scored + len(report.failed) if report.expected is None else report.expected}"
+
+
+def share_without_number(report: Report) -> str:
+    """The share of the measured pixels whose prediction is not a number, in percent."""
+    return f"{100 * (1 - report.share_scored):.1f} %"
 
 
 @contextlib.contextmanager

@@ -13,6 +13,8 @@ from PIL import Image, ImageFilter
 from openmarigold.data.sources import Sample
 from openmarigold.modalities.modality import Modality
 
+_ROUNDING_PX = 1e-6  # what is left of a picture that has the shape of the view
+
 
 def random_view(
     sample: Sample,
@@ -42,7 +44,9 @@ def random_view(
     crop_height *= np.exp(rng.uniform(np.log(min_scale), 0.0))
     crop_width = crop_height * aspect
     # A full view may come out larger than the picture by a rounding error.
-    left, top = rng.uniform(0, max(0.0, width - crop_width)), rng.uniform(0, max(0.0, height - crop_height))
+    left, top = (
+        rng.uniform(0, spare if spare > _ROUNDING_PX else 0.0) for spare in (width - crop_width, height - crop_height)
+    )
     box = (left, top, min(left + crop_width, width), min(top + crop_height, height))
     by_chance = rng.random() < 0.5
     mirrored = by_chance if mirrored is None else mirrored

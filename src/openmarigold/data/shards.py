@@ -128,6 +128,11 @@ class ShardedDataset:
             raise self._damaged(index, f"its size is not the {height}x{width} of the index")
         return Sample(rgb=rgb, maps=maps, kind=self.kinds[index])
 
+    def identity(self, index: int, maps: Iterable[str]) -> tuple[str, ...]:
+        """What names sample number `index` for as long as its key and the bytes of its picture and `maps` stay."""
+        files = {name: self._table[name][index].tolist()[1:] for name in ("rgb", *maps)}
+        return (self.keys[index], *(f"{name} {self.encodings.get(name)} {found}" for name, found in files.items()))
+
     def info(self, index: int) -> dict[str, Any]:
         """The content of the sample's .json: source, intrinsics where known, statistics.
 

@@ -10,7 +10,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,6 +163,11 @@ class Source:
         """Height and width of each sample; plain tars are read once for it."""
         return self._reader.sizes[self._chosen]
 
+    def size_of(self, index: int) -> tuple[int, int]:
+        """Height and width of sample number `index`."""
+        height, width = self._reader.sizes[self._chosen[index]].tolist()
+        return height, width
+
     def read(self, index: int) -> Sample:
         """Decoded sample number `index`.
 
@@ -170,6 +175,13 @@ class Source:
             DataError: the sample is damaged.
         """
         return self._reader.read(int(self._chosen[index]))
+
+    def identity(self, index: int, maps: Iterable[str]) -> tuple[str, ...]:
+        """What names sample number `index` for as long as its bytes stay; plain tars count as a whole."""
+        reader = self._reader
+        if isinstance(reader, ShardedDataset):
+            return reader.identity(int(self._chosen[index]), (name for name in maps if name in reader.encodings))
+        return reader.sha256, self.keys[index]
 
     def camera(self, index: int) -> Camera | None:
         """The camera of sample number `index`; None where it is not known, as in plain tars.

@@ -28,6 +28,8 @@ class Comparison:
     scores: Mapping[str, Score]
     """What the protocol measures, by name; what tables show first comes first."""
     num_images: int
+    num_places: int
+    """Images of one place resemble each other. Where places are not known, each image has its own."""
     differences: Mapping[str, Difference]
 
     def verdict(self, metric: str) -> str:
@@ -51,6 +53,7 @@ class Comparison:
             "benchmark": self.benchmark,
             "protocol": self.protocol,
             "num_images": self.num_images,
+            "num_places": self.num_places,
             "differences": {
                 name: {**asdict(difference), "better": self.verdict(name)}
                 for name, difference in self.differences.items()
@@ -102,6 +105,7 @@ def compare_reports(a: Report, b: Report) -> Comparison:
         protocol=a.protocol,
         scores=_headline_first(a),
         num_images=len(names),
+        num_places=len({(image.kind, image.place) for image in a.images}),
         differences=paired_differences(a.images, ordered, over_places=a.over_places, pooled=a.pooled),
     )
 

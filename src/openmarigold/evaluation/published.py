@@ -2,8 +2,9 @@
 """The papers' tables as rows: published numbers and the settings they were made with.
 
 Paper: table 1, the ablations of noise, data mix, ensemble size and steps. Where a figure shows a curve, only the ends
-of its axis are known, to about a tenth (`read_off`). Normals: Martin Garcia et al. 2024 (E2E-FT), its comparison of
-normals and the README of its code, and the settings of Marigold's scripts.
+of its axis are known, to about a tenth (`read_off`). Martin Garcia et al. 2024 (E2E-FT): its comparisons of few steps
+and of normals, and the README of its code. Marigold's scripts of v1-1 and its journal paper (arXiv 2505.09358), whose
+table 1 is known to us from a survey that quotes it (`second_hand`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from openmarigold.config import FinalStep
+from openmarigold.config import FinalStep, TimestepSpacing
 from openmarigold.modalities import DEPTH, NORMALS
 from openmarigold.modalities.modality import Modality
 from openmarigold.modalities.protocol import Score
@@ -31,7 +32,9 @@ class Cell:
         published: the table's two headline scores as they are shown (AbsRel [%] and delta1 [%]); None is not known.
         model: label of the checkpoint it needs; "" is the only one of a table, None a peer, whose number is quoted.
         read_off: read off a figure's axis.
+        second_hand: known from someone who quotes it.
         seed: of the noise.
+        timestep_spacing: None: the checkpoint's own.
     """
 
     row: str
@@ -41,7 +44,9 @@ class Cell:
     num_inference_steps: int = PAPER_STEPS
     ensemble_size: int = PAPER_ENSEMBLE
     read_off: bool = False
+    second_hand: bool = False
     seed: int = SEED
+    timestep_spacing: TimestepSpacing | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,8 @@ class PaperTable:
     protocol: str = "marigold"
     final_step: FinalStep | None = "reference"
     """None: each checkpoint's own."""
+    published_reduction: str | None = "published-v1-0"
+    """How the published code merged members; None: as this package does by default."""
 
     @property
     def scores(self) -> list[Score]:
@@ -109,6 +116,44 @@ def _table_1() -> Iterator[Cell]:
     yield from _row(ensemble, _TABLE_1_SETS, "5.5/96.4 9.9/91.6 6.5/96.0 6.4/95.1 30.8/77.3")
 
 
+def _version_1_1() -> Iterator[Cell]:
+    """What Marigold's scripts of v1-1 run; their numbers are not known to us from their source."""
+    for members, row in ((10, "1 step, ensemble of 10 (README)"), (1, "1 step, no ensemble (scripts)")):
+        for benchmark in _TABLE_1_SETS:
+            yield Cell(row=row, benchmark=benchmark, num_inference_steps=1, ensemble_size=members)
+
+
+def _journal() -> Iterator[Cell]:
+    known = {("v1-0", 50, 10): (5.5, 96.4), ("v1-1", 1, 1): (5.9, 96.1), ("v1-1", 4, 10): (5.5, 96.4)}
+    for (model, steps, members), on_nyu in known.items():
+        ensemble = f", ensemble of {members}" if members > 1 else ""
+        for benchmark in _TABLE_1_SETS:
+            yield Cell(
+                row=f"Marigold {model}, {steps} step{'s' if steps > 1 else ''}{ensemble}",
+                benchmark=benchmark,
+                published=on_nyu if benchmark == "nyuv2" else (None, None),
+                model=model,
+                num_inference_steps=steps,
+                ensemble_size=members,
+                second_hand=True,
+            )
+
+
+def _few_steps() -> Iterator[Cell]:
+    """E2E-FT's comparison of few steps, one pipeline for all."""
+    lcm = Cell(row="Marigold LCM, 4 steps, ensemble of 5", benchmark="", model="lcm")
+    lcm = replace(lcm, num_inference_steps=4, ensemble_size=5)
+    yield from _row(lcm, _TABLE_1_SETS, "6.2/95.6 9.9/91.7 6.9/95.5 7.0/94.5 30.9/77.6")
+    single = replace(lcm, row="Marigold LCM, 1 step", num_inference_steps=1, ensemble_size=1)
+    yield from _row(single, _TABLE_1_SETS, "6.5/95.4 10.7/89.9 7.5/94.5 7.6/93.8 31.5/76.3")
+    trailing = replace(single, row="Marigold, 1 trailing step", model="v1-0", timestep_spacing="trailing")
+    yield from _row(trailing, _TABLE_1_SETS, "5.7/96.2 10.8/89.6 6.9/95.5 6.6/95.2 31.1/76.8")
+    tuned = replace(single, row="Marigold + E2E-FT", model="e2e-ft")
+    yield from _row(tuned, _TABLE_1_SETS, "5.2/96.6 9.6/91.9 6.2/95.9 5.8/96.2 30.2/77.9")
+    tuned = replace(single, row="Stable Diffusion + E2E-FT", model="sd-e2e-ft")
+    yield from _row(tuned, _TABLE_1_SETS, "5.4/96.5 9.6/92.1 6.4/95.9 5.8/96.5 30.3/77.6")
+
+
 def _trained(numbers: Mapping[str, str]) -> Iterator[Cell]:
     for label, row in numbers.items():
         yield from _row(Cell(row=label, benchmark="", model=label), _ABLATION_SETS, row)
@@ -158,6 +203,24 @@ TABLES: Mapping[str, PaperTable] = MappingProxyType(
         for table in (
             PaperTable(name="table1", title="Table 1: zero-shot comparison", cells=tuple(_table_1())),
             PaperTable(
+                name="v1-1",
+                title="Marigold v1-1, the settings of its scripts (the numbers are not known to us)",
+                cells=tuple(_version_1_1()),
+                published_reduction="published",
+            ),
+            PaperTable(
+                name="journal",
+                title="Marigold's journal paper, table 1: v1-0 and v1-1",
+                cells=tuple(_journal()),
+                published_reduction="published",
+            ),
+            PaperTable(
+                name="few-steps",
+                title="Few steps, as compared by E2E-FT",
+                cells=tuple(_few_steps()),
+                final_step=None,
+            ),
+            PaperTable(
                 name="ensemble",
                 title="Ensemble size, 50 steps",
                 cells=tuple(
@@ -189,6 +252,7 @@ TABLES: Mapping[str, PaperTable] = MappingProxyType(
                 modality=NORMALS,
                 protocol="dsine",
                 final_step=None,
+                published_reduction=None,
             ),
             PaperTable(
                 name="normals-v1-1",
@@ -196,6 +260,7 @@ TABLES: Mapping[str, PaperTable] = MappingProxyType(
                 cells=tuple(_normals_settings()),
                 modality=NORMALS,
                 protocol="marigold-normals",
+                published_reduction=None,
             ),
         )
     }

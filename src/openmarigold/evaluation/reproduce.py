@@ -3,20 +3,47 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from openmarigold.checkpoints.checkpoint import read_checkpoint
 from openmarigold.config import PredictConfig
 from openmarigold.errors import DataError, InvalidValueError, MissingExtraError
+from openmarigold.evaluation.benchmark import Benchmark
 from openmarigold.evaluation.benchmarks import find_row, open_benchmark
 from openmarigold.evaluation.published import TABLES, Cell, PaperTable
 from openmarigold.evaluation.report import Report
 from openmarigold.evaluation.runner import evaluate_benchmark
 from openmarigold.evaluation.specs import predictor_spec
 from openmarigold.files import as_path
+
+Ensembling = Literal["own", "published"]
+_WINDOW = 50  # images whose time tells how long the others will take
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a table is.
+
+    Attributes:
+        cell: row and benchmark of the cell that runs.
+        number: of that cell, from 1, of the `num_cells` that can run.
+        done: images of the cell, of `total`.
+        share: of all work that is done, [0, 1].
+        remaining_s: about how long the rest takes [s]; None where it is not known yet.
+    """
+
+    cell: str
+    number: int
+    num_cells: int
+    done: int
+    total: int
+    share: float
+    remaining_s: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +88,8 @@ class CellResult:
             "published": {**named(self.cell.published), "read_off": self.cell.read_off},
             "ours": None if self.ours is None else named(self.ours),
             "difference": named(self.difference),
+            "settings": None if self.report is None else _deviating(self.report),
+            "share_scored": None if self.report is None else self.report.share_scored,
             "complete": None if self.report is None else len(self.report.images) == self.report.expected,
             "not_run": self.reason,
         }
@@ -104,43 +133,57 @@ def reproduce(
     output_dir: Path | str,
     benchmarks: Sequence[str] = (),
     config: PredictConfig | None = None,
+    ensembling: Ensembling = "own",
     num_workers: int = 1,
     allow_partial: bool = False,
-    progress: Callable[[int, int], object] = lambda done, total: None,
+    progress: Callable[[Progress], object] = lambda progress: None,
     note: Callable[[str], object] = lambda line: None,
 ) -> list[CellResult]:
     """Results of a table's cells, each run in a folder of its own below `output_dir`, so that it can be resumed.
 
     Cells whose data or checkpoint is missing have the reason in the place of a report. `benchmarks` limits the cells;
-    of `config` only the device and the batch size are used.
+    of `config` only engine, device, dtype and batch size are used. With `ensembling` "published" members are merged as
+    by the published code (extra `metric`).
 
     Raises:
         DataError: an unknown benchmark.
+        InvalidValueError: published ensembling for a table whose members this package merges as published anyway.
         OutputError: the output folder cannot be written.
     """
     for name in benchmarks:
         find_row(name)
+    if ensembling == "published" and table.published_reduction is None:
+        raise InvalidValueError(f"members of {table.name} are merged as published anyway; leave --ensembling out")
     config, output_dir = config or PredictConfig(), as_path(output_dir, "output_dir")
+    cells = [cell for cell in table.cells if not benchmarks or cell.benchmark in benchmarks]
+    opened = {
+        name: _opened(name, data_dir, allow_partial)
+        for name in dict.fromkeys(cell.benchmark for cell in cells if cell.model in checkpoints)
+    }
+    runnable = [c for c in cells if c.model in checkpoints and isinstance(opened[c.benchmark], Benchmark)]
+    clock = _Clock(runnable, opened, progress)
     results = []
-    for cell in table.cells:
-        if benchmarks and cell.benchmark not in benchmarks:
-            continue
+    for cell in cells:
         if cell.model is None:
             results.append(CellResult(table=table, cell=cell))
             continue
         if cell.model not in checkpoints:
             results.append(CellResult(table=table, cell=cell, reason=f"no --checkpoint {cell.model}=DIR"))
             continue
-        name = "-".join(filter(None, (cell.benchmark, cell.model.replace(":", "to"))))
+        benchmark = opened[cell.benchmark]
+        if not isinstance(benchmark, Benchmark):
+            results.append(CellResult(table=table, cell=cell, reason=benchmark))
+            continue
+        settings = _settings(table, cell, checkpoints[cell.model], config, ensembling)
         try:
             report = evaluate_benchmark(
-                open_benchmark(cell.benchmark, data_dir, allow_partial=allow_partial),
-                predictor_spec(_settings(table, cell, checkpoints[cell.model], config)),
+                benchmark,
+                predictor_spec(settings),
                 protocol=table.protocol,
-                output_dir=output_dir / table.name / f"{name}-{cell.num_inference_steps}x{cell.ensemble_size}",
+                output_dir=output_dir / table.name / _folder_name(cell, settings),
                 num_workers=num_workers,
                 allow_partial=allow_partial,
-                progress=progress,
+                progress=clock.of(cell),
                 note=note,
             )
         except (DataError, MissingExtraError) as error:
@@ -150,19 +193,93 @@ def reproduce(
     return results
 
 
-def _settings(table: PaperTable, cell: Cell, checkpoint: Path, config: PredictConfig) -> PredictConfig:
+def _opened(name: str, data_dir: Path | str, allow_partial: bool) -> Benchmark | str:
+    """A benchmark, or why it cannot be used."""
+    try:
+        return open_benchmark(name, data_dir, allow_partial=allow_partial)
+    except (DataError, MissingExtraError) as error:
+        return str(error)
+
+
+def _folder_name(cell: Cell, settings: PredictConfig) -> str:
+    """Where a cell's report lies; other settings than the published ones have folders of their own."""
+    model = "" if cell.model is None else cell.model.replace(":", "to")
+    others = (settings.ensemble_reduction, None if settings.dtype == PredictConfig.dtype else settings.dtype)
+    name = "-".join(filter(None, (cell.benchmark, model)))
+    return "-".join(filter(None, (f"{name}-{cell.num_inference_steps}x{cell.ensemble_size}", *others)))
+
+
+class _Clock:
+    """How far a table is, and about how long the rest takes.
+
+    The unit of work is a pass of a network: an image is encoded once, each member takes its steps and is decoded.
+    Images that an earlier run has scored take no time, so the pace is that of the last images.
+    """
+
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        opened: Mapping[str, Benchmark | str],
+        progress: Callable[[Progress], object],
+    ) -> None:
+        self._cells, self._progress = list(cells), progress
+        self._images = [len(getattr(opened[cell.benchmark], "entries", ())) for cell in cells]
+        self._works = [1 + cell.ensemble_size * (cell.num_inference_steps + 1) for cell in cells]
+        self._recent: deque[tuple[float, float]] = deque([(time.monotonic(), 0.0)], maxlen=_WINDOW + 1)
+
+    def of(self, cell: Cell) -> Callable[[int, int], None]:
+        """What the run of a cell calls after each image."""
+        number = self._cells.index(cell)
+        before = sum(images * work for images, work in zip(self._images[:number], self._works[:number], strict=True))
+        everything = sum(images * work for images, work in zip(self._images, self._works, strict=True))
+
+        def advance(done: int, total: int) -> None:
+            finished = before + done * self._works[number]
+            self._recent.append((time.monotonic(), float(finished)))
+            (first_s, first), (last_s, last) = self._recent[0], self._recent[-1]
+            pace = (last_s - first_s) / (last - first) if last > first else None
+            self._progress(
+                Progress(
+                    cell=f"{cell.row} on {cell.benchmark}",
+                    number=number + 1,
+                    num_cells=len(self._cells),
+                    done=done,
+                    total=total,
+                    share=finished / everything,
+                    remaining_s=None if pace is None else (everything - finished) * pace,
+                )
+            )
+
+        return advance
+
+
+def _settings(
+    table: PaperTable, cell: Cell, checkpoint: Path, config: PredictConfig, ensembling: Ensembling
+) -> PredictConfig:
     """The paper's settings of a cell."""
+    published = ensembling == "published" and cell.ensemble_size > 1
     return PredictConfig(
         checkpoint=checkpoint,
         num_inference_steps=cell.num_inference_steps,
         ensemble_size=cell.ensemble_size,
+        ensemble_reduction=table.published_reduction if published else None,
         processing_resolution=find_row(cell.benchmark).processing_resolution,
         seed=cell.seed,
         final_step=table.final_step,
+        timestep_spacing=cell.timestep_spacing,
         modality=(table.modality.name,),
+        engine=config.engine,
         device=config.device,
+        dtype=config.dtype,
         batch_size=config.batch_size,
     )
+
+
+def _deviating(report: Report) -> dict[str, Any]:
+    """Settings of a report that a reader wants to know besides the published ones."""
+    return {
+        name: report.settings[name] for name in ("engine", "dtype", "ensemble_reduction") if name in report.settings
+    }
 
 
 def find_table(name: str) -> PaperTable:

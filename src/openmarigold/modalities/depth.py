@@ -21,6 +21,7 @@ from openmarigold.modalities import depth_scores
 from openmarigold.modalities.bands import DEPTH_BANDS, DEPTH_PICTURES
 from openmarigold.modalities.colors import color_table, colorize, uncertainty_picture
 from openmarigold.modalities.modality import Gauge, MapKind, Maps, Merged, Modality, Picture, Surface, Target
+from openmarigold.published_ensembling import ONE_ROOT, published_ensemble
 
 METRIC_SPACE = "metric_log"
 """What model_index.json states where decoded values are the logarithm of meters: `modalities.metric`."""
@@ -186,6 +187,9 @@ def _to_log_target(maps: Maps, valid_mask: Bool[np.ndarray, "h w"], invalid: str
 
 
 def _merge(members: Float32[np.ndarray, "n 1 h w"], invariance: str, reduction: str) -> Merged:
+    if reduction in ONE_ROOT:
+        depth, uncertainty = published_ensemble(members[:, 0], invariance=invariance, one_root=ONE_ROOT[reduction])
+        return Merged(stack=depth[None], uncertainty=uncertainty[None])
     merged = ensemble(members[:, 0], invariance=invariance, reduction=reduction)
     return Merged(stack=merged.depth[None], uncertainty=merged.uncertainty[None])
 
@@ -245,7 +249,7 @@ _LINEAR = Modality(
     to_target=_to_target,
     from_decoded=lambda decoded: to_affine(decoded[:, 0]),
     merge=_merge,
-    reductions=REDUCTIONS,
+    reductions=(*REDUCTIONS, *ONE_ROOT),
     finish=lambda stack: np.clip(stack, 0, 1, out=stack),
     mirror=_mirror,
     picture=lambda maps, color_map: colorize(maps["depth"], color_map=color_map),

@@ -14,6 +14,7 @@ from types import MappingProxyType
 import numpy as np
 from jaxtyping import Bool, Float, UInt8, UInt16
 
+from openmarigold.ensembling import REDUCTIONS
 from openmarigold.errors import DataError
 from openmarigold.modalities import metric_scores
 from openmarigold.modalities.depth import LOG_DEPTH, METRIC_SPACE, colored_logs
@@ -126,6 +127,7 @@ METRIC = replace(
     to_target=_to_target,
     from_decoded=lambda decoded: to_meters(decoded[:, 0]),
     merge=_merge,
+    reductions=REDUCTIONS,
     finish=lambda stack: stack,
     picture=lambda maps, color_map: _shown(maps["depth"], color_map),
     pictures=(

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,10 @@ def train(
         state.check_recipe(found, table)
     plan_batches(recipe.optimization, num_processes=accelerator.num_processes)  # before latents are encoded in vain
     cache_dir = (places.cache_dir or places.output_dir / "latents") if keeps_latents(recipe) else None
+    check_inputs = None if found is None else partial(state.check_inputs, found)
     with loop.lost_processes(accelerator, places.output_dir):
         return loop.run_training(
-            make_task(recipe, places, cache_dir=cache_dir, accelerator=accelerator),
+            make_task(recipe, places, cache_dir=cache_dir, accelerator=accelerator, check_inputs=check_inputs),
             recipe=table,
             optimization=recipe.optimization,
             run=recipe.run,
@@ -139,8 +141,18 @@ def dry_run(recipe_path: Path | str, *, overrides: Sequence[str] = (), device: s
     return make_dry_run(task, recipe, output_dir=places.output_dir, accelerator=accelerator)
 
 
-def make_task(recipe: Recipe, places: TrainingPaths, *, cache_dir: Path | None, accelerator: Any) -> Any:
-    """The `task.Task` of a recipe, its networks and data loaded. Raises what `train` raises."""
+def make_task(
+    recipe: Recipe,
+    places: TrainingPaths,
+    *,
+    cache_dir: Path | None,
+    accelerator: Any,
+    check_inputs: Callable[[Mapping[str, str]], None] | None = None,
+) -> Any:
+    """The `task.Task` of a recipe, its networks and data loaded. Raises what `train` raises.
+
+    `check_inputs` gets hashes of what latents are made of, before any are, and raises where they do not fit.
+    """
     data_dir = places.data_dir
     if isinstance(recipe, AutoencoderRecipe):
         from openmarigold.training.nano.autoencoder import AutoencoderTask
@@ -157,7 +169,9 @@ def make_task(recipe: Recipe, places: TrainingPaths, *, cache_dir: Path | None, 
     if isinstance(recipe, GeneratorRecipe):
         from openmarigold.training.nano.generator import GeneratorTask
 
-        return GeneratorTask(recipe, data_dir=data_dir, cache_dir=cache_dir, accelerator=accelerator)
+        return GeneratorTask(
+            recipe, data_dir=data_dir, cache_dir=cache_dir, accelerator=accelerator, check_inputs=check_inputs
+        )
     from openmarigold.training.marigold import MarigoldTask
     from openmarigold.training.validation import ValidationPaths
 
@@ -166,7 +180,14 @@ def make_task(recipe: Recipe, places: TrainingPaths, *, cache_dir: Path | None, 
         benchmark_data_dir=places.benchmark_data_dir,
         photos_dir=places.photos_dir,
     )
-    return MarigoldTask(recipe, data_dir=data_dir, cache_dir=cache_dir, accelerator=accelerator, validation=validation)
+    return MarigoldTask(
+        recipe,
+        data_dir=data_dir,
+        cache_dir=cache_dir,
+        accelerator=accelerator,
+        validation=validation,
+        check_inputs=check_inputs,
+    )
 
 
 def _import_parts() -> tuple[Any, Any, Any]:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Latents of training views: computed once by the frozen autoencoder and kept on disk, or for each batch again.
 
-Both ways give the same numbers: each view is encoded by itself, in float32, and rounded to half precision. The cache is
-a folder of shards, which appear whole by a rename. So several processes can make it together, and an interrupted cache
-is continued. `cache.json` records its sources.
+Both ways give the same numbers: each view is encoded by itself, in float32, and rounded to half precision (or not, as
+the recipe says). A kept row is named by all that it depends on: the sample's bytes, what was done to it, and the
+autoencoder. So runs share the rows of the samples that they have in common, several processes encode together, and an
+interrupted encoding is continued. What other data or settings need is encoded next to what is there.
 """
 
 from __future__ import annotations
@@ -21,29 +22,26 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
 
-from openmarigold.errors import CheckpointError, DataError
+from openmarigold.errors import DataError, OutputError
 from openmarigold.files import make_directory, write_atomically
 from openmarigold.modalities.modality import latent_valid_mask
 from openmarigold.networks.backbone import Vae, encode_to_latent, hash_of_weights, latent_channels
 from openmarigold.printing import quoted_logger
-from openmarigold.text_files import DamagedTextError, parse_json, with_current_keys
-from openmarigold.training.packed import SUFFIX, PackedRows, write_packed
-from openmarigold.training.settings import DEFAULT_MODALITY
+from openmarigold.training.earlier_latents import EarlierLatents
+from openmarigold.training.row_store import RowStore
 from openmarigold.training.views import Mixture, View
 
 LOGGER = quoted_logger(__name__)
 SHARD_BYTES = 2**23  # about so much is lost when making a cache is interrupted
 LOG_PERIOD = 20  # shards between progress lines
-CACHE_FILE = "cache.json"
-# Not part of the fingerprint: a state holds the first by itself, and the second in its recipe.
-_BYTES, _MODALITY = "the data's bytes", "the modality"
+_ABOUT_FILE = "about.json"
+_VERSION = 1  # another one where the same settings make other rows
 
-_PACKED_FIELDS = ("target",)
+_VIEW_SETTINGS = ("min_scale", "aspect_jitter", "mirror", "appearance", "invalid", "invalid_is_far")
+_LATER_SETTINGS = ("draws", "resampling", "latents")
 
 TargetForm = Literal["none", "latents", "maps"]
 """The needed form of the targets: none, their latents, or the pixels themselves."""
-# Fields of the caches of version 0.1, and what they are called now.
-_OLD_FIELDS = {"depth_latent": "target_latent", "norm_depth": "target", "depth_range": "bounds"}
 
 
 class Latents:
@@ -63,6 +61,7 @@ class Latents:
         accelerator: Accelerator,
         target_form: TargetForm,
         num_workers: int = 2,
+        check_inputs: Callable[[Mapping[str, str]], None] | None = None,
     ) -> None:
         """Open the cache and encode its missing shards.
 
@@ -70,22 +69,26 @@ class Latents:
             vae: the frozen autoencoder; moved to the accelerator's device.
             cache_dir: where latents are kept; None encodes each batch anew.
             num_workers: threads that read views while others are encoded.
+            check_inputs: called with hashes of all that latents are made of, before any are encoded; may refuse.
 
         Raises:
-            CheckpointError: the cache was made from other sources.
             DataError: a sample is damaged, or no view of a source has a valid target.
             OutputError: the cache cannot be written.
         """
         self.mixture, self._form = mixture, target_form
         self._vae: Any = vae.requires_grad_(False).to(accelerator.device)
         self._device = accelerator.device
+        self._dtype = np.dtype(mixture.config.latents)
         self._row = [self._row_type(number) for number in range(len(mixture.sources))]
         described = self._described(vae)
         self.fingerprint = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-        described |= {_BYTES: mixture.sha256, _MODALITY: mixture.modality.name}
+        if check_inputs is not None:
+            check_inputs({"autoencoder or data": self.fingerprint, "the data's bytes": mixture.sha256})
         self._folder = cache_dir
+        self._stores: dict[tuple[int, int], RowStore] = {}
         if cache_dir is not None:
-            self._open_cache(cache_dir, described, accelerator, num_workers)
+            self._earlier = EarlierLatents(cache_dir, mixture, self._row, described)
+            self._open_cache(cache_dir, accelerator, num_workers)
         self._check_targets()
 
     @property
@@ -124,7 +127,8 @@ class Latents:
     def _encode(self, picture: Float[Tensor, "3 H W"]) -> Float[Tensor, "C h w"]:
         # By itself, so that its latent does not depend on its neighbors in a batch; and not under autocast.
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
-            return encode_to_latent(self._vae, picture[None])[0].half().float()
+            latent = encode_to_latent(self._vae, picture[None])[0].float()
+            return latent if self._dtype == np.float32 else latent.half().float()
 
     def _pictures(self, view: View) -> dict[str, np.ndarray]:
         found: dict[str, np.ndarray] = {"rgb_picture": view.rgb}
@@ -143,7 +147,7 @@ class Latents:
         if view.target is not None:
             values, bounds = np.where(view.valid_mask, view.target.values, values), view.target.bounds
         # Rounded as they are kept, so that a cache changes nothing.
-        values = values.astype(np.float16).astype(np.float32)
+        values = values.astype(self._dtype).astype(np.float32)
         return {"target": values, "bounds": np.array(bounds, dtype=np.float32)}
 
     def _target_shape(self, height: int, width: int) -> tuple[int, int, int, int]:
@@ -154,19 +158,21 @@ class Latents:
         """The stored fields of a view of a source."""
         height, width = self.mixture.size_of(number)
         latent = (latent_channels(self._vae), height // 8, width // 8)
-        fields: list[Any] = [("rgb_latent", np.float16, latent)]
+        fields: list[Any] = [("rgb_latent", self._dtype, latent)]
         if self._form == "latents":
             targets = (self.mixture.modality.num_targets * latent[0], *latent[1:])
-            fields += [("target_latent", np.float16, targets), ("valid_mask", np.bool_, (1, *latent[1:]))]
+            fields += [("target_latent", self._dtype, targets), ("valid_mask", np.bool_, (1, *latent[1:]))]
         elif self._form == "maps":
-            fields += [("target", np.float16, self._target_shape(height, width)), ("bounds", np.float32, (2,))]
+            fields += [("target", self._dtype, self._target_shape(height, width)), ("bounds", np.float32, (2,))]
         return np.dtype(fields)
 
     def _described(self, vae: Vae) -> dict[str, Any]:
         """Everything that latents depend on; shares, weights and noise only affect which are drawn."""
         config = self.mixture.config
-        names = ("min_scale", "aspect_jitter", "mirror", "appearance", "num_variants", "invalid", "invalid_is_far")
-        settings = {f"data.{name}": getattr(config, name) for name in (*names, "min_depth")}
+        settings = {f"data.{name}": getattr(config, name) for name in (*_VIEW_SETTINGS, "num_variants", "min_depth")}
+        for name in _LATER_SETTINGS:  # runs of earlier versions did without them
+            if (value := getattr(config, name)) != getattr(type(config), name):
+                settings[f"data.{name}"] = value
         settings |= self.mixture.described_limits
         sources = [
             [source.name, source.contents, *config.size_of(source.name), *map(str, source.valid_range)]
@@ -182,56 +188,80 @@ class Latents:
 
     # The cache
 
-    def _open_cache(
-        self, folder: Path, described: Mapping[str, Any], accelerator: Accelerator, num_workers: int
-    ) -> None:
-        if accelerator.is_main_process:
-            _claim(folder, described)
+    def _open_cache(self, folder: Path, accelerator: Accelerator, num_workers: int) -> None:
+        autoencoder = hash_of_weights(self._vae)
+        for size in {self.mixture.size_of(number) for number in range(len(self.mixture.sources))}:
+            self._stores[size] = self._open_store(folder, size, autoencoder)
+        missing = [index for index in range(self.num_views) if not self._is_kept(index)]
+        groups = list(self._grouped(missing))
+        mine = groups[accelerator.process_index :: accelerator.num_processes]
+        accelerator.wait_for_everyone()  # all have seen what was there before anyone adds to it
+        if mine:
+            LOGGER.info("encoding %d of %d views", len(missing), self.num_views)
+            self._make(mine, num_workers)
         accelerator.wait_for_everyone()
-        if not accelerator.is_main_process:  # on another node the folder may be another one
-            _claim(folder, described)
-        shards = [
-            (number, shard)
-            for number in range(len(self.mixture.sources))
-            for shard in range(-(-int(np.diff(self.mixture.starts)[number]) // self._views_in_shard(number)))
-        ]
-        mine = shards[accelerator.process_index :: accelerator.num_processes]
-        missing = [place for place in mine if not any(path.is_file() for path in self._places_of(*place))]
-        if missing:
-            self._make(missing, num_workers)
-        accelerator.wait_for_everyone()
-        self._shards: dict[tuple[int, int], np.ndarray | PackedRows] = {}
+        for store in self._stores.values():
+            store.scan()
+        absent = next((index for index in missing if not self._is_kept(index)), None)
+        if absent is not None:
+            raise OutputError(
+                f"{folder} lacks what another process has encoded; give a --cache-dir (or --output-dir) that all nodes "
+                "see"
+            )
 
-    def _make(self, missing: list[tuple[int, int]], num_workers: int) -> None:
-        LOGGER.info("encoding %d shards of views", len(missing))
-        views = [(place, index) for place in missing for index in self._views_of(*place)]
-        rows: list[np.ndarray] = []
-        read = _ahead(self._read, [index for _, index in views], num_workers=num_workers)
-        done = 0
-        for (place, index), pictures in zip(views, read, strict=True):
-            batch = {
-                name: torch.from_numpy(np.asarray(value))[None].to(self._device) for name, value in pictures.items()
-            }
-            row = np.zeros((), dtype=self._row[place[0]])
-            for name, value in self.encoded(batch).items():
-                row[name] = value[0].cpu().numpy()
-            rows.append(row)
-            if index == self._views_of(*place)[-1]:
-                shard, rows = np.stack(rows), []
-                self._write(place, shard)
-                done += 1
-                if done % LOG_PERIOD == 0 or done == len(missing):
-                    LOGGER.info("encoded %d of %d shards", done, len(missing))
+    def _open_store(self, folder: Path, size: tuple[int, int], autoencoder: str) -> RowStore:
+        """The rows of views of a size, in a folder that is named by what they have in common."""
+        mixture = self.mixture
+        about: dict[str, Any] = {
+            "version": _VERSION,
+            "autoencoder": autoencoder,
+            "modality": mixture.modality.name,
+            "objective": self._form,
+            "size": list(size),
+            **{name: getattr(mixture.config, name) for name in (*_VIEW_SETTINGS, *_LATER_SETTINGS)},
+        }
+        text = json.dumps(about, indent=2, sort_keys=True) + "\n"
+        number = next(n for n in range(len(mixture.sources)) if mixture.size_of(n) == size)
+        maps = ("target",) if self._form == "maps" else ()
+        packed = maps if self._dtype == np.float16 else ()
+        place = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+        make_directory(place)
+        write_atomically(place / _ABOUT_FILE, lambda partial: partial.write_text(text, encoding="utf-8"))
+        return RowStore(place, self._row[number], packed, deflate=bool(maps))
 
-    def _write(self, place: tuple[int, int], shard: np.ndarray) -> None:
-        plain, packed = self._places_of(*place)
-        make_directory(plain.parent)
-        if self._form == "maps":
-            write_packed(packed, shard, _PACKED_FIELDS)
-            return
-        digest = hashlib.sha256(shard.tobytes()).hexdigest()
-        write_atomically(_sum_of(plain), lambda temporary: temporary.write_text(digest))
-        write_atomically(plain, lambda temporary: _write_npy(temporary, shard))
+    def _name(self, index: int) -> str:
+        """The name of a view's row."""
+        identity = json.dumps(self.mixture.identity(index), separators=(",", ":"))
+        return hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:32]
+
+    def _store(self, index: int) -> RowStore:
+        return self._stores[self.mixture.size_of(self.mixture.source_of(index))]
+
+    def _is_kept(self, index: int) -> bool:
+        return index in self._earlier or self._name(index) in self._store(index)
+
+    def _grouped(self, indices: list[int]) -> Iterator[list[int]]:
+        """Views in groups of one source, each a file of the cache."""
+        for number in range(len(self.mixture.sources)):
+            mine = [index for index in indices if self.mixture.source_of(index) == number]
+            count = max(1, SHARD_BYTES // self._row[number].itemsize)
+            yield from (mine[start : start + count] for start in range(0, len(mine), count))
+
+    def _make(self, groups: list[list[int]], num_workers: int) -> None:
+        read = _ahead(self._read, [index for group in groups for index in group], num_workers=num_workers)
+        for done, group in enumerate(groups, start=1):
+            rows = []
+            for index, pictures in zip(group, read, strict=False):
+                batch = {
+                    name: torch.from_numpy(np.asarray(value))[None].to(self._device) for name, value in pictures.items()
+                }
+                row = np.zeros((), dtype=self._row[self.mixture.source_of(index)])
+                for name, value in self.encoded(batch).items():
+                    row[name] = value[0].cpu().numpy()
+                rows.append(row)
+            self._store(group[0]).add([self._name(index) for index in group], np.stack(rows))
+            if done % LOG_PERIOD == 0 or done == len(groups):
+                LOGGER.info("encoded %d of %d files of views", done, len(groups))
 
     def _read(self, index: int) -> dict[str, np.ndarray]:
         return self._pictures(self.mixture.view(index))
@@ -254,33 +284,9 @@ class Latents:
         row = self._pictures(self.mixture.view(index)) if self._folder is None else self._kept(index)
         return bool((~np.isnan(row["target"])).any() if self._form == "maps" else row["valid_mask"].any())
 
-    def _views_in_shard(self, number: int) -> int:
-        return max(1, SHARD_BYTES // self._row[number].itemsize)
-
-    def _views_of(self, number: int, shard: int) -> range:
-        start, stop = (int(place) for place in self.mixture.starts[number : number + 2])
-        count = self._views_in_shard(number)
-        return range(start + shard * count, min(start + (shard + 1) * count, stop))
-
-    def _places_of(self, number: int, shard: int) -> tuple[Path, Path]:
-        """Where a shard lies: as it is, for latents and for maps of earlier versions, or packed."""
-        assert self._folder is not None
-        plain = self._folder / self.mixture.sources[number].name / f"shard-{shard:05d}.npy"
-        return plain, plain.with_suffix(SUFFIX)
-
     def _kept(self, index: int) -> dict[str, np.ndarray]:
-        number = self.mixture.source_of(index)
-        shard, row = divmod(index - int(self.mixture.starts[number]), self._views_in_shard(number))
-        place = (number, shard)
-        if place not in self._shards:
-            plain, packed = self._places_of(*place)
-            count, dtype = len(self._views_of(*place)), self._row[number]
-            self._shards[place] = (
-                _open_npy(plain, dtype, count) if plain.is_file() else _open_packed(packed, dtype, count)
-            )
-        kept = self._shards[place][row]
-        names = kept.dtype.names or ()
-        return {name: _widened(kept[name]) for name in names}
+        kept = self._earlier[index] if index in self._earlier else self._store(index)[self._name(index)]
+        return {name: _widened(kept[name]) for name in kept.dtype.names or ()}
 
 
 def _widened(array: np.ndarray) -> np.ndarray:
@@ -301,60 +307,3 @@ def _ahead(make: Callable[[int], Any], items: list[int], *, num_workers: int) ->
             if number + depth < len(items):
                 pending.append(executor.submit(make, items[number + depth]))
             yield current.result()
-
-
-def _claim(folder: Path, described: Mapping[str, Any]) -> None:
-    """Record the sources of a new cache, or check those of an existing one."""
-    path = folder / CACHE_FILE
-    if not path.is_file():
-        make_directory(folder)
-        text = json.dumps(described, indent=2) + "\n"
-        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-        return
-    try:
-        kept = with_current_keys(parse_json(path.read_bytes()))
-    except (OSError, DamagedTextError):
-        kept = None
-    expected = parse_json(json.dumps(described))
-    if not isinstance(kept, dict):
-        raise CheckpointError(f"{path} cannot be read; remove {folder} to encode again, or choose another --cache-dir")
-    kept.setdefault(_BYTES, expected.get(_BYTES))  # caches of earlier versions have neither this nor the next:
-    kept.setdefault(_MODALITY, DEFAULT_MODALITY)
-    changed = sorted(key for key in kept.keys() | expected.keys() if kept.get(key) != expected.get(key))
-    if changed:
-        raise CheckpointError(
-            f"the latents in {folder} were made with another state of {', '.join(changed)}; "
-            "remove that folder to encode again, or choose another --cache-dir"
-        )
-
-
-def _sum_of(path: Path) -> Path:
-    """Where the SHA-256 of a shard's rows stands; written before the shard."""
-    return path.with_suffix(".sha256")
-
-
-def _write_npy(path: Path, array: np.ndarray) -> None:
-    with path.open("wb") as file:  # np.save would add a suffix to the temporary name
-        np.save(file, array, allow_pickle=False)
-
-
-def _open_packed(path: Path, dtype: np.dtype, count: int) -> PackedRows:
-    try:
-        return PackedRows(path, dtype, _PACKED_FIELDS, count)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not what was kept there; remove it, and it will be encoded again") from error
-
-
-def _open_npy(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}); remove it, and it will be encoded again") from error
-    names = [_OLD_FIELDS.get(name, name) for name in array.dtype.names or ()]
-    if names == list(dtype.names or ()) and array.dtype.itemsize == dtype.itemsize:
-        array = array.view(dtype)  # the same numbers under older names
-    stated = _sum_of(path)  # caches of earlier versions have none
-    damaged = stated.is_file() and stated.read_text(errors="replace") != hashlib.sha256(array.tobytes()).hexdigest()
-    if damaged or array.dtype != dtype or array.shape != (count,):
-        raise DataError(f"{path} is not what was kept there; remove it, and it will be encoded again")
-    return array

@@ -9,7 +9,7 @@ The frozen autoencoder encodes a target, such as the normalized depth map, like 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,12 @@ class MarigoldTask:
         cache_dir: Path | None,
         accelerator: Accelerator,
         validation: ValidationPaths | None = None,
+        check_inputs: Callable[[Mapping[str, str]], None] | None = None,
     ) -> None:
         """Loads the base and the data, and encodes what is missing in the cache (`cache_dir` None: none is kept).
 
         Raises:
-            CheckpointError: the base is damaged or incomplete, or the cache was made from something else.
+            CheckpointError: the base is damaged or incomplete, or `check_inputs` refuses the data.
             DataError: data or a benchmark is missing or damaged.
             RecipeError: base, data and recipe do not fit together.
         """
@@ -86,6 +87,7 @@ class MarigoldTask:
             accelerator=accelerator,
             target_form="maps" if self._end_to_end else "latents",
             num_workers=recipe.run.num_workers,
+            check_inputs=check_inputs,
         )
 
     @property
@@ -156,10 +158,11 @@ class MarigoldTask:
         decoded = decode_targets(self._vae, clean, num_targets=modality.num_targets, channels=modality.decoded_channels)
         decoded, target = decoded.flatten(1, 2).float().clamp(-1.0, 1.0), batch["target"].flatten(1, 2)
         weight = None
-        if self._recipe.objective.error == "relative":
+        if self._recipe.objective.error != "absolute":
             low, high = batch["bounds"].view(-1, 2, 1, 1, 1).unbind(dim=1)
-            half_range = (high - low) / 2.0  # what one unit of the target stands for
-            weight = half_range / (low + (target + 1.0) * half_range)
+            weight = ((high - low) / 2.0).expand_as(target)  # what one unit of the target stands for
+            if self._recipe.objective.error == "relative":
+                weight = weight / (low + (target + 1.0) * weight)
         return PIXEL_LOSSES[modality.pixel_loss](decoded, target, ~target.isnan(), weight)
 
     def _denoise(self, model: nn.Module, rgb_latent: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of a cache in a compressed file, exact to the bit: half-precision maps as 16-bit codes.
+"""Rows of a cache in files, exact to the bit: half-precision maps as 16-bit codes, deflated.
 
-A file is a line of JSON (number of rows, bytes of each, SHA-256 of all), then the rows, each deflated by itself so that
-one is read without the others. In a field of half-precision numbers `[... h w]` the bits of each number are its code.
-Neighbors of a smooth map have near codes, so that what is stored is what left + above - above left does not predict.
+A file is a line of JSON (names and bytes of the rows, SHA-256 of all), then the rows, each by itself, so that one is
+read without the others. Rows with maps are deflated; latents hardly shrink and are stored as they are. In a field of
+half-precision numbers `[... h w]` the bits of each number are its code. Neighbors of a smooth map have near codes, so
+that what is stored is what left + above - above left does not predict.
 """
 
 from __future__ import annotations
@@ -24,17 +25,34 @@ _LEVEL = 6
 _LONGEST_HEADER = 2**22
 
 
-def write_packed(path: Path, rows: np.ndarray, fields: Sequence[str]) -> None:
-    """Writes the rows of a structured array; `fields` are half-precision maps that are predicted.
+def write_packed(
+    path: Path, rows: np.ndarray, fields: Sequence[str], *, ids: Sequence[str] = (), deflate: bool = True
+) -> None:
+    """Writes the rows of a structured array; `fields` are half-precision maps that are predicted, `ids` names of rows.
 
     Raises:
         OutputError: it cannot be written.
     """
-    blobs = [zlib.compress(_pack(row, fields), _LEVEL) for row in rows]
+    blobs = [zlib.compress(_pack(row, fields), _LEVEL) if deflate else row.tobytes() for row in rows]
     content = b"".join(blobs)
-    head = {"sizes": [len(blob) for blob in blobs], "sha256": hashlib.sha256(content).hexdigest()}
+    head: dict[str, object] = {"ids": list(ids)} if ids else {}
+    head |= {"sizes": [len(blob) for blob in blobs], "deflated": deflate}
+    head |= {"sha256": hashlib.sha256(content).hexdigest()}
     line = json.dumps(head).encode() + b"\n"
     write_atomically(path, lambda partial: partial.write_bytes(line + content))
+
+
+def read_ids(path: Path) -> list[str]:
+    """Names of the rows of a file, from its first line alone.
+
+    Raises:
+        ValueError, OSError, KeyError, TypeError: it is damaged.
+    """
+    with path.open("rb") as file:
+        ids = parse_json(file.readline(_LONGEST_HEADER))["ids"]
+    if not isinstance(ids, list) or not all(isinstance(name, str) for name in ids):
+        raise ValueError("its rows have no names")
+    return ids
 
 
 class PackedRows:
@@ -54,13 +72,19 @@ class PackedRows:
                 raise ValueError("its bytes are not those that were written")
         if len(head["sizes"]) != count:
             raise ValueError(f"{len(head['sizes'])} rows, not {count}")
+        self._deflated = head.get("deflated", True)
+        if not self._deflated and any(size != dtype.itemsize for size in head["sizes"]):
+            raise ValueError(f"rows of {head['sizes'][0]} bytes, not {dtype.itemsize}")
         self._starts = len(line) + np.cumsum([0, *head["sizes"]])
 
     def __getitem__(self, row: int) -> np.void:
         start, stop = int(self._starts[row]), int(self._starts[row + 1])
         with self._path.open("rb") as file:
             file.seek(start)
-            return _unpack(zlib.decompress(file.read(stop - start)), self._dtype, self._fields)
+            content = file.read(stop - start)
+        if not self._deflated:
+            return np.frombuffer(content, dtype=self._dtype)[0]
+        return _unpack(zlib.decompress(content), self._dtype, self._fields)
 
 
 def _pack(row: np.void, fields: Sequence[str]) -> bytes:

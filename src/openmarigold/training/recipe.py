@@ -53,14 +53,14 @@ class ObjectiveConfig:
     timesteps.last_share do not matter then."""
     start_noise: Literal["gaussian", "zeros"] = "gaussian"
     """What end_to_end starts from, in training as in prediction: plain noise, or zeros as in Garcia et al."""
-    error: Literal["absolute", "relative"] = "absolute"
-    """What end_to_end averages: errors as they are (in units of each image's depth range), as in Garcia et al., or as
-    shares of each pixel's depth, as AbsRel does: what is near counts for more."""
+    error: Literal["absolute", "relative", "meters"] = "absolute"
+    """What end_to_end averages: errors in units of each image's depth range; as shares of each pixel's depth, as AbsRel
+    does, so that what is near counts for more; or in meters, as in Garcia et al., so that far scenes count for more."""
 
     def __post_init__(self) -> None:
         require(
             self.kind == "end_to_end" or (self.start_noise == "gaussian" and self.error == "absolute"),
-            'start_noise="zeros" and error="relative" are for kind="end_to_end"',
+            'start_noise="zeros" and another error than "absolute" are for kind="end_to_end"',
         )
 
 

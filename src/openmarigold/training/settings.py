@@ -33,6 +33,8 @@ class OptimizationConfig:
     fused: bool = True
     """The fused kernel of adam where the device has it; off: torch's "foreach" loops, which round differently."""
     warmup_steps: int = 100
+    warmup_from_zero: bool = False
+    """Whether the first step has a rate of 0, and so changes nothing, as in the published code."""
     decay: Literal["exponential", "cosine"] = "exponential"
     decay_steps: int = 0
     """Step at which the decay has reached its floor; 0 = num_steps."""
@@ -131,6 +133,16 @@ class DataConfig:
     does not rely on fine detail, in which renders and photos differ most."""
     num_variants: int = 1
     """Random variants of each sample (generator and depth): there are so many views of it, and no others."""
+    draws: Literal["number", "sample"] = "number"
+    """What the random changes of a view follow from, besides the seed: its number in the whole mixture, so that they
+    change when another source joins, or its sample, so that runs with other sources can share its latents."""
+    resampling: Literal["smooth", "published"] = "smooth"
+    """smooth: views are cut, then colors are resized smoothly, and targets are normalized by the pixels of the view.
+    published: whole pictures are normalized by all their pixels, then everything is resized by picking pixels, as in
+    Marigold's code."""
+    latents: Literal["float16", "float32"] = "float16"
+    """How latents (and the maps of end_to_end) are rounded, with or without a cache. Published: float32, twice the
+    disk."""
     cache: bool = True
     """Compute the latents of all views once and keep them (generator and depth); false computes them anew each time:
     the same numbers, no disk, slower."""
@@ -192,6 +204,10 @@ class DataConfig:
         for name, (low, high) in self.valid_range.items():
             require(0 <= low < high, f"valid_range of {name} = {[low, high]} must be two numbers, 0 <= low < high")
         require(self.min_depth >= 0, f"min_depth={self.min_depth} must be 0 or above")
+        require(
+            self.resampling == "smooth" or (self.min_scale, self.aspect_jitter, self.appearance) == (1.0, 0.0, 0.0),
+            'resampling="published" takes whole pictures; leave out min_scale, aspect_jitter and appearance',
+        )
         require(
             self.mirror == "random" or self.num_variants % 2 == 0,
             f'mirror="both" needs an even num_variants, not {self.num_variants}: a plain and a mirrored one',

@@ -205,13 +205,7 @@ def load_state(
     """
     described = _described(state)
     kept = described["inputs"]
-    # States of earlier versions know fewer inputs.
-    changed = [name for name, value in inputs.items() if name != "processes" and kept.get(name, value) != value]
-    if changed:
-        raise CheckpointError(
-            f"{state} was trained from something else ({', '.join(changed)} changed since); "
-            "restore it, choose another --output-dir, or train with --no-resume to start anew"
-        )
+    _check_inputs(state, kept, inputs)
     if ORDER not in kept and kept.get("processes", "1") != "1":
         LOGGER.warning(
             "the run had %s processes of an earlier version, which changed the order of its samples; from here on they "
@@ -237,6 +231,25 @@ def load_state(
     except Exception as error:
         raise _damaged(state, error) from error
     return int(described["step"])
+
+
+def check_inputs(state: Path, inputs: Mapping[str, str]) -> None:
+    """Passes if what a run is made of is what a state was made of, as far as both know it.
+
+    Raises:
+        CheckpointError: the state is damaged, or something changed.
+    """
+    _check_inputs(state, _described(state)["inputs"], inputs)
+
+
+def _check_inputs(state: Path, kept: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+    # States of earlier versions know fewer inputs.
+    changed = [name for name, value in inputs.items() if name != "processes" and kept.get(name, value) != value]
+    if changed:
+        raise CheckpointError(
+            f"{state} was trained from something else ({', '.join(changed)} changed since); "
+            "restore it, choose another --output-dir, or train with --no-resume to start anew"
+        )
 
 
 def _leaves(tree: Any, path: str) -> list[tuple[str, Any]]:

@@ -28,10 +28,10 @@ from openmarigold.training.task import Task
 def learning_rate_factor(step: int, config: OptimizationConfig) -> float:
     """Learning rate of 0-based step `step` relative to `learning_rate`: linear warm-up, then decay, then its floor.
 
-    Unlike the published code, the first step is not wasted on a rate of 0. Paper: §4.1.
+    The published code wastes the first step on a rate of 0, and so does `warmup_from_zero`. Paper: §4.1.
     """
     if step < config.warmup_steps:
-        return (step + 1) / (config.warmup_steps + 1)
+        return step / config.warmup_steps if config.warmup_from_zero else (step + 1) / (config.warmup_steps + 1)
     end = config.decay_steps or config.num_steps
     progress = min(1.0, (step - config.warmup_steps) / max(1, end - config.warmup_steps))
     if config.decay == "exponential":

@@ -187,12 +187,62 @@ class Mixture:
         Raises:
             DataError: its sample is damaged.
         """
-        config, number = self.config, self.source_of(index)
-        sample_index, variant = divmod(index - int(self.starts[number]), config.num_variants)
+        config, (number, sample_index, variant) = self.config, self._place(index)
+        source = self.sources[number]
         rng = generator_for(self.seed, "view", index)
-        sample = self._vary(number, sample_index, rng, mirrored=bool(variant % 2) if config.mirror == "both" else None)
+        if config.draws == "sample":
+            rng = generator_for(self.seed, f"view of {source.keys[sample_index]}", variant)
+        mirrored = bool(variant % 2) if config.mirror == "both" else None
+        if config.resampling == "published":
+            by_chance = bool(rng.random() < 0.5)
+            return self._published(source.read(sample_index), number, by_chance if mirrored is None else mirrored)
+        sample = self._vary(number, sample_index, rng, mirrored=mirrored)
         rgb = random_appearance(sample.rgb, rng, strength=config.appearance)
-        return self._as_view(sample, rgb, self.sources[number])
+        return self._as_view(sample, rgb, source)
+
+    def identity(self, index: int) -> tuple[Any, ...]:
+        """What view number `index` depends on, besides the settings of all views: its sample above all.
+
+        Equal views of two mixtures have equal ones, unless chance had a part in them and `config.draws` is "number".
+        """
+        config, (number, sample_index, variant) = self.config, self._place(index)
+        source = self.sources[number]
+        identity = source.identity(sample_index, (kind.name for kind in self.modality.maps))
+        limits = self.limits(source.kinds[sample_index], source)
+        if self._is_plain(source, sample_index, self.size_of(number)):
+            return (*identity, *map(str, limits), variant % 2)
+        return (*identity, *map(str, limits), variant, self.seed, *([index] if config.draws == "number" else []))
+
+    def _is_plain(self, source: Source, sample_index: int, size: tuple[int, int]) -> bool:
+        """Whether nothing of a sample's views is left to chance."""
+        config = self.config
+        if config.mirror != "both" or (config.min_scale, config.aspect_jitter, config.appearance) != (1.0, 0.0, 0.0):
+            return False
+        if config.resampling == "published":
+            return True
+        if not source.has_sizes:
+            return False
+        height, width = source.size_of(sample_index)
+        return height * size[1] == width * size[0]  # nothing to cut off
+
+    def _place(self, index: int) -> tuple[int, int, int]:
+        """Source, sample and variant of a view."""
+        number = self.source_of(index)
+        return number, *divmod(index - int(self.starts[number]), self.config.num_variants)
+
+    def _published(self, sample: Sample, number: int, mirrored: bool) -> View:
+        """The view of Marigold's code: mirrored, normalized, then shrunk by picking the pixels nearest to centers."""
+        maps, rgb = sample.maps, sample.rgb
+        if mirrored:
+            maps = self.modality.mirror(maps) if self._has_maps(sample) else maps
+            rgb = rgb[:, ::-1]
+        whole = self._as_view(Sample(rgb=rgb, maps=maps, kind=sample.kind), rgb, self.sources[number])
+        sides = zip(self.size_of(number), rgb.shape[:2], strict=True)
+        rows, columns = (((np.arange(count) + 0.5) * side / count).astype(np.intp) for count, side in sides)
+        target = whole.target
+        if target is not None:
+            target = dataclasses.replace(target, values=target.values[:, :, rows][..., columns])
+        return View(whole.rgb[:, rows][..., columns], target, whole.valid_mask[rows][:, columns])
 
     def plain_view(self, source: Source, index: int) -> View:
         """The whole picture number `index` of a source, cut only to the shape of its views, and not varied.
@@ -234,9 +284,12 @@ class Mixture:
 
     def valid_mask(self, sample: Sample, source: Source) -> Bool[np.ndarray, "h w"] | None:
         """Pixels whose maps count, within `limits`; None for a photo."""
-        if any(kind.name not in sample.maps for kind in self.modality.maps):
+        if not self._has_maps(sample):
             return None
         return self.modality.valid_mask(sample.maps, self.limits(sample.kind, source))
+
+    def _has_maps(self, sample: Sample) -> bool:
+        return all(kind.name in sample.maps for kind in self.modality.maps)
 
     def limits(self, kind: str, source: Source) -> tuple[float, float]:
         """Values that count in samples of a kind, exclusive (depth in meters).

@@ -6,6 +6,7 @@ It replaces the paper's Stable Diffusion 2: it is the base of the depth fine-tun
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,13 @@ class GeneratorTask:
     """Unconditional latent diffusion: the empty prompt is one random constant that is stored with the checkpoint."""
 
     def __init__(
-        self, recipe: GeneratorRecipe, *, data_dir: Path, cache_dir: Path | None, accelerator: Accelerator
+        self,
+        recipe: GeneratorRecipe,
+        *,
+        data_dir: Path,
+        cache_dir: Path | None,
+        accelerator: Accelerator,
+        check_inputs: Callable[[Mapping[str, str]], None] | None = None,
     ) -> None:
         self._recipe = recipe
         self._vae: Vae = load_vae(recipe.autoencoder / "vae")
@@ -67,6 +74,7 @@ class GeneratorTask:
             accelerator=accelerator,
             target_form="none",
             num_workers=recipe.run.num_workers,
+            check_inputs=check_inputs,
         )
         self._schedule = NoiseSchedule(rescale_betas_zero_snr=recipe.timesteps.zero_terminal_snr)
         torch.manual_seed(recipe.seed)  # diffusers initializes from the global generator

@@ -11,7 +11,7 @@ from openmarigold.files import atomic_directory
 from openmarigold.text_files import parse_json_lines
 
 BEST_DIR, NUMBERED_DIR = "checkpoint-best", "checkpoints"
-_TRAINED = ("unet", "image_encoder")  # parts that differ between the checkpoints of a run
+_TRAINED = ("unet", "image_encoder", "adapter")  # parts that differ between the checkpoints of a run
 
 
 def keep_checkpoint(checkpoint: Path, kept: Path, *, trained_of: Path | None = None) -> None:

@@ -16,14 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from openmarigold.diffusion import to_clean_and_noise
+from openmarigold.errors import RecipeError
 from openmarigold.modalities import find_modality
+from openmarigold.networks.adapters import ADAPTER_DIR, LoraUNet
 from openmarigold.networks.backbone import decode_targets, latent_channels, save_checkpoint
 from openmarigold.seeding import generator_for
-from openmarigold.training.base import load_base
+from openmarigold.training.base import load_base, load_base_unet
 from openmarigold.training.latents import Latents
 from openmarigold.training.loss import PIXEL_LOSSES, Loss, masked_latent_loss
 from openmarigold.training.noise import draw_timesteps, multi_resolution_noise, noisy_latent_and_target
@@ -74,6 +77,7 @@ class MarigoldTask:
         self.model: nn.Module = self._base.unet
         self._schedule = self._base.schedule
         self._embedding = self._base.embedding.to(accelerator.device)
+        self._lora = self._start_lora(accelerator) if recipe.lora.rank else None
         if recipe.optimization.gradient_checkpointing:
             self._base.unet.enable_gradient_checkpointing()
             if self._end_to_end and self._vae._supports_gradient_checkpointing:
@@ -87,6 +91,35 @@ class MarigoldTask:
             target_form="maps" if self._end_to_end else "latents",
             num_workers=recipe.run.num_workers,
         )
+
+    def _start_lora(self, accelerator: Accelerator) -> LoraUNet:
+        config, modality = self._recipe.lora, self._modality
+        if accelerator.distributed_type == DistributedType.FSDP:
+            raise RecipeError(
+                "lora.rank is not for FSDP: low-rank updates need no sharding; leave out recipes/fsdp.yaml"
+            )
+        lora = LoraUNet(
+            self._base.unet,
+            rank=config.rank,
+            alpha=config.alpha or float(config.rank),
+            targets=config.targets,
+            in_full=("conv_in", "conv_out") if modality.num_targets > 1 else ("conv_in",),
+            seed=int(generator_for(self._recipe.seed, "low-rank updates").integers(2**62)),
+        )
+        if config.half_base:
+            lora.halve_base(torch.float16 if self._recipe.optimization.mixed_precision == "fp16" else torch.bfloat16)
+        return lora
+
+    @property
+    def only_trained(self) -> bool:
+        """Whether a state needs the trained weights alone: the frozen ones are those of the base."""
+        return self._lora is not None
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What is trained, with factors of the learning rate."""
+        if self._lora is not None:
+            return self._lora.groups(full_factor=self._recipe.lora.full_learning_rate_factor)
+        return [{"params": [parameter for parameter in self.model.parameters() if parameter.requires_grad]}]
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -168,13 +201,19 @@ class MarigoldTask:
         return model(sample, timesteps, encoder_hidden_states=context).sample.float()
 
     def save(self, directory: Path, *, final: bool = True) -> None:
-        """Writes the checkpoint; the `final` one is complete, with a text encoder for other programs."""
+        """Writes the checkpoint; the `final` one is complete, with a text encoder for other programs.
+
+        Low-rank updates are merged into it, and stand by themselves in its folder `adapter/`.
+        """
         assert isinstance(self.model, UNet2DConditionModel)
-        defaults = self._recipe.checkpoint
+        defaults, unet, lora = self._recipe.checkpoint, self.model, self._lora
+        if lora is not None:
+            base = load_base_unet(self._base, self._recipe).state_dict() if self._recipe.lora.half_base else None
+            unet = lora.merged(base)
         save_checkpoint(
             directory,
             vae=self._vae,
-            unet=self.model,
+            unet=unet,
             empty_prompt_embedding=self._embedding,
             schedule=self._schedule,
             index={
@@ -190,6 +229,7 @@ class MarigoldTask:
             },
             dtype=torch.float16 if defaults.half_precision else torch.float32,
             text_encoder_of=self._base.directory if final else None,
+            also=None if lora is None else lambda folder: lora.save(folder / ADAPTER_DIR, base=self._recipe.base),
         )
 
     @property

@@ -116,6 +116,7 @@ class Trainer:
         self._stepper = optimizer
         self._optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
         self._average = _start_average(self._network) if config.ema_decay else {}
+        self._only_trained: bool = getattr(task, "only_trained", False)
         processes = str(accelerator.num_processes)
         self._inputs = {
             **task.inputs,
@@ -202,6 +203,7 @@ class Trainer:
             model=self._network,
             average=self._average,
             optimizer=self._optimizer,
+            only_trained=self._only_trained,
         )
         broken = [name for name, v in state.tensors.items() if v.is_floating_point() and not v.isfinite().all()]
         if broken:
@@ -214,7 +216,12 @@ class Trainer:
     def restore(self, state: Path) -> int:
         """Loads a saved state and returns the number of finished steps. Raises what `load_state` raises."""
         return load_state(
-            state, inputs=self._inputs, model=self._network, average=self._average, optimizer=self._optimizer
+            state,
+            inputs=self._inputs,
+            model=self._network,
+            average=self._average,
+            optimizer=self._optimizer,
+            only_trained=self._only_trained,
         )
 
     @contextlib.contextmanager

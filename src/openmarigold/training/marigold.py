@@ -26,9 +26,10 @@ from openmarigold.modalities import find_modality
 from openmarigold.networks.adapters import ADAPTER_DIR, LoraUNet
 from openmarigold.networks.backbone import decode_targets, latent_channels, save_checkpoint
 from openmarigold.seeding import generator_for
-from openmarigold.training.base import load_base, load_base_unet
+from openmarigold.training.base import NUM_CONDITION_LATENTS, load_base, load_base_unet
 from openmarigold.training.latents import Latents
 from openmarigold.training.loss import PIXEL_LOSSES, Loss, masked_latent_loss
+from openmarigold.training.memory import activation_bytes
 from openmarigold.training.noise import draw_timesteps, multi_resolution_noise, noisy_latent_and_target
 from openmarigold.training.recipe import MarigoldRecipe
 from openmarigold.training.validation import Validation, ValidationPaths
@@ -64,7 +65,7 @@ class MarigoldTask:
         self._validation = Validation(
             recipe.validation,
             validation or ValidationPaths(),
-            device=accelerator.device.type,
+            device=str(accelerator.device),
             modality=self._modality,
             held_out=self.mixture.held_out,
             data_dir=data_dir,
@@ -129,6 +130,30 @@ class MarigoldTask:
             "empty prompt": embedding,
             "autoencoder or data": self.latents.fingerprint,
         }
+
+    def activation_bytes(self, num_samples: int) -> int:
+        """About what the backward pass of so many samples, of the largest view, keeps in memory [bytes]."""
+        config, channels = self._recipe.optimization, latent_channels(self._vae)
+        sizes = [self.mixture.size_of(number) for number in range(len(self.mixture.sources))]
+        height, width = (side // 8 for side in max(sizes, key=lambda size: size[0] * size[1]))
+        unet, vae, targets = self._base.unet.config, self._vae, self._modality.num_targets
+        embedding = tuple(self._embedding.shape[1:])
+
+        def run(network: Any) -> None:
+            sample = torch.zeros(num_samples, (NUM_CONDITION_LATENTS + targets) * channels, height, width)
+            timesteps = torch.zeros(num_samples, dtype=torch.long)
+            network(sample, timesteps, encoder_hidden_states=torch.zeros(num_samples, *embedding))
+
+        counted = {"half": config.mixed_precision != "no", "recomputed": config.gradient_checkpointing}
+        found = activation_bytes(lambda: UNet2DConditionModel.from_config(unet), run, **counted)  # pyright: ignore
+        if self._end_to_end:
+            latents = (num_samples * targets, channels, height, width)
+            found += activation_bytes(
+                lambda: type(vae).from_config(vae.config),
+                lambda decoder: decoder.decode(torch.zeros(latents, requires_grad=True)),
+                **counted,
+            )
+        return found
 
     def batch(self, share: BatchSlice) -> dict[str, np.ndarray]:
         rng, chosen, rows = self.mixture.choose(self._recipe.kind, share, self._recipe.optimization.batch_size)
@@ -236,6 +261,11 @@ class MarigoldTask:
     def main_score(self) -> tuple[str, bool] | None:
         """Name of the score by which the best checkpoint is chosen, and whether higher is better."""
         return self._validation.main_score
+
+    @property
+    def validation_loss(self) -> tuple[str, bool] | None:
+        """The name of the validation loss, and that lower is better; None where no sample is for it."""
+        return (LOSS_NAME, False) if self._validation.loss_samples() else None
 
     @property
     def validation_sets(self) -> list[str]:

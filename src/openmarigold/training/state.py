@@ -96,10 +96,11 @@ def collect_state(
     average: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     only_trained: bool = False,
+    scaler: Mapping[str, float] | None = None,
 ) -> State:
     """The state after `step` finished steps, in main memory; every process must call it.
 
-    With `only_trained` frozen weights are left out.
+    With `only_trained` frozen weights are left out. `scaler` is the state of the loss's scale in fp16.
 
     On a CPU tensors are the ones in use, not copies: write them, or copy them, before the next step.
     """
@@ -114,6 +115,7 @@ def collect_state(
             else:
                 scalars[path] = value
     described = {"step": step, "recipe": recipe, "inputs": inputs, "param_groups": groups, "scalars": scalars}
+    described |= {} if scaler is None else {"scaler": dict(scaler)}
     return State(step, described, tensors)
 
 
@@ -170,6 +172,11 @@ class StateWriter:
 def saved_recipe(state: Path) -> dict[str, Any]:
     """The resolved recipe that a state was saved with. Raises `CheckpointError` if the state is damaged."""
     return _described(state)["recipe"]
+
+
+def saved_scaler(state: Path) -> dict[str, Any]:
+    """The state of the loss's scale in fp16; empty of other runs. Raises `CheckpointError` if the state is damaged."""
+    return _described(state)["scaler"]
 
 
 def check_recipe(state: Path, recipe: Mapping[str, Any]) -> None:
@@ -288,6 +295,7 @@ def _described(state: Path) -> dict[str, Any]:
             "inputs": dict(described["inputs"]),
             "param_groups": list(described["param_groups"]),
             "scalars": dict(described["scalars"]),
+            "scaler": dict(described.get("scaler", {})),
         }
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise _damaged(state, error) from error

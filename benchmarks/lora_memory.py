@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from training import write_data
 
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.networks.backbone import save_checkpoint
@@ -35,7 +36,6 @@ from openmarigold.training.memory import estimate_memory
 from openmarigold.training.monitor import peak_memory
 from openmarigold.training.recipe import parse_recipe
 from openmarigold.training.trainer import Trainer
-from training import write_data
 
 GIB = 2**30
 VARIANTS: dict[str, dict[str, Any]] = {

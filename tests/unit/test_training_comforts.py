@@ -5,19 +5,22 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from openmarigold.cli import parse
 from openmarigold.cli.train import _with_precision
-from openmarigold.errors import InvalidValueError, RecipeError
+from openmarigold.errors import InvalidValueError, MissingExtraError, OutputError, RecipeError
 from openmarigold.training import train
 from openmarigold.training.batches import Batches, plan_batches
+from openmarigold.training.boards import open_boards
 from openmarigold.training.keeping import validations_since_best
 from openmarigold.training.loop import make_accelerator
 from openmarigold.training.loss import Loss
@@ -233,3 +236,61 @@ def test_a_run_ends_when_patience_does(workspace: Path, monkeypatch: pytest.Monk
 def test_patience_needs_something_to_count(workspace: Path) -> None:
     with pytest.raises(RecipeError, match=r"run\.patience needs a validation score, and this run has none; hold out"):
         go(workspace, "nothing", "data.held_out=0.0", "run.patience_of=score")
+
+
+class Stub:
+    """In the place of wandb."""
+
+    def __init__(self) -> None:
+        self.started: list[dict[str, Any]] = []
+        self.points: list[tuple[int, dict[str, Any]]] = []
+        self.finished = 0
+
+    def Settings(self, **settings: Any) -> dict[str, Any]:  # noqa: N802
+        return settings
+
+    def Image(self, picture: Any) -> str:  # noqa: N802
+        return f"picture of {picture.shape}"
+
+    def init(self, **given: Any) -> Any:
+        self.started.append(given)
+        return SimpleNamespace(log=lambda values, step: self.points.append((step, values)), finish=self.finish)
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+def test_wandb_gets_curves_and_the_recipe_and_nothing_else(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stub = Stub()
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    quiet = ("run.patience=0", "run.validation_period=0", "data.held_out=0.0")
+    go(workspace, "silent", *quiet, stop_after_steps=1)
+    assert not stub.started, "nothing is started unasked"
+    watched = (*quiet, "run.wandb=offline", "run.wandb_project=mine")
+    go(workspace, "watched", *watched, stop_after_steps=1)
+    go(workspace, "watched", *watched, stop_after_steps=2)
+    first, second = stub.started
+    assert (first["mode"], first["project"], first["name"]) == ("offline", "mine", "watched")
+    assert first["dir"] == str(workspace / "watched") and first["config"]["optimization"]["num_steps"] == 20
+    kept = {"disable_code": True, "disable_git": True, "console": "off", "x_disable_stats": True}
+    assert first["settings"].items() >= kept.items()
+    assert first["id"] == second["id"] and first["resume"] == "allow"
+    assert [step for step, values in stub.points if "train/loss" in values] == [0, 1]
+    assert stub.finished == 2
+    [board] = open_boards(tmp_path, RunConfig(wandb="offline"), {}, step=0)
+    board.pictures({"pictures/a": np.zeros((2, 3, 3), np.uint8)}, 7)
+    assert stub.points[-1] == (7, {"pictures/a": "picture of (2, 3, 3)"})
+    assert stub.started[-1]["id"] != first["id"]
+
+
+def test_wandb_that_is_absent_or_without_a_key_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(MissingExtraError, match=r"openmarigold\[wandb\]"):
+        open_boards(tmp_path, RunConfig(wandb="online"), {}, step=0)
+    stub = Stub()
+    monkeypatch.setattr(stub, "init", lambda **_: (_ for _ in ()).throw(ValueError("no key")))
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    with pytest.raises(OutputError, match=r"does not start \(.*no key\); run `wandb login`, or set run\.wandb"):
+        open_boards(tmp_path, RunConfig(wandb="online"), {}, step=0)

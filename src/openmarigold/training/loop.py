@@ -26,6 +26,7 @@ from openmarigold.errors import InvalidValueError, LostProcessError, RecipeError
 from openmarigold.files import append_text, make_directory, write_atomically
 from openmarigold.printing import quoted_logger
 from openmarigold.training.batches import Batches, BatchPlan, plan_batches
+from openmarigold.training.boards import open_boards
 from openmarigold.training.description import describe_run, launched_alone
 from openmarigold.training.keeping import (
     BEST_DIR,
@@ -136,7 +137,7 @@ def run_training(
 
     Writes to `output_dir`: `checkpoint/` (the last one), `checkpoint-best/` where validation has a score,
     `checkpoints/` if requested, `states/` (to resume), `metrics.jsonl` (one line a step), `validation.jsonl`,
-    `recipe.json`, and if requested `pictures/` and `tensorboard/`. Only the main process writes.
+    `recipe.json`, and if requested `pictures/`, `tensorboard/` and `wandb/`. Only the main process writes.
 
     Args:
         resume: continue from the newest state; without it older states and logs are removed.
@@ -346,7 +347,7 @@ def _open_monitor(
         num_steps=optimization.num_steps,
         batch_size=optimization.batch_size,
         num_train_timesteps=NUM_TRAIN_TIMESTEPS,
-        tensorboard=run.tensorboard,
+        boards=open_boards(output_dir, run, recipe, step=step),
         device=accelerator.device,
         watch=watch or (lambda progress: LOGGER.info("%s", progress)),
     )

@@ -83,8 +83,8 @@ def test_depth_recipe_defaults_are_the_papers() -> None:
         ),
         (
             'mixed_precision = "bf16"',
-            "mixed_precision = 'fp16'",
-            "mixed_precision='fp16' is not accepted; it must be one of",
+            "mixed_precision = 'fp8'",
+            "mixed_precision='fp8' is not accepted; it must be one of",
         ),
     ],
 )

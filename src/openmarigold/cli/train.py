@@ -6,9 +6,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -39,7 +39,9 @@ class Train:
     photos: Path | None = None
     """Photos whose predicted depth is written to pictures/ at each validation."""
     device: str = "auto"
-    """Where to train: auto (an accelerator where there is one) or cpu."""
+    """Where to train: auto (an accelerator where there is one), cpu, cuda, cuda:N or mps."""
+    dtype: Literal["float32", "bfloat16", "float16", "bf16", "fp16"] | None = None
+    """Precision of most operations, in the place of the recipe's optimization.mixed_precision; fp16 needs a GPU."""
     resume: bool = True
     """Continue from the state in the output folder, if there is one."""
     stop_after_steps: int | None = None
@@ -54,6 +56,7 @@ def run_train(command: Train) -> int:
         from openmarigold.training import dry_run, train
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    command = _with_precision(command)
     if command.init is not None:
         return _init(command, command.init)
     if command.recipe is None or command.output_dir is None:
@@ -92,6 +95,14 @@ def run_train(command: Train) -> int:
     if os.environ.get("RANK", "0") == "0":  # the main process of all that `accelerate launch` started
         say("stopped before the end of the recipe" if directory is None else f"checkpoint -> {directory}")
     return 0
+
+
+def _with_precision(command: Train) -> Train:
+    """The command with its --dtype as a value of the recipe."""
+    if command.dtype is None:
+        return command
+    name = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}.get(command.dtype, command.dtype)
+    return replace(command, set=(*command.set, f"optimization.mixed_precision={name}"))
 
 
 def _init(command: Train, path: Path) -> int:

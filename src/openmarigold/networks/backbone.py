@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -267,13 +267,14 @@ def save_checkpoint(
     dtype: torch.dtype = torch.float32,
     text_encoder_of: Path | None = None,
     image_encoder: EfficientNetLiteEncoder | None = None,
+    also: Callable[[Path], object] | None = None,
 ) -> None:
     """Writes a checkpoint folder in diffusers layout, atomically; `index` joins `model_index.json`.
 
     Without `unet` only `vae/` is written (a trained autoencoder). `dtype` is how weights are stored. With
     `text_encoder_of` the folder is complete for diffusers' pipeline: that checkpoint's text encoder is copied or, where
     it has none that can be read, one is written that knows the empty prompt only. An `image_encoder` makes the U-Net's
-    condition; diffusers' pipeline cannot run such a checkpoint.
+    condition; diffusers' pipeline cannot run such a checkpoint. `also` writes more into the folder.
     """
     with atomic_directory(directory) as folder:
         _save_network(vae, folder / "vae", dtype)
@@ -292,6 +293,8 @@ def save_checkpoint(
             text_encoder_of=text_encoder_of,
             image_encoder=image_encoder is not None,
         )
+        if also is not None:
+            also(folder)
 
 
 def _write_parts(

@@ -69,7 +69,7 @@ def train(
     Args:
         recipe_path: TOML file, see `openmarigold.training.recipe`, or the recipe.json of a run.
         overrides: `section.key=value` each, in the place of what the recipe holds.
-        device: "auto" or "cpu".
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         resume: an interrupted run in the output folder goes on; False starts anew.
         stop_after_steps: stop early with the state saved.
         watch: called with a `monitor.Progress` now and then; None logs it.

@@ -80,6 +80,19 @@ def load_base(recipe: MarigoldRecipe) -> Base:
     unet = load_unet(directory / "unet", variant=variant)
     embedding = load_empty_prompt_embedding(directory, variant=variant)
     sha256 = hash_of_weights(unet)
+    _widen(unet, vae, recipe)
+    return Base(directory, variant, unet, vae, embedding, schedule, sha256)
+
+
+def load_base_unet(base: Base, recipe: MarigoldRecipe) -> UNet2DConditionModel:
+    """The U-Net of a base once more, as it was before training. Raises what `load_base` raises."""
+    unet = load_unet(base.directory / "unet", variant=base.variant)
+    _widen(unet, base.vae, recipe)
+    return unet
+
+
+def _widen(unet: UNet2DConditionModel, vae: Vae, recipe: MarigoldRecipe) -> None:
+    """Gives an image generator's U-Net the channels of the modality; a model of that modality has them."""
     modality = find_modality(recipe.modality)
     channels, found = latent_channels(vae), (unet.config["in_channels"], unet.config["out_channels"])
     needed = ((NUM_CONDITION_LATENTS + modality.num_targets) * channels, modality.num_targets * channels)
@@ -92,7 +105,6 @@ def load_base(recipe: MarigoldRecipe) -> Base:
     if found != needed:
         widen_conv_in(unet, num_latents=NUM_CONDITION_LATENTS + modality.num_targets)
         widen_conv_out(unet, num_latents=modality.num_targets)
-    return Base(directory, variant, unet, vae, embedding, schedule, sha256)
 
 
 def locate_base(recipe: MarigoldRecipe) -> Path:

@@ -122,7 +122,8 @@ def make_dry_run(task: Any, recipe: Recipe, *, output_dir: Path, accelerator: Ac
         loss, view_s, step_s = _time_step(task, plan, module, optimizer, accelerator, encodes=encodes)
         if attempt == 0 and step_s > _LONG_STEP_S:
             break
-    weights = sum(value.numel() * value.element_size() for value in network.state_dict().values())
+    kept = parameters if getattr(task, "only_trained", False) else network.state_dict().values()
+    weights = sum(value.numel() * value.element_size() for value in kept)
     moments = sum(
         value.numel() * value.element_size()
         for state in optimizer.state.values()

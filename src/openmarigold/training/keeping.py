@@ -11,7 +11,7 @@ from openmarigold.files import atomic_directory
 from openmarigold.text_files import parse_json_lines
 
 BEST_DIR, NUMBERED_DIR = "checkpoint-best", "checkpoints"
-_TRAINED = ("unet", "image_encoder")  # parts that differ between the checkpoints of a run
+_TRAINED = ("unet", "image_encoder", "adapter")  # parts that differ between the checkpoints of a run
 
 
 def keep_checkpoint(checkpoint: Path, kept: Path, *, trained_of: Path | None = None) -> None:
@@ -44,15 +44,26 @@ def kept_checkpoints(output_dir: Path) -> list[Path]:
 
 def best_step(log: Path, name: str, *, higher_is_better: bool) -> int | None:
     """The step with the best score `name` in `validation.jsonl`, the first of equals; None if no line has one."""
-    scores: dict[int, float] = {}
-    for line in parse_json_lines(log.read_bytes()) if log.is_file() else ():
-        if isinstance(line, dict) and isinstance(line.get(name), (int, float)) and isinstance(line.get("step"), int):
-            scores[line["step"]] = float(line[name])
-    finite = {step: score for step, score in scores.items() if score == score}
+    finite = _finite_scores(log, name)
     if not finite:
         return None
     sign = -1.0 if higher_is_better else 1.0
     return min(finite, key=lambda step: (sign * finite[step], step))
+
+
+def validations_since_best(log: Path, name: str, *, higher_is_better: bool) -> int:
+    """How many validations in a row, up to the last one, were no better than the best one before them."""
+    best = best_step(log, name, higher_is_better=higher_is_better)
+    return 0 if best is None else sum(step > best for step in _finite_scores(log, name))
+
+
+def _finite_scores(log: Path, name: str) -> dict[int, float]:
+    """The score `name` of each step in `validation.jsonl`."""
+    scores: dict[int, float] = {}
+    for line in parse_json_lines(log.read_bytes()) if log.is_file() else ():
+        if isinstance(line, dict) and isinstance(line.get(name), (int, float)) and isinstance(line.get("step"), int):
+            scores[line["step"]] = float(line[name])
+    return {step: score for step, score in scores.items() if score == score}
 
 
 def forget_checkpoints(output_dir: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -19,11 +20,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 
-from openmarigold.errors import InvalidValueError, LostProcessError, one_line
+from openmarigold.errors import InvalidValueError, LostProcessError, RecipeError, one_line
 from openmarigold.files import append_text, make_directory, write_atomically
 from openmarigold.printing import quoted_logger
 from openmarigold.training.batches import Batches, BatchPlan, plan_batches
+from openmarigold.training.boards import open_boards
 from openmarigold.training.description import describe_run, launched_alone
 from openmarigold.training.keeping import (
     BEST_DIR,
@@ -32,7 +35,9 @@ from openmarigold.training.keeping import (
     forget_checkpoints,
     keep_checkpoint,
     kept_checkpoints,
+    validations_since_best,
 )
+from openmarigold.training.memory import check_memory, estimate_memory, free_memory
 from openmarigold.training.monitor import Monitor, keep_lines
 from openmarigold.training.settings import OptimizationConfig, RunConfig
 from openmarigold.training.state import StateWriter, check_recipe, latest_state
@@ -41,24 +46,63 @@ from openmarigold.training.trainer import Trainer
 
 LOGGER = quoted_logger(__name__)
 MOST_TIME_FOR_STATES = 1 / 20
+LEAST_SHARE_THAT_MATTERS = 1 / 100  # of free memory
 NUM_TRAIN_TIMESTEPS = 1000
 # Parts of what gloo and NCCL report where another process is gone.
 _LOST = ("Connection closed by peer", "Connection reset", "Broken pipe", "gloo", "NCCL", "recvBytes", "sendBytes")
 
 
 def make_accelerator(mixed_precision: str, device: str = "auto") -> Accelerator:
-    """Accelerate's view of this machine and of the processes; `device="cpu"` ignores accelerators.
+    """Accelerate's view of this machine and of the processes.
+
+    Args:
+        device: "auto" (an accelerator where there is one), "cpu", "cuda", "cuda:N" or "mps".
 
     Raises:
-        InvalidValueError: a device other than "auto" and "cpu".
+        InvalidValueError: another device, one that is not there, or a precision that it does not have.
     """
-    if device not in ("auto", "cpu"):
-        raise InvalidValueError(f"device={device!r} is not accepted for training; use auto or cpu")
+    _check_device(device, mixed_precision)
     # Accelerate keeps one state for a whole process, but each recipe has its own precision and device.
     AcceleratorState._reset_state(reset_partial_state=True)
     # The others wait while the main process validates.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
-    return Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision, kwargs_handlers=[patience])
+    with _accelerate_uses(device):
+        return Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision, kwargs_handlers=[patience])
+
+
+def _check_device(device: str, mixed_precision: str) -> None:
+    kind, _, number = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda", "mps") or (number and (kind != "cuda" or not number.isdecimal())):
+        raise InvalidValueError(f"device={device!r} is not accepted; use auto, cpu, cuda, cuda:N or mps")
+    count = torch.cuda.device_count()
+    if kind == "cuda" and int(number or 0) >= count:
+        raise InvalidValueError(f"device={device!r} is not there: torch finds {count} CUDA devices; use auto or cpu")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise InvalidValueError("device='mps' is not there: this machine has no Metal; use auto or cpu")
+    if number and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InvalidValueError(
+            f"device={device!r} is for one process, and `accelerate launch` gives each its own GPU; leave --device out "
+            "and choose GPUs with --gpu_ids"
+        )
+    without_gpu = kind == "cpu" or (kind == "auto" and not count and not torch.backends.mps.is_available())
+    if mixed_precision == "fp16" and without_gpu:
+        raise InvalidValueError("fp16 needs a GPU; on a CPU use bf16 (--dtype bf16) or float32")
+
+
+@contextlib.contextmanager
+def _accelerate_uses(device: str) -> Iterator[None]:
+    """Tells accelerate, which otherwise takes the first one, which accelerator is meant."""
+    if device in ("auto", "cpu", "cuda"):
+        yield
+        return
+    before = os.environ.get("ACCELERATE_TORCH_DEVICE")
+    os.environ["ACCELERATE_TORCH_DEVICE"] = device
+    try:
+        yield
+    finally:
+        del os.environ["ACCELERATE_TORCH_DEVICE"]
+        if before is not None:
+            os.environ["ACCELERATE_TORCH_DEVICE"] = before
 
 
 @contextlib.contextmanager
@@ -93,7 +137,7 @@ def run_training(
 
     Writes to `output_dir`: `checkpoint/` (the last one), `checkpoint-best/` where validation has a score,
     `checkpoints/` if requested, `states/` (to resume), `metrics.jsonl` (one line a step), `validation.jsonl`,
-    `recipe.json`, and if requested `pictures/` and `tensorboard/`. Only the main process writes.
+    `recipe.json`, and if requested `pictures/`, `tensorboard/` and `wandb/`. Only the main process writes.
 
     Args:
         resume: continue from the newest state; without it older states and logs are removed.
@@ -114,6 +158,8 @@ def run_training(
     if main:
         _prepare_folder(output_dir, forget=None if resume else states_dir)
         _say_what_follows(task, recipe, plan, accelerator)
+    if run.check_memory:
+        _check_memory(task, optimization, plan, accelerator)
     accelerator.wait_for_everyone()
 
     trainer = Trainer(task, optimization, plan, accelerator)
@@ -126,17 +172,32 @@ def run_training(
     writer = StateWriter(states_dir, keep=run.keep_states)
     session = _Session(task, trainer, recipe, optimization, run, output_dir, accelerator, monitor, writer)
     last = min(optimization.num_steps, stop_after_steps or optimization.num_steps)
-    with Batches(task, plan, start=step, stop=last, num_workers=run.num_workers, device=accelerator.device) as batches:
-        step = session.take_steps(batches, step, last)
+    ended = session.is_out_of_patience()
+    if not ended:
+        span = {"start": step, "stop": last}
+        with Batches(task, plan, **span, num_workers=run.num_workers, device=accelerator.device) as batches:
+            step, ended = session.take_steps(batches, step, last)
     session.save(step)
     writer.wait()
-    if not (finished := step >= optimization.num_steps):
+    if not (finished := step >= optimization.num_steps or ended):
         LOGGER.info("stopped at step %d of %d, the state is saved", step, optimization.num_steps)
-    directory = session.publish(step, final=True) if finished else None
+    directory = session.publish(step, final=True, validate=not ended) if finished else None
     if monitor is not None:
         monitor.close()
     accelerator.wait_for_everyone()
     return directory
+
+
+def _check_memory(task: Task, optimization: OptimizationConfig, plan: BatchPlan, accelerator: Accelerator) -> None:
+    """Says what the training needs, and refuses what cannot fit; a sharded one is not known beforehand."""
+    if accelerator.distributed_type == DistributedType.FSDP:
+        return
+    device = accelerator.device
+    free, estimate = free_memory(device), estimate_memory(task.model, optimization)
+    count: Any = getattr(task, "activation_bytes", None)
+    if count is not None and estimate.certain > free * LEAST_SHARE_THAT_MATTERS:  # counting takes a second
+        estimate = estimate_memory(task.model, optimization, activations=count(plan.micro_batch_size))
+    check_memory(estimate, device, free=free)
 
 
 def _say_what_follows(task: Task, recipe: Mapping[str, Any], plan: BatchPlan, accelerator: Accelerator) -> None:
@@ -164,9 +225,13 @@ class _Session:
     """Of the main process."""
     writer: StateWriter
 
-    def take_steps(self, batches: Batches, step: int, last: int) -> int:
-        """Trains from `step` to `last`, which is returned; saves and validates on the way."""
-        saved_at = time.monotonic()
+    def take_steps(self, batches: Batches, step: int, last: int) -> tuple[int, bool]:
+        """Trains from `step` to `last`, and saves and validates on the way.
+
+        Returns:
+            The number of finished steps, and whether the recipe's patience ended the run there.
+        """
+        saved_at, ended = time.monotonic(), False
         while step < last:
             result = self.trainer.take_step(step, batches)
             if self.monitor is not None:
@@ -182,7 +247,33 @@ class _Session:
             validate, number = (bool(period) and step % period == 0 for period in periods)
             if (validate or number) and step < self.optimization.num_steps:
                 self.publish(step, final=False, validate=validate)
-        return step
+                if validate and (ended := self.is_out_of_patience()):
+                    break
+        return step, ended
+
+    def is_out_of_patience(self) -> bool:
+        """Whether the recipe ends the run by now, because its last validations were no better than one before.
+
+        Raises:
+            RecipeError: the recipe counts validations, and there is nothing that they could measure.
+        """
+        if not self.run.patience:
+            return False
+        measured = getattr(self.task, "main_score" if self.run.patience_of == "score" else "validation_loss", None)
+        if measured is None:
+            raise RecipeError(
+                f"run.patience needs a validation {self.run.patience_of}, and this run has none; hold out scenes "
+                "(data.held_out), give --benchmark, or set run.patience = 0"
+            )
+        name, higher_is_better = measured
+        log = self.output_dir / "validation.jsonl"
+        count = validations_since_best(log, name, higher_is_better=higher_is_better)
+        if not _agreed(self.accelerator, count >= self.run.patience):
+            return False
+        if self.accelerator.is_main_process:
+            best = best_step(log, name, higher_is_better=higher_is_better)
+            LOGGER.info("ending early: %d validations in a row were no better by %s than step %s", count, name, best)
+        return True
 
     def save(self, step: int) -> None:
         """Starts to write the state after `step` steps."""
@@ -256,7 +347,7 @@ def _open_monitor(
         num_steps=optimization.num_steps,
         batch_size=optimization.batch_size,
         num_train_timesteps=NUM_TRAIN_TIMESTEPS,
-        tensorboard=run.tensorboard,
+        boards=open_boards(output_dir, run, recipe, step=step),
         device=accelerator.device,
         watch=watch or (lambda progress: LOGGER.info("%s", progress)),
     )

@@ -16,16 +16,20 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from openmarigold.diffusion import to_clean_and_noise
+from openmarigold.errors import RecipeError
 from openmarigold.modalities import find_modality
+from openmarigold.networks.adapters import ADAPTER_DIR, LoraUNet
 from openmarigold.networks.backbone import decode_targets, latent_channels, save_checkpoint
 from openmarigold.seeding import generator_for
-from openmarigold.training.base import load_base
+from openmarigold.training.base import NUM_CONDITION_LATENTS, load_base, load_base_unet
 from openmarigold.training.latents import Latents
 from openmarigold.training.loss import PIXEL_LOSSES, Loss, masked_latent_loss
+from openmarigold.training.memory import activation_bytes
 from openmarigold.training.noise import draw_timesteps, multi_resolution_noise, noisy_latent_and_target
 from openmarigold.training.recipe import MarigoldRecipe
 from openmarigold.training.validation import Validation, ValidationPaths
@@ -62,7 +66,7 @@ class MarigoldTask:
         self._validation = Validation(
             recipe.validation,
             validation or ValidationPaths(),
-            device=accelerator.device.type,
+            device=str(accelerator.device),
             modality=self._modality,
             held_out=self.mixture.held_out,
             data_dir=data_dir,
@@ -75,6 +79,7 @@ class MarigoldTask:
         self.model: nn.Module = self._base.unet
         self._schedule = self._base.schedule
         self._embedding = self._base.embedding.to(accelerator.device)
+        self._lora = self._start_lora(accelerator) if recipe.lora.rank else None
         if recipe.optimization.gradient_checkpointing:
             self._base.unet.enable_gradient_checkpointing()
             if self._end_to_end and self._vae._supports_gradient_checkpointing:
@@ -90,6 +95,35 @@ class MarigoldTask:
             check_inputs=check_inputs,
         )
 
+    def _start_lora(self, accelerator: Accelerator) -> LoraUNet:
+        config, modality = self._recipe.lora, self._modality
+        if accelerator.distributed_type == DistributedType.FSDP:
+            raise RecipeError(
+                "lora.rank is not for FSDP: low-rank updates need no sharding; leave out recipes/fsdp.yaml"
+            )
+        lora = LoraUNet(
+            self._base.unet,
+            rank=config.rank,
+            alpha=config.alpha or float(config.rank),
+            targets=config.targets,
+            in_full=("conv_in", "conv_out") if modality.num_targets > 1 else ("conv_in",),
+            seed=int(generator_for(self._recipe.seed, "low-rank updates").integers(2**62)),
+        )
+        if config.half_base:
+            lora.halve_base(torch.float16 if self._recipe.optimization.mixed_precision == "fp16" else torch.bfloat16)
+        return lora
+
+    @property
+    def only_trained(self) -> bool:
+        """Whether a state needs the trained weights alone: the frozen ones are those of the base."""
+        return self._lora is not None
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What is trained, with factors of the learning rate."""
+        if self._lora is not None:
+            return self._lora.groups(full_factor=self._recipe.lora.full_learning_rate_factor)
+        return [{"params": [parameter for parameter in self.model.parameters() if parameter.requires_grad]}]
+
     @property
     def inputs(self) -> dict[str, str]:
         embedding = hashlib.sha256(self._base.embedding.float().cpu().contiguous().numpy().tobytes()).hexdigest()
@@ -98,6 +132,30 @@ class MarigoldTask:
             "empty prompt": embedding,
             "autoencoder or data": self.latents.fingerprint,
         }
+
+    def activation_bytes(self, num_samples: int) -> int:
+        """About what the backward pass of so many samples, of the largest view, keeps in memory [bytes]."""
+        config, channels = self._recipe.optimization, latent_channels(self._vae)
+        sizes = [self.mixture.size_of(number) for number in range(len(self.mixture.sources))]
+        height, width = (side // 8 for side in max(sizes, key=lambda size: size[0] * size[1]))
+        unet, vae, targets = self._base.unet.config, self._vae, self._modality.num_targets
+        embedding = tuple(self._embedding.shape[1:])
+
+        def run(network: Any) -> None:
+            sample = torch.zeros(num_samples, (NUM_CONDITION_LATENTS + targets) * channels, height, width)
+            timesteps = torch.zeros(num_samples, dtype=torch.long)
+            network(sample, timesteps, encoder_hidden_states=torch.zeros(num_samples, *embedding))
+
+        counted = {"half": config.mixed_precision != "no", "recomputed": config.gradient_checkpointing}
+        found = activation_bytes(lambda: UNet2DConditionModel.from_config(unet), run, **counted)  # pyright: ignore
+        if self._end_to_end:
+            latents = (num_samples * targets, channels, height, width)
+            found += activation_bytes(
+                lambda: type(vae).from_config(vae.config),
+                lambda decoder: decoder.decode(torch.zeros(latents, requires_grad=True)),
+                **counted,
+            )
+        return found
 
     def batch(self, share: BatchSlice) -> dict[str, np.ndarray]:
         rng, chosen, rows = self.mixture.choose(self._recipe.kind, share, self._recipe.optimization.batch_size)
@@ -171,13 +229,19 @@ class MarigoldTask:
         return model(sample, timesteps, encoder_hidden_states=context).sample.float()
 
     def save(self, directory: Path, *, final: bool = True) -> None:
-        """Writes the checkpoint; the `final` one is complete, with a text encoder for other programs."""
+        """Writes the checkpoint; the `final` one is complete, with a text encoder for other programs.
+
+        Low-rank updates are merged into it, and stand by themselves in its folder `adapter/`.
+        """
         assert isinstance(self.model, UNet2DConditionModel)
-        defaults = self._recipe.checkpoint
+        defaults, unet, lora = self._recipe.checkpoint, self.model, self._lora
+        if lora is not None:
+            base = load_base_unet(self._base, self._recipe).state_dict() if self._recipe.lora.half_base else None
+            unet = lora.merged(base)
         save_checkpoint(
             directory,
             vae=self._vae,
-            unet=self.model,
+            unet=unet,
             empty_prompt_embedding=self._embedding,
             schedule=self._schedule,
             index={
@@ -193,12 +257,18 @@ class MarigoldTask:
             },
             dtype=torch.float16 if defaults.half_precision else torch.float32,
             text_encoder_of=self._base.directory if final else None,
+            also=None if lora is None else lambda folder: lora.save(folder / ADAPTER_DIR, base=self._recipe.base),
         )
 
     @property
     def main_score(self) -> tuple[str, bool] | None:
         """Name of the score by which the best checkpoint is chosen, and whether higher is better."""
         return self._validation.main_score
+
+    @property
+    def validation_loss(self) -> tuple[str, bool] | None:
+        """The name of the validation loss, and that lower is better; None where no sample is for it."""
+        return (LOSS_NAME, False) if self._validation.loss_samples() else None
 
     @property
     def validation_sets(self) -> list[str]:

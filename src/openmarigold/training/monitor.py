@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logs of a training run: `metrics.jsonl`, TensorBoard, and lines of progress."""
+"""Logs of a training run: `metrics.jsonl`, boards, and lines of progress."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from openmarigold.errors import DataError, MissingExtraError, NumericalError
+from openmarigold.errors import DataError, NumericalError
 from openmarigold.files import append_text, write_atomically
 from openmarigold.text_files import DamagedTextError, parse_json
+from openmarigold.training.boards import Board
 from openmarigold.training.trainer import StepResult
 
 MOST_EMPTY_STEPS = 10  # one after another, before the data is called wrong
@@ -79,7 +80,7 @@ class Monitor:
         num_steps: int,
         batch_size: int,
         num_train_timesteps: int,
-        tensorboard: bool,
+        boards: Sequence[Board] = (),
         device: torch.device,
         watch: Callable[[Progress], object],
     ) -> None:
@@ -91,7 +92,7 @@ class Monitor:
         self._waited = 0.0
         self._empty = 0
         keep_lines(self._path, before=step)
-        self._board = open_board(output_dir / "tensorboard", step=step) if tensorboard else None
+        self._boards = boards
 
     def add(self, step: int, result: StepResult, *, waited_s: float) -> None:
         """Keep a step's result on its device until the next `flush`, which waits for the device and so is rare.
@@ -157,25 +158,22 @@ class Monitor:
             "peak_memory": progress.peak_memory,
         }
         append_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
-        self._to_board(rows, progress)
+        self._to_boards(rows, progress)
         self._pending.clear()
         self._reported, self._waited = now, 0.0
         self._watch(progress)
 
     def validated(self, step: int, scores: Mapping[str, float], pictures: Mapping[str, np.ndarray]) -> None:
-        """Show a validation on the board; its time does not count as training time."""
-        if self._board is not None:
-            for name, value in scores.items():
-                self._board.add_scalar(f"validation/{name}", value, step)
-            for name, picture in pictures.items():
-                self._board.add_image(f"pictures/{name}", picture, step, dataformats="HWC")
-            self._board.flush()
+        """Show a validation on the boards; its time does not count as training time."""
+        for board in self._boards:
+            board.scalars({f"validation/{name}": value for name, value in scores.items()}, step)
+            board.pictures({f"pictures/{name}": picture for name, picture in pictures.items()}, step)
         self._reported = time.monotonic()
 
     def close(self) -> None:
-        """Ends the board's file."""
-        if self._board is not None:
-            self._board.close()
+        """Ends the files of the boards."""
+        for board in self._boards:
+            board.close()
 
     def _binned(self, timesteps: np.ndarray, per_sample: np.ndarray) -> list[float | None]:
         number = timesteps * NUM_BINS // self._num_train_timesteps
@@ -183,30 +181,15 @@ class Monitor:
         chosen = [per_sample[known & (number == which)] for which in range(NUM_BINS)]
         return [float(values.mean()) if values.size else None for values in chosen]
 
-    def _to_board(self, rows: list[dict[str, Any]], progress: Progress) -> None:
-        if self._board is None:
-            return
-        for row in rows:
-            self._board.add_scalar("train/loss", row["loss"], row["step"])
-            self._board.add_scalar("train/learning_rate", row["learning_rate"], row["step"])
-            for number, value in enumerate(row.get("loss_by_timestep", [])):
-                if value is not None:
-                    self._board.add_scalar(f"loss_by_timestep/{number}", value, row["step"])
-        for name in ("samples_per_s", "wait_share", "peak_memory"):
-            self._board.add_scalar(f"speed/{name}", getattr(progress, name), progress.step)
-
-
-def open_board(folder: Path, *, step: int) -> Any:
-    """TensorBoard's writer; it hides what an interrupted run wrote from `step` on.
-
-    Raises:
-        MissingExtraError: tensorboard is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingExtraError("tensorboard", "train") from error
-    return SummaryWriter(str(folder), purge_step=step)
+    def _to_boards(self, rows: list[dict[str, Any]], progress: Progress) -> None:
+        for board in self._boards:
+            for row in rows:
+                parts = enumerate(row.get("loss_by_timestep", []))
+                values = {f"loss_by_timestep/{number}": value for number, value in parts if value is not None}
+                named = {f"train/{name}": row[name] for name in ("loss", "learning_rate")}
+                board.scalars({**named, **values}, row["step"])
+            speeds = ("samples_per_s", "wait_share", "peak_memory")
+            board.scalars({f"speed/{name}": getattr(progress, name) for name in speeds}, progress.step)
 
 
 def peak_memory(device: torch.device) -> int:

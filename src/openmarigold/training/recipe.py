@@ -65,6 +65,31 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank updates in the place of the whole U-Net (package peft). Hu et al. 2021."""
+
+    rank: int = 0
+    """Rank of the updates; 0 = the whole U-Net is trained, as in the paper. 16 is a good start."""
+    alpha: float = 0.0
+    """Scale of the updates, times the rank; 0 = the rank, a scale of 1."""
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.2", "conv1", "conv2")
+    """Ends of the names of the layers that are updated. The widened first layer, and the last one where there are
+    several targets, are always trained in full (but for their biases)."""
+    full_learning_rate_factor: float = 0.1
+    """Learning rate of those layers relative to the recipe's, which for low-rank updates is about ten times as high."""
+    half_base: bool = False
+    """Keep the frozen weights in the 16 bits of mixed_precision while training: half their memory. The updates are
+    merged into the base's own weights."""
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 0, f"rank={self.rank} must be 0 or more")
+        require(self.alpha >= 0, f"alpha={self.alpha} must be 0 or more")
+        require(bool(self.targets), "targets is empty; name layers, such as to_q")
+        factor = self.full_learning_rate_factor
+        require(0 < factor <= 1, f"full_learning_rate_factor={factor} must be above 0, at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointDefaults:
     """What the finished checkpoint recommends to those who use it."""
 
@@ -142,6 +167,7 @@ class MarigoldRecipe:
     """Which weight files of the base are read: "" the plain ones, "fp16" those named so."""
     base_revision: str = ""
     """Branch, tag or commit of a base on the hub; "" = the newest."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     timesteps: TimestepConfig = field(default_factory=TimestepConfig)
@@ -151,6 +177,10 @@ class MarigoldRecipe:
 
     def __post_init__(self) -> None:
         require(self.modality in MODALITIES, f"modality={self.modality!r} is not known; use {', '.join(MODALITIES)}")
+        require(
+            not self.lora.half_base or (self.lora.rank > 0 and self.optimization.mixed_precision != "no"),
+            'lora.half_base needs lora.rank above 0 and optimization.mixed_precision = "bf16" or "fp16"',
+        )
         if self.objective.kind == "end_to_end":
             unused = [] if self.noise == NoiseConfig() else ["[noise]"]
             unused += ["timesteps.last_share"] if self.timesteps.last_share else []

@@ -44,7 +44,8 @@ class OptimizationConfig:
     """Largest gradient norm; 0 = no clipping, as in the paper."""
     ema_decay: float = 0.0
     """Decay of the moving average of weights that is saved and validated; 0 = none, as in the paper."""
-    mixed_precision: Literal["no", "bf16"] = "no"
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """16 bits for most operations; weights, moments and losses stay float32. fp16 scales the loss, and needs a GPU."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: a third slower, a fraction of the memory."""
     compile: bool = False
@@ -89,10 +90,24 @@ class RunConfig:
     """Threads that read and prepare micro-batches ahead. Their number changes no result."""
     tensorboard: bool = False
     """Also write event files for TensorBoard (package tensorboard) to `tensorboard/`."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Also log to Weights & Biases (package wandb): offline to `wandb/` in the output folder, online to its server."""
+    wandb_project: str = "openmarigold"
+    patience: int = 0
+    """End after so many validations in a row that were no better than the best one before; 0 = never."""
+    patience_of: Literal["score", "loss"] = "score"
+    """What patience looks at: the score that chooses the best checkpoint, or held_out_loss."""
+    check_memory: bool = True
+    """Refuse to start where weights, gradients and moments do not fit into free memory."""
 
     def __post_init__(self) -> None:
         require(self.save_period_s >= 0, f"save_period_s={self.save_period_s} must be 0 or more")
         require(self.keep_states >= 1, f"keep_states={self.keep_states} must be at least 1")
+        require(self.patience >= 0, f"patience={self.patience} must be 0 or more")
+        require(
+            self.patience == 0 or self.validation_period > 0,
+            "patience counts validations; set validation_period to the steps between them",
+        )
         for name in ("validation_period", "checkpoint_period"):
             require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must be 0 or more")
         require(self.num_workers >= 1, f"num_workers={self.num_workers} must be at least 1")

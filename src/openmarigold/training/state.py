@@ -35,7 +35,6 @@ from openmarigold.training.recipe import parse_recipe, to_table
 from openmarigold.training.resuming import end_of_decay, with_earlier_behavior
 
 LOGGER = quoted_logger(__name__)
-_OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True)
 ORDER, ORDER_BY_RECIPE = "order of the samples", "by micro-batches of the recipe"
 """An input of a run; in earlier versions the order depended on the number of processes."""
 _SEPARATOR = "/"  # names of weights have dots
@@ -96,12 +95,16 @@ def collect_state(
     model: nn.Module,
     average: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
+    only_trained: bool = False,
+    scaler: Mapping[str, float] | None = None,
 ) -> State:
     """The state after `step` finished steps, in main memory; every process must call it.
 
+    With `only_trained` frozen weights are left out. `scaler` is the state of the loss's scale in fp16.
+
     On a CPU tensors are the ones in use, not copies: write them, or copy them, before the next step.
     """
-    weights, moments = get_state_dict(model, optimizer, options=_OPTIONS)
+    weights, moments = get_state_dict(model, optimizer, options=_options(only_trained))
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, Any] = {}
     groups = moments.get("param_groups", [])
@@ -112,6 +115,7 @@ def collect_state(
             else:
                 scalars[path] = value
     described = {"step": step, "recipe": recipe, "inputs": inputs, "param_groups": groups, "scalars": scalars}
+    described |= {} if scaler is None else {"scaler": dict(scaler)}
     return State(step, described, tensors)
 
 
@@ -170,6 +174,11 @@ def saved_recipe(state: Path) -> dict[str, Any]:
     return _described(state)["recipe"]
 
 
+def saved_scaler(state: Path) -> dict[str, Any]:
+    """The state of the loss's scale in fp16; empty of other runs. Raises `CheckpointError` if the state is damaged."""
+    return _described(state)["scaler"]
+
+
 def check_recipe(state: Path, recipe: Mapping[str, Any]) -> None:
     """Passes if the state belongs to the recipe, before anything is built.
 
@@ -197,6 +206,7 @@ def load_state(
     model: nn.Module,
     average: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
+    only_trained: bool = False,
 ) -> int:
     """Restores a saved state into the arguments and returns the number of finished steps.
 
@@ -222,7 +232,11 @@ def load_state(
                 tree = tree.setdefault(branch, {})
             tree[leaf] = value
         moments = {"state": trees["optimizer"], "param_groups": described["param_groups"]}
-        set_state_dict(model, optimizer, model_state_dict=trees["model"], optim_state_dict=moments, options=_OPTIONS)
+        weights = trees["model"]
+        if only_trained and weights.keys() != {name for name, value in model.named_parameters() if value.requires_grad}:
+            raise ValueError("the trained weights are others")
+        options = _options(only_trained)
+        set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments, options=options)
         _lay_out_like_weights(optimizer)
         if trees["average"].keys() != average.keys():
             raise ValueError("the moving average has other weights")
@@ -250,6 +264,12 @@ def _check_inputs(state: Path, kept: Mapping[str, Any], inputs: Mapping[str, str
             f"{state} was trained from something else ({', '.join(changed)} changed since); "
             "restore it, choose another --output-dir, or train with --no-resume to start anew"
         )
+
+
+def _options(only_trained: bool) -> StateDictOptions:
+    return StateDictOptions(
+        full_state_dict=True, cpu_offload=True, ignore_frozen_params=only_trained, strict=not only_trained
+    )
 
 
 def _leaves(tree: Any, path: str) -> list[tuple[str, Any]]:
@@ -288,6 +308,7 @@ def _described(state: Path) -> dict[str, Any]:
             "inputs": dict(described["inputs"]),
             "param_groups": list(described["param_groups"]),
             "scalars": dict(described["scalars"]),
+            "scaler": dict(described.get("scaler", {})),
         }
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise _damaged(state, error) from error

@@ -18,7 +18,8 @@ class Task(Protocol):
     """The parts of training that differ between kinds of recipe.
 
     A task may also have `parameter_groups()`, where not all parameters have the recipe's learning rate: groups as
-    torch's optimizers take them, each with a `factor` of the rate.
+    torch's optimizers take them, each with a `factor` of the rate. Where frozen weights follow from `inputs`, a task
+    may have `only_trained = True`: states then hold the trained ones alone.
     """
 
     model: nn.Module

@@ -17,11 +17,11 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from openmarigold.errors import MissingExtraError, NumericalError
+from openmarigold.errors import MissingExtraError, NumericalError, RecipeError
 from openmarigold.training.batches import Batches, BatchPlan
 from openmarigold.training.loss import Loss
 from openmarigold.training.settings import OptimizationConfig
-from openmarigold.training.state import ORDER, ORDER_BY_RECIPE, State, collect_state, load_state
+from openmarigold.training.state import ORDER, ORDER_BY_RECIPE, State, collect_state, load_state, saved_scaler
 from openmarigold.training.task import Task
 
 
@@ -103,7 +103,10 @@ class Trainer:
 
         Raises:
             MissingExtraError: an optimizer whose package is not installed.
+            RecipeError: fp16 with FSDP.
         """
+        if accelerator.scaler is not None and accelerator.distributed_type == DistributedType.FSDP:
+            raise RecipeError('mixed_precision = "fp16" is not for FSDP; use "bf16"')
         self._task, self._config, self._plan, self._accelerator = task, config, plan, accelerator
         torch.backends.cudnn.benchmark = config.cudnn_benchmark
         self._network = task.model.to(accelerator.device).train()
@@ -115,7 +118,9 @@ class Trainer:
             self._module, optimizer = accelerator.prepare(self._module, optimizer)
         self._stepper = optimizer
         self._optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+        self._scaler = accelerator.scaler  # of the loss, in fp16
         self._average = _start_average(self._network) if config.ema_decay else {}
+        self._only_trained: bool = getattr(task, "only_trained", False)
         processes = str(accelerator.num_processes)
         self._inputs = {
             **task.inputs,
@@ -153,10 +158,7 @@ class Trainer:
             if "timesteps" in arrays and loss.per_sample is not None:
                 timesteps.append(arrays["timesteps"])
                 per_sample.append(loss.per_sample)
-        if config.gradient_clip:
-            accelerator.clip_grad_norm_(self._parameters(), config.gradient_clip)
-        self._stepper.step()
-        self._stepper.zero_grad(set_to_none=True)
+        self._move_weights()
         if self._average:
             _update_average(self._average, self._network, step, config.ema_decay)
         mean, num_valid = self._over_all(torch.stack(losses).mean(), torch.stack(counts).sum())
@@ -167,6 +169,21 @@ class Trainer:
             timesteps=np.concatenate(timesteps) if timesteps else None,
             per_sample=torch.cat(per_sample) if per_sample else None,
         )
+
+    def _move_weights(self) -> None:
+        """One step of the optimizer; in fp16 one whose gradients overflow moves nothing and halves the scale."""
+        clip, scaler = self._config.gradient_clip, self._scaler
+        if scaler is None:
+            if clip:
+                self._accelerator.clip_grad_norm_(self._parameters(), clip)
+            self._stepper.step()
+        else:
+            if clip:
+                scaler.unscale_(self._optimizer)
+                torch.nn.utils.clip_grad_norm_(self._parameters(), clip)
+            scaler.step(self._optimizer)
+            scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
 
     def _accumulating(self, *, more: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients are exchanged between processes with a step's last micro-batch only."""
@@ -202,6 +219,8 @@ class Trainer:
             model=self._network,
             average=self._average,
             optimizer=self._optimizer,
+            only_trained=self._only_trained,
+            scaler=None if self._scaler is None else self._scaler.state_dict(),
         )
         broken = [name for name, v in state.tensors.items() if v.is_floating_point() and not v.isfinite().all()]
         if broken:
@@ -213,8 +232,15 @@ class Trainer:
 
     def restore(self, state: Path) -> int:
         """Loads a saved state and returns the number of finished steps. Raises what `load_state` raises."""
+        if self._scaler is not None and (kept := saved_scaler(state)):
+            self._scaler.load_state_dict(kept)
         return load_state(
-            state, inputs=self._inputs, model=self._network, average=self._average, optimizer=self._optimizer
+            state,
+            inputs=self._inputs,
+            model=self._network,
+            average=self._average,
+            optimizer=self._optimizer,
+            only_trained=self._only_trained,
         )
 
     @contextlib.contextmanager

@@ -13,7 +13,7 @@ from openmarigold.batch.sources import Shard
 from openmarigold.batch.worker import ShardWorker
 from openmarigold.config import PredictConfig
 from openmarigold.data.preparation import RawFrame, RawSample
-from openmarigold.data.readers.rgbd_folder import FolderReader
+from openmarigold.data.readers.hypersim import HypersimReader
 from openmarigold.evaluation.benchmark import Benchmark
 from openmarigold.evaluation.benchmarks import open_folder_benchmark
 from openmarigold.evaluation.image_run import Scored
@@ -65,13 +65,12 @@ class DyingScoreWorker(ScoreWorker):
         return super().make(unit, again=again)
 
 
-class DyingReader(FolderReader):
-    """Kills its process while it reads a frame of the second shard, the first time."""
+class DyingOnceReader(HypersimReader):
+    """Kills its process while it reads the third frame of a shard, the first time."""
 
     marker = Path()
-    fatal = ""
 
     def read(self, frame: RawFrame) -> RawSample:
-        if frame.key == self.fatal:
+        if frame.fields["frame"] == 2:
             die_once(self.marker)
         return super().read(frame)

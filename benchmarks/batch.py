@@ -157,7 +157,7 @@ def _workers_of(pid: int) -> list[int]:
         except OSError:
             continue
         is_spawned = int(parents[1]) == pid and b"spawn_main" in words
-        if is_spawned or (b"ray::" in words and b"ShardActor" in words):
+        if is_spawned or (b"ray::" in words and b"UnitActor" in words):
             found.append(int(folder.name))
     return found
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Workers that die in the middle of a shard, for tests of batches; another process imports this module."""
+"""Workers that die in the middle of a unit, for tests of engines; other processes import this module."""
 
 from __future__ import annotations
 
@@ -11,6 +11,14 @@ from pathlib import Path
 from openmarigold.batch.shard_files import Entry
 from openmarigold.batch.sources import Shard
 from openmarigold.batch.worker import ShardWorker
+from openmarigold.config import PredictConfig
+from openmarigold.data.preparation import RawFrame, RawSample
+from openmarigold.data.readers.hypersim import HypersimReader
+from openmarigold.evaluation.benchmark import Benchmark
+from openmarigold.evaluation.benchmarks import open_folder_benchmark
+from openmarigold.evaluation.image_run import Scored
+from openmarigold.evaluation.specs import EstimatorSpec, predictor_spec
+from openmarigold.evaluation.units import ImageUnit, ScoreWorker
 
 
 class DyingWorker(ShardWorker):
@@ -32,3 +40,37 @@ class DoomedWorker(DyingWorker):
     """Never makes its shard."""
 
     always = True
+
+
+def die_once(marker: Path) -> None:
+    """Kills this process, the first time."""
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def opened(folder: Path, config: PredictConfig) -> tuple[Benchmark, EstimatorSpec]:
+    """What workers open: a benchmark folder and a model."""
+    return open_folder_benchmark(folder), predictor_spec(config, at_once=2)
+
+
+class DyingScoreWorker(ScoreWorker):
+    """Kills its process before it scores the second unit, the first time."""
+
+    marker = Path()
+
+    def make(self, unit: ImageUnit, *, again: bool = False) -> list[Scored | str]:
+        if unit.first > 0:
+            die_once(self.marker)
+        return super().make(unit, again=again)
+
+
+class DyingOnceReader(HypersimReader):
+    """Kills its process while it reads the third frame of a shard, the first time."""
+
+    marker = Path()
+
+    def read(self, frame: RawFrame) -> RawSample:
+        if frame.fields["frame"] == 2:
+            die_once(self.marker)
+        return super().read(frame)

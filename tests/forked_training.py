@@ -3,8 +3,8 @@
 
     python tests/forked_training.py JOBS.json
 
-Each job: `num_processes`, `arguments` of the command, and `kill`: [rank, file], which kills that rank as soon as the
-file exists. Prints the exit statuses and what each rank wrote, as JSON.
+Each job: `num_processes`, `arguments` of the command, `environment` (more variables), and `kill`: [rank, file], which
+kills that rank as soon as the file exists. Prints the exit statuses and what each rank wrote, as JSON.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def run_forked(job: dict[str, Any]) -> dict[str, Any]:
         pid = os.fork()
         if pid == 0:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
-            os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+            os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), **job.get("environment", {})}
             file = os.open(outputs[rank], os.O_WRONLY)
             os.dup2(file, 1)
             os.dup2(file, 2)

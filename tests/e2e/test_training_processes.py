@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from openmarigold.training import train
 from openmarigold.training.batches import plan_batches
@@ -42,6 +44,15 @@ RECIPE: dict[str, Any] = {
     "checkpoint": {"name": "tiny"},
 }
 STEPS_WITHOUT_END = 10_000
+PORT = "29655"
+SHARDED = {  # what `accelerate launch --config_file recipes/fsdp.yaml` sets
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "BasicTransformerBlock,ResnetBlock2D",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +75,16 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "optimization": {**table["optimization"], "num_steps": STEPS_WITHOUT_END},
         },
     }
+    averaged = {**table["optimization"], "num_steps": 4, "ema_decay": 0.9, "gradient_clip": 0.1}
+    recipes["sharded"] = {**table, "optimization": averaged}
     for name, content in recipes.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
-    for name in ("parts", "whole"):
+    for name in ("parts", "whole", "sharded"):
         train(folder / f"{name}.json", data_dir=folder / "data", output_dir=folder / f"{name}-1", device="cpu")
     jobs = [job(folder, "parts", 2), job(folder, "parts", 4), job(folder, "whole", 2), job(folder, "long", 2)]
     jobs[-1]["kill"] = [1, str(folder / "long-2" / "states" / "step-00000002")]
+    jobs.append({**job(folder, "sharded", 2), "environment": SHARDED})
+    jobs[-1]["arguments"] += ["--stop-after-steps", "2"]
     (folder / "jobs.json").write_text(json.dumps(jobs))
     done = subprocess.run(
         [sys.executable, TESTS / "forked_training.py", folder / "jobs.json"],
@@ -141,3 +156,66 @@ def test_a_killed_process_ends_the_others_with_a_clear_line(workspace: Path) -> 
     assert "process 0 of 2: another process of this run ended" in last and "goes on from the newest state" in last
     assert "Traceback" not in done["outputs"][0]
     assert sorted((workspace / "long-2" / "states").glob("step-*"))
+
+
+def test_a_killed_run_goes_on_with_another_number_of_processes(workspace: Path, tmp_path: Path) -> None:
+    done = losses(workspace / "long-2")
+    (state,) = sorted((workspace / "long-2" / "states").glob("step-*"))[-1:]
+    last = int(state.name.removeprefix("step-")) + 2
+    shutil.copytree(workspace / "long-2", tmp_path / "long-2")
+    for folder in (tmp_path / "long-2", tmp_path / "long-1"):
+        train(
+            workspace / "long.json",
+            data_dir=workspace / "data",
+            output_dir=folder,
+            device="cpu",
+            stop_after_steps=last,
+        )
+    expected = losses(tmp_path / "long-1")
+    assert len(expected) == last
+    np.testing.assert_allclose(losses(tmp_path / "long-2"), expected, rtol=1e-5)
+    np.testing.assert_allclose(done[: last - 2], expected[: len(done[: last - 2])], rtol=1e-5)
+
+
+def test_weights_may_be_spread_over_processes(workspace: Path) -> None:
+    """FSDP, with accumulation, clipping and averaged weights, resumed by a process that holds whole weights."""
+    (done,) = json.loads((workspace / "done.json").read_text())[4:]
+    assert done["statuses"] == [0, 0], done["outputs"]
+    first = done["outputs"][0]
+    assert "2 processes, precision float32, weights spread over them (FSDP)" in first
+    assert "batch: 4 = 1 a process x 2 processes x 2 accumulated" in first
+    run = workspace / "sharded-2"
+    assert len(losses(run)) == 2
+    train(workspace / "sharded.json", data_dir=workspace / "data", output_dir=run, device="cpu")
+    np.testing.assert_allclose(losses(run), losses(workspace / "sharded-1"), rtol=1e-5)
+    found, expected = (
+        load_file(workspace / name / "checkpoint" / "unet" / "diffusion_pytorch_model.safetensors")
+        for name in ("sharded-2", "sharded-1")
+    )
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        # A mean: Adam turns a rounded gradient near 0 into a step of either sign.
+        assert np.abs(found[name] - value).mean() < 5e-6, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["nodes", "fsdp"])
+def test_the_documented_commands(workspace: Path, kind: str) -> None:
+    """Two nodes of a process each, or FSDP by its file, as `accelerate launch` starts them."""
+    more = {"nodes": ["--cpu", "--num_machines", "2", "--num_processes", "2"]}.get(
+        kind, ["--config_file", str(TESTS.parent / "recipes" / "fsdp.yaml")]
+    )
+    started = []
+    for rank in range(2 if kind == "nodes" else 1):
+        place = ["--machine_rank", str(rank), "--main_process_ip", "127.0.0.1", "--main_process_port", PORT]
+        words = ["launch", *more, *(place if kind == "nodes" else []), "-m", "openmarigold"]
+        arguments = job(workspace, "parts", 0)["arguments"]
+        arguments[arguments.index("--output-dir") + 1] = str(workspace / kind)
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "accelerate.commands.accelerate_cli", *words, *arguments],
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+        )
+    assert [process.wait(timeout=240) for process in started] == [0] * len(started)
+    np.testing.assert_allclose(losses(workspace / kind), losses(workspace / "parts-1"), rtol=1e-5)

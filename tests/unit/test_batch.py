@@ -25,7 +25,8 @@ from pyarrow import parquet
 
 from dying import DoomedWorker, DyingWorker
 from openmarigold import Predictor
-from openmarigold.batch import run as batch_run
+from openmarigold.batch import engines
+from openmarigold.batch.engines import ProcessEngine
 from openmarigold.batch.run import BatchOutcome, batch_files
 from openmarigold.batch.settings import BatchConfig
 from openmarigold.batch.sources import shards_of
@@ -215,7 +216,7 @@ def test_processes_give_the_same_bytes_though_one_dies(photos: Path, made: Path,
     config = BatchConfig(shard_size=2, workers=2)
     shards = shards_of(str(photos), config)
     worker = DyingWorker(CONFIG, config, str(tmp_path))
-    done = [shard.number for shard, _ in batch_run._in_processes(worker, shards, again=False)]
+    done = [shard.number for shard, _ in ProcessEngine(workers=2)(worker, shards, again=False)]
     assert sorted(done) == [0, 1, 2]
     assert (tmp_path / "died").exists()
     assert contents(tmp_path) == contents(made)
@@ -224,12 +225,12 @@ def test_processes_give_the_same_bytes_though_one_dies(photos: Path, made: Path,
 def test_a_shard_that_kills_every_worker_ends_the_run(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_run, "_MOST_DEATHS", 1)  # starting processes takes long
+    monkeypatch.setattr(engines, "_MOST_DEATHS", 1)  # starting processes takes long
     config = BatchConfig(shard_size=5)
     worker = DoomedWorker(CONFIG, config, str(tmp_path))
     worker.number = 0
     with pytest.raises(OutputError, match=r"1 times while making shard 00000.*memory"):
-        list(batch_run._in_processes(worker, shards_of(str(photos), config), again=False))
+        list(ProcessEngine(workers=1)(worker, shards_of(str(photos), config), again=False))
 
 
 def test_another_input_or_setting_needs_another_folder(photos: Path, made: Path, tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dying import DyingOnceReader
+from openmarigold.batch.engines import ProcessEngine
 from openmarigold.cli.prepare import PrepareHypersim, _filter
 from openmarigold.data.preparation import (
     PUBLISHED_FILTER,
@@ -28,6 +30,7 @@ from openmarigold.data.readers.hypersim import FOCAL_PX, SPLIT_CSV, HypersimRead
 from openmarigold.data.readers.rgbd_folder import FolderReader, read_config
 from openmarigold.data.readers.vkitti2 import VirtualKitti2Reader, choose_variants
 from openmarigold.data.shards import ShardedDataset
+from openmarigold.data.units import UnitEngine
 from openmarigold.data.verification import verify
 from openmarigold.errors import DataError, InvalidValueError, OpenMarigoldError
 from raw_data import (
@@ -604,6 +607,33 @@ def test_a_worker_that_is_ended_from_outside(hypersim: Path, tmp_path: Path) -> 
     prepare(hypersim_reader(hypersim), tmp_path, shard_size=9)
     assert verify(tmp_path) == [] and len(ShardedDataset(tmp_path)) == 5
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("kind", ["processes", pytest.param("ray", marks=pytest.mark.slow)])
+def test_engines_make_the_same_bytes_though_a_worker_dies(kind: str, hypersim: Path, tmp_path: Path) -> None:
+    if kind == "ray":
+        pytest.importorskip("ray")
+        from openmarigold.batch.ray_engine import RayEngine
+
+        engine: UnitEngine = RayEngine(address="local", workers=2)
+    else:
+        engine = ProcessEngine(workers=1)
+    reader = DyingOnceReader(hypersim, size=SIZE, focal_px=SMALL_FOCAL_PX)
+    reader.marker = tmp_path / "died"
+    told: list[tuple[int, int]] = []
+    made = prepare(
+        reader,
+        tmp_path / "made",
+        shard_size=3,
+        engine=engine,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert reader.marker.exists()
+    prepare(hypersim_reader(hypersim), tmp_path / "one", shard_size=3)
+    assert files(tmp_path / "made") == files(tmp_path / "one")  # and nothing of what the worker had begun
+    total = told[0][1]
+    assert told[-1] == (total, total) and len(told) == 1 + len(made.manifest["shards"])
 
 
 def test_a_good_frame_at_the_real_size(tmp_path: Path) -> None:

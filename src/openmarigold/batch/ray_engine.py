@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shards made by the actors of Ray Data: on this machine, or on a cluster."""
+"""Units of work done by the actors of Ray Data: on this machine, or on a cluster."""
 
 from __future__ import annotations
 
@@ -11,47 +11,43 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from openmarigold.batch.shard_files import ShardStats
-from openmarigold.batch.sources import Shard
-from openmarigold.batch.worker import ShardWorker
+from openmarigold.data.units import UnitWorker
 from openmarigold.errors import OpenMarigoldError, OutputError, needs_extra, one_line
 
 _CPUS = 0.9
 """Of an actor. Ray Data needs a part of a core for itself: as many actors of 1 as there are cores wait forever."""
 
 
-class ShardActor:
-    """A class for `Dataset.map_batches`: loads the model when it is made, and makes the shards of its batches."""
+class UnitActor:
+    """A class for `Dataset.map_batches`: loads the worker when it is made, and does the units of its batches."""
 
-    def __init__(self, worker: ShardWorker, again: bool) -> None:
-        """`again` as in `ShardWorker.make`."""
+    def __init__(self, worker: UnitWorker, again: bool) -> None:
+        """`again` as in `UnitWorker.make`."""
         self.worker, self.again = worker, again
         worker.load()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The column `shard` holds pickled shards of this program; `stats` their statistics, pickled."""
-        made = [pickle.dumps(self.worker.make(pickle.loads(shard), again=self.again)) for shard in batch["shard"]]
-        return {"number": batch["number"], "stats": made}
+        """The column `unit` holds pickled units of this program; `made` what became of them, pickled."""
+        made = [pickle.dumps(self.worker.make(pickle.loads(unit), again=self.again)) for unit in batch["unit"]]
+        return {"number": batch["number"], "made": made}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RayEngine:
-    """Where a batch makes its shards: see `run.batch_files`."""
+    """Where a batch makes its shards (`run.batch_files`), and where images and training data are worked on."""
 
     address: str = "auto"
     """Of the cluster; "auto": the one that is running; "local": a new one on this machine, which ends with the run."""
     workers: int = 1
-    """Actors, at most; Ray adds them while shards wait."""
+    """Actors, at most; Ray adds them while units wait."""
     gpus_per_worker: float = 0.0
     """Shares of a GPU, such as 1 or 0.5."""
 
-    def __call__(
-        self, worker: ShardWorker, shards: Sequence[Shard], *, again: bool
-    ) -> Iterator[tuple[Shard, ShardStats]]:
-        """Makes shards; an actor that dies is replaced, and its shard is made again.
+    def __call__(self, worker: UnitWorker, units: Sequence[Any], *, again: bool) -> Iterator[tuple[Any, Any]]:
+        """Does units, in any order; an actor that dies is replaced, and its unit is done again.
 
         Raises:
-            OutputError: the cluster cannot be reached, or gives up; otherwise as `ShardWorker.make`.
+            OutputError: the cluster cannot be reached, or gives up; otherwise what the worker raises.
             MissingExtraError: without the extra `ray`.
         """
         with needs_extra("ray"):
@@ -70,9 +66,9 @@ class RayEngine:
                 )
             data.DataContext.get_current().enable_progress_bars = False
             data.DataContext.get_current().print_on_execution_start = False
-            rows = [{"number": number, "shard": pickle.dumps(shard)} for number, shard in enumerate(shards)]
+            rows = [{"number": number, "unit": pickle.dumps(unit)} for number, unit in enumerate(units)]
             made = data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-                ShardActor,
+                UnitActor,
                 fn_constructor_args=(worker, again),
                 batch_size=1,
                 compute=data.ActorPoolStrategy(min_size=1, max_size=self.workers, max_tasks_in_flight_per_actor=2),
@@ -80,7 +76,7 @@ class RayEngine:
                 num_gpus=self.gpus_per_worker or None,
             )
             for row in made.iter_rows():
-                yield shards[row["number"]], pickle.loads(row["stats"])
+                yield units[row["number"]], pickle.loads(row["made"])
         except OpenMarigoldError:
             raise
         except (errors.RayError, ConnectionError, RuntimeError, ValueError) as error:
@@ -97,6 +93,4 @@ def _told(error: BaseException) -> OpenMarigoldError:
         if isinstance(cause, OpenMarigoldError):
             return cause
         cause = getattr(cause, "cause", None) or cause.__cause__
-    return OutputError(
-        f"Ray did not finish: {one_line(error)}; finished shards are kept, the next run makes the others"
-    )
+    return OutputError(f"Ray did not finish: {one_line(error)}; what is finished is kept, the next run does the rest")

@@ -5,34 +5,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-import os
-import signal
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from openmarigold import __version__
 from openmarigold.batch.addresses import OutputFolder, located
+from openmarigold.batch.engines import local_engine
 from openmarigold.batch.settings import BatchConfig
 from openmarigold.batch.shard_files import STATS_END, ShardStats, names_of_maps, read_stats
 from openmarigold.batch.sources import Shard, shards_of
 from openmarigold.batch.worker import ShardWorker
 from openmarigold.config import OutputConfig, PredictConfig
-from openmarigold.errors import InvalidValueError, OpenMarigoldError, OutputError
+from openmarigold.data.units import UnitEngine
+from openmarigold.errors import InvalidValueError, OutputError
 from openmarigold.modalities.codes import LARGEST_CODE
 from openmarigold.predictor.model_run import ModelRun
 from openmarigold.text_files import DamagedTextError, parse_json
 
 FORMAT = "openmarigold-batch-1"
 PLAN = "_batch.json"
-_MOST_DEATHS = 3
-"""Of workers that were making one shard."""
 
 
 @dataclass
@@ -84,24 +78,13 @@ class BatchEvent:
     note: str | None = None
 
 
-@runtime_checkable
-class ShardEngine(Protocol):
-    """Where shards are made."""
-
-    def __call__(
-        self, worker: ShardWorker, shards: Sequence[Shard], *, again: bool
-    ) -> Iterator[tuple[Shard, ShardStats]]:
-        """Makes shards, in any order; each is yielded once it is finished."""
-        ...
-
-
 def batch_files(
     given: str,
     output: str,
     *,
     config: PredictConfig,
     batch: BatchConfig | None = None,
-    engine: ShardEngine | None = None,
+    engine: UnitEngine | None = None,
     report: Callable[[BatchEvent], object] = lambda event: None,
 ) -> BatchOutcome:
     """Predicts all photos of an input into shards; those that are finished are kept.
@@ -139,7 +122,7 @@ def batch_files(
     outcome = BatchOutcome(shards=len(mine))
     to_do, to_do_again = _open_shards(mine, folder, present, batch, outcome)
     worker = ShardWorker(config, batch, folder.address)
-    make = engine or (_in_processes if batch.workers > 1 else _in_this_process)
+    make = engine or local_engine(batch.workers)
     done = outcome.done_before
     for again, chosen in ((False, to_do), (True, to_do_again)):
         for shard, stats in make(worker, chosen, again=again) if chosen else ():
@@ -207,73 +190,3 @@ def _check_plan(folder: OutputFolder, present: set[str], plan: dict[str, Any]) -
             f"{folder.address} holds shards that differ in {told}; choose another folder, or give the same input and "
             "settings"
         )
-
-
-def _in_this_process(
-    worker: ShardWorker, shards: Sequence[Shard], *, again: bool
-) -> Iterator[tuple[Shard, ShardStats]]:
-    for shard in shards:
-        yield shard, worker.make(shard, again=again)
-
-
-def _in_processes(worker: ShardWorker, shards: Sequence[Shard], *, again: bool) -> Iterator[tuple[Shard, ShardStats]]:
-    """Shards from a pool of processes. What a worker that dies was making is made again by another."""
-    waiting = list(reversed(shards))
-    deaths: Counter[int] = Counter()
-    while waiting:
-        pool = ProcessPoolExecutor(
-            worker.batch.workers,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_begin,
-            initargs=(worker,),
-        )
-        running: dict[Future[ShardStats], Shard] = {}
-        try:
-            while waiting or running:
-                while waiting and len(running) < worker.batch.workers:
-                    shard = waiting.pop()
-                    running[pool.submit(_make, shard, again)] = shard
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    shard = running[future]
-                    stats = future.result()
-                    del running[future]
-                    yield shard, stats
-        except BrokenProcessPool as error:
-            lost = list(running.values())
-            deaths.update(shard.number for shard in lost)
-            waiting += lost
-            worst = max(lost, key=lambda shard: deaths[shard.number], default=None)
-            if worst is not None and deaths[worst.number] >= _MOST_DEATHS:
-                raise OutputError(
-                    f"workers ended by themselves {_MOST_DEATHS} times while making shard {worst.stem}, perhaps for "
-                    "want of memory; try fewer workers, or a smaller processing_resolution"
-                ) from error
-        finally:
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-_worker: ShardWorker | None = None
-
-
-def _begin(worker: ShardWorker) -> None:
-    """In a new process: an interrupt is for the first process, which ends this one; it does not outlive that."""
-    global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker = worker
-
-
-def _end_with_parent() -> None:
-    """Ends this process when the first one was killed."""
-    if (parent := multiprocessing.parent_process()) is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _make(shard: Shard, again: bool) -> ShardStats:
-    if _worker is None:
-        raise OpenMarigoldError("the worker has not begun")
-    return _worker.make(shard, again=again)

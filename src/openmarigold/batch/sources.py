@@ -151,6 +151,11 @@ class Shard:
         """The beginning of its files' names, and of keys that are made."""
         return f"{self.number:05d}"
 
+    @property
+    def label(self) -> str:
+        """Its name in messages."""
+        return f"shard {self.stem}"
+
 
 def shards_of(given: str, config: BatchConfig, output: str = "") -> list[Shard]:
     """The shards of an input: a folder, photo, tar, Parquet or list file, or a pattern with `*` or `{000..123}`.

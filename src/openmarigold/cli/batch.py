@@ -13,13 +13,13 @@ from typing import Annotated, ClassVar
 import tyro
 
 from openmarigold.batch.settings import BatchConfig
+from openmarigold.cli.engines import OnRay, ray_engine
 from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar, say
 from openmarigold.config import PredictConfig
-from openmarigold.errors import InvalidValueError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class Batch(OnRay):
     """Predict very many photos into shards (extra `batch`). `--help-all` lists the rare settings too.
 
     Written: NNNNN.tar (maps as 16-bit PNG), NNNNN.parquet (a record of each photo), NNNNN_stats.json. A shard with
@@ -38,11 +38,6 @@ class Batch:
     """TOML file with settings; flags override it."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print what was done as JSON."""
-    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
-    """Make the shards on a cluster of Ray, --workers actors at most (extra `ray`): its address; auto, the one that runs
-    here; or local, a new one on this machine."""
-    gpus_per_worker: float = 0.0
-    """With --ray: shares of a GPU for each actor, such as 1 or 0.5."""
     batch: tyro.conf.OmitArgPrefixes[tyro.conf.FlagCreatePairsOff[BatchConfig]] = field(default_factory=BatchConfig)
     config: tyro.conf.UseAppendAction[tyro.conf.OmitArgPrefixes[PredictConfig]] = field(default_factory=PredictConfig)
 
@@ -51,13 +46,7 @@ def run_batch(command: Batch) -> int:
     """Predicts, prints what was done, and returns the exit status."""
     from openmarigold.batch.run import BatchEvent, batch_files
 
-    engine = None
-    if command.ray is not None:
-        from openmarigold.batch.ray_engine import RayEngine
-
-        engine = RayEngine(address=command.ray, workers=command.batch.workers, gpus_per_worker=command.gpus_per_worker)
-    elif command.gpus_per_worker:
-        raise InvalidValueError("gpus_per_worker was given without --ray, which it belongs to; give both or neither")
+    engine = ray_engine(command.ray, workers=command.batch.workers, gpus_per_worker=command.gpus_per_worker)
     started = time.perf_counter()
     with progress_bar("shards") as (advance, note):
 

@@ -6,11 +6,13 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from openmarigold.cli.engines import MOST_WORKERS, OnRay, ray_engine
 from openmarigold.cli.terminal import (
     EXIT_SOME_FAILED,
     cell,
@@ -23,6 +25,7 @@ from openmarigold.config import PredictConfig
 from openmarigold.errors import InvalidValueError
 
 if TYPE_CHECKING:
+    from openmarigold.data.units import UnitEngine
     from openmarigold.evaluation import Report
     from openmarigold.evaluation.benchmark import Benchmark
     from openmarigold.evaluation.specs import EstimatorSpec
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate:
+class Evaluate(OnRay):
     """Measure a model, or maps of any tool, on photos with measured maps.
 
     Per image, depth is fitted to the measured depth; scores are means over images or, for a folder, over the places of
@@ -67,7 +70,9 @@ class Evaluate:
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
     """Folder of the report: summary.json, images.csv, page.html. An interrupted run goes on."""
     num_workers: int = 1
-    """Images that are read and scored at the same time; the result does not depend on it."""
+    """Images that are read and scored at the same time by one process; the result does not depend on it."""
+    workers: int = 1
+    """Processes, or actors of --ray, each with the model, for large benchmarks; the result does not depend on it."""
     allow_partial: tyro.conf.FlagCreatePairsOff[bool] = False
     """Score what is there where images are missing or damaged."""
     baselines: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -81,8 +86,10 @@ class Evaluate:
 def run_evaluate(command: Evaluate) -> int:
     """Scores, prints a table or JSON, and returns the exit status."""
     from openmarigold.evaluation.runner import evaluate_benchmark
+    from openmarigold.evaluation.units import Elsewhere
 
     benchmark, specs = _what_runs(command)
+    engine = _engine(command)
     modality = benchmark.row.modality
     if ignored := _without_effect(command):
         options = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
@@ -102,6 +109,7 @@ def run_evaluate(command: Evaluate) -> int:
                 protocol=protocol,
                 output_dir=folder,
                 num_workers=command.num_workers,
+                elsewhere=None if engine is None else Elsewhere(engine=engine, opened=partial(_opened, command, place)),
                 allow_partial=command.allow_partial,
                 progress=advance,
                 note=note,
@@ -114,6 +122,30 @@ def run_evaluate(command: Evaluate) -> int:
         if command.output_dir is not None:
             say(f"summary.json, images.csv, page.html -> {command.output_dir}")
     return EXIT_SOME_FAILED if any(report.failed for report in reports.values()) else 0
+
+
+def _engine(command: Evaluate) -> UnitEngine | None:
+    """Where images are scored; None: in this process.
+
+    Raises:
+        InvalidValueError: a number of workers that is not accepted, or flags of which one needs the other.
+    """
+    if not 1 <= command.workers <= MOST_WORKERS:
+        raise InvalidValueError(f"workers={command.workers} is not accepted; give 1 to {MOST_WORKERS}")
+    on_ray = ray_engine(command.ray, workers=command.workers, gpus_per_worker=command.gpus_per_worker)
+    if command.workers > 1 or on_ray is not None:
+        if command.num_workers > 1:
+            raise InvalidValueError("num_workers is for one process; give it, or --workers and --ray")
+        from openmarigold.batch.engines import local_engine
+
+        return on_ray or local_engine(command.workers)
+    return None
+
+
+def _opened(command: Evaluate, place: int) -> tuple[Benchmark, EstimatorSpec]:
+    """In a worker: the benchmark, and the estimator at a place in what is scored."""
+    benchmark, specs = _what_runs(command)
+    return benchmark, specs[place]
 
 
 def _what_runs(command: Evaluate) -> tuple[Benchmark, list[EstimatorSpec]]:
@@ -131,7 +163,7 @@ def _what_runs(command: Evaluate) -> tuple[Benchmark, list[EstimatorSpec]]:
     elif command.points is not None:
         benchmark = open_folder_benchmark(command.benchmark, wanted or METRIC)
     else:
-        spec = None if command.predictions is not None else predictor_spec(config)
+        spec = None if command.predictions is not None else predictor_spec(config, at_once=command.workers)
         benchmark = open_folder_benchmark(command.benchmark, spec.modality if spec else wanted or DEPTH)
     if command.points is not None or benchmark.row.reveal is not None:
         return _completions(command, benchmark)
@@ -141,7 +173,7 @@ def _what_runs(command: Evaluate) -> tuple[Benchmark, list[EstimatorSpec]]:
     modality = benchmark.row.modality
     if command.predictions is not None:
         spec = saved_spec(command.predictions, command.invariance, modality)
-    spec = spec or predictor_spec(config)
+    spec = spec or predictor_spec(config, at_once=command.workers)
     return benchmark, [spec, *(baseline_specs(modality) if command.baselines else ())]
 
 
@@ -158,7 +190,7 @@ def _completions(command: Evaluate, benchmark: Benchmark) -> tuple[Benchmark, li
     elif command.outliers or command.points_seed != Evaluate.points_seed:
         raise InvalidValueError(f"{benchmark.row.name} has points of its own; leave --outliers and --points-seed out")
     if command.predictions is None:
-        return benchmark, completion_specs(command.config, command.method)
+        return benchmark, completion_specs(command.config, command.method, at_once=command.workers)
     return benchmark, [
         saved_spec(command.predictions, command.invariance, benchmark.row.modality),
         *interpolation_specs(),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import tyro
 
+from openmarigold.cli.engines import ray_engine
 from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar, say
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class _Preparation:
     """Frames a shard. A shard is what an interrupted run does not do again."""
     workers: int = 0
     """Processes; 0 = one per CPU core. The result does not depend on it."""
+    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
+    """Let a cluster of Ray make the shards, --workers actors at most (extra `ray`): its address, auto, or local."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +135,8 @@ class Normals:
     """Leave out samples with a smaller share of pixels with a normal."""
     workers: int = 0
     """Processes; 0 = one per CPU core. The result does not depend on it."""
+    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
+    """Let a cluster of Ray make the shards, as of `data prepare`."""
 
 
 def run_prepare(command: _Preparation) -> int:
@@ -140,6 +145,7 @@ def run_prepare(command: _Preparation) -> int:
     from openmarigold.data.shard_writer import REJECTED_FILE
 
     reader, facts = _reader(command)
+    workers = command.workers or os.cpu_count() or 1
     with progress_bar("frames") as (progress, note):
         prepared = prepare(
             reader,
@@ -147,7 +153,8 @@ def run_prepare(command: _Preparation) -> int:
             frame_filter=_filter(command),
             limit=command.limit,
             shard_size=command.shard_size,
-            workers=command.workers or os.cpu_count() or 1,
+            workers=workers,
+            engine=ray_engine(command.ray, workers=workers),
             facts={"command": _command_line(command), **facts},
             progress=progress,
             note=note,
@@ -193,6 +200,7 @@ def run_normals(command: Normals) -> None:
     from openmarigold.data.normals import add_normals
 
     words = ["openmarigold", "data", "normals", str(command.source), "DEST", *_options(command)]
+    workers = command.workers or os.cpu_count() or 1
     with progress_bar("samples") as (progress, _):
         prepared = add_normals(
             command.source,
@@ -200,7 +208,8 @@ def run_normals(command: Normals) -> None:
             fov=command.fov,
             support=command.support,
             min_valid=command.min_valid,
-            workers=command.workers or os.cpu_count() or 1,
+            workers=workers,
+            engine=ray_engine(command.ray, workers=workers),
             facts={"command": shlex.join(words)},
             progress=progress,
         )
@@ -276,7 +285,7 @@ def _options(command: Any) -> list[str]:
     words: list[str] = []
     for field in dataclasses.fields(command):
         value = getattr(command, field.name)
-        if field.name in ("source", "dest", "workers") or value == field.default:
+        if field.name in ("source", "dest", "workers", "ray") or value == field.default:
             continue
         words += [f"--{field.name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
     return words

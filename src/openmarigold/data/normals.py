@@ -18,7 +18,7 @@ from openmarigold.data.preparation import Prepared
 from openmarigold.data.shard_writer import NewSample, Rejection, ShardWriter
 from openmarigold.data.shards import ShardedDataset, decode_rgb
 from openmarigold.data.statistics import write_meta
-from openmarigold.data.units import run_units
+from openmarigold.data.units import UnitEngine, run_units
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.geometry import normals_from_depth
 
@@ -39,6 +39,7 @@ def add_normals(
     support: int = SUPPORT,
     min_valid: float = 0.05,
     workers: int = 1,
+    engine: UnitEngine | None = None,
     facts: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Prepared:
@@ -52,6 +53,7 @@ def add_normals(
         support: side of the windows [px], odd, or 0 for differences of neighbors.
         min_valid: leave out samples with a smaller share of pixels with a normal.
         workers: processes; 1 = this one.
+        engine: makes the shards instead, as in `prepare`.
         facts: more for the manifest, besides those of the source.
         progress: called with the samples done and their number.
 
@@ -85,7 +87,7 @@ def add_normals(
     kept = len(data) - left
     progress(kept, len(data))
     task = _Task(data, writer, fov, support, min_valid)
-    run_units(task, todo, workers=workers, progress=lambda done: progress(kept + done, len(data)))
+    run_units(task, todo, workers=workers, engine=engine, progress=lambda done: progress(kept + done, len(data)))
     inherited = {key: value for key, value in data.manifest.items() if key not in _OF_THE_RUN}
     manifest = writer.finish(num_shards, {**inherited, **(facts or {})})
     write_meta(destination)

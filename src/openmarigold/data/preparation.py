@@ -25,7 +25,7 @@ from openmarigold.data.archives import LARGEST_FILE, Archive
 from openmarigold.data.encodings import MapEncoding
 from openmarigold.data.shard_writer import NewSample, Rejection, ShardWriter
 from openmarigold.data.statistics import write_meta
-from openmarigold.data.units import run_units
+from openmarigold.data.units import UnitEngine, run_units
 from openmarigold.errors import (
     DataError,
     ImageError,
@@ -227,6 +227,7 @@ def prepare(
     limit: int | None = None,
     shard_size: int = 256,
     workers: int = 1,
+    engine: UnitEngine | None = None,
     facts: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     note: Callable[[str], None] = lambda line: None,
@@ -237,6 +238,7 @@ def prepare(
         limit: only the first so many frames.
         shard_size: frames a shard.
         workers: processes; 1 = this one.
+        engine: makes the shards instead, such as `batch.ray_engine.RayEngine`; its workers must see the same files.
         facts: more for the manifest.
         progress: called with the frames done and their number.
         note: called with lines for the user.
@@ -272,7 +274,7 @@ def prepare(
     total, kept = len(frames), len(frames) - sum(len(unit.frames) for unit in todo)
     progress(kept, total)
     task = _Task(reader, writer, frame_filter)
-    run_units(task, todo, workers=workers, progress=lambda done: progress(kept + done, total))
+    run_units(task, todo, workers=workers, engine=engine, progress=lambda done: progress(kept + done, total))
     low, high = reader.valid_range
     valid_range = [low, high if np.isfinite(high) else None]
     manifest = writer.finish(len(units), {"valid_range": valid_range, **(facts or {})})

@@ -34,7 +34,7 @@ from openmarigold.data.shards import (
     with_maps,
 )
 from openmarigold.errors import DataError, OutputError
-from openmarigold.files import file_sha256, write_atomically
+from openmarigold.files import file_sha256, remove_leftovers, write_atomically
 from openmarigold.text_files import parse_json
 
 REJECTED_FILE = "rejected.jsonl"
@@ -227,6 +227,9 @@ class ShardWriter:
         _write_json(self.folder / MANIFEST_FILE, manifest)
         with suppress(FileNotFoundError):
             (self.folder / PLAN_FILE).unlink()
+        for number in range(num_shards):  # of workers that were killed, perhaps on another machine
+            for path in self._paths(number):
+                remove_leftovers(path)
         return manifest
 
     def _paths(self, number: int) -> tuple[Path, Path]:

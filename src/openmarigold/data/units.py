@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Units of work, each of which becomes a shard, in this process or in several."""
+"""Units of work, each of which becomes a shard, in this process, in several, or by an engine (Ray)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from openmarigold.errors import OpenMarigoldError
@@ -28,12 +29,63 @@ class UnitTask(Protocol):
         ...
 
 
-def run_units(task: UnitTask, units: Sequence[Any], *, workers: int, progress: Callable[[int], None]) -> None:
+@runtime_checkable
+class UnitWorker(Protocol):
+    """What an engine's workers do. It is pickled for them, so it holds no open files and no loaded model."""
+
+    def load(self) -> object:
+        """What takes long and is needed for every unit, such as a model; called once in each worker, or not at all."""
+        ...
+
+    def make(self, unit: Any, /, *, again: bool = False) -> Any:
+        """Does one unit whole. `again`: it was done before, and something of it is to be done once more."""
+        ...
+
+
+@runtime_checkable
+class UnitEngine(Protocol):
+    """Where units are done: `batch.engines` and `batch.ray_engine`."""
+
+    def __call__(self, worker: UnitWorker, units: Sequence[Any], *, again: bool) -> Iterator[tuple[Any, Any]]:
+        """Does units, in any order; each is yielded with what `make` gave once it is finished."""
+        ...
+
+
+@dataclass(frozen=True)
+class _TaskWorker:
+    task: UnitTask
+
+    def load(self) -> None: ...
+
+    def make(self, unit: Any, *, again: bool = False) -> int:
+        """How many frames the unit had."""
+        ticks: list[None] = []
+        self.task.run(unit, lambda: ticks.append(None))
+        return len(ticks)
+
+
+def run_units(
+    task: UnitTask,
+    units: Sequence[Any],
+    *,
+    workers: int,
+    progress: Callable[[int], None],
+    engine: UnitEngine | None = None,
+) -> None:
     """Run `task` on each unit, here or in up to `workers` other processes; `progress` gets the ticks so far.
+
+    Args:
+        engine: does the units instead, so that `progress` comes after whole units.
 
     Raises:
         OpenMarigoldError: a process was ended from outside, or what a task raises.
     """
+    if engine is not None:
+        done = 0
+        for _, ticks in engine(_TaskWorker(task), units, again=False) if units else ():
+            done += ticks
+            progress(done)
+        return
     run = _run_here if workers == 1 or len(units) < 2 else _run_in_processes
     run(task, units, min(workers, len(units)), progress)
 

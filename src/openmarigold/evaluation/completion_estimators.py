@@ -61,9 +61,9 @@ class KeptDepth:
     The folder goes with the object.
     """
 
-    def __init__(self, config: PredictConfig) -> None:
-        """The model is loaded with the first photo."""
-        self._config = config
+    def __init__(self, config: PredictConfig, at_once: int = 1) -> None:
+        """The model is loaded with the first photo; `at_once` as in `Predictor.from_config`."""
+        self._config, self._at_once = config, at_once
         self._predictor: Predictor | None = None
         self._folder = Path(tempfile.mkdtemp(prefix="openmarigold-"))
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
@@ -72,7 +72,7 @@ class KeptDepth:
     def predictor(self) -> Predictor:
         """The model."""
         if self._predictor is None:
-            self._predictor = Predictor.from_config(self._config)
+            self._predictor = Predictor.from_config(self._config, at_once=self._at_once)
         return self._predictor
 
     def __call__(self, rgb: UInt8[np.ndarray, "h w 3"]) -> RelativeDepth:
@@ -105,10 +105,10 @@ def interpolation_specs() -> list[EstimatorSpec]:
     ]
 
 
-def completion_specs(config: PredictConfig, methods: Sequence[str]) -> list[EstimatorSpec]:
+def completion_specs(config: PredictConfig, methods: Sequence[str], *, at_once: int = 1) -> list[EstimatorSpec]:
     """A checkpoint's depth, completed by each of the methods; then the baselines.
 
-    All of them share one prediction for each photo.
+    All of them share one prediction for each photo. `at_once` as in `predictor_spec`.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
@@ -125,7 +125,7 @@ def completion_specs(config: PredictConfig, methods: Sequence[str]) -> list[Esti
         raise InvalidValueError(
             f"{model.name} predicts {model.modality.title}; depth completion needs a checkpoint that predicts depth"
         )
-    kept = cache(lambda: KeptDepth(config))
+    kept = cache(lambda: KeptDepth(config, at_once))
     baselines = [name for name, method in METHODS.items() if method.is_baseline and name not in _INTERPOLATIONS]
     specs = [
         _spec(

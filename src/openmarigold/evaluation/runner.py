@@ -12,30 +12,33 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from openmarigold.errors import DataError, InvalidValueError, OpenMarigoldError, OutputError
-from openmarigold.evaluation.benchmark import Benchmark, hash_of_files
+from openmarigold.evaluation.benchmark import Benchmark
 from openmarigold.evaluation.benchmark_readers import Entry
 from openmarigold.evaluation.benchmarks import open_folder_benchmark
-from openmarigold.evaluation.estimators import MapEstimator, SavedPredictions, estimate_sample, predictor_estimator
+from openmarigold.evaluation.estimators import MapEstimator, estimate_sample, predictor_estimator
 from openmarigold.evaluation.folder_readers import parse_manifest
+from openmarigold.evaluation.image_run import ImageRun, Scored
 from openmarigold.evaluation.interval_scores import interval_score_names, listed_scores
-from openmarigold.evaluation.machine import describe_machine, version_of
+from openmarigold.evaluation.machine import describe_machine
 from openmarigold.evaluation.page import write_page
 from openmarigold.evaluation.report import ImageScore, Report, checked_tally, is_score, write_report
-from openmarigold.evaluation.scoring import Measured, Predicted, align_sample, choose_protocol, measure_sample
+from openmarigold.evaluation.scoring import Measured, choose_protocol, measure_sample
 from openmarigold.evaluation.specs import EstimatorSpec
 from openmarigold.evaluation.statistics import summarize
+from openmarigold.evaluation.units import Elsewhere, scored_elsewhere
 from openmarigold.files import as_path
 from openmarigold.modalities import DEPTH
 from openmarigold.modalities.modality import Modality
-from openmarigold.modalities.protocol import BenchmarkSample, Maps, Protocol
+from openmarigold.modalities.protocol import Protocol
 from openmarigold.predictor import Predictor
 from openmarigold.text_files import parse_json_lines
 
@@ -129,6 +132,7 @@ def evaluate_benchmark(
     protocol: str | None = None,
     output_dir: Path | str | None = None,
     num_workers: int = 1,
+    elsewhere: Elsewhere | None = None,
     allow_partial: bool = False,
     progress: Callable[[int, int], object] = lambda done, total: None,
     note: Callable[[str], object] = lambda line: None,
@@ -136,7 +140,8 @@ def evaluate_benchmark(
     """Scores of an estimator on any benchmark; with `output_dir` also the files of `docs/evaluation.md`, resumed.
 
     Workers read and score images at the same time, the estimator sees one photo at a time: the result does not depend
-    on their number. An image that cannot be scored is noted and the others go on.
+    on their number. An image that cannot be scored is noted and the others go on. `elsewhere` names processes that
+    score the images instead, each with an estimator of its own, to the same bits on the same kind of machine.
 
     Raises:
         DataError: an image could not be scored (unless `allow_partial`), or none.
@@ -152,11 +157,10 @@ def evaluate_benchmark(
             f"{spec.name} predicts {spec.modality.title} and {row.name} measures {row.modality.title}; use a benchmark "
             f"of {spec.modality.title}"
         )
-    chosen = choose_protocol(row.modality, protocol or row.protocol, spec.invariance)
-    run = _Run(benchmark, spec, chosen.with_seams() if spec.has_seams else chosen)
+    run = ImageRun.of(benchmark, spec, protocol)
     started, wall = datetime.now(UTC), time.perf_counter()
     with _Log(output_dir, run.protocol, interval_score_names(spec.band)) as log:
-        images, failed = run.score_all(log, num_workers, progress, note)
+        images, failed = _score_all(run, log, elsewhere or num_workers, progress, note)
     _check_failures(failed, len(benchmark.entries), allow_partial)
     over_places = row.average_over_places and run.protocol.pooled is None
     report = Report(
@@ -189,109 +193,58 @@ def _times(started: datetime, seconds: float, log: _Log) -> dict[str, Any]:
     }
 
 
-class _Run:
-    """How one image is scored, and seen again for the page."""
+def _score_all(
+    run: ImageRun,
+    log: _Log,
+    workers: Elsewhere | int,
+    progress: Callable[[int, int], object],
+    note: Callable[[str], object],
+) -> tuple[list[ImageScore], dict[str, str]]:
+    """Scores of the images, and why the others have none."""
+    entries = run.benchmark.entries
+    images: dict[int, ImageScore] = {}
+    failed: dict[int, str] = {}
+    scored = _scored_here(run, log, workers) if isinstance(workers, int) else _scored_there(run, log, workers)
+    with closing(scored):
+        for done, (place, made) in enumerate(scored, start=1):
+            if isinstance(made, str):
+                failed[place] = made
+                note(f"error: {made}")
+            else:
+                images[place] = made
+            progress(done, len(entries))
+    return [images[place] for place in sorted(images)], {entries[place].name: failed[place] for place in sorted(failed)}
 
-    def __init__(self, benchmark: Benchmark, spec: EstimatorSpec, protocol: Protocol) -> None:
-        self.benchmark, self.spec, self.protocol = benchmark, spec, protocol
-        self._entries = {entry.name: entry for entry in benchmark.entries}
-        self.load_error: BaseException | None = None
-        self._estimator: MapEstimator | SavedPredictions | None = None
-        self._lock = threading.Lock()
-        self._context = json.dumps(
-            {
-                "benchmark": benchmark.row.name,
-                **({"given": dict(benchmark.row.given_facts)} if benchmark.row.reveal else {}),
-                "protocol": protocol.name,
-                "estimator": spec.name,
-                "settings": dict(spec.settings),
-                "version": version_of("openmarigold"),
-            },
-            sort_keys=True,
-            default=str,
-        )
 
-    def score_all(
-        self,
-        log: _Log,
-        num_workers: int,
-        progress: Callable[[int, int], object],
-        note: Callable[[str], object],
-    ) -> tuple[list[ImageScore], dict[str, str]]:
-        """Scores of the images, and why the others have none."""
-        entries = self.benchmark.entries
-        images: list[ImageScore] = []
-        failed: dict[str, str] = {}
-        with ThreadPoolExecutor(num_workers) as pool:
-            tasks = [pool.submit(self.score, entry, log) for entry in entries]
-            try:
-                for done, (entry, task) in enumerate(zip(entries, tasks, strict=True), start=1):
-                    try:
-                        images.append(task.result())
-                    except OpenMarigoldError as error:
-                        if self.load_error or isinstance(error, OutputError):  # no image's fault
-                            raise
-                        failed[entry.name] = str(error)
-                        note(f"error: {error}")
-                    progress(done, len(tasks))
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
-        return images, failed
+def _scored_here(run: ImageRun, log: _Log, num_workers: int) -> Generator[tuple[int, ImageScore | str], None, None]:
+    """What became of each image, by its place."""
 
-    def score(self, entry: Entry, log: _Log) -> ImageScore:
-        files = self.benchmark.files(entry)
-        input_hash = hash_of_files(files)
-        parts = [self._context, entry.name, str(entry.kind), input_hash]  # the kind sets the range
-        saved = self._saved_predictions()
-        if saved is not None:
-            parts.append(saved.hash_of(entry.name))
-        key = hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()
-        found = log.find(key)
-        if found is None:
-            sample = self.benchmark.sample(entry, files)
-            predicted, space = self._predict(sample), self.spec.invariance
-            found = measure_sample(sample, predicted, self.protocol, space, band=self.spec.band)
-            log.add(key, entry.name, found)
-        return ImageScore(
-            name=entry.name,
-            kind=entry.kind,
-            place=entry.place,
-            metrics=found.metrics,
-            input_hash=input_hash,
-            tally=found.tally,
-        )
+    def score(entry: Entry) -> ImageScore:
+        return log.taken(entry, run.scored(entry, log))
 
-    def aligned(self, name: str) -> tuple[BenchmarkSample, Maps]:
-        """An image and its aligned prediction."""
-        sample = self.benchmark.sample(self._entries[name])
-        return sample, align_sample(sample, self._predict(sample), self.protocol, self.spec.invariance)[0]
-
-    def _saved_predictions(self) -> SavedPredictions | None:
-        """The estimator, where it is saved predictions; a model is not loaded for this."""
-        if "predictions" not in self.spec.settings:
-            return None
-        estimator = self._load()
-        return estimator if isinstance(estimator, SavedPredictions) else None
-
-    def _load(self) -> MapEstimator | SavedPredictions:
-        with self._lock:
-            if self.load_error is not None:  # the threads that waited for the first attempt need no other
-                raise self.load_error
-            if self._estimator is None:
+    with ThreadPoolExecutor(num_workers) as pool:
+        tasks = [pool.submit(score, entry) for entry in run.benchmark.entries]
+        try:
+            for place, task in enumerate(tasks):
                 try:
-                    self._estimator = self.spec.load()
-                except BaseException as error:
-                    self.load_error = error
-                    raise
-            return self._estimator
+                    made: ImageScore | str = task.result()
+                except OpenMarigoldError as error:
+                    if run.load_error or isinstance(error, OutputError):  # no image's fault
+                        raise
+                    made = str(error)
+                yield place, made
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
 
-    def _predict(self, sample: BenchmarkSample) -> Predicted:
-        estimator = self._load()
-        if isinstance(estimator, SavedPredictions):
-            return estimator.read(sample.name)
-        with self._lock:
-            return estimate_sample(estimator, sample)
+
+def _scored_there(
+    run: ImageRun, log: _Log, elsewhere: Elsewhere
+) -> Generator[tuple[int, ImageScore | str], None, None]:
+    entries = run.benchmark.entries
+    with closing(scored_elsewhere(run.benchmark, elsewhere, run.protocol.name, log.keys_of)) as scored:
+        for place, made in scored:
+            yield place, made if isinstance(made, str) else log.taken(entries[place], made)
 
 
 class _Log:
@@ -301,6 +254,7 @@ class _Log:
         """`more` are names of scores besides those of the protocol."""
         self.num_found = 0
         self._found: dict[str, Measured] = {}
+        self._keys: defaultdict[str, list[str]] = defaultdict(list)
         self._lock = threading.Lock()
         self._file = None
         if output_dir is None:
@@ -312,18 +266,40 @@ class _Log:
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror}; choose another --output-dir") from error
         self._file.seek(0)
-        self._found = dict(_whole_lines(path.read_bytes(), protocol, more))
+        for key, name, found in _whole_lines(path.read_bytes(), protocol, more):
+            self._found[key] = found
+            self._keys[name].append(key)
         self._file.seek(0, 2)
         if self._file.tell() and not _ends_with_newline(path):
             self._file.write("\n")  # the line that an interruption cut is left alone
 
-    def find(self, key: str) -> Measured | None:
-        with self._lock:
-            found = self._found.get(key)
-            self.num_found += found is not None
-            return found
+    def __contains__(self, key: object) -> bool:
+        """Whether an earlier run has scored it."""
+        return key in self._found
 
-    def add(self, key: str, name: str, found: Measured) -> None:
+    def keys_of(self, name: str) -> Sequence[str]:
+        """Under which keys earlier runs have scored an image."""
+        return self._keys.get(name, ())
+
+    def taken(self, entry: Entry, scored: Scored) -> ImageScore:
+        """The scores of an image: written, or those of an earlier run."""
+        found = scored.found
+        if found is None:
+            with self._lock:
+                found = self._found[scored.key]
+                self.num_found += 1
+        else:
+            self._add(scored.key, entry.name, found)
+        return ImageScore(
+            name=entry.name,
+            kind=entry.kind,
+            place=entry.place,
+            metrics=found.metrics,
+            input_hash=scored.input_hash,
+            tally=found.tally,
+        )
+
+    def _add(self, key: str, name: str, found: Measured) -> None:
         if self._file is None:
             return
         line = {"key": key, "name": name, "metrics": found.metrics}
@@ -345,8 +321,8 @@ class _Log:
                 self._file.close()
 
 
-def _whole_lines(content: bytes, protocol: Protocol, more: Sequence[str]) -> Iterator[tuple[str, Measured]]:
-    """Keys and scores of the lines that hold all scores of an image; the images of others are scored again."""
+def _whole_lines(content: bytes, protocol: Protocol, more: Sequence[str]) -> Iterator[tuple[str, str, Measured]]:
+    """Keys, names and scores of the lines that hold all scores of an image; the images of others are scored again."""
     names, tally = (*protocol.score_names, *more), ""
     for entry in parse_json_lines(content):
         if not isinstance(entry, dict) or not isinstance(entry.get("key"), str):
@@ -359,7 +335,11 @@ def _whole_lines(content: bytes, protocol: Protocol, more: Sequence[str]) -> Ite
                 tally = checked_tally(entry.get("tally"), protocol.pooled)
             except ValueError:
                 continue
-        yield entry["key"], Measured(metrics={name: float(metrics[name]) for name in names}, tally=tally)
+        yield (
+            entry["key"],
+            str(entry.get("name")),
+            Measured(metrics={name: float(metrics[name]) for name in names}, tally=tally),
+        )
 
 
 def _ends_with_newline(path: Path) -> bool:
@@ -381,5 +361,5 @@ def _hash_of_all(images: list[ImageScore]) -> str:
     return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
 
 
-def _write_page(report: Report, run: _Run, output_dir: Path, title: str) -> None:
+def _write_page(report: Report, run: ImageRun, output_dir: Path, title: str) -> None:
     write_page(report, run.benchmark.row.modality, run.aligned, output_dir / PAGE_NAME, title=title)

@@ -50,8 +50,12 @@ class EstimatorSpec:
     band: Band | None = None
 
 
-def predictor_spec(config: PredictConfig) -> EstimatorSpec:
+def predictor_spec(config: PredictConfig, *, at_once: int = 1) -> EstimatorSpec:
     """A checkpoint with settings, the checkpoint's defaults in the place of None.
+
+    Args:
+        config: the model and its call.
+        at_once: how many processes of a machine will predict at the same time; changes no result.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
@@ -85,7 +89,7 @@ def predictor_spec(config: PredictConfig) -> EstimatorSpec:
     engine = choose_engine(checkpoint, engine=config.engine, compile=config.compile, **loading)
 
     def load() -> MapEstimator:
-        predictor = Predictor.from_config(config, found=checkpoint, tiny_vae=tiny_vae)
+        predictor = Predictor.from_config(config, found=checkpoint, tiny_vae=tiny_vae, at_once=at_once)
         return predictor_estimator(predictor, **config.call_options)
 
     return EstimatorSpec(

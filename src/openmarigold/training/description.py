@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 from openmarigold.training.batches import BatchPlan
 from openmarigold.training.views import Mixture
@@ -20,7 +21,8 @@ def describe_run(task: Any, recipe: Mapping[str, Any], plan: BatchPlan, accelera
     device = "cpu" if accelerator.device.type == "cpu" else str(accelerator.device)
     processes = _counted(plan.num_processes, "process", "processes")
     lines = [
-        f"device {device}, {processes}, precision {precision}",
+        f"device {device}, {processes}, precision {precision}"
+        + (", weights spread over them (FSDP)" if accelerator.distributed_type == DistributedType.FSDP else ""),
         plan.described,
         *describe_sources(task.mixture),
     ]

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 from openmarigold.errors import InvalidValueError, LostProcessError, RecipeError, one_line
 from openmarigold.files import append_text, make_directory, write_atomically
@@ -67,7 +67,20 @@ def make_accelerator(mixed_precision: str, device: str = "auto") -> Accelerator:
     # The others wait while the main process validates.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
     with _accelerate_uses(device):
-        return Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision, kwargs_handlers=[patience])
+        accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision, kwargs_handlers=[patience])
+    if accelerator.distributed_type == DistributedType.MULTI_CPU and _wants_fsdp():
+        # Accelerate spreads weights over GPUs only and drops the wish on CPUs, where torch does it as well.
+        plugin = FullyShardedDataParallelPlugin()
+        if mixed_precision != "no":
+            plugin.set_mixed_precision(mixed_precision)
+        accelerator.state.fsdp_plugin = plugin
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP  # from which each look is refreshed
+        accelerator.state.distributed_type = DistributedType.FSDP
+    return accelerator
+
+
+def _wants_fsdp() -> bool:
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def _check_device(device: str, mixed_precision: str) -> None:

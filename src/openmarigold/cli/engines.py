@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where commands do large work: flags that several of them have, and the engine that they ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from openmarigold.errors import InvalidValueError
+
+if TYPE_CHECKING:
+    from openmarigold.data.units import UnitEngine
+
+MOST_WORKERS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnRay:
+    """Flags of commands whose work Ray may schedule."""
+
+    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
+    """Let a cluster of Ray do the work, --workers actors at most (extra `ray`): its address; auto, the one that runs
+    here; or local, a new one on this machine."""
+    gpus_per_worker: float = 0.0
+    """With --ray: shares of a GPU for each actor, such as 1 or 0.5."""
+
+
+def ray_engine(address: str | None, *, workers: int, gpus_per_worker: float = 0.0) -> UnitEngine | None:
+    """The engine for a cluster of Ray; None without an address.
+
+    Raises:
+        InvalidValueError: GPUs without an address.
+    """
+    if address is not None:
+        from openmarigold.batch.ray_engine import RayEngine
+
+        return RayEngine(address=address, workers=workers, gpus_per_worker=gpus_per_worker)
+    if gpus_per_worker:
+        raise InvalidValueError("gpus_per_worker was given without --ray, which it belongs to; give both or neither")
+    return None

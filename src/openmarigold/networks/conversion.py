@@ -74,7 +74,6 @@ def export_checkpoint(
     format: ConvertedFormat,
     dtype: StoredDtype = "float16",
     tiny_vae: TinyVae | None = None,
-    rewritten: bool = True,
 ) -> None:
     """Writes a checkpoint as a folder of ONNX or OpenVINO networks that hold their weights.
 
@@ -83,7 +82,6 @@ def export_checkpoint(
         dtype: how weights are stored. "float16" halves the files and is widened when a network is loaded; "float32"
             keeps every bit.
         tiny_vae: an autoencoder that replaces the checkpoint's own, in the directions of its `used_for`.
-        rewritten: let autoencoders multiply less in floating point, where the format gains by it.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or in the asked-for format already.
@@ -101,8 +99,7 @@ def export_checkpoint(
     with atomic_directory(destination) as folder:
         for name in source.networks:
             (folder / name).mkdir()
-            settings: dict[str, Any] = {"format": format, "dtype": dtype, "tiny_vae": tiny_vae, "rewritten": rewritten}
-            write_network(source, name, folder / name, **settings)
+            write_network(source, name, folder / name, format=format, dtype=dtype, tiny_vae=tiny_vae)
         (folder / "scheduler").mkdir()
         write_json(folder / "scheduler" / "scheduler_config.json", source.schedule.to_config())
         kept = {key: value for key, value in source.index.items() if not isinstance(value, list) and key != ENCODER_OF}
@@ -193,7 +190,6 @@ def write_network(
     format: ConvertedFormat,
     dtype: StoredDtype,
     tiny_vae: TinyVae | None = None,
-    rewritten: bool = True,
 ) -> None:
     """Writes one of a checkpoint's networks into a folder.
 
@@ -207,9 +203,7 @@ def write_network(
         _onnx_to_openvino(source.directory / NETWORK_FILES["onnx"][name], folder, dtype)
         return
     module, inputs, output = _network(source, name, tiny_vae if replaced else None)
-    if (
-        rewritten and format == "openvino" and name != "unet"
-    ):  # ONNX Runtime would need gigabytes for a transposed convolution
+    if format == "openvino" and name != "unet":  # ONNX Runtime would need gigabytes for a transposed convolution
         split_group_norms(fold_upsampling(module))
     write = {"onnx": _write_onnx, "openvino": _write_openvino}[format]
     write(module.eval(), inputs, output, folder, dtype)

@@ -118,7 +118,7 @@ def export_int8(
         plain = source
         if source.weights != format or tiny_vae is not None:
             target = Path(scratch, "plain")
-            export_checkpoint(source, target, format=format, dtype="float32", tiny_vae=tiny_vae, rewritten=False)
+            export_checkpoint(source, target, format=format, dtype="float32", tiny_vae=tiny_vae)
             plain = read_checkpoint(target, wanted=source.modality.name)
         shutil.copytree(plain.directory / "scheduler", folder / "scheduler")
         recorder = _Recorder(plain, format, Path(scratch))

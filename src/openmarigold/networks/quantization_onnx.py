@@ -19,7 +19,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from openmarigold.images.quiet import quiet
-from openmarigold.networks.quantization import Quantized, Sample, layers_to_keep, relative_error
+from openmarigold.networks.quantization import Quantized, Sample, chosen_layers, relative_error
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
 
@@ -42,12 +42,18 @@ def quantize_onnx(source: Path, folder: Path, samples: Sequence[Sample], small: 
         onnx.save(named, prepared)
         _quantize(prepared, whole, samples, ())
         layers = _write_probe(named, onnx.load(whole), probe)
-        kept = layers_to_keep(_measured(layers, probe, small))
+        errors = _measured(layers, probe, small)
+        session = _session(source)
+        expected = [_output(session, sample) for sample in samples]
         destination = folder / "model.onnx"
-        _quantize(prepared, destination, samples, kept)
-        sessions = [_session(path) for path in (destination, source)]
-        found, expected = ([_output(session, sample) for sample in samples] for session in sessions)
-    return Quantized(num_layers=len(layers) - len(kept), kept=kept, output_error=relative_error(found, expected))
+
+        def quantize(kept: Mapping[str, float]) -> float:
+            _quantize(prepared, destination, samples, kept)
+            session = _session(destination)
+            return relative_error([_output(session, sample) for sample in samples], expected)
+
+        kept, error = chosen_layers(errors, quantize)
+    return Quantized(num_layers=len(layers) - len(kept), kept=kept, output_error=error)
 
 
 class _Samples(CalibrationDataReader):

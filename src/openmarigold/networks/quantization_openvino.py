@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from openmarigold.errors import needs_extra
-from openmarigold.networks.quantization import Quantized, Sample, layers_to_keep, relative_error
+from openmarigold.networks.quantization import Quantized, Sample, chosen_layers, relative_error
 from openmarigold.privacy import openvino_without_reports
 
 with needs_extra("quantize"), openvino_without_reports():
@@ -45,15 +45,19 @@ def quantize_openvino(source: Path, folder: Path, samples: Sequence[Sample], sma
     groups = _groups(whole)
     errors = _measured(core, core.read_model(source), whole, groups, small)
     del whole
-    kept_groups = layers_to_keep(errors)
+    expected = _outputs(core, source, samples)
+    destination = folder / "model.xml"
+
+    def quantize(kept: Mapping[str, float]) -> float:
+        layers = [layer for name in kept for layer in groups[name].layers]
+        save: Any = openvino.save_model
+        save(_quantized(core.read_model(source), samples, layers), destination, compress_to_fp16=False)
+        return relative_error(_outputs(core, destination, samples), expected)
+
+    kept_groups, error = chosen_layers(errors, quantize)
     kept = {layer: error for name, error in kept_groups.items() for layer in groups[name].layers}
-    quantized = _quantized(core.read_model(source), samples, kept)
-    save: Any = openvino.save_model
-    save(quantized, folder / "model.xml", compress_to_fp16=False)
-    num_layers = sum(1 for group in _groups(quantized).values() for _ in group.layers)
-    del quantized
-    found, expected = (_outputs(core, path, samples) for path in (folder / "model.xml", source))
-    return Quantized(num_layers=num_layers, kept=kept, output_error=relative_error(found, expected))
+    num_layers = sum(len(group.layers) for group in groups.values()) - len(kept)
+    return Quantized(num_layers=num_layers, kept=kept, output_error=error)
 
 
 class _Group:

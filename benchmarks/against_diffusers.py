@@ -9,6 +9,8 @@ turns; a process predicts once with one member to warm up (unless --cold) and th
 to ours, of the medians, with the smallest and the largest of the rounds. With --records the peer's runs are kept and,
 for the same work, used again: an ensemble of ten takes it minutes.
 
+The rows int8 quantize the networks once, before the clock runs, which takes minutes and about 10 GiB.
+
 On a CPU the peer is the pipeline as a user calls it, in float32. With `--device cuda` it is its documented recipe, half
 precision and torch.compile of the U-Net, and ours is bfloat16, compiled.
 """
@@ -36,6 +38,8 @@ ROWS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "exact": ("1 step, ensemble 1, float32", 1, {"dtype": "float32"}),
     "bf16": ("1 step, ensemble 1, bfloat16", 1, {"dtype": "bfloat16"}),
     "tiny": ("1 step, ensemble 1, bfloat16, tiny both ways", 1, {"dtype": "bfloat16", "tiny": "both"}),
+    "int8": ("1 step, ensemble 1, int8", 1, {"dtype": "int8"}),
+    "int8-tiny": ("1 step, ensemble 1, int8, tiny both ways", 1, {"dtype": "int8", "tiny": "both"}),
     "ensemble": ("1 step, ensemble 10, bfloat16", 10, {"dtype": "bfloat16"}),
     "ensemble-tiny": ("1 step, ensemble 10, bfloat16, tiny decoder", 10, {"dtype": "bfloat16", "tiny": "decode"}),
 }

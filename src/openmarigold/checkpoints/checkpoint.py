@@ -36,6 +36,7 @@ from openmarigold.checkpoints.weight_files import (
     EMBEDDING_FILE,
     GRAPH_FILES,
     NETWORK_FILES,
+    QUANTIZATION,
     WEIGHTS_DIR,
     converted_files,
     graph_file,
@@ -147,6 +148,11 @@ class Checkpoint:
         merged |= {"recompose": True} if config.recompose and self.predicts.complete else {}
         merged |= {} if config.tiles is None else {"tiles": config.tiles}
         return merged if self.derived is None else {**merged, "derived_from": self.modality.name}
+
+    @property
+    def quantization(self) -> Mapping[str, Any]:
+        """How its networks were put into int8, as model_index.json states it; empty where they were not."""
+        return self.index.get(QUANTIZATION) or {}
 
     @property
     def networks(self) -> tuple[str, str, str]:

@@ -94,6 +94,7 @@ def _described_settings(checkpoint: Checkpoint) -> dict[str, Any]:
         "latent_channels": checkpoint.latent_channels,
         **({"condition_channels": checkpoint.condition_channels} if checkpoint.image_encoder else {}),
         **({"condition_on": checkpoint.condition_on} if checkpoint.condition_on else {}),
+        **({"quantization": dict(checkpoint.quantization)} if checkpoint.quantization else {}),
     }
 
 

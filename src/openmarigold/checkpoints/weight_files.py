@@ -34,6 +34,8 @@ GRAPH_FILES = {
 }
 WEIGHTS_DIR = Path(__file__).parents[1] / "weights"
 """The models that come with the package."""
+QUANTIZATION = "quantization"
+"""In model_index.json: how the networks were put into int8."""
 ENCODER_OF = "image_encoder_of"
 """In model_index.json of a model in `WEIGHTS_DIR`: the one next to it whose image encoder it shares."""
 EMBEDDING_FILE = "empty_prompt_embedding.safetensors"

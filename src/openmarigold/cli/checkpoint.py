@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from openmarigold.cli.terminal import EXIT_ERROR, say
-from openmarigold.config import ConvertedFormat, Dtype, ModelConfig, PredictConfig, StoredDtype, TinyVaeUse
+from openmarigold.config import ConvertedFormat, ExportDtype, FloatDtype, ModelConfig, PredictConfig, TinyVaeUse
 from openmarigold.errors import InvalidValueError, needs_extra
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Save:
     source: tyro.conf.OmitArgPrefixes[Source] = field(default_factory=Source)
     output_dir: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
     """Folder to write; new or empty."""
-    dtype: Dtype = "float32"
+    dtype: FloatDtype = "float32"
     """How the networks' weights are stored."""
 
 
@@ -76,8 +76,11 @@ class ExportCheckpoint:
     """Folder to write; an exported checkpoint that is there is replaced."""
     format: ConvertedFormat = "onnx"
     """Kind of files: onnx, or openvino (the fastest on a CPU)."""
-    dtype: StoredDtype = "float16"
-    """How weights are stored: float16 (half the size; arithmetic stays float32), or float32 (every bit is kept)."""
+    dtype: ExportDtype = "float16"
+    """How weights are stored: float16 (half the size; arithmetic stays float32), float32 (every bit is kept), or int8
+    (computed in int8; openvino needs the extra `quantize`)."""
+    photos: tuple[Path, ...] = ()
+    """For int8: photos or folders like those that will be predicted. Nothing: six that come with the package."""
     shared_weights: tyro.conf.FlagCreatePairsOff[bool] = False
     """Keep the safetensors weights as they are, and let the ONNX networks read these (onnx only)."""
     tiny_vae: str | None = None
@@ -171,6 +174,7 @@ def _lines(content: dict[str, Any]) -> list[tuple[str, str]]:
     counts = unknown if parameters is None else ", ".join(f"{name} {count:,}" for name, count in parameters.items())
     condition = f", {content['condition_channels']} of the image encoder" if "condition_channels" in content else ""
     condition += f" and the photo's {content['condition_on']}" if "condition_on" in content else ""
+    weights += _int8_layers(content.get("quantization") or {})
     size = f"{content['bytes']:,} bytes in {len(content['files'])} files"
     return [
         ("name", content["name"]),
@@ -183,6 +187,17 @@ def _lines(content: dict[str, Any]) -> list[tuple[str, str]]:
         ("license", content["license"] or "not stated"),
         ("SHA-256", content["sha256"] or unknown),
     ]
+
+
+def _int8_layers(quantization: dict[str, Any]) -> str:
+    networks = quantization.get("networks")
+    if not isinstance(networks, dict):
+        return ""
+    counts = [
+        f"{name} {report.get('int8_layers')} of {report.get('int8_layers', 0) + len(report.get('kept_layers', ()))}"
+        for name, report in networks.items()
+    ]
+    return f" in int8 ({', '.join(counts)} layers)"
 
 
 def _plain(value: object) -> object:
@@ -228,6 +243,8 @@ def _export(action: ExportCheckpoint, found: Checkpoint) -> int:
 
     with needs_extra("export"):
         from openmarigold.networks.conversion import export_checkpoint, export_shared
+    if action.photos and action.dtype != "int8":
+        raise InvalidValueError(f"photos are for dtype int8, not {action.dtype}; leave them out")
     if action.shared_weights:
         if action.format != "onnx" or action.tiny_vae is not None:
             raise InvalidValueError(
@@ -241,8 +258,16 @@ def _export(action: ExportCheckpoint, found: Checkpoint) -> int:
         tiny_vae_for=action.tiny_vae_for,
         local_files_only=action.source.local_files_only,
     )
-    export_checkpoint(
-        found, action.output_dir, format=action.format, dtype=action.dtype, tiny_vae=read_tiny_vae(wanted, found)
-    )
+    tiny_vae = read_tiny_vae(wanted, found)
+    if action.dtype == "int8":
+        from openmarigold.predictor.quantized import export_int8
+        from openmarigold.results.inputs import list_photos
+
+        photos, problems = list_photos(action.photos, action.output_dir, [], [])
+        if problems:
+            raise InvalidValueError(problems[0][1])
+        export_int8(found, action.output_dir, format=action.format, photos=list(photos.values()), tiny_vae=tiny_vae)
+    else:
+        export_checkpoint(found, action.output_dir, format=action.format, dtype=action.dtype, tiny_vae=tiny_vae)
     say(f"{TITLES[action.format]} checkpoint -> {action.output_dir}")
     return 0

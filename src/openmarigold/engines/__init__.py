@@ -146,11 +146,12 @@ def choose_engine(
 
     ONNX networks (on a CPU also those next to safetensors weights) run on ONNX Runtime; large ones and bfloat16 on
     OpenVINO. Safetensors weights alone run on torch on a GPU and if they are small; large ones on a CPU run on
-    OpenVINO, which needs one conversion.
+    OpenVINO, which needs one conversion. In int8, small ones run on ONNX Runtime.
 
     Raises:
         InvalidValueError: the engine cannot run this checkpoint.
     """
+    _check_int8(checkpoint, engine=engine, device=device, dtype=dtype)
     if engine != "auto":
         if engine == "torch" and checkpoint.weights != "safetensors":
             raise InvalidValueError(
@@ -163,11 +164,14 @@ def choose_engine(
     if checkpoint.weights == "openvino":
         return "openvino"
     on_cpu = device in ("auto", "cpu")
+    device = "cpu" if dtype == "int8" else device
     large = weight_bytes(checkpoint) >= LARGE_BYTES
     use_gpu = large and device == "auto" and checkpoint.weights == "safetensors" and _has_gpu()
     if checkpoint.weights == "onnx" or (checkpoint.graphs and on_cpu and compile == "off" and not use_gpu):
         pays = on_cpu and (large or dtype == "bfloat16") and compile == "off"
         return "openvino" if pays and _openvino_computes(dtype) else "onnx"
+    if dtype == "int8":
+        return "openvino" if large and is_installed("openvino") else "onnx"
     if not on_cpu or compile != "off" or not large or use_gpu:
         return "torch"
     if not (_openvino_computes(dtype) and can_keep_converted(checkpoint)):
@@ -195,6 +199,7 @@ def open_engine(
         InvalidValueError: the device is not available, or the engine cannot run this checkpoint in this precision.
         MissingExtraError: the engine is not installed.
     """
+    dtype = "int8" if checkpoint.quantization and dtype == "float32" else dtype
     chosen = choose_engine(checkpoint, engine=engine, device=device, dtype=dtype, compile=compile)
     settings: Any = {"device": device, "dtype": dtype, "tiny_vae": tiny_vae}
     with _one_opens:
@@ -214,6 +219,24 @@ def open_engine(
     return opened
 
 
+def _check_int8(checkpoint: Checkpoint, *, engine: EngineName, device: str, dtype: Dtype) -> None:
+    """Passes what int8 networks can run on.
+
+    Raises:
+        InvalidValueError: another engine or device, or another precision of networks in int8.
+    """
+    if checkpoint.quantization and dtype not in ("float32", "int8"):
+        raise InvalidValueError(
+            f"dtype={dtype!r} does not fit {checkpoint.name}, whose networks are in int8; leave it out, or give the "
+            "checkpoint that it was made from"
+        )
+    if dtype == "int8" and (engine == "torch" or device not in ("auto", "cpu")):
+        raise InvalidValueError(
+            f"dtype='int8' is for engines onnx and openvino on a CPU, not engine={engine!r}, device={device!r}; use "
+            "bfloat16 or float16 there"
+        )
+
+
 def is_installed(package: str) -> bool:
     """Whether a package can be imported, without importing it."""
     try:
@@ -226,7 +249,7 @@ def _openvino_computes(dtype: Dtype) -> bool:
     """Whether OpenVINO is installed and computes in this precision on this CPU."""
     if not is_installed("openvino") or dtype == "float16":
         return False
-    if dtype == "float32":
+    if dtype in ("float32", "int8"):
         return True
     from openmarigold.engines.openvino import computes_in_bfloat16
 

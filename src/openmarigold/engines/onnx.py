@@ -37,9 +37,9 @@ def open_onnx(
             f"device={device!r} does not run ONNX networks, cpu does; for a GPU give --checkpoint a folder with "
             'safetensors weights and install "openmarigold[torch]"'
         )
-    if dtype != "float32":
+    if dtype not in ("float32", "int8"):
         raise InvalidValueError(
-            f"dtype={dtype!r} is not for ONNX networks, which compute in float32; leave it out, or use "
+            f"dtype={dtype!r} is not for ONNX networks, which compute in float32 or int8; leave it out, or use "
             'engine openvino (pip install "openmarigold[openvino]")'
         )
     num_threads = 1 if at_once >= (os.cpu_count() or 1) else 0

@@ -30,7 +30,7 @@ from openmarigold.privacy import openvino_without_reports
 with needs_extra("openvino"), some_home(), openvino_without_reports():  # a module of it ends without a home folder
     import openvino
 
-_PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
+_PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # int8: of the layers that are not
 _MADV_DONTNEED = 4
 _KEPT_SHAPES = 4  # 4:3 and 3:2, lying and upright
 _SMALL = 8  # cells, the least that a U-Net which halves three times takes
@@ -53,7 +53,7 @@ def open_openvino(checkpoint: Checkpoint, *, device: str, dtype: Dtype, tiny_vae
     networks = _Networks(dtype)
     engine = ConvertedEngine("openvino", checkpoint, networks.run, dtype=dtype)
     # In bfloat16 the stored weights need no more than half precision, which halves the memory while compiling.
-    stored: StoredDtype = "float32" if dtype == "float32" else "float16"
+    stored: StoredDtype = "float16" if dtype == "bfloat16" else "float32"
     num_targets = checkpoint.modality.num_targets
     open_networks(
         checkpoint,
@@ -119,7 +119,7 @@ class _Networks:
     def _open(self, path: Path, cache_dir: Path | None, by_size: bool) -> Any:
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _PRECISIONS[self._dtype],  # without it, float32 networks run in bfloat16
-            "EXECUTION_MODE_HINT": "ACCURACY" if self._dtype == "float32" else "PERFORMANCE",
+            "EXECUTION_MODE_HINT": "PERFORMANCE" if self._dtype == "bfloat16" else "ACCURACY",
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": False,
         }

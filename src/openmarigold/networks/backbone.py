@@ -33,7 +33,7 @@ from openmarigold.checkpoints.channels import IMAGE_ENCODER_CLASS
 from openmarigold.checkpoints.checkpoint import EMBEDDING_FILE, Checkpoint
 from openmarigold.checkpoints.integrity import write_sums
 from openmarigold.checkpoints.weight_files import ENCODER_OF, IMAGE_ENCODER, part_folder, weight_files
-from openmarigold.config import Dtype
+from openmarigold.config import FloatDtype
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, OutputError, one_line
 from openmarigold.files import atomic_directory
@@ -338,7 +338,7 @@ def _write_text_encoder(source: Path, folder: Path, embedding: Float[Tensor, "1 
     return True
 
 
-def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: Dtype) -> None:
+def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: FloatDtype) -> None:
     """Writes a checkpoint as a folder that its pipeline in diffusers (`MarigoldDepthPipeline`) loads, with SHA256SUMS.
 
     It predicts the same there as here, from the same starting noise and size: where our default is to end on the clean

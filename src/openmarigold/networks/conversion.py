@@ -94,7 +94,7 @@ def export_checkpoint(
             f"{source.directory} holds {TITLES[source.weights]} networks already; copy the folder, or give one "
             "with safetensors weights"
         )
-    _check_replaceable(destination)
+    check_replaceable(destination)
     calibration = read_calibration(source)
     with atomic_directory(destination) as folder:
         for name in source.networks:
@@ -132,7 +132,7 @@ def export_shared(source: Checkpoint, destination: Path) -> None:
         raise CheckpointError(
             f"{source.directory} holds {TITLES[source.weights]} networks; give a checkpoint with safetensors weights"
         )
-    _check_replaceable(destination)
+    check_replaceable(destination)
     calibration = read_calibration(source)
     with atomic_directory(destination) as folder:
         other = _sibling_with_encoder(source, destination)
@@ -293,7 +293,8 @@ def _network(source: Checkpoint, name: str, tiny_vae: TinyVae | None) -> tuple[n
     return _Decoder(vae), {"latent": torch.zeros(1, channels, h, w)}, "image"
 
 
-def _check_replaceable(destination: Path) -> None:
+def check_replaceable(destination: Path) -> None:
+    """Passes if nothing but an exported checkpoint would be lost at `destination`; raises OutputError."""
     if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
         return
     for image_encoder in (False, True):

@@ -61,7 +61,7 @@ class Predictor:
     """
 
     def __init__(self, engine: Engine, checkpoint: Checkpoint, *, tiny_vae: TinyVae | None = None) -> None:
-        """A predictor from its parts; `load` is the usual way. `tiny_vae` is the small autoencoder of the engine."""
+        """A predictor from its parts; `load` is the usual way."""
         self.engine = engine
         self.checkpoint = checkpoint
         self.tiny_vae = tiny_vae
@@ -109,12 +109,16 @@ class Predictor:
         found = found or read_configured(config)
         tiny_vae = tiny_vae or read_tiny_vae(config, found)
         settings: dict[str, Any] = {"dtype": config.dtype, "compile": config.compile, "at_once": at_once}
-        engine = open_engine(found, engine=config.engine, device=config.device, tiny_vae=tiny_vae, **settings)
+        opened, its_vae = found, tiny_vae
+        if config.dtype == "int8" and not found.quantization:
+            from openmarigold.predictor.quantized import in_int8
+
+            opened, its_vae = in_int8(found, config, tiny_vae), None
+        engine = open_engine(opened, engine=config.engine, device=config.device, tiny_vae=its_vae, **settings)
         predictor = cls(engine, found, tiny_vae=tiny_vae)
         predictor._opening = {
-            # Found from any working folder.
-            "checkpoint": replace(found, directory=found.directory.absolute()),
-            "tiny_vae": tiny_vae and replace(tiny_vae, directory=tiny_vae.directory.absolute()),
+            "checkpoint": replace(opened, directory=opened.directory.absolute()),  # found from any working folder
+            "tiny_vae": its_vae and replace(its_vae, directory=its_vae.directory.absolute()),
             # Not "auto": a copy in another process runs what runs here.
             "engine": engine.name,
             "device": engine.device,

@@ -89,6 +89,11 @@ def test_a_run_writes_summary_table_and_page(benchmark: Path, tmp_path: Path) ->
     assert page.index("Best") < page.index(best) < page.index("Median") < page.index("Worst")
     assert read_report(out) == report
 
+    evaluate_benchmark(opened, spec(), output_dir=out, page_images=6)
+    assert (out / "page.html").read_text().count('src="data:image/jpeg;base64,') == 6 * 4
+    with pytest.raises(InvalidValueError, match="page_images=2 is not accepted; give 3 or above"):
+        evaluate_benchmark(opened, spec(), page_images=2)
+
 
 def spoiled(change: Callable[[np.ndarray], Any]) -> Callable[[np.ndarray], np.ndarray]:
     def estimate(rgb: np.ndarray) -> np.ndarray:

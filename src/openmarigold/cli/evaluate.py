@@ -69,6 +69,8 @@ class Evaluate(OnRay):
     (points guide the denoising; extra torch), or auto (fit or field, by the smaller error at points not seen)."""
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
     """Folder of the report: summary.json, images.csv, page.html. An interrupted run goes on."""
+    page_images: int = 9
+    """Images on page.html, at most: a third each are the best, the median and the worst ones."""
     num_workers: int = 1
     """Images that are read and scored at the same time by one process; the result does not depend on it."""
     workers: int = 1
@@ -111,6 +113,7 @@ def run_evaluate(command: Evaluate) -> int:
                 num_workers=command.num_workers,
                 elsewhere=None if engine is None else Elsewhere(engine=engine, opened=partial(_opened, command, place)),
                 allow_partial=command.allow_partial,
+                page_images=command.page_images,
                 progress=advance,
                 note=note,
             )

@@ -20,7 +20,7 @@ from openmarigold.modalities.protocol import BenchmarkSample, Maps, Score
 from openmarigold.printing import printable
 
 _WIDTH = 320
-_IN_EACH = 3
+USUAL_IMAGES = 9
 _STYLE = (
     "body{font:15px sans-serif;margin:2em}td{padding:2px 6px;vertical-align:top}h2{margin:1em 0 .3em}img{display:block}"
 )
@@ -33,14 +33,18 @@ def write_page(
     path: Path | str,
     *,
     title: str,
+    num_images: int = USUAL_IMAGES,
 ) -> None:
-    """Writes the page; `aligned(name)` gives an image and its aligned prediction, shown by the modality's `panels`."""
+    """Writes the page; `aligned(name)` gives an image and its aligned prediction, shown by the modality's `panels`.
+
+    A third of `num_images`, 3 or above, are the best, a third the median ones, a third the worst.
+    """
     scores = {score.name: score for score in report.scores}
     headline = [scores[name] for name in modality.headline(report.protocol)]
     flags = [score for score in report.scores if score.flag]
     sign = -1 if headline[0].higher_is_better else 1
     ordered = sorted(report.images, key=lambda image: (sign * image.metrics[headline[0].name], image.name))
-    count = min(_IN_EACH, len(ordered))
+    count = min(num_images // 3, len(ordered))
     middle = (len(ordered) - count) // 2
     groups = {
         "Best": ordered[:count],

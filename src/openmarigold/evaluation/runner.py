@@ -29,7 +29,7 @@ from openmarigold.evaluation.folder_readers import parse_manifest
 from openmarigold.evaluation.image_run import ImageRun, Scored
 from openmarigold.evaluation.interval_scores import interval_score_names, listed_scores
 from openmarigold.evaluation.machine import describe_machine
-from openmarigold.evaluation.page import write_page
+from openmarigold.evaluation.page import USUAL_IMAGES, write_page
 from openmarigold.evaluation.report import ImageScore, Report, checked_tally, is_score, write_report
 from openmarigold.evaluation.scoring import Measured, choose_protocol, measure_sample
 from openmarigold.evaluation.specs import EstimatorSpec
@@ -134,6 +134,7 @@ def evaluate_benchmark(
     num_workers: int = 1,
     elsewhere: Elsewhere | None = None,
     allow_partial: bool = False,
+    page_images: int = USUAL_IMAGES,
     progress: Callable[[int, int], object] = lambda done, total: None,
     note: Callable[[str], object] = lambda line: None,
 ) -> Report:
@@ -141,15 +142,18 @@ def evaluate_benchmark(
 
     Workers read and score images at the same time, the estimator sees one photo at a time: the result does not depend
     on their number. An image that cannot be scored is noted and the others go on. `elsewhere` names processes that
-    score the images instead, each with an estimator of its own, to the same bits on the same kind of machine.
+    score the images instead, each with an estimator of its own, to the same bits on the same kind of machine. The page
+    shows `page_images` images at most: best, median and worst ones.
 
     Raises:
         DataError: an image could not be scored (unless `allow_partial`), or none.
-        InvalidValueError: a protocol or number of workers that is not accepted, or an estimator of another modality.
+        InvalidValueError: a protocol or number that is not accepted, or an estimator of another modality.
         OutputError: the output folder cannot be written.
     """
     if num_workers < 1:
         raise InvalidValueError(f"num_workers={num_workers} is not accepted; give 1 or above")
+    if page_images < 3:
+        raise InvalidValueError(f"page_images={page_images} is not accepted; give 3 or above")
     output_dir = None if output_dir is None else as_path(output_dir, "output_dir")
     row = benchmark.row
     if spec.modality.name != row.modality.name:
@@ -181,7 +185,9 @@ def evaluate_benchmark(
     )
     if output_dir is not None:
         write_report(report, output_dir)
-        _write_page(report, run, output_dir, f"{spec.name} on {row.title}, protocol {run.protocol.name}")
+        title = f"{spec.name} on {row.title}, protocol {run.protocol.name}"
+        page = output_dir / PAGE_NAME
+        write_page(report, row.modality, run.aligned, page, title=title, num_images=page_images)
     return report
 
 
@@ -359,7 +365,3 @@ def _check_failures(failed: Mapping[str, str], total: int, allow_partial: bool) 
 def _hash_of_all(images: list[ImageScore]) -> str:
     lines = "".join(f"{image.name} {image.input_hash}\n" for image in images)
     return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
-
-
-def _write_page(report: Report, run: ImageRun, output_dir: Path, title: str) -> None:
-    write_page(report, run.benchmark.row.modality, run.aligned, output_dir / PAGE_NAME, title=title)

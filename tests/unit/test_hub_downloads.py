@@ -30,7 +30,7 @@ from openmarigold.checkpoints.checkpoint import (
 from openmarigold.checkpoints.hashes import checkpoint_sha256
 from openmarigold.checkpoints.hub import HubFile
 from openmarigold.checkpoints.hub_checkpoint import open_checkpoint
-from openmarigold.checkpoints.known import KINDS, KNOWN
+from openmarigold.checkpoints.known import FAMILIES, KNOWN
 from openmarigold.checkpoints.weight_files import GRAPH_FILES, NETWORK_FILES, NETWORKS
 from openmarigold.cli import run
 from openmarigold.config import ModelConfig, PredictConfig
@@ -69,7 +69,7 @@ def test_other_kinds_are_refused_before_their_weights_are_fetched(kind: str, hub
     edit_json(hub.folder / "model_index.json", **OTHER_KINDS[kind])
     with pytest.raises(CheckpointError, match="which is not supported; ") as caught:
         read()
-    assert f"{HUB_ID} predicts {KINDS[kind].predicts}" in str(caught.value)
+    assert f"{HUB_ID} predicts {FAMILIES[kind].predicts}" in str(caught.value)
     assert set(hub.fetched) <= SMALL
 
 
@@ -82,7 +82,7 @@ def test_intrinsic_images_of_unknown_targets_are_refused_before_their_weights_ar
 
 
 def test_known_checkpoints_of_other_kinds_are_refused_without_the_network(hub: Hub) -> None:
-    others = [name for name, known in KNOWN.items() if known.kind in KINDS]
+    others = [name for name, known in KNOWN.items() if known.family in FAMILIES]
     assert len(others) > 10
     for name in others:
         with pytest.raises(CheckpointError, match=f"{name} predicts .* not supported"):

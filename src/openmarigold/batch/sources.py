@@ -173,13 +173,13 @@ def shards_of(given: str, config: BatchConfig, output: str = "") -> list[Shard]:
             shards are to be.
     """
     files = _files_of(given, output)
-    kinds = {_kind(address) for address in files}
-    if len(kinds) > 1:
-        raise InvalidValueError(f"{given} holds {' and '.join(sorted(kinds))}; give files of one kind")
-    kind = kinds.pop()
-    if output and kind in ("tars", "Parquet files"):
+    file_types = {_file_type(address) for address in files}
+    if len(file_types) > 1:
+        raise InvalidValueError(f"{given} holds {' and '.join(sorted(file_types))}; give files of one kind")
+    file_type = file_types.pop()
+    if output and file_type in ("tars", "Parquet files"):
         _check_apart(files, output)
-    sources = _sources_of(files, kind, config)
+    sources = _sources_of(files, file_type, config)
     if not sources:
         raise DataError(f"{given} holds no photos: its tables have no rows")
     if len(sources) > _MOST_SHARDS:
@@ -209,8 +209,8 @@ def _files_of(given: str, output: str) -> list[str]:
         addresses.check_file(given)
         return [given]
     files = _outside(addresses.list_files(given), given, output)
-    for kind in ("photos", "tars", "Parquet files"):
-        if chosen := [address for address in files if _kind(address) == kind and _is_known(address)]:
+    for file_type in ("photos", "tars", "Parquet files"):
+        if chosen := [address for address in files if _file_type(address) == file_type and _is_known(address)]:
             return chosen
     raise DataError(f"{given} holds no photos, tars or Parquet files")
 
@@ -236,7 +236,7 @@ def _check_apart(files: Sequence[str], output: str) -> None:
         raise InvalidValueError(f"{output} holds the input, which shards would replace; choose another folder for them")
 
 
-def _kind(address: str) -> str:
+def _file_type(address: str) -> str:
     suffix = os.path.splitext(address)[1].lower()
     if suffix == ".tar":
         return "tars"
@@ -246,15 +246,15 @@ def _kind(address: str) -> str:
 
 
 def _is_known(address: str) -> bool:
-    return _kind(address) != "photos" or os.path.splitext(address)[1].lower() in image_suffixes()
+    return _file_type(address) != "photos" or os.path.splitext(address)[1].lower() in image_suffixes()
 
 
-def _sources_of(files: Sequence[str], kind: str, config: BatchConfig) -> list[Source]:
-    if kind == "tars":
+def _sources_of(files: Sequence[str], file_type: str, config: BatchConfig) -> list[Source]:
+    if file_type == "tars":
         return [Tar(address) for address in files]
-    if kind == "Parquet files":
+    if file_type == "Parquet files":
         return [table for address in files for table in _tables_of(address, config)]
-    if kind == "lists":
+    if file_type == "lists":
         files = [address for listing in files for address in _listed(listing)]
     return [Files(tuple(files[first : first + config.shard_size])) for first in range(0, len(files), config.shard_size)]
 
@@ -323,7 +323,7 @@ class _reading_parquet:  # noqa: N801 - used as a function
 
     def __enter__(self) -> None: ...
 
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
+    def __exit__(self, error_type: object, error: object, trace: object) -> None:
         if isinstance(error, Exception) and type(error).__module__.startswith("pyarrow"):
             raise DataError(f"{self.address} is not a Parquet file that can be read: {one_line(error)}") from error
 

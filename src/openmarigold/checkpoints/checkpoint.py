@@ -352,14 +352,16 @@ def _kind_of_weights(
     place: Path | Mapping[str, object], networks: Iterable[str]
 ) -> Literal["onnx", "openvino", "safetensors"]:
     """The kind of the networks in a folder, or in a list of files."""
-    for kind, files in NETWORK_FILES.items():
+    for network_format, files in NETWORK_FILES.items():
         wanted = [files[name] for name in networks]
         if any((place / file).exists() if isinstance(place, Path) else file in place for file in wanted):
-            return kind
+            return network_format
     return "safetensors"
 
 
-def _check_converted(directory: Path, kind: ConvertedFormat, variant: str | None, networks: tuple[str, ...]) -> None:
+def _check_converted(
+    directory: Path, network_format: ConvertedFormat, variant: str | None, networks: tuple[str, ...]
+) -> None:
     """Passes if a folder holds all files of converted networks.
 
     Raises:
@@ -367,13 +369,13 @@ def _check_converted(directory: Path, kind: ConvertedFormat, variant: str | None
     """
     if variant is not None:
         raise CheckpointError(
-            f"{directory} holds {TITLES[kind]} networks, which have no variant {variant!r}; leave it out"
+            f"{directory} holds {TITLES[network_format]} networks, which have no variant {variant!r}; leave it out"
         )
-    for path in converted_files(directory, kind, networks):
+    for path in converted_files(directory, network_format, networks):
         if not path.is_file():
-            expected = ", ".join(NETWORK_FILES[kind][name] for name in networks)
-            also = ", each with model.bin next to it" if kind == "openvino" else ""
-            raise CheckpointError(f"{path} is missing; an {TITLES[kind]} checkpoint holds {expected}{also}")
+            expected = ", ".join(NETWORK_FILES[network_format][name] for name in networks)
+            also = ", each with model.bin next to it" if network_format == "openvino" else ""
+            raise CheckpointError(f"{path} is missing; an {TITLES[network_format]} checkpoint holds {expected}{also}")
         if path.stat().st_size == 0:
             raise CheckpointError(f"{path} is empty; get the checkpoint again")
         check_not_a_pointer(path)

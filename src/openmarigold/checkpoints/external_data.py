@@ -62,8 +62,8 @@ def _read(path: Path, size: int, _mtime_ns: int) -> OnnxFacts:
     if size:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             try:
-                for kind, entries in _entries(content):
-                    if kind == "metadata":
+                for message, entries in _entries(content):
+                    if message == "metadata":
                         facts.metadata.update(entries)
                     elif entries:
                         values = dict(entries)
@@ -104,8 +104,8 @@ def _entries(content: mmap.mmap) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """
     messages = [("ModelProto", 0, len(content))]
     while messages:
-        kind, start, end = messages.pop()
-        known = _MESSAGES[kind]
+        message, start, end = messages.pop()
+        known = _MESSAGES[message]
         external = []
         for number, begin, stop in _fields(content, start, end):
             inner = known.get(number)
@@ -115,8 +115,8 @@ def _entries(content: mmap.mmap) -> Iterator[tuple[str, list[tuple[str, str]]]]:
                 external.append(_key_and_value(content, begin, stop))
             elif inner is not None and content.find(b"location", begin, stop) >= 0:  # the key that none can do without
                 messages.append((inner, begin, stop))
-        if kind == "TensorProto":
-            yield kind, external
+        if message == "TensorProto":
+            yield message, external
 
 
 def _key_and_value(content: mmap.mmap, start: int, end: int) -> tuple[str, str]:
@@ -131,19 +131,19 @@ def _fields(content: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int
     position = start
     while position < end:
         tag, position = _varint(content, position)
-        kind = tag & 7
-        if kind == 0:
+        wire_type = tag & 7
+        if wire_type == 0:
             _, position = _varint(content, position)
-        elif kind == 2:
+        elif wire_type == 2:
             length, position = _varint(content, position)
             if position + length > end:
                 raise ValueError("a field is longer than its message")
             yield tag >> 3, position, position + length
             position += length
-        elif kind in _LENGTH_OF:
-            position += _LENGTH_OF[kind]
+        elif wire_type in _LENGTH_OF:
+            position += _LENGTH_OF[wire_type]
         else:
-            raise ValueError(f"wire type {kind}")
+            raise ValueError(f"wire type {wire_type}")
     if position != end:
         raise ValueError("a field is longer than its message")
 

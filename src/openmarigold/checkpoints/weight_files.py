@@ -196,14 +196,14 @@ def weight_patterns(stem: str, variant: str | None) -> list[str]:
     return [f"{stem}{infix}.safetensors", f"{stem}{infix}-*-of-*.safetensors", *sorted(indices)]
 
 
-def converted_files(directory: Path, kind: ConvertedFormat, networks: Iterable[str]) -> list[Path]:
+def converted_files(directory: Path, network_format: ConvertedFormat, networks: Iterable[str]) -> list[Path]:
     """The files of converted networks in a folder: for each the network, and those that its weights are read from.
 
     Raises:
         CheckpointError: an ONNX file is damaged, or reads weights from elsewhere than files next to it.
     """
-    paths = [directory / NETWORK_FILES[kind][name] for name in networks]
-    if kind == "openvino":
+    paths = [directory / NETWORK_FILES[network_format][name] for name in networks]
+    if network_format == "openvino":
         return paths + [path.with_suffix(".bin") for path in paths]
     return paths + [other for path in paths if path.is_file() for other in _onnx_facts(path).external_files]
 

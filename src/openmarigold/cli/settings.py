@@ -86,7 +86,7 @@ def _read_settings(path: Path, prog: str, groups: Mapping[str, type]) -> dict[st
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise InvalidValueError(f"--config {path} cannot be read ({reason}); give a TOML file with settings") from error
-    names = {group: [setting.name for setting in fields(kind)] for group, kind in groups.items()}
+    names = {group: [setting.name for setting in fields(settings_type)] for group, settings_type in groups.items()}
     known = [name for group in names.values() for name in group]
     for key in table:
         if key not in known:
@@ -95,9 +95,12 @@ def _read_settings(path: Path, prog: str, groups: Mapping[str, type]) -> dict[st
             raise InvalidValueError(f"{path}: {key} is not a setting of {prog.split()[-1]}; {meant}")
     return {
         group: from_table(
-            kind, {key: table[key] for key in table if key in names[group]}, where=str(path), error=InvalidValueError
+            settings_type,
+            {key: table[key] for key in table if key in names[group]},
+            where=str(path),
+            error=InvalidValueError,
         )
-        for group, kind in groups.items()
+        for group, settings_type in groups.items()
     }
 
 
@@ -106,11 +109,11 @@ def _brief(command: type) -> type:
     hints = get_type_hints(command, include_extras=True)
     parts: dict[str, Any] = {}
     common = _COMMON | getattr(command, "COMMON", frozenset())
-    for name, kind in _groups(command).items():
-        settings = get_type_hints(kind, include_extras=True)
-        rare = {setting.name: setting.default for setting in fields(kind) if setting.name not in common}
+    for name, settings_type in _groups(command).items():
+        settings = get_type_hints(settings_type, include_extras=True)
+        rare = {setting.name: setting.default for setting in fields(settings_type) if setting.name not in common}
         hidden = {setting: tyro.conf.Suppress[settings[setting]] for setting in rare}
-        parts[name] = _varied(kind, hidden, rare, text=" ")
+        parts[name] = _varied(settings_type, hidden, rare, text=" ")
     marked: dict[str, Any] = {name: tyro.conf.OmitArgPrefixes[part] for name, part in parts.items()}
     marked["config"] = tyro.conf.UseAppendAction[marked["config"]]
     return _varied(command, {**hints, **marked}, {name: part() for name, part in parts.items()})

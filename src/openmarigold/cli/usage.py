@@ -41,9 +41,9 @@ def commands_of(union: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...],
     """The options of each command in a union of dataclasses, and of the commands within these."""
     found: dict[tuple[str, ...], frozenset[str]] = {}
     for command in typing.get_args(union):
-        kind, *marks = typing.get_args(command)
+        command_type, *marks = typing.get_args(command)
         words = (*path, next(mark.name for mark in marks if hasattr(mark, "name")))
-        options, inner = _fields(kind)
+        options, inner = _fields(command_type)
         found[words] = frozenset(options)
         for choice in inner:
             found |= commands_of(choice, words)
@@ -82,10 +82,10 @@ def wrong_usage(printed: str, argv: Sequence[str], commands: Commands) -> str:
     return f"{text.replace(' Argument helptext: ', '; give ').rstrip('.') or 'wrong usage'}. {_see(path)}"
 
 
-def _fields(kind: Any) -> tuple[list[str], list[Any]]:
+def _fields(settings_type: Any) -> tuple[list[str], list[Any]]:
     """Names of a dataclass's options, and its unions of commands."""
     options, inner = [], []
-    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+    for name, hint in typing.get_type_hints(settings_type, include_extras=True).items():
         marks: list[Any] = []
         while typing.get_origin(hint) is typing.Annotated:
             hint, *more = typing.get_args(hint)

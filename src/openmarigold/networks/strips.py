@@ -200,10 +200,10 @@ def _num_bytes(image: Rows, element_size: int) -> int:
     return batch * channels * height * width * element_size
 
 
-def _is_known_block(block: _Layer, kind: Any) -> bool:
+def _is_known_block(block: _Layer, layer_type: Any) -> bool:
     upsamplers, downsamplers = getattr(block, "upsamplers", None) or (), getattr(block, "downsamplers", None) or ()
     return (
-        type(block) is kind
+        type(block) is layer_type
         and len(block.resnets) > 0
         and all(_is_known_resnet(resnet) for resnet in block.resnets)
         and all(_is_known_upsampler(layer) for layer in upsamplers)

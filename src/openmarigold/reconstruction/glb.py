@@ -100,7 +100,7 @@ class _Parts:
         self,
         values: np.ndarray,
         component: int,
-        kind: str,
+        accessor_type: str,
         target: int,
         *,
         bounds: bool = False,
@@ -108,7 +108,12 @@ class _Parts:
         """The number of its accessor."""
         view = self.add_bytes(values.tobytes())
         self.views[view]["target"] = target
-        accessor: dict[str, Any] = {"bufferView": view, "componentType": component, "count": len(values), "type": kind}
+        accessor: dict[str, Any] = {
+            "bufferView": view,
+            "componentType": component,
+            "count": len(values),
+            "type": accessor_type,
+        }
         if bounds:
             accessor |= {name: [float(one) for one in getattr(values, name)(axis=0)] for name in ("min", "max")}
         self.accessors.append(accessor)
@@ -170,8 +175,8 @@ def read_glb_json(path: Path) -> dict[str, Any] | None:
         head = file.read(20)
         if len(head) < 20:
             return None
-        magic, _, _, length, kind = struct.unpack("<5I", head)
-        if magic != _MAGIC or kind != _JSON or length > _MAX_JSON_BYTES:
+        magic, _, _, length, chunk_type = struct.unpack("<5I", head)
+        if magic != _MAGIC or chunk_type != _JSON or length > _MAX_JSON_BYTES:
             return None
         text = file.read(length)
     try:

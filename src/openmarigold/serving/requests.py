@@ -24,12 +24,12 @@ _DEFAULT_RESOLUTION = 0
 """Of processing_resolution: the photo's own size."""
 
 
-def offered(kind: type, *, without: Collection[str] = ()) -> dict[str, Any]:
+def offered(settings_type: type, *, without: Collection[str] = ()) -> dict[str, Any]:
     """The fields of a dataclass of settings for pydantic; None is what leaves the default."""
-    hints = get_type_hints(kind)
+    hints = get_type_hints(settings_type)
     return {
         setting.name: (hints[setting.name] | None, Field(default=None))
-        for setting in fields(kind)
+        for setting in fields(settings_type)
         if setting.name not in _NOT_OFFERED and setting.name not in without
     }
 
@@ -93,7 +93,7 @@ def parse_settings(
     return stated.get("modality"), call, output, stated.get("file")
 
 
-def validated(kind: type[BaseModel], given: Mapping[str, Any]) -> dict[str, Any]:
+def validated(model: type[BaseModel], given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that are stated, of the right types.
 
     Raises:
@@ -102,11 +102,11 @@ def validated(kind: type[BaseModel], given: Mapping[str, Any]) -> dict[str, Any]
     stated = {name: value for name, value in given.items() if value != ""}
     is_form = all(isinstance(value, str) for value in stated.values())  # else JSON, whose types are to be right
     try:
-        found = kind.model_validate(stated) if is_form else kind.model_validate_json(json.dumps(stated), strict=True)
+        found = model.model_validate(stated) if is_form else model.model_validate_json(json.dumps(stated), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"][:1])
-        known = "" if first["type"] != "extra_forbidden" else f"; known are {', '.join(kind.model_fields)}"
+        known = "" if first["type"] != "extra_forbidden" else f"; known are {', '.join(model.model_fields)}"
         raise InvalidValueError(f"{name:.80}: {one_line(first['msg'].lower())}{known}") from None
     return found.model_dump(exclude_none=True)
 

@@ -107,11 +107,11 @@ class VideoClip:
 
     def _open(self) -> None:
         options = {"protocol_whitelist": "file"}  # playlists of strangers fetch nothing
-        kind: dict[str, Any] = {}
+        demuxer: dict[str, Any] = {}
         if self._config.raw_size is not None:
             width, height = self._config.raw_width_height
             rate = exact(self._config.input_rate or DEFAULT_RATE)
-            kind = {"format": "rawvideo"}
+            demuxer = {"format": "rawvideo"}
             options = {
                 "video_size": f"{width}x{height}",
                 "pixel_format": self._config.raw_format,
@@ -119,7 +119,7 @@ class VideoClip:
             }
         given: Any = f"file:{self._source}" if isinstance(self._source, Path) else _Piped(self._source)
         try:
-            self._container: Any = self._av.open(given, "r", options=options, metadata_errors="replace", **kind)
+            self._container: Any = self._av.open(given, "r", options=options, metadata_errors="replace", **demuxer)
         except (self._av.error.FFmpegError, OSError, ValueError) as error:
             raise ImageError(self._why_not_open(error)) from error
         self._stream: Any = self._video_stream()

@@ -135,7 +135,7 @@ class _Writer:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
+    def __exit__(self, error_type: object, error: object, trace: object) -> None:
         """Writes what waits, also after an error: it may end a segment."""
         patience = None if error is None else _PATIENCE_S
         _put(self._calls, _END, self._failed, patience_s=patience)

@@ -121,19 +121,19 @@ def test_published_ensembling_engine_and_progress(tmp_path: Path, onnx_checkpoin
 def test_progress_off_a_terminal(
     tmp_path: Path, onnx_checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_scannet(tmp_path / "scannet", {f"scene0001_00/{i:06d}": make_depth(32, 48, seed=i) for i in range(4)})
+    make_scannet(tmp_path / "scannet", {f"scene0001_00/{i:06d}": make_depth(32, 48, seed=i) for i in range(3)})
     arguments = ["reproduce", "v1-1", "--data", str(tmp_path), "--checkpoint", str(onnx_checkpoint), "--allow-partial"]
     arguments += ["--benchmarks", "scannet", "-o", str(tmp_path / "out"), "--engine", "onnx", "--dtype", "float32"]
     monkeypatch.setattr("openmarigold.cli.reproduce.PERIOD_S", 0.0)
     assert run(arguments) == 0
     printed = capsys.readouterr()
     lines = [line for line in printed.err.splitlines() if line.startswith("cell ")]
-    assert len(lines) == 8
-    start = "cell 1 of 2: 1 step, ensemble of 10 (README) on scannet, 2 of 4 images, about "
+    assert len(lines) == 6
+    start = "cell 1 of 2: 1 step, ensemble of 10 (README) on scannet, 2 of 3 images, about "
     assert lines[1].startswith(start) and re.fullmatch(r"\d:\d\d:\d\d left in all", lines[1].removeprefix(start))
-    assert lines[-1].endswith("4 of 4 images, about 0:00:00 left in all")
+    assert lines[-1].endswith("3 of 3 images, about 0:00:00 left in all")
     shown = " ".join(printed.out.split())
-    assert "4 of 800" in shown and "0.0 %" in shown and "a number" in shown
+    assert "3 of 800" in shown and "0.0 %" in shown and "a number" in shown
     monkeypatch.setattr("openmarigold.cli.reproduce.PERIOD_S", 3600.0)
     assert run(arguments) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cell ")]

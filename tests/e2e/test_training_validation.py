@@ -23,6 +23,7 @@ from openmarigold.errors import CheckpointError, RecipeError
 from openmarigold.modalities import DEPTH
 from openmarigold.predictor import Predictor
 from openmarigold.training import dry_run, train
+from openmarigold.training.packed import read_ids
 from openmarigold.training.recipe import parse_recipe, read_recipe
 from openmarigold.training.settings import DataConfig
 from openmarigold.training.validation import Validation, ValidationPaths
@@ -126,12 +127,38 @@ def test_a_finished_run_goes_on_as_one_that_had_more_steps(workspace: Path, whol
         run(workspace, "other", output="extended", optimization={"num_steps": 6}, data={"held_out": 0.4})
 
 
+def test_runs_with_other_parts_of_the_data_share_maps_and_no_loss_changes(workspace: Path, tmp_path: Path) -> None:
+    """End-to-end training, whose maps are packed: from a cache that another run began, and without any."""
+
+    def losses(name: str, **data: Any) -> list[float]:
+        recipe = write_recipe(
+            workspace,
+            name,
+            data={"held_out": 0.0, "draws": "sample", "min_scale": 0.7, **data},
+            optimization={"num_steps": 2},
+            objective={"kind": "end_to_end", "start_noise": "zeros"},
+            run={"validation_period": 0, "checkpoint_period": 0},
+        )
+        folder = tmp_path / name
+        cache = None if data.get("cache") is False else tmp_path / "cache"
+        train(recipe, data_dir=workspace / "data", output_dir=folder, cache_dir=cache, device="cpu")
+        return [row["loss"] for row in rows(folder, "metrics.jsonl")]
+
+    losses("part", num_samples={"mine": 9})
+    (first,) = (tmp_path / "cache").glob("*/*.rows")
+    found = losses("all")
+    files = sorted((tmp_path / "cache").glob("*/*.rows"))
+    assert len(files) == 2 and first in files and [len(read_ids(path)) for path in files if path != first] == [15]
+    assert found == losses("anew", cache=False) and len(found) == 2
+
+
 def test_a_run_of_an_earlier_version_goes_on_with_all_its_scenes(workspace: Path) -> None:
     old = run(workspace, "old", data={"held_out": 0.0, "caps": False}, optimization={"num_steps": 1})
     (state,) = (old / "states").iterdir()
     described = json.loads((state / "state.json").read_text())
-    for key in ("held_out", "caps", "buckets", "valid_range"):
+    for key in ("held_out", "caps", "buckets", "valid_range", "draws", "resampling", "latents"):
         described["recipe"]["data"].pop(key)
+    described["recipe"]["optimization"].pop("warmup_from_zero")
     (state / "state.json").write_text(json.dumps(described))
     (state / "SHA256SUMS").unlink()
     run(workspace, "old-again", output="old", optimization={"num_steps": 2})

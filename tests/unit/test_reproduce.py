@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from benchmark_data import (
 )
 from openmarigold.cli import run
 from openmarigold.config import PredictConfig
-from openmarigold.errors import CheckpointError, DataError, InvalidValueError
+from openmarigold.errors import CheckpointError, DataError, InvalidValueError, MissingExtraError
 from openmarigold.evaluation.benchmarks import BENCHMARKS
 from openmarigold.evaluation.published import TABLES, Cell, PaperTable
 from openmarigold.evaluation.report import read_report
@@ -89,7 +90,10 @@ def test_tables_of_later_models() -> None:
     assert (reductions["table1"], reductions["v1-1"], reductions["normals"]) == ("published-v1-0", "published", None)
 
 
-def test_published_ensembling_engine_and_progress(tmp_path: Path, onnx_checkpoint: Path) -> None:
+def test_published_ensembling_engine_and_progress(
+    tmp_path: Path, onnx_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("scipy")
     data = tmp_path / "data"
     make_scannet(data / "scannet", {f"scene0001_00/{i:06d}": make_depth(32, 48, seed=i) for i in range(3)})
     cells = [
@@ -116,6 +120,9 @@ def test_published_ensembling_engine_and_progress(tmp_path: Path, onnx_checkpoin
     assert folders == ["scannet-1x1", "scannet-1x3", "scannet-1x3-published-v1-0"]
     with pytest.raises(InvalidValueError, match="members of normals are merged as published anyway"):
         reproduce(TABLES["normals"], **wanted, ensembling="published")
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    with pytest.raises(MissingExtraError, match="metric"):
+        reproduce(table, **wanted, ensembling="published")
 
 
 def test_progress_off_a_terminal(

@@ -14,8 +14,9 @@ Paper: §3.4, eq. 4.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64
@@ -54,10 +55,7 @@ def published_ensemble(
             f"published ensembling fits members to each other, and depth of invariance {invariance!r} is not to be "
             "fitted; use ensemble_reduction median"
         )
-    try:
-        from scipy.optimize import minimize
-    except ImportError as error:
-        raise MissingExtraError("scipy", "metric") from error
+    minimize = find_solver()
     if not np.isfinite(members).all():
         raise NumericalError("ensemble members hold values that are not finite; the network's output is broken")
     shrunk = shrink(members).reshape(len(members), -1)
@@ -80,6 +78,19 @@ def published_ensemble(
     extent = max(float(depth.max()) - nearest, MIN_RANGE)
     shape = members.shape[1:]
     return ((depth - nearest) / extent).reshape(shape), (uncertainty / extent).reshape(shape)
+
+
+def find_solver() -> Callable[..., Any]:
+    """`scipy.optimize.minimize`.
+
+    Raises:
+        MissingExtraError: without scipy (extra `metric`).
+    """
+    try:
+        from scipy.optimize import minimize
+    except ImportError as error:
+        raise MissingExtraError("scipy", "metric") from error
+    return minimize
 
 
 def cost(

@@ -142,3 +142,7 @@ def test_end_to_end_checkpoint_starts_from_zeros(tiny_checkpoint: Path, tmp_path
     expected = reference_depth(checkpoint, make_photo(48, 64), np.zeros((1, 8, 6, 8), np.float32), **settings)
     np.testing.assert_allclose(prediction.depth, expected, rtol=0, atol=TOLERANCE["tiny"])
     assert prediction.settings["start_noise"] == "zeros"
+    # What diffusers does by itself, without `latents` of zeros.
+    noise = np.random.default_rng(0).standard_normal((1, 8, 6, 8)).astype(np.float32)
+    other = reference_depth(checkpoint, make_photo(48, 64), noise, **settings)
+    assert np.abs(prediction.depth - other).mean() > 0.01

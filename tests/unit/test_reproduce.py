@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from benchmark_data import (
 )
 from openmarigold.cli import run
 from openmarigold.config import PredictConfig
-from openmarigold.errors import CheckpointError, DataError, InvalidValueError
+from openmarigold.errors import CheckpointError, DataError, InvalidValueError, MissingExtraError
 from openmarigold.evaluation.benchmarks import BENCHMARKS
 from openmarigold.evaluation.published import TABLES, Cell, PaperTable
 from openmarigold.evaluation.report import read_report
@@ -89,7 +90,10 @@ def test_tables_of_later_models() -> None:
     assert (reductions["table1"], reductions["v1-1"], reductions["normals"]) == ("published-v1-0", "published", None)
 
 
-def test_published_ensembling_engine_and_progress(tmp_path: Path, onnx_checkpoint: Path) -> None:
+def test_published_ensembling_engine_and_progress(
+    tmp_path: Path, onnx_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("scipy")
     data = tmp_path / "data"
     make_scannet(data / "scannet", {f"scene0001_00/{i:06d}": make_depth(32, 48, seed=i) for i in range(3)})
     cells = [
@@ -116,24 +120,27 @@ def test_published_ensembling_engine_and_progress(tmp_path: Path, onnx_checkpoin
     assert folders == ["scannet-1x1", "scannet-1x3", "scannet-1x3-published-v1-0"]
     with pytest.raises(InvalidValueError, match="members of normals are merged as published anyway"):
         reproduce(TABLES["normals"], **wanted, ensembling="published")
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    with pytest.raises(MissingExtraError, match="metric"):
+        reproduce(table, **wanted, ensembling="published")
 
 
 def test_progress_off_a_terminal(
     tmp_path: Path, onnx_checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_scannet(tmp_path / "scannet", {f"scene0001_00/{i:06d}": make_depth(32, 48, seed=i) for i in range(4)})
+    make_scannet(tmp_path / "scannet", {f"scene0001_00/{i:06d}": make_depth(32, 48, seed=i) for i in range(3)})
     arguments = ["reproduce", "v1-1", "--data", str(tmp_path), "--checkpoint", str(onnx_checkpoint), "--allow-partial"]
     arguments += ["--benchmarks", "scannet", "-o", str(tmp_path / "out"), "--engine", "onnx", "--dtype", "float32"]
     monkeypatch.setattr("openmarigold.cli.reproduce.PERIOD_S", 0.0)
     assert run(arguments) == 0
     printed = capsys.readouterr()
     lines = [line for line in printed.err.splitlines() if line.startswith("cell ")]
-    assert len(lines) == 8
-    start = "cell 1 of 2: 1 step, ensemble of 10 (README) on scannet, 2 of 4 images, about "
+    assert len(lines) == 6
+    start = "cell 1 of 2: 1 step, ensemble of 10 (README) on scannet, 2 of 3 images, about "
     assert lines[1].startswith(start) and re.fullmatch(r"\d:\d\d:\d\d left in all", lines[1].removeprefix(start))
-    assert lines[-1].endswith("4 of 4 images, about 0:00:00 left in all")
+    assert lines[-1].endswith("3 of 3 images, about 0:00:00 left in all")
     shown = " ".join(printed.out.split())
-    assert "4 of 800" in shown and "0.0 %" in shown and "a number" in shown
+    assert "3 of 800" in shown and "0.0 %" in shown and "a number" in shown
     monkeypatch.setattr("openmarigold.cli.reproduce.PERIOD_S", 3600.0)
     assert run(arguments) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cell ")]

@@ -20,6 +20,7 @@ from openmarigold.evaluation.report import Report
 from openmarigold.evaluation.runner import evaluate_benchmark
 from openmarigold.evaluation.specs import predictor_spec
 from openmarigold.files import as_path
+from openmarigold.published_ensembling import find_solver
 
 Ensembling = Literal["own", "published"]
 _WINDOW = 50  # images whose time tells how long the others will take
@@ -148,12 +149,15 @@ def reproduce(
     Raises:
         DataError: an unknown benchmark.
         InvalidValueError: published ensembling for a table whose members this package merges as published anyway.
+        MissingExtraError: published ensembling without scipy.
         OutputError: the output folder cannot be written.
     """
     for name in benchmarks:
         find_row(name)
     if ensembling == "published" and table.published_reduction is None:
         raise InvalidValueError(f"members of {table.name} are merged as published anyway; leave --ensembling out")
+    if ensembling == "published":
+        find_solver()  # before anything is predicted in vain
     config, output_dir = config or PredictConfig(), as_path(output_dir, "output_dir")
     cells = [cell for cell in table.cells if not benchmarks or cell.benchmark in benchmarks]
     opened = {

@@ -98,6 +98,7 @@ def measure(folder: Path, variant: str, size: list[int], rank: int, device: str,
     plan = plan_batches(recipe.optimization, num_processes=1)
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    loaded = peak_memory(accelerator.device)
     trainer, started = Trainer(task, recipe.optimization, plan, accelerator), time.perf_counter()
     estimate = estimate_memory(task.model, recipe.optimization, activations=task.activation_bytes(1))
     added = 0
@@ -111,7 +112,7 @@ def measure(folder: Path, variant: str, size: list[int], rank: int, device: str,
             added = estimate.moments
     seconds = time.perf_counter() - started
     peak = peak_memory(accelerator.device)
-    return {"peak": peak + added, "added": added, "estimate": estimate.total, "seconds": seconds}
+    return {"loaded": loaded, "peak": peak + added, "added": added, "estimate": estimate.total, "seconds": seconds}
 
 
 def main() -> None:

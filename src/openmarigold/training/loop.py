@@ -35,9 +35,11 @@ from openmarigold.training.keeping import (
     forget_checkpoints,
     keep_checkpoint,
     kept_checkpoints,
+    scores_of,
     validations_since_best,
 )
 from openmarigold.training.memory import check_memory, estimate_memory, free_memory
+from openmarigold.training.model_card import CARD
 from openmarigold.training.monitor import Monitor, keep_lines
 from openmarigold.training.settings import OptimizationConfig, RunConfig
 from openmarigold.training.state import StateWriter, check_recipe, latest_state
@@ -297,10 +299,18 @@ class _Session:
                     line = json.dumps({"step": step, **scores})
                     LOGGER.info("validation %s", line)
                     append_text(self.output_dir / "validation.jsonl", line + "\n")
+                self._write_card(directory, step, scores)
                 self._keep(directory, step, final=final)
                 self.monitor.validated(step, scores, shown)
         self.accelerator.wait_for_everyone()
         return directory
+
+    def _write_card(self, directory: Path, step: int, scores: Mapping[str, float]) -> None:
+        """Writes the model card, where a task has one; a step that was scored before keeps these scores."""
+        make: Any = getattr(self.task, "card", None)
+        if make is not None:
+            text = make(step, dict(scores) or scores_of(self.output_dir / "validation.jsonl", step))
+            write_atomically(directory / CARD, lambda partial: partial.write_text(text, encoding="utf-8"))
 
     def _keep(self, directory: Path, step: int, *, final: bool) -> None:
         """Keeps the checkpoint of this step where it is the best or numbered; the last one makes all complete."""

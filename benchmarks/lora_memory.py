@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from training import write_data
 
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.networks.backbone import save_checkpoint
@@ -118,6 +117,8 @@ def measure(folder: Path, variant: str, size: list[int], rank: int, device: str,
 
 def main() -> None:
     """Measures each row in a process of its own, and prints it."""
+    from training import write_data  # the script next to this one
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", nargs=2, type=int, default=[480, 640])
     parser.add_argument("--rank", type=int, default=16)

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
 
 from openmarigold.errors import InvalidValueError, LostProcessError, RecipeError, one_line
 from openmarigold.files import append_text, make_directory, write_atomically
@@ -38,7 +37,7 @@ from openmarigold.training.keeping import (
     scores_of,
     validations_since_best,
 )
-from openmarigold.training.memory import check_memory, estimate_memory, free_memory
+from openmarigold.training.memory import check_fit
 from openmarigold.training.model_card import CARD
 from openmarigold.training.monitor import Monitor, keep_lines
 from openmarigold.training.settings import OptimizationConfig, RunConfig
@@ -48,7 +47,6 @@ from openmarigold.training.trainer import Trainer
 
 LOGGER = quoted_logger(__name__)
 MOST_TIME_FOR_STATES = 1 / 20
-LEAST_SHARE_THAT_MATTERS = 1 / 100  # of free memory
 NUM_TRAIN_TIMESTEPS = 1000
 # Parts of what gloo and NCCL report where another process is gone.
 _LOST = ("Connection closed by peer", "Connection reset", "Broken pipe", "gloo", "NCCL", "recvBytes", "sendBytes")
@@ -161,7 +159,7 @@ def run_training(
         _prepare_folder(output_dir, forget=None if resume else states_dir)
         _say_what_follows(task, recipe, plan, accelerator)
     if run.check_memory:
-        _check_memory(task, optimization, plan, accelerator)
+        check_fit(task, optimization, accelerator, num_samples=plan.micro_batch_size)
     accelerator.wait_for_everyone()
 
     trainer = Trainer(task, optimization, plan, accelerator)
@@ -188,18 +186,6 @@ def run_training(
         monitor.close()
     accelerator.wait_for_everyone()
     return directory
-
-
-def _check_memory(task: Task, optimization: OptimizationConfig, plan: BatchPlan, accelerator: Accelerator) -> None:
-    """Says what the training needs, and refuses what cannot fit; a sharded one is not known beforehand."""
-    if accelerator.distributed_type == DistributedType.FSDP:
-        return
-    device = accelerator.device
-    free, estimate = free_memory(device), estimate_memory(task.model, optimization)
-    count: Any = getattr(task, "activation_bytes", None)
-    if count is not None and estimate.certain > free * LEAST_SHARE_THAT_MATTERS:  # counting takes a second
-        estimate = estimate_memory(task.model, optimization, activations=count(plan.micro_batch_size))
-    check_memory(estimate, device, free=free)
 
 
 def _say_what_follows(task: Task, recipe: Mapping[str, Any], plan: BatchPlan, accelerator: Accelerator) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,6 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from training import write_data
 
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.networks.backbone import save_checkpoint
@@ -98,6 +98,7 @@ def measure(folder: Path, variant: str, size: list[int], rank: int, device: str,
     plan = plan_batches(recipe.optimization, num_processes=1)
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    loaded = peak_memory(accelerator.device)
     trainer, started = Trainer(task, recipe.optimization, plan, accelerator), time.perf_counter()
     estimate = estimate_memory(task.model, recipe.optimization, activations=task.activation_bytes(1))
     added = 0
@@ -111,11 +112,13 @@ def measure(folder: Path, variant: str, size: list[int], rank: int, device: str,
             added = estimate.moments
     seconds = time.perf_counter() - started
     peak = peak_memory(accelerator.device)
-    return {"peak": peak + added, "added": added, "estimate": estimate.total, "seconds": seconds}
+    return {"loaded": loaded, "peak": peak + added, "added": added, "estimate": estimate.total, "seconds": seconds}
 
 
 def main() -> None:
     """Measures each row in a process of its own, and prints it."""
+    from training import write_data  # the script next to this one
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", nargs=2, type=int, default=[480, 640])
     parser.add_argument("--rank", type=int, default=16)
@@ -134,7 +137,9 @@ def main() -> None:
         found: dict[str, dict[str, float]] = {}
         for variant in ("", *VARIANTS):  # the first one encodes
             command = [sys.executable, __file__, *sys.argv[1:], "--one", variant, "--folder", name]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            # Freed tensors go back to the system at once, so that the peak is of what is in use.
+            environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 18)}
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
             if done.returncode:
                 sys.exit(done.stderr[-2000:])
             found[variant] = json.loads(done.stdout.splitlines()[-1])
@@ -145,7 +150,7 @@ def main() -> None:
         note = f", of which {row['added'] / GIB:.2f} are computed" if row["added"] else ""
         print(
             f"  {variant:38} {row['peak'] / GIB:6.2f} GiB{note}, {row['peak'] / whole:.2f}x; estimated "
-            f"{row['estimate'] / GIB:.2f}; {row['seconds']:.0f} s"
+            f"{row['estimate'] / GIB:.2f}; {row['loaded'] / GIB:.2f} to load; {row['seconds']:.0f} s"
         )
 
 

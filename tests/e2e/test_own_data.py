@@ -108,11 +108,15 @@ def test_buckets_of_real_sizes() -> None:
 
 def test_schedule_and_rate_follow_steps_and_base(data_dir: Path, tmp_path: Path) -> None:
     table = make_recipe(data_dir)
-    assert table["base"] == "prs-eth/marigold-depth-v1-1" and table["optimization"]["learning_rate"] == 1e-5
+    assert table["base"] == "prs-eth/marigold-depth-v1-1" and table["optimization"]["learning_rate"] == 7.1e-6
     assert table["optimization"]["num_steps"] == 400 and table["run"]["validation_period"] == 40
     longer = make_recipe(data_dir, ["optimization.num_steps=5000", "base=stabilityai/stable-diffusion-2"])
     assert longer["optimization"]["warmup_steps"] == 100 and longer["run"]["validation_period"] == 500
-    assert longer["optimization"]["learning_rate"] == 3e-5
+    assert longer["optimization"]["learning_rate"] == 2.1e-5
+    published = make_recipe(data_dir, ["base=stabilityai/stable-diffusion-2", "optimization.batch_size=32"])
+    assert published["optimization"]["learning_rate"] == 3e-5
+    low_rank = make_recipe(data_dir, ["base=stabilityai/stable-diffusion-2", "lora.rank=16"])
+    assert low_rank["optimization"]["learning_rate"] == 2.1e-4 and low_rank["lora"] == {"rank": 16}
     write_stable_diffusion(tmp_path / "sd", prediction_type="epsilon")
     assert make_recipe(data_dir, [f"base={tmp_path / 'sd'}"])["timesteps"]["prediction_type"] == "v_prediction"
     write_recipe(data_dir, tmp_path / "mine.toml")

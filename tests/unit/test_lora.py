@@ -198,3 +198,21 @@ def test_a_base_in_half_precision_is_merged_into_the_whole_one(workspace: Path) 
     rounded = before["mid_block.resnets.0.conv2.weight"].bfloat16().float()
     assert not torch.equal(rounded, before["mid_block.resnets.0.conv2.weight"]), "a test of nothing"
     assert not torch.equal(after["conv_in.weight"], before["conv_in.weight"])
+
+
+def test_the_model_card_states_what_the_run_knows(workspace: Path, whole: Path) -> None:
+    card = (whole / "checkpoint" / "README.md").read_text()
+    front, text = card.split("---\n")[1:3]
+    assert 'tags: ["marigold", "openmarigold", "depth"]' in front and "license" not in front
+    for line in (
+        "# tiny",
+        "| trained | low-rank updates of rank 2, merged; also in `adapter/` |",
+        "| steps | 6 of 6 |",
+        "| learning rate | 0.01, warm-up 1 steps, exponential decay |",
+        "| synthetic | 100.0 % | 6 | 32x48 |",
+        "This checkpoint was not scored.",
+    ):
+        assert line in text.splitlines(), line
+    recipe = json.loads(card.split("```json\n")[1].split("```")[0])
+    assert recipe == json.loads((whole / "recipe.json").read_text())
+    assert "states no license" in text

@@ -18,7 +18,7 @@ from torch import nn
 from openmarigold.cli import parse
 from openmarigold.cli.train import _with_precision
 from openmarigold.errors import InvalidValueError, MissingExtraError, OutputError, RecipeError
-from openmarigold.training import train
+from openmarigold.training import dry_run, memory, train
 from openmarigold.training.batches import Batches, plan_batches
 from openmarigold.training.boards import open_boards
 from openmarigold.training.keeping import validations_since_best
@@ -294,3 +294,12 @@ def test_wandb_that_is_absent_or_without_a_key_is_said(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "wandb", stub)
     with pytest.raises(OutputError, match=r"does not start \(.*no key\); run `wandb login`, or set run\.wandb"):
         open_boards(tmp_path, RunConfig(wandb="online"), {}, step=0)
+
+
+def test_a_training_that_cannot_fit_does_not_start(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda *_: 1000.0)
+    with pytest.raises(RecipeError, match=r"for weights, gradients and moments alone, and .* free on cpu; set l"):
+        go(workspace, "large")
+    with pytest.raises(RecipeError, match="alone, and"):
+        dry_run(workspace / "recipe.toml", device="cpu", data_dir=workspace / "data", output_dir=workspace / "large")
+    go(workspace, "large", "run.check_memory=false", "run.patience=0", "data.held_out=0.0", stop_after_steps=1)

@@ -153,13 +153,18 @@ def stated_license(checkpoint: Checkpoint) -> str | None:
     """The license that the folder states: in model_index.json, its model card's front matter, or a license file."""
     if isinstance(checkpoint.index.get("license"), str):
         return checkpoint.index["license"]
-    card = checkpoint.directory / "README.md"
+    return license_of_folder(checkpoint.directory)
+
+
+def license_of_folder(folder: Path) -> str | None:
+    """The license that the front matter of a model card or a license file states; None where neither does."""
+    card = folder / "README.md"
     if card.is_file():
         front = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
         line = re.search(r"^license(?:_name)?:\s*(.+)$", front.group(1), re.MULTILINE) if front else None
         if line:
             return line.group(1).strip()
-    files = sorted(path.name for path in checkpoint.directory.glob("LICEN[SC]E*"))
+    files = sorted(path.name for path in folder.glob("LICEN[SC]E*"))
     return f"see {files[0]}" if files else None
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`openmarigold checkpoint info|verify|save|export`: what a checkpoint is, whether it is intact, copies of it."""
+"""`openmarigold checkpoint info|verify|save|export|push`: what a checkpoint is, whether it is intact, copies of it."""
 
 from __future__ import annotations
 
@@ -90,8 +90,27 @@ class ExportCheckpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Push:
+    """Upload a checkpoint folder with its model card to a repository on the Hugging Face hub (extra `torch`).
+
+    A token that may write is needed: `hf auth login`, or HF_TOKEN.
+    """
+
+    checkpoint: tyro.conf.Positional[Path]
+    """Checkpoint folder, such as RUN/checkpoint. Read its README.md first."""
+    to: str
+    """Repository, owner/name. It is made if it is not there."""
+    public: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Let everyone see a repository that is made now; otherwise only its owner does."""
+    revision: str | None = None
+    """Branch. None: the main one."""
+    message: str = ""
+    """Of the commit."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointCommand:
-    """Look at a checkpoint, verify it, save a complete copy, or export it to other engines."""
+    """Look at a checkpoint, verify it, save a complete copy, export it to other engines, or upload it."""
 
     action: tyro.conf.OmitArgPrefixes[
         tyro.conf.OmitSubcommandPrefixes[
@@ -99,12 +118,15 @@ class CheckpointCommand:
             | Annotated[Verify, tyro.conf.subcommand("verify")]
             | Annotated[Save, tyro.conf.subcommand("save")]
             | Annotated[ExportCheckpoint, tyro.conf.subcommand("export")]
+            | Annotated[Push, tyro.conf.subcommand("push")]
         ]
     ]
 
 
 def run_checkpoint(command: CheckpointCommand) -> int:
     """Runs the action and returns the exit status."""
+    if isinstance(command.action, Push):
+        return _push(command.action)
     action, source = command.action, command.action.source
     repository = _repository(source, fetch_again=isinstance(action, Verify) and action.fetch_again)
     if isinstance(action, Info):
@@ -113,6 +135,14 @@ def run_checkpoint(command: CheckpointCommand) -> int:
     if isinstance(action, Save):
         return _save(action, found)
     return _export(action, found) if isinstance(action, ExportCheckpoint) else _verify(action, found, repository)
+
+
+def _push(action: Push) -> int:
+    from openmarigold.checkpoints.hub_upload import push
+
+    given = {"public": action.public, "revision": action.revision, "message": action.message}
+    say(f"{action.checkpoint} -> {push(action.checkpoint, action.to, **given)}")
+    return 0
 
 
 def _read(source: Source, repository: Repository | None) -> Checkpoint:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from openmarigold.checkpoints import hub, hub_checkpoint
+from openmarigold.checkpoints.single_file import is_single_file
 from openmarigold.diffusion import PREDICTION_TYPES, NoiseSchedule
 from openmarigold.errors import CheckpointError, InvalidValueError, RecipeError, one_line
 from openmarigold.modalities import find_modality
@@ -25,6 +26,7 @@ from openmarigold.networks.backbone import (
     widen_conv_in,
     widen_conv_out,
 )
+from openmarigold.networks.single_file import unpack_single_file
 from openmarigold.text_files import parse_json
 from openmarigold.training.recipe import MarigoldRecipe
 
@@ -108,7 +110,7 @@ def _widen(unet: UNet2DConditionModel, vae: Vae, recipe: MarigoldRecipe) -> None
 
 
 def locate_base(recipe: MarigoldRecipe) -> Path:
-    """Folder of the base checkpoint; a hub id is downloaded where it is not there yet.
+    """Folder of the base checkpoint; a single file is unpacked and a hub id downloaded where that is not done yet.
 
     Raises:
         CheckpointError: the folder does not exist, and the hub does not give it.
@@ -116,11 +118,13 @@ def locate_base(recipe: MarigoldRecipe) -> Path:
     folder = Path(recipe.base)
     if folder.is_dir():
         return folder
+    if is_single_file(recipe.base):
+        return unpack_single_file(folder)
     hub_id = hub.as_hub_id(folder)
     if hub_id is None:
         raise CheckpointError(
-            f"the base checkpoint {recipe.base} is not a folder; the recipe's `base` is a folder (relative to where "
-            "the command runs) or an id on the hub, owner/name"
+            f"the base checkpoint {recipe.base} is not a folder; the recipe's `base` is a folder or a .safetensors "
+            "file (relative to where the command runs), or an id on the hub, owner/name"
         )
     return hub_checkpoint.fetch_base(hub_id, variant=recipe.base_variant or None, revision=recipe.base_revision or None)
 

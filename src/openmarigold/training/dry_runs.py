@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from openmarigold.errors import NumericalError
 from openmarigold.training.batches import BatchPlan, plan_batches
 from openmarigold.training.loss import Loss
+from openmarigold.training.memory import check_fit
 from openmarigold.training.monitor import format_time, peak_memory
 from openmarigold.training.recipe import Recipe, keeps_latents
 from openmarigold.training.trainer import TrainingModule, optimizer_of
@@ -101,11 +102,13 @@ def make_dry_run(task: Any, recipe: Recipe, *, output_dir: Path, accelerator: Ac
     Raises:
         DataError: a source is too small, or a sample is damaged.
         NumericalError: the loss is not finite.
-        RecipeError: the batch cannot be spread over the processes.
+        RecipeError: the batch cannot be spread over the processes, or the training does not fit into memory.
     """
     optimization, mixture = recipe.optimization, task.mixture
     plan = plan_batches(optimization, num_processes=accelerator.num_processes, process_index=accelerator.process_index)
     mixture.check_batch(plan.drawn_together)
+    if recipe.run.check_memory:
+        check_fit(task, optimization, accelerator, num_samples=plan.micro_batch_size)
     variants = recipe.data.num_variants
     sources = []
     for number, source in enumerate(mixture.sources):

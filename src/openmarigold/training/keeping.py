@@ -11,7 +11,7 @@ from openmarigold.files import atomic_directory
 from openmarigold.text_files import parse_json_lines
 
 BEST_DIR, NUMBERED_DIR = "checkpoint-best", "checkpoints"
-_TRAINED = ("unet", "image_encoder", "adapter")  # parts that differ between the checkpoints of a run
+_TRAINED = ("unet", "image_encoder", "adapter", "README.md")  # parts that differ between the checkpoints of a run
 
 
 def keep_checkpoint(checkpoint: Path, kept: Path, *, trained_of: Path | None = None) -> None:
@@ -29,6 +29,7 @@ def keep_checkpoint(checkpoint: Path, kept: Path, *, trained_of: Path | None = N
                 (folder / place).mkdir(exist_ok=True)
                 continue
             origin = trained_of / place if trained_of is not None and place.parts[0] in _TRAINED else path
+            origin = origin if origin.is_file() else path  # such as a card, which earlier versions did not write
             try:
                 os.link(origin, folder / place)
             except OSError:  # another file system, or one without links
@@ -55,6 +56,14 @@ def validations_since_best(log: Path, name: str, *, higher_is_better: bool) -> i
     """How many validations in a row, up to the last one, were no better than the best one before them."""
     best = best_step(log, name, higher_is_better=higher_is_better)
     return 0 if best is None else sum(step > best for step in _finite_scores(log, name))
+
+
+def scores_of(log: Path, step: int) -> dict[str, float]:
+    """The scores of a step in `validation.jsonl`; empty where it was not validated."""
+    for line in parse_json_lines(log.read_bytes()) if log.is_file() else ():
+        if isinstance(line, dict) and line.get("step") == step:
+            return {name: float(value) for name, value in line.items() if name != "step"}
+    return {}
 
 
 def _finite_scores(log: Path, name: str) -> dict[int, float]:

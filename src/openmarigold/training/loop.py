@@ -35,9 +35,11 @@ from openmarigold.training.keeping import (
     forget_checkpoints,
     keep_checkpoint,
     kept_checkpoints,
+    scores_of,
     validations_since_best,
 )
-from openmarigold.training.memory import check_memory, estimate_memory, free_memory
+from openmarigold.training.memory import check_fit
+from openmarigold.training.model_card import CARD
 from openmarigold.training.monitor import Monitor, keep_lines
 from openmarigold.training.settings import OptimizationConfig, RunConfig
 from openmarigold.training.state import StateWriter, check_recipe, latest_state
@@ -46,7 +48,6 @@ from openmarigold.training.trainer import Trainer
 
 LOGGER = quoted_logger(__name__)
 MOST_TIME_FOR_STATES = 1 / 20
-LEAST_SHARE_THAT_MATTERS = 1 / 100  # of free memory
 NUM_TRAIN_TIMESTEPS = 1000
 # Parts of what gloo and NCCL report where another process is gone.
 _LOST = ("Connection closed by peer", "Connection reset", "Broken pipe", "gloo", "NCCL", "recvBytes", "sendBytes")
@@ -172,7 +173,7 @@ def run_training(
         _prepare_folder(output_dir, forget=None if resume else states_dir)
         _say_what_follows(task, recipe, plan, accelerator)
     if run.check_memory:
-        _check_memory(task, optimization, plan, accelerator)
+        check_fit(task, optimization, accelerator, num_samples=plan.micro_batch_size)
     accelerator.wait_for_everyone()
 
     trainer = Trainer(task, optimization, plan, accelerator)
@@ -199,18 +200,6 @@ def run_training(
         monitor.close()
     accelerator.wait_for_everyone()
     return directory
-
-
-def _check_memory(task: Task, optimization: OptimizationConfig, plan: BatchPlan, accelerator: Accelerator) -> None:
-    """Says what the training needs, and refuses what cannot fit; a sharded one is not known beforehand."""
-    if accelerator.distributed_type == DistributedType.FSDP:
-        return
-    device = accelerator.device
-    free, estimate = free_memory(device), estimate_memory(task.model, optimization)
-    count: Any = getattr(task, "activation_bytes", None)
-    if count is not None and estimate.certain > free * LEAST_SHARE_THAT_MATTERS:  # counting takes a second
-        estimate = estimate_memory(task.model, optimization, activations=count(plan.micro_batch_size))
-    check_memory(estimate, device, free=free)
 
 
 def _say_what_follows(task: Task, recipe: Mapping[str, Any], plan: BatchPlan, accelerator: Accelerator) -> None:
@@ -310,10 +299,18 @@ class _Session:
                     line = json.dumps({"step": step, **scores})
                     LOGGER.info("validation %s", line)
                     append_text(self.output_dir / "validation.jsonl", line + "\n")
+                self._write_card(directory, step, scores)
                 self._keep(directory, step, final=final)
                 self.monitor.validated(step, scores, shown)
         self.accelerator.wait_for_everyone()
         return directory
+
+    def _write_card(self, directory: Path, step: int, scores: Mapping[str, float]) -> None:
+        """Writes the model card, where a task has one; a step that was scored before keeps these scores."""
+        make: Any = getattr(self.task, "card", None)
+        if make is not None:
+            text = make(step, dict(scores) or scores_of(self.output_dir / "validation.jsonl", step))
+            write_atomically(directory / CARD, lambda partial: partial.write_text(text, encoding="utf-8"))
 
     def _keep(self, directory: Path, step: int, *, final: bool) -> None:
         """Keeps the checkpoint of this step where it is the best or numbered; the last one makes all complete."""

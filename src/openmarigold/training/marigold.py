@@ -30,6 +30,7 @@ from openmarigold.training.base import NUM_CONDITION_LATENTS, load_base, load_ba
 from openmarigold.training.latents import Latents
 from openmarigold.training.loss import PIXEL_LOSSES, Loss, masked_latent_loss
 from openmarigold.training.memory import activation_bytes
+from openmarigold.training.model_card import make_card
 from openmarigold.training.noise import draw_timesteps, multi_resolution_noise, noisy_latent_and_target
 from openmarigold.training.recipe import MarigoldRecipe
 from openmarigold.training.validation import Validation, ValidationPaths
@@ -264,6 +265,19 @@ class MarigoldTask:
     def main_score(self) -> tuple[str, bool] | None:
         """Name of the score by which the best checkpoint is chosen, and whether higher is better."""
         return self._validation.main_score
+
+    def card(self, step: int, scores: dict[str, float]) -> str:
+        """The model card of the checkpoint of a step, whose validation gave `scores`."""
+        sets = self._validation.described
+        return make_card(
+            self._recipe,
+            self.mixture,
+            base_dir=self._base.directory,
+            step=step,
+            scores=scores,
+            validated=sets,
+            inputs=self.inputs | {"the data's bytes": self.mixture.sha256},
+        )
 
     @property
     def validation_loss(self) -> tuple[str, bool] | None:

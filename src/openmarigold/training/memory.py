@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -24,6 +26,7 @@ from openmarigold.training.settings import OptimizationConfig
 
 LOGGER = quoted_logger(__name__)
 GIB = 2.0**30
+LEAST_SHARE_THAT_MATTERS = 1 / 100  # of free memory
 # What diffusers computes again in the backward pass with gradient checkpointing.
 _RECOMPUTED = ("ResnetBlock2D", "BasicTransformerBlock", "UNetMidBlock2D", "UpDecoderBlock2D")
 _MOMENT_BYTES = {"adam": 8, "adamw_8bit": 2}  # of a trained weight: two moments
@@ -75,6 +78,24 @@ def estimate_memory(network: nn.Module, config: OptimizationConfig, *, activatio
         # Autocast keeps its copies of trained weights in 16 bits until the forward pass is over.
         activations=activations + (2 * trained if half and activations else 0),
     )
+
+
+def check_fit(task: Any, config: OptimizationConfig, accelerator: Accelerator, *, num_samples: int) -> None:
+    """Says what the training of a task needs, and refuses what cannot fit; a sharded one is not known beforehand.
+
+    Args:
+        num_samples: of a micro-batch.
+
+    Raises:
+        RecipeError: weights, gradients and moments alone do not fit.
+    """
+    if accelerator.distributed_type == DistributedType.FSDP:
+        return
+    free, estimate = free_memory(accelerator.device), estimate_memory(task.model, config)
+    count = getattr(task, "activation_bytes", None)
+    if count is not None and estimate.certain > free * LEAST_SHARE_THAT_MATTERS:  # counting takes a second
+        estimate = estimate_memory(task.model, config, activations=count(num_samples))
+    check_memory(estimate, accelerator.device, free=free)
 
 
 def free_memory(device: torch.device) -> float:

@@ -156,8 +156,9 @@ class MarigoldRecipe:
 
     kind: Literal["depth"]
     base: str
-    """Checkpoint that is fine-tuned, a folder or a hub id: an image generator (Stable Diffusion 1.5, 2, 2.1 or one of
-    ours) or a Marigold. It needs unet/, vae/, scheduler/, and the empty-prompt embedding or a text encoder."""
+    """Checkpoint that is fine-tuned: an image generator (Stable Diffusion 1.5, 2, 2.1 or one of ours) or a Marigold. A
+    hub id; a folder with unet/, vae/, scheduler/, and the empty-prompt embedding or a text encoder; or a .safetensors
+    file of Stable Diffusion 1 or 2."""
     data: DataConfig
     optimization: OptimizationConfig
     checkpoint: CheckpointDefaults

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from openmarigold.checkpoints.single_file import is_single_file, read_single_file
 from openmarigold.data.shards import ShardedDataset, is_prepared
 from openmarigold.errors import DataError, OutputError
 from openmarigold.files import write_atomically
@@ -35,6 +36,7 @@ _COMMENTS = {
     "data.draws": "so that other recipes can share the latents of --cache-dir",
     "data.held_out": "share of the scenes that are for validation",
     "optimization.num_steps": "may grow later: the run goes on",
+    "optimization.learning_rate": "by the rule of docs/training.md; ten times as high for low-rank updates (lora.rank)",
     "optimization.batch_size": "over all processes",
     "optimization.micro_batch_size": "at once on one device; 1 needs less memory",
     "optimization.gradient_checkpointing": "less memory, a third slower",
@@ -129,7 +131,11 @@ def make_recipe(data_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
             "num_steps": steps,
             "batch_size": _BATCH_SIZE,
             "micro_batch_size": _MICRO_BATCH_SIZE,
-            "learning_rate": facts["learning_rate"],
+            "learning_rate": learning_rate_rule(
+                is_generator=facts["is_generator"],
+                batch_size=int(given.get("optimization", {}).get("batch_size", _BATCH_SIZE)),
+                low_rank=bool(given.get("lora", {}).get("rank")),
+            ),
             "warmup_steps": min(100, steps // 20),
             "decay": "exponential",
             "final_learning_rate_factor": 0.01,
@@ -147,6 +153,20 @@ def make_recipe(data_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     table = with_overrides(table, overrides)
     parse_recipe(table, where="--set")
     return table
+
+
+def learning_rate_rule(*, is_generator: bool, batch_size: int, low_rank: bool = False) -> float:
+    """The learning rate to begin with, to two digits.
+
+    3e-5 for a batch of 32 from an image generator, as published; a third for a model that is trained already. With the
+    square root of the batch, since Adam's steps have the size of the rate whatever the gradient's noise is. Ten times
+    as much for low-rank updates, which begin at zero and move a small part of each weight.
+
+    >>> learning_rate_rule(is_generator=True, batch_size=32), learning_rate_rule(is_generator=False, batch_size=8)
+    (3e-05, 5e-06)
+    """
+    rate = 3e-5 * math.sqrt(batch_size / 32) * (1.0 if is_generator else 1 / 3) * (10.0 if low_rank else 1.0)
+    return float(f"{rate:.1e}")
 
 
 def _num_steps(given: Mapping[str, Any], total: int) -> int:
@@ -203,13 +223,20 @@ def _side(length: float) -> int:
 
 
 def _facts_of_base(base: str) -> dict[str, Any]:
-    """Learning rate for a base, and its prediction type where it must be learned anew."""
+    """Whether a base is an image generator, and its prediction type where it must be learned anew."""
     folder = Path(base)
+    if is_single_file(base):
+        found = read_single_file(folder)
+        return _facts(is_generator=True, is_epsilon=found.prediction_type == "epsilon")
     unet, schedule = (_json(folder / part) for part in ("unet/config.json", "scheduler/scheduler_config.json"))
     is_generator = unet["in_channels"] == unet.get("out_channels") if "in_channels" in unet else "marigold" not in base
     is_epsilon = bool(schedule) and schedule.get("prediction_type", "epsilon") == "epsilon"
+    return _facts(is_generator=is_generator, is_epsilon=is_epsilon)
+
+
+def _facts(*, is_generator: bool, is_epsilon: bool) -> dict[str, Any]:
     return {
-        "learning_rate": 3e-5 if is_generator else 1e-5,  # published, of an image generator; less for what is trained
+        "is_generator": is_generator,
         "timesteps": {"prediction_type": "v_prediction"} if is_epsilon else {},
     }
 

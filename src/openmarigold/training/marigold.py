@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
+from openmarigold.data.remote import DataFolder
 from openmarigold.diffusion import to_clean_and_noise
 from openmarigold.modalities import find_modality
 from openmarigold.networks.backbone import decode_targets, latent_channels, save_checkpoint
@@ -42,7 +43,7 @@ class MarigoldTask:
         self,
         recipe: MarigoldRecipe,
         *,
-        data_dir: Path,
+        data_dir: DataFolder,
         cache_dir: Path | None,
         accelerator: Accelerator,
         validation: ValidationPaths | None = None,

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
+from openmarigold.data.remote import DataFolder
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.modalities.depth import DEPTH
 from openmarigold.networks.backbone import Vae, latent_channels, load_vae, save_checkpoint
@@ -55,7 +56,7 @@ class GeneratorTask:
     """Unconditional latent diffusion: the empty prompt is one random constant that is stored with the checkpoint."""
 
     def __init__(
-        self, recipe: GeneratorRecipe, *, data_dir: Path, cache_dir: Path | None, accelerator: Accelerator
+        self, recipe: GeneratorRecipe, *, data_dir: DataFolder, cache_dir: Path | None, accelerator: Accelerator
     ) -> None:
         self._recipe = recipe
         self._vae: Vae = load_vae(recipe.autoencoder / "vae")

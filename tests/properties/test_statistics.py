@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openmarigold.evaluation.report import ImageScore
-from openmarigold.evaluation.statistics import paired_differences, resample, summarize, weighted_mean
+from openmarigold.evaluation.statistics import paired_differences, resampled, summarize, weighted_mean
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -37,13 +37,27 @@ def test_means_equal_the_oracle(seed, count, over_places):
 def test_resamples_are_seeded_and_draw_places_as_a_whole(seed):
     places = np.random.default_rng(seed).integers(0, 5, 30)
     places[:5] = range(5)
-    first, second = resample(places, "all"), resample(places, "all")
+    first, second = resampled(places, "all", np.asarray), resampled(places, "all", np.asarray)
     for what, weights in first.items():
         np.testing.assert_array_equal(weights, second[what])
     assert (first["images"].sum(axis=1) == 30).all()
     for place in range(5):
         chosen = first["places"][:, places == place]
         assert (chosen == chosen[:, :1]).all()
+
+
+def test_resamples_are_the_same_however_many_fit_into_memory(monkeypatch):
+    places = np.arange(30) // 3
+    sample = scored(np.random.default_rng(2).random(30), list(places))
+    draws, whole = resampled(places, "all", np.asarray), summarize(sample, over_places=True)["all"].intervals
+    monkeypatch.setattr("openmarigold.evaluation.statistics._WEIGHTS_AT_ONCE", 30 * 7 + 1)
+    sizes = []
+    found = resampled(places, "all", lambda weights: sizes.append(len(weights)) or weights)
+    assert max(sizes) == 7 and sum(sizes) == 2000
+    for what, weights in draws.items():
+        np.testing.assert_array_equal(found[what], weights)
+    for what, intervals in summarize(sample, over_places=True)["all"].intervals.items():
+        assert intervals["abs_rel"] == pytest.approx(whole[what]["abs_rel"], rel=1e-12)
 
 
 def test_an_interval_covers_the_mean_as_often_as_it_says():

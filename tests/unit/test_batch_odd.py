@@ -21,8 +21,8 @@ from PIL import Image
 from pyarrow import parquet
 
 from openmarigold import Predictor
+from openmarigold.addresses import OutputFolder
 from openmarigold.batch import shard_files
-from openmarigold.batch.addresses import OutputFolder
 from openmarigold.batch.run import batch_files
 from openmarigold.batch.settings import BatchConfig
 from openmarigold.batch.shard_files import FAILED, Entry, Spool, read_shard, write_shard

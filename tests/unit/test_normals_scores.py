@@ -141,7 +141,7 @@ def random_benchmark(folder: Path, count: int = 8) -> Path:
 
 def test_intervals_pool_within_each_resample(tmp_path: Path) -> None:
     """The interval over places is that of resampled places, whose pixels are pooled."""
-    from openmarigold.evaluation.statistics import resample
+    from openmarigold.evaluation.statistics import resampled
 
     folder = random_benchmark(tmp_path / "random")
     report = evaluate(folder, FACING, protocol="dsine")
@@ -150,7 +150,7 @@ def test_intervals_pool_within_each_resample(tmp_path: Path) -> None:
     for entry in opened.entries:
         sample = opened.sample(entry)
         errors.append(angular_errors(facing(sample.rgb), sample.maps["normals"], sample.valid_mask))
-    weights = resample(np.arange(8) // 2, "all")
+    weights = resampled(np.arange(8) // 2, "all", np.asarray)
     for what in ("images", "places"):
         means = [
             np.concatenate([np.repeat(part, int(times)) for part, times in zip(errors, row, strict=True)]).mean()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from openmarigold import __version__
-from openmarigold.batch.addresses import OutputFolder, located
+from openmarigold.addresses import OutputFolder, located
 from openmarigold.batch.engines import local_engine
 from openmarigold.batch.settings import BatchConfig
 from openmarigold.batch.shard_files import STATS_END, ShardStats, names_of_maps, read_stats

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from openmarigold.batch.addresses import OutputFolder
+from openmarigold.addresses import OutputFolder
 from openmarigold.batch.settings import BatchConfig
 from openmarigold.checkpoints.calibration import band_of
 from openmarigold.checkpoints.checkpoint import Checkpoint

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openmarigold.batch import addresses
+from openmarigold import addresses
 from openmarigold.batch.settings import BatchConfig
 from openmarigold.data.tar_index import TarIndex, read_tar_index
 from openmarigold.errors import DataError, InvalidValueError, needs_extra, one_line

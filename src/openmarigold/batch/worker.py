@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from openmarigold.batch.addresses import OutputFolder
+from openmarigold.addresses import OutputFolder
 from openmarigold.batch.settings import BatchConfig
 from openmarigold.batch.shard_files import (
     FAILED,

@@ -22,8 +22,9 @@ class Train:
 
     recipe: Path | None = None
     """Recipe file (TOML), or the recipe.json of a run."""
-    data_dir: Path
-    """Folder of the training data: one folder for each source that the recipe names."""
+    data_dir: str
+    """Folder of the training data: one folder for each source that the recipe names. Prepared sets may lie at an
+    address of fsspec, such as s3://bucket/data (extra `batch`)."""
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
     """Folder of checkpoints, state and logs."""
     init: Path | None = None
@@ -32,6 +33,10 @@ class Train:
     """Replaces a value of the recipe, such as optimization.num_steps=2000; may be repeated."""
     cache_dir: Path | None = None
     """Folder of the encoded views, which runs may share. None: latents/ in the output folder."""
+    sample_cache_dir: Path | None = None
+    """Of an address: folder of samples that are kept, which processes and runs may share. None: the user's cache."""
+    sample_cache_gb: float = 50.0
+    """Of an address: how much is kept, at most [GB]; what was not used for longest goes first."""
     benchmark: Path | None = None
     """Benchmark folder for the scores during training."""
     benchmark_data: Path | None = None
@@ -72,6 +77,8 @@ def run_train(command: Train) -> int:
         "benchmark_dir": command.benchmark,
         "benchmark_data_dir": command.benchmark_data,
         "photos_dir": command.photos,
+        "sample_cache_dir": command.sample_cache_dir,
+        "sample_cache_gb": command.sample_cache_gb,
     }
     if command.dry_run:
         for line in str(dry_run(command.recipe, overrides=command.set, device=command.device, **paths)).splitlines():
@@ -106,9 +113,11 @@ def _with_precision(command: Train) -> Train:
 
 
 def _init(command: Train, path: Path) -> int:
+    from openmarigold.data.remote import data_folder
     from openmarigold.training.starting import write_recipe
 
-    table = write_recipe(command.data_dir, path, command.set)
+    folder = data_folder(command.data_dir, cache_dir=command.sample_cache_dir, cache_gb=command.sample_cache_gb)
+    table = write_recipe(folder, path, command.set)
     data, optimization = table["data"], table["optimization"]
     say(
         f"{', '.join(data['sources'])}: views of {', '.join(f'{h}x{w}' for h, w in data['buckets'])}, "

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from openmarigold.data.remote import DataFolder
 from openmarigold.data.tar_index import read_tar_index
 from openmarigold.errors import DataError, one_line
 
@@ -32,7 +33,7 @@ class Archive(Protocol):
     """A set of named files. Names use `/` and have no leading `./`."""
 
     @property
-    def location(self) -> Path:
+    def location(self) -> DataFolder:
         """Where the files lie, for messages."""
         ...
 
@@ -73,7 +74,7 @@ def open_archive(path: Path) -> Archive:
     return _open_file(path)
 
 
-def missing(location: Path, name: str) -> DataError:
+def missing(location: DataFolder, name: str) -> DataError:
     """The error for a file that is not there."""
     return DataError(f"{location} holds no {name}; get it again, or leave it out of the list")
 

@@ -25,6 +25,7 @@ from PIL import Image
 
 from openmarigold.camera import Camera
 from openmarigold.data.encodings import MapEncoding
+from openmarigold.data.remote import DataFolder, RemoteFolder
 from openmarigold.errors import DataError, one_line
 from openmarigold.text_files import parse_json, with_current_keys
 
@@ -65,8 +66,8 @@ class Sample:
 class ShardedDataset:
     """Random access to the samples of a prepared data set, from any thread and process; opening reads no shard."""
 
-    def __init__(self, folder: Path) -> None:
-        """Opens the data set in `folder`.
+    def __init__(self, folder: DataFolder) -> None:
+        """Opens the data set in `folder`, of this machine or at an address.
 
         Attributes set: `name`, `keys`, `kinds`, `scenes` (lists, in the order of the shards), `sizes` (height and width
         of each sample), `contents` (one hash over all samples), `encodings` (of its maps, by name), `valid_range`
@@ -86,7 +87,9 @@ class ShardedDataset:
             kinds, scenes = (list(self.manifest["counts"][name]) for name in ("kinds", "scenes"))
             self.encodings = {name: MapEncoding(**record) for name, record in self.manifest["maps"].items()}
             self._roles = roles(self.encodings)
-            self._table = np.load(folder / INDEX_FILE, allow_pickle=False)
+            table = folder / INDEX_FILE
+            table = io.BytesIO(table.read_bytes()) if isinstance(table, RemoteFolder) else table
+            self._table = np.load(table, allow_pickle=False)
             self.keys: list[str] = self._table["key"].astype(str).tolist()
             self.kinds: list[str] = [kinds[code] for code in self._table["kind"].tolist()]
             self.scenes: list[str] = [scenes[code] for code in self._table["scene"].tolist()]
@@ -117,9 +120,10 @@ class ShardedDataset:
         Raises:
             DataError: the sample is damaged.
         """
-        rgb = self._decoded(index, "rgb", decode_rgb)
+        held = self._held(index)
+        rgb = self._decoded(index, "rgb", decode_rgb, held)
         maps = {
-            name: self._decoded(index, name, encoding.decode)
+            name: self._decoded(index, name, encoding.decode, held)
             for name, encoding in self.encodings.items()
             if self._table[name]["bytes"][index]
         }
@@ -166,17 +170,7 @@ class ShardedDataset:
         Raises:
             DataError: they are not what was written.
         """
-        place = self._table[role][index]
-        number, size = int(self._table["shard"][index]), int(place["bytes"])
-        try:
-            data = os.pread(self._handle(number), size, int(place["offset"]))
-        except OSError as error:
-            raise self._damaged(index, f"{error.strerror}") from error
-        if len(data) != size:
-            raise self._damaged(index, f"the shard ends within its {role}")
-        if zlib.crc32(data) != int(place["crc32"]):
-            raise self._damaged(index, f"the checksum of its {role} is another")
-        return data
+        return self._member(index, role, self._held(index))
 
     def places(self, index: int) -> dict[str, tuple[int, int, int]]:
         """Offset in the shard, bytes and CRC-32 of each of the sample's files, by role."""
@@ -188,8 +182,42 @@ class ShardedDataset:
         for number in list(self._handles):
             os.close(self._handles.pop(number))
 
-    def _decoded(self, index: int, role: str, decode: Callable[[bytes], Any]) -> Any:
-        data = self.member(index, role)
+    def _member(self, index: int, role: str, held: tuple[int, bytes] | None) -> bytes:
+        place = self._table[role][index]
+        offset, size = int(place["offset"]), int(place["bytes"])
+        if held is None:
+            try:
+                data = os.pread(self._handle(int(self._table["shard"][index])), size, offset)
+            except OSError as error:
+                raise self._damaged(index, f"{error.strerror}") from error
+        else:
+            start, content = held
+            data = content[offset - start : offset - start + size]
+        if len(data) != size:
+            raise self._damaged(index, f"the shard ends within its {role}")
+        if zlib.crc32(data) != int(place["crc32"]):
+            raise self._damaged(index, f"the checksum of its {role} is another")
+        return data
+
+    def _held(self, index: int) -> tuple[int, bytes] | None:
+        """Of a set at an address: where the sample begins in its shard, and its bytes; else None."""
+        if not isinstance(self.folder, RemoteFolder):
+            return None
+        places = self.places(index).values()
+        start, end = min(offset for offset, _, _ in places), max(offset + size for offset, size, _ in places)
+        number = int(self._table["shard"][index])
+        version = str(self.manifest["shards"][number]["sha256"])
+        wanted = (str(self.folder / self._shards[number]), version, start, end - start)
+        content = self.folder.cache.read(*wanted)
+        is_whole = all(zlib.crc32(content[o - start : o - start + size]) == crc for o, size, crc in places)
+        if not is_whole and self.folder.cache.forget(*wanted):
+            content = self.folder.cache.read(*wanted)
+        return start, content
+
+    def _decoded(
+        self, index: int, role: str, decode: Callable[[bytes], Any], held: tuple[int, bytes] | None = None
+    ) -> Any:
+        data = self._member(index, role, held or self._held(index))
         try:
             return decode(data)
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
@@ -198,6 +226,7 @@ class ShardedDataset:
     def _handle(self, number: int) -> int:
         # pread keeps no position, so threads and forked processes share handles.
         if number not in self._handles:
+            assert isinstance(self.folder, Path)
             handle = os.open(self.folder / self._shards[number], os.O_RDONLY)
             if self._handles.setdefault(number, handle) != handle:
                 os.close(handle)  # another thread was faster
@@ -211,7 +240,7 @@ class ShardedDataset:
         )
 
 
-def is_prepared(folder: Path) -> bool:
+def is_prepared(folder: DataFolder) -> bool:
     """Whether `folder` holds a prepared data set."""
     return (folder / MANIFEST_FILE).is_file()
 
@@ -233,7 +262,7 @@ def contents_sha256(maps: Mapping[str, Any], shards: Iterable[Mapping[str, Any]]
 PLACE = np.dtype([("offset", "<u8"), ("bytes", "<u4"), ("crc32", "<u4")])
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def _read_manifest(folder: DataFolder) -> dict[str, Any]:
     if not is_prepared(folder):
         unfinished = (folder / PLAN_FILE).is_file()
         what = "its preparation is not finished; run it again" if unfinished else "give the folder of `data prepare`"
@@ -260,7 +289,7 @@ def decode_rgb(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
         return np.asarray(image.convert("RGB"))
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: DataFolder) -> dict[str, Any]:
     """The object in a JSON file of a data set.
 
     Raises:

@@ -19,6 +19,7 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from openmarigold.camera import Camera
+from openmarigold.data.remote import DataFolder, RemoteFolder
 from openmarigold.data.shards import Sample, ShardedDataset, is_prepared
 from openmarigold.data.tar_index import read_tar_index
 from openmarigold.errors import DataError, one_line
@@ -67,9 +68,11 @@ class Source:
     """Random access to the samples of one source."""
 
     def __init__(
-        self, name: str, data_dir: Path, *, num_samples: int | None = None, held_out: float = 0.0, seed: int = 0
+        self, name: str, data_dir: DataFolder, *, num_samples: int | None = None, held_out: float = 0.0, seed: int = 0
     ) -> None:
         """Opens source `name`: the prepared data set in `data_dir/name`, else the row of `SOURCES`; reads no samples.
+
+        At an address there are prepared data sets only.
 
         Args:
             num_samples: use only so many of its samples, drawn at random; None uses all.
@@ -80,16 +83,25 @@ class Source:
         Raises:
             DataError: neither is there, a shard is not a whole tar file, or there are fewer samples than that.
         """
-        if name not in SOURCES and not is_prepared(data_dir / name):
+        prepared = is_prepared(data_dir / name)
+        if name not in SOURCES and not prepared:
             raise DataError(
                 f"unknown data source {name!r}; use one of {', '.join(SOURCES)}, or the folder below {data_dir} that "
                 "`openmarigold data prepare` wrote"
             )
+        if not prepared and isinstance(data_dir, RemoteFolder):
+            raise DataError(
+                f"{data_dir / name} is no prepared data set; plain tars are read from this machine only: copy "
+                f"{SOURCES[name].folder}/ here, and give its parent as --data-dir"
+            )
         self.name = name
         self.origin = name
         """Its name in the recipe; parts of it have longer names."""
-        prepared = is_prepared(data_dir / name)
-        reader = ShardedDataset(data_dir / name) if prepared else _PlainTars(name, SOURCES[name], data_dir)
+        reader = (
+            ShardedDataset(data_dir / name)
+            if prepared or isinstance(data_dir, RemoteFolder)
+            else _PlainTars(name, SOURCES[name], data_dir)
+        )
         self._reader = reader
         self.folder = data_dir / name
         left = _scenes_held_out(reader.scenes, held_out, name, seed) if isinstance(reader, ShardedDataset) else set()

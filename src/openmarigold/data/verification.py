@@ -63,6 +63,7 @@ def verify(
 
 def _whole(data: ShardedDataset) -> list[Problem]:
     problems = []
+    assert isinstance(data.folder, Path)
     if file_sha256(data.folder / INDEX_FILE) != data.manifest.get("index_sha256"):
         problems.append(Problem(shard=INDEX_FILE, key=None, what="is not the file that was written"))
     # As it was written: a key of version 0.1 is part of the hash.
@@ -73,6 +74,7 @@ def _whole(data: ShardedDataset) -> list[Problem]:
 
 
 def _shard(data: ShardedDataset, shard: dict[str, Any], indices: list[int]) -> list[Problem]:
+    assert isinstance(data.folder, Path)
     name, path = str(shard["name"]), data.folder / str(shard["name"])
     problems = []
     try:

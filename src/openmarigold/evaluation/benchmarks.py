@@ -16,7 +16,8 @@ from PIL import Image
 
 from openmarigold.data.archives import open_archive
 from openmarigold.data.crops import kitti_crop
-from openmarigold.data.shards import INDEX_FILE, ShardedDataset
+from openmarigold.data.remote import RemoteFolder
+from openmarigold.data.shards import INDEX_FILE, ShardedDataset, is_prepared
 from openmarigold.errors import DataError
 from openmarigold.evaluation import completion_benchmarks, normals_benchmarks
 from openmarigold.evaluation.benchmark import Benchmark, BenchmarkRow
@@ -61,17 +62,17 @@ def nyu_eigen_window(height: int, width: int) -> Window:
     return slice(45, 471), slice(41, 601)
 
 
-def open_folder_benchmark(path: Path | str, modality: Modality = DEPTH) -> Benchmark:
+def open_folder_benchmark(path: Path | str | RemoteFolder, modality: Modality = DEPTH) -> Benchmark:
     """A benchmark in the generic layout: a folder, tar or zip with manifest.json and the maps of a modality.
 
-    A folder of photos with maps next to them, or of a prepared set, is one too.
+    A folder of photos with maps next to them, or of a prepared set, is one too; a prepared set may lie at an address.
 
     Raises:
         DataError: it is missing or damaged.
         InvalidValueError: an empty path.
     """
-    path = as_path(path, "the benchmark")
-    if not path.exists():
+    path = path if isinstance(path, RemoteFolder) else as_path(path, "the benchmark")
+    if not (is_prepared(path) if isinstance(path, RemoteFolder) else path.exists()):
         raise DataError(
             f"{path / 'manifest.json'} cannot be read (No such file or directory); a benchmark is a folder with "
             "manifest.json and one folder an image"
@@ -91,7 +92,7 @@ def open_folder_benchmark(path: Path | str, modality: Modality = DEPTH) -> Bench
             max_value_by_kind=MappingProxyType({}),
             valid_range=None,
         )
-    if (path / INDEX_FILE).is_file():
+    if isinstance(path, RemoteFolder) or (path / INDEX_FILE).is_file():
         dataset = ShardedDataset(path)
         low, high = dataset.valid_range
         row = replace(

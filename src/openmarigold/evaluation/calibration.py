@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
@@ -121,7 +122,7 @@ def calibrate(
         num_pictures=fitted.num_pictures,
         num_scenes=fitted.num_scenes,
         num_scenes_for_weights=fitted.num_scenes_for_weights,
-        data=benchmark.archive.location.resolve().name,
+        data=Path(str(benchmark.archive.location)).resolve().name,
         data_sha256=hashlib.sha256("".join(hashes).encode(errors="surrogateescape")).hexdigest(),
         software=f"openmarigold {__version__}",
     )

@@ -7,7 +7,7 @@ both are given. A resample is drawn from (seed, what), never from the order of a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -23,6 +23,7 @@ NUM_RESAMPLES = 1000
 _SEED = 2024
 _LIMITS = (2.5, 97.5)
 _RESAMPLES_AT_ONCE = 100  # sums of tallies that are held in memory
+_WEIGHTS_AT_ONCE = 2**24  # of resamples: 128 MiB; up to 16,777 images all of them at once
 
 
 @runtime_checkable
@@ -89,8 +90,8 @@ def summarize(images: Sequence[Scored], *, over_places: bool, pooled: Pooling | 
         run = _Run(chosen, names, over_places=over_places, pooled=pooled)
         mean, places = run.scores()[0], run.places
         intervals = {}
-        for what, weights in resample(places, kind).items():
-            low, high = np.percentile(run.scores(weights), _LIMITS, axis=0)
+        for what, scores in resampled(places, kind, run.scores).items():
+            low, high = np.percentile(scores, _LIMITS, axis=0)
             intervals[what] = {name: (float(a), float(b)) for name, a, b in zip(names, low, high, strict=True)}
         kinds[kind] = KindScore(
             num_places=int(places.max()) + 1,
@@ -129,10 +130,7 @@ def paired_differences(
     first, second = (_Run(run, names, over_places=over_places, pooled=pooled) for run in (a, b))
     second.places = first.places
     mean_a, mean_b = first.scores()[0], second.scores()[0]
-    differences = {
-        what: second.scores(weights) - first.scores(weights)
-        for what, weights in resample(first.places, ALL_KINDS).items()
-    }
+    differences = resampled(first.places, ALL_KINDS, lambda weights: second.scores(weights) - first.scores(weights))
     limits = {what: np.percentile(values, _LIMITS, axis=0) for what, values in differences.items()}
     below = {what: np.mean((values < 0) + 0.5 * (values == 0), axis=0) for what, values in differences.items()}
     return {
@@ -147,16 +145,35 @@ def paired_differences(
     }
 
 
-def resample(places: np.ndarray, what: str, *, count: int = NUM_RESAMPLES) -> dict[str, Float64[np.ndarray, "r n"]]:
-    """How often each image is drawn, `count` times: images one by one and, from two places on, whole places."""
+def resampled(
+    places: np.ndarray,
+    what: str,
+    score: Callable[[Float64[np.ndarray, "r n"]], Float64[np.ndarray, "r m"]],
+    *,
+    count: int = NUM_RESAMPLES,
+) -> dict[str, Float64[np.ndarray, "count m"]]:
+    """Scores of `count` resamples: of images drawn one by one and, from two places on, of whole places.
+
+    Args:
+        places: the number of each image's place.
+        what: names the draws.
+        score: scores for how often each image is drawn; called with as many resamples as fit into memory.
+        count: number of resamples.
+    """
     images, num_places = len(places), int(places.max()) + 1
-    rng = generator_for(_SEED, f"bootstrap images {what}", images)
-    weights = {"images": rng.multinomial(images, np.full(images, 1 / images), size=count).astype(np.float64)}
+    draws: dict[str, tuple[int, np.ndarray | None]] = {"images": (images, None)}
     if num_places > 1:
-        rng = generator_for(_SEED, f"bootstrap places {what}", num_places)
-        drawn = rng.multinomial(num_places, np.full(num_places, 1 / num_places), size=count)
-        weights["places"] = drawn[:, places].astype(np.float64)
-    return weights
+        draws["places"] = (num_places, places)
+    found = {}
+    for name, (number, members) in draws.items():
+        rng = generator_for(_SEED, f"bootstrap {name} {what}", number)
+        at_once, parts = max(1, _WEIGHTS_AT_ONCE // images), []
+        for start in range(0, count, at_once):
+            drawn = rng.multinomial(number, np.full(number, 1 / number), size=min(at_once, count - start))
+            weights = drawn if members is None else drawn[:, members]
+            parts.append(score(weights.astype(np.float64)))
+        found[name] = np.concatenate(parts)
+    return found
 
 
 def weighted_mean(

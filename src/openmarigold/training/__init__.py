@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from openmarigold.data.remote import DEFAULT_CACHE_GB, DataFolder, RemoteFolder, data_folder
 from openmarigold.errors import InvalidValueError, MissingExtraError
 from openmarigold.files import as_path
 from openmarigold.printing import quoted_logger
@@ -33,25 +34,36 @@ class TrainingPaths:
     """Where a run reads and writes.
 
     Attributes:
-        data_dir: folder that holds the recipe's sources (`photos/`, `synthetic/`, `hypersim/`, ...).
+        data_dir: folder that holds the recipe's sources (`photos/`, `synthetic/`, `hypersim/`, ...), or its address.
         output_dir: where the run lives.
         cache_dir: where latents are kept; None: `output_dir / "latents"`. Runs may share one.
         benchmark_dir: benchmark folder for zero-shot validation; None: none.
         benchmark_data_dir: folder of the benchmarks that the recipe names.
         photos_dir: photos whose predicted maps are written at each validation; None: none.
+        sample_cache_dir: where samples of an address are kept; None: in the user's cache folder.
+        sample_cache_gb: how much of them, at most [GB].
     """
 
-    data_dir: Path
+    data_dir: Path | str | RemoteFolder
     output_dir: Path
     cache_dir: Path | None = None
     benchmark_dir: Path | None = None
     benchmark_data_dir: Path | None = None
     photos_dir: Path | None = None
+    sample_cache_dir: Path | None = None
+    sample_cache_gb: float = DEFAULT_CACHE_GB
 
     def __post_init__(self) -> None:
         for setting in fields(self):
-            if (value := getattr(self, setting.name)) is not None:
+            if (
+                setting.name not in ("data_dir", "sample_cache_gb")
+                and (value := getattr(self, setting.name)) is not None
+            ):
                 object.__setattr__(self, setting.name, as_path(value, setting.name))
+
+    def open_data(self) -> DataFolder:
+        """The folder of the sources. Raises what `data.remote.data_folder` raises."""
+        return data_folder(self.data_dir, cache_dir=self.sample_cache_dir, cache_gb=self.sample_cache_gb)
 
 
 def train(
@@ -153,7 +165,7 @@ def make_task(
 
     `check_inputs` gets hashes of what latents are made of, before any are, and raises where they do not fit.
     """
-    data_dir = places.data_dir
+    data_dir = places.open_data()
     if isinstance(recipe, AutoencoderRecipe):
         from openmarigold.training.nano.autoencoder import AutoencoderTask
 

@@ -20,6 +20,7 @@ from accelerate.utils import DistributedType
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
+from openmarigold.data.remote import DataFolder
 from openmarigold.diffusion import to_clean_and_noise
 from openmarigold.errors import RecipeError
 from openmarigold.modalities import find_modality
@@ -47,7 +48,7 @@ class MarigoldTask:
         self,
         recipe: MarigoldRecipe,
         *,
-        data_dir: Path,
+        data_dir: DataFolder,
         cache_dir: Path | None,
         accelerator: Accelerator,
         validation: ValidationPaths | None = None,

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from openmarigold.checkpoints.single_file import is_single_file, read_single_file
-from openmarigold.data.shards import ShardedDataset, is_prepared
+from openmarigold.data.remote import DataFolder, RemoteFolder
+from openmarigold.data.shards import MANIFEST_FILE, ShardedDataset, is_prepared
 from openmarigold.errors import DataError, OutputError
 from openmarigold.files import write_atomically
 from openmarigold.modalities import find_modality
@@ -44,14 +45,18 @@ _COMMENTS = {
 }
 
 
-def find_sets(data_dir: Path, modality: str) -> dict[str, ShardedDataset]:
+def find_sets(data_dir: DataFolder, modality: str) -> dict[str, ShardedDataset]:
     """The prepared sets in a folder, or one level further down, that have the maps of a modality; by name.
 
     Raises:
         DataError: there is none, or one is damaged.
     """
-    folders = sorted(path for depth in ("*", "*/*") for path in data_dir.glob(depth) if is_prepared(path))
-    sets = {folder.relative_to(data_dir).as_posix(): ShardedDataset(folder) for folder in folders}
+    if isinstance(data_dir, RemoteFolder):
+        names = data_dir.folders_with(MANIFEST_FILE)
+    else:
+        folders = sorted(path for depth in ("*", "*/*") for path in data_dir.glob(depth) if is_prepared(path))
+        names = [folder.relative_to(data_dir).as_posix() for folder in folders]
+    sets = {name: ShardedDataset(data_dir / name) for name in names}
     needed = {kind.name for kind in find_modality(modality).maps}
     fitting = {name: data for name, data in sets.items() if needed <= data.encodings.keys() and len(data)}
     if not fitting:
@@ -88,7 +93,7 @@ def shape_distance(size: tuple[int, int], other: tuple[int, int]) -> tuple[float
     return float(round(shape / 0.02)), abs(math.log(size[0] * size[1]) - math.log(other[0] * other[1]))
 
 
-def make_recipe(data_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def make_recipe(data_dir: DataFolder, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The table of a recipe that fine-tunes a Marigold on all prepared sets of a folder.
 
     What follows from other values (the schedule from the number of steps, the rate from the base) follows `overrides`.
@@ -177,7 +182,7 @@ def _num_steps(given: Mapping[str, Any], total: int) -> int:
     return int(round(min(max(_PASSES * total / _BATCH_SIZE, _LEAST_STEPS), _MOST_STEPS), -2))
 
 
-def write_recipe(data_dir: Path, path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def write_recipe(data_dir: DataFolder, path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Writes a recipe for the prepared sets of a folder, and returns its table. Raises what `make_recipe` raises.
 
     Raises:

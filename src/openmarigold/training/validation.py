@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from openmarigold.data.remote import DataFolder
 from openmarigold.data.sources import Source
 from openmarigold.errors import DataError, RecipeError
 from openmarigold.evaluation import Estimator, baseline_estimators, predictor_estimator, score_benchmark
@@ -65,7 +66,7 @@ class Validation:
         device: str,
         modality: Modality,
         held_out: Sequence[Source] = (),
-        data_dir: Path | None = None,
+        data_dir: DataFolder | None = None,
         limits: Callable[[str, Source], tuple[float, float]] | None = None,
     ) -> None:
         """Open the benchmarks and list the photos, so that a wrong folder is found before the first step.

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int
 
 from openmarigold.data.augmentation import random_appearance, random_view
+from openmarigold.data.remote import DataFolder
 from openmarigold.data.sources import Sample, Source
 from openmarigold.errors import DataError, RecipeError
 from openmarigold.modalities import DEPTH
@@ -54,7 +54,7 @@ class View:
 class Mixture:
     """The views of several sources, and the order in which training takes them."""
 
-    def __init__(self, config: DataConfig, *, data_dir: Path, seed: int, modality: Modality = DEPTH) -> None:
+    def __init__(self, config: DataConfig, *, data_dir: DataFolder, seed: int, modality: Modality = DEPTH) -> None:
         """Opens the sources; reads no samples yet.
 
         Raises:

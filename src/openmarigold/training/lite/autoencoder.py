@@ -13,6 +13,7 @@ from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from openmarigold.data.remote import DataFolder
 from openmarigold.errors import RecipeError
 from openmarigold.modalities import find_modality
 from openmarigold.networks.backbone import encode_to_latent, hash_of_weights, load_vae, save_checkpoint
@@ -52,7 +53,7 @@ def scale_output(vae: AutoencoderTiny, factor: float) -> AutoencoderTiny:
 class LogAutoencoderTask:
     """Errors of the decoded maps and of their differences, latents kept near unit scale."""
 
-    def __init__(self, recipe: LogAutoencoderRecipe, *, data_dir: Path, accelerator: Accelerator) -> None:
+    def __init__(self, recipe: LogAutoencoderRecipe, *, data_dir: DataFolder, accelerator: Accelerator) -> None:
         """Loads the data into memory.
 
         Raises:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from openmarigold.checkpoints.weight_files import IMAGE_ENCODER, part_folder, read_json
 from openmarigold.conditions import CONDITIONS, ray_channels
+from openmarigold.data.remote import DataFolder
 from openmarigold.diffusion import NoiseSchedule, to_clean_and_noise
 from openmarigold.errors import RecipeError, needs_extra
 from openmarigold.modalities import find_modality
@@ -88,7 +89,7 @@ class ConditionedDenoiser(nn.Module):
 class LiteTask:
     """One step from zeros or noise to a map."""
 
-    def __init__(self, recipe: LiteRecipe, *, data_dir: Path, accelerator: Accelerator) -> None:
+    def __init__(self, recipe: LiteRecipe, *, data_dir: DataFolder, accelerator: Accelerator) -> None:
         """Loads the data into memory, the autoencoder, and the published weights of the image encoder.
 
         Raises:

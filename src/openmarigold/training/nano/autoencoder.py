@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from openmarigold.data.augmentation import random_appearance
+from openmarigold.data.remote import DataFolder
 from openmarigold.errors import DataError
 from openmarigold.modalities.depth import DEPTH
 from openmarigold.networks.backbone import decode_to_image, encode_to_latent, load_vae, save_checkpoint
@@ -38,7 +39,7 @@ def make_autoencoder(config: AutoencoderModelConfig, *, seed: int) -> Autoencode
 class AutoencoderTask:
     """Mean absolute and mean squared error of the reconstruction, latents kept near unit scale."""
 
-    def __init__(self, recipe: AutoencoderRecipe, *, data_dir: Path) -> None:
+    def __init__(self, recipe: AutoencoderRecipe, *, data_dir: DataFolder) -> None:
         self._recipe = recipe
         self.mixture = Mixture(recipe.data, data_dir=data_dir, seed=recipe.seed, modality=DEPTH)
         self.model: nn.Module = make_autoencoder(recipe.model, seed=recipe.seed)

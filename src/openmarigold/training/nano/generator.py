@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
+from openmarigold.data.remote import DataFolder
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.modalities.depth import DEPTH
 from openmarigold.networks.backbone import Vae, latent_channels, load_vae, save_checkpoint
@@ -59,7 +60,7 @@ class GeneratorTask:
         self,
         recipe: GeneratorRecipe,
         *,
-        data_dir: Path,
+        data_dir: DataFolder,
         cache_dir: Path | None,
         accelerator: Accelerator,
         check_inputs: Callable[[Mapping[str, str]], None] | None = None,

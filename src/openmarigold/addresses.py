@@ -64,6 +64,28 @@ def read_bytes(address: str) -> bytes:
         return system.cat_file(path)
 
 
+def read_range(address: str, start: int, size: int) -> bytes:
+    """`size` bytes of a remote file from `start` on; fewer where it ends before.
+
+    Raises:
+        DataError: it is missing, or cannot be read.
+    """
+    with _reading(address):
+        system, path = _system(address)
+        return system.cat_file(path, start=start, end=start + size)
+
+
+def is_file(address: str) -> bool:
+    """Whether there is a file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    with _reading(address):
+        system, path = _system(address)
+        return system.isfile(path)
+
+
 @contextmanager
 def local_copy(address: str) -> Iterator[Path]:
     """The file on this machine: itself, or a copy that is removed afterwards.

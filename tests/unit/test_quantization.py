@@ -55,10 +55,10 @@ def test_more_layers_are_kept_where_errors_add_to_more():
 
     def quantize(kept: Any) -> float:
         asked.append(list(kept))
-        return 0.04 if len(kept) < 2 else 0.029
+        return 0.04 if len(kept) < 2 else 0.019
 
     kept, error = chosen_layers({"a": 0.008, "b": 0.009, "c": 0.001}, quantize)
-    assert asked == [[], ["b"], ["b", "a"]] and (list(kept), error) == (["b", "a"], 0.029)
+    assert asked == [[], ["b"], ["b", "a"]] and (list(kept), error) == (["b", "a"], 0.019)
     kept, _ = chosen_layers({"a": 0.008, "b": 0.009}, lambda kept: 0.5)
     assert list(kept) == ["b", "a"]
 
@@ -164,7 +164,7 @@ def test_exported_folder_says_what_it_is_and_predicts_by_the_ordinary_path(
     found = read_checkpoint(int8_folder)
     stated = describe(found)["quantization"]
     assert stated["dtype"] == "int8" and stated["num_photos"] == 2 and stated["source"] == "tiny-8"
-    assert all(report["int8_layers"] > 0 for report in stated["networks"].values())
+    assert stated["networks"]["unet"]["int8_layers"] > 10
     weights = onnx.load(int8_folder / "unet" / "model.onnx").graph.initializer
     largest = max(weights, key=lambda tensor: int(np.prod(tensor.dims)))
     assert largest.data_type == TensorProto.INT8

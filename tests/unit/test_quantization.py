@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -246,3 +248,29 @@ def test_command_line_exports_with_the_photos_that_are_given(
     assert run([*command, "--dtype", "int8", "--photos", str(photos[0].parent)]) == 0
     assert (given["photos"], given["format"], given["tiny_vae"]) == (photos, "onnx", None)
     assert run([*command, "--photos", str(photos[0])]) == 2
+
+
+def test_weight_files_are_returned_while_networks_are_packed_and_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from openmarigold.engines import openvino as engine
+
+    returned: list[list[Path]] = []
+    twice = threading.Event()
+
+    def give_back(files: Any) -> None:
+        returned.append(list(files))
+        if len(returned) > 1:
+            twice.set()
+
+    monkeypatch.setattr(engine, "_return_memory", give_back)
+    monkeypatch.setattr(engine, "_BETWEEN_RETURNS_S", 0.001)
+    with engine._returned_meanwhile([tmp_path / "model.bin"]):
+        assert twice.wait(10)
+    number = len(returned)
+    assert returned[0] == [tmp_path / "model.bin"]
+    time.sleep(0.02)
+    assert len(returned) == number
+    with engine._returned_meanwhile([]):
+        time.sleep(0.02)
+    assert len(returned) == number, "small networks are not mapped twice"

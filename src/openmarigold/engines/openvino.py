@@ -74,13 +74,19 @@ class _Networks:
         self.requests: dict[str, Any] = {}
         self._dtype = dtype
         self._core = openvino.Core()
+        self._frugal = False  # whether a network's activations are released when another one runs
+        self._last = ""
         self._turn = threading.Lock()  # a request that is computing refuses another: "busy"
 
     def run(self, name: str, **inputs: np.ndarray) -> np.ndarray:
         tensors = {key: np.ascontiguousarray(value) for key, value in inputs.items()}
         try:
             with self._turn:
-                return np.array(self.requests[name].infer(tensors, share_inputs=True)[0], dtype=np.float32)
+                if self._frugal and self._last not in ("", name):
+                    self.requests[self._last].get_compiled_model().release_memory()
+                outputs = np.array(self.requests[name].infer(tensors, share_inputs=True)[0], dtype=np.float32)
+                self._last = name
+                return outputs
         except Exception as error:  # OpenVINO's errors share no public base
             raise failed_run(name, inputs, error) from error
 
@@ -95,6 +101,7 @@ class _Networks:
             }
             if large:
                 self._pack(weights, engine, num_targets)
+        self._last, self._frugal = "", large and self._dtype == "float32"
 
     def _pack(self, weights: Iterable[Path], engine: ConvertedEngine, num_targets: int) -> None:
         """Run each network once on a small image so that OpenVINO packs its weights, then release the originals.
@@ -163,6 +170,10 @@ class _NetworkBySize:
         self._core, self._model, self._settings = core, model, settings
         self._weights = [path.with_suffix(".bin")]
         self.requests: OrderedDict[tuple[int, ...], Any] = OrderedDict()  # the last one is in use
+
+    def get_compiled_model(self) -> Any:
+        """The one in use."""
+        return self.requests[next(reversed(self.requests))].get_compiled_model()
 
     def infer(self, inputs: dict[str, np.ndarray], *, share_inputs: bool) -> Any:
         (shape,) = (value.shape for value in inputs.values())

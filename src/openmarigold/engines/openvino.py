@@ -12,7 +12,8 @@ import shutil
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ with needs_extra("openvino"), some_home(), openvino_without_reports():  # a modu
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # int8: of the layers that are not
 _MADV_DONTNEED = 4
 _KEPT_SHAPES = 4  # 4:3 and 3:2, lying and upright
+_BETWEEN_RETURNS_S = 0.1
 _SMALL = 8  # cells, the least that a U-Net which halves three times takes
 _log = quoted_logger(__name__)
 
@@ -72,13 +74,19 @@ class _Networks:
         self.requests: dict[str, Any] = {}
         self._dtype = dtype
         self._core = openvino.Core()
+        self._frugal = False  # whether a network's activations are released when another one runs
+        self._last = ""
         self._turn = threading.Lock()  # a request that is computing refuses another: "busy"
 
     def run(self, name: str, **inputs: np.ndarray) -> np.ndarray:
         tensors = {key: np.ascontiguousarray(value) for key, value in inputs.items()}
         try:
             with self._turn:
-                return np.array(self.requests[name].infer(tensors, share_inputs=True)[0], dtype=np.float32)
+                if self._frugal and self._last not in ("", name):
+                    self.requests[self._last].get_compiled_model().release_memory()
+                outputs = np.array(self.requests[name].infer(tensors, share_inputs=True)[0], dtype=np.float32)
+                self._last = name
+                return outputs
         except Exception as error:  # OpenVINO's errors share no public base
             raise failed_run(name, inputs, error) from error
 
@@ -87,9 +95,13 @@ class _Networks:
         large = sum(path.stat().st_size for path in (*weights, *paths.values()) if path.is_file()) >= LARGE_BYTES
         # Large networks open in a second without OpenVINO's own cache, which would store all weights once more.
         cache_dir = None if large else user_cache_dir() / "openvino"
-        self.requests = {name: self._open(path, cache_dir, large and name != "unet") for name, path in paths.items()}
-        if large:
-            self._pack(weights, engine, num_targets)
+        with _returned_meanwhile(weights if large else ()):
+            self.requests = {
+                name: self._open(path, cache_dir, large and name != "unet") for name, path in paths.items()
+            }
+            if large:
+                self._pack(weights, engine, num_targets)
+        self._last, self._frugal = "", large and self._dtype == "float32"
 
     def _pack(self, weights: Iterable[Path], engine: ConvertedEngine, num_targets: int) -> None:
         """Run each network once on a small image so that OpenVINO packs its weights, then release the originals.
@@ -159,6 +171,10 @@ class _NetworkBySize:
         self._weights = [path.with_suffix(".bin")]
         self.requests: OrderedDict[tuple[int, ...], Any] = OrderedDict()  # the last one is in use
 
+    def get_compiled_model(self) -> Any:
+        """The one in use."""
+        return self.requests[next(reversed(self.requests))].get_compiled_model()
+
     def infer(self, inputs: dict[str, np.ndarray], *, share_inputs: bool) -> Any:
         (shape,) = (value.shape for value in inputs.values())
         compiled = shape not in self.requests
@@ -175,6 +191,26 @@ class _NetworkBySize:
         if compiled:
             _return_memory(self._weights)
         return outputs
+
+
+@contextmanager
+def _returned_meanwhile(files: Iterable[Path]) -> Iterator[None]:
+    """While networks are packed, return the pages of their mapped weight files: else all weights are there twice."""
+    files, done = list(files), threading.Event()
+
+    def work() -> None:
+        while not done.wait(_BETWEEN_RETURNS_S):
+            _return_memory(files)
+
+    thread = threading.Thread(target=work, daemon=True)
+    if files:
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        if files:
+            thread.join()
 
 
 def _return_memory(files: Iterable[Path]) -> None:

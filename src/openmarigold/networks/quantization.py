@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 Sample: TypeAlias = Mapping[str, np.ndarray]
 """The inputs of one run of a network, by name."""
-MAX_OUTPUT_ERROR = 0.03
+MAX_OUTPUT_ERROR = 0.02
 """What int8 may do to the output of a network, as `relative_error` gives it."""
 _LIMITS = (0.02, 0.01, 0.005, 0.0025, 0.0)  # tried in turn: for the sum of single errors, which may add to more
 

@@ -25,6 +25,7 @@ with needs_extra("quantize"), openvino_without_reports():
 
 _CONVOLUTIONS = frozenset({"Convolution", "GroupConvolution", "ConvolutionBackpropData"})
 _LAYERS = _CONVOLUTIONS | {"MatMul"}
+_OF_WEIGHTS = frozenset({"Convert", "FakeQuantize", "Multiply", "Subtract", "Reshape", "Transpose"})
 _TINY_BIAS = 1e-12  # not 0, which OpenVINO would remove
 _SETTINGS: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
 
@@ -49,15 +50,20 @@ def quantize_openvino(source: Path, folder: Path, samples: Sequence[Sample], sma
     destination = folder / "model.xml"
 
     def quantize(kept: Mapping[str, float]) -> float:
-        layers = [layer for name in kept for layer in groups[name].layers]
-        save: Any = openvino.save_model
-        save(_quantized(core.read_model(source), samples, layers), destination, compress_to_fp16=False)
+        write_whole(source, folder, samples, kept=[layer for name in kept for layer in groups[name].layers])
         return relative_error(_outputs(core, destination, samples), expected)
 
     kept_groups, error = chosen_layers(errors, quantize)
     kept = {layer: error for name, error in kept_groups.items() for layer in groups[name].layers}
     num_layers = sum(len(group.layers) for group in groups.values()) - len(kept)
     return Quantized(num_layers=num_layers, kept=kept, output_error=error)
+
+
+def write_whole(source: Path, folder: Path, samples: Sequence[Sample], *, kept: Collection[str] = ()) -> None:
+    """Writes a network with all layers but the given ones in int8, whatever their errors."""
+    save: Any = openvino.save_model
+    model = openvino.Core().read_model(source)
+    save(_quantized(model, samples, kept), folder / "model.xml", compress_to_fp16=False)
 
 
 class _Group:
@@ -142,13 +148,14 @@ def _layers_after(quantizer: Any) -> Iterator[str]:
                 waiting.append(node)
 
 
-def _is_constant(output: Any) -> bool:
-    """Whether a value is made of constants alone."""
+def _is_constant(output: Any, depth: int = 6) -> bool:
+    """Whether a value is a weight: a constant, perhaps stored in another type, scaled or reshaped."""
     node = output.get_node()
     if node.get_type_name() == "Constant":
         return True
-    inputs = [node.input_value(number) for number in range(node.get_input_size())]
-    return bool(inputs) and all(map(_is_constant, inputs))
+    if not depth or node.get_type_name() not in _OF_WEIGHTS:
+        return False
+    return all(_is_constant(node.input_value(number), depth - 1) for number in range(node.get_input_size()))
 
 
 def _measured(

@@ -21,7 +21,7 @@ from openmarigold.errors import InvalidValueError, MissingExtraError, OutputErro
 from openmarigold.training import dry_run, memory, train
 from openmarigold.training.batches import Batches, plan_batches
 from openmarigold.training.boards import open_boards
-from openmarigold.training.keeping import validations_since_best
+from openmarigold.training.keeping import keep_checkpoint, validations_since_best
 from openmarigold.training.loop import make_accelerator
 from openmarigold.training.loss import Loss
 from openmarigold.training.marigold import MarigoldTask
@@ -130,6 +130,22 @@ def test_validations_since_the_best(tmp_path: Path) -> None:
     assert validations_since_best(log, "x", higher_is_better=False) == 3
     with pytest.raises(RecipeError, match="patience counts validations; set validation_period"):
         RunConfig(patience=2)
+
+
+def test_a_completed_checkpoint_keeps_what_was_trained(tmp_path: Path) -> None:
+    last, kept = tmp_path / "checkpoint", tmp_path / "step-1"
+    for folder, text in ((last, "last"), (kept, "first")):
+        for name in ("unet/w", "vae/w", "image_encoder/w"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+        (folder / "vae" / "config.json").write_text("{}")
+    (last / "text_encoder").mkdir()
+    (last / "text_encoder" / "w").write_text("last")
+    keep_checkpoint(last, kept, trained_of=kept)
+    found = {path.relative_to(kept).as_posix(): path.read_text() for path in kept.rglob("*") if path.is_file()}
+    trained = {f"{name}/w": "first" for name in ("unet", "vae", "image_encoder")}
+    assert found == {**trained, "vae/config.json": "{}", "text_encoder/w": "last"}
+    assert (kept / "vae" / "config.json").samefile(last / "vae" / "config.json")
 
 
 class Quadratic:

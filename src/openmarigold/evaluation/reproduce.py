@@ -154,10 +154,8 @@ def reproduce(
     """
     for name in benchmarks:
         find_row(name)
-    if ensembling == "published" and table.published_reduction is None:
-        raise InvalidValueError(f"members of {table.name} are merged as published anyway; leave --ensembling out")
     if ensembling == "published":
-        find_solver()  # before anything is predicted in vain
+        _check_published_ensembling(table)
     config, output_dir = config or PredictConfig(), as_path(output_dir, "output_dir")
     cells = [cell for cell in table.cells if not benchmarks or cell.benchmark in benchmarks]
     opened = {
@@ -187,6 +185,13 @@ def reproduce(
                 reason = str(error)
         results.append(CellResult(table=table, cell=cell, report=report, reason=reason))
     return results
+
+
+def _check_published_ensembling(table: PaperTable) -> None:
+    """Passes if members can be merged as published, before anything is predicted in vain."""
+    if table.published_reduction is None:
+        raise InvalidValueError(f"members of {table.name} are merged as published anyway; leave --ensembling out")
+    find_solver()
 
 
 def _opened(name: str, data_dir: Path | str, allow_partial: bool) -> Benchmark | str:

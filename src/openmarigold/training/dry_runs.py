@@ -15,10 +15,11 @@ import torch
 from accelerate import Accelerator
 
 from openmarigold.errors import NumericalError
+from openmarigold.printing import format_time
 from openmarigold.training.batches import BatchPlan, plan_batches
 from openmarigold.training.loss import Loss
 from openmarigold.training.memory import check_fit
-from openmarigold.training.monitor import format_time, peak_memory
+from openmarigold.training.monitor import peak_memory
 from openmarigold.training.recipe import Recipe, keeps_latents
 from openmarigold.training.trainer import TrainingModule, optimizer_of
 

@@ -20,6 +20,7 @@ from accelerate.utils import DistributedType
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
+from openmarigold.checkpoints.single_file import is_single_file
 from openmarigold.data.remote import DataFolder
 from openmarigold.diffusion import to_clean_and_noise
 from openmarigold.errors import RecipeError
@@ -27,7 +28,7 @@ from openmarigold.modalities import find_modality
 from openmarigold.networks.adapters import ADAPTER_DIR, LoraUNet
 from openmarigold.networks.backbone import decode_targets, latent_channels, save_checkpoint
 from openmarigold.seeding import generator_for
-from openmarigold.training.base import NUM_CONDITION_LATENTS, load_base, load_base_unet
+from openmarigold.training.base import NUM_CONDITION_LATENTS, load_base, load_base_unet, locate_base
 from openmarigold.training.latents import Latents
 from openmarigold.training.loss import PIXEL_LOSSES, Loss, masked_latent_loss
 from openmarigold.training.memory import activation_bytes
@@ -75,6 +76,9 @@ class MarigoldTask:
             limits=self.mixture.limits,
         )
         self._held_out: list[dict[str, Tensor]] | None = None
+        if is_single_file(recipe.base):
+            with accelerator.local_main_process_first():  # which unpacks it, once
+                locate_base(recipe)
         self._base = load_base(recipe)
         self._vae: Any = self._base.vae.requires_grad_(False)
         self._vae.to(memory_format=torch.channels_last)

@@ -249,6 +249,13 @@ def test_a_run_ends_when_patience_does(workspace: Path, monkeypatch: pytest.Monk
     assert [row["step"] for row in rows("validation.jsonl")] == [1, 2, 3, 4, 5]
 
 
+def test_held_out_scenes_measure_a_base_in_16_bits(workspace: Path) -> None:
+    low_rank = ("lora.rank=2", 'lora.targets=["to_q"]', "lora.half_base=true", "optimization.mixed_precision=bf16")
+    go(workspace, "half", *low_rank, "run.patience=0", "optimization.num_steps=1", "validation.num_images=1")
+    [line] = map(json.loads, (workspace / "half" / "validation.jsonl").read_text().splitlines())
+    assert 0 < line["held_out_loss"] < 10
+
+
 def test_patience_needs_something_to_count(workspace: Path) -> None:
     with pytest.raises(RecipeError, match=r"run\.patience needs a validation score, and this run has none; hold out"):
         go(workspace, "nothing", "data.held_out=0.0", "run.patience_of=score")

@@ -116,8 +116,13 @@ class MarigoldTask:
             seed=int(generator_for(self._recipe.seed, "low-rank updates").integers(2**62)),
         )
         if config.half_base:
-            lora.halve_base(torch.float16 if self._recipe.optimization.mixed_precision == "fp16" else torch.bfloat16)
+            lora.halve_base(self._half)
         return lora
+
+    @property
+    def _half(self) -> torch.dtype:
+        """The type of 16 bits of the recipe's mixed precision."""
+        return torch.float16 if self._recipe.optimization.mixed_precision == "fp16" else torch.bfloat16
 
     @property
     def only_trained(self) -> bool:
@@ -308,10 +313,11 @@ class MarigoldTask:
             self._held_out = [self._fixed_batch(number, view) for number, view in self._validation_views()]
         if not self._held_out:
             return {}
-        was_training = self.model.training
-        self.model.eval()
+        was_training, device = self.model.training, self._embedding.device
+        self.model.to(device).eval()  # FSDP gathers whole weights in main memory
+        half_base = self._recipe.lora.half_base  # whose frozen weights do not go with float32 inputs
         try:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(device.type, dtype=self._half, enabled=half_base):
                 losses = [self.loss(self.model, batch) for batch in self._held_out]
         finally:
             self.model.train(was_training)

@@ -86,8 +86,8 @@ class DryRun:
         # A new state is whole before the oldest goes.
         needed = self.state_bytes * (self.keep_states + 1) + self.cache_bytes
         lines.append(
-            f"disk: {self.state_bytes / _GIB:.2f} GiB a state, {needed / _GIB:.2f} GiB in all at most, "
-            f"{self.free_bytes / _GIB:.1f} GiB free"
+            f"disk: {self.state_bytes / _GIB:.2f} GiB a state, {needed / _GIB:.2f} GiB for states and latents at most, "
+            f"{self.free_bytes / _GIB:.1f} GiB free; checkpoints are not counted"
         )
         if needed > self.free_bytes:
             lines.append("WARNING: the disk is too small for that")

@@ -45,6 +45,7 @@ def test_memory_of_a_training_by_hand() -> None:
     found = estimate_memory(network, optimization(ema_decay=0.9), activations=1000)
     assert (found.weights, found.gradients, found.moments, found.average) == (1280, 880, 1760, 880)
     assert found.total == 1280 + 880 + 1760 + 880 + 1000
+    assert estimate_memory(network, optimization(), num_processes=2).gradients == 2 * 880
     eighth = estimate_memory(network, optimization(optimizer="adamw_8bit", mixed_precision="bf16"), activations=1000)
     assert (eighth.moments, eighth.average, eighth.activations) == (440, 0, 1000 + 2 * 220)
 

@@ -4,10 +4,10 @@
     python benchmarks/lora_memory.py [--size 480 640] [--rank 16] [--device cuda] [--moments]
 
 Builds the shapes of Stable Diffusion 2 (866 million weights in the U-Net) with random values, encodes a picture once,
-and takes a step of `openmarigold train` in a process of its own for each row: float32, micro-batch 1, gradient
-checkpointing. Printed is the largest memory of the process (of the device with --device cuda). Without --moments the
-whole U-Net makes no optimizer step, and its two moments, 8 bytes a weight, are added to what was measured: so the
-benchmark runs on a machine that such a training would not fit. Low-rank updates make their step.
+and takes a step of `openmarigold train` in a process of its own for each row: float32 (bfloat16 in the last row),
+micro-batch 1, gradient checkpointing. It prints the largest memory of the process (of the device with --device cuda).
+Without --moments the whole U-Net makes no optimizer step, and its two moments, 8 bytes a weight, are added to what was
+measured: so the benchmark runs on machines that are too small for such a training. Low-rank updates make their step.
 """
 
 from __future__ import annotations

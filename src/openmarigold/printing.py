@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import unicodedata
 
 # Cc: control characters, Cf: invisible ones that turn or hide text, Cs: bytes of a name that is not UTF-8, Zl and Zp:
@@ -21,6 +22,18 @@ def printable(text: object) -> str:
     if text.isprintable():
         return text
     return "".join(_escape(char) if unicodedata.category(char) in _ESCAPED else char for char in text)
+
+
+def format_time(seconds: float) -> str:
+    """Hours, minutes and seconds; "?" where they are not finite.
+
+    >>> format_time(3723.4), format_time(math.inf)
+    ('1:02:03', '?')
+    """
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 def quoted_logger(name: str) -> logging.Logger:

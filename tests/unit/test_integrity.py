@@ -56,6 +56,7 @@ def test_onnx_export_states_the_parameters(onnx_checkpoint: Path, tiny_checkpoin
     ("file", "text", "license"),
     [
         ("README.md", "---\ntags:\n- depth\nlicense: apache-2.0\n---\n# A model\n", "apache-2.0"),
+        ("README.md", '---\nlicense: "mit"\n---\n', "mit"),
         ("README.md", "# A model\nlicense: none of this is front matter\n", None),
         ("LICENSE.txt", "Do what you want.", "see LICENSE.txt"),
     ],

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from openmarigold.checkpoints.single_file import read_single_file
-from openmarigold.errors import CheckpointError
+from openmarigold.errors import CheckpointError, RecipeError
 from openmarigold.networks.backbone import load_empty_prompt_embedding, load_unet, load_vae
 from openmarigold.networks.single_file import unpack_single_file
 from openmarigold.predictor import Predictor
@@ -192,10 +192,18 @@ def test_the_published_shapes_are_known(tmp_path: Path) -> None:
     assert found.unet["attention_head_dim"] == [1, 1] and found.text_encoder["num_hidden_layers"] == 1
 
 
+NO_ATTENTION = {
+    f"model.diffusion_model.input_blocks.{name}.weight": torch.zeros(4, 4) for name in ("0.0", "1.0.out_layers.3")
+}
+
+
 def test_what_is_no_stable_diffusion_is_refused(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match=r"other\.safetensors is not a Stable Diffusion 1 or 2 in one file"):
         read_single_file(tmp_path / "other.safetensors")
+    save_file({**NO_ATTENTION}, tmp_path / "flat.safetensors")
+    with pytest.raises(CheckpointError, match=r"in one file \(its tensors have other shapes\); give a checkpoint in"):
+        read_single_file(tmp_path / "flat.safetensors")
     (tmp_path / "sd.ckpt").write_bytes(b"\x80")
     with pytest.raises(CheckpointError, match=r"sd\.ckpt is not a \.safetensors file; a \.ckpt or \.bin is a pickle"):
         read_single_file(tmp_path / "sd.ckpt")
@@ -225,3 +233,6 @@ def test_a_recipe_is_made_for_a_file(tmp_path: Path) -> None:
     assert table["timesteps"]["prediction_type"] == "v_prediction"
     plain = make_recipe(data)["optimization"]["learning_rate"]
     assert table["optimization"]["learning_rate"] > plain
+    for override in ("optimization.batch_size=many", "optimization.batch_size=-1", "optimization=3", "data=3"):
+        with pytest.raises(RecipeError, match=f"--set.*{override.split('=')[0]}"):
+            make_recipe(data, [override])

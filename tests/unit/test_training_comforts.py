@@ -21,7 +21,7 @@ from openmarigold.errors import InvalidValueError, MissingExtraError, OutputErro
 from openmarigold.training import dry_run, memory, train
 from openmarigold.training.batches import Batches, plan_batches
 from openmarigold.training.boards import open_boards
-from openmarigold.training.keeping import validations_since_best
+from openmarigold.training.keeping import keep_checkpoint, validations_since_best
 from openmarigold.training.loop import make_accelerator
 from openmarigold.training.loss import Loss
 from openmarigold.training.marigold import MarigoldTask
@@ -45,6 +45,7 @@ def test_memory_of_a_training_by_hand() -> None:
     found = estimate_memory(network, optimization(ema_decay=0.9), activations=1000)
     assert (found.weights, found.gradients, found.moments, found.average) == (1280, 880, 1760, 880)
     assert found.total == 1280 + 880 + 1760 + 880 + 1000
+    assert estimate_memory(network, optimization(), num_processes=2).gradients == 2 * 880
     eighth = estimate_memory(network, optimization(optimizer="adamw_8bit", mixed_precision="bf16"), activations=1000)
     assert (eighth.moments, eighth.average, eighth.activations) == (440, 0, 1000 + 2 * 220)
 
@@ -130,6 +131,22 @@ def test_validations_since_the_best(tmp_path: Path) -> None:
     assert validations_since_best(log, "x", higher_is_better=False) == 3
     with pytest.raises(RecipeError, match="patience counts validations; set validation_period"):
         RunConfig(patience=2)
+
+
+def test_a_completed_checkpoint_keeps_what_was_trained(tmp_path: Path) -> None:
+    last, kept = tmp_path / "checkpoint", tmp_path / "step-1"
+    for folder, text in ((last, "last"), (kept, "first")):
+        for name in ("unet/w", "vae/w", "image_encoder/w"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+        (folder / "vae" / "config.json").write_text("{}")
+    (last / "text_encoder").mkdir()
+    (last / "text_encoder" / "w").write_text("last")
+    keep_checkpoint(last, kept, trained_of=kept)
+    found = {path.relative_to(kept).as_posix(): path.read_text() for path in kept.rglob("*") if path.is_file()}
+    trained = {f"{name}/w": "first" for name in ("unet", "vae", "image_encoder")}
+    assert found == {**trained, "vae/config.json": "{}", "text_encoder/w": "last"}
+    assert (kept / "vae" / "config.json").samefile(last / "vae" / "config.json")
 
 
 class Quadratic:
@@ -231,6 +248,13 @@ def test_a_run_ends_when_patience_does(workspace: Path, monkeypatch: pytest.Monk
     assert len(rows("metrics.jsonl")) == 4
     go(workspace, "patient", "run.patience=3", stop_after_steps=5)  # more patience goes on
     assert [row["step"] for row in rows("validation.jsonl")] == [1, 2, 3, 4, 5]
+
+
+def test_held_out_scenes_measure_a_base_in_16_bits(workspace: Path) -> None:
+    low_rank = ("lora.rank=2", 'lora.targets=["to_q"]', "lora.half_base=true", "optimization.mixed_precision=bf16")
+    go(workspace, "half", *low_rank, "run.patience=0", "optimization.num_steps=1", "validation.num_images=1")
+    [line] = map(json.loads, (workspace / "half" / "validation.jsonl").read_text().splitlines())
+    assert 0 < line["held_out_loss"] < 10
 
 
 def test_patience_needs_something_to_count(workspace: Path) -> None:

@@ -163,7 +163,7 @@ def license_of_folder(folder: Path) -> str | None:
         front = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
         line = re.search(r"^license(?:_name)?:\s*(.+)$", front.group(1), re.MULTILINE) if front else None
         if line:
-            return line.group(1).strip()
+            return line.group(1).strip().strip("'\"")
     files = sorted(path.name for path in folder.glob("LICEN[SC]E*"))
     return f"see {files[0]}" if files else None
 

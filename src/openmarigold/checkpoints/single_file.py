@@ -60,9 +60,10 @@ def read_single_file(path: Path) -> SingleFile:
         unet, version = _unet(tensors)
         text = _text_encoder(tensors, version)
         vae = _vae(tensors)
-    except (KeyError, IndexError, ZeroDivisionError) as error:
+    except (KeyError, IndexError, ValueError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else "its tensors have other shapes"
         raise CheckpointError(
-            f"{path} is not a Stable Diffusion 1 or 2 in one file ({error} is missing); give a checkpoint in diffusers "
+            f"{path} is not a Stable Diffusion 1 or 2 in one file ({reason}); give a checkpoint in diffusers "
             "layout, or a file such as v1-5-pruned.safetensors"
         ) from error
     half = tensors[f"{UNET}input_blocks.0.0.weight"].dtype != "F32"

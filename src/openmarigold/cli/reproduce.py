@@ -16,13 +16,13 @@ import tyro
 
 from openmarigold.cli.terminal import (
     EXIT_SOME_FAILED,
-    format_time,
     progress_bar,
     say,
     scored_of_expected,
     share_without_number,
 )
 from openmarigold.config import Dtype, EngineName, PredictConfig
+from openmarigold.printing import format_time
 
 if TYPE_CHECKING:
     from openmarigold.evaluation.published import Cell, PaperTable

@@ -44,16 +44,6 @@ def cell(text: object) -> str:
     return escape(printable(text))
 
 
-def format_time(seconds: float) -> str:
-    """Hours, minutes and seconds: 1:02:03.
-
-    >>> format_time(3723.4)
-    '1:02:03'
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
-
-
 def scored_of_expected(report: Report) -> str:
     """How many images were scored, of how many: "652 of 652"; of a benchmark of any size, all that it holds."""
     scored = len(report.images)

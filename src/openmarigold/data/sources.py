@@ -91,7 +91,7 @@ class Source:
             )
         if not prepared and isinstance(data_dir, RemoteFolder):
             raise DataError(
-                f"{data_dir / name} is no prepared data set; plain tars are read from this machine only: copy "
+                f"{data_dir / name} is not a prepared data set; plain tars are read from this machine only: copy "
                 f"{SOURCES[name].folder}/ here, and give its parent as --data-dir"
             )
         self.name = name

@@ -154,47 +154,44 @@ def reproduce(
     """
     for name in benchmarks:
         find_row(name)
-    if ensembling == "published" and table.published_reduction is None:
-        raise InvalidValueError(f"members of {table.name} are merged as published anyway; leave --ensembling out")
     if ensembling == "published":
-        find_solver()  # before anything is predicted in vain
+        _check_published_ensembling(table)
     config, output_dir = config or PredictConfig(), as_path(output_dir, "output_dir")
     cells = [cell for cell in table.cells if not benchmarks or cell.benchmark in benchmarks]
     opened = {
         name: _opened(name, data_dir, allow_partial)
         for name in dict.fromkeys(cell.benchmark for cell in cells if cell.model in checkpoints)
     }
-    runnable = [c for c in cells if c.model in checkpoints and isinstance(opened[c.benchmark], Benchmark)]
+    runnable = [cell for cell in cells if isinstance(_benchmark_of(cell, checkpoints, opened), Benchmark)]
     clock = _Clock(runnable, opened, progress)
     results = []
     for cell in cells:
-        if cell.model is None:
-            results.append(CellResult(table=table, cell=cell))
-            continue
-        if cell.model not in checkpoints:
-            results.append(CellResult(table=table, cell=cell, reason=f"no --checkpoint {cell.model}=DIR"))
-            continue
-        benchmark = opened[cell.benchmark]
-        if not isinstance(benchmark, Benchmark):
-            results.append(CellResult(table=table, cell=cell, reason=benchmark))
-            continue
-        settings = _settings(table, cell, checkpoints[cell.model], config, ensembling)
-        try:
-            report = evaluate_benchmark(
-                benchmark,
-                predictor_spec(settings),
-                protocol=table.protocol,
-                output_dir=output_dir / table.name / _folder_name(cell, settings),
-                num_workers=num_workers,
-                allow_partial=allow_partial,
-                progress=clock.of(cell),
-                note=note,
-            )
-        except (DataError, MissingExtraError) as error:
-            results.append(CellResult(table=table, cell=cell, reason=str(error)))
-            continue
-        results.append(CellResult(table=table, cell=cell, report=report))
+        benchmark, report = _benchmark_of(cell, checkpoints, opened), None
+        reason = benchmark if isinstance(benchmark, str) else None
+        if isinstance(benchmark, Benchmark):
+            settings = _settings(table, cell, checkpoints[cell.model or ""], config, ensembling)
+            try:
+                report = evaluate_benchmark(
+                    benchmark,
+                    predictor_spec(settings),
+                    protocol=table.protocol,
+                    output_dir=output_dir / table.name / _folder_name(cell, settings),
+                    num_workers=num_workers,
+                    allow_partial=allow_partial,
+                    progress=clock.of(cell),
+                    note=note,
+                )
+            except (DataError, MissingExtraError) as error:
+                reason = str(error)
+        results.append(CellResult(table=table, cell=cell, report=report, reason=reason))
     return results
+
+
+def _check_published_ensembling(table: PaperTable) -> None:
+    """Passes if members can be merged as published, before anything is predicted in vain."""
+    if table.published_reduction is None:
+        raise InvalidValueError(f"members of {table.name} are merged as published anyway; leave --ensembling out")
+    find_solver()
 
 
 def _opened(name: str, data_dir: Path | str, allow_partial: bool) -> Benchmark | str:
@@ -203,6 +200,15 @@ def _opened(name: str, data_dir: Path | str, allow_partial: bool) -> Benchmark |
         return open_benchmark(name, data_dir, allow_partial=allow_partial)
     except (DataError, MissingExtraError) as error:
         return str(error)
+
+
+def _benchmark_of(
+    cell: Cell, checkpoints: Mapping[str, Path], opened: Mapping[str, Benchmark | str]
+) -> Benchmark | str | None:
+    """The benchmark of a cell, or why the cell cannot be run; None of a peer's cell."""
+    if cell.model is None:
+        return None
+    return opened[cell.benchmark] if cell.model in checkpoints else f"no --checkpoint {cell.model}=DIR"
 
 
 def _folder_name(cell: Cell, settings: PredictConfig) -> str:

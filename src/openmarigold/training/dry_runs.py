@@ -15,10 +15,11 @@ import torch
 from accelerate import Accelerator
 
 from openmarigold.errors import NumericalError
+from openmarigold.printing import format_time
 from openmarigold.training.batches import BatchPlan, plan_batches
 from openmarigold.training.loss import Loss
 from openmarigold.training.memory import check_fit
-from openmarigold.training.monitor import format_time, peak_memory
+from openmarigold.training.monitor import peak_memory
 from openmarigold.training.recipe import Recipe, keeps_latents
 from openmarigold.training.trainer import TrainingModule, optimizer_of
 
@@ -85,8 +86,8 @@ class DryRun:
         # A new state is whole before the oldest goes.
         needed = self.state_bytes * (self.keep_states + 1) + self.cache_bytes
         lines.append(
-            f"disk: {self.state_bytes / _GIB:.2f} GiB a state, {needed / _GIB:.2f} GiB in all at most, "
-            f"{self.free_bytes / _GIB:.1f} GiB free"
+            f"disk: {self.state_bytes / _GIB:.2f} GiB a state, {needed / _GIB:.2f} GiB for states and latents at most, "
+            f"{self.free_bytes / _GIB:.1f} GiB free; checkpoints are not counted"
         )
         if needed > self.free_bytes:
             lines.append("WARNING: the disk is too small for that")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import shutil
 from pathlib import Path
@@ -11,7 +12,8 @@ from openmarigold.files import atomic_directory
 from openmarigold.text_files import parse_json_lines
 
 BEST_DIR, NUMBERED_DIR = "checkpoint-best", "checkpoints"
-_TRAINED = ("unet", "image_encoder", "adapter", "README.md")  # parts that differ between the checkpoints of a run
+# Parts that may differ between the checkpoints of a run.
+_TRAINED = ("unet", "vae", "image_encoder", "adapter", "README.md")
 
 
 def keep_checkpoint(checkpoint: Path, kept: Path, *, trained_of: Path | None = None) -> None:
@@ -28,8 +30,10 @@ def keep_checkpoint(checkpoint: Path, kept: Path, *, trained_of: Path | None = N
             if path.is_dir():
                 (folder / place).mkdir(exist_ok=True)
                 continue
-            origin = trained_of / place if trained_of is not None and place.parts[0] in _TRAINED else path
-            origin = origin if origin.is_file() else path  # such as a card, which earlier versions did not write
+            origin = path
+            if trained_of is not None and place.parts[0] in _TRAINED:
+                own = trained_of / place  # earlier versions did not write every file, such as the card
+                origin = own if own.is_file() and not filecmp.cmp(own, path, shallow=False) else path
             try:
                 os.link(origin, folder / place)
             except OSError:  # another file system, or one without links

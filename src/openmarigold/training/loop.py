@@ -185,21 +185,7 @@ def run_training(
     monitor = _open_monitor(output_dir, step, recipe, optimization, run, accelerator, watch) if main else None
     writer = StateWriter(states_dir, keep=run.keep_states)
     session = _Session(task, trainer, recipe, optimization, run, output_dir, accelerator, monitor, writer)
-    last = min(optimization.num_steps, stop_after_steps or optimization.num_steps)
-    ended = session.is_out_of_patience()
-    if not ended:
-        span = {"start": step, "stop": last}
-        with Batches(task, plan, **span, num_workers=run.num_workers, device=accelerator.device) as batches:
-            step, ended = session.take_steps(batches, step, last)
-    session.save(step)
-    writer.wait()
-    if not (finished := step >= optimization.num_steps or ended):
-        LOGGER.info("stopped at step %d of %d, the state is saved", step, optimization.num_steps)
-    directory = session.publish(step, final=True, validate=not ended) if finished else None
-    if monitor is not None:
-        monitor.close()
-    accelerator.wait_for_everyone()
-    return directory
+    return session.go(plan, step, min(optimization.num_steps, stop_after_steps or optimization.num_steps))
 
 
 def _say_what_follows(task: Task, recipe: Mapping[str, Any], plan: BatchPlan, accelerator: Accelerator) -> None:
@@ -226,6 +212,24 @@ class _Session:
     monitor: Monitor | None
     """Of the main process."""
     writer: StateWriter
+
+    def go(self, plan: BatchPlan, step: int, last: int) -> Path | None:
+        """Trains from `step` to `last`, and writes what `run_training` does; returns what that returns."""
+        num_steps, device = self.optimization.num_steps, self.accelerator.device
+        ended = self.is_out_of_patience()
+        if not ended:
+            span = {"start": step, "stop": last}
+            with Batches(self.task, plan, **span, num_workers=self.run.num_workers, device=device) as batches:
+                step, ended = self.take_steps(batches, step, last)
+        self.save(step)
+        self.writer.wait()
+        if not (finished := step >= num_steps or ended):
+            LOGGER.info("stopped at step %d of %d, the state is saved", step, num_steps)
+        directory = self.publish(step, final=True, validate=not ended) if finished else None
+        if self.monitor is not None:
+            self.monitor.close()
+        self.accelerator.wait_for_everyone()
+        return directory
 
     def take_steps(self, batches: Batches, step: int, last: int) -> tuple[int, bool]:
         """Trains from `step` to `last`, and saves and validates on the way.

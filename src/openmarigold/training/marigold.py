@@ -20,6 +20,7 @@ from accelerate.utils import DistributedType
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
+from openmarigold.checkpoints.single_file import is_single_file
 from openmarigold.data.remote import DataFolder
 from openmarigold.diffusion import to_clean_and_noise
 from openmarigold.errors import RecipeError
@@ -27,7 +28,7 @@ from openmarigold.modalities import find_modality
 from openmarigold.networks.adapters import ADAPTER_DIR, LoraUNet
 from openmarigold.networks.backbone import decode_targets, latent_channels, save_checkpoint
 from openmarigold.seeding import generator_for
-from openmarigold.training.base import NUM_CONDITION_LATENTS, load_base, load_base_unet
+from openmarigold.training.base import NUM_CONDITION_LATENTS, load_base, load_base_unet, locate_base
 from openmarigold.training.latents import Latents
 from openmarigold.training.loss import PIXEL_LOSSES, Loss, masked_latent_loss
 from openmarigold.training.memory import activation_bytes
@@ -75,6 +76,9 @@ class MarigoldTask:
             limits=self.mixture.limits,
         )
         self._held_out: list[dict[str, Tensor]] | None = None
+        if is_single_file(recipe.base):
+            with accelerator.local_main_process_first():  # which unpacks it, once
+                locate_base(recipe)
         self._base = load_base(recipe)
         self._vae: Any = self._base.vae.requires_grad_(False)
         self._vae.to(memory_format=torch.channels_last)
@@ -112,8 +116,13 @@ class MarigoldTask:
             seed=int(generator_for(self._recipe.seed, "low-rank updates").integers(2**62)),
         )
         if config.half_base:
-            lora.halve_base(torch.float16 if self._recipe.optimization.mixed_precision == "fp16" else torch.bfloat16)
+            lora.halve_base(self._half)
         return lora
+
+    @property
+    def _half(self) -> torch.dtype:
+        """The type of 16 bits of the recipe's mixed precision."""
+        return torch.float16 if self._recipe.optimization.mixed_precision == "fp16" else torch.bfloat16
 
     @property
     def only_trained(self) -> bool:
@@ -304,10 +313,11 @@ class MarigoldTask:
             self._held_out = [self._fixed_batch(number, view) for number, view in self._validation_views()]
         if not self._held_out:
             return {}
-        was_training = self.model.training
-        self.model.eval()
+        was_training, device = self.model.training, self._embedding.device
+        self.model.to(device).eval()  # FSDP gathers whole weights in main memory
+        half_base = self._recipe.lora.half_base  # whose frozen weights do not go with float32 inputs
         try:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(device.type, dtype=self._half, enabled=half_base):
                 losses = [self.loss(self.model, batch) for batch in self._held_out]
         finally:
             self.model.train(was_training)

@@ -65,14 +65,17 @@ class MemoryEstimate:
         return f"memory: about {self.total / GIB:.2f} GiB ({named})"
 
 
-def estimate_memory(network: nn.Module, config: OptimizationConfig, *, activations: int = 0) -> MemoryEstimate:
-    """The memory of training `network` as it stands, with its frozen parameters."""
+def estimate_memory(
+    network: nn.Module, config: OptimizationConfig, *, activations: int = 0, num_processes: int = 1
+) -> MemoryEstimate:
+    """The memory of training `network` as it stands, with its frozen parameters, on one of so many processes."""
     parameters = list(network.parameters())
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     half = config.mixed_precision != "no"
     return MemoryEstimate(
         weights=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
-        gradients=4 * trained,
+        # Several processes exchange them in buffers of the same size (torch's DistributedDataParallel).
+        gradients=4 * trained * (1 if num_processes == 1 else 2),
         moments=_MOMENT_BYTES[config.optimizer] * trained,
         average=4 * trained if config.ema_decay else 0,
         # Autocast keeps its copies of trained weights in 16 bits until the forward pass is over.
@@ -91,10 +94,11 @@ def check_fit(task: Any, config: OptimizationConfig, accelerator: Accelerator, *
     """
     if accelerator.distributed_type == DistributedType.FSDP:
         return
-    free, estimate = free_memory(accelerator.device), estimate_memory(task.model, config)
+    counted = {"num_processes": accelerator.num_processes}
+    free, estimate = free_memory(accelerator.device), estimate_memory(task.model, config, **counted)
     count = getattr(task, "activation_bytes", None)
     if count is not None and estimate.certain > free * LEAST_SHARE_THAT_MATTERS:  # counting takes a second
-        estimate = estimate_memory(task.model, config, activations=count(num_samples))
+        estimate = estimate_memory(task.model, config, activations=count(num_samples), **counted)
     check_memory(estimate, accelerator.device, free=free)
 
 

@@ -11,7 +11,7 @@ from openmarigold import __version__
 from openmarigold.checkpoints.hub import as_hub_id
 from openmarigold.checkpoints.integrity import license_of_folder
 from openmarigold.modalities import find_modality
-from openmarigold.training.recipe import MarigoldRecipe, to_table
+from openmarigold.training.recipe import CheckpointDefaults, MarigoldRecipe, to_table
 from openmarigold.training.views import Mixture
 
 CARD = "README.md"
@@ -43,7 +43,7 @@ def make_card(
     terms, hub_id = license_of_folder(base_dir), as_hub_id(Path(recipe.base))
     front = {"library_name": "diffusers", "tags": ["marigold", "openmarigold", modality.name]}
     front |= {"base_model": hub_id} if hub_id else {}
-    # "see LICENSE" of a folder is no license that the hub knows.
+    # The hub does not know "see LICENSE" of a folder.
     front |= {"license": terms} if terms and " " not in terms else {}
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", ""]
     lines += [f"# {checkpoint.name}", ""]
@@ -58,8 +58,7 @@ def make_card(
         "",
         f"    openmarigold predict PHOTO --checkpoint FOLDER -o OUT  # steps: {checkpoint.num_inference_steps}",
         "",
-        f"or `diffusers.{modality.pipeline_classes[0]}.from_pretrained(FOLDER)`. Photos are resized so that their "
-        f"{checkpoint.processing_side} side is {checkpoint.processing_resolution or 'as it is, no'} px.",
+        f"or `diffusers.{modality.pipeline_classes[0]}.from_pretrained(FOLDER)`. {_size(checkpoint)}",
         "",
         "## Training",
         "",
@@ -79,6 +78,14 @@ def make_card(
         lines += ["This checkpoint was not scored."]
     recipe_text = json.dumps(to_table(recipe), indent=2)
     return "\n".join([*lines, "", "## Recipe", "", "```json", recipe_text, "```", ""])
+
+
+def _size(checkpoint: CheckpointDefaults) -> str:
+    if not checkpoint.processing_resolution:
+        return "Photos keep their size."
+    return (
+        f"Photos are resized so that their {checkpoint.processing_side} side is {checkpoint.processing_resolution} px."
+    )
 
 
 def _facts(recipe: MarigoldRecipe, step: int, inputs: Mapping[str, str]) -> list[tuple[str, str]]:

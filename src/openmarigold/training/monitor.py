@@ -17,6 +17,7 @@ import torch
 
 from openmarigold.errors import DataError, NumericalError
 from openmarigold.files import append_text, write_atomically
+from openmarigold.printing import format_time
 from openmarigold.text_files import DamagedTextError, parse_json
 from openmarigold.training.boards import Board
 from openmarigold.training.trainer import StepResult
@@ -55,18 +56,6 @@ class Progress:
             f"{self.steps_per_s:.2f} it/s, {self.samples_per_s:.1f} samples/s, {100 * self.wait_share:.0f} % waiting "
             f"for data, {self.peak_memory / 2**30:.1f} GiB, {format_time(self.remaining_s)} to go"
         )
-
-
-def format_time(seconds: float) -> str:
-    """Hours, minutes and seconds: 1:02:03.
-
-    >>> format_time(3723.4)
-    '1:02:03'
-    """
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 class Monitor:

@@ -105,7 +105,8 @@ def make_recipe(data_dir: DataFolder, overrides: Sequence[str] = ()) -> dict[str
     given = with_overrides({}, overrides)
     modality, base = str(given.get("modality", DEFAULT_MODALITY)), str(given.get("base", DEFAULT_BASE))
     sets = find_sets(data_dir, modality)
-    wanted = given.get("data", {}).get("sources")
+    section = given.get("data")
+    wanted = section.get("sources") if isinstance(section, dict) else None
     if isinstance(wanted, dict) and set(wanted) & sets.keys():
         sets = {name: data for name, data in sets.items() if name in wanted}
     sizes: Counter[tuple[int, int]] = Counter()
@@ -115,7 +116,6 @@ def make_recipe(data_dir: DataFolder, overrides: Sequence[str] = ()) -> dict[str
     # Several sets: shares by the square root of their size, so that small ones are seen, and not too often.
     roots = {name: math.sqrt(len(data)) for name, data in sets.items()}
     steps = _num_steps(given, total)
-    facts = _facts_of_base(base)
     table: dict[str, Any] = {
         "kind": "depth",
         "modality": modality,
@@ -131,22 +131,7 @@ def make_recipe(data_dir: DataFolder, overrides: Sequence[str] = ()) -> dict[str
             "draws": "sample",
             "held_out": 0.1,
         },
-        "timesteps": {"zero_terminal_snr": True, "spacing": "trailing", **facts["timesteps"]},
-        "optimization": {
-            "num_steps": steps,
-            "batch_size": _BATCH_SIZE,
-            "micro_batch_size": _MICRO_BATCH_SIZE,
-            "learning_rate": learning_rate_rule(
-                is_generator=facts["is_generator"],
-                batch_size=int(given.get("optimization", {}).get("batch_size", _BATCH_SIZE)),
-                low_rank=bool(given.get("lora", {}).get("rank")),
-            ),
-            "warmup_steps": min(100, steps // 20),
-            "decay": "exponential",
-            "final_learning_rate_factor": 0.01,
-            "gradient_checkpointing": True,
-            "mixed_precision": "bf16" if shutil.which("nvidia-smi") else "no",
-        },
+        **_schedule(given, base, steps),
         "validation": {"num_images": 100, "num_inference_steps": 1, "spacing": "trailing", "ensemble_size": 1},
         "run": {"validation_period": max(1, steps // 10)},
         "checkpoint": {
@@ -158,6 +143,36 @@ def make_recipe(data_dir: DataFolder, overrides: Sequence[str] = ()) -> dict[str
     table = with_overrides(table, overrides)
     parse_recipe(table, where="--set")
     return table
+
+
+def _schedule(given: Mapping[str, Any], base: str, num_steps: int) -> dict[str, dict[str, Any]]:
+    """The sections that follow from the base and from the number of steps."""
+    facts = _facts_of_base(base)
+    return {
+        "timesteps": {"zero_terminal_snr": True, "spacing": "trailing", **facts["timesteps"]},
+        "optimization": {
+            "num_steps": num_steps,
+            "batch_size": _BATCH_SIZE,
+            "micro_batch_size": _MICRO_BATCH_SIZE,
+            "learning_rate": learning_rate_rule(
+                is_generator=facts["is_generator"],
+                batch_size=_count(given, "optimization", "batch_size") or _BATCH_SIZE,
+                low_rank=_count(given, "lora", "rank") is not None,
+            ),
+            "warmup_steps": min(100, num_steps // 20),
+            "decay": "exponential",
+            "final_learning_rate_factor": 0.01,
+            "gradient_checkpointing": True,
+            "mixed_precision": "bf16" if shutil.which("nvidia-smi") else "no",
+        },
+    }
+
+
+def _count(given: Mapping[str, Any], section: str, key: str) -> int | None:
+    """A whole number above 0 among the overrides; None without one. What else is there is refused later."""
+    values = given.get(section)
+    value = values.get(key) if isinstance(values, Mapping) else None
+    return value if isinstance(value, int) and value >= 1 else None
 
 
 def learning_rate_rule(*, is_generator: bool, batch_size: int, low_rank: bool = False) -> float:
@@ -176,10 +191,8 @@ def learning_rate_rule(*, is_generator: bool, batch_size: int, low_rank: bool = 
 
 def _num_steps(given: Mapping[str, Any], total: int) -> int:
     """Those that are given, or as many as so many samples want."""
-    steps = given.get("optimization", {}).get("num_steps")
-    if isinstance(steps, int) and steps >= 1:
-        return steps
-    return int(round(min(max(_PASSES * total / _BATCH_SIZE, _LEAST_STEPS), _MOST_STEPS), -2))
+    steps = _count(given, "optimization", "num_steps")
+    return steps or int(round(min(max(_PASSES * total / _BATCH_SIZE, _LEAST_STEPS), _MOST_STEPS), -2))
 
 
 def write_recipe(data_dir: DataFolder, path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from typing import Any
 
 import simpy
 
-from openmarigold.batch.addresses import OutputFolder, read_bytes
+from openmarigold.addresses import OutputFolder, read_bytes
 from openmarigold.batch.run import batch_files
 from openmarigold.batch.settings import BatchConfig
 from openmarigold.batch.shard_files import FAILED, STATS_END, SUCCESS, Entry, ShardStats, write_shard

@@ -5,7 +5,7 @@
     python benchmarks/speed.py --parts folders --write docs/speed.md
 
 With `--write` the text between `<!-- measured: PART -->` and `<!-- end -->` in that file is replaced; other parts stay.
-Each round is a process of its own. Nothing else should run beside it.
+Each round is a process of its own. Nothing else should run at the same time.
 """
 
 from __future__ import annotations

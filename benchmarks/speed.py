@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The measured tables of docs/speed.md for the embedded model: medians, spread and machine, by one command.
+"""Tables of the embedded model's speed: medians, spread and machine, by one command.
 
     python benchmarks/speed.py                                   # prints all parts, some minutes
-    python benchmarks/speed.py --parts folders --write docs/speed.md
+    python benchmarks/speed.py --parts folders --write FILE.md
 
 With `--write` the text between `<!-- measured: PART -->` and `<!-- end -->` in that file is replaced; other parts stay.
+docs/speed.md has no such marks yet.
 Each round is a process of its own. Nothing else should run at the same time.
 """
 

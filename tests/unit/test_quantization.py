@@ -195,9 +195,16 @@ def test_a_changed_byte_is_found(int8_folder: Path, tmp_path: Path):
     assert len(problems) == 1 and "vae_decoder/model.onnx has SHA-256" in problems[0]
 
 
-def test_what_int8_does_not_run_on_is_said(int8_folder: Path, tiny_checkpoint: Path, tmp_path: Path):
+def test_what_int8_does_not_run_on_is_said(
+    int8_folder: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     with pytest.raises(InvalidValueError, match="are in int8; leave it out"):
         Predictor.load(int8_folder, dtype="bfloat16")
+    with pytest.raises(InvalidValueError, match="engine='openvino' is not for int8 ONNX networks such as tiny-int8"):
+        Predictor.load(int8_folder, engine="openvino")
+    monkeypatch.setattr("openmarigold.engines.LARGE_BYTES", 0)
+    assert choose_engine(read_checkpoint(int8_folder)) == "onnx"
+    monkeypatch.undo()
     plain = read_checkpoint(tiny_checkpoint)
     for settings in ({"engine": "torch"}, {"device": "cuda"}):
         with pytest.raises(InvalidValueError, match="int8' is for engines onnx and openvino on a CPU"):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import gc
 import statistics
+import sys
 import time
 from collections import Counter
 from datetime import date
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
 from against_diffusers import machine, make_weights
 
 WAYS = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,6 +64,22 @@ class DyingScoreWorker(ScoreWorker):
         if unit.first > 0:
             die_once(self.marker)
         return super().make(unit, again=again)
+
+
+class DyingIdleWorker:
+    """Ends its process in unit 1, the first time, once the file `go` is there; gives units back."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def load(self) -> None: ...
+
+    def make(self, unit: int, *, again: bool = False) -> int:
+        if unit == 1 and not (self.folder / "died").exists():
+            while not (self.folder / "go").exists():
+                time.sleep(0.01)
+            die_once(self.folder / "died")
+        return unit
 
 
 class DyingOnceReader(HypersimReader):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from benchmark_data import add_folder_image, make_depth, make_folder_benchmark
-from dying import DyingScoreWorker, opened
+from dying import DyingIdleWorker, DyingScoreWorker, opened
 from openmarigold.batch.engines import ProcessEngine
 from openmarigold.cli import run
 from openmarigold.config import PredictConfig
@@ -142,6 +143,19 @@ def test_processes_give_the_same_scores_though_one_dies(benchmark: Path, alone: 
     score(benchmark, tmp_path / "out", engine)
     assert (tmp_path / "died").exists()
     assert contents(tmp_path / "out") == contents(alone)
+
+
+def test_no_unit_is_lost_where_a_worker_dies_while_a_result_is_used(tmp_path: Path) -> None:
+    """The pool is broken before the next unit is handed to it."""
+    made: list[int] = []
+    for _, result in ProcessEngine(workers=2)(DyingIdleWorker(tmp_path), range(4), again=False):
+        made.append(result)
+        (tmp_path / "go").touch()
+        while not (tmp_path / "died").exists():
+            time.sleep(0.01)
+        if len(made) == 1:
+            time.sleep(0.2)  # until the pool has noticed
+    assert sorted(made) == [0, 1, 2, 3]
 
 
 def dying(worker: UnitWorker, marker: Path) -> DyingScoreWorker:

@@ -18,12 +18,13 @@ from PIL import Image
 from openmarigold import Predictor
 from openmarigold.checkpoints.checkpoint import read_checkpoint
 from openmarigold.checkpoints.integrity import describe, verify
+from openmarigold.config import ModelConfig
 from openmarigold.engines import choose_engine
 from openmarigold.errors import CheckpointError, InvalidValueError
 from openmarigold.networks.quantization import chosen_layers, layers_to_keep, relative_error
 from openmarigold.networks.quantization_onnx import quantize_onnx
 from openmarigold.predictor import quantized
-from openmarigold.predictor.quantized import export_int8
+from openmarigold.predictor.quantized import export_int8, in_int8
 from tiny import make_photo
 
 RNG = np.random.default_rng(5)
@@ -194,9 +195,16 @@ def test_a_changed_byte_is_found(int8_folder: Path, tmp_path: Path):
     assert len(problems) == 1 and "vae_decoder/model.onnx has SHA-256" in problems[0]
 
 
-def test_what_int8_does_not_run_on_is_said(int8_folder: Path, tiny_checkpoint: Path, tmp_path: Path):
+def test_what_int8_does_not_run_on_is_said(
+    int8_folder: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     with pytest.raises(InvalidValueError, match="are in int8; leave it out"):
         Predictor.load(int8_folder, dtype="bfloat16")
+    with pytest.raises(InvalidValueError, match="engine='openvino' is not for int8 ONNX networks such as tiny-int8"):
+        Predictor.load(int8_folder, engine="openvino")
+    monkeypatch.setattr("openmarigold.engines.LARGE_BYTES", 0)
+    assert choose_engine(read_checkpoint(int8_folder)) == "onnx"
+    monkeypatch.undo()
     plain = read_checkpoint(tiny_checkpoint)
     for settings in ({"engine": "torch"}, {"device": "cuda"}):
         with pytest.raises(InvalidValueError, match="int8' is for engines onnx and openvino on a CPU"):
@@ -229,6 +237,37 @@ def test_dtype_int8_quantizes_once_and_again_when_damaged(
     (made[0] / "unet" / "model.onnx").write_bytes(b"cut off")
     Predictor.load(tiny_checkpoint, dtype="int8")
     assert len(made) == 2
+
+
+def test_of_several_that_need_the_copy_one_makes_it(
+    tiny_checkpoint: Path, int8_folder: Path, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Threads here; the lock is the same for processes, such as those of `evaluate --workers`."""
+    import shutil
+
+    made: list[Path] = []
+
+    def export(source: Any, destination: Path, **settings: Any) -> None:
+        made.append(destination)
+        time.sleep(0.2)
+        shutil.copytree(int8_folder, destination)
+
+    monkeypatch.setenv("OPENMARIGOLD_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(quantized, "default_photos", lambda: photos)
+    monkeypatch.setattr(quantized, "export_int8", export)
+    checkpoint, found = read_checkpoint(tiny_checkpoint), []
+    threads = [
+        threading.Thread(target=lambda: found.append(in_int8(checkpoint, ModelConfig(dtype="int8")).directory))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1 and found == made * 3
+    (found[0] / "unet" / "model.onnx").unlink()  # not even a checkpoint
+    in_int8(checkpoint, ModelConfig(dtype="int8"))
+    assert len(made) == 2 and (found[0] / "unet" / "model.onnx").is_file()
 
 
 def test_without_photos_the_export_is_named(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

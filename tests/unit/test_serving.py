@@ -124,10 +124,12 @@ def test_a_zip_holds_the_formats_that_are_asked_for(client: TestClient) -> None:
     ],
 )
 def test_types_in_json_are_those_of_the_schema(client: TestClient, name: str, value: Any) -> None:
-    body = {"photo": base64.b64encode(picture()).decode(), "interval": None, name: value, "num_inference_steps": 1}
-    answer = client.post("/v1/predict", json=body)
-    assert answer.status_code == 400
-    assert answer.json()["error"].startswith(f"{name}: input should be a valid ")
+    body = {"photo": base64.b64encode(picture()).decode(), name: value}
+    for path in ("/v1/predict", "/v1/jobs"):
+        for more in ({}, {"interval": None, "num_inference_steps": 1}):  # alone, too: a text is a text in JSON
+            answer = client.post(path, json={**body, **more})
+            assert answer.status_code == 400
+            assert answer.json()["error"].startswith(f"{name}: input should be a valid ")
 
 
 def test_a_field_of_a_form_is_stated_once(client: TestClient) -> None:

@@ -60,8 +60,8 @@ class ProcessEngine:
             try:
                 while waiting or running:
                     while waiting and len(running) < self.workers:
-                        place = waiting.pop()
-                        running[pool.submit(_make, units[place], again)] = place
+                        future = pool.submit(_make, units[waiting[-1]], again)  # raises where a worker has died
+                        running[future] = waiting.pop()
                     done, _ = wait(running, return_when=FIRST_COMPLETED)
                     for future in done:
                         place = running[future]

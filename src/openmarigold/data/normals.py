@@ -64,12 +64,7 @@ def add_normals(
         OutputError: the destination cannot be written.
     """
     _check_settings(fov=fov, support=support, min_valid=min_valid, workers=workers)
-    data = ShardedDataset(source)
-    if _DEPTH not in data.encodings or _NORMALS in data.encodings:
-        raise DataError(
-            f"{source} has the maps {', '.join(data.encodings) or 'none'}; normals are added to a set with "
-            f"{_DEPTH} and without {_NORMALS}"
-        )
+    data = _with_depth(source)
     if source.resolve() == destination.resolve():
         raise DataError(f"{destination} is the source; choose another folder")
     settings = {"source": data.contents, "fov": fov, "support": support, "min_valid": min_valid}
@@ -93,6 +88,17 @@ def add_normals(
     write_meta(destination)
     data.close()
     return Prepared(manifest=manifest, num_shards_kept=num_shards - len(todo))
+
+
+def _with_depth(source: Path) -> ShardedDataset:
+    """A data set to which normals can be added."""
+    data = ShardedDataset(source)
+    if _DEPTH not in data.encodings or _NORMALS in data.encodings:
+        raise DataError(
+            f"{source} has the maps {', '.join(data.encodings) or 'none'}; normals are added to a set with "
+            f"{_DEPTH} and without {_NORMALS}"
+        )
+    return data
 
 
 def _check_settings(*, fov: float | None, support: int, min_valid: float, workers: int) -> None:

@@ -266,10 +266,7 @@ def prepare(
     about: Any = {"name": reader.name, "split": reader.split, "encodings": reader.encodings}
     writer = ShardWriter(destination, **about, settings=settings)
     writer.begin()
-    units = [
-        _Unit(number, frames[start : start + shard_size], listing.rejected if number == 0 else [])
-        for number, start in enumerate(range(0, len(frames), shard_size))
-    ]
+    units = _units(frames, listing.rejected, shard_size)
     todo = [unit for unit in units if not writer.is_done(unit.number)]
     total, kept = len(frames), len(frames) - sum(len(unit.frames) for unit in todo)
     progress(kept, total)
@@ -280,6 +277,14 @@ def prepare(
     manifest = writer.finish(len(units), {"valid_range": valid_range, **(facts or {})})
     write_meta(destination)
     return Prepared(manifest=manifest, num_shards_kept=len(units) - len(todo))
+
+
+def _units(frames: Sequence[RawFrame], rejected: list[Rejection], shard_size: int) -> list[_Unit]:
+    """A unit a shard; the first one has the frames that are missing."""
+    return [
+        _Unit(number, list(frames[start : start + shard_size]), rejected if number == 0 else [])
+        for number, start in enumerate(range(0, len(frames), shard_size))
+    ]
 
 
 def _names_sha256(items: Sequence[RawFrame | Rejection]) -> str:

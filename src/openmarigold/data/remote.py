@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ from openmarigold.printing import quoted_logger
 DEFAULT_CACHE_GB = 50.0
 _LEDGER = "bytes.txt"
 _ENDING = ".part"
+_FOLDER = re.compile(r"[0-9a-f]{2}")
+_FILE = re.compile(r"[0-9a-f]{62}\.part(ial)?")
 _KEPT = 7 / 8
 """Share of the bound that is left when samples are removed, so that this is rare."""
 _ATTEMPTS = 4
@@ -36,7 +39,7 @@ class SampleCache:
     """Ranges of remote files, kept in a folder that several processes may share; it can be pickled.
 
     Attributes:
-        folder: where they are kept; nothing else belongs in it.
+        folder: where they are kept; other files in it stay, and do not count.
         max_bytes: of all of them together; 0: nothing is kept.
     """
 
@@ -109,7 +112,9 @@ class SampleCache:
         """Removes what was not used for longest, and what killed processes left; the bytes that remain."""
         found: list[tuple[float, int, str]] = []
         for folder in os.scandir(self.folder):
-            for file in os.scandir(folder.path) if folder.is_dir() else ():
+            for file in os.scandir(folder.path) if _FOLDER.fullmatch(folder.name) and folder.is_dir() else ():
+                if not _FILE.fullmatch(file.name):  # somebody else's
+                    continue
                 with contextlib.suppress(FileNotFoundError):  # `forget` takes no lock
                     if file.name.endswith(_ENDING):
                         status = file.stat()

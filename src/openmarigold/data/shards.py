@@ -234,10 +234,13 @@ class ShardedDataset:
 
     def _damaged(self, index: int, what: str) -> DataError:
         shard = self.folder / self._shards[int(self._table["shard"][index])]
-        return DataError(
-            f"{shard}: sample {self.keys[index]} is damaged ({what}); see all damage with `openmarigold data verify "
-            f"{self.folder}`, then delete the shard and prepare the data again, or copy it again"
+        advice = (
+            "copy the shard there again, from a folder in which `openmarigold data verify` finds nothing"
+            if isinstance(self.folder, RemoteFolder)
+            else f"see all damage with `openmarigold data verify {self.folder}`, then delete the shard and prepare the "
+            "data again, or copy it again"
         )
+        return DataError(f"{shard}: sample {self.keys[index]} is damaged ({what}); {advice}")
 
 
 def is_prepared(folder: DataFolder) -> bool:

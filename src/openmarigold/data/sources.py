@@ -83,25 +83,10 @@ class Source:
         Raises:
             DataError: neither is there, a shard is not a whole tar file, or there are fewer samples than that.
         """
-        prepared = is_prepared(data_dir / name)
-        if name not in SOURCES and not prepared:
-            raise DataError(
-                f"unknown data source {name!r}; use one of {', '.join(SOURCES)}, or the folder below {data_dir} that "
-                "`openmarigold data prepare` wrote"
-            )
-        if not prepared and isinstance(data_dir, RemoteFolder):
-            raise DataError(
-                f"{data_dir / name} is not a prepared data set; plain tars are read from this machine only: copy "
-                f"{SOURCES[name].folder}/ here, and give its parent as --data-dir"
-            )
+        reader = _reader_of(name, data_dir)
         self.name = name
         self.origin = name
         """Its name in the recipe; parts of it have longer names."""
-        reader = (
-            ShardedDataset(data_dir / name)
-            if prepared or isinstance(data_dir, RemoteFolder)
-            else _PlainTars(name, SOURCES[name], data_dir)
-        )
         self._reader = reader
         self.folder = data_dir / name
         left = _scenes_held_out(reader.scenes, held_out, name, seed) if isinstance(reader, ShardedDataset) else set()
@@ -207,6 +192,22 @@ class Source:
     def close(self) -> None:
         """Closes the shards; reading opens them again."""
         self._reader.close()
+
+
+def _reader_of(name: str, data_dir: DataFolder) -> ShardedDataset | _PlainTars:
+    if is_prepared(data_dir / name):
+        return ShardedDataset(data_dir / name)
+    if name not in SOURCES:
+        raise DataError(
+            f"unknown data source {name!r}; use one of {', '.join(SOURCES)}, or the folder below {data_dir} that "
+            "`openmarigold data prepare` wrote"
+        )
+    if isinstance(data_dir, RemoteFolder):
+        raise DataError(
+            f"{data_dir / name} is not a prepared data set; plain tars are read from this machine only: copy "
+            f"{SOURCES[name].folder}/ here, and give its parent as --data-dir"
+        )
+    return _PlainTars(name, SOURCES[name], data_dir)
 
 
 def _scenes_held_out(scenes: list[str], share: float, name: str, seed: int) -> set[str]:

@@ -146,7 +146,8 @@ def choose_engine(
 
     ONNX networks (on a CPU also those next to safetensors weights) run on ONNX Runtime; large ones and bfloat16 on
     OpenVINO. Safetensors weights alone run on torch on a GPU and if they are small; large ones on a CPU run on
-    OpenVINO, which needs one conversion. In int8, small ones run on ONNX Runtime.
+    OpenVINO, which needs one conversion. In int8, small ones run on ONNX Runtime. ONNX networks that are in int8
+    already run on ONNX Runtime only, by which their layers were chosen.
 
     Raises:
         InvalidValueError: the engine cannot run this checkpoint.
@@ -163,6 +164,8 @@ def choose_engine(
         return engine
     if checkpoint.weights == "openvino":
         return "openvino"
+    if checkpoint.weights == "onnx" and checkpoint.quantization:
+        return "onnx"
     on_cpu = device in ("auto", "cpu")
     device = "cpu" if dtype == "int8" else device
     large = weight_bytes(checkpoint) >= LARGE_BYTES
@@ -229,6 +232,11 @@ def _check_int8(checkpoint: Checkpoint, *, engine: EngineName, device: str, dtyp
         raise InvalidValueError(
             f"dtype={dtype!r} does not fit {checkpoint.name}, whose networks are in int8; leave it out, or give the "
             "checkpoint that it was made from"
+        )
+    if checkpoint.quantization and checkpoint.weights == "onnx" and engine == "openvino":
+        raise InvalidValueError(
+            f"engine='openvino' is not for int8 ONNX networks such as {checkpoint.name}, of which it may compute some "
+            "layers wrong; use onnx or auto, or an int8 copy in the format openvino"
         )
     if dtype == "int8" and (engine == "torch" or device not in ("auto", "cpu")):
         raise InvalidValueError(

@@ -150,17 +150,9 @@ def evaluate_benchmark(
         InvalidValueError: a protocol or number that is not accepted, or an estimator of another modality.
         OutputError: the output folder cannot be written.
     """
-    if num_workers < 1:
-        raise InvalidValueError(f"num_workers={num_workers} is not accepted; give 1 or above")
-    if page_images < 3:
-        raise InvalidValueError(f"page_images={page_images} is not accepted; give 3 or above")
+    _check_settings(benchmark, spec, num_workers=num_workers, page_images=page_images)
     output_dir = None if output_dir is None else as_path(output_dir, "output_dir")
     row = benchmark.row
-    if spec.modality.name != row.modality.name:
-        raise InvalidValueError(
-            f"{spec.name} predicts {spec.modality.title} and {row.name} measures {row.modality.title}; use a benchmark "
-            f"of {spec.modality.title}"
-        )
     run = ImageRun.of(benchmark, spec, protocol)
     started, wall = datetime.now(UTC), time.perf_counter()
     with _Log(output_dir, run.protocol, interval_score_names(spec.band)) as log:
@@ -189,6 +181,19 @@ def evaluate_benchmark(
         page = output_dir / PAGE_NAME
         write_page(report, row.modality, run.aligned, page, title=title, num_images=page_images)
     return report
+
+
+def _check_settings(benchmark: Benchmark, spec: EstimatorSpec, *, num_workers: int, page_images: int) -> None:
+    if num_workers < 1:
+        raise InvalidValueError(f"num_workers={num_workers} is not accepted; give 1 or above")
+    if page_images < 3:
+        raise InvalidValueError(f"page_images={page_images} is not accepted; give 3 or above")
+    row = benchmark.row
+    if spec.modality.name != row.modality.name:
+        raise InvalidValueError(
+            f"{spec.name} predicts {spec.modality.title} and {row.name} measures {row.modality.title}; use a benchmark "
+            f"of {spec.modality.title}"
+        )
 
 
 def _times(started: datetime, seconds: float, log: _Log) -> dict[str, Any]:

@@ -26,6 +26,22 @@ from openmarigold.modalities.protocol import PredictionSpace
 from openmarigold.predictor import Predictor
 from openmarigold.predictor.cameras import camera_facts
 
+# Photos of benchmarks have no transparent pixels, and the size of batches changes nothing on a CPU.
+_LEFT_OUT = (
+    "batch_size",
+    "background",
+    "ensemble_mirror",
+    "ensemble_reduction",
+    "tiles",
+    "interval",
+    "recompose",  # facts state these five, and the ones about the camera
+    "fov",
+    "focal_px",
+    "camera_file",
+    "estimate_camera",
+    "normals_checkpoint",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EstimatorSpec:
@@ -63,22 +79,7 @@ def predictor_spec(config: PredictConfig, *, at_once: int = 1) -> EstimatorSpec:
     """
     checkpoint = read_configured(config)
     resolved = resolve_settings(config, checkpoint).call_options
-    # Photos of benchmarks have no transparent pixels, and the size of batches changes nothing on a CPU.
-    left_out = (
-        "batch_size",
-        "background",
-        "ensemble_mirror",
-        "ensemble_reduction",
-        "tiles",
-        "interval",
-        "recompose",  # facts state these five, and the ones about the camera
-        "fov",
-        "focal_px",
-        "camera_file",
-        "estimate_camera",
-        "normals_checkpoint",
-    )
-    settings = {name: value for name, value in resolved.items() if name not in left_out}
+    settings = {name: value for name, value in resolved.items() if name not in _LEFT_OUT}
     tiny_vae = read_tiny_vae(config, checkpoint)
     if tiny_vae is not None:
         settings |= {"tiny_vae": tiny_vae.name, "tiny_vae_for": tiny_vae.used_for}

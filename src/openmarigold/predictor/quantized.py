@@ -11,7 +11,8 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from openmarigold.checkpoints.integrity import SUMS_FILE, check_sums, write_sums
 from openmarigold.checkpoints.weight_files import NETWORK_FILES, QUANTIZATION
 from openmarigold.config import LATENT_FACTOR, ConvertedFormat, ModelConfig
 from openmarigold.engines import choose_engine
-from openmarigold.errors import CheckpointError, InvalidValueError, needs_extra
-from openmarigold.files import atomic_directory, file_sha256, files_sha256, user_cache_dir
+from openmarigold.errors import CheckpointError, InvalidValueError, OutputError, needs_extra
+from openmarigold.files import atomic_directory, file_sha256, files_sha256, make_directory, user_cache_dir
+from openmarigold.networks.quantization import Quantized, Sample
 from openmarigold.predictor import Predictor
 from openmarigold.printing import quoted_logger
 from openmarigold.text_files import parse_json
@@ -36,6 +38,7 @@ MAX_RESOLUTION = 384
 _VERSION = 3  # raised whenever the same checkpoint would be quantized to something else
 _MEASURED = 2  # photos on which single layers are measured, at a third of the side
 _LEAST = 64  # side of a photo [px]
+_EXTRAS = {"onnx": "export", "openvino": "quantize"}
 _PACKAGE = Path(__file__).parents[1]
 _log = quoted_logger(__name__)
 
@@ -67,15 +70,34 @@ def in_int8(checkpoint: Checkpoint, config: ModelConfig, tiny_vae: TinyVae | Non
     sources = [checkpoint_sha256(checkpoint), *tiny, *map(file_sha256, photos)]
     key = hashlib.sha256(json.dumps([_VERSION, format, sources]).encode()).hexdigest()
     folder = user_cache_dir() / "converted" / f"int8-{format}-{key[:32]}"
-    if (folder / SUMS_FILE).is_file():
+    make_directory(folder.parent)
+    with _alone(folder.with_suffix(".lock")):
+        if (folder / SUMS_FILE).is_file():
+            try:
+                check_sums(folder)
+                return read_checkpoint(folder, wanted=checkpoint.modality.name)
+            except CheckpointError as error:
+                _log.warning("the int8 copy of %s is damaged and is made again (%s)", checkpoint.name, error)
+        _log.warning("%s is quantized to int8, once; kept in %s", checkpoint.name, folder)
+        shutil.rmtree(folder, ignore_errors=True)  # of a damaged copy any file may be missing
         try:
-            check_sums(folder)
-            return read_checkpoint(folder, wanted=checkpoint.modality.name)
-        except CheckpointError as error:
-            _log.warning("the int8 copy of %s is damaged and is made again (%s)", checkpoint.name, error)
-    _log.warning("%s is quantized to int8, once; kept in %s", checkpoint.name, folder)
-    export_int8(checkpoint, folder, format=format, photos=photos, tiny_vae=tiny_vae)
-    return read_checkpoint(folder, wanted=checkpoint.modality.name)
+            export_int8(checkpoint, folder, format=format, photos=photos, tiny_vae=tiny_vae)
+        except OutputError as error:
+            raise OutputError(
+                f"{error}; the int8 copy is kept there: set OPENMARIGOLD_CACHE_DIR to a folder with room"
+            ) from error
+        return read_checkpoint(folder, wanted=checkpoint.modality.name)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process or thread at a time; where there are no locks, nobody waits. Quantizing takes time and memory."""
+    with ExitStack() as stack:
+        with suppress(ImportError, OSError):
+            import fcntl  # not on Windows
+
+            fcntl.flock(stack.enter_context(path.open("a")), fcntl.LOCK_EX)
+        yield
 
 
 def export_int8(
@@ -106,20 +128,12 @@ def export_int8(
     if source.quantization:
         raise CheckpointError(f"{source.directory} is in int8 already; copy the folder")
     photos = list(photos) or default_photos()
-    with needs_extra("quantize" if format == "openvino" else "export"):
-        from openmarigold.networks.conversion import check_replaceable, export_checkpoint
-
-        if format == "openvino":
-            from openmarigold.networks.quantization_openvino import quantize_openvino as quantize
-        else:
-            from openmarigold.networks.quantization_onnx import quantize_onnx as quantize
+    with needs_extra(_EXTRAS[format]):
+        from openmarigold.networks.conversion import check_replaceable
+    quantize = _quantizer(format)
     check_replaceable(destination)
     with atomic_directory(destination) as folder, tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        plain = source
-        if source.weights != format or tiny_vae is not None:
-            target = Path(scratch, "plain")
-            export_checkpoint(source, target, format=format, dtype="float32", tiny_vae=tiny_vae)
-            plain = read_checkpoint(target, wanted=source.modality.name)
+        plain = _in_format(source, Path(scratch, "plain"), format, tiny_vae)
         shutil.copytree(plain.directory / "scheduler", folder / "scheduler")
         recorder = _Recorder(plain, format, Path(scratch))
         resolution = min(plain.default_processing_resolution or MAX_RESOLUTION, MAX_RESOLUTION)
@@ -142,10 +156,33 @@ def export_int8(
             "photos_sha256": files_sha256(photos),
             "networks": reports,
         }
-        index = parse_json((plain.directory / "model_index.json").read_bytes())
-        text = json.dumps({**index, QUANTIZATION: stated}, indent=2, ensure_ascii=False)
-        (folder / "model_index.json").write_text(text + "\n", encoding="utf-8")
+        _write_index(plain, stated, folder)
         write_sums(folder)
+
+
+def _in_format(source: Checkpoint, folder: Path, format: ConvertedFormat, tiny_vae: TinyVae | None) -> Checkpoint:
+    """The checkpoint in float32 networks of a format: itself, or exported to a folder."""
+    if source.weights == format and tiny_vae is None:
+        return source
+    from openmarigold.networks.conversion import export_checkpoint
+
+    export_checkpoint(source, folder, format=format, dtype="float32", tiny_vae=tiny_vae)
+    return read_checkpoint(folder, wanted=source.modality.name)
+
+
+def _write_index(plain: Checkpoint, stated: dict[str, Any], folder: Path) -> None:
+    index = parse_json((plain.directory / "model_index.json").read_bytes())
+    text = json.dumps({**index, QUANTIZATION: stated}, indent=2, ensure_ascii=False)
+    (folder / "model_index.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _quantizer(format: ConvertedFormat) -> Callable[[Path, Path, Sequence[Sample], Sequence[Sample]], Quantized]:
+    with needs_extra(_EXTRAS[format]):
+        if format == "openvino":
+            from openmarigold.networks.quantization_openvino import quantize_openvino as quantize
+        else:
+            from openmarigold.networks.quantization_onnx import quantize_onnx as quantize
+    return quantize
 
 
 def _tool(format: ConvertedFormat) -> str:

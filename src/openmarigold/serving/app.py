@@ -137,7 +137,7 @@ def _add_predict(app: FastAPI, service: Service, limits: ServeConfig) -> None:
                 "job (/v1/jobs)"
             )
         name, content = body.photos[0]
-        asked = make_request(content, given, formats, limits, name)
+        asked = make_request(content, given, formats, limits, name, is_json=body.is_json)
         answer = await _answered(service, asked, request, limits)
         return await run_in_threadpool(_response, service, answer, asked, media, with_record)
 
@@ -213,7 +213,9 @@ def _add_jobs(app: FastAPI, service: Service, jobs: Jobs, limits: ServeConfig) -
         photos = await run_in_threadpool(unpacked, body.photos, limits.max_bytes)
         check_number(len(photos))
         names = result_names(name for name, _ in photos)
-        requests = [make_request(content, given, formats, limits, name) for name, content in photos]
+        requests = [
+            make_request(content, given, formats, limits, name, is_json=body.is_json) for name, content in photos
+        ]
         job = jobs.add(dict(zip(names, requests, strict=True)))
         return JSONResponse(job.to_dict(), 202, {"location": f"/v1/jobs/{job.id}"})
 

@@ -31,6 +31,8 @@ class Body:
     """The same of clips."""
     given: dict[str, Any] = field(default_factory=dict)
     """The settings that it states."""
+    is_json: bool = False
+    """Whether these have types; those of a form are texts."""
 
 
 async def body_of(request: Request) -> Body:
@@ -49,7 +51,7 @@ async def body_of(request: Request) -> Body:
         if not isinstance(body, dict):
             raise InvalidValueError("the body is not a JSON object; give photo (in base64) and settings")
         given = {name: value for name, value in body.items() if name != "photo"}
-        return Body(photos=[("", photo_of_json(body))], given=given)
+        return Body(photos=[("", photo_of_json(body))], given=given, is_json=True)
     if content_type != "multipart/form-data":
         raise HTTPException(415, "the content type is not accepted; send multipart/form-data or application/json")
     found = Body()

@@ -79,30 +79,29 @@ class PredictRequest:
 
 
 def parse_settings(
-    given: Mapping[str, Any], limits: ServeConfig
+    given: Mapping[str, Any], limits: ServeConfig, *, is_json: bool = False
 ) -> tuple[str | None, dict[str, Any], dict[str, Any], str | None]:
-    """Modality, settings of the call, settings of the files, and the wanted file.
+    """Modality, settings of the call, settings of the files, and the wanted file; `is_json` as in `validated`.
 
     Raises:
         InvalidValueError: a name or value that is not accepted, or more than the server offers.
     """
-    stated = validated(Settings, given)
+    stated = validated(Settings, given, is_json=is_json)
     call = {name: stated[name] for name in _CALL if name in stated}
     output = {name: stated[name] for name in _OUTPUT if name in stated}
     check_limits(CallConfig(**call), limits)
     return stated.get("modality"), call, output, stated.get("file")
 
 
-def validated(model: type[BaseModel], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that are stated, of the right types.
+def validated(model: type[BaseModel], given: Mapping[str, Any], *, is_json: bool = False) -> dict[str, Any]:
+    """The settings that are stated; those of JSON have to be of the right types, others are texts.
 
     Raises:
         InvalidValueError: a name or value that is not accepted.
     """
     stated = {name: value for name, value in given.items() if value != ""}
-    is_form = all(isinstance(value, str) for value in stated.values())  # else JSON, whose types are to be right
     try:
-        found = model.model_validate(stated) if is_form else model.model_validate_json(json.dumps(stated), strict=True)
+        found = model.model_validate_json(json.dumps(stated), strict=True) if is_json else model.model_validate(stated)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"][:1])
@@ -135,10 +134,20 @@ def _check_passes(passes: int, limits: ServeConfig) -> None:
 
 
 def make_request(
-    photo: bytes, given: Mapping[str, Any], formats: tuple[FileFormat, ...], limits: ServeConfig, name: str = ""
+    photo: bytes,
+    given: Mapping[str, Any],
+    formats: tuple[FileFormat, ...],
+    limits: ServeConfig,
+    name: str = "",
+    *,
+    is_json: bool = False,
 ) -> PredictRequest:
-    """A request of one photo, whose file is called `name`. Raises what `parse_settings` raises."""
-    modality, call, output, file = parse_settings(given, limits)
+    """A request of one photo, whose file is called `name`; `is_json` as in `validated`.
+
+    Raises:
+        InvalidValueError: as `parse_settings`.
+    """
+    modality, call, output, file = parse_settings(given, limits, is_json=is_json)
     suffix = PurePosixPath(name).suffix.lower()
     return PredictRequest(
         photo=photo,

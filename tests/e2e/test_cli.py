@@ -414,7 +414,7 @@ def test_known_benchmarks_and_the_papers_table(tmp_path: Path, onnx_checkpoint: 
 
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
     seconds = []
-    while len(seconds) < 5 or (min(seconds) >= 0.3 and len(seconds) < 20):
+    while len(seconds) < 5 or (min(seconds) >= 0.4 and len(seconds) < 20):
         before = os.times()
         result = openmarigold_process("--help")
         after = os.times()
@@ -422,8 +422,8 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         assert result.returncode == 0
         names = ("predict", "inspect", "evaluate", "compare", "reproduce", "data", "train", "checkpoint")
         assert all(name in result.stdout for name in names)
-    # Processor time of the quickest: about 0.1 s; next to other jobs it takes more, so that there are more attempts.
-    assert min(seconds) < 0.3
+    # Processor time of the quickest: about 0.2 s; next to other jobs it takes more, so that there are more attempts.
+    assert min(seconds) < 0.4
 
     code = (
         "import sys; from openmarigold.cli import main\nfor command in sys.argv[1:]:\n"

@@ -73,7 +73,7 @@ def test_one_class_is_two_modalities(checkpoints: dict[str, Path], capsys: pytes
     for name, kind in (("appearance", "appearance"), ("lighting", "lighting")):
         known = check_known(f"prs-eth/marigold-iid-{name}-v1-1")
         assert known is not None and known is KNOWN[f"prs-eth/marigold-iid-{name}-v1-1"]
-        assert (known.kind, known.num_inference_steps, known.start_noise, known.timestep_spacing) == (
+        assert (known.family, known.num_inference_steps, known.start_noise, known.timestep_spacing) == (
             kind,
             4,
             "gaussian",

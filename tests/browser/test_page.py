@@ -281,8 +281,9 @@ def test_lengths_are_those_of_the_files(visit: Visit, written: Path) -> None:
     visit.page.fill("#known", "2.5")
     visit.page.keyboard.press("Enter")
     assert visit.page.inner_text("#length") == "2.50 m"
-    drawn = "document.querySelector('#overlay text')?.textContent === '2.50 m'"
-    visit.page.wait_for_function(drawn)  # the picture is drawn with the browser's next frame
+    from playwright.sync_api import expect
+
+    expect(visit.page.locator("#overlay text")).to_have_text("2.50 m")  # drawn with the browser's next frame
     visit.shot("measured")
     visit.page.click("#clear")
     assert visit.page.locator("#measured").is_hidden()

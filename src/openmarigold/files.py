@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from glob import escape as glob_escape
 from pathlib import Path
@@ -53,6 +53,26 @@ def as_path(value: Any, what: str) -> Path:
     if "\0" in text:
         raise InvalidValueError(f"{what} is {text!r}; a path cannot hold a NUL character")
     return Path(value)
+
+
+def wait_for_lock(descriptor: int) -> None:
+    """Waits until nobody else holds the lock of an open file. Closing it gives the lock back, as does a killed process.
+
+    Where there are no such locks (Windows, some network disks), nobody waits.
+    """
+    with suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Within it is one process or thread at a time, by the lock of a file, which is made where it can be."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            wait_for_lock(stack.enter_context(path.open("a")).fileno())
+        yield
 
 
 def file_sha256(path: Path) -> str:

@@ -270,7 +270,7 @@ def test_addresses_and_paths(local: Path, tmp_path: Path) -> None:
     assert data_folder("s3://bucket/data", **settings) == RemoteFolder(
         "s3://bucket/data", SampleCache(tmp_path, 1_500_000_000)
     )
-    with pytest.raises(InvalidValueError, match="shard_cache_gb=-1"):
+    with pytest.raises(InvalidValueError, match="sample_cache_gb=-1"):
         data_folder(ADDRESS, cache_dir=tmp_path, cache_gb=-1.0)
 
 

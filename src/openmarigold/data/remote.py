@@ -12,14 +12,13 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
 from openmarigold import addresses
 from openmarigold.errors import DataError, InvalidValueError, needs_extra
-from openmarigold.files import as_path, make_directory, user_cache_dir
+from openmarigold.files import as_path, make_directory, one_at_a_time, user_cache_dir
 from openmarigold.printing import quoted_logger
 
 DEFAULT_CACHE_GB = 50.0
@@ -86,7 +85,9 @@ class SampleCache:
 
     def _keep(self, path: Path, content: bytes) -> None:
         """Writes a file. Nobody else writes at the same time, so that the bound holds for all processes together."""
-        with self._only_writer() as ledger:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        ledger = self.folder / _LEDGER
+        with one_at_a_time(self.folder / "lock"):
             if path.is_file() and path.stat().st_size == len(content):  # another process was faster
                 return
             held = _counted(ledger)
@@ -98,15 +99,6 @@ class SampleCache:
             temporary.write_bytes(content)
             os.replace(temporary, path)
             ledger.write_text(str(held + len(content)))
-
-    @contextlib.contextmanager
-    def _only_writer(self) -> Iterator[Path]:
-        import fcntl
-
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # which goes with the process, however it ends
-            yield self.folder / _LEDGER
 
     def _make_room(self, size: int) -> int:
         """Removes what was not used for longest, and what killed processes left; the bytes that remain."""
@@ -226,7 +218,7 @@ def data_folder(given: str | Path | RemoteFolder, *, cache_dir: Path | None, cac
     if isinstance(given, RemoteFolder):
         return given
     if not cache_gb >= 0:
-        raise InvalidValueError(f"shard_cache_gb={cache_gb} is not accepted; give 0 or more")
+        raise InvalidValueError(f"sample_cache_gb={cache_gb} is not accepted; give 0 or more")
     if not isinstance(given, str) or not addresses.is_remote(given):
         return as_path(given, "data_dir")
     if not addresses.is_remote(path := addresses.located(given, "data_dir")):  # file://

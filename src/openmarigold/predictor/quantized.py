@@ -11,8 +11,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,14 @@ from openmarigold.checkpoints.weight_files import NETWORK_FILES, QUANTIZATION
 from openmarigold.config import LATENT_FACTOR, ConvertedFormat, ModelConfig
 from openmarigold.engines import choose_engine
 from openmarigold.errors import CheckpointError, InvalidValueError, OutputError, needs_extra
-from openmarigold.files import atomic_directory, file_sha256, files_sha256, make_directory, user_cache_dir
+from openmarigold.files import (
+    atomic_directory,
+    file_sha256,
+    files_sha256,
+    make_directory,
+    one_at_a_time,
+    user_cache_dir,
+)
 from openmarigold.networks.quantization import Quantized, Sample
 from openmarigold.predictor import Predictor
 from openmarigold.printing import quoted_logger
@@ -71,7 +77,7 @@ def in_int8(checkpoint: Checkpoint, config: ModelConfig, tiny_vae: TinyVae | Non
     key = hashlib.sha256(json.dumps([_VERSION, format, sources]).encode()).hexdigest()
     folder = user_cache_dir() / "converted" / f"int8-{format}-{key[:32]}"
     make_directory(folder.parent)
-    with _alone(folder.with_suffix(".lock")):
+    with one_at_a_time(folder.with_suffix(".lock")):  # quantizing takes time and memory
         if (folder / SUMS_FILE).is_file():
             try:
                 check_sums(folder)
@@ -87,17 +93,6 @@ def in_int8(checkpoint: Checkpoint, config: ModelConfig, tiny_vae: TinyVae | Non
                 f"{error}; the int8 copy is kept there: set OPENMARIGOLD_CACHE_DIR to a folder with room"
             ) from error
         return read_checkpoint(folder, wanted=checkpoint.modality.name)
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process or thread at a time; where there are no locks, nobody waits. Quantizing takes time and memory."""
-    with ExitStack() as stack:
-        with suppress(ImportError, OSError):
-            import fcntl  # not on Windows
-
-            fcntl.flock(stack.enter_context(path.open("a")), fcntl.LOCK_EX)
-        yield
 
 
 def export_int8(

@@ -12,16 +12,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-try:
-    import fcntl
-except ImportError:  # on Windows
-    fcntl = None
-
 from openmarigold.errors import OutputError
+from openmarigold.files import wait_for_lock
 from openmarigold.modalities import DEPTH
 from openmarigold.text_files import parse_json_lines, with_current_keys
 
@@ -79,9 +75,7 @@ class Manifest:
                 f"cannot write {self.path}: {error.strerror or error}; check the folder and free space"
             ) from error
         try:
-            if fcntl is not None:
-                with suppress(OSError):  # a file system without locks
-                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+            wait_for_lock(descriptor)
             self._learn()
             yield
         finally:

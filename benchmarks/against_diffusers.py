@@ -216,32 +216,15 @@ def make_weights(folder: Path) -> None:
 def write_weights(folder: str) -> None:
     """Writes the checkpoint, where it is missing, and the tiny autoencoder."""
     import torch
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     from openmarigold.diffusion import NoiseSchedule
     from openmarigold.networks.backbone import save_checkpoint
+    from stable_diffusion import make_unet, make_vae  # next to this script
 
     torch.manual_seed(0)
     if not Path(folder).exists():
-        unet = UNet2DConditionModel(
-            sample_size=96,
-            in_channels=8,
-            out_channels=4,
-            block_out_channels=(320, 640, 1280, 1280),
-            attention_head_dim=[5, 10, 20, 20],  # type: ignore[arg-type]
-            cross_attention_dim=1024,
-            use_linear_projection=True,
-        )
-        vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-            latent_channels=4,
-            sample_size=768,
-        )
+        unet, vae = make_unet(in_channels=8), make_vae()
         with torch.no_grad():
             vae.decoder.conv_out.weight.mul_(3)  # a fresh decoder gives a nearly constant map
         save_checkpoint(

@@ -44,21 +44,15 @@ def main() -> None:
 def measure(options: argparse.Namespace) -> None:
     """One way through one half."""
     import torch
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     from openmarigold.networks import backbone
     from openmarigold.networks.rewrites import fold_upsampling
     from openmarigold.networks.strips import decode_in_strips, encode_in_strips
+    from stable_diffusion import make_vae  # next to this script
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        latent_channels=4,
-    )
+    vae = make_vae()
     vae = fold_upsampling(vae.eval().requires_grad_(False))
     size = options.height, options.width
     inputs = {"encode": torch.rand(1, 3, *size) * 2 - 1, "decode": torch.randn(1, 4, *(side // 8 for side in size))}

@@ -23,8 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.networks.backbone import save_checkpoint
@@ -47,24 +45,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def write_base(folder: Path) -> None:
     """Stable Diffusion 2's shapes before its first layer is widened; random weights."""
+    from stable_diffusion import make_unet, make_vae  # next to this script
+
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=96,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(320, 640, 1280, 1280),
-        attention_head_dim=(5, 10, 20, 20),  # pyright: ignore[reportArgumentType]
-        cross_attention_dim=1024,
-        use_linear_projection=True,
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        latent_channels=4,
-        sample_size=768,
-    )
+    unet, vae = make_unet(in_channels=4), make_vae()
     schedule = NoiseSchedule(rescale_betas_zero_snr=False)
     embedding = torch.randn(1, 2, 1024)
     parts: dict[str, Any] = {"vae": vae, "unet": unet, "empty_prompt_embedding": embedding, "schedule": schedule}

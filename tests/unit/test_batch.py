@@ -437,33 +437,20 @@ def test_ray_gives_the_same_bytes_though_an_actor_dies(photos: Path, made: Path,
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_s3_gives_the_same_maps(photos: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("s3")
+def test_s3_gives_the_same_maps(photos: Path, made: Path) -> None:
     """Against moto's server on the loopback interface, where moto and s3fs are installed."""
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    pytest.importorskip("s3fs")
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            monkeypatch.setenv(name, value)
-        system = fsspec.filesystem("s3", skip_instance_cache=True)
-        system.mkdir("photos")
-        for path in photos.iterdir():
-            system.pipe_file(f"photos/in/{path.name}", path.read_bytes())
-        outcome = batch_files("s3://photos/in", "s3://photos/out", config=CONFIG, batch=SMALL)
-        assert (outcome.photos, outcome.failures) == (5, 0)
-        found = contents("s3://photos/out")
-        for name, content in contents(made).items():
-            if name.endswith(".tar"):
-                assert maps_of(found[name]) == maps_of(content)
-        assert batch_files("s3://photos/in", "s3://photos/out", config=CONFIG, batch=SMALL).predicted == 0
-    finally:
-        server.stop()
+    system = fsspec.filesystem("s3", skip_instance_cache=True)
+    system.mkdir("photos")
+    for path in photos.iterdir():
+        system.pipe_file(f"photos/in/{path.name}", path.read_bytes())
+    outcome = batch_files("s3://photos/in", "s3://photos/out", config=CONFIG, batch=SMALL)
+    assert (outcome.photos, outcome.failures) == (5, 0)
+    found = contents("s3://photos/out")
+    for name, content in contents(made).items():
+        if name.endswith(".tar"):
+            assert maps_of(found[name]) == maps_of(content)
+    assert batch_files("s3://photos/in", "s3://photos/out", config=CONFIG, batch=SMALL).predicted == 0
 
 
 def test_spark_factory_gives_what_shards_hold(photos: Path, made: Path) -> None:

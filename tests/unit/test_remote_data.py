@@ -331,30 +331,17 @@ def read_lines(path: Path, name: str) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_s3_gives_the_same_samples(local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("s3")
+def test_s3_gives_the_same_samples(local: Path, tmp_path: Path) -> None:
     """Against moto's server on the loopback interface, where moto and s3fs are installed."""
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    pytest.importorskip("s3fs")
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            monkeypatch.setenv(name, value)
-        fsspec.filesystem("s3", skip_instance_cache=True).mkdir("shards")
-        copy_to("s3://shards/data", local)
-        expected = ShardedDataset(local / "walls")
-        found = opened(tmp_path, 4 * span(expected, 0), address="s3://shards/data")
-        assert all(equal(found, expected, index) for index in range(12))
-        remote = RemoteFolder("s3://shards/data", SampleCache(tmp_path, 200_000))
-        assert remote.folders_with("manifest.json") == ["walls"]
-        for one, other in zip(views(remote), views(local), strict=True):
-            assert np.array_equal(one, other)
-        with pytest.raises(DataError, match="unknown data source 'nothing'"):
-            Mixture(DataConfig(sources={"nothing": 1.0}, size=(32, 48)), data_dir=remote, seed=0)
-    finally:
-        server.stop()
+    fsspec.filesystem("s3", skip_instance_cache=True).mkdir("shards")
+    copy_to("s3://shards/data", local)
+    expected = ShardedDataset(local / "walls")
+    found = opened(tmp_path, 4 * span(expected, 0), address="s3://shards/data")
+    assert all(equal(found, expected, index) for index in range(12))
+    remote = RemoteFolder("s3://shards/data", SampleCache(tmp_path, 200_000))
+    assert remote.folders_with("manifest.json") == ["walls"]
+    for one, other in zip(views(remote), views(local), strict=True):
+        assert np.array_equal(one, other)
+    with pytest.raises(DataError, match="unknown data source 'nothing'"):
+        Mixture(DataConfig(sources={"nothing": 1.0}, size=(32, 48)), data_dir=remote, seed=0)

@@ -22,6 +22,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
+from openmarigold.checkpoints.hub_upload import CARD
 from openmarigold.errors import InvalidValueError, LostProcessError, RecipeError, one_line
 from openmarigold.files import append_text, make_directory, write_atomically
 from openmarigold.printing import quoted_logger
@@ -39,7 +40,6 @@ from openmarigold.training.keeping import (
     validations_since_best,
 )
 from openmarigold.training.memory import check_fit
-from openmarigold.training.model_card import CARD
 from openmarigold.training.monitor import Monitor, keep_lines
 from openmarigold.training.settings import OptimizationConfig, RunConfig
 from openmarigold.training.state import StateWriter, check_recipe, latest_state

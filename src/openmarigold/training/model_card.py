@@ -14,7 +14,6 @@ from openmarigold.modalities import find_modality
 from openmarigold.training.recipe import CheckpointDefaults, MarigoldRecipe, to_table
 from openmarigold.training.views import Mixture
 
-CARD = "README.md"
 _UNKNOWN_LICENSE = (
     "The base states no license in its folder. Its license, and the terms of the data below, may bind this model: add "
     "a `license` line to the top of this file."

@@ -214,5 +214,9 @@ def test_the_model_card_states_what_the_run_knows(workspace: Path, whole: Path) 
     ):
         assert line in text.splitlines(), line
     recipe = json.loads(card.split("```json\n")[1].split("```")[0])
-    assert recipe == json.loads((whole / "recipe.json").read_text())
+    assert recipe == json.loads((whole / "recipe.json").read_text()) | {"base": "base"}
     assert "states no license" in text
+    adapter = json.loads((whole / "checkpoint" / "adapter" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == "base"
+    for path in (whole / "checkpoint").rglob("*"):  # which may be uploaded
+        assert path.is_dir() or str(workspace).encode() not in path.read_bytes(), path

@@ -32,7 +32,7 @@ from openmarigold.training.base import NUM_CONDITION_LATENTS, load_base, load_ba
 from openmarigold.training.latents import Latents
 from openmarigold.training.loss import PIXEL_LOSSES, Loss, masked_latent_loss
 from openmarigold.training.memory import activation_bytes
-from openmarigold.training.model_card import make_card
+from openmarigold.training.model_card import make_card, public_name
 from openmarigold.training.noise import draw_timesteps, multi_resolution_noise, noisy_latent_and_target
 from openmarigold.training.recipe import MarigoldRecipe
 from openmarigold.training.validation import Validation, ValidationPaths
@@ -268,7 +268,9 @@ class MarigoldTask:
             },
             dtype=torch.float16 if defaults.half_precision else torch.float32,
             text_encoder_of=self._base.directory if final else None,
-            also=None if lora is None else lambda folder: lora.save(folder / ADAPTER_DIR, base=self._recipe.base),
+            also=None
+            if lora is None
+            else lambda folder: lora.save(folder / ADAPTER_DIR, base=public_name(self._recipe.base)),
         )
 
     @property

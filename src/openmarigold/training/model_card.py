@@ -48,7 +48,7 @@ def make_card(
     lines += [f"# {checkpoint.name}", ""]
     lines += [
         f"{modality.title[:1].upper()}{modality.title[1:]} from a single photo, by Marigold's method: the U-Net of "
-        f"`{recipe.base}`, fine-tuned with OpenMarigold {__version__}.",
+        f"`{public_name(recipe.base)}`, fine-tuned with OpenMarigold {__version__}.",
         "",
         "This card was filled from the run. Add what a run cannot know: who made the model, what it is for, and where "
         "it fails.",
@@ -75,8 +75,13 @@ def make_card(
         lines += _table(["score", "value"], [(name, f"{value:.4g}") for name, value in scores.items()])
     else:
         lines += ["This checkpoint was not scored."]
-    recipe_text = json.dumps(to_table(recipe), indent=2)
+    recipe_text = json.dumps({**to_table(recipe), "base": public_name(recipe.base)}, indent=2)
     return "\n".join([*lines, "", "## Recipe", "", "```json", recipe_text, "```", ""])
+
+
+def public_name(base: str) -> str:
+    """A base as anybody may see it: its id on the hub, or the name of its folder or file without the way there."""
+    return as_hub_id(Path(base)) or Path(base).name
 
 
 def _size(checkpoint: CheckpointDefaults) -> str:

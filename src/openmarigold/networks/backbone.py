@@ -413,11 +413,12 @@ def _save_network(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
     state = {name: value.to(dtype) for name, value in model.state_dict().items()}
     save_tensors(state, folder / "diffusion_pytorch_model.safetensors")
     model.save_config(folder)  # pyright: ignore[reportCallIssue]
+    config = parse_json((folder / "config.json").read_bytes())
+    config.pop("_name_or_path", None)  # where it was read from on this machine
     if isinstance(model, AutoencoderTiny):
         # It registers a setting that its own constructor does not take, which diffusers then warns about.
-        config = parse_json((folder / "config.json").read_bytes())
         config.pop("block_out_channels", None)
-        write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

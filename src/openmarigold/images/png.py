@@ -13,7 +13,7 @@ from jaxtyping import Shaped, UInt8, UInt16
 from PIL import Image
 
 _LEVEL = 1
-"""Of ISA-L's deflate: a seventh of the time of Pillow with zlib-ng's 1, for depth files 5 % smaller (docs/speed.md)."""
+"""Of ISA-L's deflate: a sixth of the time of Pillow with zlib-ng's 1, for smaller files (docs/speed.md)."""
 _BLOCK_BYTES = 2**20
 """Of pixels that are filtered and compressed at a time."""
 _GRAY, _COLORS = 0, 2

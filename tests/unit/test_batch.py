@@ -26,7 +26,6 @@ from pyarrow import parquet
 from dying import DoomedWorker, DyingWorker
 from openmarigold import Predictor
 from openmarigold.batch import engines
-from openmarigold.batch.engines import ProcessEngine
 from openmarigold.batch.run import BatchOutcome, batch_files
 from openmarigold.batch.settings import BatchConfig
 from openmarigold.batch.sources import shards_of
@@ -34,6 +33,7 @@ from openmarigold.batch.spark import SparkFactory
 from openmarigold.batch.worker import ShardWorker
 from openmarigold.cli import run as run_cli
 from openmarigold.config import PredictConfig
+from openmarigold.data.units import ProcessEngine
 from openmarigold.errors import DataError, InvalidValueError, OutputError
 from openmarigold.images.png import read_png
 

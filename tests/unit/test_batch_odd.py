@@ -272,7 +272,7 @@ def test_workers_do_not_outlive_a_program_that_is_killed(tmp_path: Path) -> None
     script = tmp_path / "program.py"
     script.write_text(
         "import multiprocessing, time\n"
-        "from openmarigold.batch.engines import _begin\n"
+        "from openmarigold.data.units import _begin\n"
         "def work():\n"
         "    _begin(None)\n"
         "    print('begun', flush=True)\n"

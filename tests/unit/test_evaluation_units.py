@@ -16,10 +16,9 @@ import pytest
 
 from benchmark_data import add_folder_image, make_depth, make_folder_benchmark
 from dying import DyingIdleWorker, DyingScoreWorker, opened
-from openmarigold.batch.engines import ProcessEngine
 from openmarigold.cli import run
 from openmarigold.config import PredictConfig
-from openmarigold.data.units import UnitEngine, UnitWorker
+from openmarigold.data.units import ProcessEngine, UnitEngine, UnitWorker
 from openmarigold.errors import CheckpointError, DataError, InvalidValueError, OutputError
 from openmarigold.evaluation import evaluate_benchmark
 from openmarigold.evaluation.benchmark import Benchmark

@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 
 from dying import DyingOnceReader
-from openmarigold.batch.engines import ProcessEngine
 from openmarigold.cli.prepare import PrepareHypersim, _filter
 from openmarigold.data.preparation import (
     PUBLISHED_FILTER,
@@ -30,7 +29,7 @@ from openmarigold.data.readers.hypersim import FOCAL_PX, SPLIT_CSV, HypersimRead
 from openmarigold.data.readers.rgbd_folder import FolderReader, read_config
 from openmarigold.data.readers.vkitti2 import VirtualKitti2Reader, choose_variants
 from openmarigold.data.shards import ShardedDataset
-from openmarigold.data.units import UnitEngine
+from openmarigold.data.units import ProcessEngine, UnitEngine
 from openmarigold.data.verification import verify
 from openmarigold.errors import DataError, InvalidValueError, OpenMarigoldError
 from raw_data import (

@@ -13,13 +13,12 @@ from typing import Any
 
 from openmarigold import __version__
 from openmarigold.addresses import OutputFolder, located
-from openmarigold.batch.engines import local_engine
 from openmarigold.batch.settings import BatchConfig
 from openmarigold.batch.shard_files import STATS_END, ShardStats, names_of_maps, read_stats
 from openmarigold.batch.sources import Shard, shards_of
 from openmarigold.batch.worker import ShardWorker
 from openmarigold.config import OutputConfig, PredictConfig
-from openmarigold.data.units import UnitEngine
+from openmarigold.data.units import UnitEngine, local_engine
 from openmarigold.errors import InvalidValueError, OutputError
 from openmarigold.modalities.codes import LARGEST_CODE
 from openmarigold.predictor.model_run import ModelRun

@@ -139,7 +139,7 @@ def _engine(command: Evaluate) -> UnitEngine | None:
     if command.workers > 1 or on_ray is not None:
         if command.num_workers > 1:
             raise InvalidValueError("num_workers is for one process; give it, or --workers and --ray")
-        from openmarigold.batch.engines import local_engine
+        from openmarigold.data.units import local_engine
 
         return on_ray or local_engine(command.workers)
     return None

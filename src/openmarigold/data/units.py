@@ -1,23 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Units of work, each of which becomes a shard, in this process, in several, or by an engine (Ray)."""
+"""Units of work, in this process or in a pool of processes; `batch.ray_engine` has the engine for clusters.
+
+A unit is a shard of a batch, some images of a benchmark, or a shard of training data.
+"""
 
 from __future__ import annotations
 
-import itertools
 import multiprocessing
 import os
 import signal
 import threading
-import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from openmarigold.errors import OpenMarigoldError
+from openmarigold.errors import OpenMarigoldError, OutputError
 
+_MOST_DEATHS = 3
+"""Of workers that were doing one unit."""
 _POLL_S = 0.2
+_SPAWN = multiprocessing.get_context("spawn")  # the same on every system, and safe with threads
 
 
 @runtime_checkable
@@ -44,24 +49,82 @@ class UnitWorker(Protocol):
 
 @runtime_checkable
 class UnitEngine(Protocol):
-    """Where units are done: `batch.engines` and `batch.ray_engine`."""
+    """Where units are done: `in_this_process`, `ProcessEngine` or `batch.ray_engine.RayEngine`."""
 
     def __call__(self, worker: UnitWorker, units: Sequence[Any], *, again: bool) -> Iterator[tuple[Any, Any]]:
         """Does units, in any order; each is yielded with what `make` gave once it is finished."""
         ...
 
 
-@dataclass(frozen=True)
-class _TaskWorker:
-    task: UnitTask
+def local_engine(workers: int) -> UnitEngine:
+    """The engine for so many processes of this machine; 1: this one."""
+    return ProcessEngine(workers=workers) if workers > 1 else in_this_process
 
-    def load(self) -> None: ...
 
-    def make(self, unit: Any, *, again: bool = False) -> int:
-        """How many frames the unit had."""
-        ticks: list[None] = []
-        self.task.run(unit, lambda: ticks.append(None))
-        return len(ticks)
+def in_this_process(worker: UnitWorker, units: Sequence[Any], *, again: bool) -> Iterator[tuple[Any, Any]]:
+    """Does units one after another. Raises what the worker raises."""
+    for unit in units:
+        yield unit, worker.make(unit, again=again)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessEngine:
+    """A pool of processes. What a worker that dies was doing is done again by another."""
+
+    workers: int
+    watch: Callable[[], None] | None = None
+    """Called several times a second, in the program that started the workers."""
+    stop: Any = None
+    """An event by which units end early and tidily, also where a worker dies; None: an early end kills the workers."""
+
+    def __call__(self, worker: UnitWorker, units: Sequence[Any], *, again: bool) -> Iterator[tuple[Any, Any]]:
+        """Does units, in any order; one may have a `label`, which messages name.
+
+        Raises:
+            OutputError: one unit ended several workers; otherwise what the worker raises.
+            BrokenProcessPool: with `stop`, a worker died.
+        """
+        waiting = list(reversed(range(len(units))))
+        deaths: Counter[int] = Counter()
+        while waiting:
+            pool = ProcessPoolExecutor(self.workers, mp_context=_SPAWN, initializer=_begin, initargs=(worker,))
+            running: dict[Future[Any], int] = {}
+            try:
+                while waiting or running:
+                    while waiting and len(running) < self.workers:
+                        future = pool.submit(_make, units[waiting[-1]], again)  # raises where a worker has died
+                        running[future] = waiting.pop()
+                    done, _ = wait(running, timeout=self.watch and _POLL_S, return_when=FIRST_COMPLETED)
+                    if self.watch is not None:
+                        self.watch()
+                    for future in done:
+                        place = running[future]
+                        result = future.result()
+                        del running[future]
+                        yield units[place], result
+            except BrokenProcessPool as error:
+                if self.stop is not None:
+                    raise
+                lost = list(running.values())
+                deaths.update(lost)
+                waiting += lost
+                worst = max(lost, key=lambda place: deaths[place], default=None)
+                if worst is not None and deaths[worst] >= _MOST_DEATHS:
+                    raise OutputError(
+                        f"workers ended by themselves {_MOST_DEATHS} times while making "
+                        f"{getattr(units[worst], 'label', worst)}, perhaps for want of memory; try fewer workers, or a "
+                        "smaller processing_resolution"
+                    ) from error
+            finally:
+                self._end(pool)
+
+    def _end(self, pool: ProcessPoolExecutor) -> None:
+        if self.stop is None:
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+        else:
+            self.stop.set()
+        pool.shutdown(wait=self.stop is not None, cancel_futures=True)
 
 
 def run_units(
@@ -80,72 +143,83 @@ def run_units(
     Raises:
         OpenMarigoldError: a process was ended from outside, or what a task raises.
     """
+    done = 0
     if engine is not None:
-        done = 0
         for _, ticks in engine(_TaskWorker(task), units, again=False) if units else ():
             done += ticks
             progress(done)
-        return
-    run = _run_here if workers == 1 or len(units) < 2 else _run_in_processes
-    run(task, units, min(workers, len(units)), progress)
+    elif workers == 1 or len(units) < 2:
+
+        def tick() -> None:
+            nonlocal done
+            done += 1
+            progress(done)
+
+        for unit in units:
+            task.run(unit, tick)
+    else:
+        counter, stop = _SPAWN.Value("q", 0), _SPAWN.Event()
+        pool = ProcessEngine(workers=min(workers, len(units)), watch=lambda: progress(counter.value), stop=stop)
+        try:
+            for _ in pool(_TaskWorker(task, counter, stop), units, again=False):
+                pass
+        except BrokenProcessPool as error:
+            raise OpenMarigoldError(
+                "a worker process was ended from outside, perhaps because memory ran out; finished shards are kept: "
+                "run the same command again, with fewer --workers"
+            ) from error
 
 
-def _run_here(task: UnitTask, units: Sequence[Any], workers: int, progress: Callable[[int], None]) -> None:
-    done = itertools.count(1)
-    for unit in units:
-        task.run(unit, lambda: progress(next(done)))
+@dataclass(frozen=True)
+class _TaskWorker:
+    """A task as a worker, which counts ticks for all processes together where there is a counter."""
 
+    task: UnitTask
+    counter: Any = None
+    stop: Any = None
 
-def _run_in_processes(task: UnitTask, units: Sequence[Any], workers: int, progress: Callable[[int], None]) -> None:
-    context = multiprocessing.get_context("spawn")  # the same on every system, and safe with threads
-    counter, stop = context.Value("q", 0), context.Event()
-    executor = ProcessPoolExecutor(workers, context, _start_worker, (task, counter, stop, os.getpid()))
-    try:
-        pending: set[Future[None]] = {executor.submit(_run_unit, unit) for unit in units}
-        while pending:
-            done, pending = wait(pending, timeout=_POLL_S, return_when=FIRST_COMPLETED)
-            progress(counter.value)
-            for future in done:
-                future.result()
-    except BrokenProcessPool as error:
-        raise OpenMarigoldError(
-            "a worker process was ended from outside, perhaps because memory ran out; finished shards are kept: run "
-            "the same command again, with fewer --workers"
-        ) from error
-    finally:
-        stop.set()
-        executor.shutdown(wait=True, cancel_futures=True)
+    def load(self) -> None: ...
+
+    def make(self, unit: Any, *, again: bool = False) -> int:
+        """How many frames the unit had."""
+        ticks = 0
+
+        def tick() -> None:
+            nonlocal ticks
+            ticks += 1
+            if self.counter is not None:
+                with self.counter.get_lock():
+                    self.counter.value += 1
+            if self.stop is not None and self.stop.is_set():
+                raise _StoppedError
+
+        self.task.run(unit, tick)
+        return ticks
 
 
 class _StoppedError(Exception):
     pass
 
 
-_worker: tuple[UnitTask, Any, Any] | None = None
+_worker: UnitWorker | None = None
 
 
-def _start_worker(task: UnitTask, counter: Any, stop: Any, parent: int) -> None:
+def _begin(worker: UnitWorker) -> None:
+    """In a new process: an interrupt is for the first process, which ends this one; it does not outlive that."""
     global _worker
-    _worker = (task, counter, stop)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and sets `stop`
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _worker = worker
 
 
-def _end_with(parent: int) -> None:
-    # A killed parent cannot stop its workers.
-    while os.getppid() == parent:
-        time.sleep(_POLL_S)
-    os._exit(1)
+def _end_with_parent() -> None:
+    """Ends this process when the first one was killed."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
-def _run_unit(unit: Any) -> None:
-    assert _worker is not None
-    task, counter, stop = _worker
-
-    def tick() -> None:
-        with counter.get_lock():
-            counter.value += 1
-        if stop.is_set():
-            raise _StoppedError
-
-    task.run(unit, tick)
+def _make(unit: Any, again: bool) -> Any:
+    if _worker is None:
+        raise OpenMarigoldError("the worker has not begun")
+    return _worker.make(unit, again=again)

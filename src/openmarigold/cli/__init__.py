@@ -8,7 +8,6 @@ print `{"error", "status"}`.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import re
@@ -36,7 +35,7 @@ from openmarigold.cli.serve import Serve, run_serve
 from openmarigold.cli.settings import parse_with_settings
 from openmarigold.cli.terminal import EXIT_ERROR, EXIT_INTERRUPTED, brief_errors, say
 from openmarigold.cli.train import Train, run_train
-from openmarigold.cli.usage import commands_of, unwrapped, wrong_usage
+from openmarigold.cli.usage import plain_refusals
 from openmarigold.cli.video import Video, run_video
 from openmarigold.errors import InvalidValueError, OpenMarigoldError
 from openmarigold.printing import quoted_logger
@@ -163,23 +162,11 @@ def parse(argv: Sequence[str]) -> Command:
     argv = _one_modality_each(argv)
     for name in _YES_OR_NO_OR_NONE:
         argv = _with_value(argv, name)
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed), unwrapped(argv):
-            kind = _WITH_SETTINGS.get(argv[0]) if argv else None
-            if kind:  # alone: all other commands would be built for nothing
-                return parse_with_settings(kind, argv[1:], f"openmarigold {argv[0]}")
-            return tyro.cli(Command, args=list(argv), prog="openmarigold")
-    except SystemExit as exit_request:
-        if not exit_request.code:
-            raise
-        # tyro frames the ValueError of a setting's check, whose message is one line.
-        error: BaseException | None = exit_request
-        while error is not None:
-            if isinstance(error, OpenMarigoldError):
-                raise error from None
-            error = error.__cause__ or error.__context__
-        raise InvalidValueError(wrong_usage(printed.getvalue(), argv, commands_of(Command))) from None
+    with plain_refusals(argv, Command):
+        kind = _WITH_SETTINGS.get(argv[0]) if argv else None
+        if kind:  # alone: all other commands would be built for nothing
+            return parse_with_settings(kind, argv[1:], f"openmarigold {argv[0]}")
+        return tyro.cli(Command, args=list(argv), prog="openmarigold")
 
 
 def _one_modality_each(argv: Sequence[str]) -> list[str]:

@@ -1,40 +1,86 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages about wrong usage, on one line: unknown commands and options with similar ones, else tyro's own text."""
+"""Messages about wrong usage, on one line: unknown commands and options with similar ones, else what tyro found."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import difflib
-import os
-import re
+import sys
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import tyro
 
-_STYLE = re.compile(r"\x1b\[[0-9;]*m")
+from openmarigold.errors import InvalidValueError, OpenMarigoldError
+
 _MAX_SUGGESTIONS = 3
-_WIDE = "10000"
 
 Commands = Mapping[tuple[str, ...], frozenset[str]]  # words of a command -> its options
 
 
 @contextlib.contextmanager
-def unwrapped(argv: Sequence[str]) -> Iterator[None]:
-    """Keeps tyro from wrapping messages at the terminal's width; help texts are still wrapped."""
-    before = os.environ.get("COLUMNS")
-    if {"-h", "--help", "--help-all"} & set(argv):
+def plain_refusals(argv: Sequence[str], command: Any) -> Iterator[None]:
+    """In the place of the messages that tyro draws, errors of one line.
+
+    Raises:
+        InvalidValueError: wrong usage of one of the commands in the union `command`.
+        OpenMarigoldError: what the check of a setting raised.
+    """
+    try:
+        from tyro._errors import on_parse_error
+    except ImportError:  # it may change with any release; then tyro prints its own messages and exits
         yield
         return
-    os.environ["COLUMNS"] = _WIDE
-    try:
+
+    def refuse(event: Any) -> NoReturn:
+        error = sys.exc_info()[1]
+        while error is not None:
+            if isinstance(error, OpenMarigoldError):
+                raise error from None
+            error = error.__cause__ or error.__context__
+        raise InvalidValueError(wrong_usage(_found(event), argv, commands_of(command))) from None
+
+    with on_parse_error(refuse):
         yield
-    finally:
-        del os.environ["COLUMNS"]
-        if before is not None:
-            os.environ["COLUMNS"] = before
+
+
+def _found(event: Any) -> str:
+    """What an event of `tyro._errors` is about, in words."""
+    match type(event).__name__:
+        case "MissingArgs":
+            missing = " ".join(_explained(one.arg) for one in event.missing_arguments)
+            command = f"{event.prog} {event.missing_arguments[0].source_parser.prog_suffix}".strip()
+            unknown = f" Unrecognized options: {' '.join(given)}" if (given := event.unrecognized_tokens) else ""
+            return f"Missing from {command}: {missing}{unknown}"
+        case "MissingSubcommand":
+            return f"Expected one of {{{', '.join(event.subcommand_spec.parser_from_name)}}}"
+        case "InvalidChoice":
+            return (
+                f"invalid choice {event.value!r} for argument '{event.argument.display_name()}'. Expected one of "
+                f"{event.choices}"
+            )
+        case "BadValue" if event.offending_value is None:
+            return (
+                f"Missing value for argument '{event.argument.display_name()}'. Expected "
+                f"{event.argument.lowered.nargs} values"
+            )
+        case "InstantiationFailure" if event.argument is not None:
+            return f"Error parsing {event.argument.display_name()}: {event.message}; give {_explained(event.argument)}"
+        case "InstantiationFailure":
+            return str(event.message)
+        case "UnrecognizedArgs":
+            return f"Unrecognized options: {' '.join(event.tokens)}"
+    return "wrong usage"
+
+
+def _explained(argument: Any) -> str:
+    """An argument's names and help, as `--help` shows them."""
+    from tyro._arguments import generate_argument_helptext
+
+    parts = argument.get_invocation_text()[1], generate_argument_helptext(argument, argument.lowered)
+    return " ".join(" ".join(part.as_str_no_ansi() for part in parts).split())
 
 
 def commands_of(union: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], frozenset[str]]:
@@ -50,13 +96,13 @@ def commands_of(union: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...],
     return found
 
 
-def wrong_usage(printed: str, argv: Sequence[str], commands: Commands) -> str:
-    r"""The message about an unknown command or option, else tyro's own message, on one line.
+def wrong_usage(found: str, argv: Sequence[str], commands: Commands) -> str:
+    r"""The message about an unknown command or option, else about what was found to be wrong.
 
-    >>> frame = ["╭─ Missing argument ─────────────╮", "│ Missing value for argument '--seed'. │", "╰──╯"]
-    >>> wrong_usage("\n".join(frame), ["predict", "--seed"], {("predict",): frozenset({"--seed"})})
+    >>> commands = {("predict",): frozenset({"--seed"})}
+    >>> wrong_usage("Missing value for argument '--seed'", ["predict", "--seed"], commands)
     "Missing value for argument '--seed'. See `openmarigold predict --help`"
-    >>> wrong_usage("", ["predict", "--sed"], {("predict",): frozenset({"--seed"})})
+    >>> wrong_usage("", ["predict", "--sed"], commands)
     'Unrecognized options: --sed; did you mean --seed? See `openmarigold predict --help`'
     """
     path = _path(argv, commands)
@@ -73,13 +119,7 @@ def wrong_usage(printed: str, argv: Sequence[str], commands: Commands) -> str:
         meant = ", ".join(" or ".join(options[:_MAX_SUGGESTIONS]) for options in similar if options)
         advice = f"; did you mean {meant}?" if meant else "."
         return f"Unrecognized options: {', '.join(unknown)}{advice} {_see(path)}"
-    lines = _STYLE.sub("", printed).splitlines()
-    rows = [line.strip(" │") for line in lines if line[:1] not in ("╭", "╰")]
-    rows = [row for row in rows if row.strip("─-")]
-    if "│" not in printed:
-        rows = rows[1:]  # without the title, which is otherwise part of the frame
-    text, *_ = " ".join(" ".join(rows).split()).split(" For full helptext")
-    return f"{text.replace(' Argument helptext: ', '; give ').rstrip('.') or 'wrong usage'}. {_see(path)}"
+    return f"{found.rstrip('.')}. {_see(path)}"
 
 
 def _fields(settings_type: Any) -> tuple[list[str], list[Any]]:

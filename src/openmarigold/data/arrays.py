@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import io
 import math
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from openmarigold.data.archives import LARGEST_FILE
+from openmarigold.data.archives import LARGEST_FILE, missing
+from openmarigold.errors import DataError, one_line
 
 
 class UnexpectedArrayError(ValueError):
@@ -88,3 +92,33 @@ def hdf5_values(dataset: Any, row: int | None = None) -> np.ndarray:
                 f"{what} of shape {list(sizes)} announce {announced} bytes; {LARGEST_FILE >> 20} MiB are accepted"
             )
     return np.asarray(dataset[()] if row is None else dataset[row])
+
+
+class Hdf5Archive:
+    """An `Archive` of rows of HDF5 data sets, each as the bytes of an .npy file."""
+
+    def __init__(self, location: Path, rows: Mapping[str, tuple[Any, int, Callable[[np.ndarray], np.ndarray]]]) -> None:
+        """`rows`: by name the data set, the number of the row, and what is made of its values."""
+        self.location, self._rows = location, rows
+        self.names = frozenset(rows)
+        self.notes: tuple[str, ...] = ()
+        self.damage: dict[str, str] = {}
+        self._lock = threading.Lock()  # HDF5 is not for several threads at once
+
+    def read(self, name: str) -> bytes:
+        """One array as the bytes of an .npy file.
+
+        Raises:
+            DataError: there is none of that name, or the file is damaged there.
+        """
+        if name not in self._rows:
+            raise missing(self.location, name)
+        dataset, row, make = self._rows[name]
+        try:
+            with self._lock:
+                values = hdf5_values(dataset, row)
+        except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise DataError(f"{self.location}: {name} is damaged ({one_line(error)}); get it again") from error
+        content = io.BytesIO()
+        np.save(content, make(values))
+        return content.getvalue()

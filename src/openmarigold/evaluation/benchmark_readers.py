@@ -50,23 +50,65 @@ Decoder: TypeAlias = Callable[[Mapping[str, bytes], tuple[int, int]], Decoded]
 # --- Listers
 
 
-def list_nyuv2(split: str) -> Lister:
-    """`<split>/<scene>/rgb_0001.png` and `depth_0001.png`; .npy from the official file."""
-    pattern = re.compile(rf"(?:^|/)({split}/([^/]+)/)rgb_(\d+)\.(png|npy)$")
+def list_photos(
+    pattern: str,
+    files: Mapping[str, str],
+    *,
+    name: str,
+    kind: str,
+    place: str,
+    listed: tuple[str, Callable[[str], str]] | None = None,
+) -> Lister:
+    r"""Photos whose paths fit a pattern, each with other files; name and place are made of the pattern's groups.
+
+    Args:
+        pattern: of the photos' paths.
+        files: paths by role, of the groups too, such as `\1/depth.png`.
+        name: of the image.
+        kind: of all images.
+        place: of the image.
+        listed: a list file, which may lie below any folders, and the name of the image that a line of it means; only
+            these images are taken.
+    """
 
     def list_entries(archive: Archive) -> Listing:
         listing = Listing()
-        for name, match in matches(archive, pattern):
-            folder, scene, number, suffix = match.groups()
-            depth = f"{name[: match.start(1)]}{folder}depth_{number}.{suffix}"
-            if depth in archive.names:
-                files = {"rgb": name, "depth": depth}
-                listing.entries.append(Entry(name=f"{folder}rgb_{number}", kind="indoor", place=scene, files=files))
-            else:
-                listing.missing.append(depth)
+        lines = None if listed is None else {listed[1](line): line for line in _lines(archive, listed[0])}
+        for photo, match in matches(archive, re.compile(pattern)):
+            its_name = match.expand(name)
+            if lines is not None and its_name not in lines:
+                continue
+            others = {role: match.expand(path) for role, path in files.items()}
+            if absent := [path for path in others.values() if path not in archive.names]:
+                listing.missing += absent
+                continue
+            entry = Entry(name=its_name, kind=kind, place=match.expand(place), files={"rgb": photo, **others})
+            listing.entries.append(entry)
+        there = {entry.name for entry in listing.entries}
+        listing.missing += [line for its_name, line in (lines or {}).items() if its_name not in there]
         return listing
 
     return list_entries
+
+
+def _lines(archive: Archive, name: str) -> list[str]:
+    """The lines of a list, which may lie below any folders."""
+    found = sorted(other for other in archive.names if f"/{other}".endswith(f"/{name}"))
+    if not found:
+        raise DataError(f"{archive.location} holds no list {name}; put it there, one frame a line")
+    text = archive.read(found[0]).decode("utf-8", errors="replace")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def list_nyuv2(split: str) -> Lister:
+    """`<split>/<scene>/rgb_0001.png` and `depth_0001.png`; .npy from the official file."""
+    return list_photos(
+        rf"(?s)^(.*/|)({split}/([^/]+)/)rgb_(\d+)\.(png|npy)$",
+        {"depth": r"\1\2depth_\4.\5"},
+        name=r"\2rgb_\4",
+        kind="indoor",
+        place=r"\3",
+    )
 
 
 def list_kitti(*list_names: str) -> Lister:
@@ -175,7 +217,7 @@ def decode_png(values_per_meter: float) -> Decoder:
 
     def decode(files: Mapping[str, bytes], size: tuple[int, int]) -> Decoded:
         if files["depth"][:6] == b"\x93NUMPY":
-            return {"depth": _finite(load_npy(files["depth"]))}, None
+            return {"depth": finite_depth(load_npy(files["depth"]))}, None
         return {"depth": read_gray16(files["depth"]) / values_per_meter}, None
 
     return decode
@@ -187,7 +229,7 @@ def decode_float32(files: Mapping[str, bytes], size: tuple[int, int]) -> Decoded
     content = files["depth"]
     if len(content) != 4 * height * width:
         raise ValueError(f"{len(content)} bytes; {4 * height * width} are needed for {height}x{width}")
-    return {"depth": _finite(np.frombuffer(content, "<f4").reshape(height, width))}, None
+    return {"depth": finite_depth(np.frombuffer(content, "<f4").reshape(height, width))}, None
 
 
 def decode_diode(files: Mapping[str, bytes], size: tuple[int, int]) -> Decoded:
@@ -197,10 +239,10 @@ def decode_diode(files: Mapping[str, bytes], size: tuple[int, int]) -> Decoded:
     mask = mask[..., 0] if mask.ndim == 3 and mask.shape[2] == 1 else mask
     if mask.shape != depth.shape:
         raise ValueError(f"the mask is {list(mask.shape)}, the depth {list(depth.shape)}")
-    return {"depth": _finite(depth)}, mask.astype(np.float64) > 0.5
+    return {"depth": finite_depth(depth)}, mask.astype(np.float64) > 0.5
 
 
-def _finite(depth: np.ndarray) -> Float64[np.ndarray, "h w"]:
+def finite_depth(depth: np.ndarray) -> Float64[np.ndarray, "h w"]:
     """float64, with 0 in the place of values that are not finite."""
     if depth.ndim != 2 or not np.issubdtype(depth.dtype, np.floating):
         raise ValueError(f"{depth.dtype} of shape {list(depth.shape)} is not a depth map")

@@ -38,7 +38,7 @@ from openmarigold.evaluation.folder_readers import (
     list_folder,
     list_shards,
 )
-from openmarigold.evaluation.nyuv2 import MAT_NAME, MatArchive
+from openmarigold.evaluation.nyuv2 import MAT_NAME, open_mat
 from openmarigold.files import as_path
 from openmarigold.modalities import DEPTH
 from openmarigold.modalities.modality import Modality
@@ -176,7 +176,7 @@ def _nyuv2(name: str, title: str, split: str, count: int) -> BenchmarkRow:
         window=nyu_eigen_window,
         processing_resolution=0,
         official_file=MAT_NAME,
-        open_official=MatArchive,
+        open_official=open_mat,
         expected_count=count,
         files=_NYU_FILES.replace("test/", f"{split}/"),
     )

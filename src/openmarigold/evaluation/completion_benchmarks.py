@@ -8,8 +8,6 @@ Crops, points, filter and pixels that count are those of the published evaluatio
 from __future__ import annotations
 
 import io
-import re
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,17 +16,15 @@ import numpy as np
 from jaxtyping import Float64
 from PIL import Image
 
-from openmarigold.data.archives import Archive, missing
-from openmarigold.data.arrays import hdf5_dataset, hdf5_values, load_npy
+from openmarigold.data.arrays import Hdf5Archive, hdf5_dataset, load_npy
 from openmarigold.errors import DataError, needs_extra, one_line
 from openmarigold.evaluation.benchmark import BenchmarkRow, Reveal
 from openmarigold.evaluation.benchmark_readers import (
     Decoded,
-    Entry,
     Lister,
-    Listing,
     decode_png,
-    matches,
+    finite_depth,
+    list_photos,
     read_gray16,
 )
 from openmarigold.evaluation.revealing import drop_see_through, from_file, shuffled_points
@@ -45,62 +41,17 @@ _NUM_SCANNET, _NUM_IBIMS = 500, 1000
 # --- Listers
 
 
-def list_conti(archive: Archive) -> Listing:
-    """`0000/rgb.npy`, `depth.npy` and `sparse.npy` of `ContiArchive`."""
-    pattern = re.compile(r"^(\d+)/rgb\.npy$")
-    return Listing(
-        entries=[
-            Entry(
-                name=match[1],
-                kind="indoor",
-                place=match[1],
-                files={"rgb": name, "depth": f"{match[1]}/depth.npy", "sparse": f"{match[1]}/sparse.npy"},
-            )
-            for name, match in matches(archive, pattern)
-        ]
-    )
-
-
-def list_kitti_selection(archive: Archive) -> Listing:
-    """`val_selection_cropped/image/<drive>_image_<frame>_image_02.png`, with `groundtruth_depth` and `velodyne_raw`."""
-    pattern = re.compile(r"((?:^|.*/)val_selection_cropped/)image/((.+_drive_\d+_sync)_)image_(\d+_image_0[23])\.png$")
-
-    def files(match: re.Match[str]) -> dict[str, str]:
-        folder, start, _, end = match.groups()
-        roles = {"depth": "groundtruth_depth", "sparse": "velodyne_raw"}
-        return {role: f"{folder}{name}/{start}{name}_{end}.png" for role, name in roles.items()}
-
-    return _found(
-        archive, pattern, files, lambda match: f"{match[2]}image_{match[4]}", "outdoor", lambda match: match[3]
-    )
-
-
 def list_void(num_points: int) -> Lister:
     """The frames of `void_<n>/test_image.txt`: `data/<sequence>/image/<time>.png`, `ground_truth`, `sparse_depth`."""
     root = f"void_{num_points}"
-    pattern = re.compile(rf"((?:^|.*/){root}/data/([^/]+)/)image/([^/]+)\.png$")
-
-    def files(match: re.Match[str]) -> dict[str, str]:
-        roles = {"depth": "ground_truth", "sparse": "sparse_depth"}
-        return {role: f"{match[1]}{folder}/{match[3]}.png" for role, folder in roles.items()}
-
-    def list_entries(archive: Archive) -> Listing:
-        listed = _lines(archive, f"{root}/test_image.txt")
-        wanted = {_void_name(line) for line in listed}
-        listing = _found(
-            archive,
-            pattern,
-            files,
-            lambda match: f"{match[2]}/{match[3]}",
-            "indoor",
-            lambda match: match[2],
-            lambda match: f"{match[2]}/{match[3]}" in wanted,
-        )
-        there = {entry.name for entry in listing.entries}
-        listing.missing += [line for line in listed if _void_name(line) not in there]
-        return listing
-
-    return list_entries
+    return list_photos(
+        rf"((?:^|.*/){root}/data/([^/]+)/)image/([^/]+)\.png$",
+        {"depth": r"\1ground_truth/\3.png", "sparse": r"\1sparse_depth/\3.png"},
+        name=r"\2/\3",
+        kind="indoor",
+        place=r"\2",
+        listed=(f"{root}/test_image.txt", _void_name),
+    )
 
 
 def _void_name(line: str) -> str:
@@ -109,86 +60,52 @@ def _void_name(line: str) -> str:
     return f"{parts[-3]}/{parts[-1].removesuffix('.png')}" if len(parts) > 2 else line
 
 
-def list_ibims(archive: Archive) -> Listing:
-    """`rgb/<name>.png` with `depth`, `mask_invalid` and `mask_transp`."""
-    pattern = re.compile(r"((?:^|.*/)ibims1_core_raw/)rgb/([^/]+)\.png$")
-    roles = {"depth": "depth", "mask": "mask_invalid", "transparent": "mask_transp"}
-
-    def files(match: re.Match[str]) -> dict[str, str]:
-        return {role: f"{match[1]}{folder}/{match[2]}.png" for role, folder in roles.items()}
-
-    return _found(archive, pattern, files, lambda match: match[2], "indoor", lambda match: match[2])
-
-
-def list_ddad(archive: Archive) -> Listing:
-    """`val/rgb/0000000000.png` with `gt` and `hints`."""
-    pattern = re.compile(r"((?:^|.*/)val/)rgb/(\d+)\.png$")
-
-    def files(match: re.Match[str]) -> dict[str, str]:
-        return {"depth": f"{match[1]}gt/{match[2]}.png", "sparse": f"{match[1]}hints/{match[2]}.png"}
-
-    return _found(archive, pattern, files, lambda match: match[2], "outdoor", lambda match: match[2])
-
-
-def list_scannet_decotr(archive: Archive) -> Listing:
-    """The frames `<scene>/<number>` of the list: `<scene>/color/<number>.jpg` and `depth/<number>.png`, or 6 digits."""
-    pattern = re.compile(r"((?:^|.*/)(scene\d+_\d+)/)color/(\d+)\.jpg$")
-    listed = _lines(archive, _SCANNET_LIST)
-    wanted = {_scannet_name(line) for line in listed}
-
-    def name(match: re.Match[str]) -> str:
-        return f"{match[2]}/{int(match[3])}"
-
-    listing = _found(
-        archive,
-        pattern,
-        lambda match: {"depth": f"{match[1]}depth/{match[3]}.png"},
-        name,
-        "indoor",
-        lambda match: match[2].split("_")[0],
-        lambda match: name(match) in wanted,
-    )
-    there = {entry.name for entry in listing.entries}
-    listing.missing += [line for line in listed if _scannet_name(line) not in there]
-    return listing
-
-
 def _scannet_name(line: str) -> str:
     scene, _, number = line.partition("/")
     return f"{scene}/{int(number)}" if number.isdecimal() else line
 
 
-def _found(
-    archive: Archive,
-    pattern: re.Pattern[str],
-    files: Callable[[re.Match[str]], Mapping[str, str]],
-    name: Callable[[re.Match[str]], str],
-    kind: str,
-    place: Callable[[re.Match[str]], str],
-    wanted: Callable[[re.Match[str]], bool] = lambda match: True,
-) -> Listing:
-    """Photos that fit a pattern, with the other files of each."""
-    listing = Listing()
-    for photo, match in matches(archive, pattern):
-        if not wanted(match):
-            continue
-        others = dict(files(match))
-        absent = [file for file in others.values() if file not in archive.names]
-        if absent:
-            listing.missing.extend(absent)
-        else:
-            entry = Entry(name=name(match), kind=kind, place=place(match), files={"rgb": photo, **others})
-            listing.entries.append(entry)
-    return listing
-
-
-def _lines(archive: Archive, name: str) -> list[str]:
-    """The lines of a list, which may lie below any folders."""
-    found = sorted(other for other in archive.names if f"/{other}".endswith(f"/{name}"))
-    if not found:
-        raise DataError(f"{archive.location} holds no list {name}; put it there, one frame a line")
-    text = archive.read(found[0]).decode("utf-8", errors="replace")
-    return [line.strip() for line in text.splitlines() if line.strip()]
+# `0000/rgb.npy`, `depth.npy` and `sparse.npy` of `open_conti`
+_CONTI = list_photos(
+    r"^(\d+)/rgb\.npy$",
+    {"depth": r"\1/depth.npy", "sparse": r"\1/sparse.npy"},
+    name=r"\1",
+    kind="indoor",
+    place=r"\1",
+)
+# `val_selection_cropped/image/<drive>_image_<frame>_image_02.png`, with `groundtruth_depth` and `velodyne_raw`
+_KITTI_SELECTION = list_photos(
+    r"((?:^|.*/)val_selection_cropped/)image/((.+_drive_\d+_sync)_)image_(\d+_image_0[23])\.png$",
+    {"depth": r"\1groundtruth_depth/\2groundtruth_depth_\4.png", "sparse": r"\1velodyne_raw/\2velodyne_raw_\4.png"},
+    name=r"\2image_\4",
+    kind="outdoor",
+    place=r"\3",
+)
+# `rgb/<name>.png` with `depth`, `mask_invalid` and `mask_transp`
+_IBIMS = list_photos(
+    r"((?:^|.*/)ibims1_core_raw/)rgb/([^/]+)\.png$",
+    {"depth": r"\1depth/\2.png", "mask": r"\1mask_invalid/\2.png", "transparent": r"\1mask_transp/\2.png"},
+    name=r"\2",
+    kind="indoor",
+    place=r"\2",
+)
+# `val/rgb/0000000000.png` with `gt` and `hints`
+_DDAD = list_photos(
+    r"((?:^|.*/)val/)rgb/(\d+)\.png$",
+    {"depth": r"\1gt/\2.png", "sparse": r"\1hints/\2.png"},
+    name=r"\2",
+    kind="outdoor",
+    place=r"\2",
+)
+# The frames `<scene>/<number>` of the list: `<scene>/color/<number>.jpg` and `depth/<number>.png`, or 6 digits
+_SCANNET_DECOTR = list_photos(
+    r"((?:^|.*/)((scene\d+)_\d+)/)color/(0*(\d+))\.jpg$",
+    {"depth": r"\1depth/\4.png"},
+    name=r"\2/\5",
+    kind="indoor",
+    place=r"\3",
+    listed=(_SCANNET_LIST, _scannet_name),
+)
 
 
 # --- Decoders
@@ -200,10 +117,7 @@ def decode_conti(files: Mapping[str, bytes], size: tuple[int, int]) -> Decoded:
 
 
 def _npy_depth(content: bytes) -> Float64[np.ndarray, "h w"]:
-    values = np.squeeze(load_npy(content))
-    if values.ndim != 2 or values.dtype.kind != "f":
-        raise ValueError(f"{values.dtype} of shape {list(values.shape)} is not a depth map")
-    return np.where(np.isfinite(values), values, 0.0).astype(np.float64)
+    return finite_depth(np.squeeze(load_npy(content)))
 
 
 def decode_ibims(files: Mapping[str, bytes], size: tuple[int, int]) -> Decoded:
@@ -232,54 +146,33 @@ def _filtered_levels(content: bytes) -> Float64[np.ndarray, "h w"]:
     return drop_see_through(_levels(content))
 
 
-class ContiArchive:
-    """The two HDF5 files of Conti et al. as `0000/rgb.npy` (uint8), `depth.npy` and `sparse.npy` (float32 [m])."""
+def open_conti(path: Path) -> Hdf5Archive:
+    """The two HDF5 files of Conti et al. as `0000/rgb.npy` (uint8), `depth.npy` and `sparse.npy` (float32 [m]).
 
-    def __init__(self, path: Path) -> None:
-        """Opens the file of the photos, and the file of the points next to it.
+    `path` is the file of the photos; that of the points lies next to it.
 
-        Raises:
-            MissingExtraError: h5py is not installed.
-            DataError: one is missing, damaged or another one.
-        """
-        with needs_extra("data"):
-            import h5py
-        self.location = path.parent
-        self.notes: tuple[str, ...] = ()
-        self.damage: dict[str, str] = {}
-        # HDF5 is not for several threads at once.
-        self._lock = threading.Lock()
-        self._data: dict[str, Any] = {}
-        points = path.with_name(_CONTI_POINTS)
-        if not points.is_file():
-            raise DataError(f"{points} does not exist; get it from where {path.name} comes from")
-        for role, file, name in (("rgb", path, "img"), ("depth", path, "gt"), ("sparse", points, "hints")):
-            try:
-                self._data[role] = hdf5_dataset(h5py.File(file, "r"), name)
-            except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-                raise DataError(f"{file} is not the set of Conti et al. ({one_line(error)}); get it again") from error
-        counts = {data.shape[0] if data.shape else 0 for data in self._data.values()}
-        if len(counts) != 1:
-            raise DataError(f"{path} and {points.name} hold different numbers of images; get both again")
-        self.names = frozenset(f"{index:04d}/{role}.npy" for index in range(counts.pop()) for role in self._data)
-
-    def read(self, name: str) -> bytes:
-        """One array as the bytes of an .npy file.
-
-        Raises:
-            DataError: there is none of that name, or the file is damaged there.
-        """
-        if name not in self.names:
-            raise missing(self.location, name)
-        index, role = name.removesuffix(".npy").split("/")
+    Raises:
+        MissingExtraError: h5py is not installed.
+        DataError: one is missing, damaged or another one.
+    """
+    with needs_extra("data"):
+        import h5py
+    data: dict[str, Any] = {}
+    points = path.with_name(_CONTI_POINTS)
+    if not points.is_file():
+        raise DataError(f"{points} does not exist; get it from where {path.name} comes from")
+    for role, file, name in (("rgb", path, "img"), ("depth", path, "gt"), ("sparse", points, "hints")):
         try:
-            with self._lock:
-                values = hdf5_values(self._data[role], int(index))
+            data[role] = hdf5_dataset(h5py.File(file, "r"), name)
         except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise DataError(f"{self.location}: {name} is damaged ({one_line(error)}); get it again") from error
-        content = io.BytesIO()
-        np.save(content, values if role == "rgb" else values.astype(np.float32))
-        return content.getvalue()
+            raise DataError(f"{file} is not the set of Conti et al. ({one_line(error)}); get it again") from error
+    counts = {found.shape[0] if found.shape else 0 for found in data.values()}
+    if len(counts) != 1:
+        raise DataError(f"{path} and {points.name} hold different numbers of images; get both again")
+    makers = {"rgb": np.asarray, "depth": np.float32, "sparse": np.float32}
+    numbers = range(counts.pop())
+    rows = {f"{row:04d}/{role}.npy": (found, row, makers[role]) for role, found in data.items() for row in numbers}
+    return Hdf5Archive(path.parent, rows)
 
 
 # --- Rows
@@ -343,7 +236,7 @@ ROWS = (
         "nyuv2-completion",
         "NYU Depth v2, test split, 304x228",
         654,
-        list_conti,
+        _CONTI,
         from_file(_npy_depth),
         "500 points of Conti et al.",
         f"""\
@@ -355,13 +248,13 @@ The networks see the photos at 768 px: give --processing-resolution 768 to publi
         unit="HDF5, float [m]",
         processing_resolution=768,
         official_file=_CONTI_IMAGES,
-        open_official=ContiArchive,
+        open_official=open_conti,
     ),
     _row(
         "kitti-completion",
         "KITTI depth completion, 1,000 selected validation frames, 1216x352",
         1000,
-        list_kitti_selection,
+        _KITTI_SELECTION,
         from_file(_filtered_levels),
         "LiDAR without points that lie behind others",
         _KITTI_FILES,
@@ -370,7 +263,7 @@ The networks see the photos at 768 px: give --processing-resolution 768 to publi
         "kitti-lidar",
         "KITTI depth completion, 1,000 selected validation frames, 1216x352",
         1000,
-        list_kitti_selection,
+        _KITTI_SELECTION,
         from_file(_levels),
         "LiDAR as it is",
         _KITTI_FILES,
@@ -380,7 +273,7 @@ The networks see the photos at 768 px: give --processing-resolution 768 to publi
         "ibims-completion",
         "iBims-1",
         100,
-        list_ibims,
+        _IBIMS,
         _shuffled(_NUM_IBIMS),
         f"{_NUM_IBIMS} points of the measured depth, seed 2024",
         """\
@@ -394,7 +287,7 @@ The published evaluation reads the same images from .mat files, whose depth has 
         "ddad-completion",
         "DDAD, 3,950 front views of the validation set, 1936x1216",
         3950,
-        list_ddad,
+        _DDAD,
         from_file(_filtered_levels),
         "LiDAR without points that lie behind others",
         """\
@@ -408,7 +301,7 @@ The networks see the photos at 768 px: give --processing-resolution 768 to publi
         "scannet-completion",
         "ScanNet, 745 test frames of DeCoTR, 640x480",
         745,
-        list_scannet_decotr,
+        _SCANNET_DECOTR,
         _shuffled(_NUM_SCANNET),
         f"{_NUM_SCANNET} points of the measured depth, seed 2024",
         f"""\

@@ -7,16 +7,12 @@ list of references to strings of 16-bit characters. Image k of MATLAB is row k -
 
 from __future__ import annotations
 
-import io
-import re
-import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from openmarigold.data.archives import missing
-from openmarigold.data.arrays import hdf5_dataset, hdf5_values
+from openmarigold.data.arrays import Hdf5Archive, hdf5_dataset
 from openmarigold.errors import DataError, needs_extra, one_line
 
 MAT_NAME = "nyu_depth_v2_labeled.mat"
@@ -49,70 +45,41 @@ def split_numbers(split: str) -> list[int]:
     return sorted(test if split == "test" else set(range(1, NUM_LABELED + 1)) - test)
 
 
-class MatArchive:
+def open_mat(path: Path) -> Hdf5Archive:
     """The labeled set's images as files `<split>/<scene>/rgb_0001.npy` and `.../depth_0001.npy` (uint8; float32 [m]).
 
     Depth is `rawDepths`, what the sensor measured (0 = nothing), not the in-painted `depths`.
+
+    Raises:
+        MissingExtraError: h5py is not installed.
+        DataError: the file is damaged or another one.
     """
+    with needs_extra("data"):
+        import h5py
+    try:
+        file = h5py.File(path, "r")
+        images, depths = (hdf5_dataset(file, name) for name in ("images", "rawDepths"))
+        scenes = hdf5_dataset(file, "scenes", kinds="O")
+        count, colors, width, height = images.shape
+        references = np.asarray(scenes).reshape(-1)
+        if colors != 3 or depths.shape != (count, width, height) or len(references) != count:
+            raise DataError(f"{path}: images, rawDepths and scenes do not belong together; get it again")
+        names = [_text(file[reference]) for reference in references]
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} is not the labeled set of NYU Depth v2 ({one_line(error)}); get it again") from error
+    rows: dict[str, Any] = {}
+    for split in ("test", "train"):
+        for number in split_numbers(split):
+            if number <= count:
+                folder, row = f"{split}/{names[number - 1]}", number - 1
+                rows[f"{folder}/rgb_{number:04d}.npy"] = images, row, lambda values: values.transpose(2, 1, 0)
+                rows[f"{folder}/depth_{number:04d}.npy"] = depths, row, lambda values: values.T.astype(np.float32)
+    return Hdf5Archive(path, rows)
 
-    def __init__(self, path: Path) -> None:
-        """Opens the file and reads the names of the scenes.
 
-        Raises:
-            MissingExtraError: h5py is not installed.
-            DataError: the file is damaged or another one.
-        """
-        with needs_extra("data"):
-            import h5py
-        self.location = path
-        # HDF5 is not for several threads at once.
-        self._lock = threading.Lock()
-        try:
-            self._file: Any = h5py.File(path, "r")
-            images, depths = (hdf5_dataset(self._file, name) for name in ("images", "rawDepths"))
-            scenes = hdf5_dataset(self._file, "scenes", kinds="O")
-            count, colors, width, height = images.shape
-            references = np.asarray(scenes).reshape(-1)
-            if colors != 3 or depths.shape != (count, width, height) or len(references) != count:
-                raise DataError(f"{path}: images, rawDepths and scenes do not belong together; get it again")
-            names = [self._text(reference) for reference in references]
-        except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(
-                f"{path} is not the labeled set of NYU Depth v2 ({one_line(error)}); get it again"
-            ) from error
-        self.notes: tuple[str, ...] = ()
-        self.damage: dict[str, str] = {}
-        self._rows = {
-            f"{split}/{names[number - 1]}/{kind}_{number:04d}.npy": number - 1
-            for split in ("test", "train")
-            for number in split_numbers(split)
-            if number <= count
-            for kind in ("rgb", "depth")
-        }
-        self.names = frozenset(self._rows)
-
-    def read(self, name: str) -> bytes:
-        """One image or depth map as the bytes of an .npy file.
-
-        Raises:
-            DataError: there is none of that name, or the file is damaged there.
-        """
-        if name not in self._rows:
-            raise missing(self.location, name)
-        is_rgb = re.search(r"/rgb_\d+\.npy$", name) is not None
-        try:
-            with self._lock:
-                values = hdf5_values(self._file["images" if is_rgb else "rawDepths"], self._rows[name])
-        except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise DataError(f"{self.location}: {name} is damaged ({one_line(error)}); get it again") from error
-        content = io.BytesIO()
-        np.save(content, values.transpose(2, 1, 0) if is_rgb else values.T.astype(np.float32))
-        return content.getvalue()
-
-    def _text(self, reference: Any) -> str:
-        target = self._file[reference]
-        if target.dtype.kind not in "ui" or target.size > _LONGEST_NAME or target.external or target.is_virtual:
-            raise ValueError("the name of a scene is not a text")
-        return "".join(map(chr, np.asarray(target).reshape(-1)))
+def _text(target: Any) -> str:
+    if target.dtype.kind not in "ui" or target.size > _LONGEST_NAME or target.external or target.is_virtual:
+        raise ValueError("the name of a scene is not a text")
+    return "".join(map(chr, np.asarray(target).reshape(-1)))

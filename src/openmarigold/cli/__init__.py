@@ -13,7 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Union
 
 import tyro
 
@@ -40,51 +40,28 @@ from openmarigold.cli.video import Video, run_video
 from openmarigold.errors import InvalidValueError, OpenMarigoldError
 from openmarigold.printing import quoted_logger
 
-Command: TypeAlias = (
-    Annotated[Predict, tyro.conf.subcommand("predict")]
-    | Annotated[Metric, tyro.conf.subcommand("metric")]
-    | Annotated[Video, tyro.conf.subcommand("video")]
-    | Annotated[Batch, tyro.conf.subcommand("batch")]
-    | Annotated[Measure, tyro.conf.subcommand("measure")]
-    | Annotated[Serve, tyro.conf.subcommand("serve")]
-    | Annotated[Inspect, tyro.conf.subcommand("inspect")]
-    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[EvaluateVideo, tyro.conf.subcommand("evaluate-video")]
-    | Annotated[Calibrate, tyro.conf.subcommand("calibrate")]
-    | Annotated[Compare, tyro.conf.subcommand("compare")]
-    | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
-    | Annotated[Data, tyro.conf.subcommand("data")]
-    | Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[CheckpointCommand, tyro.conf.subcommand("checkpoint")]
-    | Annotated[BenchmarkCommand, tyro.conf.subcommand("benchmark")]
-)
+_COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int]]] = {
+    "predict": (Predict, run_predict),
+    "metric": (Metric, run_metric),
+    "video": (Video, run_video),
+    "batch": (Batch, run_batch),
+    "measure": (Measure, run_measure),
+    "serve": (Serve, run_serve),
+    "inspect": (Inspect, run_inspect),
+    "evaluate": (Evaluate, run_evaluate),
+    "evaluate-video": (EvaluateVideo, run_evaluate_video),
+    "calibrate": (Calibrate, run_calibrate),
+    "compare": (Compare, run_compare),
+    "reproduce": (Reproduce, run_reproduce),
+    "data": (Data, run_data),
+    "train": (Train, run_train),
+    "checkpoint": (CheckpointCommand, run_checkpoint),
+    "benchmark": (BenchmarkCommand, run_benchmark),
+}
+"""Of each command its settings and what runs it."""
+Command: Any = Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, (kind, _) in _COMMANDS.items())]  # noqa: UP007
 _YES_OR_NO_OR_NONE = ("tiles", "ensemble-mirror")  # settings that take True, False or None
-_WITH_SETTINGS: dict[str, type[Any]] = {
-    "predict": Predict,
-    "metric": Metric,
-    "video": Video,
-    "batch": Batch,
-    "evaluate-video": EvaluateVideo,
-}
 _logger = quoted_logger(__name__)
-_RUN: dict[type, Callable[[Any], int]] = {
-    Predict: run_predict,
-    Metric: run_metric,
-    Video: run_video,
-    Batch: run_batch,
-    Measure: run_measure,
-    Serve: run_serve,
-    Inspect: run_inspect,
-    Evaluate: run_evaluate,
-    EvaluateVideo: run_evaluate_video,
-    Calibrate: run_calibrate,
-    Compare: run_compare,
-    Reproduce: run_reproduce,
-    Data: run_data,
-    Train: run_train,
-    CheckpointCommand: run_checkpoint,
-    BenchmarkCommand: run_benchmark,
-}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -110,7 +87,7 @@ def run(argv: Sequence[str]) -> int:
                     print(f"openmarigold {__version__}")
                     return 0
                 command = parse(argv)
-                return _RUN[type(command)](command)
+                return next(run for kind, run in _COMMANDS.values() if kind is type(command))(command)
         except OpenMarigoldError as error:
             if workers.interrupted_by() is not None:
                 return _end_interrupted(argv)  # an interrupted import raises another error
@@ -148,7 +125,7 @@ def _end_interrupted(argv: Sequence[str]) -> int:
     return _end(argv, "interrupted", EXIT_INTERRUPTED if number is None else 128 + number)
 
 
-def parse(argv: Sequence[str]) -> Command:
+def parse(argv: Sequence[str]) -> Any:
     """The command of a command line.
 
     Raises:
@@ -163,8 +140,8 @@ def parse(argv: Sequence[str]) -> Command:
     for name in _YES_OR_NO_OR_NONE:
         argv = _with_value(argv, name)
     with plain_refusals(argv, Command):
-        kind = _WITH_SETTINGS.get(argv[0]) if argv else None
-        if kind:  # alone: all other commands would be built for nothing
+        kind, _ = _COMMANDS.get(argv[0] if argv else "", (None, None))
+        if kind is not None and hasattr(kind, "config_file"):  # alone: all other commands would be built for nothing
             return parse_with_settings(kind, argv[1:], f"openmarigold {argv[0]}")
         return tyro.cli(Command, args=list(argv), prog="openmarigold")
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ import tyro
 
 from openmarigold.batch.settings import BatchConfig
 from openmarigold.cli.engines import OnRay, ray_engine
-from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar, say
+from openmarigold.cli.terminal import EXIT_SOME_FAILED, print_json, progress_bar, say
 from openmarigold.config import PredictConfig
 
 
@@ -65,7 +64,7 @@ def run_batch(command: Batch) -> int:
         )
     total_s = time.perf_counter() - started
     if command.json:
-        print(json.dumps({**outcome.to_dict(), "total_s": round(total_s, 3)}, indent=2))
+        print_json({**outcome.to_dict(), "total_s": round(total_s, 3)})
     else:
         rate = f", {outcome.predicted / total_s:.1f} photos a second" if outcome.predicted else ""
         say(

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
 
-from openmarigold.cli.terminal import say
+from openmarigold.cli.terminal import print_json, say
 from openmarigold.config import CompileMode, Dtype, EngineName, PredictConfig, TinyVaeUse
 from openmarigold.errors import InvalidValueError
 
@@ -56,20 +55,11 @@ def run_benchmark(command: BenchmarkCommand) -> int:
         raise InvalidValueError(
             f"size={command.size} and repeats={command.repeats} are not accepted; give numbers of 1 or above"
         )
-    config = PredictConfig(
-        checkpoint=command.checkpoint,
-        variant=command.variant,
-        engine=command.engine,
-        device=command.device,
-        dtype=command.dtype,
-        tiny_vae=command.tiny_vae,
-        tiny_vae_for=command.tiny_vae_for,
-        compile=command.compile,
-        processing_resolution=command.processing_resolution,
-    )
+    own = ("size", "repeats", "json")
+    config = PredictConfig(**{name: value for name, value in vars(command).items() if name not in own})
     report = measure_speed(config, size=command.size, repeats=command.repeats)
     if command.json:
-        print(json.dumps(report.to_dict(), indent=2))
+        print_json(report.to_dict())
     else:
         _print(report)
     return 0

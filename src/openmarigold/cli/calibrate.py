@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from openmarigold.cli.terminal import progress_bar, say
+from openmarigold.cli.terminal import print_json, progress_bar, say
 from openmarigold.config import PredictConfig
 from openmarigold.errors import InvalidValueError, OutputError
 
@@ -100,7 +99,7 @@ def run_calibrate(command: Calibrate) -> int:
     path = write_calibration(calibration, folder)
     entry = found.entry
     if command.json:
-        print(json.dumps({**dataclasses.asdict(entry), "coverage": found.coverage, "path": str(path)}, indent=2))
+        print_json({**dataclasses.asdict(entry), "coverage": found.coverage, "path": str(path)})
         return 0
     _say(found, command.levels)
     number = len(calibration.entries)

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from openmarigold.cli.terminal import EXIT_ERROR, say
+from openmarigold.cli.terminal import EXIT_ERROR, print_json, say
 from openmarigold.config import ConvertedFormat, ExportDtype, FloatDtype, ModelConfig, PredictConfig, TinyVaeUse
 from openmarigold.errors import InvalidValueError, needs_extra
 
@@ -187,7 +186,7 @@ def _info(action: Info, repository: Repository | None) -> int:
     else:
         content = describe(_read(source, repository))
     if action.json:
-        print(json.dumps(content, indent=2))
+        print_json(content)
         return 0
     for label, text in _lines(content):
         say(f"{label:<12}{text}")

@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
 
-from openmarigold.cli.terminal import cell
+from openmarigold.cli.terminal import cell, print_json, print_table
 
 if TYPE_CHECKING:
     from openmarigold.evaluation.compare import Comparison
@@ -35,14 +33,13 @@ def run_compare(command: Compare) -> int:
 
     comparison = compare(command.a, command.b)
     if command.json:
-        print(json.dumps(comparison.to_dict(), indent=2))
+        print_json(comparison.to_dict())
     else:
         _print_table(comparison)
     return 0
 
 
 def _print_table(comparison: Comparison) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from openmarigold.evaluation.compare import MIN_IMAGES
@@ -76,4 +73,4 @@ def _print_table(comparison: Comparison) -> None:
             *(f"{score.text(low, signed)} … {score.text(high, signed)}" for low, high in difference.intervals.values()),
             comparison.verdict(score.name),
         )
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
+    print_table(table, width=110)

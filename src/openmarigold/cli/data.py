@@ -6,21 +6,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
 from openmarigold.cli.prepare import Normals, Prepare, run_normals, run_prepare
-from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar, say
+from openmarigold.cli.terminal import EXIT_SOME_FAILED, print_table, progress_bar, say
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.printing import printable
-
-if TYPE_CHECKING:
-    pass
 
 _MOVED = {
     ("data", "render"): "openmarigold-render pictures",
@@ -237,7 +233,6 @@ def _print_where(command: Where) -> None:
 
 
 def _print_list() -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -255,9 +250,8 @@ def _print_list() -> None:
         training.add_column(heading)
     for about in _raw_data_sets().values():
         training.add_row(about.name, about.title, about.num_images, about.license, about.size)
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(table)
-    console.print(training)
+    print_table(table, width=120)
+    print_table(training, width=120)
 
 
 def _span(low: float, high: float, between: str = " to ") -> str:

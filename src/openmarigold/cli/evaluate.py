@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +14,8 @@ from openmarigold.cli.engines import MOST_WORKERS, OnRay, ray_engine
 from openmarigold.cli.terminal import (
     EXIT_SOME_FAILED,
     cell,
+    print_json,
+    print_table,
     progress_bar,
     say,
     scored_of_expected,
@@ -118,7 +118,7 @@ def run_evaluate(command: Evaluate) -> int:
                 note=note,
             )
     if command.json:
-        print(json.dumps({name: report.to_dict() for name, report in reports.items()}, indent=2))
+        print_json({name: report.to_dict() for name, report in reports.items()})
     else:
         row = benchmark.row
         _print_tables(reports, modality, command.benchmark.name if row.name == "folder" else f"{row.name}: {row.title}")
@@ -212,12 +212,10 @@ def _without_effect(command: Evaluate) -> list[str]:
 
 def _print_tables(reports: dict[str, Report], modality: Modality, named: str) -> None:
     """A table for each protocol, since their scores must not be compared; `named` is the benchmark."""
-    from rich.console import Console
     from rich.table import Table
 
     from openmarigold.modalities.protocol import SEAM_ENERGY
 
-    console = Console(width=None if sys.stdout.isatty() else 100)
     for protocol in dict.fromkeys(report.protocol for report in reports.values()):
         chosen = {name: report for name, report in reports.items() if report.protocol == protocol}
         first = next(iter(chosen.values()))
@@ -234,7 +232,7 @@ def _print_tables(reports: dict[str, Report], modality: Modality, named: str) ->
                 " / ".join(score.text(kind.metrics[score.name]) for score in headline) for kind in report.kinds.values()
             )
             table.add_row(cell(name), *cells, scored_of_expected(report), share_without_number(report))
-        console.print(table)
+        print_table(table)
     _print_intervals(reports)
     for name, report in reports.items():
         for drawn, intervals in report.kinds["all"].intervals.items():
@@ -252,7 +250,6 @@ def _print_tables(reports: dict[str, Report], modality: Modality, named: str) ->
 
 def _print_intervals(reports: dict[str, Report]) -> None:
     """What the intervals of each estimator cover, by kind of place; nothing where there are none."""
-    from rich.console import Console
     from rich.table import Table
 
     from openmarigold.evaluation.interval_scores import heading_of, summary_of
@@ -275,7 +272,7 @@ def _print_intervals(reports: dict[str, Report]) -> None:
             )
         for what, heading in (("half_width", "mean half width"), ("ause", "AUSE"), ("aurg", "AURG (above 0 is good)")):
             table.add_row(heading, *(f"{summary[what]:.3f}" for summary in found.values()))
-        Console(width=None if sys.stdout.isatty() else 100).print(table)
+        print_table(table)
 
 
 def _headline(report: Report, modality: Modality) -> list[Score]:

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
-from openmarigold.cli.terminal import EXIT_SOME_FAILED, cell, progress_bar, say
+from openmarigold.cli.terminal import EXIT_SOME_FAILED, cell, print_json, print_table, progress_bar, say
 from openmarigold.config import PredictConfig
 from openmarigold.errors import InvalidValueError
 from openmarigold.temporal.settings import StreamConfig
@@ -91,7 +89,7 @@ def run_evaluate_video(command: EvaluateVideo) -> int:
             note=note,
         )
     if command.json:
-        print(json.dumps(report.to_dict(), indent=2))
+        print_json(report.to_dict())
     else:
         _print_table(report)
         if command.output_dir is not None:
@@ -118,10 +116,8 @@ def _estimators(command: EvaluateVideo) -> list[ClipEstimator]:
 
 
 def _print_table(report: VideoReport) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else 100)
     heading, rows = report.rows()
     count = len(next(iter(report.clips.values())))
     table = Table(title=f"means over {count} clip{'s' if count > 1 else ''}, 95 % intervals in brackets")
@@ -129,6 +125,6 @@ def _print_table(report: VideoReport) -> None:
         table.add_column(cell(name), justify="right" if place else "left")
     for row in rows:
         table.add_row(*map(cell, row))
-    console.print(table)
+    print_table(table)
     if report.failed:
         say(f"{len(report.failed)} clips failed and are not counted")

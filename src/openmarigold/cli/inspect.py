@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
-from openmarigold.cli.terminal import say
+from openmarigold.cli.terminal import print_json, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +27,7 @@ def run_inspect(command: Inspect) -> int:
 
     record = read_provenance(command.file)
     if command.json:
-        print(json.dumps(record, indent=2))
+        print_json(record)
         return 0
     width = max((len(name) for name in record), default=0)
     for name, value in record.items():

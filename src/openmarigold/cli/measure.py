@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from openmarigold.cli.terminal import say
+from openmarigold.cli.terminal import print_json, say
 from openmarigold.errors import InvalidValueError
 
 
@@ -37,7 +36,7 @@ def run_measure(command: Measure) -> int:
     first, second = map(_pixel, command.ends)
     found, unit = measure_file(command.file, first, second)
     if command.json:
-        print(json.dumps({**asdict(found), "unit": unit}, indent=2))
+        print_json({**asdict(found), "unit": unit})
         return 0
     if found.low is None or found.high is None:
         say(f"{found.value:.3f} {unit} (how exact is not known)")

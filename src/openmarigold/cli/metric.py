@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from openmarigold.cli.terminal import EXIT_SOME_FAILED, cell, progress_bar, say
+from openmarigold.cli.terminal import EXIT_SOME_FAILED, cell, print_json, progress_bar, say
 from openmarigold.completion.known import KnownConfig
 from openmarigold.config import OutputConfig, PredictConfig
 
@@ -68,7 +67,7 @@ def run_metric(command: Metric) -> int:
         )
     fits = _fits(command.output_dir, result.results)
     if command.json:
-        print(json.dumps({**result.to_dict(), "fits": fits}, indent=2))
+        print_json({**result.to_dict(), "fits": fits})
         return EXIT_SOME_FAILED if result.failed else 0
     for name, record in list(fits.items())[:_MAX_SHOWN]:
         _print_fit(name, record)

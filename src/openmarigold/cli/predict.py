@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar, say
+from openmarigold.cli.terminal import EXIT_SOME_FAILED, print_json, progress_bar, say
 from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import InvalidValueError
 
@@ -67,7 +66,7 @@ def run_predict(command: Predict) -> int:
         )
     total_s = time.perf_counter() - started
     if command.json:
-        print(json.dumps({**result.to_dict(), "total_s": round(total_s, 3)}, indent=2))
+        print_json({**result.to_dict(), "total_s": round(total_s, 3)})
     else:
         renewed = f" ({len(result.renewed)} again: settings or photo changed)" if result.renewed else ""
         photos_s = total_s - result.load_s  # of neighbors, reading, predicting and writing overlap

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,8 @@ import tyro
 
 from openmarigold.cli.terminal import (
     EXIT_SOME_FAILED,
+    print_json,
+    print_table,
     progress_bar,
     say,
     scored_of_expected,
@@ -108,7 +109,7 @@ def run_reproduce(command: Reproduce) -> int:
             note=note,
         )
     if command.json:
-        print(json.dumps([result.to_dict() for result in results], indent=2))
+        print_json([result.to_dict() for result in results])
     else:
         _print_table(table, results)
     return EXIT_SOME_FAILED if any(result.reason is not None for result in results) else 0
@@ -135,10 +136,8 @@ def _shown_progress(label: str) -> Iterator[tuple[Callable[[Progress], None], Ca
 
 
 def _print_table(paper: PaperTable, results: Sequence[CellResult]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else 110)
     pair = " / ".join(score.heading for score in paper.scores)
     marks = {
         "~ read off a figure's axis": any(result.cell.read_off for result in results),
@@ -162,7 +161,7 @@ def _print_table(paper: PaperTable, results: Sequence[CellResult]) -> None:
             _images(result),
             "" if result.report is None else share_without_number(result.report),
         )
-    console.print(table)
+    print_table(table, width=110)
     reasons: dict[str, list[str]] = {}
     for result in results:
         if result.reason is not None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from openmarigold.errors import OpenMarigoldError, OutputError
 from openmarigold.printing import printable
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from openmarigold.evaluation.report import Report
 
 EXIT_SOME_FAILED = 1
@@ -37,6 +40,18 @@ def say(text: object, *, error: bool = False) -> None:
         raise
     except OSError as failure:
         raise OutputError(f"cannot write to stdout: {failure.strerror}") from failure
+
+
+def print_json(content: object) -> None:
+    """Prints a value as JSON."""
+    print(json.dumps(content, indent=2))
+
+
+def print_table(table: Table, *, width: int = 100) -> None:
+    """Prints a table of rich, as wide as the terminal, or `width` characters elsewhere."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else width).print(table)
 
 
 def cell(text: object) -> str:

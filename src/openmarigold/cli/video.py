@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar, say
+from openmarigold.cli.terminal import EXIT_SOME_FAILED, print_json, progress_bar, say
 from openmarigold.config import PredictConfig
 from openmarigold.errors import InvalidValueError
 from openmarigold.temporal.settings import StreamConfig
@@ -76,7 +75,7 @@ def run_video(command: Video) -> int:
     if result.problem is not None:
         say(f"error: {result.problem}", error=True)
     if command.json:
-        print(json.dumps({**result.to_dict(), "total_s": round(total_s, 3)}, indent=2))
+        print_json({**result.to_dict(), "total_s": round(total_s, 3)})
     elif result.skipped:
         say(f"done before: {result.num_frames} frames, {len(result.cuts)} cuts -> {command.output_dir}")
     else:

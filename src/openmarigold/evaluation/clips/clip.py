@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 
 from openmarigold.camera import Camera
 from openmarigold.data.arrays import load_npy
-from openmarigold.errors import DataError, ImageError, OpenMarigoldError, one_line
+from openmarigold.errors import DataError, ImageError, InvalidValueError, OpenMarigoldError, one_line
 from openmarigold.images.photo import read_photo
 
 _ORTHOGONAL = 1e-3
@@ -192,10 +193,24 @@ def make_frame(
     )
 
 
-def clip_folders(root: Path, is_clip: Callable[[Path], bool]) -> dict[str, Path]:
-    """The folder itself, or those in it that are clips, by name."""
-    if is_clip(root):
-        return {root.resolve().name: root}
-    if not root.is_dir():
-        return {}
-    return {folder.name: folder for folder in sorted(root.iterdir()) if folder.is_dir() and is_clip(folder)}
+def camera_of(matrix: Float64[np.ndarray, "_ _"], size: tuple[int, int], where: Path) -> Camera:
+    """The camera of a matrix of intrinsics for pictures of a size (height, width). Raises DataError for a wrong one."""
+    (fx, cx), (fy, cy) = matrix[0, [0, 2]].tolist(), matrix[1, 1:3].tolist()
+    try:
+        return Camera(fx=fx, fy=fy, cx=cx, cy=cy, width=size[1], height=size[0])
+    except InvalidValueError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+def layout_of_folders(
+    name: str, summary: str, *, is_clip: Callable[[Path], bool], open_clip: Callable[[Path, str], Clip]
+) -> Layout:
+    """A layout with a folder for each clip: the one that is given, or those in it, by name."""
+
+    def find(root: Path) -> dict[str, Callable[[], Clip]]:
+        if is_clip(root):
+            return {root.resolve().name: partial(open_clip, root, root.resolve().name)}
+        folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir()] if root.is_dir() else []
+        return {folder.name: partial(open_clip, folder, folder.name) for folder in folders if is_clip(folder)}
+
+    return Layout(name=name, summary=summary, find=find)

@@ -18,9 +18,8 @@ from openmarigold.errors import DataError, OpenMarigoldError, one_line
 from openmarigold.evaluation.clips.clip import (
     Clip,
     ClipFrame,
-    Layout,
     checked_pose,
-    clip_folders,
+    layout_of_folders,
     make_frame,
     read_bytes,
     read_depth_npy,
@@ -42,14 +41,8 @@ def _open(folder: Path, name: str) -> Clip:
     if not isinstance(facts, dict) or facts.get("format") != FORMAT or facts.get("version") != VERSION:
         raise DataError(f"{path} is not a {FORMAT} of version {VERSION}; render the clip again")
     try:
-        camera = Camera(
-            width=facts["width"],
-            height=facts["height"],
-            fx=float(facts["camera"]["fx"]),
-            fy=float(facts["camera"]["fy"]),
-            cx=float(facts["camera"]["cx"]),
-            cy=float(facts["camera"]["cy"]),
-        )
+        intrinsics: dict[str, Any] = {name: float(facts["camera"][name]) for name in ("fx", "fy", "cx", "cy")}
+        camera = Camera(width=facts["width"], height=facts["height"], **intrinsics)
         unit = float(facts.get("depth_unit_m", 0.001))
         rows = [_row(row) for row in facts["frames"]]
     except (KeyError, TypeError, ValueError, AttributeError, OpenMarigoldError) as error:
@@ -95,11 +88,9 @@ def _row(row: Any) -> dict[str, Any]:
     return {"rgb": row["rgb"], "depth": row["depth"], "time_s": float(row["time_s"]), "pose": pose}
 
 
-RENDERED = Layout(
-    name="rendered",
-    summary=f"{FILE_NAME}, as `openmarigold-render path` writes it",
-    find=lambda root: {
-        name: lambda folder=folder, name=name: _open(folder, name)
-        for name, folder in clip_folders(root, lambda folder: (folder / FILE_NAME).is_file()).items()
-    },
+RENDERED = layout_of_folders(
+    "rendered",
+    f"{FILE_NAME}, as `openmarigold-render path` writes it",
+    is_clip=lambda folder: (folder / FILE_NAME).is_file(),
+    open_clip=_open,
 )

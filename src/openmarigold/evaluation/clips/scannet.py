@@ -10,14 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from openmarigold.camera import Camera
-from openmarigold.errors import DataError, InvalidValueError
+from openmarigold.errors import DataError
 from openmarigold.evaluation.clips.clip import (
     Clip,
     ClipFrame,
-    Layout,
+    camera_of,
     checked_pose,
-    clip_folders,
+    layout_of_folders,
     make_frame,
     read_depth_png,
     read_matrix,
@@ -50,23 +49,11 @@ def _open(folder: Path, name: str) -> Clip:
             planes = np.moveaxis(rgb, 2, 0).astype(np.float32)
             shrunk = resize(planes, (depth.shape[0], depth.shape[1]), antialias=True)
             rgb = np.moveaxis(np.clip(np.rint(shrunk), 0, 255).astype(np.uint8), 0, 2)
-        height, width = depth.shape
-        try:
-            camera = Camera(
-                fx=float(matrix[0, 0]),
-                fy=float(matrix[1, 1]),
-                cx=float(matrix[0, 2]),
-                cy=float(matrix[1, 2]),
-                width=width,
-                height=height,
-            )
-        except InvalidValueError as error:
-            raise DataError(f"{intrinsic}: {error}") from error
         return make_frame(
             name=photo.stem,
             rgb=rgb,
             depth=depth,
-            camera=camera,
+            camera=camera_of(matrix, (depth.shape[0], depth.shape[1]), intrinsic),
             pose=checked_pose(read_matrix(pose, 4, 4), str(pose)),
             time_s=numbers[number] / _FRAMES_PER_SECOND,
             depth_range=(clip.min_depth, clip.max_depth),
@@ -84,15 +71,9 @@ def _open(folder: Path, name: str) -> Clip:
     return clip
 
 
-def _is_clip(folder: Path) -> bool:
-    return all((folder / part).is_dir() for part in ("color", "depth", "pose", "intrinsic"))
-
-
-SCANNET = Layout(
-    name="scannet",
-    summary="color/, depth/, pose/ and intrinsic/, exported from a .sens file",
-    find=lambda root: {
-        name: lambda folder=folder, name=name: _open(folder, name)
-        for name, folder in clip_folders(root, _is_clip).items()
-    },
+SCANNET = layout_of_folders(
+    "scannet",
+    "color/, depth/, pose/ and intrinsic/, exported from a .sens file",
+    is_clip=lambda folder: all((folder / part).is_dir() for part in ("color", "depth", "pose", "intrinsic")),
+    open_clip=_open,
 )

@@ -14,8 +14,17 @@ import numpy as np
 from jaxtyping import Float32
 
 from openmarigold.camera import Camera
-from openmarigold.errors import DataError, InvalidValueError
-from openmarigold.evaluation.clips.clip import Clip, ClipFrame, Layout, checked_pose, make_frame, read_bytes, read_rgb
+from openmarigold.errors import DataError
+from openmarigold.evaluation.clips.clip import (
+    Clip,
+    ClipFrame,
+    Layout,
+    camera_of,
+    checked_pose,
+    make_frame,
+    read_bytes,
+    read_rgb,
+)
 
 _TAG = np.float32(202021.25)
 _MAX_DEPTH = 70.0
@@ -45,19 +54,8 @@ def _read_camera(path: Path, size: tuple[int, int]) -> tuple[Camera, np.ndarray 
     numbers = np.frombuffer(content[4:], "<f8")
     matrix, to_camera = numbers[:9].reshape(3, 3), np.eye(4)
     to_camera[:3] = numbers[9:].reshape(3, 4)
-    try:
-        camera = Camera(
-            fx=float(matrix[0, 0]),
-            fy=float(matrix[1, 1]),
-            cx=float(matrix[0, 2]),
-            cy=float(matrix[1, 2]),
-            width=size[1],
-            height=size[0],
-        )
-    except InvalidValueError as error:
-        raise DataError(f"{path}: {error}") from error
     rigid = checked_pose(to_camera, str(path))
-    return camera, None if rigid is None else np.linalg.inv(rigid)
+    return camera_of(matrix, size, path), None if rigid is None else np.linalg.inv(rigid)
 
 
 def _open(root: Path, rendering: str, scene: str) -> Clip:

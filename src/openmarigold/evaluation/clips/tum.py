@@ -19,8 +19,7 @@ from openmarigold.errors import DataError
 from openmarigold.evaluation.clips.clip import (
     Clip,
     ClipFrame,
-    Layout,
-    clip_folders,
+    layout_of_folders,
     make_frame,
     read_bytes,
     read_depth_png,
@@ -128,11 +127,9 @@ def _open(folder: Path, name: str) -> Clip:
     return clip
 
 
-TUM = Layout(
-    name="tum",
-    summary="rgb.txt, depth.txt and groundtruth.txt of a TUM RGB-D sequence",
-    find=lambda root: {
-        name: lambda folder=folder, name=name: _open(folder, name)
-        for name, folder in clip_folders(root, lambda folder: all((folder / file).is_file() for file in _LISTS)).items()
-    },
+TUM = layout_of_folders(
+    "tum",
+    "rgb.txt, depth.txt and groundtruth.txt of a TUM RGB-D sequence",
+    is_clip=lambda folder: all((folder / file).is_file() for file in _LISTS),
+    open_clip=_open,
 )

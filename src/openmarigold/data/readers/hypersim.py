@@ -14,7 +14,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -170,50 +170,40 @@ DEPTH_MAPS = HypersimMaps(
 )
 
 
+@dataclass(eq=False)
 class HypersimReader:
-    """Frames of Hypersim: `ai_VVV_NNN/images/...` below a folder, each scene a folder or a zip."""
+    """Frames of Hypersim: `ai_VVV_NNN/images/...` below a folder, each scene a folder or a zip.
+
+    Attributes:
+        source: folder of scenes; `list_frames` reads it.
+        split: part of the data set's own split; with a list only a name for the result.
+        split_csv: file of the split, if not in `source`.
+        listed: frames to take instead of the split's; each line names scene, camera and frame.
+        scenes: only these.
+        size: height and width of every frame.
+        focal_px: focal length of every camera; an approximation for the few tilt-shift lenses.
+        maps: what is prepared of each frame.
+
+    Raises:
+        MissingExtraError: h5py is not installed.
+    """
+
+    source: Path
+    _: KW_ONLY
+    split: str = "train"
+    split_csv: Path | None = None
+    listed: list[str] | None = None
+    scenes: tuple[str, ...] = ()
+    size: tuple[int, int] = SIZE
+    focal_px: float = FOCAL_PX
+    maps: HypersimMaps = DEPTH_MAPS
 
     name = "hypersim"
 
-    def __init__(
-        self,
-        source: Path,
-        *,
-        split: str = "train",
-        split_csv: Path | None = None,
-        listed: list[str] | None = None,
-        scenes: tuple[str, ...] = (),
-        size: tuple[int, int] = SIZE,
-        focal_px: float = FOCAL_PX,
-        maps: HypersimMaps = DEPTH_MAPS,
-    ) -> None:
-        """Describes the selection; `list_frames` reads the files.
-
-        Args:
-            source: folder of scenes.
-            split: part of the data set's own split; with a list only a name for the result.
-            split_csv: file of the split, if not in `source`.
-            listed: frames to take instead of the split's; each line names scene, camera and frame.
-            scenes: only these.
-            size: height and width of every frame.
-            focal_px: focal length of every camera; an approximation for the few tilt-shift lenses.
-            maps: what is prepared of each frame.
-
-        Raises:
-            MissingExtraError: h5py is not installed.
-        """
+    def __post_init__(self) -> None:
         _h5py()
-        self.source = source
-        self.split = split
-        self.maps = maps
-        self.modality = maps.modality
-        self.encodings = dict(maps.encodings)
-        self.valid_range = maps.valid_range
-        self.split_csv = split_csv
-        self.listed = listed
-        self.scenes = scenes
-        self.size = size
-        self.focal_px = focal_px
+        self.modality, self.valid_range = self.maps.modality, self.maps.valid_range
+        self.encodings = dict(self.maps.encodings)
 
     def settings(self) -> dict[str, Any]:
         return {"size": list(self.size), "focal_px": self.focal_px}

@@ -7,6 +7,7 @@ The steps are those of the published preparation (github.com/prs-eth/Marigold, s
 from __future__ import annotations
 
 import re
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,36 +56,32 @@ _MAX_SCENE = 60  # characters of a scene's name that a key can hold
 _Place = tuple[str, int]
 
 
+@dataclass(eq=False)
 class InteriorVerseReader:
-    """Frames of InteriorVerse: `<scene>/NNN_<part>.exr` anywhere below a folder or in a tar."""
+    """Frames of InteriorVerse: `<scene>/NNN_<part>.exr` anywhere below a folder or in a tar.
+
+    Attributes:
+        source: the folder or tar; `list_frames` reads it.
+        split: what the result is for.
+        scenes: only these; none: all.
+        listed: frames to take, a line each that begins with the path of a file of the frame.
+
+    Raises:
+        MissingExtraError: without the extra `exr`.
+    """
+
+    source: Path
+    _: KW_ONLY
+    split: str = "train"
+    scenes: tuple[str, ...] = ()
+    listed: list[str] | None = None
 
     name = "interiorverse"
     modality = "appearance"
     valid_range = (0.0, float("inf"))
 
-    def __init__(
-        self,
-        source: Path,
-        *,
-        split: str = "train",
-        scenes: tuple[str, ...] = (),
-        listed: list[str] | None = None,
-    ) -> None:
-        """Describes the selection; `list_frames` reads the source.
-
-        Args:
-            split: what the result is for.
-            scenes: only these; none: all.
-            listed: frames to take, a line each that begins with the path of a file of the frame.
-
-        Raises:
-            MissingExtraError: without the extra `exr`.
-        """
+    def __post_init__(self) -> None:
         require_exr()
-        self.source = source
-        self.split = split
-        self.scenes = scenes
-        self.listed = listed
         self.encodings = {"albedo": _HALF, "roughness": _HALF, "metallicity": _HALF}
         self._archive: Archive | None = None
 

@@ -8,7 +8,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -130,30 +130,33 @@ def read_config(path: Path) -> FolderConfig:
     return from_table(FolderConfig, table, where=str(path), error=DataError)
 
 
+@dataclass(eq=False)
 class FolderReader:
-    """Frames of a folder that a `FolderConfig` describes."""
+    """Frames of a folder that a `FolderConfig` describes.
+
+    Attributes:
+        source: a folder, tar or zip; `list_frames` reads it.
+        config: its description.
+        split: name of the split that the result becomes.
+        listed: paths of the RGB files to take, one a line (text after a blank is ignored); None = all.
+
+    Raises:
+        MissingExtraError: .exr files without the extra `exr`.
+    """
+
+    source: Path
+    config: FolderConfig
+    _: KW_ONLY
+    split: str = "train"
+    listed: list[str] | None = None
 
     modality = "depth"
 
-    def __init__(
-        self, source: Path, config: FolderConfig, *, split: str = "train", listed: list[str] | None = None
-    ) -> None:
-        """Describes the selection; `list_frames` reads the source (a folder, tar or zip).
-
-        Args:
-            split: name of the split that the result becomes.
-            listed: paths of the RGB files to take, one a line (text after a blank is ignored); None = all.
-
-        Raises:
-            MissingExtraError: .exr files without the extra `exr`.
-        """
+    def __post_init__(self) -> None:
+        config = self.config
         if config.depth_suffix == ".exr":
             require_exr()
         self.name = config.name
-        self.source = source
-        self.config = config
-        self.split = split
-        self.listed = listed
         self.valid_range = (config.min_depth, config.max_depth)
         self.keeps_codes = (config.encoding, config.depth_suffix, config.depth_is) == ("auto", ".png", "planar")
         if self.keeps_codes:

@@ -7,6 +7,7 @@ Paper: §4.1. Sky is stored as the far plane, 655.35 m. This is outside the rang
 from __future__ import annotations
 
 import re
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -92,52 +93,47 @@ def choose_variants(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(set(chosen)))
 
 
+@dataclass(eq=False)
 class VirtualKitti2Reader:
-    """Frames of Virtual KITTI 2 in a folder with the tars or their content, or in one tar."""
+    """Frames of Virtual KITTI 2 in a folder with the tars or their content, or in one tar.
+
+    Attributes:
+        source: the folder or tar; `list_frames` reads it.
+        split: "train" (scenes 02, 06, 18, 20), "val" (scene 01), or "all".
+        scenes: these instead of the split's. For the variants "e2e-ft" alone all five are the default.
+        variants: names, or names of sets.
+        listed: frames to take, a line each with the path of the RGB or depth file, instead of scenes and variants.
+        crop: cut both to KITTI's benchmark size; uncropped JPEG files are kept byte for byte.
+        size: height and width of every frame.
+
+    Raises:
+        InvalidValueError: a name that is not known.
+    """
+
+    source: Path
+    _: KW_ONLY
+    split: str = "train"
+    scenes: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ("published",)
+    listed: list[str] | None = None
+    crop: bool = True
+    size: tuple[int, int] = SIZE
 
     name = "vkitti2"
     modality = "depth"
     encoding = MapEncoding(kind="linear", meters_per_unit=0.01)  # the source's own codes
     valid_range = (1e-5, MAX_DEPTH)
 
-    def __init__(
-        self,
-        source: Path,
-        *,
-        split: str = "train",
-        scenes: tuple[str, ...] = (),
-        variants: tuple[str, ...] = ("published",),
-        listed: list[str] | None = None,
-        crop: bool = True,
-        size: tuple[int, int] = SIZE,
-    ) -> None:
-        """Describes the selection; `list_frames` reads the source.
-
-        Args:
-            split: "train" (scenes 02, 06, 18, 20), "val" (scene 01), or "all".
-            scenes: these instead of the split's. For the variants "e2e-ft" alone all five are the default.
-            variants: names, or names of sets.
-            listed: frames to take, a line each with the path of the RGB or depth file, instead of scenes and variants.
-            crop: cut both to KITTI's benchmark size; uncropped JPEG files are kept byte for byte.
-            size: height and width of every frame.
-
-        Raises:
-            InvalidValueError: a name that is not known.
-        """
-        if split not in SPLITS:
-            raise InvalidValueError(f"split={split!r} is not known; use {', '.join(SPLITS)}")
-        unknown = [scene for scene in scenes if scene not in FRAMES_PER_CAMERA]
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise InvalidValueError(f"split={self.split!r} is not known; use {', '.join(SPLITS)}")
+        unknown = [scene for scene in self.scenes if scene not in FRAMES_PER_CAMERA]
         if unknown:
             raise InvalidValueError(f"scene {unknown[0]!r} is not known; use some of {', '.join(FRAMES_PER_CAMERA)}")
-        self.source = source
-        self.split = split
         self.encodings = {"depth": self.encoding}
-        all_scenes = variants == ("e2e-ft",) and split == "train"
-        self.scenes = scenes or SPLITS["all" if all_scenes else split]
-        self.variants = choose_variants(variants)
-        self.listed = listed
-        self.crop = crop
-        self.size = size
+        all_scenes = self.variants == ("e2e-ft",) and self.split == "train"
+        self.scenes = self.scenes or SPLITS["all" if all_scenes else self.split]
+        self.variants = choose_variants(self.variants)
         self._archive: Archive | None = None
 
     def settings(self) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def _open_file(path: Path) -> Archive:
             start = file.read(6)
         if start[:2] == b"\x1f\x8b" or start[:3] == b"BZh" or start == b"\xfd7zXZ\x00":
             raise DataError(f"{path} is compressed as a whole, so its files cannot be read one by one; decompress it")
-        return _Tar(path)
+        return TarArchive(path)
     except (tarfile.TarError, zipfile.BadZipFile, OSError, ValueError, RuntimeError, struct.error) as error:
         if isinstance(error, DataError):
             raise
@@ -183,39 +183,51 @@ def _identity(path: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-class _Tar:
+class TarArchive:
+    """An uncompressed tar.
+
+    Attributes:
+        places: offset and size of each whole file, by name, in the order of the tar.
+        defects: files that cannot be read, and why, as the end of a sentence.
+    """
+
     def __init__(self, path: Path) -> None:
+        """Reads all headers. Raises what `read_tar_index` raises."""
         self.location = path
         self.notes: tuple[str, ...] = ()
         content = read_tar_index(path)
-        self._places, self._defects = content.places, content.defects
+        self.places, self.defects = content.places, content.defects
         self.damage = {path.name: f"{path} {content.damage}; get it again"} if content.damage else {}
-        self.names = frozenset(self._places) | self._defects.keys()
-        # pread keeps no position, so threads share one handle. It lives as long as the archive is used.
-        self._handle = path.open("rb")
+        self.names = frozenset(self.places) | self.defects.keys()
+        self._file = path.open("rb")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_handle"}
+        return {name: value for name, value in self.__dict__.items() if name != "_file"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._handle = self.location.open("rb")
+        self._file = self.location.open("rb")
 
     def read(self, name: str) -> bytes:
-        if name in self._defects:
-            raise DataError(f"{self.location}: {name} {self._defects[name]}; get it again")
-        if name not in self._places:
+        if name in self.defects:
+            raise DataError(f"{self.location}: {name} {self.defects[name]}; get it again")
+        if name not in self.places:
             raise missing(self.location, name)
-        offset, size = self._places[name]
+        offset, size = self.places[name]
         _check_size(size, f"{self.location}: {name}")
-        content = os.pread(self._handle.fileno(), size, offset)
+        if self._file.closed:
+            self._file = self.location.open("rb")
+        content = os.pread(self._file.fileno(), size, offset)  # which keeps no position, so threads share one file
         if len(content) != size:
             raise DataError(f"{self.location} ends within {name}; get it again")
         return content
 
-    def __del__(self) -> None:
-        if hasattr(self, "_handle"):
-            self._handle.close()
+    def close(self) -> None:
+        """Closes the file; reading opens it again."""
+        if hasattr(self, "_file"):
+            self._file.close()
+
+    __del__ = close
 
 
 class _Zip:

@@ -8,10 +8,10 @@ import functools
 import hashlib
 import io
 import json
-import os
 import tarfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,9 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from openmarigold.camera import Camera
+from openmarigold.data.archives import TarArchive
 from openmarigold.data.remote import DataFolder, RemoteFolder
 from openmarigold.data.shards import Sample, ShardedDataset, is_prepared
-from openmarigold.data.tar_index import read_tar_index
 from openmarigold.errors import DataError, one_line
 from openmarigold.files import files_sha256
 from openmarigold.seeding import generator_for
@@ -226,15 +226,18 @@ class _PlainTars:
         self.name = name
         self._row = row
         folder = data_dir / self._row.folder
-        self._shards = sorted(folder.glob(self._row.shards))
-        if not self._shards:
+        shards = sorted(folder.glob(self._row.shards))
+        if not shards:
             raise DataError(
                 f"no {self._row.shards} in {folder}; --data-dir must be the folder that holds {self._row.folder}/"
             )
-        entries: dict[str, dict[str, tuple[int, int, int]]] = {}
-        for number, shard in enumerate(self._shards):
-            for key, suffix, offset, size in _members(shard, self._row.suffixes):
-                entries.setdefault(key, {})[suffix] = (number, offset, size)
+        self._shards = [_whole_tar(shard) for shard in shards]
+        entries: dict[str, dict[str, tuple[TarArchive, str]]] = {}
+        for shard in self._shards:
+            for path in shard.places:
+                for suffix in self._row.suffixes:
+                    if path.endswith(suffix):
+                        entries.setdefault(path[: -len(suffix)], {})[suffix] = shard, path
         complete = {key: parts for key, parts in entries.items() if len(parts) == len(self._row.suffixes)}
         if not complete:
             raise DataError(f"{folder} holds no sample with all of {', '.join(self._row.suffixes)}")
@@ -242,10 +245,9 @@ class _PlainTars:
         self.kinds = [key.split("-", maxsplit=1)[0] for key in self.keys]
         self._entries = [complete[key] for key in self.keys]
         # Names and sizes: changes when the data is made again, without reading it all.
-        sizes = [[key, [size for _, _, size in complete[key].values()]] for key in self.keys]
+        sizes = [[key, [shard.places[path][1] for shard, path in complete[key].values()]] for key in self.keys]
         self.contents = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
-        self.sha256 = files_sha256(self._shards)
-        self._handles: dict[int, int] = {}
+        self.sha256 = files_sha256(shards)
 
     @functools.cached_property
     def sizes(self) -> Int64[np.ndarray, "n 2"]:
@@ -253,47 +255,36 @@ class _PlainTars:
         for index, entry in enumerate(self._entries):
             try:
                 # The size stands near the start, before any pixel.
-                with Image.open(io.BytesIO(self._bytes(*entry[self._row.suffixes[0]]))) as image:
+                shard, path = entry[self._row.suffixes[0]]
+                with Image.open(io.BytesIO(shard.read(path))) as image:
                     found[index] = image.height, image.width
-            except OSError as error:
+            except (OSError, DataError) as error:
                 raise self._damaged(index, error) from error
         return found
 
     def read(self, index: int) -> Sample:
-        files = {suffix: self._bytes(*place) for suffix, place in self._entries[index].items()}
+        entry = self._entries[index]
         try:
-            rgb, maps = self._row.decode(files)
+            rgb, maps = self._row.decode({suffix: shard.read(path) for suffix, (shard, path) in entry.items()})
         except (OSError, ValueError) as error:
             raise self._damaged(index, error) from error
         return Sample(rgb=rgb, maps=maps, kind=self.kinds[index])
 
     def close(self) -> None:
-        for handle in self._handles.values():
-            os.close(handle)
-        self._handles.clear()
+        for shard in self._shards:
+            shard.close()
 
     def _damaged(self, index: int, error: Exception) -> DataError:
         return DataError(f"sample {self.keys[index]} of source {self.name} is damaged: {one_line(error)}")
 
-    def _bytes(self, shard: int, offset: int, size: int) -> bytes:
-        # pread keeps no position, so threads share one handle.
-        if shard not in self._handles:
-            self._handles[shard] = os.open(self._shards[shard], os.O_RDONLY)
-        return os.pread(self._handles[shard], size, offset)
 
-
-def _members(shard: Path, suffixes: tuple[str, ...]) -> list[tuple[str, str, int, int]]:
-    found = []
+def _whole_tar(path: Path) -> TarArchive:
     try:
-        index = read_tar_index(shard)
+        archive = TarArchive(path)
     except (tarfile.TarError, OSError) as error:
-        raise DataError(f"{shard} is not a whole tar file ({one_line(error)}); get it again") from error
-    if index.damage or index.defects:
-        # Training must not depend on which files can still be read.
-        damage = index.damage or "{} {}".format(*next(iter(index.defects.items())))
-        raise DataError(f"{shard} is not a whole tar file ({damage}); get it again")
-    for name, (offset, size) in index.places.items():
-        for suffix in suffixes:
-            if name.endswith(suffix):
-                found.append((name[: -len(suffix)], suffix, offset, size))
-    return found
+        raise DataError(f"{path} is not a whole tar file ({one_line(error)}); get it again") from error
+    # Training must not depend on which files can still be read.
+    defects = (f"{path}: {name} {what}; get it again" for name, what in archive.defects.items())
+    if damage := next(chain(archive.damage.values(), defects), None):
+        raise DataError(damage)
+    return archive

@@ -25,7 +25,6 @@ from pyarrow import parquet
 
 from dying import DoomedWorker, DyingWorker
 from openmarigold import Predictor
-from openmarigold.batch import engines
 from openmarigold.batch.run import BatchOutcome, batch_files
 from openmarigold.batch.settings import BatchConfig
 from openmarigold.batch.sources import shards_of
@@ -33,6 +32,7 @@ from openmarigold.batch.spark import SparkFactory
 from openmarigold.batch.worker import ShardWorker
 from openmarigold.cli import run as run_cli
 from openmarigold.config import PredictConfig
+from openmarigold.data import units
 from openmarigold.data.units import ProcessEngine
 from openmarigold.errors import DataError, InvalidValueError, OutputError
 from openmarigold.images.png import read_png
@@ -225,7 +225,7 @@ def test_processes_give_the_same_bytes_though_one_dies(photos: Path, made: Path,
 def test_a_shard_that_kills_every_worker_ends_the_run(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "_MOST_DEATHS", 1)  # starting processes takes long
+    monkeypatch.setattr(units, "_MOST_DEATHS", 1)  # starting processes takes long
     config = BatchConfig(shard_size=5)
     worker = DoomedWorker(CONFIG, config, str(tmp_path))
     worker.number = 0

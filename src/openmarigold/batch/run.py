@@ -57,15 +57,7 @@ class BatchOutcome:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {
-            "shards": self.shards,
-            "done_before": self.done_before,
-            "photos": self.photos,
-            "failures": self.failures,
-            "failed_by_class": dict(self.failed_by_class),
-            "predicted": self.predicted,
-            "engine": self.engine,
-        }
+        return {**vars(self), "failed_by_class": dict(self.failed_by_class)}
 
 
 @dataclass(frozen=True)

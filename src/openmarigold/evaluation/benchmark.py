@@ -19,6 +19,7 @@ from openmarigold.data.arrays import load_npy
 from openmarigold.errors import DataError, ImageError, MissingExtraError, one_line
 from openmarigold.evaluation.benchmark_readers import Decoder, Entry, Lister
 from openmarigold.images.photo import as_rgb
+from openmarigold.modalities import DEPTH
 from openmarigold.modalities.modality import Modality
 from openmarigold.modalities.protocol import BenchmarkSample, Maps, Window
 
@@ -42,7 +43,7 @@ class BenchmarkRow:
 
     name: str
     title: str
-    modality: Modality
+    modality: Modality = DEPTH
     list_entries: Lister
     decode: Decoder
     unit: str
@@ -57,7 +58,7 @@ class BenchmarkRow:
     """Part of the (cropped) image that counts."""
     crop: Callable[[int, int], Window] | None = None
     """Part of the image that is predicted and scored."""
-    processing_resolution: int
+    processing_resolution: int = 0
     """Longer side that the paper's networks see [px]; 0: the image's own size."""
     max_fit_width: int | None = None
     """Columns that the fit of scale and shift uses, at most."""

@@ -167,14 +167,12 @@ def _nyuv2(name: str, title: str, split: str, count: int) -> BenchmarkRow:
     return BenchmarkRow(
         name=name,
         title=title,
-        modality=DEPTH,
         list_entries=list_nyuv2(split),
         decode=decode_png(1000.0),
         unit="16-bit PNG [mm]; float [m] in the official file",
         min_value=1e-3,
         max_value=10.0,
         window=nyu_eigen_window,
-        processing_resolution=0,
         official_file=MAT_NAME,
         open_official=open_mat,
         expected_count=count,
@@ -186,7 +184,6 @@ def _kitti(name: str, title: str, list_name: str, count: int) -> BenchmarkRow:
     return BenchmarkRow(
         name=name,
         title=title,
-        modality=DEPTH,
         list_entries=list_kitti(list_name),
         decode=decode_png(256.0),
         unit="16-bit PNG [1/256 m]",
@@ -194,7 +191,6 @@ def _kitti(name: str, title: str, list_name: str, count: int) -> BenchmarkRow:
         max_value=80.0,
         window=kitti_eigen_window,
         crop=kitti_crop,
-        processing_resolution=0,
         expected_count=count,
         files=_KITTI_FILES.replace("LIST", list_name),
     )
@@ -206,7 +202,6 @@ _ROWS = (
     BenchmarkRow(
         name="eth3d",
         title="ETH3D, high-resolution multi-view, training scenes",
-        modality=DEPTH,
         list_entries=list_eth3d,
         decode=decode_float32,
         unit="raw float32 [m], inf = none",
@@ -228,13 +223,11 @@ or the repacked copy:
     BenchmarkRow(
         name="scannet",
         title="ScanNet, 800 validation frames",
-        modality=DEPTH,
         list_entries=list_scannet(_SCANNET_LIST),
         decode=decode_png(1000.0),
         unit="16-bit PNG [mm]",
         min_value=1e-3,
         max_value=10.0,
-        processing_resolution=0,
         resize_rgb=Image.Resampling.BILINEAR,
         expected_count=800,
         files=f"""\
@@ -250,7 +243,6 @@ Photos of another size than the depth (1296x968) are resized to it.
     BenchmarkRow(
         name="diode",
         title="DIODE, validation, indoors and outdoors",
-        modality=DEPTH,
         list_entries=list_diode,
         decode=decode_diode,
         unit=".npy float32 [m] and mask",
@@ -274,7 +266,6 @@ or the repacked copy:
     BenchmarkRow(
         name="folder",
         title="a folder in the generic layout",
-        modality=DEPTH,
         list_entries=list_folder(DEPTH),
         decode=decode_folder(DEPTH),
         unit=".npy [m]; 16-bit PNG, values per meter in meta.json",
@@ -282,7 +273,6 @@ or the repacked copy:
         max_value=20.0,
         max_value_by_kind=MappingProxyType({"outdoor": 80.0}),
         valid_range=(0.0, np.inf),
-        processing_resolution=0,
         expected_count=None,
         average_over_places=True,
         files="""\

@@ -191,7 +191,7 @@ def _row(
     **fields: Any,
 ) -> BenchmarkRow:
     return BenchmarkRow(
-        **{"decode": decode_png(256.0), "unit": "16-bit PNG [1/256 m]", "processing_resolution": 0, **fields},
+        **{"decode": decode_png(256.0), "unit": "16-bit PNG [1/256 m]", **fields},
         name=name,
         title=f"{title}; {points}",
         modality=METRIC,

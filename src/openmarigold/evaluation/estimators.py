@@ -36,13 +36,8 @@ class MapEstimator(Protocol):
 
 
 @runtime_checkable
-class GivenEstimator(Protocol):
+class GivenEstimator(MapEstimator, Protocol):
     """A `MapEstimator` that also sees what a benchmark gives besides the photo: see `BenchmarkSample.given`."""
-
-    @property
-    def invariance(self) -> PredictionSpace: ...
-
-    def __call__(self, rgb: UInt8[np.ndarray, "h w 3"], /) -> Predicted: ...
 
     def estimate_given(self, rgb: UInt8[np.ndarray, "h w 3"], given: Maps, /) -> Predicted: ...
 

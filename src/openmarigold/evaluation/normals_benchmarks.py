@@ -110,7 +110,6 @@ def _row(
         unit=stored,
         min_value=-np.inf,
         max_value=np.inf,
-        processing_resolution=0,
         expected_count=count,
         files=files,
     )

@@ -112,16 +112,22 @@ def score_benchmark(
         )
         if progress is not None:
             progress(done, len(entries))
-    over_places = row.average_over_places and chosen.pooled is None
+    return _report(benchmark, chosen, images)
+
+
+def _report(benchmark: Benchmark, protocol: Protocol, images: Sequence[ImageScore], /, **facts: Any) -> Report:
+    """The report of images that were scored by a protocol."""
+    row = benchmark.row
+    over_places = row.average_over_places and protocol.pooled is None
     return Report(
         images=images,
-        kinds=summarize(images, over_places=over_places, pooled=chosen.pooled),
-        protocol=chosen.name,
-        scores=chosen.scores,
-        pooled=chosen.pooled,
+        kinds=summarize(images, over_places=over_places, pooled=protocol.pooled),
+        protocol=protocol.name,
+        pooled=protocol.pooled,
         modality=row.modality.name,
         given=row.given_facts,
         over_places=over_places,
+        **{"scores": protocol.scores, **facts},
     )
 
 
@@ -158,22 +164,21 @@ def evaluate_benchmark(
     with _Log(output_dir, run.protocol, interval_score_names(spec.band)) as log:
         images, failed = _score_all(run, log, elsewhere or num_workers, progress, note)
     _check_failures(failed, len(benchmark.entries), allow_partial)
-    over_places = row.average_over_places and run.protocol.pooled is None
-    report = Report(
-        images=images,
-        kinds=summarize(images, over_places=over_places, pooled=run.protocol.pooled),
-        protocol=run.protocol.name,
+    report = _report(
+        benchmark,
+        run.protocol,
+        images,
         scores=(*run.protocol.scores, *listed_scores(spec.band)),
-        pooled=run.protocol.pooled,
-        modality=row.modality.name,
         benchmark=row.name,
-        given=row.given_facts,
-        over_places=over_places,
         expected=row.expected_count,
         settings=dict(spec.settings),
         provenance={"estimator": spec.name, **describe_machine(), "inputs_sha256": _hash_of_all(images)},
         failed=failed,
-        times=_times(started, time.perf_counter() - wall, log),
+        times={
+            "started": started.isoformat(timespec="seconds"),
+            "wall_s": round(time.perf_counter() - wall, 3),
+            "images_from_earlier_runs": log.num_found,
+        },
     )
     if output_dir is not None:
         write_report(report, output_dir)
@@ -194,14 +199,6 @@ def _check_settings(benchmark: Benchmark, spec: EstimatorSpec, *, num_workers: i
             f"{spec.name} predicts {spec.modality.title} and {row.name} measures {row.modality.title}; use a benchmark "
             f"of {spec.modality.title}"
         )
-
-
-def _times(started: datetime, seconds: float, log: _Log) -> dict[str, Any]:
-    return {
-        "started": started.isoformat(timespec="seconds"),
-        "wall_s": round(seconds, 3),
-        "images_from_earlier_runs": log.num_found,
-    }
 
 
 def _score_all(

@@ -26,7 +26,9 @@ from openmarigold.training.settings import (
     OptimizationConfig,
     RunConfig,
     TimestepConfig,
+    is_share,
     require,
+    require_each,
 )
 
 
@@ -40,7 +42,7 @@ class NoiseConfig:
     """Standard deviation over each sample, or over the whole batch as in the published code."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.strength <= 1, f"strength={self.strength} must be in [0, 1]")
+        require_each(self, is_share, "in [0, 1]", "strength")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +84,9 @@ class LoraConfig:
     merged into the base's own weights."""
 
     def __post_init__(self) -> None:
-        require(self.rank >= 0, f"rank={self.rank} must be 0 or more")
-        require(self.alpha >= 0, f"alpha={self.alpha} must be 0 or more")
+        require_each(self, lambda value: value >= 0, "0 or more", "rank", "alpha")
         require(bool(self.targets), "targets is empty; name layers, such as to_q")
-        factor = self.full_learning_rate_factor
-        require(0 < factor <= 1, f"full_learning_rate_factor={factor} must be above 0, at most 1")
+        require_each(self, lambda value: 0 < value <= 1, "above 0, at most 1", "full_learning_rate_factor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,12 +103,17 @@ class CheckpointDefaults:
     """Store weights in float16, half the size; they are widened to float32 when they are loaded."""
 
     def __post_init__(self) -> None:
+        _check_prediction(self.num_inference_steps, self.processing_resolution)
+
+
+def _check_prediction(num_inference_steps: int, processing_resolution: int | None) -> None:
+    if processing_resolution is not None:
         try:
-            check_processing_resolution(self.processing_resolution)
+            check_processing_resolution(processing_resolution)
         except InvalidValueError as error:
             raise RecipeError(str(error)) from error
-        steps = self.num_inference_steps
-        require(1 <= steps <= MAX_INFERENCE_STEPS, f"num_inference_steps={steps} must be 1 to {MAX_INFERENCE_STEPS}")
+    is_known = 1 <= num_inference_steps <= MAX_INFERENCE_STEPS
+    require(is_known, f"num_inference_steps={num_inference_steps} must be 1 to {MAX_INFERENCE_STEPS}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,23 +136,15 @@ class ValidationConfig:
     """None: the checkpoint's own; 0: each photo's own size."""
 
     def __post_init__(self) -> None:
-        require(self.num_images >= 0, f"num_images={self.num_images} must be 0 or more")
+        require_each(self, lambda value: value >= 0, "0 or more", "num_images")
         require(all(count >= 0 for count in self.sources.values()), "every number in sources must be 0 or more")
-        require(self.ensemble_size >= 1, f"ensemble_size={self.ensemble_size} must be at least 1")
+        require_each(self, lambda value: value >= 1, "at least 1", "ensemble_size")
         require(
             self.num_inference_steps > 1 or self.spacing == "trailing",
             'one step with spacing="leading" begins at timestep 1, where the result is the starting noise whatever the '
             'weights are; set spacing = "trailing" or num_inference_steps = 10',
         )
-        require(
-            1 <= self.num_inference_steps <= MAX_INFERENCE_STEPS,
-            f"num_inference_steps={self.num_inference_steps} must be 1 to {MAX_INFERENCE_STEPS}",
-        )
-        if self.processing_resolution is not None:
-            try:
-                check_processing_resolution(self.processing_resolution)
-            except InvalidValueError as error:
-                raise RecipeError(str(error)) from error
+        _check_prediction(self.num_inference_steps, self.processing_resolution)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from openmarigold.errors import RecipeError
 
@@ -15,6 +16,18 @@ def require(condition: bool, message: str) -> None:
     """Raises `RecipeError` with the message unless the condition holds."""
     if not condition:
         raise RecipeError(message)
+
+
+def require_each(settings: object, accepted: Callable[[Any], bool], bounds: str, *names: str) -> None:
+    """Raises `RecipeError` for the first of these settings that is not accepted; `bounds` says what is."""
+    for name in names:
+        value = getattr(settings, name)
+        require(accepted(value), f"{name}={value} must be {bounds}")
+
+
+def is_share(value: float) -> bool:
+    """Whether a value is in [0, 1]."""
+    return 0 <= value <= 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,23 +68,19 @@ class OptimizationConfig:
     differ in rounding."""
 
     def __post_init__(self) -> None:
-        require(self.num_steps >= 1, f"num_steps={self.num_steps} must be at least 1")
-        require(self.batch_size >= 1, f"batch_size={self.batch_size} must be at least 1")
+        require_each(self, lambda value: value >= 1, "at least 1", "num_steps", "batch_size")
         require(
             self.micro_batch_size >= 0 and (self.micro_batch_size == 0 or self.batch_size % self.micro_batch_size == 0),
             f"micro_batch_size={self.micro_batch_size} must divide batch_size={self.batch_size}; 0 = no accumulation",
         )
-        require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be above 0")
-        factor = self.final_learning_rate_factor
-        require(0 < factor <= 1, f"final_learning_rate_factor={factor} must be above 0, at most 1")
-        require(self.weight_decay >= 0, f"weight_decay={self.weight_decay} must be 0 or more")
-        require(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps} must be 0 or more")
+        require_each(self, lambda value: value > 0, "above 0", "learning_rate")
+        require_each(self, lambda value: 0 < value <= 1, "above 0, at most 1", "final_learning_rate_factor")
+        require_each(self, lambda value: value >= 0, "0 or more", "weight_decay", "warmup_steps", "gradient_clip")
         require(
             self.decay_steps == 0 or self.decay_steps > self.warmup_steps,
             f"decay_steps={self.decay_steps} must be above warmup_steps={self.warmup_steps}; 0 = num_steps",
         )
-        require(0 <= self.ema_decay < 1, f"ema_decay={self.ema_decay} must be in [0, 1)")
-        require(self.gradient_clip >= 0, f"gradient_clip={self.gradient_clip} must be 0 or more")
+        require_each(self, lambda value: 0 <= value < 1, "in [0, 1)", "ema_decay")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,16 +110,13 @@ class RunConfig:
     """Refuse to start where weights, gradients and moments do not fit into free memory."""
 
     def __post_init__(self) -> None:
-        require(self.save_period_s >= 0, f"save_period_s={self.save_period_s} must be 0 or more")
-        require(self.keep_states >= 1, f"keep_states={self.keep_states} must be at least 1")
-        require(self.patience >= 0, f"patience={self.patience} must be 0 or more")
+        periods = ("save_period_s", "validation_period", "checkpoint_period")
+        require_each(self, lambda value: value >= 0, "0 or more", *periods, "patience")
+        require_each(self, lambda value: value >= 1, "at least 1", "keep_states", "num_workers")
         require(
             self.patience == 0 or self.validation_period > 0,
             "patience counts validations; set validation_period to the steps between them",
         )
-        for name in ("validation_period", "checkpoint_period"):
-            require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must be 0 or more")
-        require(self.num_workers >= 1, f"num_workers={self.num_workers} must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,11 +204,8 @@ class DataConfig:
             'buckets need mixture = "micro_batch", since pictures of different sizes cannot share a batch',
         )
         if self.mixture == "sample":
-            different = sorted(
-                name for name in self.sources if self.size_of(name) != self.size_of(next(iter(self.sources)))
-            )
             require(
-                not different,
+                len({self.size_of(name) for name in self.sources}) == 1,
                 'sizes differ between sources, so that they cannot share a batch; set mixture = "micro_batch"',
             )
         else:
@@ -211,14 +214,12 @@ class DataConfig:
                 'kind_weights needs mixture = "sample"; with "micro_batch" everything is drawn equally',
             )
         require(self.held_out is None or 0 <= self.held_out < 1, f"held_out={self.held_out} must be in [0, 1)")
-        require(0 < self.min_scale <= 1, f"min_scale={self.min_scale} must be in (0, 1]")
-        require(self.aspect_jitter >= 0, f"aspect_jitter={self.aspect_jitter} must be 0 or above")
-        require(self.appearance >= 0, f"appearance={self.appearance} must be 0 or above")
-        require(self.latent_noise >= 0, f"latent_noise={self.latent_noise} must be 0 or above")
-        require(self.num_variants >= 1, f"num_variants={self.num_variants} must be at least 1")
+        require_each(self, lambda value: 0 < value <= 1, "in (0, 1]", "min_scale")
+        jitters = ("aspect_jitter", "appearance", "latent_noise")
+        require_each(self, lambda value: value >= 0, "0 or above", *jitters, "min_depth")
+        require_each(self, lambda value: value >= 1, "at least 1", "num_variants")
         for name, (low, high) in self.valid_range.items():
             require(0 <= low < high, f"valid_range of {name} = {[low, high]} must be two numbers, 0 <= low < high")
-        require(self.min_depth >= 0, f"min_depth={self.min_depth} must be 0 or above")
         require(
             self.resampling == "smooth" or (self.min_scale, self.aspect_jitter, self.appearance) == (1.0, 0.0, 0.0),
             'resampling="published" takes whole pictures; leave out min_scale, aspect_jitter and appearance',
@@ -246,7 +247,7 @@ class TimestepConfig:
     """What the U-Net is trained to answer; base = as the base checkpoint did."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.last_share <= 1, f"last_share={self.last_share} must be in [0, 1]")
+        require_each(self, is_share, "in [0, 1]", "last_share")
         require(
             not (self.prediction_type == "epsilon" and self.zero_terminal_snr),
             'prediction_type="epsilon" is undefined at zero terminal SNR; set zero_terminal_snr = false or use '

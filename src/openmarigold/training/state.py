@@ -214,8 +214,8 @@ def load_state(
         CheckpointError: the state is damaged, or its base checkpoint or data have changed since.
     """
     described = _described(state)
+    check_inputs(state, inputs)
     kept = described["inputs"]
-    _check_inputs(state, kept, inputs)
     if ORDER not in kept and kept.get("processes", "1") != "1":
         LOGGER.warning(
             "the run had %s processes of an earlier version, which changed the order of its samples; from here on they "
@@ -253,11 +253,7 @@ def check_inputs(state: Path, inputs: Mapping[str, str]) -> None:
     Raises:
         CheckpointError: the state is damaged, or something changed.
     """
-    _check_inputs(state, _described(state)["inputs"], inputs)
-
-
-def _check_inputs(state: Path, kept: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
-    # States of earlier versions know fewer inputs.
+    kept = _described(state)["inputs"]  # those of earlier versions are fewer
     changed = [name for name, value in inputs.items() if name != "processes" and kept.get(name, value) != value]
     if changed:
         raise CheckpointError(

@@ -14,7 +14,9 @@ from openmarigold.training.settings import (
     OptimizationConfig,
     RunConfig,
     TimestepConfig,
+    is_share,
     require,
+    require_each,
 )
 
 MODALITIES = ("depth", "normals", "metric")
@@ -37,8 +39,7 @@ class ViewConfig:
         for size in self.other_sizes:
             for side in size:
                 require(side > 0 and side % 8 == 0, f"other_sizes has {list(size)}: {side} is not a multiple of 8")
-        for name in ("other_share", "rotated_share"):
-            require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} must be in [0, 1]")
+        require_each(self, is_share, "in [0, 1]", "other_share", "rotated_share")
         require(not self.other_share or bool(self.other_sizes), "other_share needs other_sizes")
         require(0 <= self.rotation <= 45, f"rotation={self.rotation} must be 0 to 45 degrees")
 
@@ -99,8 +100,7 @@ class ImageEncoderConfig:
             len(self.condition_channels) == 5 and min(self.condition_channels) >= 1,
             f"condition_channels={list(self.condition_channels)} must be five numbers of at least 1",
         )
-        factor = self.learning_rate_factor
-        require(0 <= factor <= 1, f"learning_rate_factor={factor} must be in [0, 1]")
+        require_each(self, is_share, "in [0, 1]", "learning_rate_factor")
         require(0 <= self.frozen_stages <= 7, f"frozen_stages={self.frozen_stages} must be 0 to 7")
 
 
@@ -117,9 +117,8 @@ class DistributionLossConfig:
     """Share of samples that are trained from Gaussian noise, as a pair of members; the others start from zeros."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.pair_share <= 1, f"pair_share={self.pair_share} must be in [0, 1]")
-        for name in ("gradient_weight", "far_weight"):
-            require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must be 0 or more")
+        require_each(self, is_share, "in [0, 1]", "pair_share")
+        require_each(self, lambda value: value >= 0, "0 or more", "gradient_weight", "far_weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +162,7 @@ class LiteRecipe:
 
     def __post_init__(self) -> None:
         _check_data(self.data, self.modality)
-        factor = self.decoder_learning_rate_factor
-        require(0 <= factor <= 1, f"decoder_learning_rate_factor={factor} must be in [0, 1]")
+        require_each(self, is_share, "in [0, 1]", "decoder_learning_rate_factor")
         require(bool(self.start) or not self.start_without_middle, "start_without_middle needs start")
 
 

@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from openmarigold.training.settings import DataConfig, OptimizationConfig, RunConfig, TimestepConfig, require
+from openmarigold.training.settings import (
+    DataConfig,
+    OptimizationConfig,
+    RunConfig,
+    TimestepConfig,
+    require,
+    require_each,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +29,7 @@ class AutoencoderModelConfig:
     def __post_init__(self) -> None:
         for name in ("encoder_blocks", "decoder_blocks"):
             require(len(getattr(self, name)) == 4, f"{name} needs four entries (three halvings)")
-        for name in ("latent_channels", "width"):
-            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        require_each(self, lambda value: value >= 1, "at least 1", "latent_channels", "width")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +64,8 @@ class UNetModelConfig:
             )
         levels = self.attention_levels
         require(0 <= levels < len(widths), f"attention_levels={levels} must be 0 to {len(widths) - 1}")
-        for name in ("layers_per_block", "head_dim", "cross_attention_dim"):
-            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        sizes = ("layers_per_block", "head_dim", "cross_attention_dim")
+        require_each(self, lambda value: value >= 1, "at least 1", *sizes)
 
 
 @dataclass(frozen=True, kw_only=True)

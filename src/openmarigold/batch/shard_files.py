@@ -54,13 +54,18 @@ class Entry:
 
     def record(self, names: Sequence[str]) -> dict[str, Any]:
         """Without the maps, for JSON and tables; the same columns for every photo. `names` are those of the maps."""
-        own = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("ranges", "maps")}
+        own = {name: getattr(self, name) for name in _columns()}
         low_high = {name: self.ranges.get(name, (None, None)) for name in names}
         return own | {
             f"{name}_{end}": value
             for name, pair in low_high.items()
             for end, value in zip(("lo", "hi"), pair, strict=True)
         }
+
+
+def _columns() -> list[str]:
+    """Those of every record, whatever maps there are."""
+    return [one.name for one in fields(Entry) if one.name not in ("ranges", "maps")]
 
 
 class StoredMaps(Mapping[str, bytes]):
@@ -197,14 +202,7 @@ def _write_table(path: Path, entries: Sequence[Entry], maps: Sequence[str], conf
         from pyarrow import parquet
 
     columns: list[tuple[str, Any]] = [
-        ("key", pa.string()),
-        ("source", pa.string()),
-        ("status", pa.string()),
-        ("input_sha256", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("error_class", pa.string()),
-        ("error", pa.string()),
+        *((name, pa.int32() if name in ("width", "height") else pa.string()) for name in _columns()),
         *((f"{name}_{end}", pa.float64()) for name in maps for end in ("lo", "hi")),
     ]
     if config.format == "parquet":

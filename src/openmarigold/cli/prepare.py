@@ -224,48 +224,43 @@ def run_normals(command: Normals) -> None:
 def _reader(command: _Preparation) -> tuple[RawReader, dict[str, Any]]:
     """The reader of a command, and facts about the source for the manifest."""
     from openmarigold.data.preparation import read_list
-
-    listed = None if command.list is None else read_list(command.list)
-    if isinstance(command, PrepareHypersim):
-        from openmarigold.data.readers import hypersim, hypersim_lighting, hypersim_normals
-
-        maps = (hypersim.DEPTH_MAPS, hypersim_normals.NORMALS_MAPS, hypersim_lighting.LIGHTING_MAPS)
-        about = hypersim.ABOUT
-        reader = hypersim.HypersimReader(
-            command.source,
-            split=command.split,
-            split_csv=command.split_csv,
-            listed=listed,
-            scenes=command.scenes,
-            maps={one.modality: one for one in maps}[command.modality],
-        )
-        return reader, {"license": about.license, "attribution": [about.attribution]}
-    if isinstance(command, PrepareVirtualKitti2):
-        from openmarigold.data.readers import vkitti2
-
-        about = vkitti2.ABOUT
-        return vkitti2.VirtualKitti2Reader(
-            command.source,
-            split=command.split,
-            scenes=command.scenes,
-            variants=command.variants,
-            listed=listed,
-            crop=command.crop == "kitti",
-        ), {"license": about.license, "attribution": [about.attribution]}
-    if isinstance(command, PrepareInteriorVerse):
-        from openmarigold.data.readers import interiorverse
-
-        about = interiorverse.ABOUT
-        reader = interiorverse.InteriorVerseReader(
-            command.source, split=command.split, scenes=command.scenes, listed=listed
-        )
-        return reader, {"license": about.license, "attribution": [about.attribution]}
-    assert isinstance(command, PrepareFolder)
+    from openmarigold.data.readers import hypersim, hypersim_lighting, hypersim_normals, interiorverse, vkitti2
     from openmarigold.data.readers.rgbd_folder import CONFIG_FILE, FolderReader, read_config
 
-    config = read_config(command.config or command.source / CONFIG_FILE)
-    facts = {"license": config.license, "attribution": [config.attribution] if config.attribution else []}
-    return FolderReader(command.source, config, split=command.split, listed=listed), facts
+    source, listed = command.source, None if command.list is None else read_list(command.list)
+    if isinstance(command, PrepareHypersim):
+        maps = (hypersim.DEPTH_MAPS, hypersim_normals.NORMALS_MAPS, hypersim_lighting.LIGHTING_MAPS)
+        about, reader = (
+            hypersim.ABOUT,
+            hypersim.HypersimReader(
+                source,
+                split=command.split,
+                split_csv=command.split_csv,
+                listed=listed,
+                scenes=command.scenes,
+                maps={one.modality: one for one in maps}[command.modality],
+            ),
+        )
+    elif isinstance(command, PrepareVirtualKitti2):
+        about, reader = (
+            vkitti2.ABOUT,
+            vkitti2.VirtualKitti2Reader(
+                source,
+                split=command.split,
+                scenes=command.scenes,
+                variants=command.variants,
+                listed=listed,
+                crop=command.crop == "kitti",
+            ),
+        )
+    elif isinstance(command, PrepareInteriorVerse):
+        about = interiorverse.ABOUT
+        reader = interiorverse.InteriorVerseReader(source, split=command.split, scenes=command.scenes, listed=listed)
+    else:
+        assert isinstance(command, PrepareFolder)
+        about = read_config(command.config or source / CONFIG_FILE)
+        reader = FolderReader(source, about, split=command.split, listed=listed)
+    return reader, {"license": about.license, "attribution": [about.attribution] if about.attribution else []}
 
 
 def _command_line(command: _Preparation) -> str:

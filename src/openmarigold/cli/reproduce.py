@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from openmarigold.evaluation.published import Cell, PaperTable
     from openmarigold.evaluation.reproduce import CellResult, Progress
 
+TableName = Literal[
+    "table1", "v1-1", "journal", "few-steps", "ensemble", "steps", "noise", "data-mix", "normals", "normals-v1-1"
+]
 Ensembling = Literal["own", "published"]
 PERIOD_S = 30.0
 """Between two lines of progress, where there is no terminal."""
@@ -42,20 +45,7 @@ class Reproduce:
     Steps, ensemble size, resolution and seed are pinned to the paper's. A run goes on where it was interrupted.
     """
 
-    table: tyro.conf.Positional[
-        Literal[
-            "table1",
-            "v1-1",
-            "journal",
-            "few-steps",
-            "ensemble",
-            "steps",
-            "noise",
-            "data-mix",
-            "normals",
-            "normals-v1-1",
-        ]
-    ]
+    table: tyro.conf.Positional[TableName]
     """Table 1; Marigold v1-1 by the settings of its scripts; the journal paper's rows of v1-0 and v1-1; few steps as
     compared by E2E-FT; the curves of ensemble size and steps; the ablations of training noise and data; normals as
     compared by E2E-FT, and by the settings of Marigold's scripts."""

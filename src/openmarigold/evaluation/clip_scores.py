@@ -95,18 +95,13 @@ def pair_frames(clip: Clip, number: int, first: ClipFrame, second: ClipFrame, so
             there = true_flow(first.depth, first.valid_mask, camera=first.camera, first_to_second=to_second)
         else:
             there = clip.flow(number)
-    nothing = np.zeros(first.depth.shape, dtype=bool)
-    if there is None or back is None:
-        return Pair(first=first, second=second, to_second=to_second, flow=None, seen=nothing, static=nothing)
-    both = first.valid_mask & second.valid_mask
-    return Pair(
-        first=first,
-        second=second,
-        to_second=to_second,
-        flow=there,
-        seen=seen_in_both(there, back) & first.valid_mask,
-        static=static_pixels(first.rgb, second.rgb, there) & both,
-    )
+    seen = static = np.zeros(first.depth.shape, dtype=bool)
+    if there is not None and back is not None:
+        seen = seen_in_both(there, back) & first.valid_mask
+        static = static_pixels(first.rgb, second.rgb, there) & first.valid_mask & second.valid_mask
+    else:
+        there = None
+    return Pair(first=first, second=second, to_second=to_second, flow=there, seen=seen, static=static)
 
 
 @dataclass

@@ -172,14 +172,10 @@ def read_report(path: Path | str) -> Report:
             scores=protocol.scores,
             pooled=protocol.pooled,
             modality=modality.name,
-            benchmark=content["benchmark"],
             given=dict(content.get("given", {})),
             over_places=content["mean_over"] == "places",
             expected=content["expected_images"],
-            settings=content["settings"],
-            provenance=content["provenance"],
-            failed=content["failed"],
-            times=content["times"],
+            **{name: content[name] for name in ("benchmark", "settings", "provenance", "failed", "times")},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from openmarigold.data.remote import DEFAULT_CACHE_GB, DataFolder, RemoteFolder, data_folder
-from openmarigold.errors import InvalidValueError, MissingExtraError
+from openmarigold.errors import InvalidValueError, needs_extra
 from openmarigold.files import as_path
 from openmarigold.printing import quoted_logger
 from openmarigold.training.recipe import (
@@ -203,11 +203,9 @@ def make_task(
 
 
 def _import_parts() -> tuple[Any, Any, Any]:
-    try:
+    with needs_extra("train"):
         from openmarigold.training import loop, state
         from openmarigold.training.batches import plan_batches
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error.name or "torch", "train") from error
     return loop, state, plan_batches
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from openmarigold.errors import MissingExtraError, OutputError, one_line
+from openmarigold.errors import OutputError, needs_extra, one_line
 from openmarigold.files import make_directory, write_atomically
 from openmarigold.training.settings import RunConfig
 
@@ -52,10 +52,8 @@ class TensorBoard:
     """Event files."""
 
     def __init__(self, folder: Path, *, step: int) -> None:
-        try:
+        with needs_extra("train", "tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise MissingExtraError("tensorboard", "train") from error
         self._writer = SummaryWriter(str(folder), purge_step=step)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
@@ -80,10 +78,8 @@ class WeightsAndBiases:
 
     def __init__(self, output_dir: Path, run: RunConfig, recipe: Mapping[str, Any], *, step: int) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # before it is imported
-        try:
+        with needs_extra("wandb"):
             import wandb  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise MissingExtraError("wandb", "wandb") from error
         folder = output_dir.resolve()
         settings = wandb.Settings(
             disable_code=True,

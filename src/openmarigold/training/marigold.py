@@ -179,17 +179,17 @@ class MarigoldTask:
             batch["rgb_noise"] = (std * rgb_noise)[rows]
         shape = (len(chosen), self._modality.num_targets * channels, *size)
         if self._end_to_end:
-            zeros = self._recipe.objective.start_noise == "zeros"
-            start = np.zeros(shape, dtype=np.float32) if zeros else rng.standard_normal(shape, dtype=np.float32)
-            return {**batch, "start": start[rows]}
+            return {**batch, "start": self._draw_start(rng, shape)[rows]}
         timesteps, noise = self._draw_noise(rng, shape)
         return {**batch, "noise": noise[rows], "timesteps": timesteps[rows]}
 
+    def _draw_start(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        zeros = self._recipe.objective.start_noise == "zeros"
+        return np.zeros(shape, dtype=np.float32) if zeros else rng.standard_normal(shape, dtype=np.float32)
+
     def _draw_noise(self, rng: np.random.Generator, shape: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-        num_train_timesteps = self._schedule.num_train_timesteps
-        timesteps = draw_timesteps(
-            rng, shape[0], config=self._recipe.timesteps, num_train_timesteps=num_train_timesteps
-        )
+        number = self._schedule.num_train_timesteps
+        timesteps = draw_timesteps(rng, shape[0], config=self._recipe.timesteps, num_train_timesteps=number)
         return timesteps, self._noise(rng, shape, timesteps)
 
     def _noise(self, rng: np.random.Generator, shape: tuple[int, int, int, int], timesteps: np.ndarray) -> np.ndarray:
@@ -343,9 +343,7 @@ class MarigoldTask:
         shape = (count, self._modality.num_targets * channels, height, width)
         rng = generator_for(self._recipe.seed, "validation", number)
         if self._end_to_end:
-            zeros = self._recipe.objective.start_noise == "zeros"
-            start = np.zeros(shape, dtype=np.float32) if zeros else rng.standard_normal(shape, dtype=np.float32)
-            return {**batch, "start": torch.from_numpy(start).to(device)}
+            return {**batch, "start": torch.from_numpy(self._draw_start(rng, shape)).to(device)}
         timesteps = (np.arange(count) * 2 + 1) * self._schedule.num_train_timesteps // (2 * count)
         noise = self._noise(rng, shape, timesteps)
         return {

@@ -146,17 +146,18 @@ class Validation:
 
     def scores(self, checkpoint: Path) -> dict[str, float]:
         """Metrics of a checkpoint: `<kind>_<metric>` of the folder, `<name>_<metric>` of other sets."""
+        if not self._sets:
+            return {}
         found: dict[str, float] = {}
-        estimator = self._estimator(checkpoint) if self._sets else None
+        estimator = self._estimator(checkpoint)
         for one in self._sets:
-            assert estimator is not None
             kinds = score_benchmark(one.benchmark, estimator, entries=one.entries).kinds
             for kind, score in kinds.items():
                 if one.name and len(kinds) == 2 and kind != "all":
                     continue  # the only kind, so the same numbers again
                 for metric in self._modality.headline_metrics:
                     found[_label(one.name, kind, metric)] = score.metrics[metric]
-        return {**found, **self._of_baseline} if found else found
+        return {**found, **self._of_baseline}
 
     @cached_property
     def _of_baseline(self) -> dict[str, float]:
@@ -171,9 +172,10 @@ class Validation:
 
     def estimated_s(self, checkpoint: Path) -> float:
         """About how long `scores` takes [s], by one image of each set."""
-        estimator, seconds = self._estimator(checkpoint) if self._sets else None, 0.0
+        if not self._sets:
+            return 0.0
+        estimator, seconds = self._estimator(checkpoint), 0.0
         for one in self._sets:
-            assert estimator is not None
             started = time.monotonic()
             score_benchmark(one.benchmark, estimator, entries=one.entries[:1])
             seconds += (time.monotonic() - started) * len(one.entries)

@@ -80,12 +80,8 @@ def normals_picture(normals: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W
     return torch.where(normals.isnan(), towards, normals)
 
 
-def _log_depth_score(decoded: Tensor, wanted: Tensor) -> dict[str, float]:
-    return {"log_depth_mae": LOG_HALF_RANGE * float((decoded - wanted).abs().mean())}
-
-
-def _metric_depth_score(decoded: Tensor, wanted: Tensor) -> dict[str, float]:
-    return {"log_depth_mae": METRIC_HALF_RANGE * float((decoded - wanted).abs().mean())}
+def _depth_score(half_range: float) -> Callable[[Tensor, Tensor], dict[str, float]]:
+    return lambda decoded, wanted: {"log_depth_mae": half_range * float((decoded - wanted).abs().mean())}
 
 
 def _normals_score(decoded: Tensor, wanted: Tensor) -> dict[str, float]:
@@ -103,7 +99,7 @@ TARGETS: Mapping[str, MapTarget] = MappingProxyType(
             picture=log_depth_picture,
             half_range=LOG_HALF_RANGE,
             compare=UP_TO_SCALE,
-            score=_log_depth_score,
+            score=_depth_score(LOG_HALF_RANGE),
         ),
         "metric": MapTarget(
             modality=METRIC,
@@ -113,7 +109,7 @@ TARGETS: Mapping[str, MapTarget] = MappingProxyType(
             half_range=METRIC_HALF_RANGE,
             middle=METRIC_MIDDLE,
             compare=ABSOLUTE,
-            score=_metric_depth_score,
+            score=_depth_score(METRIC_HALF_RANGE),
         ),
         "normals": MapTarget(
             modality=NORMALS,

@@ -38,14 +38,13 @@ from openmarigold.networks.backbone import (
 )
 from openmarigold.networks.image_encoder import EfficientNetLiteEncoder, published_weights
 from openmarigold.networks.prompt import load_empty_prompt_embedding
-from openmarigold.seeding import generator_for
 from openmarigold.training.lite.autoencoder import keep_output_exact, scale_output
 from openmarigold.training.lite.loss import pair_loss, point_loss
 from openmarigold.training.lite.recipes import ImageEncoderConfig, LiteRecipe
 from openmarigold.training.lite.samples import Samples, draw_views, make_views, view_camera
 from openmarigold.training.lite.targets import relief_of_start, target_of
 from openmarigold.training.loss import Loss
-from openmarigold.training.nano.generator import NUM_PROMPT_TOKENS, make_unet
+from openmarigold.training.nano.generator import make_prompt, make_unet
 from openmarigold.training.views import BatchSlice, Mixture
 
 
@@ -116,7 +115,11 @@ class LiteTask:
             with_cameras=bool(recipe.condition_on),
         )
         self._schedule = NoiseSchedule(rescale_betas_zero_snr=recipe.timesteps.zero_terminal_snr)
-        self._embedding = _start_embedding(recipe)
+        self._embedding = (  # of a start, whose U-Net knows it
+            load_empty_prompt_embedding(Path(recipe.start))
+            if recipe.start
+            else make_prompt(recipe.unet, seed=recipe.seed)
+        )
         torch.manual_seed(recipe.seed)  # networks are initialized from the global generator
         self._encoder, unet = _start_networks(recipe, channels=latent_channels(self._vae))
         self._last = self._schedule.num_train_timesteps - 1
@@ -268,14 +271,6 @@ def _start_networks(recipe: LiteRecipe, *, channels: int) -> tuple[EfficientNetL
         unet.mid_block = None  # pyright: ignore[reportAttributeAccessIssue] - as diffusers builds it
         unet.register_to_config(mid_block_type=None)
     return encoder, unet
-
-
-def _start_embedding(recipe: LiteRecipe) -> Float[Tensor, "1 n d"]:
-    """The empty prompt: that of the start, which its U-Net knows, or a random constant."""
-    if recipe.start:
-        return load_empty_prompt_embedding(Path(recipe.start))
-    shape = (1, NUM_PROMPT_TOKENS, recipe.unet.cross_attention_dim)
-    return torch.from_numpy(generator_for(recipe.seed, "empty prompt").standard_normal(shape, dtype=np.float32))
 
 
 def _load_autoencoder(folder: Path) -> AutoencoderTiny:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from openmarigold.data.remote import DataFolder
@@ -53,6 +54,12 @@ def make_unet(config: UNetModelConfig, *, channels: int, condition_channels: int
     )
 
 
+def make_prompt(config: UNetModelConfig, *, seed: int) -> Float[Tensor, "1 n d"]:
+    """The empty prompt of a U-Net: a random constant."""
+    shape = (1, NUM_PROMPT_TOKENS, config.cross_attention_dim)
+    return torch.from_numpy(generator_for(seed, "empty prompt").standard_normal(shape, dtype=np.float32))
+
+
 class GeneratorTask:
     """Unconditional latent diffusion: the empty prompt is one random constant that is stored with the checkpoint."""
 
@@ -81,9 +88,7 @@ class GeneratorTask:
         torch.manual_seed(recipe.seed)  # diffusers initializes from the global generator
         unet = make_unet(recipe.model, channels=latent_channels(self._vae))
         self.model: nn.Module = unet
-        shape = (1, NUM_PROMPT_TOKENS, recipe.model.cross_attention_dim)
-        embedding = generator_for(recipe.seed, "empty prompt").standard_normal(shape, dtype=np.float32)
-        self._embedding = torch.from_numpy(embedding).to(accelerator.device)
+        self._embedding = make_prompt(recipe.model, seed=recipe.seed).to(accelerator.device)
 
     @property
     def inputs(self) -> dict[str, str]:

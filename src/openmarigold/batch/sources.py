@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,19 +58,12 @@ class Tar:
 
     address: str
 
-    @contextmanager
-    def rows(self, prefix: str) -> Iterator[Iterator[Row]]:
+    def rows(self, prefix: str) -> AbstractContextManager[Iterator[Row]]:
         """The photos in the tar's order, with the keys that they have there; a damaged tar's rows say so.
 
         They can be read within the block.
         """
-        with ExitStack() as stack:
-            try:
-                path = stack.enter_context(addresses.local_copy(self.address))
-                found = self._rows_of(path, self._index(path), prefix)
-            except DataError as error:
-                found = _refused(error, self.address, prefix)
-            yield found
+        return _rows_of_copy(self.address, prefix, lambda path: self._rows_of(path, self._index(path), prefix))
 
     def _index(self, path: Path) -> TarIndex:
         try:
@@ -115,15 +108,9 @@ class Table:
     key: str | None
     """Column of the keys; None: they are made from the shard's number and the place."""
 
-    @contextmanager
-    def rows(self, prefix: str) -> Iterator[Iterator[Row]]:
+    def rows(self, prefix: str) -> AbstractContextManager[Iterator[Row]]:
         """The photos of the rows."""
-        with ExitStack() as stack:
-            try:
-                found = self._rows_of(stack.enter_context(addresses.local_copy(self.address)), prefix)
-            except DataError as error:
-                found = _refused(error, self.address, prefix)
-            yield found
+        return _rows_of_copy(self.address, prefix, lambda path: self._rows_of(path, prefix))
 
     def _rows_of(self, path: Path, prefix: str) -> Iterator[Row]:
         folder = self.address.rpartition("/")[0]
@@ -336,6 +323,19 @@ def _content_of(value: Any, source: str, folder: str) -> bytes:
     if isinstance(value, str) and value:
         return addresses.read_bytes(_beside(value, folder))
     raise DataError(f"{source} holds no photo: neither bytes nor an address")
+
+
+@contextmanager
+def _rows_of_copy(
+    address: str, prefix: str, rows_of: Callable[[Path], Iterator[Row]]
+) -> Generator[Iterator[Row], None, None]:
+    """The rows of a file, read from a local copy; one that says why where it cannot be read."""
+    with ExitStack() as stack:
+        try:
+            found = rows_of(stack.enter_context(addresses.local_copy(address)))
+        except DataError as error:
+            found = _refused(error, address, prefix)
+        yield found
 
 
 def _refused(error: DataError, source: str, prefix: str) -> Iterator[Row]:

@@ -149,12 +149,7 @@ def _read(source: Source, repository: Repository | None) -> Checkpoint:
 
     if repository is not None:
         return read_repository(repository, variant=source.variant)
-    return read_checkpoint(
-        source.checkpoint,
-        variant=source.variant,
-        revision=source.revision,
-        local_files_only=source.local_files_only,
-    )
+    return read_checkpoint(**vars(source))
 
 
 def _repository(source: Source, *, fetch_again: bool) -> Repository | None:

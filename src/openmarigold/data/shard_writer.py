@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -15,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -253,8 +252,7 @@ class ShardWriter:
         samples: list[dict[str, Any]] = []
         rejected: list[dict[str, Any]] = []
         with path.open("wb") as file:
-            counted = _CountedFile(file)
-            with tarfile.open(fileobj=cast("IO[bytes]", counted), mode="w", format=tarfile.USTAR_FORMAT) as archive:
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
                 for item in items:
                     if isinstance(item, Rejection):
                         rejected.append(asdict(item))
@@ -265,16 +263,15 @@ class ShardWriter:
                         member = tarfile.TarInfo(f"{item.key}.{suffix}")
                         member.size = len(data)  # time, user and mode are constants, so equal samples make equal shards
                         member.mode = 0o644
-                        offset = counted.position + _BLOCK
+                        places[suffix] = [archive.offset + _BLOCK, len(data), zlib.crc32(data)]
                         archive.addfile(member, io.BytesIO(data))
-                        places[suffix] = [offset, len(data), zlib.crc32(data)]
                     row = {"key": item.key, "kind": item.kind, "scene": item.scene, "size": size, "members": places}
                     samples.append(row)
             file.flush()
             os.fsync(file.fileno())
         return {
-            "bytes": counted.position,
-            "sha256": counted.digest.hexdigest(),
+            "bytes": path.stat().st_size,
+            "sha256": file_sha256(path),
             "samples": samples,
             "rejected": rejected,
         }
@@ -412,21 +409,3 @@ def _write_synced(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-class _CountedFile:
-    """A file for tarfile that counts and hashes what is written."""
-
-    def __init__(self, file: io.BufferedIOBase) -> None:
-        self._file = file
-        self.position = 0
-        self.digest = hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self._file.write(data)
-        self.digest.update(data)
-        self.position += len(data)
-        return len(data)
-
-    def tell(self) -> int:
-        return self.position

@@ -23,7 +23,7 @@ class Problem:
 
     shard: str
     """File name."""
-    key: str | None
+    key: str | None = None
     """Of the sample; None for the whole file."""
     what: str
 
@@ -65,11 +65,11 @@ def _whole(data: ShardedDataset) -> list[Problem]:
     problems = []
     assert isinstance(data.folder, Path)
     if file_sha256(data.folder / INDEX_FILE) != data.manifest.get("index_sha256"):
-        problems.append(Problem(shard=INDEX_FILE, key=None, what="is not the file that was written"))
+        problems.append(Problem(shard=INDEX_FILE, what="is not the file that was written"))
     # As it was written: a key of version 0.1 is part of the hash.
     manifest = with_maps(parse_json((data.folder / MANIFEST_FILE).read_bytes()))
     if contents_sha256(manifest["maps"], manifest["shards"]) != data.contents:
-        problems.append(Problem(shard=MANIFEST_FILE, key=None, what="`contents` is not the hash of the shards' hashes"))
+        problems.append(Problem(shard=MANIFEST_FILE, what="`contents` is not the hash of the shards' hashes"))
     return problems
 
 
@@ -80,14 +80,14 @@ def _shard(data: ShardedDataset, shard: dict[str, Any], indices: list[int]) -> l
     try:
         size = path.stat().st_size
         if size != shard["bytes"]:
-            problems.append(Problem(shard=name, key=None, what=f"has {size} bytes, not {shard['bytes']}"))
+            problems.append(Problem(shard=name, what=f"has {size} bytes, not {shard['bytes']}"))
         elif file_sha256(path) != shard["sha256"]:
-            problems.append(Problem(shard=name, key=None, what="its SHA-256 is not that of the manifest"))
+            problems.append(Problem(shard=name, what="its SHA-256 is not that of the manifest"))
     except OSError as error:
-        return [Problem(shard=name, key=None, what=f"cannot be read: {error.strerror}")]
+        return [Problem(shard=name, what=f"cannot be read: {error.strerror}")]
     if shard["samples"] != len(indices):
         what = f"the index has {len(indices)} samples of it, the manifest {shard['samples']}"
-        problems.append(Problem(shard=name, key=None, what=what))
+        problems.append(Problem(shard=name, what=what))
     problems += _index(data, path, indices)
     for index in indices:
         try:
@@ -110,9 +110,9 @@ def _index(data: ShardedDataset, path: Path, indices: list[int]) -> list[Problem
         own = [(row["key"], {name.partition(".")[0]: tuple(at) for name, at in row["members"].items()}) for row in rows]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"cannot be read ({type(error).__name__}); reading does not need it, resuming does"
-        return [Problem(shard=index_path.name, key=None, what=what)]
+        return [Problem(shard=index_path.name, what=what)]
     if own != [(data.keys[index], data.places(index)) for index in indices]:
-        return [Problem(shard=index_path.name, key=None, what=f"does not agree with {INDEX_FILE}")]
+        return [Problem(shard=index_path.name, what=f"does not agree with {INDEX_FILE}")]
     return []
 
 

@@ -11,7 +11,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -124,13 +124,7 @@ def model_estimators(config: PredictConfig, stream: StreamConfig, modes: Sequenc
     return [
         ClipEstimator(
             mode=mode,
-            spec=EstimatorSpec(
-                name=spec.name,
-                load=spec.load,
-                invariance=spec.invariance,
-                modality=spec.modality,
-                settings={**spec.settings, "mode": mode, **settings[mode]},
-            ),
+            spec=replace(spec, settings={**spec.settings, "mode": mode, **settings[mode]}),
             maps=makers[mode],
         )
         for mode in modes

@@ -26,9 +26,10 @@ def describe_run(task: Any, recipe: Mapping[str, Any], plan: BatchPlan, accelera
         plan.described,
         *describe_sources(task.mixture),
     ]
-    sets = getattr(task, "validation_sets", None)
-    if sets is not None:
-        lines.append(f"validation: {', '.join(sets) or 'none; hold out scenes (data.held_out) or give --benchmark'}")
+    validation = getattr(task, "validation", None)
+    if validation is not None:
+        sets = ", ".join(validation.described)
+        lines.append(f"validation: {sets or 'none; hold out scenes (data.held_out) or give --benchmark'}")
     for section, values in recipe.items():
         lines.append(f"recipe: {section} = {json.dumps(values)}")
     return lines

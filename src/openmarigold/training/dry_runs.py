@@ -158,13 +158,13 @@ def make_dry_run(task: Any, recipe: Recipe, *, output_dir: Path, accelerator: Ac
 
 def _time_validation(task: Any) -> tuple[list[str], float]:
     """What a task scores, and about how long that takes [s]; its checkpoint lies in a temporary folder meanwhile."""
-    sets: list[str] = getattr(task, "validation_sets", [])
-    if not sets:
+    validation = getattr(task, "validation", None)
+    if validation is None or not validation.described:
         return [], 0.0
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "checkpoint"
         task.save(checkpoint, final=False)
-        return sets, task.validation_s(checkpoint)
+        return validation.described, validation.estimated_s(checkpoint)
 
 
 def _time_step(

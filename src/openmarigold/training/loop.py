@@ -213,6 +213,11 @@ class _Session:
     """Of the main process."""
     writer: StateWriter
 
+    @property
+    def validation(self) -> Any:
+        """Scores and pictures of the task's checkpoints; None where it has none."""
+        return getattr(self.task, "validation", None)
+
     def go(self, plan: BatchPlan, step: int, last: int) -> Path | None:
         """Trains from `step` to `last`, and writes what `run_training` does; returns what that returns."""
         num_steps, device = self.optimization.num_steps, self.accelerator.device
@@ -265,7 +270,10 @@ class _Session:
         """
         if not self.run.patience:
             return False
-        measured = getattr(self.task, "main_score" if self.run.patience_of == "score" else "validation_loss", None)
+        if self.run.patience_of == "score":
+            measured = self.validation and self.validation.main_score
+        else:
+            measured = getattr(self.task, "validation_loss", None)
         if measured is None:
             raise RecipeError(
                 f"run.patience needs a validation {self.run.patience_of}, and this run has none; hold out scenes "
@@ -297,8 +305,9 @@ class _Session:
                 self.monitor.flush()
                 self.task.save(directory, final=final)
                 scores = self.task.validate(directory) if validate else {}
-                show = getattr(self.task, "pictures", None) if validate else None
-                shown = show(directory, self.output_dir / "pictures" / f"step-{step:08d}") if show is not None else {}
+                folder, shown = self.output_dir / "pictures" / f"step-{step:08d}", {}
+                if validate and self.validation is not None:
+                    shown = self.validation.pictures(directory, folder)
                 if scores:
                     line = json.dumps({"step": step, **scores})
                     LOGGER.info("validation %s", line)
@@ -323,9 +332,8 @@ class _Session:
                 keep_checkpoint(directory, kept, trained_of=kept)
         if self.run.checkpoint_period and step % self.run.checkpoint_period == 0:
             keep_checkpoint(directory, self.output_dir / NUMBERED_DIR / f"step-{step:08d}")
-        main_score = getattr(self.task, "main_score", None)
-        if main_score is not None:
-            name, higher_is_better = main_score
+        if self.validation is not None and self.validation.main_score is not None:
+            name, higher_is_better = self.validation.main_score
             best = best_step(self.output_dir / "validation.jsonl", name, higher_is_better=higher_is_better)
             if best == step:
                 keep_checkpoint(directory, self.output_dir / BEST_DIR)

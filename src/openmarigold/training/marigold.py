@@ -66,7 +66,7 @@ class MarigoldTask:
         self._end_to_end = recipe.objective.kind == "end_to_end"
         self._modality = find_modality(recipe.modality)
         self.mixture = Mixture(recipe.data, data_dir=data_dir, seed=recipe.seed, modality=self._modality)
-        self._validation = Validation(
+        self.validation = Validation(
             recipe.validation,
             validation or ValidationPaths(),
             device=str(accelerator.device),
@@ -273,14 +273,9 @@ class MarigoldTask:
             else lambda folder: lora.save(folder / ADAPTER_DIR, base=public_name(self._recipe.base)),
         )
 
-    @property
-    def main_score(self) -> tuple[str, bool] | None:
-        """Name of the score by which the best checkpoint is chosen, and whether higher is better."""
-        return self._validation.main_score
-
     def card(self, step: int, scores: dict[str, float]) -> str:
         """The model card of the checkpoint of a step, whose validation gave `scores`."""
-        sets = self._validation.described
+        sets = self.validation.described
         return make_card(
             self._recipe,
             self.mixture,
@@ -294,20 +289,11 @@ class MarigoldTask:
     @property
     def validation_loss(self) -> tuple[str, bool] | None:
         """The name of the validation loss, and that lower is better; None where no sample is for it."""
-        return (LOSS_NAME, False) if self._validation.loss_samples() else None
-
-    @property
-    def validation_sets(self) -> list[str]:
-        """What is scored at each validation, a line each."""
-        return self._validation.described
-
-    def validation_s(self, directory: Path) -> float:
-        """About how long a validation of the checkpoint takes [s], by one image of each set."""
-        return self._validation.estimated_s(directory)
+        return (LOSS_NAME, False) if self.validation.loss_samples() else None
 
     def validate(self, directory: Path) -> dict[str, float]:
         """Zero-shot scores on the benchmarks and held-out scenes, and the loss of the latter at fixed draws."""
-        return {**self._validation.scores(directory), **self._held_out_loss()}
+        return {**self.validation.scores(directory), **self._held_out_loss()}
 
     def _held_out_loss(self) -> dict[str, float]:
         """The mean loss over `LOSS_TIMESTEPS` timesteps of plain views, whose noise is always the same."""
@@ -327,7 +313,7 @@ class MarigoldTask:
         return {LOSS_NAME: total / count} if count else {}
 
     def _validation_views(self) -> Iterator[tuple[int, View]]:
-        for number, (source, index) in enumerate(self._validation.loss_samples()):
+        for number, (source, index) in enumerate(self.validation.loss_samples()):
             view = self.mixture.plain_view(source, index)
             if view.target is not None:
                 yield number, view
@@ -351,7 +337,3 @@ class MarigoldTask:
             "noise": torch.from_numpy(noise).to(device),
             "timesteps": torch.from_numpy(timesteps).to(device),
         }
-
-    def pictures(self, directory: Path, folder: Path) -> dict[str, np.ndarray]:
-        """Maps of the fixed photos, as pictures that are also written to `folder`."""
-        return self._validation.pictures(directory, folder)

@@ -6,6 +6,7 @@ Torch-free.
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections import Counter
@@ -147,15 +148,16 @@ def make_recipe(data_dir: DataFolder, overrides: Sequence[str] = ()) -> dict[str
 
 def _schedule(given: Mapping[str, Any], base: str, num_steps: int) -> dict[str, dict[str, Any]]:
     """The sections that follow from the base and from the number of steps."""
-    facts = _facts_of_base(base)
+    is_generator, is_epsilon = _facts_of_base(base)
+    learned_anew = {"prediction_type": "v_prediction"} if is_epsilon else {}
     return {
-        "timesteps": {"zero_terminal_snr": True, "spacing": "trailing", **facts["timesteps"]},
+        "timesteps": {"zero_terminal_snr": True, "spacing": "trailing", **learned_anew},
         "optimization": {
             "num_steps": num_steps,
             "batch_size": _BATCH_SIZE,
             "micro_batch_size": _MICRO_BATCH_SIZE,
             "learning_rate": learning_rate_rule(
-                is_generator=facts["is_generator"],
+                is_generator=is_generator,
                 batch_size=_count(given, "optimization", "batch_size") or _BATCH_SIZE,
                 low_rank=_count(given, "lora", "rank") is not None,
             ),
@@ -224,11 +226,8 @@ def _line(name: str, value: Any) -> str:
 
 
 def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
+    if isinstance(value, bool | str):
+        return json.dumps(value, ensure_ascii=False)  # TOML writes them alike
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{_toml(str(key))} = {_toml(entry)}" for key, entry in value.items()) + " }"
     if isinstance(value, list | tuple):
@@ -240,23 +239,15 @@ def _side(length: float) -> int:
     return max(8, round(length / 8) * 8)
 
 
-def _facts_of_base(base: str) -> dict[str, Any]:
-    """Whether a base is an image generator, and its prediction type where it must be learned anew."""
+def _facts_of_base(base: str) -> tuple[bool, bool]:
+    """Whether a base is an image generator, and whether it predicts epsilon, so that another answer must be learned."""
     folder = Path(base)
     if is_single_file(base):
-        found = read_single_file(folder)
-        return _facts(is_generator=True, is_epsilon=found.prediction_type == "epsilon")
+        return True, read_single_file(folder).prediction_type == "epsilon"
     unet, schedule = (_json(folder / part) for part in ("unet/config.json", "scheduler/scheduler_config.json"))
     is_generator = unet["in_channels"] == unet.get("out_channels") if "in_channels" in unet else "marigold" not in base
     is_epsilon = bool(schedule) and schedule.get("prediction_type", "epsilon") == "epsilon"
-    return _facts(is_generator=is_generator, is_epsilon=is_epsilon)
-
-
-def _facts(*, is_generator: bool, is_epsilon: bool) -> dict[str, Any]:
-    return {
-        "is_generator": is_generator,
-        "timesteps": {"prediction_type": "v_prediction"} if is_epsilon else {},
-    }
+    return is_generator, is_epsilon
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from openmarigold.results.inputs import (
     photo_location,
 )
 
-MAX_PIXELS_ASIDE = 2**25  # of photos that are held while the next one is read
+MAX_PIXELS_ASIDE = 40_000_000  # of photos that are held while the next one is read: three of 12 megapixels
 _PHOTO_ERRORS = (OpenMarigoldError, MemoryError, OSError)
 
 

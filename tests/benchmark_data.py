@@ -12,7 +12,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from openmarigold.evaluation.scoring import Predicted, measure_sample
+from openmarigold.modalities.protocol import BenchmarkSample, PredictionSpace, Protocol
 from tiny import make_photo
+
+
+def score_sample(
+    sample: BenchmarkSample, predicted: Predicted, protocol: Protocol, space: PredictionSpace | None = None
+) -> dict[str, float]:
+    """The scores of `measure_sample` alone."""
+    return dict(measure_sample(sample, predicted, protocol, space).metrics)
 
 
 def make_depth(height: int, width: int, *, seed: int = 0, low: float = 1.0, high: float = 8.0) -> np.ndarray:

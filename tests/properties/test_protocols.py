@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmark_data import score_sample
 from openmarigold.errors import DataError, InvalidValueError
-from openmarigold.evaluation.scoring import align_sample, score_sample
+from openmarigold.evaluation.scoring import align_sample
 from openmarigold.modalities.depth_scores import PROTOCOLS
 from openmarigold.modalities.protocol import BenchmarkSample
 

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmark_data import make_folder_benchmark
+from benchmark_data import make_folder_benchmark, score_sample
 from openmarigold.cli import run
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.evaluation.benchmarks import open_folder_benchmark
-from openmarigold.evaluation.scoring import score_sample
 from openmarigold.modalities.depth_edges import (
     TALLY_SIZE,
     THRESHOLDS,

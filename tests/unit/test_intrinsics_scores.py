@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmark_data import score_sample
 from openmarigold.cli import run
 from openmarigold.errors import DataError
 from openmarigold.evaluation import Estimator, evaluate
-from openmarigold.evaluation.scoring import score_sample
 from openmarigold.images.srgb import encode_srgb, light_of_pixels
 from openmarigold.modalities.intrinsics import APPEARANCE, LIGHTING
 from openmarigold.modalities.intrinsics_scores import LARGEST_PSNR, brightness_factor, fit_factor, psnr, ssim

@@ -15,7 +15,7 @@ import OpenEXR
 import pytest
 from PIL import Image
 
-from benchmark_data import gray16, make_folder_benchmark, npy, write
+from benchmark_data import gray16, make_folder_benchmark, npy, score_sample, write
 from openmarigold.cli import run
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.evaluation import Estimator, SavedPredictions, evaluate, evaluate_benchmark
@@ -24,7 +24,7 @@ from openmarigold.evaluation.benchmarks import open_folder_benchmark
 from openmarigold.evaluation.compare import compare
 from openmarigold.evaluation.machine import version_of
 from openmarigold.evaluation.report import read_report
-from openmarigold.evaluation.scoring import choose_protocol, score_sample
+from openmarigold.evaluation.scoring import choose_protocol
 from openmarigold.evaluation.specs import EstimatorSpec, baseline_specs, saved_spec
 from openmarigold.modalities import DEPTH, MODALITIES
 from openmarigold.modalities.modality import MapKind

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmark_data import add_folder_image, make_depth
+from benchmark_data import add_folder_image, make_depth, score_sample
 from openmarigold.camera import Camera
 from openmarigold.cli import run
 from openmarigold.config import CallConfig
@@ -23,7 +23,6 @@ from openmarigold.evaluation.benchmarks import open_folder_benchmark
 from openmarigold.evaluation.compare import compare_reports
 from openmarigold.evaluation.estimators import TiledMaps
 from openmarigold.evaluation.report import read_report
-from openmarigold.evaluation.scoring import score_sample
 from openmarigold.images.exif import Photo
 from openmarigold.images.photo import resize
 from openmarigold.images.tiles import axis_weights, interpolate, lowpass, plan_tiles, smallest_tile

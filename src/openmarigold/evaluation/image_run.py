@@ -9,6 +9,7 @@ import threading
 from collections.abc import Container
 from dataclasses import dataclass
 
+from openmarigold.errors import OpenMarigoldError, OutputError
 from openmarigold.evaluation.benchmark import Benchmark, hash_of_files
 from openmarigold.evaluation.benchmark_readers import Entry
 from openmarigold.evaluation.estimators import MapEstimator, SavedPredictions, estimate_sample
@@ -79,6 +80,15 @@ class ImageRun:
         predicted, space = self._predict(sample), self.spec.invariance
         found = measure_sample(sample, predicted, self.protocol, space, band=self.spec.band)
         return Scored(key, input_hash, found)
+
+    def attempt(self, entry: Entry, known: Container[str] = ()) -> Scored | str:
+        """`scored`, or why the image cannot be scored. Raises what concerns all images, such as a missing model."""
+        try:
+            return self.scored(entry, known)
+        except OpenMarigoldError as error:
+            if self.load_error or isinstance(error, OutputError):
+                raise
+            return str(error)
 
     def aligned(self, name: str) -> tuple[BenchmarkSample, Maps]:
         """An image and its aligned prediction."""

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from openmarigold.errors import DataError, InvalidValueError, OpenMarigoldError, OutputError
+from openmarigold.errors import DataError, InvalidValueError, OutputError
 from openmarigold.evaluation.benchmark import Benchmark
 from openmarigold.evaluation.benchmark_readers import Entry
 from openmarigold.evaluation.benchmarks import open_folder_benchmark
@@ -227,20 +227,15 @@ def _score_all(
 def _scored_here(run: ImageRun, log: _Log, num_workers: int) -> Generator[tuple[int, ImageScore | str], None, None]:
     """What became of each image, by its place."""
 
-    def score(entry: Entry) -> ImageScore:
-        return log.taken(entry, run.scored(entry, log))
+    def score(entry: Entry) -> ImageScore | str:
+        made = run.attempt(entry, log)
+        return made if isinstance(made, str) else log.taken(entry, made)
 
     with ThreadPoolExecutor(num_workers) as pool:
         tasks = [pool.submit(score, entry) for entry in run.benchmark.entries]
         try:
             for place, task in enumerate(tasks):
-                try:
-                    made: ImageScore | str = task.result()
-                except OpenMarigoldError as error:
-                    if run.load_error or isinstance(error, OutputError):  # no image's fault
-                        raise
-                    made = str(error)
-                yield place, made
+                yield place, task.result()
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise

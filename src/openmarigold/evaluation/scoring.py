@@ -121,13 +121,6 @@ def measure_sample(
     return Measured(metrics=metrics, tally=tally)
 
 
-def score_sample(
-    sample: BenchmarkSample, predicted: Predicted, protocol: Protocol, space: PredictionSpace | None = None
-) -> dict[str, float]:
-    """The scores of `measure_sample` alone. Raises what it raises."""
-    return dict(measure_sample(sample, predicted, protocol, space).metrics)
-
-
 def _align(
     sample: BenchmarkSample, predicted: Predicted, protocol: Protocol, space: PredictionSpace | None
 ) -> tuple[Aligned, Bool[np.ndarray, "h w"]]:

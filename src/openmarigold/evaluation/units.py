@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openmarigold.data.units import UnitEngine
-from openmarigold.errors import InvalidValueError, OpenMarigoldError, OutputError
+from openmarigold.errors import InvalidValueError
 from openmarigold.evaluation.benchmark import Benchmark
 from openmarigold.evaluation.benchmark_readers import Entry
 from openmarigold.evaluation.image_run import ImageRun, Scored
@@ -88,15 +88,8 @@ class ScoreWorker:
             CheckpointError: the model cannot be loaded.
             OutputError: a temporary file cannot be written.
         """
-        run, made = self.load(), []
-        for entry in run.benchmark.entries[unit.first : unit.end]:
-            try:
-                made.append(run.scored(entry, unit.known))
-            except OpenMarigoldError as error:
-                if run.load_error or isinstance(error, OutputError):  # no image's fault
-                    raise
-                made.append(str(error))
-        return made
+        run = self.load()
+        return [run.attempt(entry, unit.known) for entry in run.benchmark.entries[unit.first : unit.end]]
 
 
 def scored_elsewhere(

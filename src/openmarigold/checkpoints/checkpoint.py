@@ -15,12 +15,7 @@ from typing import Any, Literal
 
 from openmarigold.camera import Camera
 from openmarigold.checkpoints import hub, hub_checkpoint
-from openmarigold.checkpoints.channels import (
-    channels_of_networks,
-    condition_on,
-    converted_channels,
-    has_image_encoder,
-)
+from openmarigold.checkpoints.channels import channels_of_networks, condition_on, converted_channels, has_image_encoder
 from openmarigold.checkpoints.defaults import invariance, recommended
 from openmarigold.checkpoints.empty_prompt import (
     cached_embedding_path,
@@ -49,13 +44,7 @@ from openmarigold.checkpoints.weight_files import (
     weight_files,
 )
 from openmarigold.conditions import CONDITIONS
-from openmarigold.config import (
-    CallConfig,
-    ConvertedFormat,
-    FinalStep,
-    Invariance,
-    StartNoise,
-)
+from openmarigold.config import CallConfig, ConvertedFormat, FinalStep, Invariance, StartNoise
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, one_line
 from openmarigold.modalities import Modality

@@ -18,15 +18,7 @@ from jaxtyping import Bool, Float, Float32, Float64, UInt8
 from openmarigold.camera import Camera
 from openmarigold.completion.evidence import Completed, RelativeDepth, SparsePoints
 from openmarigold.completion.fits import Fit
-from openmarigold.completion.guidance import (
-    Adam,
-    AffineFit,
-    GuidedFit,
-    PowerFit,
-    Smoothing,
-    loss_at_points,
-    neighbors,
-)
+from openmarigold.completion.guidance import Adam, AffineFit, GuidedFit, PowerFit, Smoothing, loss_at_points, neighbors
 from openmarigold.completion.guided_settings import GuidedSettings, with_defaults
 from openmarigold.completion.leave_out import pixel_indices
 from openmarigold.completion.methods import Method, Options

@@ -19,13 +19,7 @@ from jaxtyping import Bool, Float, Float32, UInt8, UInt16
 from openmarigold.camera import Camera, CameraSource
 from openmarigold.config import NormalFrame, OutputConfig
 from openmarigold.errors import DataError, InvalidValueError
-from openmarigold.geometry import (
-    angles_between,
-    convert_frame,
-    mirror_normals,
-    normals_from_depth,
-    unit_vectors,
-)
+from openmarigold.geometry import angles_between, convert_frame, mirror_normals, normals_from_depth, unit_vectors
 from openmarigold.modalities import normals_scores
 from openmarigold.modalities.bands import NORMALS_BAND
 from openmarigold.modalities.colors import uncertainty_picture

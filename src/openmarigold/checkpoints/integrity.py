@@ -21,6 +21,7 @@ from openmarigold.checkpoints.hashes import checkpoint_sha256
 from openmarigold.checkpoints.hub import Repository, stated_sha256
 from openmarigold.checkpoints.safetensors_header import StoredTensor, read_header
 from openmarigold.checkpoints.weight_files import part_folder, readable, weight_files
+from openmarigold.config import is_integer
 from openmarigold.errors import CheckpointError
 from openmarigold.files import file_sha256
 
@@ -136,17 +137,13 @@ def count_parameters(checkpoint: Checkpoint) -> dict[str, int] | None:
     """Numbers in the weights of each part, from the files' headers; None where converted ones do not state them."""
     if checkpoint.weights != "safetensors":
         stated = checkpoint.index.get("num_parameters")
-        return dict(stated) if isinstance(stated, dict) and all(map(_is_count, stated.values())) else None
+        return dict(stated) if isinstance(stated, dict) and all(map(is_integer, stated.values())) else None
     counts = {}
     for name in checkpoint.parts:
         files = weight_files(part_folder(checkpoint.directory, name), variant=checkpoint.variant)[1]
         shapes = (tensor.shape for path in files for tensor in read_header(path).tensors.values())
         counts[name] = sum(math.prod(shape) for shape in shapes)
     return counts
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def stated_license(checkpoint: Checkpoint) -> str | None:

@@ -315,21 +315,8 @@ def _usable(relative: RelativeDepth, points: SparsePoints) -> SparsePoints:
     Raises:
         InvalidValueError: a camera of another size; no points; points outside of the picture.
     """
-    height, width = relative.depth.shape
-    if relative.camera.size != (height, width):
-        raise InvalidValueError(
-            f"the depth map is {height}x{width} and the camera's picture {relative.camera.height}x"
-            f"{relative.camera.width}; use camera.resized"
-        )
-    if len(points) == 0:
-        raise InvalidValueError("there are no points; give at least one pixel with its depth in meters")
-    x, y = points.pixels.T
-    outside = (x < -0.5) | (x > width - 0.5) | (y < -0.5) | (y > height - 0.5)
-    if outside.any():
-        raise InvalidValueError(
-            f"{int(outside.sum())} of {len(points)} points lie outside of the picture of {width}x{height}; leave them "
-            "out, or scale them to its size"
-        )
+    relative.camera.check_map(relative.depth)
+    points.check_inside(relative.depth.shape)
     known = np.isfinite(relative.depth[pixel_indices(points.pixels, relative.depth.shape)])
     if known.all():
         return points

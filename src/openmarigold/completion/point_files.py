@@ -69,9 +69,9 @@ def read(path: Path, *, depth_scale: float | None = None) -> Table | Cloud:
         InvalidValueError: a PNG whose scale is not known.
         MissingExtraError: an EXR file without the extra `exr`.
     """
-    reader = _READERS.get(path.suffix.lower())
+    reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise DataError(f"{path}: points are read from {', '.join(_READERS)} and folders of COLMAP")
+        raise DataError(f"{path}: points are read from {', '.join(READERS)} and folders of COLMAP")
     content = _content(path)
     try:
         if reader is _png:
@@ -318,7 +318,7 @@ def _ply_places(content: bytes) -> Float64[np.ndarray, "n 3"]:
     return np.stack([table[f"{column}"].astype(np.float64) for column in columns], axis=-1)
 
 
-_READERS: dict[str, Callable[..., Any]] = {
+READERS: dict[str, Callable[..., Any]] = {
     ".csv": _table,
     ".txt": _table,
     ".tsv": _table,
@@ -330,3 +330,4 @@ _READERS: dict[str, Callable[..., Any]] = {
     ".xyz": _xyz,
     ".bin": _velodyne,
 }
+"""By suffix. Of the files of a photo in a folder, the first one that is there is taken."""

@@ -74,11 +74,7 @@ def length_between(
     Raises:
         InvalidValueError: a pixel lies outside, no depth is known there, or a camera of another picture.
     """
-    if depth.shape != camera.size:
-        raise InvalidValueError(
-            f"the depth map is {depth.shape[0]}x{depth.shape[1]} and the camera's picture {camera.height}x"
-            f"{camera.width}; use camera.resized"
-        )
+    camera.check_map(depth)
     found = [depth_at(depth, pixel) for pixel in (first, second)]
     rays = camera.unproject_at(np.array([first, second], dtype=np.float64), np.ones(2))
     ends = rays * np.array(found)[:, None]

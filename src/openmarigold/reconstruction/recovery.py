@@ -162,11 +162,8 @@ def _check(depth: np.ndarray, normals: np.ndarray, invariance: str, camera: Came
         )
     if min(depth.shape) < 3:
         raise InvalidValueError(f"a fit needs maps of 3x3 pixels or more; these have {depth.shape[0]}x{depth.shape[1]}")
-    if camera is not None and camera.size != depth.shape:
-        raise InvalidValueError(
-            f"the depth map is {depth.shape[0]}x{depth.shape[1]} and the camera's picture {camera.height}x"
-            f"{camera.width}; use camera.resized"
-        )
+    if camera is not None:
+        camera.check_map(depth)
 
 
 def _assumed(depth: np.ndarray, known: np.ndarray, invariance: str, camera: Camera | None, note: str) -> Recovered:

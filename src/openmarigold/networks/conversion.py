@@ -225,7 +225,7 @@ def count_network_flops(source: Checkpoint, name: str, height: int, width: int, 
         else:
             replaced = tiny_vae is not None and name in tiny_vae.networks
             vae = empty_network(tiny_vae.directory if tiny_vae and replaced else source.directory / "vae")
-            module = _Encoder(vae) if name == "vae_encoder" else _Decoder(vae)
+            module = _HalfVae(vae, encode_to_latent if name == "vae_encoder" else decode_to_image)
             inputs = [torch.zeros(1, 3, height, width) if name == "vae_encoder" else torch.zeros(1, channels, h, w)]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module.eval()(*inputs)
@@ -239,22 +239,13 @@ def check_format(format: ConvertedFormat) -> None:
         __import__(package)
 
 
-class _Encoder(nn.Module):
-    def __init__(self, vae: Vae) -> None:
+class _HalfVae(nn.Module):
+    def __init__(self, vae: Vae, run: Callable[[Vae, Tensor], Tensor]) -> None:
         super().__init__()
-        self.vae = vae
+        self.vae, self.run = vae, run
 
-    def forward(self, sample: Tensor) -> Tensor:
-        return encode_to_latent(self.vae, sample)
-
-
-class _Decoder(nn.Module):
-    def __init__(self, vae: Vae) -> None:
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, latent: Tensor) -> Tensor:
-        return decode_to_image(self.vae, latent)
+    def forward(self, value: Tensor) -> Tensor:
+        return self.run(self.vae, value)
 
 
 class _Denoiser(nn.Module):
@@ -287,10 +278,10 @@ def _network(source: Checkpoint, name: str, tiny_vae: TinyVae | None) -> tuple[n
         vae = load_vae(source.directory / "vae", variant=source.variant)
     assert latent_channels(vae) == channels
     if name == "vae_encoder":
-        return _Encoder(vae), {"sample": torch.zeros(1, 3, 8 * h, 8 * w)}, "latent"
+        return _HalfVae(vae, encode_to_latent), {"sample": torch.zeros(1, 3, 8 * h, 8 * w)}, "latent"
     if source.modality.decoded_channels == 1:
         vae = fold_channel_mean(vae)
-    return _Decoder(vae), {"latent": torch.zeros(1, channels, h, w)}, "image"
+    return _HalfVae(vae, decode_to_image), {"latent": torch.zeros(1, channels, h, w)}, "image"
 
 
 def check_replaceable(destination: Path) -> None:

@@ -60,6 +60,15 @@ def check_output_dir(output_dir: Path, inputs: Sequence[Path]) -> None:
         raise InvalidValueError(
             f"output folder {output_dir} is also an input, so results would be read as photos; choose another"
         )
+    make_output_dir(output_dir)
+
+
+def make_output_dir(output_dir: Path) -> None:
+    """Makes the folder and tries to write to it.
+
+    Raises:
+        OutputError: it cannot be made or written.
+    """
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         try_to_write(output_dir)

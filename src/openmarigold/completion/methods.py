@@ -153,29 +153,20 @@ def _interpolated(interpolate: Callable[..., np.ndarray]) -> Callable[..., _Inte
     return lambda relative, points, options: _Interpolated(points, relative.depth.shape[:2], interpolate)
 
 
-METHODS: Mapping[str, Method] = MappingProxyType(
-    {
-        method.name: method
-        for method in (
-            Method(name="nearest", title="nearest point", run=_interpolated(interpolation.nearest), is_baseline=True),
-            Method(
-                name="linear",
-                title="linear interpolation",
-                run=_interpolated(interpolation.linear),
-                is_baseline=True,
-            ),
-            Method(
-                name="least_squares",
-                title="least squares of scale and shift",
-                run=_least_squares,
-                min_points=2,
-                is_baseline=True,
-            ),
-            Method(name="fit", title="robust fit of scale and shift", run=global_fit),
-            Method(name="field", title="fit and field of what is left over", run=_field, min_points=5),
-        )
-    }
+_ALL = (
+    Method(name="nearest", title="nearest point", run=_interpolated(interpolation.nearest), is_baseline=True),
+    Method(name="linear", title="linear interpolation", run=_interpolated(interpolation.linear), is_baseline=True),
+    Method(
+        name="least_squares",
+        title="least squares of scale and shift",
+        run=_least_squares,
+        min_points=2,
+        is_baseline=True,
+    ),
+    Method(name="fit", title="robust fit of scale and shift", run=global_fit),
+    Method(name="field", title="fit and field of what is left over", run=_field, min_points=5),
 )
+METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method in _ALL})
 """By name, the cheapest first among those that are no baselines. A method of another module is a further row:
 `complete(..., methods={**METHODS, "guided": ...})`."""
 

@@ -163,7 +163,6 @@ def _picture_of(name: str) -> Picture:
         suffix=f"_{name}.png",
         content=lambda maps: f"{name} x {_levels_per_unit(maps[name]):.10g}, not below 0",
         make=lambda maps, output: _bound_picture(maps[name]),
-        wanted=lambda output: "png" in output.format,
         of_interval=True,
     )
 

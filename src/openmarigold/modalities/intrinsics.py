@@ -168,7 +168,6 @@ def _picture_of(kind: MapKind, *, up_to_scale: bool = False, negative: bool = Fa
         suffix=f"_{kind.file_name}{'_negative' if negative else ''}.png",
         content=f"{scaled}, {shown}, x 65535",
         make=make,
-        wanted=lambda output: "png" in output.format,
         applies=(lambda settings: settings.get("recompose") is True) if negative else (lambda settings: True),
     )
 

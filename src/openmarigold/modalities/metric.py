@@ -135,13 +135,11 @@ METRIC = replace(
             suffix="_metric.png",
             content=_content,
             make=lambda maps, output: to_uint16(maps["depth"]),
-            wanted=lambda output: "png" in output.format,
         ),
         Picture(
             suffix="_metric_colored.png",
             content="the logarithm of depth in colors, gray where it is unknown",
             make=lambda maps, output: _shown(maps["depth"], output.color_map),
-            wanted=lambda output: "png" in output.format,
         ),
     ),
     quantities=MappingProxyType({"absolute": "planar depth (z) in meters"}),

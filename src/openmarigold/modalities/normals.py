@@ -247,13 +247,11 @@ _RUB = Modality(
             suffix="_normals.png",
             content="(normals + 1) x 32767.5, in normal_frame, y negated if green is dx",
             make=lambda maps, output: to_uint16(maps["normals"], green=output.green, frame=output.normal_frame),
-            wanted=lambda output: "png" in output.format,
         ),
         Picture(
             suffix="_normals_colored.png",
             content="normal map: red right, green up (gl) or down (dx), blue to the viewer",
             make=lambda maps, output: texture(maps["normals"], green=output.green),
-            wanted=lambda output: "png" in output.format,
         ),
         Picture(
             suffix="_normals_uncertainty.png",

@@ -131,15 +131,11 @@ def _protocol(name: str, summary: str, pooled: Pooling | None) -> Protocol:
     )
 
 
-PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
-    {
-        protocol.name: protocol
-        for protocol in (
-            _protocol("marigold-normals", "angular errors of each image, averaged over images", None),
-            _protocol("dsine", "angular errors of all pixels of the set", _POOLING),
-        )
-    }
+_ALL = (
+    _protocol("marigold-normals", "angular errors of each image, averaged over images", None),
+    _protocol("dsine", "angular errors of all pixels of the set", _POOLING),
 )
+PROTOCOLS: Mapping[str, Protocol] = MappingProxyType({protocol.name: protocol for protocol in _ALL})
 
 
 def default_protocol(space: PredictionSpace) -> str:

@@ -94,20 +94,12 @@ def surface_grid(
     rows, columns = _grid_lines(chosen, choice.max_points)
     values = depth[np.ix_(rows, columns)].astype(np.float64)
     kept = chosen[np.ix_(rows, columns)]
-    if not choice.cut_edges:
-        return SurfaceGrid(
-            rows=rows,
-            columns=columns,
-            depth=values,
-            kept=kept,
-            across=kept[:, 1:] & kept[:, :-1],
-            down=kept[1:] & kept[:-1],
-        )
-    with np.errstate(divide="ignore", invalid="ignore"):
-        disparity = np.where(np.isfinite(values) & (values > 0), 1.0 / values, np.nan)
-    across = _edges(disparity, columns / camera.fx)
-    down = _edges(disparity.T, rows / camera.fy).T
-    kept = kept & ~(_between_two(across) | _between_two(down.T).T)
+    across, down = np.zeros((len(rows), len(columns) - 1), bool), np.zeros((len(rows) - 1, len(columns)), bool)
+    if choice.cut_edges:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            disparity = np.where(np.isfinite(values) & (values > 0), 1.0 / values, np.nan)
+        across, down = _edges(disparity, columns / camera.fx), _edges(disparity.T, rows / camera.fy).T
+        kept = kept & ~(_between_two(across) | _between_two(down.T).T)
     return SurfaceGrid(
         rows=rows,
         columns=columns,

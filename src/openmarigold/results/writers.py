@@ -45,10 +45,8 @@ def result_paths(
     """
     output = output or OutputConfig()
     maps = [kind.file_name for kind in modality.maps]
-    numbers, formats = (
-        "npy" in output.format,
-        [name for name in ("npz", "exr", *SPACE_FORMATS) if name in output.format],
-    )
+    numbers = "npy" in output.format
+    formats = [name for name in ("npz", "exr", *SPACE_FORMATS) if name in output.format]
     pictures = [picture for picture in modality.pictures if picture.wanted(output) and picture.applies(settings or {})]
     suffixes = [f"_{name}.npy" for name in maps if numbers]
     suffixes += [one.suffix for one in pictures if not (one.of_uncertainty or one.of_interval)]

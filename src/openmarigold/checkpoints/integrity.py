@@ -72,10 +72,11 @@ def _described_settings(checkpoint: Checkpoint) -> dict[str, Any]:
     schedule = checkpoint.schedule
     ddim = {"timestep_spacing": schedule.timestep_spacing, "set_alpha_to_one": schedule.set_alpha_to_one}
     lcm = {"original_inference_steps": schedule.original_inference_steps}
+    known_up_to = _KNOWN_UP_TO[checkpoint.invariance] if len(checkpoint.modality.quantities) > 1 else ""
     return {
         "name": checkpoint.name,
         "directory": str(checkpoint.directory),
-        "kind": _kind_of(checkpoint),
+        "kind": f"{known_up_to}{checkpoint.modality.title}",
         "weights": checkpoint.weights,
         "variant": checkpoint.variant,
         "scheduler": {
@@ -260,9 +261,3 @@ def _is_finite(values: np.ndarray, dtype: str) -> bool:
     if dtype == "BF16":
         return bool(((values & _BF16_EXPONENT) != _BF16_EXPONENT).all())
     return bool(np.isfinite(values).all())
-
-
-def _kind_of(checkpoint: Checkpoint) -> str:
-    """What it predicts, and what that is known up to, where its modality leaves this open."""
-    known = _KNOWN_UP_TO[checkpoint.invariance] if len(checkpoint.modality.quantities) > 1 else ""
-    return f"{known}{checkpoint.modality.title}"

@@ -265,14 +265,13 @@ def compare(
     *,
     options: Options | None = None,
     methods: Mapping[str, Method] = METHODS,
-    names: Sequence[str] | None = None,
 ) -> list[Row]:
     """The methods and baselines with their left-out errors, in the order of `methods`; for printing beside a result."""
     options = options or Options()
     points = _usable(relative, points)
     rows = []
-    for name in names if names is not None else methods:
-        method, errors, note = methods[name], None, ""
+    for name, method in methods.items():
+        errors, note = None, ""
         try:
             if len(points) < method.min_points:
                 note = f"needs {method.min_points} points"

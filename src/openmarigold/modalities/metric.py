@@ -18,7 +18,7 @@ from openmarigold.ensembling import REDUCTIONS
 from openmarigold.errors import DataError
 from openmarigold.modalities import metric_scores
 from openmarigold.modalities.depth import LOG_DEPTH, METRIC_SPACE, colored_logs
-from openmarigold.modalities.modality import MapKind, Maps, Merged, Picture, Surface, Target
+from openmarigold.modalities.modality import Maps, Merged, Picture, Surface, Target
 from openmarigold.reconstruction.saving import METERS
 
 MILLIMETERS = 1000
@@ -112,14 +112,11 @@ METRIC = replace(
     name="metric",
     title="metric depth",
     maps=(
-        MapKind(
-            name="depth",
-            channels=1,
+        replace(
+            LOG_DEPTH.maps[0],
             range=(0.0, float("inf")),
             unit="meters, planar",
-            space="linear",
             exr_channels=("Z",),
-            exr_aliases=("Z", "depth", "depth.Z", "Depth", "Y", "R"),
             file_name="metric",
         ),
     ),

@@ -41,13 +41,13 @@ def not_downloaded(hub_id: str, *, offline: str, missing: str | None = None) -> 
 
 def is_absent(error: Exception) -> bool:
     """Whether the hub answered that the revision or file does not exist, so that a kept copy cannot replace it."""
-    names = {kind.__name__ for kind in type(error).__mro__}
+    names = {error_type.__name__ for error_type in type(error).__mro__}
     return bool(names & {"RevisionNotFoundError", "RemoteEntryNotFoundError"})
 
 
 def _reason(error: BaseException, hub_id: str, *, endpoint: str, cache: str, revision: str | None) -> str | None:
     """The line for one error of a chain; None where it does not tell."""
-    names = {kind.__name__ for kind in type(error).__mro__}
+    names = {error_type.__name__ for error_type in type(error).__mro__}
     status = getattr(getattr(error, "response", None), "status_code", None)
     if "RevisionNotFoundError" in names:
         return f"{hub_id} has no revision {revision!r}; leave --revision out for the newest"

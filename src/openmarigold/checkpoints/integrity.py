@@ -244,8 +244,8 @@ def _stated_sums(checkpoint: Checkpoint) -> dict[str, str]:
 
 def _not_finite(path: Path) -> Iterator[str]:
     for name, tensor in read_header(path).tensors.items():
-        kind = tensor.dtype
-        if kind in _FLOAT_TYPES and not all(_is_finite(block, kind) for block in _blocks(path, tensor)):
+        dtype = tensor.dtype
+        if dtype in _FLOAT_TYPES and not all(_is_finite(block, dtype) for block in _blocks(path, tensor)):
             yield f"{path}: {name} holds values that are not finite; get the checkpoint again"
 
 

@@ -286,7 +286,7 @@ def _ply_places(content: bytes) -> Float64[np.ndarray, "n 3"]:
     if not content.startswith(b"ply") or match is None:
         raise ValueError("no header")
     lines = [line.split() for line in content[: match.start()].decode("ascii").splitlines()]
-    kind = next(line[1] for line in lines if line and line[0] == "format")
+    encoding = next(line[1] for line in lines if line and line[0] == "format")
     elements = [index for index, line in enumerate(lines) if line and line[0] == "element"]
     if not elements or lines[elements[0]][1] != "vertex":
         raise ValueError("its first element is not vertex")
@@ -296,12 +296,12 @@ def _ply_places(content: bytes) -> Float64[np.ndarray, "n 3"]:
     names = [line[2] for line in properties]
     columns = [names.index(name) for name in "xyz"]
     body = content[match.end() :]
-    if kind == "ascii":
+    if encoding == "ascii":
         rows = [line.split() for line in body.decode("ascii").splitlines()[:count]]
         if len(rows) < count:
             raise ValueError(f"{count} vertices announced, {len(rows)} there")
         return np.array([[float(row[column]) for column in columns] for row in rows]).reshape(-1, 3)
-    order = {"binary_little_endian": "<", "binary_big_endian": ">"}[kind]
+    order = {"binary_little_endian": "<", "binary_big_endian": ">"}[encoding]
     row_type = np.dtype([(f"{index}", order + _PLY_TYPES[line[1]]) for index, line in enumerate(properties)])
     if count < 0 or count * row_type.itemsize > len(body):
         raise ValueError(f"{count} vertices announced, {len(body) // row_type.itemsize} there")

@@ -183,9 +183,9 @@ def save_updates(updates: Mapping[str, LowRank], folder: Path, *, base: str) -> 
         ("base_model.model.", folder / PEFT_FILES[0], {}),
     ):
         tensors = {
-            f"{prefix}{name}.{kind}": update[number]
+            f"{prefix}{name}.{matrix}": update[number]
             for name, update in updates.items()
-            for kind, number in matrices.items()
+            for matrix, number in matrices.items()
         }
         save_tensors(tensors, path, metadata=facts)
     config = {"peft_type": "LORA", "base_model_name_or_path": base, "inference_mode": True, "bias": "none", **settings}

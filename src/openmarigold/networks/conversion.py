@@ -294,9 +294,9 @@ def check_replaceable(destination: Path) -> None:
         return
     for image_encoder in (False, True):
         networks = networks_of(image_encoder=image_encoder)
-        kinds = [[destination / files[name] for name in networks] for files in NETWORK_FILES.values()]
-        kinds.append([graph_file(destination, name) for name in networks])
-        if any(all(path.is_file() for path in (destination / "model_index.json", *kind)) for kind in kinds):
+        layouts = [[destination / files[name] for name in networks] for files in NETWORK_FILES.values()]
+        layouts.append([graph_file(destination, name) for name in networks])
+        if any(all(path.is_file() for path in (destination / "model_index.json", *files)) for files in layouts):
             return
     raise OutputError(
         f"{destination} exists and is not an exported checkpoint; choose a new folder, so that nothing is lost"

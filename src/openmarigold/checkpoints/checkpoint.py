@@ -217,12 +217,7 @@ def read_outline(repository: hub.Repository, *, variant: str | None = None) -> C
 
 
 def _read(
-    directory: Path,
-    name: str,
-    *,
-    variant: str | None,
-    outline: hub.Repository | None = None,
-    wanted: str | None = None,
+    directory: Path, name: str, *, variant: str | None, outline: hub.Repository | None = None, wanted: str | None = None
 ) -> Checkpoint:
     index_path = directory / "model_index.json"
     index = read_json(index_path)

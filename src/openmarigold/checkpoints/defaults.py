@@ -42,11 +42,7 @@ def recommended(index: Mapping[str, Any], path: Path, schedule: NoiseSchedule, k
     ]
     steps = whole_number(index, path, "default_denoising_steps", fallback, least=1, most=MAX_INFERENCE_STEPS)
     resolution = whole_number(
-        index,
-        path,
-        "default_processing_resolution",
-        _FALLBACK_PROCESSING_RESOLUTION,
-        most=MAX_PROCESSING_RESOLUTION,
+        index, path, "default_processing_resolution", _FALLBACK_PROCESSING_RESOLUTION, most=MAX_PROCESSING_RESOLUTION
     )
     final_step = index.get("default_final_step") or "reference"
     start_noise = index.get("start_noise") or _start_noise(known, index, schedule, steps)

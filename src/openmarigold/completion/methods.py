@@ -126,11 +126,7 @@ def global_fit(relative: RelativeDepth, points: SparsePoints, options: Options) 
     """The robust fit of scale and shift (`fits`)."""
     at_points = relative.depth[pixel_indices(points.pixels, relative.depth.shape)]
     fit = fit_points(
-        at_points,
-        points.depth,
-        invariance=relative.invariance,
-        space=options.space or "auto",
-        shift=options.shift,
+        at_points, points.depth, invariance=relative.invariance, space=options.space or "auto", shift=options.shift
     )
     return _GlobalFit(relative, fit)
 

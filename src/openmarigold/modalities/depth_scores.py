@@ -65,11 +65,7 @@ SCORES = (
     PIXELS_SCORED,
     _NEGATIVE_SCALE,
 )
-_EDGE_SCORES = (
-    Score(name="de_auc", label="DE-AUC", unit="%", higher_is_better=True),
-    PIXELS_SCORED,
-    _NEGATIVE_SCALE,
-)
+_EDGE_SCORES = (Score(name="de_auc", label="DE-AUC", unit="%", higher_is_better=True), PIXELS_SCORED, _NEGATIVE_SCALE)
 MARKS = ("edges",)
 
 _Fit: TypeAlias = tuple[Float64[np.ndarray, "h w"], float]
@@ -218,11 +214,7 @@ _ALL = (
     _protocol("scale-median", f"scale by the median of the ratios, {_CLIPPED}", _UP_TO_SCALE, _fit_median),
     _protocol("metric", f"no alignment, {_CLIPPED}", _METRIC, _fit_nothing),
     _protocol(
-        "edges",
-        "drawn edges, after scale and shift by least squares in depth",
-        _ANY_DEPTH,
-        _fit_affine,
-        edges=True,
+        "edges", "drawn edges, after scale and shift by least squares in depth", _ANY_DEPTH, _fit_affine, edges=True
     ),
     _protocol(
         "edges-disparity",

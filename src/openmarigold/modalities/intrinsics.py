@@ -235,13 +235,7 @@ def _modality(
 _USUAL_APPEARANCE = {"albedo": _Stated("srgb"), "material": _Stated("stack")}
 _MATERIAL = tuple(
     MapKind(
-        name=name,
-        channels=1,
-        range=(0.0, 1.0),
-        unit=unit,
-        space="linear",
-        exr_channels=(name,),
-        resample="bilinear",
+        name=name, channels=1, range=(0.0, 1.0), unit=unit, space="linear", exr_channels=(name,), resample="bilinear"
     )
     for name, unit in (("roughness", "0 smooth, 1 rough"), ("metallicity", "0 no metal, 1 metal"))
 )

@@ -113,11 +113,7 @@ METRIC = replace(
     title="metric depth",
     maps=(
         replace(
-            LOG_DEPTH.maps[0],
-            range=(0.0, float("inf")),
-            unit="meters, planar",
-            exr_channels=("Z",),
-            file_name="metric",
+            LOG_DEPTH.maps[0], range=(0.0, float("inf")), unit="meters, planar", exr_channels=("Z",), file_name="metric"
         ),
     ),
     uncertainties=("metric_uncertainty",),
@@ -128,11 +124,7 @@ METRIC = replace(
     finish=lambda stack: stack,
     picture=lambda maps, color_map: _shown(maps["depth"], color_map),
     pictures=(
-        Picture(
-            suffix="_metric.png",
-            content=_content,
-            make=lambda maps, output: to_uint16(maps["depth"]),
-        ),
+        Picture(suffix="_metric.png", content=_content, make=lambda maps, output: to_uint16(maps["depth"])),
         Picture(
             suffix="_metric_colored.png",
             content="the logarithm of depth in colors, gray where it is unknown",

@@ -54,12 +54,7 @@ def depth_at(depth: Float[np.ndarray, "h w"], pixel: Pixel) -> float:
 
 
 def length_between(
-    depth: Float[np.ndarray, "h w"],
-    camera: Camera,
-    first: Pixel,
-    second: Pixel,
-    *,
-    relative_90: float | None = None,
+    depth: Float[np.ndarray, "h w"], camera: Camera, first: Pixel, second: Pixel, *, relative_90: float | None = None
 ) -> Length:
     """The length between the points that two pixels (x, y) show.
 

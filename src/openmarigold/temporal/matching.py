@@ -158,10 +158,7 @@ def _alike(one: Look, other: Look, flow: np.ndarray) -> Bool[np.ndarray, "h w"]:
 
 
 def _dense_flow(
-    one: UInt8[np.ndarray, "h w"],
-    other: UInt8[np.ndarray, "h w"],
-    *,
-    guess: Float32[np.ndarray, "h w 2"] | None = None,
+    one: UInt8[np.ndarray, "h w"], other: UInt8[np.ndarray, "h w"], *, guess: Float32[np.ndarray, "h w 2"] | None = None
 ) -> Float32[np.ndarray, "h w 2"]:
     cv2 = opencv()  # the same bytes with any number of threads
     preset = cv2.DISOPTICAL_FLOW_PRESET_FAST if guess is None else cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST

@@ -113,10 +113,7 @@ def output_config(video: VideoConfig) -> OutputConfig:
     """The settings of files of single frames."""
     formats: list[FileFormat] = [name for name in ("npy", "exr", "png") if name in video.format]
     return OutputConfig(
-        format=tuple(formats) or ("png",),
-        color_map=video.color_map,
-        normal_frame=video.normal_frame,
-        green=video.green,
+        format=tuple(formats) or ("png",), color_map=video.color_map, normal_frame=video.normal_frame, green=video.green
     )
 
 
@@ -277,12 +274,7 @@ class _Run:
             self.report(VideoEvent(done=done, total=self.total))
 
         end = run_pipeline(
-            clip,
-            self.model.open(state),
-            sink,
-            progress=progress,
-            segment=self.video.segment,
-            advance=advance,
+            clip, self.model.open(state), sink, progress=progress, segment=self.video.segment, advance=advance
         )
         self.result.num_predicted = end.emitted - before
         self.result.predict_s = time.perf_counter() - started

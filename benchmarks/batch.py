@@ -74,8 +74,13 @@ def _command(photos: Path, out: Path, workers: int, resolution: int, *more: str)
 
 
 def _hashes(out: Path) -> dict[str, str]:
-    names = [path for path in sorted(out.iterdir()) if path.suffix in (".tar", ".parquet")]
+    names = [path for path in sorted(out.glob("*")) if path.suffix in (".tar", ".parquet")]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in names}
+
+
+def _num_done(out: Path) -> int:
+    """Shards that are whole."""
+    return len(list(out.glob("*_stats.json")))
 
 
 def _rates(folder: Path, number: int, rounds: int, workers: int) -> None:
@@ -127,13 +132,15 @@ def _kills(folder: Path, number: int, workers: int) -> None:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
             )
-            until = time.monotonic() + (15.0 if attempt < 2 else 600.0)
-            while program.poll() is None and time.monotonic() < until:
-                time.sleep(chance.uniform(3, 6))
+            enough = 10 * (attempt + 1) if attempt < 2 else 40  # of 40 shards
+            while program.poll() is None and _num_done(out) < enough:
+                time.sleep(chance.uniform(2, 4))
                 found = _workers_of(program.pid)
-                if found and killed["workers"] < 6:
+                if found and killed["workers"] < 6 and _num_done(out) >= 5 * killed["workers"]:
                     os.kill(chance.choice(found), signal.SIGKILL)
                     killed["workers"] += 1
+            if attempt >= 2:
+                program.wait(600)
             if program.poll() is None:
                 program.kill()
                 killed["programs"] += 1

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import statistics
 import sys
 import time
@@ -109,6 +110,35 @@ def networks(name: str, arguments: argparse.Namespace) -> dict[str, Path]:
         int8.mkdir(exist_ok=True)
         write_whole(plain / "model.xml", int8, [inputs(name, 192, 144)])
     return {"float": plain / "model.xml", "int8": int8 / "model.xml"}
+
+
+def every_layer(source: Path, *, tiny: bool) -> Path:
+    """A copy of a checkpoint with every layer in int8, made once: the most that int8 can gain, whatever it costs."""
+    from openmarigold.checkpoints.checkpoint import read_checkpoint
+    from openmarigold.checkpoints.configured import TinyVae
+    from openmarigold.checkpoints.weight_files import NETWORK_FILES, QUANTIZATION
+    from openmarigold.networks.conversion import export_checkpoint
+    from openmarigold.networks.quantization_openvino import write_whole
+
+    target = Path(f"{source}-every-layer{'-tiny' if tiny else ''}")
+    if target.exists():
+        return target
+    folder = Path(f"{source}-tiny-vae") / "vae"
+    vae = TinyVae(directory=folder, name="tiny", variant=None, used_for="both") if tiny else None
+    partial = target.with_suffix(".partial")
+    export_checkpoint(read_checkpoint(source), partial, format="openvino", dtype="float32", tiny_vae=vae)
+    for name, file in NETWORK_FILES["openvino"].items():
+        if (network := partial / file).exists():
+            plain = network.rename(network.with_stem("plain"))
+            network.with_suffix(".bin").rename(plain.with_suffix(".bin"))
+            write_whole(plain, network.parent, [inputs(name, 192, 144)])
+            plain.unlink()
+            plain.with_suffix(".bin").unlink()
+    index = partial / "model_index.json"
+    stated = {"dtype": "int8", "source": source.name, "networks": {}}
+    index.write_text(json.dumps({**json.loads(index.read_text(encoding="utf-8")), QUANTIZATION: stated}))
+    partial.rename(target)
+    return target
 
 
 def inputs(name: str, width: int, height: int) -> dict[str, np.ndarray]:

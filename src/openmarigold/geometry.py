@@ -92,7 +92,7 @@ def normals_from_depth(
 
     Depth that is stored in whole steps (millimeters, 16-bit codes) is a staircase, whose differences are not its slope:
     steps of 0.055 % are tilted by up to 12 degrees. `support` fits planes to windows instead, and gives each pixel the
-    plane of the window around it, or of one of the eight beside it that still hold the pixel, where that fits clearly
+    plane of the window around it, or of one of its eight neighbors that still hold the pixel, where that fits clearly
     better: so edges and creases stay sharp.
 
     Args:

@@ -27,7 +27,7 @@ from test_rendering_scenes import LOOSE
 CONFIG = PathConfig(source="tabletops", scenes=2, frames=5, fps=10.0, seed=3, width=96, height=72)
 LENS = Lens(width=96, height=72, fov=(math.radians(60.0), math.radians(80.0)))
 GAIT = Gait(speed=0.7, turn=math.radians(40.0), clearance=0.3, eye_height=(1.3, 1.7))
-# Two rooms beside each other, with a wall between them that has no opening.
+# Two adjacent rooms, with a wall between them that has no opening.
 WALLS = (
     block(0.0, 0.0, (0.1, 8.0, 3.0)),
     *(block(x, 0.0, (0.1, 8.0, 3.0)) for x in (-4.0, 4.0)),

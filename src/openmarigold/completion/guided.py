@@ -85,7 +85,7 @@ def guided(
 
 
 def guided_method(predictor: Predictor, settings: GuidedSettings | None = None) -> Method:
-    """Guided denoising as a row beside `methods.METHODS`, where `RelativeDepth.rgb` holds the photo.
+    """Guided denoising as a row next to `methods.METHODS`, where `RelativeDepth.rgb` holds the photo.
 
     Its error is stated from points that are left out in `GUIDED_FOLDS` parts, so that `complete` runs it so many times
     more.

@@ -58,7 +58,7 @@ class KnownConfig:
     """File with the 3x4 or 4x4 matrix from the axes of a point cloud (PLY, .bin) to the camera's; KITTI's calibration
     files too. None: the cloud is in the camera's axes, x right, y down, z forward."""
     remove_see_through: bool = False
-    """Leave out points that a surface before them hides from the camera, as LiDAR beside the camera has them."""
+    """Leave out points that a surface before them hides from the camera, as a LiDAR next to the camera has them."""
     method: MethodName = "auto"
     """How points become a map: fit (scale and shift), field (fit and a smooth correction), guided (points guide the
     denoising; extra torch) or auto (fit or field, whichever predicts points that are left out better)."""

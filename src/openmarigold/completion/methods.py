@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The methods of completion, in steps of cost, and the baselines that stand beside them.
+"""The methods of completion, in steps of cost, and the baselines that they are compared with.
 
 A method fits (relative depth, points) and gives something that answers at any pixel and as a map. So every method is
 judged in the same way, by points that it did not see (`leave_out`), and the best one is chosen without ground truth.
@@ -186,7 +186,7 @@ def complete(
     Args:
         relative: what the model gives.
         points: what was measured.
-        method: a name in `methods`, or "auto": the one with the smallest left-out error that is no baseline.
+        method: a name in `methods`, or "auto": the method (not a baseline) with the smallest left-out error.
         options: what else is known.
         exact: the pixels of points have the points' own depth, except for points that contradict the others.
         methods: the methods to choose from.
@@ -262,7 +262,7 @@ def compare(
     options: Options | None = None,
     methods: Mapping[str, Method] = METHODS,
 ) -> list[Row]:
-    """The methods and baselines with their left-out errors, in the order of `methods`; for printing beside a result."""
+    """The methods and baselines with their left-out errors, in the order of `methods`; for printing with a result."""
     options = options or Options()
     points = _usable(relative, points)
     rows = []

@@ -31,7 +31,6 @@ from openmarigold.privacy import openvino_without_reports
 with needs_extra("openvino"), some_home(), openvino_without_reports():  # a module of it ends without a home folder
     import openvino
 
-_PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # int8: of the layers that are not
 _MADV_DONTNEED = 4
 _KEPT_SHAPES = 4  # 4:3 and 3:2, lying and upright
 _BETWEEN_RETURNS_S = 0.1
@@ -97,7 +96,8 @@ class _Networks:
         cache_dir = None if large else user_cache_dir() / "openvino"
         with _returned_meanwhile(weights if large else ()):
             self.requests = {
-                name: self._open(path, cache_dir, large and name != "unet") for name, path in paths.items()
+                name: self._open(path, cache_dir, large, by_size=large and name != "unet")
+                for name, path in paths.items()
             }
             if large:
                 self._pack(weights, engine, num_targets)
@@ -128,10 +128,11 @@ class _Networks:
                 request.requests.clear()  # no photo is so small
         _return_memory(weights)
 
-    def _open(self, path: Path, cache_dir: Path | None, by_size: bool) -> Any:
+    def _open(self, path: Path, cache_dir: Path | None, large: bool, *, by_size: bool) -> Any:
+        precision = _precision(self._dtype, large)
         settings: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": _PRECISIONS[self._dtype],  # without it, float32 networks run in bfloat16
-            "EXECUTION_MODE_HINT": "PERFORMANCE" if self._dtype == "bfloat16" else "ACCURACY",
+            "INFERENCE_PRECISION_HINT": precision,  # without it, float32 networks run in bfloat16
+            "EXECUTION_MODE_HINT": "PERFORMANCE" if precision == "bf16" else "ACCURACY",
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": False,
         }
@@ -238,6 +239,16 @@ def computes_in_bfloat16() -> bool:
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
+def _precision(dtype: str, large: bool = True) -> str:
+    """OpenVINO's name of a precision; of int8 networks, that of the layers that are not in int8.
+
+    These compute in bfloat16 in large networks, for speed; in small ones it costs more accuracy than int8 does.
+    """
+    if dtype == "int8":
+        return "bf16" if large and computes_in_bfloat16() else "f32"
+    return {"float32": "f32", "bfloat16": "bf16"}[dtype]
+
+
 def matrix_product(size: int, device: str, dtype: str) -> Callable[[], object]:
     """A product of square matrices, for timing; the call returns when it is done."""
     from openvino import opset13 as operations
@@ -247,7 +258,7 @@ def matrix_product(size: int, device: str, dtype: str) -> Callable[[], object]:
     product = operations.matmul(left, matrix, False, False)
     model = openvino.Model([product], [left])  # pyright: ignore[reportGeneralTypeIssues] - its stubs disagree
     request = openvino.compile_model(
-        model, device.upper(), {"INFERENCE_PRECISION_HINT": _PRECISIONS[dtype]}
+        model, device.upper(), {"INFERENCE_PRECISION_HINT": _precision(dtype)}
     ).create_infer_request()
     return lambda: request.infer([matrix], share_inputs=True)
 

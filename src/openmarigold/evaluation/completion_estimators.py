@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Estimators of depth completion: a model's depth and a method, and the baselines that are always shown beside."""
+"""Estimators of depth completion: a model's depth and a method, and the baselines that are always shown too."""
 
 from __future__ import annotations
 

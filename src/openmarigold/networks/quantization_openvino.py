@@ -8,7 +8,7 @@ much. Files hold OpenVINO's own operators, so that running them needs no NNCF.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +42,17 @@ def quantize_openvino(source: Path, folder: Path, samples: Sequence[Sample], sma
         small: its inputs on a few of these at a small size, on which single layers are measured.
     """
     core = openvino.Core()
-    whole = _quantized(core.read_model(source), samples, ())
+    plain, whole = core.read_model(source), _quantized(core.read_model(source), samples)
     groups = _groups(whole)
-    errors = _measured(core, core.read_model(source), whole, groups, small)
-    del whole
+    errors = _measured(core, plain, whole.clone(), groups, small)
     expected = _outputs(core, source, samples)
     destination = folder / "model.xml"
 
     def quantize(kept: Mapping[str, float]) -> float:
-        write_whole(source, folder, samples, kept=[layer for name in kept for layer in groups[name].layers])
+        model = whole.clone()
+        for name in kept:
+            _keep(model, plain, groups[name])
+        _save(model, destination)
         return relative_error(_outputs(core, destination, samples), expected)
 
     kept_groups, error = chosen_layers(errors, quantize)
@@ -59,26 +61,29 @@ def quantize_openvino(source: Path, folder: Path, samples: Sequence[Sample], sma
     return Quantized(num_layers=num_layers, kept=kept, output_error=error)
 
 
-def write_whole(source: Path, folder: Path, samples: Sequence[Sample], *, kept: Collection[str] = ()) -> None:
-    """Writes a network with all layers but the given ones in int8, whatever their errors."""
+def write_whole(source: Path, folder: Path, samples: Sequence[Sample]) -> None:
+    """Writes a network with all layers in int8, whatever their errors."""
+    _save(_quantized(openvino.Core().read_model(source), samples), folder / "model.xml")
+
+
+def _save(model: Any, path: Path) -> None:
     save: Any = openvino.save_model
-    model = openvino.Core().read_model(source)
-    save(_quantized(model, samples, kept), folder / "model.xml", compress_to_fp16=False)
+    model.validate_nodes_and_infer_types()
+    save(model, path, compress_to_fp16=False)
 
 
 class _Group:
-    """Layers whose inputs are quantized together, and what quantizes them."""
+    """Layers whose inputs are quantized together, and what quantizes them, by name."""
 
     def __init__(self) -> None:
         self.layers: list[str] = []
-        self.quantizers: list[Any] = []
+        self.quantizers: list[str] = []
 
 
-def _quantized(model: Any, samples: Sequence[Sample], kept: Collection[str]) -> Any:
+def _quantized(model: Any, samples: Sequence[Sample]) -> Any:
     logging.getLogger("nncf").setLevel(logging.ERROR)
     _add_biases(model)
     others = {node.get_type_name() for node in model.get_ordered_ops()} - _LAYERS
-    scope = nncf.IgnoredScope(names=sorted(kept), types=sorted(others), validate=False)
     # The default takes the mean of the photos' ranges, which clips.
     ranges = nncf.quantization.range_estimator.RangeEstimatorParametersSet.MINMAX
     advanced = nncf.AdvancedQuantizationParameters(
@@ -89,7 +94,7 @@ def _quantized(model: Any, samples: Sequence[Sample], kept: Collection[str]) -> 
         nncf.Dataset([dict(sample) for sample in samples]),
         preset=nncf.QuantizationPreset.MIXED,
         subset_size=len(samples),
-        ignored_scope=scope,
+        ignored_scope=nncf.IgnoredScope(types=sorted(others), validate=False),
         advanced_parameters=advanced,
     )
 
@@ -122,7 +127,7 @@ def _groups(model: Any) -> dict[str, _Group]:
         layers = list(_layers_after(node))
         groups = [of_layer[layer] for layer in layers if layer in of_layer]
         group = groups[0] if groups else _Group()
-        group.quantizers.append(node)
+        group.quantizers.append(node.get_friendly_name())
         for other in groups[1:]:
             if other is not group:
                 group.layers += [layer for layer in other.layers if layer not in group.layers]
@@ -158,32 +163,34 @@ def _is_constant(output: Any, depth: int = 6) -> bool:
     return all(_is_constant(node.input_value(number), depth - 1) for number in range(node.get_input_size()))
 
 
+def _keep(model: Any, plain: Any, group: _Group) -> None:
+    """Brings a group of a network in int8 back to floating point."""
+    nodes = _by_name(model)
+    _restore_weights(nodes, plain, group.layers)
+    for name in group.quantizers:
+        _replace(nodes[name], nodes[name].input_value(0))
+
+
 def _measured(
-    core: Any, plain: Any, quantized: Any, groups: Mapping[str, _Group], samples: Sequence[Sample]
+    core: Any, plain: Any, model: Any, groups: Mapping[str, _Group], samples: Sequence[Sample]
 ) -> dict[str, float]:
     """The error of the output with the inputs of one group quantized, by its name.
 
     The network gets back its float32 weights, and each group a switch: an input that is 1 for int8 and 0 for float32.
     """
-    originals = {node.get_friendly_name(): node for node in plain.get_ordered_ops()}
-    layers = {layer for group in groups.values() for layer in group.layers}
-    for node in quantized.get_ordered_ops():
-        if node.get_friendly_name() in layers and _is_constant(node.input_value(1)):
-            node.input(1).replace_source_output(originals[node.get_friendly_name()].input_value(1))
-    switches = {}
-    for number, (name, group) in enumerate(groups.items()):
+    nodes = _by_name(model)
+    _restore_weights(nodes, plain, [layer for group in groups.values() for layer in group.layers])
+    switches = []
+    for number, group in enumerate(groups.values()):
         switch = operations.parameter([], np.float32, name=f"int8_{number}")
         switch.output(0).set_names({f"int8_{number}"})
-        switches[name] = switch
-        for quantizer in group.quantizers:
-            targets = list(quantizer.output(0).get_target_inputs())
-            value = quantizer.input_value(0)
+        switches.append(switch)
+        for quantizer in (nodes[name] for name in group.quantizers):
+            value, targets = quantizer.input_value(0), list(quantizer.output(0).get_target_inputs())
             share = operations.multiply(operations.subtract(quantizer, value), switch)
-            mixed = operations.add(value, share)
-            for target in targets:
-                target.replace_source_output(mixed.output(0))
-    quantized.add_parameters(list(switches.values()))
-    request = core.compile_model(quantized, "CPU", _SETTINGS).create_infer_request()
+            _replace(quantizer, operations.add(value, share).output(0), targets)
+    model.add_parameters(switches)
+    request = core.compile_model(model, "CPU", _SETTINGS).create_infer_request()
     off = {f"int8_{number}": np.zeros((), dtype=np.float32) for number in range(len(groups))}
     on = np.ones((), dtype=np.float32)
 
@@ -192,6 +199,24 @@ def _measured(
 
     expected = outputs({})
     return {name: relative_error(outputs({f"int8_{number}": on}), expected) for number, name in enumerate(groups)}
+
+
+def _by_name(model: Any) -> dict[str, Any]:
+    return {node.get_friendly_name(): node for node in model.get_ordered_ops()}
+
+
+def _restore_weights(nodes: Mapping[str, Any], plain: Any, layers: Iterable[str]) -> None:
+    """Gives layers the weights that they have in the float32 network."""
+    originals = _by_name(plain)
+    for layer in layers:
+        if _is_constant(nodes[layer].input_value(1)):
+            nodes[layer].input(1).replace_source_output(originals[layer].input_value(1))
+
+
+def _replace(node: Any, value: Any, targets: Iterable[Any] | None = None) -> None:
+    """Gives a value to what took the output of a node: to all, or to these."""
+    for target in list(node.output(0).get_target_inputs()) if targets is None else targets:
+        target.replace_source_output(value)
 
 
 def _outputs(core: Any, path: Path, samples: Iterable[Sample]) -> list[np.ndarray]:

@@ -67,6 +67,10 @@ class Maker(ABC):
         names = [path.name for path in paths]
         return self.manifest.is_done(result, request=request, input_sha256=input_sha256, outputs=names)
 
+    def share_cores(self, num_photos: int) -> int:
+        """How many of so many photos are predicted at the same time; asked before the first one."""
+        return 1
+
     @abstractmethod
     def prepare(self, makers: Sequence[Maker]) -> None:
         """What the first photo waits for, such as loading; `makers` are all of the run."""

@@ -41,7 +41,7 @@ from openmarigold.text_files import parse_json
 
 MAX_RESOLUTION = 384
 """Side of the photos that calibrate a network [px], at most: ranges do not depend on the size, time does."""
-_VERSION = 3  # raised whenever the same checkpoint would be quantized to something else
+_VERSION = 4  # raised whenever the same checkpoint would be quantized to something else
 _MEASURED = 2  # photos on which single layers are measured, at a third of the side
 _LEAST = 64  # side of a photo [px]
 _EXTRAS = {"onnx": "export", "openvino": "quantize"}

@@ -6,7 +6,6 @@ The manifest in the output folder records what is finished (see `manifest`), so 
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,9 +22,16 @@ from openmarigold.images.photo import parse_color, read_rgb
 from openmarigold.predictor.finisher import Finisher
 from openmarigold.predictor.maker import Maker, PhotoReader
 from openmarigold.predictor.model_run import ModelRun
-from openmarigold.results.inputs import about_left_out, about_passed_over, check_output_dir, list_photos, photo_location
+from openmarigold.results.inputs import (
+    about_left_out,
+    about_passed_over,
+    check_output_dir,
+    list_photos,
+    listed,
+    photo_location,
+)
 
-MAX_PIXELS_ASIDE = 2**25  # of photos that are held while the next one is read
+MAX_PIXELS_ASIDE = 40_000_000  # of photos that are held while the next one is read: three of 12 megapixels
 _PHOTO_ERRORS = (OpenMarigoldError, MemoryError, OSError)
 
 
@@ -126,20 +132,6 @@ def predict_files(
     )
 
 
-def listed(inputs: Any) -> list[Path]:
-    """One path or several as a list.
-
-    Raises:
-        InvalidValueError: no input, or an empty path.
-    """
-    if not isinstance(inputs, Iterable) or isinstance(inputs, (str, bytes, os.PathLike)):
-        inputs = [inputs]  # one path, or what `as_path` refuses
-    paths = [as_path(path, "an input") for path in inputs]
-    if not paths:
-        raise InvalidValueError("no input given; name photos or folders of photos")
-    return paths
-
-
 def make_results(
     inputs: Sequence[Path],
     *,
@@ -228,50 +220,59 @@ class _Run:
         self.ahead = ahead
         self.outcome = BatchResult()
         self.models = list(makers)
+        self.is_over = False
+        """Whether a fault has ended the run."""
 
     def predict_all(self, photos: Mapping[str, Path]) -> Iterator[tuple[Path, tuple[str | None, str | None]]]:
         """Yields each photo with its error and a note, if any, in order.
 
-        While one photo is predicted, one thread reads the next and another writes the one before. Large photos wait
-        for each other (`MAX_PIXELS_ASIDE`), so that memory holds only one. Counts and manifest lines keep the order of
-        the photos.
+        While photos are predicted (`Maker.share_cores`), one thread reads the next and another writes those before.
+        Large photos wait for each other (`MAX_PIXELS_ASIDE`), so that memory holds only one. Counts and manifest lines
+        keep the order of the photos.
 
         Raises:
             OpenMarigoldError: a fault that every photo meets: the model cannot be loaded, or the manifest not written.
         """
         for model in self.models:
             model.manifest.standing("")  # reads what is there, before two threads ask
-        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        at_once = min(model.share_cores(len(photos)) for model in self.models)
+        pools = ThreadPoolExecutor(1), ThreadPoolExecutor(at_once), ThreadPoolExecutor(1)
+        with pools[0] as reader, pools[1] as others, pools[2] as writer:
             jobs = [self._job(result, photo) for result, photo in photos.items()]
-            reading: deque[Future[None]] = deque()
+            reading: list[Future[None]] = []
+            writing: deque[tuple[_Job, Future[tuple[str | None, str | None]]]] = deque()
 
             def read_to(end: int) -> None:
-                done = len(jobs) - len(unread)
-                for _ in range(done, min(end, len(jobs))):
-                    reading.append(reader.submit(self._read, unread.popleft()))
+                reading.extend(reader.submit(self._read, job) for job in jobs[len(reading) : end])
 
-            unread = deque(jobs)
             read_to(1)
-            writing: Future[tuple[str | None, str | None]] | None = None
+
+            def is_full(next_one: _Job) -> bool:
+                pixels = sum(job.num_pixels for job, _ in writing) + next_one.num_pixels
+                return len(writing) > at_once or pixels > MAX_PIXELS_ASIDE
+
             for index, job in enumerate(jobs):
-                reading.popleft().result()
-                before = jobs[index - 1] if index else job
-                if writing is not None and (writing.done() or job.num_pixels + before.num_pixels > MAX_PIXELS_ASIDE):
-                    yield before.photo, writing.result()
-                    writing = None
+                reading[index].result()
+                while writing and (writing[0][1].done() or is_full(job)):
+                    before, written = writing.popleft()
+                    yield before.photo, written.result()
                 is_aside = job.num_pixels <= MAX_PIXELS_ASIDE
                 if is_aside:
                     read_to(index + 1 + self.ahead)
-                self._predict(job)
-                if writing is not None:  # one at a time: memory holds three photos at most
-                    yield before.photo, writing.result()
-                writing = writer.submit(self._finish, job)
-                if not is_aside:
-                    yield job.photo, writing.result()
-                    writing = None
+                self._load(job)
+                predicted = None
+                if at_once > 1:
+                    predicted = others.submit(self._predict, job)
+                else:  # in this thread, which an interrupt ends
+                    self._predict(job)
+                written = writer.submit(self._finish, job, predicted)
+                if is_aside:
+                    writing.append((job, written))
+                else:
+                    yield job.photo, written.result()
                     read_to(index + 2)
-            if writing is not None:
-                yield jobs[-1].photo, writing.result()
+            for job, written in writing:
+                yield job.photo, written.result()
 
     def _job(self, result: str, photo: Path) -> _Job:
         parts = [_Part(model=model, paths=model.paths(result)) for model in self.models]
@@ -301,12 +302,19 @@ class _Run:
                     part.error = _one_line(job.photo, error)
         job.seconds += time.perf_counter() - started
 
-    def _predict(self, job: _Job) -> None:
+    def _load(self, job: _Job) -> None:
+        """Loads the models that a photo needs."""
         if job.pixels is None:
             return
         for part in job.open_parts:
             part.model.prepare(self.models)
             self.outcome.load_s = sum(model.load_s for model in self.models)
+            self.outcome.engine = part.model.engine
+
+    def _predict(self, job: _Job) -> None:
+        if job.pixels is None:
+            return
+        for part in job.open_parts:
             started = time.perf_counter()
             try:
                 part.prediction, notes = part.model.predict(job.pixels, job.photo, job.result)
@@ -315,13 +323,21 @@ class _Run:
                 raise  # the next photo would fail too
             except _PHOTO_ERRORS as error:
                 part.error = _one_line(job.photo, error)
-            self.outcome.engine = part.model.engine
             job.seconds += time.perf_counter() - started
         job.pixels = None
 
-    def _finish(self, job: _Job) -> tuple[str | None, str | None]:
-        """Write the results of a photo and its lines in the manifest; return its error and note, if any."""
+    def _finish(self, job: _Job, predicted: Future[None] | None) -> tuple[str | None, str | None]:
+        """Write the results of a photo and its lines in the manifest; return its error and note, if any.
+
+        `predicted` is what to wait for, where another thread predicts. After a fault that ends the run nothing is done.
+        """
+        if self.is_over:
+            return None, None
+        self.is_over = True
+        if predicted is not None:
+            predicted.result()
         renewed = [self._finish_part(job, part) for part in job.parts]
+        self.is_over = False
         errors = [part.error for part in job.parts if part.error is not None]
         if errors:
             self.outcome.failed.append((job.photo, errors[0]))

@@ -5,15 +5,30 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from openmarigold.errors import InvalidValueError, OutputError
-from openmarigold.files import try_to_write
+from openmarigold.files import as_path, try_to_write
 from openmarigold.images.kinds import RAW_SUFFIXES, image_suffixes, looks_like_picture, url_in
 from openmarigold.results.provenance import is_result
 
 _NAMED = 5  # files in one note
+
+
+def listed(inputs: Any) -> list[Path]:
+    """One path or several as a list.
+
+    Raises:
+        InvalidValueError: no input, or an empty path.
+    """
+    if not isinstance(inputs, Iterable) or isinstance(inputs, (str, bytes, os.PathLike)):
+        inputs = [inputs]  # one path, or what `as_path` refuses
+    paths = [as_path(path, "an input") for path in inputs]
+    if not paths:
+        raise InvalidValueError("no input given; name photos or folders of photos")
+    return paths
 
 
 def list_photos(

@@ -21,8 +21,8 @@ from openmarigold.files import as_path, make_directory, remove_leftovers, write_
 from openmarigold.images.pixels import parse_color
 from openmarigold.images.quiet import quiet
 from openmarigold.predictor.maker import Maker, PhotoReader
-from openmarigold.predictor.run import MAX_PIXELS_ASIDE, BatchResult, Event, listed, make_results
-from openmarigold.results.inputs import check_output_dir
+from openmarigold.predictor.run import MAX_PIXELS_ASIDE, BatchResult, Event, make_results
+from openmarigold.results.inputs import check_output_dir, listed
 from openmarigold.results.manifest import file_size
 from openmarigold.serving.client import Client, Received, check_sendable, content_of
 from openmarigold.serving.formats import UPLOAD

@@ -65,7 +65,7 @@ class Earlier:
                 raise OutputError(f"{path} exists, and nothing says that it is a result of this clip; {_WHAT_TO_DO}")
 
     def kept(self, new: Sequence[str]) -> dict[str, int | None]:
-        """Outputs beside the new ones: of other formats with the same settings. Those of other settings are removed."""
+        """Earlier outputs of other formats with the same settings. Those of other settings are removed."""
         outputs = (self.record or {}).get("outputs")
         others = {name: size for name, size in outputs.items() if name not in new} if isinstance(outputs, dict) else {}
         if self.formats:

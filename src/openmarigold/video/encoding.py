@@ -110,8 +110,9 @@ class TrackEncoder:
         if self._comment is not None:
             output.metadata["comment"] = self._comment
         # Without B-frames: times of decoding are those of showing, so that segments can be joined.
+        private = f"threads=1{_without_avx512()}"
         options = (
-            {"preset": "veryfast", "crf": str(settings["crf"]), "bf": "0", "threads": "1", "x264-params": "threads=1"}
+            {"preset": "veryfast", "crf": str(settings["crf"]), "bf": "0", "threads": "1", "x264-params": private}
             if h264
             else {"level": "3", "slices": "4", "slicecrc": "1", "g": "1", "threads": "1"}
         )
@@ -143,6 +144,18 @@ class TrackEncoder:
             )
         codes = np.ascontiguousarray(pixels)
         return self._av.VideoFrame.from_ndarray(codes, format=self._track.pixel_format)
+
+
+def _without_avx512() -> str:
+    """A setting of x264 for CPUs with AVX-512, with which it gives other bytes in some runs of the same frames.
+
+    Its macroblock trees are the cause (docs/experiments.md). Without them files are 1.7 times as large.
+    """
+    try:
+        from numpy._core._multiarray_umath import __cpu_features__ as features
+    except ImportError:
+        return ":mbtree=0"
+    return ":asm=avx2" if features.get("AVX512F") else ""
 
 
 def join(

@@ -67,7 +67,9 @@ class UprightRgb:
         if matrix is None:
             return np.ascontiguousarray(rgb)
         if not is_right_angled(matrix):
-            self._tell("states a rotation that is no multiple of 90 degrees; its frames are taken as they are stored")
+            self._tell(
+                "states a rotation by another angle than multiples of 90 degrees; its frames are taken as stored"
+            )
             return np.ascontiguousarray(rgb)
         return upright(rgb, matrix)
 

@@ -57,10 +57,10 @@ def read_bytes(address: str) -> bytes:
     Raises:
         DataError: it is missing, or cannot be read.
     """
-    with _reading(address):
-        if not is_remote(address):
+    if not is_remote(address):
+        with _reading(address):
             return Path(address).read_bytes()
-        system, path = _system(address)
+    with _reading_from(address) as (system, path):
         return system.cat_file(path)
 
 
@@ -70,8 +70,7 @@ def read_range(address: str, start: int, size: int) -> bytes:
     Raises:
         DataError: it is missing, or cannot be read.
     """
-    with _reading(address):
-        system, path = _system(address)
+    with _reading_from(address) as (system, path):
         return system.cat_file(path, start=start, end=start + size)
 
 
@@ -81,8 +80,7 @@ def is_file(address: str) -> bool:
     Raises:
         DataError: it cannot be read.
     """
-    with _reading(address):
-        system, path = _system(address)
+    with _reading_from(address) as (system, path):
         return system.isfile(path)
 
 
@@ -100,8 +98,7 @@ def local_copy(address: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="openmarigold-") as folder:
         copy = Path(folder) / PurePosixPath(address).name
-        with _reading(address):
-            system, path = _system(address)
+        with _reading_from(address) as (system, path):
             system.get_file(path, str(copy))
         yield copy
 
@@ -112,8 +109,7 @@ def list_files(address: str) -> list[str]:
     Raises:
         DataError: it cannot be read.
     """
-    with _reading(address):
-        system, path = _system(address)
+    with _reading_from(address) as (system, path):
         root = path.rstrip("/") + "/"
         found = [name for name in system.find(path) if not _is_hidden(name.removeprefix(root))]
         return sorted(_unstripped(system, address, name) for name in found)
@@ -125,8 +121,7 @@ def matches(pattern: str) -> list[str]:
     Raises:
         DataError: it cannot be read.
     """
-    with _reading(pattern):
-        system, path = _system(pattern)
+    with _reading_from(pattern) as (system, path):
         root = fixed_part(path) + "/"
         shows_hidden = "/." in path.removeprefix(root[:-1])
         return sorted(
@@ -142,15 +137,13 @@ def is_folder(address: str) -> bool:
     Raises:
         DataError: it cannot be read.
     """
-    with _reading(address):
-        system, path = _system(address)
+    with _reading_from(address) as (system, path):
         return system.isdir(path)
 
 
 def check_file(address: str) -> None:
     """Raises a DataError where there is no file that can be read."""
-    with _reading(address):
-        system, path = _system(address)
+    with _reading_from(address) as (system, path):
         system.info(path)
 
 
@@ -280,6 +273,13 @@ def _reading(address: str) -> Iterator[None]:
         raise DataError(f"{address} cannot be read: {one_line(error)}") from error
     except Exception as error:  # each protocol has errors of its own
         raise DataError(f"{address} cannot be read: {_reason(error)}; check the name and your access") from error
+
+
+@contextmanager
+def _reading_from(address: str) -> Iterator[tuple[Any, str]]:
+    """Yields the file system of an address and the path there."""
+    with _reading(address):
+        yield _system(address)
 
 
 @contextmanager

@@ -129,11 +129,7 @@ def fit_log(pred: Map, gt: Map, valid_mask: Mask) -> tuple[Float64[np.ndarray, "
 
 
 def fit_log_ransac(
-    pred: Map,
-    gt: Map,
-    valid_mask: Mask,
-    *,
-    seed: int = 0,
+    pred: Map, gt: Map, valid_mask: Mask, *, seed: int = 0
 ) -> tuple[Float64[np.ndarray, "*shape"], float]:
     """The whole prediction as depth, fitted by RANSAC to log(1 + gt), and the slope of the line that was fitted.
 

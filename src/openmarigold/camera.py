@@ -178,17 +178,21 @@ class Camera:
         """Distance along the ray by planar depth, 1 in the center and more elsewhere."""
         return np.sqrt(np.square(self.rays()).sum(axis=-1))
 
+    def check_map(self, depth: Float[np.ndarray, "h w"]) -> None:
+        """Raises InvalidValueError unless a depth map has the size of the picture."""
+        if depth.shape != self.size:
+            raise InvalidValueError(
+                f"the depth map is {depth.shape[0]}x{depth.shape[1]} and the camera's picture {self.height}x"
+                f"{self.width}; use camera.resized"
+            )
+
     def unproject(self, depth: Float[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w 3"]:
         """The points that a map of planar depth shows, in its unit.
 
         Raises:
             InvalidValueError: the map has another size.
         """
-        if depth.shape != self.size:
-            raise InvalidValueError(
-                f"the depth map is {depth.shape[0]}x{depth.shape[1]} and the camera's picture {self.height}x"
-                f"{self.width}; use camera.resized"
-            )
+        self.check_map(depth)
         return self.rays() * depth[..., None].astype(np.float32)
 
     def unproject_at(

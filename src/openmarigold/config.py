@@ -7,7 +7,7 @@ import math
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict, TypeGuard, get_args
 
 from openmarigold.errors import InvalidValueError
 from openmarigold.files import as_path
@@ -200,24 +200,23 @@ class CallConfig:
     def __post_init__(self) -> None:
         _make_plain(self)
         if self.num_inference_steps is not None:
-            _check_count("num_inference_steps", self.num_inference_steps, maximum=MAX_INFERENCE_STEPS)
-        _check_count("ensemble_size", self.ensemble_size)
+            check_whole("num_inference_steps", self.num_inference_steps, most=MAX_INFERENCE_STEPS)
+        check_whole("ensemble_size", self.ensemble_size)
         if self.ensemble_tolerance is not None and not 0 < self.ensemble_tolerance < 1:
             raise InvalidValueError(
                 f"ensemble_tolerance={self.ensemble_tolerance!r} is not accepted; give a number between 0 and 1, such "
                 "as 0.005"
             )
         if self.batch_size is not None:
-            _check_count("batch_size", self.batch_size)
+            check_whole("batch_size", self.batch_size)
         if self.processing_resolution is not None:
             check_processing_resolution(self.processing_resolution)
-        if not _is_integer(self.seed) or self.seed < 0:
-            raise InvalidValueError(f"seed={self.seed!r} is not accepted; give a whole number, 0 or above")
+        check_whole("seed", self.seed, least=0)
         check_choice("final_step", self.final_step, (None, *get_args(FinalStep)))
         check_choice("start_noise", self.start_noise, (None, *get_args(StartNoise)))
         check_choice("timestep_spacing", self.timestep_spacing, (None, *get_args(TimestepSpacing)))
         check_choice("tiles", self.tiles, (None, False, True))
-        if self.interval is not None and not (_is_number(self.interval) and 0 < self.interval < 1):
+        if self.interval is not None and not (is_number(self.interval) and 0 < self.interval < 1):
             raise InvalidValueError(
                 f"interval={self.interval!r} is not accepted; give a share between 0 and 1, such as 0.9"
             )
@@ -314,7 +313,7 @@ class OutputConfig:
         check_choice("green", self.green, get_args(Green))
         check_choice("ply", self.ply, get_args(SpaceContent))
         check_choice("glb", self.glb, get_args(SpaceContent))
-        check_max_points(self.max_points)
+        check_whole("max_points", self.max_points)
         check_max_depth(self.max_depth)
         check_share("drop_far", self.drop_far)
         check_share("drop_uncertain", self.drop_uncertain)
@@ -333,7 +332,7 @@ def _make_plain(config: ModelConfig | CallConfig | OutputConfig) -> None:
 
 def check_processing_resolution(value: object) -> None:
     """Accepts 0 and positive multiples of 8."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    if not is_integer(value) or value < 0:
         raise InvalidValueError(
             f"processing_resolution={value!r} is not accepted; give a multiple of {LATENT_FACTOR}, or 0 for the "
             "photo's own size"
@@ -354,40 +353,38 @@ def check_fov(fov: object) -> None:
 
 def check_focal_px(focal_px: object) -> None:
     """Accepts a focal length [px]."""
-    if not isinstance(focal_px, (int, float)) or isinstance(focal_px, bool) or not 0 < focal_px < math.inf:
+    if not is_number(focal_px) or not 0 < focal_px < math.inf:
         raise InvalidValueError(f"focal_px={focal_px!r} is not accepted; give pixels, above 0")
-
-
-def check_max_points(number: object) -> None:
-    """Accepts a budget of points."""
-    _check_count("max_points", number)
 
 
 def check_max_depth(depth: object) -> None:
     """Accepts a largest depth, or None."""
-    if depth is not None and not (_is_number(depth) and depth > 0):  # pyright: ignore
+    if depth is not None and not (is_number(depth) and depth > 0):
         raise InvalidValueError(f"max_depth={depth!r} is not accepted; give a number above 0, in the unit of the depth")
 
 
 def check_share(name: str, share: object) -> None:
     """Accepts a share of pixels that are left out."""
-    if not (_is_number(share) and 0 <= share < 1):  # pyright: ignore
+    if not (is_number(share) and 0 <= share < 1):
         raise InvalidValueError(
             f"{name}={share!r} is not accepted; give a share of the pixels from 0 to below 1, such as 0.1"
         )
 
 
-def _check_count(name: str, value: object, *, maximum: int | None = None) -> None:
-    if not _is_integer(value) or value < 1 or (maximum is not None and value > maximum):  # pyright: ignore
-        accepted = "1 or above" if maximum is None else f"1 to {maximum}"
+def check_whole(name: str, value: object, *, least: int = 1, most: int | None = None) -> None:
+    """Accepts a whole number from `least` to `most`."""
+    if not is_integer(value) or value < least or (most is not None and value > most):
+        accepted = f"{least} or above" if most is None else f"{least} to {most}"
         raise InvalidValueError(f"{name}={value!r} is not accepted; give a whole number, {accepted}")
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value is a number; True and False are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _is_integer(value: object) -> bool:
+def is_integer(value: object) -> TypeGuard[int]:
+    """Whether a value is a whole number; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 

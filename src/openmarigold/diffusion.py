@@ -273,39 +273,26 @@ class NoiseSchedule:
 
         `noise`, standard normal and of the same shape, is needed where `adds_noise`; `final_step` is DDIM's.
         """
+        if final_step not in FINAL_STEPS:
+            raise InvalidValueError(f"final_step={final_step!r} is not one of {', '.join(FINAL_STEPS)}")
+        weights = self.coefficients(timestep)
+        clean, found = to_clean_and_noise(noisy_latent, prediction, *weights, prediction_type=self.prediction_type)
         if self.sampler == "lcm":
-            return self.lcm_step(
-                noisy_latent, prediction, timestep=timestep, num_inference_steps=num_inference_steps, noise=noise
-            )
-        return self.ddim_step(
-            noisy_latent,
-            prediction,
-            timestep=timestep,
-            num_inference_steps=num_inference_steps,
-            final_step=final_step,
-        )
+            return self._lcm_step(noisy_latent, clean, noise, timestep, num_inference_steps)
+        return self._ddim_step(clean, found, timestep, num_inference_steps, final_step)
 
     def adds_noise(self, timestep: int, num_inference_steps: int) -> bool:
         """Whether the step from `timestep` takes fresh noise: all of LCM's but the last."""
         return self.sampler == "lcm" and timestep != self.timesteps(num_inference_steps)[-1]
 
-    def lcm_step(
-        self,
-        noisy_latent: Latent,
-        prediction: Latent,
-        *,
-        timestep: int,
-        num_inference_steps: int,
-        noise: Latent | None = None,
+    def _lcm_step(
+        self, noisy_latent: Latent, clean: Latent, noise: Latent | None, timestep: int, num_inference_steps: int
     ) -> Latent:
         """The consistency function of `noisy_latent`, noised again to the next timestep unless this is the last.
 
         Luo et al. 2023, algorithm 3; the skip and output weights of its boundary condition (section 4.1) are almost 0
         and 1 at every timestep that is visited.
         """
-        clean, _ = to_clean_and_noise(
-            noisy_latent, prediction, *self.coefficients(timestep), prediction_type=self.prediction_type
-        )
         scaled = timestep * self.timestep_scaling
         skip = _LCM_SIGMA**2 / (scaled**2 + _LCM_SIGMA**2)
         denoised = scaled / math.sqrt(scaled**2 + _LCM_SIGMA**2) * clean + skip * noisy_latent
@@ -315,16 +302,10 @@ class NoiseSchedule:
         timesteps = self.timesteps(num_inference_steps)
         return add_noise(denoised, noise, *self.coefficients(timesteps[timesteps.index(timestep) + 1]))
 
-    def ddim_step(
-        self,
-        noisy_latent: Latent,
-        prediction: Latent,
-        *,
-        timestep: int,
-        num_inference_steps: int,
-        final_step: str = "reference",
+    def _ddim_step(
+        self, clean: Latent, noise: Latent, timestep: int, num_inference_steps: int, final_step: str
     ) -> Latent:
-        """Latent one deterministic DDIM step (η = 0) cleaner than `noisy_latent`, same type and shape.
+        """Latent one deterministic DDIM step (η = 0) cleaner, from the two parts of the noisy one.
 
         The step goes to `timestep − num_train_timesteps // num_inference_steps`, as in diffusers, which is not always
         the next entry of `timesteps`. The last step of the reference lands on ᾱ_0 instead of 1 and so keeps 2.9 % of
@@ -332,12 +313,6 @@ class NoiseSchedule:
 
         Paper: §3.3; Song et al. 2021 (DDIM), eq. 12.
         """
-        if final_step not in FINAL_STEPS:
-            raise InvalidValueError(f"final_step={final_step!r} is not one of {', '.join(FINAL_STEPS)}")
-        signal_weight, noise_weight = self.coefficients(timestep)
-        clean, noise = to_clean_and_noise(
-            noisy_latent, prediction, signal_weight, noise_weight, prediction_type=self.prediction_type
-        )
         if final_step == "clean" and timestep == self.timesteps(num_inference_steps)[-1]:
             return clean
         previous = timestep - self.num_train_timesteps // num_inference_steps

@@ -60,10 +60,7 @@ class Ensemble:
 
 
 def ensemble(
-    members: Float32[np.ndarray, "n h w"],
-    *,
-    invariance: str = "affine",
-    reduction: str = "median",
+    members: Float32[np.ndarray, "n h w"], *, invariance: str = "affine", reduction: str = "median"
 ) -> Ensemble:
     """Consensus of `n` members [n h w], each a depth map that is known up to `invariance`.
 
@@ -84,10 +81,7 @@ def ensemble(
     """
     if members.size == 0:
         raise InvalidValueError(f"members of shape {members.shape} hold no pixel; give at least one map")
-    for name, value, accepted in (
-        ("invariance", invariance, INVARIANCES),
-        ("reduction", reduction, REDUCTIONS),
-    ):
+    for name, value, accepted in (("invariance", invariance, INVARIANCES), ("reduction", reduction, REDUCTIONS)):
         if value not in accepted:
             raise InvalidValueError(f"{name}={value!r} is not one of {', '.join(accepted)}")
     flat = members.reshape(len(members), -1)
@@ -121,9 +115,7 @@ def _frame(depth: Float32[np.ndarray, " pixels"], *, invariance: str) -> tuple[f
     return float(depth.min()), max(float(np.ptp(depth)), _MIN_RANGE)
 
 
-def _moments(
-    flat: Float32[np.ndarray, "n pixels"],
-) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, "n n"]]:
+def _moments(flat: Float32[np.ndarray, "n pixels"]) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, "n n"]]:
     """Means and covariance matrix of the members over the pixels, in float64, a chunk at a time."""
     covariance = np.zeros((len(flat), len(flat)))
     with np.errstate(invalid="ignore"):  # the caller reports what is not finite

@@ -238,16 +238,29 @@ def _short_name(path: Path) -> str:
     return path.name if len(name) + _ROOM_BYTES <= _MAX_NAME_BYTES else hashlib.sha256(name).hexdigest()
 
 
+@contextmanager
+def writing(path: Path, advice: str = "check the folder and free space") -> Iterator[None]:
+    """Names the path that could not be written, and says what to do.
+
+    Raises:
+        OutputError: in the place of an `OSError`; one that is raised inside passes, since it names its own file.
+    """
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}; {advice}") from error
+
+
 def make_directory(path: Path) -> None:
     """Makes a folder and its parents, where they are not there yet.
 
     Raises:
         OutputError: it cannot be made.
     """
-    try:
+    with writing(path, "choose another folder"):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
 
 
 def append_text(path: Path, text: str) -> None:
@@ -256,37 +269,29 @@ def append_text(path: Path, text: str) -> None:
     Raises:
         OutputError: the folder cannot be written, or the disk is full.
     """
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}; check the folder and free space") from error
+    with writing(path), path.open("a", encoding="utf-8") as file:
+        file.write(text)
 
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Yields a temporary folder that becomes `path`, replacing what was there, if the block succeeds."""
-    try:
+    with writing(path, "choose another folder"):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
         temporary.chmod(0o755)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
     retired = temporary.with_suffix(".old")
     try:
-        yield temporary
-        if path.exists():
-            os.replace(path, retired)
-        try:
-            os.replace(temporary, path)
-        except OSError:
-            if retired.exists():
-                os.replace(retired, path)
-            raise
-    except OutputError:
-        raise  # of a file in the folder, which it names
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}; check the folder and free space") from error
+        with writing(path):
+            yield temporary
+            if path.exists():
+                os.replace(path, retired)
+            try:
+                os.replace(temporary, path)
+            except OSError:
+                if retired.exists():
+                    os.replace(retired, path)
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(retired, ignore_errors=True)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, Float64
 
-from openmarigold.errors import InvalidValueError, MissingExtraError, NumericalError
+from openmarigold.errors import InvalidValueError, NumericalError, needs_extra
 
 REGULARIZER = 0.02
 RESOLUTION = 1024  # of the copy that the solver works on
@@ -86,10 +86,8 @@ def find_solver() -> Callable[..., Any]:
     Raises:
         MissingExtraError: without scipy (extra `metric`).
     """
-    try:
+    with needs_extra("metric"):
         from scipy.optimize import minimize
-    except ImportError as error:
-        raise MissingExtraError("scipy", "metric") from error
     return minimize
 
 

@@ -56,8 +56,8 @@ def test_sampling_step_by_step(schedule, steps):
         prediction = torch.randn(theirs.shape, generator=generator)
         theirs = scheduler.step(prediction, timestep, theirs).prev_sample
         where = {"timestep": timestep, "num_inference_steps": steps}
-        ours = schedule.ddim_step(ours, prediction, **where)
-        ours_in_numpy = schedule.ddim_step(ours_in_numpy, prediction.numpy(), **where)
+        ours = schedule.step(ours, prediction, **where)
+        ours_in_numpy = schedule.step(ours_in_numpy, prediction.numpy(), **where)
         assert ours.dtype == torch.float32
         # Relative to 1: epsilon divides by √ᾱ = 0.07 at the first step and takes values of hundreds.
         torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=2e-5)

@@ -25,9 +25,7 @@ def sample(schedule: NoiseSchedule, clean: np.ndarray, noise: np.ndarray, steps:
         # A perfect denoiser explains the latent it is given: its noise is whatever is not the clean latent.
         remaining = (latent - weights[0] * clean) / weights[1]
         velocity = target(clean, remaining, *weights, prediction_type="v_prediction")
-        latent = schedule.ddim_step(
-            latent, velocity, timestep=timestep, num_inference_steps=steps, final_step=final_step
-        )
+        latent = schedule.step(latent, velocity, timestep=timestep, num_inference_steps=steps, final_step=final_step)
     return latent
 
 

@@ -129,7 +129,7 @@ def test_add_noise_and_velocity_by_hand():
 
 def test_ddim_steps_leave_the_input_alone_and_keep_float32():
     noisy = np.ones((1, 4, 2, 3), np.float32)
-    stepped = NoiseSchedule().ddim_step(noisy, noisy * 0.5, timestep=999, num_inference_steps=2)
+    stepped = NoiseSchedule().step(noisy, noisy * 0.5, timestep=999, num_inference_steps=2)
     assert stepped.dtype == np.float32
     assert stepped.shape == noisy.shape
     assert (noisy == 1).all()
@@ -139,7 +139,7 @@ def test_final_alpha_of_one_makes_the_reference_step_clean():
     schedule = NoiseSchedule(set_alpha_to_one=True)
     noisy, prediction = np.float32([0.3]), np.float32([-0.7])
     both = [
-        schedule.ddim_step(noisy, prediction, timestep=999, num_inference_steps=1, final_step=final_step)
+        schedule.step(noisy, prediction, timestep=999, num_inference_steps=1, final_step=final_step)
         for final_step in ("reference", "clean")
     ]
     assert both[0] == both[1] == np.float32(0.7)
@@ -150,7 +150,7 @@ def test_clean_changes_only_the_last_step():
     noisy, prediction = np.float32([0.3]), np.float32([-0.7])
     for timestep, same in ((999, True), (499, False)):
         reference, clean = (
-            schedule.ddim_step(noisy, prediction, timestep=timestep, num_inference_steps=2, final_step=final_step)
+            schedule.step(noisy, prediction, timestep=timestep, num_inference_steps=2, final_step=final_step)
             for final_step in ("reference", "clean")
         )
         assert (reference == clean).item() is same
@@ -158,7 +158,7 @@ def test_clean_changes_only_the_last_step():
 
 def test_unknown_final_step_is_refused():
     with pytest.raises(InvalidValueError, match="final_step='Clean' is not one of reference, clean"):
-        NoiseSchedule().ddim_step(1.0, 1.0, timestep=999, num_inference_steps=1, final_step="Clean")
+        NoiseSchedule().step(1.0, 1.0, timestep=999, num_inference_steps=1, final_step="Clean")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 from openmarigold.checkpoints.network_configs import MAX_LATENT_CHANNELS, MAX_SIZE, check_network_config, whole_number
 from openmarigold.checkpoints.weight_files import IMAGE_ENCODER, part_folder, read_json
 from openmarigold.conditions import CONDITIONS
+from openmarigold.config import is_number
 from openmarigold.errors import CheckpointError
 from openmarigold.modalities import Modality
 
@@ -77,7 +78,7 @@ def channels_of_networks(
         path = directory / name / "config.json"
         config = _read_config(path)
         factor = config.get("scaling_factor", 1.0)
-        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
+        if not is_number(factor) or not 0 < factor < math.inf:
             raise CheckpointError(f"{path}: scaling_factor is {factor!r}; a number above 0 is needed")
         most = MAX_LATENT_CHANNELS if name == "vae" else MAX_SIZE  # the U-Net's follow from these
         for key in keys:

@@ -15,12 +15,7 @@ from typing import Any, Literal
 
 from openmarigold.camera import Camera
 from openmarigold.checkpoints import hub, hub_checkpoint
-from openmarigold.checkpoints.channels import (
-    channels_of_networks,
-    condition_on,
-    converted_channels,
-    has_image_encoder,
-)
+from openmarigold.checkpoints.channels import channels_of_networks, condition_on, converted_channels, has_image_encoder
 from openmarigold.checkpoints.defaults import invariance, recommended
 from openmarigold.checkpoints.empty_prompt import (
     cached_embedding_path,
@@ -29,7 +24,7 @@ from openmarigold.checkpoints.empty_prompt import (
     text_encoder_files,
     text_encoder_weights,
 )
-from openmarigold.checkpoints.known import check_kind, modality_of
+from openmarigold.checkpoints.known import check_family, modality_of
 from openmarigold.checkpoints.network_configs import say_where_links_lead
 from openmarigold.checkpoints.safetensors_header import check_not_a_pointer, read_header
 from openmarigold.checkpoints.weight_files import (
@@ -49,13 +44,7 @@ from openmarigold.checkpoints.weight_files import (
     weight_files,
 )
 from openmarigold.conditions import CONDITIONS
-from openmarigold.config import (
-    CallConfig,
-    ConvertedFormat,
-    FinalStep,
-    Invariance,
-    StartNoise,
-)
+from openmarigold.config import CallConfig, ConvertedFormat, FinalStep, Invariance, StartNoise
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, one_line
 from openmarigold.modalities import Modality
@@ -228,18 +217,13 @@ def read_outline(repository: hub.Repository, *, variant: str | None = None) -> C
 
 
 def _read(
-    directory: Path,
-    name: str,
-    *,
-    variant: str | None,
-    outline: hub.Repository | None = None,
-    wanted: str | None = None,
+    directory: Path, name: str, *, variant: str | None, outline: hub.Repository | None = None, wanted: str | None = None
 ) -> Checkpoint:
     index_path = directory / "model_index.json"
     index = read_json(index_path)
     scheduler_path, unet_path = directory / "scheduler" / "scheduler_config.json", directory / "unet" / "config.json"
     scheduler_config, unet_config = read_json(scheduler_path), read_json(unet_path) if unet_path.is_file() else None
-    known = check_kind(index, index_path, name=name, scheduler=scheduler_config, unet=unet_config, wanted=wanted)
+    known = check_family(index, index_path, name=name, scheduler=scheduler_config, unet=unet_config, wanted=wanted)
     modality = modality_of(index, index_path, known)
     image_encoder = has_image_encoder(index, index_path)
     extra = condition_on(index, index_path)
@@ -251,7 +235,7 @@ def _read(
     if known is not None and known.timestep_spacing is not None:
         schedule = replace(schedule, timestep_spacing=known.timestep_spacing)
 
-    weights = _kind_of_weights(directory if outline is None else outline.files, networks)
+    weights = _format_of_weights(directory if outline is None else outline.files, networks)
     if weights == "safetensors":
         latent, condition = channels_of_networks(directory, modality, image_encoder=image_encoder, condition_on=extra)
     else:
@@ -348,10 +332,10 @@ def _warn_of_unused(settings: tuple[str, ...], what: str) -> None:
         )
 
 
-def _kind_of_weights(
+def _format_of_weights(
     place: Path | Mapping[str, object], networks: Iterable[str]
 ) -> Literal["onnx", "openvino", "safetensors"]:
-    """The kind of the networks in a folder, or in a list of files."""
+    """The format of the networks in a folder, or in a list of files."""
     for network_format, files in NETWORK_FILES.items():
         wanted = [files[name] for name in networks]
         if any((place / file).exists() if isinstance(place, Path) else file in place for file in wanted):

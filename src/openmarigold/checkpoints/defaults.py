@@ -16,6 +16,7 @@ from openmarigold.config import (
     StartNoise,
     check_choice,
     check_processing_resolution,
+    is_number,
 )
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, InvalidValueError
@@ -41,11 +42,7 @@ def recommended(index: Mapping[str, Any], path: Path, schedule: NoiseSchedule, k
     ]
     steps = whole_number(index, path, "default_denoising_steps", fallback, least=1, most=MAX_INFERENCE_STEPS)
     resolution = whole_number(
-        index,
-        path,
-        "default_processing_resolution",
-        _FALLBACK_PROCESSING_RESOLUTION,
-        most=MAX_PROCESSING_RESOLUTION,
+        index, path, "default_processing_resolution", _FALLBACK_PROCESSING_RESOLUTION, most=MAX_PROCESSING_RESOLUTION
     )
     final_step = index.get("default_final_step") or "reference"
     start_noise = index.get("start_noise") or _start_noise(known, index, schedule, steps)
@@ -65,7 +62,7 @@ def recommended(index: Mapping[str, Any], path: Path, schedule: NoiseSchedule, k
         check_choice("processing_side", processing_side, ("longer", "shorter"))
         if not isinstance(ensemble_mirror, (bool, type(None))):
             raise InvalidValueError(f"ensemble_mirror is {ensemble_mirror!r:.60}; true or false is needed")
-        if isinstance(noise_scale, bool) or not isinstance(noise_scale, (int, float)) or not 0 < noise_scale <= 1:
+        if not is_number(noise_scale) or not 0 < noise_scale <= 1:
             raise InvalidValueError(f"ensemble_noise_scale is {noise_scale!r:.60}; a number above 0, to 1, is needed")
     except InvalidValueError as error:
         raise CheckpointError(f"{path}: {error}") from error

@@ -225,10 +225,6 @@ def _explained(library: Any, error: Exception, hub_id: str, revision: str) -> Ch
     return explained(error, hub_id, endpoint=constants.ENDPOINT, cache=str(constants.HF_HUB_CACHE), revision=revision)
 
 
-def _folder(library: Any, hub_id: str) -> Path:
-    return Path(library.constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"
-
-
 def _listed(library: Any, hub_id: str, revision: str) -> Repository:
     """The repository as the hub lists it: one request for the commit, one for the files."""
     api = library.HfApi(endpoint=library.constants.ENDPOINT)
@@ -241,7 +237,7 @@ def _listed(library: Any, hub_id: str, revision: str) -> Repository:
         for entry in entries
         if hasattr(entry, "size")
     }
-    folder = _folder(library, hub_id) / "snapshots" / commit
+    folder = Path(library.constants.HF_HUB_CACHE, f"models--{hub_id.replace('/', '--')}", "snapshots", commit)
     return Repository(hub_id=hub_id, commit=commit, revision=revision, folder=folder, files=files)
 
 

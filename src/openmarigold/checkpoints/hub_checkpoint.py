@@ -10,7 +10,7 @@ from pathlib import Path
 from openmarigold.checkpoints.channels import has_image_encoder
 from openmarigold.checkpoints.empty_prompt import cached_embedding_path, is_any_embedding_cached
 from openmarigold.checkpoints.hub import Repository, fetch, find_repository, keep_revision, remove_damaged
-from openmarigold.checkpoints.known import KNOWN, check_kind, check_known
+from openmarigold.checkpoints.known import KNOWN, check_family, check_known
 from openmarigold.checkpoints.weight_files import (
     EMBEDDING_FILE,
     GRAPH_FILES,
@@ -74,7 +74,7 @@ def open_checkpoint(
         for name in (_SCHEDULER, "unet/config.json")
     )
     index = repository.path(_INDEX)
-    check_kind(read_json(index), index, name=hub_id, scheduler=scheduler, unet=unet)
+    check_family(read_json(index), index, name=hub_id, scheduler=scheduler, unet=unet)
     if scheduler is None:
         raise CheckpointError(f"{hub_id} has no {_SCHEDULER}; a checkpoint holds scheduler/, unet/ and vae/")
     try:

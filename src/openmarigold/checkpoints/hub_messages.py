@@ -41,13 +41,13 @@ def not_downloaded(hub_id: str, *, offline: str, missing: str | None = None) -> 
 
 def is_absent(error: Exception) -> bool:
     """Whether the hub answered that the revision or file does not exist, so that a kept copy cannot replace it."""
-    names = {kind.__name__ for kind in type(error).__mro__}
+    names = {error_type.__name__ for error_type in type(error).__mro__}
     return bool(names & {"RevisionNotFoundError", "RemoteEntryNotFoundError"})
 
 
 def _reason(error: BaseException, hub_id: str, *, endpoint: str, cache: str, revision: str | None) -> str | None:
     """The line for one error of a chain; None where it does not tell."""
-    names = {kind.__name__ for kind in type(error).__mro__}
+    names = {error_type.__name__ for error_type in type(error).__mro__}
     status = getattr(getattr(error, "response", None), "status_code", None)
     if "RevisionNotFoundError" in names:
         return f"{hub_id} has no revision {revision!r}; leave --revision out for the newest"
@@ -81,9 +81,10 @@ def _reason(error: BaseException, hub_id: str, *, endpoint: str, cache: str, rev
                 f"the certificate of {endpoint} is not trusted here ({one_line(error)}); if a proxy opens connections, "
                 "set SSL_CERT_FILE to its certificate"
             )
+        proxy = f", or {_proxy(endpoint)}" if _proxy_variable(endpoint) else ""
         return (
             f"{hub_id} was not downloaded before, and {endpoint} cannot be reached ({one_line(error)}); check the "
-            f"connection{_proxy_note(endpoint)}, or {_other_source(hub_id)}"
+            f"connection{proxy}, or {_other_source(hub_id)}"
         )
     if "FileMetadataError" in names:
         return f"{endpoint} does not answer as a hub does; check HF_ENDPOINT and the proxy settings"
@@ -122,11 +123,6 @@ def _other_source(hub_id: str) -> str:
     known = KNOWN.get(hub_id)
     mirror = f"its mirror {known.same_weights}" if known and known.same_weights else "a mirror (HF_ENDPOINT)"
     return f"use a downloaded folder, {mirror}, or leave --checkpoint out for the embedded model"
-
-
-def _proxy_note(endpoint: str) -> str:
-    name = _proxy_variable(endpoint)
-    return f", or {_proxy(endpoint)}" if name else ""
 
 
 def _proxy(endpoint: str) -> str:

@@ -21,6 +21,7 @@ from openmarigold.checkpoints.hashes import checkpoint_sha256
 from openmarigold.checkpoints.hub import Repository, stated_sha256
 from openmarigold.checkpoints.safetensors_header import StoredTensor, read_header
 from openmarigold.checkpoints.weight_files import part_folder, readable, weight_files
+from openmarigold.config import is_integer
 from openmarigold.errors import CheckpointError
 from openmarigold.files import file_sha256
 
@@ -71,10 +72,11 @@ def _described_settings(checkpoint: Checkpoint) -> dict[str, Any]:
     schedule = checkpoint.schedule
     ddim = {"timestep_spacing": schedule.timestep_spacing, "set_alpha_to_one": schedule.set_alpha_to_one}
     lcm = {"original_inference_steps": schedule.original_inference_steps}
+    known_up_to = _KNOWN_UP_TO[checkpoint.invariance] if len(checkpoint.modality.quantities) > 1 else ""
     return {
         "name": checkpoint.name,
         "directory": str(checkpoint.directory),
-        "kind": _kind_of(checkpoint),
+        "kind": f"{known_up_to}{checkpoint.modality.title}",
         "weights": checkpoint.weights,
         "variant": checkpoint.variant,
         "scheduler": {
@@ -136,17 +138,13 @@ def count_parameters(checkpoint: Checkpoint) -> dict[str, int] | None:
     """Numbers in the weights of each part, from the files' headers; None where converted ones do not state them."""
     if checkpoint.weights != "safetensors":
         stated = checkpoint.index.get("num_parameters")
-        return dict(stated) if isinstance(stated, dict) and all(map(_is_count, stated.values())) else None
+        return dict(stated) if isinstance(stated, dict) and all(map(is_integer, stated.values())) else None
     counts = {}
     for name in checkpoint.parts:
         files = weight_files(part_folder(checkpoint.directory, name), variant=checkpoint.variant)[1]
         shapes = (tensor.shape for path in files for tensor in read_header(path).tensors.values())
         counts[name] = sum(math.prod(shape) for shape in shapes)
     return counts
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def stated_license(checkpoint: Checkpoint) -> str | None:
@@ -246,8 +244,8 @@ def _stated_sums(checkpoint: Checkpoint) -> dict[str, str]:
 
 def _not_finite(path: Path) -> Iterator[str]:
     for name, tensor in read_header(path).tensors.items():
-        kind = tensor.dtype
-        if kind in _FLOAT_TYPES and not all(_is_finite(block, kind) for block in _blocks(path, tensor)):
+        dtype = tensor.dtype
+        if dtype in _FLOAT_TYPES and not all(_is_finite(block, dtype) for block in _blocks(path, tensor)):
             yield f"{path}: {name} holds values that are not finite; get the checkpoint again"
 
 
@@ -263,9 +261,3 @@ def _is_finite(values: np.ndarray, dtype: str) -> bool:
     if dtype == "BF16":
         return bool(((values & _BF16_EXPONENT) != _BF16_EXPONENT).all())
     return bool(np.isfinite(values).all())
-
-
-def _kind_of(checkpoint: Checkpoint) -> str:
-    """What it predicts, and what that is known up to, where its modality leaves this open."""
-    known = _KNOWN_UP_TO[checkpoint.invariance] if len(checkpoint.modality.quantities) > 1 else ""
-    return f"{known}{checkpoint.modality.title}"

@@ -133,7 +133,7 @@ def check_known(name: str) -> Known | None:
     return known
 
 
-def check_kind(
+def check_family(
     index: Mapping[str, Any],
     path: Path,
     *,
@@ -173,7 +173,7 @@ def check_kind(
             return known
         if (scheduler or {}).get("_class_name") == "DDPMScheduler":
             if wanted not in _END_TO_END_BY_MODALITY:
-                _warn_of_unknown_kind(name)
+                _warn_of_unstated_modality(name)
             return _END_TO_END_BY_MODALITY.get(wanted, _END_TO_END)
     if claimed is None:
         raise CheckpointError(
@@ -187,7 +187,7 @@ def check_kind(
 
 
 def modality_of(index: Mapping[str, Any], path: Path, known: Known | None) -> Modality:
-    """What a checkpoint predicts that `check_kind` has passed, in the `space` that its index (in `path`) states.
+    """What a checkpoint predicts that `check_family` has passed, in the `space` that its index (in `path`) states.
 
     Raises:
         CheckpointError: an unknown space, or one that does not fit what else the index states.
@@ -208,7 +208,7 @@ def modality_of(index: Mapping[str, Any], path: Path, known: Known | None) -> Mo
 
 
 @cache  # once, however often a checkpoint is read
-def _warn_of_unknown_kind(name: str) -> None:
+def _warn_of_unstated_modality(name: str) -> None:
     _log.warning(
         "%s is saved as E2E-FT's training script does, and its files do not say whether it predicts depth or normals: "
         "it is taken for depth (modality normals takes it for normals)",

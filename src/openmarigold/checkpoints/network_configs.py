@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from openmarigold.checkpoints.weight_files import read_json
+from openmarigold.config import is_number
 from openmarigold.errors import CheckpointError
 from openmarigold.printing import quoted_logger
 
@@ -89,7 +90,7 @@ def text_encoder_settings(folder: Path) -> dict[str, Any]:
             least = 0 if key == "num_hidden_layers" or key in _TEXT_ENCODER_TOKENS else 1
             settings[key] = whole_number(config, path, key, least=least, most=largest)
     epsilon = config.get("layer_norm_eps", 1e-5)
-    if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 < epsilon < 1:
+    if not is_number(epsilon) or not 0 < epsilon < 1:
         raise CheckpointError(f"{path}: layer_norm_eps is {epsilon!r:.60}; a number between 0 and 1 is needed")
     activation = config.get("hidden_act", _ACTIVATIONS[0])
     if activation not in _ACTIVATIONS:

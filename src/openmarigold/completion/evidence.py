@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, UInt8
 
 from openmarigold.camera import Camera
+from openmarigold.errors import InvalidValueError
 
 FitSpace: TypeAlias = Literal["depth", "log", "disparity"]
 """Where a fit is affine: meters = scale * d + shift; log(meters) = scale * log(d) + shift; 1 / meters = scale / d +
@@ -32,6 +33,29 @@ class SparsePoints:
 
     def __len__(self) -> int:
         return len(self.depth)
+
+    def check_inside(self, size: tuple[int, int]) -> None:
+        """Raises InvalidValueError for no points, and for points outside of a picture of `size` (height, width)."""
+        if not len(self):
+            raise InvalidValueError("there are no points; give at least one pixel with its depth in meters")
+        height, width = size
+        x, y = self.pixels.T
+        outside = (x < -0.5) | (x > width - 0.5) | (y < -0.5) | (y > height - 0.5)
+        if outside.any():
+            raise InvalidValueError(
+                f"{int(outside.sum())} of {len(self)} points lie outside of the picture of {width}x{height}; leave "
+                "them out, or scale them to its size"
+            )
+
+
+def joined(parts: Sequence[SparsePoints]) -> SparsePoints:
+    """All points of one or more parts, in their order."""
+    return SparsePoints(
+        pixels=np.concatenate([part.pixels for part in parts]),
+        depth=np.concatenate([part.depth for part in parts]),
+        source=", ".join(part.source for part in parts),
+        notes=tuple(note for part in parts for note in part.notes),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

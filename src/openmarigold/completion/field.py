@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float64
 
 from openmarigold.completion.evidence import RelativeDepth, SparsePoints
 from openmarigold.completion.fits import Fit
+from openmarigold.completion.leave_out import pixel_indices
 from openmarigold.errors import needs_extra
 from openmarigold.seeding import generator_for
 
@@ -151,9 +152,7 @@ def _places(
     relative: RelativeDepth, fit: Fit, pixels: Float64[np.ndarray, "n 2"]
 ) -> tuple[Places, Float64[np.ndarray, " n"]]:
     height, width = relative.depth.shape
-    columns = np.clip(np.rint(pixels[:, 0]).astype(np.int64), 0, width - 1)
-    rows = np.clip(np.rint(pixels[:, 1]).astype(np.int64), 0, height - 1)
-    fitted = fit(relative.depth[rows, columns])
+    fitted = fit(relative.depth[pixel_indices(pixels, relative.depth.shape)])
     return np.column_stack([pixels / max(height, width), np.log(fitted)]), fitted
 
 

@@ -105,20 +105,22 @@ def fit_points(
             "depth) and that they belong to this photo, or give the shift of affine depth"
         )
     if len(fits) == 1:
-        name, count, line = fits[0]
-        words = "scale and shift" if count == 2 else "scale alone"
-        return replace(_fit_of(name, *line, x, z), reason=f"{words} in {name}, {_why(invariance, len(np.unique(x)))}")
+        return _chosen(fits[0], x, z, _why(invariance, len(np.unique(x))))
     errors = [_left_out(name, count, line, x, z) for name, count, line in fits]
     best = 0
     for index in range(1, len(fits)):
         if errors[index] < errors[best] * (_GAIN if fits[best][1] < fits[index][1] else 1.0):
             best = index
-    name, count, line = fits[best]
     tried = ", ".join(
         f"{'scale' if c == 1 else n} {error:.4g} m" for (n, c, _), error in zip(fits, errors, strict=True)
     )
+    return _chosen(fits[best], x, z, f"by left-out errors: {tried}")
+
+
+def _chosen(choice: tuple[FitSpace, int, tuple[float, float]], x: Values, z: Values, why: str) -> Fit:
+    name, count, line = choice
     words = "scale and shift" if count == 2 else "scale alone"
-    return replace(_fit_of(name, *line, x, z), reason=f"{words} in {name}, by left-out errors: {tried}")
+    return replace(_fit_of(name, *line, x, z), reason=f"{words} in {name}, {why}")
 
 
 def _check(x: Values, z: Values) -> None:

@@ -18,15 +18,7 @@ from jaxtyping import Bool, Float, Float32, Float64, UInt8
 from openmarigold.camera import Camera
 from openmarigold.completion.evidence import Completed, RelativeDepth, SparsePoints
 from openmarigold.completion.fits import Fit
-from openmarigold.completion.guidance import (
-    Adam,
-    AffineFit,
-    GuidedFit,
-    PowerFit,
-    Smoothing,
-    loss_at_points,
-    neighbors,
-)
+from openmarigold.completion.guidance import Adam, AffineFit, GuidedFit, PowerFit, Smoothing, loss_at_points, neighbors
 from openmarigold.completion.guided_settings import GuidedSettings, with_defaults
 from openmarigold.completion.leave_out import pixel_indices
 from openmarigold.completion.methods import Method, Options
@@ -150,20 +142,12 @@ class _Fitted:
 
 
 def _check_points(points: SparsePoints, size: tuple[int, int]) -> None:
-    if not len(points):
-        raise InvalidValueError("there are no points; give at least one pixel with its depth in meters")
     wrong = ~(np.isfinite(points.depth) & (points.depth > 0) & np.isfinite(points.pixels).all(axis=1))
     if wrong.any():
         raise InvalidValueError(
             f"{int(wrong.sum())} of {len(points)} points have no depth above 0 or no place; leave them out"
         )
-    x, y = points.pixels.T
-    outside = (x < -0.5) | (x > size[1] - 0.5) | (y < -0.5) | (y > size[0] - 0.5)
-    if outside.any():
-        raise InvalidValueError(
-            f"{int(outside.sum())} of {len(points)} points lie outside of the picture of {size[1]}x{size[0]}; leave "
-            "them out, or scale them to its size"
-        )
+    points.check_inside(size)
 
 
 @dataclass

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from openmarigold.completion.guidance import LOSSES, Loss
-from openmarigold.config import CallConfig, PredictConfig, check_choice
+from openmarigold.config import CallConfig, PredictConfig, check_choice, check_whole
 from openmarigold.errors import InvalidValueError
 from openmarigold.predictor import Predictor
 
@@ -64,9 +64,8 @@ class GuidedSettings:
     def __post_init__(self) -> None:
         check_choice("loss", self.loss, LOSSES)
         for name in ("iterations", "patience", "ensemble_size"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise InvalidValueError(f"{name}={value!r} is not accepted; give a whole number, 1 or above")
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name))
         for name in ("learning_rate", "fit_rate", "smoothing"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, (int, float)) or not 0 <= value < math.inf):

@@ -80,15 +80,15 @@ class KnownConfig:
         _ = self.depths, self.lengths
         if self.camera_height is not None:
             self._check_unit("camera_height", self.camera_height, f"{self.camera_height:g}")
-        self._check_kinds()
+        self._check_sources()
 
-    def _check_kinds(self) -> None:
-        kinds = {
+    def _check_sources(self) -> None:
+        sources = {
             "known_depth, points or metric_map": any((self.known_depth, self.points, self.metric_map)),
             "known_length": bool(self.known_length),
             "camera_height": self.camera_height is not None,
         }
-        given = [name for name, there in kinds.items() if there]
+        given = [name for name, there in sources.items() if there]
         if not given:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in _SOURCES)
             raise InvalidValueError(f"nothing is known in meters; give one of {names}")

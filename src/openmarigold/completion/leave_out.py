@@ -114,9 +114,7 @@ def is_alone(points: SparsePoints, which: np.ndarray) -> Bool[np.ndarray, " m"]:
 
 
 def _summary(
-    measured: Float64[np.ndarray, " m"],
-    predicted: Float64[np.ndarray, " m"],
-    unsupported: Bool[np.ndarray, " m"],
+    measured: Float64[np.ndarray, " m"], predicted: Float64[np.ndarray, " m"], unsupported: Bool[np.ndarray, " m"]
 ) -> LeftOutErrors:
     """The errors, without those of points that contradict the others."""
     residual = np.abs(np.log(measured / predicted))

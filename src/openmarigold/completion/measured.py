@@ -69,14 +69,14 @@ def _relative_90(record: Mapping[str, Any]) -> float | None:
 
 
 def _read_depth(path: Path) -> np.ndarray:
-    (kind,) = METRIC.maps
+    (depth,) = METRIC.maps
     suffix = path.suffix.lower()
     try:
         if suffix == ".npy":
             return np.load(path, allow_pickle=False)
         if suffix == ".npz":
             with np.load(path, allow_pickle=False) as entries:
-                return entries[kind.name]
-        return read_exr(path)[kind.exr_channels[0]]
+                return entries[depth.name]
+        return read_exr(path)[depth.exr_channels[0]]
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise DataError(f"{path} is damaged or not a result of `metric` ({one_line(error)})") from error

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from openmarigold.camera import Camera
-from openmarigold.completion.evidence import Completed, RelativeDepth, SparsePoints
+from openmarigold.completion.evidence import Completed, RelativeDepth, SparsePoints, joined
 from openmarigold.completion.guided import guided_method
 from openmarigold.completion.guided_settings import GUIDED, GuidedSettings
 from openmarigold.completion.known import MethodName
@@ -184,12 +184,7 @@ def _joined(
         parts.append(SparsePoints(pixels=table[:, :2], depth=table[:, 2], source="known depth"))
     if metric_map is not None:
         parts.append(_points_of_map(metric_map, relative.depth.shape))
-    return SparsePoints(
-        pixels=np.concatenate([part.pixels for part in parts]),
-        depth=np.concatenate([part.depth for part in parts]),
-        source=", ".join(part.source for part in parts),
-        notes=tuple(note for part in parts for note in part.notes),
-    )
+    return joined(parts)
 
 
 def _points_of_map(metric_map: Float[np.ndarray, "h w"], size: tuple[int, ...]) -> SparsePoints:

@@ -126,11 +126,7 @@ def global_fit(relative: RelativeDepth, points: SparsePoints, options: Options) 
     """The robust fit of scale and shift (`fits`)."""
     at_points = relative.depth[pixel_indices(points.pixels, relative.depth.shape)]
     fit = fit_points(
-        at_points,
-        points.depth,
-        invariance=relative.invariance,
-        space=options.space or "auto",
-        shift=options.shift,
+        at_points, points.depth, invariance=relative.invariance, space=options.space or "auto", shift=options.shift
     )
     return _GlobalFit(relative, fit)
 
@@ -153,29 +149,20 @@ def _interpolated(interpolate: Callable[..., np.ndarray]) -> Callable[..., _Inte
     return lambda relative, points, options: _Interpolated(points, relative.depth.shape[:2], interpolate)
 
 
-METHODS: Mapping[str, Method] = MappingProxyType(
-    {
-        method.name: method
-        for method in (
-            Method(name="nearest", title="nearest point", run=_interpolated(interpolation.nearest), is_baseline=True),
-            Method(
-                name="linear",
-                title="linear interpolation",
-                run=_interpolated(interpolation.linear),
-                is_baseline=True,
-            ),
-            Method(
-                name="least_squares",
-                title="least squares of scale and shift",
-                run=_least_squares,
-                min_points=2,
-                is_baseline=True,
-            ),
-            Method(name="fit", title="robust fit of scale and shift", run=global_fit),
-            Method(name="field", title="fit and field of what is left over", run=_field, min_points=5),
-        )
-    }
+_ALL = (
+    Method(name="nearest", title="nearest point", run=_interpolated(interpolation.nearest), is_baseline=True),
+    Method(name="linear", title="linear interpolation", run=_interpolated(interpolation.linear), is_baseline=True),
+    Method(
+        name="least_squares",
+        title="least squares of scale and shift",
+        run=_least_squares,
+        min_points=2,
+        is_baseline=True,
+    ),
+    Method(name="fit", title="robust fit of scale and shift", run=global_fit),
+    Method(name="field", title="fit and field of what is left over", run=_field, min_points=5),
 )
+METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method in _ALL})
 """By name, the cheapest first among those that are no baselines. A method of another module is a further row:
 `complete(..., methods={**METHODS, "guided": ...})`."""
 
@@ -274,14 +261,13 @@ def compare(
     *,
     options: Options | None = None,
     methods: Mapping[str, Method] = METHODS,
-    names: Sequence[str] | None = None,
 ) -> list[Row]:
     """The methods and baselines with their left-out errors, in the order of `methods`; for printing with a result."""
     options = options or Options()
     points = _usable(relative, points)
     rows = []
-    for name in names if names is not None else methods:
-        method, errors, note = methods[name], None, ""
+    for name, method in methods.items():
+        errors, note = None, ""
         try:
             if len(points) < method.min_points:
                 note = f"needs {method.min_points} points"
@@ -315,21 +301,8 @@ def _usable(relative: RelativeDepth, points: SparsePoints) -> SparsePoints:
     Raises:
         InvalidValueError: a camera of another size; no points; points outside of the picture.
     """
-    height, width = relative.depth.shape
-    if relative.camera.size != (height, width):
-        raise InvalidValueError(
-            f"the depth map is {height}x{width} and the camera's picture {relative.camera.height}x"
-            f"{relative.camera.width}; use camera.resized"
-        )
-    if len(points) == 0:
-        raise InvalidValueError("there are no points; give at least one pixel with its depth in meters")
-    x, y = points.pixels.T
-    outside = (x < -0.5) | (x > width - 0.5) | (y < -0.5) | (y > height - 0.5)
-    if outside.any():
-        raise InvalidValueError(
-            f"{int(outside.sum())} of {len(points)} points lie outside of the picture of {width}x{height}; leave them "
-            "out, or scale them to its size"
-        )
+    relative.camera.check_map(relative.depth)
+    points.check_inside(relative.depth.shape)
     known = np.isfinite(relative.depth[pixel_indices(points.pixels, relative.depth.shape)])
     if known.all():
         return points

@@ -41,6 +41,10 @@ _PLY_TYPES = {
     **dict.fromkeys(("double", "float64"), "f8"),
 }
 _LONGEST_HEADER = 1 << 16
+_OF_DAMAGE = (
+    *(ValueError, LookupError, ArithmeticError, OSError, EOFError, SyntaxError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, Image.DecompressionBombError),
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,16 +73,19 @@ def read(path: Path, *, depth_scale: float | None = None) -> Table | Cloud:
         InvalidValueError: a PNG whose scale is not known.
         MissingExtraError: an EXR file without the extra `exr`.
     """
-    reader = _READERS.get(path.suffix.lower())
+    reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise DataError(f"{path}: points are read from {', '.join(_READERS)} and folders of COLMAP")
+        raise DataError(f"{path}: points are read from {', '.join(READERS)} and folders of COLMAP")
     content = _content(path)
     try:
-        if reader is _png:
-            return _png(path, content, depth_scale)
-        return reader(path, content)
+        return _png(path, content, depth_scale) if reader is _png else reader(path, content)
     except MemoryError as error:
         raise DataError(f"{path} needs more memory than there is; give fewer points") from error
+    except (DataError, InvalidValueError):
+        raise
+    except _OF_DAMAGE as error:
+        what = _CONTENTS.get(reader, "table")
+        raise DataError(f"{path} is damaged or no {what} ({one_line(error)}); write it again") from error
 
 
 def read_transform(path: Path) -> Float64[np.ndarray, "3 4"]:
@@ -198,29 +205,19 @@ def _xyz(path: Path, content: bytes) -> Cloud:
 
 
 def _npy(path: Path, content: bytes) -> Table:
-    try:
-        return _of_array(path, load_npy(content))
-    except (ValueError, OSError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path} is damaged or no array ({one_line(error)}); write it again") from error
+    return _of_array(path, load_npy(content))
 
 
 def _npz(path: Path, content: bytes) -> Table:
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            names = [name for name in archive.namelist() if name.endswith(".npy")]
-            name = next((name for name in ("depth.npy", "points.npy") if name in names), None)
-            name = name or (names[0] if len(names) == 1 else None)
-            if name is None:
-                raise DataError(f"{path} holds {', '.join(names)[:80] or 'no arrays'}; name the one to read depth")
-            if archive.getinfo(name).file_size > LARGEST_FILE:
-                raise DataError(f"{path}: {name} has more than {LARGEST_FILE >> 20} MB; give fewer points")
-            return _of_array(path, load_npy(archive.read(name)))
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path} is damaged or no archive of arrays ({one_line(error)}); write it again") from error
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".npy")]
+        name = next((name for name in ("depth.npy", "points.npy") if name in names), None)
+        name = name or (names[0] if len(names) == 1 else None)
+        if name is None:
+            raise DataError(f"{path} holds {', '.join(names)[:80] or 'no arrays'}; name the one to read depth")
+        if archive.getinfo(name).file_size > LARGEST_FILE:
+            raise DataError(f"{path}: {name} has more than {LARGEST_FILE >> 20} MB; give fewer points")
+        return _of_array(path, load_npy(archive.read(name)))
 
 
 def _of_array(path: Path, values: np.ndarray) -> Table:
@@ -243,12 +240,9 @@ def _of_map(values: np.ndarray) -> Table:
 
 
 def _png(path: Path, content: bytes, depth_scale: float | None) -> Table:
-    try:
-        levels = read_png(content)
-        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-            stated = image.info.get("depth_scale")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} is damaged or no depth map ({one_line(error)}); write it again") from error
+    levels = read_png(content)
+    with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+        stated = image.info.get("depth_scale")
     if levels.dtype != np.uint16 or levels.ndim != 2:
         raise DataError(f"{path} has {8 * levels.dtype.itemsize} bits and {levels.ndim} axes; depth has 16 bits, gray")
     try:
@@ -283,10 +277,7 @@ def _velodyne(path: Path, content: bytes) -> Cloud:
 
 
 def _ply(path: Path, content: bytes) -> Cloud:
-    try:
-        return Cloud(places=_ply_places(content))
-    except (ValueError, KeyError, IndexError, OverflowError) as error:
-        raise DataError(f"{path} is damaged or no PLY file of points ({one_line(error)}); write it again") from error
+    return Cloud(places=_ply_places(content))
 
 
 def _ply_places(content: bytes) -> Float64[np.ndarray, "n 3"]:
@@ -295,7 +286,7 @@ def _ply_places(content: bytes) -> Float64[np.ndarray, "n 3"]:
     if not content.startswith(b"ply") or match is None:
         raise ValueError("no header")
     lines = [line.split() for line in content[: match.start()].decode("ascii").splitlines()]
-    kind = next(line[1] for line in lines if line and line[0] == "format")
+    encoding = next(line[1] for line in lines if line and line[0] == "format")
     elements = [index for index, line in enumerate(lines) if line and line[0] == "element"]
     if not elements or lines[elements[0]][1] != "vertex":
         raise ValueError("its first element is not vertex")
@@ -305,12 +296,12 @@ def _ply_places(content: bytes) -> Float64[np.ndarray, "n 3"]:
     names = [line[2] for line in properties]
     columns = [names.index(name) for name in "xyz"]
     body = content[match.end() :]
-    if kind == "ascii":
+    if encoding == "ascii":
         rows = [line.split() for line in body.decode("ascii").splitlines()[:count]]
         if len(rows) < count:
             raise ValueError(f"{count} vertices announced, {len(rows)} there")
         return np.array([[float(row[column]) for column in columns] for row in rows]).reshape(-1, 3)
-    order = {"binary_little_endian": "<", "binary_big_endian": ">"}[kind]
+    order = {"binary_little_endian": "<", "binary_big_endian": ">"}[encoding]
     row_type = np.dtype([(f"{index}", order + _PLY_TYPES[line[1]]) for index, line in enumerate(properties)])
     if count < 0 or count * row_type.itemsize > len(body):
         raise ValueError(f"{count} vertices announced, {len(body) // row_type.itemsize} there")
@@ -318,7 +309,7 @@ def _ply_places(content: bytes) -> Float64[np.ndarray, "n 3"]:
     return np.stack([table[f"{column}"].astype(np.float64) for column in columns], axis=-1)
 
 
-_READERS: dict[str, Callable[..., Any]] = {
+READERS: dict[str, Callable[..., Any]] = {
     ".csv": _table,
     ".txt": _table,
     ".tsv": _table,
@@ -330,3 +321,5 @@ _READERS: dict[str, Callable[..., Any]] = {
     ".xyz": _xyz,
     ".bin": _velodyne,
 }
+"""By suffix. Of the files of a photo in a folder, the first one that is there is taken."""
+_CONTENTS = {_npy: "array", _npz: "archive of arrays", _png: "depth map", _ply: "PLY file of points"}

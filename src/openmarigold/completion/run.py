@@ -11,10 +11,11 @@ import numpy as np
 
 from openmarigold.camera import Camera
 from openmarigold.checkpoints.checkpoint import Checkpoint
-from openmarigold.completion.evidence import SparsePoints
+from openmarigold.completion.evidence import SparsePoints, joined
 from openmarigold.completion.guided_settings import GUIDED, settings_of, with_gradients
 from openmarigold.completion.known import KnownConfig
 from openmarigold.completion.meters import KnownDepth, relative_depth, thinned, to_meters
+from openmarigold.completion.point_files import READERS
 from openmarigold.completion.points import PointOptions, camera_ray_lengths, read_points
 from openmarigold.config import Invariance, OutputConfig, PredictConfig
 from openmarigold.errors import DataError, InvalidValueError
@@ -57,10 +58,6 @@ def metric_files(
     return predict_files(inputs, output_dir=output_dir, config=config, finisher=finisher, **given)
 
 
-POINT_SUFFIXES = (".csv", ".txt", ".tsv", ".npy", ".npz", ".png", ".exr", ".ply", ".xyz", ".bin")
-"""Of the files of photos in a folder, the first one that is there."""
-
-
 class MetersFromKnown:
     """A `Finisher` that turns predictions of depth into meters."""
 
@@ -101,7 +98,7 @@ class MetersFromKnown:
             known_depth=[self._planar(x, y, depth, camera) for x, y, depth in self.known.depths],
             known_length=self.known.lengths,
             camera_height=self.known.height_m,
-            points=_together(read),
+            points=joined(read) if read else None,
             method=self.known.method,
             predictor=predictor,
             guided=self._guided,
@@ -125,17 +122,6 @@ class MetersFromKnown:
         return x, y, depth
 
 
-def _together(parts: list[SparsePoints]) -> SparsePoints | None:
-    if not parts:
-        return None
-    return SparsePoints(
-        pixels=np.concatenate([part.pixels for part in parts]),
-        depth=np.concatenate([part.depth for part in parts]),
-        source=", ".join(part.source for part in parts),
-        notes=tuple(note for part in parts for note in part.notes),
-    )
-
-
 def _file_for(given: Path | None, photo: Path, result: str) -> Path | None:
     """The file of a photo: what was given, or the one of the photo's name in the given folder.
 
@@ -146,12 +132,12 @@ def _file_for(given: Path | None, photo: Path, result: str) -> Path | None:
         return given
     stems = dict.fromkeys((result, PurePosixPath(result).name, photo.stem))
     for stem in stems:
-        for suffix in POINT_SUFFIXES:
+        for suffix in READERS:
             path = given / f"{stem}{suffix}"
             if path.is_file():
                 return path
     raise DataError(
-        f"{photo}: {given} holds no file of its points, {photo.stem}{{{','.join(POINT_SUFFIXES)}}}; add it, or leave "
+        f"{photo}: {given} holds no file of its points, {photo.stem}{{{','.join(READERS)}}}; add it, or leave "
         "the photo out"
     )
 

@@ -254,8 +254,8 @@ def _sources_of_network(checkpoint: Checkpoint, name: str, tiny_vae: TinyVae | N
         folder, variant = (tiny_vae.directory, tiny_vae.variant) if tiny_vae else (directory / "vae", variant)
         # One channel has been the only kind for long; its files in users' caches keep their names.
         channels = checkpoint.modality.decoded_channels
-        kind = [f"{channels} channels"] if name == "vae_decoder" and channels != 1 else []
-        return [files_sha256(_sources(folder, variant)), *kind]
+        more = [f"{channels} channels"] if name == "vae_decoder" and channels != 1 else []
+        return [files_sha256(_sources(folder, variant)), *more]
     stored = embedding = stored_embedding_path(directory, variant=variant)
     if not embedding.is_file():
         embedding = cached_embedding_path(directory, variant=variant)

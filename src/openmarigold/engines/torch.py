@@ -110,22 +110,14 @@ class TorchEngine:
         return torch.cat([condition, self.to_engine(more)], dim=1)
 
     def denoise(
-        self,
-        rgb_latent: Float[Tensor, "#b K h w"],
-        noisy_latent: Float[Tensor, "b tC h w"],
-        *,
-        timestep: int,
+        self, rgb_latent: Float[Tensor, "#b K h w"], noisy_latent: Float[Tensor, "b tC h w"], *, timestep: int
     ) -> Float[Tensor, "b tC h w"]:
         with self._inference(), self._measured("denoise", 64 * noisy_latent[:, 0].numel()):
             sample = torch.cat([rgb_latent.expand(len(noisy_latent), -1, -1, -1), noisy_latent], dim=1)
             return self._networks["denoise"](sample, self._timestep(timestep))
 
     def decode(self, latent: Float[Tensor, "b C h w"]) -> Float[np.ndarray, "b t k H W"]:
-        with (
-            self._inference(),
-            self._tiles_if_needed("decode"),
-            self._measured("decode", 64 * latent[:, 0].numel()),
-        ):
+        with self._inference(), self._tiles_if_needed("decode"), self._measured("decode", 64 * latent[:, 0].numel()):
             targets = latent.reshape(-1, self.latent_channels, *latent.shape[2:])
             decoded = self._retried("decode", targets).cpu().numpy()
             return decoded.reshape(len(latent), self._modality.num_targets, *decoded.shape[1:])

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from openmarigold.completion.evidence import SparsePoints
+from openmarigold.config import check_whole
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.evaluation.benchmark import Benchmark, Reveal
 from openmarigold.modalities import METRIC
@@ -40,10 +41,8 @@ def with_points(benchmark: Benchmark, num_points: int, *, outliers: float = 0.0,
     Raises:
         InvalidValueError: a value that is not accepted, or a benchmark that measures no depth or has its own points.
     """
-    if not _is_integer(num_points) or num_points < 1:
-        raise InvalidValueError(f"points={num_points!r} is not accepted; give a whole number, 1 or above")
-    if not _is_integer(seed) or seed < 0:
-        raise InvalidValueError(f"points_seed={seed!r} is not accepted; give a whole number, 0 or above")
+    check_whole("points", num_points)
+    check_whole("points_seed", seed, least=0)
     if not isinstance(outliers, (int, float)) or not 0 <= outliers <= MAX_OUTLIERS:
         raise InvalidValueError(f"outliers={outliers!r} is not accepted; give a share from 0 to {MAX_OUTLIERS:g}")
     row = benchmark.row
@@ -68,10 +67,6 @@ def with_points(benchmark: Benchmark, num_points: int, *, outliers: float = 0.0,
         protocol=COMPLETION.name,
     )
     return changed
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def sample_points(

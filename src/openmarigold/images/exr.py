@@ -105,12 +105,8 @@ def _name(path: Path) -> str | bytes:
 
 def _channels(path: Path) -> dict[str, np.ndarray]:
     """Channels of the first part as stored; of deep files an array of each pixel's samples."""
-    openexr = _openexr()
-    try:
-        with unprinted(), _named(path) as name, openexr.File(name, separate_channels=True) as file:
-            return {key: channel.pixels.copy() for key, channel in file.channels().items()}
-    except Exception as error:  # the binding raises RuntimeError, TypeError, ValueError … for damaged files
-        raise ImageError(f"{path} is damaged or no OpenEXR file; write it again") from error
+    with _opened(path, separate_channels=True) as file:
+        return {key: channel.pixels.copy() for key, channel in file.channels().items()}
 
 
 def _merged(channels: Mapping[str, np.ndarray]) -> dict[str, Float[np.ndarray, "h w"]]:
@@ -140,11 +136,17 @@ def _merged(channels: Mapping[str, np.ndarray]) -> dict[str, Float[np.ndarray, "
 
 
 def _header(path: Path) -> dict[str, Any]:
+    with _opened(path, header_only=True) as file:
+        return dict(file.header())
+
+
+@contextlib.contextmanager
+def _opened(path: Path, **how: bool) -> Iterator[Any]:
     openexr = _openexr()
     try:
-        with unprinted(), _named(path) as name, openexr.File(name, header_only=True) as file:
-            return dict(file.header())
-    except Exception as error:  # see read_exr
+        with unprinted(), _named(path) as name, openexr.File(name, **how) as file:
+            yield file
+    except Exception as error:  # the binding raises RuntimeError, TypeError, ValueError … for damaged files
         raise ImageError(f"{path} is damaged or no OpenEXR file; write it again") from error
 
 

@@ -254,10 +254,7 @@ def _deep_converter(image: Image.Image, background: Color) -> Callable[[Image.Im
 def _deep_pixels(image: Image.Image) -> Float[np.ndarray, "n w"] | np.ndarray:
     """uint16 or float array of a gray image with more than 8 bits; Pillow's own conversion would clip at 255."""
     pixels = np.asarray(image)
-    if image.mode == "F":
-        low, high = 0.0, 1.0
-    else:
-        low, high = 0, 65535
+    low, high = (0.0, 1.0) if image.mode == "F" else (0, 65535)
     if not (pixels.min() >= low and pixels.max() <= high):  # also false for NaN
         raise ImageError(
             f"pixel values of mode {image.mode} lie outside {low} … {high}; save it with 8 or 16 bits, or linear light "

@@ -154,26 +154,26 @@ def _decoder(tags: Tags) -> Decoder:
         ImageError: no decoder reads it rightly.
     """
     photometric = _number(tags, _PHOTOMETRIC, _BLACK_IS_ZERO)
-    kinds = set(_numbers(tags, _FORMAT, _UNSIGNED))
+    types = set(_numbers(tags, _FORMAT, _UNSIGNED))
     bits = set(_numbers(tags, _BITS, 1))
     if _number(tags, _CHANNELS, 1) > _MAX_CHANNELS:
         raise ImageError(f"is damaged, or no picture: it has {_number(tags, _CHANNELS, 1)} channels")
     if photometric in _PHOTOMETRIC_NAMES or photometric > _LAB:
         raise ImageError(f"holds {_PHOTOMETRIC_NAMES.get(photometric, f'a picture of kind {photometric}')}; {_ADVICE}")
-    if len(kinds) > 1 or not kinds <= {_UNSIGNED, _SIGNED, _FLOAT} or len(bits) > 1 or not bits <= _WIDTHS[min(kinds)]:
+    if len(types) > 1 or not types <= {_UNSIGNED, _SIGNED, _FLOAT} or len(bits) > 1 or not bits <= _WIDTHS[min(types)]:
         raise ImageError(f"holds samples of unusual kinds ({_described(tags)}); {_ADVICE}")
     if photometric == _CMYK and _number(tags, _INK_SET, 1) != 1:
         raise ImageError(f"holds inks that are not cyan, magenta, yellow and black; {_ADVICE}")
-    return "pillow" if _pillow_decodes(tags, photometric, bits.pop(), kinds.pop()) else "openimageio"
+    return "pillow" if _pillow_decodes(tags, photometric, bits.pop(), types.pop()) else "openimageio"
 
 
-def _pillow_decodes(tags: Tags, photometric: int, bits: int, kind: int) -> bool:
+def _pillow_decodes(tags: Tags, photometric: int, bits: int, sample_format: int) -> bool:
     """Whether Pillow gives the right picture; every other combination is in tests/unit/test_tiff.py."""
     channels = _number(tags, _CHANNELS, 1)
     in_planes = _number(tags, _PLANAR, 1) == 2 and channels > 1
-    if kind == _FLOAT:
+    if sample_format == _FLOAT:
         return photometric == _BLACK_IS_ZERO and bits == 32 and channels == 1
-    if kind != _UNSIGNED:
+    if sample_format != _UNSIGNED:
         return False
     if photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO):
         if channels == 1:
@@ -196,11 +196,11 @@ _ADVICE = "save it as RGB or gray with 8 or 16 bits"
 
 def _described(tags: Tags) -> str:
     """The tags that decide, in words."""
-    kinds = {_UNSIGNED: "unsigned", _SIGNED: "signed", _FLOAT: "float"}
-    kind = kinds.get(_numbers(tags, _FORMAT, _UNSIGNED)[0], "unknown")
+    names = {_UNSIGNED: "unsigned", _SIGNED: "signed", _FLOAT: "float"}
+    name = names.get(_numbers(tags, _FORMAT, _UNSIGNED)[0], "unknown")
     bits = "/".join(str(value) for value in dict.fromkeys(_numbers(tags, _BITS, 1)))
     planes = ", in planes" if _number(tags, _PLANAR, 1) == 2 else ""
-    return f"{_number(tags, _CHANNELS, 1)} channels of {bits} bits, {kind}{planes}"
+    return f"{_number(tags, _CHANNELS, 1)} channels of {bits} bits, {name}{planes}"
 
 
 def _numbers(tags: Tags, tag: int, default: int) -> tuple[int, ...]:

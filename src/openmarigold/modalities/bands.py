@@ -56,8 +56,15 @@ def _first(uncertainty: np.ndarray | None) -> np.ndarray:
     return uncertainty[0]
 
 
-def _edges(radius: int, to_space: Callable[[np.ndarray], np.ndarray]) -> Callable[..., np.ndarray]:
-    return lambda stack, uncertainty: largest_change(to_space(stack[0]), radius)
+def _depth_signals(
+    to_space: Callable[[np.ndarray], np.ndarray], spread: Callable[..., np.ndarray]
+) -> dict[str, Callable[..., np.ndarray]]:
+    return {
+        "constant": _ones,
+        "edges": lambda stack, uncertainty: largest_change(to_space(stack[0]), _EDGE),
+        "surroundings": lambda stack, uncertainty: largest_change(to_space(stack[0]), _SURROUNDINGS),
+        "spread": spread,
+    }
 
 
 def _third(number: int) -> Callable[[Maps, np.ndarray], np.ndarray]:
@@ -111,12 +118,9 @@ UP_TO_SCALE = Band(
     unit="natural logarithm of depth",
     names=_DEPTH_NAMES,
     error=_log_error,
-    signals={
-        "constant": _ones,
-        "edges": _edges(_EDGE, _log),
-        "surroundings": _edges(_SURROUNDINGS, _log),
-        "spread": lambda stack, uncertainty: _first(uncertainty) / np.maximum(stack[0], _SMALLEST_DEPTH),
-    },
+    signals=_depth_signals(
+        _log, lambda stack, uncertainty: _first(uncertainty) / np.maximum(stack[0], _SMALLEST_DEPTH)
+    ),
     of_ensemble=frozenset({"spread"}),
     bounds=lambda maps, half: _around(maps["depth"], np.minimum(half, _WIDEST)),
     half_width=lambda maps, bounds: (
@@ -132,12 +136,7 @@ AFFINE = Band(
     unit="shares of the predicted range",
     names=_DEPTH_NAMES,
     error=_linear_error,
-    signals={
-        "constant": _ones,
-        "edges": _edges(_EDGE, np.asarray),
-        "surroundings": _edges(_SURROUNDINGS, np.asarray),
-        "spread": lambda stack, uncertainty: _first(uncertainty),
-    },
+    signals=_depth_signals(np.asarray, lambda stack, uncertainty: _first(uncertainty)),
     of_ensemble=frozenset({"spread"}),
     bounds=lambda maps, half: _two(maps["depth"] - half, maps["depth"] + half),
     half_width=lambda maps, bounds: bounds["depth_hi"].astype(np.float64) - maps["depth"],
@@ -163,7 +162,6 @@ def _picture_of(name: str) -> Picture:
         suffix=f"_{name}.png",
         content=lambda maps: f"{name} x {_levels_per_unit(maps[name]):.10g}, not below 0",
         make=lambda maps, output: _bound_picture(maps[name]),
-        wanted=lambda output: "png" in output.format,
         of_interval=True,
     )
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64
 
 from openmarigold.errors import InvalidValueError, needs_extra
+from openmarigold.temporal.flow import opencv
 
 THRESHOLDS = tuple(range(20, 241, 20))
 """Upper thresholds of the edge detector, for depth in 256 steps; the lower ones are half of them."""
@@ -35,12 +36,10 @@ def depth_edges(depth: Float[np.ndarray, "h w"], farthest: float, threshold: int
         InvalidValueError: `farthest` is not positive and finite.
         MissingExtraError: without OpenCV (extra `video`).
     """
-    with needs_extra("video", "opencv-python-headless"):
-        import cv2
     if not 0 < farthest < math.inf:
         raise InvalidValueError(f"farthest={farthest!r} is not accepted; give a distance in meters above 0")
     steps = 255.0 / farthest * np.clip(np.nan_to_num(depth, nan=farthest, posinf=farthest), 0.0, farthest)
-    return cv2.Canny(steps.astype(np.uint8), threshold / 2, threshold) > 0
+    return opencv().Canny(steps.astype(np.uint8), threshold / 2, threshold) > 0
 
 
 def num_matches(predicted: Bool[np.ndarray, "h w"], drawn: Bool[np.ndarray, "h w"]) -> int:

@@ -65,11 +65,7 @@ SCORES = (
     PIXELS_SCORED,
     _NEGATIVE_SCALE,
 )
-_EDGE_SCORES = (
-    Score(name="de_auc", label="DE-AUC", unit="%", higher_is_better=True),
-    PIXELS_SCORED,
-    _NEGATIVE_SCALE,
-)
+_EDGE_SCORES = (Score(name="de_auc", label="DE-AUC", unit="%", higher_is_better=True), PIXELS_SCORED, _NEGATIVE_SCALE)
 MARKS = ("edges",)
 
 _Fit: TypeAlias = tuple[Float64[np.ndarray, "h w"], float]
@@ -90,14 +86,17 @@ def _fit_disparity(pred: Float[np.ndarray, "h w"], sample: BenchmarkSample, usab
     return 1.0 / np.maximum(scale * pred.astype(np.float64) + shift, MIN_DISPARITY), scale
 
 
-def _fit_scale(pred: Float[np.ndarray, "h w"], sample: BenchmarkSample, usable: Bool[np.ndarray, "h w"]) -> _Fit:
-    scale = fit_scale(pred, sample.maps["depth"], usable)
-    return scale * pred.astype(np.float64), scale
+def _scaled_by(find: Callable[[np.ndarray, np.ndarray, np.ndarray], float]) -> Callable[..., _Fit]:
+    """The fit of a scale alone, which `find` gives."""
+
+    def fit(pred: Float[np.ndarray, "h w"], sample: BenchmarkSample, usable: Bool[np.ndarray, "h w"]) -> _Fit:
+        scale = find(pred, sample.maps["depth"], usable)
+        return scale * pred.astype(np.float64), scale
+
+    return fit
 
 
-def _fit_scale_median(pred: Float[np.ndarray, "h w"], sample: BenchmarkSample, usable: Bool[np.ndarray, "h w"]) -> _Fit:
-    scale = fit_scale_median(pred, sample.maps["depth"], usable)
-    return scale * pred.astype(np.float64), scale
+_fit_scale, _fit_median = _scaled_by(fit_scale), _scaled_by(fit_scale_median)
 
 
 def _fit_nothing(pred: Float[np.ndarray, "h w"], sample: BenchmarkSample, usable: Bool[np.ndarray, "h w"]) -> _Fit:
@@ -153,7 +152,7 @@ _POOLED_EDGES = Pooling(size=TALLY_SIZE, tally=_tally, combine=edge_scores)
 def _protocol(
     name: str,
     summary: str,
-    accepts: set[PredictionSpace],
+    accepts: frozenset[PredictionSpace],
     fit: Callable[[np.ndarray, BenchmarkSample, np.ndarray], _Fit],
     *,
     clip_to_range: bool = True,
@@ -173,7 +172,7 @@ def _protocol(
     return Protocol(
         name=name,
         summary=summary,
-        accepts=frozenset(accepts),
+        accepts=accepts,
         scores=_EDGE_SCORES if edges else SCORES,
         score=_score_edges if edges else _score,
         align=align,
@@ -183,73 +182,51 @@ def _protocol(
     )
 
 
-PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
-    {
-        protocol.name: protocol
-        for protocol in (
-            _protocol(
-                "marigold",
-                "scale and shift by least squares in depth, clipped to the benchmark's range",
-                {"affine_depth", "scale", "metric"},
-                _fit_affine,
-            ),
-            _protocol(
-                "disparity",
-                "scale and shift by least squares in disparity, clipped to the benchmark's range",
-                {"disparity", "scale", "metric"},
-                _fit_disparity,
-                convert=dict.fromkeys(("scale", "metric"), _as_disparity),
-            ),
-            _protocol(
-                "log",
-                "scale and shift by least squares in log depth, both ends clipped to the benchmark's range",
-                {"affine_depth", "scale", "metric"},
-                lambda pred, sample, usable: fit_log(pred, sample.maps["depth"], usable),
-            ),
-            _protocol(
-                "log-ransac",
-                "RANSAC against log(1 + depth), clipped to each image's own farthest depth: leaks ground truth",
-                {"affine_depth", "scale", "metric"},
-                lambda pred, sample, usable: fit_log_ransac(pred, sample.maps["depth"], usable),
-                clip_to_range=False,
-            ),
-            _protocol(
-                "scale",
-                "scale by least squares in depth, clipped to the benchmark's range",
-                {"scale", "metric"},
-                _fit_scale,
-            ),
-            _protocol(
-                "scale-median",
-                "scale by the median of the ratios, clipped to the benchmark's range",
-                {"scale", "metric"},
-                _fit_scale_median,
-            ),
-            _protocol(
-                "metric",
-                "no alignment, clipped to the benchmark's range",
-                {"metric"},
-                _fit_nothing,
-            ),
-            _protocol(
-                "edges",
-                "drawn edges, after scale and shift by least squares in depth",
-                {"affine_depth", "scale", "metric"},
-                _fit_affine,
-                edges=True,
-            ),
-            _protocol(
-                "edges-disparity",
-                "drawn edges, after scale and shift by least squares in disparity",
-                {"disparity", "scale", "metric"},
-                _fit_disparity,
-                convert=dict.fromkeys(("scale", "metric"), _as_disparity),
-                edges=True,
-            ),
-            _protocol("edges-metric", "drawn edges, without alignment", {"metric"}, _fit_nothing, edges=True),
-        )
-    }
+_METRIC: frozenset[PredictionSpace] = frozenset({"metric"})
+_UP_TO_SCALE: frozenset[PredictionSpace] = frozenset({"scale", "metric"})
+_ANY_DEPTH = _UP_TO_SCALE | {"affine_depth"}
+_WITH_DISPARITY = _UP_TO_SCALE | {"disparity"}
+_INVERTED = dict.fromkeys(sorted(_UP_TO_SCALE), _as_disparity)
+_CLIPPED = "clipped to the benchmark's range"
+_ALL = (
+    _protocol("marigold", f"scale and shift by least squares in depth, {_CLIPPED}", _ANY_DEPTH, _fit_affine),
+    _protocol(
+        "disparity",
+        f"scale and shift by least squares in disparity, {_CLIPPED}",
+        _WITH_DISPARITY,
+        _fit_disparity,
+        convert=_INVERTED,
+    ),
+    _protocol(
+        "log",
+        "scale and shift by least squares in log depth, both ends clipped to the benchmark's range",
+        _ANY_DEPTH,
+        lambda pred, sample, usable: fit_log(pred, sample.maps["depth"], usable),
+    ),
+    _protocol(
+        "log-ransac",
+        "RANSAC against log(1 + depth), clipped to each image's own farthest depth: leaks ground truth",
+        _ANY_DEPTH,
+        lambda pred, sample, usable: fit_log_ransac(pred, sample.maps["depth"], usable),
+        clip_to_range=False,
+    ),
+    _protocol("scale", f"scale by least squares in depth, {_CLIPPED}", _UP_TO_SCALE, _fit_scale),
+    _protocol("scale-median", f"scale by the median of the ratios, {_CLIPPED}", _UP_TO_SCALE, _fit_median),
+    _protocol("metric", f"no alignment, {_CLIPPED}", _METRIC, _fit_nothing),
+    _protocol(
+        "edges", "drawn edges, after scale and shift by least squares in depth", _ANY_DEPTH, _fit_affine, edges=True
+    ),
+    _protocol(
+        "edges-disparity",
+        "drawn edges, after scale and shift by least squares in disparity",
+        _WITH_DISPARITY,
+        _fit_disparity,
+        convert=_INVERTED,
+        edges=True,
+    ),
+    _protocol("edges-metric", "drawn edges, without alignment", _METRIC, _fit_nothing, edges=True),
 )
+PROTOCOLS: Mapping[str, Protocol] = MappingProxyType({protocol.name: protocol for protocol in _ALL})
 
 
 def default_protocol(space: PredictionSpace) -> str:

@@ -168,7 +168,6 @@ def _picture_of(kind: MapKind, *, up_to_scale: bool = False, negative: bool = Fa
         suffix=f"_{kind.file_name}{'_negative' if negative else ''}.png",
         content=f"{scaled}, {shown}, x 65535",
         make=make,
-        wanted=lambda output: "png" in output.format,
         applies=(lambda settings: settings.get("recompose") is True) if negative else (lambda settings: True),
     )
 
@@ -236,13 +235,7 @@ def _modality(
 _USUAL_APPEARANCE = {"albedo": _Stated("srgb"), "material": _Stated("stack")}
 _MATERIAL = tuple(
     MapKind(
-        name=name,
-        channels=1,
-        range=(0.0, 1.0),
-        unit=unit,
-        space="linear",
-        exr_channels=(name,),
-        resample="bilinear",
+        name=name, channels=1, range=(0.0, 1.0), unit=unit, space="linear", exr_channels=(name,), resample="bilinear"
     )
     for name, unit in (("roughness", "0 smooth, 1 rough"), ("metallicity", "0 no metal, 1 metal"))
 )

@@ -18,7 +18,7 @@ from openmarigold.ensembling import REDUCTIONS
 from openmarigold.errors import DataError
 from openmarigold.modalities import metric_scores
 from openmarigold.modalities.depth import LOG_DEPTH, METRIC_SPACE, colored_logs
-from openmarigold.modalities.modality import MapKind, Maps, Merged, Picture, Surface, Target
+from openmarigold.modalities.modality import Maps, Merged, Picture, Surface, Target
 from openmarigold.reconstruction.saving import METERS
 
 MILLIMETERS = 1000
@@ -112,15 +112,8 @@ METRIC = replace(
     name="metric",
     title="metric depth",
     maps=(
-        MapKind(
-            name="depth",
-            channels=1,
-            range=(0.0, float("inf")),
-            unit="meters, planar",
-            space="linear",
-            exr_channels=("Z",),
-            exr_aliases=("Z", "depth", "depth.Z", "Depth", "Y", "R"),
-            file_name="metric",
+        replace(
+            LOG_DEPTH.maps[0], range=(0.0, float("inf")), unit="meters, planar", exr_channels=("Z",), file_name="metric"
         ),
     ),
     uncertainties=("metric_uncertainty",),
@@ -131,17 +124,11 @@ METRIC = replace(
     finish=lambda stack: stack,
     picture=lambda maps, color_map: _shown(maps["depth"], color_map),
     pictures=(
-        Picture(
-            suffix="_metric.png",
-            content=_content,
-            make=lambda maps, output: to_uint16(maps["depth"]),
-            wanted=lambda output: "png" in output.format,
-        ),
+        Picture(suffix="_metric.png", content=_content, make=lambda maps, output: to_uint16(maps["depth"])),
         Picture(
             suffix="_metric_colored.png",
             content="the logarithm of depth in colors, gray where it is unknown",
             make=lambda maps, output: _shown(maps["depth"], output.color_map),
-            wanted=lambda output: "png" in output.format,
         ),
     ),
     quantities=MappingProxyType({"absolute": "planar depth (z) in meters"}),

@@ -75,7 +75,7 @@ class Picture:
     """What it holds, for its provenance; where that depends on the values, a function of them."""
     make: Callable[[Maps, OutputConfig], np.ndarray]
     """The pixels, uint8 or uint16, from maps (or uncertainties)."""
-    wanted: Callable[[OutputConfig], bool]
+    wanted: Callable[[OutputConfig], bool] = lambda output: "png" in output.format
     of_uncertainty: bool = False
     of_interval: bool = False
     """Whether it is made from the maps of an interval, and exists with these only."""

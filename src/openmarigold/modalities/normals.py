@@ -19,13 +19,7 @@ from jaxtyping import Bool, Float, Float32, UInt8, UInt16
 from openmarigold.camera import Camera, CameraSource
 from openmarigold.config import NormalFrame, OutputConfig
 from openmarigold.errors import DataError, InvalidValueError
-from openmarigold.geometry import (
-    angles_between,
-    convert_frame,
-    mirror_normals,
-    normals_from_depth,
-    unit_vectors,
-)
+from openmarigold.geometry import angles_between, convert_frame, mirror_normals, normals_from_depth, unit_vectors
 from openmarigold.modalities import normals_scores
 from openmarigold.modalities.bands import NORMALS_BAND
 from openmarigold.modalities.colors import uncertainty_picture
@@ -253,13 +247,11 @@ _RUB = Modality(
             suffix="_normals.png",
             content="(normals + 1) x 32767.5, in normal_frame, y negated if green is dx",
             make=lambda maps, output: to_uint16(maps["normals"], green=output.green, frame=output.normal_frame),
-            wanted=lambda output: "png" in output.format,
         ),
         Picture(
             suffix="_normals_colored.png",
             content="normal map: red right, green up (gl) or down (dx), blue to the viewer",
             make=lambda maps, output: texture(maps["normals"], green=output.green),
-            wanted=lambda output: "png" in output.format,
         ),
         Picture(
             suffix="_normals_uncertainty.png",

@@ -131,15 +131,11 @@ def _protocol(name: str, summary: str, pooled: Pooling | None) -> Protocol:
     )
 
 
-PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
-    {
-        protocol.name: protocol
-        for protocol in (
-            _protocol("marigold-normals", "angular errors of each image, averaged over images", None),
-            _protocol("dsine", "angular errors of all pixels of the set", _POOLING),
-        )
-    }
+_ALL = (
+    _protocol("marigold-normals", "angular errors of each image, averaged over images", None),
+    _protocol("dsine", "angular errors of all pixels of the set", _POOLING),
 )
+PROTOCOLS: Mapping[str, Protocol] = MappingProxyType({protocol.name: protocol for protocol in _ALL})
 
 
 def default_protocol(space: PredictionSpace) -> str:
@@ -156,8 +152,7 @@ def _floor_and_wall(rgb: UInt8[np.ndarray, "h w 3"]) -> Maps:
 BASELINES: Mapping[str, Baseline] = MappingProxyType(
     {
         "facing the camera": Baseline(
-            space="normals",
-            estimate=lambda rgb: {"normals": np.broadcast_to(_FACING, (*rgb.shape[:2], 3))},
+            space="normals", estimate=lambda rgb: {"normals": np.broadcast_to(_FACING, (*rgb.shape[:2], 3))}
         ),
         # A floor below the middle row, a wall above: knows where the bottom of a photo is, nothing else.
         "floor and wall": Baseline(space="normals", estimate=_floor_and_wall),

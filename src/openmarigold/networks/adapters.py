@@ -18,7 +18,7 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
-from openmarigold.errors import InvalidValueError, MissingExtraError
+from openmarigold.errors import InvalidValueError, needs_extra
 from openmarigold.networks.tensors import save_tensors
 
 ADAPTER_DIR = "adapter"
@@ -68,10 +68,8 @@ class LoraUNet:
             InvalidValueError: a target that no linear or convolutional layer has.
             MissingExtraError: peft is not installed.
         """
-        try:
+        with needs_extra("train"):
             from peft import LoraConfig, inject_adapter_in_model
-        except ImportError as error:
-            raise MissingExtraError("peft", "train") from error
         names = [name for name, layer in unet.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
         chosen = [name for name in names if name not in in_full and _ends_with(name, targets)]
         unknown = [target for target in targets if not any(_ends_with(name, [target]) for name in names)]
@@ -185,9 +183,9 @@ def save_updates(updates: Mapping[str, LowRank], folder: Path, *, base: str) -> 
         ("base_model.model.", folder / PEFT_FILES[0], {}),
     ):
         tensors = {
-            f"{prefix}{name}.{kind}": update[number]
+            f"{prefix}{name}.{matrix}": update[number]
             for name, update in updates.items()
-            for kind, number in matrices.items()
+            for matrix, number in matrices.items()
         }
         save_tensors(tensors, path, metadata=facts)
     config = {"peft_type": "LORA", "base_model_name_or_path": base, "inference_mode": True, "bias": "none", **settings}

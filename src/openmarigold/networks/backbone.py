@@ -64,14 +64,8 @@ def widen_conv_in(unet: UNet2DConditionModel, *, num_latents: int = 2) -> UNet2D
     pretrained activation. Changes `unet` in place; do it before an optimizer holds its parameters. Paper: §3.2.
     """
     old = unet.conv_in
-    inputs = num_latents * old.in_channels
-    new = nn.Conv2d(inputs, old.out_channels, old.kernel_size, old.stride, old.padding)  # pyright: ignore
-    with torch.no_grad():
-        new.weight.copy_(torch.cat([old.weight] * num_latents, dim=1) / num_latents)
-        assert new.bias is not None and old.bias is not None
-        new.bias.copy_(old.bias)
-    unet.conv_in = new.to(old.weight.device, old.weight.dtype)
-    unet.register_to_config(in_channels=new.in_channels)
+    unet.conv_in = _with_weights(old, torch.cat([old.weight] * num_latents, dim=1) / num_latents, old.bias)
+    unet.register_to_config(in_channels=unet.conv_in.in_channels)
     return unet
 
 
@@ -82,15 +76,9 @@ def widen_conv_out(unet: UNet2DConditionModel, *, num_latents: int) -> UNet2DCon
     """
     if num_latents == 1:
         return unet
-    old = unet.conv_out
-    outputs = num_latents * old.out_channels
-    new = nn.Conv2d(old.in_channels, outputs, old.kernel_size, old.stride, old.padding)  # pyright: ignore
-    with torch.no_grad():
-        assert new.bias is not None and old.bias is not None
-        new.weight.copy_(torch.cat([old.weight] * num_latents))
-        new.bias.copy_(torch.cat([old.bias] * num_latents))
-    unet.conv_out = new.to(old.weight.device, old.weight.dtype)
-    unet.register_to_config(out_channels=new.out_channels)
+    old: Any = unet.conv_out
+    unet.conv_out = _with_weights(old, torch.cat([old.weight] * num_latents), torch.cat([old.bias] * num_latents))
+    unet.register_to_config(out_channels=unet.conv_out.out_channels)
     return unet
 
 
@@ -100,17 +88,21 @@ def insert_inputs(unet: UNet2DConditionModel, *, at: int, count: int) -> UNet2DC
     Changes `unet` in place, as `widen_conv_in` does.
     """
     old = unet.conv_in
-    inputs = old.in_channels + count
-    new = nn.Conv2d(inputs, old.out_channels, old.kernel_size, old.stride, old.padding)  # pyright: ignore
-    with torch.no_grad():
-        assert new.bias is not None and old.bias is not None
-        new.weight.zero_()
-        new.weight[:, :at] = old.weight[:, :at]
-        new.weight[:, at + count :] = old.weight[:, at:]
-        new.bias.copy_(old.bias)
-    unet.conv_in = new.to(old.weight.device, old.weight.dtype)
-    unet.register_to_config(in_channels=inputs)
+    nothing = torch.zeros_like(old.weight[:, :1]).expand(-1, count, -1, -1)
+    unet.conv_in = _with_weights(old, torch.cat([old.weight[:, :at], nothing, old.weight[:, at:]], dim=1), old.bias)
+    unet.register_to_config(in_channels=unet.conv_in.in_channels)
     return unet
+
+
+def _with_weights(layer: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
+    """A convolution like `layer` with a weight and bias of other numbers of channels."""
+    assert bias is not None
+    outputs, inputs = weight.shape[:2]
+    new: Any = nn.Conv2d(inputs, outputs, layer.kernel_size, layer.stride, layer.padding)  # pyright: ignore
+    with torch.no_grad():
+        new.weight.copy_(weight)
+        new.bias.copy_(bias)
+    return new.to(weight.device, weight.dtype)
 
 
 def latent_channels(vae: Vae) -> int:
@@ -284,44 +276,22 @@ def save_checkpoint(
         _save_network(unet, folder / "unet", dtype)
         if image_encoder is not None:
             _save_network(image_encoder, folder / IMAGE_ENCODER, dtype)
-        _write_parts(
-            folder,
-            vae=vae,
-            embedding=empty_prompt_embedding,
-            schedule=schedule,
-            index=index or {},
-            text_encoder_of=text_encoder_of,
-            image_encoder=image_encoder is not None,
-        )
+        write_embedding(empty_prompt_embedding, folder / EMBEDDING_FILE)
+        (folder / "scheduler").mkdir()
+        write_json(folder / "scheduler" / "scheduler_config.json", schedule.to_config())
+        complete = text_encoder_of is not None and _write_text_encoder(text_encoder_of, folder, empty_prompt_embedding)
+        library = "transformers" if complete else None
+        components = {
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", type(vae).__name__],
+            "scheduler": ["diffusers", schedule.class_name],
+            "text_encoder": [library, "CLIPTextModel" if complete else None],
+            "tokenizer": [library, "CLIPTokenizer" if complete else None],
+            **({IMAGE_ENCODER: ["openmarigold", IMAGE_ENCODER_CLASS]} if image_encoder is not None else {}),
+        }
+        write_json(folder / "model_index.json", {**(index or {}), **components})
         if also is not None:
             also(folder)
-
-
-def _write_parts(
-    folder: Path,
-    *,
-    vae: Vae,
-    embedding: Float[Tensor, "1 n d"],
-    schedule: NoiseSchedule,
-    index: Mapping[str, Any],
-    text_encoder_of: Path | None,
-    image_encoder: bool,
-) -> None:
-    """Writes all of a checkpoint except its networks: embedding, scheduler, text encoder and model_index.json."""
-    write_embedding(embedding, folder / EMBEDDING_FILE)
-    (folder / "scheduler").mkdir()
-    write_json(folder / "scheduler" / "scheduler_config.json", schedule.to_config())
-    complete = text_encoder_of is not None and _write_text_encoder(text_encoder_of, folder, embedding)
-    library = "transformers" if complete else None
-    components = {
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", type(vae).__name__],
-        "scheduler": ["diffusers", schedule.class_name],
-        "text_encoder": [library, "CLIPTextModel" if complete else None],
-        "tokenizer": [library, "CLIPTokenizer" if complete else None],
-        **({IMAGE_ENCODER: ["openmarigold", IMAGE_ENCODER_CLASS]} if image_encoder else {}),
-    }
-    write_json(folder / "model_index.json", {**index, **components})
 
 
 def _write_text_encoder(source: Path, folder: Path, embedding: Float[Tensor, "1 n d"]) -> bool:
@@ -358,7 +328,7 @@ def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: Fl
         _log.warning(
             "%s has an image encoder, which no pipeline of diffusers runs: the copy is for openmarigold", source.name
         )
-    networks = {"unet": load_unet, "vae": load_vae}
+    networks: dict[str, Callable[..., Any]] = {"unet": load_unet, "vae": load_vae}
     if source.image_encoder:
         networks[IMAGE_ENCODER] = load_image_encoder
     loaded = {
@@ -379,22 +349,25 @@ def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: Fl
         "default_processing_resolution": source.default_processing_resolution,
         "start_noise": source.default_start_noise,
     }
-    with atomic_directory(destination) as folder:
-        for name, network in loaded.items():
-            _save_network(network, folder / name, getattr(torch, dtype))
-        _write_parts(
-            folder,
-            vae=loaded["vae"],
-            embedding=embedding,
-            schedule=schedule,
-            index=index,
-            text_encoder_of=source.directory,
-            image_encoder=source.image_encoder,
-        )
+
+    def add_documents(folder: Path) -> None:
         for path in (*source.directory.glob("README.md"), *source.directory.glob("LICEN[SC]E*")):
             shutil.copyfile(path, folder / path.name)
         carry_calibration(source, read_calibration(source), folder, same_networks=True)
         write_sums(folder)
+
+    save_checkpoint(
+        destination,
+        vae=loaded["vae"],
+        unet=loaded["unet"],
+        empty_prompt_embedding=embedding,
+        schedule=schedule,
+        index=index,
+        dtype=getattr(torch, dtype),
+        text_encoder_of=source.directory,
+        image_encoder=loaded.get(IMAGE_ENCODER),
+        also=add_documents,
+    )
 
 
 def hash_of_weights(model: Vae | UNet2DConditionModel | EfficientNetLiteEncoder) -> str:

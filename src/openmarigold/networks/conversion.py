@@ -212,23 +212,19 @@ def write_network(
 def count_network_flops(source: Checkpoint, name: str, height: int, width: int, tiny_vae: TinyVae | None = None) -> int:
     """Arithmetic of one of its networks, not rewritten, for one image of this size [px]; nothing is computed."""
     h, w = height // LATENT_FACTOR, width // LATENT_FACTOR
-    channels = source.latent_channels
     with torch.device("meta"):
+        inputs = _inputs(source, name, h, w)
         if name == "unet":
             unet = empty_network(source.directory / "unet")
             module: nn.Module = _Denoiser(unet, torch.zeros(1, 2, unet.config["cross_attention_dim"]))
-            num_inputs = source.condition_channels + channels * source.modality.num_targets
-            inputs = [torch.zeros(1, num_inputs, h, w), torch.zeros(1, dtype=torch.int64)]
         elif name == IMAGE_ENCODER:
             module = empty_network(part_folder(source.directory, IMAGE_ENCODER))
-            inputs = [torch.zeros(1, 3, height, width)]
         else:
             replaced = tiny_vae is not None and name in tiny_vae.networks
             vae = empty_network(tiny_vae.directory if tiny_vae and replaced else source.directory / "vae")
-            module = _Encoder(vae) if name == "vae_encoder" else _Decoder(vae)
-            inputs = [torch.zeros(1, 3, height, width) if name == "vae_encoder" else torch.zeros(1, channels, h, w)]
+            module = _HalfVae(vae, encode_to_latent if name == "vae_encoder" else decode_to_image)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module.eval()(*inputs)
+        module.eval()(*inputs.values())
     return counter.get_total_flops()
 
 
@@ -239,22 +235,13 @@ def check_format(format: ConvertedFormat) -> None:
         __import__(package)
 
 
-class _Encoder(nn.Module):
-    def __init__(self, vae: Vae) -> None:
+class _HalfVae(nn.Module):
+    def __init__(self, vae: Vae, run: Callable[[Vae, Tensor], Tensor]) -> None:
         super().__init__()
-        self.vae = vae
+        self.vae, self.run = vae, run
 
-    def forward(self, sample: Tensor) -> Tensor:
-        return encode_to_latent(self.vae, sample)
-
-
-class _Decoder(nn.Module):
-    def __init__(self, vae: Vae) -> None:
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, latent: Tensor) -> Tensor:
-        return decode_to_image(self.vae, latent)
+    def forward(self, value: Tensor) -> Tensor:
+        return self.run(self.vae, value)
 
 
 class _Denoiser(nn.Module):
@@ -270,27 +257,35 @@ class _Denoiser(nn.Module):
 
 def _network(source: Checkpoint, name: str, tiny_vae: TinyVae | None) -> tuple[nn.Module, dict[str, Tensor], str]:
     """A network as a module, small inputs by name, and the name of its output."""
-    h, w = _TRACED_SIZE
-    channels = source.latent_channels
+    inputs = _inputs(source, name, *_TRACED_SIZE)
     if name == "unet":
         unet = load_unet(source.directory / "unet", variant=source.variant)
         context = load_empty_prompt_embedding(source.directory, variant=source.variant)
-        sample = torch.zeros(1, source.condition_channels + channels * source.modality.num_targets, h, w)
-        denoiser = _Denoiser(fold_constant_context(unet, context), context)
-        return denoiser, {"sample": sample, "timestep": torch.tensor([999])}, "prediction"
+        return _Denoiser(fold_constant_context(unet, context), context), inputs, "prediction"
     if name == IMAGE_ENCODER:
         encoder = load_image_encoder(part_folder(source.directory, IMAGE_ENCODER), variant=source.variant)
-        return encoder, {"sample": torch.zeros(1, 3, 8 * h, 8 * w)}, "condition"
+        return encoder, inputs, "condition"
     if tiny_vae is not None:
         vae = load_vae(tiny_vae.directory, variant=tiny_vae.variant)
     else:
         vae = load_vae(source.directory / "vae", variant=source.variant)
-    assert latent_channels(vae) == channels
+    assert latent_channels(vae) == source.latent_channels
     if name == "vae_encoder":
-        return _Encoder(vae), {"sample": torch.zeros(1, 3, 8 * h, 8 * w)}, "latent"
+        return _HalfVae(vae, encode_to_latent), inputs, "latent"
     if source.modality.decoded_channels == 1:
         vae = fold_channel_mean(vae)
-    return _Decoder(vae), {"latent": torch.zeros(1, channels, h, w)}, "image"
+    return _HalfVae(vae, decode_to_image), inputs, "image"
+
+
+def _inputs(source: Checkpoint, name: str, h: int, w: int) -> dict[str, Tensor]:
+    """Inputs of a network by name, for one image whose latent has `h` x `w` cells."""
+    channels = source.latent_channels
+    if name == "unet":
+        sample = torch.zeros(1, source.condition_channels + channels * source.modality.num_targets, h, w)
+        return {"sample": sample, "timestep": torch.tensor([999])}
+    if name == "vae_decoder":
+        return {"latent": torch.zeros(1, channels, h, w)}
+    return {"sample": torch.zeros(1, 3, LATENT_FACTOR * h, LATENT_FACTOR * w)}
 
 
 def check_replaceable(destination: Path) -> None:
@@ -299,9 +294,9 @@ def check_replaceable(destination: Path) -> None:
         return
     for image_encoder in (False, True):
         networks = networks_of(image_encoder=image_encoder)
-        kinds = [[destination / files[name] for name in networks] for files in NETWORK_FILES.values()]
-        kinds.append([graph_file(destination, name) for name in networks])
-        if any(all(path.is_file() for path in (destination / "model_index.json", *kind)) for kind in kinds):
+        layouts = [[destination / files[name] for name in networks] for files in NETWORK_FILES.values()]
+        layouts.append([graph_file(destination, name) for name in networks])
+        if any(all(path.is_file() for path in (destination / "model_index.json", *files)) for files in layouts):
             return
     raise OutputError(
         f"{destination} exists and is not an exported checkpoint; choose a new folder, so that nothing is lost"

@@ -9,7 +9,7 @@ squeeze-and-excitation, ReLU6), trained on ImageNet. Its features at strides 2 t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -28,16 +28,7 @@ _STRIDES = (2, 4, 8, 16, 32)
 _LATENT_STRIDE = 8
 
 
-class _Stage(NamedTuple):
-    """Blocks of one size. Table 1 of the paper, with the width and depth of a variant."""
-
-    kernel: int
-    stride: int
-    expansion: int
-    channels: int
-    repeats: int
-
-
+# Of the stages: table 1 of the paper, with the width and depth of a variant.
 _KERNELS_STRIDES_EXPANSIONS = ((3, 1, 1), (3, 2, 6), (5, 2, 6), (3, 2, 6), (5, 1, 6), (5, 2, 6), (3, 1, 6))
 # Variant -> channels and repeats of the seven stages.
 _VARIANTS = {

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 _Network = TypeVar("_Network", bound=nn.Module)
+_Layer = TypeVar("_Layer", nn.Linear, nn.ConvTranspose2d)
 
 
 def fold_constant_context(unet: UNet2DConditionModel, context: Float[Tensor, "1 n d"]) -> UNet2DConditionModel:
@@ -65,8 +66,8 @@ def fold_upsampling(network: _Network) -> _Network:
     for module in network.modules():
         layers = list(module.named_children())
         for name, layer in layers:
-            if _is_plain_upsampler(layer):
-                setattr(module, name, doubling_convolution(layer.conv))  # pyright: ignore[reportArgumentType]
+            if is_plain_upsampler(layer) and _is_plain_convolution(layer.conv):
+                setattr(module, name, doubling_convolution(layer.conv))
         for (name, layer), (next_name, following) in pairwise(layers if isinstance(module, nn.Sequential) else []):
             if _doubles(layer) and _is_plain_convolution(following):
                 setattr(module, name, nn.Identity())
@@ -210,8 +211,8 @@ def _is_plain(attention: Attention) -> bool:
     )
 
 
-def _is_plain_upsampler(layer: nn.Module) -> bool:
-    """Whether the layer doubles, convolves, and does nothing else."""
+def is_plain_upsampler(layer: object) -> TypeGuard[Upsample2D]:
+    """Whether the layer doubles, applies its `conv`, and does nothing else."""
     return (
         isinstance(layer, Upsample2D)
         and layer.use_conv
@@ -219,7 +220,6 @@ def _is_plain_upsampler(layer: nn.Module) -> bool:
         and layer.norm is None
         and layer.interpolate
         and layer.name == "conv"
-        and _is_plain_convolution(layer.conv)
     )
 
 
@@ -247,15 +247,16 @@ def _apply(layer: nn.Linear, tokens: Float[Tensor, "n d"]) -> Float[Tensor, "n c
 def _linear(weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None) -> nn.Linear:
     with torch.device("meta"):
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    layer.weight = _constant(weight)
-    if bias is not None:
-        layer.bias = _constant(bias)
-    return layer
+    return _filled(layer, weight, bias)
 
 
 def _transposed_convolution(weight: Float[Tensor, "i o 4 4"], bias: Float[Tensor, " o"] | None) -> nn.ConvTranspose2d:
     with torch.device("meta"):
         layer = nn.ConvTranspose2d(*weight.shape[:2], kernel_size=4, stride=2, padding=1, bias=bias is not None)
+    return _filled(layer, weight, bias)
+
+
+def _filled(layer: _Layer, weight: Tensor, bias: Tensor | None) -> _Layer:
     layer.weight = _constant(weight)
     if bias is not None:
         layer.bias = _constant(bias)

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from openmarigold.networks.rewrites import is_plain_upsampler
 from openmarigold.networks.rows import Activated, Convolved, Doubled, Kept, Rows, Sum, keep, moments
 
 _Layer = Any  # of diffusers, whose classes do not state the types of their parts; `runs_in_strips` checks them
@@ -262,15 +263,7 @@ def _is_known_attention(layer: _Layer) -> bool:
 def _is_known_upsampler(layer: _Layer) -> bool:
     if type(layer) is nn.ConvTranspose2d:  # from `rewrites.fold_upsampling`
         return (layer.kernel_size, layer.stride, layer.padding, layer.groups) == ((4, 4), (2, 2), (1, 1), 1)
-    return (
-        type(layer) is Upsample2D
-        and layer.use_conv
-        and not layer.use_conv_transpose
-        and layer.norm is None
-        and layer.interpolate
-        and layer.name == "conv"
-        and _is_known_convolution(layer.conv)
-    )
+    return type(layer) is Upsample2D and is_plain_upsampler(layer) and _is_known_convolution(layer.conv)
 
 
 def _is_known_downsampler(layer: _Layer) -> bool:

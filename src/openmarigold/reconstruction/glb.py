@@ -97,13 +97,7 @@ class _Parts:
         return len(self.views) - 1
 
     def add_array(
-        self,
-        values: np.ndarray,
-        component: int,
-        accessor_type: str,
-        target: int,
-        *,
-        bounds: bool = False,
+        self, values: np.ndarray, component: int, accessor_type: str, target: int, *, bounds: bool = False
     ) -> int:
         """The number of its accessor."""
         view = self.add_bytes(values.tobytes())

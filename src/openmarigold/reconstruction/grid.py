@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64
 
 from openmarigold.camera import Camera
-from openmarigold.config import check_max_depth, check_max_points, check_share
+from openmarigold.config import check_max_depth, check_share, check_whole
 from openmarigold.errors import InvalidValueError
 
 MAX_SLANT = 5.0
@@ -51,7 +51,7 @@ class PixelChoice:
 
     def __post_init__(self) -> None:
         if self.max_points is not None:
-            check_max_points(self.max_points)
+            check_whole("max_points", self.max_points)
         check_max_depth(self.max_depth)
         check_share("drop_far", self.drop_far)
         check_share("drop_uncertain", self.drop_uncertain)
@@ -89,29 +89,17 @@ def surface_grid(
     Raises:
         InvalidValueError: maps or camera of different sizes, or `drop_uncertain` without uncertainty.
     """
-    if depth.shape != camera.size:
-        raise InvalidValueError(
-            f"the depth map is {depth.shape[0]}x{depth.shape[1]} and the camera's picture {camera.height}x"
-            f"{camera.width}; use camera.resized"
-        )
+    camera.check_map(depth)
     chosen = _chosen(depth, uncertainty, choice)
     rows, columns = _grid_lines(chosen, choice.max_points)
     values = depth[np.ix_(rows, columns)].astype(np.float64)
     kept = chosen[np.ix_(rows, columns)]
-    if not choice.cut_edges:
-        return SurfaceGrid(
-            rows=rows,
-            columns=columns,
-            depth=values,
-            kept=kept,
-            across=kept[:, 1:] & kept[:, :-1],
-            down=kept[1:] & kept[:-1],
-        )
-    with np.errstate(divide="ignore", invalid="ignore"):
-        disparity = np.where(np.isfinite(values) & (values > 0), 1.0 / values, np.nan)
-    across = _edges(disparity, columns / camera.fx)
-    down = _edges(disparity.T, rows / camera.fy).T
-    kept = kept & ~(_between_two(across) | _between_two(down.T).T)
+    across, down = np.zeros((len(rows), len(columns) - 1), bool), np.zeros((len(rows) - 1, len(columns)), bool)
+    if choice.cut_edges:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            disparity = np.where(np.isfinite(values) & (values > 0), 1.0 / values, np.nan)
+        across, down = _edges(disparity, columns / camera.fx), _edges(disparity.T, rows / camera.fy).T
+        kept = kept & ~(_between_two(across) | _between_two(down.T).T)
     return SurfaceGrid(
         rows=rows,
         columns=columns,

@@ -54,12 +54,7 @@ def depth_at(depth: Float[np.ndarray, "h w"], pixel: Pixel) -> float:
 
 
 def length_between(
-    depth: Float[np.ndarray, "h w"],
-    camera: Camera,
-    first: Pixel,
-    second: Pixel,
-    *,
-    relative_90: float | None = None,
+    depth: Float[np.ndarray, "h w"], camera: Camera, first: Pixel, second: Pixel, *, relative_90: float | None = None
 ) -> Length:
     """The length between the points that two pixels (x, y) show.
 
@@ -74,11 +69,7 @@ def length_between(
     Raises:
         InvalidValueError: a pixel lies outside, no depth is known there, or a camera of another picture.
     """
-    if depth.shape != camera.size:
-        raise InvalidValueError(
-            f"the depth map is {depth.shape[0]}x{depth.shape[1]} and the camera's picture {camera.height}x"
-            f"{camera.width}; use camera.resized"
-        )
+    camera.check_map(depth)
     found = [depth_at(depth, pixel) for pixel in (first, second)]
     rays = camera.unproject_at(np.array([first, second], dtype=np.float64), np.ones(2))
     ends = rays * np.array(found)[:, None]

@@ -36,7 +36,7 @@ def write_ply(
     fields += [(name, "<f4") for name in ("nx", "ny", "nz") if normals is not None]
     fields += [(name, "u1") for name in ("red", "green", "blue") if colors is not None]
     header = ["ply", "format binary_little_endian 1.0", *_comments(origin), f"element vertex {len(points)}"]
-    header += [f"property {'float' if kind == '<f4' else 'uchar'} {name}" for name, kind in fields]
+    header += [f"property {'float' if dtype == '<f4' else 'uchar'} {name}" for name, dtype in fields]
     if triangles is not None:
         header += [f"element face {len(triangles)}", "property list uchar int vertex_indices"]
     with path.open("wb") as file:

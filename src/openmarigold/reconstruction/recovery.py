@@ -162,11 +162,8 @@ def _check(depth: np.ndarray, normals: np.ndarray, invariance: str, camera: Came
         )
     if min(depth.shape) < 3:
         raise InvalidValueError(f"a fit needs maps of 3x3 pixels or more; these have {depth.shape[0]}x{depth.shape[1]}")
-    if camera is not None and camera.size != depth.shape:
-        raise InvalidValueError(
-            f"the depth map is {depth.shape[0]}x{depth.shape[1]} and the camera's picture {camera.height}x"
-            f"{camera.width}; use camera.resized"
-        )
+    if camera is not None:
+        camera.check_map(depth)
 
 
 def _assumed(depth: np.ndarray, known: np.ndarray, invariance: str, camera: Camera | None, note: str) -> Recovered:
@@ -217,7 +214,6 @@ class _Frame:
         values = depth[known].astype(np.float64)
         if values.size < _FEWEST_CELLS:
             return "too few pixels have depth and normals"
-        camera = camera or None
         center = (camera.cx, camera.cy) if camera else ((depth.shape[1] - 1) / 2, (depth.shape[0] - 1) / 2)
         low, unit, shifts = 0.0, float(np.median(values)), np.zeros(1)
         if invariance == "affine":
@@ -226,12 +222,11 @@ class _Frame:
             shifts = np.geomspace(*SHIFT_RANGE, _NUM_SHIFTS)
             if unit <= _FLAT * float(np.abs(values).max()):
                 return "depth is the same everywhere"
-        focal = camera.fx / max(depth.shape) if camera else None
         return cls(
             low=low,
             unit=unit,
             shifts=shifts,
-            focal=focal,
+            focal=camera.fx / max(depth.shape) if camera else None,
             aspect=camera.fy / camera.fx if camera else 1.0,
             center=center,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,15 @@ def check_output_dir(output_dir: Path, inputs: Sequence[Path]) -> None:
         raise InvalidValueError(
             f"output folder {output_dir} is also an input, so results would be read as photos; choose another"
         )
+    make_output_dir(output_dir)
+
+
+def make_output_dir(output_dir: Path) -> None:
+    """Makes the folder and tries to write to it.
+
+    Raises:
+        OutputError: it cannot be made or written.
+    """
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         try_to_write(output_dir)
@@ -114,27 +123,21 @@ def _photos_in(
         developed = {path.stem for path in pictures if path.suffix.lower() not in RAW_SUFFIXES}
         for path in paths:
             if path.suffix.lower() not in image_suffixes():
-                if _may_be_picture(path):
+                if _is_file_that(looks_like_picture, path):
                     passed_over.append(path)
             elif path.suffix.lower() in RAW_SUFFIXES and path.stem in developed:
                 passed_over.append(path)
-            elif _is_result(path):
+            elif _is_file_that(is_result, path):
                 left_out.append(path)
             else:
                 yield path
 
 
-def _is_result(path: Path) -> bool:
+def _is_file_that(looks: Callable[[Path], bool], path: Path) -> bool:
+    """Whether a file passes a look at it; one that cannot be read does not: reading it as a photo tells why."""
     try:
-        return path.is_file() and is_result(path)
-    except OSError:  # reading it as a photo will report the error
-        return False
-
-
-def _may_be_picture(path: Path) -> bool:
-    try:
-        return path.is_file() and looks_like_picture(path)
-    except OSError:  # the file was not asked for by its name
+        return path.is_file() and looks(path)
+    except OSError:
         return False
 
 

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from openmarigold.errors import OutputError
-from openmarigold.files import wait_for_lock
+from openmarigold.files import wait_for_lock, writing
 from openmarigold.modalities import DEPTH
 from openmarigold.text_files import parse_json_lines, with_current_keys
 
@@ -68,18 +68,17 @@ class Manifest:
         Raises:
             OutputError: the file cannot be opened.
         """
-        try:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
-        except OSError as error:
-            raise OutputError(
-                f"cannot write {self.path}: {error.strerror or error}; check the folder and free space"
-            ) from error
+        with writing(self.path):
+            descriptor = self._opened()
         try:
             wait_for_lock(descriptor)
             self._learn()
             yield
         finally:
             os.close(descriptor)
+
+    def _opened(self) -> int:
+        return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
 
     def _learn(self) -> None:
         """Takes up the lines that were added since the file was last read."""
@@ -110,8 +109,8 @@ class Manifest:
         self.standing(result)  # read before it is written
         assert self._standing is not None
         content = (json.dumps(entry, ensure_ascii=True) + "\n").encode()
-        try:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
+        with writing(self.path):
+            descriptor = self._opened()
             try:
                 end = os.lseek(descriptor, 0, os.SEEK_END)
                 if end and _byte_before(descriptor, end) != b"\n":
@@ -120,10 +119,6 @@ class Manifest:
                     raise OSError(28, "No space left on device")
             finally:
                 os.close(descriptor)
-        except OSError as error:
-            raise OutputError(
-                f"cannot write {self.path}: {error.strerror or error}; check the folder and free space"
-            ) from error
         if status != "failed":
             self._standing[result] = entry
 

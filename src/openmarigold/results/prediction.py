@@ -149,17 +149,16 @@ class Prediction:
             InvalidValueError: a value that is not accepted, a modality that shows no surface, a panorama, or
                 `drop_uncertain` without an ensemble.
         """
-        from openmarigold.reconstruction.grid import PixelChoice
         from openmarigold.reconstruction.points import points_from_depth
 
-        choice = PixelChoice(
+        surface = self._surface(
             max_points=max_points,
             max_depth=max_depth,
             drop_far=drop_far,
             drop_uncertain=drop_uncertain,
             cut_edges=cut_edges,
         )
-        return points_from_depth(**self._surface(), choice=choice)
+        return points_from_depth(**surface)
 
     def mesh(
         self,
@@ -174,26 +173,28 @@ class Prediction:
 
         `max_points` is the budget of vertices. With `cut_edges` the mesh is open where depth jumps.
         """
-        from openmarigold.reconstruction.grid import PixelChoice
         from openmarigold.reconstruction.mesh import mesh_from_depth
 
-        choice = PixelChoice(
+        surface = self._surface(
             max_points=max_points,
             max_depth=max_depth,
             drop_far=drop_far,
             drop_uncertain=drop_uncertain,
             cut_edges=cut_edges,
         )
-        return mesh_from_depth(**self._surface(), choice=choice)
+        return mesh_from_depth(**surface)
 
     def _record(self, modality: Modality) -> dict[str, Any]:
         quantity = modality.quantities.get(str(self.settings.get("invariance")))
         return {**({} if quantity is None else {"quantity": quantity}), **self.settings}
 
-    def _surface(self) -> dict[str, Any]:
-        modality = find_modality(self.modality, self.space)
+    def _surface(self, **choice: Any) -> dict[str, Any]:
+        from openmarigold.reconstruction.grid import PixelChoice
+
+        pixels, modality = PixelChoice(**choice), find_modality(self.modality, self.space)
         known = {"settings": self._record(modality), "camera": self.camera, "rgb": self.rgb}
-        return surface_arguments(self.maps, self.uncertainties, modality=modality, **known)
+        arguments = surface_arguments(self.maps, self.uncertainties, modality=modality, **known)
+        return {**arguments, "choice": pixels}
 
     def __repr__(self) -> str:
         shown = {**self.maps, **self.uncertainties, **self.bounds}

@@ -68,13 +68,7 @@ class ResultFiles:
             ) from error
 
     def make_room(
-        self,
-        result: str,
-        photo: Path,
-        paths: Sequence[Path],
-        input_sha256: str | None,
-        *,
-        request: Mapping[str, Any],
+        self, result: str, photo: Path, paths: Sequence[Path], input_sha256: str | None, *, request: Mapping[str, Any]
     ) -> dict[str, int | None] | None:
         """Files of an earlier run that stay valid next to new ones, with their sizes; None if its files were removed.
 

@@ -45,10 +45,8 @@ def result_paths(
     """
     output = output or OutputConfig()
     maps = [kind.file_name for kind in modality.maps]
-    numbers, formats = (
-        "npy" in output.format,
-        [name for name in ("npz", "exr", *SPACE_FORMATS) if name in output.format],
-    )
+    numbers = "npy" in output.format
+    formats = [name for name in ("npz", "exr", *SPACE_FORMATS) if name in output.format]
     pictures = [picture for picture in modality.pictures if picture.wanted(output) and picture.applies(settings or {})]
     suffixes = [f"_{name}.npy" for name in maps if numbers]
     suffixes += [one.suffix for one in pictures if not (one.of_uncertainty or one.of_interval)]
@@ -156,10 +154,10 @@ def _writers(
             pixels = picture.make(shown, output)
             save_png(file, pixels, texts)
 
-        return _with_open_file(save)
+        return with_open_file(save)
 
     def npy(values: np.ndarray) -> _Writer:
-        return _with_open_file(lambda file: np.save(file, values))
+        return with_open_file(lambda file: np.save(file, values))
 
     numbers = modality.exported(maps, output)
     others = {**uncertainties, **bounds}
@@ -171,7 +169,7 @@ def _writers(
         **{f"_{kind.file_name}.npy": npy(numbers[kind.name]) for kind in modality.maps},
         **{f"_{name}.npy": npy(values) for name, values in others.items()},
         **{picture.suffix: png(picture) for picture in modality.pictures},
-        f"_{modality.name}.npz": _with_open_file(lambda file: np.savez(file, **entries)),  # pyright: ignore
+        f"_{modality.name}.npz": with_open_file(lambda file: np.savez(file, **entries)),  # pyright: ignore
         f"_{modality.name}.exr": lambda path: write_exr(path, _exr_channels(numbers, others, modality), header),
     }
 
@@ -185,7 +183,7 @@ def _exr_channels(maps: Maps, others: Maps, modality: Modality) -> dict[str, np.
     return {**channels, **others}
 
 
-def _with_open_file(writer: Callable[[BinaryIO], object]) -> _Writer:
+def with_open_file(writer: Callable[[BinaryIO], object]) -> _Writer:
     """A writer of paths from a writer of open files: NumPy and Pillow choose suffixes and formats by a path's name."""
 
     def write(path: Path) -> None:

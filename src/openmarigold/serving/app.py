@@ -32,7 +32,7 @@ from openmarigold.serving.formats import (
     negotiated,
     zipped,
 )
-from openmarigold.serving.guard import BodyError, Guard, Metrics
+from openmarigold.serving.guard import Guard, Metrics
 from openmarigold.serving.jobs import Job, Jobs, check_number, result_names
 from openmarigold.serving.page import add_page
 from openmarigold.serving.requests import PredictRequest, make_request
@@ -188,9 +188,6 @@ def _named(name: str) -> dict[str, str]:
 
 
 def _add_jobs(app: FastAPI, service: Service, jobs: Jobs, limits: ServeConfig) -> None:
-    def found(job_id: str) -> Job:
-        return _found(jobs, job_id)
-
     @app.post(
         "/v1/jobs",
         summary="Start the prediction of many photos, or of a clip",
@@ -208,20 +205,20 @@ def _add_jobs(app: FastAPI, service: Service, jobs: Jobs, limits: ServeConfig) -
             clip = await run_in_threadpool(make_clip_request, content, name, given, limits)
             service.model(clip.modality)
             job = jobs.add_clip(result_names([name or "clip"])[0], clip)
-            return JSONResponse(job.to_dict(), 202, {"location": f"/v1/jobs/{job.id}"})
-        formats = formats_of(given, ZIP)
-        photos = await run_in_threadpool(unpacked, body.photos, limits.max_bytes)
-        check_number(len(photos))
-        names = result_names(name for name, _ in photos)
-        requests = [
-            make_request(content, given, formats, limits, name, is_json=body.is_json) for name, content in photos
-        ]
-        job = jobs.add(dict(zip(names, requests, strict=True)))
+        else:
+            formats = formats_of(given, ZIP)
+            photos = await run_in_threadpool(unpacked, body.photos, limits.max_bytes)
+            check_number(len(photos))
+            names = result_names(name for name, _ in photos)
+            requests = [
+                make_request(content, given, formats, limits, name, is_json=body.is_json) for name, content in photos
+            ]
+            job = jobs.add(dict(zip(names, requests, strict=True)))
         return JSONResponse(job.to_dict(), 202, {"location": f"/v1/jobs/{job.id}"})
 
     @app.get("/v1/jobs/{job_id}", operation_id="show_job", summary="How far a job is", responses=documentation.NO_JOB)
     async def show_job(job_id: str) -> dict[str, Any]:
-        return found(job_id).to_dict()
+        return _found(jobs, job_id).to_dict()
 
     @app.delete(
         "/v1/jobs/{job_id}",
@@ -231,7 +228,7 @@ def _add_jobs(app: FastAPI, service: Service, jobs: Jobs, limits: ServeConfig) -
         responses=documentation.NO_JOB,
     )
     async def delete_job(job_id: str) -> Response:
-        jobs.cancel(found(job_id))
+        jobs.cancel(_found(jobs, job_id))
         return Response(status_code=204)
 
 
@@ -243,9 +240,6 @@ def _found(jobs: Jobs, job_id: str) -> Job:
 
 
 def _add_job_results(app: FastAPI, jobs: Jobs) -> None:
-    def found(job_id: str) -> Job:
-        return _found(jobs, job_id)
-
     @app.get(
         "/v1/jobs/{job_id}/events",
         summary="Its progress, as server-sent events",
@@ -254,7 +248,7 @@ def _add_job_results(app: FastAPI, jobs: Jobs) -> None:
     )
     async def job_events(job_id: str) -> StreamingResponse:
         return StreamingResponse(
-            _events(found(job_id)), media_type="text/event-stream", headers={"cache-control": "no-store"}
+            _events(_found(jobs, job_id)), media_type="text/event-stream", headers={"cache-control": "no-store"}
         )
 
     @app.get(
@@ -265,7 +259,7 @@ def _add_job_results(app: FastAPI, jobs: Jobs) -> None:
         response_class=FileResponse,
     )
     async def job_result(job_id: str) -> FileResponse:
-        job = found(job_id)
+        job = _found(jobs, job_id)
         if job.result is None:
             raise HTTPException(409, f"the job is {job.state}; its results are there when it is done")
         return FileResponse(job.result, media_type=ZIP, filename=f"{job.id}.zip")
@@ -306,7 +300,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(OpenMarigoldError)
     async def known(request: Request, error: OpenMarigoldError) -> JSONResponse:
-        status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
+        status = next((status for error_type, status in _STATUS.items() if isinstance(error, error_type)), 500)
         wait = {StoppingError: 10, LoadingError: 1}.get(type(error))
         if isinstance(error, QueueFullError):
             wait = error.retry_after
@@ -315,10 +309,6 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
         return reply(request, error.status_code, str(error.detail), dict(error.headers or {}))
-
-    @app.exception_handler(BodyError)
-    async def body(request: Request, error: BodyError) -> JSONResponse:
-        return reply(request, error.status, str(error), {"connection": "close"})
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:

@@ -26,8 +26,7 @@ from openmarigold.serving.formats import RECORD_FILE, STEM
 from openmarigold.text_files import DamagedTextError, parse_json
 
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")
-_HERE_ONLY = ("camera_file", "normals_checkpoint", "batch_size")
-_ADVICE = {
+_HERE_ONLY = {
     "camera_file": "give fov or focal_px",
     "normals_checkpoint": "the server has its own",
     "batch_size": "the server chooses it",
@@ -113,8 +112,8 @@ class Client:
         content, suffix = content_of(photo)
         got = self.ask(content, suffix, modality=modality, call=call, output=OutputConfig(format=("npz",)))
         maps = _maps_of(got)
-        kinds = find_modality(got.about["modality"], got.about.get("space"))
-        own = [kind.name for kind in kinds.maps]
+        predicted = find_modality(got.about["modality"], got.about.get("space"))
+        own = [kind.name for kind in predicted.maps]
         camera = got.about.get("camera")
         try:
             rgb = as_rgb(content, background=call.background)
@@ -122,8 +121,8 @@ class Client:
             rgb = None
         return Prediction(
             maps={name: maps[name] for name in own if name in maps},
-            uncertainties={name: maps[name] for name in kinds.uncertainties if name in maps},
-            bounds={name: values for name, values in maps.items() if name not in (*own, *kinds.uncertainties)},
+            uncertainties={name: maps[name] for name in predicted.uncertainties if name in maps},
+            bounds={name: values for name, values in maps.items() if name not in (*own, *predicted.uncertainties)},
             settings=got.about["settings"],
             modality=got.about["modality"],
             space=got.about.get("space"),
@@ -186,9 +185,9 @@ _NEEDED = ("record", "settings", "maps")
 
 def check_sendable(call: CallConfig) -> None:
     """Raises InvalidValueError for settings that name files of this machine, or say how a model runs."""
-    for name in _HERE_ONLY:
+    for name, advice in _HERE_ONLY.items():
         if getattr(call, name) is not None:
-            raise InvalidValueError(f"{name} has no effect on a server; leave it out: {_ADVICE[name]}")
+            raise InvalidValueError(f"{name} has no effect on a server; leave it out: {advice}")
 
 
 def content_of(photo: Any) -> tuple[bytes, str]:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, create_model
 
 from openmarigold.config import CallConfig
 from openmarigold.errors import ImageError, InvalidValueError, needs_extra
-from openmarigold.serving.requests import check_limits, check_resolved, offered, validated
+from openmarigold.serving.requests import check_limits, check_resolved, offered, part, validated
 from openmarigold.serving.service import Service, TooManyPixelsError
 from openmarigold.serving.settings import ServeConfig
 from openmarigold.temporal.settings import StreamConfig
@@ -72,8 +72,8 @@ def make_clip_request(content: bytes, name: str, given: Mapping[str, Any], limit
     given = dict(given)
     formats = given.pop("format", None)
     stated = validated(ClipSettings, given)
-    check_limits(CallConfig(**{name: stated[name] for name in _CALL if name in stated}), limits)
-    video = {name: stated[name] for name in _VIDEO if name in stated}
+    call, video = part(stated, _CALL), part(stated, _VIDEO)
+    check_limits(CallConfig(**call), limits)
     if formats is not None and formats != "":
         words = formats.split(",") if isinstance(formats, str) else []
         if not words or not set(words) <= set(get_args(Product)):
@@ -81,7 +81,7 @@ def make_clip_request(content: bytes, name: str, given: Mapping[str, Any], limit
                 f"format={formats!r:.80} is not known; give one or more of {', '.join(get_args(Product))}"
             )
         video["format"] = tuple(dict.fromkeys(words))
-    stream = StreamConfig(**{name: stated[name] for name in _STREAM if name in stated})
+    stream = StreamConfig(**part(stated, _STREAM))
     if stream.look_ahead > _MOST_AHEAD:
         raise InvalidValueError(f"look_ahead={stream.look_ahead} is more than this server takes; give {_MOST_AHEAD}")
     suffix = PurePosixPath(name).suffix.lower()
@@ -89,7 +89,7 @@ def make_clip_request(content: bytes, name: str, given: Mapping[str, Any], limit
         content=content,
         suffix=suffix if _SUFFIX.fullmatch(suffix) else "",
         modality=stated.get("modality"),
-        call={name: stated[name] for name in _CALL if name in stated},
+        call=call,
         stream=stream,
         video=VideoConfig(**video),
     )

@@ -48,11 +48,7 @@ class Reply:
     @property
     def message(self) -> str:
         """What an error says, on one line."""
-        try:
-            told = parse_json(self.content)
-        except DamagedTextError:
-            told = None
-        text = told.get("error") if isinstance(told, dict) else None
+        text = (self._object() or {}).get("error")
         return one_line(text) if isinstance(text, str) and text else f"status {self.status}"
 
     def json(self) -> dict[str, Any]:
@@ -61,13 +57,29 @@ class Reply:
         Raises:
             ServerError: there is none.
         """
+        found = self._object()
+        if found is None:
+            raise ServerError("the answer is not that of `openmarigold serve`; check the URL")
+        return found
+
+    def _object(self) -> dict[str, Any] | None:
         try:
             found = parse_json(self.content)
         except DamagedTextError:
-            found = None
-        if not isinstance(found, dict):
-            raise ServerError("the answer is not that of `openmarigold serve`; check the URL")
-        return found
+            return None
+        return found if isinstance(found, dict) else None
+
+
+def token_of_file(path: Path) -> str:
+    """The token that a file holds.
+
+    Raises:
+        InvalidValueError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise InvalidValueError(f"the token file {path} cannot be read: {error}") from error
 
 
 def client_token(token: str | None = None, token_file: Path | None = None) -> str | None:
@@ -77,10 +89,7 @@ def client_token(token: str | None = None, token_file: Path | None = None) -> st
         InvalidValueError: the file cannot be read, or what cannot stand in a header.
     """
     if token is None and token_file is not None:
-        try:
-            token = token_file.read_text(encoding="utf-8").strip()
-        except (OSError, ValueError) as error:
-            raise InvalidValueError(f"the token file {token_file} cannot be read: {error}") from error
+        token = token_of_file(token_file)
     token = token or os.environ.get(TOKEN_VARIABLE) or None
     if token is not None and not (token.isascii() and token.isprintable()):
         raise InvalidValueError("the token is not accepted; give the one that the server has, in ASCII characters")
@@ -212,8 +221,8 @@ class Connection:
         connection = getattr(self._own, "connection", None)
         if connection is not None and connection.sock is not None:
             return connection, True
-        kind = http.client.HTTPSConnection if self._is_safe else http.client.HTTPConnection
-        connection = kind(self._host, self._port, timeout=_CONNECT_S)
+        protocol = http.client.HTTPSConnection if self._is_safe else http.client.HTTPConnection
+        connection = protocol(self._host, self._port, timeout=_CONNECT_S)
         connection.connect()
         connection.sock.settimeout(_ANSWER_S)
         self._own.connection = connection

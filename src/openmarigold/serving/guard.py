@@ -10,12 +10,13 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.exceptions import HTTPException
 
 from openmarigold.serving.service import Service
 from openmarigold.serving.settings import ServeConfig
@@ -29,12 +30,11 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]", "::1", "testserver"})
 
 
-class BodyError(Exception):
-    """A body that is too large or too slow."""
+class BodyError(HTTPException):
+    """A body that is too large or too slow, after which the connection is closed."""
 
     def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
+        super().__init__(status, message, {"connection": "close"})
 
 
 class Metrics:
@@ -84,7 +84,7 @@ class Guard:
                 await self.app(scope, self._bounded(receive, headers), sent)
             except BodyError as error:
                 if not state["status"]:
-                    await respond(sent, error.status, str(error), request_id, {"connection": "close"})
+                    await respond(sent, error.status_code, error.detail, request_id, error.headers)
         finally:
             self._note(scope, state, time.perf_counter() - started, request_id)
 
@@ -105,8 +105,8 @@ class Guard:
             and scope["path"] not in _OPEN_PATHS
             and scope["path"].startswith(("/v1", "/metrics"))
         ):
-            kind, _, token = headers.get("authorization", "").partition(" ")
-            if kind.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), self._token.encode()):
+            scheme, _, token = headers.get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), self._token.encode()):
                 return 401, "the token is missing or wrong; send the header Authorization: Bearer TOKEN"
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > self.limits.max_bytes:
@@ -162,7 +162,7 @@ def log(event: str, **facts: Any) -> None:
 
 
 async def respond(
-    send: Send, status: int, message: str, request_id: str, headers: dict[str, str] | None = None
+    send: Send, status: int, message: str, request_id: str, headers: Mapping[str, str] | None = None
 ) -> None:
     """An error as JSON."""
     body = json.dumps({"error": message, "status": status, "request_id": request_id}).encode()

@@ -18,7 +18,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from openmarigold import __version__
-from openmarigold.config import CallConfig, FileFormat, ModelConfig, OutputConfig
+from openmarigold.config import CallConfig, FileFormat, ModelConfig, OutputConfig, PredictConfig
 from openmarigold.errors import MissingExtraError
 from openmarigold.images.exr import require_exr
 from openmarigold.modalities.colors import color_table
@@ -33,6 +33,7 @@ PAGE_DIR = Path(__file__).parent / "page"
 _COLOR_MAPS = ("Spectral", "viridis", "magma", "cividis", "turbo", "gray")
 _NOT_SHOWN = frozenset({"checkpoint", "modality", "device", "local_files_only", "compile"})
 """Settings of the model that do not shape results, or are stated by themselves."""
+_MAP_FACTS = ("name", "file_name", "channels", "range", "unit", "space")
 _HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; media-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -127,16 +128,14 @@ def _answer(request: Request, file: _File) -> Response:
 
 
 def _facts(service: Service, limits: ServeConfig, found: Mapping[str, _File]) -> dict[str, Any]:
-    call, output = CallConfig(), OutputConfig()
     names = parse_json(found["examples.json"].content) if "examples.json" in found else []
     return {
         "version": __version__,
         "modalities": [_modality_facts(run) for run in service.models.values()],
         "defaults": {
-            setting.name: getattr(kind, setting.name)
-            for kind in (call, output)
-            for setting in fields(kind)
-            if isinstance(getattr(kind, setting.name), (bool, int, float, str, type(None)))
+            name: value
+            for name, value in {**vars(CallConfig()), **vars(OutputConfig())}.items()
+            if isinstance(value, (bool, int, float, str, type(None)))
         },
         "formats": _formats(),
         "color_maps": list(_COLOR_MAPS if find_spec("matplotlib") else _COLOR_MAPS[:1]),
@@ -148,41 +147,30 @@ def _facts(service: Service, limits: ServeConfig, found: Mapping[str, _File]) ->
 def _modality_facts(run: ModelRun) -> dict[str, Any]:
     """One model, without a path of this machine."""
     modality, config = run.writes, run.config
-    plain = ModelConfig()
-    model = {
-        setting.name: _without_folder(getattr(config, setting.name))
-        for setting in fields(ModelConfig)
-        if setting.name not in _NOT_SHOWN and getattr(config, setting.name) != getattr(plain, setting.name)
-    }
+    model = _changed(config, ModelConfig)
     if config.checkpoint is not None:
         model = {"checkpoint": _without_folder(config.checkpoint), **model}
-    call = {
-        setting.name: _without_folder(getattr(config, setting.name))
-        for setting in fields(CallConfig)
-        if getattr(config, setting.name) != setting.default
-    }
     return {
         "name": modality.name,
         "title": modality.title,
         "checkpoint": run.checkpoint.name,
         "stated": list(config.modality),
         "model": model,
-        "call": call,
+        "call": _changed(config, CallConfig),
         "invariance": run.checkpoint.invariance,
         "space": modality.space,
         "has_surface": modality.surface is not None,
         "uncertainties": list(modality.uncertainties),
-        "maps": [
-            {
-                "name": kind.name,
-                "file_name": kind.file_name,
-                "channels": kind.channels,
-                "range": list(kind.range),
-                "unit": kind.unit,
-                "space": kind.space,
-            }
-            for kind in modality.maps
-        ],
+        "maps": [{name: getattr(kind, name) for name in _MAP_FACTS} for kind in modality.maps],
+    }
+
+
+def _changed(config: PredictConfig, part: type[ModelConfig | CallConfig]) -> dict[str, Any]:
+    """The settings of a part that differ from their defaults."""
+    return {
+        setting.name: _without_folder(getattr(config, setting.name))
+        for setting in fields(part)
+        if setting.name not in _NOT_SHOWN and getattr(config, setting.name) != setting.default
     }
 
 

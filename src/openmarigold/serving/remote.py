@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from PIL import Image
 
@@ -94,12 +94,8 @@ def check_is_remote(config: PredictConfig) -> None:
     check_sendable(config)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Sent:
-    """A photo on its way."""
-
-    answers: Mapping[int, Future[Received]]
-    """By the place of the maker in memory."""
+_Sent: TypeAlias = Mapping[int, Future[Received]]
+"""The answers for a photo on its way, by the place of the maker in memory."""
 
 
 class RemoteRun(Maker):
@@ -158,7 +154,7 @@ class RemoteRun(Maker):
     def predict(self, photo: _Sent, path: Path, result: str) -> tuple[Received, list[str]]:
         """The answer for a photo, and its notes with the photo's name."""
         try:
-            got = photo.answers[id(self)].result()
+            got = photo[id(self)].result()
         except (ImageError, InvalidValueError) as error:
             raise type(error)(_named(str(error), path)) from error
         if got.record.get("checkpoint_sha256") != self.request.get("checkpoint_sha256"):
@@ -195,10 +191,10 @@ def _sender(pool: ThreadPoolExecutor) -> PhotoReader:
     def read(path: Path, makers: Sequence[Maker], note: Callable[[str], object]) -> tuple[Any, int]:
         content, suffix = content_of(path)
         remotes = [maker for maker in makers if isinstance(maker, RemoteRun)]
-        sent = _Sent(answers={id(maker): pool.submit(maker.send, content, suffix) for maker in remotes})
+        sent: _Sent = {id(maker): pool.submit(maker.send, content, suffix) for maker in remotes}
         pixels = _pixels_of(path)
         if pixels > MAX_PIXELS_ASIDE:
-            for answer in sent.answers.values():
+            for answer in sent.values():
                 answer.exception()
         return sent, pixels
 

@@ -78,19 +78,9 @@ class PredictRequest:
         return replace(base, **self.call)
 
 
-def parse_settings(
-    given: Mapping[str, Any], limits: ServeConfig, *, is_json: bool = False
-) -> tuple[str | None, dict[str, Any], dict[str, Any], str | None]:
-    """Modality, settings of the call, settings of the files, and the wanted file; `is_json` as in `validated`.
-
-    Raises:
-        InvalidValueError: a name or value that is not accepted, or more than the server offers.
-    """
-    stated = validated(Settings, given, is_json=is_json)
-    call = {name: stated[name] for name in _CALL if name in stated}
-    output = {name: stated[name] for name in _OUTPUT if name in stated}
-    check_limits(CallConfig(**call), limits)
-    return stated.get("modality"), call, output, stated.get("file")
+def part(stated: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Those of the stated settings that have one of the names."""
+    return {name: stated[name] for name in names if name in stated}
 
 
 def validated(model: type[BaseModel], given: Mapping[str, Any], *, is_json: bool = False) -> dict[str, Any]:
@@ -145,16 +135,18 @@ def make_request(
     """A request of one photo, whose file is called `name`; `is_json` as in `validated`.
 
     Raises:
-        InvalidValueError: as `parse_settings`.
+        InvalidValueError: a name or value that is not accepted, or more than the server offers.
     """
-    modality, call, output, file = parse_settings(given, limits, is_json=is_json)
+    stated = validated(Settings, given, is_json=is_json)
+    call = part(stated, _CALL)
+    check_limits(CallConfig(**call), limits)
     suffix = PurePosixPath(name).suffix.lower()
     return PredictRequest(
         photo=photo,
-        modality=modality,
+        modality=stated.get("modality"),
         call=call,
-        output=OutputConfig(format=formats, **output),
-        file=file,
+        output=OutputConfig(format=formats, **part(stated, _OUTPUT)),
+        file=stated.get("file"),
         suffix=suffix if suffix in image_suffixes() else "",
     )
 

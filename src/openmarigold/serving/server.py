@@ -14,7 +14,7 @@ from typing import Any
 from openmarigold import workers
 from openmarigold.config import PredictConfig
 from openmarigold.errors import InvalidValueError, OutputError, needs_extra
-from openmarigold.serving.connection import TOKEN_VARIABLE
+from openmarigold.serving.connection import TOKEN_VARIABLE, token_of_file
 from openmarigold.serving.settings import ServeConfig
 
 _SHORTEST_TOKEN = 16
@@ -29,11 +29,8 @@ def read_token(config: ServeConfig) -> str | None:
     """
     token = os.environ.get(TOKEN_VARIABLE)
     if config.token_file is not None:
-        try:
-            token = config.token_file.read_text(encoding="utf-8").strip()
-        except (OSError, ValueError) as error:
-            raise InvalidValueError(f"token_file {config.token_file} cannot be read: {error}") from error
-    if token is None or token == "":
+        token = token_of_file(config.token_file)
+    if not token:
         if not config.is_local:
             raise InvalidValueError(
                 f"host {config.host} can be reached from other machines, so a token is needed; put one into a file and "

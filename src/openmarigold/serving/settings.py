@@ -7,6 +7,7 @@ import ipaddress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from openmarigold.config import check_whole
 from openmarigold.errors import InvalidValueError
 
 _COUNTS = ("max_pixels", "max_resolution", "max_passes", "max_queue", "max_jobs", "max_frames", "threads")
@@ -58,8 +59,8 @@ class ServeConfig:
     def __post_init__(self) -> None:
         for setting in fields(self):
             value = getattr(self, setting.name)
-            if setting.name in _COUNTS and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise InvalidValueError(f"{setting.name}={value!r} is not accepted; give a whole number, 1 or above")
+            if setting.name in _COUNTS:
+                check_whole(setting.name, value)
             if setting.name in _SECONDS and not (isinstance(value, (int, float)) and 0 < value < 1e9):
                 raise InvalidValueError(f"{setting.name}={value!r} is not accepted; give seconds above 0")
         for name in ("max_megabytes", "max_result_megabytes"):

@@ -181,17 +181,8 @@ class Anchors:
 
 def anchor_state(anchor: Anchor) -> dict[str, np.ndarray]:
     """Plain arrays."""
-    arrays = {
-        "features": anchor.look.features,
-        "textured": anchor.look.textured,
-        "histogram": anchor.look.histogram,
-        "factor": np.array(anchor.look.factor),
-        "values": anchor.values,
-        "known": anchor.known,
-        "number": np.array(anchor.number),
-        "share": np.array(anchor.share, dtype=np.float64),
-    }
-    return arrays if anchor.flow is None else {**arrays, "flow": anchor.flow}
+    found = {**vars(anchor.look), **vars(anchor)}
+    return {name: np.asarray(value) for name, value in found.items() if name != "look" and value is not None}
 
 
 def anchor_of(state: Mapping[str, np.ndarray], name: str) -> Anchor:
@@ -200,14 +191,9 @@ def anchor_of(state: Mapping[str, np.ndarray], name: str) -> Anchor:
     def part(field: str) -> np.ndarray:
         return state[f"{name}/{field}"]
 
-    look = Look(
-        features=part("features"),
-        textured=part("textured"),
-        histogram=part("histogram"),
-        factor=int(part("factor")),
-    )
+    seen = {field: part(field) for field in ("features", "textured", "histogram")}
     return Anchor(
-        look=look,
+        look=Look(**seen, factor=int(part("factor"))),
         values=part("values"),
         known=part("known"),
         number=int(part("number")),

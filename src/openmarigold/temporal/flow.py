@@ -13,6 +13,17 @@ from openmarigold.errors import needs_extra
 _LOWEST = 32  # [px]: OpenCV's search writes beyond its arrays where a picture is lower and wider than 80
 
 
+def opencv() -> Any:
+    """The module cv2, whose stubs lack some of it.
+
+    Raises:
+        MissingExtraError: without the extra `video`.
+    """
+    with needs_extra("video", "opencv-python-headless"):
+        import cv2
+    return cv2
+
+
 def estimate_flow(
     first: UInt8[np.ndarray, "h w 3"], second: UInt8[np.ndarray, "h w 3"]
 ) -> Float32[np.ndarray, "h w 2"]:
@@ -21,9 +32,7 @@ def estimate_flow(
     Raises:
         MissingExtraError: without the extra `video`.
     """
-    with needs_extra("video", "opencv-python-headless"):
-        import cv2 as installed
-    cv2: Any = installed  # its stubs lack some of it
+    cv2 = opencv()
     search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     grays = [cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY) for photo in (first, second)]
     threads = cv2.getNumThreads()

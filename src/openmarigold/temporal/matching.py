@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
-from openmarigold.errors import needs_extra
-from openmarigold.temporal.flow import searched
+from openmarigold.temporal.flow import opencv, searched
 from openmarigold.temporal.looks import Look, box_mean
 from openmarigold.temporal.settings import Correspondence
 
@@ -85,7 +83,7 @@ def warped(
     picture: Float32[np.ndarray, "h w *channels"], flow: Float32[np.ndarray, "h w 2"]
 ) -> Float32[np.ndarray, "h w *channels"]:
     """`picture` at each pixel plus its flow, bilinear; beyond the edge the edge goes on."""
-    return _cv2().remap(picture, _grid(*flow.shape[:2]) + flow, None, 1, borderMode=1)
+    return opencv().remap(picture, _grid(*flow.shape[:2]) + flow, None, 1, borderMode=1)
 
 
 def enlarged(
@@ -93,7 +91,7 @@ def enlarged(
 ) -> Float32[np.ndarray, "H W *channels"]:
     """A picture on a look's pixels at its photo's size, bilinear."""
     height, width = look.features.shape
-    whole = _cv2().resize(small, (width * look.factor, height * look.factor))
+    whole = opencv().resize(small, (width * look.factor, height * look.factor))
     return whole[: size[0], : size[1]]
 
 
@@ -105,7 +103,7 @@ def composed(first: Float32[np.ndarray, "h w 2"], second: Float32[np.ndarray, "h
 def check_correspondence(how: Correspondence) -> None:
     """Raises MissingExtraError where flow is asked for without the extra `video`."""
     if how == "flow":
-        _cv2()
+        opencv()
 
 
 def _match(flow: np.ndarray | None, visible: np.ndarray, one: Look) -> Match:
@@ -131,7 +129,7 @@ def _both_ways(one: Look, other: Look, guess: Float32[np.ndarray, "h w 2"] | Non
 
 def _whole_shift(one: Look, other: Look) -> Float32[np.ndarray, "2"]:
     """By how much the whole picture moved, by the phases of its frequencies."""
-    cv2 = _cv2()
+    cv2 = opencv()
     height, width = one.features.shape
     window = cv2.createHanningWindow((width, height), cv2.CV_32F)
     pictures = [look.features.astype(np.float32) - np.float32(128) for look in (one, other)]
@@ -156,16 +154,13 @@ def _alike(one: Look, other: Look, flow: np.ndarray) -> Bool[np.ndarray, "h w"]:
     x, y = places[..., 0], places[..., 1]
     inside = (x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5)
     off = one.features.astype(np.float32) - warped(other.features.astype(np.float32), flow)
-    return inside & (np.abs(_cv2().blur(off, (3, 3))) < _ALIKE)
+    return inside & (np.abs(opencv().blur(off, (3, 3))) < _ALIKE)
 
 
 def _dense_flow(
-    one: UInt8[np.ndarray, "h w"],
-    other: UInt8[np.ndarray, "h w"],
-    *,
-    guess: Float32[np.ndarray, "h w 2"] | None = None,
+    one: UInt8[np.ndarray, "h w"], other: UInt8[np.ndarray, "h w"], *, guess: Float32[np.ndarray, "h w 2"] | None = None
 ) -> Float32[np.ndarray, "h w 2"]:
-    cv2 = _cv2()  # the same bytes with any number of threads
+    cv2 = opencv()  # the same bytes with any number of threads
     preset = cv2.DISOPTICAL_FLOW_PRESET_FAST if guess is None else cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST
     return searched(cv2.DISOpticalFlow_create(preset), one, other, guess)
 
@@ -175,9 +170,3 @@ def _grid(height: int, width: int) -> Float32[np.ndarray, "h w 2"]:
     """Column and row of each pixel."""
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
     return np.stack([columns, rows], axis=-1)
-
-
-def _cv2() -> Any:
-    with needs_extra("video", "opencv-python-headless"):
-        import cv2
-    return cv2

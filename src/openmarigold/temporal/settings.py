@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from openmarigold.config import check_choice
+from openmarigold.config import check_choice, is_integer, is_number
 from openmarigold.errors import InvalidValueError
 
 Correspondence = Literal["flow", "pixels"]
@@ -40,16 +40,12 @@ class StreamConfig:
         if self.previous_latent is not None:
             _check_share("previous_latent", self.previous_latent, "0.1")
         _check_share("smoothing", self.smoothing, "0.8")
-        if (
-            not isinstance(self.look_ahead, int)
-            or isinstance(self.look_ahead, bool)
-            or not 0 <= self.look_ahead <= MAX_LOOK_AHEAD
-        ):
+        if not is_integer(self.look_ahead) or not 0 <= self.look_ahead <= MAX_LOOK_AHEAD:
             raise InvalidValueError(
                 f"look_ahead={self.look_ahead!r} is not accepted; give a number of frames, 0 to {MAX_LOOK_AHEAD}"
             )
 
 
 def _check_share(name: str, value: Any, usual: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+    if not is_number(value) or not 0 <= value < 1:
         raise InvalidValueError(f"{name}={value!r} is not accepted; give a share from 0 to below 1, such as {usual}")

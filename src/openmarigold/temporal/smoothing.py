@@ -38,13 +38,7 @@ class Smoother:
         """A frame that nothing is known before."""
         return Smoothed(values=values, gain=np.ones(look.features.shape, dtype=np.float32))
 
-    def next(
-        self,
-        values: Float32[np.ndarray, "c H W"],
-        look: Look,
-        before: Smoothed,
-        match: Match,
-    ) -> Smoothed:
+    def next(self, values: Float32[np.ndarray, "c H W"], look: Look, before: Smoothed, match: Match) -> Smoothed:
         """A frame, averaged with those before.
 
         Args:
@@ -67,10 +61,7 @@ class Smoother:
         return Smoothed(values=values - step, gain=1 - (1 - gain) * look.points(like[None])[0])
 
     def with_later(
-        self,
-        now: Smoothed,
-        look: Look,
-        later: Sequence[tuple[Float32[np.ndarray, "c H W"], Match]],
+        self, now: Smoothed, look: Look, later: Sequence[tuple[Float32[np.ndarray, "c H W"], Match]]
     ) -> Float32[np.ndarray, "c H W"]:
         """A frame, averaged with those before, and with the own values of later ones.
 

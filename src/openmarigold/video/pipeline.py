@@ -35,13 +35,7 @@ class FrameStream(Protocol):
 
 
 def run_pipeline(
-    clip: Clip,
-    stream: FrameStream,
-    sink: Sink,
-    *,
-    progress: Progress,
-    segment: int,
-    advance: Callable[[int], object],
+    clip: Clip, stream: FrameStream, sink: Sink, *, progress: Progress, segment: int, advance: Callable[[int], object]
 ) -> Progress:
     """Predicts all frames of a clip, from `progress` on, and writes them; returns how far it came.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -51,29 +51,20 @@ class Track:
 def tracks_of(modality: Modality, config: VideoConfig) -> list[Track]:
     """The videos that are asked for."""
     tracks = []
-    h264: dict[str, Any] = {"codec": "libx264", "pixel_format": "yuv420p", "container": "mp4"}
+    h264 = partial(Track, codec="libx264", pixel_format="yuv420p", container="mp4")
+    content, stem = f"{modality.title} in colors", f"_{modality.name}"
     if "colored" in config.format:
-        content = f"{modality.title} in colors"
-        tracks.append(
-            Track(
-                product="colored",
-                suffix=f"_{modality.name}_colored.mp4",
-                pixels=lambda one: one.colors,
-                content=content,
-                **h264,
-            )
-        )
+        suffix = f"{stem}_colored.mp4"
+        tracks.append(h264(product="colored", suffix=suffix, pixels=lambda one: one.colors, content=content))
     if "sidebyside" in config.format:
-        tracks.append(
-            Track(
-                product="sidebyside",
-                suffix=f"_{modality.name}_sidebyside.mp4",
-                pixels=lambda one: np.concatenate([one.rgb, one.colors], axis=1),
-                content=f"the clip, and {modality.title} in colors",
-                with_sound=True,
-                **h264,
-            )
+        both = h264(
+            product="sidebyside",
+            suffix=f"{stem}_sidebyside.mp4",
+            pixels=lambda one: np.concatenate([one.rgb, one.colors], axis=1),
+            content=f"the clip, and {content}",
+            with_sound=True,
         )
+        tracks.append(both)
     if "ffv1" in config.format:
         tracks += [_coded(kind) for kind in modality.maps]
     return tracks

@@ -14,6 +14,7 @@ from openmarigold.files import write_atomically
 from openmarigold.modalities.codes import Range
 from openmarigold.predictor.stream_state import StreamedFrame
 from openmarigold.results.provenance import RECORD_NAME, to_json
+from openmarigold.results.writers import with_open_file
 from openmarigold.video.clip import ClipFrame
 
 
@@ -41,9 +42,9 @@ def frame_arrays(segments: Iterable[Sequence[Mapping[str, Any]]]) -> dict[str, n
 
 def _arrays(lines: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     nothing = [float("nan"), float("nan")]
-    kinds = {"number": np.int64, "pts": np.int64, "time_s": np.float64, "scale": np.float64, "shift": np.float64}
-    kinds |= {"shot": np.int64, "is_cut": np.bool_, "inliers": np.float64}
-    arrays = {name: np.array([one[name] for one in lines], dtype=kind) for name, kind in kinds.items()}
+    types = {"number": np.int64, "pts": np.int64, "time_s": np.float64, "scale": np.float64, "shift": np.float64}
+    types |= {"shot": np.int64, "is_cut": np.bool_, "inliers": np.float64}
+    arrays = {name: np.array([one[name] for one in lines], dtype=dtype) for name, dtype in types.items()}
     arrays["bounds"] = np.array([one["bounds"] or nothing for one in lines], dtype=np.float64)
     for name in lines[0]["ranges"]:
         arrays[f"range_{name}"] = np.array([one["ranges"][name] for one in lines], dtype=np.float64)
@@ -60,9 +61,4 @@ def write_frames(
     """
     unit = np.array([time_base.numerator, time_base.denominator], dtype=np.int64)
     entries: dict[str, Any] = {**arrays, "time_base": unit, RECORD_NAME: np.array(to_json(record))}
-
-    def save(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            np.savez(file, **entries)
-
-    write_atomically(path, save)
+    write_atomically(path, with_open_file(lambda file: np.savez(file, **entries)))

@@ -17,9 +17,10 @@ import numpy as np
 from openmarigold import __version__
 from openmarigold.config import FileFormat, OutputConfig, PredictConfig
 from openmarigold.errors import ImageError, InvalidValueError, OutputError
-from openmarigold.files import as_path, make_directory, try_to_write, write_atomically
+from openmarigold.files import as_path, write_atomically
 from openmarigold.images.exr import require_exr
 from openmarigold.predictor.stream_state import StreamedFrame
+from openmarigold.results.inputs import make_output_dir
 from openmarigold.results.manifest import file_size
 from openmarigold.results.provenance import to_json
 from openmarigold.temporal.settings import StreamConfig
@@ -112,10 +113,7 @@ def output_config(video: VideoConfig) -> OutputConfig:
     """The settings of files of single frames."""
     formats: list[FileFormat] = [name for name in ("npy", "exr", "png") if name in video.format]
     return OutputConfig(
-        format=tuple(formats) or ("png",),
-        color_map=video.color_map,
-        normal_frame=video.normal_frame,
-        green=video.green,
+        format=tuple(formats) or ("png",), color_map=video.color_map, normal_frame=video.normal_frame, green=video.green
     )
 
 
@@ -210,7 +208,7 @@ class _Run:
         if kept := before.kept(list(outputs)):
             outputs |= kept
             request["video"] = {**request["video"], "format": sorted({*before.formats, *self.video.format})}
-        height, width = parse_size(base)
+        height, width = int(base["height"]), int(base["width"])
         record = {
             **base,
             "request": request,
@@ -276,12 +274,7 @@ class _Run:
             self.report(VideoEvent(done=done, total=self.total))
 
         end = run_pipeline(
-            clip,
-            self.model.open(state),
-            sink,
-            progress=progress,
-            segment=self.video.segment,
-            advance=advance,
+            clip, self.model.open(state), sink, progress=progress, segment=self.video.segment, advance=advance
         )
         self.result.num_predicted = end.emitted - before
         self.result.predict_s = time.perf_counter() - started
@@ -326,14 +319,7 @@ class _Run:
         inside = self.source.is_dir() and self.source.resolve() == self.output_dir.resolve()
         if inside:
             raise InvalidValueError(f"output folder {self.output_dir} is also the clip; choose another")
-        make_directory(self.output_dir)
-        try:
-            try_to_write(self.output_dir)
-        except OSError as error:
-            raise OutputError(
-                f"cannot write to output folder {self.output_dir}: {error.strerror}; choose a folder that can be "
-                "written"
-            ) from error
+        make_output_dir(self.output_dir)
 
     def _skipped(self, record: Mapping[str, Any]) -> VideoResult:
         self.result.skipped = True
@@ -356,8 +342,3 @@ def _check_lengths(source: Path, names: Sequence[str]) -> None:
         raise OutputError(
             f"the name of {source} is {over} bytes too long for the names of its results; rename it, or link to it"
         )
-
-
-def parse_size(record: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width of the maps, from a record."""
-    return int(record["height"]), int(record["width"])

@@ -45,7 +45,7 @@ def find_pictures(path: Path) -> list[Path]:
         wanted = f"{path} holds no picture; give a folder of pictures, such as .png or .jpg, or a video file"
     elif _PLACE.search(path.name):
         expression = "".join(r"(\d+)" if number else re.escape(text) for number, text in _parts_of_pattern(path.name))
-        found = [one for one in _files_in(path.parent) if re.fullmatch(expression, one.name)]
+        found = [one for one in path.parent.glob("*") if re.fullmatch(expression, one.name)]
         wanted = f"no file fits {path}; check the pattern"
     else:
         found = list(path.parent.glob(path.name))
@@ -54,10 +54,6 @@ def find_pictures(path: Path) -> list[Path]:
     if not found:
         raise ImageError(wanted)
     return sorted(found, key=lambda one: natural_key(one.name))
-
-
-def _files_in(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def _parts_of_pattern(name: str) -> list[tuple[bool, str]]:

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from openmarigold.config import Green, NormalFrame, check_choice
+from openmarigold.config import Green, NormalFrame, check_choice, check_whole, is_number
 from openmarigold.errors import InvalidValueError
 
 Product = Literal["colored", "sidebyside", "ffv1", "npy", "exr", "png"]
@@ -64,18 +64,16 @@ class VideoConfig:
         check_choice("green", self.green, get_args(Green))
         for name in ("start", "end"):
             value = getattr(self, name)
-            if value is not None and not (_is_number(value) and 0 <= value < math.inf):
+            if value is not None and not (is_number(value) and 0 <= value < math.inf):
                 raise InvalidValueError(f"{name}={value!r} is not accepted; give seconds, 0 or above")
         if self.end is not None and self.end <= (self.start or 0.0):
             raise InvalidValueError(f"end={self.end!r} is not after the start, {self.start or 0}; give a later moment")
         for name in ("fps", "input_rate"):
             value = getattr(self, name)
-            if value is not None and not (_is_number(value) and 0 < value <= 1000):
+            if value is not None and not (is_number(value) and 0 < value <= 1000):
                 raise InvalidValueError(f"{name}={value!r} is not accepted; give frames a second, above 0 up to 1000")
         for name, low, high in (("every", 1, 10**9), ("segment", 1, 10**6), ("crf", 0, 51)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-                raise InvalidValueError(f"{name}={value!r} is not accepted; give a whole number, {low} to {high}")
+            check_whole(name, getattr(self, name), least=low, most=high)
         if self.every > 1 and self.fps is not None:
             raise InvalidValueError("every and fps both choose frames; give one of them")
         if self.raw_size is not None:
@@ -94,7 +92,3 @@ class VideoConfig:
                 f"raw_size={self.raw_size!r} is not accepted; give width x height in pixels, such as 640x480"
             )
         return int(match[1]), int(match[2])
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -19,7 +19,7 @@ from openmarigold.modalities import Modality
 from openmarigold.modalities.codes import LARGEST_CODE, Range, to_codes
 from openmarigold.predictor.stream_state import StreamedFrame
 from openmarigold.results.provenance import RECORD_NAME, to_json
-from openmarigold.results.writers import write_prediction
+from openmarigold.results.writers import with_open_file, write_prediction
 from openmarigold.video.clip import ClipFacts, ClipFrame, exact
 from openmarigold.video.decoding import require_av
 from openmarigold.video.encoding import TrackEncoder, written
@@ -156,7 +156,7 @@ class FolderSink:
                 texts = {RECORD_NAME: to_json({**record, "content": content})}
                 path = self._frames_dir / f"{stem}_{kind.file_name}.png"
                 remove_leftovers(path)
-                write_atomically(path, partial(_save, codes=codes, texts=texts))
+                write_atomically(path, with_open_file(partial(save_png, pixels=codes, texts=texts)))
 
 
 class PipeSink:
@@ -209,8 +209,3 @@ class _Written:
     def write(self, content: bytes) -> int:
         self._file.write(content)
         return len(content)
-
-
-def _save(path: Path, *, codes: np.ndarray, texts: Mapping[str, str]) -> None:
-    with path.open("wb") as file:
-        save_png(file, codes, texts)

@@ -23,7 +23,7 @@ except ImportError:  # on Windows
     fcntl = None
 
 from openmarigold.errors import OutputError
-from openmarigold.files import make_directory, write_atomically
+from openmarigold.files import make_directory, write_atomically, writing
 from openmarigold.results.provenance import to_json
 from openmarigold.text_files import DamagedTextError, parse_json
 
@@ -115,18 +115,14 @@ class Work:
         Raises:
             OutputError: it cannot be written.
         """
-        try:
+        final = partial.with_suffix("")
+        with writing(partial):
             text = "".join(f"{to_json(frame)}\n" for frame in frames)
             (partial / _FRAMES).write_text(text, encoding="ascii")
             (partial / _PROGRESS).write_text(to_json(asdict(progress)), encoding="ascii")
             if state is not None:
                 np.savez(partial / _STATE, **state)  # pyright: ignore[reportArgumentType]
-            final = partial.with_suffix("")
             os.replace(partial, final)
-        except OSError as error:
-            raise OutputError(
-                f"cannot write {partial}: {error.strerror or error}; check the folder and free space"
-            ) from error
         self.segments.append(final)
 
     def remove(self) -> None:
@@ -164,12 +160,8 @@ class Work:
         """An open file whose lock ends with its process; None where there are no locks."""
         if fcntl is None:
             return None
-        try:
+        with writing(self.folder):
             descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise OutputError(
-                f"cannot write {self.folder}: {error.strerror or error}; check the folder and free space"
-            ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

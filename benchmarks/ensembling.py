@@ -26,8 +26,8 @@ import scipy.optimize
 import torch
 
 from openmarigold.ensembling import ensemble
+from openmarigold.ensembling.published import pairwise_cost
 from openmarigold.images.photo import resize
-from openmarigold.published_ensembling import pairwise_cost
 
 
 def main() -> None:

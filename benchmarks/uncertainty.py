@@ -20,12 +20,12 @@ import numpy as np
 
 from openmarigold import Predictor
 from openmarigold.config import PredictConfig
-from openmarigold.conformal import fit_scale
 from openmarigold.evaluation.benchmarks import open_folder_benchmark
 from openmarigold.evaluation.calibration import MAX_PIXELS, Observed, fit_weights
 from openmarigold.modalities.bands import UP_TO_SCALE, largest_change
 from openmarigold.predictor.intervals import signals_of
-from openmarigold.sparsification import sparsification
+from openmarigold.uncertainty.conformal import fit_scale
+from openmarigold.uncertainty.sparsification import sparsification
 
 FOLDS, ALPHA = 4, 0.1
 RADII = (1, 4, 8, 16)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from openmarigold.conditions import CONDITIONS
+from openmarigold.camera.conditions import CONDITIONS
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.networks.backbone import save_checkpoint
 from openmarigold.networks.image_encoder import EfficientNetLiteEncoder

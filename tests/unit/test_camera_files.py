@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from openmarigold.camera import Camera
-from openmarigold.camera_files import fit_to_photo, read_camera
+from openmarigold.camera.files import fit_to_photo, read_camera
 from openmarigold.errors import InvalidValueError
 
 SIZE = (480, 640)

@@ -6,15 +6,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from openmarigold.conformal import (
+from openmarigold.errors import InvalidValueError
+from openmarigold.uncertainty.conformal import (
     allowed_loss,
     fit_scale,
     hoeffding_bentkus,
     mean_loss,
     nonnegative_least_squares,
 )
-from openmarigold.errors import InvalidValueError
-from openmarigold.sparsification import remaining_error, sparsification
+from openmarigold.uncertainty.sparsification import remaining_error, sparsification
 
 
 def _single(scores: np.ndarray) -> list[list[np.ndarray]]:

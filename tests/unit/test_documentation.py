@@ -108,6 +108,11 @@ def first_cells(section: str) -> list[str]:
     return re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
 
 
+def test_the_top_level_is_seen_at_a_glance() -> None:
+    modules = [path.name for path in PACKAGE.glob("[a-z]*.py")]
+    assert len(modules) <= 15, "gather modules in a room"
+
+
 def test_architecture_lists_the_layers_that_are_checked() -> None:
     assert [set(re.findall(r"`(\w+)`", cell)) for cell in first_cells("Layers")] == rows_of_layers()
 

@@ -15,13 +15,13 @@ import torch
 
 from encoded import CONDITION_CHANNELS, make_encoded_checkpoint
 from openmarigold.camera import Camera
+from openmarigold.camera.conditions import CONDITIONS, ray_channels
 from openmarigold.checkpoints.checkpoint import read_checkpoint
 from openmarigold.checkpoints.integrity import describe
 from openmarigold.completion.evidence import RelativeDepth, SparsePoints
 from openmarigold.completion.guided import guided, guided_method
 from openmarigold.completion.guided_settings import GuidedSettings
 from openmarigold.completion.methods import Options
-from openmarigold.conditions import CONDITIONS, ray_channels
 from openmarigold.errors import CheckpointError
 from openmarigold.networks.backbone import insert_inputs
 from openmarigold.networks.conversion import export_checkpoint, export_shared

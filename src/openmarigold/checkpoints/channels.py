@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from openmarigold.camera.conditions import CONDITIONS
 from openmarigold.checkpoints.network_configs import MAX_LATENT_CHANNELS, MAX_SIZE, check_network_config, whole_number
 from openmarigold.checkpoints.weight_files import IMAGE_ENCODER, part_folder, read_json
-from openmarigold.conditions import CONDITIONS
 from openmarigold.config import is_number
 from openmarigold.errors import CheckpointError
 from openmarigold.modalities import Modality

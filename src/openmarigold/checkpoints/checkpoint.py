@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from openmarigold.camera import Camera
+from openmarigold.camera.conditions import CONDITIONS
 from openmarigold.checkpoints import hub, hub_checkpoint
 from openmarigold.checkpoints.channels import channels_of_networks, condition_on, converted_channels, has_image_encoder
 from openmarigold.checkpoints.defaults import invariance, recommended
@@ -43,7 +44,6 @@ from openmarigold.checkpoints.weight_files import (
     readable,
     weight_files,
 )
-from openmarigold.conditions import CONDITIONS
 from openmarigold.config import CallConfig, ConvertedFormat, FinalStep, Invariance, StartNoise
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, one_line

@@ -21,7 +21,6 @@ from openmarigold.checkpoints.calibration import CalibrationEntry, band_of, leve
 from openmarigold.checkpoints.checkpoint import Checkpoint
 from openmarigold.checkpoints.configured import read_configured, read_tiny_vae, resolve_settings
 from openmarigold.config import PredictConfig
-from openmarigold.conformal import allowed_loss, check_rule, fit_scale, mean_loss, nonnegative_least_squares
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.evaluation.benchmark import Benchmark, hash_of_files
 from openmarigold.evaluation.benchmark_readers import Entry
@@ -29,6 +28,7 @@ from openmarigold.modalities.modality import Band
 from openmarigold.predictor import Predictor
 from openmarigold.predictor.intervals import signals_of
 from openmarigold.seeding import generator_for
+from openmarigold.uncertainty.conformal import allowed_loss, check_rule, fit_scale, mean_loss, nonnegative_least_squares
 
 LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 MAX_PIXELS = 8192

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float64
 
 from openmarigold.modalities.modality import Band
 from openmarigold.modalities.protocol import BenchmarkSample, Maps, Score
-from openmarigold.sparsification import sparsification
+from openmarigold.uncertainty.sparsification import sparsification
 
 WIDTHS = tuple(f"width_{number}" for number in range(1, 5))
 """The quarters of a picture's pixels by the width of their intervals, the narrowest first."""

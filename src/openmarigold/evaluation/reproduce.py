@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from openmarigold.checkpoints.checkpoint import read_checkpoint
 from openmarigold.config import PredictConfig
+from openmarigold.ensembling.published import find_solver
 from openmarigold.errors import DataError, InvalidValueError, MissingExtraError
 from openmarigold.evaluation.benchmark import Benchmark
 from openmarigold.evaluation.benchmarks import find_row, open_benchmark
@@ -20,7 +21,6 @@ from openmarigold.evaluation.report import Report
 from openmarigold.evaluation.runner import evaluate_benchmark
 from openmarigold.evaluation.specs import predictor_spec
 from openmarigold.files import as_path
-from openmarigold.published_ensembling import find_solver
 
 Ensembling = Literal["own", "published"]
 _WINDOW = 50  # images whose time tells how long the others will take

@@ -16,12 +16,12 @@ from jaxtyping import Bool, Float, Float32, UInt16
 
 from openmarigold.config import OutputConfig
 from openmarigold.ensembling import REDUCTIONS, ensemble
+from openmarigold.ensembling.published import ONE_ROOT, published_ensemble
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.modalities import depth_scores
 from openmarigold.modalities.bands import DEPTH_BANDS, DEPTH_PICTURES
 from openmarigold.modalities.colors import color_table, colorize, uncertainty_picture
 from openmarigold.modalities.modality import Gauge, MapKind, Maps, Merged, Modality, Picture, Surface, Target
-from openmarigold.published_ensembling import ONE_ROOT, published_ensemble
 
 METRIC_SPACE = "metric_log"
 """What model_index.json states where decoded values are the logarithm of meters: `modalities.metric`."""

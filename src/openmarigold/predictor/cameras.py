@@ -48,7 +48,7 @@ def choose_camera(photo: Photo, config: CallConfig, given: Camera | None = None)
         if config.fov is not None:
             return Camera.from_fov((height, width), config.fov)
         return photo.metadata.camera((height, width)) or Camera.assumed((height, width))
-    from openmarigold.camera_files import check_field_of_view, fit_to_photo, read_camera
+    from openmarigold.camera.files import check_field_of_view, fit_to_photo, read_camera
 
     if given is not None:
         stated = next((name for name in ("fov", "focal_px", "camera_file") if getattr(config, name) is not None), None)
@@ -73,7 +73,7 @@ def camera_facts(config: CallConfig) -> dict[str, Any]:
         name: getattr(config, name) for name in ("fov", "focal_px") if getattr(config, name) is not None
     }
     if config.camera_file is not None:
-        from openmarigold.camera_files import read_intrinsics
+        from openmarigold.camera.files import read_intrinsics
 
         read_intrinsics(config.camera_file)  # says what is wrong with it
         facts["camera_file_sha256"] = file_sha256(config.camera_file)  # pyright: ignore[reportArgumentType] - a path

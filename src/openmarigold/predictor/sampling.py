@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
 from openmarigold.camera import Camera
-from openmarigold.conditions import ray_channels
+from openmarigold.camera.conditions import ray_channels
 from openmarigold.config import CallConfig
 from openmarigold.diffusion import NoiseSchedule, member_noise
 from openmarigold.engines import Engine, Latent

@@ -21,8 +21,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from openmarigold.camera.conditions import CONDITIONS, ray_channels
 from openmarigold.checkpoints.weight_files import IMAGE_ENCODER, part_folder, read_json
-from openmarigold.conditions import CONDITIONS, ray_channels
 from openmarigold.data.remote import DataFolder
 from openmarigold.diffusion import NoiseSchedule, to_clean_and_noise
 from openmarigold.errors import RecipeError, needs_extra

@@ -54,8 +54,9 @@ _libtiff: tuple[Any, ...] | None = None
 def quiet() -> Iterator[None]:
     """Drop Python warnings and libtiff's messages of this thread."""
     with _installing:
-        if _FILTER not in warnings.filters:  # whoever restores the filters of an earlier time takes it out
-            warnings.filters.insert(0, _FILTER)  # pyright: ignore[reportAttributeAccessIssue] - a list, not a sequence
+        filters: Any = warnings.filters
+        if filters[:1] != [_FILTER]:  # others come before it, or whoever restores earlier filters has taken it out
+            filters[:] = [_FILTER, *(other for other in filters if other != _FILTER)]
         _handle_libtiff_errors()
     _here.quiet += 1
     try:

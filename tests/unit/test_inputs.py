@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -19,7 +20,9 @@ import pytest
 from PIL import Image
 
 from openmarigold.config import OutputConfig, PredictConfig
+from openmarigold.engines.converted import ConvertedEngine
 from openmarigold.errors import InvalidValueError, OutputError
+from openmarigold.predictor.maker import divide_cores
 from openmarigold.predictor.model_run import ModelRun
 from openmarigold.predictor.run import Event, predict_files
 from openmarigold.results.manifest import MANIFEST_NAME, Manifest
@@ -278,3 +281,42 @@ def test_large_photos_wait_for_each_other(
     assert [event.path.name for event in events] == ["a.png", "b.png", "c.png", "d.png", "e.png"]
     assert [event.done for event in events] == [1, 2, 3, 4, 5]
     assert bytes_in(tmp_path / "apart") == bytes_in(tmp_path / "together")
+
+
+def test_an_interrupt_ends_the_predictions_of_other_threads(
+    photo_dir: Path, tmp_path: Path, config: PredictConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    denoise, calls = ConvertedEngine.denoise, 0
+
+    def slow(engine: ConvertedEngine, *arrays: Any, timestep: int) -> Any:
+        nonlocal calls
+        calls += 1
+        time.sleep(0.02)
+        return denoise(engine, *arrays, timestep=timestep)
+
+    def interrupt(event: Event) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ConvertedEngine, "denoise", slow)
+    config = replace(config, ensemble_size=20)
+    with pytest.raises(KeyboardInterrupt):
+        predict_files([photo_dir], output_dir=tmp_path / "out", config=config, output=NPY, report=interrupt)
+    gc.collect()  # closes what ran the photos
+    assert calls < 3 * 20 - 5, "of three photos on their way, the last is not done"
+    lines = list(Manifest(tmp_path / "out").lines())
+    assert "failed" not in [line["status"] for line in lines]
+    done = predict_files([photo_dir], output_dir=tmp_path / "out", config=config, output=NPY)
+    assert (done.num_predicted + len(done.skipped), done.failed) == (5, [])
+
+
+@pytest.mark.parametrize(("resolution", "expected"), [(None, 2), (384, 2), (392, 1), (0, 1)])
+def test_photos_that_take_much_memory_are_predicted_one_after_another(
+    resolution: int | None, expected: int, tmp_path: Path, config: PredictConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    run = ModelRun(replace(config, processing_resolution=resolution), NPY, tmp_path)
+    assert divide_cores([run], 4) == run.at_once == expected
+    other = ModelRun(replace(config, processing_resolution=0), NPY, tmp_path)
+    assert divide_cores([run, other], 4) == run.at_once == 1, "one alone has all cores"
+    assert divide_cores([run], 3) == 1, "too few photos"

@@ -173,6 +173,10 @@ class ConvertedEngine:
         self._encoder = checkpoint.networks[0]
         self._modality = checkpoint.modality
 
+    def stop(self) -> None:
+        """Ends the calls of other threads with their next network, and all later calls, by KeyboardInterrupt."""
+        self.run = _stopped
+
     def encode(self, rgb: Float[np.ndarray, "b 3 H W"]) -> Float[np.ndarray, "b K h w"]:
         condition = self.run(self._encoder, sample=rgb)
         height, width = rgb.shape[2] // LATENT_FACTOR, rgb.shape[3] // LATENT_FACTOR
@@ -211,6 +215,10 @@ class ConvertedEngine:
 
     def fitting_batch_size(self, height: int, width: int) -> int:
         return 1
+
+
+def _stopped(name: str, **inputs: np.ndarray) -> np.ndarray:
+    raise KeyboardInterrupt
 
 
 def failed_run(name: str, inputs: Mapping[str, np.ndarray], error: Exception) -> OpenMarigoldError:

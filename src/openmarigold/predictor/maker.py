@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,6 +21,8 @@ class Maker(ABC):
         self.output_dir = output_dir
         self.load_s = 0.0
         """Time to load the checkpoint [s]."""
+        self.at_once = 1
+        """About how many threads will predict at the same time; the run sets it before `prepare`."""
 
     @property
     @abstractmethod
@@ -68,8 +71,11 @@ class Maker(ABC):
         return self.manifest.is_done(result, request=request, input_sha256=input_sha256, outputs=names)
 
     def share_cores(self, num_photos: int) -> int:
-        """How many of so many photos are predicted at the same time; asked before the first one."""
+        """How many of so many photos may be predicted at the same time; asked before the first one."""
         return 1
+
+    def stop(self) -> None:  # noqa: B027 - makers that predict in one thread have nothing to stop
+        """Ends the predictions of other threads soon, by KeyboardInterrupt: the run is interrupted."""
 
     @abstractmethod
     def prepare(self, makers: Sequence[Maker]) -> None:
@@ -94,6 +100,25 @@ class Maker(ABC):
         Raises:
             OutputError: a file cannot be written or removed.
         """
+
+
+def divide_cores(makers: Sequence[Maker], num_photos: int) -> int:
+    """How many photos are predicted at the same time: as many as all makers allow; each is told."""
+    at_once = min(maker.share_cores(num_photos) for maker in makers)
+    for maker in makers:
+        maker.at_once = at_once
+    return at_once
+
+
+@contextmanager
+def stopping(makers: Sequence[Maker]) -> Iterator[None]:
+    """Where it is interrupted, it stops the predictions of other threads, for which the end of a run would wait."""
+    try:
+        yield
+    except (KeyboardInterrupt, GeneratorExit):
+        for maker in makers:
+            maker.stop()
+        raise
 
 
 PhotoReader: TypeAlias = Callable[[Path, Sequence[Maker], Callable[[str], object]], tuple[Any, int]]

@@ -18,7 +18,7 @@ from openmarigold.checkpoints.configured import TinyVae, read_configured, read_t
 from openmarigold.checkpoints.hashes import checkpoint_sha256, tiny_vae_sha256
 from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.engines import choose_engine
-from openmarigold.engines.converted import LARGE_BYTES, weight_bytes
+from openmarigold.engines.converted import LARGE_BYTES, ConvertedEngine, weight_bytes
 from openmarigold.images.exif import Photo
 from openmarigold.modalities import Modality
 from openmarigold.predictor import Predictor
@@ -31,6 +31,7 @@ from openmarigold.results.surfaces import check_uncertainty, space_facts
 from openmarigold.results.writers import check_output, needs_photo, result_paths, write_prediction
 
 _MOST_AT_ONCE = 4  # photos that a folder's run predicts at the same time
+_MOST_RESOLUTION = 384  # that the networks see of each [px]; each photo takes memory of its own
 # Settings that do not shape the results: where the model lies and how it runs. The checkpoint counts by its hash.
 _WITHOUT_EFFECT = frozenset(
     {
@@ -77,8 +78,6 @@ class ModelRun(Maker):
         self.config = config
         self.finisher = finisher
         self.output = output
-        self.at_once = 1
-        """About how many threads will predict at the same time."""
         self._predictor: Predictor | None = None
 
     @cached_property
@@ -206,12 +205,20 @@ class ModelRun(Maker):
     def share_cores(self, num_photos: int) -> int:
         """Several with small networks in ONNX Runtime: one on each core leaves fewer gaps than one on all cores."""
         at_once = min(os.cpu_count() or 1, _MOST_AT_ONCE)
-        if self._predictor is None and self.finisher is None and num_photos >= 2 * at_once:
+        resolution = resolve_settings(self.config, self.checkpoint).processing_resolution
+        is_low = resolution is not None and 0 < resolution <= _MOST_RESOLUTION
+        if self._predictor is None and self.finisher is None and is_low and num_photos >= 2 * at_once:
             settings: Any = {name: getattr(self.config, name) for name in ("engine", "device", "dtype", "compile")}
             is_small = weight_bytes(self.checkpoint) < LARGE_BYTES
             if is_small and choose_engine(self.checkpoint, **settings) == "onnx":
-                self.at_once = at_once
-        return self.at_once
+                return at_once
+        return 1
+
+    def stop(self) -> None:
+        """Ends the predictions of other threads with their next network."""
+        engine = None if self._predictor is None else self._predictor.engine
+        if self.at_once > 1 and isinstance(engine, ConvertedEngine):
+            engine.stop()
 
     def prepare(self, makers: Sequence[Maker]) -> None:
         """Loads the model."""

@@ -20,7 +20,7 @@ from openmarigold.files import as_path, concerns_every_file, file_sha256
 from openmarigold.images.exif import Photo, read_metadata
 from openmarigold.images.photo import parse_color, read_rgb
 from openmarigold.predictor.finisher import Finisher
-from openmarigold.predictor.maker import Maker, PhotoReader
+from openmarigold.predictor.maker import Maker, PhotoReader, divide_cores, stopping
 from openmarigold.predictor.model_run import ModelRun
 from openmarigold.results.inputs import (
     about_left_out,
@@ -235,9 +235,9 @@ class _Run:
         """
         for model in self.models:
             model.manifest.standing("")  # reads what is there, before two threads ask
-        at_once = min(model.share_cores(len(photos)) for model in self.models)
+        at_once = divide_cores(self.models, len(photos))
         pools = ThreadPoolExecutor(1), ThreadPoolExecutor(at_once), ThreadPoolExecutor(1)
-        with pools[0] as reader, pools[1] as others, pools[2] as writer:
+        with pools[0] as reader, pools[1] as others, pools[2] as writer, stopping(self.models):
             jobs = [self._job(result, photo) for result, photo in photos.items()]
             reading: list[Future[None]] = []
             writing: deque[tuple[_Job, Future[tuple[str | None, str | None]]]] = deque()

@@ -135,6 +135,26 @@ def test_openvino_keeps_the_layer_that_suffers(tmp_path: Path):
     assert stored["second"].input_value(1).get_node().get_type_name() == "Multiply"  # of int8 and a scale
 
 
+def test_openvino_gives_weights_on_the_left_back(tmp_path: Path):
+    from openmarigold.networks import quantization_openvino as quantization
+
+    random = np.random.default_rng(0)
+    x = operations.parameter([1, 8, 64], np.float32, name="x")
+    x.output(0).set_names({"x"})
+    product = operations.matmul(random.normal(size=(8, 8)).astype(np.float32), operations.relu(x), False, False)
+    model: Any = openvino.Model([product], [x])  # pyright: ignore
+    openvino.save_model(model, tmp_path / "float.xml", compress_to_fp16=False)
+    core, sample = openvino.Core(), {"x": random.normal(size=(1, 8, 64)).astype(np.float32)}
+    network = quantization._quantized(core.read_model(tmp_path / "float.xml"), [sample])
+    groups = quantization._groups(network)
+    assert groups
+    for group in groups.values():
+        quantization._keep(network, core.read_model(tmp_path / "float.xml"), group)
+    quantization._save(network, tmp_path / "kept.xml")
+    expected, kept = (quantization._outputs(core, tmp_path / name, [sample])[0] for name in ("float.xml", "kept.xml"))
+    np.testing.assert_array_equal(kept, expected)
+
+
 def test_openvino_computes_convolutions_without_bias_right(tmp_path: Path):
     """Without the bias that we add, OpenVINO 2026.4.1 is wrong by a third of the deviation and more."""
     from openmarigold.networks.quantization_openvino import quantize_openvino

@@ -209,8 +209,9 @@ def _restore_weights(nodes: Mapping[str, Any], plain: Any, layers: Iterable[str]
     """Gives layers the weights that they have in the float32 network."""
     originals = _by_name(plain)
     for layer in layers:
-        if _is_constant(nodes[layer].input_value(1)):
-            nodes[layer].input(1).replace_source_output(originals[layer].input_value(1))
+        for port in range(2):  # a product may have its weights first
+            if _is_constant(nodes[layer].input_value(port)):
+                nodes[layer].input(port).replace_source_output(originals[layer].input_value(port))
 
 
 def _replace(node: Any, value: Any, targets: Iterable[Any] | None = None) -> None:

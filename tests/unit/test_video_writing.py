@@ -7,6 +7,7 @@ import json
 import sys
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from openmarigold.modalities.codes import code_range, from_codes, to_codes
 from openmarigold.modalities.colors import colorize
 from openmarigold.modalities.modality import MapKind
 from openmarigold.results.provenance import read_provenance
+from openmarigold.video import encoding
 from openmarigold.video.model import VideoEvent, VideoResult
 from openmarigold.video.products import to_even
 from openmarigold.video.run import make_video
@@ -419,3 +421,18 @@ def test_raw_colors_and_matroska_to_a_pipe(clip: Path, tmp_path: Path, monkeypat
 def test_a_pipe_takes_one_video(clip: Path) -> None:
     with pytest.raises(InvalidValueError, match="stdout, which takes one video; give colored, sidebyside or ffv1"):
         make_video(clip, Path("-"), model=GrayModel(), video=VideoConfig())
+
+
+@pytest.mark.parametrize(
+    ("features", "setting"), [({"AVX512F": True}, ":asm=avx2"), ({"AVX512F": False}, ""), ({}, ""), (None, ":mbtree=0")]
+)
+def test_x264_does_without_the_code_that_is_not_exact(
+    features: dict[str, bool] | None, setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def numpy_module(name: str) -> Any:
+        if features is None:
+            raise ImportError(name)
+        return SimpleNamespace(__cpu_features__=features)
+
+    monkeypatch.setattr("openmarigold.video.encoding.importlib.import_module", numpy_module)
+    assert encoding._without_avx512() == setting

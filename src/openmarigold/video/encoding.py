@@ -8,6 +8,7 @@ run can be joined. Every encoder has one thread, so that the same frames give th
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -151,11 +152,13 @@ def _without_avx512() -> str:
 
     Its macroblock trees are the cause (docs/experiments.md). Without them files are 1.7 times as large.
     """
-    try:
-        from numpy._core._multiarray_umath import __cpu_features__ as features
-    except ImportError:
-        return ":mbtree=0"
-    return ":asm=avx2" if features.get("AVX512F") else ""
+    for name in ("numpy._core._multiarray_umath", "numpy.core._multiarray_umath"):  # the latter before NumPy 2
+        try:
+            features = importlib.import_module(name).__cpu_features__
+        except (ImportError, AttributeError):
+            continue
+        return ":asm=avx2" if features.get("AVX512F") else ""
+    return ":mbtree=0"
 
 
 def join(

@@ -13,8 +13,7 @@ import itertools
 import numpy as np
 import pytest
 
-from openmarigold import published_ensembling as published
-from openmarigold.ensembling import ensemble
+from openmarigold.ensembling import ensemble, published
 from openmarigold.errors import InvalidValueError, NumericalError
 from openmarigold.modalities import DEPTH
 

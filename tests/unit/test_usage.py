@@ -24,6 +24,8 @@ from tiny import make_photo
 
 PREDICT = ("predict", "a.jpg", "-o", "out")
 CASES = [
+    ((*PREDICT, "--batch-size", "many"), "could be instantiated from ['many']. Got errors: - <class 'NoneType'>"),
+    (("inspect", "a", "b", "c"), "Unrecognized options: b, c. See `openmarigold inspect --help`"),
     (
         (*PREDICT, "--ensemble", "3"),
         "--ensemble; did you mean --ensemble-mirror or --ensemble-reduction or --ensemble-size",

@@ -52,7 +52,7 @@ def _found(event: Any) -> str:
         case "MissingArgs":
             missing = " ".join(_explained(one.arg) for one in event.missing_arguments)
             command = f"{event.prog} {event.missing_arguments[0].source_parser.prog_suffix}".strip()
-            unknown = f" Unrecognized options: {' '.join(given)}" if (given := event.unrecognized_tokens) else ""
+            unknown = f" Unrecognized options: {', '.join(given)}" if (given := event.unrecognized_tokens) else ""
             return f"Missing from {command}: {missing}{unknown}"
         case "MissingSubcommand":
             return f"Expected one of {{{', '.join(event.subcommand_spec.parser_from_name)}}}"
@@ -71,7 +71,7 @@ def _found(event: Any) -> str:
         case "InstantiationFailure":
             return str(event.message)
         case "UnrecognizedArgs":
-            return f"Unrecognized options: {' '.join(event.tokens)}"
+            return f"Unrecognized options: {', '.join(event.tokens)}"
     return "wrong usage"
 
 
@@ -119,7 +119,7 @@ def wrong_usage(found: str, argv: Sequence[str], commands: Commands) -> str:
         meant = ", ".join(" or ".join(options[:_MAX_SUGGESTIONS]) for options in similar if options)
         advice = f"; did you mean {meant}?" if meant else "."
         return f"Unrecognized options: {', '.join(unknown)}{advice} {_see(path)}"
-    return f"{found.rstrip('.')}. {_see(path)}"
+    return f"{' '.join(found.split()).rstrip('.')}. {_see(path)}"
 
 
 def _fields(settings_type: Any) -> tuple[list[str], list[Any]]:

@@ -250,6 +250,7 @@ def test_colmap_that_is_cut_or_missing(tmp_path, binary, name):
         ("a.npz", b"PK\3\4 garbage", "damaged or no archive"),
         ("a.png", b"\x89PNG\r\n\x1a\n", "damaged or no depth map"),
         ("a.ply", b"ply\nformat ascii 1.0\nelement vertex 9\n", "no header"),
+        ("a.ply", b"ply\nelement vertex 1\nend_header\n", "states no format"),
         ("a.ply", _ply("binary_little_endian")[:-20], "vertices announced"),
         ("a.bin", b"12345", "5 bytes"),
         ("a.obj", b"v 1 2 3", r"points are read from \.csv"),

@@ -286,7 +286,9 @@ def _ply_places(content: bytes) -> Float64[np.ndarray, "n 3"]:
     if not content.startswith(b"ply") or match is None:
         raise ValueError("no header")
     lines = [line.split() for line in content[: match.start()].decode("ascii").splitlines()]
-    encoding = next(line[1] for line in lines if line and line[0] == "format")
+    encoding = next((line[1] for line in lines if line and line[0] == "format"), None)
+    if encoding is None:
+        raise ValueError("its header states no format")
     elements = [index for index, line in enumerate(lines) if line and line[0] == "element"]
     if not elements or lines[elements[0]][1] != "vertex":
         raise ValueError("its first element is not vertex")

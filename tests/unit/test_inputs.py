@@ -223,7 +223,11 @@ def test_a_folder_in_the_place_of_one_result_stops_no_other(
     assert [path.name for path, _ in result.failed] == ["b.png"]
 
 
-def test_an_output_folder_that_goes_ends_the_run(photo_dir: Path, tmp_path: Path, config: PredictConfig) -> None:
+@pytest.mark.parametrize(("cores", "most"), [(1, 2), (2, 4)])
+def test_an_output_folder_that_goes_ends_the_run(
+    cores: int, most: int, photo_dir: Path, tmp_path: Path, config: PredictConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
     out = tmp_path / "out"
     done: list[str] = []
 
@@ -236,7 +240,7 @@ def test_an_output_folder_that_goes_ends_the_run(photo_dir: Path, tmp_path: Path
 
     with pytest.raises(OutputError, match="cannot write"):
         predict_files([photo_dir], output_dir=out, config=config, output=NPY, report=replace_folder)
-    assert len(done) < 5, "photos that were on their way may be done"
+    assert len(done) <= most, "only photos that were on their way may be done"
 
 
 def test_photos_at_the_same_time_have_the_bytes_and_order_of_one_after_another(

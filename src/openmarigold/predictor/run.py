@@ -260,10 +260,8 @@ class _Run:
                 if is_aside:
                     read_to(index + 1 + self.ahead)
                 self._load(job)
-                predicted = None
-                if at_once > 1:
-                    predicted = others.submit(self._predict, job)
-                else:  # in this thread, which an interrupt ends
+                predicted = others.submit(self._predict, job) if at_once > 1 else None
+                if predicted is None:  # in this thread, which an interrupt ends
                     self._predict(job)
                 written = writer.submit(self._finish, job, predicted)
                 if is_aside:
@@ -333,11 +331,13 @@ class _Run:
         """
         if self.is_over:
             return None, None
-        self.is_over = True
-        if predicted is not None:
-            predicted.result()
-        renewed = [self._finish_part(job, part) for part in job.parts]
-        self.is_over = False
+        try:
+            if predicted is not None:
+                predicted.result()
+            renewed = [self._finish_part(job, part) for part in job.parts]
+        except BaseException:
+            self.is_over = True
+            raise
         errors = [part.error for part in job.parts if part.error is not None]
         if errors:
             self.outcome.failed.append((job.photo, errors[0]))

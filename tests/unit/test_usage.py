@@ -289,3 +289,14 @@ def test_a_settings_file_predicts(tmp_path: Path, onnx_checkpoint: Path, capsys:
     assert "--config is given 2 times" in capsys.readouterr().err
     assert run(["predict", "--config", str(path), "a.png"]) == 2
     assert "--output-dir" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_wrong_usage_is_one_line_whatever_the_parser_tells(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def changed(argument: object) -> str:
+        raise AttributeError("lowered")
+
+    monkeypatch.setattr("openmarigold.cli.usage._explained", changed)
+    assert run([*PREDICT, "--ensemble-size", "many"]) == 2
+    assert capsys.readouterr().err == "error: wrong usage. See `openmarigold predict --help`\n"

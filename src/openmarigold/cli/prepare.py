@@ -230,28 +230,24 @@ def _reader(command: _Preparation) -> tuple[RawReader, dict[str, Any]]:
     source, listed = command.source, None if command.list is None else read_list(command.list)
     if isinstance(command, PrepareHypersim):
         maps = (hypersim.DEPTH_MAPS, hypersim_normals.NORMALS_MAPS, hypersim_lighting.LIGHTING_MAPS)
-        about, reader = (
-            hypersim.ABOUT,
-            hypersim.HypersimReader(
-                source,
-                split=command.split,
-                split_csv=command.split_csv,
-                listed=listed,
-                scenes=command.scenes,
-                maps={one.modality: one for one in maps}[command.modality],
-            ),
+        about = hypersim.ABOUT
+        reader: RawReader = hypersim.HypersimReader(
+            source,
+            split=command.split,
+            split_csv=command.split_csv,
+            listed=listed,
+            scenes=command.scenes,
+            maps={one.modality: one for one in maps}[command.modality],
         )
     elif isinstance(command, PrepareVirtualKitti2):
-        about, reader = (
-            vkitti2.ABOUT,
-            vkitti2.VirtualKitti2Reader(
-                source,
-                split=command.split,
-                scenes=command.scenes,
-                variants=command.variants,
-                listed=listed,
-                crop=command.crop == "kitti",
-            ),
+        about = vkitti2.ABOUT
+        reader = vkitti2.VirtualKitti2Reader(
+            source,
+            split=command.split,
+            scenes=command.scenes,
+            variants=command.variants,
+            listed=listed,
+            crop=command.crop == "kitti",
         )
     elif isinstance(command, PrepareInteriorVerse):
         about = interiorverse.ABOUT

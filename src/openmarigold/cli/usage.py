@@ -40,7 +40,11 @@ def plain_refusals(argv: Sequence[str], command: Any) -> Iterator[None]:
             if isinstance(error, OpenMarigoldError):
                 raise error from None
             error = error.__cause__ or error.__context__
-        raise InvalidValueError(wrong_usage(_found(event), argv, commands_of(command))) from None
+        try:
+            found = _found(event)
+        except (ImportError, AttributeError, TypeError):  # as above: what an event holds may change, too
+            found = "wrong usage"
+        raise InvalidValueError(wrong_usage(found, argv, commands_of(command))) from None
 
     with on_parse_error(refuse):
         yield

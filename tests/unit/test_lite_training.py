@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
+from openmarigold.data.encodings import MapEncoding
+from openmarigold.data.shard_writer import NewSample, ShardWriter
 from openmarigold.errors import DataError, MissingExtraError, RecipeError
 from openmarigold.modalities import DEPTH
 from openmarigold.networks.backbone import decode_from_latent, load_image_encoder, load_unet
@@ -20,12 +23,12 @@ from openmarigold.networks.image_encoder import EfficientNetLiteEncoder, publish
 from openmarigold.training import dry_run, train
 from openmarigold.training.lite.autoencoder import keep_output_exact
 from openmarigold.training.lite.loss import aligned, farness, pair_loss, point_loss
-from openmarigold.training.lite.recipes import ImageEncoderConfig, ViewConfig
+from openmarigold.training.lite.recipes import ImageEncoderConfig, LiteRecipe, ViewConfig
 from openmarigold.training.lite.samples import Samples, cut_depth, draw_views, make_views
-from openmarigold.training.lite.task import start_encoder
+from openmarigold.training.lite.task import LiteTask, start_encoder
 from openmarigold.training.recipe import parse_recipe, read_recipe, to_table
 from openmarigold.training.settings import DataConfig
-from openmarigold.training.views import Mixture
+from openmarigold.training.views import BatchSlice, Mixture
 from tiny import make_vae
 from training_data import LITE, LOG_AUTOENCODER, write_training_data
 
@@ -319,6 +322,40 @@ def test_training_goes_on_from_a_checkpoint_of_the_same_autoencoder(
     rows = [json.loads(line) for line in (workspace / "whole" / "metrics.jsonl").read_text().splitlines()]
     first = json.loads((tmp_path / "further" / "metrics.jsonl").read_text().splitlines()[0])
     assert first["loss"] < rows[0]["loss"]  # the same views and noise, by weights that have learned
+
+
+def test_pixels_of_which_a_model_was_unsure_are_not_asked_to_be_far(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(workspace)
+    write_training_data(tmp_path)
+    rows, columns = np.mgrid[0:48, 0:64]
+    encodings = {"depth": MapEncoding(kind="float32")}
+    writer = ShardWriter(tmp_path / "labels", name="labels", split="train", encodings=encodings, settings={})
+    writer.begin()
+    for number in range(4):
+        rgb = np.full((48, 64, 3), 60 * number, dtype=np.uint8)
+        maps = {"depth": np.where(rows < 24, 0, 1.0 + columns / 64).astype(np.float32)}
+        writer.write(number, [NewSample(key=f"s-{number}", kind="photos", scene="s", rgb=rgb, maps=maps)])
+    writer.finish(4, {"unknown_is_far": False})
+    both = LITE.replace("synthetic = 1.0", "synthetic = 0.5, labels = 0.5")
+    (tmp_path / "both.toml").write_text(both)
+    recipe = read_recipe(tmp_path / "both.toml")
+    assert isinstance(recipe, LiteRecipe)
+    task = LiteTask(recipe, data_dir=tmp_path, accelerator=Accelerator(cpu=True))
+    batch = task.batch(BatchSlice(step=0, micro_step=0, group_size=4, rows=slice(0, 4)))
+    of_labels = (batch["rgb"] == batch["rgb"][:, :1, :1, :1]).all(axis=(1, 2, 3))  # of one color
+    assert 0 < of_labels.sum() < 4
+    assert batch["far_weight"].tolist() == np.where(of_labels, 0, np.float32(recipe.loss.far_weight)).tolist()
+
+    answer = torch.zeros(2, 1, 32, 32)
+    target = torch.ones(2, 1, 32, 32)
+    target[:, :, :8] = torch.nan
+    answer[:, :, :8] = -3.0  # much nearer than all that is known
+    weights = {"gradient_weight": 1.0, "far_weight": torch.tensor([0.0, 0.5])}
+    for found in (point_loss(answer, target, **weights), pair_loss(answer, answer, target, **weights)):
+        assert found[0] == pytest.approx(0, abs=1e-6)
+        assert found[1] > 0.5
 
 
 def test_a_start_with_another_autoencoder_is_refused(

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from openmarigold.cli.label import Label, run_label
 from openmarigold.cli.prepare import Normals, Prepare, run_normals, run_prepare
 from openmarigold.cli.terminal import EXIT_SOME_FAILED, print_table, progress_bar, say
 from openmarigold.errors import DataError, InvalidValueError
@@ -85,6 +86,7 @@ class Data:
         | Annotated[ListSets, tyro.conf.subcommand("list", prefix_name=False)]
         | Annotated[Prepare, tyro.conf.subcommand("prepare", prefix_name=False)]
         | Annotated[Normals, tyro.conf.subcommand("normals", prefix_name=False)]
+        | Annotated[Label, tyro.conf.subcommand("label", prefix_name=False)]
         | Annotated[Verify, tyro.conf.subcommand("verify", prefix_name=False)]
         | Annotated[Preview, tyro.conf.subcommand("preview", prefix_name=False)]
         | Annotated[Statistics, tyro.conf.subcommand("statistics", prefix_name=False)]
@@ -112,6 +114,8 @@ def run_data(command: Data) -> int:
         return run_prepare(chosen.what)
     elif isinstance(chosen, Normals):
         run_normals(chosen)
+    elif isinstance(chosen, Label):
+        return run_label(chosen)
     elif isinstance(chosen, Verify):
         return _verify(chosen)
     elif isinstance(chosen, Statistics):

@@ -16,7 +16,7 @@ from openmarigold.cli.engines import ray_engine
 from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar, say
 
 if TYPE_CHECKING:
-    from openmarigold.data.preparation import FrameFilter, RawReader
+    from openmarigold.data.preparation import FrameFilter, Prepared, RawReader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,6 @@ class Normals:
 def run_prepare(command: _Preparation) -> int:
     """Prints, and returns the exit status."""
     from openmarigold.data.preparation import PUBLISHED_COUNT, prepare
-    from openmarigold.data.shard_writer import REJECTED_FILE
 
     reader, facts = _reader(command)
     workers = command.workers or os.cpu_count() or 1
@@ -159,20 +158,28 @@ def run_prepare(command: _Preparation) -> int:
             progress=progress,
             note=note,
         )
+    status, left_out = say_prepared(prepared, command.dest, frames="frames"), prepared.manifest["counts"]["left_out"]
+    if isinstance(command, PrepareHypersim) and _is_published(command) and left_out:
+        say("left out: " + ", ".join(f"{count} {reason}" for reason, count in left_out.items()))
+        if not command.scenes and command.limit is None:
+            say(f"for comparison: the authors chose {PUBLISHED_COUNT:,} of about 59,000 frames by this filter")
+    return status
+
+
+def say_prepared(prepared: Prepared, folder: Path, *, frames: str) -> int:
+    """Prints what a set holds and what it lacks, and returns the exit status."""
+    from openmarigold.data.shard_writer import REJECTED_FILE
+
     counts = prepared.manifest["counts"]
     defective = sum(counts["defective"].values())
     reused = f" ({prepared.num_shards_kept} kept from before)" if prepared.num_shards_kept else ""
     say(
         f"{counts['samples']} samples of {len(counts['scenes'])} scenes in {len(prepared.manifest['shards'])} "
-        f"shards{reused}, {sum(counts['left_out'].values())} left out, {defective} defective: {command.dest}"
+        f"shards{reused}, {sum(counts['left_out'].values())} left out, {defective} defective: {folder}"
     )
-    if isinstance(command, PrepareHypersim) and _is_published(command) and counts["left_out"]:
-        say("left out: " + ", ".join(f"{count} {reason}" for reason, count in counts["left_out"].items()))
-        if not command.scenes and command.limit is None:
-            say(f"for comparison: the authors chose {PUBLISHED_COUNT:,} of about 59,000 frames by this filter")
     if defective:
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts["defective"].items())
-        say(f"{defective} defective frames ({reasons}); each in {command.dest / REJECTED_FILE}", error=True)
+        say(f"{defective} defective {frames} ({reasons}); each in {folder / REJECTED_FILE}", error=True)
     return EXIT_SOME_FAILED if defective else 0
 
 
@@ -199,7 +206,7 @@ def run_normals(command: Normals) -> None:
     """Prints what was made."""
     from openmarigold.data.normals import add_normals
 
-    words = ["openmarigold", "data", "normals", str(command.source), "DEST", *_options(command)]
+    words = ["openmarigold", "data", "normals", str(command.source), "DEST", *changed_options(command)]
     workers = command.workers or os.cpu_count() or 1
     with progress_bar("samples") as (progress, _):
         prepared = add_normals(
@@ -268,10 +275,10 @@ def _command_line(command: _Preparation) -> str:
         PrepareFolder: "folder",
     }
     words = ["openmarigold", "data", "prepare", names[type(command)], str(command.source), "DEST"]
-    return shlex.join([*words, *_options(command)])
+    return shlex.join([*words, *changed_options(command)])
 
 
-def _options(command: Any) -> list[str]:
+def changed_options(command: Any) -> list[str]:
     """The settings that are not the defaults, as words of a command line."""
     words: list[str] = []
     for field in dataclasses.fields(command):

@@ -71,7 +71,8 @@ class ShardedDataset:
 
         Attributes set: `name`, `keys`, `kinds`, `scenes` (lists, in the order of the shards), `sizes` (height and width
         of each sample), `contents` (one hash over all samples), `encodings` (of its maps, by name), `valid_range`
-        (values that training may use, exclusive; depth in meters), `shard_numbers`, `manifest`.
+        (values that training may use, exclusive; depth in meters), `unknown_is_far` (of pixels without depth),
+        `shard_numbers`, `manifest`.
 
         Raises:
             DataError: no prepared data set, or one whose manifest or index is damaged.
@@ -95,6 +96,7 @@ class ShardedDataset:
             self.scenes: list[str] = [scenes[code] for code in self._table["scene"].tolist()]
             self.shard_numbers: Int64[np.ndarray, " n"] = self._table["shard"].astype(np.int64)
             low, high = self.manifest.get("valid_range") or (0.0, None)
+            self.unknown_is_far = bool(self.manifest.get("unknown_is_far", True))
             self.valid_range = (float(low), float("inf") if high is None else float(high))
             self.sizes: Int64[np.ndarray, "n 2"] = self._table["size"].astype(np.int64)
             if len(self.keys) != self.manifest["counts"]["samples"]:

@@ -115,6 +115,8 @@ class Source:
             reader.valid_range if isinstance(reader, ShardedDataset) else (0.0, float("inf"))
         )
         """Values that training may use, exclusive (depth in meters), as a prepared data set states them."""
+        self.unknown_is_far: bool = not isinstance(reader, ShardedDataset) or reader.unknown_is_far
+        """Whether pixels without depth are sky or out of reach; in labels of a model they may be anything."""
         self.maps: tuple[str, ...] = (
             tuple(reader.encodings) if isinstance(reader, ShardedDataset) else SOURCES[name].maps
         )

@@ -195,7 +195,7 @@ class FolderReader:
             else:
                 frames.append(frame)
         notes = [*archive.notes, *archive.damage.values()]
-        return Listing(frames=_with_unique_keys(frames), rejected=rejected, notes=notes)
+        return Listing(frames=with_unique_keys(frames), rejected=rejected, notes=notes)
 
     def read(self, frame: RawFrame) -> RawSample:
         rgb = self._rgb(frame.files["rgb"])
@@ -288,7 +288,8 @@ def _frame(config: FolderConfig, name: str, fields: dict[str, str]) -> RawFrame:
     return RawFrame(name=name, key=key, kind=fill(config.kind), scene=fill(config.scene), files=files)
 
 
-def _with_unique_keys(frames: list[RawFrame]) -> list[RawFrame]:
+def with_unique_keys(frames: list[RawFrame]) -> list[RawFrame]:
+    """Frames whose keys are names of samples: too long or equal ones end in a hash of the frame's name."""
     counts = Counter(frame.key for frame in frames)
 
     def key(frame: RawFrame) -> str:

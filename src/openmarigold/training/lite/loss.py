@@ -117,7 +117,7 @@ def point_loss(
     target: Float[Tensor, "b c H W"],
     *,
     gradient_weight: float,
-    far_weight: float,
+    far_weight: float | Float[Tensor, " b"],
     by: Comparison = UP_TO_SCALE,
 ) -> Float[Tensor, " b"]:
     """Loss of single answers."""
@@ -132,7 +132,7 @@ def pair_loss(
     target: Float[Tensor, "b c H W"],
     *,
     gradient_weight: float,
-    far_weight: float,
+    far_weight: float | Float[Tensor, " b"],
     by: Comparison = UP_TO_SCALE,
 ) -> Float[Tensor, " b"]:
     """Energy score of two members: mean distance to the target, minus half their own.

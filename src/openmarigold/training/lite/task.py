@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from jaxtyping import Float
+from jaxtyping import Float, Float32, Int
 from torch import Tensor, nn
 
 from openmarigold.camera.conditions import CONDITIONS, ray_channels
@@ -180,6 +180,7 @@ class LiteTask:
             "code": self._samples.code[chosen[rows]],
             "noise": noise[rows],
             "is_pair": is_pair[rows],
+            "far_weight": self._far_weights(chosen[rows]),
             "seed": np.array([int(rng.integers(2**62)) + share.rows.start]),
         }
 
@@ -203,13 +204,22 @@ class LiteTask:
         )
         decoded = self._target.values(self._target.decode(self._vae, clean))
         one, first, second = decoded.split([len(alone), len(pairs), len(pairs)])
-        weights: Any = {"gradient_weight": config.gradient_weight, "far_weight": config.far_weight}
-        weights["by"] = self._target.compare
+        weights: Any = {"gradient_weight": config.gradient_weight, "by": self._target.compare}
+        far = batch["far_weight"]
         with torch.autocast(noise.device.type, enabled=False):
             errors = torch.cat(
-                [point_loss(one, target[alone], **weights), pair_loss(first, second, target[pairs], **weights)]
+                [
+                    point_loss(one, target[alone], far_weight=far[alone], **weights),
+                    pair_loss(first, second, target[pairs], far_weight=far[pairs], **weights),
+                ]
             )
         return Loss(errors.sum(), torch.tensor(float(len(errors)), device=errors.device))
+
+    def _far_weights(self, chosen: Int[np.ndarray, " n"]) -> Float32[np.ndarray, " n"]:
+        """What pixels without a value weigh: nothing where a model was unsure of them."""
+        mixture, weight = self.mixture, self._recipe.loss.far_weight
+        are_far = [mixture.sources[mixture.source_of(index)].unknown_is_far for index in chosen.tolist()]
+        return weight * np.array(are_far, dtype=np.float32)
 
     def save(self, directory: Path, *, final: bool = True) -> None:
         """Writes image encoder, U-Net and autoencoder as a checkpoint."""

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The paper's ablations at marigold-lite's size: small trainings of equal compute, and curves of a finished model.
+
+    python benchmarks/ablations.py train prior noise data labels --data-dir DATA --benchmark BENCHMARK --output DIR
+    python benchmarks/ablations.py curves --benchmark BENCHMARK --output DIR [--checkpoint FOLDER]
+    python benchmarks/ablations.py report --output DIR [--pictures docs/images]
+
+`train` trains each arm of the named comparisons with each seed (recipe `recipes/ablation.toml` with the arm's changes)
+and scores it on the benchmark and, where given, on a prepared set of held-out renders. `curves` scores a checkpoint at
+1 to 50 denoising steps and with 1 to 20 members. Both append lines to `DIR/results.jsonl` and leave out what stands
+there, so an interrupted run goes on. `report` prints tables (mean and spread over seeds) and draws plots.
+
+DATA holds `synthetic/train-*.tar`; `labels` also needs `labels/`, a set of `openmarigold data label`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openmarigold import Predictor, evaluate, train
+from openmarigold.evaluation.estimators import Estimator, predictor_estimator
+
+RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "ablation.toml"
+LITE = RECIPE.parent.parent / "src" / "openmarigold" / "weights" / "marigold-lite"
+_BOTH = "data.sources={ synthetic = 0.5, labels = 0.5 }"
+_FURTHER = (f'start="{LITE}"', "encoder.frozen=true", "optimization.learning_rate=2e-4", "loss.pair_share=0.2")
+GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
+    "prior": {
+        "random weights": ('encoder.weights="random"', "encoder.learning_rate_factor=1.0", "encoder.frozen_stages=0"),
+        "ImageNet, frozen": ("encoder.learning_rate_factor=0.0",),
+        "ImageNet, fine-tuned": (),
+    },
+    "noise": {
+        "zeros": (),
+        "zeros, two of five Gaussian": ("loss.pair_share=0.4",),
+        "Gaussian": ("loss.pair_share=1.0",),
+    },
+    "data": {
+        "176 pairs": ("data.num_samples={ synthetic = 176 }",),
+        "353 pairs": ("data.num_samples={ synthetic = 353 }",),
+        "705 pairs": ("data.num_samples={ synthetic = 705 }",),
+        "1,411 pairs": (),
+    },
+    "labels": {
+        "further on renders alone": _FURTHER,
+        "further with its own labels of photos": (*_FURTHER, _BOTH),
+    },
+}
+"""Comparisons: what each arm changes in the recipe. The encoder of an arm with random weights learns all of it at the
+full rate, since it knows nothing that should be kept."""
+STEPS = (1, 2, 4, 10, 25, 50)
+MEMBERS = (1, 2, 3, 5, 10, 20)
+_PROTOCOLS = {"depth": "marigold", "log": "log"}
+
+
+def main() -> None:
+    """Runs one part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("train", "curves", "report"))
+    parser.add_argument("groups", nargs="*", help=f"of train: {', '.join(GROUPS)}")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--benchmark", type=Path)
+    parser.add_argument("--checkpoint", type=Path, default=LITE)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--set", action="append", default=[], help="changes the recipe of every arm")
+    parser.add_argument("--pictures", type=Path)
+    words = parser.parse_args()
+    words.output.mkdir(parents=True, exist_ok=True)
+    if unknown := set(words.groups) - GROUPS.keys():
+        parser.error(f"no comparison {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}")
+    needed = {"train": ("data_dir", "benchmark"), "curves": ("benchmark",), "report": ()}[words.part]
+    if missing := [name for name in needed if getattr(words, name) is None]:
+        parser.error(f"{words.part} needs {', '.join('--' + name.replace('_', '-') for name in missing)}")
+    {"train": train_groups, "curves": curves, "report": report}[words.part](words)
+
+
+def train_groups(words: argparse.Namespace) -> None:
+    """Trains and scores every arm; the seeds of all arms first, so that an early end leaves whole comparisons."""
+    done = {(row["group"], row["arm"], row["seed"]) for row in rows(words.output)}
+    for group in words.groups:
+        for seed in range(1, words.seeds + 1):
+            for arm, changes in GROUPS[group].items():
+                if (group, arm, seed) in done:
+                    continue
+                folder = words.output / group / f"{arm.replace(' ', '-').replace(',', '')}-{seed}"
+                start = time.perf_counter()
+                overrides = [*changes, f"seed={seed}", *words.set]
+                found = train(RECIPE, data_dir=words.data_dir, output_dir=folder, overrides=overrides, device="cpu")
+                assert found is not None
+                seconds = round(time.perf_counter() - start)
+                add(words.output, group=group, arm=arm, seed=seed, seconds=seconds, **scores(words.benchmark, found))
+
+
+def curves(words: argparse.Namespace) -> None:
+    """Scores a checkpoint at several numbers of steps (from zeros and from noise) and of members."""
+    done = {(row["group"], row["arm"], row.get("x")) for row in rows(words.output)}
+    for start in ("zeros", "gaussian"):
+        for count in STEPS:
+            if ("steps", start, count) not in done:
+                options = {"num_inference_steps": count, "start_noise": start}
+                found = scores(words.benchmark, words.checkpoint, **options)
+                add(words.output, group="steps", arm=start, x=count, seed=0, **found)
+    for arm, mirror in (("members mirrored by turns", True), ("not mirrored", False)):
+        for count in MEMBERS:
+            if ("members", arm, count) not in done:
+                found = scores(words.benchmark, words.checkpoint, ensemble_size=count, ensemble_mirror=mirror)
+                add(words.output, group="members", arm=arm, x=count, seed=0, **found)
+
+
+def scores(benchmark: Path, checkpoint: Path, **options: Any) -> dict[str, float]:
+    """AbsRel and delta1 [%] of two protocols."""
+    has_onnx = (checkpoint / "unet" / "unet.onnx").exists()
+    predictor = Predictor.load(checkpoint, engine="auto" if has_onnx else "torch")
+    estimator = predictor_estimator(predictor, **options)
+    kept: dict[bytes, Any] = {}
+
+    def once(rgb: np.ndarray) -> Any:
+        key = hashlib.sha256(rgb.tobytes()).digest()
+        kept.setdefault(key, None)
+        if kept[key] is None:
+            kept[key] = estimator(rgb)
+        return kept[key]
+
+    found = {}
+    for name, protocol in _PROTOCOLS.items():
+        means = evaluate(benchmark, Estimator(once, estimator.invariance, estimator.modality), protocol=protocol)
+        everywhere = means.kinds["all"].metrics
+        found |= {f"{name}_abs_rel": 100 * everywhere["abs_rel"], f"{name}_delta1": 100 * everywhere["delta1"]}
+    return {key: round(value, 3) for key, value in found.items()}
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """What was measured."""
+    path = folder / "results.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def add(folder: Path, **row: Any) -> None:
+    """Keeps and prints a measurement."""
+    with (folder / "results.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    print(json.dumps(row), flush=True)
+
+
+def report(words: argparse.Namespace) -> None:
+    """Prints tables of all measurements, and draws a plot of each comparison where a folder is given."""
+    found = rows(words.output)
+    for group in dict.fromkeys(row["group"] for row in found):
+        lines = dict(of_group([row for row in found if row["group"] == group]))
+        print(f"\n| {group} | seeds | AbsRel | delta1 | AbsRel, log | delta1, log |\n|---|---|---|---|---|---|")
+        for (arm, x), values in lines.items():
+            cells = [_cell([row[name] for row in values]) for name in _NAMES]
+            print(f"| {arm}{'' if x is None else f', {x}'} | {len(values)} | {' | '.join(cells)} |")
+        if words.pictures is not None:
+            draw(group, lines, words.pictures / f"ablation-{group}.png")
+
+
+_NAMES = tuple(f"{name}_{score}" for name in _PROTOCOLS for score in ("abs_rel", "delta1"))
+_Key = tuple[str, int | None]
+
+
+def of_group(found: list[dict[str, Any]]) -> Iterator[tuple[_Key, list[dict[str, Any]]]]:
+    """Measurements by arm and place on the curve, over seeds."""
+    for key in dict.fromkeys((row["arm"], row.get("x")) for row in found):
+        yield key, [row for row in found if (row["arm"], row.get("x")) == key]
+
+
+def _cell(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
+
+
+def draw(group: str, lines: dict[_Key, list[dict[str, Any]]], path: Path) -> None:
+    """A curve for each arm, or a point for each seed of each arm."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot, ticker
+
+    figure, axes = pyplot.subplots(figsize=(5.2, 2.8), layout="constrained")
+    if any(x is not None for _, x in lines):
+        for arm in dict.fromkeys(arm for arm, _ in lines):
+            points = [(x, values[0][_NAMES[0]]) for (name, x), values in lines.items() if name == arm]
+            axes.plot(*zip(*points, strict=True), marker="o", label=arm)
+        axes.set_xscale("log")
+        axes.set_xticks(sorted({x for _, x in lines if x is not None}))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(ticker.NullLocator())
+        axes.set_xlabel("denoising steps" if group == "steps" else "members")
+        axes.set_ylabel("AbsRel [%]")
+        axes.legend(frameon=False)
+    else:
+        for place, values in enumerate(lines.values()):
+            points = [row[_NAMES[0]] for row in values]
+            axes.plot(points, [place] * len(points), "o", alpha=0.6)
+            axes.plot([statistics.mean(points)], [place], "k|", markersize=16)
+        axes.set_yticks(range(len(lines)), [arm for arm, _ in lines])
+        axes.invert_yaxis()
+        axes.margins(y=0.25)
+        axes.set_xlabel("AbsRel [%], a point a seed, | their mean")
+    axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    main()

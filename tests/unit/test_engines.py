@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from openmarigold import engines
@@ -33,6 +34,8 @@ from openmarigold.predictor import Predictor
 from openmarigold.predictor.run import predict_files
 from openmarigold.results.provenance import read_provenance
 from tiny import make_photo, make_vae
+
+PHOTO = Path(__file__).resolve().parents[2] / "examples" / "photos" / "hotel-room.jpg"
 
 
 @pytest.fixture(autouse=True)
@@ -196,6 +199,46 @@ def test_a_damaged_compile_cache_is_removed(onnx_checkpoint: Path, cache: Path) 
         blob.chmod(0o644)
         blob.write_bytes(blob.read_bytes()[:100] + b"\0" * 50)
     np.testing.assert_array_equal(Predictor.load(onnx_checkpoint, engine="openvino")(rgb).depth, first)
+
+
+@pytest.mark.parametrize("kind", ["depth", pytest.param("normals", marks=pytest.mark.slow)])
+def test_bfloat16_after_float32_and_before_it(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO's cache took a network that was compiled for float32 also for bfloat16, and ended the process."""
+    if not pytest.importorskip("openmarigold.engines.openvino").computes_in_bfloat16():
+        pytest.skip("this CPU has no bfloat16")
+    found: dict[tuple[str, str], list[np.ndarray]] = {}
+    for order in [("float32", "bfloat16"), ("bfloat16", "float32")]:
+        monkeypatch.setenv("OPENMARIGOLD_CACHE_DIR", str(tmp_path / order[0]))
+        for dtype in order:
+            found[order[0], dtype] = maps_by_another_process(kind, dtype, tmp_path)
+    for first in ("float32", "bfloat16"):
+        for exact, same, rounded in zip(
+            found["float32", "float32"], found[first, "float32"], found[first, "bfloat16"], strict=True
+        ):
+            np.testing.assert_array_equal(same, exact)
+            assert 0 < np.abs(rounded - exact).mean() < 0.02 * np.abs(exact).mean()
+
+
+def maps_by_another_process(kind: str, dtype: str, folder: Path) -> list[np.ndarray]:
+    """What the embedded model predicts with OpenVINO for a real photo and images of several sizes, odd ones too."""
+    sizes = [(256, 256), (384, 256), (800, 256), (321, 481), (64, 64), (97, 333)]
+    with Image.open(PHOTO) as photo:
+        photos = [np.asarray(photo.convert("RGB")), *(make_photo(height, width) for height, width in sizes)]
+    code = (
+        "import sys\nimport numpy as np\nfrom openmarigold.checkpoints.checkpoint import EMBEDDED_DIRS\n"
+        "from openmarigold.predictor import Predictor\nkind, dtype, source, target = sys.argv[1:]\n"
+        "predictor = Predictor.load(EMBEDDED_DIRS[kind], engine='openvino', dtype=dtype)\n"
+        "with np.load(source) as photos:\n"
+        "    np.savez(target, *[predictor(photos[name]).maps[kind] for name in photos.files])\n"
+    )
+    np.savez(folder / "photos.npz", *photos)
+    line = [sys.executable, "-c", code, kind, dtype, str(folder / "photos.npz"), str(folder / "maps.npz")]
+    result = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, f"{dtype}: {result.stderr}"
+    with np.load(folder / "maps.npz") as maps:
+        found = [maps[name].astype(np.float64) for name in maps.files]
+    assert [each.shape[:2] for each in found] == [photo.shape[:2] for photo in photos]
+    return found
 
 
 @pytest.mark.slow

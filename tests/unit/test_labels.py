@@ -42,7 +42,7 @@ def label(photos: Path, dest: Path, *more: str) -> int:
 
 def test_photos_become_samples_of_the_ensembles_depth(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     photos = write_photos(tmp_path / "photos")
-    assert label(photos, tmp_path / "set", "--max-uncertainty", "0.05", "--min-valid", "0.01") == 1  # one is cut
+    assert label(photos, tmp_path / "set", "--max-uncertainty", "0.01", "--min-valid", "0.01") == 1  # one is cut
     assert "2 samples of 2 scenes" in capfd.readouterr().out
     data = ShardedDataset(tmp_path / "set")
     assert verify(tmp_path / "set", workers=1) == []
@@ -51,7 +51,7 @@ def test_photos_become_samples_of_the_ensembles_depth(tmp_path: Path, capfd: pyt
 
     found = Predictor.load()(photos / "wide.jpg", ensemble_size=2)
     assert found.uncertainty is not None
-    sure = found.uncertainty <= 0.05 * found.depth
+    sure = found.uncertainty <= 0.01 * found.depth
     depth = np.where(sure, found.depth / np.median(found.depth), 0)[:, 15:135]  # the middle 4:3 of 90x150
     rows, columns = ((np.arange(count) * 2 + 1) * side // (2 * count) for count, side in ((48, 90), (64, 120)))
     sample = data.read(1)

@@ -33,6 +33,7 @@ from openmarigold.data.readers.rgbd_folder import with_unique_keys
 from openmarigold.errors import DataError, ImageError, InvalidValueError
 from openmarigold.images.kinds import image_suffixes
 from openmarigold.images.photo import read_photo
+from openmarigold.modalities import find_modality
 from openmarigold.predictor import Predictor
 from openmarigold.results.prediction import Prediction
 
@@ -98,7 +99,8 @@ class LabelReader:
         if self._predictor is None:
             predictor = Predictor.from_config(self.config.model)
             predicts, invariance = predictor.modality, predictor.checkpoint.invariance
-            if [kind.name for kind in predicts.maps] != ["depth"] or invariance == "affine":
+            wanted = [kind.name for kind in find_modality(self.modality).maps]
+            if [kind.name for kind in predicts.maps] != wanted or invariance == "affine":
                 raise InvalidValueError(
                     f"{predictor.checkpoint.name} predicts {predicts.title} ({invariance}); labels need depth up to a "
                     "scale, whose zero is zero"

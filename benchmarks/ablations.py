@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The paper's ablations at marigold-lite's size: small trainings of equal compute, and curves of a finished model.
 
-    python benchmarks/ablations.py train prior noise data labels --data-dir DATA --benchmark BENCHMARK --output DIR
+    python benchmarks/ablations.py train prior noise data --data-dir DATA --benchmark BENCHMARK --output DIR
+    python benchmarks/ablations.py train labels --start runs/lite-2-depth/checkpoint ...
     python benchmarks/ablations.py curves --benchmark BENCHMARK --output DIR [--checkpoint FOLDER]
     python benchmarks/ablations.py report --output DIR [--pictures docs/images]
 
 `train` trains each arm of the named comparisons with each seed (recipe `recipes/ablation.toml` with the arm's changes)
-and scores it on the benchmark and, where given, on a prepared set of held-out renders. `curves` scores a checkpoint at
-1 to 50 denoising steps and with 1 to 20 members. Both append lines to `DIR/results.jsonl` and leave out what stands
-there, so an interrupted run goes on. `report` prints tables (mean and spread over seeds) and draws plots.
+and scores it on the benchmark. `curves` scores a checkpoint at 1 to 50 denoising steps and with 1 to 20 members. Both
+append lines to `DIR/results.jsonl` and leave out what stands there, so an interrupted run goes on. `report` prints
+tables (mean and spread over seeds) and draws plots.
 
-DATA holds `synthetic/train-*.tar`; `labels` also needs `labels/`, a set of `openmarigold data label`.
+DATA holds `synthetic/train-*.tar`. The comparison `labels` trains a model further; it also needs `labels/`, a set of
+`openmarigold data label`, and `--start`, a model that has not learned from labels, as the shipped one has.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from openmarigold.evaluation.estimators import Estimator, predictor_estimator
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "ablation.toml"
 LITE = RECIPE.parent.parent / "src" / "openmarigold" / "weights" / "marigold-lite"
 _BOTH = "data.sources={ synthetic = 0.5, labels = 0.5 }"
-_FURTHER = (f'start="{LITE}"', "encoder.frozen=true", "optimization.learning_rate=2e-4", "loss.pair_share=0.2")
+_FURTHER = ("encoder.frozen=true", "optimization.learning_rate=2e-4", "loss.pair_share=0.2")
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "prior": {
         "random weights": ('encoder.weights="random"', "encoder.learning_rate_factor=1.0", "encoder.frozen_stages=0"),
@@ -71,6 +73,7 @@ def main() -> None:
     parser.add_argument("--benchmark", type=Path)
     parser.add_argument("--checkpoint", type=Path, default=LITE)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="of the comparison labels: the checkpoint that is trained further")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], help="changes the recipe of every arm")
     parser.add_argument("--pictures", type=Path)
@@ -81,6 +84,8 @@ def main() -> None:
     needed = {"train": ("data_dir", "benchmark"), "curves": ("benchmark",), "report": ()}[words.part]
     if missing := [name for name in needed if getattr(words, name) is None]:
         parser.error(f"{words.part} needs {', '.join('--' + name.replace('_', '-') for name in missing)}")
+    if words.part == "train" and "labels" in words.groups and words.start is None:
+        parser.error("labels needs --start")
     {"train": train_groups, "curves": curves, "report": report}[words.part](words)
 
 
@@ -94,7 +99,9 @@ def train_groups(words: argparse.Namespace) -> None:
                     continue
                 folder = words.output / group / f"{arm.replace(' ', '-').replace(',', '')}-{seed}"
                 start = time.perf_counter()
-                overrides = [*changes, f"seed={seed}", *words.set]
+                overrides = [f'autoencoder="{LITE}"', *changes, f"seed={seed}", *words.set]
+                if group == "labels":
+                    overrides.append(f'start="{words.start}"')
                 found = train(RECIPE, data_dir=words.data_dir, output_dir=folder, overrides=overrides, device="cpu")
                 assert found is not None
                 seconds = round(time.perf_counter() - start)
@@ -126,15 +133,14 @@ def scores(benchmark: Path, checkpoint: Path, **options: Any) -> dict[str, float
 
     def once(rgb: np.ndarray) -> Any:
         key = hashlib.sha256(rgb.tobytes()).digest()
-        kept.setdefault(key, None)
-        if kept[key] is None:
+        if key not in kept:
             kept[key] = estimator(rgb)
         return kept[key]
 
     found = {}
     for name, protocol in _PROTOCOLS.items():
-        means = evaluate(benchmark, Estimator(once, estimator.invariance, estimator.modality), protocol=protocol)
-        everywhere = means.kinds["all"].metrics
+        scored = evaluate(benchmark, Estimator(once, estimator.invariance, estimator.modality), protocol=protocol)
+        everywhere = scored.kinds["all"].metrics
         found |= {f"{name}_abs_rel": 100 * everywhere["abs_rel"], f"{name}_delta1": 100 * everywhere["delta1"]}
     return {key: round(value, 3) for key, value in found.items()}
 

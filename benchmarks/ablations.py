@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The paper's ablations at marigold-lite's size: small trainings of equal compute, and curves of a finished model.
 
-    python benchmarks/ablations.py train prior noise data --data-dir DATA --benchmark BENCHMARK --output DIR
+    python benchmarks/ablations.py train prior start data --data-dir DATA --benchmark BENCHMARK --output DIR
     python benchmarks/ablations.py train labels --start runs/lite-2-depth/checkpoint ...
     python benchmarks/ablations.py curves --benchmark BENCHMARK --output DIR [--checkpoint FOLDER]
     python benchmarks/ablations.py report --output DIR [--pictures docs/images]
@@ -21,7 +21,6 @@ import argparse
 import hashlib
 import json
 import statistics
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,14 +33,26 @@ from openmarigold.evaluation.estimators import Estimator, predictor_estimator
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "ablation.toml"
 LITE = RECIPE.parent.parent / "src" / "openmarigold" / "weights" / "marigold-lite"
 _BOTH = "data.sources={ synthetic = 0.5, labels = 0.5 }"
-_FURTHER = ("encoder.frozen=true", "optimization.learning_rate=2e-4", "loss.pair_share=0.2")
+_DENOISING = ('loss.objective="denoising"',)
+_FURTHER = (
+    "encoder.frozen=true",
+    "data.size=[256, 320]",
+    "checkpoint.processing_resolution=256",
+    "optimization.num_steps=120",
+    "optimization.batch_size=12",
+    "optimization.micro_batch_size=6",
+    "optimization.learning_rate=1.5e-4",
+    "loss.pair_share=0.2",
+    "loss.gradient_weight=2.0",
+)
+"""The last stage of marigold-lite, shorter."""
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "prior": {
         "random weights": ('encoder.weights="random"', "encoder.learning_rate_factor=1.0", "encoder.frozen_stages=0"),
         "ImageNet, frozen": ("encoder.learning_rate_factor=0.0",),
         "ImageNet, fine-tuned": (),
     },
-    "noise": {
+    "start": {
         "zeros": (),
         "zeros, two of five Gaussian": ("loss.pair_share=0.4",),
         "Gaussian": ("loss.pair_share=1.0",),
@@ -52,6 +63,17 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "705 pairs": ("data.num_samples={ synthetic = 705 }",),
         "1,411 pairs": (),
     },
+    "objective": {
+        "end to end": (),
+        "denoising, v": _DENOISING,
+        "denoising, x0": (*_DENOISING, 'timesteps.prediction_type="sample"'),
+        "denoising, v, half at the last timestep": (*_DENOISING, "timesteps.last_share=0.5"),
+    },
+    "noise": {
+        "annealed multi-resolution": _DENOISING,
+        "multi-resolution": (*_DENOISING, "noise.annealed=false"),
+        "Gaussian": (*_DENOISING, "noise.strength=0.0"),
+    },
     "labels": {
         "further on renders alone": _FURTHER,
         "further with its own labels of photos": (*_FURTHER, _BOTH),
@@ -59,6 +81,15 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 """Comparisons: what each arm changes in the recipe. The encoder of an arm with random weights learns all of it at the
 full rate, since it knows nothing that should be kept."""
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    group: {
+        ", 1 step": {"num_inference_steps": 1},
+        ", 4 steps": {"num_inference_steps": 4},
+        ", 4 steps, 5 members": {"num_inference_steps": 4, "ensemble_size": 5, "ensemble_noise_scale": 1.0},
+    }
+    for group in ("objective", "noise")
+}
+"""How the models of a comparison are used, where not as their checkpoints recommend."""
 STEPS = (1, 2, 4, 10, 25, 50)
 MEMBERS = (1, 2, 3, 5, 10, 20)
 _PROTOCOLS = {"depth": "marigold", "log": "log"}
@@ -90,22 +121,27 @@ def main() -> None:
 
 
 def train_groups(words: argparse.Namespace) -> None:
-    """Trains and scores every arm; the seeds of all arms first, so that an early end leaves whole comparisons."""
+    """Trains and scores every arm; one seed of all arms first, so that an early end leaves whole comparisons.
+
+    Arms of two comparisons that change the same are trained once.
+    """
     done = {(row["group"], row["arm"], row["seed"]) for row in rows(words.output)}
     for group in words.groups:
+        settings = SETTINGS.get(group, {"": {}})
         for seed in range(1, words.seeds + 1):
             for arm, changes in GROUPS[group].items():
-                if (group, arm, seed) in done:
+                missing = [name for name in settings if (group, arm + name, seed) not in done]
+                if not missing:
                     continue
-                folder = words.output / group / f"{arm.replace(' ', '-').replace(',', '')}-{seed}"
-                start = time.perf_counter()
-                overrides = [f'autoencoder="{LITE}"', *changes, f"seed={seed}", *words.set]
-                if group == "labels":
-                    overrides.append(f'start="{words.start}"')
+                overrides = [*changes, *([f'start="{words.start}"'] if group == "labels" else []), *words.set]
+                digest = hashlib.sha256(json.dumps(sorted(overrides)).encode()).hexdigest()[:12]
+                folder = words.output / "runs" / f"{digest}-{seed}"
+                overrides += [f"seed={seed}", f'autoencoder="{LITE}"']
                 found = train(RECIPE, data_dir=words.data_dir, output_dir=folder, overrides=overrides, device="cpu")
                 assert found is not None
-                seconds = round(time.perf_counter() - start)
-                add(words.output, group=group, arm=arm, seed=seed, seconds=seconds, **scores(words.benchmark, found))
+                for name in missing:
+                    measured = scores(words.benchmark, found, **settings[name])
+                    add(words.output, group=group, arm=arm + name, seed=seed, **measured)
 
 
 def curves(words: argparse.Namespace) -> None:

@@ -175,9 +175,11 @@ def make_task(
 
         return LogAutoencoderTask(recipe, data_dir=data_dir, accelerator=accelerator)
     if isinstance(recipe, LiteRecipe):
+        from openmarigold.training.lite.denoising import DenoisingLiteTask
         from openmarigold.training.lite.task import LiteTask
 
-        return LiteTask(recipe, data_dir=data_dir, accelerator=accelerator)
+        task = DenoisingLiteTask if recipe.loss.objective == "denoising" else LiteTask
+        return task(recipe, data_dir=data_dir, accelerator=accelerator)
     if isinstance(recipe, GeneratorRecipe):
         from openmarigold.training.nano.generator import GeneratorTask
 

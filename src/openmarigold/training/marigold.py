@@ -33,7 +33,7 @@ from openmarigold.training.latents import Latents
 from openmarigold.training.loss import PIXEL_LOSSES, Loss, masked_latent_loss
 from openmarigold.training.memory import activation_bytes
 from openmarigold.training.model_card import make_card, public_name
-from openmarigold.training.noise import draw_timesteps, multi_resolution_noise, noisy_latent_and_target
+from openmarigold.training.noise import draw_noise, draw_timesteps, noisy_latent_and_target
 from openmarigold.training.recipe import MarigoldRecipe
 from openmarigold.training.validation import Validation, ValidationPaths
 from openmarigold.training.views import BatchSlice, Mixture, View
@@ -193,15 +193,8 @@ class MarigoldTask:
         return timesteps, self._noise(rng, shape, timesteps)
 
     def _noise(self, rng: np.random.Generator, shape: tuple[int, int, int, int], timesteps: np.ndarray) -> np.ndarray:
-        config = self._recipe.noise
-        share = timesteps / self._schedule.num_train_timesteps if config.annealed else np.ones(shape[0])
-        noise = multi_resolution_noise(
-            shape,
-            strength=torch.from_numpy((config.strength * share).astype(np.float32)),
-            generator=torch.Generator().manual_seed(int(rng.integers(2**62))),
-            normalization=config.normalization,
-        )
-        return noise.numpy()
+        number = self._schedule.num_train_timesteps
+        return draw_noise(rng, shape, timesteps, config=self._recipe.noise, num_train_timesteps=number)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Loss:
         batch = self.latents.encoded(batch)

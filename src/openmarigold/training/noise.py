@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from openmarigold.diffusion import NoiseSchedule, add_noise, target
-from openmarigold.training.settings import TimestepConfig
+from openmarigold.training.settings import NoiseConfig, TimestepConfig
 
 MAX_LEVELS = 10
 
@@ -26,6 +26,25 @@ def draw_timesteps(
     """One timestep a sample: uniform, or the last one with probability `config.last_share`."""
     timesteps = rng.integers(0, num_train_timesteps, size=batch_size)
     return np.where(rng.random(batch_size) < config.last_share, num_train_timesteps - 1, timesteps)
+
+
+def draw_noise(
+    rng: np.random.Generator,
+    shape: tuple[int, int, int, int],
+    timesteps: np.ndarray,
+    *,
+    config: NoiseConfig,
+    num_train_timesteps: int,
+) -> np.ndarray:
+    """Multi-resolution noise [b C h w], its strength annealed by each sample's timestep where `config` says so."""
+    share = timesteps / num_train_timesteps if config.annealed else np.ones(shape[0])
+    noise = multi_resolution_noise(
+        shape,
+        strength=torch.from_numpy((config.strength * share).astype(np.float32)),
+        generator=torch.Generator().manual_seed(int(rng.integers(2**62))),
+        normalization=config.normalization,
+    )
+    return noise.numpy()
 
 
 def noisy_latent_and_target(

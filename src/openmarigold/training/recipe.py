@@ -23,26 +23,13 @@ from openmarigold.training.nano.recipes import AutoencoderRecipe, GeneratorRecip
 from openmarigold.training.settings import (
     DEFAULT_MODALITY,
     DataConfig,
+    NoiseConfig,
     OptimizationConfig,
     RunConfig,
     TimestepConfig,
-    is_share,
     require,
     require_each,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoiseConfig:
-    """Annealed multi-resolution noise. Paper: §3.3."""
-
-    strength: float = 0.9
-    annealed: bool = True
-    normalization: Literal["sample", "batch"] = "sample"
-    """Standard deviation over each sample, or over the whole batch as in the published code."""
-
-    def __post_init__(self) -> None:
-        require_each(self, is_share, "in [0, 1]", "strength")
 
 
 @dataclass(frozen=True, kw_only=True)

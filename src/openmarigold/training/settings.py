@@ -253,3 +253,16 @@ class TimestepConfig:
             'prediction_type="epsilon" is undefined at zero terminal SNR; set zero_terminal_snr = false or use '
             "v_prediction",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseConfig:
+    """Annealed multi-resolution noise. Paper: §3.3."""
+
+    strength: float = 0.9
+    annealed: bool = True
+    normalization: Literal["sample", "batch"] = "sample"
+    """Standard deviation over each sample, or over the whole batch as in the published code."""
+
+    def __post_init__(self) -> None:
+        require_each(self, is_share, "in [0, 1]", "strength")

@@ -11,6 +11,7 @@ from openmarigold.training.nano.recipes import AutoencoderModelConfig, UNetModel
 from openmarigold.training.settings import (
     DEFAULT_MODALITY,
     DataConfig,
+    NoiseConfig,
     OptimizationConfig,
     RunConfig,
     TimestepConfig,
@@ -108,6 +109,9 @@ class ImageEncoderConfig:
 class DistributionLossConfig:
     """What the model minimizes, see `loss.py`."""
 
+    objective: Literal["end_to_end", "denoising"] = "end_to_end"
+    """end_to_end: one step from the last timestep, decoded, against the maps. denoising: the paper's loss on latents,
+    at every timestep (`denoising.py`); the other values here do not matter then."""
     gradient_weight: float = 1.0
     """Of the errors of differences over 1, 2, 4, 8 and 16 pixels, in which edges count."""
     far_weight: float = 0.3
@@ -146,6 +150,9 @@ class LiteRecipe:
     unet: UNetModelConfig = field(default_factory=UNetModelConfig)
     loss: DistributionLossConfig = field(default_factory=DistributionLossConfig)
     timesteps: TimestepConfig = field(default_factory=TimestepConfig)
+    """end_to_end trains the last timestep alone; `last_share` is for denoising."""
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    """Of denoising; end_to_end starts from zeros and Gaussian noise."""
     checkpoint: LiteCheckpointConfig = field(default_factory=LiteCheckpointConfig)
     run: RunConfig = field(default_factory=RunConfig)
     start: str = ""
@@ -164,6 +171,16 @@ class LiteRecipe:
         _check_data(self.data, self.modality)
         require_each(self, is_share, "in [0, 1]", "decoder_learning_rate_factor")
         require(bool(self.start) or not self.start_without_middle, "start_without_middle needs start")
+        if self.loss.objective == "denoising":
+            require(
+                not self.decoder_learning_rate_factor,
+                'decoder_learning_rate_factor needs loss.objective = "end_to_end": a loss on latents does not see the '
+                "decoder",
+            )
+        else:
+            unused = [] if self.noise == NoiseConfig() else ["[noise]"]
+            unused += ["timesteps.last_share"] if self.timesteps.last_share else []
+            require(not unused, f'{" and ".join(unused)} has no effect with loss.objective "end_to_end"; leave it out')
 
 
 def _check_data(data: DataConfig, modality: str) -> None:

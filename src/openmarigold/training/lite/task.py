@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -45,11 +47,12 @@ from openmarigold.training.lite.samples import Samples, draw_views, make_views, 
 from openmarigold.training.lite.targets import relief_of_start, target_of
 from openmarigold.training.loss import Loss
 from openmarigold.training.nano.generator import make_prompt, make_unet
+from openmarigold.training.settings import TimestepConfig
 from openmarigold.training.views import BatchSlice, Mixture
 
 
 class ConditionedDenoiser(nn.Module):
-    """Image encoder and U-Net as one network: answers at the last timestep, for any number of starts an image."""
+    """Image encoder and U-Net as one network, for any number of starts an image."""
 
     def __init__(
         self,
@@ -73,20 +76,27 @@ class ConditionedDenoiser(nn.Module):
         start: Float[Tensor, "n C h w"],
         rows: Tensor,
         rays: Float[Tensor, "b r h w"] | None = None,
+        timesteps: Int[Tensor, " n"] | None = None,
     ) -> Float[Tensor, "n C h w"]:
-        """The U-Net's answer to each start; `rows` says which image it belongs to."""
+        """The U-Net's answer to each start; `rows` says which image it belongs to. `timesteps`: else the last one."""
         condition = self.encoder(image)
         if rays is not None:
             condition = torch.cat([condition, rays.to(condition.dtype)], dim=1)
         condition = condition[rows]
         context: Any = self.context
         sample = torch.cat([condition, start.to(condition.dtype)], dim=1)
-        timesteps = torch.full((len(start),), self._timestep, device=start.device)
+        if timesteps is None:
+            timesteps = torch.full((len(start),), self._timestep, device=start.device)
         return self.unet(sample, timesteps, encoder_hidden_states=context.expand(len(start), -1, -1)).sample.float()
 
 
 class LiteTask:
     """One step from zeros or noise to a map."""
+
+    inference: Mapping[str, Any] = MappingProxyType(
+        {"start_noise": "zeros", "ensemble_start_noise": "gaussian", "ensemble_noise_scale": 0.3}
+    )
+    """What model_index.json recommends."""
 
     def __init__(self, recipe: LiteRecipe, *, data_dir: DataFolder, accelerator: Accelerator) -> None:
         """Loads the data into memory, the autoencoder, and the published weights of the image encoder.
@@ -104,6 +114,11 @@ class LiteTask:
             relief_of_start(read_json(Path(recipe.start) / "model_index.json"), self._target) if recipe.start else 1
         )
         if relief != 1:
+            if recipe.loss.objective == "denoising":
+                raise RecipeError(
+                    f"{recipe.start} predicts maps of another unit, which the latents of the autoencoder are in; use "
+                    'loss.objective = "end_to_end"'
+                )
             scale_output(self._vae, relief)
         self._vae.to(accelerator.device, memory_format=torch.channels_last)
         modality = find_modality(recipe.modality)
@@ -114,7 +129,7 @@ class LiteTask:
             pack=self._target.pack,
             with_cameras=bool(recipe.condition_on),
         )
-        self._schedule = NoiseSchedule(rescale_betas_zero_snr=recipe.timesteps.zero_terminal_snr)
+        self._schedule = schedule_of(recipe.timesteps)
         self._embedding = (  # of a start, whose U-Net knows it
             load_empty_prompt_embedding(Path(recipe.start))
             if recipe.start
@@ -166,10 +181,8 @@ class LiteTask:
         stored = self._samples.code.shape[1:3]
         drawn = draw_views(rng, len(chosen), stored=stored, data=recipe.data, views=recipe.views)
         shape = (len(chosen), 2, latent_channels(self._vae), drawn.size[0] // 8, drawn.size[1] // 8)
-        noise = rng.standard_normal(shape, dtype=np.float32)
-        is_pair = np.zeros(len(chosen), dtype=bool)  # always as many: GPUs prepare for each size of batch
-        is_pair[rng.permutation(len(chosen))[: round(recipe.loss.pair_share * len(chosen))]] = True
-        arrays = {name: values[rows] for name, values in drawn.arrays.items()}
+        starts = self.draw_starts(rng, shape)
+        arrays = {name: values[rows] for name, values in {**drawn.arrays, **starts}.items()}
         if recipe.condition_on:
             views = zip(chosen[rows], arrays["affine"], strict=True)
             cameras = [view_camera(self._samples.cameras[index], affine, drawn.size) for index, affine in views]
@@ -178,20 +191,30 @@ class LiteTask:
             **arrays,
             "rgb": self._samples.rgb[chosen[rows]],
             "code": self._samples.code[chosen[rows]],
-            "noise": noise[rows],
-            "is_pair": is_pair[rows],
             "far_weight": self._far_weights(chosen[rows]),
             "seed": np.array([int(rng.integers(2**62)) + share.rows.start]),
         }
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Loss:
-        config, noise = self._recipe.loss, batch["noise"]
-        height, width = (8 * side for side in noise.shape[3:])
+    def draw_starts(self, rng: np.random.Generator, shape: tuple[int, int, int, int, int]) -> dict[str, np.ndarray]:
+        """What the U-Net starts from: two noises a sample [b 2 C h w], and which samples use them."""
+        noise = rng.standard_normal(shape, dtype=np.float32)
+        is_pair = np.zeros(shape[0], dtype=bool)  # always as many: GPUs prepare for each size of batch
+        is_pair[rng.permutation(shape[0])[: round(self._recipe.loss.pair_share * shape[0])]] = True
+        return {"noise": noise, "is_pair": is_pair}
+
+    def views(self, batch: dict[str, Tensor]) -> tuple[Float[Tensor, "b 3 H W"], Float[Tensor, "b c H W"]]:
+        """Images in [-1, 1], and what they show, NaN where it is unknown."""
+        noise = batch["noise"]
+        height, width = (8 * side for side in noise.shape[-2:])
         generator = torch.Generator(device=noise.device).manual_seed(int(batch["seed"]))
         image, target = make_views(
             batch["rgb"], batch["code"], batch, size=(height, width), generator=generator, cut=self._target.cut
         )
-        image = image.contiguous(memory_format=torch.channels_last)
+        return image.contiguous(memory_format=torch.channels_last), target
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Loss:
+        config, noise = self._recipe.loss, batch["noise"]
+        image, target = self.views(batch)
         alone, pairs = (~batch["is_pair"]).nonzero()[:, 0], batch["is_pair"].nonzero()[:, 0]
         start = torch.cat([torch.zeros_like(noise[alone, 0]), noise[pairs, 0], noise[pairs, 1]])
         rows = torch.cat([alone, pairs, pairs])
@@ -243,9 +266,7 @@ class LiteTask:
                 "default_processing_resolution": defaults.processing_resolution,
                 "default_final_step": "clean",
                 "processing_side": "shorter",
-                "start_noise": "zeros",
-                "ensemble_start_noise": "gaussian",
-                "ensemble_noise_scale": 0.3,
+                **self.inference,
                 "ensemble_mirror": True,
             },
             dtype=torch.float16 if defaults.half_precision else torch.float32,
@@ -255,6 +276,16 @@ class LiteTask:
         """Nothing: a checkpoint is scored by `openmarigold evaluate`."""
         del directory
         return {}
+
+
+def schedule_of(timesteps: TimestepConfig) -> NoiseSchedule:
+    """The noise schedule that is trained on, and written for prediction."""
+    answer = "v_prediction" if timesteps.prediction_type == "base" else timesteps.prediction_type
+    return NoiseSchedule(
+        rescale_betas_zero_snr=timesteps.zero_terminal_snr,
+        prediction_type=answer,
+        timestep_spacing=timesteps.spacing,
+    )
 
 
 def _start_networks(recipe: LiteRecipe, *, channels: int) -> tuple[EfficientNetLiteEncoder, UNet2DConditionModel]:

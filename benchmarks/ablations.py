@@ -77,6 +77,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "labels": {
         "further on renders alone": _FURTHER,
         "further with its own labels of photos": (*_FURTHER, _BOTH),
+        "the same, edges from renders alone": (*_FURTHER, _BOTH, "loss.gradient_weight_of={ labels = 0.0 }"),
     },
 }
 """Comparisons: what each arm changes in the recipe. The encoder of an arm with random weights learns all of it at the
@@ -85,7 +86,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     group: {
         ", 1 step": {"num_inference_steps": 1},
         ", 4 steps": {"num_inference_steps": 4},
-        ", 4 steps, 5 members": {"num_inference_steps": 4, "ensemble_size": 5, "ensemble_noise_scale": 1.0},
+        ", 4 steps, 5 members": {"num_inference_steps": 4, "ensemble_size": 5},
     }
     for group in ("objective", "noise")
 }
@@ -93,6 +94,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
 STEPS = (1, 2, 4, 10, 25, 50)
 MEMBERS = (1, 2, 3, 5, 10, 20)
 _PROTOCOLS = {"depth": "marigold", "log": "log"}
+_SCORES = ("abs_rel", "delta1", "boundary_f1")
 
 
 def main() -> None:
@@ -161,7 +163,7 @@ def curves(words: argparse.Namespace) -> None:
 
 
 def scores(benchmark: Path, checkpoint: Path, **options: Any) -> dict[str, float]:
-    """AbsRel and delta1 [%] of two protocols."""
+    """AbsRel, delta1 and boundary F1 [%] of two protocols."""
     has_onnx = (checkpoint / "unet" / "unet.onnx").exists()
     predictor = Predictor.load(checkpoint, engine="auto" if has_onnx else "torch")
     estimator = predictor_estimator(predictor, **options)
@@ -177,7 +179,7 @@ def scores(benchmark: Path, checkpoint: Path, **options: Any) -> dict[str, float
     for name, protocol in _PROTOCOLS.items():
         scored = evaluate(benchmark, Estimator(once, estimator.invariance, estimator.modality), protocol=protocol)
         everywhere = scored.kinds["all"].metrics
-        found |= {f"{name}_abs_rel": 100 * everywhere["abs_rel"], f"{name}_delta1": 100 * everywhere["delta1"]}
+        found |= {f"{name}_{score}": 100 * everywhere[score] for score in _SCORES}
     return {key: round(value, 3) for key, value in found.items()}
 
 
@@ -199,7 +201,8 @@ def report(words: argparse.Namespace) -> None:
     found = rows(words.output)
     for group in dict.fromkeys(row["group"] for row in found):
         lines = dict(of_group([row for row in found if row["group"] == group]))
-        print(f"\n| {group} | seeds | AbsRel | delta1 | AbsRel, log | delta1, log |\n|---|---|---|---|---|---|")
+        print(f"\n| {group} | seeds | AbsRel | delta1 | boundary F1 | AbsRel, log | delta1, log |")
+        print("|---|---|---|---|---|---|---|")
         for (arm, x), values in lines.items():
             cells = [_cell([row[name] for row in values]) for name in _NAMES]
             print(f"| {arm}{'' if x is None else f', {x}'} | {len(values)} | {' | '.join(cells)} |")
@@ -207,7 +210,7 @@ def report(words: argparse.Namespace) -> None:
             draw(group, lines, words.pictures / f"ablation-{group}.png")
 
 
-_NAMES = tuple(f"{name}_{score}" for name in _PROTOCOLS for score in ("abs_rel", "delta1"))
+_NAMES = ("depth_abs_rel", "depth_delta1", "depth_boundary_f1", "log_abs_rel", "log_delta1")
 _Key = tuple[str, int | None]
 
 

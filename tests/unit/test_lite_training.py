@@ -358,6 +358,37 @@ def test_pixels_of_which_a_model_was_unsure_are_not_asked_to_be_far(
         assert found[1] > 0.5
 
 
+def test_edges_that_a_model_drew_need_not_be_learned(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(workspace)
+    write_training_data(tmp_path)
+    (tmp_path / "synthetic" / "val-00.tar").symlink_to(tmp_path / "synthetic" / "train-00.tar")
+    text = LITE.replace("synthetic = 1.0", "synthetic = 0.5, synthetic-val = 0.5")
+    text = text.replace("[optimization]", "[loss]\ngradient_weight_of = { synthetic-val = 0.0 }\n\n[optimization]")
+    (tmp_path / "both.toml").write_text(text)
+    recipe = read_recipe(tmp_path / "both.toml")
+    assert isinstance(recipe, LiteRecipe)
+    task = LiteTask(recipe, data_dir=tmp_path, accelerator=Accelerator(cpu=True))
+    share = BatchSlice(step=0, micro_step=0, group_size=4, rows=slice(0, 4))
+    _, chosen, _ = task.mixture.choose("lite", share, 4)
+    drawn = [task.mixture.sources[task.mixture.source_of(index)].name for index in chosen.tolist()]
+    assert set(drawn) == {"synthetic", "synthetic-val"}
+    assert task.batch(share)["gradient_weight"].tolist() == [float(name == "synthetic") for name in drawn]
+
+    target = truth(2)
+    bent, weights = target.nan_to_num(), torch.tensor([0.0, 1.0])
+    bent[..., ::2] += 0.5  # wrong at every edge
+    for loss in (point_loss, lambda answer, *rest, **more: pair_loss(answer, answer, *rest, **more)):
+        found = loss(bent, target, gradient_weight=weights, far_weight=0.0)
+        flat, edged = (loss(bent, target, gradient_weight=weight, far_weight=0.0) for weight in (0.0, 1.0))
+        assert torch.allclose(found, torch.stack([flat[0], edged[1]])) and edged[1] > flat[1] + 0.04
+
+    (tmp_path / "unknown.toml").write_text(text.replace("{ synthetic-val = 0.0 }", "{ dawn = 0.0 }"))
+    with pytest.raises(RecipeError, match=r"gradient_weight_of names dawn, which data.sources does not have"):
+        read_recipe(tmp_path / "unknown.toml")
+
+
 def test_a_start_with_another_autoencoder_is_refused(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -24,7 +24,7 @@ from tiny import make_photo
 
 PREDICT = ("predict", "a.jpg", "-o", "out")
 CASES = [
-    ((*PREDICT, "--batch-size", "many"), "could be instantiated from ['many']. Got errors: - <class 'NoneType'>"),
+    ((*PREDICT, "--batch-size", "many"), "--batch-size: 'many' is not accepted; give --batch-size {None}|INT Ens"),
     (("inspect", "a", "b", "c"), "Unrecognized options: b, c. See `openmarigold inspect --help`"),
     (
         (*PREDICT, "--ensemble", "3"),
@@ -46,7 +46,7 @@ CASES = [
         ("checkpoint", "verify", "x", "--dtype", "y"),
         "--dtype; did you mean --dtype of `openmarigold checkpoint save`",
     ),
-    ((*PREDICT, "--ensemble-size", "x"), "--ensemble-size: invalid literal for int() with base 10: 'x'; give --ensem"),
+    ((*PREDICT, "--ensemble-size", "x"), "--ensemble-size: 'x' is not a whole number; give --ensem"),
     ((*PREDICT, "--ensemble-size", "0"), "ensemble_size=0 is not accepted; give a whole number, 1 or above"),
     (
         (*PREDICT, "--format", "bmp"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import re
 import sys
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -71,12 +72,27 @@ def _found(event: Any) -> str:
                 f"{event.argument.lowered.nargs} values"
             )
         case "InstantiationFailure" if event.argument is not None:
-            return f"Error parsing {event.argument.display_name()}: {event.message}; give {_explained(event.argument)}"
+            message = _plain(str(event.message))
+            return f"Error parsing {event.argument.display_name()}: {message}; give {_explained(event.argument)}"
         case "InstantiationFailure":
             return str(event.message)
         case "UnrecognizedArgs":
             return f"Unrecognized options: {', '.join(event.tokens)}"
     return "wrong usage"
+
+
+def _plain(message: str) -> str:
+    r"""What is wrong with a value, without the names of Python's types and functions.
+
+    >>> _plain("no type matching {None}|INT could be instantiated from ['many'].\n\nGot errors: ...")
+    "'many' is not accepted"
+    >>> _plain("invalid literal for int() with base 10: 'x'")
+    "'x' is not a whole number"
+    """
+    if of_union := re.search(r"could be instantiated from \[(.*?)\]\.\s+Got errors", message):
+        return f"{of_union[1]} is not accepted"
+    message = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not a whole number", message)
+    return re.sub(r"could not convert string to float: (.*)", r"\1 is not a number", message)
 
 
 def _explained(argument: Any) -> str:

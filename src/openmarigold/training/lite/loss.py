@@ -33,7 +33,7 @@ def distance(
     second: Float[Tensor, "b c H W"],
     valid: Bool[Tensor, "b 1 H W"],
     *,
-    gradient_weight: float,
+    gradient_weight: float | Float[Tensor, " b"],
 ) -> Float[Tensor, " b"]:
     """Mean absolute difference of two maps, plus that of their differences over 1 to 16 pixels, of each image.
 
@@ -42,7 +42,7 @@ def distance(
     """
     difference = torch.where(valid, first - second, 0.0)
     found = _mean(difference.abs(), valid)
-    if not gradient_weight:
+    if isinstance(gradient_weight, float) and not gradient_weight:
         return found
     steps = []
     for scale in SCALES:
@@ -68,7 +68,7 @@ def angular_distance(
     second: Float[Tensor, "b 3 H W"],
     valid: Bool[Tensor, "b 1 H W"],
     *,
-    gradient_weight: float,
+    gradient_weight: float | Float[Tensor, " b"],
 ) -> Float[Tensor, " b"]:
     """Mean angle [rad] between the vectors of two maps, plus their `distance` as they are, of each image.
 
@@ -116,7 +116,7 @@ def point_loss(
     answer: Float[Tensor, "b c H W"],
     target: Float[Tensor, "b c H W"],
     *,
-    gradient_weight: float,
+    gradient_weight: float | Float[Tensor, " b"],
     far_weight: float | Float[Tensor, " b"],
     by: Comparison = UP_TO_SCALE,
 ) -> Float[Tensor, " b"]:
@@ -131,7 +131,7 @@ def pair_loss(
     second: Float[Tensor, "b c H W"],
     target: Float[Tensor, "b c H W"],
     *,
-    gradient_weight: float,
+    gradient_weight: float | Float[Tensor, " b"],
     far_weight: float | Float[Tensor, " b"],
     by: Comparison = UP_TO_SCALE,
 ) -> Float[Tensor, " b"]:

@@ -114,6 +114,9 @@ class DistributionLossConfig:
     at every timestep (`denoising.py`); the other values here do not matter then."""
     gradient_weight: float = 1.0
     """Of the errors of differences over 1, 2, 4, 8 and 16 pixels, in which edges count."""
+    gradient_weight_of: dict[str, float] = field(default_factory=dict)
+    """The same for single sources, such as `{ labels = 0.0 }`: edges that a model drew are soft, and need not be
+    learned."""
     far_weight: float = 0.3
     """Of the errors of pixels without depth, such as sky, which are to be as far as the farthest that has some; pixels
     without a normal are to face the camera."""
@@ -123,6 +126,8 @@ class DistributionLossConfig:
     def __post_init__(self) -> None:
         require_each(self, is_share, "in [0, 1]", "pair_share")
         require_each(self, lambda value: value >= 0, "0 or more", "gradient_weight", "far_weight")
+        for source, weight in self.gradient_weight_of.items():
+            require(weight >= 0, f"gradient_weight_of.{source}={weight} must be 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +176,8 @@ class LiteRecipe:
         _check_data(self.data, self.modality)
         require_each(self, is_share, "in [0, 1]", "decoder_learning_rate_factor")
         require(bool(self.start) or not self.start_without_middle, "start_without_middle needs start")
+        unknown = ", ".join(sorted(self.loss.gradient_weight_of.keys() - self.data.sources.keys()))
+        require(not unknown, f"loss.gradient_weight_of names {unknown}, which data.sources does not have")
         if self.loss.objective == "denoising":
             require(
                 not self.decoder_learning_rate_factor,

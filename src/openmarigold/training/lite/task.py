@@ -192,6 +192,7 @@ class LiteTask:
             "rgb": self._samples.rgb[chosen[rows]],
             "code": self._samples.code[chosen[rows]],
             "far_weight": self._far_weights(chosen[rows]),
+            "gradient_weight": self._gradient_weights(chosen[rows]),
             "seed": np.array([int(rng.integers(2**62)) + share.rows.start]),
         }
 
@@ -213,7 +214,7 @@ class LiteTask:
         return image.contiguous(memory_format=torch.channels_last), target
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Loss:
-        config, noise = self._recipe.loss, batch["noise"]
+        noise = batch["noise"]
         image, target = self.views(batch)
         alone, pairs = (~batch["is_pair"]).nonzero()[:, 0], batch["is_pair"].nonzero()[:, 0]
         start = torch.cat([torch.zeros_like(noise[alone, 0]), noise[pairs, 0], noise[pairs, 1]])
@@ -227,13 +228,14 @@ class LiteTask:
         )
         decoded = self._target.values(self._target.decode(self._vae, clean))
         one, first, second = decoded.split([len(alone), len(pairs), len(pairs)])
-        weights: Any = {"gradient_weight": config.gradient_weight, "by": self._target.compare}
-        far = batch["far_weight"]
+        by, far, gradients = self._target.compare, batch["far_weight"], batch["gradient_weight"]
         with torch.autocast(noise.device.type, enabled=False):
             errors = torch.cat(
                 [
-                    point_loss(one, target[alone], far_weight=far[alone], **weights),
-                    pair_loss(first, second, target[pairs], far_weight=far[pairs], **weights),
+                    point_loss(one, target[alone], gradient_weight=gradients[alone], far_weight=far[alone], by=by),
+                    pair_loss(
+                        first, second, target[pairs], gradient_weight=gradients[pairs], far_weight=far[pairs], by=by
+                    ),
                 ]
             )
         return Loss(errors.sum(), torch.tensor(float(len(errors)), device=errors.device))
@@ -243,6 +245,14 @@ class LiteTask:
         mixture, weight = self.mixture, self._recipe.loss.far_weight
         are_far = [mixture.sources[mixture.source_of(index)].unknown_is_far for index in chosen.tolist()]
         return weight * np.array(are_far, dtype=np.float32)
+
+    def _gradient_weights(self, chosen: Int[np.ndarray, " n"]) -> Float32[np.ndarray, " n"]:
+        """What errors of differences weigh, by the source of each sample."""
+        mixture, config = self.mixture, self._recipe.loss
+        names = [mixture.sources[mixture.source_of(index)].name for index in chosen.tolist()]
+        return np.array(
+            [config.gradient_weight_of.get(name, config.gradient_weight) for name in names], dtype=np.float32
+        )
 
     def save(self, directory: Path, *, final: bool = True) -> None:
         """Writes image encoder, U-Net and autoencoder as a checkpoint."""

@@ -396,20 +396,14 @@ def _content_of(file: Any) -> bytes:
 
 
 def _read_content(content: bytes, background: str) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB of the bytes of a picture's file, by way of a temporary file: some decoders take nothing else.
-
-    Raises:
-        OutputError: no room for the temporary file; as `read_rgb` otherwise.
-    """
+    """RGB of the bytes of a picture's file, by way of a temporary file: some decoders take nothing else."""
     with contextlib.ExitStack() as stack:
         try:
             path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "the given bytes"
             path.write_bytes(content)
         except OSError as error:
-            raise OutputError(
-                f"cannot write a temporary file: {error.strerror or error}; make room for it, or set TMPDIR to another "
-                "folder"
-            ) from error
+            told = error.strerror or error
+            raise OutputError(f"cannot write a temporary file: {told}; make room for it, or set TMPDIR") from error
         try:
             return read_rgb(path, background=background)
         except ImageError as error:

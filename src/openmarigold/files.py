@@ -181,7 +181,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         cause = error if isinstance(error, OSError) and error.errno is not None else _reason(temporary)
         if cause is None and not isinstance(error, OSError):
             raise
-        if isinstance(error, OutputError) and cause is error:  # said already, of a file that this one is made of
+        if isinstance(error, OutputError) and cause in (None, error):  # said already, of a file that this is made of
             raise
         cause = cause or error.__cause__ or error
         text = getattr(cause, "strerror", None) or one_line(cause)

@@ -3,9 +3,15 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import pickle
+import shutil
 import tarfile
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +21,11 @@ from openmarigold import Predictor
 from openmarigold.batch.labels import LabelReader
 from openmarigold.cli import run
 from openmarigold.config import PredictConfig
+from openmarigold.data.preparation import FrameDefectError
 from openmarigold.data.shards import ShardedDataset
 from openmarigold.data.sources import Source
 from openmarigold.data.verification import verify
-from openmarigold.errors import DataError, InvalidValueError
+from openmarigold.errors import CheckpointError, DataError, InvalidValueError
 from tiny import make_checkpoint
 
 PAIR = PredictConfig(ensemble_size=2, processing_resolution=64)
@@ -38,6 +45,10 @@ def write_photos(folder: Path) -> Path:
 
 def label(photos: Path, dest: Path, *more: str) -> int:
     return run(["data", "label", str(photos), str(dest), "--ensemble-size", "2", "--size", "48", "64", *more])
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_photos_become_samples_of_the_ensembles_depth(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -98,7 +109,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         LabelReader(photos, PredictConfig())
     with pytest.raises(InvalidValueError, match="at least 16 px"):
         LabelReader(photos, PAIR, size=(0, 64))
-    with pytest.raises(InvalidValueError, match="must be above 0"):
+    with pytest.raises(InvalidValueError, match="must be a number above 0"):
         LabelReader(photos, PAIR, max_uncertainty=0.0)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no photo"):
@@ -114,3 +125,67 @@ def test_unknown_pixels_of_labels_are_not_asked_to_be_far(tmp_path: Path) -> Non
     (photos / "cut.jpg").unlink()
     label(photos, tmp_path / "data" / "labels")
     assert not Source("labels", tmp_path / "data").unknown_is_far
+
+
+def test_hidden_files_and_results_are_no_photos(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos")
+    (photos / "cut.jpg").unlink()
+    (photos / "._wide.jpg").write_bytes(b"\0\5\x16\7" + bytes(100))  # as macOS writes next to a photo
+    (photos / ".cache").mkdir()
+    (photos / ".cache" / "preview.jpg").write_bytes((photos / "wide.jpg").read_bytes())
+    Predictor.load()(photos / "wide.jpg").save(tmp_path / "out", "wide")
+    shutil.copy(tmp_path / "out" / "wide_depth.png", photos)
+    assert label(photos, tmp_path / "set") == 0
+    assert ShardedDataset(tmp_path / "set").keys == ["high", "wide"]
+    (rejected,) = read_json_lines(tmp_path / "set" / "rejected.jsonl")
+    assert (rejected["name"], rejected["reason"], rejected["is_error"]) == ("wide_depth.png", "result", False)
+
+
+def test_reasons_name_the_photo(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos")
+    label(photos, tmp_path / "set")
+    (rejected,) = read_json_lines(tmp_path / "set" / "rejected.jsonl")
+    assert rejected["detail"].startswith("cut.jpg is damaged")
+
+
+def test_photos_without_agreement_are_left_out_and_not_defective(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos")
+    (photos / "cut.jpg").unlink()
+    assert label(photos, tmp_path / "set", "--max-uncertainty", "1e-12") == 0
+    rejected = read_json_lines(tmp_path / "set" / "rejected.jsonl")
+    assert [(row["reason"], row["is_error"]) for row in rejected] == [("too little depth", False)] * 2
+
+
+def test_a_full_disk_for_temporary_files_is_no_damage_of_photos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    photos = write_photos(tmp_path / "photos")
+
+    def no_room(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "TemporaryDirectory", no_room)
+        assert label(photos, tmp_path / "set") == 2
+    assert "make room for it" in capfd.readouterr().err
+    assert label(photos, tmp_path / "set") == 1  # one is cut; the others are labeled now
+    assert ShardedDataset(tmp_path / "set").keys == ["high", "wide"]
+
+
+def test_a_worker_without_memory_for_the_model_is_no_damage_of_photos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = LabelReader(write_photos(tmp_path / "photos"), PAIR, size=(48, 64))
+    frame = reader.list_frames().frames[-1]
+
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "from_config", no_memory)
+        with pytest.raises(CheckpointError, match="run the same again"):
+            reader.read(frame)
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "__call__", no_memory)
+        with pytest.raises(FrameDefectError, match=r"not predicted: wide\.jpg: MemoryError"):
+            reader.read(frame)

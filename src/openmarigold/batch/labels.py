@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from openmarigold.checkpoints.hashes import checkpoint_sha256
@@ -30,12 +30,13 @@ from openmarigold.data.preparation import (
     read_member,
 )
 from openmarigold.data.readers.rgbd_folder import with_unique_keys
-from openmarigold.errors import DataError, ImageError, InvalidValueError
+from openmarigold.errors import CheckpointError, DataError, ImageError, InvalidValueError, MissingExtraError, one_line
 from openmarigold.images.kinds import image_suffixes
 from openmarigold.images.photo import read_photo
 from openmarigold.modalities import find_modality
 from openmarigold.predictor import Predictor
 from openmarigold.results.prediction import Prediction
+from openmarigold.results.provenance import begins_like_result
 
 KIND = "photos"
 _RANGE = 200.0  # times the median depth, or a part of it: e**10.6 from end to end
@@ -78,8 +79,8 @@ class LabelReader:
         self.encodings = {"depth": _ENCODING}
         if min(self.size) < 16:
             raise InvalidValueError(f"size={list(self.size)} must be height and width, at least 16 px each")
-        if not self.max_uncertainty > 0:
-            raise InvalidValueError(f"max_uncertainty={self.max_uncertainty} must be above 0, such as 0.1")
+        if not 0 < self.max_uncertainty < float("inf"):
+            raise InvalidValueError(f"max_uncertainty={self.max_uncertainty} must be a number above 0, such as 0.1")
         if self.config.ensemble_size < 2:
             raise InvalidValueError(
                 f"ensemble_size={self.config.ensemble_size}: one member does not say where it is unsure; give 2 or more"
@@ -123,7 +124,11 @@ class LabelReader:
     def list_frames(self) -> Listing:
         self._archive = archive = open_archive(self.source)
         suffixes = image_suffixes()
-        names = [name for name in sorted(archive.names) if PurePosixPath(name).suffix.lower() in suffixes]
+        names = [
+            name
+            for name in sorted(archive.names)
+            if PurePosixPath(name).suffix.lower() in suffixes and not _is_hidden(name)
+        ]
         if not names:
             raise DataError(f"{self.source} holds no photo; give a folder, tar or zip of photos")
         frames = [_frame(name) for name in names]
@@ -131,12 +136,14 @@ class LabelReader:
         return Listing(frames=with_unique_keys(frames), rejected=damaged_archives(archive), notes=notes)
 
     def read(self, frame: RawFrame) -> RawSample:
+        content = read_member(self._archive, frame.name)
+        if begins_like_result(content):
+            raise FrameDefectError("result", f"{frame.name} is a result of this program, no photo", is_error=False)
         try:
-            rgb = read_photo(read_member(self._archive, frame.name)).rgb
+            rgb = read_photo(content).rgb
         except ImageError as error:
-            raise FrameDefectError("damaged", str(error)) from error
-        found = self.predictor(rgb, **self.config.call_options)
-        depth = self._confident(found)
+            raise FrameDefectError("damaged", str(error).replace("the given bytes", frame.name, 1)) from error
+        depth = self._confident(self._predict(rgb, frame.name))
         box = _middle(rgb.shape[:2], self.size)
         picture = io.BytesIO()
         height, width = self.size
@@ -144,7 +151,33 @@ class LabelReader:
         cut.save(picture, "JPEG", quality=_JPEG_QUALITY)
         # Nearest: a mean over an edge would invent surfaces.
         values = np.asarray(Image.fromarray(depth).resize((width, height), Image.Resampling.NEAREST, box=box))
+        if not values.any():  # the threshold's doing, not a defect of the photo
+            detail = f"the members deviate by more than {self.max_uncertainty:g} of the depth everywhere"
+            raise FrameDefectError("too little depth", detail, is_error=False)
         return picture.getvalue(), {"depth": np.array(values, dtype=np.float32)}, {"source": frame.name}
+
+    def _predict(self, rgb: UInt8[np.ndarray, "h w 3"], name: str) -> Prediction:
+        """What the model gives.
+
+        Raises:
+            CheckpointError: the model cannot be loaded, as in a worker that has no memory left for it.
+            FrameDefectError: it fails on this photo.
+        """
+        try:
+            predictor = self.predictor
+        except MissingExtraError:
+            raise
+        except Exception as error:
+            raise CheckpointError(
+                f"the model cannot be loaded ({one_line(error)}); finished shards are kept: run the same again, with "
+                "fewer workers if memory ran out"
+            ) from error
+        try:
+            return predictor(rgb, **self.config.call_options)
+        except MissingExtraError:
+            raise
+        except Exception as error:  # engines raise many kinds, such as for want of memory for a large photo
+            raise FrameDefectError("not predicted", f"{name}: {one_line(error)}") from error
 
     def _confident(self, found: Prediction) -> Float32[np.ndarray, "h w"]:
         """Depth with a median of 1, 0 where it is unknown."""
@@ -154,6 +187,11 @@ class LabelReader:
         relative = depth / np.float32(median)
         known = (relative > 1 / _RANGE) & (relative < _RANGE) & (deviation <= self.max_uncertainty * depth)
         return np.where(known, relative, np.float32(0))
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a file or a folder above it is hidden, as previews of file managers and macOS's ._ files are."""
+    return any(part.startswith(".") for part in PurePosixPath(name).parts)
 
 
 def _frame(name: str) -> RawFrame:

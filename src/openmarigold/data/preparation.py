@@ -27,6 +27,7 @@ from openmarigold.data.shard_writer import NewSample, Rejection, ShardWriter
 from openmarigold.data.statistics import write_meta
 from openmarigold.data.units import UnitEngine, run_units
 from openmarigold.errors import (
+    CheckpointError,
     DataError,
     ImageError,
     InvalidValueError,
@@ -434,7 +435,7 @@ class _Task:
                 yield self._sample(frame)
             except FrameDefectError as defect:
                 yield Rejection(name=frame.name, reason=defect.reason, detail=defect.detail, is_error=defect.is_error)
-            except (MissingExtraError, OutputError):
+            except (CheckpointError, MissingExtraError, OutputError):  # of which no frame is the cause
                 raise
             except Exception as error:  # noqa: BLE001 - one damaged file never ends the run
                 yield Rejection(name=frame.name, reason="damaged", detail=one_line(error))

@@ -8,6 +8,7 @@ resized in strips of rows with the same bytes as at once, so that no float copy 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import tempfile
@@ -19,7 +20,7 @@ import numpy as np
 from jaxtyping import Float32, Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
 
-from openmarigold.errors import ImageError, InvalidValueError, MissingExtraError, needs_extra, one_line
+from openmarigold.errors import ImageError, InvalidValueError, MissingExtraError, OutputError, needs_extra, one_line
 from openmarigold.files import as_path
 from openmarigold.images.decoders import read_raw, read_tiff
 from openmarigold.images.exif import Photo, read_metadata
@@ -103,6 +104,7 @@ def as_rgb(image: Any, *, background: str = "white") -> UInt8[np.ndarray, "h w 3
 
     Raises:
         ImageError: a path, file or Pillow image that cannot be read.
+        OutputError: no room for the temporary file that the bytes of a picture need.
         InvalidValueError: an array of another shape, type or range, or a background that is not a color.
     """
     if isinstance(image, (str, os.PathLike)):
@@ -395,9 +397,13 @@ def _content_of(file: Any) -> bytes:
 
 def _read_content(content: bytes, background: str) -> UInt8[np.ndarray, "h w 3"]:
     """RGB of the bytes of a picture's file, by way of a temporary file: some decoders take nothing else."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "the given bytes"
-        path.write_bytes(content)
+    with contextlib.ExitStack() as stack:
+        try:
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "the given bytes"
+            path.write_bytes(content)
+        except OSError as error:
+            told = error.strerror or error
+            raise OutputError(f"cannot write a temporary file: {told}; make room for it, or set TMPDIR") from error
         try:
             return read_rgb(path, background=background)
         except ImageError as error:

@@ -87,7 +87,12 @@ def is_result(path: Path) -> bool:
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
+        return begins_like_result(file.read(_HEAD_BYTES))
+
+
+def begins_like_result(content: bytes) -> bool:
+    """Whether a file of this content, or of this beginning, is a result picture as of `is_result`."""
+    head = content[:_HEAD_BYTES]
     mark = next((mark for magic, mark in _RECORD_MARKS.items() if head.startswith(magic)), None)
     return mark is not None and mark in head
 

@@ -178,7 +178,7 @@ def test_a_worker_without_memory_for_the_model_is_no_damage_of_photos(
     reader = LabelReader(write_photos(tmp_path / "photos"), PAIR, size=(48, 64))
     frame = reader.list_frames().frames[-1]
 
-    def no_memory(*_: object) -> None:
+    def no_memory(*_: object, **__: object) -> None:
         raise MemoryError
 
     with monkeypatch.context() as patch:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from openmarigold.training.row_store import RowStore
+from openmarigold.training.packed import RowStore
 from openmarigold.training.settings import DataConfig
 from openmarigold.training.views import Mixture
 

@@ -17,9 +17,8 @@ from openmarigold.data.preparation import RawFrame, RawSample
 from openmarigold.data.readers.hypersim import HypersimReader
 from openmarigold.evaluation.benchmark import Benchmark
 from openmarigold.evaluation.benchmarks import open_folder_benchmark
-from openmarigold.evaluation.image_run import Scored
+from openmarigold.evaluation.image_run import ImageUnit, Scored, ScoreWorker
 from openmarigold.evaluation.specs import EstimatorSpec, predictor_spec
-from openmarigold.evaluation.units import ImageUnit, ScoreWorker
 
 
 class DyingWorker(ShardWorker):

@@ -30,9 +30,10 @@ from benchmark_data import (
     pack,
     write,
 )
-from openmarigold.data.crops import kitti_crop
+from openmarigold.data.readers.vkitti2 import kitti_crop
 from openmarigold.errors import DataError, ImageError
 from openmarigold.evaluation.benchmark import Benchmark, BenchmarkRow
+from openmarigold.evaluation.benchmark_readers import MAT_NAME, split_numbers
 from openmarigold.evaluation.benchmarks import (
     BENCHMARKS,
     find_row,
@@ -41,7 +42,6 @@ from openmarigold.evaluation.benchmarks import (
     open_benchmark,
     open_folder_benchmark,
 )
-from openmarigold.evaluation.nyuv2 import MAT_NAME, split_numbers
 from tiny import make_photo
 
 NYU_SIZE, KITTI_SIZE = (480, 640), (375, 1242)

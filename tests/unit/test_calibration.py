@@ -10,7 +10,7 @@ from openmarigold.checkpoints.calibration import weighted_sum
 from openmarigold.config import OutputConfig
 from openmarigold.errors import DataError
 from openmarigold.evaluation.calibration import Observed, Rule, fit_calibration, fit_weights
-from openmarigold.evaluation.interval_scores import interval_score_names, interval_scores, summary_of
+from openmarigold.evaluation.scoring import interval_score_names, interval_scores, summary_of
 from openmarigold.modalities import DEPTH, NORMALS
 from openmarigold.modalities.bands import AFFINE, DEPTH_PICTURES, NORMALS_BAND, UP_TO_SCALE, largest_change
 from openmarigold.modalities.modality import Band

@@ -11,7 +11,7 @@ from openmarigold.config import OutputConfig
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.modalities import DEPTH, find_modality
 from openmarigold.modalities.colors import colorize
-from openmarigold.modalities.depth import LOG_DEPTH, LOG_HALF_RANGE, normalize_depth, normalize_log_depth, to_affine
+from openmarigold.modalities.depth import LOG_DEPTH, LOG_HALF_RANGE, normalize_depth, to_affine
 from openmarigold.modalities.modality import latent_valid_mask
 
 # 101 values 0 … 100: the 2 % quantile is exactly 2, the 98 % quantile exactly 98.
@@ -88,23 +88,27 @@ def test_latent_mask_of_another_size_is_refused():
         latent_valid_mask(np.ones((12, 16), bool))
 
 
+def _log_target(depth: np.ndarray, valid_mask: np.ndarray, invalid: str = "far") -> np.ndarray:
+    return LOG_DEPTH.to_target({"depth": depth}, valid_mask, invalid).values[0, 0]
+
+
 def test_log_depth_is_centered_on_the_median_and_clipped():
     depth = np.exp(np.array([[-5.0, -1.0, 0.0, 1.0, 9.0, 0.0]]))
     valid_mask = np.array([[True, True, True, True, True, False]])
-    norm_depth = normalize_log_depth(3 * depth, valid_mask)
+    norm_depth = _log_target(3 * depth, valid_mask)
     assert norm_depth.dtype == np.float32 and LOG_HALF_RANGE == 2.0
     np.testing.assert_allclose(norm_depth, [[-1, -0.5, 0, 0.5, 1, 1]], atol=1e-6)
-    np.testing.assert_allclose(normalize_log_depth(3 * depth, valid_mask, invalid="raw")[0, 5], 0, atol=1e-6)
+    np.testing.assert_allclose(_log_target(3 * depth, valid_mask, "raw")[0, 5], 0, atol=1e-6)
     holes = np.array([[0.0, np.nan, 2.0]])
-    assert normalize_log_depth(holes, holes > 1, invalid="raw").tolist() == [[-1, 1, 0]]
+    assert _log_target(holes, holes > 1, "raw").tolist() == [[-1, 1, 0]]
     target = LOG_DEPTH.to_target({"depth": 3 * depth}, valid_mask, "far")
     np.testing.assert_array_equal(target.values[0, 0], norm_depth)
     np.testing.assert_allclose(target.bounds, [3 * np.exp(-2), 3 * np.exp(2)])
     for wrong, message in ((depth * 0, "not above 0"), (depth * np.nan, "not finite")):
         with pytest.raises(DataError, match=message):
-            normalize_log_depth(wrong, valid_mask)
+            _log_target(wrong, valid_mask)
     with pytest.raises(DataError, match="no valid pixel"):
-        normalize_log_depth(depth, valid_mask & False)
+        _log_target(depth, valid_mask & False)
 
 
 def test_log_depth_comes_back_up_to_scale():

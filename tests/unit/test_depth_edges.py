@@ -14,7 +14,8 @@ from benchmark_data import make_folder_benchmark, score_sample
 from openmarigold.cli import run
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.evaluation.benchmarks import open_folder_benchmark
-from openmarigold.modalities.depth_edges import (
+from openmarigold.modalities.depth_scores import (
+    PROTOCOLS,
     TALLY_SIZE,
     THRESHOLDS,
     depth_edges,
@@ -22,7 +23,6 @@ from openmarigold.modalities.depth_edges import (
     edge_tally,
     num_matches,
 )
-from openmarigold.modalities.depth_scores import PROTOCOLS
 
 pytest.importorskip("cv2")
 pytest.importorskip("scipy")

@@ -22,9 +22,9 @@ from openmarigold.data.units import ProcessEngine, UnitEngine, UnitWorker
 from openmarigold.errors import CheckpointError, DataError, InvalidValueError, OutputError
 from openmarigold.evaluation import evaluate_benchmark
 from openmarigold.evaluation.benchmark import Benchmark
+from openmarigold.evaluation.image_run import Elsewhere, ScoreWorker
 from openmarigold.evaluation.report import Report
 from openmarigold.evaluation.specs import EstimatorSpec
-from openmarigold.evaluation.units import Elsewhere, ScoreWorker
 
 CONFIG = PredictConfig(processing_resolution=32)
 FILES = ("summary.json", "images.csv", "page.html")

@@ -26,7 +26,7 @@ from openmarigold.config import PredictConfig
 from openmarigold.engines import open_engine
 from openmarigold.engines.converted import weight_bytes
 from openmarigold.errors import CheckpointError, InvalidValueError
-from openmarigold.evaluation.flops import count_flops
+from openmarigold.evaluation.speed import count_flops
 from openmarigold.networks import image_encoder
 from openmarigold.networks.backbone import hash_of_weights, load_image_encoder, save_complete_checkpoint
 from openmarigold.networks.conversion import export_checkpoint, export_shared

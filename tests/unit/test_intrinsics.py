@@ -19,7 +19,7 @@ from openmarigold.cli import run
 from openmarigold.config import OutputConfig
 from openmarigold.errors import CheckpointError, DataError
 from openmarigold.images.exr import read_exr
-from openmarigold.images.srgb import encode_srgb, light_of_pixels
+from openmarigold.images.pixels import encode_srgb, light_of_pixels
 from openmarigold.modalities import MODALITIES, find_modality
 from openmarigold.modalities.intrinsics import APPEARANCE, LIGHTING
 from openmarigold.predictor import Predictor

@@ -15,7 +15,7 @@ from benchmark_data import score_sample
 from openmarigold.cli import run
 from openmarigold.errors import DataError
 from openmarigold.evaluation import Estimator, evaluate
-from openmarigold.images.srgb import encode_srgb, light_of_pixels
+from openmarigold.images.pixels import encode_srgb, light_of_pixels
 from openmarigold.modalities.intrinsics import APPEARANCE, LIGHTING
 from openmarigold.modalities.intrinsics_scores import LARGEST_PSNR, brightness_factor, fit_factor, psnr, ssim
 from openmarigold.modalities.protocol import BenchmarkSample

@@ -19,7 +19,7 @@ from openmarigold.evaluation.benchmarks import open_folder_benchmark
 from openmarigold.evaluation.compare import compare
 from openmarigold.evaluation.report import read_report
 from openmarigold.evaluation.specs import EstimatorSpec, saved_spec
-from openmarigold.evaluation.tallies import decode_tally, encode_tally
+from openmarigold.evaluation.statistics import decode_tally, encode_tally
 from openmarigold.modalities.normals import NORMALS, panels
 from openmarigold.modalities.normals_scores import (
     BIN_WIDTH,

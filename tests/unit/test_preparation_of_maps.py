@@ -15,8 +15,7 @@ from openmarigold.cli import run
 from openmarigold.data.normals import add_normals
 from openmarigold.data.preparation import prepare
 from openmarigold.data.readers.hypersim import HypersimMaps, HypersimReader, tone_map
-from openmarigold.data.readers.hypersim_lighting import LIGHTING_MAPS, cut_psnr
-from openmarigold.data.readers.hypersim_normals import NORMALS_MAPS, looking_away
+from openmarigold.data.readers.hypersim_maps import LIGHTING_MAPS, NORMALS_MAPS, cut_psnr, looking_away
 from openmarigold.data.readers.interiorverse import InteriorVerseReader
 from openmarigold.data.readers.vkitti2 import VirtualKitti2Reader
 from openmarigold.data.shards import ShardedDataset

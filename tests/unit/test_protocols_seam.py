@@ -22,8 +22,7 @@ from openmarigold.evaluation import Estimator, SavedPredictions, evaluate, evalu
 from openmarigold.evaluation.benchmark import hash_of_files
 from openmarigold.evaluation.benchmarks import open_folder_benchmark
 from openmarigold.evaluation.compare import compare
-from openmarigold.evaluation.machine import version_of
-from openmarigold.evaluation.report import read_report
+from openmarigold.evaluation.report import read_report, version_of
 from openmarigold.evaluation.scoring import choose_protocol
 from openmarigold.evaluation.specs import EstimatorSpec, baseline_specs, saved_spec
 from openmarigold.modalities import DEPTH, MODALITIES

@@ -8,7 +8,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from openmarigold.images.srgb import decode_srgb, encode_srgb, light_of_pixels
+from openmarigold.images.pixels import decode_srgb, encode_srgb, light_of_pixels
 from openmarigold.modalities.recomposition import DARKEST, fit_to_photo, recompose
 from tiny import make_photo
 

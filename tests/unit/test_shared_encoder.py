@@ -18,7 +18,7 @@ from openmarigold.checkpoints.integrity import describe, verify
 from openmarigold.config import PredictConfig
 from openmarigold.engines.converted import weight_bytes
 from openmarigold.errors import CheckpointError
-from openmarigold.evaluation.flops import count_flops
+from openmarigold.evaluation.speed import count_flops
 from openmarigold.networks import conversion
 from openmarigold.networks.backbone import save_complete_checkpoint
 from openmarigold.networks.conversion import export_checkpoint, export_shared

@@ -10,7 +10,7 @@ from openmarigold.checkpoints.checkpoint import read_checkpoint
 from openmarigold.cli import run
 from openmarigold.config import PredictConfig
 from openmarigold.evaluation import speed
-from openmarigold.evaluation.flops import count_flops
+from openmarigold.evaluation.speed import count_flops
 
 
 def test_arithmetic_is_counted_alike_from_weights_and_from_networks(

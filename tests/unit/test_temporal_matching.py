@@ -6,10 +6,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from openmarigold.temporal.bounds import DisplayBounds
-from openmarigold.temporal.cuts import cut_in_photos
-from openmarigold.temporal.looks import box_mean, histogram_distance, look_at
+from openmarigold.temporal.looks import box_mean, cut_in_photos, histogram_distance, look_at
 from openmarigold.temporal.matching import match_looks
+from openmarigold.temporal.smoothing import DisplayBounds
 from synthetic_clip import Room
 
 

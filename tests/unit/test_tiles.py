@@ -31,8 +31,7 @@ from openmarigold.modalities import DEPTH, NORMALS, Modality, find_modality
 from openmarigold.modalities.protocol import BenchmarkSample
 from openmarigold.predictor import Predictor
 from openmarigold.predictor import tiles as tiles_module
-from openmarigold.predictor.consensus import Consensus
-from openmarigold.predictor.sampling import MemberNoise, PreparedPhoto
+from openmarigold.predictor.sampling import Consensus, MemberNoise, PreparedPhoto
 from openmarigold.predictor.tiles import Box, at_photos_size, seam_lines
 from openmarigold.results.manifest import Manifest
 from tiny import make_photo

@@ -20,12 +20,12 @@ from openmarigold.cli.train import _with_precision
 from openmarigold.errors import InvalidValueError, MissingExtraError, OutputError, RecipeError
 from openmarigold.training import dry_run, memory, train
 from openmarigold.training.batches import Batches, plan_batches
-from openmarigold.training.boards import open_boards
 from openmarigold.training.keeping import keep_checkpoint, validations_since_best
 from openmarigold.training.loop import make_accelerator
 from openmarigold.training.loss import Loss
 from openmarigold.training.marigold import MarigoldTask
 from openmarigold.training.memory import MemoryEstimate, activation_bytes, check_memory, estimate_memory
+from openmarigold.training.monitor import open_boards
 from openmarigold.training.settings import OptimizationConfig, RunConfig
 from openmarigold.training.state import StateWriter, saved_scaler
 from openmarigold.training.trainer import Trainer

@@ -19,8 +19,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openmarigold.checkpoints.hub_download import fetch_blob, git_hash_of, in_units, partial_path, size_of
-from openmarigold.checkpoints.hub_messages import explained, is_absent, not_downloaded
+from openmarigold.checkpoints.hub_download import (
+    explained,
+    fetch_blob,
+    git_hash_of,
+    in_units,
+    is_absent,
+    not_downloaded,
+    partial_path,
+    size_of,
+)
 from openmarigold.errors import CheckpointError, needs_extra
 from openmarigold.files import file_sha256, some_home, write_atomically
 from openmarigold.printing import quoted_logger

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from openmarigold.checkpoints.hub import as_hub_id
-from openmarigold.checkpoints.hub_messages import explained
+from openmarigold.checkpoints.hub_download import explained
 from openmarigold.errors import CheckpointError, InvalidValueError, OutputError, needs_extra
 from openmarigold.files import some_home
 from openmarigold.printing import quoted_logger

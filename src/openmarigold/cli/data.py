@@ -13,8 +13,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from openmarigold.cli.label import Label, run_label
-from openmarigold.cli.prepare import Normals, Prepare, run_normals, run_prepare
+from openmarigold.cli.prepare import Label, Normals, Prepare, run_label, run_normals, run_prepare
 from openmarigold.cli.terminal import EXIT_SOME_FAILED, print_table, progress_bar, say
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.printing import printable

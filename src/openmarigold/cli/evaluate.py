@@ -87,8 +87,8 @@ class Evaluate(OnRay):
 
 def run_evaluate(command: Evaluate) -> int:
     """Scores, prints a table or JSON, and returns the exit status."""
+    from openmarigold.evaluation.image_run import Elsewhere
     from openmarigold.evaluation.runner import evaluate_benchmark
-    from openmarigold.evaluation.units import Elsewhere
 
     benchmark, specs = _what_runs(command)
     engine = _engine(command)
@@ -252,7 +252,7 @@ def _print_intervals(reports: dict[str, Report]) -> None:
     """What the intervals of each estimator cover, by kind of place; nothing where there are none."""
     from rich.table import Table
 
-    from openmarigold.evaluation.interval_scores import heading_of, summary_of
+    from openmarigold.evaluation.scoring import heading_of, summary_of
 
     for name, report in reports.items():
         found = {kind: summary_of(score.metrics) for kind, score in report.kinds.items()}

@@ -15,13 +15,14 @@ import numpy as np
 from PIL import Image
 
 from openmarigold.data.archives import open_archive
-from openmarigold.data.crops import kitti_crop
+from openmarigold.data.readers.vkitti2 import kitti_crop
 from openmarigold.data.remote import RemoteFolder
 from openmarigold.data.shards import INDEX_FILE, ShardedDataset, is_prepared
 from openmarigold.errors import DataError
 from openmarigold.evaluation import completion_benchmarks, normals_benchmarks
 from openmarigold.evaluation.benchmark import Benchmark, BenchmarkRow
 from openmarigold.evaluation.benchmark_readers import (
+    MAT_NAME,
     decode_diode,
     decode_float32,
     decode_png,
@@ -30,6 +31,7 @@ from openmarigold.evaluation.benchmark_readers import (
     list_kitti,
     list_nyuv2,
     list_scannet,
+    open_mat,
 )
 from openmarigold.evaluation.folder_readers import (
     ShardArchive,
@@ -38,7 +40,6 @@ from openmarigold.evaluation.folder_readers import (
     list_folder,
     list_shards,
 )
-from openmarigold.evaluation.nyuv2 import MAT_NAME, open_mat
 from openmarigold.files import as_path
 from openmarigold.modalities import DEPTH
 from openmarigold.modalities.modality import Modality

@@ -29,7 +29,7 @@ from openmarigold.evaluation.benchmark_readers import (
 )
 from openmarigold.evaluation.revealing import drop_see_through, from_file, shuffled_points
 from openmarigold.modalities import METRIC
-from openmarigold.modalities.metric_scores import COMPLETION
+from openmarigold.modalities.metric import COMPLETION
 from openmarigold.modalities.protocol import BenchmarkSample, Maps
 
 _CONTI_IMAGES, _CONTI_POINTS = "nyu_img_gt.h5", "nyu_pred_with_500.h5"
@@ -186,8 +186,6 @@ def _row(
     given: Callable[[BenchmarkSample, Mapping[str, bytes]], Maps],
     points: str,
     files: str,
-    *,
-    max_value: float = np.inf,
     **fields: Any,
 ) -> BenchmarkRow:
     return BenchmarkRow(
@@ -197,7 +195,7 @@ def _row(
         modality=METRIC,
         list_entries=list_entries,
         min_value=0.0,
-        max_value=max_value,
+        max_value=np.inf,
         expected_count=count,
         reveal=Reveal(given=given, scored=True, facts={"points": points, "given_pixels_scored": True}),
         protocol=COMPLETION.name,

@@ -16,7 +16,7 @@ from openmarigold.config import check_whole
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.evaluation.benchmark import Benchmark, Reveal
 from openmarigold.modalities import METRIC
-from openmarigold.modalities.metric_scores import COMPLETION
+from openmarigold.modalities.metric import COMPLETION
 from openmarigold.modalities.protocol import BenchmarkSample, Maps
 from openmarigold.seeding import generator_for
 

@@ -26,15 +26,26 @@ from openmarigold.evaluation.benchmark_readers import Entry
 from openmarigold.evaluation.benchmarks import open_folder_benchmark
 from openmarigold.evaluation.estimators import MapEstimator, estimate_sample, predictor_estimator
 from openmarigold.evaluation.folder_readers import parse_manifest
-from openmarigold.evaluation.image_run import ImageRun, Scored
-from openmarigold.evaluation.interval_scores import interval_score_names, listed_scores
-from openmarigold.evaluation.machine import describe_machine
-from openmarigold.evaluation.page import USUAL_IMAGES, write_page
-from openmarigold.evaluation.report import ImageScore, Report, checked_tally, is_score, write_report
-from openmarigold.evaluation.scoring import Measured, choose_protocol, measure_sample
+from openmarigold.evaluation.image_run import Elsewhere, ImageRun, Scored, scored_elsewhere
+from openmarigold.evaluation.report import (
+    USUAL_IMAGES,
+    ImageScore,
+    Report,
+    checked_tally,
+    describe_machine,
+    is_score,
+    write_page,
+    write_report,
+)
+from openmarigold.evaluation.scoring import (
+    Measured,
+    choose_protocol,
+    interval_score_names,
+    listed_scores,
+    measure_sample,
+)
 from openmarigold.evaluation.specs import EstimatorSpec
 from openmarigold.evaluation.statistics import summarize
-from openmarigold.evaluation.units import Elsewhere, scored_elsewhere
 from openmarigold.files import as_path
 from openmarigold.modalities import DEPTH
 from openmarigold.modalities.modality import Modality

@@ -3,20 +3,25 @@
 
 Images of one place resemble each other, so an interval over images alone is too narrow; where a benchmark names places,
 both are given. A resample is drawn from (seed, what), never from the order of a run.
+A tally, what an image adds to pooled scores, stands in JSON as a short text: float64, compressed, in base 64.
 """
 
 from __future__ import annotations
 
+import base64
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float64
 
-from openmarigold.evaluation.tallies import decode_tally
 from openmarigold.modalities.protocol import Pooling
 from openmarigold.seeding import generator_for
+
+if TYPE_CHECKING:
+    from openmarigold.evaluation.report import ImageScore
 
 ALL_KINDS = "all"
 NUM_RESAMPLES = 1000
@@ -24,20 +29,6 @@ _SEED = 2024
 _LIMITS = (2.5, 97.5)
 _RESAMPLES_AT_ONCE = 100  # sums of tallies that are held in memory
 _WEIGHTS_AT_ONCE = 2**24  # of resamples: 128 MiB; up to 16,777 images all of them at once
-
-
-@runtime_checkable
-class Scored(Protocol):
-    """An image with its metrics, of a kind and a place."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def place(self) -> str: ...
-    @property
-    def metrics(self) -> Mapping[str, float]: ...
-    @property
-    def tally(self) -> str: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +46,7 @@ class _Run:
     """The scores of images, and what they are for any weights of the images."""
 
     def __init__(
-        self, images: Sequence[Scored], names: Sequence[str], *, over_places: bool, pooled: Pooling | None
+        self, images: Sequence[ImageScore], names: Sequence[str], *, over_places: bool, pooled: Pooling | None
     ) -> None:
         self.names, self.over_places, self.pooled = list(names), over_places, pooled
         self.values = np.array([[image.metrics[name] for name in names] for image in images])
@@ -77,7 +68,9 @@ class _Run:
         return found
 
 
-def summarize(images: Sequence[Scored], *, over_places: bool, pooled: Pooling | None = None) -> dict[str, KindScore]:
+def summarize(
+    images: Sequence[ImageScore], *, over_places: bool, pooled: Pooling | None = None
+) -> dict[str, KindScore]:
     """Scores per kind, in order of appearance, and over all; with `pooled` those of all pixels, each counting once.
 
     Raises:
@@ -117,7 +110,7 @@ class Difference:
 
 
 def paired_differences(
-    a: Sequence[Scored], b: Sequence[Scored], *, over_places: bool, pooled: Pooling | None = None
+    a: Sequence[ImageScore], b: Sequence[ImageScore], *, over_places: bool, pooled: Pooling | None = None
 ) -> dict[str, Difference]:
     """Differences of the scores of two runs, whose images are the same in the same order, by metric.
 
@@ -189,3 +182,31 @@ def _numbers(keys: Sequence[tuple[str, str]]) -> np.ndarray:
     """Keys as numbers from 0, in order of appearance."""
     order = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     return np.array([order[key] for key in keys])
+
+
+def encode_tally(tally: Float64[np.ndarray, " k"]) -> str:
+    """The text of a tally; the same tally gives the same text.
+
+    >>> decode_tally(encode_tally(np.array([3.0, 0.5])), 2)
+    array([3. , 0.5])
+    """
+    return base64.b64encode(zlib.compress(tally.astype("<f8").tobytes())).decode()
+
+
+def decode_tally(text: str, size: int) -> Float64[np.ndarray, " k"]:
+    """The tally of a text.
+
+    Raises:
+        ValueError: it is damaged, or holds another count of numbers than `size`, or some that are not finite.
+    """
+    unpacker = zlib.decompressobj()
+    try:
+        content = unpacker.decompress(base64.b64decode(text, validate=True), 8 * size + 1)
+    except (zlib.error, ValueError) as error:
+        raise ValueError(f"a damaged tally ({error})") from error
+    if len(content) != 8 * size:
+        raise ValueError(f"a tally of {size} numbers is needed")
+    tally = np.frombuffer(content, dtype="<f8").astype(np.float64)
+    if not np.isfinite(tally).all():
+        raise ValueError("a tally of numbers that are not finite")
+    return tally

@@ -23,7 +23,7 @@ from openmarigold.evaluation.clip_scores import ALIGNMENTS, Alignment, FlowSourc
 from openmarigold.evaluation.clips import Clip
 from openmarigold.evaluation.clips.clip import within
 from openmarigold.evaluation.estimators import SavedPredictions
-from openmarigold.evaluation.machine import describe_machine, version_of
+from openmarigold.evaluation.report import describe_machine, version_of
 from openmarigold.evaluation.scoring import choose_protocol
 from openmarigold.evaluation.specs import EstimatorSpec, predictor_spec, saved_spec
 from openmarigold.evaluation.video_report import ClipScore, VideoReport, write_video_report

@@ -16,7 +16,7 @@ from openmarigold.errors import ImageError
 from openmarigold.images.decoders import read_radiance
 from openmarigold.images.exr import exr_size, read_exr_picture
 from openmarigold.images.kinds import EXR_MAGIC, HEAD_BYTES, is_radiance
-from openmarigold.images.srgb import encode_srgb
+from openmarigold.images.pixels import encode_srgb
 
 _KEY = 0.18  # brightness of the middle gray that the log-average becomes; eq. 2
 _WHITE_QUANTILE = 0.99  # pixels above become white; eq. 4

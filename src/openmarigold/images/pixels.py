@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any Pillow image or array to RGB uint8 [h w 3]: upright, in sRGB, without alpha.
+"""Any Pillow image or array to RGB uint8 [h w 3]: upright, in sRGB, without alpha; linear light (IEC 61966-2-1).
 
 A large image is converted in strips of rows straight into its result, so that next to Pillow's own 4 bytes a pixel only
 the result's 3 bytes a pixel are held.
@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Float32, Shaped, UInt8
 from PIL import Image, ImageColor
 
 from openmarigold.errors import ImageError, InvalidValueError
@@ -261,3 +262,27 @@ def _deep_pixels(image: Image.Image) -> Float[np.ndarray, "n w"] | np.ndarray:
             "of any range as .exr"
         )
     return pixels if image.mode == "F" else pixels.astype(np.uint16)
+
+
+def encode_srgb(light: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """Values in sRGB, [0, 1], of linear light [0, 1].
+
+    >>> round(float(encode_srgb(np.array(0.18))), 3)
+    0.461
+    """
+    return np.where(light <= 0.0031308, 12.92 * light, 1.055 * np.power(light, 1 / 2.4) - 0.055)
+
+
+def decode_srgb(values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """Linear light, [0, 1], of values in sRGB [0, 1]."""
+    return np.where(values <= 0.04045, values / 12.92, np.power((values + 0.055) / 1.055, 2.4))
+
+
+def light_of_pixels(rgb: UInt8[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+    """Linear light, [0, 1], of the pixels of a photo in sRGB."""
+    return _light_of_levels()[rgb]
+
+
+@cache
+def _light_of_levels() -> Float32[np.ndarray, " levels"]:
+    return decode_srgb(np.arange(256) / 255).astype(np.float32)

@@ -41,9 +41,3 @@ def to_codes(values: Float[np.ndarray, "h w *c"], bounds: Range) -> UInt16[np.nd
     low, high = bounds
     shares = (np.nan_to_num(values, nan=low, posinf=high, neginf=low).astype(np.float64) - low) / (high - low)
     return np.rint(np.clip(shares, 0.0, 1.0) * LARGEST_CODE).astype(np.uint16)
-
-
-def from_codes(codes: UInt16[np.ndarray, "h w *c"], bounds: Range) -> Float[np.ndarray, "h w *c"]:
-    """The values of codes, float32."""
-    low, high = bounds
-    return (low + codes / np.float64(LARGEST_CODE) * (high - low)).astype(np.float32)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
 from openmarigold.errors import InvalidValueError, MissingExtraError
-from openmarigold.images.srgb import encode_srgb
+from openmarigold.images.pixels import encode_srgb
 from openmarigold.privacy import matplotlib_without_folder
 
 # ColorBrewer's "Spectral" in 11 classes, from red (near) to violet (far).

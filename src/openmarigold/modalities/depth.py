@@ -99,30 +99,14 @@ def normalize_depth(
     return np.where(unknown, 1.0, norm_depth).astype(np.float32)
 
 
-def normalize_log_depth(
-    depth: Float[np.ndarray, "h w"],
-    valid_mask: Bool[np.ndarray, "h w"],
-    *,
-    invalid: Literal["far", "raw"] = "far",
-) -> Float32[np.ndarray, "h w"]:
-    """Training target in [-1, 1]: log depth minus its median over the valid pixels, by `LOG_HALF_RANGE`, clipped.
-
-    Args:
-        depth: planar depth, positive where valid, up to scale.
-        valid_mask: True = use this pixel; only these set the median.
-        invalid: "far" puts invalid pixels on the far plane (+1); "raw" normalizes their stored values (0 becomes -1;
-            NaN and what is negative become +1).
-
-    Raises:
-        DataError: no valid pixel, or a valid pixel that is not finite or not above 0.
-    """
-    return _log_target(depth, valid_mask, invalid)[0]
-
-
 def _log_target(
     depth: Float[np.ndarray, "h w"], valid_mask: Bool[np.ndarray, "h w"], invalid: str
 ) -> tuple[Float32[np.ndarray, "h w"], float]:
-    """The target of `normalize_log_depth`, and the median of log depth."""
+    """Log depth minus its median over the valid pixels, by `LOG_HALF_RANGE`, clipped to [-1, 1]; and that median.
+
+    Invalid pixels are on the far plane (+1); with `invalid` "raw" their stored values are normalized (0 becomes -1; NaN
+    and what is negative become +1). Raises DataError for no valid pixel, or one that is not finite or not above 0.
+    """
     valid_depth = depth[valid_mask]
     if valid_depth.size == 0:
         raise DataError("the depth map has no valid pixel; skip this sample")

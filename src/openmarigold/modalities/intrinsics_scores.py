@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, UInt8
 
 from openmarigold.errors import DataError
-from openmarigold.images.srgb import decode_srgb, encode_srgb
-from openmarigold.images.srgb import light_of_pixels as light_of
+from openmarigold.images.pixels import decode_srgb, encode_srgb
+from openmarigold.images.pixels import light_of_pixels as light_of
 from openmarigold.modalities.colors import to_levels
 from openmarigold.modalities.protocol import (
     PIXELS_SCORED,

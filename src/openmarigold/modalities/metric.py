@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metric depth: planar depth in meters, and its files.
+"""Metric depth: planar depth in meters, its files, and its scores.
 
 `openmarigold.completion` makes it from depth up to scale (and shift) and what is known; docs/metric.md. A checkpoint
 whose model_index.json states the space "metric_log" predicts it; none of the published family does.
+The protocol `completion` has the scores of the field's completion benchmarks. KITTI's page states the same in
+millimeters (MAE, RMSE) and in 1/km (iMAE, iRMSE).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -16,10 +19,62 @@ from jaxtyping import Bool, Float, UInt8, UInt16
 
 from openmarigold.ensembling import REDUCTIONS
 from openmarigold.errors import DataError
-from openmarigold.modalities import metric_scores
+from openmarigold.metrics import completion_metrics
+from openmarigold.modalities import depth_scores
 from openmarigold.modalities.depth import LOG_DEPTH, METRIC_SPACE, colored_logs
-from openmarigold.modalities.modality import Maps, Merged, Picture, Surface, Target
+from openmarigold.modalities.modality import Merged, Picture, Surface, Target
+from openmarigold.modalities.protocol import (
+    PIXELS_SCORED,
+    Aligned,
+    BenchmarkSample,
+    Maps,
+    PredictionSpace,
+    Protocol,
+    Score,
+)
 from openmarigold.reconstruction.saving import METERS
+
+_SMALLEST_DEPTH = 1e-3
+"""[m]: plain fits give less, even negative depth, whose inverse means nothing."""
+
+SPACES: tuple[PredictionSpace, ...] = ("metric",)
+
+
+def _at_least_smallest(sample: BenchmarkSample, maps: Maps, usable: Bool[np.ndarray, "h w"]) -> Aligned:
+    return Aligned(maps={"depth": np.maximum(maps["depth"].astype(np.float64), _SMALLEST_DEPTH)})
+
+
+def _score(sample: BenchmarkSample, maps: Maps, usable: Bool[np.ndarray, "h w"]) -> dict[str, float]:
+    return completion_metrics(maps["depth"], sample.maps["depth"], usable)
+
+
+COMPLETION = Protocol(
+    name="completion",
+    summary="no alignment, no upper limit; depth below 1 mm counts as 1 mm",
+    accepts=frozenset(SPACES),
+    scores=(
+        Score(name="mae", label="MAE", unit="m", digits=4, table_digits=3),
+        Score(name="rmse", label="RMSE", unit="m", digits=4, table_digits=3),
+        Score(name="i_mae", label="iMAE", unit="1/m", digits=4, table_digits=4),
+        Score(name="i_rmse", label="iRMSE", unit="1/m", digits=4, table_digits=4),
+        Score(name="abs_rel", label="AbsRel", unit="%"),
+        Score(name="delta1", label="delta1", unit="%", higher_is_better=True),
+        PIXELS_SCORED,
+    ),
+    score=_score,
+    align=_at_least_smallest,
+    headline=("mae", "rmse"),
+)
+
+PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
+    {"metric": depth_scores.PROTOCOLS["metric"], COMPLETION.name: COMPLETION}
+)
+
+
+def default_protocol(space: PredictionSpace) -> str:
+    """Benchmarks of completion name theirs."""
+    return "metric"
+
 
 MILLIMETERS = 1000
 """Steps per meter of a 16-bit picture, as in ScanNet and of RealSense cameras; up to 65.5 m."""
@@ -132,9 +187,9 @@ METRIC = replace(
         ),
     ),
     quantities=MappingProxyType({"absolute": "planar depth (z) in meters"}),
-    protocols=metric_scores.PROTOCOLS,
-    default_protocol=metric_scores.default_protocol,
-    spaces=metric_scores.SPACES,
+    protocols=PROTOCOLS,
+    default_protocol=default_protocol,
+    spaces=SPACES,
     gauge=lambda invariance: None,
     surface=lambda maps, settings: Surface(depth=maps["depth"], unit=METERS),
     prediction_space=lambda invariance: "metric",

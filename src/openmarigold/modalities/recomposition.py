@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
-from openmarigold.images.srgb import decode_srgb, light_of_pixels
+from openmarigold.images.pixels import decode_srgb, light_of_pixels
 
 DARKEST = 1e-3
 """Albedo, below which nothing is divided by it."""

@@ -25,18 +25,19 @@ from openmarigold.images.photo import pad_to_multiple, processing_size, read_pho
 from openmarigold.modalities import Modality
 from openmarigold.modalities.modality import Maps
 from openmarigold.predictor.cameras import CameraEstimator, cameras_of_list, choose_camera, warn_of_no_relief
-from openmarigold.predictor.consensus import Consensus, merge_members
 from openmarigold.predictor.intervals import Intervals, bounds_of
 from openmarigold.predictor.sampling import (
+    Consensus,
     FiniteChecks,
     Guide,
     MemberNoise,
     PreparedPhoto,
     checked_latents,
     denoised,
+    merge_members,
     rays_of,
+    stated_settings,
 )
-from openmarigold.predictor.statement import stated_settings
 from openmarigold.predictor.tiles import at_photos_size, check_tiles, crops_of
 from openmarigold.printing import quoted_logger
 from openmarigold.results.prediction import Prediction
@@ -321,8 +322,7 @@ class Predictor:
         """The predictions for photos whose images have the same shape."""
         found = self._consensus(photos, config, guide)
         # 6. Their maps, at the photo's size, with the details of tiles where those are asked for.
-        guided = guide is not None
-        return [self._finish(*pair, config, is_guided=guided) for pair in zip(photos, found, strict=True)]
+        return [self._finish(*pair, config, is_guided=guide is not None) for pair in zip(photos, found, strict=True)]
 
     def _consensus(
         self, photos: Sequence[PreparedPhoto], config: CallConfig, guide: Guide | None = None

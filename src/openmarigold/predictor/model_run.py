@@ -23,8 +23,7 @@ from openmarigold.images.exif import Photo
 from openmarigold.modalities import Modality
 from openmarigold.predictor import Predictor
 from openmarigold.predictor.cameras import camera_facts
-from openmarigold.predictor.finisher import Finisher
-from openmarigold.predictor.maker import Maker
+from openmarigold.predictor.maker import Finisher, Maker
 from openmarigold.results.manifest import file_size
 from openmarigold.results.prediction import Prediction
 from openmarigold.results.surfaces import check_uncertainty, space_facts

@@ -19,8 +19,7 @@ from openmarigold.errors import InvalidValueError, OpenMarigoldError, OutputErro
 from openmarigold.files import as_path, concerns_every_file, file_sha256
 from openmarigold.images.exif import Photo, read_metadata
 from openmarigold.images.photo import parse_color, read_rgb
-from openmarigold.predictor.finisher import Finisher
-from openmarigold.predictor.maker import Maker, PhotoReader, divide_cores, stopping
+from openmarigold.predictor.maker import Finisher, Maker, PhotoReader, divide_cores, stopping
 from openmarigold.predictor.model_run import ModelRun
 from openmarigold.results.inputs import (
     about_left_out,

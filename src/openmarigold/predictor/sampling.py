@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sampler's inputs for one photo (its image, the noise of its members), and the check for finite values."""
+"""The sampler: its inputs for one photo (image, noise of the members), the check for finite values, what the members
+agree on at the size that the networks see, and what a prediction states about how it was made.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
@@ -19,6 +21,11 @@ from openmarigold.diffusion import NoiseSchedule, member_noise
 from openmarigold.engines import Engine, Latent
 from openmarigold.errors import InvalidValueError, NumericalError
 from openmarigold.images.exif import Photo
+from openmarigold.modalities import Modality
+from openmarigold.modalities.modality import Merged
+
+if TYPE_CHECKING:
+    from openmarigold.predictor import Predictor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,3 +226,59 @@ def denoised(
             noise=noise(index + 1) if schedule.adds_noise(timestep, steps) else None,
         )
     return latent
+
+
+def stated_settings(photo: PreparedPhoto, config: CallConfig, parts: Predictor, *, num_members: int) -> dict[str, Any]:
+    """The resolved settings of a prediction that was made of `num_members` members."""
+    names = ("num_inference_steps", "ensemble_size", "processing_resolution", "seed", "timestep_spacing")
+    tiny_vae, found = parts.tiny_vae, parts.checkpoint
+    derived = {} if found.derived is None else found.modality_for(photo.camera).quantities
+    panorama = photo.photo.metadata.panorama
+    return {
+        "checkpoint": found.name,
+        "invariance": found.invariance,
+        **({"quantity": derived[found.invariance]} if derived else {}),  # what was assumed stands there
+        **{name: getattr(config, name) for name in names},
+        "num_members": num_members,
+        **found.facts_of_call(config),
+        "start_noise": "given" if photo.noise.is_given else config.start_noise,
+        "final_step": config.final_step,
+        "engine": parts.engine.name,
+        "device": parts.engine.device,
+        "dtype": parts.engine.dtype,
+        **({} if tiny_vae is None else {"tiny_vae": tiny_vae.name, "tiny_vae_for": tiny_vae.used_for}),
+        **({} if panorama is None else {"panorama": panorama}),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Consensus:
+    """The maps of one photo before they get its size."""
+
+    stack: Float[np.ndarray, "c h w"]
+    uncertainty: Float[np.ndarray, "u h w"] | None
+    """None of a single member."""
+    latent: Float32[np.ndarray, "n C hl wl"]
+    """The denoised latents of the members."""
+
+
+def merge_members(
+    found: Iterable[tuple[np.ndarray, np.ndarray]], modality: Modality, invariance: str, config: CallConfig
+) -> Consensus:
+    """The consensus of members, each a stack `[c h w]` and its latents; with a tolerance, of as many as it takes."""
+    reduction = config.ensemble_reduction or modality.reductions[0]
+    members: list[np.ndarray] = []
+    latents: list[np.ndarray] = []
+    merged: Merged | None = None
+    for member, latent in found:
+        members.append(member)
+        latents.append(latent)
+        # The check runs after every member, so that the batch size does not decide where to stop.
+        if config.ensemble_tolerance is not None and len(members) > 1:
+            previous, merged = merged, modality.merge(np.stack(members), invariance, reduction)
+            if previous and np.abs(merged.stack - previous.stack).mean() < config.ensemble_tolerance:
+                break
+    if len(members) > 1:
+        merged = merged or modality.merge(np.stack(members), invariance, reduction)
+    stack, uncertainty = (merged.stack, merged.uncertainty) if merged else (members[0], None)
+    return Consensus(stack=stack, uncertainty=uncertainty, latent=np.stack(latents))

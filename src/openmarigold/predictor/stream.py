@@ -34,12 +34,10 @@ from openmarigold.predictor.stream_state import (
 )
 from openmarigold.results.prediction import Prediction
 from openmarigold.temporal.anchors import Anchor, Anchors
-from openmarigold.temporal.bounds import DisplayBounds
-from openmarigold.temporal.cuts import DOUBTFUL, SAME_SCENE, cut_in_photos
-from openmarigold.temporal.looks import Look, histogram_distance, look_at
+from openmarigold.temporal.looks import DOUBTFUL, SAME_SCENE, Look, cut_in_photos, histogram_distance, look_at
 from openmarigold.temporal.matching import Match, check_correspondence, match_looks
 from openmarigold.temporal.settings import StreamConfig
-from openmarigold.temporal.smoothing import Smoothed, Smoother
+from openmarigold.temporal.smoothing import DisplayBounds, Smoothed, Smoother
 
 if TYPE_CHECKING:
     from openmarigold.predictor import Predictor

@@ -27,8 +27,7 @@ from openmarigold.images.photo import resize
 from openmarigold.images.tiles import TilePlan, axis_weights, interpolate, lowpass, plan_tiles, smallest_tile
 from openmarigold.modalities import Modality
 from openmarigold.modalities.modality import Gauge
-from openmarigold.predictor.consensus import Consensus
-from openmarigold.predictor.sampling import PreparedPhoto
+from openmarigold.predictor.sampling import Consensus, PreparedPhoto
 from openmarigold.printing import quoted_logger
 
 AUTOMATIC_PIXELS = 2**25

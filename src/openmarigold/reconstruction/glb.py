@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 from PIL import Image
 
-from openmarigold.images.srgb import light_of_pixels
+from openmarigold.images.pixels import light_of_pixels
 from openmarigold.reconstruction.saving import Origin, upright
 
 MAX_TEXTURE_SIDE = 4096

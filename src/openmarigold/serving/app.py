@@ -20,7 +20,7 @@ from openmarigold.errors import ImageError, InvalidValueError, MissingExtraError
 from openmarigold.serving import documentation
 from openmarigold.serving.bodies import body_of, formats_of, is_true, unpacked
 from openmarigold.serving.clips import make_clip_request
-from openmarigold.serving.docs_page import add_docs
+from openmarigold.serving.documentation import add_docs
 from openmarigold.serving.formats import (
     ACCEPTED,
     JSON,

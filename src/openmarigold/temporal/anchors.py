@@ -14,8 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from openmarigold.gauges import GaugeFit, fit_gauge
-from openmarigold.temporal.cuts import POOR_FIT
-from openmarigold.temporal.looks import Look
+from openmarigold.temporal.looks import POOR_FIT, Look
 from openmarigold.temporal.matching import Match, composed, is_followed, match_again, match_looks
 from openmarigold.temporal.settings import Correspondence
 

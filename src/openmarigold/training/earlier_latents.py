@@ -17,7 +17,7 @@ import numpy as np
 from openmarigold.errors import DataError
 from openmarigold.printing import quoted_logger
 from openmarigold.text_files import DamagedTextError, parse_json, with_current_keys
-from openmarigold.training.packed import SUFFIX, PackedRows
+from openmarigold.training.packed import SUFFIX, PackedRows, damaged
 from openmarigold.training.settings import DEFAULT_MODALITY
 from openmarigold.training.views import Mixture
 
@@ -91,7 +91,7 @@ def _open_packed(path: Path, dtype: np.dtype, count: int) -> PackedRows:
     try:
         return PackedRows(path, dtype, _PACKED_FIELDS, count)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not what was kept there; remove it, and it will be encoded again") from error
+        raise damaged(path) from error
 
 
 def _open_npy(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
@@ -105,5 +105,5 @@ def _open_npy(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
     stated = path.with_suffix(".sha256")  # the first ones have none
     damaged = stated.is_file() and stated.read_text(errors="replace") != hashlib.sha256(array.tobytes()).hexdigest()
     if damaged or array.dtype != dtype or array.shape != (count,):
-        raise DataError(f"{path} is not what was kept there; remove it, and it will be encoded again")
+        raise damaged(path)
     return array

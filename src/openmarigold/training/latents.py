@@ -28,7 +28,7 @@ from openmarigold.modalities.modality import latent_valid_mask
 from openmarigold.networks.backbone import Vae, encode_to_latent, hash_of_weights, latent_channels
 from openmarigold.printing import quoted_logger
 from openmarigold.training.earlier_latents import EarlierLatents
-from openmarigold.training.row_store import RowStore
+from openmarigold.training.packed import RowStore
 from openmarigold.training.views import Mixture, View
 
 LOGGER = quoted_logger(__name__)

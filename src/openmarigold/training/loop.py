@@ -27,8 +27,7 @@ from openmarigold.errors import InvalidValueError, LostProcessError, RecipeError
 from openmarigold.files import append_text, make_directory, write_atomically
 from openmarigold.printing import quoted_logger
 from openmarigold.training.batches import Batches, BatchPlan, plan_batches
-from openmarigold.training.boards import open_boards
-from openmarigold.training.description import describe_run, launched_alone
+from openmarigold.training.dry_runs import describe_run, launched_alone
 from openmarigold.training.keeping import (
     BEST_DIR,
     NUMBERED_DIR,
@@ -40,7 +39,7 @@ from openmarigold.training.keeping import (
     validations_since_best,
 )
 from openmarigold.training.memory import check_fit
-from openmarigold.training.monitor import Monitor, keep_lines
+from openmarigold.training.monitor import Monitor, keep_lines, open_boards
 from openmarigold.training.settings import OptimizationConfig, RunConfig
 from openmarigold.training.state import StateWriter, check_recipe, latest_state
 from openmarigold.training.task import Task

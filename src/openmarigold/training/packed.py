@@ -5,6 +5,10 @@ A file is a line of JSON (names and bytes of the rows, SHA-256 of all), then the
 read without the others. Rows with maps are deflated; latents hardly shrink and are stored as they are. In a field of
 half-precision numbers `[... h w]` the bits of each number are its code. Neighbors of a smooth map have near codes, so
 that what is stored is what left + above - above left does not predict.
+
+A `RowStore` is a folder of rows by name, which several runs share: each file holds some rows, in no order. Files appear
+whole by a rename and never change. So runs and processes can add to a folder at the same time. A row that two of them
+wrote is there twice, with the same bytes.
 """
 
 from __future__ import annotations
@@ -17,12 +21,15 @@ from pathlib import Path
 
 import numpy as np
 
-from openmarigold.files import write_atomically
+from openmarigold.errors import DataError
+from openmarigold.files import make_directory, write_atomically
 from openmarigold.text_files import parse_json
 
 SUFFIX = ".packed"
+_STORE_SUFFIX = ".rows"
 _LEVEL = 6
 _LONGEST_HEADER = 2**22
+_DAMAGE = (OSError, ValueError, KeyError, TypeError)
 
 
 def write_packed(
@@ -113,3 +120,70 @@ def _unpack(content: bytes, dtype: np.dtype, fields: Sequence[str]) -> np.void:
             codes = np.cumsum(codes, axis=axis, dtype=np.uint16)
         row[name] = codes.view(np.float16)
     return row
+
+
+class RowStore:
+    """The rows of one folder."""
+
+    def __init__(self, folder: Path, dtype: np.dtype, fields: Sequence[str], *, deflate: bool) -> None:
+        """Lists what is there.
+
+        Args:
+            dtype: of a row.
+            fields: half-precision maps of it, which are stored as codes where rows are deflated.
+            deflate: whether new rows are.
+
+        Raises:
+            DataError: a file is damaged.
+        """
+        self.folder, self._dtype, self._fields, self._deflate = folder, dtype, fields, deflate
+        self._places: dict[str, tuple[Path, int]] = {}
+        self._counts: dict[Path, int] = {}
+        self._open: dict[Path, PackedRows] = {}
+        self.scan()
+
+    def scan(self) -> None:
+        """Lists what others have added.
+
+        Raises:
+            DataError: a file is damaged.
+        """
+        for path in sorted(self.folder.glob(f"*{_STORE_SUFFIX}")):
+            if path in self._counts:
+                continue
+            try:
+                ids = read_ids(path)
+            except _DAMAGE as error:
+                raise damaged(path) from error
+            self._counts[path] = len(ids)
+            for row, name in enumerate(ids):
+                self._places.setdefault(name, (path, row))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
+
+    def add(self, names: Sequence[str], rows: np.ndarray) -> Path:
+        """Writes rows as a file of their own, and returns it.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        make_directory(self.folder)
+        path = self.folder / f"{hashlib.sha256(' '.join(names).encode()).hexdigest()[:32]}{_STORE_SUFFIX}"
+        write_packed(path, rows, self._fields, ids=names, deflate=self._deflate)
+        return path
+
+    def __getitem__(self, name: str) -> np.void:
+        """The row of a name. Raises DataError if its file is damaged."""
+        path, row = self._places[name]
+        if path not in self._open:
+            try:
+                self._open[path] = PackedRows(path, self._dtype, self._fields, self._counts[path])
+            except _DAMAGE as error:
+                raise damaged(path) from error
+        return self._open[path][row]
+
+
+def damaged(path: Path) -> DataError:
+    """The error of a file of rows that is not what was kept."""
+    return DataError(f"{path} is not what was kept there; remove it, and it will be encoded again")

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Shaped, UInt8, UInt16
 
-from openmarigold.images.pixels import Color
-from openmarigold.images.srgb import encode_srgb
+from openmarigold.images.pixels import Color, encode_srgb
 
 # Numbers of ITU-T H.273, which FFmpeg uses for color matrices, ranges and transfers.
 _MATRIX_709, _MATRIX_UNKNOWN, _MATRIX_601, _MATRIX_2020 = 1, 2, 5, 9

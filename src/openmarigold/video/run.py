@@ -30,9 +30,8 @@ from openmarigold.video.earlier import Earlier
 from openmarigold.video.encoding import Sound, check_encoders, join
 from openmarigold.video.model import LoadedModel, StreamModel, VideoEvent, VideoResult
 from openmarigold.video.pipeline import run_pipeline
-from openmarigold.video.products import Track, tracks_of
+from openmarigold.video.products import Track, frame_arrays, tracks_of, write_frames
 from openmarigold.video.reading import PIPE, clip_sha256, open_clip, stem_of
-from openmarigold.video.records import frame_arrays, write_frames
 from openmarigold.video.settings import VideoConfig
 from openmarigold.video.sinks import FolderSink, PipeSink, Shown
 from openmarigold.video.work import Progress, Work

@@ -23,8 +23,7 @@ from openmarigold.results.writers import with_open_file, write_prediction
 from openmarigold.video.clip import ClipFacts, ClipFrame, exact
 from openmarigold.video.decoding import require_av
 from openmarigold.video.encoding import TrackEncoder, written
-from openmarigold.video.products import Picture, Track, picture_of, tracks_of
-from openmarigold.video.records import frame_record
+from openmarigold.video.products import Picture, Track, frame_record, picture_of, tracks_of
 from openmarigold.video.settings import VideoConfig
 from openmarigold.video.work import Progress, Work
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hypersim (Roberts et al., ICCV 2021) from its scene folders or zips: tone mapping, planar depth, split.
 
-`hypersim_normals` and `hypersim_lighting` prepare other maps of the same frames.
+`hypersim_maps` prepares other maps of the same frames.
 
 Paper: §4.1. The steps are those of the authors' script; docs/data.md lists the differences and their reasons.
 """

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from openmarigold.data.archives import Archive, open_archive
-from openmarigold.data.crops import KITTI_CROP, kitti_crop
 from openmarigold.data.encodings import MapEncoding
 from openmarigold.data.preparation import (
     Listing,
@@ -225,3 +224,22 @@ def _frame(place: _Place, files: dict[str, str]) -> RawFrame:
 def _rgb_path(place: _Place) -> str:
     scene, variant, camera, number = place
     return f"{scene}/{variant}/frames/rgb/{camera}/rgb_{number:05d}.jpg"
+
+
+KITTI_CROP = (352, 1216)
+
+
+def kitti_crop(height: int, width: int) -> tuple[slice, slice]:
+    """Rows and columns of the 352x1216 window of the KITTI benchmark: at the bottom, centered.
+
+    >>> kitti_crop(375, 1242)
+    (slice(23, 375, None), slice(13, 1229, None))
+
+    Raises:
+        DataError: the image is smaller.
+    """
+    crop_height, crop_width = KITTI_CROP
+    if height < crop_height or width < crop_width:
+        raise DataError(f"an image of {height}x{width} is smaller than KITTI's window of {crop_height}x{crop_width}")
+    top, left = height - crop_height, (width - crop_width) // 2
+    return slice(top, height), slice(left, left + crop_width)

@@ -169,7 +169,6 @@ def make_frame(
     pose: Float64[np.ndarray, "4 4"] | None,
     time_s: float,
     depth_range: tuple[float, float],
-    valid: Bool[np.ndarray, "h1 w1"] | None = None,
 ) -> ClipFrame:
     """A frame of checked sizes; valid is what lies within the range.
 
@@ -181,12 +180,11 @@ def make_frame(
             f"{name}: the photo is {list(rgb.shape[:2])}, its depth {list(depth.shape)} and the camera's picture "
             f"{[camera.height, camera.width]}; all must have one size"
         )
-    within = np.isfinite(depth) & (depth > depth_range[0]) & (depth < depth_range[1])
     return ClipFrame(
         name=name,
         rgb=rgb,
         depth=np.where(np.isfinite(depth), depth, np.float32(0)),
-        valid_mask=within if valid is None else within & valid,
+        valid_mask=np.isfinite(depth) & (depth > depth_range[0]) & (depth < depth_range[1]),
         camera=camera,
         pose=pose,
         time_s=time_s,

@@ -24,7 +24,7 @@ WHITE: Color = (255, 255, 255)
 EXIF_ORIENTATION = 0x0112
 ROUNDING = 1e-3  # beyond [0, 1] of floats: a quarter of one level of 255, which changes no level
 
-_STRIP_PIXELS = 2**20
+_STRIP_PIXELS = 2**17  # small enough for the cache of a core
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 # The space of an ICC profile: the mode that it describes, and the modes of images that are given in it.
 _PROFILE_MODES = {

@@ -15,7 +15,9 @@ from PIL import Image
 _LEVEL = 1
 """Of ISA-L's deflate: a sixth of the time of Pillow with zlib-ng's 1, for smaller files (docs/speed.md)."""
 _BLOCK_BYTES = 2**20
-"""Of pixels that are filtered and compressed at a time."""
+"""Of pixels that are compressed at a time; ISA-L's choices, and so the bytes of files, depend on it a little."""
+_STRIP_BYTES = 2**17
+"""Of pixels that are filtered at a time, so that they stay in the cache of a core."""
 _GRAY, _COLORS = 0, 2
 _UP = 2
 _File: TypeAlias = BinaryIO | io.BytesIO
@@ -37,18 +39,23 @@ def save_png(file: _File, pixels: Shaped[np.ndarray, "h w *c"], texts: Mapping[s
     for name, text in texts.items():
         png.write_chunk(file, b"tEXt", name.encode("latin-1") + b"\0" + text.encode("latin-1"))
     compressor = isal_zlib.compressobj(_LEVEL)
-    rows = max(1, _BLOCK_BYTES // max(1, pixels[:1].nbytes))
-    above = np.zeros(pixels[:1].nbytes, np.uint8)
+    row_bytes = pixels[:1].nbytes
+    rows = min(height, max(1, _BLOCK_BYTES // max(1, row_bytes)))
+    strip_rows = max(1, _STRIP_BYTES // max(1, row_bytes))
+    filtered = np.empty((rows, 1 + row_bytes), np.uint8)
+    filtered[:, 0] = _UP
+    above = np.zeros(row_bytes, np.uint8)
     for begin in range(0, height, rows):
         block = pixels[begin : begin + rows]
-        levels = block.astype(block.dtype.newbyteorder(">"), order="C", copy=False).view(np.uint8)
-        levels = levels.reshape(len(block), -1)
-        filtered = np.empty((len(block), 1 + levels.shape[1]), np.uint8)
-        filtered[:, 0] = _UP
-        np.subtract(levels[:1], above, out=filtered[:1, 1:])
-        np.subtract(levels[1:], levels[:-1], out=filtered[1:, 1:])
-        above = levels[-1]
-        if part := compressor.compress(filtered):
+        for top in range(0, len(block), strip_rows):
+            strip = block[top : top + strip_rows]
+            levels = strip.astype(strip.dtype.newbyteorder(">"), order="C", copy=False).view(np.uint8)
+            levels = levels.reshape(len(strip), -1)
+            differences = filtered[top : top + len(strip), 1:]
+            np.subtract(levels[:1], above, out=differences[:1])
+            np.subtract(levels[1:], levels[:-1], out=differences[1:])
+            above = levels[-1]
+        if part := compressor.compress(filtered[: len(block)]):
             png.write_chunk(file, b"IDAT", part)
     png.write_chunk(file, b"IDAT", compressor.flush())
     png.write_chunk(file, b"IEND")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
@@ -27,7 +28,8 @@ _SPECTRAL = (
     (94, 79, 162),
 )
 _LEVELS_PER_CLASS = 256
-_STRIP_PIXELS = 2**18
+_STRIP_PIXELS = 2**15
+"""Of maps that are converted at a time: what is computed on the way stays in the cache of a core."""
 
 
 def color_table(name: str = "Spectral") -> UInt8[np.ndarray, "n 3"]:
@@ -49,22 +51,49 @@ def color_table(name: str = "Spectral") -> UInt8[np.ndarray, "n 3"]:
     return np.concatenate([table, np.zeros((1, 3))]).astype(np.uint8)
 
 
-def colorize(affine_depth: Float[np.ndarray, "h w"], *, color_map: str = "Spectral") -> UInt8[np.ndarray, "h w 3"]:
+def colorize(
+    affine_depth: Float[np.ndarray, "h w"],
+    *,
+    color_map: str = "Spectral",
+    to_share: Callable[[np.ndarray, np.ndarray], object] | None = None,
+) -> UInt8[np.ndarray, "h w 3"]:
     """Picture of an affine depth in a color map: in Spectral 0 (near) is red, 1 (far) violet.
 
     Values outside [0, 1] take the end colors; pixels that are not a number become black.
+
+    Args:
+        affine_depth: what is shown.
+        color_map: its name.
+        to_share: where another map than affine depth is shown: called with rows of it, writes float32 for which the
+            above holds into its second argument.
 
     Raises:
         InvalidValueError, MissingExtraError: see `color_table`.
     """
     table = color_table(color_map)
     picture = np.empty((*affine_depth.shape, 3), dtype=np.uint8)
-    rows = max(1, _STRIP_PIXELS // max(1, affine_depth.shape[1]))
-    for top in range(0, len(picture), rows):  # in strips: the levels take eight times the picture's memory
-        level = np.clip(affine_depth[top : top + rows], 0.0, 1.0) * (len(table) - 2)
-        places = np.where(np.isnan(level), len(table) - 1, np.rint(level)).astype(np.intp)
-        table.take(places, axis=0, out=picture[top : top + rows], mode="clip")  # three times as fast as table[places]
+    rows = strip_rows(affine_depth.shape[1])
+    levels = np.empty((rows, affine_depth.shape[1]), dtype=affine_depth.dtype if to_share is None else np.float32)
+    places = np.empty(levels.shape, dtype=np.intp)
+    for top in range(0, len(picture), rows):
+        strip = affine_depth[top : top + rows]
+        level, place = levels[: len(strip)], places[: len(strip)]
+        if to_share is not None:
+            to_share(strip, level)
+            strip = level
+        np.clip(strip, 0.0, 1.0, out=level)
+        level *= len(table) - 2
+        np.rint(level, out=level)
+        if (unknown := np.isnan(level)).any():
+            level[unknown] = len(table) - 1
+        place[:] = level
+        table.take(place, axis=0, out=picture[top : top + rows], mode="clip")  # three times as fast as table[place]
     return picture
+
+
+def strip_rows(width: int) -> int:
+    """Rows of a map of this width that are converted at a time."""
+    return max(1, _STRIP_PIXELS // max(1, width))
 
 
 def to_levels(
@@ -76,7 +105,7 @@ def to_levels(
     """
     top_level = np.float32(np.iinfo(dtype).max)
     levels = np.empty(values.shape, dtype=dtype)
-    rows = max(1, _STRIP_PIXELS // max(1, values.shape[1]))
+    rows = strip_rows(values.shape[1])
     for top in range(0, len(levels), rows):
         strip = np.clip(values[top : top + rows] / np.float32(white), 0.0, 1.0)
         levels[top : top + rows] = np.rint((encode_srgb(strip) if encode else strip) * top_level)

@@ -20,7 +20,7 @@ from openmarigold.ensembling.published import ONE_ROOT, published_ensemble
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.modalities import depth_scores
 from openmarigold.modalities.bands import DEPTH_BANDS, DEPTH_PICTURES
-from openmarigold.modalities.colors import color_table, colorize, uncertainty_picture
+from openmarigold.modalities.colors import color_table, colorize, strip_rows, uncertainty_picture
 from openmarigold.modalities.modality import Gauge, MapKind, Maps, Merged, Modality, Picture, Surface, Target
 
 METRIC_SPACE = "metric_log"
@@ -40,7 +40,6 @@ USUAL_LIMITS = MappingProxyType(
 """Farthest depth that training uses of pictures of a kind [m]. Normalization stretches the 2 % and 98 % quantiles of an
 image over the whole range, so a view out of a window would leave a sliver of it for the room."""
 
-_STRIP_ROWS = 256
 _SMALLEST_SHOWN = 1e-6
 _QUANTILE_ROWS = 1000  # the quantiles of colors are those of so many rows and columns
 LOG_HALF_RANGE = 2.0
@@ -148,9 +147,15 @@ def differentiable_relative(
 def to_uint16(affine_depth: Float[np.ndarray, "h w"]) -> UInt16[np.ndarray, "h w"]:
     """Affine depth [0, 1] as 16-bit grays, rounded to the nearest level (truncation would shift by half a level)."""
     grays = np.empty(affine_depth.shape, dtype=np.uint16)
-    for top in range(0, len(grays), _STRIP_ROWS):
-        strip = affine_depth[top : top + _STRIP_ROWS]
-        grays[top : top + _STRIP_ROWS] = np.rint(np.clip(strip, 0.0, 1.0) * np.float64(65535.0))
+    rows = strip_rows(affine_depth.shape[1])
+    clipped = np.empty((rows, affine_depth.shape[1]), dtype=affine_depth.dtype)
+    levels = np.empty(clipped.shape, dtype=np.float64)  # in which a float32 times 65535 is exact
+    for top in range(0, len(grays), rows):
+        strip = affine_depth[top : top + rows]
+        within, level = clipped[: len(strip)], levels[: len(strip)]
+        np.clip(strip, 0.0, 1.0, out=within)
+        np.multiply(within, 65535.0, out=level, dtype=np.float64)
+        grays[top : top + rows] = np.rint(level, out=level)
     return grays
 
 
@@ -302,19 +307,22 @@ def colored_logs(
 
     With `bounds`, from the lower depth to the upper one.
     """
-    height, width = depth.shape
     if bounds is None:
+        height, width = depth.shape
         some = _logs(depth[:: max(1, height // _QUANTILE_ROWS), :: max(1, width // _QUANTILE_ROWS)])
         known = some[np.isfinite(some)]
         low, high = np.quantile(known, (0.01, 0.99)) if known.size else (0.0, 1.0)
     else:
         low, high = _logs(np.array(bounds, dtype=np.float32))
-    scale = np.float32(1.0 / max(high - low, _SMALLEST_SHOWN))
-    picture = np.empty((height, width, 3), dtype=np.uint8)
-    for top in range(0, height, _STRIP_ROWS):  # a whole map of logarithms would be one copy too many
-        strip = _logs(depth[top : top + _STRIP_ROWS])
-        picture[top : top + _STRIP_ROWS] = colorize((strip - np.float32(low)) * scale, color_map=color_map)
-    return picture
+    low, scale = np.float32(low), np.float32(1.0 / max(high - low, _SMALLEST_SHOWN))
+
+    def to_share(strip: np.ndarray, share: np.ndarray) -> None:
+        np.maximum(strip, _SMALLEST_SHOWN, out=share)
+        np.log(share, out=share)
+        share -= low
+        share *= scale
+
+    return colorize(depth, color_map=color_map, to_share=to_share)
 
 
 def _between(depth: Float[np.ndarray, "h w"], bounds: tuple[float, float]) -> Float32[np.ndarray, "h w"]:

@@ -103,7 +103,7 @@ def _open_npy(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
     if names == list(dtype.names or ()) and array.dtype.itemsize == dtype.itemsize:
         array = array.view(dtype)  # the same numbers under older names
     stated = path.with_suffix(".sha256")  # the first ones have none
-    damaged = stated.is_file() and stated.read_text(errors="replace") != hashlib.sha256(array.tobytes()).hexdigest()
-    if damaged or array.dtype != dtype or array.shape != (count,):
+    differs = stated.is_file() and stated.read_text(errors="replace") != hashlib.sha256(array.tobytes()).hexdigest()
+    if differs or array.dtype != dtype or array.shape != (count,):
         raise damaged(path)
     return array

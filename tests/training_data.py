@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import tarfile
 from pathlib import Path
@@ -76,6 +77,18 @@ gradient_clip = 1.0
 ema_decay = 0.9
 mixed_precision = "bf16"
 """
+
+
+def train_in_turn(folder: Path, **recipes: str) -> Path:
+    """Writes data and recipes into a folder, and trains one after another; run and recipe have the keyword's name."""
+    from openmarigold.training import train
+
+    write_training_data(folder / "data")
+    with contextlib.chdir(folder):
+        for name, text in recipes.items():
+            (folder / f"{name}.toml").write_text(text)
+            train(f"{name}.toml", data_dir=folder / "data", output_dir=folder / name.replace("_", "-"), device="cpu")
+    return folder
 
 
 def write_training_data(folder: Path, *, num_photos: int = 6, num_pairs: int = 6) -> Path:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,11 @@ from openmarigold.data.encodings import MapEncoding
 from openmarigold.data.shard_writer import NewSample, ShardWriter
 from openmarigold.errors import RecipeError
 from openmarigold.networks.backbone import encode_to_latent
-from openmarigold.training import train
 from openmarigold.training.lite.denoising import DenoisingLiteTask
 from openmarigold.training.lite.recipes import LiteRecipe
 from openmarigold.training.recipe import read_recipe
 from openmarigold.training.views import BatchSlice
-from training_data import LITE, LOG_AUTOENCODER, write_training_data
+from training_data import LITE, LOG_AUTOENCODER, train_in_turn, write_training_data
 
 DENOISING = LITE.replace("[optimization]", '[loss]\nobjective = "denoising"\n\n[optimization]')
 WHOLE = BatchSlice(step=0, micro_step=0, group_size=4, rows=slice(0, 4))
@@ -33,18 +31,7 @@ WHOLE = BatchSlice(step=0, micro_step=0, group_size=4, rows=slice(0, 4))
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data, a trained autoencoder and a model that was trained with the paper's objective."""
-    folder = tmp_path_factory.mktemp("denoising")
-    write_training_data(folder / "data")
-    (folder / "log.toml").write_text(LOG_AUTOENCODER)
-    (folder / "denoising.toml").write_text(DENOISING)
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        train("log.toml", data_dir=folder / "data", output_dir=folder / "log-autoencoder", device="cpu")
-        train("denoising.toml", data_dir=folder / "data", output_dir=folder / "run", device="cpu")
-    finally:
-        os.chdir(before)
-    return folder
+    return train_in_turn(tmp_path_factory.mktemp("denoising"), log_autoencoder=LOG_AUTOENCODER, run=DENOISING)
 
 
 def task_of(folder: Path, data: Path, text: str = DENOISING) -> DenoisingLiteTask:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,7 @@ from openmarigold.training.recipe import parse_recipe, read_recipe, to_table
 from openmarigold.training.settings import DataConfig
 from openmarigold.training.views import BatchSlice, Mixture
 from tiny import make_vae
-from training_data import LITE, LOG_AUTOENCODER, write_training_data
+from training_data import LITE, LOG_AUTOENCODER, train_in_turn, write_training_data
 
 STORED = (96, 128)
 DATA = DataConfig(sources={"synthetic": 1.0}, size=(32, 48), min_scale=0.5, aspect_jitter=0.2, appearance=1.0)
@@ -268,25 +267,14 @@ class EvilObject:
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data, recipes and a trained autoencoder."""
-    folder = tmp_path_factory.mktemp("lite")
-    write_training_data(folder / "data")
-    (folder / "lite.toml").write_text(LITE)
-    (folder / "log.toml").write_text(LOG_AUTOENCODER)
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        train("log.toml", data_dir=folder / "data", output_dir=folder / "log-autoencoder", device="cpu")
-        train("lite.toml", data_dir=folder / "data", output_dir=folder / "whole", device="cpu")
-    finally:
-        os.chdir(before)
-    return folder
+    return train_in_turn(tmp_path_factory.mktemp("lite"), log_autoencoder=LOG_AUTOENCODER, whole=LITE)
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workspace)
     settings = {"data_dir": workspace / "data", "output_dir": workspace / "stopped", "device": "cpu"}
-    assert train("lite.toml", stop_after_steps=3, **settings) is None
-    assert train("lite.toml", **settings) is not None
+    assert train("whole.toml", stop_after_steps=3, **settings) is None
+    assert train("whole.toml", **settings) is not None
     for part in ("unet", "image_encoder", "vae"):
         whole, stopped = (
             load_file(workspace / name / "checkpoint" / part / "diffusion_pytorch_model.safetensors")
@@ -296,14 +284,14 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(workspace: Path, monkey
         assert all(torch.equal(whole[name], stopped[name]) for name in whole), part
 
 
-@pytest.mark.parametrize("name", ["log", "lite"])
+@pytest.mark.parametrize("name", ["log_autoencoder", "whole"])
 def test_a_dry_run_needs_no_latents_and_counts_what_is_trained(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(workspace)
     found = dry_run(f"{name}.toml", data_dir=workspace / "data", output_dir=workspace / "dry", device="cpu")
     assert math.isfinite(found.loss) and found.cache_bytes == 0
-    if name == "lite":
+    if name == "whole":
         encoder = load_image_encoder(workspace / "whole" / "checkpoint" / "image_encoder")
         unet = load_unet(workspace / "whole" / "checkpoint" / "unet")
         trained = [*encoder.pretrained_parameters(first_stage=1), *encoder.projections.parameters(), *unet.parameters()]

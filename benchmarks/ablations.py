@@ -204,7 +204,7 @@ def report(words: argparse.Namespace) -> None:
         print(f"\n| {group} | seeds | AbsRel | delta1 | boundary F1 | AbsRel, log | delta1, log |")
         print("|---|---|---|---|---|---|---|")
         for (arm, x), values in lines.items():
-            cells = [_cell([row[name] for row in values]) for name in _NAMES]
+            cells = [_cell([row[name] for row in values if name in row]) for name in _NAMES]
             print(f"| {arm}{'' if x is None else f', {x}'} | {len(values)} | {' | '.join(cells)} |")
         if words.pictures is not None:
             draw(group, lines, words.pictures / f"ablation-{group}.png")
@@ -221,6 +221,8 @@ def of_group(found: list[dict[str, Any]]) -> Iterator[tuple[_Key, list[dict[str,
 
 
 def _cell(values: list[float]) -> str:
+    if not values:
+        return ""
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1f}{spread}"
 
@@ -232,8 +234,9 @@ def draw(group: str, lines: dict[_Key, list[dict[str, Any]]], path: Path) -> Non
     mpl.use("agg")
     from matplotlib import pyplot, ticker
 
-    figure, axes = pyplot.subplots(figsize=(5.2, 2.8), layout="constrained")
-    if any(x is not None for _, x in lines):
+    is_curve = any(x is not None for _, x in lines)
+    figure, axes = pyplot.subplots(figsize=(7.2, 2.8 if is_curve else 0.8 + 0.3 * len(lines)), layout="constrained")
+    if is_curve:
         for arm in dict.fromkeys(arm for arm, _ in lines):
             points = [(x, values[0][_NAMES[0]]) for (name, x), values in lines.items() if name == arm]
             axes.plot(*zip(*points, strict=True), marker="o", label=arm)
@@ -243,15 +246,16 @@ def draw(group: str, lines: dict[_Key, list[dict[str, Any]]], path: Path) -> Non
         axes.xaxis.set_minor_locator(ticker.NullLocator())
         axes.set_xlabel("denoising steps" if group == "steps" else "members")
         axes.set_ylabel("AbsRel [%]")
+        low, high = axes.get_ylim()
+        axes.set_ylim(low - 0.5, high + 0.5)  # a tenth of a point is no finding
         axes.legend(frameon=False)
     else:
         for place, values in enumerate(lines.values()):
             points = [row[_NAMES[0]] for row in values]
-            axes.plot(points, [place] * len(points), "o", alpha=0.6)
+            axes.plot(points, [place] * len(points), "o", color="C0", alpha=0.6)
             axes.plot([statistics.mean(points)], [place], "k|", markersize=16)
         axes.set_yticks(range(len(lines)), [arm for arm, _ in lines])
-        axes.invert_yaxis()
-        axes.margins(y=0.25)
+        axes.set_ylim(len(lines) - 0.5, -0.5)
         axes.set_xlabel("AbsRel [%], a point a seed, | their mean")
     axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The paper's ablations at marigold-lite's size: small trainings of equal compute, and curves of a finished model.
 
-    python benchmarks/ablations.py train prior start data --data-dir DATA --benchmark BENCHMARK --output DIR
+    python benchmarks/ablations.py train prior objective noise data --data-dir DATA --benchmark BENCHMARK --output DIR
     python benchmarks/ablations.py train labels --start runs/lite-2-depth/checkpoint ...
     python benchmarks/ablations.py curves --benchmark BENCHMARK --output DIR [--checkpoint FOLDER]
     python benchmarks/ablations.py report --output DIR [--pictures docs/images]
@@ -45,7 +45,7 @@ _FURTHER = (
     "loss.pair_share=0.2",
     "loss.gradient_weight=2.0",
 )
-"""The last stage of marigold-lite, shorter."""
+"""What recipe lite-3-photos says but for its labels; the last arm of `labels` is that recipe."""
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "prior": {
         "random weights": ('encoder.weights="random"', "encoder.learning_rate_factor=1.0", "encoder.frozen_stages=0"),

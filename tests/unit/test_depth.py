@@ -162,3 +162,11 @@ def test_pictures_of_depth_up_to_scale_give_ratios_equal_steps_and_withstand_a_f
     made = {picture.suffix: picture for picture in LOG_DEPTH.pictures}
     assert made["_depth_colored.png"].content == "the logarithm of depth in colors"
     assert np.array_equal(made["_depth_colored.png"].make({"depth": depth}, OutputConfig()), shown)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_unknown_pixels_are_black_in_every_precision(dtype: type) -> None:
+    depth = np.linspace(0, 1, 64).reshape(8, 8).astype(dtype)
+    depth[3, 4] = np.nan
+    picture = colorize(depth)
+    assert (picture[3, 4] == 0).all() and (picture == 0).all(axis=2).sum() == 1

@@ -84,9 +84,10 @@ def colorize(
         np.clip(strip, 0.0, 1.0, out=level)
         level *= len(table) - 2
         np.rint(level, out=level)
-        if (unknown := np.isnan(level)).any():
-            level[unknown] = len(table) - 1
+        unknown = np.isnan(level)
+        level[unknown] = 0
         place[:] = level
+        place[unknown] = len(table) - 1  # not by way of the level: half precision has no such number
         table.take(place, axis=0, out=picture[top : top + rows], mode="clip")  # three times as fast as table[place]
     return picture
 

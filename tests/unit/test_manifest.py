@@ -135,3 +135,11 @@ def test_a_manifest_that_cannot_be_used_is_an_output_error(tmp_path):
         Manifest(tmp_path).lines()
     with pytest.raises(OutputError, match=r"cannot write .*manifest\.jsonl"):
         Manifest(tmp_path / "missing").append("cat", "done")
+
+
+def test_a_folder_that_went_has_no_manifest(tmp_path):
+    (tmp_path / "out").write_text("not a folder")
+    manifest = Manifest(tmp_path / "out")
+    assert manifest.lines() == []
+    with pytest.raises(OutputError, match=r"cannot write .*manifest\.jsonl"):
+        manifest.append("cat", "done")

@@ -50,7 +50,7 @@ class Manifest:
             with self.path.open("rb") as file:
                 file.seek(start)
                 content = file.read()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # the folder may go during a run; writing says so
             return [], 0
         except OSError as error:
             raise OutputError(f"cannot read {self.path}: {error.strerror}; check its permissions") from error

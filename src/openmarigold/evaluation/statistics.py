@@ -12,7 +12,7 @@ import base64
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64
@@ -20,15 +20,26 @@ from jaxtyping import Float64
 from openmarigold.modalities.protocol import Pooling
 from openmarigold.seeding import generator_for
 
-if TYPE_CHECKING:
-    from openmarigold.evaluation.report import ImageScore
-
 ALL_KINDS = "all"
 NUM_RESAMPLES = 1000
 _SEED = 2024
 _LIMITS = (2.5, 97.5)
 _RESAMPLES_AT_ONCE = 100  # sums of tallies that are held in memory
 _WEIGHTS_AT_ONCE = 2**24  # of resamples: 128 MiB; up to 16,777 images all of them at once
+
+
+@runtime_checkable
+class Scored(Protocol):
+    """An image with its metrics, of a kind and a place."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def place(self) -> str: ...
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+    @property
+    def tally(self) -> str: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +57,7 @@ class _Run:
     """The scores of images, and what they are for any weights of the images."""
 
     def __init__(
-        self, images: Sequence[ImageScore], names: Sequence[str], *, over_places: bool, pooled: Pooling | None
+        self, images: Sequence[Scored], names: Sequence[str], *, over_places: bool, pooled: Pooling | None
     ) -> None:
         self.names, self.over_places, self.pooled = list(names), over_places, pooled
         self.values = np.array([[image.metrics[name] for name in names] for image in images])
@@ -68,9 +79,7 @@ class _Run:
         return found
 
 
-def summarize(
-    images: Sequence[ImageScore], *, over_places: bool, pooled: Pooling | None = None
-) -> dict[str, KindScore]:
+def summarize(images: Sequence[Scored], *, over_places: bool, pooled: Pooling | None = None) -> dict[str, KindScore]:
     """Scores per kind, in order of appearance, and over all; with `pooled` those of all pixels, each counting once.
 
     Raises:
@@ -110,7 +119,7 @@ class Difference:
 
 
 def paired_differences(
-    a: Sequence[ImageScore], b: Sequence[ImageScore], *, over_places: bool, pooled: Pooling | None = None
+    a: Sequence[Scored], b: Sequence[Scored], *, over_places: bool, pooled: Pooling | None = None
 ) -> dict[str, Difference]:
     """Differences of the scores of two runs, whose images are the same in the same order, by metric.
 

@@ -15,7 +15,7 @@ from openmarigold.config import CallConfig
 from openmarigold.errors import InvalidValueError
 from openmarigold.images.photo import resize
 from openmarigold.modalities.modality import Band, Maps
-from openmarigold.predictor.sampling import Consensus, PreparedPhoto
+from openmarigold.predictor.sampling import Consensus, Parts, PreparedPhoto
 from openmarigold.predictor.tiles import are_wanted
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Intervals:
     def __reduce__(self) -> tuple[Any, ...]:  # what is known is read again
         return Intervals, ()
 
-    def chosen(self, config: CallConfig, parts: Predictor, *, is_steered: bool = False) -> Interval | None:
+    def chosen(self, config: CallConfig, parts: Parts, *, is_steered: bool = False) -> Interval | None:
         """The interval that a resolved call asks for; None where it asks for none.
 
         Raises:

@@ -9,13 +9,15 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
 from openmarigold.camera import Camera
 from openmarigold.camera.conditions import ray_channels
+from openmarigold.checkpoints.checkpoint import Checkpoint
+from openmarigold.checkpoints.configured import TinyVae
 from openmarigold.config import CallConfig
 from openmarigold.diffusion import NoiseSchedule, member_noise
 from openmarigold.engines import Engine, Latent
@@ -23,9 +25,6 @@ from openmarigold.errors import InvalidValueError, NumericalError
 from openmarigold.images.exif import Photo
 from openmarigold.modalities import Modality
 from openmarigold.modalities.modality import Merged
-
-if TYPE_CHECKING:
-    from openmarigold.predictor import Predictor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +227,16 @@ def denoised(
     return latent
 
 
-def stated_settings(photo: PreparedPhoto, config: CallConfig, parts: Predictor, *, num_members: int) -> dict[str, Any]:
+@runtime_checkable
+class Parts(Protocol):
+    """What a predictor is made of."""
+
+    checkpoint: Checkpoint
+    engine: Engine
+    tiny_vae: TinyVae | None
+
+
+def stated_settings(photo: PreparedPhoto, config: CallConfig, parts: Parts, *, num_members: int) -> dict[str, Any]:
     """The resolved settings of a prediction that was made of `num_members` members."""
     names = ("num_inference_steps", "ensemble_size", "processing_resolution", "seed", "timestep_spacing")
     tiny_vae, found = parts.tiny_vae, parts.checkpoint

@@ -66,6 +66,41 @@ def wait_for_lock(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
+def try_lock(descriptor: int) -> bool:
+    """Takes the lock of an open file or folder; False if somebody else holds it. True where there are no such locks."""
+    with suppress(ImportError):
+        import fcntl
+
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without locks
+            pass
+    return True
+
+
+@contextmanager
+def only_run(folder: Path) -> Iterator[None]:
+    """Within it no other run writes a folder, made if need be. The lock is the folder's own and ends with the process.
+
+    Raises:
+        OutputError: another run writes it, or it cannot be made.
+    """
+    make_directory(folder)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        yield
+        return
+    try:
+        if not try_lock(descriptor):
+            raise OutputError(f"another run is writing {folder}; wait for it, or choose another folder")
+        yield
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
     """Within it is one process or thread at a time, by the lock of a file, which is made where it can be."""

@@ -26,6 +26,7 @@ from openmarigold.data.shards import ShardedDataset
 from openmarigold.data.sources import Source
 from openmarigold.data.verification import verify
 from openmarigold.errors import CheckpointError, DataError, InvalidValueError
+from openmarigold.files import only_run
 from tiny import make_checkpoint
 
 PAIR = PredictConfig(ensemble_size=2, processing_resolution=64)
@@ -148,10 +149,13 @@ def test_reasons_name_the_photo(tmp_path: Path) -> None:
     assert rejected["detail"].startswith("cut.jpg is damaged")
 
 
-def test_photos_without_agreement_are_left_out_and_not_defective(tmp_path: Path) -> None:
+def test_photos_without_agreement_are_left_out_and_not_defective(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     photos = write_photos(tmp_path / "photos")
     (photos / "cut.jpg").unlink()
-    assert label(photos, tmp_path / "set", "--max-uncertainty", "1e-12") == 0
+    assert label(photos, tmp_path / "set", "--max-uncertainty", "1e-12") == 1
+    assert "the set holds no sample (2 too little depth)" in capfd.readouterr().err
     rejected = read_json_lines(tmp_path / "set" / "rejected.jsonl")
     assert [(row["reason"], row["is_error"]) for row in rejected] == [("too little depth", False)] * 2
 
@@ -189,3 +193,18 @@ def test_a_worker_without_memory_for_the_model_is_no_damage_of_photos(
         patch.setattr(Predictor, "__call__", no_memory)
         with pytest.raises(FrameDefectError, match=r"not predicted: wide\.jpg: MemoryError"):
             reader.read(frame)
+
+
+def test_one_run_a_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("fcntl")
+    photos = write_photos(tmp_path / "photos")
+    (tmp_path / "set").mkdir()
+    with only_run(tmp_path / "set"):
+        assert label(photos, tmp_path / "set") == 2
+    assert "another run is writing" in capfd.readouterr().err
+    assert label(photos, tmp_path / "set", "--max-uncertainty", "1") == 1  # one photo is cut; and a failed run is over
+
+
+def test_fewer_than_no_workers(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert label(write_photos(tmp_path / "photos"), tmp_path / "set", "--workers", "-1") == 2
+    assert "--workers: -1 is not accepted; give 1 or more, or 0" in capfd.readouterr().err

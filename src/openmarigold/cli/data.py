@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from openmarigold.cli.engines import num_workers
 from openmarigold.cli.prepare import Label, Normals, Prepare, run_label, run_normals, run_prepare
 from openmarigold.cli.terminal import EXIT_SOME_FAILED, print_table, progress_bar, say
 from openmarigold.errors import DataError, InvalidValueError
@@ -130,7 +130,7 @@ def _verify(command: Verify) -> int:
 
     data = ShardedDataset(command.folder)
     with progress_bar("samples") as (progress, note):
-        problems = verify(command.folder, workers=command.workers or os.cpu_count() or 1, progress=progress)
+        problems = verify(command.folder, workers=num_workers(command.workers), progress=progress)
         if not command.json:
             for problem in problems:
                 note(str(problem))

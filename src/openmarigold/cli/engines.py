@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,3 +41,14 @@ def ray_engine(address: str | None, *, workers: int, gpus_per_worker: float = 0.
     if gpus_per_worker:
         raise InvalidValueError("gpus_per_worker was given without --ray, which it belongs to; give both or neither")
     return None
+
+
+def num_workers(given: int) -> int:
+    """Processes or threads that `--workers` asks for; 0 stands for one per CPU core.
+
+    Raises:
+        InvalidValueError: it is below 0.
+    """
+    if given < 0:
+        raise InvalidValueError(f"--workers: {given} is not accepted; give 1 or more, or 0 for one per CPU core")
+    return given or os.cpu_count() or 1

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import tyro
 
-from openmarigold.cli.engines import ray_engine
+from openmarigold.cli.engines import num_workers, ray_engine
 from openmarigold.cli.terminal import EXIT_SOME_FAILED, progress_bar, say
 from openmarigold.config import DTYPES
 
@@ -145,7 +144,7 @@ def run_prepare(command: _Preparation) -> int:
     from openmarigold.data.preparation import PUBLISHED_COUNT, prepare
 
     reader, facts = _reader(command)
-    workers = command.workers or os.cpu_count() or 1
+    workers = num_workers(command.workers)
     with progress_bar("frames") as (progress, note):
         prepared = prepare(
             reader,
@@ -181,7 +180,10 @@ def say_prepared(prepared: Prepared, folder: Path, *, frames: str) -> int:
     if defective:
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts["defective"].items())
         say(f"{defective} defective {frames} ({reasons}); each in {folder / REJECTED_FILE}", error=True)
-    return EXIT_SOME_FAILED if defective else 0
+    if not counts["samples"]:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts["left_out"].items()) or "all are defective"
+        say(f"the set holds no sample ({reasons}); training cannot use it: choose other settings", error=True)
+    return EXIT_SOME_FAILED if defective or not counts["samples"] else 0
 
 
 def _is_published(command: _Preparation) -> bool:
@@ -208,7 +210,7 @@ def run_normals(command: Normals) -> None:
     from openmarigold.data.normals import add_normals
 
     words = ["openmarigold", "data", "normals", str(command.source), "DEST", *changed_options(command)]
-    workers = command.workers or os.cpu_count() or 1
+    workers = num_workers(command.workers)
     with progress_bar("samples") as (progress, _):
         prepared = add_normals(
             command.source,
@@ -295,7 +297,7 @@ class Label:
     """Make a data set for training of photos: a model's ensemble labels them where its members agree.
 
     Pixels on which they differ are left unknown. Depth is up to a scale of each photo. An interrupted run of the same
-    settings is continued. Exit status 1 if photos were defective: they are named in rejected.jsonl.
+    settings is continued. Exit status 1 if no sample was made or photos were defective: these are in rejected.jsonl.
     """
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PHOTOS")]
@@ -348,7 +350,7 @@ def run_label(command: Label) -> int:
             frame_filter=FrameFilter(min_valid=command.min_valid),
             limit=command.limit,
             shard_size=command.shard_size,
-            workers=command.workers or os.cpu_count() or 1,
+            workers=num_workers(command.workers),
             facts={"command": shlex.join(words), "license": command.license, **FACTS},
             progress=progress,
             note=note,

@@ -35,6 +35,7 @@ from openmarigold.errors import (
     OutputError,
     one_line,
 )
+from openmarigold.files import only_run
 from openmarigold.images.exr import exr_size, read_exr
 from openmarigold.modalities import DEPTH, find_modality
 from openmarigold.modalities.modality import Maps, Modality
@@ -246,7 +247,7 @@ def prepare(
 
     Raises:
         DataError: the source has no frames, or the folder holds something else.
-        OutputError: the destination cannot be written.
+        OutputError: the destination cannot be written, or another run writes it.
     """
     for name, value in (("limit", limit), ("shard_size", shard_size), ("workers", workers)):
         if value is not None and value < 1:
@@ -266,17 +267,18 @@ def prepare(
     }
     about: Any = {"name": reader.name, "split": reader.split, "encodings": reader.encodings}
     writer = ShardWriter(destination, **about, settings=settings)
-    writer.begin()
-    units = _units(frames, listing.rejected, shard_size)
-    todo = [unit for unit in units if not writer.is_done(unit.number)]
-    total, kept = len(frames), len(frames) - sum(len(unit.frames) for unit in todo)
-    progress(kept, total)
-    task = _Task(reader, writer, frame_filter)
-    run_units(task, todo, workers=workers, engine=engine, progress=lambda done: progress(kept + done, total))
-    low, high = reader.valid_range
-    valid_range = [low, high if np.isfinite(high) else None]
-    manifest = writer.finish(len(units), {"valid_range": valid_range, **(facts or {})})
-    write_meta(destination)
+    with only_run(destination):
+        writer.begin()
+        units = _units(frames, listing.rejected, shard_size)
+        todo = [unit for unit in units if not writer.is_done(unit.number)]
+        total, kept = len(frames), len(frames) - sum(len(unit.frames) for unit in todo)
+        progress(kept, total)
+        task = _Task(reader, writer, frame_filter)
+        run_units(task, todo, workers=workers, engine=engine, progress=lambda done: progress(kept + done, total))
+        low, high = reader.valid_range
+        valid_range = [low, high if np.isfinite(high) else None]
+        manifest = writer.finish(len(units), {"valid_range": valid_range, **(facts or {})})
+        write_meta(destination)
     return Prepared(manifest=manifest, num_shards_kept=len(units) - len(todo))
 
 

@@ -17,13 +17,8 @@ from typing import Any
 
 import numpy as np
 
-try:
-    import fcntl
-except ImportError:  # on Windows
-    fcntl = None
-
 from openmarigold.errors import OutputError
-from openmarigold.files import make_directory, write_atomically, writing
+from openmarigold.files import make_directory, try_lock, write_atomically, writing
 from openmarigold.results.provenance import to_json
 from openmarigold.text_files import DamagedTextError, parse_json
 
@@ -59,7 +54,7 @@ class Work:
         self.segments: list[Path] = []
         """Folders of finished segments."""
         make_directory(folder)
-        self._lock = self._locked()
+        self._lock: int | None = self._locked()
         text = to_json(request)
         if not self._is_of(text):
             self.is_renewed = any(folder.glob("[0-9]*"))
@@ -132,9 +127,8 @@ class Work:
 
     def close(self) -> None:
         """Lets other runs use the folder. A segment that is not finished goes: nothing continues it."""
-        if self._lock is not None or fcntl is None:
-            self._remove_partial()
         if self._lock is not None:
+            self._remove_partial()
             os.close(self._lock)
             self._lock = None
 
@@ -156,22 +150,15 @@ class Work:
                 with suppress(OSError):
                     path.unlink()
 
-    def _locked(self) -> int | None:
-        """An open file whose lock ends with its process; None where there are no locks."""
-        if fcntl is None:
-            return None
+    def _locked(self) -> int:
+        """An open file whose lock ends with its process."""
         with writing(self.folder):
             descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not try_lock(descriptor):
             os.close(descriptor)
             raise OutputError(
                 f"another run is making these results in {self.folder.parent}; wait for it, or choose another folder"
-            ) from error
-        except OSError:  # a file system without locks
-            os.close(descriptor)
-            return None
+            )
         return descriptor
 
 

@@ -10,7 +10,7 @@ from openmarigold.data.archives import Archive, open_archive
 from openmarigold.data.encodings import MapEncoding
 from openmarigold.data.shard_writer import NewSample, Rejection, ShardWriter
 from openmarigold.errors import DataError, InvalidValueError, OpenMarigoldError, one_line
-from openmarigold.files import user_cache_dir, write_atomically
+from openmarigold.files import only_run, user_cache_dir, write_atomically
 from openmarigold.images.exr import read_exr
 from openmarigold.seeding import generator_for
 from openmarigold.text_files import parse_json, with_current_keys
@@ -26,6 +26,7 @@ __all__ = [
     "ShardWriter",
     "generator_for",
     "one_line",
+    "only_run",
     "open_archive",
     "parse_json",
     "read_exr",

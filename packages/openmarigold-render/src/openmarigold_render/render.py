@@ -34,6 +34,7 @@ from openmarigold_render.core import (
     Rejection,
     ShardWriter,
     generator_for,
+    only_run,
 )
 from openmarigold_render.development import develop
 from openmarigold_render.facts import TIMES_FILE, run_facts
@@ -157,21 +158,22 @@ def render_dataset(
         encodings={name: ENCODINGS[name] for name in config.maps},
         settings=config.settings(),
     )
-    writer.begin()
-    undone = [number for number in range(len(shards)) if not writer.is_done(number)]
-    done = sum(scene.num_views for number, shard in enumerate(shards) if number not in undone for scene in shard)
-    if progress is not None:
-        progress(done, config.count)
-    with tempfile.TemporaryDirectory(prefix="openmarigold-") as folder:
-        start = partial(_start_worker, config, Path(folder), studio)
-        jobs = [(writer, number, shards[number]) for number in undone]
-        for (_, number, _), times in in_processes(start, _render_shard, jobs, workers=workers):
-            done += sum(scene.num_views for scene in shards[number])
-            with (output_dir / TIMES_FILE).open("a") as file:
-                file.write("\n" + json.dumps({"shard": number, **times}))  # a cut line before it stays by itself
-            if progress is not None:
-                progress(done, config.count)
-    return writer.finish(len(shards), run_facts(config.assets, output_dir, len(shards)))
+    with only_run(output_dir):
+        writer.begin()
+        undone = [number for number in range(len(shards)) if not writer.is_done(number)]
+        done = sum(scene.num_views for number, shard in enumerate(shards) if number not in undone for scene in shard)
+        if progress is not None:
+            progress(done, config.count)
+        with tempfile.TemporaryDirectory(prefix="openmarigold-") as folder:
+            start = partial(_start_worker, config, Path(folder), studio)
+            jobs = [(writer, number, shards[number]) for number in undone]
+            for (_, number, _), times in in_processes(start, _render_shard, jobs, workers=workers):
+                done += sum(scene.num_views for scene in shards[number])
+                with (output_dir / TIMES_FILE).open("a") as file:
+                    file.write("\n" + json.dumps({"shard": number, **times}))  # a cut line before it stays by itself
+                if progress is not None:
+                    progress(done, config.count)
+        return writer.finish(len(shards), run_facts(config.assets, output_dir, len(shards)))
 
 
 @runtime_checkable

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The paper's ablations at marigold-lite's size: small trainings of equal compute, and curves of a finished model.
 
-    python benchmarks/ablations.py train prior objective noise data --data-dir DATA --benchmark BENCHMARK --output DIR
+    python benchmarks/ablations.py train prior objective noise data kinds --data-dir DATA --benchmark BENCHMARK \
+        --output DIR
     python benchmarks/ablations.py train labels --start runs/lite-2-depth/checkpoint ...
     python benchmarks/ablations.py curves --benchmark BENCHMARK --output DIR [--checkpoint FOLDER]
     python benchmarks/ablations.py report --output DIR [--pictures docs/images]
@@ -63,6 +64,13 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "705 pairs": ("data.num_samples={ synthetic = 705 }",),
         "1,411 pairs": (),
     },
+    "kinds": {
+        "all kinds": (),
+        "all kinds, equally often": ("data.kind_weights={ rooms = 1.0, tabletop = 4.32, street = 2.49 }",),
+        "without rooms": ("data.kind_weights={ rooms = 0.0 }",),
+        "without table tops": ("data.kind_weights={ tabletop = 0.0 }",),
+        "without streets": ("data.kind_weights={ street = 0.0 }",),
+    },
     "objective": {
         "end to end": (),
         "denoising, v": _DENOISING,
@@ -95,6 +103,8 @@ STEPS = (1, 2, 4, 10, 25, 50)
 MEMBERS = (1, 2, 3, 5, 10, 20)
 _PROTOCOLS = {"depth": "marigold", "log": "log"}
 _SCORES = ("abs_rel", "delta1", "boundary_f1")
+PLACES = ("room", "tabletop", "outdoor")
+"""Kinds of places in the benchmark."""
 
 
 def main() -> None:
@@ -163,7 +173,7 @@ def curves(words: argparse.Namespace) -> None:
 
 
 def scores(benchmark: Path, checkpoint: Path, **options: Any) -> dict[str, float]:
-    """AbsRel, delta1 and boundary F1 [%] of two protocols."""
+    """AbsRel, delta1 and boundary F1 [%] of two protocols, and AbsRel of the first at each kind of place."""
     has_onnx = (checkpoint / "unet" / "unet.onnx").exists()
     predictor = Predictor.load(checkpoint, engine="auto" if has_onnx else "torch")
     estimator = predictor_estimator(predictor, **options)
@@ -180,6 +190,8 @@ def scores(benchmark: Path, checkpoint: Path, **options: Any) -> dict[str, float
         scored = evaluate(benchmark, Estimator(once, estimator.invariance, estimator.modality), protocol=protocol)
         everywhere = scored.kinds["all"].metrics
         found |= {f"{name}_{score}": 100 * everywhere[score] for score in _SCORES}
+        if name == "depth":
+            found |= {f"at_{kind}": 100 * scored.kinds[kind].metrics["abs_rel"] for kind in PLACES}
     return {key: round(value, 3) for key, value in found.items()}
 
 
@@ -201,10 +213,13 @@ def report(words: argparse.Namespace) -> None:
     found = rows(words.output)
     for group in dict.fromkeys(row["group"] for row in found):
         lines = dict(of_group([row for row in found if row["group"] == group]))
-        print(f"\n| {group} | seeds | AbsRel | delta1 | boundary F1 | AbsRel, log | delta1, log |")
-        print("|---|---|---|---|---|---|---|")
+        places = PLACES if group == "kinds" else ()
+        titles = "".join(f" AbsRel, {place} |" for place in places)
+        print(f"\n| {group} | seeds | AbsRel | delta1 | boundary F1 | AbsRel, log | delta1, log |{titles}")
+        print("|" + "---|" * (7 + len(places)))
         for (arm, x), values in lines.items():
-            cells = [_cell([row[name] for row in values if name in row]) for name in _NAMES]
+            names = (*_NAMES, *(f"at_{place}" for place in places))
+            cells = [_cell([row[name] for row in values if name in row]) for name in names]
             print(f"| {arm}{'' if x is None else f', {x}'} | {len(values)} | {' | '.join(cells)} |")
         if words.pictures is not None:
             draw(group, lines, words.pictures / f"ablation-{group}.png")

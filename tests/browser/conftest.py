@@ -8,6 +8,7 @@ keeps screenshots.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -45,17 +46,23 @@ def missing(reason: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def chromium() -> Iterator[Any]:
+def program() -> str:
+    """Path of Chromium, where all is there that these tests need."""
     if not (PAGE_DIR / "index.html").is_file():
         missing("the page is not built; run `make page`")
     program = next((found for name in CHROMIUM if (found := shutil.which(name))), None)
     if program is None:
         missing("no Chromium is installed")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ModuleNotFoundError:
+    if importlib.util.find_spec("playwright") is None:
         missing("playwright is not installed")
-        raise
+    assert program is not None
+    return program
+
+
+@pytest.fixture(scope="module")  # not of the session: while it lasts no other test of the process can run an event loop
+def chromium(program: str) -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=list(ARGUMENTS))
         yield browser
@@ -63,9 +70,9 @@ def chromium() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def server(chromium: Any) -> Iterator[str]:
+def server(program: str) -> Iterator[str]:
     """The address of a server of the embedded models."""
-    del chromium  # without it there is nothing to serve for
+    del program  # without it there is nothing to serve for
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     environment.pop("OPENMARIGOLD_TOKEN", None)
     command = [sys.executable, "-m", "openmarigold", "serve", "--port", "0", "--modality", "depth", "normals"]

@@ -108,7 +108,11 @@ def test_signals_that_end_a_run_leave_whole_files(
         (folder / f"{index:03}.jpg").write_bytes(photo.read_bytes() + bytes(index))
     arguments = [*PROGRAM.split(), "predict", folder, "-o", out, "--checkpoint", onnx_checkpoint]
     process = subprocess.Popen(
-        list(map(str, [*arguments, "--num-inference-steps", 50])), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        list(map(str, [*arguments, "--num-inference-steps", 50])),
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # nohup ignores SIGHUP, for its children too
     )
     deadline = time.monotonic() + 60
     while not (out.is_dir() and len(list(out.iterdir())) > 4) and time.monotonic() < deadline:

@@ -59,7 +59,7 @@ wheel: $(DEV)
 # sys.monitoring, from Python 3.12 on, is cheaper than tracing.
 coverage: $(DEV)
 	@time COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
-	  $(BIN)/python -m pytest --cov
+	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || { \

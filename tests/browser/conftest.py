@@ -20,7 +20,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -39,7 +39,7 @@ ARGUMENTS = (
 )
 
 
-def missing(reason: str) -> None:
+def missing(reason: str) -> NoReturn:
     if os.environ.get("OPENMARIGOLD_BROWSER") == "required":
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
@@ -55,7 +55,6 @@ def program() -> str:
         missing("no Chromium is installed")
     if importlib.util.find_spec("playwright") is None:
         missing("playwright is not installed")
-    assert program is not None
     return program
 
 

@@ -99,7 +99,9 @@ class FakePredictor(Predictor):
         self.started: list[np.ndarray | None] = []
         self.known = modality
         self.start_noise = start_noise
-        self.checkpoint: Any = SimpleNamespace(name="fake", invariance=invariance, noise_scale=lambda config: 1.0)
+        self.checkpoint: Any = SimpleNamespace(
+            name="fake", invariance=invariance, noise_scale=lambda config: 1.0, one_pass_resolution=0
+        )
 
     @property
     def modality(self) -> Modality:

@@ -97,6 +97,18 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda d: edit_json(d / "model_index.json", default_processing_resolution=770),
         "model_index.json: processing_resolution=770 is not a multiple of 8",
     ),
+    "coarse as text": (
+        lambda d: edit_json(d / "model_index.json", coarse_resolution="32"),
+        "model_index.json: coarse_resolution is '32'; a whole number from 0 to 16384 is needed",
+    ),
+    "odd coarse": (
+        lambda d: edit_json(d / "model_index.json", coarse_resolution=30),
+        "model_index.json: coarse_resolution is 30; a multiple of 8 is needed",
+    ),
+    "coarse not below": (
+        lambda d: edit_json(d / "model_index.json", coarse_resolution=64),
+        "coarse_resolution is 64; less than default_processing_resolution (64) is needed",
+    ),
     "steps as text": (
         lambda d: edit_json(d / "model_index.json", default_denoising_steps="4"),
         "model_index.json: default_denoising_steps is '4'; a whole number from 1 to 1000 is needed",

@@ -416,8 +416,8 @@ def test_cameras_of_tiles_are_cropped(predictor: Predictor, monkeypatch: pytest.
     seen: list[Camera] = []
     prepare = predictor._prepare
 
-    def noted(one: Any, config: CallConfig, latents: Any, camera: Camera | None) -> PreparedPhoto:
-        photo = prepare(one, config, latents, camera)
+    def noted(*arguments: Any, **passes: Any) -> PreparedPhoto:
+        photo = prepare(*arguments, **passes)
         seen.append(photo.camera)
         return photo
 

@@ -79,6 +79,9 @@ class Checkpoint:
     """What is unknown about the depth: scale and shift ("affine"), the scale ("scale"), or nothing ("absolute")."""
     default_num_inference_steps: int
     default_processing_resolution: int
+    coarse_resolution: int | None
+    """Where the networks see more of a photo than this, what is coarse in its latents comes from a pass at this
+    resolution; None: one pass."""
     default_final_step: FinalStep
     default_start_noise: StartNoise
     default_ensemble_start_noise: StartNoise
@@ -137,6 +140,11 @@ class Checkpoint:
         merged |= {"recompose": True} if config.recompose and self.predicts.complete else {}
         merged |= {} if config.tiles is None else {"tiles": config.tiles}
         return merged if self.derived is None else {**merged, "derived_from": self.modality.name}
+
+    @property
+    def one_pass_resolution(self) -> int:
+        """The processing resolution of calls that take one pass only: clips, and calls with a guide."""
+        return self.coarse_resolution or self.default_processing_resolution
 
     @property
     def quantization(self) -> Mapping[str, Any]:

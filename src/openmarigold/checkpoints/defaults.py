@@ -10,6 +10,7 @@ from typing import Any, get_args
 from openmarigold.checkpoints.known import Known
 from openmarigold.checkpoints.network_configs import MAX_PROCESSING_RESOLUTION, whole_number
 from openmarigold.config import (
+    LATENT_FACTOR,
     MAX_INFERENCE_STEPS,
     FinalStep,
     Invariance,
@@ -44,6 +45,7 @@ def recommended(index: Mapping[str, Any], path: Path, schedule: NoiseSchedule, k
     resolution = whole_number(
         index, path, "default_processing_resolution", _FALLBACK_PROCESSING_RESOLUTION, most=MAX_PROCESSING_RESOLUTION
     )
+    coarse = whole_number(index, path, "coarse_resolution", 0, most=MAX_PROCESSING_RESOLUTION)
     final_step = index.get("default_final_step") or "reference"
     start_noise = index.get("start_noise") or _start_noise(known, index, schedule, steps)
     ensemble_start_noise = index.get("ensemble_start_noise") or start_noise
@@ -56,6 +58,7 @@ def recommended(index: Mapping[str, Any], path: Path, schedule: NoiseSchedule, k
         except InvalidValueError as error:
             raise InvalidValueError(f"default_denoising_steps is {steps}: {error}") from error
         check_processing_resolution(resolution)
+        _check_coarse_resolution(coarse, resolution)
         check_choice("final_step", final_step, get_args(FinalStep))
         check_choice("start_noise", start_noise, get_args(StartNoise))
         check_choice("ensemble_start_noise", ensemble_start_noise, get_args(StartNoise))
@@ -69,6 +72,7 @@ def recommended(index: Mapping[str, Any], path: Path, schedule: NoiseSchedule, k
     return {
         "default_num_inference_steps": steps,
         "default_processing_resolution": resolution,
+        "coarse_resolution": coarse or None,
         "default_final_step": final_step,
         "default_start_noise": start_noise,
         "default_ensemble_start_noise": ensemble_start_noise,
@@ -76,6 +80,17 @@ def recommended(index: Mapping[str, Any], path: Path, schedule: NoiseSchedule, k
         "ensemble_noise_scale": float(noise_scale),
         "processing_side": processing_side,
     }
+
+
+def _check_coarse_resolution(coarse: int, resolution: int) -> None:
+    try:
+        check_processing_resolution(coarse)
+    except InvalidValueError as error:
+        raise InvalidValueError(f"coarse_resolution is {coarse}; a multiple of {LATENT_FACTOR} is needed") from error
+    if coarse and 0 < resolution <= coarse:
+        raise InvalidValueError(
+            f"coarse_resolution is {coarse}; less than default_processing_resolution ({resolution}) is needed"
+        )
 
 
 def invariance(index: Mapping[str, Any], path: Path, accepted: Iterable[str]) -> Invariance:

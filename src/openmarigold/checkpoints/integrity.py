@@ -88,6 +88,7 @@ def _described_settings(checkpoint: Checkpoint) -> dict[str, Any]:
         "defaults": {
             "num_inference_steps": checkpoint.default_num_inference_steps,
             "processing_resolution": checkpoint.default_processing_resolution,
+            **({"coarse_resolution": checkpoint.coarse_resolution} if checkpoint.coarse_resolution else {}),
             "processing_side": checkpoint.processing_side,
             "start_noise": checkpoint.default_start_noise,
             **_ensemble_start(checkpoint),

@@ -181,11 +181,13 @@ class _Guide:
         self._predictor, self._settings, self._size = predictor, settings, size
         self._engine = differentiable(predictor.engine, "guided denoising")
         checkpoint = predictor.checkpoint
+        resolution = settings.processing_resolution
+        resolution = checkpoint.one_pass_resolution if resolution is None else resolution
         self._call = CallConfig(
             num_inference_steps=settings.num_inference_steps,
             ensemble_size=settings.ensemble_size,
             seed=settings.seed,
-            processing_resolution=settings.processing_resolution,
+            processing_resolution=resolution,
             timestep_spacing=settings.timestep_spacing,
             batch_size=1,  # of a member alone the networks keep all activations
         )

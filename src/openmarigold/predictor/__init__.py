@@ -18,23 +18,23 @@ from PIL.Image import Image
 from openmarigold.camera import Camera
 from openmarigold.checkpoints.checkpoint import Checkpoint
 from openmarigold.checkpoints.configured import TinyVae, read_configured, read_tiny_vae, resolve_settings
-from openmarigold.config import LATENT_FACTOR, CallConfig, CallOptions, ModelConfig, ModelOptions
+from openmarigold.config import CallConfig, CallOptions, ModelConfig, ModelOptions
 from openmarigold.engines import Engine, Latent, open_engine
 from openmarigold.errors import InvalidValueError
-from openmarigold.images.photo import pad_to_multiple, processing_size, read_photo, rgb_to_planes, unpad
+from openmarigold.images.photo import processing_size, read_photo, unpad
 from openmarigold.modalities import Modality
 from openmarigold.modalities.modality import Maps
 from openmarigold.predictor.cameras import CameraEstimator, cameras_of_list, choose_camera, warn_of_no_relief
+from openmarigold.predictor.coarse import denoised_twice
 from openmarigold.predictor.intervals import Intervals, bounds_of
 from openmarigold.predictor.sampling import (
     Consensus,
     FiniteChecks,
     Guide,
-    MemberNoise,
     PreparedPhoto,
-    checked_latents,
-    denoised,
+    latent_shape,
     merge_members,
+    prepared,
     rays_of,
     stated_settings,
 )
@@ -186,6 +186,7 @@ class Predictor:
             camera: of the upright photo; for a list one for all, or one (or None) for each. None: see docs/camera.md.
             latents: starting noise instead of the seed's, one per member, for a single photo.
             guide: called with the noisy latents before each step; may change them, and may give the U-Net's output.
+                The networks then see the photo once, without processing_resolution at `one_pass_resolution`.
             options: the settings of `CallConfig`, such as ensemble_size.
 
         Returns:
@@ -196,19 +197,24 @@ class Predictor:
             ImageError: a photo that cannot be read.
             NumericalError: the networks returned values that are not finite.
         """
-        config = self.resolve(CallConfig(**options))
+        config = CallConfig(**options)
+        if guide is not None and config.processing_resolution is None:
+            config = replace(config, processing_resolution=self.checkpoint.one_pass_resolution)
+        config = self.resolve(config)
         is_steered = guide is not None or latents is not None
         check_tiles(config, is_steered=is_steered)
         self._intervals.chosen(config, self, is_steered=is_steered)
         photos = _photos_of(rgb)
         if photos is None:
             (known,) = cameras_of_list(camera, 1)
-            (prediction,) = self._predict([self._prepare(rgb, config, latents, known)], config, guide)
+            photo = self._prepare(rgb, config, latents, known, one_pass=guide is not None)
+            (prediction,) = self._predict([photo], config, guide)
             return prediction
         if latents is not None:
             raise InvalidValueError("latents was given with a list of photos; give it with one photo at a time")
         predictions: dict[int, Prediction] = {}
-        for group in self._groups(photos, config, cameras_of_list(camera, len(photos))):
+        cameras = cameras_of_list(camera, len(photos))
+        for group in self._groups(photos, config, cameras, one_pass=guide is not None):
             predictions |= zip(group, self._predict(list(group.values()), config, guide), strict=True)
         return [predictions[place] for place in range(len(photos))]
 
@@ -257,8 +263,7 @@ class Predictor:
         resolution = config.processing_resolution
         assert resolution is not None
         seen = processing_size(*size, processing_resolution=resolution, side=self.checkpoint.processing_side)
-        channels = self.engine.latent_channels * self.checkpoint.modality.num_targets
-        return (channels, -(-seen[0] // LATENT_FACTOR), -(-seen[1] // LATENT_FACTOR))
+        return latent_shape(seen, self)
 
     def try_out(self) -> None:
         """Predict a small ramp, to find damaged networks before the first photo.
@@ -270,16 +275,16 @@ class Predictor:
         self(ramp, processing_resolution=64)
 
     def _groups(
-        self, rgb: Iterable[Any], config: CallConfig, cameras: Sequence[Camera | None]
+        self, rgb: Iterable[Any], config: CallConfig, cameras: Sequence[Camera | None], *, one_pass: bool
     ) -> Iterator[dict[int, PreparedPhoto]]:
         """Yields photos by their place in the list, in groups of one image shape, at most a batch each."""
         waiting: defaultdict[tuple[int, ...], dict[int, PreparedPhoto]] = defaultdict(dict)
         for place, one in enumerate(rgb):
-            photo = self._prepare(one, config, None, cameras[place])
-            shape = photo.image.shape
+            photo = self._prepare(one, config, None, cameras[place], one_pass=one_pass)
+            shape = photo.shape
             waiting[shape][place] = photo
             # With a tolerance the number of members is not known in advance.
-            together = 1 if config.ensemble_tolerance is not None else self._batch_limit(shape, config)
+            together = 1 if config.ensemble_tolerance is not None else self._batch_limit(photo.image.shape, config)
             if len(waiting[shape]) >= together:
                 yield waiting.pop(shape)
             elif sum(map(len, waiting.values())) >= 2 * together:  # of many shapes: memory does not hold them all
@@ -287,34 +292,18 @@ class Predictor:
         yield from waiting.values()
 
     def _prepare(
-        self, one: Any, config: CallConfig, latents: np.ndarray | None, camera: Camera | None
+        self,
+        one: Any,
+        config: CallConfig,
+        latents: np.ndarray | None,
+        camera: Camera | None,
+        *,
+        one_pass: bool = False,
     ) -> PreparedPhoto:
-        resolution = config.processing_resolution
-        assert resolution is not None
-
-        # 1. The photo in [-1, 1], at the size that the networks see, padded to whole latent cells; and its camera.
+        # 1. and 2. What the networks see of the photo, its camera, and where its random numbers come from.
         read = read_photo(one, background=config.background)
-        rgb, camera = read.rgb, choose_camera(read, config, camera)
-        height, width = camera.size
-        side = self.checkpoint.processing_side
-        size = processing_size(height, width, processing_resolution=resolution, side=side)
-        planes = rgb_to_planes(rgb, size)
-        seen = [planes, planes[..., ::-1]] if config.ensemble_mirror else [planes]
-        image = np.stack([pad_to_multiple(one, multiple=LATENT_FACTOR) for one in seen])
-
-        # 2. Where the random numbers come from: seed, photo, member and step, or the given latents.
-        shape = self.latent_shape((height, width), config)
-        if latents is not None:
-            latents = checked_latents(latents, shape, config)
-        noise = MemberNoise(
-            shape,
-            rgb=rgb,
-            seed=config.seed,
-            zeros=config.start_noise == "zeros",
-            scale=self.checkpoint.noise_scale(config),
-            latents=latents,
-        )
-        return PreparedPhoto(photo=read, camera=camera, processing_size=size, image=image, noise=noise)
+        camera = choose_camera(read, config, camera)
+        return prepared(read, camera, config, self, latents=latents, one_pass=one_pass)
 
     def _predict(
         self, photos: Sequence[PreparedPhoto], config: CallConfig, guide: Guide | None = None
@@ -330,16 +319,17 @@ class Predictor:
         """Yields what the members of each photo agree on, at the processing size; their images have the same shape."""
         # 3. Their latents, computed once for all members and steps.
         checks = FiniteChecks(checkpoint=self.checkpoint.name, dtype=self.engine.dtype)
-        seen: list[Latent] = []
+        passes = [photos, [photo.coarse for photo in photos if photo.coarse is not None]]
+        encoder = "image encoder" if self.checkpoint.image_encoder else "VAE encoder"
+        seen: list[list[Latent]] = []
         for number in range(len(photos[0].image)):  # the photos, then their mirror images
-            images = np.stack([photo.image[number] for photo in photos])
-            condition = self.engine.encode(images)
-            if self.checkpoint.condition_on:
-                condition = self.engine.joined(condition, rays_of(photos, mirrored=bool(number)))
-            seen.append(condition)
-            checks.add(
-                self.engine.is_finite(seen[-1]), "image encoder" if self.checkpoint.image_encoder else "VAE encoder"
-            )
+            seen.append([])
+            for sizes in filter(None, passes):
+                condition = self.engine.encode(np.stack([photo.image[number] for photo in sizes]))
+                if self.checkpoint.condition_on:
+                    condition = self.engine.joined(condition, rays_of(sizes, mirrored=bool(number)))
+                seen[-1].append(condition)
+                checks.add(self.engine.is_finite(condition), encoder)
 
         # 4. Their members, photo after photo, in batches that neighbors fill.
         members = self._members(seen, photos, config, checks, guide)
@@ -356,12 +346,12 @@ class Predictor:
         """Yields the number and the consensus of parts of a photo (rows, columns), each seen as a photo of its own."""
         own = replace(config, fov=None, focal_px=None, camera_file=None)  # the cameras are given
         crops, cameras = crops_of(photo, boxes)
-        for group in self._groups(crops, own, cameras):
+        for group in self._groups(crops, own, cameras, one_pass=True):
             yield from zip(group, self._consensus(list(group.values()), own), strict=True)
 
     def _members(
         self,
-        seen: Sequence[Latent],
+        seen: Sequence[Sequence[Latent]],
         photos: Sequence[PreparedPhoto],
         config: CallConfig,
         checks: FiniteChecks,
@@ -374,12 +364,12 @@ class Predictor:
             limit = self._batch_limit(photos[0].image.shape, config)
             batch, pairs = pairs[:limit], pairs[limit:]
             found: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
-            for number, rgb_latents in enumerate(seen):
+            for number, conditions in enumerate(seen):
                 part = [pair for pair in batch if pair[1] % len(seen) == number]
                 if not part:
                     continue
-                latent = denoised(
-                    rgb_latents,
+                latent = denoised_twice(
+                    conditions,
                     photos,
                     part,
                     engine=self.engine,

@@ -131,7 +131,7 @@ def export_int8(
         plain = _in_format(source, Path(scratch, "plain"), format, tiny_vae)
         shutil.copytree(plain.directory / "scheduler", folder / "scheduler")
         recorder = _Recorder(plain, format, Path(scratch))
-        resolution = min(plain.default_processing_resolution or MAX_RESOLUTION, MAX_RESOLUTION)
+        resolution = min(plain.one_pass_resolution or MAX_RESOLUTION, MAX_RESOLUTION)
         samples = recorder.inputs(photos, resolution)
         small = recorder.inputs(photos[:_MEASURED], max(_LEAST, resolution // 3 // LATENT_FACTOR * LATENT_FACTOR))
         del recorder  # its networks take memory

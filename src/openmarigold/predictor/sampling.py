@@ -18,11 +18,12 @@ from openmarigold.camera import Camera
 from openmarigold.camera.conditions import ray_channels
 from openmarigold.checkpoints.checkpoint import Checkpoint
 from openmarigold.checkpoints.configured import TinyVae
-from openmarigold.config import CallConfig
+from openmarigold.config import LATENT_FACTOR, CallConfig
 from openmarigold.diffusion import NoiseSchedule, member_noise
 from openmarigold.engines import Engine, Latent
 from openmarigold.errors import InvalidValueError, NumericalError
 from openmarigold.images.exif import Photo
+from openmarigold.images.photo import pad_to_multiple, processing_size, rgb_to_planes
 from openmarigold.modalities import Modality
 from openmarigold.modalities.modality import Merged
 
@@ -47,6 +48,15 @@ Guide: TypeAlias = Callable[[Latent, Step], "Latent | tuple[Latent, Latent]"]
 """Called before each denoising step with the noisy latents `[b C·t h w]` in the engine's own array type; returns those
 to go on with, of the same shape. A guide that has run the U-Net may return a pair, latents and the U-Net's output: then
 the sampler takes its step with both as they are and does not run the U-Net."""
+
+
+@runtime_checkable
+class Parts(Protocol):
+    """What a predictor is made of."""
+
+    checkpoint: Checkpoint
+    engine: Engine
+    tiny_vae: TinyVae | None
 
 
 @dataclass(kw_only=True)
@@ -123,11 +133,65 @@ class PreparedPhoto:
     image: Float32[np.ndarray, "n 3 H W"]
     """The photo, and its mirror image where members see that too."""
     noise: MemberNoise
+    coarse: PreparedPhoto | None = None
+    """The same photo at the checkpoint's coarse resolution, where what is coarse comes from there."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What photos of one batch have in common: the shapes of their images."""
+        return self.image.shape + (() if self.coarse is None else self.coarse.image.shape)
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width."""
         return self.camera.size
+
+
+def prepared(
+    photo: Photo,
+    camera: Camera,
+    config: CallConfig,
+    parts: Parts,
+    *,
+    latents: np.ndarray | None = None,
+    one_pass: bool = False,
+) -> PreparedPhoto:
+    """The inputs of the sampler for a photo, with those of its coarse pass unless it gets one pass only.
+
+    Raises:
+        InvalidValueError: the latents have another shape, or the photo is too large.
+    """
+    resolution, found = config.processing_resolution, parts.checkpoint
+    assert resolution is not None
+
+    # 1. The photo in [-1, 1], at the size that the networks see, padded to whole latent cells.
+    size = processing_size(*camera.size, processing_resolution=resolution, side=found.processing_side)
+    planes = rgb_to_planes(photo.rgb, size)
+    seen = [planes, planes[..., ::-1]] if config.ensemble_mirror else [planes]
+    image = np.stack([pad_to_multiple(one, multiple=LATENT_FACTOR) for one in seen])
+
+    # 2. Where the random numbers come from: seed, photo, member and step, or the given latents.
+    shape = latent_shape(size, parts)
+    noise = MemberNoise(
+        shape,
+        rgb=photo.rgb,
+        seed=config.seed,
+        zeros=config.start_noise == "zeros",
+        scale=found.noise_scale(config),
+        latents=None if latents is None else checked_latents(latents, shape, config),
+    )
+    coarse: PreparedPhoto | None = None
+    if found.coarse_resolution is not None and not one_pass:
+        below = replace(config, processing_resolution=found.coarse_resolution)
+        coarse = prepared(photo, camera, below, parts, one_pass=True)
+        coarse = coarse if coarse.processing_size[0] < size[0] else None
+    return PreparedPhoto(photo=photo, camera=camera, processing_size=size, image=image, noise=noise, coarse=coarse)
+
+
+def latent_shape(size: tuple[int, int], parts: Parts) -> tuple[int, int, int]:
+    """Shape `C h w` of a member's latents for a photo that the networks see at a size (height, width)."""
+    channels = parts.engine.latent_channels * parts.checkpoint.modality.num_targets
+    return (channels, -(-size[0] // LATENT_FACTOR), -(-size[1] // LATENT_FACTOR))
 
 
 def rays_of(photos: Sequence[PreparedPhoto], *, mirrored: bool) -> Float32[np.ndarray, "b 3 h w"]:
@@ -227,15 +291,6 @@ def denoised(
     return latent
 
 
-@runtime_checkable
-class Parts(Protocol):
-    """What a predictor is made of."""
-
-    checkpoint: Checkpoint
-    engine: Engine
-    tiny_vae: TinyVae | None
-
-
 def stated_settings(photo: PreparedPhoto, config: CallConfig, parts: Parts, *, num_members: int) -> dict[str, Any]:
     """The resolved settings of a prediction that was made of `num_members` members."""
     names = ("num_inference_steps", "ensemble_size", "processing_resolution", "seed", "timestep_spacing")
@@ -255,6 +310,7 @@ def stated_settings(photo: PreparedPhoto, config: CallConfig, parts: Parts, *, n
         "device": parts.engine.device,
         "dtype": parts.engine.dtype,
         **({} if tiny_vae is None else {"tiny_vae": tiny_vae.name, "tiny_vae_for": tiny_vae.used_for}),
+        **({} if photo.coarse is None else {"coarse_resolution": found.coarse_resolution}),
         **({} if panorama is None else {"panorama": panorama}),
     }
 

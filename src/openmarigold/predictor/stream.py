@@ -95,7 +95,12 @@ class Stream:
                 f"interval={call.interval:g} is calibrated for single photos, not for frames of a clip; leave it out"
             )
         self._predictor, self.config = predictor, config
-        self.call = replace(call, num_inference_steps=call.num_inference_steps or 1)
+        resolution = call.processing_resolution
+        self.call = replace(
+            call,
+            num_inference_steps=call.num_inference_steps or 1,
+            processing_resolution=predictor.checkpoint.one_pass_resolution if resolution is None else resolution,
+        )
         self._resolved = predictor.resolve(self.call)
         self.previous_latent = share_of_previous(config, self._resolved)
         zeros = self._resolved.start_noise == "zeros"

@@ -31,16 +31,27 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_encoded_checkpoint(tmp_path_factory.mktemp("encoded") / "trained")
 
 
-@pytest.fixture
-def package(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package's folder of weights with two models of one image encoder."""
+    folder = tmp_path_factory.mktemp("package") / "weights"
+    folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (weight_files, conversion):
+            patch.setattr(module, "WEIGHTS_DIR", folder)
+        for name in ("first", "second"):
+            export_shared(read_checkpoint(trained), folder / name)
+    return folder
+
+
+@pytest.fixture
+def package(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that folder, which a test may change."""
     folder = tmp_path / "weights"
+    shutil.copytree(exported, folder)
     for module in (weight_files, conversion):
         monkeypatch.setattr(module, "WEIGHTS_DIR", folder)
     monkeypatch.setenv("OPENMARIGOLD_CACHE_DIR", str(tmp_path / "cache"))
-    folder.mkdir()
-    for name in ("first", "second"):
-        export_shared(read_checkpoint(trained), folder / name)
     return folder
 
 

@@ -274,6 +274,7 @@ class LiteTask:
                 **({"condition_on": self._recipe.condition_on} if self._recipe.condition_on else {}),
                 "default_denoising_steps": 1,
                 "default_processing_resolution": defaults.processing_resolution,
+                **defaults.passes,
                 "default_final_step": "clean",
                 "processing_side": "shorter",
                 **self.inference,

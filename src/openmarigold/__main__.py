@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`openmarigold`, and `python -m openmarigold`: hears signals before the commands are imported."""
+"""`openmarigold`, and `python -m openmarigold`: handles signals before the commands are imported."""
 
 from openmarigold import workers
 

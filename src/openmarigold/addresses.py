@@ -142,7 +142,7 @@ def is_folder(address: str) -> bool:
 
 
 def check_file(address: str) -> None:
-    """Raises a DataError where there is no file that can be read."""
+    """Raises a DataError if no readable file exists."""
     with _reading_from(address) as (system, path):
         system.info(path)
 

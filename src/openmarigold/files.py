@@ -56,9 +56,9 @@ def as_path(value: Any, what: str) -> Path:
 
 
 def wait_for_lock(descriptor: int) -> None:
-    """Waits until nobody else holds the lock of an open file. Closing it gives the lock back, as does a killed process.
+    """Waits for the lock of an open file, then holds it. It ends when the file is closed or the process is killed.
 
-    Where there are no such locks (Windows, some network disks), nobody waits.
+    Without such locks (Windows, some network disks), it does not wait.
     """
     with suppress(ImportError, OSError):
         import fcntl
@@ -67,7 +67,7 @@ def wait_for_lock(descriptor: int) -> None:
 
 
 def try_lock(descriptor: int) -> bool:
-    """Takes the lock of an open file or folder; False if somebody else holds it. True where there are no such locks."""
+    """Takes the lock of an open file or folder; False if it is already held. True on systems without such locks."""
     with suppress(ImportError):
         import fcntl
 
@@ -162,7 +162,7 @@ def user_cache_dir() -> Path:
         return Path(chosen)
     try:
         place = Path(platformdirs.user_cache_dir("openmarigold", appauthor=False))
-    except RuntimeError:  # there is no home folder
+    except RuntimeError:  # the home folder is unknown
         return _temporary_folder(_NO_HOME)
     if not place.is_absolute():  # releases of platformdirs that keep "~", which would become a folder of that name
         return _temporary_folder(_NO_HOME)
@@ -275,7 +275,7 @@ def _short_name(path: Path) -> str:
 
 @contextmanager
 def writing(path: Path, advice: str = "check the folder and free space") -> Iterator[None]:
-    """Names the path that could not be written, and says what to do.
+    """Names the path that could not be written, and advises what to do.
 
     Raises:
         OutputError: in the place of an `OSError`; one that is raised inside passes, since it names its own file.

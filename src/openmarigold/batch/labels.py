@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Photos labeled by a model itself: its ensemble's depth where the members agree, as data for training (self-training).
 
-A `LabelReader` is a raw data set of `data.preparation`, which writes its samples and goes on after an interruption.
+A `LabelReader` is a raw data set of `data.preparation`, which writes its samples and resumes after an interruption.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class LabelReader:
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """For other processes, each of which loads the model."""
+        """The reader for another process, which loads the model itself."""
         return {**vars(self), "_predictor": None}
 
     @property
@@ -95,7 +95,7 @@ class LabelReader:
         """The model, loaded when it is first asked for.
 
         Raises:
-            InvalidValueError: it predicts something else than depth up to scale or in meters.
+            InvalidValueError: it does not predict depth up to scale or in meters.
         """
         if self._predictor is None:
             predictor = Predictor.from_config(self.config.model)
@@ -151,7 +151,7 @@ class LabelReader:
         cut.save(picture, "JPEG", quality=_JPEG_QUALITY)
         # Nearest: a mean over an edge would invent surfaces.
         values = np.asarray(Image.fromarray(depth).resize((width, height), Image.Resampling.NEAREST, box=box))
-        if not values.any():  # the threshold's doing, not a defect of the photo
+        if not values.any():  # the threshold caused it; the photo has no defect
             detail = f"the members deviate by more than {self.max_uncertainty:g} of the depth everywhere"
             raise FrameDefectError("too little depth", detail, is_error=False)
         return picture.getvalue(), {"depth": np.array(values, dtype=np.float32)}, {"source": frame.name}
@@ -176,7 +176,7 @@ class LabelReader:
             return predictor(rgb, **self.config.call_options)
         except MissingExtraError:
             raise
-        except Exception as error:  # engines raise many kinds, such as for want of memory for a large photo
+        except Exception as error:  # engines raise many kinds, for example if a large photo does not fit in memory
             raise FrameDefectError("not predicted", f"{name}: {one_line(error)}") from error
 
     def _confident(self, found: Prediction) -> Float32[np.ndarray, "h w"]:
@@ -208,4 +208,4 @@ def _middle(given: tuple[int, ...], size: tuple[int, int]) -> tuple[float, float
 
 
 FACTS: Mapping[str, Any] = {"unknown_is_far": False}
-"""What the manifest of such a set says: a pixel without depth is one that the model was unsure of, not sky."""
+"""The meaning of a pixel without depth, for the manifest: the model was unsure there. It is not sky."""

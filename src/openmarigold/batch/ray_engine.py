@@ -47,7 +47,7 @@ class RayEngine:
         """Does units, in any order; an actor that dies is replaced, and its unit is done again.
 
         Raises:
-            OutputError: the cluster cannot be reached, or gives up; otherwise what the worker raises.
+            OutputError: the cluster cannot be reached, or fails. Errors of the worker are raised as they are.
             MissingExtraError: without the extra `ray`.
         """
         with needs_extra("ray"):

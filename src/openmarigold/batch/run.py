@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A batch: the shards that are not there yet, made by workers of this machine or of Ray."""
+"""A batch: workers of this machine or of Ray make the missing shards."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def batch_files(
     Raises:
         InvalidValueError: a setting that is not accepted, or a folder that holds the shards of something else.
         DataError: the input cannot be read.
-        OutputError: the folder cannot be written, or workers end by themselves, such as for want of memory.
+        OutputError: the folder cannot be written, or workers end by themselves, for example without enough memory.
         CheckpointError: the model cannot be used.
         MissingExtraError: without the extra `batch`.
     """
@@ -127,7 +127,7 @@ def batch_files(
 def _open_shards(
     shards: Sequence[Shard], folder: OutputFolder, present: set[str], batch: BatchConfig, outcome: BatchOutcome
 ) -> tuple[list[Shard], list[Shard]]:
-    """Shards that are not there, and those whose failed photos are to be done again; the others are counted."""
+    """Missing shards, and shards whose failed photos must be done again; the others are counted."""
     missing, again = [], []
     for shard in shards:
         if f"{shard.stem}{STATS_END}" not in present:

@@ -90,7 +90,7 @@ class StoredMaps(Mapping[str, bytes]):
 class Spool:
     """Keeps the maps of a shard until it is written: in memory, beyond 64 MiB in a file without a name.
 
-    The file goes with the process, however that ends.
+    The system removes the file when the process ends, also after a kill.
     """
 
     def __init__(self, folder: OutputFolder) -> None:
@@ -214,7 +214,7 @@ def _write_table(path: Path, entries: Sequence[Entry], maps: Sequence[str], conf
 
 
 def _groups(entries: Sequence[Entry], maps: Sequence[str], config: BatchConfig) -> Iterator[list[dict[str, Any]]]:
-    """The rows of each row group; with maps, no more of them than is well in memory."""
+    """The rows of each row group; with maps, only as many rows as fit well in memory."""
     rows: list[dict[str, Any]] = []
     size = 0
     for entry in entries:

@@ -28,7 +28,7 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 @dataclass(frozen=True)
 class Row:
-    """One photo. `read` gives its bytes, or raises a DataError."""
+    """One photo. `read` returns its bytes, or raises a DataError."""
 
     key: str
     source: str
@@ -59,7 +59,7 @@ class Tar:
     address: str
 
     def rows(self, prefix: str) -> AbstractContextManager[Iterator[Row]]:
-        """The photos in the tar's order, with the keys that they have there; a damaged tar's rows say so.
+        """The photos in the tar's order, with their keys in the tar; the rows of a damaged tar hold errors.
 
         They can be read within the block.
         """
@@ -152,7 +152,7 @@ def shards_of(given: str, config: BatchConfig, output: str = "") -> list[Shard]:
     Args:
         given: the input; as `located` gives it.
         config: how it is divided.
-        output: folder in which shards are to be, which is no input where the input's folder has it within.
+        output: folder of the shards; it is not read as input if it lies in the input's folder.
 
     Raises:
         DataError: it holds nothing, or cannot be read.
@@ -329,7 +329,7 @@ def _content_of(value: Any, source: str, folder: str) -> bytes:
 def _rows_of_copy(
     address: str, prefix: str, rows_of: Callable[[Path], Iterator[Row]]
 ) -> Generator[Iterator[Row], None, None]:
-    """The rows of a file, read from a local copy; one that says why where it cannot be read."""
+    """The rows of a file, read from a local copy; one row with the error if it cannot be read."""
     with ExitStack() as stack:
         try:
             found = rows_of(stack.enter_context(addresses.local_copy(address)))

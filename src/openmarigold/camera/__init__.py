@@ -84,7 +84,7 @@ class Camera:
 
     @classmethod
     def assumed(cls, size: tuple[int, int]) -> Camera:
-        """What stands in for a camera that is not known: `ASSUMED_FOV`."""
+        """The camera used if the true one is not known: `ASSUMED_FOV`."""
         return cls.from_fov(size, ASSUMED_FOV, source="assumed")
 
     @classmethod
@@ -144,7 +144,7 @@ class Camera:
         return replace(self, fx=self.fx * x, fy=self.fy * y, height=size[0], width=size[1], **center)
 
     def cropped(self, *, top: int, left: int, size: tuple[int, int]) -> Camera:
-        """The camera of a part of `size` (height, width); negative `top` and `left` stand for padding."""
+        """The camera of a part of `size` (height, width); negative `top` and `left` mean padding."""
         return replace(self, cx=self.cx - left, cy=self.cy - top, height=size[0], width=size[1])
 
     def mirrored(self) -> Camera:

@@ -21,7 +21,7 @@ CONDITIONS: Mapping[str, int] = MappingProxyType({"rays": 3})
 """What a condition may add, and its number of channels."""
 
 _USUAL_FOCAL = 40.0  # latent cells; of a photo of 256 x 341 pixels with 55 degrees, so that channels are about 0
-_GAIN = 8.0  # as large as the features of our image encoder, so that a U-Net hears of both and learns both as fast
+_GAIN = 8.0  # as large as the features of our image encoder, so that a U-Net learns from both equally fast
 
 
 def ray_channels(camera: Camera, padded: tuple[int, int] | None = None) -> Float32[np.ndarray, "3 h w"]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint's `calibration.json` says: how wide intervals must be, and for which weights and settings.
+"""The content of a checkpoint's `calibration.json`: interval widths, and the weights and settings they hold for.
 
 `openmarigold calibrate` writes it. A stranger's file chooses numbers only; whatever it holds, the outcome is an
 interval or one error.
@@ -158,7 +158,7 @@ def settings_of(config: CallConfig, checkpoint: Checkpoint) -> CalibratedSetting
 
 
 def read_calibration(checkpoint: Checkpoint) -> Calibration | None:
-    """What the checkpoint's folder holds; None where there is no calibration.
+    """The calibration in the checkpoint's folder; None if it has none.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -211,7 +211,7 @@ def choose_interval(checkpoint: Checkpoint, config: CallConfig, *, has_tiny_vae:
     """The interval that a resolved call asks for; None where it asks for none.
 
     Raises:
-        InvalidValueError: there is no calibration, or none for these weights, settings or this level.
+        InvalidValueError: the checkpoint has no calibration, or none for these weights, settings or this level.
         CheckpointError: the calibration is damaged.
     """
     level = config.interval
@@ -285,7 +285,7 @@ def _matching(found: Calibration, settings: CalibratedSettings, where: str) -> C
 
 
 def carry_calibration(source: Checkpoint, found: Calibration | None, folder: Path, *, same_networks: bool) -> None:
-    """Writes a checkpoint's calibration for a copy of it in another form; says where the copy gets none.
+    """Writes a checkpoint's calibration for a copy of it in another form; logs if the copy gets none.
 
     Args:
         source: the checkpoint that was copied.

@@ -18,7 +18,7 @@ from openmarigold.modalities import Modality
 IMAGE_ENCODER_CLASS = "EfficientNetLiteEncoder"
 IMAGE_ENCODER_VARIANTS = ("lite0", "lite1", "lite2")
 _NUM_FEATURES = 5
-# Classes of the entry `image_encoder` in model_index.json: ours, and what stands there for converted networks.
+# Classes of the entry `image_encoder` in model_index.json: ours, and the entry of converted networks.
 _ACCEPTED = (["openmarigold", IMAGE_ENCODER_CLASS], ["onnxruntime", "OnnxModel"], ["openvino", "Model"])
 
 

@@ -173,7 +173,7 @@ def read_checkpoint(
     """The checkpoint in a folder or of a hub id; None is the model that comes with the package.
 
     Args:
-        checkpoint: folder, or `owner/name` on the hub where there is no such folder.
+        checkpoint: folder, or `owner/name` on the hub if no such folder exists.
         variant: "fp16" for the files named fp16; None for the plain ones, else those named fp16.
         revision: branch, tag or commit of a hub repository.
         local_files_only: take a hub repository as it was downloaded before.

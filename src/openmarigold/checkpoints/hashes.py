@@ -20,7 +20,7 @@ def checkpoint_sha256(checkpoint: Checkpoint) -> str:
     """One SHA-256 over the files of a checkpoint that loading it reads, in hexadecimal digits.
 
     That is: weights and configurations of the networks, in the variant that is read, the scheduler, and the embedding
-    of the empty prompt (`embedding_sha256`). Not model_index.json, whose defaults stand in the record as settings.
+    of the empty prompt (`embedding_sha256`). Not model_index.json, whose defaults are in the record as settings.
     Hashed are the lines `<path> <SHA-256 of the file>`, sorted, so that neither the folder's place nor its name counts,
     nor that of the model whose image encoder an embedded one shares.
     Files from 256 MiB are hashed once and remembered in the user's cache folder by path, size and time of change.

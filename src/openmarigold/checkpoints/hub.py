@@ -39,7 +39,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DEFAULT_REVISION = "main"
 _LARGE_BYTES = 1 << 20  # what is worth a line, and is resumed
 _TIMEOUT_S = 10.0
-_SPARE_BYTES = 1 << 26  # room on the disk beyond what is fetched
+_SPARE_BYTES = 1 << 26  # free disk space to keep beyond the download
 
 _log = quoted_logger(__name__)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One large file of the hub, resumable: what has arrived stays when a run ends, and the next goes on from there.
+"""One large file of the hub, resumable: received bytes are kept when a run ends, and the next run continues there.
 
 It is fetched in the calling thread, so that an interrupt ends it at once, and its SHA-256 is compared with the one that
 the hub states. huggingface_hub by itself begins each file anew and compares its size only.

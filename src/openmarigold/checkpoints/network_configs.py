@@ -118,7 +118,7 @@ def _warn_of_link(path: Path, target: Path) -> None:
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Values, and lists as a whole too, with the key that they stand under."""
+    """Values, and also whole lists, each with its key."""
     if isinstance(value, Mapping):
         for name, entry in value.items():
             yield from _leaves(entry, str(name))

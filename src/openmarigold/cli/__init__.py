@@ -98,7 +98,7 @@ def run(argv: Sequence[str]) -> int:
             return _end_interrupted(argv)
         except BrokenPipeError:
             raise
-        except Exception:  # status 1 says that some photos failed, which this is not
+        except Exception:  # status 1 means that some photos failed; this is another case
             if workers.interrupted_by() is not None:
                 return _end_interrupted(argv)
             _logger.exception("error: a fault of openmarigold itself; please report it with the lines below")

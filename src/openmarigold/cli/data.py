@@ -258,7 +258,7 @@ def _print_list() -> None:
 
 
 def _span(low: float, high: float, between: str = " to ") -> str:
-    """A range of values; nothing where there is no limit."""
+    """A range of values; an empty text if it has no limit."""
     return "" if low == float("-inf") else f"{low:g}{between}{high:g}"
 
 

@@ -44,7 +44,7 @@ def ray_engine(address: str | None, *, workers: int, gpus_per_worker: float = 0.
 
 
 def num_workers(given: int) -> int:
-    """Processes or threads that `--workers` asks for; 0 stands for one per CPU core.
+    """Processes or threads that `--workers` asks for; 0 means one per CPU core.
 
     Raises:
         InvalidValueError: it is below 0.

@@ -68,7 +68,7 @@ class Evaluate(OnRay):
     """How the depth is completed, one or more: fit (robust scale and shift), field (and what that leaves over), guided
     (points guide the denoising; extra torch), or auto (fit or field, by the smaller error at points not seen)."""
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
-    """Folder of the report: summary.json, images.csv, page.html. An interrupted run goes on."""
+    """Folder of the report: summary.json, images.csv, page.html. An interrupted run resumes."""
     page_images: int = 9
     """Images on page.html, at most: a third each are the best, the median and the worst ones."""
     num_workers: int = 1

@@ -57,7 +57,7 @@ class EvaluateVideo:
     depth_range: tuple[float, float] | None = None
     """Measured depth that counts [m]. None: the layout's own (rendered clips: all of it)."""
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
-    """Folder of report.json and report.md. An interrupted run goes on with the next clip."""
+    """Folder of report.json and report.md. An interrupted run resumes with the next clip."""
     config_file: Annotated[Path | None, tyro.conf.arg(name="config", metavar="FILE")] = None
     """TOML file with settings of the model and the stream; flags override it."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False

@@ -14,7 +14,7 @@ from openmarigold.cli.terminal import EXIT_SOME_FAILED, cell, print_json, progre
 from openmarigold.completion.known import KnownConfig
 from openmarigold.config import OutputConfig, PredictConfig
 
-_MAX_SHOWN = 4  # photos whose fits are printed; those of all stand in the manifest
+_MAX_SHOWN = 4  # photos whose fits are printed; the manifest holds all fits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Metric:
 
     For each photo: STEM_metric.npy (float32, planar depth in meters), STEM_metric.png (16 bits, millimeters, or 1/256 m
     where something is beyond 65 m), STEM_metric_colored.png. Each file states camera, scale, shift and error. Needed is
-    one of --known-depth, --known-length, --camera-height, --points, --metric-map. An interrupted run goes on.
+    one of --known-depth, --known-length, --camera-height, --points, --metric-map. An interrupted run resumes.
     """
 
     inputs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="INPUT...", help_behavior_hint="")]

@@ -21,7 +21,7 @@ class Predict:
     """Predict depth or normals of photos. `--help-all` lists the rare settings too.
 
     For each photo: STEM_depth.npy (float32, 0 near to 1 far), STEM_depth.png (16 bits), STEM_depth_colored.png (near is
-    red); where ensemble-size is above 1 STEM_uncertainty.npy; of normals the same. An interrupted run goes on where it
+    red); where ensemble-size is above 1 STEM_uncertainty.npy; of normals the same. An interrupted run resumes where it
     was. Exit status: 0 all done, 1 some photos failed, 2 an error, 130 interrupted.
     """
 

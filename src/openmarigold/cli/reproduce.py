@@ -42,7 +42,7 @@ _PARTS = 1000  # of the bar
 class Reproduce:
     """Run a table of the paper and print our numbers next to the published ones.
 
-    Steps, ensemble size, resolution and seed are pinned to the paper's. A run goes on where it was interrupted.
+    Steps, ensemble size, resolution and seed are pinned to the paper's. A run resumes where it was interrupted.
     """
 
     table: tyro.conf.Positional[TableName]

@@ -23,7 +23,7 @@ class Video:
     """Predict depth or normals of a clip without flicker. `--help-all` lists the rare settings too.
 
     Written: STEM_depth_colored.mp4, STEM_depth_sidebyside.mp4 (with the sound), what else --format names,
-    STEM_depth_frames.npz (time, scale, shift, shot of each frame) and STEM_depth.json. An interrupted run goes on where
+    STEM_depth_frames.npz (time, scale, shift, shot of each frame) and STEM_depth.json. An interrupted run resumes where
     it was. Exit status: 0 all done, 1 the clip is damaged and ended early, 2 an error, 130 interrupted.
     """
 

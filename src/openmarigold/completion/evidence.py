@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known in meters, what a model gives, and what comes of both: the types of this room."""
+"""Types: known values in meters, the model's values, and the result of both."""
 
 from __future__ import annotations
 

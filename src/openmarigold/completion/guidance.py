@@ -103,8 +103,8 @@ def loss_at_points(meters: Values, known: Values, loss: Loss) -> tuple[float, Va
 class Smoothing:
     """A gradient on the latent grid plus itself, blurred to several widths: it moves wide structures first.
 
-    Few points say little about what lies between them, and a latent that follows each point by itself leaves the rest
-    as it was. The map is linear, symmetric and positive, so a step against the result still goes downhill.
+    Few points give little information about the area between them. A latent that follows each point by itself leaves
+    the rest as it was. The map is linear, symmetric and positive, so a step against the result still goes downhill.
     """
 
     def __init__(self, grid: tuple[int, int], num_points: int, share: float) -> None:
@@ -140,7 +140,7 @@ def neighbors(
     """Where points of a picture lie in a map of it: the four places in the flat map around each, and their weights.
 
     At whole pixels this is what bilinear resizing without anti-aliasing gives there (`images.photo.resize`), and in
-    between it goes on the same way.
+    between it continues the same way.
 
     Args:
         pixels: x and y in the picture.

@@ -2,7 +2,7 @@
 """Depth completion by guided denoising: at each step the noisy latent is moved so that measured points are met.
 
 Viola et al. 2024, "Marigold-DC: zero-shot monocular depth completion with guided diffusion" (arXiv 2412.13389),
-section 3; what differs stands in docs/faithfulness.md.
+section 3; docs/faithfulness.md lists the differences.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ class GuidedSettings:
 
 
 def settings_of(config: CallConfig) -> GuidedSettings:
-    """How denoising is guided, as far as the settings of a prediction say."""
+    """How denoising is guided, as far as the settings of a prediction state it."""
     return GuidedSettings(
         num_inference_steps=config.num_inference_steps,
         ensemble_size=config.ensemble_size,

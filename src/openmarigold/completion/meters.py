@@ -116,7 +116,7 @@ def _needed(predictor: Predictor | None, relative: RelativeDepth) -> Predictor:
 
 
 def relative_depth(prediction: Prediction) -> RelativeDepth:
-    """What a prediction says about depth, and with which camera."""
+    """The depth of a prediction, and its camera."""
     camera = prediction.camera or Camera.assumed((prediction.depth.shape[0], prediction.depth.shape[1]))
     invariance: Any = prediction.settings.get("invariance", "affine")
     return RelativeDepth(depth=prediction.depth, invariance=invariance, camera=camera, rgb=prediction.rgb)
@@ -136,7 +136,7 @@ def _shift_of(prediction: Prediction, notes: list[str]) -> float:
 
 
 def _doubts(found: Completed, points: SparsePoints) -> list[str]:
-    """Whether what the photo shows says anything about the points."""
+    """Whether the photo's content gives information about the points."""
     if found.errors is None:
         return []
     alone = float(np.abs(points.depth - np.median(points.depth)).mean())  # of their median, without the photo

@@ -29,7 +29,7 @@ _ON_A_LINE = 1e-3  # width by length of the cloud of pixels
 
 @dataclass(frozen=True, kw_only=True)
 class PointOptions:
-    """What a file of points does not say by itself."""
+    """Facts that a file of points does not state itself."""
 
     unit: Unit | None = None
     """Of depth. None: meters, unless they look like millimeters, which is an error that asks."""
@@ -62,7 +62,7 @@ def read_points(path: Path | str, *, camera: Camera, options: PointOptions | Non
     Args:
         path: the file or folder.
         camera: of the photo; a map of its shape in another size is scaled to it.
-        options: what the file does not say.
+        options: facts that the file does not state.
 
     Raises:
         DataError: a file that is missing, damaged or of another kind; no point is left; millimeters for meters.

@@ -99,7 +99,7 @@ def open_networks(
 
 
 def can_keep_converted(checkpoint: Checkpoint) -> bool:
-    """Whether the user's cache can be written and has room for the converted networks of a checkpoint."""
+    """Whether the user's cache can be written and has space for the converted networks of a checkpoint."""
     folder = user_cache_dir()
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent

@@ -60,7 +60,7 @@ class PhotoMetadata:
     source: str = ""
     """Where the focal length comes from, in words."""
     notes: tuple[str, ...] = ()
-    """What was ignored, one text each, which goes on after the photo's name."""
+    """One text for each ignored fact; a message puts it after the photo's name."""
 
     def camera(self, size: tuple[int, int]) -> Camera | None:
         """The camera of the upright photo of `size` (height, width); None where nothing usable is stated.
@@ -95,7 +95,7 @@ class Photo:
 
 
 def read_metadata(image: Any) -> PhotoMetadata:
-    """What is stated by a path, the bytes of a file, an open file (from where it stands), or a Pillow image.
+    """The EXIF facts of a path, the bytes of a file, an open file (from its position), or a Pillow image.
 
     An array or tensor states nothing, and so does a file that cannot be read: reading its pixels tells why.
     """
@@ -152,7 +152,7 @@ def _of_heif(file: Any) -> PhotoMetadata:
 
 
 def _png_chunks(file: Any) -> tuple[bytes | None, bytes | None]:
-    """EXIF and XMP of a PNG file, which may stand behind its pixels, where Pillow would have to decode them first."""
+    """EXIF and XMP of a PNG file. They may follow the pixels, which Pillow would have to decode first."""
     exif, xmp = None, None
     file.seek(len(PNG_MAGIC))
     for _ in range(_MOST_CHUNKS):

@@ -152,7 +152,7 @@ def _opened(path: Path, **how: bool) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[str]:
-    """The name that OpenEXR is given, which stands in the line that it writes to stderr about a damaged file.
+    """The name given to OpenEXR. OpenEXR writes it to stderr in its line about a damaged file.
 
     A name with control characters, or of no encoding, is replaced by an open file's number.
     """

@@ -105,7 +105,7 @@ def as_rgb(image: Any, *, background: str = "white") -> UInt8[np.ndarray, "h w 3
 
     Raises:
         ImageError: a path, file or Pillow image that cannot be read.
-        OutputError: no room for the temporary file that the bytes of a picture need.
+        OutputError: no disk space for the temporary file that the bytes of a picture need.
         InvalidValueError: an array of another shape, type or range, or a background that is not a color.
     """
     if isinstance(image, (str, os.PathLike)):
@@ -442,7 +442,7 @@ def _as_array(image: Any) -> tuple[np.ndarray, bool]:
 
 _ACCEPTED_KINDS = "a path, the bytes of a picture's file, a Pillow image, an array or a tensor is accepted"
 _NEARLY_BLACK = 17  # 12 bits that are stored as 16
-_VERBS = ("is ", "has ", "holds ", "its ")  # of messages that go on after the name of the file
+_VERBS = ("is ", "has ", "holds ", "its ")  # the first words of messages after the file's name
 
 
 def _accepted() -> str:

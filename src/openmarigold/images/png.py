@@ -24,7 +24,7 @@ _File: TypeAlias = BinaryIO | io.BytesIO
 
 
 def save_png(file: _File, pixels: Shaped[np.ndarray, "h w *c"], texts: Mapping[str, str]) -> None:
-    """Writes a picture, uint8 or uint16, `[h w]` or `[h w 3]`, with texts (Latin-1) that stand before the pixels.
+    """Writes a picture, uint8 or uint16, `[h w]` or `[h w 3]`, with texts (Latin-1) before the pixels.
 
     Each row is stored as its difference from the one above it (the PNG specification's filter "Up").
     """

@@ -26,7 +26,7 @@ class _ThisThread(threading.local):
     unprinted = 0
 
     def match(self, _: str) -> bool:
-        """Whether a warning comes from a quiet thread; `warnings` asks it where a pattern usually stands."""
+        """Whether a warning comes from a quiet thread. `warnings` calls it in place of a pattern."""
         return self.quiet > 0
 
 

@@ -75,7 +75,7 @@ def camera_facts(config: CallConfig) -> dict[str, Any]:
     if config.camera_file is not None:
         from openmarigold.camera.files import read_intrinsics
 
-        read_intrinsics(config.camera_file)  # says what is wrong with it
+        read_intrinsics(config.camera_file)  # raises an error that names the problem
         facts["camera_file_sha256"] = file_sha256(config.camera_file)  # pyright: ignore[reportArgumentType] - a path
     if config.estimate_camera:
         found = read_configured(_normals_model(config))
@@ -193,5 +193,5 @@ def _normals_model(config: CallConfig) -> ModelConfig:
 
 @cache  # once, however many photos there are
 def warn_of_no_relief(title: str) -> None:
-    """Says that a camera is not estimated, since no depth is predicted."""
+    """Logs that a camera is not estimated, because no depth is predicted."""
     _log.warning("estimate_camera has no effect on %s: it needs predicted depth", title)

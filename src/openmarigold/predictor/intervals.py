@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Intervals around a prediction: from what members and maps say at the networks' size to bounds of the photo's size."""
+"""Intervals around a prediction: bounds at the photo's size, from members and maps at the networks' size."""
 
 from __future__ import annotations
 

@@ -44,12 +44,12 @@ _WITHOUT_EFFECT = frozenset(
         "tiny_vae",
         "tiny_vae_for",
         "modality",
-        "ensemble_reduction",  # this and the next ones stand in the facts of a call, where they matter
+        "ensemble_reduction",  # the facts of a call hold this and the next ones, if they matter
         "recompose",
         "ensemble_mirror",
         "tiles",
         "interval",
-        "fov",  # these stand in the facts of the camera
+        "fov",  # the facts of the camera hold these
         "focal_px",
         "camera_file",
         "estimate_camera",
@@ -59,7 +59,7 @@ _WITHOUT_EFFECT = frozenset(
 
 
 def notes_on(prediction: Prediction, path: Path | str) -> list[str]:
-    """What a prediction says of the photo at `path`, and what was done to a camera of a file."""
+    """Notes of a prediction on the photo at `path`, and on changes to a camera read from a file."""
     notes = [f"{path}: {note}" for note in prediction.settings.get("notes", ())]
     camera = prediction.camera
     if camera is not None and camera.source == "file" and camera.note:

@@ -116,7 +116,7 @@ def export_int8(
 
     Raises:
         CheckpointError: the checkpoint is damaged, or in int8 already.
-        InvalidValueError: there are no photos.
+        InvalidValueError: no photo was given.
         OutputError: `destination` holds something other than an exported checkpoint, which would be lost.
         MissingExtraError: a package that converts or quantizes is not installed.
     """

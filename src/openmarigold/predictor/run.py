@@ -416,7 +416,7 @@ def _check_models(models: Sequence[ModelRun]) -> None:
     """Check the settings before any photo is read."""
     for model in models:
         model.check()
-    # Networks predict one thing; the files of some do not say what.
+    # Networks predict one modality; some checkpoints do not state which.
     own = {model.checkpoint.modality.name for model in models if model.checkpoint.derived is None}
     places = {model.checkpoint.directory for model in models if model.checkpoint.derived is None}
     if len(own) > len(places):

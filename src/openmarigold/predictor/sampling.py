@@ -30,7 +30,7 @@ from openmarigold.modalities.modality import Merged
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """Where the sampler stands when it calls a `Guide`."""
+    """The state of the sampler when it calls a `Guide`."""
 
     number: int
     """0 before the first step."""
@@ -300,7 +300,7 @@ def stated_settings(photo: PreparedPhoto, config: CallConfig, parts: Parts, *, n
     return {
         "checkpoint": found.name,
         "invariance": found.invariance,
-        **({"quantity": derived[found.invariance]} if derived else {}),  # what was assumed stands there
+        **({"quantity": derived[found.invariance]} if derived else {}),  # it holds the assumptions
         **{name: getattr(config, name) for name in names},
         "num_members": num_members,
         **found.facts_of_call(config),

@@ -300,7 +300,7 @@ class Stream:
         )
 
     def _done(self) -> StreamedFrame:
-        """The oldest frame that waits, with what later ones say."""
+        """The oldest waiting frame, with the information of later frames."""
         now = self._pending.popleft()
         later: list[tuple[np.ndarray, Match]] = []
         match: Match | None = None
@@ -346,7 +346,7 @@ class Stream:
         return noise * np.float32(self._predictor.checkpoint.noise_scale(self._resolved))
 
     def state(self) -> dict[str, np.ndarray]:
-        """Everything that is needed to go on with the same bytes, as plain arrays, which a caller must not change."""
+        """The state to resume with the same bytes, as plain arrays. A caller must not change them."""
         size = (0, 0) if self._size is None else self._size
         arrays = {
             "made_by": np.frombuffer(self._made_by().encode(), dtype=np.uint8),

@@ -34,7 +34,7 @@ def listed(inputs: Any) -> list[Path]:
 def list_photos(
     inputs: Sequence[Path], output_dir: Path, left_out: list[Path], passed_over: list[Path]
 ) -> tuple[dict[str, Path], list[tuple[Path, str]]]:
-    """Photos in order, each once, by the path of their results without suffixes; and other inputs with the reason.
+    """Photos in order, each once, by the result path without suffix; and rejected inputs, each with the reason.
 
     Two links to one file are two photos. Results of earlier predictions in folders are added to `left_out`, other
     pictures that are skipped to `passed_over`.
@@ -104,9 +104,9 @@ def photo_location(photo: Path) -> str:
 def _photos_in(
     folder: Path, output_dir: Path, problems: list[tuple[Path, str]], left_out: list[Path], passed_over: list[Path]
 ) -> Iterator[Path]:
-    """Photos in a folder and in those within, but not in hidden ones, links to folders and the output folder.
+    """Photos in a folder and its subfolders, except hidden folders, links to folders and the output folder.
 
-    Cameras write a JPEG next to a raw photo: the JPEG is taken.
+    Cameras write a JPEG next to a raw photo: only the JPEG is used.
     """
 
     def unreadable(error: OSError) -> None:
@@ -134,7 +134,7 @@ def _photos_in(
 
 
 def _is_file_that(looks: Callable[[Path], bool], path: Path) -> bool:
-    """Whether a file passes a look at it; one that cannot be read does not: reading it as a photo tells why."""
+    """Whether a file passes the check. False if it cannot be read: reading it as a photo then reports why."""
     try:
         return path.is_file() and looks(path)
     except OSError:
@@ -142,7 +142,7 @@ def _is_file_that(looks: Callable[[Path], bool], path: Path) -> bool:
 
 
 def _why_not_there(path: Path) -> str | None:
-    """Why there is nothing to read at a path; None where there is something."""
+    """Why a path cannot be read; None if it can be read."""
     try:
         path.stat()
     except FileNotFoundError:

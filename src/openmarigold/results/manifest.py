@@ -50,7 +50,7 @@ class Manifest:
             with self.path.open("rb") as file:
                 file.seek(start)
                 content = file.read()
-        except (FileNotFoundError, NotADirectoryError):  # the folder may go during a run; writing says so
+        except (FileNotFoundError, NotADirectoryError):  # the folder may vanish during a run; writing reports it
             return [], 0
         except OSError as error:
             raise OutputError(f"cannot read {self.path}: {error.strerror}; check its permissions") from error
@@ -60,7 +60,7 @@ class Manifest:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Within it no other run that uses the folder checks or replaces results, and what others did is known.
+        """A block in which no other run checks or replaces results of the folder, and all earlier lines are known.
 
         Runs take turns by a lock on the file, which ends with its process. Without such locks (Windows, some network
         disks) they are not coordinated.
@@ -81,7 +81,7 @@ class Manifest:
         return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
 
     def _learn(self) -> None:
-        """Takes up the lines that were added since the file was last read."""
+        """Reads the lines that were added since the last read."""
         entries, self._read_to = self._lines_from(self._read_to)
         if self._standing is None:
             self._standing = {}
@@ -90,7 +90,7 @@ class Manifest:
                 self._standing[entry["result"]] = entry
 
     def standing(self, result: str) -> dict[str, Any] | None:
-        """The line that holds for the files of a result (its path in the output folder, without suffixes), if any.
+        """The valid line for the files of a result (its path in the output folder, without suffixes), if any.
 
         That is the last line that is not a failure.
         """
@@ -138,7 +138,7 @@ class Manifest:
         return all(file_size(folder / name) == sizes[name] for name in outputs)
 
     def other_photo(self, result: str, *, input: str, location: str, input_sha256: str | None) -> str | None:
-        """The photo that the files of a result are of, if it is another one than the given; None if not.
+        """The photo from which the files of a result were made, if it is not the given one; None otherwise.
 
         A photo is the same if it holds the same bytes, wherever it lies, or if it lies where it did, changed or not.
         """
@@ -153,7 +153,7 @@ class Manifest:
         return None if same else typed
 
     def provenance_of(self, path: Path) -> dict[str, Any] | None:
-        """The record of a result file as it was done last, if its size is still that one."""
+        """The record of a result file from its last finished run, if the file still has the same size."""
         found: dict[str, Any] | None = None
         for entry in self.lines():
             if (self.output_dir / entry["result"]).parent.resolve() != path.parent:
@@ -162,7 +162,7 @@ class Manifest:
             if isinstance(outputs, dict) and path.name in outputs:
                 found = entry if outputs[path.name] == file_size(path) else None
             elif entry["status"] == "started" and found is not None and _is_of_same(found, entry):
-                found = None  # replaced by a run that did not get to its end
+                found = None  # replaced by a run that did not finish
         record = None if found is None else found.get("provenance")
         return record if isinstance(record, dict) else None
 
@@ -188,7 +188,7 @@ def _is_entry(entry: object) -> bool:
 
 
 def file_size(path: Path) -> int | None:
-    """Size in bytes; None where there is no file."""
+    """Size in bytes; None if the file does not exist."""
     try:
         return path.stat().st_size if path.is_file() else None
     except OSError:

@@ -27,7 +27,7 @@ class Prediction:
     """The maps of one photo, at the photo's size.
 
     A map is also an attribute: `prediction.depth` is `prediction.maps["depth"]`. Normals are unit vectors, x right, y
-    up, z backward (docs/normals.md); the spaces of intrinsic images stand in docs/intrinsics.md. Depth is in [0, 1],
+    up, z backward (docs/normals.md); docs/intrinsics.md lists the spaces of intrinsic images. Depth is in [0, 1],
     nearer is smaller. True depth follows from the checkpoint's invariance: "affine" (every published one):
     `scale * depth + shift`, near plane 0, far plane 1; "scale": `scale * depth`; "absolute": a fixed multiple of
     `depth`, which the checkpoint's authors state.
@@ -41,7 +41,7 @@ class Prediction:
     and their mean direction."""
     bounds: dict[str, np.ndarray] = field(default_factory=dict)
     """float32 `[h w]` by name, where an interval was asked for: of depth "depth_lo" and "depth_hi" in units of `depth`
-    (the upper one may be above 1), of normals "normals_within" [deg]; docs/uncertainty.md says what they promise."""
+    (the upper one may be above 1), of normals "normals_within" [deg]; docs/uncertainty.md describes their coverage."""
     latent: Float32[np.ndarray, "n C h w"] | None = None
     """The denoised latents of the members, as the decoder got them; those of members that saw the mirrored photo are
     mirrored."""
@@ -57,7 +57,7 @@ class Prediction:
     space: str | None = None
     """Of the modality's variants, the one that the model predicts; None for the modality itself."""
     camera: Camera | None = None
-    """Of the upright photo, in its pixels; `camera.source` says how it is known. Predictors always state one."""
+    """The camera of the upright photo, in pixels. `camera.source` names its origin. Predictors always set a camera."""
     rgb: UInt8[np.ndarray, "H W 3"] | None = None
     """The photo, for the colors of points; None where it was not kept."""
 
@@ -136,11 +136,11 @@ class Prediction:
         drop_uncertain: float = 0.0,
         cut_edges: bool = True,
     ) -> PointCloud:
-        """The points that the depth shows, in the colors of the photo; docs/points.md.
+        """The 3D points of the depth map, in the colors of the photo. See docs/points.md.
 
         Args:
-            max_points: at most so many, on a grid of pixels; None: every pixel.
-            max_depth: leave out what is deeper, in the unit of the depth.
+            max_points: largest number of points, taken on a grid of pixels; None: every pixel.
+            max_depth: leave out points with a larger depth, in the unit of the depth.
             drop_far: leave out the farthest pixels, such as a sky: their share, from 0 to below 1.
             drop_uncertain: leave out the pixels that the members of an ensemble agree least on: their share.
             cut_edges: leave out points that float between an object and what is behind it.

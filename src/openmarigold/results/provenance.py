@@ -45,7 +45,7 @@ def read_provenance(path: Path | str) -> dict[str, Any]:
 
     Raises:
         ImageError: the file is missing or damaged.
-        InvalidValueError: there is no record.
+        InvalidValueError: the file has no record.
         MissingExtraError: an .exr file without the extra `exr`.
     """
     path = as_path(path, "the result file")
@@ -70,7 +70,7 @@ def read_provenance(path: Path | str) -> dict[str, Any]:
 
 
 def stated_input(path: Path) -> str | None:
-    """SHA-256 of the photo that a result file, or the manifest of its folder, states; None where neither does."""
+    """SHA-256 of the photo that a result file, or the manifest of its folder, states; None if neither states it."""
     try:
         stated = read_provenance(path).get("input_sha256")
     except OpenMarigoldError:
@@ -81,7 +81,7 @@ def stated_input(path: Path) -> str | None:
 def is_result(path: Path) -> bool:
     """Whether a picture is a result file of ours: a PNG or EXR file that carries a record.
 
-    Only its beginning is looked at, where records are written.
+    Only the beginning of the file is read, because records are written there.
 
     Raises:
         OSError: the file cannot be read.
@@ -91,7 +91,7 @@ def is_result(path: Path) -> bool:
 
 
 def begins_like_result(content: bytes) -> bool:
-    """Whether a file of this content, or of this beginning, is a result picture as of `is_result`."""
+    """Whether a file with this content, or this beginning, is a result picture. The rule is that of `is_result`."""
     head = content[:_HEAD_BYTES]
     mark = next((mark for magic, mark in _RECORD_MARKS.items() if head.startswith(magic)), None)
     return mark is not None and mark in head

@@ -36,7 +36,7 @@ class ResultFiles:
                     f"{photo}: {paths[0]} is the result of another photo, {owner}; choose another output "
                     "folder, or allow overwriting (--overwrite)"
                 )
-        # Names may meet: the normals of x.png and the depth of x_normals.png both have an x_normals_uncertainty.npy.
+        # Names may collide: the normals of x.png and the depth of x_normals.png both have an x_normals_uncertainty.npy.
         known = self._names_of_earlier_runs(result)
         found = [path for path in paths if path.name not in known and path.is_file()]
         if found and input_sha256 not in {stated_input(path) for path in found}:
@@ -61,7 +61,7 @@ class ResultFiles:
             return
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
-                return  # what else there is shows when files are written, with the right words
+                return  # other problems appear when files are written, with a message of their own
             raise OutputError(
                 f"{photo}: its result {longest} would have a name of {len(os.fsencode(longest))} bytes, which is too "
                 "long for the file system; give the photo a shorter name"
@@ -94,6 +94,6 @@ class ResultFiles:
         return None if done else {}
 
     def _names_of_earlier_runs(self, result: str) -> list[str]:
-        """Files that the line which holds for a result calls done or about to be replaced."""
+        """Files that the valid line of a result lists as done or as to be replaced."""
         last = self.manifest.standing(result) or {}
         return sorted({*last.get("outputs", ()), *last.get("replaces", ())})

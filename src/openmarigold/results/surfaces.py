@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Points and meshes of a prediction, and their files: what the modality says about its surface, and the camera."""
+"""Points and meshes of a prediction, and their files. They follow from the modality's depth and the camera."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_space_formats(output: OutputConfig, modality: Modality) -> None:
 
 
 def check_uncertainty(output: OutputConfig, *, has_uncertainty: bool) -> None:
-    """Raises InvalidValueError where uncertain pixels are to be left out of files, and none are known."""
+    """Raises InvalidValueError if files must leave out uncertain pixels, but the uncertainty is not known."""
     if output.drop_uncertain and not has_uncertainty and set(SPACE_FORMATS) & set(output.format):
         raise InvalidValueError(
             f"drop_uncertain={output.drop_uncertain:g} needs the uncertainty of an ensemble; give ensemble_size 2 or "
@@ -42,7 +42,7 @@ def check_uncertainty(output: OutputConfig, *, has_uncertainty: bool) -> None:
 
 
 def space_facts(output: OutputConfig, modality: Modality) -> dict[str, Any]:
-    """Settings of points and meshes that are not the default ones: other values make other files."""
+    """Settings of points and meshes that differ from the defaults. Other values make other files."""
     if modality.surface is None:
         return {}
     default = {setting.name: setting.default for setting in fields(output)}
@@ -92,7 +92,7 @@ def space_writers(
     camera: Camera | None,
     rgb: UInt8[np.ndarray, "h w 3"] | None,
 ) -> dict[str, Callable[[Path], object]]:
-    """The writers of the files of points and meshes that are asked for, by the end of their names.
+    """The writers of the requested files of points and meshes, by the end of their names.
 
     Raises:
         InvalidValueError: a modality that shows no surface, a panorama, or no points.

@@ -38,7 +38,7 @@ def result_paths(
 
     `bounds` are the names of the maps of an interval.
 
-    `settings` are those that results state: some pictures exist under some of them only.
+    `settings` are those in the record: some pictures exist only with certain settings.
 
     >>> [path.name for path in result_paths(Path("out"), "cat", uncertainty=False)]
     ['cat_depth.npy', 'cat_depth.png', 'cat_depth_colored.png']
@@ -72,7 +72,7 @@ def check_output(output: OutputConfig, modality: Modality = DEPTH) -> None:
 
 
 def needs_photo(output: OutputConfig) -> bool:
-    """Whether a file that is asked for shows the photo's colors; otherwise a run does not keep the photo."""
+    """Whether a requested file shows the photo's colors. If not, a run does not keep the photo."""
     return not set(SPACE_FORMATS).isdisjoint(output.format)
 
 
@@ -98,7 +98,7 @@ def write_prediction(
     For depth these are: `<stem>_depth.png`, depth × 65535, rounded, 16 bits; `<stem>_depth_colored.png`, in Spectral
     near = red; `<stem>_depth_inverted.png`, 16 bits, near = 65535; `<stem>_uncertainty.png`, grays;
     `<stem>_depth_lo.png` and `_hi.png`, 16 bits, whose provenance states the levels per unit. PNG, npz and EXR carry
-    the provenance. The folder is made where it is missing. Nothing is written unless everything may be.
+    the provenance. The folder is made where it is missing. If one file may not be written, none is written.
 
     Raises:
         InvalidValueError: a stem that is empty or names another folder, a color map that is not known, or points and

@@ -58,7 +58,7 @@ def create_app(service: Service, limits: ServeConfig, token: str | None = None) 
     Args:
         service: its models, not yet started.
         limits: bounds of requests.
-        token: what requests must carry; None: nothing.
+        token: the token that requests must send; None: requests need none.
     """
     jobs, metrics = Jobs(service), Metrics(service)
 
@@ -143,7 +143,7 @@ def _add_predict(app: FastAPI, service: Service, limits: ServeConfig) -> None:
 
 
 async def _answered(service: Service, asked: PredictRequest, request: Request, limits: ServeConfig) -> Answer:
-    """The answer, unless the time runs out or the client has gone."""
+    """The answer, unless the time runs out or the client disconnects."""
     future = service.submit(asked)
     waiting = asyncio.wrap_future(future)
     gone = asyncio.ensure_future(_disconnected(request))

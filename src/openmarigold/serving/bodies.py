@@ -23,7 +23,7 @@ _MAX_FILES = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Body:
-    """What a request holds."""
+    """The content of a request: photos, clips and settings."""
 
     photos: list[tuple[str, bytes]] = field(default_factory=list)
     """The names and bytes of photos."""
@@ -32,11 +32,11 @@ class Body:
     given: dict[str, Any] = field(default_factory=dict)
     """The settings that it states."""
     is_json: bool = False
-    """Whether these have types; those of a form are texts."""
+    """Whether the values have JSON types; the values of a form are texts."""
 
 
 async def body_of(request: Request) -> Body:
-    """What a request holds.
+    """The content of a request: photos, clips and settings.
 
     Raises:
         HTTPException: another content type (415).

@@ -40,7 +40,7 @@ class Received:
     files: dict[str, bytes]
     """By the end of their names, such as _depth.npy; the bytes that `openmarigold predict` writes."""
     about: dict[str, Any]
-    """What the server says of it: modality, space, maps, record, settings, camera, notes, seconds."""
+    """The server's description: modality, space, maps, record, settings, camera, notes, seconds."""
 
     @property
     def record(self) -> dict[str, Any]:
@@ -56,8 +56,8 @@ class Client:
 
     Args:
         url: of the server.
-        token: what it asks for; None takes the variable OPENMARIGOLD_TOKEN, where it is set.
-        patience: time that a busy server is waited for, for one photo [s].
+        token: the server's token; None takes the variable OPENMARIGOLD_TOKEN, where it is set.
+        patience: longest wait for a busy server, for one photo [s].
 
     Raises:
         InvalidValueError: a URL or token that is not accepted.
@@ -70,18 +70,18 @@ class Client:
         """What the server offers: `version`, `modalities` by name, `media_types`.
 
         Raises:
-            ServerError: it cannot be reached, or refuses.
+            ServerError: the server cannot be reached, or refuses.
         """
         return self.connection.get("/v1/models").json()
 
     def facts(
         self, modality: str | None = None, call: CallConfig | None = None, output: OutputConfig | None = None
     ) -> dict[str, Any]:
-        """What photos would be answered with: `modality`, `files` (ends of names), `request` (what shapes them).
+        """The answer that photos would get: `modality`, `files` (ends of names), `request` (settings in effect).
 
         Raises:
             InvalidValueError: a setting that the server does not accept.
-            ServerError: it cannot be reached, or refuses.
+            ServerError: the server cannot be reached, or refuses.
         """
         if modality is None:
             self.connection.get("/readyz")  # waits while it loads
@@ -170,7 +170,7 @@ class Client:
         return Received(files={name.removeprefix(STEM): data for name, data in files.items()}, about=about)
 
     def close(self) -> None:
-        """Ends all requests, also those under way."""
+        """Ends all requests, including running ones."""
         self.connection.close()
 
     def __enter__(self) -> Client:
@@ -184,7 +184,7 @@ _NEEDED = ("record", "settings", "maps")
 
 
 def check_sendable(call: CallConfig) -> None:
-    """Raises InvalidValueError for settings that name files of this machine, or say how a model runs."""
+    """Raises InvalidValueError for settings that name files of this machine, or that choose how a model runs."""
     for name, advice in _HERE_ONLY.items():
         if getattr(call, name) is not None:
             raise InvalidValueError(f"{name} has no effect on a server; leave it out: {advice}")
@@ -199,7 +199,7 @@ def content_of(photo: Any) -> tuple[bytes, str]:
     """
     if isinstance(photo, (str, os.PathLike)):
         path = as_path(photo, "the photo")
-        read_head(path)  # tells what is wrong with it
+        read_head(path)  # raises an error that names the problem
         try:
             return path.read_bytes(), path.suffix
         except OSError as error:
@@ -221,7 +221,7 @@ def _call_of(settings: Mapping[str, Any]) -> CallConfig:
 
 
 def _sent(call: CallConfig | None, output: OutputConfig | None) -> dict[str, str]:
-    """All settings as fields: also default ones, in place of what the server was started with."""
+    """All settings as fields, including defaults, so that they replace the server's own settings."""
     if call is not None:
         check_sendable(call)
     return as_fields({**asdict(call or CallConfig()), **asdict(output or OutputConfig())})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clips of jobs: what a request may state, and the results, by the code of `openmarigold video`."""
+"""Clips of jobs: the settings of a request, and the results, which the code of `openmarigold video` makes."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def _check_size(source: Path, limits: ServeConfig) -> None:
         with av.open(str(source)) as container:
             sizes = [stream.codec_context.width * stream.codec_context.height for stream in container.streams.video]
     except (OSError, ValueError):  # of which PyAV's errors are kinds
-        return  # reading it whole tells what is wrong
+        return  # reading the whole file reports the problem
     if max(sizes, default=0) > limits.max_pixels:
         raise TooManyPixelsError(f"the clip's frames have more than {limits.max_pixels / 1e6:.0f} megapixels")
 

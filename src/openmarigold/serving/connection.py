@@ -41,13 +41,13 @@ class Reply:
 
     @property
     def retry_after(self) -> float | None:
-        """Seconds after which the server wants to be asked again; None where it does not say."""
+        """Seconds after which the server asks for a new try; None if the answer does not state it."""
         text = self.headers.get("retry-after", "")
         return min(float(text), _LONGEST_WAIT_S) if text.isdigit() else None
 
     @property
     def message(self) -> str:
-        """What an error says, on one line."""
+        """The message of an error, on one line."""
         text = (self._object() or {}).get("error")
         return one_line(text) if isinstance(text, str) and text else f"status {self.status}"
 
@@ -86,7 +86,7 @@ def client_token(token: str | None = None, token_file: Path | None = None) -> st
     """The token for requests: the given one, that of a file, that of `OPENMARIGOLD_TOKEN`, or None.
 
     Raises:
-        InvalidValueError: the file cannot be read, or what cannot stand in a header.
+        InvalidValueError: the file cannot be read, or a header cannot hold the token.
     """
     if token is None and token_file is not None:
         token = token_of_file(token_file)
@@ -101,8 +101,8 @@ class Connection:
 
     Args:
         url: such as http://localhost:8765; https and a path before /v1 work behind a proxy.
-        token: what the server asks for.
-        patience: time that a busy server is waited for, for one request [s].
+        token: the server's token; None: send none.
+        patience: longest wait for a busy server, for one request [s].
 
     Raises:
         InvalidValueError: a URL that is not accepted.
@@ -135,7 +135,7 @@ class Connection:
     def request(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> Reply:
-        """The answer with status 200; a busy server is waited for, and one that fails is asked again a few times.
+        """The answer with status 200. Waits while the server is busy; repeats a failed request a few times.
 
         Raises:
             InvalidValueError: a setting that is not accepted (400).
@@ -168,7 +168,7 @@ class Connection:
             self._closed.wait(pause)
 
     def close(self) -> None:
-        """Ends all requests; those under way raise ServerError."""
+        """Ends all requests; running ones raise ServerError."""
         self._closed.set()
         for connection in list(self._open):
             with suppress(OSError):
@@ -181,7 +181,7 @@ class Connection:
             connection.close()
 
     def _given_up(self, problem: str, reply: Reply | None) -> OpenMarigoldError:
-        """The error after the last try: of the photo if the server still answers."""
+        """The error after the last try: an error of the photo if the server still answers."""
         if reply is not None and reply.status != 500:
             return ServerError(f"{self.url} fails, after {_TRIES} tries: {reply.message}")
         try:
@@ -212,7 +212,7 @@ class Connection:
             return self._exchange(connection, method, path, body, headers)
         except (ConnectionError, http.client.RemoteDisconnected):
             if not is_used:
-                raise  # else the server may have closed what was idle
+                raise  # otherwise the server may have closed an idle connection
         connection, _ = self._connection()
         return self._exchange(connection, method, path, body, headers)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What /openapi.json says of bodies and answers that FastAPI does not see; and /docs, the interface as a page to read
+"""The parts of /openapi.json that FastAPI cannot derive (bodies, answers); and /docs, the interface as a page to read
 and try, by Swagger UI from the package fastapi-offline, without a CDN.
 """
 

@@ -26,7 +26,7 @@ MEDIA_TYPES: Mapping[str, FileFormat] = MappingProxyType(
 STEM = "photo"
 """The beginning of the names of result files."""
 UPLOAD = "the photo"
-"""What messages call a photo, whose name the server does not use."""
+"""The name of a photo in messages; the server does not use the file's own name."""
 RECORD_FILE = f"{STEM}.json"
 """The last file of an archive whose request states `record`."""
 ACCEPTED = (*MEDIA_TYPES, JSON, ZIP)
@@ -35,7 +35,7 @@ assert set(_TYPE_OF) == set(get_args(FileFormat))
 
 
 def negotiated(accept: str | None) -> str | None:
-    """The first of `ACCEPTED` that an Accept header wants most; None where it wants none of them.
+    """The first of `ACCEPTED` with the highest weight in an Accept header; None if the header accepts none.
 
     >>> negotiated("application/x-npy;q=0.5, image/*")
     'image/png'
@@ -78,7 +78,7 @@ def media_type_of(name: str) -> str:
 
 
 def chosen_file(names: Sequence[str], file: str | None) -> str | None:
-    """Of files of one format, the one whose name ends in `file`; the first where none is asked for.
+    """The file whose name ends in `file`, among the files of one format; the first one if `file` is not given.
 
     None: there is none.
     """

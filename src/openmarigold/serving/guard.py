@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every request passes: its id, its log line, who may ask, and the bounds of its body (ASGI middleware)."""
+"""ASGI middleware for every request: its id, its log line, access checks and the bounds of its body."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]", "::1", "testserver"
 
 
 class BodyError(HTTPException):
-    """A body that is too large or too slow, after which the connection is closed."""
+    """A body that is too large or too slow. The connection is closed after it."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(status, message, {"connection": "close"})
 
 
 class Metrics:
-    """What /metrics shows, in a registry of its own."""
+    """The values of /metrics, in their own registry."""
 
     def __init__(self, service: Service) -> None:
         self.registry = CollectorRegistry()
@@ -89,7 +89,7 @@ class Guard:
             self._note(scope, state, time.perf_counter() - started, request_id)
 
     def _refusal(self, scope: MutableMapping[str, Any], headers: dict[str, str]) -> tuple[int, str] | None:
-        """Why a request is not answered, with its status; None where it may pass."""
+        """Why a request is refused, with the HTTP status; None if it is accepted."""
         host = headers.get("host", "")
         names = {*_LOCAL_NAMES, self.limits.host}
         if self.limits.is_local and self._token is None and _name_of(host) not in names:

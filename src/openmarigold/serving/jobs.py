@@ -71,7 +71,7 @@ class Job:
 
 
 class Jobs:
-    """The jobs of a server. One photo of the oldest job at a time stands in the service's queue."""
+    """The jobs of a server. The service's queue holds one photo at a time, of the oldest job."""
 
     def __init__(self, service: Service) -> None:
         self._service, self._limits = service, service.limits
@@ -124,7 +124,7 @@ class Jobs:
         return job
 
     def _forget(self) -> None:
-        """Drops what is old, then what is finished, oldest first, until there is room for one."""
+        """Drops old jobs, then finished ones, oldest first, until one more job fits."""
         now = time.monotonic()
         finished = [job for job in self._jobs.values() if job.ended is not None]
         for job in finished:
@@ -138,7 +138,7 @@ class Jobs:
         shutil.rmtree(self._folder / job.id, ignore_errors=True)
 
     def find(self, job_id: str) -> Job | None:
-        """The job of an id; None where there is none, or no longer."""
+        """The job of an id; None if it does not exist, or no longer exists."""
         with self._changed:
             job = self._jobs.get(job_id)
             if job and job.ended is not None and time.monotonic() - job.ended > self._limits.keep_jobs:
@@ -147,7 +147,7 @@ class Jobs:
             return job
 
     def cancel(self, job: Job) -> None:
-        """Ends a job after the photo at hand; a finished one is dropped with its results."""
+        """Ends a job after its current photo; a finished job is dropped with its results."""
         with self._changed:
             job.cancelled = True
             if job.ended is not None:
@@ -155,7 +155,7 @@ class Jobs:
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """Ends all jobs after the photo at hand, and removes their results."""
+        """Ends all jobs after their current photo, and removes their results."""
         with self._changed:
             self._stopping = True
             for job in self._jobs.values():
@@ -241,7 +241,7 @@ class Jobs:
 
     @contextmanager
     def _archive(self, job: Job) -> Iterator[Callable[[str, bytes | Path], None]]:
-        """Yields what adds files to the job's zip, which is there whole at the end, or not at all."""
+        """Yields a function that adds files to the job's zip. The zip appears only when it is complete."""
         unfinished, result = self._folder / job.id / "result.zip.part", self._folder / job.id / "result.zip"
         with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:
 

@@ -61,7 +61,7 @@ class _File:
 
     @cached_property
     def zipped(self) -> bytes | None:
-        """Compressed; None where that saves little."""
+        """The compressed bytes; None if compression saves little."""
         small = gzip.compress(self.content, 9, mtime=0)
         return small if len(small) < 0.9 * len(self.content) else None
 
@@ -71,7 +71,7 @@ class _File:
 
 
 def add_page(app: FastAPI, service: Service, limits: ServeConfig) -> None:
-    """Adds the page to the application. Its files need no token, what it asks of `/v1` does."""
+    """Adds the page to the application. Its files need no token; its requests to `/v1` do."""
     found = _files(PAGE_DIR)
     index = found.get("index.html", _File(_NOT_BUILT.encode(), "text/html; charset=utf-8"))
 
@@ -182,7 +182,7 @@ def _without_folder(value: Any) -> Any:
 
 
 def _formats() -> list[str]:
-    """What can be written here; points and meshes last."""
+    """The formats that this server can write; points and meshes last."""
     try:
         require_exr()
         missing = []

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`openmarigold predict --server`: photos of this machine, predicted on a server, with the files and the manifest here.
 
-Resuming, names, order and errors are those of `predict_files`. What the server answers is written as it comes.
+Resuming, names, order and errors are those of `predict_files`. The server's bytes are written unchanged.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def predict_on_server(
     Args:
         inputs: photos, and folders of photos.
         server: its URL.
-        token: what it asks for; None takes the variable OPENMARIGOLD_TOKEN, where it is set.
+        token: the server's token; None takes the variable OPENMARIGOLD_TOKEN, where it is set.
         output_dir: made where it is missing.
         config: the modality, and settings of the call; the model is the server's.
         output: which files are written.
         overwrite: make again what is done, and replace results of other photos.
-        report: is told how far it is.
+        report: called with the progress.
 
     Raises:
         InvalidValueError: a setting that is not accepted, here or by the server; one of the model.

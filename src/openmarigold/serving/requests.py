@@ -18,14 +18,14 @@ from openmarigold.errors import InvalidValueError, one_line
 from openmarigold.images.kinds import image_suffixes
 from openmarigold.serving.settings import ServeConfig
 
-# Settings that name files of the server, or say how it runs.
+# Settings that name files of the server, or that choose how it runs.
 _NOT_OFFERED = frozenset({"camera_file", "normals_checkpoint", "batch_size", "format"})
 _DEFAULT_RESOLUTION = 0
 """Of processing_resolution: the photo's own size."""
 
 
 def offered(settings_type: type, *, without: Collection[str] = ()) -> dict[str, Any]:
-    """The fields of a dataclass of settings for pydantic; None is what leaves the default."""
+    """The fields of a dataclass of settings, for pydantic; None keeps the default."""
     hints = get_type_hints(settings_type)
     return {
         setting.name: (hints[setting.name] | None, Field(default=None))
@@ -101,7 +101,7 @@ def validated(model: type[BaseModel], given: Mapping[str, Any], *, is_json: bool
 
 
 def check_limits(call: CallConfig, limits: ServeConfig) -> None:
-    """Raises InvalidValueError for more than the server offers."""
+    """Raises InvalidValueError for a request above the server's limits."""
     _check_passes((call.num_inference_steps or 1) * call.ensemble_size, limits)
     resolution = call.processing_resolution
     if resolution is not None and (resolution > limits.max_resolution or resolution == _DEFAULT_RESOLUTION):

@@ -18,7 +18,7 @@ from openmarigold.serving.connection import TOKEN_VARIABLE, token_of_file
 from openmarigold.serving.settings import ServeConfig
 
 _SHORTEST_TOKEN = 16
-_TIME_TO_ANSWER_S = 5  # after what was not done in time is refused
+_TIME_TO_ANSWER_S = 5  # after late requests are refused
 
 
 def read_token(config: ServeConfig) -> str | None:
@@ -92,7 +92,7 @@ def serve(config: PredictConfig, limits: ServeConfig, *, ready: Callable[[str], 
 
 
 def _drain_on_signal(server: Any, service: Any, drain_time: float) -> None:
-    """Lets a signal begin the draining, so that what is not done in time gets an answer while there is a connection."""
+    """Makes a signal start the drain, so that late requests still get an answer over their open connections."""
     handle = server.handle_exit
 
     def handle_exit(number: int, frame: Any) -> None:

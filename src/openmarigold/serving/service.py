@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The models of a server, and the bounded queue before them. Knows nothing of HTTP."""
+"""The models of a server and their bounded queue. This module does not use HTTP."""
 
 from __future__ import annotations
 
@@ -175,10 +175,10 @@ class Service:
 
         Args:
             request: what is asked for.
-            bounded: False ignores the bound of the queue, for who keeps one of his own.
+            bounded: False ignores the bound of the queue, for callers that have a bound of their own.
 
         Raises:
-            QueueFullError: as many wait as may.
+            QueueFullError: the queue is full.
             StoppingError: the server ends.
             NoModelError: the model could not be loaded.
         """
@@ -238,7 +238,7 @@ class Service:
                     self._changed.notify_all()
 
     def _take(self) -> list[_Item]:
-        """The next request; on a GPU with those of the same settings that wait behind it, which share its batch."""
+        """The next request. On a GPU, waiting requests with the same settings join its batch."""
         first = self._waiting.popleft()
         taken = [first] if first.future.set_running_or_notify_cancel() else []
         device = next(iter(self.models.values())).load().engine.device
@@ -255,7 +255,7 @@ class Service:
         return taken
 
     def _answer(self, items: list[_Item]) -> None:
-        """Sets the results of requests with the same settings; a bad photo does not spoil the others."""
+        """Sets the results of requests with the same settings; a bad photo does not make the others fail."""
         started = time.perf_counter()
         photos: list[tuple[_Item, Photo, list[str]]] = []
         for item in items:
@@ -263,7 +263,7 @@ class Service:
                 run = self._checked_run(item.request)
                 self._check_size(item.request.photo)
                 photos.append((item, *self._read(item.request, run.config.background)))
-            except BaseException as error:  # noqa: BLE001 - it belongs to who waits
+            except BaseException as error:  # noqa: BLE001 - the waiting caller gets it
                 _settle(item.future, error=_told(error))
         try:
             predictions = self._predict([item.request for item, *_ in photos], [photo for _, photo, _ in photos])
@@ -338,7 +338,7 @@ class Service:
         return base.sibling(request.config(base.config), request.output, folder)
 
     def _checked_run(self, request: PredictRequest) -> ModelRun:
-        """Of a request that can be answered, as far as its settings say."""
+        """The run for a request, after checks of its settings and of the server's limits."""
         run = self._run_of(request, Path())
         run.check()
         check_resolved(request.call, run.request, self.limits)
@@ -402,7 +402,7 @@ def about_model(run: ModelRun) -> dict[str, Any]:
 
 
 def _settle(future: Future[Answer], answer: Answer | None = None, *, error: BaseException | None = None) -> None:
-    """Ends the waiting, unless the end of the server has ended it."""
+    """Ends the waiting, unless the server's stop has already ended it."""
     with suppress(InvalidStateError):
         if error is not None:
             future.set_exception(error)
@@ -411,7 +411,7 @@ def _settle(future: Future[Answer], answer: Answer | None = None, *, error: Base
 
 
 def _told(error: BaseException) -> BaseException:
-    """The error for who waits: as `predict` would tell it."""
+    """The error for the waiting caller, in the words of `predict`."""
     if isinstance(error, MemoryError):
         return TooManyPixelsError(
             f"{UPLOAD}: out of memory; try a smaller photo, processing_resolution or ensemble_size"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a clip is to the rest of the room: its facts, and its frames one by one, each with its exact time."""
+"""The clip as the other modules of `video` see it: its facts, and its frames one by one with exact times."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def _without_format(request: Mapping[str, Any]) -> str:
 
 
 def _stated_clip(path: Path) -> str | None:
-    """Hash of the clip that a result file says it is of; None where it says nothing."""
+    """Hash of the clip from which a result file was made, from its record; None if the record is missing."""
     av = require_av()
     with suppress(OSError, ValueError, KeyError, AttributeError, DamagedTextError, av.error.FFmpegError):
         if path.suffix == ".npz":

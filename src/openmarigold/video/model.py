@@ -83,7 +83,7 @@ class StreamModel(Protocol):
         ...
 
     def open(self, state: dict[str, np.ndarray] | None) -> FrameStream:
-        """A new stream, or one that goes on from a state."""
+        """A new stream, or one that resumes from a state."""
         ...
 
     @property
@@ -138,7 +138,7 @@ class LoadedModel:
         self._run.check()
 
     def open(self, state: dict[str, np.ndarray] | None) -> FrameStream:
-        """A new stream, or one that goes on from a state."""
+        """A new stream, or one that resumes from a state."""
         self._run.at_once = frames_at_once(self._stream, resolve_settings(self._config, self._run.checkpoint))
         predictor = self._run.load()
         if state is None:

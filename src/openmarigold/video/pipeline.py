@@ -30,7 +30,7 @@ class FrameStream(Protocol):
         ...
 
     def state(self) -> dict[str, np.ndarray]:
-        """What is needed to go on after the last yield."""
+        """The state to resume after the last yield."""
         ...
 
 
@@ -138,7 +138,7 @@ class _Writer:
             raise self._error
 
     def put(self, call: Callable[[], object]) -> None:
-        """Waits until there is room. Raises what an earlier call raised."""
+        """Waits until the queue has a free place. Raises the error of an earlier call."""
         if not _put(self._calls, call, self._failed) and self._error is not None:
             raise self._error
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A clip to its videos and files: `openmarigold video`. A killed run goes on, and ends in the same bytes."""
+"""A clip to its videos and files: `openmarigold video`. A killed run can be resumed and gives the same bytes."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ class _Run:
         return self.result
 
     def _finish(self, work: Work, shown: Shown, progress: Progress, tracks: Sequence[Track], before: Earlier) -> None:
-        """Joins the segments; the record comes last and says that all is there."""
+        """Joins the segments. The record is written last; its presence means that the results are complete."""
         frames, facts = frame_arrays(work.frames()), shown.facts
         base: Any = parse_json((work.segments[0] / "record.json").read_bytes())
         self.result.num_frames = len(frames["number"])

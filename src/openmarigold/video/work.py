@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hidden folder of a run that is not finished: segments of frames, each with what is needed to go on after it.
+"""The hidden folder of a run that is not finished: segments of frames, each with the state to resume after it.
 
 A segment is a folder that appears by rename when all its files are whole. A killed run goes on after the last one. What
 was asked for, and for which bytes, stands in `request.json`; other work is never continued.
@@ -65,7 +65,7 @@ class Work:
             self.segments.append(segment)
 
     def progress(self) -> Progress:
-        """Where to go on."""
+        """Where to resume."""
         if not self.segments:
             return Progress()
         return Progress(**_read_json(self.segments[-1] / _PROGRESS))

@@ -79,7 +79,7 @@ def recommended(index: Mapping[str, Any], path: Path, schedule: NoiseSchedule, k
 
 
 def invariance(index: Mapping[str, Any], path: Path, accepted: Iterable[str]) -> Invariance:
-    """What predictions are known up to, one of those `accepted`: that one, or what the flags of depth state.
+    """The invariance of predictions: "absolute" if only that is `accepted`, else the one that the flags of depth state.
 
     Raises:
         CheckpointError: a value that is not true or false, or a pair of them without a meaning.

@@ -47,7 +47,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def describe_outline(checkpoint: Checkpoint, repository: Repository, names: Iterable[str]) -> dict[str, Any]:
-    """The same of a checkpoint on the hub whose weights are not here; what only they tell is None.
+    """The same facts for a checkpoint on the hub without its weights. Facts that need the weights are None.
 
     Args:
         checkpoint: as `read_outline` gives it.

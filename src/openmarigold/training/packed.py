@@ -101,7 +101,7 @@ def _pack(row: np.void, fields: Sequence[str]) -> bytes:
         # Differences wrap around, and so do sums.
         for axis in (-1, -2):
             codes = np.diff(codes, axis=axis, prepend=np.uint16(0))
-        # Small errors of either sign become small codes, and high bytes stand together.
+        # Small errors of either sign become small codes, and all high bytes are stored together.
         signed = codes.view(np.int16)
         folded = ((signed << 1) ^ (signed >> 15)).view(np.uint16)
         planes = np.stack([folded >> 8, folded & 0xFF]).astype(np.uint8)
@@ -131,7 +131,7 @@ class RowStore:
         Args:
             dtype: of a row.
             fields: half-precision maps of it, which are stored as codes where rows are deflated.
-            deflate: whether new rows are.
+            deflate: whether new rows are deflated.
 
         Raises:
             DataError: a file is damaged.

@@ -74,7 +74,7 @@ class Validation:
         Args:
             held_out: scenes of the training sources that are not trained on; empty ones do not count.
             data_dir: folder of the prepared sets that the recipe names.
-            limits: values that count in pictures of a kind, where not those of their set.
+            limits: values that count in pictures of a kind, if they differ from those of their set.
 
         Raises:
             DataError: a benchmark is missing, damaged or incomplete, or the folder holds no photos.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where free furniture, maps and textures come from, where they lie, and whom to thank for those that were used.
+"""Free furniture, maps and textures: sources, places on disk, and attributions of those that were used.
 
 The assets are Debian packages that the user installs or unpacks; nothing of them is part of this repository. An asset's
 name is `package/archive/file`, as in `ufoai-maps/0maps.pk3/maps/village.bsp`; it stands in `Mesh.source`, and a

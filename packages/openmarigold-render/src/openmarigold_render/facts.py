@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run's manifest says besides its samples: times, and the assets that its pictures show."""
+"""Facts in a run's manifest besides its samples: times, and the assets that its pictures show."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def seconds_per_frame(output_dir: Path) -> dict[str, float | None]:
 
 
 def _times(line: str) -> dict[str, Any] | None:
-    """What a line of `TIMES_FILE` says; None for one that a kill has cut, and for an empty one."""
+    """The times in a line of `TIMES_FILE`; None for an empty line and for one that a kill has cut."""
     try:
         return dict(parse_json(line))
     except (ValueError, TypeError):

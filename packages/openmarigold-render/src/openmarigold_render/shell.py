@@ -56,7 +56,7 @@ class Frame:
     transform: np.ndarray
     length: Real
     angle: Real
-    """Turn of a piece that stands with its back to the wall [rad]."""
+    """Rotation of a piece with its back to the wall [rad]."""
 
     def point(self, x: Real, y: Real, z: Real) -> Vector:
         """A point of the wall in the world."""

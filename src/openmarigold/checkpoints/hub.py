@@ -77,7 +77,7 @@ class Repository:
         return {name: self.files[name] for name in names if not self.path(name).is_file()}
 
     def not_downloaded(self, missing: str) -> CheckpointError:
-        """The error about files that are not here and cannot be had now."""
+        """The error about files that are not here and cannot be downloaded now."""
         return not_downloaded(self.hub_id, offline=self.offline or "offline", missing=missing)
 
 

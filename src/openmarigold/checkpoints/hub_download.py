@@ -283,13 +283,13 @@ def _reason_of_status(status: int, error: BaseException, hub_id: str, endpoint: 
         after = headers.get("Retry-After")
         wait = f"{after} seconds" if after else "some minutes"
         return (
-            f"{endpoint} limits the requests of this address (status 429), so that {hub_id} cannot be had now; wait "
-            f"{wait}, or set {_TOKEN}, which may ask more often"
+            f"{endpoint} limits the requests of this address (status 429), so that {hub_id} cannot be downloaded now; "
+            f"wait {wait}, or set {_TOKEN}, which may ask more often"
         )
     if status >= 500:
         return (
-            f"{endpoint} has a fault or is overloaded (status {status}), so that {hub_id} cannot be had now; try again "
-            f"later, or {_other_source(hub_id)}"
+            f"{endpoint} has a fault or is overloaded (status {status}), so that {hub_id} cannot be downloaded now; "
+            f"try again later, or {_other_source(hub_id)}"
         )
     return f"{endpoint} refuses {hub_id} with status {status} ({one_line(error)}); check HF_ENDPOINT"
 

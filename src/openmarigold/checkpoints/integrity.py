@@ -226,7 +226,7 @@ def read_sums(directory: Path) -> dict[str, str]:
     for line in lines:
         match = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
         if match is None:
-            raise CheckpointError(f"{path} has a line that is none of sha256sum: {line[:80]!r}")
+            raise CheckpointError(f"{path} has a line that is not in the format of sha256sum: {line[:80]!r}")
         stated[match.group(2)] = match.group(1)
     if not stated:
         raise CheckpointError(f"{path} is empty")

@@ -39,7 +39,7 @@ def load_npy(content: bytes) -> np.ndarray:
         }[version]
         shape, _, dtype = read_header(file)
     except Exception as error:  # NumPy evaluates the header as Python, which raises many kinds
-        raise ValueError(f"no .npy file: {error}") from error
+        raise ValueError(f"not an .npy file: {error}") from error
     if dtype.kind not in "fiub":
         raise UnexpectedArrayError(f"the .npy file holds {dtype}, not real numbers")
     needed, present = math.prod(shape) * dtype.itemsize, len(content) - file.tell()

@@ -364,7 +364,7 @@ def decode_exr(data: bytes, what: str) -> dict[str, np.ndarray]:
             file.write(data)
             file.flush()
         except OSError as error:
-            raise OutputError(f"cannot write a temporary file: {error.strerror or error}; make room") from error
+            raise OutputError(f"cannot write a temporary file: {error.strerror or error}; free some space") from error
         try:
             height, width = exr_size(Path(file.name))
             if height * width * 4 > LARGEST_FILE:

@@ -112,8 +112,8 @@ class ProcessEngine:
                 if worst is not None and deaths[worst] >= _MOST_DEATHS:
                     raise OutputError(
                         f"workers ended by themselves {_MOST_DEATHS} times while making "
-                        f"{getattr(units[worst], 'label', worst)}, perhaps for want of memory; try fewer workers, or a "
-                        "smaller processing_resolution"
+                        f"{getattr(units[worst], 'label', worst)}, perhaps because memory ran out; try fewer workers, "
+                        "or a smaller processing_resolution"
                     ) from error
             finally:
                 self._end(pool)

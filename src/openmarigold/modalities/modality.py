@@ -47,7 +47,8 @@ class Target:
     """What the network learns of one view."""
 
     values: Float32[np.ndarray, "t k H W"]
-    """Pictures in [-1, 1], one for each target; of one channel (`k` = 1) are repeated to three for the autoencoder."""
+    """Pictures in [-1, 1], one for each target. Pictures of one channel (`k` = 1) are repeated to three for the
+    autoencoder."""
     bounds: tuple[float, float] = (0.0, 1.0)
     """The values that -1 and 1 mean, in the unit of the sample's map, if the view sets them."""
 
@@ -104,7 +105,7 @@ class Gauge:
     with_scale: bool
     """Whether the scale is unknown too; it is 1 otherwise."""
     space: Literal["linear", "log"]
-    """Of the fit, for files."""
+    """Name of the fit, for files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,7 @@ class Band:
     unit: str
     """Unit of errors and half widths, in words."""
     names: tuple[str, ...]
-    """Of the maps of an interval, the ends of their file names; `_lo` and `_hi` end those of bounds."""
+    """Ends of the file names of an interval's maps; file names of bounds end in `_lo` and `_hi`."""
     error: Callable[[Maps, Maps, Bool[np.ndarray, "h w"]], Float64[np.ndarray, "h w"]]
     """Errors of predicted maps, given the measured ones, fitted on the pixels that are True; not below 0, and infinite
     where the fit means nothing."""
@@ -124,7 +125,7 @@ class Band:
     """What a half width may be made of, `[h w]` and not below 0: from the stack at the networks' size, and the
     uncertainty of an ensemble."""
     of_ensemble: frozenset[str]
-    """Those of the signals that need an ensemble."""
+    """Names of the signals that need an ensemble."""
     bounds: Callable[[Maps, Float[np.ndarray, "h w"]], Maps]
     """The maps of an interval, by name, float32 of the photo's size."""
     half_width: Callable[[Maps, Maps], Float64[np.ndarray, "h w"]]
@@ -180,7 +181,7 @@ class Modality:
     pixel_loss: Literal["affine_invariant", "absolute", "angular"]
     """How decoded targets are compared in end-to-end training: `PIXEL_LOSSES` of training/loss.py."""
     index_facts: Mapping[str, Any]
-    """What model_index.json of a checkpoint that is trained states besides its class and prediction type."""
+    """Entries of a trained checkpoint's model_index.json besides its class and prediction type."""
 
     protocols: Mapping[str, Protocol]
     """How predictions are scored, by name."""
@@ -189,7 +190,7 @@ class Modality:
     headline_metrics: tuple[str, ...]
     """Scores that tables and validation show first; pages sort images by the first one. A protocol may have others."""
     spaces: tuple[PredictionSpace, ...]
-    """What predictions may be known up to; the first one where nothing is stated."""
+    """Spaces of predictions (up to which transform they are known); the first one is the default."""
     prediction_space: Callable[[str], PredictionSpace]
     """The space of a checkpoint's predictions, from its invariance."""
     stated_space: Callable[[Mapping[str, Any], str], PredictionSpace | None] = lambda record, suffix: None

@@ -126,7 +126,7 @@ class RowStore:
     """The rows of one folder."""
 
     def __init__(self, folder: Path, dtype: np.dtype, fields: Sequence[str], *, deflate: bool) -> None:
-        """Lists what is there.
+        """List the rows in the folder.
 
         Args:
             dtype: of a row.
@@ -143,7 +143,7 @@ class RowStore:
         self.scan()
 
     def scan(self) -> None:
-        """Lists what others have added.
+        """List the rows that other processes have added.
 
         Raises:
             DataError: a file is damaged.
@@ -185,5 +185,5 @@ class RowStore:
 
 
 def damaged(path: Path) -> DataError:
-    """The error of a file of rows that is not what was kept."""
+    """The error about a file of rows whose bytes changed."""
     return DataError(f"{path} is not what was kept there; remove it, and it will be encoded again")

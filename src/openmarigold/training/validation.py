@@ -116,7 +116,7 @@ class Validation:
         self._sets.append(_Set(name, benchmark, [entries[number] for number in _spread(len(entries), count)]))
 
     def _add_source(self, name: str, source: Source, count: int) -> None:
-        """A prepared set; the samples of a source that was left out in part are those that it has now."""
+        """Add a prepared set. If `source` is only a part of the set, only its samples count."""
         benchmark = open_folder_benchmark(source.folder, self._modality)
         if self._limits is not None:
             farthest = {kind: self._limits(kind, source)[1] for kind in set(source.kinds)}

@@ -90,7 +90,7 @@ PACKAGES: Mapping[str, Package] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Attribution:
-    """Whom an asset is by and under which terms."""
+    """The author of an asset and its license."""
 
     asset: str
     title: str
@@ -100,7 +100,7 @@ class Attribution:
 
 
 def where(folder: Path) -> str:
-    """What to do to have the assets: which packages, how to get them without root, under which licenses."""
+    """Instructions for getting the assets: packages, their licenses, and how to unpack them without root."""
     names = " ".join(PACKAGES)
     rows = [
         f"  {package.name} ({package.size_mb} MB)\n    {package.holds}\n    licenses: {package.licenses}"
@@ -215,7 +215,7 @@ class Assets:
         return tuple(sorted(name for name in names if not _is_part_of_a_model(name)))
 
     def attributions(self, names: Iterable[str]) -> list[Attribution]:
-        """Whom to thank for assets, sorted by name; for a data set's manifest."""
+        """Authors and licenses of assets, sorted by name; for a data set's manifest."""
         return [self._attribution(name) for name in sorted(set(names))]
 
     def _attribution(self, name: str) -> Attribution:

@@ -16,7 +16,7 @@ TIMES_FILE = "seconds.jsonl"
 
 
 def run_facts(assets: Path | None, output_dir: Path, num_shards: int) -> dict[str, Any]:
-    """Seconds a picture, those of the processor too, whom to thank for assets, and which assets are broken."""
+    """Seconds per picture, processor seconds per picture, authors of assets, and broken assets."""
     used: Counter[str] = Counter()
     broken: dict[str, str] = {}
     for number in range(num_shards):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What rooms are made of: walls with openings, floors, windows and doorways, curtains, and the world outside."""
+"""Parts of rooms: walls with openings, floors, windows and doorways, curtains, and the view outside."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ FINAL_STEPS = ("reference", "clean")
 SAMPLERS = ("ddim", "lcm")
 
 _SCHEDULER_CLASSES = {"DDIMScheduler": "ddim", "LCMScheduler": "lcm"}
-# Training scripts save the scheduler that they add noise with; who predicts reads its file as that of the sampler.
+# Training scripts save the scheduler that they add noise with. Prediction reads its file as the sampler's settings.
 _READ_AS = {"DDPMScheduler": "DDIMScheduler"}
 _LCM_FIELDS = ("original_inference_steps", "timestep_scaling")
 _MAX_TIMESTEP_SCALING = 1e6
@@ -362,7 +362,7 @@ def to_clean_and_noise(
 def member_noise(
     shape: tuple[int, ...], *, seed: int, image_key: int, member: int, step: int = 0
 ) -> Float32[np.ndarray, "..."]:
-    """Standard normal latent of one ensemble member, a function of the arguments and of nothing else.
+    """Standard normal latent of one ensemble member, which depends only on the arguments.
 
     Step 0 is the start latent, step k the fresh noise after k denoising steps (LCM). So a photo gets the same noise
     alone, in a batch and on another day. All keys are non-negative.

@@ -114,5 +114,5 @@ def test_weights_that_are_not_finite_are_named(copied: Path, dtype: torch.dtype,
 
 def test_a_broken_list_of_hashes_is_an_error(copied: Path) -> None:
     (copied / "SHA256SUMS").write_text("no hash\n")
-    with pytest.raises(CheckpointError, match="has a line that is none of sha256sum"):
+    with pytest.raises(CheckpointError, match="has a line that is not in the format of sha256sum"):
         problems_of(copied)

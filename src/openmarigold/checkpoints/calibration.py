@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The content of a checkpoint's `calibration.json`: interval widths, and the weights and settings they hold for.
+"""A checkpoint's `calibration.json`: how wide intervals must be, and for which weights and settings.
 
-`openmarigold calibrate` writes it. A stranger's file chooses numbers only; whatever it holds, the outcome is an
+`openmarigold calibrate` writes the file. A file from an untrusted source can only set numbers: the result is an
 interval or one error.
 """
 
@@ -31,13 +31,13 @@ CALIBRATION_FILE = "calibration.json"
 FORMAT = "openmarigold-calibration-1"
 _MAX_BYTES = 2**20
 _LARGEST_NUMBER = 1e12
-"""Of weights and scales: their products with signals stay finite as float32."""
+"""Upper limit of weights and scales. Below it, their products with signals stay finite as float32."""
 _log = quoted_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibratedSettings:
-    """Settings of a call on which errors depend, the checkpoint's defaults in the place of None."""
+    """Settings of a call that change its errors. The checkpoint's defaults replace None."""
 
     ensemble_size: int
     num_inference_steps: int
@@ -58,20 +58,20 @@ class CalibrationEntry:
     error: str
     """How errors were measured: `Band.summary`."""
     weights: dict[str, float]
-    """Of the signals of the modality's band: their sum, so weighted, is a half width before it is scaled."""
+    """Weight of each signal of the modality's band. The weighted sum is the half width before scaling."""
     scales: dict[str, float]
-    """By level, as text ("0.9"): what the weighted sum is multiplied by."""
+    """Factor of the weighted sum for each level. The level is written as text ("0.9")."""
     rule: str
     """How scales were chosen: one of `conformal.RULES`."""
     delta: float | None
-    """Of "rcps": the probability that the calibration was a lucky one."""
+    """For "rcps": the probability that the scenes were too easy, so that the scale is too small."""
     num_pictures: int
     num_scenes: int
-    """On which scales were fitted."""
+    """Number of scenes on which scales were fitted."""
     num_scenes_for_weights: int
-    """Others, on which weights were fitted."""
+    """Number of other scenes, on which weights were fitted."""
     data: str
-    """Name of the pictures' set."""
+    """Name of the data set of the pictures."""
     data_sha256: str
     software: str
 
@@ -90,9 +90,9 @@ class Calibration:
     space: str
     invariance: str
     weights_sha256: str
-    """`checkpoint_sha256` of the weights that it holds for."""
+    """`checkpoint_sha256` of the weights for which the calibration is valid."""
     exported_from: str | None = None
-    """That of the weights on which it was fitted, of which these are a copy in another form."""
+    """`checkpoint_sha256` of the weights on which it was fitted, if these weights are a copy in another form."""
     entries: tuple[CalibrationEntry, ...] = field(default_factory=tuple)
 
     def __post_init__(self) -> None:
@@ -100,7 +100,7 @@ class Calibration:
             raise CheckpointError(f"format is {self.format!r:.60}; this version reads {FORMAT!r}")
 
     def with_entry(self, entry: CalibrationEntry) -> Calibration:
-        """A copy with the entry, in the place of one for the same settings."""
+        """A copy with the entry added. It replaces an entry for the same settings."""
         others = [other for other in self.entries if other.settings != entry.settings]
         entries = sorted([*others, entry], key=lambda one: dataclasses.astuple(one.settings)[:3])
         return replace(self, entries=tuple(entries))
@@ -120,7 +120,7 @@ class Interval:
     def half_width(
         self, stack: Float[np.ndarray, "c h w"], uncertainty: Float[np.ndarray, "u h w"] | None
     ) -> Float[np.ndarray, "h w"]:
-        """Half of the interval's width in the space of the band, at the networks' size."""
+        """Half of the interval's width in the band's space, at the size of the networks' output."""
         return np.float32(self.scale) * weighted_sum(self.band, self.weights, stack, uncertainty)
 
 
@@ -139,7 +139,7 @@ def weighted_sum(
 
 
 def level_text(level: float) -> str:
-    """How a level is written in a calibration: every digit, so that levels that differ are not the same.
+    """The text of a level in a calibration. It has every digit, so that two different levels have different texts.
 
     >>> level_text(0.9), level_text(0.9000001)
     ('0.9', '0.9000001')
@@ -148,7 +148,7 @@ def level_text(level: float) -> str:
 
 
 def settings_of(config: CallConfig, checkpoint: Checkpoint) -> CalibratedSettings:
-    """What of a resolved call a calibration depends on."""
+    """The settings of a resolved call that a calibration depends on."""
     single = config.ensemble_size == 1
     names = [setting.name for setting in fields(CalibratedSettings)]
     values = {name: getattr(config, name) for name in names}
@@ -158,7 +158,7 @@ def settings_of(config: CallConfig, checkpoint: Checkpoint) -> CalibratedSetting
 
 
 def read_calibration(checkpoint: Checkpoint) -> Calibration | None:
-    """The calibration in the checkpoint's folder; None if it has none.
+    """The calibration in the checkpoint's folder; None if there is none.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -192,7 +192,7 @@ def write_calibration(calibration: Calibration, directory: Path) -> Path:
 
 
 def band_of(checkpoint: Checkpoint) -> Band:
-    """What intervals of the checkpoint's predictions are.
+    """The definition of intervals for the checkpoint's predictions.
 
     Raises:
         InvalidValueError: there are none.
@@ -211,7 +211,7 @@ def choose_interval(checkpoint: Checkpoint, config: CallConfig, *, has_tiny_vae:
     """The interval that a resolved call asks for; None where it asks for none.
 
     Raises:
-        InvalidValueError: the checkpoint has no calibration, or none for these weights, settings or this level.
+        InvalidValueError: no calibration exists, or none fits these weights, these settings or this level.
         CheckpointError: the calibration is damaged.
     """
     level = config.interval
@@ -263,7 +263,7 @@ def _matching(found: Calibration, settings: CalibratedSettings, where: str) -> C
     """The entry for these settings.
 
     Raises:
-        InvalidValueError: there is none; what differs is named.
+        InvalidValueError: no entry fits; the message names the setting that differs.
     """
     names = [setting.name for setting in fields(CalibratedSettings)]
     nearest: list[str] = []
@@ -285,7 +285,7 @@ def _matching(found: Calibration, settings: CalibratedSettings, where: str) -> C
 
 
 def carry_calibration(source: Checkpoint, found: Calibration | None, folder: Path, *, same_networks: bool) -> None:
-    """Writes a checkpoint's calibration for a copy of it in another form; logs if the copy gets none.
+    """Write a checkpoint's calibration into a copy of it in another form; log it if the copy gets none.
 
     Args:
         source: the checkpoint that was copied.
@@ -305,7 +305,7 @@ def carry_calibration(source: Checkpoint, found: Calibration | None, folder: Pat
 
 
 def new_calibration(checkpoint: Checkpoint, entry: CalibrationEntry, folder: Path) -> Calibration:
-    """The calibration in a folder with one entry more; what was there stays if it is of the same weights."""
+    """The calibration in a folder with one more entry. Earlier entries stay if they are for the same weights."""
     predicts = checkpoint.predicts
     empty = Calibration(
         modality=predicts.name,

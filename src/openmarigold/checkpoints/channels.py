@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Channels of a checkpoint's networks: of the latent, of the condition that the U-Net sees, and whether all fit."""
+"""Numbers of channels of a checkpoint's networks, and whether the networks fit together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from openmarigold.modalities import Modality
 IMAGE_ENCODER_CLASS = "EfficientNetLiteEncoder"
 IMAGE_ENCODER_VARIANTS = ("lite0", "lite1", "lite2")
 _NUM_FEATURES = 5
-# Classes of the entry `image_encoder` in model_index.json: ours, and the entry of converted networks.
+# Classes of the entry `image_encoder` in model_index.json: ours, and the one that converted networks state.
 _ACCEPTED = (["openmarigold", IMAGE_ENCODER_CLASS], ["onnxruntime", "OnnxModel"], ["openvino", "Model"])
 
 
@@ -29,7 +29,7 @@ def has_image_encoder(index: Mapping[str, Any], path: Path) -> bool:
         CheckpointError: it is one of another class.
     """
     entry = index.get(IMAGE_ENCODER)
-    if entry is None or entry == [None, None]:  # as diffusers writes that there is none
+    if entry is None or entry == [None, None]:  # diffusers writes this if there is no encoder
         return False
     if entry not in _ACCEPTED:
         raise CheckpointError(
@@ -68,7 +68,7 @@ def channels_of_networks(
 ) -> tuple[int, int]:
     """Channels of the latent and of the condition, on which all networks must agree; also checks their configurations.
 
-    Those of `condition_on` follow those of the image.
+    The channels of `condition_on` follow the channels of the image.
 
     Raises:
         CheckpointError: a configuration is missing or damaged, or they do not fit together.

@@ -101,11 +101,11 @@ class Checkpoint:
     condition_on: str = ""
     """What else the condition holds, one of `CONDITIONS`: "rays" of the photo's camera; or nothing."""
     derived: Modality | None = None
-    """What is asked for, where it is computed from what the networks predict."""
+    """The modality that the caller asked for, if it is computed from the networks' predictions."""
 
     @property
     def predicts(self) -> Modality:
-        """What predictions are: what the networks give, or what is derived from it."""
+        """The modality of predictions: the networks' own, or the one that is derived from it."""
         return self.derived or self.modality
 
     def modality_for(self, camera: Camera) -> Modality:
@@ -116,7 +116,7 @@ class Checkpoint:
 
     @property
     def image_channels(self) -> int:
-        """Channels of the condition that are of the image: what the first network gives."""
+        """Channels of the condition that come from the image, which are the outputs of the first network."""
         return self.condition_channels - CONDITIONS.get(self.condition_on, 0)
 
     def mirrors(self, config: CallConfig) -> bool:
@@ -130,7 +130,7 @@ class Checkpoint:
         return self.ensemble_noise_scale if config.ensemble_size > 1 and gaussian else 1.0
 
     def facts_of_call(self, config: CallConfig) -> dict[str, Any]:
-        """What results state about how maps are merged, derived and completed; nothing where all are as usual."""
+        """Facts for results: how maps are merged, derived and completed. Empty if all are as usual."""
         reduction = config.ensemble_reduction
         usual = reduction in (None, self.predicts.reductions[0])
         merged = {} if usual else {"ensemble_reduction": reduction}
@@ -176,8 +176,8 @@ def read_checkpoint(
         checkpoint: folder, or `owner/name` on the hub if no such folder exists.
         variant: "fp16" for the files named fp16; None for the plain ones, else those named fp16.
         revision: branch, tag or commit of a hub repository.
-        local_files_only: take a hub repository as it was downloaded before.
-        wanted: name of the modality that it is to predict, for those whose files do not tell.
+        local_files_only: use an earlier download of the hub repository, without the network.
+        wanted: name of the modality that it predicts; used for checkpoints whose files do not state it.
 
     Raises:
         CheckpointError: a file is missing, empty, truncated or not understood, or no modality describes what the

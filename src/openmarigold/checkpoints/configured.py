@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints as the settings ask for them: which one, for which modality, with which autoencoder and defaults."""
+"""Checkpoints chosen by settings: which checkpoint, which modality, which autoencoder and which defaults."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def read_configured(config: ModelConfig) -> Checkpoint:
     """The checkpoint that the settings name, for the modality that they ask for. Raises what `read_checkpoint` raises.
 
     Raises:
-        InvalidValueError: several modalities, or one that neither the checkpoint predicts nor derives.
+        InvalidValueError: several modalities, or one that the checkpoint can neither predict nor derive.
     """
     wanted = only_modality(config.modality)
     found = read_checkpoint(
@@ -68,7 +68,7 @@ def read_tiny_vae(config: ModelConfig, checkpoint: Checkpoint) -> TinyVae | None
 
     Raises:
         CheckpointError: it is missing, damaged, of another class or latent space, or cannot be downloaded.
-        InvalidValueError: it is to encode, which an image encoder does.
+        InvalidValueError: it is asked to encode, but the checkpoint has an image encoder for that.
         MissingExtraError: a hub id without the extra `torch`.
     """
     if config.tiny_vae is None:

@@ -44,7 +44,8 @@ def text_encoder_weights(folder: Path, variant: str | None = None) -> list[Path]
 
 
 def cached_embedding_path(directory: Path, *, variant: str | None = None) -> Path:
-    """Where the user cache has, or would have, the empty-prompt embedding of the checkpoint in `directory`.
+    """The path in the user's cache of the empty-prompt embedding of the checkpoint in `directory`; the file may not
+    exist yet.
 
     The name is a fingerprint of the U-Net's weight files. So it is found without a text encoder, which may never have
     been downloaded.
@@ -59,10 +60,10 @@ def is_any_embedding_cached() -> bool:
 
 
 def stored_embedding_path(directory: Path, *, variant: str | None = None) -> Path:
-    """Where a checkpoint folder has, or would have, the empty-prompt embedding of a variant.
+    """The path of the empty-prompt embedding of a variant in a checkpoint folder; the file may not exist yet.
 
-    One that a text encoder has made belongs to the variant of that text encoder. One that came with the folder serves
-    all variants, and so does any other where the folder has no text encoder to make another.
+    An embedding that a text encoder made belongs to the variant of that text encoder. An embedding that came with the
+    folder serves all variants. If the folder has no text encoder, any embedding in it serves all variants.
     """
     plain, named = directory / embedding_file(), directory / embedding_file(variant)
     if named.is_file() or not plain.is_file():

@@ -48,7 +48,7 @@ def read_onnx_facts(path: Path) -> OnnxFacts:
     """The files that an ONNX file reads its weights from, sorted, and its metadata.
 
     Raises:
-        CheckpointError: no ONNX file, or weights that are not in a file next to it, or in one that is cut.
+        CheckpointError: not an ONNX file, or its weights are in another folder, missing or cut off.
         OSError: it cannot be read.
     """
     status = path.stat()
@@ -113,7 +113,7 @@ def _entries(content: mmap.mmap) -> Iterator[tuple[str, list[tuple[str, str]]]]:
                 yield inner, [_key_and_value(content, begin, stop)]
             elif inner == "external_data":
                 external.append(_key_and_value(content, begin, stop))
-            elif inner is not None and content.find(b"location", begin, stop) >= 0:  # the key that none can do without
+            elif inner is not None and content.find(b"location", begin, stop) >= 0:  # the key that every entry needs
                 messages.append((inner, begin, stop))
         if message == "TensorProto":
             yield message, external
@@ -127,7 +127,7 @@ def _key_and_value(content: mmap.mmap, start: int, end: int) -> tuple[str, str]:
 
 
 def _fields(content: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yields (number, start, end) of the fields of a message that have a length, and passes over the others."""
+    """Yields (number, start, end) of the fields of a message that have a length, and skips the others."""
     position = start
     while position < end:
         tag, position = _varint(content, position)

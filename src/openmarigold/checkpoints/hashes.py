@@ -20,10 +20,10 @@ def checkpoint_sha256(checkpoint: Checkpoint) -> str:
     """One SHA-256 over the files of a checkpoint that loading it reads, in hexadecimal digits.
 
     That is: weights and configurations of the networks, in the variant that is read, the scheduler, and the embedding
-    of the empty prompt (`embedding_sha256`). Not model_index.json, whose defaults are in the record as settings.
-    Hashed are the lines `<path> <SHA-256 of the file>`, sorted, so that neither the folder's place nor its name counts,
-    nor that of the model whose image encoder an embedded one shares.
-    Files from 256 MiB are hashed once and remembered in the user's cache folder by path, size and time of change.
+    of the empty prompt (`embedding_sha256`). model_index.json is not hashed: results record its defaults as settings.
+    The hash is over the sorted lines `<path> <SHA-256 of the file>`. So it does not depend on the folder's place or
+    name, nor on the embedded model whose image encoder is shared. Files from 256 MiB are hashed once and remembered in
+    the user's cache folder by path, size and time of change.
 
     Raises:
         CheckpointError: a file is missing or cannot be read.
@@ -36,11 +36,11 @@ def checkpoint_sha256(checkpoint: Checkpoint) -> str:
 
 
 def embedding_sha256(checkpoint: Checkpoint) -> str:
-    """SHA-256 of the embedding of the empty prompt that loading uses: of what it comes from, else of its file.
+    """SHA-256 of the empty-prompt embedding that loading uses: the hash of its source, else of its file.
 
     An embedding that a text encoder of the checkpoint made when it was first loaded states the hash of that text
     encoder. So the hash is the same before and after, without the text encoder, and on machines that round differently.
-    One that was put there by others, or changed, is hashed itself.
+    If somebody else stored or changed the embedding, its own bytes are hashed.
 
     Raises:
         CheckpointError: there is none, and no text encoder to make it.

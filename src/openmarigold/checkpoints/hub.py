@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Repositories of the Hugging Face hub: which files one holds, and those that are wanted in the hub's own cache.
+"""Repositories of the Hugging Face hub: list the files of one, and fetch the needed files into the hub's own cache.
 
 huggingface_hub comes with the extra `torch` and is imported when an id is asked for. Its own settings hold: `HF_HOME`
 (where downloads are kept), `HF_HUB_OFFLINE`, `HF_ENDPOINT` (a mirror), `HF_TOKEN`. The cache has the layout that
@@ -37,9 +37,9 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_PAGE = re.compile(r"(?:https?:/+)?(?:huggingface\.co|hf\.co)/([^/]+/[^/]+)/?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DEFAULT_REVISION = "main"
-_LARGE_BYTES = 1 << 20  # what is worth a line, and is resumed
+_LARGE_BYTES = 1 << 20  # larger files are announced, and their downloads are resumed
 _TIMEOUT_S = 10.0
-_SPARE_BYTES = 1 << 26  # free disk space to keep beyond the download
+_SPARE_BYTES = 1 << 26  # disk space that stays free after the download
 
 _log = quoted_logger(__name__)
 
@@ -50,7 +50,7 @@ class HubFile:
 
     size: int
     sha256: str | None
-    """None of small files, which are kept under another hash."""
+    """None for small files: the cache names them by another hash."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class Repository:
     folder: Path
     """Where its files are, or will be."""
     files: Mapping[str, HubFile] = field(repr=False)
-    """All files that the hub lists; without the network those that were downloaded before."""
+    """All files that the hub lists; without the network, the files that were downloaded before."""
     offline: str | None = None
     """Why the network is not used; None where it is."""
 
@@ -77,12 +77,12 @@ class Repository:
         return {name: self.files[name] for name in names if not self.path(name).is_file()}
 
     def not_downloaded(self, missing: str) -> CheckpointError:
-        """The error about files that are not here and cannot be had now."""
+        """The error about files that are not here and cannot be downloaded now."""
         return not_downloaded(self.hub_id, offline=self.offline or "offline", missing=missing)
 
 
 def as_hub_id(checkpoint: Path) -> str | None:
-    """The hub id that a checkpoint argument stands for; None where it is (or can only be) a folder.
+    """The hub id that a checkpoint argument means; None if it is (or can only be) a folder.
 
     >>> as_hub_id(Path("prs-eth/marigold-depth-v1-1"))
     'prs-eth/marigold-depth-v1-1'
@@ -102,7 +102,7 @@ def find_repository(
 ) -> Repository:
     """A repository of the hub and what it holds; nothing is downloaded.
 
-    Where the hub cannot be asked, it is what was downloaded before; `landmark` is a file that shows where that is.
+    If the hub cannot be reached, an earlier download is used; the file `landmark` shows where it is.
 
     Raises:
         CheckpointError: the repository or revision cannot be had, or (offline) was not downloaded before.
@@ -129,7 +129,7 @@ def find_repository(
 
 
 def fetch(repository: Repository, names: Iterable[str], *, what: str = "") -> None:
-    """Brings files of a repository into its folder, those that are not there yet; large ones are announced.
+    """Download those files of a repository that are not in its folder yet, and announce large ones.
 
     Raises:
         CheckpointError: one cannot be had.
@@ -159,18 +159,18 @@ def fetch(repository: Repository, names: Iterable[str], *, what: str = "") -> No
 
 
 def keep_revision(repository: Repository) -> None:
-    """Notes which commit the revision is, for runs without the network; to be called when all files are there."""
+    """Record the commit of the revision, for runs without the network. Call it when all files are there."""
     path = repository.folder.parents[1] / "refs" / repository.revision
     if repository.offline is not None or repository.revision == repository.commit:
         return
-    with contextlib.suppress(OSError):  # a cache that cannot be written has it from who has filled it
+    with contextlib.suppress(OSError):  # whoever filled a read-only cache has recorded it already
         if not path.is_file() or path.read_text(encoding="utf-8") != repository.commit:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, lambda temporary: temporary.write_text(repository.commit, encoding="utf-8"))
 
 
 def remove_damaged(repository: Repository) -> list[str]:
-    """Removes files whose bytes are not those that the hub states, so that they are fetched again; gives their names.
+    """Remove files whose bytes differ from the hub's hash, so that they are fetched again; return their names.
 
     Raises:
         CheckpointError: one cannot be removed.
@@ -180,7 +180,7 @@ def remove_damaged(repository: Repository) -> list[str]:
         path = repository.path(name)
         if path.is_file() and _is_damaged(path, file):
             try:
-                # The link of the cache, the file that it names, and what that links to where others share it.
+                # The cache's link, the file that it points to, and the shared file behind that one, if there is one.
                 for damaged in (path, *_links(path)):
                     damaged.unlink(missing_ok=True)
             except OSError as error:
@@ -209,7 +209,7 @@ def _links(path: Path) -> list[Path]:
 
 
 def stated_sha256(path: Path) -> str | None:
-    """The SHA-256 that a file of the hub's cache is named by; None of small files, and elsewhere.
+    """The SHA-256 in the name of a file of the hub's cache; None for small files and outside the cache.
 
     In that cache a file is a link to one that is named by its hash. That one may be a link itself, into a store that
     several repositories share, where names are hashes of another kind.
@@ -250,7 +250,7 @@ def _listed(library: Any, hub_id: str, revision: str) -> Repository:
 
 
 def _kept(library: Any, hub_id: str, revision: str, landmark: str, *, offline: str) -> Repository | None:
-    """The repository as any program downloaded it before; None if none did."""
+    """The repository from an earlier download by any program; None if there was none."""
     found = library.try_to_load_from_cache(hub_id, landmark, revision=revision)
     if not isinstance(found, str):
         return None

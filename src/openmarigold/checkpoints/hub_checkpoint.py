@@ -126,7 +126,7 @@ def part_files(repository: Repository, part: str, *, stem: str = NETWORK_STEM, v
 
 
 def text_encoder_files(repository: Repository, variant: str | None = None) -> list[str]:
-    """Names of the files of the text encoder and its tokenizer; none where the repository has none that is loaded."""
+    """Names of the files of the text encoder and its tokenizer; empty if the repository has none that can be loaded."""
     for candidate in dict.fromkeys((variant, None)):
         try:
             weights = part_files(repository, "text_encoder", stem=TEXT_ENCODER_STEM, variant=candidate)
@@ -140,7 +140,7 @@ def fetch_checkpoint(repository: Repository, *, variant: str | None) -> Path:
     """The folder of a checkpoint with all that a prediction needs, and nothing else.
 
     The text encoder (1.4 GB) is not needed where the user's cache holds the embedding of the empty prompt, which is
-    known by the U-Net's weights.
+    found by the U-Net's weights.
 
     Args:
         repository: as `open_checkpoint` gives it.
@@ -199,7 +199,7 @@ def needed_files(repository: Repository, variant: str | None) -> list[str]:
 
 
 def _needs_text_encoder(repository: Repository, variant: str | None) -> bool:
-    """Whether the embedding of the empty prompt is to be made: no file has it, nor is it in converted networks."""
+    """Whether the text encoder must make the empty-prompt embedding: no file and no converted network holds it."""
     made = repository.path(embedding_file(variant)).is_file()  # by an earlier run; each variant has its own
     return not (made or EMBEDDING_FILE in repository.files or _is_converted(repository))
 
@@ -208,7 +208,7 @@ def _embedding_files(repository: Repository, variant: str | None, *, required: b
     """Names of what gives the embedding of the empty prompt: its file, or the text encoder and tokenizer, or nothing.
 
     Raises:
-        CheckpointError: the text encoder is needed and cannot be had; not unless it is `required`.
+        CheckpointError: the text encoder is `required` and cannot be downloaded.
     """
     if not _needs_text_encoder(repository, variant):
         return [EMBEDDING_FILE] if EMBEDDING_FILE in repository.files else []
@@ -224,7 +224,7 @@ def _is_converted(repository: Repository) -> bool:
 
 
 def _has_image_encoder(repository: Repository) -> bool:
-    """By the index, where it is here: a base of training is decided without it, and has none."""
+    """Whether the index names an image encoder. A base of training has none, and may lack the index."""
     index = repository.path(_INDEX)
     return index.is_file() and has_image_encoder(read_json(index), index)
 

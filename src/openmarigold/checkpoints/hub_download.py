@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One large file of the hub, resumable: received bytes are kept when a run ends, and the next run continues there.
+"""Resumable download of one large file of the hub: received bytes stay when a run ends, and the next run continues.
 
-It is fetched in the calling thread, so that an interrupt ends it at once, and its SHA-256 is compared with the one that
-the hub states. huggingface_hub by itself begins each file anew and compares its size only.
+The calling thread fetches the file, so that an interrupt stops it at once. Its SHA-256 is compared with the hub's.
+huggingface_hub by itself begins each file anew and compares its size only.
 
-Errors of huggingface_hub and of the HTTP library underneath become one line: the cause, and what to do. They are told
-apart by HTTP status and class name: the library, and its errors with it, has changed between releases.
+Errors of huggingface_hub and of the HTTP library underneath become one line: the cause, and what to do. They are
+distinguished by HTTP status and class name, because the library's errors differ between releases.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from openmarigold.files import file_sha256
 from openmarigold.printing import quoted_logger
 
 _BLOCK_BYTES = 1 << 16
-_MAX_STALLS = 5  # tries in a row that bring nothing
+_MAX_STALLS = 5  # tries in a row without new bytes
 _MAX_WAIT_S = 8.0
 _TIMED_OUT, _NO_SUCH_RANGE = 408, 416  # HTTP statuses; the second where a file is shorter than stated
 _PROGRESS_EVERY_S, _PROGRESS_SHARE = 2.0, 0.1
@@ -38,7 +38,7 @@ _log = quoted_logger(__name__)
 
 
 def fetch_blob(library: Any, url: str, blob: Path, *, size: int, sha256: str, lock: Path, title: str) -> None:
-    """Fetches a file of `size` bytes to `blob`, from where an earlier run has ended.
+    """Fetch a file of `size` bytes to `blob`; continue where an earlier run ended.
 
     Args:
         library: huggingface_hub, whose settings and headers are used.
@@ -50,7 +50,7 @@ def fetch_blob(library: Any, url: str, blob: Path, *, size: int, sha256: str, lo
         title: what errors call it.
 
     Raises:
-        CheckpointError: it does not come, or other bytes do than the hub states.
+        CheckpointError: the download fails, or its bytes differ from the hub's hash.
         OSError: the disk is full or cannot be written.
     """
     from huggingface_hub.utils import WeakFileLock
@@ -91,7 +91,7 @@ def fetch_blob(library: Any, url: str, blob: Path, *, size: int, sha256: str, lo
 
 
 def partial_path(blob: Path) -> Path:
-    """Where the part of a file is that has arrived."""
+    """The path of a partly downloaded file."""
     return blob.with_name(f"{blob.name}.openmarigold.incomplete")
 
 
@@ -119,7 +119,7 @@ def in_units(size: int) -> str:
 
 
 def _try(library: Any, url: str, partial: Path, progress: Callable[[int], None]) -> Exception:
-    """Adds to a file what comes until the connection ends; why it ended, or a remark that it closed early.
+    """Append received bytes to a file until the connection ends; return why it ended, or that it closed early.
 
     Raises:
         OSError: of the disk.
@@ -166,7 +166,7 @@ def _stream(library: Any, url: str, headers: dict[str, str]) -> Iterator[tuple[A
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether trying again cannot help: the hub has answered, and it is none of its passing faults."""
+    """Whether another try cannot help: the hub answered with an error that is not temporary."""
     status = _status(error)
     return status is not None and 400 <= status < 500 and status != _TIMED_OUT
 
@@ -206,7 +206,7 @@ def explained(error: Exception, hub_id: str, *, endpoint: str, cache: str, revis
 
 
 def not_downloaded(hub_id: str, *, offline: str, missing: str | None = None) -> CheckpointError:
-    """What is said without the network about a checkpoint that is not there, or not whole."""
+    """The error without the network for a checkpoint that was not downloaded, or only in part."""
     what = "was not downloaded before" if missing is None else f"was downloaded in part only: {missing} is missing"
     return CheckpointError(
         f"checkpoint {hub_id} is not a folder here, and as a hub repository it {what} ({offline}); give a downloaded "
@@ -221,7 +221,7 @@ def is_absent(error: Exception) -> bool:
 
 
 def _reason(error: BaseException, hub_id: str, *, endpoint: str, cache: str, revision: str | None) -> str | None:
-    """The line for one error of a chain; None where it does not tell."""
+    """The message for one error of a chain; None if the error is not known."""
     names = {error_type.__name__ for error_type in type(error).__mro__}
     status = getattr(getattr(error, "response", None), "status_code", None)
     if "RevisionNotFoundError" in names:
@@ -283,13 +283,13 @@ def _reason_of_status(status: int, error: BaseException, hub_id: str, endpoint: 
         after = headers.get("Retry-After")
         wait = f"{after} seconds" if after else "some minutes"
         return (
-            f"{endpoint} limits the requests of this address (status 429), so that {hub_id} cannot be had now; wait "
-            f"{wait}, or set {_TOKEN}, which may ask more often"
+            f"{endpoint} limits the requests of this address (status 429), so that {hub_id} cannot be downloaded now; "
+            f"wait {wait}, or set {_TOKEN}, which may ask more often"
         )
     if status >= 500:
         return (
-            f"{endpoint} has a fault or is overloaded (status {status}), so that {hub_id} cannot be had now; try again "
-            f"later, or {_other_source(hub_id)}"
+            f"{endpoint} has a fault or is overloaded (status {status}), so that {hub_id} cannot be downloaded now; "
+            f"try again later, or {_other_source(hub_id)}"
         )
     return f"{endpoint} refuses {hub_id} with status {status} ({one_line(error)}); check HF_ENDPOINT"
 
@@ -319,7 +319,7 @@ def _proxy_variable(endpoint: str) -> str | None:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it came from, the deepest first: it knows more than what was made of it."""
+    """The error and its causes, the deepest first, because the deepest one is the most precise."""
     links = []
     while error is not None and error not in links:
         links.append(error)

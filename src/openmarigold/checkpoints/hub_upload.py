@@ -22,15 +22,15 @@ def push(folder: Path, hub_id: str, *, public: bool = False, revision: str | Non
     Args:
         folder: a checkpoint with its model card, README.md.
         hub_id: owner/name.
-        public: whether a repository that is made now can be seen by all; one that is there stays as it is.
-        revision: branch; it must be there, but for the main one.
+        public: whether a new repository is visible to everybody; an existing one stays as it is.
+        revision: branch; it must exist, unless it is the main one.
         message: of the commit.
 
     Raises:
         CheckpointError: the folder is not a checkpoint, or has no model card.
         InvalidValueError: not owner/name.
         MissingExtraError: huggingface_hub is not installed.
-        OutputError: the hub does not take it.
+        OutputError: the hub refuses the upload.
     """
     if as_hub_id(Path(hub_id)) != hub_id:
         raise InvalidValueError(f"{hub_id} is not a name on the hub; give owner/name, and not a folder that is here")

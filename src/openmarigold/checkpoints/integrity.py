@@ -47,7 +47,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def describe_outline(checkpoint: Checkpoint, repository: Repository, names: Iterable[str]) -> dict[str, Any]:
-    """The same of a checkpoint on the hub whose weights are not here; what only they tell is None.
+    """The same facts for a checkpoint on the hub without its weights. Facts that need the weights are None.
 
     Args:
         checkpoint: as `read_outline` gives it.
@@ -227,7 +227,7 @@ def read_sums(directory: Path) -> dict[str, str]:
     for line in lines:
         match = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
         if match is None:
-            raise CheckpointError(f"{path} has a line that is none of sha256sum: {line[:80]!r}")
+            raise CheckpointError(f"{path} has a line that is not in the format of sha256sum: {line[:80]!r}")
         stated[match.group(2)] = match.group(1)
     if not stated:
         raise CheckpointError(f"{path} is empty")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Facts about checkpoints: what a pipeline predicts, and facts that published files do not state.
 
-`FAMILIES` are those that no modality of `MODALITIES` describes, with advice. A published checkpoint is a row of
-`KNOWN`. What a checkpoint's files state goes before the table.
+`FAMILIES` are the pipelines that no modality of `MODALITIES` describes, with advice. A published checkpoint is a row of
+`KNOWN`. A checkpoint's own files take precedence over the table.
 """
 
 from __future__ import annotations
@@ -145,8 +145,10 @@ def check_family(
     """The facts about the checkpoint of the model_index.json in `path`; None where its files state all.
 
     The script of Garcia et al. (E2E-FT) saves its models as a StableDiffusionPipeline with a DDPMScheduler. Their U-Net
-    takes the photo's latent too, which tells them from image generators. No file says whether they predict depth or
-    normals: `KNOWN` does, and others are taken for what is wanted, or with a warning for depth.
+    also takes the photo's latent, which distinguishes them from image generators. No file says whether they predict
+    depth or normals: `KNOWN` states it for published models. Others count as the `wanted` modality; without one, as
+    depth, with
+        a warning.
 
     Args:
         index: content of model_index.json.
@@ -187,7 +189,7 @@ def check_family(
 
 
 def modality_of(index: Mapping[str, Any], path: Path, known: Known | None) -> Modality:
-    """What a checkpoint predicts that `check_family` has passed, in the `space` that its index (in `path`) states.
+    """The modality of a checkpoint that passed `check_family`, in the `space` that its index (in `path`) states.
 
     Raises:
         CheckpointError: an unknown space, or one that does not fit what else the index states.

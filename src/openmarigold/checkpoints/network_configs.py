@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits for configuration files from others: sizes within bounds, no choice of code, and where links lead."""
+"""Checks of untrusted configuration files: sizes within limits, no choice of code, and warnings about links."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def text_encoder_settings(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     config: Any = read_json(path)
     if isinstance(config.get("text_config"), dict):
-        config = config["text_config"]  # of a file that describes CLIP's image encoder too
+        config = config["text_config"]  # in a file that also describes CLIP's image encoder
     settings: dict[str, Any] = {}
     for key, largest in (*_TEXT_ENCODER_SIZES.items(), *((key, MAX_SIZE) for key in _TEXT_ENCODER_TOKENS)):
         if config.get(key) is not None:
@@ -99,7 +99,8 @@ def text_encoder_settings(folder: Path) -> dict[str, Any]:
 
 
 def say_where_links_lead(directory: Path, files: Iterable[Path]) -> None:
-    """Warns, once for each, of files that are links out of the checkpoint's folder: what lies there can change alone.
+    """Warn once for each file that links out of the checkpoint's folder, because its target can change without the
+    folder.
 
     The cache of huggingface_hub is made of such links, which stay within the repository's folder.
     """
@@ -118,7 +119,7 @@ def _warn_of_link(path: Path, target: Path) -> None:
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Values, and also whole lists, each with its key."""
+    """All values with their keys; a list is given as a whole and then item by item."""
     if isinstance(value, Mapping):
         for name, entry in value.items():
             yield from _leaves(entry, str(name))

@@ -71,7 +71,7 @@ def read_header(path: Path) -> Header:
 
 
 def check_not_a_pointer(path: Path) -> None:
-    """Finds the text that a clone without Git LFS has in the place of a large file.
+    """Refuse the pointer text that a clone without Git LFS has instead of a large file.
 
     Raises:
         CheckpointError: `path` is such a text.

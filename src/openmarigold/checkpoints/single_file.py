@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stable Diffusion 1 and 2 in one safetensors file, as their makers publish them: the networks' shapes, without torch.
+"""Stable Diffusion 1 and 2 in one safetensors file, as published: reads the networks' shapes without torch.
 
-Everything follows from names and shapes of the tensors, so that no configuration is downloaded. What they do not tell
-is what the U-Net predicts, which `prediction_type` takes from the version and the file's name.
+Everything follows from names and shapes of the tensors, so that no configuration is downloaded. They do not show what
+the U-Net predicts; `prediction_type` takes that from the version and the file's name.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _unet(tensors: Mapping[str, StoredTensor]) -> tuple[dict[str, Any], int]:
         "up_block_types": ["CrossAttnUpBlock2D" if one else "UpBlock2D" for one in reversed(attends)],
         "layers_per_block": layers,
         "cross_attention_dim": shape(f"{inner}transformer_blocks.0.attn2.to_k.weight")[1],
-        # The number of heads, whatever its name says.
+        # Despite its name, this is the number of heads.
         "attention_head_dim": [max(1, width // _HEAD) for width in widths] if linear else 8,
         "use_linear_projection": linear,
     }
@@ -140,7 +140,7 @@ def _text_encoder(tensors: Mapping[str, StoredTensor], version: int) -> dict[str
         "vocab_size": words,
         "hidden_size": width,
         "intermediate_size": tensors[f"{prefix}{layers}0.{first}"].shape[0],
-        # The second version takes what the last layer but one gives.
+        # The second version uses the output of the second-to-last layer.
         "num_hidden_layers": count if version == 1 else count - 1,
         "num_attention_heads": max(1, width // _HEAD),
         "hidden_act": "quick_gelu" if version == 1 else "gelu",

@@ -49,7 +49,7 @@ _log = quoted_logger(__name__)
 
 
 def networks_of(*, image_encoder: bool) -> tuple[str, str, str]:
-    """Names of the networks that encode, denoise and decode; an image encoder stands in the place of the VAE's."""
+    """Names of the networks that encode, denoise and decode; an image encoder replaces the VAE's encoder."""
     return (IMAGE_ENCODER, *NETWORKS[1:]) if image_encoder else NETWORKS
 
 
@@ -71,7 +71,7 @@ def part_folder(directory: Path, name: str) -> Path:
     other = read_json(index).get(ENCODER_OF)
     if other is None:
         return own
-    # A stranger's folder must not choose what else is read.
+    # An untrusted folder must not choose which other files are read.
     plain = isinstance(other, str) and Path(other).name == other and other not in ("", ".", "..")
     if not plain or directory.resolve().parent != WEIGHTS_DIR.resolve():
         raise CheckpointError(
@@ -89,7 +89,7 @@ def graph_file(directory: Path, name: str) -> Path:
 
 @contextmanager
 def readable() -> Iterator[None]:
-    """Names the file of a checkpoint that the operating system does not give.
+    """Turn an `OSError` while a checkpoint is read into an error that names the file.
 
     Raises:
         CheckpointError: in the place of an `OSError`.
@@ -236,14 +236,14 @@ def has_graphs(directory: Path, variant: str | None, networks: Iterable[str]) ->
 
 
 def graph_sources(directory: Path, name: str, variant: str | None) -> list[Path]:
-    """The files that one of `GRAPH_FILES` is made from."""
+    """The source files of one of `GRAPH_FILES`."""
     folder = graph_file(directory, name).parent
     embedding = [directory / EMBEDDING_FILE] if name == "unet" else []
     return [folder / "config.json", *weight_files(folder, variant=variant)[1], *embedding]
 
 
 def graph_metadata(sources: Iterable[Path]) -> dict[str, str]:
-    """What a graph states of the files that it was made from."""
+    """Metadata of a graph about its source files."""
     return {_MADE_FROM: fingerprint(sources)}
 
 

@@ -28,7 +28,7 @@ def load_npy(content: bytes) -> np.ndarray:
 
     Raises:
         UnexpectedArrayError: it holds no real numbers.
-        ValueError: no .npy file, or one that is cut.
+        ValueError: not an .npy file, or it is cut off.
     """
     file = io.BytesIO(content)
     try:
@@ -39,7 +39,7 @@ def load_npy(content: bytes) -> np.ndarray:
         }[version]
         shape, _, dtype = read_header(file)
     except Exception as error:  # NumPy evaluates the header as Python, which raises many kinds
-        raise ValueError(f"no .npy file: {error}") from error
+        raise ValueError(f"not an .npy file: {error}") from error
     if dtype.kind not in "fiub":
         raise UnexpectedArrayError(f"the .npy file holds {dtype}, not real numbers")
     needed, present = math.prod(shape) * dtype.itemsize, len(content) - file.tell()
@@ -98,7 +98,9 @@ class Hdf5Archive:
     """An `Archive` of rows of HDF5 data sets, each as the bytes of an .npy file."""
 
     def __init__(self, location: Path, rows: Mapping[str, tuple[Any, int, Callable[[np.ndarray], np.ndarray]]]) -> None:
-        """`rows`: by name the data set, the number of the row, and what is made of its values."""
+        """Takes `rows`: for each name the data set, the number of the row, and the function that converts its
+        values.
+        """
         self.location, self._rows = location, rows
         self.names = frozenset(rows)
         self.notes: tuple[str, ...] = ()
@@ -109,7 +111,7 @@ class Hdf5Archive:
         """One array as the bytes of an .npy file.
 
         Raises:
-            DataError: there is none of that name, or the file is damaged there.
+            DataError: no array has that name, or the file is damaged there.
         """
         if name not in self._rows:
             raise missing(self.location, name)

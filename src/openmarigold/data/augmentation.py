@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 from openmarigold.data.sources import Sample
 from openmarigold.modalities.modality import Modality
 
-_ROUNDING_PX = 1e-6  # what is left of a picture that has the shape of the view
+_ROUNDING_PX = 1e-6  # the picture, cut to the shape of the view
 
 
 def random_view(

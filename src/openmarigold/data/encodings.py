@@ -42,11 +42,11 @@ class MapEncoding:
 
     @property
     def suffix(self) -> str:
-        """Of the files that hold such maps."""
+        """Suffix of the files that hold such maps."""
         return "png" if self.kind in ("linear", "log") else "npy"
 
     def record(self) -> dict[str, Any]:
-        """What the manifest holds: the kind and the settings that it has."""
+        """The entry in the manifest: the kind and its settings."""
         return {"kind": self.kind, **{name: getattr(self, name) for name in _SETTINGS[self.kind]}}
 
     def encode(self, values: Float32[np.ndarray, "h w"] | Float32[np.ndarray, "h w c"]) -> bytes:

@@ -283,7 +283,7 @@ def prepare(
 
 
 def _units(frames: Sequence[RawFrame], rejected: list[Rejection], shard_size: int) -> list[_Unit]:
-    """A unit a shard; the first one has the frames that are missing."""
+    """One unit for each shard; the first one also has the missing frames."""
     return [
         _Unit(number, list(frames[start : start + shard_size]), rejected if number == 0 else [])
         for number, start in enumerate(range(0, len(frames), shard_size))
@@ -364,7 +364,7 @@ def decode_exr(data: bytes, what: str) -> dict[str, np.ndarray]:
             file.write(data)
             file.flush()
         except OSError as error:
-            raise OutputError(f"cannot write a temporary file: {error.strerror or error}; make room") from error
+            raise OutputError(f"cannot write a temporary file: {error.strerror or error}; free some space") from error
         try:
             height, width = exr_size(Path(file.name))
             if height * width * 4 > LARGEST_FILE:

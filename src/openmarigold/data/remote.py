@@ -2,7 +2,7 @@
 """Prepared data sets at any address of fsspec, through a bounded cache of samples on this machine.
 
 A sample's files lie next to each other in their shard, so a sample is one request for a range of bytes. It is kept as
-one file. What is kept for longest without use goes first, before the next one would pass the bound.
+one file. When the next sample would exceed the bound, the samples that were not used for longest are removed first.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ENDING = ".part"
 _FOLDER = re.compile(r"[0-9a-f]{2}")
 _FILE = re.compile(r"[0-9a-f]{62}\.part(ial)?")
 _KEPT = 7 / 8
-"""Share of the bound that is left when samples are removed, so that this is rare."""
+"""Samples are removed until they take this share of the bound, so that removals are rare."""
 _ATTEMPTS = 4
 _FIRST_PAUSE_S = 0.5
 _log = quoted_logger(__name__)
@@ -39,14 +39,14 @@ class SampleCache:
 
     Attributes:
         folder: where they are kept; other files in it stay, and do not count.
-        max_bytes: of all of them together; 0: nothing is kept.
+        max_bytes: limit for all samples together; 0: nothing is kept.
     """
 
     folder: Path
     max_bytes: int
 
     def read(self, address: str, version: str, start: int, size: int) -> bytes:
-        """`size` bytes of a remote file from `start` on; fewer where the file ends before.
+        """`size` bytes of a remote file from `start` on; fewer if the file ends earlier.
 
         Args:
             address: of the file.
@@ -72,7 +72,7 @@ class SampleCache:
         return content
 
     def forget(self, address: str, version: str, start: int, size: int) -> bool:
-        """Removes a range that turned out to be damaged; whether it was there."""
+        """Remove a range that turned out to be damaged; return whether it was kept."""
         try:
             self._path(address, version, start, size).unlink()
         except OSError:
@@ -84,7 +84,9 @@ class SampleCache:
         return self.folder / name[:2] / f"{name[2:]}{_ENDING}"
 
     def _keep(self, path: Path, content: bytes) -> None:
-        """Writes a file. Nobody else writes at the same time, so that the bound holds for all processes together."""
+        """Write a file. A lock lets only one process write at a time, so that the bound holds for all processes
+        together.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         ledger = self.folder / _LEDGER
         with one_at_a_time(self.folder / "lock"):
@@ -95,13 +97,15 @@ class SampleCache:
                 held = self._make_room(len(content))
             path.parent.mkdir(exist_ok=True)
             temporary = path.with_suffix(".partial")
-            ledger.write_text("")  # until the sum is right again, a process that is killed here leaves none
+            ledger.write_text("")  # no sum is stored until it is right again, in case the process is killed here
             temporary.write_bytes(content)
             os.replace(temporary, path)
             ledger.write_text(str(held + len(content)))
 
     def _make_room(self, size: int) -> int:
-        """Removes what was not used for longest, and what killed processes left; the bytes that remain."""
+        """Remove the files that were not used for longest, and leftovers of killed processes; return the bytes that
+        remain.
+        """
         found: list[tuple[float, int, str]] = []
         for folder in os.scandir(self.folder):
             for file in os.scandir(folder.path) if _FOLDER.fullmatch(folder.name) and folder.is_dir() else ():
@@ -125,7 +129,7 @@ class SampleCache:
 
 
 def _counted(ledger: Path) -> int | None:
-    """The bytes that are kept; None where a process was killed while it wrote, or nothing is kept yet."""
+    """The number of bytes in the cache; None if a process was killed while it wrote, or the cache is empty."""
     try:
         return int(ledger.read_text())
     except (OSError, ValueError):
@@ -142,7 +146,7 @@ def _warn_once(text: str) -> None:
 
 
 def _fetched(address: str, start: int, size: int) -> bytes:
-    """A range of a remote file; networks fail now and then, so there are several attempts."""
+    """A range of a remote file. Networks fail now and then, so it is tried several times."""
     for attempt in range(_ATTEMPTS):
         try:
             return addresses.read_range(address, start, size)

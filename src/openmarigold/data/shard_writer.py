@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing prepared data sets: each unit of work becomes a whole shard; then follow an index and a manifest."""
+"""Writing prepared data sets: each unit of work becomes a whole shard; an index and a manifest are written last."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Rejection:
         name: the picture's name in the source.
         reason: a few short words; rejections are counted by it ("truncated", "all invalid").
         detail: what exactly was found.
-        is_error: whether the source is defective; False if a setting left the picture out.
+        is_error: True if the source is defective, False if a setting left the picture out.
     """
 
     name: str

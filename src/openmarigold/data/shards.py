@@ -135,7 +135,9 @@ class ShardedDataset:
         return Sample(rgb=rgb, maps=maps, kind=self.kinds[index])
 
     def identity(self, index: int, maps: Iterable[str]) -> tuple[str, ...]:
-        """What names sample number `index` for as long as its key and the bytes of its picture and `maps` stay."""
+        """An identifier of sample number `index`. It changes only with the key or the bytes of the picture or of
+        `maps`.
+        """
         files = {name: self._table[name][index].tolist()[1:] for name in ("rgb", *maps)}
         return (self.keys[index], *(f"{name} {self.encodings.get(name)} {found}" for name, found in files.items()))
 
@@ -202,7 +204,7 @@ class ShardedDataset:
         return data
 
     def _held(self, index: int) -> tuple[int, bytes] | None:
-        """Of a set at an address: where the sample begins in its shard, and its bytes; else None."""
+        """For a set at an address: the sample's offset in its shard, and its bytes; else None."""
         if not isinstance(self.folder, RemoteFolder):
             return None
         places = self.places(index).values()

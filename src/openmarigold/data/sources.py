@@ -78,10 +78,10 @@ class Source:
             num_samples: use only so many of its samples, drawn at random; None uses all.
             held_out: share of its scenes that are left out, at least one of two or more; their samples are `held_out`.
                 Plain tars know no scenes.
-            seed: of these draws.
+            seed: seed of these draws.
 
         Raises:
-            DataError: neither is there, a shard is not a whole tar file, or there are fewer samples than that.
+            DataError: neither exists, a shard is not a whole tar file, or there are fewer samples than `num_samples`.
         """
         reader = _reader_of(name, data_dir)
         self.name = name
@@ -176,7 +176,9 @@ class Source:
         return self._reader.read(int(self._chosen[index]))
 
     def identity(self, index: int, maps: Iterable[str]) -> tuple[str, ...]:
-        """What names sample number `index` for as long as its bytes stay; plain tars count as a whole."""
+        """An identifier of sample number `index`. It changes only with the sample's bytes; in plain tars with any byte
+        of the tars.
+        """
         reader = self._reader
         if isinstance(reader, ShardedDataset):
             return reader.identity(int(self._chosen[index]), (name for name in maps if name in reader.encodings))
@@ -246,7 +248,7 @@ class _PlainTars:
         self.keys = sorted(complete)
         self.kinds = [key.split("-", maxsplit=1)[0] for key in self.keys]
         self._entries = [complete[key] for key in self.keys]
-        # Names and sizes: changes when the data is made again, without reading it all.
+        # A hash of names and sizes changes when the data is made again, and needs no reading of all bytes.
         sizes = [[key, [shard.places[path][1] for shard, path in complete[key].values()]] for key in self.keys]
         self.contents = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
         self.sha256 = files_sha256(shards)

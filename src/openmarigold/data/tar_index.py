@@ -15,7 +15,7 @@ from typing import IO, Any, cast
 from openmarigold.errors import one_line
 
 _BLOCK = tarfile.BLOCKSIZE
-_LONGEST_READ = 1 << 20  # no header, with a long name or pax records, comes near
+_LONGEST_READ = 1 << 20  # far above any real header, even with a long name or pax records
 _MAGIC = slice(257, 262)
 
 
@@ -66,7 +66,7 @@ def _scan(file: IO[bytes], start: int, size: int, index: TarIndex) -> tuple[int 
             name = member.name.removeprefix("./")
             is_inside = 0 <= member.size <= size - member.offset_data
             if member.isfile():
-                for earlier in (index.places, index.defects):  # of two files of a name the later counts
+                for earlier in (index.places, index.defects):  # if two files have one name, the later one counts
                     earlier.pop(name, None)
                 if member.issparse():
                     index.defects[name] = "is stored as a sparse file, which is not read"

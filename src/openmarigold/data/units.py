@@ -20,7 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 from openmarigold.errors import OpenMarigoldError, OutputError
 
 _MOST_DEATHS = 3
-"""Of workers that were doing one unit."""
+"""Limit of workers that died while they did the same unit."""
 _POLL_S = 0.2
 _SPAWN = multiprocessing.get_context("spawn")  # the same on every system, and safe with threads
 
@@ -39,11 +39,11 @@ class UnitWorker(Protocol):
     """What an engine's workers do. It is pickled for them, so it holds no open files and no loaded model."""
 
     def load(self) -> object:
-        """What takes long and is needed for every unit, such as a model; called once in each worker, or not at all."""
+        """Load what every unit needs and takes long, such as a model; called at most once in each worker."""
         ...
 
     def make(self, unit: Any, /, *, again: bool = False) -> Any:
-        """Does one unit whole. `again`: it was done before, and something of it is to be done once more."""
+        """Does one unit whole. `again`: the unit was done before, and a part of it must be done once more."""
         ...
 
 
@@ -52,7 +52,7 @@ class UnitEngine(Protocol):
     """Where units are done: `in_this_process`, `ProcessEngine` or `batch.ray_engine.RayEngine`."""
 
     def __call__(self, worker: UnitWorker, units: Sequence[Any], *, again: bool) -> Iterator[tuple[Any, Any]]:
-        """Does units, in any order; each is yielded with what `make` gave once it is finished."""
+        """Do units, in any order; yield each finished unit with the result of `make`."""
         ...
 
 
@@ -69,7 +69,7 @@ def in_this_process(worker: UnitWorker, units: Sequence[Any], *, again: bool) ->
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessEngine:
-    """A pool of processes. What a worker that dies was doing is done again by another."""
+    """A pool of processes. If a worker dies, another worker does its unit again."""
 
     workers: int
     watch: Callable[[], None] | None = None
@@ -112,8 +112,8 @@ class ProcessEngine:
                 if worst is not None and deaths[worst] >= _MOST_DEATHS:
                     raise OutputError(
                         f"workers ended by themselves {_MOST_DEATHS} times while making "
-                        f"{getattr(units[worst], 'label', worst)}, perhaps for want of memory; try fewer workers, or a "
-                        "smaller processing_resolution"
+                        f"{getattr(units[worst], 'label', worst)}, perhaps because memory ran out; try fewer workers, "
+                        "or a smaller processing_resolution"
                     ) from error
             finally:
                 self._end(pool)
@@ -205,7 +205,9 @@ _worker: UnitWorker | None = None
 
 
 def _begin(worker: UnitWorker) -> None:
-    """In a new process: an interrupt is for the first process, which ends this one; it does not outlive that."""
+    """Set up a new process: it ignores interrupts, because the first process handles them, and it ends with that
+    process.
+    """
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -24,7 +24,7 @@ class Problem:
     shard: str
     """File name."""
     key: str | None = None
-    """Of the sample; None for the whole file."""
+    """Key of the sample; None if the problem concerns the whole file."""
     what: str
 
     def __str__(self) -> str:

@@ -32,8 +32,8 @@ MIN_RANGE = 1e-6
 ITERATIONS = 2
 TOLERANCE = 1e-3
 ONE_ROOT: Mapping[str, bool] = MappingProxyType({"published": False, "published-v1-0": True})
-"""What `ensemble_reduction` may name, the code of v1-1 and that of the paper's tables, and whether its distance is one
-root of the mean over all pairs, or the sum of each pair's. Both take the median."""
+"""Names for `ensemble_reduction`: the code of v1-1 and the code of the paper's tables. The value states whether the
+distance is one root of the mean over all pairs, or the sum of each pair's root. Both take the median."""
 
 
 def published_ensemble(

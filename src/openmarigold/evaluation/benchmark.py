@@ -32,7 +32,7 @@ class Reveal:
     """Values `[h w]` at some pixels, 0 at all others, from the sample and its files. Raises what decoders raise, and
     DataError; its text continues the image's name ("has ...")."""
     scored: bool
-    """Whether those pixels count, too."""
+    """Whether those pixels are scored too."""
     facts: Mapping[str, object]
     """What reports state about it, of plain types; runs with other facts are not comparable."""
 
@@ -53,7 +53,7 @@ class BenchmarkRow:
     """Range of valid values, exclusive; protocols clip aligned predictions to it."""
     max_value_by_kind: Mapping[str, float] = field(default_factory=dict)
     valid_range: tuple[float, float] | None = None
-    """What counts instead of that range, exclusive, where the data set's own mask decides."""
+    """Range that counts instead, exclusive, if the data set's own mask selects the pixels."""
     window: Callable[[int, int], Window] | None = None
     """Part of the (cropped) image that counts."""
     crop: Callable[[int, int], Window] | None = None
@@ -66,13 +66,13 @@ class BenchmarkRow:
     """Photos of another size than the maps are resized to it with this filter."""
     expected_count: int | None
     official_file: str = ""
-    """Of the data set's owner, which is read in the place of a folder that holds it."""
+    """The owner's file of the data set. It is read instead of the folder that holds it."""
     open_official: Callable[[Path], Archive] | None = None
     """Opens that file."""
     reveal: Reveal | None = None
-    """What estimators may know besides the photo: for depth completion."""
+    """What estimators get besides the photo, for depth completion."""
     protocol: str | None = None
-    """Name of the protocol where none is asked for. None: the modality's default."""
+    """Name of the protocol if the caller names none. None: the modality's default."""
     average_over_places: bool = False
     """Mean over the images of a place, then over places; False: over images."""
     files: str
@@ -197,7 +197,7 @@ class Benchmark:
     def _marks(
         self, entry: Entry, files: Mapping[str, bytes], size: tuple[int, int], crop: Window | None
     ) -> dict[str, Bool[np.ndarray, "h w"]]:
-        """What people drew, cropped like the photo: pixels that are lighter than the middle."""
+        """Marks that people drew, cropped like the photo: pixels that are lighter than middle gray."""
         marks = {}
         for name in self.row.modality.marks:
             if name not in files:
@@ -220,7 +220,7 @@ class Benchmark:
 
     @contextmanager
     def _decoding(self, name: str, about: str) -> Iterator[None]:
-        """Says which file an error is about: a `DataError`'s text continues `about`."""
+        """Turn errors of decoders into errors that name the file; a `DataError`'s text continues `about`."""
         try:
             yield
         except DataError as error:

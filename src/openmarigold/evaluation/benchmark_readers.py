@@ -64,7 +64,7 @@ def list_photos(
     place: str,
     listed: tuple[str, Callable[[str], str]] | None = None,
 ) -> Lister:
-    r"""Photos whose paths fit a pattern, each with other files; name, kind and place are made of the pattern's groups.
+    r"""Photos whose paths fit a pattern, each with other files; the pattern's groups give name, kind and place.
 
     Args:
         pattern: of the photos' paths.

@@ -32,7 +32,8 @@ from openmarigold.uncertainty.conformal import allowed_loss, check_rule, fit_sca
 
 LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 MAX_PIXELS = 8192
-"""Of a picture, on a grid of pixels: more tell nothing new, and all of many pictures would not fit into memory."""
+"""Most pixels that a picture contributes, on a grid. More pixels add no information, and all pixels of many pictures
+would not fit into memory."""
 _SHARE_FOR_WEIGHTS = 0.25
 _ROUNDED_UP = 1 + 2e-6  # predictions compute in float32
 _LEAST_CONSTANT = 0.05  # of the mean error: an interval is nowhere of no width
@@ -48,7 +49,7 @@ class Rule:
     delta: float = 0.1
     """For "rcps"."""
     seed: int = 2024
-    """Of the scenes that fit weights."""
+    """Share of the scenes that fit weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class Calibrated:
 
     entry: CalibrationEntry
     coverage: dict[str, float]
-    """By level, over the scenes of the scales; levels for which there are too few scenes are not there."""
+    """Coverage by level, over the scenes that fitted the scales. Levels with too few scenes are left out."""
 
 
 def calibrate(
@@ -87,7 +88,7 @@ def calibrate(
         signals: names of signals of the modality's band; none: all that the ensemble size allows.
         levels: shares of pixels that intervals are to hold for.
         rule: how scales are chosen.
-        max_scenes: use the first scenes only, so many; None: all.
+        max_scenes: use only the first `max_scenes` scenes; None: all.
         progress: called with (done, total) after each picture.
 
     Raises:
@@ -137,7 +138,7 @@ def _check_call(config: PredictConfig, checkpoint: Checkpoint, levels: Sequence[
 
 
 def _check_scenes(number: int, names: Sequence[str], levels: Sequence[float], rule: Rule) -> None:
-    """Raises a DataError, before anything is predicted, where so many scenes are too few for every level."""
+    """Raise a DataError before the first prediction if `number` scenes are too few for every level."""
     left = number - _num_for_weights(number, names)
     if not any(
         allowed_loss(1.0 - level, left, rule=rule.name, delta=rule.delta) is not None for level in levels if left
@@ -161,7 +162,9 @@ def _too_few(number: int, levels: Sequence[float]) -> DataError:
 def _observe(
     benchmark: Benchmark, listed: Entry, predictor: Predictor, config: PredictConfig, band: Band, names: Sequence[str]
 ) -> tuple[Observed | None, str]:
-    """What a picture shows (None without a measured pixel on the grid), and a line with the hash of its files."""
+    """Errors and signals of a picture (None without a measured pixel on the grid), and a line with the hash of its
+    files.
+    """
     files = benchmark.files(listed)
     sample = benchmark.sample(listed, files)
     line = f"{listed.name} {hash_of_files(files)}\n"
@@ -220,7 +223,7 @@ def fit_calibration(observed: Sequence[Observed], names: Sequence[str], levels: 
 
 
 def fit_weights(observed: Sequence[Observed], names: Sequence[str]) -> np.ndarray:
-    """Weights not below 0 with which signals come nearest to the errors, each picture counting the same."""
+    """Weights of at least 0 with which the signals fit the errors best; each picture counts the same."""
     errors = np.concatenate([one.error for one in observed]).astype(np.float64)
     errors = np.minimum(errors, np.quantile(errors, _LARGEST_ERROR, method="lower"))
     counts = np.concatenate([np.full(one.error.size, 1.0 / one.error.size) for one in observed])
@@ -235,7 +238,7 @@ def fit_weights(observed: Sequence[Observed], names: Sequence[str]) -> np.ndarra
 
 
 def _scores(picture: Observed, weights: np.ndarray) -> np.ndarray:
-    """Errors by half widths, as float32 arithmetic of predictions has them."""
+    """Errors divided by half widths, in float32 as in predictions."""
     half = np.zeros(picture.error.size, dtype=np.float32)
     for weight, signal in zip(weights, picture.signals, strict=True):
         if weight > 0:

@@ -38,7 +38,7 @@ Alignment: TypeAlias = Literal["clip", "frame", "first"]
 ALIGNMENTS: tuple[Alignment, ...] = get_args(Alignment)
 FlowSource: TypeAlias = Literal["truth", "estimated"]
 MAX_FIT_PIXELS = 8_000_000
-"""Of a clip with more pixels, every n-th counts in its fit."""
+"""Most pixels in the fit of a clip. If a clip has more, only every n-th one is used."""
 
 ALIGNED_SCORES = (
     Score(name="abs_rel", label="AbsRel", unit="%", table_digits=2),
@@ -106,7 +106,7 @@ def pair_frames(clip: Clip, number: int, first: ClipFrame, second: ClipFrame, so
 
 @dataclass
 class _Tally:
-    """What the frames of one alignment add up to."""
+    """Sums over the frames of a clip for one alignment."""
 
     abs_rel: list[float] = field(default_factory=list)
     delta1: list[float] = field(default_factory=list)

@@ -211,7 +211,7 @@ data_depth_selection.zip (2 GB) from https://www.cvlibs.net/datasets/kitti/eval_
     velodyne_raw/*_velodyne_raw_*.png and groundtruth_depth/*_groundtruth_depth_*.png (16 bits, 1/256 m)"""
 
 _VOID_FILES = """\
-void_release.zip, whose source stands in https://github.com/alexklwong/void-dataset, as it is or extracted:
+void_release.zip, whose address is given in https://github.com/alexklwong/void-dataset, as it is or extracted:
   {root}/void/void_release/void_NUM/test_image.txt
   {root}/void/void_release/void_NUM/data/<sequence>/image/<time>.png, sparse_depth/ and ground_truth/ (16 bits, 1/256 m)
 Only the listed frames are read."""
@@ -289,7 +289,7 @@ The published evaluation reads the same images from .mat files, whose depth has 
         from_file(_filtered_levels),
         "LiDAR without points that lie behind others",
         """\
-ddad_pregenerated.zip of VPP4DC, whose source stands in https://github.com/bartn8/vppdc, as it is or extracted:
+ddad_pregenerated.zip of VPP4DC, whose address is given in https://github.com/bartn8/vppdc, as it is or extracted:
   {root}/ddad/pregenerated/val/rgb/0000000000.png, hints/0000000000.png (the points) and gt/0000000000.png
     (both 16 bits, 1/256 m, 0 = none)
 The networks see the photos at 768 px: give --processing-resolution 768 to published checkpoints.""",

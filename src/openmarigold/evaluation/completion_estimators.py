@@ -58,7 +58,7 @@ class PointsEstimator:
 class KeptDepth:
     """A model's depth of photos, computed once for all methods of a run: kept in a temporary folder, 4 bytes a pixel.
 
-    The folder goes with the object.
+    The folder is deleted with the object.
     """
 
     def __init__(self, config: PredictConfig, at_once: int = 1) -> None:

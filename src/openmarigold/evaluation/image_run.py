@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How one image of a run is scored, and under which key its scores are kept.
 
-Images are also units of work for engines: processes of this machine, or Ray's actors. Workers give scores back; the
-program that started them alone writes, so that a run goes on wherever it is continued.
+Images are also units of work for engines: processes of this machine, or Ray's actors. Workers return scores; only the
+program that started them writes files. So a run can continue on any engine.
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ class ImageRun:
         return Scored(key, input_hash, found)
 
     def attempt(self, entry: Entry, known: Container[str] = ()) -> Scored | str:
-        """`scored`, or why the image cannot be scored. Raises what concerns all images, such as a missing model."""
+        """The result of `scored`, or why the image cannot be scored. Raises errors that concern all images, such as a
+        missing model.
+        """
         try:
             return self.scored(entry, known)
         except OpenMarigoldError as error:
@@ -110,7 +112,7 @@ class ImageRun:
 
     def _load(self) -> MapEstimator | SavedPredictions:
         with self._lock:
-            if self.load_error is not None:  # the threads that waited for the first attempt need no other
+            if self.load_error is not None:  # other threads waited for the first attempt and need no second one
                 raise self.load_error
             if self._estimator is None:
                 try:
@@ -129,7 +131,7 @@ class ImageRun:
 
 
 IMAGES_PER_UNIT = 16
-"""What a worker that dies has to do again, at most."""
+"""Most images that must be scored again after a worker dies."""
 
 
 @dataclass(frozen=True, kw_only=True)

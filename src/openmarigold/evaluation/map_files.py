@@ -18,7 +18,7 @@ from openmarigold.modalities.modality import MapKind
 
 SAVED_SUFFIXES = (".npy", ".exr", ".png")
 _EXR_MAGIC, _NPY_MAGIC = b"\x76\x2f\x31\x01", b"\x93NUMPY"
-# What other tools call three channels, the likeliest first.
+# Names that other tools use for three channels, the most likely first.
 _EXR_TRIPLES = (("R", "G", "B"), ("X", "Y", "Z"))
 
 

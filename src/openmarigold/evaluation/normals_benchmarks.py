@@ -80,7 +80,7 @@ def decode_dsine(files: Mapping[str, bytes], size: tuple[int, int]) -> Decoded:
 
 
 _SOURCE = """\
-DSINE's evaluation sets (dsine_eval.zip), whose source stands in https://github.com/baegwangbin/DSINE, extracted:"""
+DSINE's evaluation sets (dsine_eval.zip), whose address is given in https://github.com/baegwangbin/DSINE, extracted:"""
 _COPY = """\
 or the copies that Marigold's evaluation reads (.npy, https://github.com/prs-eth/Marigold, script/normals):"""
 

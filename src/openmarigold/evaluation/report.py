@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run found: scores per image and per kind of place, with what is needed to repeat it.
+"""The report of a run: scores per image and per kind of place, and the facts that are needed to repeat the run.
 
 As JSON, as CSV, and as a page with the best, median and worst images: photo, measured maps, prediction, error.
 """
@@ -49,7 +49,7 @@ class ImageScore:
     input_hash: str = ""
     """SHA-256 of the files it was scored from."""
     tally: str = ""
-    """What it adds to pooled scores, as `encode_tally` writes it."""
+    """The image's part of pooled scores, as `encode_tally` writes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +88,15 @@ class Report:
 
     @property
     def num_flagged(self) -> dict[str, int]:
-        """Images with something wrong that their other scores hide, by the name of the score that tells it."""
+        """Number of images with a defect that their other scores hide, by the name of the score that shows the
+        defect.
+        """
         flags = [score.name for score in self.scores if score.flag]
         return {name: sum(image.metrics.get(name, 0.0) > 0 for image in self.images) for name in flags}
 
     @property
     def share_scored(self) -> float:
-        """Mean share of an image's valid pixels that were scored, [0, 1]; of a failed image none were."""
+        """Mean share of an image's valid pixels that were scored, [0, 1]; a failed image counts as 0."""
         shares = [image.metrics.get(PIXELS_SCORED.name, 1.0) for image in self.images]
         return sum(shares) / max(1, len(shares) + len(self.failed))
 
@@ -257,7 +259,7 @@ _PACKAGES = ("openmarigold", "numpy", "pillow", "onnxruntime", "torch", "diffuse
 
 
 def describe_machine() -> dict[str, Any]:
-    """Versions of what computes the numbers, and the machine."""
+    """Versions of the packages that compute the numbers, and the machine."""
     versions = {"python": platform.python_version(), **{package: version_of(package) for package in _PACKAGES}}
     return {
         "versions": versions,

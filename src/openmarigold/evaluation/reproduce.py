@@ -188,7 +188,7 @@ def reproduce(
 
 
 def _check_published_ensembling(table: PaperTable) -> None:
-    """Passes if members can be merged as published, before anything is predicted in vain."""
+    """Raise an error before the first prediction if members cannot be merged as published."""
     if table.published_reduction is None:
         raise InvalidValueError(f"members of {table.name} are merged as published anyway; leave --ensembling out")
     find_solver()
@@ -212,7 +212,7 @@ def _benchmark_of(
 
 
 def _folder_name(cell: Cell, settings: PredictConfig) -> str:
-    """Where a cell's report lies; other settings than the published ones have folders of their own."""
+    """The folder of a cell's report. Settings that differ from the published ones have their own folders."""
     model = "" if cell.model is None else cell.model.replace(":", "to")
     others = (settings.ensemble_reduction, None if settings.dtype == PredictConfig.dtype else settings.dtype)
     name = "-".join(filter(None, (cell.benchmark, model)))
@@ -238,7 +238,7 @@ class _Clock:
         self._recent: deque[tuple[float, float]] = deque([(time.monotonic(), 0.0)], maxlen=_WINDOW + 1)
 
     def of(self, cell: Cell) -> Callable[[int, int], None]:
-        """What the run of a cell calls after each image."""
+        """The function that the run of a cell calls after each image."""
         number = self._cells.index(cell)
         before = sum(images * work for images, work in zip(self._images[:number], self._works[:number], strict=True))
         everything = sum(images * work for images, work in zip(self._images, self._works, strict=True))

@@ -22,7 +22,7 @@ from openmarigold.seeding import generator_for
 
 POINTS_SEED = 2024
 MAX_OUTLIERS = 0.5
-"""Share of the points. Of more, nothing tells which points are right."""
+"""Largest share of wrong points. With more of them, no method can tell which points are right."""
 _OUTLIER_FACTORS = (1.3, 2.0)
 _DEPTH = METRIC.maps[0].name
 
@@ -30,7 +30,8 @@ _DEPTH = METRIC.maps[0].name
 def with_points(benchmark: Benchmark, num_points: int, *, outliers: float = 0.0, seed: int = POINTS_SEED) -> Benchmark:
     """The same benchmark as one of depth completion: estimators know points of each image, the other pixels count.
 
-    The points of an image depend on the seed and the image's name alone. Fewer points are a part of more.
+    The points of an image depend on the seed and the image's name alone. A smaller set of points is a part of every
+    larger one.
 
     Args:
         benchmark: one of depth.
@@ -78,7 +79,7 @@ def sample_points(
     """Depth at `num_points` of the valid pixels, 0 at all others.
 
     Raises:
-        DataError: so many are not there, or none would be left to be scored.
+        DataError: there are fewer valid pixels, or none would be left to score.
     """
     places = np.flatnonzero(valid_mask)
     if num_points >= len(places):

@@ -2,8 +2,8 @@
 """From a benchmark and an estimator to a report: in memory (`evaluate`), or with workers and resuming.
 
 A run with an output folder appends each image's scores to `scores.jsonl`, under a key of everything that they depend
-on: the image's files, the estimator's settings and weights, the protocol and this package's version. A later run takes
-from there what has the same key, so an interrupted run goes on where it stopped and a changed one starts anew.
+on: the image's files, the estimator's settings and weights, the protocol and this package's version. A later run reuses
+the scores with the same key. So an interrupted run continues where it stopped, and a changed run starts anew.
 """
 
 from __future__ import annotations
@@ -236,7 +236,7 @@ def _score_all(
 
 
 def _scored_here(run: ImageRun, log: _Log, num_workers: int) -> Generator[tuple[int, ImageScore | str], None, None]:
-    """What became of each image, by its place."""
+    """The result of each image, by its place."""
 
     def score(entry: Entry) -> ImageScore | str:
         made = run.attempt(entry, log)
@@ -285,14 +285,14 @@ class _Log:
             self._keys[name].append(key)
         self._file.seek(0, 2)
         if self._file.tell() and not _ends_with_newline(path):
-            self._file.write("\n")  # the line that an interruption cut is left alone
+            self._file.write("\n")  # a line that an interruption cut stays on its own line
 
     def __contains__(self, key: object) -> bool:
         """Whether an earlier run has scored it."""
         return key in self._found
 
     def keys_of(self, name: str) -> Sequence[str]:
-        """Under which keys earlier runs have scored an image."""
+        """The keys under which earlier runs have scored an image."""
         return self._keys.get(name, ())
 
     def taken(self, entry: Entry, scored: Scored) -> ImageScore:
@@ -323,7 +323,7 @@ class _Log:
             try:
                 self._file.write(json.dumps(line) + "\n")
                 self._file.flush()
-            except OSError as error:  # no image's fault, and no image could do better
+            except OSError as error:  # the error does not depend on the image, so that every other image would fail too
                 raise OutputError(f"cannot write {self._file.name}: {error.strerror}; check free space") from error
 
     def __enter__(self) -> _Log:
@@ -331,7 +331,7 @@ class _Log:
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            with suppress(OSError):  # of what could not be written, which was said
+            with suppress(OSError):  # of buffered lines, whose error was raised before
                 self._file.close()
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a prediction to scores by a protocol: what is checked for every modality stands here, once.
+"""From a prediction to scores by a protocol, with the checks that all modalities share.
 
 Scores of intervals: how much they cover, where, how wide they are, and whether their width ranks errors. Their errors
-are those of the modality's band, whatever protocol scores the maps: what is measured is what was calibrated.
+are those of the modality's band, whatever protocol scores the maps. So evaluation measures the same errors as
+calibration.
 """
 
 from __future__ import annotations
@@ -83,9 +84,9 @@ def _strata(
 
 
 def summary_of(metrics: Mapping[str, float]) -> dict[str, Any] | None:
-    """What means over pictures say about intervals: overall scores, and the coverage of each stratum.
+    """Scores of intervals from means over pictures: overall scores, and the coverage of each stratum.
 
-    None where there were no intervals. A stratum that is nowhere has no coverage.
+    None where there were no intervals. A stratum without pixels has no coverage.
     """
     if "interval_coverage" not in metrics:
         return None
@@ -99,7 +100,7 @@ def summary_of(metrics: Mapping[str, float]) -> dict[str, Any] | None:
 
 
 def heading_of(stratum: str) -> str:
-    """What tables call a stratum."""
+    """The heading of a stratum in tables."""
     headings = ("narrowest quarter", "second quarter", "third quarter", "widest quarter")
     return dict(zip(WIDTHS, headings, strict=True)).get(stratum, stratum)
 
@@ -160,7 +161,7 @@ def align_sample(
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a protocol finds out about one prediction."""
+    """The results of a protocol for one prediction."""
 
     metrics: Mapping[str, float]
     tally: str = ""
@@ -267,7 +268,7 @@ def _finite(maps: Maps) -> Bool[np.ndarray, "h w"]:
 
 
 def _check_missing(sample: BenchmarkSample, usable: Bool[np.ndarray, "h w"]) -> None:
-    """Refuses an estimate that leaves out what it likes: its scores would flatter it.
+    """Refuse an estimate that leaves out too many pixels: it could leave out the difficult ones and score too well.
 
     Raises:
         InvalidValueError: more than `MAX_MISSING` of the valid pixels are not usable.

@@ -38,7 +38,7 @@ class StageSpeed:
     seconds: float
     """Median [s]."""
     gflop: float | None
-    """Arithmetic of one run, a multiplication and an addition being two [1e9]."""
+    """Operations of one run [1e9]; a multiplication and an addition count as two."""
     gflop_per_s: float | None
     ceiling_share: float | None
     """Share of the rate at which the same library multiplies large matrices on this machine."""

@@ -3,7 +3,7 @@
 
 Images of one place resemble each other, so an interval over images alone is too narrow; where a benchmark names places,
 both are given. A resample is drawn from (seed, what), never from the order of a run.
-A tally, what an image adds to pooled scores, stands in JSON as a short text: float64, compressed, in base 64.
+A tally is an image's part of pooled scores. JSON holds it as a short text: float64, compressed, in base 64.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class KindScore:
 
 
 class _Run:
-    """The scores of images, and what they are for any weights of the images."""
+    """The scores of images, and the overall scores for any weights of the images."""
 
     def __init__(
         self, images: Sequence[Scored], names: Sequence[str], *, over_places: bool, pooled: Pooling | None

@@ -46,7 +46,7 @@ class VideoEvaluation:
     """
 
     frames: tuple[int, int] | None = None
-    """First frame and the one after the last; None: all."""
+    """First frame, and last frame plus one; None: all frames."""
     alignments: tuple[Alignment, ...] = ALIGNMENTS
     protocol: str | None = None
     flow: FlowSource = "truth"
@@ -80,13 +80,13 @@ class VideoEvaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipEstimator:
-    """A way to get the maps of a clip.
+    """A source of the maps of a clip.
 
     Attributes:
         mode: what tables call it.
-        spec: what it is made of, for the report and for resuming.
+        spec: its description, for the report and for resuming.
         maps: the map of each of these frames of a clip, in their order.
-        hash_of: of what lies in files, for resuming.
+        hash_of: hash of saved predictions, for resuming.
     """
 
     mode: Mode

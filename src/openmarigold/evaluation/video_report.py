@@ -34,7 +34,7 @@ class ClipScore:
     """By the keys of `clip_scores.scores_of`; NaN where nothing could be compared."""
     input_hash: str
     seconds: float
-    """That the predictions took, with reading the photos."""
+    """Time that the predictions took, including reading the photos."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, NaN as null."""
@@ -92,7 +92,7 @@ class VideoReport:
     failed: Mapping[str, str] = field(default_factory=dict)
 
     def means(self, mode: str) -> dict[str, Mean]:
-        """Of an estimator, by metric."""
+        """Means of an estimator's scores, by metric."""
         return {name: _mean(self.clips[mode], name) for name in self.scores}
 
     def comparison(self) -> dict[str, dict[str, Any]]:
@@ -170,7 +170,7 @@ class VideoReport:
         return heading, rows
 
     def markdown(self) -> str:
-        """The table, what it was made with, and what failed."""
+        """The report as Markdown: the table, the settings, and the failed clips."""
         heading, rows = self.rows()
         protocol = ", ".join(dict.fromkeys(str(facts.get("protocol")) for facts in self.settings.values()))
         names = ", ".join(dict.fromkeys(str(facts.get("estimator")) for facts in self.settings.values()))

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Intervals of depth and of normals: what an error is, what a half width is made of, and where coverage is stated."""
+"""Intervals of depth and of normals: definitions of errors, signals for half widths, and the regions with their own
+coverage.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from openmarigold.modalities.modality import Band, Maps, Picture
 
 _SMALLEST_DEPTH = 1e-6
 _WIDEST = 60.0
-"""Half of an interval, as a logarithm: its factor is far beyond what depth spans, and a finite float32."""
+"""Largest half width, as a logarithm. Its factor is far larger than any range of depth, and finite in float32."""
 _EDGE, _SURROUNDINGS = 1, 16  # pixels of the networks' size (docs/experiments.md)
 _LEVELS = 65535
 _TURN = 20.0  # degrees between neighbors beyond which measured normals have an edge
@@ -204,4 +206,5 @@ NORMALS_BAND = Band(
     half_width=lambda maps, bounds: bounds["normals_within"].astype(np.float64),
     strata={"edges": _turns, "flat": lambda maps, valid_mask: ~_turns(maps, valid_mask)},
 )
-"""A cone around each normal: the measured one is within so many degrees. Edges are turns of more than 20 degrees."""
+"""An interval around a normal is a cone: the largest angle [deg] to the measured normal. Edges are turns of more than
+20 degrees."""

@@ -29,7 +29,7 @@ _SPECTRAL = (
 )
 _LEVELS_PER_CLASS = 256
 _STRIP_PIXELS = 2**15
-"""Of maps that are converted at a time: what is computed on the way stays in the cache of a core."""
+"""Size of the parts of maps that are converted at a time, so that intermediate results stay in the cache of a core."""
 
 
 def color_table(name: str = "Spectral") -> UInt8[np.ndarray, "n 3"]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Depth: normalization for training, ensembles, pictures, and how it is described to the other rooms.
+"""Depth: normalization for training, ensembles, pictures, and its description as a modality.
 
 Paper: §3.2 (affine-invariant depth normalization, eq. 3).
 """
@@ -24,7 +24,7 @@ from openmarigold.modalities.colors import color_table, colorize, strip_rows, un
 from openmarigold.modalities.modality import Gauge, MapKind, Maps, Merged, Modality, Picture, Surface, Target
 
 METRIC_SPACE = "metric_log"
-"""What model_index.json states where decoded values are the logarithm of meters: `modalities.metric`."""
+"""The space that model_index.json states if decoded values are the logarithm of meters: `modalities.metric`."""
 
 ASSUMED_SHIFT = 0.1
 """Added to affine depth in [0, 1] to make it depth up to scale where nothing is known, so that far is 11 times near:
@@ -43,7 +43,7 @@ image over the whole range, so a view out of a window would leave a sliver of it
 _SMALLEST_SHOWN = 1e-6
 _QUANTILE_ROWS = 1000  # the quantiles of colors are those of so many rows and columns
 LOG_HALF_RANGE = 2.0
-"""Of log depth, in natural logarithms: what a normalized value of 1 stands for. Targets span a factor of e^4 = 55."""
+"""Difference of log depth (natural logarithm) that a normalized value of 1 means. Targets span a factor of e^4 = 55."""
 
 
 def depth_range(
@@ -52,7 +52,7 @@ def depth_range(
     *,
     quantiles: tuple[float, float] = (0.02, 0.98),
 ) -> tuple[float, float]:
-    """What normalization calls near and far: two quantiles of the valid pixels, near < far, in the unit of `depth`.
+    """The near and far depth of normalization: two quantiles of the valid pixels, near < far, in the unit of `depth`.
 
     Raises:
         DataError: no valid pixel, a valid pixel that is not finite, or both quantiles equal.
@@ -303,7 +303,8 @@ _LINEAR = Modality(
 def colored_logs(
     depth: Float[np.ndarray, "h w"], color_map: str, bounds: tuple[float, float] | None = None
 ) -> np.ndarray:
-    """Colors by the logarithm of depth, from its 1 % to its 99 % quantile: a far sky leaves colors for what is near.
+    """Colors by the logarithm of depth, from its 1 % to its 99 % quantile, so that near things have different colors
+    even under a far sky.
 
     With `bounds`, from the lower depth to the upper one.
     """

@@ -53,7 +53,8 @@ _PRECISIONS = np.arange(100) / 100
 
 
 def depth_edges(depth: Float[np.ndarray, "h w"], farthest: float, threshold: int) -> Bool[np.ndarray, "h w"]:
-    """Canny's edges of depth in 256 steps from 0 to `farthest`; what is farther, or no number, counts as that far.
+    """Canny's edges of depth in 256 steps from 0 to `farthest`; farther depth, and depth that is not a number, counts
+    as `farthest`.
 
     Args:
         depth: depth [m].
@@ -210,7 +211,7 @@ def _score(sample: BenchmarkSample, maps: Maps, usable: Bool[np.ndarray, "h w"])
 
 
 def _tally(sample: BenchmarkSample, maps: Maps, usable: Bool[np.ndarray, "h w"]) -> Float64[np.ndarray, " k"]:
-    """What an image adds to the scores of drawn edges.
+    """The image's part of the scores of drawn edges.
 
     Raises:
         DataError: it has none.
@@ -315,7 +316,7 @@ def default_protocol(space: PredictionSpace) -> str:
 
 
 def prediction_space(invariance: str) -> PredictionSpace:
-    """What a checkpoint's depth is known up to, in the words of the protocols. An absolute one has no unit of its own.
+    """The invariance of a checkpoint's depth, in the names of the protocols. Absolute depth has no stated unit.
 
     >>> [prediction_space(invariance) for invariance in ("affine", "scale", "absolute")]
     ['affine_depth', 'scale', 'scale']

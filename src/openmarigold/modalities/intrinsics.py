@@ -38,7 +38,7 @@ _ColorSpace = Literal["srgb", "linear"]
 
 @dataclass(frozen=True)
 class _Stated:
-    """What `target_properties` states of a target."""
+    """The properties of a target that `target_properties` states."""
 
     space: str
     up_to_scale: bool = False
@@ -60,7 +60,7 @@ def _target_names(index: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _stated(index: Mapping[str, Any], usual: Mapping[str, _Stated]) -> dict[str, _Stated]:
-    """What is stated of each target, in their order; where nothing is, what is usual.
+    """The stated properties of each target, in their order; the usual ones if none are stated.
 
     Raises:
         InvalidValueError: a value of another type.
@@ -101,7 +101,9 @@ def _merge(kinds: Sequence[MapKind], members: Float32[np.ndarray, "n c h w"], re
 
 
 def _valid_mask(maps: Maps, accepted: tuple[float, float]) -> Bool[np.ndarray, "h w"]:
-    """Pixels where all is finite and the albedo is not black; `accepted` is a range of depth and says nothing here."""
+    """Pixels where all values are finite and the albedo is not black. `accepted` is a range of depth and has no meaning
+    here.
+    """
     valid = (maps["albedo"] > 0).any(axis=-1)
     for values in maps.values():
         valid = valid & np.isfinite(values if values.ndim == 2 else values.sum(axis=-1))
@@ -148,7 +150,7 @@ def _color_map(name: str, space: _ColorSpace, unit: str, file_name: str = "") ->
 
 
 def _white(values: np.ndarray, up_to_scale: bool) -> float:
-    """What a picture of a map shows as white."""
+    """The value of a map that its picture shows as white."""
     return max(float(values.max()), -float(values.min()), _SMALLEST_WHITE) if up_to_scale else 1.0
 
 
@@ -194,7 +196,7 @@ def _modality(
     accepted: Callable[[Mapping[str, Any], Mapping[str, _Stated]], object],
     **more: Any,
 ) -> Modality:
-    """What both modalities have in common."""
+    """A modality with the fields that both modalities share."""
     files = tuple(f"{kind.file_name}_uncertainty" for kind in maps)
     spaces = {kind.name: str(targets.get(kind.name, _Stated(kind.space))) for kind in maps}
     albedo_encoded = maps[0].space == "linear"

@@ -35,7 +35,7 @@ from openmarigold.modalities.protocol import (
 from openmarigold.reconstruction.saving import METERS
 
 _SMALLEST_DEPTH = 1e-3
-"""[m]: plain fits give less, even negative depth, whose inverse means nothing."""
+"""Smallest depth that is scored [m]. Plain fits give smaller, even negative depth, whose inverse has no meaning."""
 
 SPACES: tuple[PredictionSpace, ...] = ("metric",)
 
@@ -82,9 +82,9 @@ FAR_STEPS = 256
 """Steps per meter where something is farther, as in KITTI; up to 256 m."""
 
 METRIC_MIDDLE = math.log(4.0)
-"""Of log depth [m]: what a normalized value of 0 stands for."""
+"""Log depth [log m] that a normalized value of 0 means."""
 METRIC_HALF_RANGE = 3.0
-"""Of log depth: what 1 stands for. Targets span 0.2 to 80 m."""
+"""Difference of log depth that a normalized value of 1 means. Targets span 0.2 to 80 m."""
 
 _STRIP_ROWS = 256
 _LARGEST = 65535
@@ -149,7 +149,7 @@ def _differentiable(norm_depth: Float[np.ndarray, "*shape"]) -> tuple[np.ndarray
 
 
 def _to_target(maps: Maps, valid_mask: Bool[np.ndarray, "h w"], invalid: str) -> Target:
-    del invalid  # what is not known is far: stored values of it are not depth
+    del invalid  # unknown pixels become far: their stored values are not depth
     span = math.exp(METRIC_MIDDLE - METRIC_HALF_RANGE), math.exp(METRIC_MIDDLE + METRIC_HALF_RANGE)
     return Target(values=normalize_metric_depth(maps["depth"], valid_mask)[None, None], bounds=span)
 

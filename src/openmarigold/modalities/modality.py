@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The description of a modality, which all other rooms use. A new modality is a new file with one instance."""
+"""The description of a modality, which all other packages use. A new modality is a new file with one instance."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class MapKind:
     channels: int
     range: tuple[float, float]
     unit: str
-    """Of a predicted value, in words."""
+    """Unit of a predicted value, in words."""
     space: Literal["linear", "log", "disparity", "srgb", "vector"]
     exr_channels: tuple[str, ...]
     """One name for each channel."""
     exr_aliases: tuple[str, ...] = ()
-    """Of one channel: what other tools call it, the likeliest first."""
+    """For maps of one channel: names that other tools use, the most likely first."""
     resample: Literal["nearest", "bilinear"] = "nearest"
     """How training views are cut from it: nearest where a mean over an edge would invent a value."""
     file_name: str = ""
@@ -47,9 +47,10 @@ class Target:
     """What the network learns of one view."""
 
     values: Float32[np.ndarray, "t k H W"]
-    """Pictures in [-1, 1], one for each target; of one channel (`k` = 1) are repeated to three for the autoencoder."""
+    """Pictures in [-1, 1], one for each target. Pictures of one channel (`k` = 1) are repeated to three for the
+    autoencoder."""
     bounds: tuple[float, float] = (0.0, 1.0)
-    """What -1 and 1 stand for, in the unit of the sample's map, where the view sets that."""
+    """The values that -1 and 1 mean, in the unit of the sample's map, if the view sets them."""
 
     @property
     def pictures(self) -> Float32[np.ndarray, "t 3 H W"]:
@@ -72,7 +73,7 @@ class Picture:
     suffix: str
     """The end of its name, such as `_depth.png`."""
     content: str | Callable[[Maps], str]
-    """What it holds, for its provenance; where that depends on the values, a function of them."""
+    """Its content in words, for the provenance record; a function of the values if the content depends on them."""
     make: Callable[[Maps, OutputConfig], np.ndarray]
     """The pixels, uint8 or uint16, from maps (or uncertainties)."""
     wanted: Callable[[OutputConfig], bool] = lambda output: "png" in output.format
@@ -80,43 +81,43 @@ class Picture:
     of_interval: bool = False
     """Whether it is made from the maps of an interval, and exists with these only."""
     applies: Callable[[Mapping[str, Any]], bool] = lambda settings: True
-    """Whether it has something to show, given what results state about their settings."""
+    """Whether it has something to show, given the facts that results state about their settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Surface:
-    """What points and meshes are made of."""
+    """The surface from which points and meshes are made."""
 
     depth: Float[np.ndarray, "h w"]
     """Planar depth up to scale, or in meters; NaN, infinity and what is not above 0 are unknown."""
     unit: str = RELATIVE
-    """Of lengths: `reconstruction.saving.METERS` or `RELATIVE`."""
+    """Unit of lengths: `reconstruction.saving.METERS` or `RELATIVE`."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What was assumed, for the files."""
+    """Assumptions, which the files state."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gauge:
-    """What two predictions of one scene may differ by: in a space of their values, `scale * other + shift`."""
+    """The allowed difference of two predictions of one scene: `scale * other + shift` in a space of their values."""
 
     to_space: Callable[[Float[np.ndarray, "*shape"]], Float[np.ndarray, "*shape"]]
     from_space: Callable[[Float[np.ndarray, "*shape"]], Float[np.ndarray, "*shape"]]
     with_scale: bool
     """Whether the scale is unknown too; it is 1 otherwise."""
     space: Literal["linear", "log"]
-    """Of the fit, for files."""
+    """Name of the fit, for files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
-    """What an interval of predictions is: a half width in a space in which errors are measured."""
+    """The definition of an interval of predictions: a half width in a space in which errors are measured."""
 
     summary: str
-    """How truth and prediction are brought together before an error is measured, in words."""
+    """How the prediction is fitted to the truth before an error is measured, in words."""
     unit: str
-    """Of errors and half widths, in words."""
+    """Unit of errors and half widths, in words."""
     names: tuple[str, ...]
-    """Of the maps of an interval, the ends of their file names; `_lo` and `_hi` end those of bounds."""
+    """Ends of the file names of an interval's maps; file names of bounds end in `_lo` and `_hi`."""
     error: Callable[[Maps, Maps, Bool[np.ndarray, "h w"]], Float64[np.ndarray, "h w"]]
     """Errors of predicted maps, given the measured ones, fitted on the pixels that are True; not below 0, and infinite
     where the fit means nothing."""
@@ -124,7 +125,7 @@ class Band:
     """What a half width may be made of, `[h w]` and not below 0: from the stack at the networks' size, and the
     uncertainty of an ensemble."""
     of_ensemble: frozenset[str]
-    """Those of the signals that need an ensemble."""
+    """Names of the signals that need an ensemble."""
     bounds: Callable[[Maps, Float[np.ndarray, "h w"]], Maps]
     """The maps of an interval, by name, float32 of the photo's size."""
     half_width: Callable[[Maps, Maps], Float64[np.ndarray, "h w"]]
@@ -155,8 +156,8 @@ class Modality:
     valid_mask: Callable[[Maps, tuple[float, float]], Bool[np.ndarray, "h w"]]
     """Pixels of a sample that count, given the exclusive range of accepted values."""
     usual_limits: Mapping[str, float] = field(default_factory=dict)
-    """Largest value that training uses of pictures of a kind, exclusive, where neither the data nor the recipe states
-    one; kinds that are not named have none."""
+    """By kind of picture, the largest value that training uses, exclusive, if neither the data nor the recipe states
+    one. Kinds that are not named have no limit."""
     to_target: Callable[[Maps, Bool[np.ndarray, "h w"], str], Target]
     """The target of a view: its maps, the pixels that count, and the recipe's rule for those that do not ("far" or
     "raw"). Raises DataError where there is nothing to learn."""
@@ -165,7 +166,7 @@ class Modality:
     merge: Callable[[Float32[np.ndarray, "n c h w"], str, str], Merged]
     """Consensus of members that are known up to an invariance, by one of the `reductions`."""
     reductions: tuple[str, ...]
-    """How members may be merged; the first one where nothing is asked for."""
+    """Ways to merge members; the first one is the default."""
     finish: Callable[[Float[np.ndarray, "c h w"]], Float[np.ndarray, "c h w"]]
     """The stack after resizing to the photo's size, back in its range."""
     mirror: Callable[[Maps], Maps]
@@ -180,7 +181,7 @@ class Modality:
     pixel_loss: Literal["affine_invariant", "absolute", "angular"]
     """How decoded targets are compared in end-to-end training: `PIXEL_LOSSES` of training/loss.py."""
     index_facts: Mapping[str, Any]
-    """What model_index.json of a checkpoint that is trained states besides its class and prediction type."""
+    """Entries of a trained checkpoint's model_index.json besides its class and prediction type."""
 
     protocols: Mapping[str, Protocol]
     """How predictions are scored, by name."""
@@ -189,7 +190,7 @@ class Modality:
     headline_metrics: tuple[str, ...]
     """Scores that tables and validation show first; pages sort images by the first one. A protocol may have others."""
     spaces: tuple[PredictionSpace, ...]
-    """What predictions may be known up to; the first one where nothing is stated."""
+    """Spaces of predictions (up to which transform they are known); the first one is the default."""
     prediction_space: Callable[[str], PredictionSpace]
     """The space of a checkpoint's predictions, from its invariance."""
     stated_space: Callable[[Mapping[str, Any], str], PredictionSpace | None] = lambda record, suffix: None

@@ -56,7 +56,7 @@ def merge_normals(members: Float32[np.ndarray, "n 3 h w"], *, reduction: str = "
 
 
 def _valid_mask(maps: Maps, accepted: tuple[float, float]) -> Bool[np.ndarray, "h w"]:
-    """Vectors that have a direction; `accepted` is a range of depth and says nothing about them."""
+    """Vectors that have a direction. `accepted` is a range of depth and has no meaning here."""
     with np.errstate(over="ignore"):
         squared = np.square(maps["normals"]).sum(axis=-1)
     return np.asarray((squared > _VALID_LENGTH**2) & (squared < np.inf))
@@ -134,7 +134,9 @@ def _measured_from_depth(maps: Maps, facts: Mapping[str, Any]) -> Maps:
 
 
 def _dense(known: Bool[np.ndarray, "h w"], side: int) -> Bool[np.ndarray, "h w"]:
-    """Where at least half of the window around a pixel is known: lines of a laser scan fit planes of any tilt."""
+    """Pixels with at least half of their window known. Without this test, a single line of a laser scan fits planes of
+    any tilt.
+    """
     counts = []
     for where in (known, np.ones_like(known)):
         sums = np.pad(np.pad(where, side // 2).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))

@@ -72,7 +72,7 @@ def _score(sample: BenchmarkSample, maps: Maps, usable: Bool[np.ndarray, "h w"])
 
 
 def tally_of(errors: Float[np.ndarray, " n"]) -> Float64[np.ndarray, " k"]:
-    """What the angular errors [deg] of an image add to pooled scores.
+    """The tally of an image's angular errors [deg] for pooled scores.
 
     Their number, sum and sum of squares, how many are below each of `LIMITS`, and a histogram from 0 to 180.
     """

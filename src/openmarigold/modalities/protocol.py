@@ -15,7 +15,8 @@ Maps: TypeAlias = Mapping[str, np.ndarray]
 """Arrays by name: `[h w]` of one channel, `[h w c]` of more."""
 
 PredictionSpace: TypeAlias = str
-"""What a prediction is known up to, in the words of a modality's protocols, such as "affine_depth" or "metric"."""
+"""The space of a prediction (up to which transform it is known), named as in protocols, such as "affine_depth" or
+"metric"."""
 
 Window: TypeAlias = tuple[slice, slice]
 """Rows and columns."""
@@ -27,7 +28,7 @@ class BenchmarkSample:
 
     name: str
     kind: str
-    """Of place, such as "room" or "outdoor"."""
+    """Kind of place, such as "room" or "outdoor"."""
     place: str
     rgb: UInt8[np.ndarray, "h w 3"]
     maps: Maps
@@ -43,7 +44,7 @@ class BenchmarkSample:
     given: Maps = field(default_factory=dict)
     """What an estimator may know besides the photo: measured values `[h w]` at some pixels, 0 at all others."""
     marks: Mapping[str, Bool[np.ndarray, "h w"]] = field(default_factory=dict)
-    """What people drew into the photo, by name, such as edges of depth."""
+    """Marks that people drew on the photo, by name, such as edges of depth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,16 +53,16 @@ class Score:
 
     name: str
     label: str = ""
-    """What tables call it; a score without a label stands in files only."""
+    """Its heading in tables; a score without a label appears in files only."""
     unit: str = ""
     """Scores in "%" are stored as shares and shown times 100."""
     digits: int = 2
-    """Behind the point, in a comparison."""
+    """Digits after the decimal point in a comparison."""
     table_digits: int = 1
-    """Behind the point, in a table of means."""
+    """Digits after the decimal point in a table of means."""
     higher_is_better: bool = False
     flag: str = ""
-    """What is wrong with an image where it is above 0; reports count such images."""
+    """The defect of an image whose score is above 0; reports count such images."""
 
     @property
     def heading(self) -> str:
@@ -112,7 +113,7 @@ class Pooling:
     size: int
     """Numbers in a tally."""
     tally: Callable[[BenchmarkSample, Maps, Bool[np.ndarray, "h w"]], Float64[np.ndarray, " k"]]
-    """What an image adds: of the aligned maps over the pixels that are True."""
+    """The tally of an image, from the aligned maps over the pixels that are True."""
     combine: Callable[[Float64[np.ndarray, "r k"]], Mapping[str, Float64[np.ndarray, " r"]]]
     """Scores of `r` sums of tallies, by name. Scores of the protocol that are not there are averaged over images."""
 

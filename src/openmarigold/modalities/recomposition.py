@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The identity photo = albedo * shading + residual, in linear light: how well maps meet it, and maps that meet it.
+"""The identity photo = albedo * shading + residual, in linear light: the error that maps leave, and maps without an
+error.
 
 The photo's pixels are taken as sRGB. Division by the albedo is what other tools do too, such as compphoto/Intrinsic
 (Careaga and Aksoy 2024).
@@ -16,7 +17,7 @@ from jaxtyping import Float, Float32, UInt8
 from openmarigold.images.pixels import decode_srgb, light_of_pixels
 
 DARKEST = 1e-3
-"""Albedo, below which nothing is divided by it."""
+"""Nothing is divided by an albedo of at most this value."""
 
 _STRIP_PIXELS = 2**17
 
@@ -26,7 +27,7 @@ class Fit:
     """How maps meet the identity."""
 
     scale: float
-    """What shading and residual are multiplied with; 1 where they are not up to scale."""
+    """Factor of shading and residual; 1 if they are not up to scale."""
     error: float
     """Root of the mean squared difference between photo and recomposition, over pixels and colors, in linear light."""
 
@@ -76,7 +77,7 @@ def recompose(
     Both are multiplied with `scale` first. Then the shading becomes (photo - residual) / albedo, clipped to the range
     that it has in this photo; where the albedo is at most `DARKEST`, it stays. The residual becomes what is left, so
     that the identity holds up to rounding. It keeps its values where nothing was clipped. Elsewhere it may be negative:
-    light that the albedo and the shading's range do not allow to be as dark as it is.
+    there the photo is darker than the albedo and the shading's range allow.
     """
     for values in (shading, residual):
         values *= np.float32(scale)

@@ -24,7 +24,7 @@ from openmarigold.networks.tensors import save_tensors
 ADAPTER_DIR = "adapter"
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILES = ("adapter_model.safetensors", "adapter_config.json")
-_NAME = "marigold"  # of the adapter among others that a network may have
+_NAME = "marigold"  # name of the adapter, because a network may have several
 
 
 class LowRank(NamedTuple):

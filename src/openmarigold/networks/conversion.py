@@ -289,7 +289,7 @@ def _inputs(source: Checkpoint, name: str, h: int, w: int) -> dict[str, Tensor]:
 
 
 def check_replaceable(destination: Path) -> None:
-    """Passes if nothing but an exported checkpoint would be lost at `destination`; raises OutputError."""
+    """Raise OutputError if writing to `destination` would delete anything other than an exported checkpoint."""
     if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
         return
     for image_encoder in (False, True):

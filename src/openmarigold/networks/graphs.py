@@ -19,8 +19,8 @@ _NUM_WARMUPS = 2  # the first run compiles and chooses algorithms, which a recor
 class RecordedNetwork:
     """A function of CUDA tensors to one tensor, recorded at the first call for each shape of its inputs.
 
-    It must do the same work for all values of one shape, without random numbers. Not for several threads at a time. All
-    recordings share their memory: each call copies its inputs in and its output out.
+    The function must do the same work for all values of one shape, without random numbers. Only one thread may call it
+    at a time. All recordings share their memory: each call copies its inputs in and its output out.
     """
 
     def __init__(self, network: Callable[..., Tensor]) -> None:

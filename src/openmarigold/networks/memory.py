@@ -25,8 +25,8 @@ _LAYOUTS = (
 def available_memory(device: str = "cpu") -> float:
     """Memory that tensors on a device may still take [bytes]; infinite where this is not known.
 
-    On a CPU main memory without swapping, or what a container is still given of it. On CUDA what is free,
-    and what torch holds without using it.
+    On a CPU: free main memory without swapping, or the rest of a container's limit. On CUDA: free memory, and memory
+        that torch holds without using it.
     """
     if device.startswith("cuda"):
         free, _ = torch.cuda.mem_get_info(device)
@@ -46,7 +46,7 @@ def _main_memory() -> float:
 
 
 def _container_memory() -> float:
-    """What is left of a container's limit; files that it has read count as free, because they can be dropped."""
+    """The rest of a container's memory limit. Cached files count as free, because they can be dropped."""
     for limit, used, statistics, read_files in _LAYOUTS:
         try:
             left = int(_text(limit)) - int(_text(used))

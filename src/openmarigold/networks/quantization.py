@@ -19,13 +19,13 @@ from jaxtyping import Float
 Sample: TypeAlias = Mapping[str, np.ndarray]
 """The inputs of one run of a network, by name."""
 MAX_OUTPUT_ERROR = 0.02
-"""What int8 may do to the output of a network, as `relative_error` gives it."""
+"""Largest error of a network's output that int8 may cause, as `relative_error` measures it."""
 _LIMITS = (0.02, 0.01, 0.005, 0.0025, 0.0)  # tried in turn: for the sum of single errors, which may add to more
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantized:
-    """What became of a network."""
+    """The result of quantizing a network."""
 
     num_layers: int
     """Layers in int8."""
@@ -63,7 +63,7 @@ def layers_to_keep(errors: Mapping[str, float], *, limit: float = _LIMITS[0]) ->
 
     Args:
         errors: of the output with one layer in int8, by layer; the errors of several add as squares.
-        limit: for the sum of those that are left.
+        limit: limit for the sum of the remaining errors.
     """
     # Not a number counts as infinite.
     worst_first = sorted(((error if error >= 0 else np.inf, name) for name, error in errors.items()), reverse=True)

@@ -26,7 +26,7 @@ with needs_extra("quantize"), openvino_without_reports():
 _CONVOLUTIONS = frozenset({"Convolution", "GroupConvolution", "ConvolutionBackpropData"})
 _LAYERS = _CONVOLUTIONS | {"MatMul"}
 _OF_WEIGHTS = frozenset({"Convert", "FakeQuantize", "Multiply", "Subtract", "Reshape", "Transpose"})
-_TINY_BIAS = 1e-12  # not 0, which OpenVINO would remove
+_TINY_BIAS = 1e-12  # not 0, because OpenVINO would remove a bias of 0
 _SETTINGS: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
 
 
@@ -73,7 +73,7 @@ def _save(model: Any, path: Path) -> None:
 
 
 class _Group:
-    """Layers whose inputs are quantized together, and what quantizes them, by name."""
+    """Layers whose inputs are quantized together, and the nodes that quantize them, by name."""
 
     def __init__(self) -> None:
         self.layers: list[str] = []
@@ -138,7 +138,7 @@ def _groups(model: Any) -> dict[str, _Group]:
 
 
 def _layers_after(quantizer: Any) -> Iterator[str]:
-    """Names of the layers that see what a quantizer gives, through operators that only move values."""
+    """Names of the layers that read a quantizer's output, directly or through operators that only move values."""
     waiting, seen = [quantizer], set()
     while waiting:
         for target in waiting.pop().output(0).get_target_inputs():
@@ -215,7 +215,7 @@ def _restore_weights(nodes: Mapping[str, Any], plain: Any, layers: Iterable[str]
 
 
 def _replace(node: Any, value: Any, targets: Iterable[Any] | None = None) -> None:
-    """Gives a value to what took the output of a node: to all, or to these."""
+    """Replace the output of a node by another value in all its readers, or in the given ones."""
     for target in list(node.output(0).get_target_inputs()) if targets is None else targets:
         target.replace_source_output(value)
 

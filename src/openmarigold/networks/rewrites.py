@@ -40,8 +40,7 @@ _Layer = TypeVar("_Layer", nn.Linear, nn.ConvTranspose2d)
 def fold_constant_context(unet: UNet2DConditionModel, context: Float[Tensor, "1 n d"]) -> UNet2DConditionModel:
     """The same U-Net for this context alone, with the attention layers rewritten in place.
 
-    What a rewritten layer is given as `encoder_hidden_states` no longer counts. Layers of an unusual kind stay as they
-    are.
+    A rewritten layer ignores its argument `encoder_hidden_states`. Layers of an unusual kind stay as they are.
     """
     for block in unet.modules():
         if not isinstance(block, BasicTransformerBlock):
@@ -76,7 +75,8 @@ def fold_upsampling(network: _Network) -> _Network:
 
 
 def doubling_convolution(convolution: nn.Conv2d) -> nn.ConvTranspose2d:
-    """What equals repeating each pixel twice in both directions and then this 3 × 3 convolution.
+    """One transposed convolution that equals repeating each pixel twice in both directions and then this 3 × 3
+    convolution.
 
     An even output row 2i meets rows i - 1, i, i of the input, an odd one 2i + 1 meets i, i, i + 1; columns likewise.
     Tap k of the transposed convolution brings row i of the input to row 2i + k - 1 of the output. The zeros around the

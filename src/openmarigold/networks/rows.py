@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images that are computed row by row when asked for, and images that are kept, in strips of rows.
 
-An image between two layers is a `Rows`: it gives any of its rows. A layer is a `Rows` of another one, and asks it for
-the rows that its own need. A `Kept` holds its rows; `keep` makes one. Whoever asks for rows of a chain of layers
-computes that chain for these rows alone, with those around them that its convolutions see.
+An image between two layers is a `Rows`: it gives any of its rows. A layer is a `Rows` that reads another `Rows`. It
+asks that one for the rows that it needs. A `Kept` holds its rows; `keep` makes one. A request for rows of a chain of
+layers computes only these rows, and the rows around them that the convolutions see.
 
 Group normalization needs the mean and variance of the whole image. A `Moments` gathers them from strips: each strip's
 own per channel, joined in float64.
@@ -131,7 +131,7 @@ class Kept(Rows):
 
 @dataclass(frozen=True, eq=False)
 class Activated(Rows):
-    """What group normalization and an activation make of an image."""
+    """An image after group normalization and an activation."""
 
     source: Rows
     factor: Float[Tensor, "b c 1 1"]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX networks that read their weights from the safetensors files of the same folder, so that weights stand once.
+"""ONNX networks that read their weights from the safetensors files of the same folder, so that each weight is stored
+once.
 
 A traced network holds weights as torch has them, transposed, or three side by side (the fused projections of
 self-attention). Each such weight becomes the stored tensors, by file and offset, and the operators that make the weight

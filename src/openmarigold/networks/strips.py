@@ -35,7 +35,7 @@ _WORKING_BYTES = 300 * 2**20  # of strips, and of allocators that keep what was 
 def encode_in_strips(
     vae: AutoencoderKL, image: Float[Tensor, "b 3 H W"], *, num_whole: int = 2
 ) -> Float[Tensor, "b C h w"]:
-    """What `backbone.encode_to_latent` gives, for an autoencoder that `runs_in_strips`.
+    """The result of `backbone.encode_to_latent`, for an autoencoder that `runs_in_strips`.
 
     Args:
         vae: without gradients.
@@ -62,7 +62,7 @@ def encode_in_strips(
 def decode_in_strips(
     vae: AutoencoderKL, latent: Float[Tensor, "b C h w"], *, num_whole: int = 2
 ) -> Float[Tensor, "b k H W"]:
-    """What `backbone.decode_to_image` gives, for an autoencoder that `runs_in_strips`; see `encode_in_strips`."""
+    """The result of `backbone.decode_to_image`, for an autoencoder that `runs_in_strips`; see `encode_in_strips`."""
     decoder: _Layer = vae.decoder
     held: Rows = Kept.of(latent / vae.config["scaling_factor"])
     if vae.post_quant_conv is not None:

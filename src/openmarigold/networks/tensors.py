@@ -61,7 +61,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     try:
         save_file(contiguous, path, metadata={"format": "pt", **(metadata or {})})
-    except SafetensorError as error:  # what the library makes of an error of the operating system
+    except SafetensorError as error:  # the library turns errors of the operating system into this class
         raise OSError(f"{type(error).__name__}: {' '.join(str(error).split())[:160]}") from error
     mask = os.umask(0)
     os.umask(mask)

@@ -82,8 +82,8 @@ def train(
         recipe_path: TOML file, see `openmarigold.training.recipe`, or the recipe.json of a run.
         overrides: `section.key=value` each, in the place of what the recipe holds.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        resume: an interrupted run in the output folder goes on; False starts anew.
-        stop_after_steps: stop early with the state saved.
+        resume: continue an interrupted run in the output folder; False starts anew.
+        stop_after_steps: number of steps after which the run saves its state and stops early.
         watch: called with a `monitor.Progress` now and then; None logs it.
         paths: as `TrainingPaths`.
 
@@ -103,14 +103,14 @@ def train(
     loop, state, plan_batches = _import_parts()
     _warn_of_unused(recipe, places)
     accelerator = loop.make_accelerator(recipe.optimization.mixed_precision, device)
-    # Before latents are encoded for a recipe that does not fit.
+    # These checks come first: encoding latents takes long, and the recipe may not fit the state.
     found = _last_state(state, places.output_dir / "states", accelerator) if resume else None
     saved = None if found is None else state.saved_recipe(found)
     recipe = resolved(recipe, saved, has_benchmark=places.benchmark_dir is not None)
     table = to_table(recipe)
     if found is not None:
         state.check_recipe(found, table)
-    plan_batches(recipe.optimization, num_processes=accelerator.num_processes)  # before latents are encoded in vain
+    plan_batches(recipe.optimization, num_processes=accelerator.num_processes)  # before latents are encoded for nothing
     cache_dir = (places.cache_dir or places.output_dir / "latents") if keeps_latents(recipe) else None
     check_inputs = None if found is None else partial(state.check_inputs, found)
     with loop.lost_processes(accelerator, places.output_dir):

@@ -47,8 +47,8 @@ class Base:
     """A base checkpoint with its networks loaded.
 
     Attributes:
-        directory: where it lies, downloaded if need be.
-        unet: widened to [rgb_latent, noisy target latents] if it was not.
+        directory: its folder, downloaded if necessary.
+        unet: with inputs for [rgb_latent, noisy target latents]; widened if it did not have them.
         schedule: the base's noise with the recipe's changes, as training and the finished checkpoint use it.
         sha256: of the U-Net as it was read.
     """
@@ -66,7 +66,7 @@ def load_base(recipe: MarigoldRecipe) -> Base:
     """The base checkpoint of a recipe, ready for training.
 
     Raises:
-        CheckpointError: a part is missing or damaged, or it cannot be had from the hub.
+        CheckpointError: a part is missing or damaged, or the download from the hub fails.
         RecipeError: U-Net and autoencoder do not belong together, or the recipe asks for an impossible schedule.
     """
     variant = recipe.base_variant or None
@@ -94,7 +94,7 @@ def load_base_unet(base: Base, recipe: MarigoldRecipe) -> UNet2DConditionModel:
 
 
 def _widen(unet: UNet2DConditionModel, vae: Vae, recipe: MarigoldRecipe) -> None:
-    """Gives an image generator's U-Net the channels of the modality; a model of that modality has them."""
+    """Widen an image generator's U-Net to the channels of the modality; a model of that modality has them already."""
     modality = find_modality(recipe.modality)
     channels, found = latent_channels(vae), (unet.config["in_channels"], unet.config["out_channels"])
     needed = ((NUM_CONDITION_LATENTS + modality.num_targets) * channels, modality.num_targets * channels)
@@ -113,7 +113,7 @@ def locate_base(recipe: MarigoldRecipe) -> Path:
     """Folder of the base checkpoint; a single file is unpacked and a hub id downloaded where that is not done yet.
 
     Raises:
-        CheckpointError: the folder does not exist, and the hub does not give it.
+        CheckpointError: the folder does not exist, and it cannot be downloaded from the hub.
     """
     folder = Path(recipe.base)
     if folder.is_dir():

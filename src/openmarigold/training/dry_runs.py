@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Before a run: `train --dry-run`, early checks and needs in time, memory and disk; and what a run is about to do, in
-lines: device, batch, share of each source, validation, and the resolved recipe.
+"""Before a run: `train --dry-run` with early checks and the needs in time, memory and disk; and the lines that describe
+a run: device, batch, share of each source, validation, and the resolved recipe.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class DryRun:
                 f"latents: {self.cache_bytes / _GIB:.2f} GiB on disk, about {format_time(self.encode_s)} to encode; "
                 "after that steps do not encode"
             )
-        # A new state is whole before the oldest goes.
+        # A new state is complete before the oldest is removed.
         needed = self.state_bytes * (self.keep_states + 1) + self.cache_bytes
         lines.append(
             f"disk: {self.state_bytes / _GIB:.2f} GiB a state, {needed / _GIB:.2f} GiB for states and latents at most, "
@@ -164,7 +164,9 @@ def make_dry_run(task: Any, recipe: Recipe, *, output_dir: Path, accelerator: Ac
 
 
 def _time_validation(task: Any) -> tuple[list[str], float]:
-    """What a task scores, and about how long that takes [s]; its checkpoint lies in a temporary folder meanwhile."""
+    """The sets that a task scores, and about how long that takes [s]. Its checkpoint is in a temporary folder
+    meanwhile.
+    """
     validation = getattr(task, "validation", None)
     if validation is None or not validation.described:
         return [], 0.0

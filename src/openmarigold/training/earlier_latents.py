@@ -31,10 +31,10 @@ _OLD_FIELDS = {"depth_latent": "target_latent", "norm_depth": "target", "depth_r
 
 
 class EarlierLatents:
-    """What an earlier version kept of a mixture's views."""
+    """Latents of a mixture's views that an earlier version stored."""
 
     def __init__(self, folder: Path, mixture: Mixture, dtypes: list[np.dtype], described: Mapping[str, Any]) -> None:
-        """Looks whether the folder holds latents of just this mixture.
+        """Check whether the folder holds latents of exactly this mixture.
 
         Args:
             dtypes: of the rows of each source.
@@ -82,7 +82,7 @@ class EarlierLatents:
         return max(1, _SHARD_BYTES // self._dtypes[number].itemsize)
 
     def _files(self, number: int, shard: int) -> tuple[Path, Path]:
-        """Where a shard may lie: as it is, or packed."""
+        """Possible paths of a shard: plain, or packed."""
         plain = self._folder / self._mixture.sources[number].name / f"shard-{shard:05d}.npy"
         return plain, plain.with_suffix(SUFFIX)
 

@@ -17,7 +17,7 @@ _TRAINED = ("unet", "vae", "image_encoder", "adapter", "README.md")
 
 
 def keep_checkpoint(checkpoint: Path, kept: Path, *, trained_of: Path | None = None) -> None:
-    """Makes `kept` equal to `checkpoint`, but for the trained networks where `trained_of` gives others.
+    """Make `kept` equal to `checkpoint`, except for trained networks that `trained_of` gives.
 
     Checkpoints are replaced as whole folders and their files never change, so a link to a file is as good as a copy.
 
@@ -80,6 +80,6 @@ def _finite_scores(log: Path, name: str) -> dict[int, float]:
 
 
 def forget_checkpoints(output_dir: Path) -> None:
-    """Removes what an earlier run kept."""
+    """Remove the checkpoints that an earlier run kept."""
     for path in (output_dir / BEST_DIR, output_dir / NUMBERED_DIR):
         shutil.rmtree(path, ignore_errors=True)

@@ -4,7 +4,7 @@
 Both ways give the same numbers: each view is encoded by itself, in float32, and rounded to half precision (or not, as
 the recipe says). A kept row is named by all that it depends on: the sample's bytes, what was done to it, and the
 autoencoder. So runs share the rows of the samples that they have in common, several processes encode together, and an
-interrupted encoding is continued. What other data or settings need is encoded next to what is there.
+interrupted encoding is continued. Rows that other data or settings need are added to the same folder.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from openmarigold.training.packed import RowStore
 from openmarigold.training.views import Mixture, View
 
 LOGGER = quoted_logger(__name__)
-SHARD_BYTES = 2**23  # about so much is lost when making a cache is interrupted
+SHARD_BYTES = 2**23  # about this much work is lost if the encoding is interrupted
 LOG_PERIOD = 20  # shards between progress lines
 _ABOUT_FILE = "about.json"
-_VERSION = 1  # another one where the same settings make other rows
+_VERSION = 1  # changes if the same settings make different rows
 
 _VIEW_SETTINGS = ("min_scale", "aspect_jitter", "mirror", "appearance", "invalid", "invalid_is_far")
 _LATER_SETTINGS = ("draws", "resampling", "latents")
@@ -167,7 +167,9 @@ class Latents:
         return np.dtype(fields)
 
     def _described(self, vae: Vae) -> dict[str, Any]:
-        """Everything that latents depend on; shares, weights and noise only affect which are drawn."""
+        """Everything that latents depend on. Shares, weights and noise are left out: they only affect which views are
+        drawn.
+        """
         config = self.mixture.config
         settings = {f"data.{name}": getattr(config, name) for name in (*_VIEW_SETTINGS, "num_variants", "min_depth")}
         for name in _LATER_SETTINGS:  # runs of earlier versions did without them
@@ -195,7 +197,7 @@ class Latents:
         missing = [index for index in range(self.num_views) if not self._is_kept(index)]
         groups = list(self._grouped(missing))
         mine = groups[accelerator.process_index :: accelerator.num_processes]
-        accelerator.wait_for_everyone()  # all have seen what was there before anyone adds to it
+        accelerator.wait_for_everyone()  # every process lists the existing rows before any process adds rows
         if mine:
             LOGGER.info("encoding %d of %d views", len(missing), self.num_views)
             self._make(mine, num_workers)

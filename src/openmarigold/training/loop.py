@@ -74,7 +74,7 @@ def make_accelerator(mixed_precision: str, device: str = "auto") -> Accelerator:
         if mixed_precision != "no":
             plugin.set_mixed_precision(mixed_precision)
         accelerator.state.fsdp_plugin = plugin
-        PartialState._shared_state["distributed_type"] = DistributedType.FSDP  # from which each look is refreshed
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP  # each access of `state` copies it
         accelerator.state.distributed_type = DistributedType.FSDP
     return accelerator
 
@@ -104,7 +104,7 @@ def _check_device(device: str, mixed_precision: str) -> None:
 
 @contextlib.contextmanager
 def _accelerate_uses(device: str) -> Iterator[None]:
-    """Tells accelerate, which otherwise takes the first one, which accelerator is meant."""
+    """Tell accelerate which accelerator to use; otherwise it takes the first one."""
     if device in ("auto", "cpu", "cuda"):
         yield
         return
@@ -291,7 +291,7 @@ class _Session:
     def save(self, step: int) -> None:
         """Starts to write the state after `step` steps."""
         if self.monitor is not None:
-            self.monitor.flush()  # which refuses losses that are not finite
+            self.monitor.flush()  # it refuses losses that are not finite
         collected = self.trainer.state(step, self.recipe)
         if self.accelerator.is_main_process:
             self.writer.submit(collected)
@@ -345,7 +345,7 @@ def _prepare_folder(output_dir: Path, *, forget: Path | None) -> None:
     for left in (
         *output_dir.glob(".checkpoint*"),
         *output_dir.glob(f"{NUMBERED_DIR}/.step-*"),
-    ):  # what a kill left of a checkpoint that was being written
+    ):  # a partly written checkpoint of a killed run
         shutil.rmtree(left, ignore_errors=True)
     if forget is not None:
         forget_checkpoints(output_dir)
@@ -380,7 +380,7 @@ def _open_monitor(
 
 
 def _agreed(accelerator: Accelerator, wanted: bool) -> bool:
-    """The main process's wish, for all processes: their clocks differ, and saving needs all of them."""
+    """The main process's decision, for all processes: their clocks differ, and saving needs all of them."""
     if accelerator.num_processes == 1:
         return wanted
     flag = torch.tensor([float(wanted and accelerator.is_main_process)], device=accelerator.device)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-_MIN_LENGTH = 1e-6  # of a vector that is normalized
+_MIN_LENGTH = 1e-6  # smallest length of a vector that is normalized
 _LARGEST_COSINE = 1.0 - 1e-6  # the slope of an angle has no bound at 0
 MIN_VARIANCE = 1e-6  # of a prediction in [-1, 1] that is fitted; below it the map is constant but for rounding
 

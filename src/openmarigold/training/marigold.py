@@ -90,7 +90,7 @@ class MarigoldTask:
             self._base.unet.enable_gradient_checkpointing()
             if self._end_to_end and self._vae._supports_gradient_checkpointing:
                 self._vae.enable_gradient_checkpointing()
-                self._vae.train()  # without effect on its layers, but checkpoints are for training mode only
+                self._vae.train()  # training mode does not change its layers, but gradient checkpointing needs it
         self.latents = Latents(
             self.mixture,
             vae=self._vae,
@@ -130,7 +130,7 @@ class MarigoldTask:
         return self._lora is not None
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """What is trained, with factors of the learning rate."""
+        """The trained parameters, with factors of the learning rate."""
         if self._lora is not None:
             return self._lora.groups(full_factor=self._recipe.lora.full_learning_rate_factor)
         return [{"params": [parameter for parameter in self.model.parameters() if parameter.requires_grad]}]

@@ -37,8 +37,8 @@ class MemoryEstimate:
     """Memory of a training on one device [bytes].
 
     Attributes:
-        weights: all of the trained network's, frozen ones too.
-        average: of the moving average.
+        weights: all weights of the trained network, including frozen ones.
+        average: memory of the moving average.
         activations: what the backward pass needs, about; 0 where it is not known.
     """
 
@@ -68,7 +68,9 @@ class MemoryEstimate:
 def estimate_memory(
     network: nn.Module, config: OptimizationConfig, *, activations: int = 0, num_processes: int = 1
 ) -> MemoryEstimate:
-    """The memory of training `network` as it stands, with its frozen parameters, on one of so many processes."""
+    """The memory of training `network` on one of `num_processes` processes. Parameters that are frozen now count as
+    frozen.
+    """
     parameters = list(network.parameters())
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     half = config.mixed_precision != "no"
@@ -84,7 +86,8 @@ def estimate_memory(
 
 
 def check_fit(task: Any, config: OptimizationConfig, accelerator: Accelerator, *, num_samples: int) -> None:
-    """Says what the training of a task needs, and refuses what cannot fit; a sharded one is not known beforehand.
+    """Log the memory that the training of a task needs, and refuse a training that cannot fit. For sharded training the
+    need is not known in advance.
 
     Args:
         num_samples: of a micro-batch.

@@ -80,7 +80,7 @@ def make_card(
 
 
 def public_name(base: str) -> str:
-    """A base as anybody may see it: its id on the hub, or the name of its folder or file without the way there."""
+    """The public name of a base: its id on the hub, or the name of its folder or file without the path."""
     return as_hub_id(Path(base)) or Path(base).name
 
 

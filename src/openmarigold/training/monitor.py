@@ -46,7 +46,8 @@ class Board(Protocol):
 
 
 def open_boards(output_dir: Path, run: RunConfig, recipe: Mapping[str, Any], *, step: int) -> list[Board]:
-    """The boards that a recipe asks for; they go on from `step`, without what an interrupted run wrote after it.
+    """The boards that a recipe asks for. They continue from `step`; entries that an interrupted run wrote after it are
+    removed.
 
     Raises:
         MissingExtraError: the package of one is not installed.
@@ -84,8 +85,8 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run of wandb: files in `wandb/` of the output folder, and with "online" its server, too.
 
-    Curves, pictures of --photos and the recipe are all that it gets: no code, no state of the repository, no console
-    output, no measurements of the machine.
+    It gets only curves, pictures of --photos and the recipe: no code, no state of the repository, no console output, no
+    measurements of the machine.
     """
 
     def __init__(self, output_dir: Path, run: RunConfig, recipe: Mapping[str, Any], *, step: int) -> None:
@@ -134,7 +135,9 @@ class WeightsAndBiases:
 
 
 def _id_of(folder: Path, *, anew: bool) -> str:
-    """The name that a run has there, kept in its folder, so that it goes on as the same one when it is resumed."""
+    """The id of the run at Weights & Biases. The output folder keeps it, so that a resumed run continues under the same
+    id.
+    """
     path = folder / "wandb" / "id"
     if anew or not path.is_file():
         make_directory(path.parent)
@@ -143,7 +146,7 @@ def _id_of(folder: Path, *, anew: bool) -> str:
     return path.read_text(encoding="utf-8")
 
 
-MOST_EMPTY_STEPS = 10  # one after another, before the data is called wrong
+MOST_EMPTY_STEPS = 10  # steps in a row without valid pixels, after which the run ends with an error
 LOG_PERIOD_STEPS = 50  # between transfers of the losses from the device,
 LOG_PERIOD_S = 30.0  # or less where steps take long
 NUM_BINS = 10

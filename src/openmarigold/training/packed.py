@@ -101,7 +101,7 @@ def _pack(row: np.void, fields: Sequence[str]) -> bytes:
         # Differences wrap around, and so do sums.
         for axis in (-1, -2):
             codes = np.diff(codes, axis=axis, prepend=np.uint16(0))
-        # Small errors of either sign become small codes, and high bytes stand together.
+        # Small errors of either sign become small codes, and all high bytes are stored together.
         signed = codes.view(np.int16)
         folded = ((signed << 1) ^ (signed >> 15)).view(np.uint16)
         planes = np.stack([folded >> 8, folded & 0xFF]).astype(np.uint8)
@@ -126,12 +126,12 @@ class RowStore:
     """The rows of one folder."""
 
     def __init__(self, folder: Path, dtype: np.dtype, fields: Sequence[str], *, deflate: bool) -> None:
-        """Lists what is there.
+        """List the rows in the folder.
 
         Args:
             dtype: of a row.
             fields: half-precision maps of it, which are stored as codes where rows are deflated.
-            deflate: whether new rows are.
+            deflate: whether new rows are deflated.
 
         Raises:
             DataError: a file is damaged.
@@ -143,7 +143,7 @@ class RowStore:
         self.scan()
 
     def scan(self) -> None:
-        """Lists what others have added.
+        """List the rows that other processes have added.
 
         Raises:
             DataError: a file is damaged.
@@ -185,5 +185,5 @@ class RowStore:
 
 
 def damaged(path: Path) -> DataError:
-    """The error of a file of rows that is not what was kept."""
+    """The error about a file of rows whose bytes changed."""
     return DataError(f"{path} is not what was kept there; remove it, and it will be encoded again")

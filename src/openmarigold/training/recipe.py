@@ -41,7 +41,7 @@ class ObjectiveConfig:
     against the maps themselves, depth after the best scale and shift (Garcia et al. 2024); [noise] and
     timesteps.last_share do not matter then."""
     start_noise: Literal["gaussian", "zeros"] = "gaussian"
-    """What end_to_end starts from, in training as in prediction: plain noise, or zeros as in Garcia et al."""
+    """Start of end_to_end, in training and in prediction: plain noise, or zeros as in Garcia et al."""
     error: Literal["absolute", "relative", "meters"] = "absolute"
     """What end_to_end averages: errors in units of each image's depth range; as shares of each pixel's depth, as AbsRel
     does, so that what is near counts for more; or in meters, as in Garcia et al., so that far scenes count for more."""

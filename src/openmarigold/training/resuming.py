@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The settings of a run that depend on more than its recipe: on what validates it, and on the run that it goes on from.
+"""The settings of a run that depend on more than its recipe: on its validation sets, and on the run that it continues.
 
 Torch-free.
 """
@@ -16,7 +16,7 @@ from openmarigold.training.recipe import MarigoldRecipe, Recipe
 
 LOGGER = quoted_logger(__name__)
 DEFAULT_HELD_OUT = 0.05
-# What earlier versions did where their recipes have no such key.
+# Values that reproduce earlier versions, whose recipes do not have these keys.
 _EARLIER = {"data": {"held_out": 0.0, "caps": False}}
 _Recipe = TypeVar("_Recipe", bound=Recipe)
 
@@ -34,11 +34,12 @@ def resolved(recipe: _Recipe, saved: Mapping[str, Any] | None = None, *, has_ben
     """The recipe with everything decided: scenes held out, caps of depth, and the end of the rate's decay.
 
     Args:
-        saved: the recipe of the state that the run goes on from, as `to_table` gives it; None for a new run.
+        saved: the recipe of the state that the run continues, as `to_table` gives it; None for a new run.
         has_benchmark: whether the command names a benchmark.
 
-    A run that goes on may have more steps than before. Its learning rate then decays to where it did, and stays there:
-    the steps that were taken are those of a run that had as many steps, and this `decay_steps`, from its start.
+    A continued run may have more steps than before. Its learning rate then decays until the same step as before, and
+    stays there. So the finished steps equal those of a run that had the larger number of steps, and this `decay_steps`,
+    from its start.
 
     Raises:
         RecipeError: fewer steps than the saved run has.
@@ -60,7 +61,9 @@ def resolved(recipe: _Recipe, saved: Mapping[str, Any] | None = None, *, has_ben
 
 
 def end_of_decay(saved: Mapping[str, Any], num_steps: int) -> int:
-    """`decay_steps` of a run that goes on to `num_steps`: where its decay ended so far; 0 if it had not begun."""
+    """`decay_steps` of a run that continues to `num_steps`: the step at which its decay ended so far; 0 if it had not
+    begun.
+    """
     before, end = int(saved.get("num_steps") or 0), int(saved.get("decay_steps") or 0)
     if end or num_steps <= before or before <= int(saved.get("warmup_steps") or 0):
         return end

@@ -49,7 +49,7 @@ def latest_state(states_dir: Path) -> Path | None:
 def set_damaged_aside(states_dir: Path) -> None:
     """Makes the newest intact state the latest one, by renaming newer ones whose bytes are not those that were written.
 
-    A damaged state goes with the next one that is written. Without an intact one all stay.
+    The next state that is written replaces damaged ones. If no state is intact, all stay.
 
     Raises:
         CheckpointError: no state is intact.
@@ -288,7 +288,7 @@ def _copy_into(target: Any, value: Tensor) -> None:
 
 
 def _lay_out_like_weights(optimizer: torch.optim.Optimizer) -> None:
-    """Gives moments the memory layout of their weights: the fused kernel goes through both in the order of memory."""
+    """Give moments the memory layout of their weights, because the fused kernel reads both in the order of memory."""
     for weight, moments in optimizer.state.items():
         for name, value in moments.items():
             if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
@@ -325,7 +325,7 @@ def _differences(saved: Mapping[str, Any], current: Mapping[str, Any], prefix: s
             continue
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             nested = _differences(old, new, f"{prefix}{key}.")
-            # Draws go by the order of the sources, which equality of tables does not see.
+            # Random draws depend on the order of the sources, which the comparison of tables ignores.
             reordered = key == "sources" and not nested and list(old) != list(new)
             found += [f"{prefix}{key}"] if reordered else nested
         elif old != new and f"{prefix}{key}" not in (

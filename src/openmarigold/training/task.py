@@ -27,7 +27,7 @@ class Task(Protocol):
 
     @property
     def inputs(self) -> dict[str, str]:
-        """What the training starts from (a name for the user) and its hash."""
+        """Inputs of the training: a name for the user, and a hash, of each."""
         ...
 
     def batch(self, share: BatchSlice) -> dict[str, np.ndarray]:

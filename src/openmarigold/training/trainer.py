@@ -80,7 +80,7 @@ class TrainingModule(nn.Module):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step gave, still on its device.
+    """The result of a step, still on its device.
 
     Attributes:
         loss: mean over the micro-batches of the mean over all processes' errors.
@@ -96,7 +96,7 @@ class StepResult:
 
 
 class Trainer:
-    """Moves the weights of `task.model`, on one process or many."""
+    """Updates the weights of `task.model`, on one process or many."""
 
     def __init__(self, task: Task, config: OptimizationConfig, plan: BatchPlan, accelerator: Accelerator) -> None:
         """Puts the network on its device and makes the optimizer.
@@ -210,7 +210,7 @@ class Trainer:
         """The state after `step` finished steps, as `collect_state` gives it; every process must call it.
 
         Raises:
-            NumericalError: it became non-finite in the last step, so it must not replace a good one.
+            NumericalError: the state became non-finite in the last step; it must not replace a good one.
         """
         state = collect_state(
             step,

@@ -74,7 +74,7 @@ class Validation:
         Args:
             held_out: scenes of the training sources that are not trained on; empty ones do not count.
             data_dir: folder of the prepared sets that the recipe names.
-            limits: values that count in pictures of a kind, where not those of their set.
+            limits: values that count in pictures of a kind, if they differ from those of their set.
 
         Raises:
             DataError: a benchmark is missing, damaged or incomplete, or the folder holds no photos.
@@ -116,7 +116,7 @@ class Validation:
         self._sets.append(_Set(name, benchmark, [entries[number] for number in _spread(len(entries), count)]))
 
     def _add_source(self, name: str, source: Source, count: int) -> None:
-        """A prepared set; the samples of a source that was left out in part are those that it has now."""
+        """Add a prepared set. If `source` is only a part of the set, only its samples count."""
         benchmark = open_folder_benchmark(source.folder, self._modality)
         if self._limits is not None:
             farthest = {kind: self._limits(kind, source)[1] for kind in set(source.kinds)}

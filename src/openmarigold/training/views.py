@@ -52,7 +52,7 @@ class View:
 
 
 class Mixture:
-    """The views of several sources, and the order in which training takes them."""
+    """The views of several sources, and the order in which training uses them."""
 
     def __init__(self, config: DataConfig, *, data_dir: DataFolder, seed: int, modality: Modality = DEPTH) -> None:
         """Opens the sources; reads no samples yet.
@@ -214,7 +214,7 @@ class Mixture:
         return (*identity, *map(str, limits), variant, self.seed, *([index] if config.draws == "number" else []))
 
     def _is_plain(self, source: Source, sample_index: int, size: tuple[int, int]) -> bool:
-        """Whether nothing of a sample's views is left to chance."""
+        """Whether a sample's views have no random variation."""
         config = self.config
         if config.mirror != "both" or (config.min_scale, config.aspect_jitter, config.appearance) != (1.0, 0.0, 0.0):
             return False
@@ -223,7 +223,7 @@ class Mixture:
         if not source.has_sizes:
             return False
         height, width = source.size_of(sample_index)
-        return height * size[1] == width * size[0]  # nothing to cut off
+        return height * size[1] == width * size[0]  # nothing is cut off
 
     def _place(self, index: int) -> tuple[int, int, int]:
         """Source, sample and variant of a view."""
@@ -308,9 +308,8 @@ class Mixture:
 
     @property
     def described_limits(self) -> dict[str, Any]:
-        """What `limits` depends on besides the sources, for the description of what is made of views.
-
-        Where no cap acts it is what versions without caps wrote.
+        """The settings that `limits` depends on besides the sources, for the description of stored latents. If no cap
+        has an effect, it equals the description of versions without caps.
         """
         config = self.config
         kinds = {kind for source in self.sources for kind in source.all_kinds}

@@ -3,8 +3,8 @@
 
 A pixel's score is its error by the width that a heuristic gives it; an interval of `scale` widths misses the pixels
 whose scores are above `scale`. Pixels of a picture depend on each other, and so do pictures of a scene. So the unit is
-the scene: its loss is the share of missed pixels, the mean over its pictures. All that is assumed is that the scenes of
-the calibration and the new one are exchangeable.
+the scene: its loss is the share of missed pixels, the mean over its pictures. The only assumption is that the scenes of
+the calibration and the new scene are exchangeable.
 
 Sources: Angelopoulos et al. 2022, "Conformal risk control" (`conformal`); Bates et al. 2021, "Distribution-free,
 risk-controlling prediction sets" (`rcps`), whose bound is written from the theorem.
@@ -51,7 +51,7 @@ def hoeffding_bentkus(mean: float, number: int, delta: float) -> float:
 
 
 def _probability(mean: float, number: int, risk: float) -> float:
-    """A bound of the probability that so small a mean comes from an expected loss of `risk`."""
+    """An upper bound of the probability of such a small mean if the expected loss is `risk`."""
     if risk >= 1.0:
         return float(mean >= 1.0)
     hoeffding = math.exp(-number * _divergence(min(mean, risk), risk))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where free furniture, maps and textures come from, where they lie, and whom to thank for those that were used.
+"""Free furniture, maps and textures: sources, places on disk, and attributions of those that were used.
 
 The assets are Debian packages that the user installs or unpacks; nothing of them is part of this repository. An asset's
 name is `package/archive/file`, as in `ufoai-maps/0maps.pk3/maps/village.bsp`; it stands in `Mesh.source`, and a
@@ -90,7 +90,7 @@ PACKAGES: Mapping[str, Package] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Attribution:
-    """Whom an asset is by and under which terms."""
+    """The author of an asset and its license."""
 
     asset: str
     title: str
@@ -100,7 +100,7 @@ class Attribution:
 
 
 def where(folder: Path) -> str:
-    """What to do to have the assets: which packages, how to get them without root, under which licenses."""
+    """Instructions for getting the assets: packages, their licenses, and how to unpack them without root."""
     names = " ".join(PACKAGES)
     rows = [
         f"  {package.name} ({package.size_mb} MB)\n    {package.holds}\n    licenses: {package.licenses}"
@@ -215,7 +215,7 @@ class Assets:
         return tuple(sorted(name for name in names if not _is_part_of_a_model(name)))
 
     def attributions(self, names: Iterable[str]) -> list[Attribution]:
-        """Whom to thank for assets, sorted by name; for a data set's manifest."""
+        """Authors and licenses of assets, sorted by name; for a data set's manifest."""
         return [self._attribution(name) for name in sorted(set(names))]
 
     def _attribution(self, name: str) -> Attribution:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes a page from the manifest of a rendered data set: whose assets are in its pictures."""
+"""A page made from the manifest of a rendered data set: the authors of the assets in its pictures."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _options(settings: dict[str, Any]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Without what Markdown would take for markup, or for somebody's address."""
+    """The text with characters escaped that Markdown would read as markup or as an e-mail address."""
     for character in "\\*_<>`":
         text = text.replace(character, f"\\{character}")
     return text

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`openmarigold-render`: pictures, the assets that they may show, and whom to thank for these.
+"""`openmarigold-render`: pictures, camera walks, the assets that they may show, and the authors of these assets.
 
 Results are printed to stdout, progress and errors to stderr. Exit status: 0 done, 2 an error, 130 interrupted.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run's manifest says besides its samples: times, and the assets that its pictures show."""
+"""Facts in a run's manifest besides its samples: times, and the assets that its pictures show."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TIMES_FILE = "seconds.jsonl"
 
 
 def run_facts(assets: Path | None, output_dir: Path, num_shards: int) -> dict[str, Any]:
-    """Seconds a picture, those of the processor too, whom to thank for assets, and which assets are broken."""
+    """Seconds per picture, processor seconds per picture, authors of assets, and broken assets."""
     used: Counter[str] = Counter()
     broken: dict[str, str] = {}
     for number in range(num_shards):
@@ -50,7 +50,7 @@ def seconds_per_frame(output_dir: Path) -> dict[str, float | None]:
 
 
 def _times(line: str) -> dict[str, Any] | None:
-    """What a line of `TIMES_FILE` says; None for one that a kill has cut, and for an empty one."""
+    """The times in a line of `TIMES_FILE`; None for an empty line and for one that a kill has cut."""
     try:
         return dict(parse_json(line))
     except (ValueError, TypeError):

@@ -95,7 +95,7 @@ class _Plan:
 
 
 def facade(generator: np.random.Generator, catalog: Catalog | None) -> Material:
-    """What the outside of a house is covered with."""
+    """A material for the outside of a house."""
     path = catalog.texture("facade", generator) if catalog is not None and generator.random() < 0.45 else None
     if path is not None:
         image = materials.image_surface(path, generator, roughness=(0.7, 0.95))

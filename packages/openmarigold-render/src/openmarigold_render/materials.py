@@ -241,7 +241,7 @@ def image_surface(
 
 
 def wall(generator: np.random.Generator) -> Material:
-    """What walls are covered with."""
+    """A material for walls."""
     return _one_of(
         generator,
         (
@@ -257,7 +257,7 @@ def wall(generator: np.random.Generator) -> Material:
 
 
 def floor(generator: np.random.Generator) -> Material:
-    """What floors are covered with."""
+    """A material for floors."""
     return _one_of(
         generator,
         ((0.42, planks, {}), (0.24, tiles, {}), (0.22, carpet, {}), (0.12, stone, {})),
@@ -265,7 +265,7 @@ def floor(generator: np.random.Generator) -> Material:
 
 
 def table_top(generator: np.random.Generator) -> Material:
-    """What tables are topped with; wood above all."""
+    """A material for table tops, most often wood."""
     return _one_of(
         generator,
         (

@@ -103,7 +103,7 @@ def find_spot(
     """A place on a real, level surface for an item, with nothing in its way; None after `tries` random tries.
 
     Args:
-        caster: has all that stands already, but for what is in `occupied`.
+        caster: holds all instances, except for those in `occupied`.
         item: what to place.
         area: footprint in which to look.
         occupied: boxes placed since `caster` was built.
@@ -177,7 +177,7 @@ def scatter(
     support: int | None = None,
     spread: Real = 1.0,
 ) -> list[Instance]:
-    """Those of the items for which there was a place, in their places."""
+    """The items for which a place was found, in their places."""
     found = []
     for item in items:
         box = find_spot(

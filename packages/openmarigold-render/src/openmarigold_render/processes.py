@@ -67,7 +67,7 @@ def in_processes(
 
 
 def settle(ranks: Any) -> None:
-    """Gives this process a core of its own. What Blender prints goes nowhere."""
+    """Give this process its own core, and discard what Blender prints."""
     rank = ranks.get()
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))

@@ -70,7 +70,7 @@ class Caster:
         return self._built
 
     def cast(self, origins: Float[np.ndarray, "#n 3"], directions: Float[np.ndarray, "#n 3"]) -> Hits:
-        """First surfaces along rays; where a texture with holes is met, the ray goes on through the hole.
+        """First surfaces along rays; a ray continues through the holes of a texture.
 
         Raises:
             MissingPackageError: without embreex.

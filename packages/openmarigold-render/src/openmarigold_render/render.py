@@ -74,7 +74,7 @@ class RenderConfig:
     """Lighter or darker than measured [stops]."""
     device: Literal["cpu", "gpu"] = "cpu"
     scenes_per_shard: int = 16
-    """What a kill may cost."""
+    """Scenes of one shard, which a killed run may have to render again."""
     maps: tuple[MapName, ...] = DEFAULT
     """Of each picture; others change neither colors nor depth."""
 

@@ -109,7 +109,7 @@ class RoomBuilder:
         return bool(self.generator.random() < share)
 
     def uniform(self, low: Real, high: Real) -> float:
-        """Between the two; `low` where there is no room between them."""
+        """A random number between the two; `low` if `high` is not larger."""
         return float(self.generator.uniform(low, max(low, high)))
 
     # Shell
@@ -418,7 +418,7 @@ class RoomBuilder:
     # Things
 
     def strew(self, *, clutter: Real) -> None:
-        """Small things on tables, shelves and floor, found by casting rays on all that stands."""
+        """Put small things on tables, shelves and floor; rays find the free places."""
         caster = Caster(self.instances)
         taken = Occupied()
         found: list[Instance] = []

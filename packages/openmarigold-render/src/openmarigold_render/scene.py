@@ -37,7 +37,7 @@ class Pattern:
     scale: float
     """Size of the figure [m]: length of a plank, edge of a tile, width of a stripe, grain of the noise."""
     contrast: float = 1.0
-    """How far the figure stands out, [0, 1]."""
+    """Contrast of the figure, [0, 1]."""
     seed: int = 0
     """Moves the figure."""
     relief: float = 0.0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What rooms are made of: walls with openings, floors, windows and doorways, curtains, and the world outside."""
+"""Parts of rooms: walls with openings, floors, windows and doorways, curtains, and the view outside."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Frame:
     transform: np.ndarray
     length: Real
     angle: Real
-    """Turn of a piece that stands with its back to the wall [rad]."""
+    """Rotation of a piece with its back to the wall [rad]."""
 
     def point(self, x: Real, y: Real, z: Real) -> Vector:
         """A point of the wall in the world."""

@@ -147,7 +147,7 @@ class FurnitureFile:
         size = [_centimeters(row[key], where) for key in ("width", "depth", "height")]
         rotation = tuple(float(v) for v in row["modelRotation"].split()) if "modelRotation" in row else _IDENTITY
         if min(size) <= 0 or len(rotation) != 9:
-            raise DataError(f"{where}: its size or rotation cannot be; it is left out")
+            raise DataError(f"{where}: its size or rotation is not valid; it is left out")
         return Piece(
             name=row["name"],
             category=row["category"],

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ground of outdoor scenes: what stands where, the land to the horizon, the weather, level cameras.
 
-What stands on the ground has a rectangle of its own, so that nothing intersects and no camera is inside of anything.
+Each thing on the ground has its own rectangle, so that things do not intersect and no camera is inside a thing.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Ground:
     _triangles: int = 0
 
     def add(self, mesh: Mesh, x: float, y: float, z: float = 0.0, angle: float = 0.0, tint: Tint | None = None) -> bool:
-        """Puts a mesh somewhere, whether or not the place is taken; False where the scene is too heavy already."""
+        """Put a mesh somewhere, even if the place is taken; False if the scene has too many triangles already."""
         if self._triangles + len(mesh.faces) > MAX_TRIANGLES:
             return False
         self._triangles += len(mesh.faces)
@@ -122,7 +122,7 @@ class Ground:
         return self._outlines[id(mesh)][1:]
 
     def take(self, rectangle: tuple[float, float, float, float]) -> None:
-        """Keeps a rectangle free of what stands."""
+        """Keep a rectangle free of things."""
         self._taken.append(rectangle)
 
     def is_free(self, rectangle: tuple[float, float, float, float]) -> bool:

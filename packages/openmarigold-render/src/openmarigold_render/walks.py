@@ -180,7 +180,7 @@ def _stops(ground: _Ground, generator: np.random.Generator, seconds: float) -> l
             continue
         view = _View(view.position, last.yaw + turn, view.pitch)
         needed = _seconds(last, view, gait)
-        if needed > 1.2 * left:  # the part of the leg that there is time for
+        if needed > 1.2 * left:  # the part of the leg that fits into the remaining time
             row = last.row() + 1.2 * left / needed * (view.row() - last.row())
             view = _View(row[:3], float(row[3]), float(row[4]))
         if not ground.leg_is_clear(last, view):
@@ -245,7 +245,9 @@ def _times(path: Float[np.ndarray, "n 5"], gait: Gait) -> Float[np.ndarray, " n"
 
 
 def _sway(gait: Gait, generator: np.random.Generator, time: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n 5"]:
-    """What a hand adds to position, yaw and pitch: sums of waves whose speeds add up to a share of the gait's."""
+    """Changes of position, yaw and pitch by an unsteady hand: sums of waves whose speeds add up to a share of the
+    gait's.
+    """
     fastest = _SWAY_SHARE / math.sqrt(3.0) * np.array((*(gait.speed,) * 3, *(gait.turn,) * 2))
     hertz = generator.uniform(*_SWAY_HERTZ, size=(_SWAY_WAVES, 5))
     phase = generator.uniform(0.0, 2.0 * math.pi, size=(_SWAY_WAVES, 5))

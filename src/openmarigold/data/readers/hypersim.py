@@ -132,7 +132,7 @@ class HypersimMaps:
     encodings: Mapping[str, MapEncoding]
     valid_range: tuple[float, float] = (0.0, float("inf"))
     files: Mapping[str, RawFile]
-    """Besides color and entity, by what they hold."""
+    """Files besides color and entity, by their content."""
     compose: Callable[[Mapping[str, np.ndarray], Context], tuple[Maps, dict[str, Any]]]
     """The maps from the arrays of all files, and more for the sample's .json. Raises FrameDefectError."""
 

@@ -21,9 +21,9 @@ from openmarigold.geometry import unit_vectors
 from openmarigold.modalities.modality import Maps
 
 CUT = 98.0
-"""Percentile of the shading at which shading and residual are cut to see whether the photo is still met."""
+"""Percentile of the shading. Shading and residual are cut there, to test whether they still give the photo."""
 MIN_PSNR = 40.0
-"""Of the photo that is made of the cut maps [dB]."""
+"""Smallest PSNR of the photo that is computed from the cut maps [dB]."""
 
 _HALF = MapEncoding(kind="float16")
 

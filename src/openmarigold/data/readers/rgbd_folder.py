@@ -289,7 +289,9 @@ def _frame(config: FolderConfig, name: str, fields: dict[str, str]) -> RawFrame:
 
 
 def with_unique_keys(frames: list[RawFrame]) -> list[RawFrame]:
-    """Frames whose keys are names of samples: too long or equal ones end in a hash of the frame's name."""
+    """Frames whose keys are names of samples: keys that are too long or equal get a hash of the frame's name at their
+    end.
+    """
     counts = Counter(frame.key for frame in frames)
 
     def key(frame: RawFrame) -> str:

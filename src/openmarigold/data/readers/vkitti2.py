@@ -185,7 +185,7 @@ class VirtualKitti2Reader:
             if not numbers:
                 notes.append(f"{self.source} holds nothing of {scene}")
                 continue
-            # A gap is a missing file; so is the end of one camera's sequence where another's goes on.
+            # A gap in the numbers is a missing file. A sequence that ends before the other camera's also lacks files.
             length = max(numbers) + 1
             if length != FRAMES_PER_CAMERA[scene]:
                 notes.append(f"{scene} has {length} frames a camera here, {FRAMES_PER_CAMERA[scene]} in the full set")

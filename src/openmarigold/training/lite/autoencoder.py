@@ -42,7 +42,7 @@ def keep_output_exact(vae: AutoencoderTiny) -> AutoencoderTiny:
 
 
 def scale_output(vae: AutoencoderTiny, factor: float) -> AutoencoderTiny:
-    """The same autoencoder with decoded values of so many times the size, in place."""
+    """The same autoencoder with decoded values multiplied by a factor, in place."""
     last: Any = vae.decoder.layers[-1]
     with torch.no_grad():  # a decoder gives 2 times its last layer's output, minus 1
         last.weight.mul_(factor)

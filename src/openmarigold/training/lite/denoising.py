@@ -42,9 +42,9 @@ class DenoisingLiteTask(LiteTask):
         return {"noise": noise, "timesteps": timesteps}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Loss:
-        """Squared errors of the U-Net's answer in the cells of the latent whose pixels all count.
+        """Squared errors of the U-Net's output in those cells of the latent whose pixels all count.
 
-        Pixels without a value count where that says that they are far, such as sky; they are encoded as far ones.
+        Pixels without a value count if the missing value means that they are far, such as sky. They are encoded as far.
         """
         image, target = self.views(batch)
         counts = ~target.isnan().any(dim=1, keepdim=True) | (batch["far_weight"] > 0).view(-1, 1, 1, 1)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Losses of decoded maps: errors, errors of differences, and the energy score of a pair of members.
 
-A `Comparison` says how two maps of one kind are compared: log depth up to the scale of each image or as it is, normals
-by angle.
+A `Comparison` defines how two maps of one kind are compared: log depth up to the scale of each image or as it is,
+normals by angle.
 """
 
 from __future__ import annotations
@@ -90,14 +90,14 @@ def averted(normals: Float[Tensor, "b 3 H W"], target: Float[Tensor, "b 3 H W"])
 
 @dataclass(frozen=True)
 class Comparison:
-    """How an answer is compared with its target, whose unknown pixels are NaN."""
+    """How a prediction is compared with its target, whose unknown pixels are NaN."""
 
     align: Callable[[Tensor, Tensor], Tensor]
-    """The answer with what it is not known up to taken from the target."""
+    """Aligns a prediction to the target: removes the difference that the prediction is not known up to."""
     distance: Callable[..., Tensor]
-    """Of two maps, where a mask is True, of each image."""
+    """Distance of two maps for each image, over the pixels where a mask is True."""
     excess: Callable[[Tensor, Tensor], Tensor]
-    """How far an answer is from what is asked of unknown pixels, of each image."""
+    """Error of each image's prediction in unknown pixels, compared with their wanted value."""
 
 
 UP_TO_SCALE = Comparison(aligned, distance, farness)

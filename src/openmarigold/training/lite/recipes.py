@@ -21,12 +21,12 @@ from openmarigold.training.settings import (
 )
 
 MODALITIES = ("depth", "normals", "metric")
-"""What these recipes can learn; `targets.py` says how."""
+"""Maps that these recipes can learn; `targets.py` defines how."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewConfig:
-    """How views are cut on the device, besides what `DataConfig` says. Their sizes are its `size` and these."""
+    """How views are cut on the device, in addition to `DataConfig`. Views have its `size` and these sizes."""
 
     other_sizes: tuple[tuple[int, int], ...] = ()
     """More heights and widths [px], multiples of 8; all views of a step have one size."""
@@ -50,7 +50,7 @@ class LogAutoencoderLossConfig:
     """What the autoencoder is asked for."""
 
     gradient_weight: float = 1.0
-    """Of the errors of differences, in which edges count."""
+    """Weight of the errors of differences, which measure edges."""
     latent_noise_std: float = 0.05
     """Noise added to latents before decoding, so that small errors of the U-Net decode to small errors."""
     latent_regularization: float = 0.01

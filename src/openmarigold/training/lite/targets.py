@@ -37,12 +37,12 @@ class MapTarget:
     picture: Callable[[Float[Tensor, "b c H W"]], Float[Tensor, "b 3 H W"]]
     """What the autoencoder sees of a view, in [-1, 1]."""
     half_range: float
-    """What a decoded value of 1 stands for, in the unit of a view, from `middle`."""
+    """Distance from `middle` that a decoded value of 1 means, in the unit of a view."""
     compare: Comparison
     score: Callable[[Float[Tensor, "b c H W"], Float[Tensor, "b c H W"]], dict[str, float]]
     """Of decoded values and the picture that they should be, for people."""
     middle: float = 0.0
-    """What a decoded value of 0 stands for, where that is not free."""
+    """The value that a decoded 0 means, if it is fixed."""
 
     def decode(self, vae: Vae, latent: Float[Tensor, "b C h w"]) -> Float[Tensor, "b c H W"]:
         """Decoded values, about [-1, 1]."""
@@ -53,7 +53,7 @@ class MapTarget:
         return self.half_range * decoded + self.middle
 
     def wanted(self, picture: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c H W"]:
-        """What decoding a picture's latent should give."""
+        """The values that decoding a picture's latent should give."""
         return picture[:, : self.modality.decoded_channels]
 
 

@@ -78,7 +78,9 @@ class ConditionedDenoiser(nn.Module):
         rays: Float[Tensor, "b r h w"] | None = None,
         timesteps: Int[Tensor, " n"] | None = None,
     ) -> Float[Tensor, "n C h w"]:
-        """The U-Net's answer to each start; `rows` says which image it belongs to. `timesteps`: else the last one."""
+        """The U-Net's output for each start. `rows` is the number of each start's image; without `timesteps` all use
+        the last one.
+        """
         condition = self.encoder(image)
         if rays is not None:
             condition = torch.cat([condition, rays.to(condition.dtype)], dim=1)
@@ -199,7 +201,7 @@ class LiteTask:
     def draw_starts(self, rng: np.random.Generator, shape: tuple[int, int, int, int, int]) -> dict[str, np.ndarray]:
         """What the U-Net starts from: two noises a sample [b 2 C h w], and which samples use them."""
         noise = rng.standard_normal(shape, dtype=np.float32)
-        is_pair = np.zeros(shape[0], dtype=bool)  # always as many: GPUs prepare for each size of batch
+        is_pair = np.zeros(shape[0], dtype=bool)  # the number never changes: GPUs prepare for each batch size
         is_pair[rng.permutation(shape[0])[: round(self._recipe.loss.pair_share * shape[0])]] = True
         return {"noise": noise, "is_pair": is_pair}
 
@@ -241,13 +243,13 @@ class LiteTask:
         return Loss(errors.sum(), torch.tensor(float(len(errors)), device=errors.device))
 
     def _far_weights(self, chosen: Int[np.ndarray, " n"]) -> Float32[np.ndarray, " n"]:
-        """What pixels without a value weigh: nothing where a model was unsure of them."""
+        """Weights of pixels without a value: 0 where a model was unsure of them."""
         mixture, weight = self.mixture, self._recipe.loss.far_weight
         are_far = [mixture.sources[mixture.source_of(index)].unknown_is_far for index in chosen.tolist()]
         return weight * np.array(are_far, dtype=np.float32)
 
     def _gradient_weights(self, chosen: Int[np.ndarray, " n"]) -> Float32[np.ndarray, " n"]:
-        """What errors of differences weigh, by the source of each sample."""
+        """Weights of the errors of differences, by the source of each sample."""
         mixture, config = self.mixture, self._recipe.loss
         names = [mixture.sources[mixture.source_of(index)].name for index in chosen.tolist()]
         return np.array(

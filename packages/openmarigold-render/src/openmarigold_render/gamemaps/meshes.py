@@ -91,7 +91,7 @@ class GameMeshes:
         mesh = self.model(entity["model"], int(skin[0]) if skin else 0)
         origin = quake.vector_of(entity, "origin", 3)
         if origin is None:
-            raise DataError(f"{entity['model']} stands nowhere; it is left out")
+            raise DataError(f"{entity['model']} has no position in the map; it is left out")
         angles = quake.vector_of(entity, "angles", 3)
         angle = quake.vector_of(entity, "angle", 1)
         yaw = angles[1] if angles else angle[0] if angle else 0.0

@@ -133,7 +133,7 @@ class _Site:
     def __init__(
         self, caster: Caster, half_x: float, half_y: float, top: float, wet: Bool[np.ndarray, " faces"]
     ) -> None:
-        """`wet` says which faces of the caster's first instance, the map, are water."""
+        """`wet` is True for faces of the caster's first instance (the map) that are water."""
         self._caster = caster
         self._wet = wet
         self._half = np.array((half_x, half_y))
@@ -145,7 +145,9 @@ class _Site:
         return x, y
 
     def height(self, points: Float[np.ndarray, "n 2"], start: float) -> Float[np.ndarray, " n"]:
-        """Height of the first level surface under each point, from `start` down; infinite where is none, or water."""
+        """Height of the first level surface under each point, from `start` down; infinite where there is none, or
+        water.
+        """
         origins = np.concatenate((points, np.full((len(points), 1), start)), axis=1)
         hits = self._caster.cast(origins, _DOWN[None])
         solid = hits.hit & (hits.normal[:, 2] > 0.9)

@@ -16,6 +16,8 @@ from openmarigold.predictor.coarse import with_coarse
 from openmarigold.predictor.sampling import Step
 from openmarigold.predictor.stream import Stream
 from openmarigold.temporal.settings import StreamConfig
+from openmarigold.training.lite.recipes import LiteRecipe
+from openmarigold.training.recipe import read_recipe
 from tiny import edit_json, make_photo
 
 COARSE = 32  # the tiny checkpoint's own default is 64
@@ -131,5 +133,13 @@ def test_the_embedded_model_takes_two_passes() -> None:
     predictor = Predictor.load()
     assert predictor.checkpoint.coarse_resolution == 256
     found = predictor(make_photo(480, 640))
-    assert (found.settings["processing_resolution"], found.settings["coarse_resolution"]) == (384, 256)
-    assert found.latent.shape[2:] == (48, 64)
+    assert (found.settings["processing_resolution"], found.settings["coarse_resolution"]) == (352, 256)
+    assert found.latent.shape[2:] == (44, 59)
+
+
+def test_the_recipe_states_the_resolutions_of_the_embedded_model() -> None:
+    recipe = read_recipe(Path(__file__).parents[2] / "recipes" / "lite-3-photos.toml")
+    assert isinstance(recipe, LiteRecipe)
+    shipped = Predictor.load().checkpoint
+    assert recipe.checkpoint.processing_resolution == shipped.default_processing_resolution
+    assert recipe.checkpoint.passes == {"coarse_resolution": shipped.coarse_resolution}

@@ -144,6 +144,8 @@ def test_the_checkpoint_predicts_from_noise_in_a_few_steps(workspace: Path) -> N
         ('objective = "denoising"', "[noise]\nstrength = 0.0", r"\[noise\] has no effect"),
         ('objective = "denoising"', "[timesteps]\nlast_share = 0.5", "timesteps.last_share has no effect"),
         ('"denoising"', '"diffusion"', "objective"),
+        ("processing_resolution = 32", "processing_resolution = 30", "processing_resolution.*multiple of 8"),
+        ("resolution = 32", "resolution = 32, coarse_resolution = 32", "coarse_resolution=32 must be less than"),
     ],
 )
 def test_values_without_effect_are_refused(tmp_path: Path, old: str, new: str, message: str) -> None:

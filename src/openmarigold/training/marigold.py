@@ -255,7 +255,6 @@ class MarigoldTask:
                 **self._modality.index_facts,
                 "default_denoising_steps": defaults.num_inference_steps,
                 "default_processing_resolution": defaults.processing_resolution,
-                **defaults.passes,
                 "default_final_step": defaults.final_step,
                 "processing_side": defaults.processing_side,
                 "start_noise": self._recipe.objective.start_noise,

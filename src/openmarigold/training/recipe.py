@@ -83,8 +83,6 @@ class CheckpointDefaults:
     name: str
     num_inference_steps: int = 1
     processing_resolution: int = 384
-    coarse_resolution: int = 0
-    """Where it is not 0, what is coarse in a photo comes from a second pass at this resolution."""
     processing_side: Literal["longer", "shorter"] = "longer"
     """Which side of a photo processing_resolution is; the longer one in published checkpoints."""
     final_step: Literal["reference", "clean"] = "clean"
@@ -93,18 +91,6 @@ class CheckpointDefaults:
 
     def __post_init__(self) -> None:
         _check_prediction(self.num_inference_steps, self.processing_resolution)
-        _check_prediction(1, self.coarse_resolution)
-        is_lower = self.processing_resolution == 0 or self.coarse_resolution < self.processing_resolution
-        require(
-            is_lower,
-            f"coarse_resolution={self.coarse_resolution} must be less than processing_resolution "
-            f"({self.processing_resolution})",
-        )
-
-    @property
-    def passes(self) -> dict[str, int]:
-        """What model_index.json states about a second pass; nothing where there is none."""
-        return {"coarse_resolution": self.coarse_resolution} if self.coarse_resolution else {}
 
 
 def _check_prediction(num_inference_steps: int, processing_resolution: int | None) -> None:

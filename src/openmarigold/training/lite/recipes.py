@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from openmarigold.config import check_processing_resolution
+from openmarigold.errors import InvalidValueError, RecipeError
 from openmarigold.training.nano.recipes import AutoencoderModelConfig, UNetModelConfig
 from openmarigold.training.settings import (
     DEFAULT_MODALITY,
@@ -136,7 +138,26 @@ class LiteCheckpointConfig:
 
     name: str = "marigold-lite"
     processing_resolution: int = 256
+    coarse_resolution: int = 0
+    """Resolution of a second pass, which gives what is coarse in a photo; 0: there is none."""
     half_precision: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("processing_resolution", "coarse_resolution"):
+            try:
+                check_processing_resolution(getattr(self, name))
+            except InvalidValueError as error:
+                raise RecipeError(f"{name}: {error}") from error
+        require(
+            self.processing_resolution == 0 or self.coarse_resolution < self.processing_resolution,
+            f"coarse_resolution={self.coarse_resolution} must be less than processing_resolution "
+            f"({self.processing_resolution})",
+        )
+
+    @property
+    def passes(self) -> dict[str, int]:
+        """What model_index.json states about a second pass; empty if there is none."""
+        return {"coarse_resolution": self.coarse_resolution} if self.coarse_resolution else {}
 
 
 @dataclass(frozen=True, kw_only=True)

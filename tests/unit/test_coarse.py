@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from openmarigold.config import CallConfig
+from openmarigold.config import CallConfig, PredictConfig
+from openmarigold.evaluation.video import model_estimators
 from openmarigold.predictor import Predictor
 from openmarigold.predictor.coarse import with_coarse
 from openmarigold.predictor.sampling import Step
@@ -117,6 +118,12 @@ def test_clips_get_one_pass(twice: Predictor, once: Predictor) -> None:
     assert Stream(twice, StreamConfig(), CallConfig()).call.processing_resolution == COARSE
     assert Stream(once, StreamConfig(), CallConfig()).call.processing_resolution == 64
     assert Stream(twice, StreamConfig(), CallConfig(processing_resolution=48)).call.processing_resolution == 48
+
+
+def test_single_frames_of_a_clip_are_compared_in_one_pass(twice: Predictor) -> None:
+    config = PredictConfig(checkpoint=twice.checkpoint.directory)
+    for estimator in model_estimators(config, StreamConfig(), ["stream", "per-frame"]):
+        assert estimator.spec.settings["processing_resolution"] == COARSE
 
 
 def test_given_latents_are_those_of_the_first_pass(twice: Predictor) -> None:

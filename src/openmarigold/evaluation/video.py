@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from openmarigold.checkpoints.configured import read_configured
 from openmarigold.config import PredictConfig
 from openmarigold.errors import DataError, InvalidValueError, OpenMarigoldError, OutputError
 from openmarigold.evaluation.clip_scores import ALIGNMENTS, Alignment, FlowSource, score_clip, scores_of
@@ -102,6 +103,8 @@ def model_estimators(config: PredictConfig, stream: StreamConfig, modes: Sequenc
         CheckpointError: the checkpoint cannot be used.
         InvalidValueError: a setting that does not apply to it, or a checkpoint that predicts no depth.
     """
+    if config.processing_resolution is None:  # clips take one pass: single frames are compared at the same resolution
+        config = replace(config, processing_resolution=read_configured(config).one_pass_resolution)
     spec = predictor_spec(config)
     loaded: list[Predictor] = []
 

@@ -19,7 +19,8 @@ from openmarigold_render.errors import MissingPackageError
 from openmarigold_render.maps import DEPTH, normals_picture
 from openmarigold_render.primitives import cushion, cylinder
 from openmarigold_render.rays import Caster, cast_picture, picture_hits
-from openmarigold_render.render import MIX, RenderConfig, plan, render_dataset, storable
+from openmarigold_render.render import RenderConfig, plan, render_dataset, storable
+from openmarigold_render.sampling import MIX
 from openmarigold_render.scene import Instance, Light, Material, place
 from rendering_data import GRAY, FlatPainter, block, camera_at, floor, scene_of
 
@@ -38,7 +39,7 @@ def test_plans_give_the_number_of_pictures_that_was_asked_for() -> None:
         assert sum(scene.num_views for scene in scenes) == count
         assert [scene.number for scene in scenes] == list(range(len(scenes)))
     counts = {kind: sum(scene.kind == kind for scene in plan(replace(TINY, source="mix", count=2000))) for kind in MIX}
-    for kind, (share, _) in MIX.items():
+    for kind, share in MIX.items():
         assert counts[kind] / sum(counts.values()) == pytest.approx(share, abs=0.05)
 
 

@@ -24,14 +24,14 @@ EXIT_INTERRUPTED = 130
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """Render pictures with exact depth: path-traced rooms, tabletops and streets.
+    """Render pictures with exact depth: path-traced rooms, tabletops, streets and thin things.
 
     The same command with the same seed gives the same data, with any number of workers. An interrupted command
     continues where it stopped.
     """
 
-    source: tyro.conf.Positional[Literal["rooms", "tabletops", "streets", "mix"]]
-    """What to render; mix: all three."""
+    source: tyro.conf.Positional[Literal["rooms", "tabletops", "streets", "thin", "mix"]]
+    """What to render; thin: fences, stems, lamps on cords, animals; mix: rooms, tabletops and streets."""
     count: int = 1000
     """Number of pictures."""
     seed: int = 0
@@ -69,8 +69,8 @@ class Walks:
     continues where it stopped.
     """
 
-    source: tyro.conf.Positional[Literal["rooms", "tabletops", "streets", "mix"]]
-    """Where to walk; mix: in all three."""
+    source: tyro.conf.Positional[Literal["rooms", "tabletops", "streets", "thin", "mix"]]
+    """Where to walk; thin: along fences and among lamps on cords; mix: in rooms, on tabletops, in streets."""
     scenes: int = 5
     """Number of walks, each in a scene of its own."""
     frames: int = 100

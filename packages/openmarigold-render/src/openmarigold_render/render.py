@@ -41,7 +41,7 @@ from openmarigold_render.facts import TIMES_FILE, run_facts
 from openmarigold_render.maps import DEFAULT, DEPTH, ENCODINGS, INTRINSIC, Light, MapName, check_maps, normals_picture
 from openmarigold_render.processes import in_processes, settle
 from openmarigold_render.rays import Caster, Hits, depth_picture, picture_hits, require_embree
-from openmarigold_render.sampling import MIX, SAMPLES, SEEDS, Kind, SceneSampler, Source, check_settings, kind_of
+from openmarigold_render.sampling import SAMPLES, SEEDS, VIEWS, Kind, SceneSampler, Source, check_settings, kind_of
 from openmarigold_render.scene import Camera, Lens, Scene, Setting
 
 Preset = Literal["preview", "train"]
@@ -118,7 +118,7 @@ def plan(config: RenderConfig) -> list[PlannedScene]:
     while missing > 0:
         number = len(scenes)
         kind = kind_of(config.source, config.seed, f"{config.split} kind", number)
-        scenes.append(PlannedScene(number, kind, min(MIX[kind][1], missing)))
+        scenes.append(PlannedScene(number, kind, min(VIEWS, missing)))
         missing -= scenes[-1].num_views
     return scenes
 

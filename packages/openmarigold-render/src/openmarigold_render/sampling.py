@@ -18,13 +18,14 @@ from openmarigold_render.rooms import sample_room
 from openmarigold_render.scene import Catalog, Scene, Setting
 from openmarigold_render.streets import street
 from openmarigold_render.tabletops import sample_tabletop
+from openmarigold_render.thin import sample_thin
 
-Kind = Literal["rooms", "tabletops", "streets"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-Source = Literal["rooms", "tabletops", "streets", "mix"]
+Kind = Literal["rooms", "tabletops", "streets", "thin"]
+Source = Literal["rooms", "tabletops", "streets", "thin", "mix"]
 
-# Share of the scenes and pictures of a scene: many scenes teach more than many views of few.
-MIX: dict[Kind, tuple[float, int]] = {"rooms": (0.38, 2), "tabletops": (0.38, 2), "streets": (0.24, 2)}
+MIX: dict[Kind, float] = {"rooms": 0.38, "tabletops": 0.38, "streets": 0.24}
+"""Shares of the scenes of `mix`. It does not change: commands in the docs name sets of it by their seed."""
+VIEWS = 2  # of a scene: many scenes teach more than many views of few
 ASSET_SHARE = 0.65  # of what is drawn for rooms and tables, where there are assets
 
 
@@ -76,9 +77,9 @@ def kind_of(source: Source, seed: int, what: str, number: int) -> Kind:
     """Kind of scene `number`: the source, or for mix one that is drawn from (seed, what, number)."""
     if source != "mix":
         return source
-    shares = np.array([MIX[kind][0] for kind in KINDS])
+    kinds, shares = list(MIX), np.array(list(MIX.values()))
     draw = generator_for(seed, what, number)
-    return KINDS[int(draw.choice(len(KINDS), p=shares / shares.sum()))]
+    return kinds[int(draw.choice(len(kinds), p=shares / shares.sum()))]
 
 
 class SceneSampler:
@@ -113,6 +114,8 @@ class SceneSampler:
         """
         if kind == "streets":
             return self._sample_street(generator, self._outdoor_catalog)
+        if kind == "thin":
+            return sample_thin(generator, self._catalog, self._outdoor_catalog)
         return (sample_room if kind == "rooms" else sample_tabletop)(generator, self._catalog)
 
     def sources(self, scene: Scene) -> tuple[str, ...]:

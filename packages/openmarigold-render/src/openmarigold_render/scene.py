@@ -233,7 +233,7 @@ class Setting:
     """A scene with what its sampler knows about good views of it."""
 
     kind: str
-    """rooms, tabletops or streets"""
+    """rooms, tabletops, streets or thin"""
     scene: Scene
     propose: Callable[[np.random.Generator, Lens], Camera | None]
     """A camera worth testing; None where this try found no place for one."""

@@ -51,6 +51,7 @@ GAITS: Mapping[str, Gait] = {
     "rooms": Gait(speed=0.7, turn=math.radians(40.0), clearance=0.2, eye_height=(1.25, 1.7)),
     "tabletops": Gait(speed=0.2, turn=math.radians(30.0), clearance=0.1, is_level=False),
     "streets": Gait(speed=1.4, turn=math.radians(30.0), clearance=0.4),
+    "thin": Gait(speed=0.8, turn=math.radians(35.0), clearance=0.15),
 }
 
 

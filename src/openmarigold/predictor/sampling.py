@@ -182,9 +182,9 @@ def prepared(
     )
     coarse: PreparedPhoto | None = None
     if found.coarse_resolution is not None and not one_pass:
-        below = replace(config, processing_resolution=found.coarse_resolution)
-        coarse = prepared(photo, camera, below, parts, one_pass=True)
-        coarse = coarse if coarse.processing_size[0] < size[0] else None
+        below = found.coarse_resolution
+        if processing_size(*camera.size, processing_resolution=below, side=found.processing_side)[0] < size[0]:
+            coarse = prepared(photo, camera, replace(config, processing_resolution=below), parts, one_pass=True)
     return PreparedPhoto(photo=photo, camera=camera, processing_size=size, image=image, noise=noise, coarse=coarse)
 
 

@@ -9,7 +9,7 @@
 
 `train` trains each arm of the named comparisons with each seed (recipe `recipes/ablation.toml` with the arm's changes)
 and scores it on the benchmark. `curves` scores a checkpoint at 1 to 50 denoising steps and with 1 to 20 members. Both
-append lines to `DIR/results.jsonl` and leave out what stands there, so an interrupted run goes on. `report` prints
+append lines to `DIR/results.jsonl` and leave out what is there, so an interrupted run continues. `report` prints
 tables (mean and spread over seeds) and draws plots.
 
 DATA holds `synthetic/train-*.tar`. The comparison `labels` trains a model further; it also needs `labels/`, a set of

@@ -49,7 +49,7 @@ FEWEST = 200  # pixels of a wall that is measured
 
 @dataclass(frozen=True)
 class Guess:
-    """What a method says about one picture."""
+    """A method's answer for one picture."""
 
     camera: Camera
     shift: float

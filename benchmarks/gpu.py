@@ -171,7 +171,7 @@ def measure(arguments: argparse.Namespace, report: Report, ends_at: float) -> No
         if not bench.is_healthy():  # such as an illegal address: every later call of this process fails too
             progress = {"rows": report.rows, "facts": report.facts, "ends_at": ends_at}
             (report.folder / _PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
-            print("the device does not answer any more: going on in a new process", flush=True)
+            print("the device does not answer any more: continuing in a new process", flush=True)
             os.execv(sys.executable, [sys.executable, *sys.argv, "--continues", str(report.folder)])
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Meters from one photo: a model of metric depth beside baselines that learn from its training renders only.
+"""Meters from one photo: a model of metric depth next to baselines that learn from its training renders only.
 
     python benchmarks/metric_model.py --training DIR --measured DIR [DIR ...] [--checkpoint DIR] [--output FILE]
 

@@ -136,7 +136,7 @@ def fit_log_ransac(
     Depth is clipped to the largest valid `gt`.
 
     **It leaks ground truth**: pixels that disagree are left out of the fit, and nothing can be farther than the
-    image's own farthest measurement. Its scores must not stand next to those of another protocol; for the same maps
+    image's own farthest measurement. Its scores must not be shown next to those of another protocol; for the same maps
     AbsRel on DIODE falls from 31 to 10 % by the protocol alone.
 
     A trial fits a line through two pixels, drawn by `seed`. Its inliers are the pixels that lie nearer to the line

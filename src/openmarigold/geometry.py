@@ -19,7 +19,7 @@ NORMAL_FRAMES: tuple[NormalFrame, ...] = get_args(NormalFrame)
 """Axes of stored normals: right, up, backward (Marigold, OpenGL); left, up, backward (DSINE, E2E-FT, Lotus); right,
 down, forward (OpenCV, MoGe, Metric3D)."""
 MIN_LENGTH = 1e-6
-"""Of a vector that has a direction."""
+"""Smallest length of a vector that has a direction."""
 
 _SIGNS: dict[str, tuple[float, float, float]] = {"rub": (1, 1, 1), "lub": (-1, 1, 1), "opencv": (1, -1, -1)}
 _OCCLUSION = 0.02  # second difference of disparity, relative to disparity, that no smooth surface shows

@@ -153,7 +153,7 @@ def test_a_killed_process_ends_the_others_with_a_clear_line(workspace: Path) -> 
     done = json.loads((workspace / "done.json").read_text())[3]
     assert done["statuses"] == [2, -9], done["outputs"]
     last = done["outputs"][0].strip().splitlines()[-1]
-    assert "process 0 of 2: another process of this run ended" in last and "goes on from the newest state" in last
+    assert "process 0 of 2: another process of this run ended" in last and "continues from the newest state" in last
     assert "Traceback" not in done["outputs"][0]
     assert sorted((workspace / "long-2" / "states").glob("step-*"))
 

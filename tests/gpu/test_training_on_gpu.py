@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three recipes on a GPU: it trains as a CPU does, and a run that was stopped goes on as if it had not been."""
+"""The three recipes on a GPU: it trains as a CPU does, and a run that was stopped continues as if it had not been."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ def test_a_camera_of_another_size_of_the_same_shape_is_scaled(tmp_path: Path) ->
         (
             "k.json",
             json.dumps(np.transpose(MATRIX).tolist()),
-            "the matrix is transposed: cx and cy stand in its last row",
+            "the matrix is transposed: cx and cy are in its last row",
         ),
         ("k.json", "[[500, 0, 320], [0, 500, 240], [0, 0, 2]]", "is not a camera matrix; give [[fx, 0, cx]"),
         ("k.txt", "500 0 320\n0 500 240\n", "has 6 numbers; a matrix of 3x3 (or fx, fy, cx, cy) is needed"),

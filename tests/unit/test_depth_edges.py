@@ -40,7 +40,7 @@ def test_a_step_is_an_edge_as_long_as_it_is_high_enough() -> None:
     seen = [bool(depth_edges(depth, 80.0, threshold).any()) for threshold in THRESHOLDS]
     assert seen == [threshold < 4 * 32 for threshold in THRESHOLDS]
     columns = np.nonzero(depth_edges(depth, 80.0, 20))[1]
-    assert set(columns.tolist()) <= {19, 20} and columns.size == 24  # one pixel wide, beside the step
+    assert set(columns.tolist()) <= {19, 20} and columns.size == 24  # one pixel wide, next to the step
     assert np.array_equal(depth_edges(10 * depth, 800.0, 100), depth_edges(depth, 80.0, 100))
 
 

@@ -112,7 +112,7 @@ def test_protocols_by_invariance() -> None:
 
 
 def test_measured_depth_is_not_taken_for_a_prediction(tmp_path: Path) -> None:
-    """Predictions may lie beside the data, whose own depth.png is not meant."""
+    """Predictions may lie next to the data, whose own depth.png is not meant."""
     (tmp_path / "room").mkdir()
     for name, value in (("depth", 1.0), ("rgb_depth", 2.0)):
         np.save(tmp_path / "room" / f"{name}.npy", np.full((2, 3), value))

@@ -356,7 +356,7 @@ def test_predictions_before_or_after_the_crop(tmp_path: Path) -> None:
     sample = opened.sample(entry)
     scores = []
     for name, prediction in {"full": depth + 0.5, "cropped": (depth + 0.5)[sample.crop]}.items():
-        # Marigold's scripts write pred_<frame> beside the photo's path; ours write <frame>_depth.
+        # Marigold's scripts write pred_<frame> next to the photo's path; ours write <frame>_depth.
         path = tmp_path / name / f"{entry.name}_depth.npy"
         path.parent.mkdir(parents=True)
         np.save(path, prediction.astype(np.float32))

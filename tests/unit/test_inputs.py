@@ -154,7 +154,7 @@ def test_files_without_a_manifest_are_replaced_only_if_they_name_the_photo(
     (out / MANIFEST_NAME).unlink()
     before = bytes_in(out)
     refused = predict_files([second], output_dir=out, config=config)
-    assert "is there already, and nothing says that it is of this photo" in refused.failed[0][1]
+    assert "is there already, and there is no record that it is of this photo" in refused.failed[0][1]
     assert bytes_in(out) == before
     assert predict_files([first], output_dir=out, config=config).num_predicted == 1
 

@@ -171,7 +171,7 @@ def test_a_full_disk_for_temporary_files_is_no_damage_of_photos(
     with monkeypatch.context() as patch:
         patch.setattr(tempfile, "TemporaryDirectory", no_room)
         assert label(photos, tmp_path / "set") == 2
-    assert "make room for it" in capfd.readouterr().err
+    assert "free space for it" in capfd.readouterr().err
     assert label(photos, tmp_path / "set") == 1  # one is cut; the others are labeled now
     assert ShardedDataset(tmp_path / "set").keys == ["high", "wide"]
 

@@ -100,7 +100,7 @@ def test_a_set_of_version_0_1_is_read(tmp_path: Path) -> None:
     assert Source("old", tmp_path).maps == ("depth",)
     write_meta(tmp_path / "old")
     writer = ShardWriter(tmp_path / "old", name="old", split="train", encodings={"depth": LINEAR}, settings={"seed": 1})
-    writer.begin()  # goes on: the same settings
+    writer.begin()  # continues: the same settings
     assert writer.is_done(0)
     assert writer.finish(1)["maps"] == {"depth": LINEAR.record()}
     assert ShardedDataset(tmp_path / "old").keys == data.keys and verify(tmp_path / "old") == []

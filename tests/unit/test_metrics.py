@@ -50,7 +50,7 @@ def test_contours_count_in_each_of_the_four_directions():
 
 
 def test_the_soft_edge_error_by_hand():
-    gt = np.array([[1.0, 1.0, 1.0, 1.0, 3.0, 3.0, 3.0, 3.0]])  # one edge; the four columns at it and beside it count
+    gt = np.array([[1.0, 1.0, 1.0, 1.0, 3.0, 3.0, 3.0, 3.0]])  # one edge; the four columns at and next to it count
     everywhere = np.ones(gt.shape, bool)
     moved = np.array([[9.0, 1.0, 1.0, 3.0, 3.0, 3.0, 3.0, 9.0]])
     assert soft_edge_error(moved, gt, everywhere) == 0.0  # the edge is one pixel out of place

@@ -103,7 +103,7 @@ def test_plane_depth_by_hand() -> None:
     # Corner: 511.5 and 383.5 pixels from the middle; sqrt(511.5² + 383.5² + 886.81²) = 1093.2230.
     assert depth[0, 0] == pytest.approx(10 * 886.81 / 1093.2230, rel=1e-6)
     assert depth[767, 0] == depth[0, 1023] == depth[767, 1023] == depth[0, 0]
-    # Beside the middle: half a pixel from it on both axes.
+    # Next to the middle: half a pixel from it on both axes.
     assert depth[383, 511] == pytest.approx(10 * 886.81 / math.sqrt(0.25 + 0.25 + 886.81**2), rel=1e-6)
 
 
@@ -577,7 +577,7 @@ def test_preview(hypersim: Path, tmp_path: Path) -> None:
     assert write_preview(tmp_path / "set", tmp_path / "sheet.png", count=3) == 3
     with Image.open(tmp_path / "sheet.png") as sheet:
         pixels = np.asarray(sheet)
-    # Two columns of RGB beside depth, two rows; the holes of the first sample, its top eighth, are black.
+    # Two columns of RGB next to depth, two rows; the holes of the first sample, its top eighth, are black.
     assert pixels.shape[1] == 2 * (2 * 288 + 6) + 6
     assert (pixels[10:20, 6 + 288 + 10 : 6 + 570] == 0).all()
     assert write_preview(tmp_path / "set", tmp_path / "sheet.jpg") == 5

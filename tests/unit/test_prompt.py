@@ -145,7 +145,7 @@ def test_the_hash_is_of_the_embedding_that_is_used(published: tuple[Path, torch.
     of_encoder = sha256_of(directory)
     write_embedding(expected + 1, directory / EMBEDDING_FILE)
     of_other = sha256_of(directory)
-    assert of_other != of_encoder, "it is used in the place of what the text encoder beside it would make"
+    assert of_other != of_encoder, "it is used in the place of what the text encoder next to it would make"
     edit_json(directory / "text_encoder" / "config.json", note="not read")
     assert sha256_of(directory) == of_other
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests that mean no good: each gets the status that docs/serve.md states and one line, and the server goes on."""
+"""Requests that mean no good: each gets the status that docs/serve.md states and one line, and the server continues."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def test_files_manifest_and_errors_are_those_of_predict(url: str, photos: Path, 
     assert events["there"] == events["here"]
     told = [{**result.to_dict(), "load_s": 0, "predict_s": 0} for result in (here, there)]
     assert json.dumps(told[0]).replace("/here/", "/there/") == json.dumps(told[1])
-    # Each goes on where the other was.
+    # Each continues where the other was.
     again = predict_on_server([photos], server=url, output_dir=tmp_path / "here", **shared)
     assert (again.num_predicted, len(again.skipped), len(again.failed)) == (0, 8, 3)
     again = predict_files([photos], output_dir=tmp_path / "there", **shared)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of points and meshes as results: of which modalities, with what stated, and how runs go on."""
+"""Files of points and meshes as results: of which modalities, with what stated, and how runs continue."""
 
 from __future__ import annotations
 

@@ -246,7 +246,7 @@ def test_a_run_ends_when_patience_does(workspace: Path, monkeypatch: pytest.Monk
     assert len(rows("metrics.jsonl")) == 4
     assert go(workspace, "patient") == checkpoint  # the same command has nothing more to do
     assert len(rows("metrics.jsonl")) == 4
-    go(workspace, "patient", "run.patience=3", stop_after_steps=5)  # more patience goes on
+    go(workspace, "patient", "run.patience=3", stop_after_steps=5)  # with more patience it continues
     assert [row["step"] for row in rows("validation.jsonl")] == [1, 2, 3, 4, 5]
 
 

@@ -239,7 +239,7 @@ def test_state_round_trip_and_damage(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="from something else \\(base changed since\\)"):
         load_state(state, inputs={"base": "2"}, **arguments)
     (state / "tensors.safetensors").write_bytes((state / "tensors.safetensors").read_bytes()[:-20])
-    with pytest.raises(CheckpointError, match=r"cannot be resumed .*remove it to go on from step-00000007"):
+    with pytest.raises(CheckpointError, match=r"cannot be resumed .*remove it to continue from step-00000007"):
         load_state(state, inputs={"base": "1"}, **arguments)
     (state / "state.json").write_text("{}")
     with pytest.raises(CheckpointError, match="cannot be resumed"):

@@ -1,4 +1,4 @@
-"""A killed run goes on and ends in the same bytes; memory does not grow with the clip."""
+"""A killed run continues and ends in the same bytes; memory does not grow with the clip."""
 
 from __future__ import annotations
 

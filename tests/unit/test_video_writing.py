@@ -250,7 +250,7 @@ def test_further_formats_join_those_of_the_same_settings(clip: Path, tmp_path: P
     for formats in (("colored",), ("ffv1", "npy")):
         assert made(clip, tmp_path, format=formats).skipped
     assert len(list((tmp_path / "room_depth_frames").glob("*.npy"))) == 10
-    made(clip, tmp_path, format=("ffv1",), crf=30)  # other settings: nothing of the old ones may stay beside them
+    made(clip, tmp_path, format=("ffv1",), crf=30)  # other settings: nothing of the old ones may stay next to them
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "room_depth.json",
         "room_depth.mkv",
@@ -260,7 +260,7 @@ def test_further_formats_join_those_of_the_same_settings(clip: Path, tmp_path: P
 
 def test_files_that_are_not_known_to_be_of_the_clip_are_not_replaced(clip: Path, tmp_path: Path) -> None:
     (tmp_path / "room_depth.mkv").write_bytes(b"somebody's")
-    with pytest.raises(OutputError, match=r"room_depth\.mkv exists, and nothing says that it is a result of this clip"):
+    with pytest.raises(OutputError, match=r"room_depth\.mkv exists, and there is no record that it is a result"):
         made(clip, tmp_path, format=("ffv1",))
     assert (tmp_path / "room_depth.mkv").read_bytes() == b"somebody's"
     made(clip, tmp_path, format=("ffv1",), overwrite=True)

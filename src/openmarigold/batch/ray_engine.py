@@ -15,7 +15,7 @@ from openmarigold.data.units import UnitWorker
 from openmarigold.errors import OpenMarigoldError, OutputError, needs_extra, one_line
 
 _CPUS = 0.9
-"""Of an actor. Ray Data needs a part of a core for itself: as many actors of 1 as there are cores wait forever."""
+"""Cores of an actor. Ray Data needs a part of one for itself: as many actors of 1 as there are cores wait forever."""
 
 
 class UnitActor:
@@ -37,7 +37,7 @@ class RayEngine:
     """Where a batch makes its shards (`run.batch_files`), and where images and training data are worked on."""
 
     address: str = "auto"
-    """Of the cluster; "auto": the one that is running; "local": a new one on this machine, which ends with the run."""
+    """Address of the cluster; "auto": the running one; "local": a new one on this machine, which ends with the run."""
     workers: int = 1
     """Actors, at most; Ray adds them while units wait."""
     gpus_per_worker: float = 0.0

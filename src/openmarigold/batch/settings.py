@@ -35,8 +35,8 @@ class BatchConfig:
     retry: bool = False
     """Do failed photos of finished shards again."""
     column: str | None = None
-    """Of a Parquet input: the column of the photos' bytes or addresses. None: image, jpg, png, bytes, url, address or
-    path, whichever is there first."""
+    """Column of the photos' bytes or addresses in a Parquet input. None: image, jpg, png, bytes, url, address or path,
+    whichever is there first."""
 
     def __post_init__(self) -> None:
         for name, largest in (("shard_size", LARGEST_SHARD), ("workers", 1024)):

@@ -30,19 +30,19 @@ STATS_END = "_stats.json"
 _IN_MEMORY = 2**26
 """Bytes of a shard's maps, beyond which they wait in a file."""
 _GROUP_BYTES = 2**26
-"""Of maps in a row group of a table."""
+"""Bytes of maps in a row group of a table."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What became of a photo."""
+    """The result for a photo: its maps, or its error."""
 
     key: str
     source: str
     status: str
     input_sha256: str | None = None
     width: int | None = None
-    """Of the photo, upright [px]."""
+    """Width of the upright photo [px]; `height` is its height."""
     height: int | None = None
     error_class: str | None = None
     """Name of the error: ImageError, DataError, NumericalError ..."""
@@ -136,7 +136,7 @@ def names_of_maps(checkpoint: Checkpoint, config: PredictConfig) -> list[str]:
 
 
 def _name_of_bound(name: str) -> str:
-    """Of a bound as a map: `depth_lo` is the lower end of depth's own codes."""
+    """Name of a bound as a map: `depth_lo` is the lower end of depth's own codes."""
     return f"interval_{name}"
 
 
@@ -292,7 +292,7 @@ class ShardStats:
     """Seconds since 1970."""
     seconds: float
     photo_seconds: tuple[float, ...]
-    """Of each photo in order: reading, predicting and encoding, which overlap with neighbors'."""
+    """Seconds of each photo in order: reading, predicting and encoding, which overlap with neighbors'."""
     engine: str
 
     @property

@@ -35,7 +35,7 @@ from openmarigold.predictor import Predictor
 _AHEAD = 3
 """Photos that are read, or encoded, while another is predicted."""
 _MAX_PIXELS_AHEAD = 2**25
-"""Of a photo; the maps of larger ones are encoded before another is predicted."""
+"""Most pixels of a photo whose maps may wait; those of larger ones are encoded before another is predicted."""
 _LONGEST_TEXT = 1000
 """Characters of an error's text in a record."""
 _NOT_OF_KEYS = re.compile(r"[.\x00-\x1f\x7f]")

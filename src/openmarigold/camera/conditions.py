@@ -18,7 +18,7 @@ from openmarigold.camera import Camera
 from openmarigold.config import LATENT_FACTOR
 
 CONDITIONS: Mapping[str, int] = MappingProxyType({"rays": 3})
-"""What a condition may add, and its number of channels."""
+"""The parts that a condition may add, and their numbers of channels."""
 
 _USUAL_FOCAL = 40.0  # latent cells; of a photo of 256 x 341 pixels with 55 degrees, so that channels are about 0
 _GAIN = 8.0  # as large as the features of our image encoder, so that a U-Net learns from both equally fast

@@ -56,7 +56,7 @@ class Intrinsics:
     normalized: bool = False
     """Fractions of the width (fx, cx) and the height (fy, cy), from the outer edges."""
     center_offset: float = 0.0
-    """Where the file's format puts the center of the first pixel."""
+    """Coordinate that the file's format gives to the center of the first pixel."""
     notes: tuple[str, ...] = ()
 
     def for_photo(self, size: tuple[int, int]) -> Camera:
@@ -179,9 +179,7 @@ def _of_values(values: Any, size: tuple[int, int] | None = None) -> Intrinsics:
         raise InvalidValueError(f"has {len(flat)} numbers; a matrix of 3x3 (or fx, fy, cx, cy) is needed")
     matrix = np.reshape(flat, shapes[len(flat)])[:3, :3]
     if np.allclose(matrix[:2, 2], 0) and not np.allclose(matrix[2, :2], 0):
-        raise InvalidValueError(
-            "the matrix is transposed: cx and cy stand in its last row; give them in the last column"
-        )
+        raise InvalidValueError("the matrix is transposed: cx and cy are in its last row; give them in the last column")
     if not np.allclose(matrix[2], (0, 0, 1)) or matrix[1, 0] != 0:
         raise InvalidValueError("is not a camera matrix; give [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]")
     (fx, skew, cx), (_, fy, cy) = matrix[:2].tolist()

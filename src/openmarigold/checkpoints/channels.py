@@ -40,7 +40,7 @@ def has_image_encoder(index: Mapping[str, Any], path: Path) -> bool:
 
 
 def condition_on(index: Mapping[str, Any], path: Path) -> str:
-    """What the condition holds besides the image, one of `CONDITIONS`, as model_index.json in `path` states it; or "".
+    """The part of the condition besides the image, one of `CONDITIONS`, as model_index.json in `path` states it; or "".
 
     Raises:
         CheckpointError: it is something else.

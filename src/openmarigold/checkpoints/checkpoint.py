@@ -70,7 +70,7 @@ class Checkpoint:
     `loaded_variant` gives those that are read."""
     schedule: NoiseSchedule
     modality: Modality
-    """What it predicts."""
+    """The modality that it predicts."""
     latent_channels: int
     condition_channels: int
     """Channels of what the U-Net sees of the photo: the VAE's latent, or the image encoder's condition; and those of
@@ -80,12 +80,12 @@ class Checkpoint:
     default_num_inference_steps: int
     default_processing_resolution: int
     coarse_resolution: int | None
-    """Where the networks see more of a photo than this, what is coarse in its latents comes from a pass at this
-    resolution; None: one pass."""
+    """Resolution of a coarse pass [px]: if the networks see more of a photo than this, the coarse part of its latents
+    comes from that pass; None: one pass."""
     default_final_step: FinalStep
     default_start_noise: StartNoise
     default_ensemble_start_noise: StartNoise
-    """Where the members of an ensemble start."""
+    """The noise that the members of an ensemble start from."""
     default_ensemble_mirror: bool
     """Whether every second member of an ensemble sees the photo mirrored."""
     ensemble_noise_scale: float
@@ -99,7 +99,7 @@ class Checkpoint:
     image_encoder: bool = False
     """Whether an image encoder makes the condition, in the place of the VAE's encoder."""
     condition_on: str = ""
-    """What else the condition holds, one of `CONDITIONS`: "rays" of the photo's camera; or nothing."""
+    """A further part of the condition, one of `CONDITIONS`: "rays" of the photo's camera; "": none."""
     derived: Modality | None = None
     """The modality that the caller asked for, if it is computed from the networks' predictions."""
 

@@ -102,7 +102,7 @@ def _described_settings(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _ensemble_start(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Where members of an ensemble start, if a single prediction starts elsewhere, and what they see."""
+    """Facts about an ensemble's members: their starting noise, if a single prediction has another, and mirroring."""
     start, scale = checkpoint.default_ensemble_start_noise, checkpoint.ensemble_noise_scale
     return {
         **({} if start == checkpoint.default_start_noise else {"ensemble_start_noise": start}),

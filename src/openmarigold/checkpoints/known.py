@@ -69,7 +69,7 @@ class Known:
     timestep_spacing: str | None = None
     """The spacing that its authors use, where its scheduler's file states another."""
     index: Mapping[str, Any] = field(default_factory=dict)
-    """What its model_index.json would state about its modality."""
+    """Entries about its modality that its model_index.json lacks."""
     same_weights: str | None = None
     """Another repository with the same weights, in files that can be loaded."""
 

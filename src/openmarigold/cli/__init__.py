@@ -58,7 +58,7 @@ _COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int]]] = {
     "checkpoint": (CheckpointCommand, run_checkpoint),
     "benchmark": (BenchmarkCommand, run_benchmark),
 }
-"""Of each command its settings and what runs it."""
+"""The settings of each command, and the function that runs it."""
 Command: Any = Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, (kind, _) in _COMMANDS.items())]  # noqa: UP007
 _YES_OR_NO_OR_NONE = ("tiles", "ensemble-mirror")  # settings that take True, False or None
 _logger = quoted_logger(__name__)

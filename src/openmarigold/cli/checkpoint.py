@@ -104,7 +104,7 @@ class Push:
     revision: str | None = None
     """Branch. None: the main one."""
     message: str = ""
-    """Of the commit."""
+    """Message of the commit."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,7 +55,7 @@ class PrepareHypersim(_Preparation):
     modality: Literal["depth", "normals", "lighting"] = "depth"
     """What the maps are for: depth, surface normals, or lighting (albedo, shading and residual in linear light)."""
     split: Literal["train", "val", "test", "all"] = "train"
-    """Of the data set's own split; with --list only a name for the result."""
+    """Part of the data set's own split; with --list only a name for the result."""
     split_csv: Path | None = None
     """metadata_images_split_scene_v1.csv, if it is not in SOURCE."""
     scenes: tuple[str, ...] = ()

@@ -34,9 +34,9 @@ class Train:
     cache_dir: Path | None = None
     """Folder of the encoded views, which runs may share. None: latents/ in the output folder."""
     sample_cache_dir: Path | None = None
-    """Of an address: folder of samples that are kept, which processes and runs may share. None: the user's cache."""
+    """Folder of samples kept from an address, which processes and runs may share. None: the user's cache."""
     sample_cache_gb: float = 50.0
-    """Of an address: how much is kept, at most [GB]; what was not used for longest goes first."""
+    """Size of the samples kept from an address, at most [GB]; what was not used for longest is removed first."""
     benchmark: Path | None = None
     """Benchmark folder for the scores during training."""
     benchmark_data: Path | None = None

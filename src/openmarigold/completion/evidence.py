@@ -14,8 +14,8 @@ from openmarigold.camera import Camera
 from openmarigold.errors import InvalidValueError
 
 FitSpace: TypeAlias = Literal["depth", "log", "disparity"]
-"""Where a fit is affine: meters = scale * d + shift; log(meters) = scale * log(d) + shift; 1 / meters = scale / d +
-shift."""
+"""Space in which a fit is affine: meters = scale * d + shift; log(meters) = scale * log(d) + shift; 1 / meters =
+scale / d + shift."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class Completed:
     """Such as "fit", "field" or "guided"."""
     scale: float
     shift: float
-    """Of the global fit, in `space`."""
+    """Shift of the global fit, in `space`; `scale` is its scale there."""
     space: FitSpace
     errors: LeftOutErrors | None = None
     """None where too little is known to leave anything out."""

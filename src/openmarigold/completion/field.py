@@ -66,7 +66,7 @@ class _Process:
 
 @dataclass(frozen=True, eq=False)
 class _Detail:
-    """What the process leaves over at the points, by a normalized convolution over the nearest ones."""
+    """The errors of the process at the points, spread by a normalized convolution over the nearest points."""
 
     places: Places
     residuals: Float64[np.ndarray, " n"]
@@ -238,7 +238,7 @@ def _on_nodes(process: _Process, logs: Float64[np.ndarray, "h w"]) -> Float64[np
 def _corners(
     height: int, width: int, step: int, below: np.ndarray, shape: tuple[int, int, int]
 ) -> Iterator[tuple[np.ndarray, Float64[np.ndarray, "h w"], bool]]:
-    """Of the eight nodes around every pixel: flat index, share of row and column, whether it is the farther one."""
+    """The eight nodes around every pixel: flat index, share of row and column, whether it is the farther one."""
     y, x = np.arange(height) / step, np.arange(width) / step
     top, left = y.astype(np.int64), x.astype(np.int64)
     down, right = y - top, x - left

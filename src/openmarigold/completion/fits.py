@@ -87,7 +87,7 @@ def fit_points(
 
     Raises:
         InvalidValueError: no points; a space that the model does not allow; affine depth with one point, with points of
-            one depth, or with points that are farther where the model says nearer, and no `shift`.
+            one depth, or with points that are farther where the model predicts nearer, and no `shift`.
     """
     x, z = np.asarray(relative, dtype=np.float64), np.asarray(meters, dtype=np.float64)
     _check(x, z)
@@ -101,8 +101,8 @@ def fit_points(
     ]
     if not fits:
         raise InvalidValueError(
-            "the points contradict the model: they are farther where it says nearer; check the points' order (x, y, "
-            "depth) and that they belong to this photo, or give the shift of affine depth"
+            "the points contradict the model: they are farther where it predicts nearer; check the points' order (x, "
+            "y, depth) and that they belong to this photo, or give the shift of affine depth"
         )
     if len(fits) == 1:
         return _chosen(fits[0], x, z, _why(invariance, len(np.unique(x))))

@@ -30,21 +30,22 @@ class GuidedSettings:
     num_inference_steps: int | None = None
     """Denoising steps. None: 1 for checkpoints that predict in one step, 50 for all others."""
     iterations: int | None = None
-    """Times that the latent is moved at each timestep. 1 is the published loop: the sampler goes on with the moved
+    """Times that the latent is moved at each timestep. 1 is the published loop: the sampler continues with the moved
     latent and the U-Net's output of before. More: the best of them, with its own output. None: 30 for checkpoints that
     predict in one step, 1 for all others."""
     ensemble_size: int = 1
     """Guided predictions from different noise; the result is the median of their meters at each pixel."""
     seed: int = 2024
-    """Of the noise."""
+    """Seed of the noise."""
     processing_resolution: int | None = None
     """Size that the networks see [px], 0 for the photo's own. None: the checkpoint's default."""
     timestep_spacing: Literal["leading", "trailing"] | None = None
     """Which timesteps are visited. None: trailing for several steps, else the checkpoint's own."""
     learning_rate: float | None = None
-    """Of Adam on the latent. None: 0.03 where there are several iterations at a timestep, else 0.05, as published."""
+    """Learning rate of Adam on the latent. None: 0.03 where there are several iterations at a timestep, else 0.05, as
+    published."""
     fit_rate: float = 0.005
-    """Of Adam on the parameters of the fit from relative depth to meters."""
+    """Learning rate of Adam on the parameters of the fit from relative depth to meters."""
     loss: Loss = "robust"
     """squared: mean absolute plus mean squared error [m], as published; robust: mean absolute error of log depth."""
     rescale: bool | None = None

@@ -49,7 +49,7 @@ class KnownConfig:
     metric_map: Path | None = None
     """Metric depth of another tool: npy, EXR, 16-bit PNG; or a folder of such files, of the photos' names."""
     unit: Unit | None = None
-    """Of all that is known. None: meters, unless it looks like millimeters, which is an error that asks."""
+    """Unit of all that is known. None: meters, unless it looks like millimeters, which is an error that asks."""
     measured: Measured = "planar"
     """What known depths and points are: planar (along the optical axis) or ray (distance from the camera)."""
     depth_scale: float | None = None
@@ -137,7 +137,7 @@ class KnownConfig:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """What results state: all settings but files, which count by their hashes."""
+        """The settings that results state: all but files, which count by their hashes."""
         names = (setting.name for setting in fields(self) if setting.name not in ("points", "metric_map", "transform"))
         return {
             name: list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value

@@ -38,7 +38,7 @@ _ENOUGH_TO_DOUBT = 8  # points
 _MAX_FITTED = 4000  # points of another tool's map
 _STALE = ("quantity", "notes")  # of the relative prediction: others take their place
 _OF_RELATIVE = {name: f"relative_{name}" for name in ("invariance", "shift", "shift_source")}
-"""What a result in meters calls the relative prediction's: its own shift is that of the fit."""
+"""Names that facts of the relative prediction have in a result in meters, whose own shift is that of the fit."""
 
 
 def to_meters(
@@ -123,7 +123,7 @@ def relative_depth(prediction: Prediction) -> RelativeDepth:
 
 
 def _shift_of(prediction: Prediction, notes: list[str]) -> float:
-    """Of affine depth, as it was estimated or as is assumed."""
+    """Shift of affine depth, as it was estimated or as is assumed."""
     stated = prediction.settings.get("shift")
     if stated is not None and prediction.settings.get("shift_source") != "assumed":
         return float(stated)

@@ -54,9 +54,9 @@ class Options:
     """What a call may state for all methods."""
 
     shift: float | None = None
-    """Of affine depth, in its own unit, where it is known or assumed: depth is proportional to `relative + shift`."""
+    """Shift of affine depth, in its own unit, if known or assumed: depth is proportional to `relative + shift`."""
     space: FitSpace | None = None
-    """Of the global fit; None: chosen by left-out errors."""
+    """Space of the global fit; None: chosen by left-out errors."""
 
 
 @dataclass(frozen=True, kw_only=True)

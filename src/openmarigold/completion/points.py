@@ -32,7 +32,7 @@ class PointOptions:
     """Facts that a file of points does not state itself."""
 
     unit: Unit | None = None
-    """Of depth. None: meters, unless they look like millimeters, which is an error that asks."""
+    """Unit of depth. None: meters, unless it looks like millimeters, which is an error that asks."""
     depth_scale: float | None = None
     """Levels of a depth PNG for one `unit`. None: what the file's text `depth_scale` states."""
     image: str | None = None

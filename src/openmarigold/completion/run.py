@@ -148,7 +148,7 @@ def _is_model(folder: Path) -> bool:
 
 
 def _sha256(path: Path) -> str:
-    """Of a file, or of the files of a folder."""
+    """SHA-256 of a file; of a folder, those of its files, joined by "+"."""
     if path.is_file():
         return file_sha256(path)
     return "+".join(file_sha256(file) for file in sorted(path.iterdir()) if file.is_file())

@@ -355,7 +355,7 @@ def decode_exr(data: bytes, what: str) -> dict[str, np.ndarray]:
 
     Raises:
         FrameDefectError: damaged, cut, or with more pixels than a file may have.
-        OutputError: no room for a temporary file, which the library needs.
+        OutputError: not enough space for a temporary file, which the library needs.
         MissingExtraError: without the extra `exr`.
     """
     with contextlib.ExitStack() as stack:

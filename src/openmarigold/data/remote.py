@@ -203,7 +203,7 @@ class RemoteFolder:
 
 
 DataFolder: TypeAlias = Path | RemoteFolder
-"""Where data sets lie."""
+"""A folder of data sets: a path, or a folder behind an address."""
 
 
 def data_folder(given: str | Path | RemoteFolder, *, cache_dir: Path | None, cache_gb: float) -> DataFolder:

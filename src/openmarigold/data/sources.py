@@ -258,7 +258,7 @@ class _PlainTars:
         found = np.zeros((len(self.keys), 2), dtype=np.int64)
         for index, entry in enumerate(self._entries):
             try:
-                # The size stands near the start, before any pixel.
+                # The size is near the start, before any pixel.
                 shard, path = entry[self._row.suffixes[0]]
                 with Image.open(io.BytesIO(shard.read(path))) as image:
                     found[index] = image.height, image.width

@@ -148,8 +148,8 @@ def _converted(
             (temporary / _CONTENT_FILE).write_text(json.dumps(sizes), encoding="utf-8")
     except OutputError as error:
         raise OutputError(
-            f"{error}; converted networks are kept there: set OPENMARIGOLD_CACHE_DIR to a folder with room, or use "
-            "engine torch"
+            f"{error}; converted networks are kept there: set OPENMARIGOLD_CACHE_DIR to a folder with enough space, "
+            "or use engine torch"
         ) from error
     _log.info("converted %s in %.1f s", name, time.perf_counter() - started)
     return path

@@ -217,7 +217,7 @@ class TorchEngine:
         return {"encode": self._encode, "decode": self._decode}[name](value)
 
     def _attempted(self, run: Callable[[], Tensor], *, last: bool = False) -> Tensor | None:
-        """What a network gives; None where memory does not suffice and this was not the last attempt."""
+        """The output of a network; None where memory does not suffice and this was not the last attempt."""
         try:
             return run()
         except RuntimeError as error:

@@ -107,7 +107,7 @@ def ensemble(
 
 
 def _frame(depth: Float32[np.ndarray, " pixels"], *, invariance: str) -> tuple[float, float]:
-    """What becomes 0 and the length that becomes 1 in the consensus: what the invariance leaves free is fixed here."""
+    """Depth that becomes 0 and length that becomes 1 in the consensus; this fixes what the invariance leaves free."""
     if invariance == "absolute":
         return 0.0, 1.0
     if invariance == "scale":

@@ -34,7 +34,7 @@ class Reveal:
     scored: bool
     """Whether those pixels are scored too."""
     facts: Mapping[str, object]
-    """What reports state about it, of plain types; runs with other facts are not comparable."""
+    """Facts about it in reports, of plain types; runs with other facts are not comparable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class BenchmarkRow:
     list_entries: Lister
     decode: Decoder
     unit: str
-    """What the files of the maps hold, in words."""
+    """Format and unit of the files of the maps, in words."""
     min_value: float
     max_value: float
     """Range of valid values, exclusive; protocols clip aligned predictions to it."""
@@ -80,7 +80,7 @@ class BenchmarkRow:
 
     @property
     def given_facts(self) -> Mapping[str, object]:
-        """What reports state about what estimators may know."""
+        """Facts in reports about what estimators may know."""
         return {} if self.reveal is None else self.reveal.facts
 
 

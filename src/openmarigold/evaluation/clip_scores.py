@@ -48,7 +48,7 @@ ALIGNED_SCORES = (
     Score(name="opw", label="OPW", unit="m", table_digits=4),
     Score(name="flicker", label="flicker of static pixels", unit="%", table_digits=3),
 )
-"""Of each alignment."""
+"""Scores that each alignment has."""
 CLIP_SCORES = (
     Score(name="scale_jitter", label="scale jitter", unit="%", table_digits=3),
     Score(name="drift", label="drift, last tenth to first", unit="%", table_digits=2),
@@ -58,7 +58,7 @@ CLIP_SCORES = (
     Score(name="share_static", label="static pixels", unit="%", table_digits=1),
     Score(name="pixels_scored", label="pixels scored", unit="%", table_digits=1, higher_is_better=True),
 )
-"""Of a clip, whatever the alignment."""
+"""Scores of a clip, whatever the alignment."""
 
 
 def scores_of(alignments: Sequence[Alignment]) -> dict[str, Score]:

@@ -151,7 +151,7 @@ class SavedPredictions:
 
     @cached_property
     def _records(self) -> dict[Path, dict[str, Any]]:
-        """What the manifest of `predict` states about its files, if there is one."""
+        """Provenance of the files in the manifest of `predict`, if there is one."""
         records = {}
         for line in Manifest(self.directory).lines():
             folder = (self.directory / line["result"]).parent
@@ -170,7 +170,7 @@ class SavedPredictions:
 
 
 def _stems(name: str, kind: MapKind, *, is_alone: bool) -> Iterator[str]:
-    """Where the map of an image may lie, the likeliest first."""
+    """Names, without suffix, that the map of an image may have; the likeliest first."""
     path = PurePosixPath(name)
     flat = name.replace("/", "_")
     if is_alone:

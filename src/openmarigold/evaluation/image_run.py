@@ -194,7 +194,7 @@ class ScoreWorker:
         return self._run
 
     def make(self, unit: ImageUnit, *, again: bool = False) -> list[Scored | str]:
-        """What became of each image of the unit: scores, or why there are none.
+        """The result of each image of the unit: scores, or the reason why there are none.
 
         Raises:
             CheckpointError: the model cannot be loaded.
@@ -207,7 +207,7 @@ class ScoreWorker:
 def scored_elsewhere(
     benchmark: Benchmark, elsewhere: Elsewhere, protocol: str, known: Callable[[str], Sequence[str]]
 ) -> Generator[tuple[int, Scored | str], None, None]:
-    """What became of each image, by its place, in any order.
+    """The result of each image, with its place; in any order.
 
     Args:
         benchmark: whose images are scored.

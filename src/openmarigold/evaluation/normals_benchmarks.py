@@ -169,4 +169,4 @@ ROWS = (
         place=lambda stem: stem.split("/")[0],
     ),
 )
-"""Of DSINE's sets OASIS is not read: its files are pickles, which can run any code."""
+"""Benchmarks of DSINE. Its set OASIS is not read: the files are pickles, which can run any code."""

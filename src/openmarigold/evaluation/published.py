@@ -65,7 +65,7 @@ class PaperTable:
 
     @property
     def scores(self) -> list[Score]:
-        """What the cells' pairs are."""
+        """The two scores of each cell."""
         known = {score.name: score for score in self.modality.protocols[self.protocol].scores}
         return [known[name] for name in self.modality.headline(self.protocol)]
 
@@ -117,7 +117,7 @@ def _table_1() -> Iterator[Cell]:
 
 
 def _version_1_1() -> Iterator[Cell]:
-    """What Marigold's scripts of v1-1 run; their numbers are not known to us from their source."""
+    """Cells of Marigold's scripts of v1-1; we do not know their numbers from their source."""
     for members, row in ((10, "1 step, ensemble of 10 (README)"), (1, "1 step, no ensemble (scripts)")):
         for benchmark in _TABLE_1_SETS:
             yield Cell(row=row, benchmark=benchmark, num_inference_steps=1, ensemble_size=members)

@@ -158,9 +158,9 @@ def evaluate_benchmark(
     """Scores of an estimator on any benchmark; with `output_dir` also the files of `docs/evaluation.md`, resumed.
 
     Workers read and score images at the same time, the estimator sees one photo at a time: the result does not depend
-    on their number. An image that cannot be scored is noted and the others go on. `elsewhere` names processes that
-    score the images instead, each with an estimator of its own, to the same bits on the same kind of machine. The page
-    shows `page_images` images at most: best, median and worst ones.
+    on their number. An image that cannot be scored is noted and the others are scored. `elsewhere` names processes
+    that score the images instead, each with an estimator of its own, to the same bits on the same kind of machine. The
+    page shows `page_images` images at most: best, median and worst ones.
 
     Raises:
         DataError: an image could not be scored (unless `allow_partial`), or none.

@@ -223,7 +223,7 @@ def _align(
 
 
 def _worst_seam(predicted: Predicted) -> float:
-    """Of all maps; 0 for maps that are not made of tiles."""
+    """The largest seam energy of all maps; 0 for maps that are not made of tiles."""
     lines = getattr(predicted, "lines", ())
     if not lines or not isinstance(predicted, Mapping):
         return 0.0

@@ -71,7 +71,7 @@ class VideoEvaluation:
             )
 
     def numbers(self, clip: Clip) -> range:
-        """Of the clip's frames those that are scored. Raises DataError for fewer than two."""
+        """Numbers of the clip's frames that are scored. Raises DataError for fewer than two."""
         first, end = (0, len(clip)) if self.frames is None else self.frames
         chosen = range(len(clip))[first:end]
         if len(chosen) < 2:
@@ -183,7 +183,7 @@ def evaluate_clips(
 ) -> VideoReport:
     """Scores of estimators on clips; with `output_dir` also report.json and report.md, resumed clip by clip.
 
-    A clip that cannot be scored is noted and the others go on.
+    A clip that cannot be scored is noted and the others are scored.
 
     Args:
         clips: of `open_clips`.

@@ -28,7 +28,7 @@ from openmarigold.images.kinds import HEAD_BYTES, PNG_MAGIC, TIFF_MAGIC, is_heif
 from openmarigold.images.quiet import quiet
 
 FILM_DIAGONAL = math.hypot(36.0, 24.0)
-"""Of a frame of 35 mm film [mm]."""
+"""Diagonal of a frame of 35 mm film [mm]."""
 
 _EXIF_PART = 0x8769
 _FOCAL, _FOCAL_35MM, _ZOOM = 0x920A, 0xA405, 0xA404
@@ -82,7 +82,7 @@ class PhotoMetadata:
 
 
 NOTHING = PhotoMetadata()
-"""Of an array, or of a file without metadata."""
+"""Metadata of an array, or of a file without any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +171,7 @@ def _png_chunks(file: Any) -> tuple[bytes | None, bytes | None]:
 
 
 def _exif_of_image(image: Image.Image) -> Image.Exif:
-    """Of an opened Pillow image that may still have to be decoded, which this must not do."""
+    """EXIF data of an opened Pillow image. The image may not be decoded yet, and this function must not decode it."""
     stored = image.info.get("exif")
     if stored is None and image.format == "TIFF":
         return image.getexif()

@@ -42,7 +42,7 @@ _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,2}(?=[^/])")
 
 @functools.cache
 def image_suffixes() -> frozenset[str]:
-    """What is looked for in folders, from what the decoders open; any file that is named is tried."""
+    """Suffixes of the files that are read from folders: those that the decoders open. A named file is always tried."""
     return _of_pillow(PILLOW_FORMATS) | HEIF_SUFFIXES | RADIANCE_SUFFIXES | RAW_SUFFIXES | {".exr"}
 
 

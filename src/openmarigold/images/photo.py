@@ -403,7 +403,7 @@ def _read_content(content: bytes, background: str) -> UInt8[np.ndarray, "h w 3"]
             path.write_bytes(content)
         except OSError as error:
             told = error.strerror or error
-            raise OutputError(f"cannot write a temporary file: {told}; make room for it, or set TMPDIR") from error
+            raise OutputError(f"cannot write a temporary file: {told}; free space for it, or set TMPDIR") from error
         try:
             return read_rgb(path, background=background)
         except ImageError as error:

@@ -173,7 +173,7 @@ def as_stored(rgb: Shaped[np.ndarray, "h w 3"], orientation: int) -> Shaped[np.n
 
 
 def _converter(image: Image.Image, background: Color) -> Callable[[Image.Image], UInt8[np.ndarray, "n w 3"]]:
-    """What turns a strip of the image into RGB."""
+    """A function that turns a strip of the image into RGB."""
     if image.mode.startswith("I") or image.mode == "F":
         return _deep_converter(image, background)
     to_srgb = _profile_transform(image)
@@ -195,7 +195,7 @@ def _converter(image: Image.Image, background: Color) -> Callable[[Image.Image],
 
 
 def _profile_transform(image: Image.Image) -> Callable[[Image.Image], Image.Image] | None:
-    """What turns a strip into sRGB by the image's ICC profile; None without one, or where it is sRGB or of no use."""
+    """Conversion of a strip to sRGB by the image's ICC profile; None without one, or where it is sRGB or of no use."""
     content = image.info.get("icc_profile")
     if not isinstance(content, bytes) or not content or b"sRGB IEC61966" in content:
         return None
@@ -227,7 +227,7 @@ def _profile_transform(image: Image.Image) -> Callable[[Image.Image], Image.Imag
 
 
 def _deep_converter(image: Image.Image, background: Color) -> Callable[[Image.Image], UInt8[np.ndarray, "n w 3"]]:
-    """What turns a strip of a gray image with more than 8 bits into RGB; Pillow's own conversion would clip at 255.
+    """A function that turns a strip of a gray image of more than 8 bits into RGB; Pillow would clip it at 255.
 
     Raises:
         ImageError: whole numbers that may be 8 or 16 bits.

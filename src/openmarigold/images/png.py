@@ -13,11 +13,11 @@ from jaxtyping import Shaped, UInt8, UInt16
 from PIL import Image
 
 _LEVEL = 1
-"""Of ISA-L's deflate: a sixth of the time of Pillow with zlib-ng's 1, for smaller files (docs/speed.md)."""
+"""Level of ISA-L's deflate: a sixth of the time of Pillow with zlib-ng's 1, for smaller files (docs/speed.md)."""
 _BLOCK_BYTES = 2**20
-"""Of pixels that are compressed at a time; ISA-L's choices, and so the bytes of files, depend on it a little."""
+"""Bytes of pixels that are compressed at a time; ISA-L's choices, and so the bytes of files, depend on it a little."""
 _STRIP_BYTES = 2**17
-"""Of pixels that are filtered at a time, so that they stay in the cache of a core."""
+"""Bytes of pixels that are filtered at a time, few enough to stay in the cache of a core."""
 _GRAY, _COLORS = 0, 2
 _UP = 2
 _File: TypeAlias = BinaryIO | io.BytesIO

@@ -37,7 +37,7 @@ Tags = Mapping[int, Any]
 
 @dataclass(frozen=True)
 class TiffPicture:
-    """Where the picture of a TIFF file is, and who decodes it."""
+    """The page of a TIFF file that is its picture, and the decoder for it."""
 
     decoder: Decoder
     page: int = 0
@@ -45,7 +45,7 @@ class TiffPicture:
 
 
 def examine_tiff(path: Path) -> TiffPicture:
-    """What is to be done with a TIFF file.
+    """The page of a TIFF file that is its picture, and the decoder for it.
 
     Raises:
         ImageError: it holds previews only, or samples of a kind that are not a picture.

@@ -70,7 +70,7 @@ def _starts(length: int, tile: int, step: int, overlap: float) -> tuple[int, ...
 
 
 def axis_weights(starts: Sequence[int], tile: int, at: Float64[np.ndarray, " n"]) -> Float32[np.ndarray, "t n"]:
-    """What each tile of an axis counts at some coordinates: raised cosines over the overlaps, 1 in sum, exactly.
+    """Weight of each tile of an axis at some coordinates: raised cosines over the overlaps, 1 in sum, exactly.
 
     Weights are multiples of 2^-12, so that also the products of two axes sum to 1 in float32.
     """

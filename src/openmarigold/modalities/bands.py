@@ -150,7 +150,7 @@ DEPTH_BANDS: Mapping[str, Band] = {"affine": AFFINE, "scale": UP_TO_SCALE}
 
 
 def _levels_per_unit(values: Float[np.ndarray, "h w"]) -> float:
-    """Of a 16-bit picture: 65535 where nothing is above 1, else divided by the smallest power of 2 that is enough."""
+    """Levels per unit of a 16-bit picture: 65535, divided by the least power of 2, from 1 on, that holds all values."""
     highest = float(np.nanmax(values, initial=1.0))
     return _LEVELS / 2.0 ** np.ceil(np.log2(highest))
 

@@ -80,7 +80,7 @@ def _windowed(values: Float64[np.ndarray, "h w *c"]) -> Float64[np.ndarray, "hv 
 
 
 def brightness_factor(light: Float[np.ndarray, "h w 3"], valid_mask: Bool[np.ndarray, "h w"]) -> float:
-    """What multiplies light so that the 90 % quantile of its brightness becomes 0.8.
+    """The factor for light that makes the 90 % quantile of its brightness 0.8.
 
     Of light that is 0 at this quantile, the brightest pixel becomes 0.8; of none at all, the factor is 1.
     """

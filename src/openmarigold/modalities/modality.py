@@ -144,7 +144,7 @@ class Modality:
     pipeline_classes: tuple[str, ...]
     """Classes in model_index.json; what we write states the first."""
     prediction_type: str
-    """Of model_index.json."""
+    """The `prediction_type` in model_index.json."""
     maps: tuple[MapKind, ...]
     num_targets: int
     """Latents t that the U-Net denoises together: it takes C(1 + t) channels and gives C·t."""
@@ -236,11 +236,10 @@ class Modality:
     """Depth of decoded values, not below 0 and known up to the checkpoint's invariance, and its derivative, for what is
     optimized through the decoder; None: it is not depth."""
     gauge: Callable[[str], Gauge | None] = lambda invariance: None
-    """What is to be fitted, given a checkpoint's invariance, where a map joins another of the same scene: frames of a
-    clip, tiles of a photo. None: nothing, the values of both mean the same."""
+    """The fit, given a checkpoint's invariance, of a map to another of the same scene: frames of a clip, tiles of a
+    photo. None: no fit is needed, the values of both mean the same."""
     band: Callable[[str], Band | None] = lambda invariance: None
-    """What intervals of predictions are, given what these are known up to (a checkpoint's invariance); None: there are
-    none."""
+    """The definition of intervals of predictions, given a checkpoint's invariance; None: there are no intervals."""
     picture_within: Callable[[Maps, str, tuple[float, float]], np.ndarray] | None = None
     """`picture` of a frame of a clip: its colors go from the lower to the upper of two values of the map, the same for
     many frames. None: the colors of a pixel depend on its own values alone, so that `picture` does not flicker."""

@@ -168,7 +168,7 @@ def save_updates(updates: Mapping[str, LowRank], folder: Path, *, base: str) -> 
     ranks = {name: update.rank for name, update in updates.items()}
     usual = max(ranks.values(), key=list(ranks.values()).count)
     others = {f"^{name}": rank for name, rank in ranks.items() if rank != usual}
-    # The scale stands in B, so that alpha is the rank everywhere.
+    # The scale is in B, so that alpha is the rank everywhere.
     settings = {
         "r": usual,
         "lora_alpha": usual,

@@ -83,7 +83,7 @@ class _Index:
                         self._by_values.setdefault(_key(values), []).append(_Stored(name, path.name, tensor))
 
     def find(self, weight: Any) -> _Source | None:
-        """What a weight of a network is made of; None where it is not made of stored tensors alone."""
+        """The stored tensors that a weight of a network is made of; None where it is not made of these alone."""
         values = numpy_helper.to_array(weight)
         for transposed in (False, True) if values.ndim == 2 else (False,):
             oriented = values.T if transposed else values
@@ -97,7 +97,7 @@ class _Index:
 
 
 def _most_alike(candidates: list[_Stored], name: str) -> _Stored:
-    """Of tensors with equal values the one of the same name, where there is one."""
+    """The tensor of the same name among tensors with equal values; the first one where none has that name."""
     return next((stored for stored in candidates if name.endswith(stored.name)), candidates[0])
 
 

@@ -87,11 +87,11 @@ class Maker(ABC):
 
     @abstractmethod
     def prepare(self, makers: Sequence[Maker]) -> None:
-        """What the first photo waits for, such as loading; `makers` are all of the run."""
+        """Does what the first photo waits for, such as loading; `makers` are all of the run."""
 
     @abstractmethod
     def predict(self, photo: Any, path: Path, result: str) -> tuple[Any, list[str]]:
-        """What one photo, as the run's reader gave it, becomes, for `write`; and notes on it, with its name."""
+        """The prediction for one photo (as the run's reader gave it), for `write`; and notes on it, with its name."""
 
     @abstractmethod
     def write(
@@ -120,7 +120,7 @@ def divide_cores(makers: Sequence[Maker], num_photos: int) -> int:
 
 @contextmanager
 def stopping(makers: Sequence[Maker]) -> Iterator[None]:
-    """Where it is interrupted, it stops the predictions of other threads, for which the end of a run would wait."""
+    """On an interruption it stops the predictions of other threads, for which the end of a run would wait."""
     try:
         yield
     except (KeyboardInterrupt, GeneratorExit):
@@ -139,12 +139,12 @@ class Finisher(Protocol):
 
     @property
     def modality(self) -> Modality:
-        """What it makes: names and contents of the files."""
+        """The modality of its prediction: names and contents of the files."""
         ...
 
     @property
     def invariance(self) -> Invariance:
-        """What is unknown about that."""
+        """The invariance of its prediction."""
         ...
 
     @property

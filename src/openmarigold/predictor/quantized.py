@@ -90,7 +90,7 @@ def in_int8(checkpoint: Checkpoint, config: ModelConfig, tiny_vae: TinyVae | Non
             export_int8(checkpoint, folder, format=format, photos=photos, tiny_vae=tiny_vae)
         except OutputError as error:
             raise OutputError(
-                f"{error}; the int8 copy is kept there: set OPENMARIGOLD_CACHE_DIR to a folder with room"
+                f"{error}; the int8 copy is kept there: set OPENMARIGOLD_CACHE_DIR to a folder with enough space"
             ) from error
         return read_checkpoint(folder, wanted=checkpoint.modality.name)
 

@@ -165,7 +165,7 @@ def make_results(
         report(Event(path=path, done=done, total=total, error=problem))
     for done, (path, (error, note)) in enumerate(run.predict_all(photos), start=len(problems) + 1):
         if note is not None:  # only the first is reported
-            note = None if noted else f"{note} (of further files such notes stand in the manifest)"
+            note = None if noted else f"{note} (such notes on further files are in the manifest)"
             noted = True
         report(Event(path=path, done=done, total=total, error=error, note=note))
     return run.outcome
@@ -196,14 +196,14 @@ class _Job:
     pixels: Any = None
     """What the reader gives; None where the photo is done already or cannot be read."""
     num_pixels: int = 0
-    """Of the photo as it is read, predicted and written."""
+    """Number of pixels of the photo as it is read, predicted and written."""
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
     """Spent on this photo, without waiting for others [s]."""
 
     @property
     def open_parts(self) -> list[_Part]:
-        """What is still to be done."""
+        """The parts that are still to be done."""
         return [part for part in self.parts if part.is_wanted and part.error is None]
 
 

@@ -46,8 +46,8 @@ class Step:
 
 Guide: TypeAlias = Callable[[Latent, Step], "Latent | tuple[Latent, Latent]"]
 """Called before each denoising step with the noisy latents `[b C·t h w]` in the engine's own array type; returns those
-to go on with, of the same shape. A guide that has run the U-Net may return a pair, latents and the U-Net's output: then
-the sampler takes its step with both as they are and does not run the U-Net."""
+to continue with, of the same shape. A guide that has run the U-Net may return a pair, latents and the U-Net's output:
+then the sampler takes its step with both as they are and does not run the U-Net."""
 
 
 @runtime_checkable
@@ -138,7 +138,7 @@ class PreparedPhoto:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """What photos of one batch have in common: the shapes of their images."""
+        """The shapes of the images, which photos of one batch have in common."""
         return self.image.shape + (() if self.coarse is None else self.coarse.image.shape)
 
     @property

@@ -364,7 +364,7 @@ class Stream:
         return {**arrays, **joined(parts)}
 
     def _made_by(self) -> str:
-        """What a state can be continued with, as JSON."""
+        """The checkpoint and settings that a state can be continued with, as JSON."""
         checkpoint = self._predictor.checkpoint
         facts = {"state": STATE_VERSION, "checkpoint": checkpoint.name, "modality": self._predictor.modality.name}
         settings = {"invariance": checkpoint.invariance, "stream": asdict(self.config), "call": asdict(self._resolved)}

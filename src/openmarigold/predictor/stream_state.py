@@ -19,7 +19,7 @@ from openmarigold.temporal.smoothing import Smoothed
 from openmarigold.text_files import parse_json
 
 STATE_VERSION = 1
-"""Of the arrays of a state; one more where those of before can no longer be read."""
+"""Version of the arrays of a state; one more when earlier ones can no longer be read."""
 
 
 @dataclass(frozen=True, kw_only=True)

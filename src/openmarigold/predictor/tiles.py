@@ -314,7 +314,7 @@ class _Detailed:
 def _fit(
     coarse: Float32[np.ndarray, "c h w"], coarse_below: Float32[np.ndarray, "c h w"], gauge: Gauge | None
 ) -> GaugeFit | None:
-    """Of a tile to what lies below. Without a gauge the scale is 1, and each channel counts around its own mean."""
+    """Fit of a tile to what lies below. Without a gauge the scale is 1, and each channel counts around its own mean."""
     if gauge is not None:
         return fit_gauge(coarse.ravel(), coarse_below.ravel(), with_scale=gauge.with_scale)
     centered = (values - values.mean(axis=(1, 2), keepdims=True) for values in (coarse, coarse_below))

@@ -65,7 +65,7 @@ class SurfaceGrid:
     columns: Int64[np.ndarray, " c"]
     depth: Float[np.ndarray, "r c"]
     kept: Bool[np.ndarray, "r c"]
-    """Where there is a point."""
+    """Whether there is a point."""
     across: Bool[np.ndarray, "r d"]
     """Whether a point and the one right of it lie on one surface."""
     down: Bool[np.ndarray, "e c"]
@@ -137,7 +137,7 @@ def _chosen(
 
 
 def _quantile(values: Float[np.ndarray, "h w"], known: Bool[np.ndarray, "h w"], share: float) -> float:
-    """Of every n-th row and column, so that a large map needs no sorted copy."""
+    """Quantile of every n-th row and column, so that a large map needs no sorted copy; inf where no value is known."""
     height, width = values.shape
     some = slice(None, None, max(1, height // _QUANTILE_LINES)), slice(None, None, max(1, width // _QUANTILE_LINES))
     found = values[some][known[some]]

@@ -23,7 +23,7 @@ _WITHIN_90 = 1.6449  # standard deviations of a normal distribution that hold 90
 
 @dataclass(frozen=True, kw_only=True)
 class Length:
-    """Of the straight line between the points that two pixels show."""
+    """Length of the straight line between the points that two pixels show."""
 
     value: float
     """In the unit of depth."""

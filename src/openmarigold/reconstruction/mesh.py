@@ -41,7 +41,7 @@ class Mesh:
 
     @property
     def colors(self) -> UInt8[np.ndarray, "n 3"] | None:
-        """Of the vertices, sRGB; None without a photo."""
+        """Colors of the vertices, sRGB; None without a photo."""
         return None if self.texture is None else self.texture[self.pixels[:, 1], self.pixels[:, 0]]
 
     def save(self, path: Path | str, *, overwrite: bool = False) -> Path:

@@ -59,7 +59,7 @@ class Recovered:
     camera: Camera
     """The given one; else one of source "estimated", or "assumed" where the fit is not reliable."""
     shift: float
-    """What to add to depth, in its unit, to make it depth up to scale; 0 for depth that is so already."""
+    """The number to add to depth, in its unit, to make it depth up to scale; 0 if it is so already."""
     confidence: float
     """How much the maps tell about what is unknown, in [0, 1]: 1 - (spread after the fit / spread before)^2.
 
@@ -232,7 +232,7 @@ class _Frame:
         )
 
     def to_depth(self, shift: float) -> float:
-        """What to add to depth, for the depth of the nearest pixel in `unit`."""
+        """The number to add to depth, given the depth of the nearest pixel in `unit`."""
         return shift * self.unit - self.low if len(self.shifts) > 1 else 0.0
 
 
@@ -243,7 +243,7 @@ class _View:
     depth: Float[np.ndarray, "h w"]
     normals: Float[np.ndarray, "3 n"]
     cells: Bool[np.ndarray, "h-2 w-2"]
-    """Of the interior."""
+    """Cells of the interior that are compared."""
     x: Float[np.ndarray, " w-2"]
     y: Float[np.ndarray, " h-2"]
     step: tuple[float, float]
@@ -276,7 +276,7 @@ class _View:
         return self.num_cells / (_alike(field, self.cells) * _alike(field.swapaxes(1, 2), self.cells.T))
 
     def _slopes(self, shift: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Changes of disparity along x and y, and its value on the optical axis if the surface went on; of the cells.
+        """Changes of disparity along x and y, and its value on the optical axis if the surface continued; of the cells.
 
         The surface's normal is (-focal along_x, focal along_y, towards).
         """

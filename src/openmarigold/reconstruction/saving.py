@@ -22,7 +22,7 @@ from openmarigold.files import as_path, remove_leftovers, write_atomically
 
 METERS = "meters"
 RELATIVE = "relative"
-"""Of lengths that are known up to one factor."""
+"""The unit of lengths that are known up to one factor."""
 AXES = "x right, y up, z backward; the camera is at 0 and looks along -z; negate y and z for OpenCV"
 
 
@@ -31,7 +31,7 @@ class Origin:
     """Where points come from, for their files."""
 
     unit: str = RELATIVE
-    """Of lengths: `METERS` or `RELATIVE`."""
+    """Unit of lengths: `METERS` or `RELATIVE`."""
     camera: Camera | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
     """Provenance: settings, checkpoint, what was assumed."""

@@ -55,7 +55,7 @@ class Prediction:
     modality: str = DEPTH.name
     """Name of what the model predicts."""
     space: str | None = None
-    """Of the modality's variants, the one that the model predicts; None for the modality itself."""
+    """Variant of the modality that the model predicts; None for the modality itself."""
     camera: Camera | None = None
     """The camera of the upright photo, in pixels. `camera.source` names its origin. Predictors always set a camera."""
     rgb: UInt8[np.ndarray, "H W 3"] | None = None

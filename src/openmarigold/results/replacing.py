@@ -41,8 +41,8 @@ class ResultFiles:
         found = [path for path in paths if path.name not in known and path.is_file()]
         if found and input_sha256 not in {stated_input(path) for path in found}:
             raise OutputError(
-                f"{photo}: {found[0]} is there already, and nothing says that it is of this photo; choose another "
-                "output folder, or allow overwriting (--overwrite)"
+                f"{photo}: {found[0]} is there already, and there is no record that it is of this photo; choose "
+                "another output folder, or allow overwriting (--overwrite)"
             )
 
     def check_names(self, photo: Path, paths: Sequence[Path]) -> None:

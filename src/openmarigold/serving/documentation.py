@@ -70,14 +70,14 @@ RESULT: Responses = {200: {"content": {ZIP: {"schema": _BINARY}}}, **errors(404,
 
 
 def predict_responses() -> Responses:
-    """Of /v1/predict."""
+    """Responses of /v1/predict."""
     files = {media: {"schema": _BINARY} for media in (*MEDIA_TYPES, ZIP)}
     found = {"description": "A file, or a description.", "content": {**files, JSON: {"schema": {"type": "object"}}}}
     return {200: found, **errors(400, 406, 408, 413, 415, 422, 429, 501, 503, 504, *_ALWAYS)}
 
 
 def job_responses() -> Responses:
-    """Of POST /v1/jobs, with links to what its id serves for."""
+    """Responses of POST /v1/jobs, with links to the operations that take the job's id."""
     links = {
         name: {"operationId": name, "parameters": {"job_id": "$response.body#/id"}}
         for name in ("show_job", "delete_job", "job_result")
@@ -97,12 +97,12 @@ def settings_query() -> dict[str, Any]:
 
 
 def predict_body() -> dict[str, Any]:
-    """Of /v1/predict: a form with a file, or JSON with base64."""
+    """Body of a request to /v1/predict: a form with a file, or JSON with base64."""
     return _body(_BINARY, {"record": _RECORD})
 
 
 def job_body() -> dict[str, Any]:
-    """Of /v1/jobs: photos, or zips of them; or a clip."""
+    """Body of a request to /v1/jobs: photos, or zips of them; or a clip."""
     body = _body({"type": "array", "items": _BINARY}, {})
     form = body["requestBody"]["content"]["multipart/form-data"]["schema"]
     formats = {

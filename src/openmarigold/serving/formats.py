@@ -22,7 +22,7 @@ MEDIA_TYPES: Mapping[str, FileFormat] = MappingProxyType(
         "model/ply": "ply",
     }
 )
-"""What one file of a format is sent as; the first one where a request asks for nothing."""
+"""Formats by the media type that a file is sent as; the first one if a request asks for none."""
 STEM = "photo"
 """The beginning of the names of result files."""
 UPLOAD = "the photo"

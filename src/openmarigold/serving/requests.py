@@ -21,7 +21,7 @@ from openmarigold.serving.settings import ServeConfig
 # Settings that name files of the server, or that choose how it runs.
 _NOT_OFFERED = frozenset({"camera_file", "normals_checkpoint", "batch_size", "format"})
 _DEFAULT_RESOLUTION = 0
-"""Of processing_resolution: the photo's own size."""
+"""The processing_resolution that means the photo's own size."""
 
 
 def offered(settings_type: type, *, without: Collection[str] = ()) -> dict[str, Any]:
@@ -54,7 +54,7 @@ Settings: type[BaseModel] = create_model(
     **_CALL,
     **_OUTPUT,
 )
-"""Of a request, checked by pydantic; `CallConfig` and `OutputConfig` check the values."""
+"""Settings of a request, checked by pydantic; `CallConfig` and `OutputConfig` check the values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class PredictRequest:
     file: str | None = None
     """The end of the name of the file that is wanted."""
     suffix: str = ""
-    """Of the photo's file, one that pictures have; empty where it is not known."""
+    """Suffix of the photo's file, one that pictures have; empty where it is not known."""
 
     def config(self, base: PredictConfig) -> PredictConfig:
         """The settings of the server's model with those of the request."""

@@ -66,7 +66,7 @@ class TooManyPixelsError(ImageError):
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What became of a photo."""
+    """The result for a photo."""
 
     files: Mapping[str, bytes]
     """By name, in the order of `results.writers.result_paths`."""
@@ -357,7 +357,7 @@ class Service:
         return Answer(files=files, record=record, prediction=prediction, notes=notes, seconds=seconds)
 
     def facts(self, request: PredictRequest) -> dict[str, Any]:
-        """What a request would be answered with, whatever the photo: names of files, and what shapes them.
+        """Facts about the answer to a request, whatever the photo: names of files, and what shapes them.
 
         Raises:
             InvalidValueError, MissingExtraError: what the photo itself would meet.

@@ -20,7 +20,7 @@ from openmarigold.temporal.settings import Correspondence
 
 KEY_FRAMES = 8
 MAX_SAMPLES = 4096
-"""Of all anchors together."""
+"""Most samples of all anchors together."""
 
 _AT_ONCE = 3  # key frames that a frame is compared with, besides the previous one
 _RETRY = 4  # frames between two looks for a key frame that is out of sight
@@ -40,7 +40,7 @@ class Anchor:
     flow: Float32[np.ndarray, "h w 2"] | None = None
     """From the newest frame, while it is in sight; None: the same pixels."""
     share: float = 1.0
-    """Of the newest frame's textured pixels, those that it shows; 0: out of sight."""
+    """Share of the newest frame's textured pixels that this frame shows too; 0: out of sight."""
 
 
 class Anchors:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is kept of a photo to compare it with others: a small gray picture without its brightness, and its colors.
 
-Cuts follow from it: where a clip goes on with something else.
+Cuts follow from it: where a clip continues with something else.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def histogram_distance(one: Look, other: Look) -> float:
 
 
 def box_mean(picture: Float32[np.ndarray, "h w"], radius: int) -> Float32[np.ndarray, "h w"]:
-    """Mean over a square of `2 * radius + 1` pixels; beyond the edge the edge goes on."""
+    """Mean over a square of `2 * radius + 1` pixels; beyond the edge the edge is repeated."""
     side = 2 * radius + 1
     for axis in (0, 1):
         padded = np.pad(picture, [(radius + 1, radius) if a == axis else (0, 0) for a in (0, 1)], mode="edge")

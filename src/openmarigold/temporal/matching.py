@@ -34,7 +34,7 @@ class Match:
     visible: Bool[np.ndarray, "h w"]
     """Pixels that the other look shows too."""
     share: float
-    """Of the textured pixels, those that are visible there."""
+    """Share of the textured pixels that are visible in the other look, 0 to 1."""
 
     def sampled(self, other: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
         """A picture on the other look's pixels, seen from this one's."""
@@ -82,7 +82,7 @@ def match_again(one: Look, other: Look, guess: Float32[np.ndarray, "h w 2"] | No
 def warped(
     picture: Float32[np.ndarray, "h w *channels"], flow: Float32[np.ndarray, "h w 2"]
 ) -> Float32[np.ndarray, "h w *channels"]:
-    """`picture` at each pixel plus its flow, bilinear; beyond the edge the edge goes on."""
+    """`picture` at each pixel plus its flow, bilinear; beyond the edge the edge is repeated."""
     return opencv().remap(picture, _grid(*flow.shape[:2]) + flow, None, 1, borderMode=1)
 
 

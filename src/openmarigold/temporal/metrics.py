@@ -53,7 +53,7 @@ def projection_error_as_published(
     camera: Camera,
     first_to_second: Float64[np.ndarray, "4 4"],
 ) -> float:
-    """As `projection_error` without its corrections, for numbers that stand next to published ones.
+    """As `projection_error` without its corrections, for numbers that are shown next to published ones.
 
     All pixels of `first` are moved, whether measured or not; of several that fall on a pixel the last one stays; frames
     that do not overlap have the error 0.
@@ -197,7 +197,7 @@ class Flicker:
 
     @property
     def share_static(self) -> float:
-        """Of all pixels of the pairs, 0 to 1."""
+        """Share of static pixels among all pixels of the pairs, 0 to 1."""
         return self.count / max(1, self.pixels)
 
 

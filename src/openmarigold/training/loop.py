@@ -130,7 +130,7 @@ def lost_processes(accelerator: Accelerator, output_dir: Path) -> Iterator[None]
         raise LostProcessError(
             f"process {accelerator.process_index} of {accelerator.num_processes}: another process of this run ended "
             f"({text[:160]}), so this one ends too; its own message has the reason, or it was killed. The same "
-            f"command goes on from the newest state in {output_dir / 'states'}"
+            f"command continues from the newest state in {output_dir / 'states'}"
         ) from error
 
 
@@ -209,7 +209,7 @@ class _Session:
     output_dir: Path
     accelerator: Accelerator
     monitor: Monitor | None
-    """Of the main process."""
+    """The main process's monitor; None in the other processes."""
     writer: StateWriter
 
     @property

@@ -235,7 +235,7 @@ class MarigoldTask:
     def save(self, directory: Path, *, final: bool = True) -> None:
         """Writes the checkpoint; the `final` one is complete, with a text encoder for other programs.
 
-        Low-rank updates are merged into it, and stand by themselves in its folder `adapter/`.
+        Low-rank updates are merged into it; they are also saved alone, in its folder `adapter/`.
         """
         assert isinstance(self.model, UNet2DConditionModel)
         defaults, unet, lora = self._recipe.checkpoint, self.model, self._lora

@@ -82,7 +82,7 @@ def _extended(recipe: _Recipe, saved: Mapping[str, Any]) -> _Recipe:
     end = end_of_decay(saved, optimization.num_steps)
     if optimization.num_steps > before:
         LOGGER.info(
-            "the run had %d steps and goes on to %d; its learning rate decays until step %d",
+            "the run had %d steps and continues to %d; its learning rate decays until step %d",
             *(before, optimization.num_steps, end or optimization.num_steps),
         )
     if optimization.decay_steps == 0 and end:

@@ -37,7 +37,7 @@ _COMMENTS = {
     "data.buckets": "height and width of views; each picture takes the one that is nearest to its shape",
     "data.draws": "so that other recipes can share the latents of --cache-dir",
     "data.held_out": "share of the scenes that are for validation",
-    "optimization.num_steps": "may grow later: the run goes on",
+    "optimization.num_steps": "may grow later: the run continues",
     "optimization.learning_rate": "by the rule of docs/training.md; ten times as high for low-rank updates (lora.rank)",
     "optimization.batch_size": "over all processes",
     "optimization.micro_batch_size": "at once on one device; 1 needs less memory",

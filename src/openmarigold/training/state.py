@@ -63,7 +63,7 @@ def set_damaged_aside(states_dir: Path) -> None:
             damaged.append((state, error))
             continue
         for other, error in damaged:
-            LOGGER.warning("%s is damaged (%s); going on from %s", other, one_line(error), state.name)
+            LOGGER.warning("%s is damaged (%s); continuing from %s", other, one_line(error), state.name)
             try:
                 other.rename(other.with_name(f"damaged-{other.name}"))
             except OSError as problem:
@@ -312,7 +312,7 @@ def _described(state: Path) -> dict[str, Any]:
 
 def _damaged(state: Path, error: Exception) -> CheckpointError:
     others = sorted(path.name for path in state.parent.glob("step-*") if path != state)
-    older = f"; remove it to go on from {others[-1]}, or" if others else ";"
+    older = f"; remove it to continue from {others[-1]}, or" if others else ";"
     return CheckpointError(f"{state} cannot be resumed ({one_line(error)}){older} train with --no-resume to start anew")
 
 

@@ -82,7 +82,7 @@ class Mixture:
                     f"{', '.join(lacking)}; leave it out, or train another modality"
                 )
         self.held_out = [source.held_out for source in parents]
-        """What `config.held_out` leaves out of each source."""
+        """The part of each source that `config.held_out` leaves out."""
         self.sources, self._sizes, self.shares = _in_buckets(config, parents)
         kinds = {kind for source in parents for kind in source.all_kinds}
         for name in ("max_depth", "kind_weights", "valid_range"):

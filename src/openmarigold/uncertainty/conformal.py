@@ -59,7 +59,7 @@ def _probability(mean: float, number: int, risk: float) -> float:
 
 
 def _divergence(a: float, b: float) -> float:
-    """Of two coins, h1(a, b) in the theorem."""
+    """Kullback-Leibler divergence of two coins, h1(a, b) in the theorem."""
     first = a * math.log(a / b) if a > 0 else 0.0
     second = (1 - a) * math.log((1 - a) / (1 - b)) if a < 1 else 0.0
     return first + second

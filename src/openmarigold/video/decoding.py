@@ -132,7 +132,7 @@ class VideoClip:
             with suppress(OSError), self._source.open("rb") as file:
                 if file.read(12)[4:8] == b"ftyp":
                     return (
-                        f"{self._name} is cut off: an MP4 whose index (moov), which stands at its end, is missing or "
+                        f"{self._name} is cut off: an MP4 whose index (moov), which is at its end, is missing or "
                         "damaged; copy it again, or have it repaired"
                     )
         elif self._config.raw_size is not None:
@@ -208,7 +208,7 @@ class VideoClip:
         )
 
     def _stated_duration(self) -> tuple[float, float] | None:
-        """Of the pictures [s], as the file states it, and how far off it may be; None where it does not."""
+        """Duration of the pictures [s], as the file states it, and its largest error [s]; None where it states none."""
         stream = self._stream
         if stream.duration:
             return float(stream.duration * stream.time_base), _MISSING_S

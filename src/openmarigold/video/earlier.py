@@ -34,7 +34,7 @@ class Earlier:
 
     @property
     def formats(self) -> list[str]:
-        """What they hold, where they differ from what is asked for in their formats alone; else nothing."""
+        """Formats of the earlier results, if these differ from the request in their formats alone; else none."""
         stated = (self.record or {}).get("request")
         if self.request["input_sha256"] is None or not isinstance(stated, dict):
             return []
@@ -62,7 +62,9 @@ class Earlier:
             return
         for path in (self.folder / name for name in names):
             if path.is_file() and (sha256 is None or sha256 not in {_stated_clip(path), self._interrupted()}):
-                raise OutputError(f"{path} exists, and nothing says that it is a result of this clip; {_WHAT_TO_DO}")
+                raise OutputError(
+                    f"{path} exists, and there is no record that it is a result of this clip; {_WHAT_TO_DO}"
+                )
 
     def kept(self, new: Sequence[str]) -> dict[str, int | None]:
         """Earlier outputs of other formats with the same settings. Those of other settings are removed."""

@@ -34,7 +34,7 @@ class Picture:
     """As files of numbers hold them."""
     colors: UInt8[np.ndarray, "h w 3"]
     ranges: Mapping[str, Range]
-    """Of each map: the values that codes 0 and 65535 stand for."""
+    """The values that codes 0 and 65535 stand for, by map."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Track:
     """For its record."""
     with_sound: bool = False
     map_name: str | None = None
-    """Of codes: whose."""
+    """Name of the map whose codes it holds; None for colors."""
 
 
 def tracks_of(modality: Modality, config: VideoConfig) -> list[Track]:

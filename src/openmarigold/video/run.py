@@ -171,7 +171,7 @@ class _Run:
             progress = work.progress()
             if work.segments:
                 self.result.resumed_at = progress.emitted
-                self._note(f"{self.stem}: goes on after {progress.emitted} frames that an interrupted run finished")
+                self._note(f"{self.stem}: continues after {progress.emitted} frames that an interrupted run finished")
             shown = self._shown(clip)
             if not progress.is_complete:
                 sink = FolderSink(shown, work, frames_dir=self._frames_dir, record_of=self._frame_record(request))

@@ -49,7 +49,7 @@ class VideoConfig:
     pipe: PipeForm = "matroska"
     """What is written to stdout where OUT is -: matroska, or raw frames (rgb24; of ffv1 gray16le)."""
     segment: int = 64
-    """Frames after which an interrupted run goes on, at most."""
+    """Frames after which an interrupted run continues, at most."""
     normal_frame: NormalFrame = "rub"
     """Axes of written normals: rub, lub or opencv, as of `predict`."""
     green: Green = "gl"
@@ -81,7 +81,7 @@ class VideoConfig:
 
     @property
     def raw_width_height(self) -> tuple[int, int]:
-        """Of raw frames.
+        """Width and height of raw frames [px].
 
         Raises:
             InvalidValueError: `raw_size` is not a size.

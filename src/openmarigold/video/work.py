@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hidden folder of a run that is not finished: segments of frames, each with the state to resume after it.
 
-A segment is a folder that appears by rename when all its files are whole. A killed run goes on after the last one. What
-was asked for, and for which bytes, stands in `request.json`; other work is never continued.
+A segment is a folder that appears by rename when all its files are whole. A killed run continues after the last one.
+What was asked for, and for which bytes, is in `request.json`; other work is never continued.
 """
 
 from __future__ import annotations

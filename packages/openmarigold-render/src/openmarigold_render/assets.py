@@ -2,7 +2,7 @@
 """Free furniture, maps and textures: sources, places on disk, and attributions of those that were used.
 
 The assets are Debian packages that the user installs or unpacks; nothing of them is part of this repository. An asset's
-name is `package/archive/file`, as in `ufoai-maps/0maps.pk3/maps/village.bsp`; it stands in `Mesh.source`, and a
+name is `package/archive/file`, as in `ufoai-maps/0maps.pk3/maps/village.bsp`; it is in `Mesh.source`, and a
 texture's name follows from where its copy lies in the cache.
 """
 

@@ -57,8 +57,8 @@ def in_processes(
                 yield waiting.pop(future), future.result()
     except BrokenProcessPool as error:
         raise DataError(
-            "a rendering process ended unexpectedly (out of memory?); run the same command again, which goes on from "
-            "what is whole"
+            "a rendering process ended unexpectedly (out of memory?); run the same command again, which continues "
+            "from what is whole"
         ) from error
     finally:
         executor.shutdown(wait=False, cancel_futures=True)

@@ -76,7 +76,7 @@ class RenderConfig:
     scenes_per_shard: int = 16
     """Scenes of one shard, which a killed run may have to render again."""
     maps: tuple[MapName, ...] = DEFAULT
-    """Of each picture; others change neither colors nor depth."""
+    """Maps of each picture; other choices change neither colors nor depth."""
 
     def __post_init__(self) -> None:
         counts = {"count": (1, 10_000_000), "samples": SAMPLES, "seed": SEEDS, "scenes_per_shard": (1, 10_000)}

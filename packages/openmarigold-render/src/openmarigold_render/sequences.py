@@ -54,7 +54,7 @@ class PathConfig:
     scenes: int
     """Number of walks, each in a scene of its own."""
     frames: int = 100
-    """Of each walk."""
+    """Number of frames of each walk."""
     fps: float = 15.0
     seed: int = 0
     assets: Path | None = None

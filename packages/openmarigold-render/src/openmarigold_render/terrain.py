@@ -138,7 +138,7 @@ class Ground:
         return self.catalog.draw(group, self.generator, max_size=max_size)
 
     def kinds(self, group: str, count: int, *, max_size: Vector | None = None, heaviest: int = 25_000) -> list[Item]:
-        """Some pieces of a group to choose from again and again; heavy ones would leave no room for others."""
+        """Some pieces of a group to choose from again and again; heavy ones would leave no space for others."""
         drawn = (self.draw(group, max_size=max_size) for _ in range(3 * count))
         light = [item for item in drawn if item is not None and len(item.load().faces) <= heaviest]
         return light[:count]

@@ -40,7 +40,7 @@ class ObjMesh:
         uv: texture coordinates of each corner, V up; 0 where there are none.
         normals: shading normal of each corner; 0 where there is none.
         material: of each triangle, an index into `material_names`.
-        libraries: names of the MTL files, as they stand in the file.
+        libraries: names of the MTL files, as in the file.
     """
 
     vertices: Float64[np.ndarray, "n 3"]
@@ -61,7 +61,7 @@ class MtlMaterial:
         specular: specular color, each [0, 1].
         shininess: exponent of Phong's model, [0, 1000]; None where the file does not say.
         alpha: opacity, [0, 1].
-        color_map: name of the diffuse texture as it stands in the file, without its options; None without one.
+        color_map: name of the diffuse texture as in the file, without its options; None without one.
         alpha_map: the same for opacity.
     """
 

@@ -117,7 +117,7 @@ class RawFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What maps of a frame depend on besides its arrays."""
+    """Facts that maps of a frame depend on besides its arrays."""
 
     number: int
     split: str

@@ -101,11 +101,11 @@ class Comparison:
 
 
 UP_TO_SCALE = Comparison(aligned, distance, farness)
-"""Of log depth."""
+"""Comparison of log depth, up to a constant for each image."""
 ABSOLUTE = Comparison(lambda answer, target: answer, distance, farness)
-"""Of log depth in meters."""
+"""Comparison of log depth in meters."""
 BY_ANGLE = Comparison(lambda answer, target: answer, angular_distance, averted)
-"""Of normals."""
+"""Comparison of normals."""
 
 
 def _mean(values: Tensor, counted: Bool[Tensor, "b 1 H W"]) -> Float[Tensor, " b"]:

@@ -115,13 +115,13 @@ class DistributionLossConfig:
     """end_to_end: one step from the last timestep, decoded, against the maps. denoising: the paper's loss on latents,
     at every timestep (`denoising.py`); the other values here do not matter then."""
     gradient_weight: float = 1.0
-    """Of the errors of differences over 1, 2, 4, 8 and 16 pixels, in which edges count."""
+    """Weight of the errors of differences over 1, 2, 4, 8 and 16 pixels, in which edges count."""
     gradient_weight_of: dict[str, float] = field(default_factory=dict)
     """The same for single sources, such as `{ labels = 0.0 }`: edges that a model drew are soft, and need not be
     learned."""
     far_weight: float = 0.3
-    """Of the errors of pixels without depth, such as sky, which are to be as far as the farthest that has some; pixels
-    without a normal are to face the camera."""
+    """Weight of the errors of pixels without depth, such as sky, which are to be as far as the farthest that has some;
+    pixels without a normal are to face the camera."""
     pair_share: float = 0.5
     """Share of samples that are trained from Gaussian noise, as a pair of members; the others start from zeros."""
 
@@ -156,7 +156,7 @@ class LiteCheckpointConfig:
 
     @property
     def passes(self) -> dict[str, int]:
-        """What model_index.json states about a second pass; empty if there is none."""
+        """Entries of model_index.json about a second pass; empty if there is none."""
         return {"coarse_resolution": self.coarse_resolution} if self.coarse_resolution else {}
 
 
@@ -178,7 +178,7 @@ class LiteRecipe:
     timesteps: TimestepConfig = field(default_factory=TimestepConfig)
     """end_to_end trains the last timestep alone; `last_share` is for denoising."""
     noise: NoiseConfig = field(default_factory=NoiseConfig)
-    """Of denoising; end_to_end starts from zeros and Gaussian noise."""
+    """Noise of the objective denoising; end_to_end starts from zeros and Gaussian noise."""
     checkpoint: LiteCheckpointConfig = field(default_factory=LiteCheckpointConfig)
     run: RunConfig = field(default_factory=RunConfig)
     start: str = ""

@@ -40,7 +40,7 @@ class MapTarget:
     """Distance from `middle` that a decoded value of 1 means, in the unit of a view."""
     compare: Comparison
     score: Callable[[Float[Tensor, "b c H W"], Float[Tensor, "b c H W"]], dict[str, float]]
-    """Of decoded values and the picture that they should be, for people."""
+    """Scores, by name, of decoded values and the picture that they should be, for people."""
     middle: float = 0.0
     """The value that a decoded 0 means, if it is fixed."""
 
@@ -126,7 +126,7 @@ TARGETS: Mapping[str, MapTarget] = MappingProxyType(
 
 
 def relief_of_start(index: Mapping[str, Any], target: MapTarget) -> float:
-    """What turns decoded values of a start, given its model_index.json, into the target's unit, up to a constant.
+    """The factor from decoded values of a start, given its model_index.json, to the target's unit, up to a constant.
 
     1 where they are of another kind of map, or the start is not of these recipes.
     """

@@ -156,7 +156,7 @@ class _Site:
         return np.where(solid, start - hits.distance, np.inf)
 
     def is_clear(self, x: float, y: float, half_x: float, half_y: float) -> float | None:
-        """Height of the ground where an object of this footprint has room, nothing above it and no wall through it."""
+        """Height of the ground where an object of this footprint fits, nothing above it and no wall through it."""
         signs = np.array([(a, b) for a in (-1, 0, 1) for b in (-1, 0, 1)], dtype=np.float64)
         outline = np.array((x, y)) + signs * (half_x, half_y)
         heights = self.height(outline, self._top)

@@ -38,7 +38,7 @@ class Calibrate:
     """rcps: with probability 1 - delta over the scenes, no more is missed on average. conformal: the average over the
     scenes holds this too, so intervals are a little narrower, and fewer scenes are enough."""
     delta: float = 0.1
-    """Probability, in rcps, that more is missed."""
+    """For rcps: probability, over the scenes, that more is missed."""
     signal: tuple[str, ...] = ()
     """What intervals are made of: of depth constant, edges, surroundings, spread (of an ensemble). Nothing: all there
     are, with weights that are fitted on a quarter of the scenes."""

@@ -114,20 +114,44 @@ def test_samples_keep_depth_to_a_hundredth_of_a_percent(tmp_path: Path) -> None:
     samples = Samples(mixture, num_workers=2)
     truth = mixture.sources[0].read(0)
     whole = torch.tensor([[[1.0, 0, 0], [0, 1, 0]]])
-    found = cut_depth(torch.from_numpy(samples.code[:1]), whole, size=(48, 64))[0, 0].exp().numpy()
+    found = cut_depth(torch.from_numpy(samples.codes(np.arange(1))), whole, size=(48, 64))[0, 0].exp().numpy()
     valid = truth.maps["depth"] > 0
     assert np.array_equal(~np.isnan(found), valid)
     assert np.abs(found[valid] / truth.maps["depth"][valid] - 1).max() < 1e-4
-    assert np.array_equal(samples.rgb[0], truth.rgb)
+    assert np.array_equal(samples.pick(np.arange(1))[0][0], truth.rgb)
 
 
-def test_samples_of_two_sizes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_of_two_shapes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_training_data(tmp_path)
     mixture = Mixture(DataConfig(sources={"synthetic": 1.0}, size=(32, 48)), data_dir=tmp_path, seed=0, modality=DEPTH)
     read = Samples._read
     monkeypatch.setattr(Samples, "_read", lambda self, index: tuple(part[index % 2 :] for part in read(self, index)))
-    with pytest.raises(DataError, match="2 sizes"):
+    with pytest.raises(DataError, match="several shapes, such as 64x47 and 64x48"):
         Samples(mixture, num_workers=1)
+
+
+def test_samples_of_two_sizes_and_one_shape_are_brought_to_the_larger_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_training_data(tmp_path)
+    mixture = Mixture(DataConfig(sources={"synthetic": 1.0}, size=(32, 48)), data_dir=tmp_path, seed=0, modality=DEPTH)
+    plain = Samples(mixture, num_workers=1)
+    read = Samples._read
+
+    def smaller(self: Samples, index: int) -> tuple[np.ndarray, np.ndarray]:
+        rgb, code = read(self, index)
+        return (rgb, code) if index != 1 else (rgb[::2, ::2], code[::2, ::2])
+
+    monkeypatch.setattr(Samples, "_read", smaller)
+    mixed = Samples(mixture, num_workers=1)
+    assert mixed.size == plain.size == (48, 64)
+    rgb, code = mixed.pick(np.array([1, 0]))
+    before, codes = plain.pick(np.array([1, 0]))
+    assert rgb.shape == before.shape and np.array_equal(rgb[1], before[1]) and np.array_equal(code[1], codes[1])
+    assert np.array_equal(code[0], codes[0, ::2, ::2].repeat(2, axis=0).repeat(2, axis=1))
+    assert np.abs(rgb[0].astype(int) - before[0]).mean() < 12
+    small, small_code = mixed.pick(np.array([1]))
+    assert small.shape == (1, 24, 32, 3) and np.array_equal(small_code[0], codes[0, ::2, ::2])
 
 
 def truth(count: int = 3) -> torch.Tensor:

@@ -84,12 +84,11 @@ class LogAutoencoderTask:
     def batch(self, share: BatchSlice, what: str = "log autoencoder") -> dict[str, np.ndarray]:
         recipe = self._recipe
         rng, chosen, rows = self.mixture.choose(what, share, recipe.optimization.batch_size)
-        stored = self._samples.code.shape[1:3]
-        drawn = draw_views(rng, len(chosen), stored=stored, data=recipe.data, views=recipe.views)
+        drawn = draw_views(rng, len(chosen), stored=self._samples.size, data=recipe.data, views=recipe.views)
         shape = (len(chosen), recipe.model.latent_channels, drawn.size[0] // 8, drawn.size[1] // 8)
         noise = rng.standard_normal(shape, dtype=np.float32)
         arrays = {name: values[rows] for name, values in drawn.arrays.items()}
-        return {"code": self._samples.code[chosen[rows]], "noise": noise[rows], "affine": arrays["affine"]}
+        return {"code": self._samples.codes(chosen[rows]), "noise": noise[rows], "affine": arrays["affine"]}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Loss:
         config, noise = self._recipe.loss, batch["noise"]

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int8, Int16, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Int8, Int16, Shaped, UInt8
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -53,7 +54,12 @@ def pack_normals(maps: Maps, valid_mask: Bool[np.ndarray, "h w"]) -> Int8[np.nda
 
 
 class Samples:
-    """All samples of a mixture, decoded: color in 8 bits, a map as codes; about half a megabyte each at 384x288."""
+    """All samples of a mixture, decoded: color in 8 bits, a map as codes; about half a megabyte each at 384x288.
+
+    Attributes:
+        size: height and width of the largest samples [px]; all have this shape, and some may have fewer pixels.
+        cameras: of each sample, if they were asked for.
+    """
 
     def __init__(
         self,
@@ -70,21 +76,36 @@ class Samples:
             with_cameras: read `cameras` too.
 
         Raises:
-            DataError: a sample is damaged, or sizes differ, or a camera is asked for and not known.
+            DataError: a sample is damaged, or shapes differ, or a camera is asked for and not known.
         """
         self._mixture, self._pack = mixture, pack
         numbers = range(int(mixture.starts[-1]))
         with ThreadPoolExecutor(num_workers) as executor:
             read = list(executor.map(self._read, numbers))
-        sizes = {rgb.shape for rgb, _ in read}
-        if len(sizes) > 1:
-            raise DataError(
-                f"the samples have {len(sizes)} sizes, such as {' and '.join(map(str, sorted(sizes)[:2]))}; prepare "
-                "them in one size"
-            )
-        self.rgb: UInt8[np.ndarray, "n h w 3"] = np.stack([rgb for rgb, _ in read])
-        self.code: Shaped[np.ndarray, "n h w *c"] = np.stack([code for _, code in read])
+        sizes = sorted({rgb.shape[:2] for rgb, _ in read})
+        self.size: tuple[int, int] = sizes[-1]
+        for height, width in sizes:
+            if abs(height - self.size[0] * width / self.size[1]) > 0.5:  # px
+                raise DataError(
+                    f"the samples have several shapes, such as {width}x{height} and {self.size[1]}x{self.size[0]}; "
+                    "prepare them in one shape (sizes may differ)"
+                )
+        self._rgb = [rgb for rgb, _ in read]
+        self._code = [code for _, code in read]
         self.cameras: list[Camera] = [self._camera(index) for index in numbers] if with_cameras else []
+
+    def pick(
+        self, chosen: Int[np.ndarray, " n"]
+    ) -> tuple[UInt8[np.ndarray, "n h w 3"], Shaped[np.ndarray, "n h w *c"]]:
+        """Colors and codes of some samples, all in the size of the largest one among them."""
+        rgb, code = [self._rgb[index] for index in chosen.tolist()], self.codes(chosen)
+        return np.stack([_enlarged_rgb(one, code.shape[1:3]) for one in rgb]), code
+
+    def codes(self, chosen: Int[np.ndarray, " n"]) -> Shaped[np.ndarray, "n h w *c"]:
+        """Codes of some samples, all in the size of the largest one among them."""
+        found = [self._code[index] for index in chosen.tolist()]
+        size = max((one.shape[:2] for one in found), default=self.size)
+        return np.stack([_enlarged(one, size) for one in found])
 
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         mixture = self._mixture
@@ -105,6 +126,22 @@ class Samples:
                 "needs them: prepare the source with intrinsics, leave it out, or leave condition_on out"
             )
         return camera
+
+
+def _enlarged(code: Shaped[np.ndarray, "h w *c"], size: tuple[int, int]) -> Shaped[np.ndarray, "H W *c"]:
+    """Codes of the nearest pixels."""
+    if code.shape[:2] == size:
+        return code
+    rows, columns = (
+        ((np.arange(new) + 0.5) * (old / new)).astype(int) for new, old in zip(size, code.shape, strict=False)
+    )
+    return code[rows[:, None], columns]
+
+
+def _enlarged_rgb(rgb: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
+    if rgb.shape[:2] == size:
+        return rgb
+    return np.asarray(Image.fromarray(rgb).resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
 class Draws(NamedTuple):

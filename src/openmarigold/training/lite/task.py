@@ -105,7 +105,7 @@ class LiteTask:
 
         Raises:
             CheckpointError: the autoencoder or `start` is damaged or missing.
-            DataError: data is missing, damaged or of several sizes.
+            DataError: data is missing, damaged or of several shapes.
             RecipeError: `start` was trained with another autoencoder.
             MissingExtraError: the package with the published weights is not installed.
         """
@@ -180,8 +180,7 @@ class LiteTask:
     def batch(self, share: BatchSlice) -> dict[str, np.ndarray]:
         recipe = self._recipe
         rng, chosen, rows = self.mixture.choose(recipe.kind, share, recipe.optimization.batch_size)
-        stored = self._samples.code.shape[1:3]
-        drawn = draw_views(rng, len(chosen), stored=stored, data=recipe.data, views=recipe.views)
+        drawn = draw_views(rng, len(chosen), stored=self._samples.size, data=recipe.data, views=recipe.views)
         shape = (len(chosen), 2, latent_channels(self._vae), drawn.size[0] // 8, drawn.size[1] // 8)
         starts = self.draw_starts(rng, shape)
         arrays = {name: values[rows] for name, values in {**drawn.arrays, **starts}.items()}
@@ -189,10 +188,11 @@ class LiteTask:
             views = zip(chosen[rows], arrays["affine"], strict=True)
             cameras = [view_camera(self._samples.cameras[index], affine, drawn.size) for index, affine in views]
             arrays["rays"] = np.stack([ray_channels(camera) for camera in cameras])
+        rgb, code = self._samples.pick(chosen[rows])
         return {
             **arrays,
-            "rgb": self._samples.rgb[chosen[rows]],
-            "code": self._samples.code[chosen[rows]],
+            "rgb": rgb,
+            "code": code,
             "far_weight": self._far_weights(chosen[rows]),
             "gradient_weight": self._gradient_weights(chosen[rows]),
             "seed": np.array([int(rng.integers(2**62)) + share.rows.start]),

@@ -246,7 +246,7 @@ def test_done_results_are_kept_and_others_are_made_anew(clip: Path, tmp_path: Pa
 def test_further_formats_join_those_of_the_same_settings(clip: Path, tmp_path: Path) -> None:
     made(clip, tmp_path, format=("colored", "npy"))
     more = made(clip, tmp_path, format=("ffv1",))
-    assert more.num_predicted == 10 and any("those that are there stay" in note for note in more.notes)
+    assert more.num_predicted == 10 and any("existing ones stay" in note for note in more.notes)
     for formats in (("colored",), ("ffv1", "npy")):
         assert made(clip, tmp_path, format=formats).skipped
     assert len(list((tmp_path / "room_depth_frames").glob("*.npy"))) == 10

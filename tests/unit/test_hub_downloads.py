@@ -224,7 +224,7 @@ def test_a_download_goes_on_where_it_ended(hub: Hub, tmp_path: Path, monkeypatch
         "openmarigold.checkpoints.hub_download._MAX_STALLS", -1
     )  # the first end of a connection is the last
     hub.drop_after = 5000
-    with pytest.raises(CheckpointError, match=r"stopped at .* the received bytes are kept: run it again"):
+    with pytest.raises(CheckpointError, match=r"stopped at .* the received bytes are kept: run the command again"):
         read()
     (partial,) = (tmp_path / "hub-cache").rglob("*.incomplete")
     assert partial.stat().st_size == 5000

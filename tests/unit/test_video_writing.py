@@ -238,7 +238,7 @@ def test_done_results_are_kept_and_others_are_made_anew(clip: Path, tmp_path: Pa
     assert again.skipped and again.num_predicted == 0 and again.num_frames == 10 and again.cuts == [3]
     assert made(clip, tmp_path, overwrite=True).num_predicted == 10
     other = made(clip, tmp_path, crf=30)
-    assert other.num_predicted == 10 and any("made anew" in note for note in other.notes)
+    assert other.num_predicted == 10 and any("made again" in note for note in other.notes)
     (tmp_path / "room_depth_colored.mp4").write_bytes(b"cut")
     assert made(clip, tmp_path, crf=30).num_predicted == 10
 

@@ -78,7 +78,8 @@ def fetch_blob(library: Any, url: str, blob: Path, *, size: int, sha256: str, lo
                     raise problem
                 raise CheckpointError(
                     f"the download of {title} stopped at {in_units(size_of(partial))} of {in_units(size)} "
-                    f"({one_line(problem)}); the received bytes are kept: run it again to continue from there"
+                    f"({one_line(problem)}); the received bytes are kept: run the command again to continue from "
+                    "there"
                 ) from problem
             time.sleep(min(2.0 ** (stalls - 1), _MAX_WAIT_S) if stalls else 0.0)
         if file_sha256(partial) != sha256:

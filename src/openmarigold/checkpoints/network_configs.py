@@ -20,7 +20,7 @@ MAX_SIZE = 1_000_000
 _MAX_LAYERS, _MAX_LIST = 128, 128
 
 # Keys of a text encoder's config.json that are read, with the largest value; all others keep transformers' defaults.
-# Some of them choose code: attn_implementation can name a repository of kernels, quantization_config a library.
+# Some of those choose code: attn_implementation can name a repository of kernels, quantization_config a library.
 _TEXT_ENCODER_SIZES = {
     "vocab_size": 1_000_000,
     "hidden_size": 16_384,

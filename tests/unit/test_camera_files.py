@@ -248,4 +248,4 @@ def test_files_that_are_no_cameras(tmp_path: Path, size: tuple[int, int]) -> Non
     np.save(tmp_path / "k.npy", np.array([{"fx": 1}], dtype=object), allow_pickle=True)
     refused(tmp_path / "k.npy", "cannot be read as a camera")
     (tmp_path / "k.json").write_bytes(b" " * 2**21)
-    refused(tmp_path / "k.json", "is larger than a file of a camera")
+    refused(tmp_path / "k.json", "is too large for a camera")

@@ -348,7 +348,7 @@ def test_shards_are_read_like_one_file(kind: str, tiny_checkpoint: Path, tmp_pat
     assert len(weight_files(directory / "unet")[1]) == 2
     read_checkpoint(directory)
     (directory / "unet" / SHARD_NAMES[kind][1].format(2)).unlink()
-    with pytest.raises(CheckpointError, match=r"00002-of-00002\.safetensors is missing, which .* names"):
+    with pytest.raises(CheckpointError, match=r"00002-of-00002\.safetensors, which .* names, is missing"):
         read_checkpoint(directory)
 
 

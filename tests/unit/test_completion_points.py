@@ -325,7 +325,7 @@ def test_units(tmp_path):
 
 def test_degenerate_geometry_is_said():
     line = checked_points(_points([[i, 2 * i, 3] for i in range(5)]), camera=CAMERA)
-    assert line.notes == ("all points are on one line of the picture: away from it depth rests on the model alone",)
+    assert line.notes == ("all points are on one line of the picture: away from it, depth comes from the model alone",)
     place = checked_points(_points([[5, 5, 3 + i] for i in range(5)]), camera=CAMERA)
     assert "all 5 points are at one pixel" in place.notes[0]
 

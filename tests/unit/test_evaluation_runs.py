@@ -424,7 +424,7 @@ def test_compare_says_when_images_or_places_are_too_few(
 
     assert "one image decides nothing; score 6 images or more" in printed(1)
     assert "5 are too few to name the better one; score 6" in printed(5)
-    assert "excludes 0; all images are of 3 places, so it may hold for these alone" in printed(6)
+    assert "excludes 0; all images are from 3 places, so the result may not hold elsewhere" in printed(6)
 
 
 def test_the_table_names_what_was_scored(

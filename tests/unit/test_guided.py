@@ -341,7 +341,7 @@ def test_precision_tiny_autoencoder_and_memory(
     [
         ([], [], "there are no points; give at least one pixel"),
         ([[900.0, 3.0], [3.0, 3.0]], [2.0, 3.0], "1 of 2 points lie outside of the picture of 56x40"),
-        ([[3.0, 3.0]], [2.0], "all 1 points lie at 2 m, and tiny-kl knows depth up to scale and shift"),
+        ([[3.0, 3.0]], [2.0], "all 1 points lie at 2 m, and tiny-kl predicts depth up to scale and shift"),
         ([[3.0, 3.0], [9.0, 9.0]], [2.0, 2.0], "all 2 points lie at 2 m"),
         ([[3.0, 3.0], [9.0, 9.0]], [2.0, np.nan], "1 of 2 points have no depth above 0"),
         ([[3.0, 3.0], [9.0, 9.0]], [2.0, -1.0], "1 of 2 points have no depth above 0"),

@@ -205,7 +205,7 @@ def test_a_hub_that_is_down_is_replaced_by_what_is_here(hub: Hub, caplog: pytest
     hub.refusal = (503, "")
     caplog.clear()
     assert read().directory == directory
-    assert any("what was downloaded before is used" in message for message in caplog.messages)
+    assert any("the earlier download is used" in message for message in caplog.messages)
 
 
 def test_plain_weights_that_are_a_pickle_do_not_bring_a_second_unet(
@@ -224,7 +224,7 @@ def test_a_download_goes_on_where_it_ended(hub: Hub, tmp_path: Path, monkeypatch
         "openmarigold.checkpoints.hub_download._MAX_STALLS", -1
     )  # the first end of a connection is the last
     hub.drop_after = 5000
-    with pytest.raises(CheckpointError, match=r"stopped at .* what has arrived is kept: run the command again"):
+    with pytest.raises(CheckpointError, match=r"stopped at .* the received bytes are kept: run the command again"):
         read()
     (partial,) = (tmp_path / "hub-cache").rglob("*.incomplete")
     assert partial.stat().st_size == 5000
@@ -244,7 +244,7 @@ def test_an_unsteady_connection_is_resumed_by_itself(hub: Hub) -> None:
 def test_a_file_that_is_shorter_than_stated_is_not_kept(hub: Hub, tmp_path: Path) -> None:
     hub.short = 10
     with pytest.raises(
-        CheckpointError, match=r"has fewer bytes at .* than the .* that it states; what came was removed"
+        CheckpointError, match=r"has fewer bytes at .* than the .* that it states; the received bytes were removed"
     ):
         read()
     assert not list((tmp_path / "hub-cache").rglob("*.incomplete"))
@@ -379,7 +379,7 @@ def test_what_the_script_of_e2e_ft_saves_is_used_as_its_authors_do(
     found = read_checkpoint(directory)
     assert (found.default_num_inference_steps, found.default_start_noise) == (1, "zeros")
     assert (found.schedule.sampler, found.schedule.timestep_spacing) == ("ddim", "trailing")
-    assert "do not say whether it predicts depth or normals" in caplog.text
+    assert "do not state whether it predicts depth or normals" in caplog.text
     depth = Predictor.from_config(ModelConfig(device="cpu"), found=found)(make_photo(24, 32)).depth
     assert np.isfinite(depth).all()
     edit_json(directory / "unet" / "config.json", in_channels=8)  # a generator: it does not see the photo
@@ -395,7 +395,7 @@ def test_facts_about_known_checkpoints_stand_in_for_what_files_do_not_say(
     hub.repositories["GonzaloMG/stable-diffusion-e2e-ft-depth"] = hub.folder
     found = read_checkpoint(Path("GonzaloMG/stable-diffusion-e2e-ft-depth"))
     assert (found.default_num_inference_steps, found.default_start_noise) == (1, "zeros")
-    assert "do not say" not in caplog.text
+    assert "do not state" not in caplog.text
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")

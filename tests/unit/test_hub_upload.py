@@ -131,5 +131,5 @@ def test_what_is_not_uploaded(inbox: Inbox, folder: Path) -> None:
 
 def test_a_hub_that_refuses_is_explained(inbox: Inbox, folder: Path) -> None:
     inbox.refusal = 403
-    with pytest.raises(OutputError, match=r"me/mine cannot be uploaded: .*status 403.*; a token that may write is"):
+    with pytest.raises(OutputError, match=r"me/mine cannot be uploaded: .*status 403.*; a token with write access is"):
         push(folder, "me/mine")

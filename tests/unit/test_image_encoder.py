@@ -276,7 +276,7 @@ def tiny_vae(checkpoint: Checkpoint, directory: Path, used_for: Any) -> TinyVae 
 def test_a_small_autoencoder_may_decode(encoded: Path, tiny_checkpoint: Path) -> None:
     found = read_checkpoint(encoded)
     for used_for in ("encode", "both"):
-        with pytest.raises(InvalidValueError, match="whose image encoder takes the place of the VAE's encoder; use de"):
+        with pytest.raises(InvalidValueError, match="whose image encoder replaces the VAE's encoder; use decode"):
             tiny_vae(found, tiny_checkpoint / "vae", used_for)
     small = tiny_vae(found, tiny_checkpoint / "vae", "decode")
     assert small is not None

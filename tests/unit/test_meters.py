@@ -174,8 +174,8 @@ def test_the_spread_of_members_becomes_meters() -> None:
 @pytest.mark.parametrize(
     ("known", "message"),
     [
-        ({}, "give one kind of what is known"),
-        ({"known_depth": [(1, 1, 2.0)], "camera_height": 1.6}, "give one kind of what is known"),
+        ({}, "give one kind of measurement"),
+        ({"known_depth": [(1, 1, 2.0)], "camera_height": 1.6}, "give one kind of measurement"),
         ({"known_depth": [(80, 1, 2.0)]}, "outside of the picture of 80x60"),
         ({"known_depth": [(1, 1, -2.0)]}, "-2 at 1,1 is not accepted; give meters above 0"),
         ({"known_length": [(1, 1, 5, 5, 0.0)]}, "give meters above 0"),
@@ -298,7 +298,7 @@ def test_measure_prints_a_length(photos: Path, tmp_path: Path, capsys: pytest.Ca
     metric_files(photos / "a.png", output_dir=out, known=KnownConfig(known_depth=("30,20=2.5",)))
     capsys.readouterr()
     assert run(["measure", str(out / "a_metric.npy"), "30,20", "31,20"]) == 0
-    assert "m (how exact is not known)" in capsys.readouterr().out
+    assert "m (accuracy not known)" in capsys.readouterr().out
     length, unit = measure_file(out / "a_metric.npy", (30, 20), (31, 20))
     assert unit == "m" and length.value > 0
     assert run(["measure", str(out / "a_metric.npy"), "30,20", "64,20", "--json"]) == 2

@@ -126,7 +126,7 @@ def test_other_settings_start_anew(tmp_path: Path) -> None:
     result = make_video(source, tmp_path, model=GrayModel(), video=VideoConfig(**{**ALL, "crf": 30}))
     assert result.resumed_at is None and result.num_predicted == 8
     assert result.notes == [
-        "room_depth: results of other settings or of another clip, or incomplete ones, are made anew"
+        "room_depth: results of other settings or of another clip, or incomplete ones, are made again"
     ]
 
 

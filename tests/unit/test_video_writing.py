@@ -238,7 +238,7 @@ def test_done_results_are_kept_and_others_are_made_anew(clip: Path, tmp_path: Pa
     assert again.skipped and again.num_predicted == 0 and again.num_frames == 10 and again.cuts == [3]
     assert made(clip, tmp_path, overwrite=True).num_predicted == 10
     other = made(clip, tmp_path, crf=30)
-    assert other.num_predicted == 10 and any("made anew" in note for note in other.notes)
+    assert other.num_predicted == 10 and any("made again" in note for note in other.notes)
     (tmp_path / "room_depth_colored.mp4").write_bytes(b"cut")
     assert made(clip, tmp_path, crf=30).num_predicted == 10
 
@@ -246,7 +246,7 @@ def test_done_results_are_kept_and_others_are_made_anew(clip: Path, tmp_path: Pa
 def test_further_formats_join_those_of_the_same_settings(clip: Path, tmp_path: Path) -> None:
     made(clip, tmp_path, format=("colored", "npy"))
     more = made(clip, tmp_path, format=("ffv1",))
-    assert more.num_predicted == 10 and any("those that are there stay" in note for note in more.notes)
+    assert more.num_predicted == 10 and any("existing ones stay" in note for note in more.notes)
     for formats in (("colored",), ("ffv1", "npy")):
         assert made(clip, tmp_path, format=formats).skipped
     assert len(list((tmp_path / "room_depth_frames").glob("*.npy"))) == 10

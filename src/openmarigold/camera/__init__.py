@@ -2,7 +2,7 @@
 """A pinhole camera: from pixels and depth to points and back, and how it changes with its picture.
 
 Axes are OpenCV's: x right, y down, z forward. Pixel centers lie at whole numbers, so that the middle of a picture of
-width w is (w - 1) / 2. Depth is planar (z); the distance along the ray is longer by `ray_lengths`.
+width w is (w - 1) / 2. Depth is planar (z); the distance along the ray is depth times `ray_lengths`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from openmarigold.config import check_fov
 from openmarigold.errors import InvalidValueError
 
 ASSUMED_FOV = 55.0
-"""Along the longer side [deg], where nothing is known about the camera."""
+"""Field of view along the longer side [deg] if nothing is known about the camera."""
 
 CameraSource: TypeAlias = Literal["file", "focal_px", "fov", "exif", "estimated", "assumed"]
-"""How a camera is known, the surest first: intrinsics of a file or a call; a given focal length or field of view; what
-the photo's metadata state; what a fit found; nothing."""
+"""Where a camera comes from, the most reliable first: intrinsics of a file or a call; a given focal length or field of
+view; the photo's metadata; a fit; an assumption."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Camera:
     height: int
     source: CameraSource = "file"
     note: str = ""
-    """What else is known about the source, for people, such as the camera's model."""
+    """More about the source as text, such as the camera's model."""
 
     def __post_init__(self) -> None:
         for name in ("width", "height"):
@@ -89,7 +89,7 @@ class Camera:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Camera:
-        """The inverse of `to_dict`; keys that are not a camera's are ignored.
+        """The inverse of `to_dict`; other keys are ignored.
 
         Raises:
             InvalidValueError: a key is missing, or a value is not accepted.
@@ -134,11 +134,11 @@ class Camera:
 
     @property
     def matrix(self) -> Float[np.ndarray, "3 3"]:
-        """K."""
+        """The intrinsic matrix K."""
         return np.array([[self.fx, 0.0, self.cx], [0.0, self.fy, self.cy], [0.0, 0.0, 1.0]])
 
     def resized(self, size: tuple[int, int]) -> Camera:
-        """The camera of the picture, resized to `size` (height, width): pixels change their size, edges stay."""
+        """The camera of the picture, resized to `size` (height, width); the picture's outer edges stay in place."""
         x, y = size[1] / self.width, size[0] / self.height
         center = {"cx": (self.cx + 0.5) * x - 0.5, "cy": (self.cy + 0.5) * y - 0.5}
         return replace(self, fx=self.fx * x, fy=self.fy * y, height=size[0], width=size[1], **center)
@@ -175,7 +175,7 @@ class Camera:
         return out
 
     def ray_lengths(self) -> Float32[np.ndarray, "h w"]:
-        """Distance along the ray by planar depth, 1 in the center and more elsewhere."""
+        """Distance along the ray divided by planar depth: 1 in the center and more elsewhere."""
         return np.sqrt(np.square(self.rays()).sum(axis=-1))
 
     def check_map(self, depth: Float[np.ndarray, "h w"]) -> None:
@@ -198,7 +198,7 @@ class Camera:
     def unproject_at(
         self, pixels: Float[np.ndarray, "n 2"], depth: Float[np.ndarray, " n"]
     ) -> Float[np.ndarray, "n 3"]:
-        """The points of some depths at pixels (x, y), which may lie between whole numbers."""
+        """The points at pixels (x, y) with these depths; pixels may have fractions."""
         x, y = (pixels[:, 0] - self.cx) / self.fx, (pixels[:, 1] - self.cy) / self.fy
         return np.stack([x * depth, y * depth, depth], axis=-1)
 
@@ -209,7 +209,7 @@ class Camera:
 
 
 def _finite(value: Any) -> float | None:
-    """A finite number; None of all else."""
+    """A finite number; None for anything else."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):

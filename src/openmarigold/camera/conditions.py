@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a U-Net may see of a photo besides its colors: the rays of its pixels, on the latent grid.
+"""An input of some U-Nets besides the photo's colors: the rays of its pixels, on the latent grid.
 
-The same picture is near through a wide lens and far through a long one. A checkpoint that predicts meters can be told:
-its model_index.json states `"condition_on": "rays"`, and these channels follow those of the image (docs/training.md).
+The same picture shows near things through a wide lens and far ones through a long lens. A checkpoint that predicts
+meters can be told the lens: its model_index.json states `"condition_on": "rays"`, and these channels follow those of
+the image (docs/training.md).
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from openmarigold.camera import Camera
 from openmarigold.config import LATENT_FACTOR
 
 CONDITIONS: Mapping[str, int] = MappingProxyType({"rays": 3})
-"""The parts that a condition may add, and their numbers of channels."""
+"""Kinds of added channels, and how many each kind has."""
 
 _USUAL_FOCAL = 40.0  # latent cells; of a photo of 256 x 341 pixels with 55 degrees, so that channels are about 0
-_GAIN = 8.0  # as large as the features of our image encoder, so that a U-Net learns from both equally fast
+_GAIN = 8.0  # makes them as large as our image encoder's features, so that a U-Net learns from both equally fast
 
 
 def ray_channels(camera: Camera, padded: tuple[int, int] | None = None) -> Float32[np.ndarray, "3 h w"]:
-    """8 times: x/z and y/z of the ray of each latent cell's center, and the logarithm of the focal length by 40 cells.
+    """For each latent cell, 8 times: x/z and y/z of its center's ray, and log(focal length / 40 cells).
 
     Args:
         camera: of the picture that the networks see, without padding.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cameras from files of other tools: JSON, plain text, .npy, ROS camera_info, COLMAP cameras.txt, KITTI calibrations.
 
-All become pixels of the upright photo with pixel centers at whole numbers (`openmarigold.camera`). COLMAP puts them at
-halves, which is subtracted. Values of a normalized matrix (as MoGe gives them) are fractions of the picture's sides.
+All become pixels of the upright photo with pixel centers at whole numbers (`openmarigold.camera`). COLMAP puts centers
+at halves, so 0.5 is subtracted. Values of a normalized matrix (as of MoGe) are fractions of the picture's sides.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from openmarigold.files import as_path
 from openmarigold.text_files import DamagedTextError, parse_json
 
 _MOST_BYTES = 2**20
-_NORMALIZED_BELOW = 10.0  # of focal lengths; below it a picture of 30 pixels or more would see 110 degrees and more
+_NORMALIZED_BELOW = 10.0  # focal lengths; in pixels, a picture of 30 pixels or more would see 110 degrees and more
 _SAME_ASPECT = 0.01
 _FOV_RANGE = (1.0, 170.0)
 _MATRIX_KEYS = ("K", "k", "camera_matrix", "intrinsics", "intrinsic", "intrinsic_matrix", "matrix")
@@ -44,7 +44,7 @@ _ACCEPTED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Intrinsics:
-    """What a file states, before it meets a photo."""
+    """The intrinsics in a file, before they are fitted to a photo."""
 
     fx: float
     fy: float
@@ -52,7 +52,7 @@ class Intrinsics:
     """None: the middle."""
     cy: float | None = None
     size: tuple[int, int] | None = None
-    """Height and width of the picture that they are of; None: not stated, so that of the photo."""
+    """Height and width of their picture; None: not stated, so the photo's size is used."""
     normalized: bool = False
     """Fractions of the width (fx, cx) and the height (fy, cy), from the outer edges."""
     center_offset: float = 0.0
@@ -81,10 +81,10 @@ class Intrinsics:
 
 
 def fit_to_photo(camera: Camera, size: tuple[int, int]) -> Camera:
-    """The camera for the upright photo of `size` (height, width): itself, or scaled where the shape is the same.
+    """The camera for the upright photo of `size` (height, width), scaled if its picture has another size.
 
     Raises:
-        InvalidValueError: a camera of another shape.
+        InvalidValueError: its picture has another shape (aspect ratio).
 
     >>> camera = fit_to_photo(Camera.from_focal((480, 640), 500.0), (240, 320))
     >>> camera.fx, camera.note
@@ -119,7 +119,7 @@ def read_camera(path: Path | str, size: tuple[int, int]) -> Camera:
 
 
 def read_intrinsics(path: Path | str, size: tuple[int, int] | None = None) -> Intrinsics:
-    """What a file states about a camera; `size` (height, width) chooses among several.
+    """The intrinsics in a file; `size` (height, width) chooses among several cameras.
 
     Raises:
         InvalidValueError: the file is missing, of no known kind, or its values are not those of a camera.
@@ -129,7 +129,7 @@ def read_intrinsics(path: Path | str, size: tuple[int, int] | None = None) -> In
         if not path.is_file():
             raise InvalidValueError(f"{path} does not exist or is not a file; give {_ACCEPTED}")
         if path.stat().st_size > _MOST_BYTES:
-            raise InvalidValueError(f"{path} is larger than a file of a camera ({_MOST_BYTES} bytes); give {_ACCEPTED}")
+            raise InvalidValueError(f"{path} is too large for a camera ({_MOST_BYTES} bytes); give {_ACCEPTED}")
         if path.suffix.lower() == ".npy":
             return _of_values(np.load(path, mmap_mode="r", allow_pickle=False).tolist())
         text = path.read_bytes().decode("utf-8-sig")
@@ -170,7 +170,7 @@ def _of_json(content: Any) -> Intrinsics:
 
 
 def _of_values(values: Any, size: tuple[int, int] | None = None) -> Intrinsics:
-    """A matrix of 3x3, 3x4 or 4x4, in rows or flat, or fx, fy, cx, cy."""
+    """Intrinsics of a 3x3, 3x4 or 4x4 matrix, in rows or flat, or of fx, fy, cx, cy."""
     flat = _numbers(_flattened(values))
     if len(flat) == 4:
         return _checked(*flat, size=size)
@@ -246,7 +246,7 @@ def _colmap_camera(words: Sequence[str]) -> Intrinsics:
 
 
 def _of_ros(text: str) -> Intrinsics:
-    """The few keys of camera_info that matter; a whole parser of YAML is not needed for them."""
+    """Reads the few keys of camera_info that matter, without a YAML parser."""
     matrix = _ros_data(text, "camera_matrix")
     if len(matrix) != 9:
         raise InvalidValueError(f"camera_matrix has {len(matrix)} numbers under data; 9 are needed")
@@ -300,7 +300,7 @@ def _checked(
     size: tuple[int, int] | None = None,
     notes: tuple[str, ...] = (),
 ) -> Intrinsics:
-    """Intrinsics in pixels, or normalized where the numbers can be nothing else."""
+    """Intrinsics in pixels, or normalized if the numbers are too small for pixels."""
     for name, value in (("fx", fx), ("fy", fy)):
         if not value > 0:
             raise InvalidValueError(f"{name} is {value:g}; a focal length is above 0")
@@ -322,7 +322,7 @@ def _check(fx: float, fy: float, cx: float, cy: float, size: tuple[int, int], *,
 
 
 def check_field_of_view(name: str, side: int, focal: float, *, smallest: float = _FOV_RANGE[0]) -> None:
-    """Accepts a focal length [px] for a side of a picture [px].
+    """Checks a focal length [px] for a side of a picture [px].
 
     Raises:
         InvalidValueError: the field of view is not one of a pinhole camera.
@@ -336,7 +336,7 @@ def check_field_of_view(name: str, side: int, focal: float, *, smallest: float =
 
 
 def _check_guessed_size(cx: float, cy: float, size: tuple[int, int]) -> None:
-    """Refuses a center that is in the middle of a much smaller or larger picture of this shape."""
+    """Refuses a center that fits a much smaller or larger picture of this shape."""
     along_x, along_y = (cx + 0.5) / (size[1] / 2), (cy + 0.5) / (size[0] / 2)
     if abs(along_x - along_y) <= 0.1 * max(along_x, along_y) and not 0.7 <= along_x <= 1.4:
         raise InvalidValueError(

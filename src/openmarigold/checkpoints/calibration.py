@@ -108,7 +108,7 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """How the interval of a prediction is made."""
+    """The values that define the interval of a prediction."""
 
     level: float
     scale: float
@@ -208,7 +208,7 @@ def band_of(checkpoint: Checkpoint) -> Band:
 
 
 def choose_interval(checkpoint: Checkpoint, config: CallConfig, *, has_tiny_vae: bool = False) -> Interval | None:
-    """The interval that a resolved call asks for; None where it asks for none.
+    """The interval that a resolved call asks for; None if it asks for none.
 
     Raises:
         InvalidValueError: no calibration exists, or none fits these weights, these settings or this level.
@@ -279,8 +279,8 @@ def _matching(found: Calibration, settings: CalibratedSettings, where: str) -> C
         dict.fromkeys(str(value) for entry in found.entries if (value := getattr(entry.settings, name)) != given)
     )
     raise InvalidValueError(
-        f"{where} is calibrated for {name} {known or 'nothing'}, and {name} is {given}; give what it "
-        "is calibrated for, calibrate it for this, or leave interval out"
+        f"{where} is calibrated for {name} {known or 'nothing'}, and {name} is {given}; give a "
+        "calibrated value, calibrate for this one, or leave interval out"
     )
 
 
@@ -291,7 +291,7 @@ def carry_calibration(source: Checkpoint, found: Calibration | None, folder: Pat
         source: the checkpoint that was copied.
         found: its calibration.
         folder: the copy.
-        same_networks: False where another autoencoder took the place of its own.
+        same_networks: False if the copy has another autoencoder.
     """
     if found is None:
         return

@@ -80,7 +80,7 @@ def channels_of_networks(
         factor = config.get("scaling_factor", 1.0)
         if not is_number(factor) or not 0 < factor < math.inf:
             raise CheckpointError(f"{path}: scaling_factor is {factor!r}; a number above 0 is needed")
-        most = MAX_LATENT_CHANNELS if name == "vae" else MAX_SIZE  # the U-Net's follow from these
+        most = MAX_LATENT_CHANNELS if name == "vae" else MAX_SIZE  # the U-Net's channels follow from these
         for key in keys:
             channels[key] = whole_number(config, path, key, 4, least=1, most=most)  # 4 is what diffusers assumes
     latent, *found = channels.values()

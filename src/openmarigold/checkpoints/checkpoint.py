@@ -73,15 +73,15 @@ class Checkpoint:
     """The modality that it predicts."""
     latent_channels: int
     condition_channels: int
-    """Channels of what the U-Net sees of the photo: the VAE's latent, or the image encoder's condition; and those of
+    """Channels of the U-Net's condition: those of the VAE's latent or of the image encoder's output, and those of
     `condition_on`."""
     invariance: Invariance
     """What is unknown about the depth: scale and shift ("affine"), the scale ("scale"), or nothing ("absolute")."""
     default_num_inference_steps: int
     default_processing_resolution: int
     coarse_resolution: int | None
-    """Resolution of a coarse pass [px]: if the networks see more of a photo than this, the coarse part of its latents
-    comes from that pass; None: one pass."""
+    """Resolution of a coarse pass [px]: if a photo is processed at a higher one, the coarse part of its latents comes
+    from that pass; None: one pass."""
     default_final_step: FinalStep
     default_start_noise: StartNoise
     default_ensemble_start_noise: StartNoise
@@ -91,13 +91,13 @@ class Checkpoint:
     ensemble_noise_scale: float
     """Standard deviation of the noise that the members of an ensemble start from."""
     processing_side: Literal["longer", "shorter"]
-    """The side of the photo that a processing resolution gives: the longer one in published checkpoints."""
+    """The side of the photo that the processing resolution sets: the longer one in published checkpoints."""
     index: Mapping[str, Any] = field(repr=False)
     """All of model_index.json."""
     graphs: bool = False
     """Whether ONNX networks lie next to the safetensors weights and read them."""
     image_encoder: bool = False
-    """Whether an image encoder makes the condition, in the place of the VAE's encoder."""
+    """Whether an image encoder makes the condition, instead of the VAE's encoder."""
     condition_on: str = ""
     """A further part of the condition, one of `CONDITIONS`: "rays" of the photo's camera; "": none."""
     derived: Modality | None = None
@@ -130,7 +130,7 @@ class Checkpoint:
         return self.ensemble_noise_scale if config.ensemble_size > 1 and gaussian else 1.0
 
     def facts_of_call(self, config: CallConfig) -> dict[str, Any]:
-        """Facts for results: how maps are merged, derived and completed. Empty if all are as usual."""
+        """Facts for results: how maps are merged, derived and completed. Empty if all settings are the defaults."""
         reduction = config.ensemble_reduction
         usual = reduction in (None, self.predicts.reductions[0])
         merged = {} if usual else {"ensemble_reduction": reduction}
@@ -148,7 +148,7 @@ class Checkpoint:
 
     @property
     def quantization(self) -> Mapping[str, Any]:
-        """How its networks were put into int8, as model_index.json states it; empty where they were not."""
+        """How its networks were quantized to int8, from model_index.json; empty if they were not."""
         return self.index.get(QUANTIZATION) or {}
 
     @property
@@ -181,7 +181,7 @@ def read_checkpoint(
 
     Raises:
         CheckpointError: a file is missing, empty, truncated or not understood, or no modality describes what the
-            checkpoint predicts, or a hub repository cannot be had.
+            checkpoint predicts, or a hub repository is not available.
         MissingExtraError: a hub id without the extra `torch`.
     """
     try:
@@ -204,7 +204,7 @@ def read_repository(repository: hub.Repository, *, variant: str | None = None, w
     """The checkpoint of a repository from `hub_checkpoint.open_checkpoint`; missing files are downloaded.
 
     Raises:
-        CheckpointError: a file cannot be had or is damaged.
+        CheckpointError: a file cannot be downloaded or is damaged.
     """
     directory = hub_checkpoint.fetch_checkpoint(repository, variant=variant)
     try:
@@ -272,7 +272,7 @@ def _read(
         condition_on=extra,
         **recommended(index, index_path, schedule, known),
     )
-    if outline is None:  # the links of an outline are the hub's own
+    if outline is None:  # the links of an outline belong to the hub's cache
         files = [index_path, directory / EMBEDDING_FILE, *network_files(checkpoint)]
         if weights == "safetensors" and not stored_embedding_path(directory, variant=variant).is_file():
             files += text_encoder_files(directory, variant)
@@ -298,7 +298,7 @@ def network_files(checkpoint: Checkpoint) -> list[Path]:
 def loaded_variant(checkpoint: Checkpoint) -> str | None:
     """The variant of the weight files that are read: "fp16", or None for plain ones.
 
-    Where the networks differ, all are named.
+    If the networks differ, all are named.
     """
     if checkpoint.weights != "safetensors":
         return None
@@ -329,7 +329,7 @@ def _locate(checkpoint: Path | str | None, *, revision: str | None, local_files_
     return directory, directory.resolve().name
 
 
-@cache  # once, however often a checkpoint is read
+@cache  # once, not with every read
 def _warn_of_unused(settings: tuple[str, ...], what: str) -> None:
     if settings:
         _log.warning(
@@ -357,7 +357,7 @@ def _check_converted(
     """Passes if a folder holds all files of converted networks.
 
     Raises:
-        CheckpointError: one is missing, empty or damaged, or a variant is asked for.
+        CheckpointError: one is missing, empty or damaged, or a variant is requested.
     """
     if variant is not None:
         raise CheckpointError(

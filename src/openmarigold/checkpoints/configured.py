@@ -39,7 +39,7 @@ class TinyVae:
 
 
 def read_configured(config: ModelConfig) -> Checkpoint:
-    """The checkpoint that the settings name, for the modality that they ask for. Raises what `read_checkpoint` raises.
+    """The checkpoint that the settings name, for the modality that they ask for. Raises as `read_checkpoint`.
 
     Raises:
         InvalidValueError: several modalities, or one that the checkpoint can neither predict nor derive.
@@ -64,7 +64,7 @@ def read_configured(config: ModelConfig) -> Checkpoint:
 
 
 def read_tiny_vae(config: ModelConfig, checkpoint: Checkpoint) -> TinyVae | None:
-    """The small autoencoder that the settings name, a folder or a hub id; None where they name none.
+    """The small autoencoder that the settings name, a folder or a hub id; None if they name none.
 
     Raises:
         CheckpointError: it is missing, damaged, of another class or latent space, or cannot be downloaded.
@@ -75,8 +75,8 @@ def read_tiny_vae(config: ModelConfig, checkpoint: Checkpoint) -> TinyVae | None
         return None
     if checkpoint.image_encoder and config.tiny_vae_for != "decode":
         raise InvalidValueError(
-            f"tiny_vae_for={config.tiny_vae_for!r} does not fit {checkpoint.name}, whose image encoder takes the place "
-            "of the VAE's encoder; use decode"
+            f"tiny_vae_for={config.tiny_vae_for!r} does not fit {checkpoint.name}, whose image encoder replaces the "
+            "VAE's encoder; use decode"
         )
     given = Path(config.tiny_vae)
     hub_id = hub.as_hub_id(given)
@@ -139,11 +139,11 @@ def resolve_settings(config: _Config, defaults: Checkpoint) -> _Config:
     resolution = defaults.default_processing_resolution if resolution is None else resolution
     if config.tiles and resolution == 0:
         raise InvalidValueError(
-            "tiles=True has no effect with processing_resolution=0, where the networks see all of the photo at its own "
-            "size; leave one of them out"
+            "tiles=True has no effect with processing_resolution=0: the networks see the whole photo at its own size; "
+            "leave one of them out"
         )
     num_inference_steps = config.num_inference_steps or defaults.default_num_inference_steps
-    defaults.schedule.timesteps(num_inference_steps)  # too many for it?
+    defaults.schedule.timesteps(num_inference_steps)  # raises an error if there are too many
     return replace(
         config,
         num_inference_steps=num_inference_steps,
@@ -155,6 +155,6 @@ def resolve_settings(config: _Config, defaults: Checkpoint) -> _Config:
     )
 
 
-@cache  # once, however often settings are resolved
+@cache  # once, not with every call
 def _warn_of_no_photo(title: str) -> None:
-    _log.warning("recompose has no effect on %s: a photo is not made of these alone", title)
+    _log.warning("recompose has no effect on %s: a photo cannot be made from these alone", title)

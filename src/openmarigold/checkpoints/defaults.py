@@ -94,7 +94,7 @@ def _check_coarse_resolution(coarse: int, resolution: int) -> None:
 
 
 def invariance(index: Mapping[str, Any], path: Path, accepted: Iterable[str]) -> Invariance:
-    """The invariance of predictions: "absolute" if only that is `accepted`, else the one that the flags of depth state.
+    """The invariance of predictions: "absolute" if only that is `accepted`, else from the flags in model_index.json.
 
     Raises:
         CheckpointError: a value that is not true or false, or a pair of them without a meaning.

@@ -11,7 +11,7 @@ from openmarigold.checkpoints.weight_files import TEXT_ENCODER_STEM, embedding_f
 from openmarigold.errors import CheckpointError
 from openmarigold.files import user_cache_dir
 
-_CACHED = "empty-prompt-"  # how the names of the embeddings in the user's cache begin
+_CACHED = "empty-prompt-"  # prefix of the embeddings' names in the user's cache
 
 
 def has_text_encoder(directory: Path) -> bool:
@@ -20,10 +20,10 @@ def has_text_encoder(directory: Path) -> bool:
 
 
 def text_encoder_files(directory: Path, variant: str | None = None) -> list[Path]:
-    """The files that give the text encoder (of the variant, where it is there) and its tokenizer; none without both.
+    """The files of the text encoder (of the variant, if there is one) and of its tokenizer; empty unless both exist.
 
     Raises:
-        CheckpointError: no weights.
+        CheckpointError: the text encoder has no weights.
     """
     if not has_text_encoder(directory):
         return []
@@ -33,7 +33,7 @@ def text_encoder_files(directory: Path, variant: str | None = None) -> list[Path
 
 
 def text_encoder_weights(folder: Path, variant: str | None = None) -> list[Path]:
-    """The files of a text encoder's weights: of the given variant where it is there, else of any.
+    """The files of a text encoder's weights: of the given variant if it exists, else of any.
 
     Raises:
         CheckpointError: there are none.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which other files an ONNX file reads its weights from, and its metadata.
+"""The other files from which an ONNX file reads its weights, and its metadata.
 
 ONNX files are protocol buffers. Only the messages that may hold tensors are read, without the package `onnx`.
 """
@@ -38,7 +38,7 @@ _MAX_VARINT_BYTES = 10
 
 @dataclass
 class OnnxFacts:
-    """Other files that the weights of an ONNX file are read from, and texts about itself."""
+    """The other files that hold the weights of an ONNX file, and the file's metadata."""
 
     external_files: list[Path] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
@@ -82,12 +82,12 @@ def _checked(path: Path, location: str, end: int) -> Path:
     """The file of weights that `path` names, which must be next to it and have at least `end` bytes."""
     if Path(location).name != location or "\\" in location or location in ("", ".", "..", path.name):
         raise CheckpointError(
-            f"{path} reads weights from {location!r}; accepted are files in its own folder, so that what is loaded can "
-            "be hashed: export the network again"
+            f"{path} reads weights from {location!r}; accepted are files in its own folder, so that all loaded files "
+            "can be hashed: export the network again"
         )
     sibling = path.parent / location
     if not sibling.is_file():
-        raise CheckpointError(f"{sibling} is missing, from which {path.name} reads weights; get the checkpoint again")
+        raise CheckpointError(f"{sibling}, from which {path.name} reads weights, is missing; get the checkpoint again")
     if sibling.stat().st_size < end:
         raise CheckpointError(
             f"{sibling} is truncated ({sibling.stat().st_size} of {end} bytes at least); get the checkpoint again"

@@ -17,9 +17,9 @@ from openmarigold.files import file_sha256, files_sha256, remembered_sha256
 
 
 def checkpoint_sha256(checkpoint: Checkpoint) -> str:
-    """One SHA-256 over the files of a checkpoint that loading it reads, in hexadecimal digits.
+    """One SHA-256 over the files that are read to load a checkpoint, in hexadecimal digits.
 
-    That is: weights and configurations of the networks, in the variant that is read, the scheduler, and the embedding
+    These are: weights and configurations of the networks, in the variant that is read, the scheduler, and the embedding
     of the empty prompt (`embedding_sha256`). model_index.json is not hashed: results record its defaults as settings.
     The hash is over the sorted lines `<path> <SHA-256 of the file>`. So it does not depend on the folder's place or
     name, nor on the embedded model whose image encoder is shared. Files from 256 MiB are hashed once and remembered in
@@ -66,12 +66,12 @@ def text_encoder_sha256(directory: Path, variant: str | None = None) -> str:
 
 
 def origin_metadata(origin: str, values: bytes) -> dict[str, str]:
-    """What a stored embedding states of the text encoder that made it; `values` are the tensor's bytes."""
+    """Metadata of a stored embedding about the text encoder that made it; `values` are the tensor's bytes."""
     return {"text_encoder_sha256": origin, "values_sha256": hashlib.sha256(values).hexdigest()}
 
 
 def _stated_origin(path: Path) -> str | None:
-    """The hash of the text encoder that made a stored embedding; None where it is not stated, or of other values."""
+    """The hash of the text encoder that made a stored embedding; None if it is not stated, or the values changed."""
     header = read_header(path)
     origin = header.metadata.get("text_encoder_sha256")
     with path.open("rb") as file:

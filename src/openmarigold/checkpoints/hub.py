@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Repositories of the Hugging Face hub: list the files of one, and fetch the needed files into the hub's own cache.
 
-huggingface_hub comes with the extra `torch` and is imported when an id is asked for. Its own settings hold: `HF_HOME`
-(where downloads are kept), `HF_HUB_OFFLINE`, `HF_ENDPOINT` (a mirror), `HF_TOKEN`. The cache has the layout that
-diffusers and others read and write, so that one download serves all.
+huggingface_hub comes with the extra `torch` and is imported when a hub id is used. Its settings apply: `HF_HOME` (where
+downloads are kept), `HF_HUB_OFFLINE`, `HF_ENDPOINT` (a mirror), `HF_TOKEN`. The cache has the layout that diffusers and
+others read and write, so that one download serves all.
 
 Small files are fetched by huggingface_hub, large ones by `hub_download`.
 """
@@ -60,13 +60,13 @@ class Repository:
     hub_id: str
     commit: str
     revision: str
-    """Branch, tag or commit that was asked for."""
+    """The requested branch, tag or commit."""
     folder: Path
     """Where its files are, or will be."""
     files: Mapping[str, HubFile] = field(repr=False)
     """All files that the hub lists; without the network, the files that were downloaded before."""
     offline: str | None = None
-    """Why the network is not used; None where it is."""
+    """Reason why the network is not used; None if it is used."""
 
     def path(self, name: str) -> Path:
         """Where a file is, or will be."""
@@ -100,12 +100,12 @@ def as_hub_id(checkpoint: Path) -> str | None:
 def find_repository(
     hub_id: str, *, revision: str | None = None, local_files_only: bool = False, landmark: str = "model_index.json"
 ) -> Repository:
-    """A repository of the hub and what it holds; nothing is downloaded.
+    """A repository of the hub with the list of its files; nothing is downloaded.
 
     If the hub cannot be reached, an earlier download is used; the file `landmark` shows where it is.
 
     Raises:
-        CheckpointError: the repository or revision cannot be had, or (offline) was not downloaded before.
+        CheckpointError: the repository or revision is not available, or (offline) was not downloaded before.
         MissingExtraError: huggingface_hub is not installed.
     """
     library = _library()
@@ -120,7 +120,7 @@ def find_repository(
             kept = None if is_absent(error) else _kept(library, hub_id, revision, landmark, offline=str(reason))
             if kept is None:
                 raise reason from error
-            _log.warning("%s; what was downloaded before is used", reason)
+            _log.warning("%s; the earlier download is used", reason)
             return kept
     kept = _kept(library, hub_id, revision, landmark, offline=offline)
     if kept is None:
@@ -132,7 +132,7 @@ def fetch(repository: Repository, names: Iterable[str], *, what: str = "") -> No
     """Download those files of a repository that are not in its folder yet, and announce large ones.
 
     Raises:
-        CheckpointError: one cannot be had.
+        CheckpointError: a file cannot be downloaded.
     """
     missing = repository.missing(names)
     if not missing:
@@ -149,7 +149,7 @@ def fetch(repository: Repository, names: Iterable[str], *, what: str = "") -> No
         for name, file in missing.items():
             if name in large:
                 _fetch_large(library, repository, name, file)
-            # Small files, and for all the links of the cache.
+            # This fetches small files, and makes the cache's links for all files.
             with _without_bars(library):
                 library.hf_hub_download(repository.hub_id, name, revision=repository.commit)
     except CheckpointError:
@@ -200,7 +200,7 @@ def _is_damaged(path: Path, file: HubFile) -> bool:
 
 
 def _links(path: Path) -> list[Path]:
-    """What a path links to, one after the other."""
+    """The files that a path links to, one after the other."""
     links = []
     while path.is_symlink():
         path = path.parent / os.readlink(path)
@@ -211,8 +211,8 @@ def _links(path: Path) -> list[Path]:
 def stated_sha256(path: Path) -> str | None:
     """The SHA-256 in the name of a file of the hub's cache; None for small files and outside the cache.
 
-    In that cache a file is a link to one that is named by its hash. That one may be a link itself, into a store that
-    several repositories share, where names are hashes of another kind.
+    In that cache a file is a link to another one, whose name is its hash. That file may be a link itself, into a store
+    that several repositories share, where names are hashes of another kind.
     """
     if not path.is_symlink():
         return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint on the hub: decide from its small files, choose the large ones that are needed, fetch those only."""
+"""A checkpoint on the hub: check its small files, choose the large files that are needed, and fetch only those."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ _log = quoted_logger(__name__)
 def open_checkpoint(
     hub_id: str, *, revision: str | None = None, local_files_only: bool = False, fetch_again: bool = False
 ) -> Repository:
-    """The repository of a depth checkpoint, with its small files here; decided from these alone.
+    """The repository of a checkpoint, with its small files downloaded; only these are checked.
 
     Args:
         hub_id: its id.
         revision: branch, tag or commit.
-        local_files_only: take it as it was downloaded before.
+        local_files_only: use an earlier download.
         fetch_again: remove damaged files of an earlier download, so that they are downloaded again.
 
     Raises:
-        CheckpointError: it is not a depth checkpoint in a known layout, or cannot be had.
+        CheckpointError: it is not a supported checkpoint in a known layout, or is not available.
         MissingExtraError: huggingface_hub is not installed.
     """
     check_known(hub_id)
@@ -85,7 +85,7 @@ def open_checkpoint(
 
 
 def network_files(repository: Repository, variant: str | None) -> list[str]:
-    """Names of the files that give the networks, chosen from what the repository lists.
+    """Names of the networks' files, chosen from the files of the repository.
 
     Raises:
         CheckpointError: the variant is not published, or the weights are pickles only.
@@ -137,17 +137,17 @@ def text_encoder_files(repository: Repository, variant: str | None = None) -> li
 
 
 def fetch_checkpoint(repository: Repository, *, variant: str | None) -> Path:
-    """The folder of a checkpoint with all that a prediction needs, and nothing else.
+    """The folder of a checkpoint, with only those files downloaded that a prediction needs.
 
-    The text encoder (1.4 GB) is not needed where the user's cache holds the embedding of the empty prompt, which is
-    found by the U-Net's weights.
+    The text encoder (1.4 GB) is not needed if the user's cache holds the embedding of the empty prompt, which is found
+    by the U-Net's weights.
 
     Args:
-        repository: as `open_checkpoint` gives it.
-        variant: "fp16" for the files named so; None for the plain ones.
+        repository: as `open_checkpoint` returns it.
+        variant: "fp16" for the files named fp16; None for the plain ones.
 
     Raises:
-        CheckpointError: the variant is not published, the weights are pickles only, or a file cannot be had.
+        CheckpointError: the variant is not published, the weights are pickles only, or a file cannot be downloaded.
     """
     names = network_files(repository, variant)
     if _needs_text_encoder(repository, variant) and is_any_embedding_cached():
@@ -176,7 +176,7 @@ def fetch_base(hub_id: str, *, variant: str | None, revision: str | None) -> Pat
     """The folder of a checkpoint that training starts from: any diffusion model in diffusers layout.
 
     Raises:
-        CheckpointError: the variant is not published, the weights are pickles only, or a file cannot be had.
+        CheckpointError: the variant is not published, the weights are pickles only, or a file cannot be downloaded.
     """
     repository = find_repository(hub_id, revision=revision)
     names = _matching(repository, _SMALL_FILES) + network_files(repository, variant)
@@ -205,7 +205,7 @@ def _needs_text_encoder(repository: Repository, variant: str | None) -> bool:
 
 
 def _embedding_files(repository: Repository, variant: str | None, *, required: bool = True) -> list[str]:
-    """Names of what gives the embedding of the empty prompt: its file, or the text encoder and tokenizer, or nothing.
+    """Names of the files for the embedding of the empty prompt: its file, or text encoder and tokenizer, or none.
 
     Raises:
         CheckpointError: the text encoder is `required` and cannot be downloaded.
@@ -213,7 +213,7 @@ def _embedding_files(repository: Repository, variant: str | None, *, required: b
     if not _needs_text_encoder(repository, variant):
         return [EMBEDDING_FILE] if EMBEDDING_FILE in repository.files else []
     names = text_encoder_files(repository, variant)
-    if required and not names:  # why there is none: it raises
+    if required and not names:  # this raises an error that states why
         part_files(repository, "text_encoder", stem=TEXT_ENCODER_STEM)
     return names
 

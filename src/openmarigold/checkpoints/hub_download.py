@@ -2,7 +2,7 @@
 """Resumable download of one large file of the hub: received bytes stay when a run ends, and the next run continues.
 
 The calling thread fetches the file, so that an interrupt stops it at once. Its SHA-256 is compared with the hub's.
-huggingface_hub by itself begins each file anew and compares its size only.
+huggingface_hub itself starts each file from the beginning and compares only its size.
 
 Errors of huggingface_hub and of the HTTP library underneath become one line: the cause, and what to do. They are
 distinguished by HTTP status and class name, because the library's errors differ between releases.
@@ -31,7 +31,7 @@ from openmarigold.printing import quoted_logger
 _BLOCK_BYTES = 1 << 16
 _MAX_STALLS = 5  # tries in a row without new bytes
 _MAX_WAIT_S = 8.0
-_TIMED_OUT, _NO_SUCH_RANGE = 408, 416  # HTTP statuses; the second where a file is shorter than stated
+_TIMED_OUT, _NO_SUCH_RANGE = 408, 416  # HTTP statuses; the second means that a file is shorter than stated
 _PROGRESS_EVERY_S, _PROGRESS_SHARE = 2.0, 0.1
 
 _log = quoted_logger(__name__)
@@ -43,11 +43,11 @@ def fetch_blob(library: Any, url: str, blob: Path, *, size: int, sha256: str, lo
     Args:
         library: huggingface_hub, whose settings and headers are used.
         url: of the file.
-        blob: where it is to be; `partial_path` of it holds what has arrived.
+        blob: path of the complete file; `partial_path` of it holds the bytes received so far.
         size: as the hub states it [bytes].
         sha256: as the hub states it.
         lock: the lock file that huggingface_hub takes for this file: another process may fetch the same.
-        title: what errors call it.
+        title: name of the file in errors.
 
     Raises:
         CheckpointError: the download fails, or its bytes differ from the hub's hash.
@@ -72,20 +72,21 @@ def fetch_blob(library: Any, url: str, blob: Path, *, size: int, sha256: str, lo
                     partial.unlink(missing_ok=True)
                     raise CheckpointError(
                         f"{title} has fewer bytes at {library.constants.ENDPOINT} than the {in_units(size)} that it "
-                        "states; what came was removed: check the proxy or mirror, and run the command again later"
+                        "states; the received bytes were removed: check the proxy or mirror, and try again later"
                     ) from problem
                 if _status(problem) is not None:
                     raise problem
                 raise CheckpointError(
                     f"the download of {title} stopped at {in_units(size_of(partial))} of {in_units(size)} "
-                    f"({one_line(problem)}); what has arrived is kept: run the command again to continue from there"
+                    f"({one_line(problem)}); the received bytes are kept: run the command again to continue from "
+                    "there"
                 ) from problem
             time.sleep(min(2.0 ** (stalls - 1), _MAX_WAIT_S) if stalls else 0.0)
         if file_sha256(partial) != sha256:
             partial.unlink()
             raise CheckpointError(
                 f"{title} came with other bytes than {library.constants.ENDPOINT} states, and was removed; run the "
-                "command again, and check the proxy or mirror if it stays so"
+                "command again, and check the proxy or mirror if this repeats"
             )
         os.replace(partial, blob)
 
@@ -96,18 +97,18 @@ def partial_path(blob: Path) -> Path:
 
 
 def size_of(path: Path) -> int:
-    """Size of a file [bytes], 0 where there is none."""
+    """Size of a file [bytes], 0 if it does not exist."""
     return path.stat().st_size if path.is_file() else 0
 
 
 def git_hash_of(path: Path) -> str:
-    """The hash that Git, and so the hub's cache, names a small file by."""
+    """The Git hash of a small file, which is its name in the hub's cache."""
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def in_units(size: int) -> str:
-    """A number of bytes for people.
+    """A number of bytes as text with a unit.
 
     >>> in_units(3_840_000_000), in_units(1_500_000), in_units(70)
     ('3.84 GB', '1.5 MB', '70 bytes')
@@ -122,7 +123,7 @@ def _try(library: Any, url: str, partial: Path, progress: Callable[[int], None])
     """Append received bytes to a file until the connection ends; return why it ended, or that it closed early.
 
     Raises:
-        OSError: of the disk.
+        OSError: the disk cannot be written.
     """
     try:
         _continue(library, url, partial, progress)
@@ -199,7 +200,7 @@ _NO_CONNECTION = re.compile(r"Connect|Timeout|NetworkError|ReadError|ProtocolErr
 
 
 def explained(error: Exception, hub_id: str, *, endpoint: str, cache: str, revision: str | None) -> CheckpointError:
-    """An error for the user in the place of one of huggingface_hub."""
+    """An error for the user that replaces one of huggingface_hub."""
     reasons = (_reason(link, hub_id, endpoint=endpoint, cache=cache, revision=revision) for link in _chain(error))
     reason = next((text for text in reasons if text), None)
     return CheckpointError(reason or f"{hub_id} cannot be downloaded from {endpoint} ({one_line(error)})")
@@ -284,7 +285,7 @@ def _reason_of_status(status: int, error: BaseException, hub_id: str, endpoint: 
         wait = f"{after} seconds" if after else "some minutes"
         return (
             f"{endpoint} limits the requests of this address (status 429), so that {hub_id} cannot be downloaded now; "
-            f"wait {wait}, or set {_TOKEN}, which may ask more often"
+            f"wait {wait}, or set {_TOKEN}, which allows more requests"
         )
     if status >= 500:
         return (
@@ -310,7 +311,7 @@ def _proxy(endpoint: str) -> str:
 
 
 def _proxy_variable(endpoint: str) -> str | None:
-    """Name of the environment variable whose proxy the endpoint is reached through."""
+    """Name of the environment variable that sets the proxy for the endpoint; None if there is none."""
     parts = urlsplit(endpoint)
     if proxy_bypass(parts.hostname or ""):
         return None

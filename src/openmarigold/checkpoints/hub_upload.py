@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint folder to a repository of the Hugging Face hub. Only `openmarigold checkpoint push` calls it."""
+"""Uploads a checkpoint folder to the Hugging Face hub. Only `openmarigold checkpoint push` calls it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _log = quoted_logger(__name__)
 
 
 def push(folder: Path, hub_id: str, *, public: bool = False, revision: str | None = None, message: str = "") -> str:
-    """Uploads a folder as one commit, and returns the address of the commit; the repository is made if need be.
+    """Uploads a folder as one commit, and returns the address of the commit; a missing repository is created.
 
     Args:
         folder: a checkpoint with its model card, README.md.
         hub_id: owner/name.
         public: whether a new repository is visible to everybody; an existing one stays as it is.
         revision: branch; it must exist, unless it is the main one.
-        message: of the commit.
+        message: message of the commit.
 
     Raises:
         CheckpointError: the folder is not a checkpoint, or has no model card.
@@ -59,6 +59,6 @@ def push(folder: Path, hub_id: str, *, public: bool = False, revision: str | Non
         cache = str(library.constants.HF_HUB_CACHE)
         reason = explained(error, hub_id, endpoint=endpoint, cache=cache, revision=revision)
         raise OutputError(
-            f"{hub_id} cannot be uploaded: {reason}; a token that may write is needed (`hf auth login`, or HF_TOKEN)"
+            f"{hub_id} cannot be uploaded: {reason}; a token with write access is needed (`hf auth login`, or HF_TOKEN)"
         ) from error
     return str(commit.commit_url)

@@ -33,7 +33,7 @@ _BF16_EXPONENT = 0x7F80  # all ones: infinite or not a number
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What `openmarigold checkpoint info` shows, for JSON: kind, scheduler, defaults, parameters, size, hashes."""
+    """The facts of `openmarigold checkpoint info`, for JSON: kind, scheduler, defaults, parameters, size, hashes."""
     sums = hash_files(checkpoint)
     return {
         **_described_settings(checkpoint),
@@ -50,8 +50,8 @@ def describe_outline(checkpoint: Checkpoint, repository: Repository, names: Iter
     """The same facts for a checkpoint on the hub without its weights. Facts that need the weights are None.
 
     Args:
-        checkpoint: as `read_outline` gives it.
-        repository: what the hub lists.
+        checkpoint: as `read_outline` returns it.
+        repository: the repository with the hub's list of files.
         names: the files that a prediction reads.
     """
     files = {name: repository.files[name] for name in names}
@@ -114,7 +114,7 @@ def _ensemble_start(checkpoint: Checkpoint) -> dict[str, Any]:
 def checkpoint_files(checkpoint: Checkpoint) -> list[Path]:
     """The files that a prediction reads, relative to the folder, in a fixed order.
 
-    Those of an image encoder that an embedded model shares with another lie in the folder of that one.
+    If an embedded model shares the image encoder of another one, the encoder's files are in the other's folder.
     """
     directory = checkpoint.directory
     files = [directory / "model_index.json", *network_files(checkpoint)]
@@ -136,7 +136,7 @@ def _sha256_of(path: Path) -> str:
 
 
 def count_parameters(checkpoint: Checkpoint) -> dict[str, int] | None:
-    """Numbers in the weights of each part, from the files' headers; None where converted ones do not state them."""
+    """Numbers in the weights of each part, from the files' headers; None if converted ones do not state them."""
     if checkpoint.weights != "safetensors":
         stated = checkpoint.index.get("num_parameters")
         return dict(stated) if isinstance(stated, dict) and all(map(is_integer, stated.values())) else None
@@ -156,7 +156,7 @@ def stated_license(checkpoint: Checkpoint) -> str | None:
 
 
 def license_of_folder(folder: Path) -> str | None:
-    """The license that the front matter of a model card or a license file states; None where neither does."""
+    """The license that the front matter of a model card or a license file states; None if neither does."""
     card = folder / "README.md"
     if card.is_file():
         front = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
@@ -168,10 +168,10 @@ def license_of_folder(folder: Path) -> str | None:
 
 
 def verify(checkpoint: Checkpoint) -> Iterator[tuple[str, list[str]]]:
-    """Yields (what was checked, problems found, each one line) as the checks are done.
+    """Yields (title of a check, its problems, one line each) as the checks are done.
 
     Structure, sizes and headers have been checked by reading the checkpoint. Here each hash is compared with the one
-    that the folder states (SHA256SUMS, or the hub's name of the file), and each weight is looked at.
+    that the folder states (SHA256SUMS, or the hub's name of the file), and each weight must be finite.
     """
     sums = hash_files(checkpoint)
     stated = _stated_sums(checkpoint)

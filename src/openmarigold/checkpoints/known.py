@@ -27,7 +27,7 @@ _log = quoted_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What a family of checkpoints predicts that no modality describes yet."""
+    """A family of checkpoints that no modality describes yet."""
 
     predicts: str
     advice: str = "use a depth checkpoint in Marigold's layout, such as prs-eth/marigold-depth-v1-1"
@@ -59,7 +59,7 @@ _FAMILY_OF_CLASS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """Facts about one checkpoint; None where its files state it, or it does not matter."""
+    """Facts about one checkpoint; None if its files state it, or it does not matter."""
 
     family: str
     source: str
@@ -67,7 +67,7 @@ class Known:
     start_noise: StartNoise | None = None
     num_inference_steps: int | None = None
     timestep_spacing: str | None = None
-    """The spacing that its authors use, where its scheduler's file states another."""
+    """The spacing that its authors use, if its scheduler's file states another."""
     index: Mapping[str, Any] = field(default_factory=dict)
     """Entries about its modality that its model_index.json lacks."""
     same_weights: str | None = None
@@ -121,10 +121,10 @@ KNOWN: Mapping[str, Known] = {
 
 
 def check_known(name: str) -> Known | None:
-    """The facts about a checkpoint by its hub id; None where there are none.
+    """The facts about a checkpoint by its hub id; None if there are none.
 
     Raises:
-        CheckpointError: it is of a kind that is not supported.
+        CheckpointError: this kind of checkpoint is not supported.
     """
     known = KNOWN.get(name)
     if known is not None and known.family not in MODALITIES:
@@ -142,24 +142,23 @@ def check_family(
     unet: Mapping[str, Any] | None = None,
     wanted: str | None = None,
 ) -> Known | None:
-    """The facts about the checkpoint of the model_index.json in `path`; None where its files state all.
+    """The facts about the checkpoint of the model_index.json in `path`; None if its files state all.
 
     The script of Garcia et al. (E2E-FT) saves its models as a StableDiffusionPipeline with a DDPMScheduler. Their U-Net
-    also takes the photo's latent, which distinguishes them from image generators. No file says whether they predict
+    also takes the photo's latent, which distinguishes them from image generators. No file states whether they predict
     depth or normals: `KNOWN` states it for published models. Others count as the `wanted` modality; without one, as
-    depth, with
-        a warning.
+    depth, with a warning.
 
     Args:
         index: content of model_index.json.
-        path: where that is.
+        path: path of that file.
         name: hub id, or name of the folder.
-        scheduler: content of scheduler_config.json, where there is one.
-        unet: content of the U-Net's config.json, where there is one.
-        wanted: name of the modality that it is to predict.
+        scheduler: content of scheduler_config.json, if there is one.
+        unet: content of the U-Net's config.json, if there is one.
+        wanted: name of the requested modality.
 
     Raises:
-        CheckpointError: it predicts what no modality describes.
+        CheckpointError: no modality describes its predictions.
     """
     known = check_known(name)
     pipeline = index.get("_class_name", PIPELINE_CLASSES[0])
@@ -192,7 +191,7 @@ def modality_of(index: Mapping[str, Any], path: Path, known: Known | None) -> Mo
     """The modality of a checkpoint that passed `check_family`, in the `space` that its index (in `path`) states.
 
     Raises:
-        CheckpointError: an unknown space, or one that does not fit what else the index states.
+        CheckpointError: an unknown space, or one that contradicts the rest of the index.
     """
     claimed = modality_of_index(index)
     modality = claimed or find_modality(_END_TO_END.family if known is None else known.family)
@@ -209,11 +208,11 @@ def modality_of(index: Mapping[str, Any], path: Path, known: Known | None) -> Mo
     return modality.variants[space]
 
 
-@cache  # once, however often a checkpoint is read
+@cache  # once, not with every read
 def _warn_of_unstated_modality(name: str) -> None:
     _log.warning(
-        "%s is saved as E2E-FT's training script does, and its files do not say whether it predicts depth or normals: "
-        "it is taken for depth (modality normals takes it for normals)",
+        "%s is saved as E2E-FT's training script does, and its files do not state whether it predicts depth or "
+        "normals: depth is assumed (for normals give modality normals)",
         name,
     )
 

@@ -19,8 +19,8 @@ MAX_PROCESSING_RESOLUTION = 16_384  # px, four times what any depth model recomm
 MAX_SIZE = 1_000_000
 _MAX_LAYERS, _MAX_LIST = 128, 128
 
-# What is read of a text encoder's config.json, with the largest value; all else keeps transformers' default. Of its
-# other keys some choose code: attn_implementation can name a repository of kernels, quantization_config a library.
+# Keys of a text encoder's config.json that are read, with the largest value; all others keep transformers' defaults.
+# Some of those choose code: attn_implementation can name a repository of kernels, quantization_config a library.
 _TEXT_ENCODER_SIZES = {
     "vocab_size": 1_000_000,
     "hidden_size": 16_384,
@@ -62,7 +62,7 @@ def whole_number(
     least: int = 0,
     most: int = MAX_SIZE,
 ) -> int:
-    """The value of `key` in the content of the file `path`; `fallback` where there is none.
+    """The value of `key` in the content of the file `path`; `fallback` if there is none.
 
     Raises:
         CheckpointError: it is not a whole number from `least` to `most`.
@@ -119,7 +119,7 @@ def _warn_of_link(path: Path, target: Path) -> None:
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """All values with their keys; a list is given as a whole and then item by item."""
+    """Yields all values with their keys; a list comes as a whole and then item by item."""
     if isinstance(value, Mapping):
         for name, entry in value.items():
             yield from _leaves(entry, str(name))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The header of a safetensors file: which tensors it holds, of what type and shape, and where their bytes are.
+"""The header of a safetensors file: the names, types, shapes and byte positions of its tensors.
 
-Read here and not by the library `safetensors`, which does not tell where the bytes are: ONNX networks point to them,
-and checks and loading read them in blocks.
+It is read here because the library `safetensors` does not state byte positions: ONNX networks refer to them, and checks
+and loading read the bytes in blocks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from openmarigold.errors import CheckpointError, one_line
 from openmarigold.text_files import parse_json
 
-_MAX_HEADER_BYTES = 100_000_000  # as the safetensors library has it
+_MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -33,7 +33,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file states; the bytes of its tensors begin at `data_start`."""
+    """The content of a header; the bytes of the tensors begin at `data_start` of the file."""
 
     tensors: dict[str, StoredTensor]
     metadata: dict[str, str]
@@ -41,7 +41,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """The header of a safetensors file, after the file's size has been compared with it.
+    """The header of a safetensors file; the file's size is checked against it.
 
     Raises:
         CheckpointError: the file is truncated or not in safetensors format.
@@ -96,7 +96,7 @@ def _tensor(name: str, entry: Any, data_start: int) -> StoredTensor:
     shape, dtype = tuple(_whole_numbers(name, entry["shape"])), entry["dtype"]
     itemsize = _ITEM_BYTES.get(dtype)
     if start > end or (itemsize is not None and end - start != itemsize * math.prod(shape)):
-        raise ValueError(f"tensor {name[:80]!r} has {end - start} bytes, which its shape does not need")
+        raise ValueError(f"tensor {name[:80]!r} has {end - start} bytes, which does not fit its shape")
     return StoredTensor(dtype, shape, data_start + start, data_start + end)
 
 

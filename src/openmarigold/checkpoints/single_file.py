@@ -17,12 +17,12 @@ from openmarigold.errors import CheckpointError
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
-_HEAD = 64  # channels of a head, in the second version's U-Net and in both text encoders
+_HEAD = 64  # channels of an attention head, in the second version's U-Net and in both text encoders
 
 
 @dataclass(frozen=True, kw_only=True)
 class SingleFile:
-    """What is in a file.
+    """The networks in a file.
 
     Attributes:
         version: 1 or 2 of Stable Diffusion.
@@ -79,7 +79,7 @@ def read_single_file(path: Path) -> SingleFile:
 
 
 def prediction_type(path: Path, version: int) -> str:
-    """What the U-Net of a file predicts: the first version epsilon, the second v, but for its bases for 512 px.
+    """Prediction type of the U-Net in a file: epsilon for the first version and the second's 512 px bases, else v.
 
     >>> prediction_type(Path("v2-1_512-ema-pruned.safetensors"), 2)
     'epsilon'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files hold the weights of a network, and whether they are whole, by names, sizes and headers alone."""
+"""The files that hold the weights of a network, and whether they are complete, by names, sizes and headers only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from openmarigold.text_files import DamagedTextError, parse_json
 IMAGE_ENCODER = "image_encoder"
 NETWORKS = ("vae_encoder", "unet", "vae_decoder")
 _ALL_NETWORKS = (*NETWORKS, IMAGE_ENCODER)
-# Format of converted networks -> name of a network -> its file, and where the weights lie that are not in it.
+# Format of converted networks -> name of a network -> its file. Weights may be in other files (`converted_files`).
 NETWORK_FILES: dict[ConvertedFormat, dict[str, str]] = {
     "onnx": {name: f"{name}/model.onnx" for name in _ALL_NETWORKS},
     "openvino": {name: f"{name}/model.xml" for name in _ALL_NETWORKS},
@@ -35,9 +35,9 @@ GRAPH_FILES = {
 WEIGHTS_DIR = Path(__file__).parents[1] / "weights"
 """The models that come with the package."""
 QUANTIZATION = "quantization"
-"""In model_index.json: how the networks were put into int8."""
+"""Key in model_index.json: how the networks were quantized to int8."""
 ENCODER_OF = "image_encoder_of"
-"""In model_index.json of a model in `WEIGHTS_DIR`: the one next to it whose image encoder it shares."""
+"""Key in model_index.json of a model in `WEIGHTS_DIR`: the model next to it whose image encoder it shares."""
 EMBEDDING_FILE = "empty_prompt_embedding.safetensors"
 NETWORK_STEM = "diffusion_pytorch_model"
 TEXT_ENCODER_STEM = "model"
@@ -59,10 +59,10 @@ def parts_of(*, image_encoder: bool) -> tuple[str, ...]:
 
 
 def part_folder(directory: Path, name: str) -> Path:
-    """The folder of a network of a checkpoint: its own, or that of the embedded model that it shares an encoder with.
+    """The folder of a network: in the checkpoint, or in the embedded model whose image encoder it shares.
 
     Raises:
-        CheckpointError: model_index.json names another model without being an embedded one.
+        CheckpointError: model_index.json names another model, but this checkpoint is not an embedded one.
     """
     own = directory / name
     index = directory / "model_index.json"
@@ -92,7 +92,7 @@ def readable() -> Iterator[None]:
     """Turn an `OSError` while a checkpoint is read into an error that names the file.
 
     Raises:
-        CheckpointError: in the place of an `OSError`.
+        CheckpointError: instead of an `OSError`.
     """
     try:
         yield
@@ -137,11 +137,11 @@ def weight_files(
 
 
 def plain_pickles(stem: str) -> tuple[str, ...]:
-    """Names that the pickled weights of a network have where no variant is named."""
+    """Names of the pickled weights of a network, without a variant."""
     return tuple(dict.fromkeys((f"{stem}.bin", f"{stem.replace(TEXT_ENCODER_STEM, 'pytorch_model')}.bin")))
 
 
-@cache  # once, however often a checkpoint is read
+@cache  # once, not with every read
 def warn_of_half(where: str) -> None:
     """Warns that weights in half precision are used because the plain ones are pickles."""
     _log.warning(
@@ -158,7 +158,7 @@ def _shards(index_path: Path) -> list[Path]:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise CheckpointError(f"{index_path} names {name!r}, which is not a safetensors file next to it")
         if not (index_path.parent / name).is_file():
-            raise CheckpointError(f"{index_path.parent / name} is missing, which {index_path.name} names")
+            raise CheckpointError(f"{index_path.parent / name}, which {index_path.name} names, is missing")
     return [index_path.parent / name for name in names]
 
 
@@ -197,10 +197,10 @@ def weight_patterns(stem: str, variant: str | None) -> list[str]:
 
 
 def converted_files(directory: Path, network_format: ConvertedFormat, networks: Iterable[str]) -> list[Path]:
-    """The files of converted networks in a folder: for each the network, and those that its weights are read from.
+    """The files of converted networks in a folder: the networks themselves, and the files that hold their weights.
 
     Raises:
-        CheckpointError: an ONNX file is damaged, or reads weights from elsewhere than files next to it.
+        CheckpointError: an ONNX file is damaged, or reads weights from files that are not next to it.
     """
     paths = [directory / NETWORK_FILES[network_format][name] for name in networks]
     if network_format == "openvino":
@@ -209,7 +209,7 @@ def converted_files(directory: Path, network_format: ConvertedFormat, networks: 
 
 
 def has_graphs(directory: Path, variant: str | None, networks: Iterable[str]) -> bool:
-    """Whether a folder of safetensors weights also holds these networks in ONNX format, which read these very weights.
+    """Whether a folder of safetensors weights also holds these networks in ONNX format, which read these weights.
 
     Raises:
         CheckpointError: one of them is missing, or was made from other weights than those that are there now.
@@ -248,7 +248,7 @@ def graph_metadata(sources: Iterable[Path]) -> dict[str, str]:
 
 
 def fingerprint(paths: Iterable[Path]) -> str:
-    """A hash of files in milliseconds: of their sizes, headers (of safetensors files) and 64 blocks each."""
+    """A fast hash of files: over their sizes, their headers (of safetensors files) and 64 blocks of each."""
     digest = hashlib.sha256()
     for path in paths:
         size = path.stat().st_size

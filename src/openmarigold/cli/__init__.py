@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands, one module each. No arithmetic and nothing heavy at import time.
+"""The commands, one module each. They do no arithmetic and import nothing heavy at import time.
 
 Results are printed to stdout, with `--json` as one JSON object; progress and errors go to stderr. Exit status: 0 all
-done, 1 some photos failed, 2 an error, 130 interrupted (143 by SIGTERM, 129 by SIGHUP). With `--json` the last two
-print `{"error", "status"}`.
+done, 1 some photos failed, 2 an error, 130 interrupted (143 by SIGTERM, 129 by SIGHUP). With `--json` an error or an
+interruption prints `{"error", "status"}`.
 """
 
 from __future__ import annotations
@@ -98,17 +98,17 @@ def run(argv: Sequence[str]) -> int:
             return _end_interrupted(argv)
         except BrokenPipeError:
             raise
-        except Exception:  # status 1 means that some photos failed; this is another case
+        except Exception:  # not status 1, which means that some photos failed
             if workers.interrupted_by() is not None:
                 return _end_interrupted(argv)
             _logger.exception("error: a fault of openmarigold itself; please report it with the lines below")
             return _end(argv, "a fault of openmarigold itself; see stderr", EXIT_ERROR)
-    except BrokenPipeError:  # the reader of stdout has gone, as in `... | head`
+    except BrokenPipeError:  # the reader of stdout closed it, as in `... | head`
         return EXIT_ERROR
 
 
 def _end(argv: Sequence[str], message: str, status: int) -> int:
-    """The status of a command that ends early; with --json an object is printed to stdout."""
+    """The status of a command that ends early; with --json it also prints an object to stdout."""
     if "--json" in argv:
         try:
             print(json.dumps({"error": message, "status": status}, indent=2), flush=True)
@@ -133,7 +133,7 @@ def parse(argv: Sequence[str]) -> Any:
         SystemExit: help was asked for.
     """
     if list(argv[:2]) == ["evaluate", "compare"]:
-        argv = argv[1:]  # a subcommand of evaluate's would cost its plain form, `evaluate --benchmark DIR`
+        argv = argv[1:]  # as a real subcommand it would break the plain form `evaluate --benchmark DIR`
     check_moved(argv)
     _refuse_empty(argv)
     argv = _one_modality_each(argv)
@@ -141,19 +141,19 @@ def parse(argv: Sequence[str]) -> Any:
         argv = _with_value(argv, name)
     with plain_refusals(argv, Command):
         kind, _ = _COMMANDS.get(argv[0] if argv else "", (None, None))
-        if kind is not None and hasattr(kind, "config_file"):  # alone: all other commands would be built for nothing
+        if kind is not None and hasattr(kind, "config_file"):  # parse this one alone: building all others takes time
             return parse_with_settings(kind, argv[1:], f"openmarigold {argv[0]}")
         return tyro.cli(Command, args=list(argv), prog="openmarigold")
 
 
 def _one_modality_each(argv: Sequence[str]) -> list[str]:
-    """`--modality A B` as `--modality A --modality B`: names end where other words begin, such as a photo's."""
+    """`--modality A B` as `--modality A --modality B`; the first word that names no modality ends the list."""
     if not any(word.split("=")[0] == "--modality" for word in argv):
         return list(argv)
     from openmarigold.modalities import MODALITIES
 
     words: list[str] = []
-    follows = False  # whether a name here would be one more value
+    follows = False  # whether a modality's name at this place is one more value
     for word in argv:
         if follows and word in MODALITIES:
             words += ["--modality", word]
@@ -164,7 +164,7 @@ def _one_modality_each(argv: Sequence[str]) -> list[str]:
 
 
 def _with_value(argv: Sequence[str], name: str) -> list[str]:
-    """`--tiles` as `--tiles True`, `--no-tiles` as `--tiles False`: a setting that may be None takes a value."""
+    """Rewrites `--tiles` as `--tiles True` and `--no-tiles` as `--tiles False`, since the setting may also be None."""
     words: list[str] = []
     for place, word in enumerate(argv):
         if word == f"--no-{name}":
@@ -177,7 +177,7 @@ def _with_value(argv: Sequence[str], name: str) -> list[str]:
 
 
 def _refuse_empty(argv: Sequence[str]) -> None:
-    """Refuses empty words, which shells make of unset variables: an empty path would be the current folder.
+    """Refuses empty words: an unset shell variable gives one, and an empty path would mean the current folder.
 
     Raises:
         InvalidValueError: a word is empty.

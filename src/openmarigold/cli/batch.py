@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`openmarigold batch`: very many photos to shards."""
+"""`openmarigold batch`: predict very many photos into shards."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from openmarigold.config import PredictConfig
 class Batch(OnRay):
     """Predict very many photos into shards (extra `batch`). `--help-all` lists the rare settings too.
 
-    Written: NNNNN.tar (maps as 16-bit PNG), NNNNN.parquet (a record of each photo), NNNNN_stats.json. A shard with
-    statistics is whole; an interrupted run makes the others. Exit status: 0 all done, 1 some photos failed, 2 an error,
-    130 interrupted.
+    Writes NNNNN.tar (maps as 16-bit PNG), NNNNN.parquet (a record of each photo), NNNNN_stats.json. A shard with
+    statistics is complete; the same command makes the others. Exit status: 0 all done, 1 some photos failed, 2 an
+    error, 130 interrupted.
     """
 
     GROUPS: ClassVar[Mapping[str, type]] = {"config": PredictConfig, "batch": BatchConfig}
@@ -36,13 +36,13 @@ class Batch(OnRay):
     config_file: Annotated[Path | None, tyro.conf.arg(name="config", metavar="FILE")] = None
     """TOML file with settings; flags override it."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print what was done as JSON."""
+    """Print a summary as JSON."""
     batch: tyro.conf.OmitArgPrefixes[tyro.conf.FlagCreatePairsOff[BatchConfig]] = field(default_factory=BatchConfig)
     config: tyro.conf.UseAppendAction[tyro.conf.OmitArgPrefixes[PredictConfig]] = field(default_factory=PredictConfig)
 
 
 def run_batch(command: Batch) -> int:
-    """Predicts, prints what was done, and returns the exit status."""
+    """Predicts, prints a summary, and returns the exit status."""
     from openmarigold.batch.run import BatchEvent, batch_files
 
     engine = ray_engine(command.ray, workers=command.batch.workers, gpus_per_worker=command.gpus_per_worker)

@@ -24,15 +24,15 @@ class BenchmarkCommand:
     checkpoint: Path | None = None
     """Checkpoint folder, or its id on the Hugging Face hub. None: the embedded model."""
     variant: str | None = None
-    """Weight files to read: fp16 for those named so. None: the plain ones, else fp16."""
+    """Weight files to read, such as fp16. None: the plain ones, else fp16."""
     engine: EngineName = "auto"
-    """What runs the networks: onnx, openvino or torch; auto: the fastest that is installed."""
+    """Engine for the networks: onnx, openvino or torch; auto: the fastest that is installed."""
     device: str = PredictConfig.device
     """Where the networks run: auto, cpu, cuda, cuda:1 or mps."""
     dtype: Dtype = "float32"
     """Precision of the networks."""
     tiny_vae: str | None = None
-    """Small autoencoder in the place of the checkpoint's own: folder or hub id."""
+    """Small autoencoder that replaces the checkpoint's: folder or hub id."""
     tiny_vae_for: TinyVaeUse = "decode"
     """What tiny-vae is used for: decode, encode or both."""
     compile: CompileMode = "off"
@@ -40,9 +40,9 @@ class BenchmarkCommand:
     size: tuple[int, int] = (640, 480)
     """Width and height of the photo [px]."""
     processing_resolution: int | None = None
-    """Side that the networks see [px]. None: the checkpoint's default; 0: the photo's own."""
+    """Side of the networks' input [px]. None: the checkpoint's default; 0: the photo's side."""
     repeats: int = 3
-    """Timed runs, of which the median counts."""
+    """Number of timed runs; the median is reported."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print everything as JSON."""
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`openmarigold calibrate`: how wide intervals must be, from pictures with measured maps."""
+"""`openmarigold calibrate`: fit the width of intervals on pictures with measured maps."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ class Calibrate:
     """Fit the intervals of a checkpoint, so that `predict --interval 0.9` holds for 90 % of a picture's pixels.
 
     Writes calibration.json into the checkpoint's folder. It holds for these weights and settings (steps, ensemble size,
-    resolution); further settings are added by further runs. The pictures must be new to the checkpoint: those it was
-    trained on make intervals too narrow. docs/uncertainty.md says what is promised.
+    resolution); further runs add further settings. The pictures must be new to the checkpoint: those it was trained on
+    make intervals too narrow. docs/uncertainty.md states the guarantee.
     """
 
     benchmark: Path
-    """Pictures with measured maps, as for `evaluate`: a folder, tar or zip, or a prepared set. Its places are the
-    scenes. With --data: a name."""
+    """Pictures with measured maps, as for `evaluate`: a folder, tar or zip, or a prepared set. Each place in it is a
+    scene. With --data: a name."""
     data: Path | None = None
     """Folder of the known benchmarks."""
     levels: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-    """Shares of pixels that intervals are to hold for."""
+    """Shares of pixels that the intervals must cover."""
     rule: Literal["rcps", "conformal"] = "rcps"
-    """rcps: with probability 1 - delta over the scenes, no more is missed on average. conformal: the average over the
-    scenes holds this too, so intervals are a little narrower, and fewer scenes are enough."""
+    """rcps: with probability 1 - delta over the scenes, the mean missed share is at most 1 - level. conformal: this
+    holds only on average over the scenes; intervals are a little narrower, and fewer scenes are enough."""
     delta: float = 0.1
     """For rcps: probability, over the scenes, that more is missed."""
     signal: tuple[str, ...] = ()
-    """What intervals are made of: of depth constant, edges, surroundings, spread (of an ensemble). Nothing: all there
-    are, with weights that are fitted on a quarter of the scenes."""
+    """Signals that set the width of intervals; for depth: constant, edges, surroundings, spread (of an ensemble).
+    Nothing: all of them, with weights that are fitted on a quarter of the scenes."""
     max_scenes: int | None = None
-    """Use the first scenes only, so many, where predictions take long. None: all."""
+    """Use only this many scenes, the first ones, if predictions take long. None: all."""
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
-    """Folder for calibration.json in the place of the checkpoint's own."""
+    """Folder for calibration.json. None: the checkpoint's folder."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print what was fitted as JSON."""
+    """Print the fit as JSON."""
     config: tyro.conf.UseAppendAction[tyro.conf.OmitArgPrefixes[PredictConfig]] = field(default_factory=PredictConfig)
 
 
 def run_calibrate(command: Calibrate) -> int:
-    """Fits, writes, prints what was found, and returns the exit status."""
+    """Fits, writes and prints the intervals, and returns the exit status."""
     from openmarigold.checkpoints.calibration import (
         CALIBRATION_FILE,
         band_of,
@@ -67,7 +67,7 @@ def run_calibrate(command: Calibrate) -> int:
     if command.max_scenes is not None and command.max_scenes < 1:
         raise InvalidValueError(f"max_scenes={command.max_scenes} is not accepted; give 1 or above")
     if command.config.interval is not None:
-        raise InvalidValueError("interval is what is calibrated; give the shares as --levels")
+        raise InvalidValueError("interval is not a setting of calibrate; give the shares as --levels")
     checkpoint = read_configured(command.config)
     band_of(checkpoint)
     if command.data is not None:
@@ -77,7 +77,7 @@ def run_calibrate(command: Calibrate) -> int:
     if benchmark.row.modality.name != checkpoint.predicts.name:
         raise InvalidValueError(
             f"{benchmark.row.name} measures {benchmark.row.modality.title}, and {checkpoint.name} predicts "
-            f"{checkpoint.predicts.title}; give pictures with what it predicts"
+            f"{checkpoint.predicts.title}; give pictures with measured maps of the same kind"
         )
     folder = command.output_dir or checkpoint.directory
     make_directory(folder)
@@ -108,7 +108,7 @@ def run_calibrate(command: Calibrate) -> int:
 
 
 def _say(found: Calibrated, levels: tuple[float, ...]) -> None:
-    """What was fitted."""
+    """Prints the fit."""
     from openmarigold.checkpoints.calibration import level_text
 
     entry = found.entry

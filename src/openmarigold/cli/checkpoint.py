@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`openmarigold checkpoint info|verify|save|export|push`: what a checkpoint is, whether it is intact, copies of it."""
+"""`openmarigold checkpoint info|verify|save|export|push`: describe, check and copy a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Which checkpoint."""
+    """The checkpoint to work on."""
 
     checkpoint: tyro.conf.Positional[Path | None] = None
     """Checkpoint folder, or its id on the Hugging Face hub. None: the embedded model."""
     variant: str | None = None
-    """Weight files to read: fp16 for those named so. None: the plain ones, else fp16."""
+    """Weight files to read, such as fp16. None: the plain ones, else fp16."""
     revision: str | None = None
     """Branch, tag or commit of a checkpoint on the hub."""
     local_files_only: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Take a checkpoint of the hub as it was downloaded before, without the network."""
+    """Use a hub checkpoint that was downloaded before, without the network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,20 +43,20 @@ class Info:
 
 @dataclass(frozen=True, kw_only=True)
 class Verify:
-    """Check structure, hashes and weights, and predict a small picture. Exit status 2 where something is wrong."""
+    """Check structure, hashes and weights, and predict a small picture. Exit status 2 if something is wrong."""
 
     source: tyro.conf.OmitArgPrefixes[Source] = field(default_factory=Source)
     sha256: str | None = None
-    """What `checkpoint info` shows as SHA-256 must be this."""
+    """Expected SHA-256, as shown by `checkpoint info`."""
     fetch_again: tyro.conf.FlagCreatePairsOff[bool] = False
-    """First remove damaged files of a checkpoint of the hub from its cache and download them again."""
+    """First delete damaged files of a hub checkpoint from the cache and download them again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Save:
     """Write a complete folder in diffusers layout for `MarigoldDepthPipeline.from_pretrained` (extra `torch`).
 
-    No pipeline of diffusers runs a checkpoint with an image encoder: its copy is for this package.
+    diffusers cannot run a checkpoint with an image encoder: only this package can use such a copy.
     """
 
     source: tyro.conf.OmitArgPrefixes[Source] = field(default_factory=Source)
@@ -72,18 +72,18 @@ class ExportCheckpoint:
 
     source: tyro.conf.OmitArgPrefixes[Source] = field(default_factory=Source)
     output_dir: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
-    """Folder to write; an exported checkpoint that is there is replaced."""
+    """Folder to write; it may hold an older export, which is replaced."""
     format: ConvertedFormat = "onnx"
     """Kind of files: onnx, or openvino (the fastest on a CPU)."""
     dtype: ExportDtype = "float16"
-    """How weights are stored: float16 (half the size; arithmetic stays float32), float32 (every bit is kept), or int8
+    """How weights are stored: float16 (half the size; arithmetic stays float32), float32 (exact), or int8
     (computed in int8; openvino needs the extra `quantize`)."""
     photos: tuple[Path, ...] = ()
-    """For int8: photos or folders like those that will be predicted. Nothing: six that come with the package."""
+    """For int8: photos or folders like those to predict. Nothing: six that come with the package."""
     shared_weights: tyro.conf.FlagCreatePairsOff[bool] = False
     """Keep the safetensors weights as they are, and let the ONNX networks read these (onnx only)."""
     tiny_vae: str | None = None
-    """Small autoencoder to put in the place of the checkpoint's own: folder or hub id."""
+    """Small autoencoder that replaces the checkpoint's: folder or hub id."""
     tiny_vae_for: TinyVaeUse = "decode"
     """What tiny-vae is used for: decode, encode or both."""
 
@@ -92,15 +92,15 @@ class ExportCheckpoint:
 class Push:
     """Upload a checkpoint folder with its model card to a repository on the Hugging Face hub (extra `torch`).
 
-    A token that may write is needed: `hf auth login`, or HF_TOKEN.
+    Needs a token with write access: `hf auth login`, or HF_TOKEN.
     """
 
     checkpoint: tyro.conf.Positional[Path]
     """Checkpoint folder, such as RUN/checkpoint. Read its README.md first."""
     to: str
-    """Repository, owner/name. It is made if it is not there."""
+    """Repository, owner/name; created if missing."""
     public: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Let everyone see a repository that is made now; otherwise only its owner does."""
+    """Make a new repository public; by default it is private."""
     revision: str | None = None
     """Branch. None: the main one."""
     message: str = ""
@@ -164,7 +164,7 @@ def _repository(source: Source, *, fetch_again: bool) -> Repository | None:
         )
     if fetch_again:
         raise InvalidValueError(
-            "fetch_again is for checkpoints of the hub, and this one is a folder: get it from its source again"
+            "fetch_again is for checkpoints of the hub, and this one is a folder: copy it from its source again"
         )
     return None
 

@@ -44,13 +44,13 @@ def _print_table(comparison: Comparison) -> None:
 
     from openmarigold.evaluation.compare import MIN_IMAGES
 
-    caption, count = "better: where every 95 % interval of b - a excludes 0", comparison.num_images
+    caption, count = "better: named if every 95 % interval of b - a excludes 0", comparison.num_images
     if count < MIN_IMAGES:
         few = "one image decides nothing" if count == 1 else f"{count} are too few to name the better one"
         caption = f"{few}; score {MIN_IMAGES} images or more"
     elif comparison.num_places < MIN_IMAGES:
         places = "one place" if comparison.num_places == 1 else f"{comparison.num_places} places"
-        caption += f"; all images are of {places}, so it may hold for these alone"
+        caption += f"; all images are from {places}, so the result may not hold elsewhere"
     table = Table(
         title=f"{comparison.num_images} images of {cell(comparison.benchmark)}, protocol {comparison.protocol}",
         caption=caption,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`openmarigold data`: which data sets there are; preparing, checking and seeing those for training."""
+"""`openmarigold data`: list data sets; prepare, check and view training data."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Where:
 
 @dataclass(frozen=True, kw_only=True)
 class ListSets:
-    """List the benchmarks that `evaluate --benchmark NAME --data DIR` knows, and what `data prepare` reads."""
+    """List the benchmarks that `evaluate --benchmark NAME --data DIR` knows, and the sets that `data prepare` reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class Preview:
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """Show what a prepared data set holds: samples and scenes of each kind, depth ranges, shares without depth."""
+    """Show statistics of a prepared data set: samples and scenes of each kind, depth ranges, shares without depth."""
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """Folder of the prepared data set."""
@@ -78,7 +78,7 @@ class Statistics:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Data sets: which there are and where they come from; prepare, check and see training data."""
+    """List data sets and where they come from; prepare, check and view training data."""
 
     command: tyro.conf.OmitArgPrefixes[
         Annotated[Where, tyro.conf.subcommand("where", prefix_name=False)]
@@ -141,7 +141,7 @@ def _verify(command: Verify) -> int:
     elif problems:
         say(f"{len(problems)} problems in {len(bad)} files; delete the damaged shards and prepare the data again")
     else:
-        say(f"{len(data)} samples in {len(data.manifest['shards'])} shards are what was written: {data.contents}")
+        say(f"{len(data)} samples in {len(data.manifest['shards'])} shards are intact: {data.contents}")
     return EXIT_SOME_FAILED if problems else 0
 
 
@@ -172,7 +172,7 @@ def _print_statistics(command: Statistics) -> None:
 
 
 def _row(name: str, row: Any) -> dict[str, Any]:
-    """Statistics for JSON; the map's name begins the keys about its values."""
+    """Statistics for JSON; keys about the map's values begin with its name."""
     values = {key: _number(value) for key, value in dataclasses.asdict(row).items()}
     return {
         f"{name}_{key}" if key in ("quantiles", "far_quantiles", "range") else key: value

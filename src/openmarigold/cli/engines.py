@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where commands do large work: flags that several of them have, and the engine that they ask for."""
+"""Flags that several commands share to choose where large work runs, and the engine for them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class OnRay:
     """Flags of commands whose work Ray may schedule."""
 
     ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
-    """Let a cluster of Ray do the work, --workers actors at most (extra `ray`): its address; auto, the one that runs
+    """Run the work on a Ray cluster, --workers actors at most (extra `ray`): its address; auto, the one that runs
     here; or local, a new one on this machine."""
     gpus_per_worker: float = 0.0
-    """With --ray: shares of a GPU for each actor, such as 1 or 0.5."""
+    """With --ray: GPUs for each actor, such as 1 or 0.5."""
 
 
 def ray_engine(address: str | None, *, workers: int, gpus_per_worker: float = 0.0) -> UnitEngine | None:
@@ -39,7 +39,7 @@ def ray_engine(address: str | None, *, workers: int, gpus_per_worker: float = 0.
 
         return RayEngine(address=address, workers=workers, gpus_per_worker=gpus_per_worker)
     if gpus_per_worker:
-        raise InvalidValueError("gpus_per_worker was given without --ray, which it belongs to; give both or neither")
+        raise InvalidValueError("gpus_per_worker was given without --ray; give both or neither")
     return None
 
 

@@ -50,36 +50,35 @@ class Evaluate(OnRay):
     predictions: Path | None = None
     """Folder of maps (npy, exr, 16-bit png) to score instead of a model."""
     invariance: str | None = None
-    """What the maps of --predictions are: of depth affine_depth (up to scale and shift), scale (up to scale), metric
-    (meters) or disparity; of normals normals (Marigold's frame), normals_lub or normals_opencv. None: the first."""
+    """Kind of the maps in --predictions; for depth: affine_depth (up to scale and shift), scale (up to scale), metric
+    (meters) or disparity; for normals: normals (Marigold's frame), normals_lub or normals_opencv. None: the first."""
     protocol: str | None = None
-    """How maps are aligned and scored: of depth marigold, disparity, log, log-ransac, scale, scale-median or metric,
-    of its drawn edges edges, edges-disparity or edges-metric; of normals marigold-normals or dsine; of metric depth
-    metric or completion. None: disparity for disparity, completion with points, else the first."""
+    """How maps are aligned and scored; for depth: marigold, disparity, log, log-ransac, scale, scale-median or metric;
+    for its drawn edges: edges, edges-disparity or edges-metric; for normals: marigold-normals or dsine; for metric
+    depth: metric or completion. None: disparity for disparity, completion with points, else the first."""
     points: int | None = None
     """Depth completion: reveal this many points of each image's measured depth, complete the model's depth with them,
-    and score the other pixels, next to interpolation and plain least squares. Some benchmarks have points of their
-    own."""
+    and score the other pixels, next to interpolation and plain least squares. Some benchmarks include points."""
     outliers: float = 0.0
-    """Share of these points that is made wrong, 1.3 to 2 times as far or as near: 0 to 0.5."""
+    """Share of these points to make wrong, 1.3 to 2 times farther or nearer: 0 to 0.5."""
     points_seed: int = 2024
-    """Seed of the points and of what is wrong with them."""
+    """Seed of the points and of their errors."""
     method: tuple[str, ...] = ("auto",)
-    """How the depth is completed, one or more: fit (robust scale and shift), field (and what that leaves over), guided
-    (points guide the denoising; extra torch), or auto (fit or field, by the smaller error at points not seen)."""
+    """How the depth is completed, one or more: fit (robust scale and shift), field (fit and a field of its residuals),
+    guided (points guide the denoising; extra torch), or auto (fit or field, by the smaller error at unseen points)."""
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
     """Folder of the report: summary.json, images.csv, page.html. An interrupted run resumes."""
     page_images: int = 9
-    """Images on page.html, at most: a third each are the best, the median and the worst ones."""
+    """Maximum number of images on page.html: a third each of the best, the median and the worst ones."""
     num_workers: int = 1
     """Images that are read and scored at the same time by one process; the result does not depend on it."""
     workers: int = 1
     """Processes, or actors of --ray, each with the model, for large benchmarks; the result does not depend on it."""
     allow_partial: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Score what is there where images are missing or damaged."""
+    """Score the other images if some are missing or damaged."""
     baselines: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Also score estimators that do not look at the photo: a constant and the image row; of normals facing the camera,
-    and floor and wall."""
+    """Also score estimators that do not look at the photo: a constant and the image row; for normals: facing the
+    camera, and floor and wall."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print all metrics, per kind and per image, as JSON."""
     config: tyro.conf.UseAppendAction[tyro.conf.OmitArgPrefixes[PredictConfig]] = field(default_factory=PredictConfig)
@@ -98,7 +97,7 @@ def run_evaluate(command: Evaluate) -> int:
         say(f"warning: not used with{'' if command.predictions else 'out'} --predictions: {options}", error=True)
     reports: dict[str, Report] = {}
     for place, chosen in enumerate(specs):
-        # Some need a protocol of their own: the image row is disparity.
+        # Some estimators need another protocol: the image row is disparity.
         named = modality.protocols.get(command.protocol or "")
         protocol = command.protocol if place == 0 or (named and chosen.invariance in named.accepts) else None
         folder = command.output_dir
@@ -131,7 +130,7 @@ def _engine(command: Evaluate) -> UnitEngine | None:
     """Where images are scored; None: in this process.
 
     Raises:
-        InvalidValueError: a number of workers that is not accepted, or flags of which one needs the other.
+        InvalidValueError: a number of workers that is not accepted, or flags that exclude or need each other.
     """
     if not 1 <= command.workers <= MOST_WORKERS:
         raise InvalidValueError(f"workers={command.workers} is not accepted; give 1 to {MOST_WORKERS}")
@@ -146,13 +145,13 @@ def _engine(command: Evaluate) -> UnitEngine | None:
 
 
 def _opened(command: Evaluate, place: int) -> tuple[Benchmark, EstimatorSpec]:
-    """In a worker: the benchmark, and the estimator at a place in what is scored."""
+    """In a worker: the benchmark, and the estimator at index `place`."""
     benchmark, specs = _what_runs(command)
     return benchmark, specs[place]
 
 
 def _what_runs(command: Evaluate) -> tuple[Benchmark, list[EstimatorSpec]]:
-    """The benchmark, and what is scored on it: first what was asked for, then what is shown next to it."""
+    """The benchmark, and the estimators to score on it: first the requested one, then those for comparison."""
     from openmarigold.evaluation.benchmarks import open_benchmark, open_folder_benchmark
     from openmarigold.evaluation.specs import baseline_specs, predictor_spec, saved_spec
     from openmarigold.modalities import DEPTH, METRIC, only_modality
@@ -161,7 +160,7 @@ def _what_runs(command: Evaluate) -> tuple[Benchmark, list[EstimatorSpec]]:
     spec: EstimatorSpec | None = None
     if command.data is not None:
         benchmark = open_benchmark(str(command.benchmark), command.data, allow_partial=command.allow_partial)
-        if wanted is None:  # what is measured is predicted, or derived from what is predicted
+        if wanted is None:  # predict the measured modality, or derive it from the prediction
             config = replace(config, modality=(benchmark.row.modality.name,))
     elif command.points is not None:
         benchmark = open_folder_benchmark(command.benchmark, wanted or METRIC)
@@ -187,7 +186,7 @@ def _completions(command: Evaluate, benchmark: Benchmark) -> tuple[Benchmark, li
     from openmarigold.evaluation.specs import saved_spec
 
     if command.config.interval is not None:
-        raise InvalidValueError("interval is calibrated for depth that is not completed; leave it or the points out")
+        raise InvalidValueError("interval is calibrated for depth without completion; leave out interval or the points")
     if command.points is not None:
         benchmark = with_points(benchmark, command.points, outliers=command.outliers, seed=command.points_seed)
     elif command.outliers or command.points_seed != Evaluate.points_seed:
@@ -201,7 +200,7 @@ def _completions(command: Evaluate, benchmark: Benchmark) -> tuple[Benchmark, li
 
 
 def _without_effect(command: Evaluate) -> list[str]:
-    """Options that differ from their defaults and are not used for what is scored."""
+    """Options that were given but have no effect on this evaluation."""
     if command.predictions is None:
         return ["invariance"] if command.invariance != Evaluate.invariance else []
     defaults = PredictConfig()
@@ -211,7 +210,7 @@ def _without_effect(command: Evaluate) -> list[str]:
 
 
 def _print_tables(reports: dict[str, Report], modality: Modality, named: str) -> None:
-    """A table for each protocol, since their scores must not be compared; `named` is the benchmark."""
+    """Prints a table for each protocol, since their scores must not be compared; `named` is the benchmark."""
     from rich.table import Table
 
     from openmarigold.modalities.protocol import SEAM_ENERGY
@@ -249,7 +248,7 @@ def _print_tables(reports: dict[str, Report], modality: Modality, named: str) ->
 
 
 def _print_intervals(reports: dict[str, Report]) -> None:
-    """What the intervals of each estimator cover, by kind of place; nothing where there are none."""
+    """Prints the coverage of each estimator's intervals, by kind of place; skips estimators without intervals."""
     from rich.table import Table
 
     from openmarigold.evaluation.scoring import heading_of, summary_of

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`openmarigold evaluate-video`: how steady and how right depth is along clips with measured depth."""
+"""`openmarigold evaluate-video`: how steady and how accurate depth is along clips with measured depth."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateVideo:
-    """Measure how steady and how right depth is along clips with measured depth and camera poses.
+    """Measure how steady and how accurate depth is along clips with measured depth and camera poses.
 
     `--help-all` lists the rare settings too. Exit status: 0 all done, 1 some clips failed, 2 an error, 130 interrupted.
     """
@@ -33,29 +33,29 @@ class EvaluateVideo:
     data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA", help_behavior_hint="")]
     """Folder of one clip or of several."""
     layout: str | None = None
-    """How the clips are kept: rendered, scannet, sintel, sintel-clean or tum. None: the one that fits."""
+    """Layout of the clips: rendered, scannet, sintel, sintel-clean or tum. None: the one that fits."""
     clips: tuple[str, ...] = ()
-    """Names of the clips that are scored; without it all."""
+    """Names of the clips to score. Nothing: all."""
     frames: tuple[int, int] | None = None
     """First frame, from 0, and the one after the last. None: all."""
     per_frame: tyro.conf.FlagCreatePairsOff[bool] = False
     """Predict each frame by itself, not as a stream."""
     compare: Literal["per-frame"] | None = None
-    """Score the frames by themselves too, and state the ratio."""
+    """Also score each frame by itself, and print the ratio."""
     predictions: Path | None = None
     """Folder of saved depth to score instead of a model: for each clip a folder of its name, files named as the frames,
     or numbered as by `openmarigold video`."""
     invariance: str | None = None
-    """What the depth of --predictions is: affine_depth, scale, metric or disparity."""
+    """Kind of the depth in --predictions: affine_depth, scale, metric or disparity."""
     alignments: tuple[Literal["clip", "frame", "first"], ...] = ("clip", "frame", "first")
     """What is fitted to measured depth: the whole clip at once, each frame by itself, or the first frame alone."""
     protocol: str | None = None
-    """How a fit is made, as of `evaluate`: marigold, disparity, log, scale and others. None: the invariance's own."""
+    """How a fit is made, as in `evaluate`: marigold, disparity, log, scale and others. None: by the invariance."""
     flow: Literal["truth", "estimated"] = "truth"
-    """What OPW and static pixels follow: measured depth and poses (or the data set's flow), or the photos (extra
-    `video`)."""
+    """Motion for OPW and static pixels: from measured depth and poses (or the data set's flow), or estimated from the
+    photos (extra `video`)."""
     depth_range: tuple[float, float] | None = None
-    """Measured depth that counts [m]. None: the layout's own (rendered clips: all of it)."""
+    """Range of measured depth to score [m]. None: the layout's range (rendered clips: all)."""
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
     """Folder of report.json and report.md. An interrupted run resumes with the next clip."""
     config_file: Annotated[Path | None, tyro.conf.arg(name="config", metavar="FILE")] = None
@@ -98,15 +98,15 @@ def run_evaluate_video(command: EvaluateVideo) -> int:
 
 
 def _estimators(command: EvaluateVideo) -> list[ClipEstimator]:
-    """What is scored, then what it is compared with."""
+    """The estimator to score, then the one to compare with."""
     from openmarigold.evaluation.video import model_estimators, saved_estimator
 
     if command.predictions is not None:
         if command.per_frame or command.compare:
-            raise InvalidValueError("--predictions was given with --per-frame or --compare; saved depth is what it is")
+            raise InvalidValueError("--predictions was given with --per-frame or --compare; leave these out")
         return [saved_estimator(command.predictions, command.invariance)]
     if command.invariance is not None:
-        raise InvalidValueError("--invariance is for --predictions; a checkpoint states its own")
+        raise InvalidValueError("--invariance is for --predictions; a checkpoint states its invariance")
     if command.per_frame and command.compare:
         raise InvalidValueError("--per-frame was given with --compare per-frame; leave --per-frame out to have both")
     modes: list[Literal["stream", "per-frame"]] = ["per-frame" if command.per_frame else "stream"]

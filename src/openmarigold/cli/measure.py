@@ -18,7 +18,7 @@ from openmarigold.errors import InvalidValueError
 class Measure:
     """Print the length of the straight line between the points that two pixels show.
 
-    In meters for results of `metric`, with the range that holds 90 % where the error is known.
+    Results of `metric` give meters, with a 90 % range if the error is known.
     """
 
     file: tyro.conf.Positional[Path]
@@ -39,7 +39,7 @@ def run_measure(command: Measure) -> int:
         print_json({**asdict(found), "unit": unit})
         return 0
     if found.low is None or found.high is None:
-        say(f"{found.value:.3f} {unit} (how exact is not known)")
+        say(f"{found.value:.3f} {unit} (accuracy not known)")
     else:
         say(f"{found.value:.3f} {unit} (90 % between {found.low:.3f} and {found.high:.3f})")
     return 0

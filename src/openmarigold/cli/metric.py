@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`openmarigold metric`: photos and something that is known in meters, to metric depth."""
+"""`openmarigold metric`: metric depth from photos and something that is known in meters."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ _MAX_SHOWN = 4  # photos whose fits are printed; the manifest holds all fits
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """Depth in meters, from photos and what is known about them. `--help-all` lists the rare settings too.
+    """Depth in meters, from photos and known lengths or depths. `--help-all` lists the rare settings too.
 
     For each photo: STEM_metric.npy (float32, planar depth in meters), STEM_metric.png (16 bits, millimeters, or 1/256 m
-    where something is beyond 65 m), STEM_metric_colored.png. Each file states camera, scale, shift and error. Needed is
+    if anything is beyond 65 m), STEM_metric_colored.png. Each file states camera, scale, shift and error. Give
     one of --known-depth, --known-length, --camera-height, --points, --metric-map. An interrupted run resumes.
     """
 
     inputs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="INPUT...", help_behavior_hint="")]
     """Photos, and folders of photos."""
     output_dir: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
-    """Folder of the results; made where it is missing."""
+    """Folder of the results; created if missing."""
     config_file: Annotated[Path | None, tyro.conf.arg(name="config", metavar="FILE")] = None
     """TOML file with settings of the prediction; flags override it."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Do again what is done with the same settings."""
+    """Repeat photos that are done with the same settings."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print what was done as JSON."""
+    """Print a summary as JSON."""
     known: tyro.conf.UseAppendAction[tyro.conf.OmitArgPrefixes[KnownConfig]]
     output: tyro.conf.OmitArgPrefixes[tyro.conf.FlagCreatePairsOff[OutputConfig]] = field(default_factory=OutputConfig)
     config: tyro.conf.UseAppendAction[tyro.conf.OmitArgPrefixes[PredictConfig]] = field(default_factory=PredictConfig)
 
 
 def run_metric(command: Metric) -> int:
-    """Predicts and fits, prints what was found, and returns the exit status."""
+    """Predicts and fits, prints the fits, and returns the exit status."""
     from openmarigold.completion.run import metric_files
     from openmarigold.predictor.run import Event
 
@@ -52,7 +52,7 @@ def run_metric(command: Metric) -> int:
         def report(event: Event) -> None:
             if event.error is not None:
                 note(f"error: {event.error}")
-            if event.note is not None and event.done == 0:  # those of photos are printed with their fits
+            if event.note is not None and event.done == 0:  # notes on photos are printed with their fits
                 note(f"note: {event.note}")
             advance(event.done, event.total)
 
@@ -73,10 +73,7 @@ def run_metric(command: Metric) -> int:
         _print_fit(name, record)
     if len(fits) > _MAX_SHOWN:
         noted = sum(bool(record["notes"]) for record in list(fits.values())[_MAX_SHOWN:])
-        say(
-            f"{len(fits) - _MAX_SHOWN} more photos, {noted} of them with notes: --json prints all, and the manifest "
-            "states them"
-        )
+        say(f"{len(fits) - _MAX_SHOWN} more photos, {noted} of them with notes: --json and the manifest list all")
     say(
         f"{result.num_predicted} done, {len(result.skipped)} skipped, {len(result.failed)} failed in "
         f"{time.perf_counter() - started:.2f} s -> {command.output_dir}"
@@ -88,7 +85,7 @@ _SHOWN = ("method", "fit_space", "scale", "shift", "left_out_errors", "camera", 
 
 
 def _fits(output_dir: Path, names: list[str]) -> dict[str, dict[str, Any]]:
-    """What was fitted to each photo of this run, by the name of its results."""
+    """The fit of each photo of this run, by the name of its results."""
     from openmarigold.modalities.metric import METRIC
     from openmarigold.results.manifest import Manifest
 
@@ -101,7 +98,7 @@ def _fits(output_dir: Path, names: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def _print_fit(name: str, record: dict[str, Any]) -> None:
-    """One line of the fit, and the methods that were compared."""
+    """Prints one line about the fit, its notes, and a table of the compared methods."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`openmarigold predict`: photos to maps."""
+"""`openmarigold predict`: maps of photos."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ class Predict:
     """Predict depth or normals of photos. `--help-all` lists the rare settings too.
 
     For each photo: STEM_depth.npy (float32, 0 near to 1 far), STEM_depth.png (16 bits), STEM_depth_colored.png (near is
-    red); where ensemble-size is above 1 STEM_uncertainty.npy; of normals the same. An interrupted run resumes where it
-    was. Exit status: 0 all done, 1 some photos failed, 2 an error, 130 interrupted.
+    red); with ensemble-size above 1 also STEM_uncertainty.npy; for normals the same. An interrupted run resumes. Exit
+    status: 0 all done, 1 some photos failed, 2 an error, 130 interrupted.
     """
 
     inputs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="INPUT...", help_behavior_hint="")]
-    """Photos, and folders of photos with those in the folders within."""
+    """Photos, and folders of photos, with their subfolders."""
     output_dir: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
-    """Folder of the results; made where it is missing."""
+    """Folder of the results; created if missing."""
     config_file: Annotated[Path | None, tyro.conf.arg(name="config", metavar="FILE")] = None
     """TOML file of settings (seed = 10); flags override it."""
     server: Annotated[str | None, tyro.conf.arg(metavar="URL")] = None
-    """Predict on an `openmarigold serve`; no model runs here."""
+    """Predict on this server (`openmarigold serve`), not here."""
     token_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """File with the server's token. None: OPENMARIGOLD_TOKEN."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Predict again what is done with the same settings."""
+    """Repeat photos that are done with the same settings."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print what was done as JSON."""
+    """Print a summary as JSON."""
     output: tyro.conf.OmitArgPrefixes[tyro.conf.FlagCreatePairsOff[OutputConfig]] = field(default_factory=OutputConfig)
     config: tyro.conf.UseAppendAction[tyro.conf.OmitArgPrefixes[PredictConfig]] = field(default_factory=PredictConfig)
 
 
 def run_predict(command: Predict) -> int:
-    """Predicts, prints what was done, and returns the exit status."""
+    """Predicts, prints a summary, and returns the exit status."""
     predict = _predictor(command)
     started = time.perf_counter()
     with progress_bar("photos") as (advance, note):
@@ -69,7 +69,7 @@ def run_predict(command: Predict) -> int:
         print_json({**result.to_dict(), "total_s": round(total_s, 3)})
     else:
         renewed = f" ({len(result.renewed)} again: settings or photo changed)" if result.renewed else ""
-        photos_s = total_s - result.load_s  # of neighbors, reading, predicting and writing overlap
+        photos_s = total_s - result.load_s  # reading, predicting and writing of neighboring photos overlap
         engine = f"engine {result.engine}, " if result.engine else ""
         where = f"{engine}model loaded in {result.load_s:.2f} s" if command.server is None else f"on {command.server}"
         each = f", {photos_s / result.num_predicted:.2f} s a photo" if result.num_predicted else ""
@@ -81,7 +81,7 @@ def run_predict(command: Predict) -> int:
 
 
 def _predictor(command: Predict) -> Callable[..., Any]:
-    """What predicts: a model here, or a server."""
+    """The function that predicts: by a model here, or on a server."""
     if command.server is None:
         if command.token_file is not None:
             raise InvalidValueError("--token-file has no effect without --server; give both or none")

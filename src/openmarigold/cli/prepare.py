@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`openmarigold data prepare`, `data normals` and `data label`: what makes data sets for training."""
+"""`openmarigold data prepare`, `data normals` and `data label`: make data sets for training."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ class _Preparation:
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """The data as downloaded."""
     dest: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DEST")]
-    """Folder of the prepared data set, made if need be; an interrupted run of the same settings is continued."""
+    """Folder of the prepared data set, created if missing; an interrupted run with the same settings continues."""
     list: Path | None = None
-    """Text file with the frames to take, one a line, such as the published lists."""
+    """Text file with the frames to take, one per line, such as the published lists."""
     min_valid: float = 0.05
     """Leave out frames with a smaller share of pixels with usable depth (normals, albedo)."""
     min_brightness: float = 0.0
     """Leave out frames with a smaller mean of RGB, [0, 1]."""
     max_invalid: float | None = None
     """Leave out frames with a larger share of pixels without any depth. None: 0.03 for the training split of Hypersim's
-    depth without --list, as published, else no limit; so for the next two, 0.5 and 10."""
+    depth without --list, as published, else no limit. The next two do the same with 0.5 and 10."""
     min_depth_range: float | None = None
     """Leave out frames whose depth spans less [m]."""
     min_rgb_range: int | None = None
     """Leave out frames whose RGB spans less, of 255."""
     limit: int | None = None
-    """Only the first so many frames."""
+    """Take only this many frames, the first ones."""
     shard_size: int = 256
-    """Frames a shard. A shard is what an interrupted run does not do again."""
+    """Frames per shard. A continued run keeps complete shards."""
     workers: int = 0
     """Processes; 0 = one per CPU core. The result does not depend on it."""
     ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
-    """Let a cluster of Ray make the shards, --workers actors at most (extra `ray`): its address, auto, or local."""
+    """Make the shards on a Ray cluster, --workers actors at most (extra `ray`): its address, auto, or local."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class PrepareHypersim(_Preparation):
     modality: Literal["depth", "normals", "lighting"] = "depth"
     """What the maps are for: depth, surface normals, or lighting (albedo, shading and residual in linear light)."""
     split: Literal["train", "val", "test", "all"] = "train"
-    """Part of the data set's own split; with --list only a name for the result."""
+    """Part of the data set's official split; with --list only a name for the result."""
     split_csv: Path | None = None
     """metadata_images_split_scene_v1.csv, if it is not in SOURCE."""
     scenes: tuple[str, ...] = ()
@@ -73,7 +73,7 @@ class PrepareVirtualKitti2(_Preparation):
     variants: tuple[str, ...] = ("published",)
     """Names such as clone or fog, or a set: published, e2e-ft (of all scenes), all."""
     crop: Literal["kitti", "none"] = "kitti"
-    """kitti: 352x1216, at the bottom, in the middle; none: as they are, JPEG files byte for byte."""
+    """kitti: 352x1216 at the bottom center; none: full frames, JPEG files byte for byte."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class PrepareInteriorVerse(_Preparation):
     """Prepare InteriorVerse (albedo, roughness, metallicity) from its folder or tar, scenes_85."""
 
     split: str = "train"
-    """What the result is for; --list takes the frames of a published split."""
+    """Name of the result's split; --list takes the frames of a published split."""
     scenes: tuple[str, ...] = ()
     """Only these scenes."""
 
@@ -93,7 +93,7 @@ class PrepareFolder(_Preparation):
     config: Path | None = None
     """The description; by default dataset.toml in SOURCE."""
     split: str = "train"
-    """What the result is for."""
+    """Name of the result's split."""
 
 
 PrepareCommand: TypeAlias = (
@@ -108,8 +108,8 @@ PrepareCommand: TypeAlias = (
 class Prepare:
     """Make a data set for training: check every frame, write indexed shards and a manifest.
 
-    Exit status 1 if the source had defective frames: they are named in rejected.jsonl, and the result is whole
-    without them.
+    Exit status 1 if the source had defective frames: rejected.jsonl names them, and the result is complete without
+    them.
     """
 
     what: tyro.conf.OmitArgPrefixes[PrepareCommand]
@@ -117,26 +117,26 @@ class Prepare:
 
 @dataclass(frozen=True, kw_only=True)
 class Normals:
-    """Add surface normals to a prepared data set: they are computed from its depth and intrinsics.
+    """Add surface normals to a prepared data set, computed from its depth and intrinsics.
 
-    An interrupted run of the same settings is continued. The source stays as it is.
+    An interrupted run with the same settings continues. The source is not changed.
     """
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Folder of a prepared data set with depth."""
     dest: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DEST")]
-    """Folder of the new data set, made if need be."""
+    """Folder of the new data set, created if missing."""
     fov: float | None = None
-    """Field of view along the longer side [deg] to assume for samples that state no intrinsics."""
+    """Field of view along the longer side [deg] to assume for samples without intrinsics."""
     support: int = 5
-    """Side of the windows [px] to which planes are fitted, since depth is stored in steps; 7 suits centimeters; 0:
+    """Side of the windows [px] for fitting planes, since depth is stored in steps; 7 for steps of a centimeter; 0:
     differences of neighbors, for float32 depth."""
     min_valid: float = 0.05
     """Leave out samples with a smaller share of pixels with a normal."""
     workers: int = 0
     """Processes; 0 = one per CPU core. The result does not depend on it."""
     ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
-    """Let a cluster of Ray make the shards, as of `data prepare`."""
+    """Make the shards on a Ray cluster, as in `data prepare`."""
 
 
 def run_prepare(command: _Preparation) -> int:
@@ -167,7 +167,7 @@ def run_prepare(command: _Preparation) -> int:
 
 
 def say_prepared(prepared: Prepared, folder: Path, *, frames: str) -> int:
-    """Prints what a set holds and what it lacks, and returns the exit status."""
+    """Prints the counts of a prepared set, with its defects, and returns the exit status."""
     from openmarigold.data.shard_writer import REJECTED_FILE
 
     counts = prepared.manifest["counts"]
@@ -294,39 +294,39 @@ def changed_options(command: Any) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Label:
-    """Make a data set for training of photos: a model's ensemble labels them where its members agree.
+    """Make a training set from photos: a model's ensemble labels the pixels on which its members agree.
 
-    Pixels on which they differ are left unknown. Depth is up to a scale of each photo. An interrupted run of the same
-    settings is continued. Exit status 1 if no sample was made or photos were defective: these are in rejected.jsonl.
+    The other pixels stay unknown. Depth is up to a scale for each photo. An interrupted run with the same settings
+    continues. Exit status 1 if no sample was made or photos were defective: rejected.jsonl names them.
     """
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PHOTOS")]
     """Folder, tar or zip of photos; a folder may hold tars and zips."""
     dest: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DEST")]
-    """Folder of the data set, made if need be."""
+    """Folder of the data set, created if missing."""
     checkpoint: str | None = None
     """The teacher: folder or hub id of a model of depth up to scale, or in meters. None: the embedded model."""
     engine: str = "auto"
-    """What runs it: onnx, openvino, torch, or auto."""
+    """Engine for the teacher: onnx, openvino, torch, or auto."""
     dtype: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(DTYPES) + "}")] = "float32"
     """Precision of its networks."""
     ensemble_size: int = 4
-    """Its members, 2 or more."""
+    """Number of its predictions for each photo, 2 or more."""
     max_uncertainty: float = 0.1
     """Leave pixels unknown where members deviate from their median by more than this share of the depth."""
     min_valid: float = 0.5
     """Leave out photos with a smaller share of known pixels."""
     size: tuple[int, int] = (288, 384)
-    """Height and width of the samples [px]: the middle of each photo, in this shape. One size for all of a recipe's
-    sources."""
+    """Height and width of the samples [px]: the middle of each photo, in this shape. All sources of a recipe need the
+    same size."""
     license: str = ""
     """Terms of the photos, for the manifest."""
     limit: int | None = None
-    """Only the first so many photos."""
+    """Take only this many photos, the first ones."""
     shard_size: int = 256
-    """Photos a shard. A shard is what an interrupted run does not do again."""
+    """Photos per shard. A continued run keeps complete shards."""
     workers: int = 1
-    """Processes, each with a model of its own that uses all cores; 0 = one per CPU core."""
+    """Processes, each with a separate model that uses all cores; 0 = one per CPU core."""
 
 
 def run_label(command: Label) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`openmarigold reproduce`: the papers' tables, ours next to the published numbers."""
+"""`openmarigold reproduce`: run the papers' tables, and print our numbers next to the published ones."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ TableName = Literal[
 ]
 Ensembling = Literal["own", "published"]
 PERIOD_S = 30.0
-"""Between two lines of progress, where there is no terminal."""
-_PARTS = 1000  # of the bar
+"""Time between two lines of progress if stderr is not a terminal."""
+_PARTS = 1000  # steps of the progress bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,32 +46,32 @@ class Reproduce:
     """
 
     table: tyro.conf.Positional[TableName]
-    """Table 1; Marigold v1-1 by the settings of its scripts; the journal paper's rows of v1-0 and v1-1; few steps as
-    compared by E2E-FT; the curves of ensemble size and steps; the ablations of training noise and data; normals as
-    compared by E2E-FT, and by the settings of Marigold's scripts."""
+    """In this order: Table 1; Marigold v1-1 with the settings of its scripts; the journal paper's rows of v1-0 and
+    v1-1; E2E-FT's comparison of few steps; the curves of ensemble size and steps; the ablations of training noise and
+    data; E2E-FT's comparison of normals, and normals with the settings of Marigold's scripts."""
     data: Path
     """Folder of the benchmarks (`openmarigold data where NAME`)."""
     checkpoint: tuple[str, ...]
     """Checkpoint folder; for tables of several models LABEL=DIR, one or more of the table's rows."""
     output_dir: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
-    """Folder of the reports, one below it for each cell."""
+    """Folder of the reports, with a subfolder for each cell."""
     benchmarks: tuple[str, ...] = ()
     """Only these benchmarks."""
     allow_partial: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Score what is there where images are missing or damaged; such cells are marked."""
+    """Score the other images if some are missing or damaged; such cells are marked."""
     num_workers: int = 1
     """Images that are read and scored at the same time; the result does not depend on it."""
     ensembling: Ensembling = "own"
-    """How members are merged: own (as this package does) or published (by the published solver; slow, extra
+    """How members are merged: own (this package's method) or published (the published solver; slow, extra
     `metric`)."""
     engine: EngineName = PredictConfig.engine
-    """What runs the networks: onnx, openvino, torch, or auto, the fastest."""
+    """Engine for the networks: onnx, openvino, torch, or auto, the fastest."""
     dtype: Dtype = PredictConfig.dtype
     """Precision of the networks: float32, as published, bfloat16 or float16 (GPUs only)."""
     device: str = PredictConfig.device
     """Where the networks run: auto, cpu, cuda, cuda:1 or mps."""
     batch_size: int | None = PredictConfig.batch_size
-    """Ensemble members that are denoised at once on a GPU, at most. None: as many as fit."""
+    """Maximum number of ensemble members in a batch on a GPU. None: as many as fit."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print the cells as JSON."""
 
@@ -107,7 +107,9 @@ def run_reproduce(command: Reproduce) -> int:
 
 @contextlib.contextmanager
 def _shown_progress(label: str) -> Iterator[tuple[Callable[[Progress], None], Callable[[str], None]]]:
-    """Yields (advance, note): a bar on a terminal, elsewhere a line now and then, and at the ends of each cell."""
+    """Yields (advance, note): a bar on a terminal; elsewhere a line every `PERIOD_S`, and for the first and last image
+    of each cell.
+    """
     with progress_bar(label) as (advance, note):
         last = 0.0
 

@@ -16,8 +16,8 @@ from openmarigold.serving.settings import ServeConfig
 class Serve:
     """Predict photos over HTTP (extra `web`): POST /v1/predict, POST /v1/jobs; /openapi.json describes them.
 
-    Listens on this machine alone unless --host says otherwise; then a token is needed. Log lines are JSON on stderr. An
-    interrupt or SIGTERM finishes the requests that have begun.
+    By default it listens on this machine only; another --host needs a token. Log lines are JSON on stderr. After an
+    interrupt or SIGTERM it finishes the running requests and ends.
     """
 
     serve: tyro.conf.OmitArgPrefixes[ServeConfig] = field(default_factory=ServeConfig)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands with many settings: from a file as well as from flags, and a help text that shows the common ones."""
+"""Commands with many settings: read them from a file and from flags, and show only the common ones in `--help`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from openmarigold.errors import InvalidValueError
 from openmarigold.text_files import from_table, parse_toml
 
 GROUPS: Mapping[str, type] = {"config": PredictConfig, "output": OutputConfig}
-"""Fields of a command that a settings file may fill; a command with others states them as its class's `GROUPS`."""
+"""Fields of a command that a settings file may fill; a command with other fields has a class attribute `GROUPS`."""
 
-# What `--help` shows of these; `--help-all` shows the rest. A command may show more: its class's `COMMON`.
+# Settings that `--help` shows; `--help-all` shows all. A command adds more with the class attribute `COMMON`.
 _COMMON = frozenset(
     {
         "checkpoint",
@@ -35,7 +35,7 @@ _Command = TypeVar("_Command")
 
 
 def parse_with_settings(command: type[_Command], argv: Sequence[str], prog: str) -> _Command:
-    """The command of the words after its name.
+    """The command, parsed from the words after its name.
 
     `command` is a dataclass with the fields of `GROUPS` (or its own), and with `config_file` for `--config`.
 
@@ -54,7 +54,7 @@ def parse_with_settings(command: type[_Command], argv: Sequence[str], prog: str)
     if len(paths) > 1:
         raise InvalidValueError(f"--config is given {len(paths)} times; give one file")
     read = _read_settings(Path(paths[0]), prog, _groups(command))
-    if _values_of(words, "--modality"):  # whose values are added to those that are there
+    if _values_of(words, "--modality"):  # tyro adds its values to those that are there
         read["config"] = replace(read["config"], modality=())
     hints = get_type_hints(command, include_extras=True)
     found = tyro.cli(_varied(command, {name: hints[name] for name in read}, read), args=words, prog=prog)

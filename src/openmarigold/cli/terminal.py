@@ -60,7 +60,7 @@ def cell(text: object) -> str:
 
 
 def scored_of_expected(report: Report) -> str:
-    """How many images were scored, of how many: "652 of 652"; of a benchmark of any size, all that it holds."""
+    """Scored of expected images, such as "652 of 652"; a benchmark of any size expects all images that it holds."""
     scored = len(report.images)
     return f"{scored} of {scored + len(report.failed) if report.expected is None else report.expected}"
 
@@ -74,9 +74,9 @@ def share_without_number(report: Report) -> str:
 def progress_bar(
     label: str, *, speed: bool = False
 ) -> Iterator[tuple[Callable[[int, int | None], None], Callable[[str], None]]]:
-    """Yields (advance(done, total), note(line)): a bar on a terminal's stderr, only the notes elsewhere.
+    """Yields (advance(done, total), note(line)): a bar and the notes if stderr is a terminal, else only the notes.
 
-    With `speed` the bar shows how many are done a second. A total of None is not known.
+    With `speed` the bar also shows how many are done per second. `total` is None if it is not known.
     """
     if not sys.stderr.isatty():
         yield lambda done, total: None, lambda line: say(line, error=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`openmarigold train`: a recipe to a checkpoint."""
+"""`openmarigold train`: train a checkpoint by a recipe."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Train:
     sample_cache_dir: Path | None = None
     """Folder of samples kept from an address, which processes and runs may share. None: the user's cache."""
     sample_cache_gb: float = 50.0
-    """Size of the samples kept from an address, at most [GB]; what was not used for longest is removed first."""
+    """Maximum size of the samples kept from an address [GB]; the least recently used ones are removed first."""
     benchmark: Path | None = None
     """Benchmark folder for the scores during training."""
     benchmark_data: Path | None = None
@@ -44,13 +44,13 @@ class Train:
     photos: Path | None = None
     """Photos whose predicted depth is written to pictures/ at each validation."""
     device: str = "auto"
-    """Where to train: auto (an accelerator where there is one), cpu, cuda, cuda:N or mps."""
+    """Where to train: auto (an accelerator if there is one), cpu, cuda, cuda:N or mps."""
     dtype: Literal["float32", "bfloat16", "float16", "bf16", "fp16"] | None = None
-    """Precision of most operations, in the place of the recipe's optimization.mixed_precision; fp16 needs a GPU."""
+    """Precision of most operations, instead of the recipe's optimization.mixed_precision; fp16 needs a GPU."""
     resume: bool = True
     """Continue from the state in the output folder, if there is one."""
     stop_after_steps: int | None = None
-    """Stop early, with the state saved, when so many steps are done."""
+    """Save the state and stop after this many steps of the recipe."""
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
     """Check recipe, base and data, make one step, and show what a full run will need. Nothing is written."""
 
@@ -99,7 +99,7 @@ def run_train(command: Train) -> int:
             watch=watch,
             **paths,
         )
-    if os.environ.get("RANK", "0") == "0":  # the main process of all that `accelerate launch` started
+    if os.environ.get("RANK", "0") == "0":  # the main process of `accelerate launch`
         say("stopped before the end of the recipe" if directory is None else f"checkpoint -> {directory}")
     return 0
 

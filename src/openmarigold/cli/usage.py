@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages about wrong usage, on one line: unknown commands and options with similar ones, else what tyro found."""
+"""One-line messages about wrong usage: unknown commands and options with suggestions, else tyro's finding."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ Commands = Mapping[tuple[str, ...], frozenset[str]]  # words of a command -> its
 
 @contextlib.contextmanager
 def plain_refusals(argv: Sequence[str], command: Any) -> Iterator[None]:
-    """In the place of the messages that tyro draws, errors of one line.
+    """Raises one-line errors in place of the messages that tyro prints.
 
     Raises:
         InvalidValueError: wrong usage of one of the commands in the union `command`.
-        OpenMarigoldError: what the check of a setting raised.
+        OpenMarigoldError: the check of a setting raised it.
     """
     try:
         from tyro._errors import on_parse_error
-    except ImportError:  # it may change with any release; then tyro prints its own messages and exits
+    except ImportError:  # this private module may change with any release; then tyro prints its messages and exits
         yield
         return
 
@@ -43,7 +43,7 @@ def plain_refusals(argv: Sequence[str], command: Any) -> Iterator[None]:
             error = error.__cause__ or error.__context__
         try:
             found = _found(event)
-        except (ImportError, AttributeError, TypeError):  # as above: what an event holds may change, too
+        except (ImportError, AttributeError, TypeError):  # as above: the events may change, too
             found = "wrong usage"
         raise InvalidValueError(wrong_usage(found, argv, commands_of(command))) from None
 
@@ -52,7 +52,7 @@ def plain_refusals(argv: Sequence[str], command: Any) -> Iterator[None]:
 
 
 def _found(event: Any) -> str:
-    """What an event of `tyro._errors` is about, in words."""
+    """An event of `tyro._errors` as a message."""
     match type(event).__name__:
         case "MissingArgs":
             missing = " ".join(_explained(one.arg) for one in event.missing_arguments)
@@ -82,7 +82,7 @@ def _found(event: Any) -> str:
 
 
 def _plain(message: str) -> str:
-    r"""What is wrong with a value, without the names of Python's types and functions.
+    r"""A message about a wrong value, without the names of Python's types and functions.
 
     >>> _plain("no type matching {None}|INT could be instantiated from ['many'].\n\nGot errors: ...")
     "'many' is not accepted"
@@ -117,7 +117,7 @@ def commands_of(union: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...],
 
 
 def wrong_usage(found: str, argv: Sequence[str], commands: Commands) -> str:
-    r"""The message about an unknown command or option, else about what was found to be wrong.
+    r"""The message about an unknown command or option, else `found`, with a hint to the help.
 
     >>> commands = {("predict",): frozenset({"--seed"})}
     >>> wrong_usage("Missing value for argument '--seed'", ["predict", "--seed"], commands)

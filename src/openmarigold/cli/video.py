@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`openmarigold video`: a clip to steady maps."""
+"""`openmarigold video`: steady maps of a clip."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from openmarigold.video.settings import VideoConfig
 class Video:
     """Predict depth or normals of a clip without flicker. `--help-all` lists the rare settings too.
 
-    Written: STEM_depth_colored.mp4, STEM_depth_sidebyside.mp4 (with the sound), what else --format names,
-    STEM_depth_frames.npz (time, scale, shift, shot of each frame) and STEM_depth.json. An interrupted run resumes where
-    it was. Exit status: 0 all done, 1 the clip is damaged and ended early, 2 an error, 130 interrupted.
+    Writes STEM_depth_colored.mp4, STEM_depth_sidebyside.mp4 (with the sound), the other formats of --format,
+    STEM_depth_frames.npz (time, scale, shift, shot of each frame) and STEM_depth.json. An interrupted run resumes. Exit
+    status: 0 all done, 1 the clip is damaged and ended early, 2 an error, 130 interrupted.
     """
 
     GROUPS: ClassVar[Mapping[str, type]] = {"config": PredictConfig, "stream": StreamConfig, "video": VideoConfig}
@@ -33,23 +33,23 @@ class Video:
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IN", help_behavior_hint="")]
     """Video file, folder of pictures, pattern such as "frames/*.png", or - for a pipe."""
     output_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT", help_behavior_hint="")]
-    """Folder of the results, made where it is missing; - writes one video to stdout."""
+    """Folder of the results, created if missing; - writes one video to stdout."""
     config_file: Annotated[Path | None, tyro.conf.arg(name="config", metavar="FILE")] = None
     """TOML file with settings; flags override it."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Do again what is done, and replace results of another clip."""
+    """Repeat finished work, and replace results of another clip."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print what was done as JSON."""
+    """Print a summary as JSON."""
     video: tyro.conf.OmitArgPrefixes[VideoConfig] = field(default_factory=VideoConfig)
     stream: tyro.conf.OmitArgPrefixes[tyro.conf.FlagCreatePairsOff[StreamConfig]] = field(default_factory=StreamConfig)
     config: tyro.conf.UseAppendAction[tyro.conf.OmitArgPrefixes[PredictConfig]] = field(default_factory=PredictConfig)
 
 
 def run_video(command: Video) -> int:
-    """Predicts, prints what was done, and returns the exit status."""
+    """Predicts, prints a summary, and returns the exit status."""
     to_stdout = str(command.output_dir) == "-"
     if to_stdout and command.json:
-        raise InvalidValueError("--json was given with - for stdout, which holds the video; give one of them")
+        raise InvalidValueError("--json was given with -, but both write to stdout; give one of them")
     from openmarigold.video.model import VideoEvent
     from openmarigold.video.run import video_file
 

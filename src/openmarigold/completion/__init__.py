@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From relative depth to meters by what is known: robust fits, residual fields, guided denoising."""
+"""Relative depth to meters, from known lengths, depths or points: robust fits, residual fields, guided denoising."""

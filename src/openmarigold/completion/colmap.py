@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The points of a COLMAP model that one of its images observes, with their depth there.
+"""The points of a COLMAP model that one image observes, with their depth in that image.
 
 Format: COLMAP's documentation, "Output Format". Its pixel centers lie at halves.
 """
@@ -70,7 +70,7 @@ def observed_points(folder: Path, *, image: str | None, size: tuple[int, int]) -
     depth = np.array([place for _, place in seen]) @ found.rotation[2] + found.translation[2]
     width, height = sizes[found.camera]
     pixels = pixels * (size[1] / width, size[0] / height) - 0.5
-    notes = ["depths are in COLMAP's own unit, which is meters only where the model was scaled to them"]
+    notes = ["depths are in COLMAP's own unit, which is meters only if the model was scaled to meters"]
     if (height, width) != size:
         notes.append(f"the model's image is {width}x{height} and the photo {size[1]}x{size[0]}; pixels were scaled")
     return SparsePoints(pixels=pixels, depth=depth, source=f"COLMAP, {found.name}", notes=tuple(notes))

@@ -29,7 +29,7 @@ class SparsePoints:
     source: str = "given"
     """Where they come from, for provenance."""
     notes: tuple[str, ...] = ()
-    """What was left out or converted while they were read, one line each."""
+    """Notes on points that were left out or converted, one line each."""
 
     def __len__(self) -> int:
         return len(self.depth)
@@ -60,7 +60,7 @@ def joined(parts: Sequence[SparsePoints]) -> SparsePoints:
 
 @dataclass(frozen=True, kw_only=True)
 class RelativeDepth:
-    """What a model gives for a photo."""
+    """A model's depth of a photo."""
 
     depth: Float[np.ndarray, "h w"]
     """Planar, near small; up to scale, or up to scale and shift."""
@@ -90,14 +90,14 @@ class Completed:
     depth: Float32[np.ndarray, "h w"]
     """Planar [m], above 0; NaN where nothing is known."""
     method: str
-    """Such as "fit", "field" or "guided"."""
+    """Name of the method, such as "fit", "field" or "guided"."""
     scale: float
     shift: float
     """Shift of the global fit, in `space`; `scale` is its scale there."""
     space: FitSpace
     errors: LeftOutErrors | None = None
-    """None where too little is known to leave anything out."""
+    """None if there are too few points to leave any out."""
     facts: Mapping[str, object] = field(default_factory=dict)
-    """What else provenance states, of plain types."""
+    """More facts for provenance, as plain types."""
     notes: tuple[str, ...] = ()
-    """What people should know, one line each."""
+    """Notes for the user, one line each."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A smooth, edge-aware field of what the global fit leaves over: log of measured by fitted depth.
+"""A smooth, edge-aware field of the global fit's residuals: log(measured / fitted depth).
 
 A model's error is smooth within a surface and jumps between surfaces. So the field is a Gaussian process over three
 coordinates: the pixel's column and row, and the logarithm of its fitted depth. Two pixels that are near each other in
@@ -7,8 +7,8 @@ the picture but far in depth share little. The field returns to 0, the global fi
 The noise is the one with the smallest left-out error on the points themselves, in closed form (Rasmussen and Williams
 2006, eq. 5.12). Points that contradict their neighbors get more noise and so less weight.
 
-The cost grows with the cube of the points. Of many points, `MOST_CENTERS` carry the field, and a normalized convolution
-over the nearest points adds what they miss.
+The cost grows with the cube of the number of points. If there are many, only `MOST_CENTERS` points define the field,
+and a normalized convolution over the nearest points adds the remaining residuals.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ Places = Float64[np.ndarray, "n 3"]
 """Column, row (as shares of the longer side) and log of fitted depth."""
 
 _LENGTHS = (0.4, 0.8)
-"""In the picture and in log depth: where the covariance has fallen to about a half."""
+"""Lengths in the picture and in log depth at which the covariance has fallen to about a half."""
 _NOISES = (0.05, 0.01, 0.003, 0.001, 0.0003, 0.0001)
-"""Share of noise in the variance of a residual: what is tried. Little noise follows every point."""
-_ROUNDS = 2  # of weights for each noise, from those of the noise before
+"""Shares of noise in the variance of a residual to try. With little noise the field follows every point."""
+_ROUNDS = 2  # updates of the weights for each noise, starting with the weights of the noise before
 _TOLERATED = 2.0  # robust sigmas of a left-out residual, up to which a point keeps its weight
-_LARGEST = 0.25  # left-out residual, in the choice of noise: beyond it, a point that is wrong counts no more
+_LARGEST = 0.25  # cap on left-out residuals in the choice of noise, so that wrong points do not decide it
 _SMALLEST_WEIGHT = 1e-5
 _CONTRADICTS = 0.2  # weight below which a point is reported
 _AGREES = 0.03  # difference in log depth up to which a point is never reported
@@ -50,7 +50,7 @@ _TINY = 1e-12
 
 @dataclass(frozen=True, eq=False)
 class _Process:
-    """A Gaussian process after it has seen residuals."""
+    """A Gaussian process fitted to residuals."""
 
     centers: Places
     weights: Float64[np.ndarray, " n"]
@@ -97,7 +97,7 @@ class ResidualField:
     process: _Process
     detail: _Detail | None
     limit: float
-    """Largest size of the field."""
+    """Largest absolute value of the field."""
 
     def at(self, pixels: Float64[np.ndarray, "n 2"]) -> Float64[np.ndarray, " n"]:
         """Depth [m] at pixels (x, y)."""
@@ -105,7 +105,7 @@ class ResidualField:
         return fitted * np.exp(self._clipped(self.process(places), places))
 
     def map(self) -> Float64[np.ndarray, "h w"]:
-        """Depth [m] of the picture; the field is linear between nodes that are finer than its lengths."""
+        """Depth [m] of the picture; the field is linear between nodes, which are closer than its lengths."""
         fitted = self.fit(self.relative.depth)
         logs = np.log(np.where(np.isfinite(fitted), fitted, self.fit.floor))  # unknown pixels stay unknown below
         field = _on_nodes(self.process, logs)
@@ -120,7 +120,7 @@ class ResidualField:
 
 
 def fit_field(relative: RelativeDepth, points: SparsePoints, fit: Fit) -> ResidualField:
-    """The field of what `fit` leaves over at the points.
+    """The field of the residuals of `fit` at the points.
 
     Raises:
         MissingExtraError: more than `MOST_CENTERS` points without scipy (extra `metric`).
@@ -163,7 +163,7 @@ def _all_places(logs: Float64[np.ndarray, "h w"]) -> Places:
 
 
 def _kernel(a: Places, b: Float64[np.ndarray, "m 3"], lengths: tuple[float, float]) -> Float64[np.ndarray, "n m"]:
-    """Matérn's covariance of smoothness 3/2: a field that is smooth, but may turn quickly."""
+    """Matérn's covariance of smoothness 3/2: the field is smooth, but may change quickly."""
     scale = np.sqrt(3.0) / np.array([lengths[0], lengths[0], lengths[1]])
     a, b = a * scale, b * scale
     square = np.square(a).sum(axis=1)[:, None] + np.square(b).sum(axis=1)[None] - 2.0 * (a @ b.T)
@@ -192,14 +192,14 @@ def _solved(
     noise: float,
     weights: Float64[np.ndarray, " n"],
 ) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"], float]:
-    """Coefficients of the kernels, new weights of the points, and the mean of left-out errors, each capped."""
+    """Coefficients of the kernels, new weights of the points, and the mean of the capped left-out errors."""
     coefficients, left_out = np.zeros(len(residuals)), residuals
     for _ in range(_ROUNDS):
         inverse = np.linalg.inv(covariance + np.diag(noise / weights))
         coefficients = inverse @ residuals
         precision = np.diag(inverse)
         left_out = coefficients / precision
-        # The variance of a left-out residual, without what its own low weight adds.
+        # The variance of a left-out residual, without the part that its low weight adds.
         expected = np.sqrt(np.maximum(1.0 / precision - noise / weights + noise, _TINY))
         ratio = np.abs(left_out) / expected
         sigma = 1.4826 * float(np.median(ratio))
@@ -210,7 +210,7 @@ def _solved(
 
 
 def _on_nodes(process: _Process, logs: Float64[np.ndarray, "h w"]) -> Float64[np.ndarray, "h w"]:
-    """The process at every pixel, linear between nodes in picture and log depth; nodes next to pixels only."""
+    """The process at every pixel, linear between nodes in picture and log depth; only nodes near pixels are used."""
     height, width = logs.shape
     longer, spacing = max(height, width), process.lengths[1] / _LEVELS
     low = float(logs.min())
@@ -238,7 +238,7 @@ def _on_nodes(process: _Process, logs: Float64[np.ndarray, "h w"]) -> Float64[np
 def _corners(
     height: int, width: int, step: int, below: np.ndarray, shape: tuple[int, int, int]
 ) -> Iterator[tuple[np.ndarray, Float64[np.ndarray, "h w"], bool]]:
-    """The eight nodes around every pixel: flat index, share of row and column, whether it is the farther one."""
+    """The eight nodes around every pixel: flat index, weight by row and column, whether it is farther in depth."""
     y, x = np.arange(height) / step, np.arange(width) / step
     top, left = y.astype(np.int64), x.astype(np.int64)
     down, right = y - top, x - left

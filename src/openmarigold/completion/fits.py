@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The global fit: relative depth to meters with one scale and one shift, robust against points that are wrong.
+"""The global fit: relative depth to meters with one scale and one shift, robust against wrong points.
 
-A fit is a line in one of three spaces (`FitSpace`). All of them are judged by the same residual, the logarithm of
-measured by fitted depth, which is relative and does not depend on the unit. A line starts as the one through two points
-that most points agree with (least median of residuals), then weights by Huber's rule improve it; points beyond
-`_REJECTED` sigmas lose their weight. With few points all pairs are tried, else pairs that a fixed generator draws.
+A fit is a line in one of three spaces (`FitSpace`). All spaces use the same residual, log(measured / fitted depth),
+which is relative and does not depend on the unit. The first line goes through the two points whose line has the least
+median residual. Weights by Huber's rule then improve it; points beyond `_REJECTED` sigmas lose their weight. With few
+points all pairs are tried, otherwise pairs that a fixed generator draws.
 
-Which spaces are tried depends on what a model leaves open. Affine depth has an unknown shift, so that its logarithm and
-its reciprocal mean nothing: only `depth` remains. Depth up to scale needs a scale alone; with enough points a shift in
+The model's invariance decides which spaces are tried. Affine depth has an unknown shift, so its logarithm and its
+reciprocal mean nothing: only `depth` remains. Depth up to scale needs a scale only; with enough points a shift in
 depth, log depth (an exponent) or disparity is tried too, and the smallest left-out error decides.
 """
 
@@ -27,8 +27,8 @@ Invariance: TypeAlias = Literal["affine", "scale", "absolute"]
 Values: TypeAlias = Float64[np.ndarray, " n"]
 
 _HUBER = 1.345
-_REJECTED = 4.0  # robust sigmas, where a point loses its weight in the fit
-_OUTLIER = 3.5  # robust sigmas, where a point is reported as one that contradicts the others
+_REJECTED = 4.0  # robust sigmas, beyond which a point loses its weight in the fit
+_OUTLIER = 3.5  # robust sigmas, beyond which a point is reported to contradict the others
 _AGREES = 0.03  # a residual in log depth up to which a point is never reported
 _ROUNDS = 12
 _EXACT = 1e-9  # a residual in log depth that is rounding
@@ -36,7 +36,7 @@ _PAIRS = 600
 _PAIRS_OF_FEW = 64  # points, up to which all pairs are tried
 _ENOUGH_FOR_TWO = 4  # points, from which depth up to scale may get a second parameter
 _FOLDS = 5
-_KEPT = 0.85  # of the left-out errors that decide between spaces, the smallest ones
+_KEPT = 0.85  # share of the left-out errors, the smallest ones, that decides between spaces
 _GAIN = 0.98  # a second parameter must lower the left-out error to this share
 _FLOOR = 0.25  # of the nearest point: fitted depth is never nearer than this
 _CEILING = 10.0  # times the farthest point: fitted depth is never farther than this
@@ -57,7 +57,7 @@ class Fit:
     outliers: Bool[np.ndarray, " n"]
     """Points that contradict the others."""
     reason: str = ""
-    """Why this space and these parameters, in a line."""
+    """Reason for this space and these parameters, in one line."""
 
     def __call__(self, depth: Float[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
         """Meters of relative depth."""
@@ -74,16 +74,16 @@ def fit_points(
     space: FitSpace | Literal["auto"] = "auto",
     shift: float | None = None,
 ) -> Fit:
-    """The robust fit of relative depth at some points to their meters.
+    """The robust fit of relative depth to meters at some points.
 
-    Multiplying `meters` by a factor multiplies what the fit gives by it.
+    Multiplying `meters` by a factor multiplies the fitted depth by this factor.
 
     Args:
         relative: depth of the model at the points, near small.
         meters: planar depth [m] of the points, above 0.
-        invariance: what the model leaves open.
-        space: where to fit; "auto" chooses among what `invariance` allows.
-        shift: of affine depth, in its own unit: depth is proportional to `relative + shift`. Then a scale is enough.
+        invariance: of the model's depth.
+        space: space of the fit; "auto" chooses among those that `invariance` allows.
+        shift: known shift of affine depth: depth is proportional to `relative + shift`. Then only a scale is fitted.
 
     Raises:
         InvalidValueError: no points; a space that the model does not allow; affine depth with one point, with points of
@@ -172,7 +172,7 @@ def _coordinates(space: FitSpace, values: Float64[np.ndarray, "*shape"]) -> Floa
 def _line_depth(
     space: FitSpace, scale: float, shift: float, depth: Float64[np.ndarray, "*shape"]
 ) -> Float64[np.ndarray, "*shape"]:
-    """Depth on the line; 0 or less, or infinite, where it leaves what depth can be."""
+    """Depth on the line; outside the line's valid range it is 0 or less, or infinite."""
     if space == "depth":
         return scale * depth + shift
     tiny = np.finfo(np.float64).tiny
@@ -182,7 +182,7 @@ def _line_depth(
 
 
 def _residuals(space: FitSpace, line: tuple[float, float], x: Values, z: Values) -> Values:
-    """Logarithm of measured by fitted depth; large where the line gives no depth."""
+    """log(measured / fitted depth); large where the line has no valid depth."""
     return np.log(z / np.clip(_line_depth(space, *line, x), *_bounds(z)))
 
 
@@ -193,14 +193,14 @@ def _bounds(z: Values) -> tuple[float, float]:
 def _robust_line(
     space: FitSpace, count: int, x: Values, z: Values, start: tuple[float, float] | None = None
 ) -> tuple[float, float] | None:
-    """Scale and shift of one or two parameters; None where no rising line fits."""
+    """Scale and shift of one or two parameters; None if no rising line fits."""
     if count == 1:
         return _line_of_scale(space, _robust_log_scale(x, z))
     line = start or _best_pair(space, x, z)
     if line is None:
         return None
     u, v = _coordinates(space, x), _coordinates(space, z)
-    # Errors of far points count more in meters and less in relative terms: weights lie half way.
+    # Errors of far points count more in meters and less in relative terms: the weights are half way between.
     relative = {"depth": 1.0 / z, "log": np.ones_like(z), "disparity": z}[space]
     base = np.square(relative) * (z / np.median(z))
     for _ in range(_ROUNDS):
@@ -276,7 +276,7 @@ def _best_pair(space: FitSpace, x: Values, z: Values) -> tuple[float, float] | N
         residual = np.abs(v[some] - fitted)
     else:
         residual = np.abs(np.log(np.maximum(fitted, 1e-6 * v.min()) / v[some]))
-    # Of lines through half of the points, the one with the smallest upper part: few points agree with any line.
+    # The mean decides between lines of equal median: with few points, many lines pass through half of them.
     best = int(np.argmin(np.median(residual, axis=1) + 1e-3 * residual.mean(axis=1)))
     return float(scale[best]), float(shift[best])
 

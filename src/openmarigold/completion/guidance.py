@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The arithmetic of guided denoising: maps to meters, losses at points and their derivatives, steps of Adam.
 
-Derivatives are written out, so that only the networks need automatic ones. Viola et al. 2024, "Marigold-DC".
+Derivatives are written by hand: only the networks need automatic differentiation. Viola et al. 2024, "Marigold-DC".
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class AffineFit:
 
 @dataclass
 class PowerFit:
-    """meters = unit · exp(b) · d^g: for depth up to scale. g is 1 where `with_exponent` is off."""
+    """meters = unit · exp(b) · d^g: for depth up to scale. g is 1 if `with_exponent` is off."""
 
     unit: float
     parameters: Float64[np.ndarray, " k"] = field(default_factory=lambda: np.array([0.0, 1.0]))
@@ -82,15 +82,15 @@ class PowerFit:
 
 
 GuidedFit: TypeAlias = AffineFit | PowerFit
-"""How relative depth becomes meters, with parameters that are optimized; `derivatives` are those of meters, by relative
-depth and by each parameter."""
+"""Turns relative depth into meters, with parameters to optimize; `derivatives` are those of meters with respect to
+relative depth and to each parameter."""
 
 
 def loss_at_points(meters: Values, known: Values, loss: Loss) -> tuple[float, Values]:
     """The loss of a map at measured points, and its gradient.
 
     "squared": the mean absolute error plus the mean squared error [m, m²], as published. "robust": the mean of
-    |log(meters / known)|, so that near and far points count alike and a wrong one pulls no more than others.
+    |log(meters / known)|, so that near and far points count alike, and a wrong point pulls no more than others.
     """
     if loss == "squared":
         error = meters - known
@@ -101,19 +101,19 @@ def loss_at_points(meters: Values, known: Values, loss: Loss) -> tuple[float, Va
 
 
 class Smoothing:
-    """A gradient on the latent grid plus itself, blurred to several widths: it moves wide structures first.
+    """Adds blurred copies of several widths to a gradient on the latent grid, so that wide structures move first.
 
     Few points give little information about the area between them. A latent that follows each point by itself leaves
-    the rest as it was. The map is linear, symmetric and positive, so a step against the result still goes downhill.
+    the rest unchanged. The map is linear, symmetric and positive, so a step against the result still goes downhill.
     """
 
     def __init__(self, grid: tuple[int, int], num_points: int, share: float) -> None:
-        """Widths are multiples of `share` of the distance between points that are spread evenly.
+        """The widths are multiples of `share` times the distance between evenly spread points.
 
         Args:
             grid: height and width of the latent.
-            num_points: points in the picture.
-            share: 0 changes nothing.
+            num_points: number of points in the picture.
+            share: see above; 0 means no smoothing.
         """
         spacing = math.sqrt(grid[0] * grid[1] / num_points)
         self._blurs = []
@@ -123,7 +123,7 @@ class Smoothing:
             self._blurs.append((_WEIGHT * width * rows, columns))
 
     def __call__(self, gradient: Float32[np.ndarray, "b C h w"]) -> Float32[np.ndarray, "b C h w"]:
-        """The gradient, of the same shape."""
+        """The smoothed gradient, of the same shape."""
         blurred = [rows @ gradient @ columns for rows, columns in self._blurs]
         return np.add.reduce([gradient, *blurred]).astype(np.float32)
 
@@ -137,15 +137,15 @@ def _gaussian(length: int, width: float) -> Float64[np.ndarray, "n n"]:
 def neighbors(
     pixels: Float64[np.ndarray, "n 2"], size: tuple[int, int], grid: tuple[int, int]
 ) -> tuple[Int64[np.ndarray, "n 4"], Float64[np.ndarray, "n 4"]]:
-    """Where points of a picture lie in a map of it: the four places in the flat map around each, and their weights.
+    """The four pixels of a map around each point of a picture, as indices into the flat map, and their weights.
 
-    At whole pixels this is what bilinear resizing without anti-aliasing gives there (`images.photo.resize`), and in
-    between it continues the same way.
+    At whole pixels this equals bilinear resizing without anti-aliasing (`images.photo.resize`); in between it continues
+    the same way.
 
     Args:
         pixels: x and y in the picture.
         size: height and width of the picture.
-        grid: those of the map.
+        grid: height and width of the map.
     """
     places, weights = [], []
     for axis, column in ((0, 1), (1, 0)):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Depth completion by guided denoising: at each step the noisy latent is moved so that measured points are met.
+"""Depth completion by guided denoising: at each step the noisy latent is moved so that its depth fits measured points.
 
 Viola et al. 2024, "Marigold-DC: zero-shot monocular depth completion with guided diffusion" (arXiv 2412.13389),
 section 3; docs/faithfulness.md lists the differences.
@@ -49,13 +49,13 @@ def guided(
 
     Args:
         predictor: of a checkpoint that predicts depth, on engine torch.
-        rgb: the photo, as `Predictor` takes it.
+        rgb: the photo, in any form that a `Predictor` accepts.
         points: depth at its pixels.
         settings: None is the defaults; `GuidedSettings.published()` is the loop of the published code.
         camera: of the upright photo, for checkpoints that see its rays; None: assumed.
 
     Returns:
-        Planar depth [m] at the photo's size, a function of the arguments and of nothing else.
+        Planar depth [m] at the photo's size; it depends on the arguments only.
 
     Raises:
         InvalidValueError: no point, a point without depth above 0 or outside of the photo, or (checkpoints whose depth
@@ -85,14 +85,13 @@ def guided(
 
 
 def guided_method(predictor: Predictor, settings: GuidedSettings | None = None) -> Method:
-    """Guided denoising as a row next to `methods.METHODS`, where `RelativeDepth.rgb` holds the photo.
+    """Guided denoising as one more method next to `methods.METHODS`; `RelativeDepth.rgb` must hold the photo.
 
-    Its error is stated from points that are left out in `GUIDED_FOLDS` parts, so that `complete` runs it so many times
-    more.
+    Its error is measured at points that are left out in `GUIDED_FOLDS` parts: `complete` runs it this many more times.
     """
 
     def run(relative: RelativeDepth, points: SparsePoints, options: Options) -> _Fitted:
-        del options  # of the cheap global fits
+        del options  # for global fits only
         if relative.rgb is None:
             raise InvalidValueError("guided denoising needs the photo; give RelativeDepth with rgb")
         return _Fitted(guided(predictor, relative.rgb, points, settings, camera=relative.camera), points)
@@ -107,7 +106,7 @@ class _Fitted:
 
     @property
     def outliers(self) -> Bool[np.ndarray, " n"]:
-        """Points that the guided map did not come close to."""
+        """Points from which the guided map stays far away."""
         error = np.abs(np.log(self.at(self.points.pixels) / self.points.depth))
         return error > _OUTLIER * max(_LEAST_SPREAD, 1.4826 * float(np.median(error)))
 
@@ -131,7 +130,7 @@ class _Fitted:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What people should know, without what the points state themselves."""
+        """Notes for the user, without those of the points."""
         return self.completed.notes[len(self.points.notes) :]
 
     def at(self, pixels: Float64[np.ndarray, "n 2"]) -> Float64[np.ndarray, " n"]:
@@ -152,7 +151,7 @@ def _check_points(points: SparsePoints, size: tuple[int, int]) -> None:
 
 @dataclass
 class _Member:
-    """What is optimized for one member of the ensemble, with the optimizers' states."""
+    """The fit of one ensemble member, and the optimizers' states for its latent and its fit."""
 
     mirrored: bool
     fit: GuidedFit
@@ -163,7 +162,7 @@ class _Member:
 
 @dataclass(frozen=True)
 class _Evaluated:
-    """One pass at a latent."""
+    """The results of one pass with a latent."""
 
     linearized: Linearized
     loss: float
@@ -189,7 +188,7 @@ class _Guide:
             seed=settings.seed,
             processing_resolution=resolution,
             timestep_spacing=settings.timestep_spacing,
-            batch_size=1,  # of a member alone the networks keep all activations
+            batch_size=1,  # the networks keep all activations of a member
         )
         resolved = predictor.resolve(self._call)
         assert resolved.processing_resolution is not None
@@ -202,7 +201,7 @@ class _Guide:
         self._is_affine = checkpoint.invariance == "affine"
         if self._is_affine and self._known.min() == self._known.max():
             raise InvalidValueError(
-                f"all {len(points)} points lie at {self._known.min():g} m, and {checkpoint.name} knows depth up to "
+                f"all {len(points)} points lie at {self._known.min():g} m, and {checkpoint.name} predicts depth up to "
                 "scale and shift: give points of at least two depths"
             )
         modality = checkpoint.modality
@@ -312,7 +311,7 @@ class _Guide:
     def members_in_meters(
         self, image: UInt8[np.ndarray, "h w 3"], camera: Camera | None
     ) -> list[Float32[np.ndarray, "h w"]]:
-        """Predicts, and returns the map of each member."""
+        """Predicts, and returns the map [m] of each member."""
         self._prediction = self._predictor(image, camera=camera, guide=self, **_options(self._call))
         maps: list[np.ndarray] = []
         assert self._prediction.latent is not None
@@ -326,7 +325,7 @@ class _Guide:
         return maps
 
     def global_fit(self, depth: Float32[np.ndarray, "h w"]) -> dict[str, Any]:
-        """Scale, shift and space of `Completed`, the median of the members'."""
+        """Scale, shift and space of `Completed`, from the median of the members' parameters."""
         parameters = np.median([member.fit.parameters for member in self._members.values()], axis=0)
         first = self._members[0].fit
         if isinstance(first, AffineFit):
@@ -352,7 +351,7 @@ class _Guide:
         }
 
     def notes(self) -> tuple[str, ...]:
-        """What people should know about the run."""
+        """Notes for the user about the run."""
         failed = sum(member.losses[-1] > member.losses[0] for member in self._members.values())
         return (f"guidance did not lower the loss of {failed} of {len(self._members)} members",) if failed else ()
 

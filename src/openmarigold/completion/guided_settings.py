@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How denoising is guided: the settings, the published ones, and what suits a checkpoint."""
+"""The settings of guided denoising, the published ones, and the defaults for a checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SMOOTHING = 0.4
 
 @dataclass(frozen=True, kw_only=True)
 class GuidedSettings:
-    """How denoising is guided.
+    """The settings of guided denoising.
 
     Raises:
         InvalidValueError: a value that is not accepted.
@@ -30,37 +30,37 @@ class GuidedSettings:
     num_inference_steps: int | None = None
     """Denoising steps. None: 1 for checkpoints that predict in one step, 50 for all others."""
     iterations: int | None = None
-    """Times that the latent is moved at each timestep. 1 is the published loop: the sampler continues with the moved
-    latent and the U-Net's output of before. More: the best of them, with its own output. None: 30 for checkpoints that
-    predict in one step, 1 for all others."""
+    """How often the latent is moved at each timestep. 1 is the published loop: the sampler continues with the moved
+    latent and the U-Net's output from before the move. More: it continues with the best latent and the U-Net's output
+    for that one. None: 30 for checkpoints that predict in one step, 1 for all others."""
     ensemble_size: int = 1
     """Guided predictions from different noise; the result is the median of their meters at each pixel."""
     seed: int = 2024
     """Seed of the noise."""
     processing_resolution: int | None = None
-    """Size that the networks see [px], 0 for the photo's own. None: the checkpoint's default."""
+    """Size of the networks' input [px], 0 for the photo's size. None: the checkpoint's default."""
     timestep_spacing: Literal["leading", "trailing"] | None = None
-    """Which timesteps are visited. None: trailing for several steps, else the checkpoint's own."""
+    """Which timesteps are visited. None: trailing for several steps of DDIM, else the checkpoint's spacing."""
     learning_rate: float | None = None
-    """Learning rate of Adam on the latent. None: 0.03 where there are several iterations at a timestep, else 0.05, as
+    """Learning rate of Adam on the latent. None: 0.03 for several iterations at a timestep, else 0.05, as
     published."""
     fit_rate: float = 0.005
     """Learning rate of Adam on the parameters of the fit from relative depth to meters."""
     loss: Loss = "robust"
     """squared: mean absolute plus mean squared error [m], as published; robust: mean absolute error of log depth."""
     rescale: bool | None = None
-    """Give the gradient of the latent the length of the noise, as published. None: where there is one iteration at each
-    timestep; Adam alone takes smaller steps near the end of many."""
+    """Scale the gradient of the latent to the length of the noise, as published. None: only for one iteration at each
+    timestep; with several, Adam alone takes smaller steps near the end."""
     smoothing: float | None = None
-    """Also move wide structures of the latent: widths in shares of the mean distance between points, 0 for none, as
-    published. None: 0.4 where there are several iterations at a timestep, else 0."""
+    """Also move wide structures of the latent: their width as a share of the mean distance between points; 0 for none,
+    as published. None: 0.4 for several iterations at a timestep, else 0."""
     exponent: bool = False
     """Depth up to scale: also fit an exponent."""
     patience: int = 15
-    """Stop at a timestep when so many iterations brought no progress of 1 %."""
+    """Stop at a timestep after this many iterations without progress of 1 %."""
     save_memory: bool = False
-    """Compute the networks' blocks twice instead of keeping what is between them: less memory, more time, the same
-    result but for rounding."""
+    """Compute the networks' blocks twice instead of keeping their activations: less memory, more time, the same result
+    up to rounding."""
 
     def __post_init__(self) -> None:
         check_choice("loss", self.loss, LOSSES)
@@ -88,7 +88,7 @@ class GuidedSettings:
 
 
 def settings_of(config: CallConfig) -> GuidedSettings:
-    """How denoising is guided, as far as the settings of a prediction state it."""
+    """The settings of guided denoising that follow from the settings of a prediction."""
     return GuidedSettings(
         num_inference_steps=config.num_inference_steps,
         ensemble_size=config.ensemble_size,
@@ -98,7 +98,7 @@ def settings_of(config: CallConfig) -> GuidedSettings:
 
 
 def with_gradients(config: PredictConfig) -> PredictConfig:
-    """Settings of a model that can be guided.
+    """The settings with an engine that gives gradients (torch).
 
     Raises:
         InvalidValueError: they name an engine without gradients.
@@ -111,7 +111,7 @@ def with_gradients(config: PredictConfig) -> PredictConfig:
 
 
 def with_defaults(settings: GuidedSettings, predictor: Predictor) -> GuidedSettings:
-    """`settings` with what suits the checkpoint in place of None."""
+    """`settings` with defaults for the checkpoint in place of None."""
     one_step = predictor.checkpoint.default_num_inference_steps == 1
     steps = settings.num_inference_steps or (1 if one_step else PUBLISHED_STEPS)
     spacing = settings.timestep_spacing

@@ -30,9 +30,9 @@ def nearest(
 def linear(
     pixels: Float[np.ndarray, "n 2"], depth: Float[np.ndarray, " n"], at: Float[np.ndarray, "m 2"]
 ) -> Float64[np.ndarray, " m"]:
-    """Depth at places `at` (x, y), linear in the triangles of Delaunay's triangulation of the points.
+    """Depth at places `at` (x, y), interpolated linearly in the Delaunay triangles of the points.
 
-    Outside of their hull, and where the points make no triangle, it is that of the nearest point.
+    Outside of their hull, and if the points form no triangle, it is the depth of the nearest point.
 
     Raises:
         MissingExtraError: without scipy (extra `metric`).
@@ -51,7 +51,7 @@ def linear(
 
 
 def least_squares(relative: Float[np.ndarray, " n"], depth: Float[np.ndarray, " n"]) -> tuple[float, float]:
-    """Scale and shift with the least squared error of `scale * relative + shift` in meters; with all points alike.
+    """Scale and shift with the least squared error of `scale * relative + shift` in meters; all points weigh the same.
 
     Raises:
         InvalidValueError: fewer than two points of different relative depth.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a person knows in meters about a photo: depth at pixels, a length between two pixels, the camera's height."""
+"""Known measurements of a photo: depth at pixels, a length between two pixels, the camera's height."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Measured: TypeAlias = Literal["planar", "ray"]
 MethodName: TypeAlias = Literal["auto", "fit", "field", "guided"]
 
 FARTHEST_USUAL = 200.0
-"""[m]. Without a unit, lengths beyond it are taken for millimeters, which is an error that asks."""
+"""[m]. Without a unit, lengths beyond it are refused, because they look like millimeters or centimeters."""
 
 _NUMBER = r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*"
 _DEPTH = re.compile(rf"{_NUMBER},{_NUMBER}={_NUMBER}")
@@ -31,7 +31,7 @@ _LENGTH = re.compile(rf"{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}={_NUMBER}")
 
 @dataclass(frozen=True, kw_only=True)
 class KnownConfig:
-    """What is known, as settings: the command line of `metric` is generated from it.
+    """The known measurements, as settings; the command line of `metric` is generated from them.
 
     Raises:
         InvalidValueError: nothing is known, several kinds that do not go together, or a value that is not accepted.
@@ -45,23 +45,23 @@ class KnownConfig:
     """Height of the camera above the ground, which the photo must show in its lower part."""
     points: Path | None = None
     """Measured points: CSV or text (x,y,depth), npy, depth PNG, PLY, LiDAR .bin, COLMAP folder; or a folder with one
-    such file for each photo, of the photo's name."""
+    such file for each photo, with the photo's name."""
     metric_map: Path | None = None
-    """Metric depth of another tool: npy, EXR, 16-bit PNG; or a folder of such files, of the photos' names."""
+    """Metric depth of another tool: npy, EXR, 16-bit PNG; or a folder of such files, with the photos' names."""
     unit: Unit | None = None
-    """Unit of all that is known. None: meters, unless it looks like millimeters, which is an error that asks."""
+    """Unit of all known values. None: meters; values that look like millimeters are refused."""
     measured: Measured = "planar"
-    """What known depths and points are: planar (along the optical axis) or ray (distance from the camera)."""
+    """Kind of known depths and points: planar (along the optical axis) or ray (distance from the camera)."""
     depth_scale: float | None = None
     """Steps per meter of PNG files of points or depth, such as 1000 for millimeters or 256 for KITTI."""
     transform: Path | None = None
     """File with the 3x4 or 4x4 matrix from the axes of a point cloud (PLY, .bin) to the camera's; KITTI's calibration
     files too. None: the cloud is in the camera's axes, x right, y down, z forward."""
     remove_see_through: bool = False
-    """Leave out points that a surface before them hides from the camera, as a LiDAR next to the camera has them."""
+    """Leave out points that a nearer surface hides from the camera, as from a LiDAR next to the camera."""
     method: MethodName = "auto"
     """How points become a map: fit (scale and shift), field (fit and a smooth correction), guided (points guide the
-    denoising; extra torch) or auto (fit or field, whichever predicts points that are left out better)."""
+    denoising; extra torch) or auto (fit or field, whichever has the smaller error at points left out)."""
 
     def __post_init__(self) -> None:
         for name in ("points", "metric_map", "transform"):

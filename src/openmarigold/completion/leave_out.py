@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors without ground truth: points that a method did not see, fold by fold.
 
-What is estimated is the mean absolute error [m] of the map that all points give, over the part of the picture that the
-points stand for: the whole of it where they lie evenly, as far as the points themselves are right.
+They estimate the mean absolute error [m] of the map made from all points, over the part of the picture that the points
+represent: the whole picture if they are spread evenly. The estimate is only as good as the points.
 
-A point that is far from its prediction is either wrong, or it shows what the map gets wrong: an edge that is misplaced,
-a thing that the model misses. Dropping all such points makes a map look better than it is, since most of its error lies
-there. What decides is support. A real depth is usually measured at another point near by too, or the map has it a few
-pixels away, behind an edge; a wrong one is alone. So a point counts as one that contradicts the others if its residual
-is beyond `_OUTLIER` robust sigmas, none of its `_NEIGHBORS` nearest points has nearly its depth, and the map does not
-reach its depth within `_REACH` of the picture's longer side.
+A point that is far from its prediction is either wrong, or it shows an error of the map: a misplaced edge, a missed
+object. Dropping all such points would make a map look better than it is, since most of its error is there. Support
+decides: a real depth usually occurs at another point nearby, or in the map a few pixels away, behind an edge; a wrong
+depth stands alone. So a point counts as contradicting the others if its residual is beyond `_OUTLIER` robust sigmas,
+none of its `_NEIGHBORS` nearest points has nearly its depth, and the map does not reach its depth within `_REACH` of
+the picture's longer side.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _MOST_LEFT_OUT = 2000
 _OUTLIER = 3.5
 _NEIGHBORS = 8
 _SUPPORT = 0.03  # relative difference of depth between a point and one that supports it
-_REACH = (0.006, 0.012, 0.024)  # of the picture's longer side: circles around a point where the map is asked
+_REACH = (0.006, 0.012, 0.024)  # of the picture's longer side: radii around a point, at which the map is sampled
 _DIRECTIONS = 8
 _FEWEST = 3
 _CHUNK = 1 << 22
 
 
 class Answers(Protocol):
-    """What gives depth [m] at pixels (x, y)."""
+    """Anything that gives depth [m] at pixels (x, y)."""
 
     def at(self, pixels: Float64[np.ndarray, "n 2"]) -> Float64[np.ndarray, " n"]:
         """Depth [m]."""
@@ -44,7 +44,7 @@ class Answers(Protocol):
 
 
 def pixel_indices(pixels: Float64[np.ndarray, "n 2"], size: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the pixels nearest to places (x, y): between two surfaces, a mean of both is neither."""
+    """Rows and columns of the pixels nearest to places (x, y); a mean of two surfaces would be on neither."""
     columns = np.clip(np.rint(pixels[:, 0]).astype(np.int64), 0, size[1] - 1)
     rows = np.clip(np.rint(pixels[:, 1]).astype(np.int64), 0, size[0] - 1)
     return rows, columns
@@ -58,14 +58,14 @@ def left_out_errors(
     min_points: int = 1,
     folds: int = FOLDS,
 ) -> LeftOutErrors | None:
-    """Errors of a method at points that it did not see; None where too few points remain.
+    """Errors of a method at points that it did not see; None if too few points remain.
 
     Args:
         run: the method.
         points: all points.
         size: height and width of the picture.
         min_points: how many `run` needs.
-        folds: in how many parts the points are left out; fewer points than twice that are left out one by one.
+        folds: number of parts in which points are left out; fewer points than twice this are left out one by one.
     """
     count = len(points)
     folds = count if count < 2 * folds else folds
@@ -99,7 +99,7 @@ def _circles(pixels: Float64[np.ndarray, "n 2"], size: tuple[int, int]) -> Float
 
 
 def is_alone(points: SparsePoints, which: np.ndarray) -> Bool[np.ndarray, " m"]:
-    """Whether none of the nearest points has nearly the depth of each of the points `which`."""
+    """For each of the points `which`, whether none of its nearest points has nearly its depth."""
     count = min(_NEIGHBORS, len(points) - 1)
     alone = np.ones(len(which), dtype=bool)
     step = max(1, _CHUNK // len(points))

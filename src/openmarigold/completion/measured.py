@@ -22,7 +22,7 @@ from openmarigold.results.prediction import Prediction
 from openmarigold.results.provenance import read_provenance
 
 _ACCEPTED = (".npy", ".npz", ".exr")
-_UNIT = "m"  # what results in meters state
+_UNIT = "m"  # as results in meters state it
 
 
 def measure(prediction: Prediction, first: Pixel, second: Pixel) -> Length:
@@ -53,7 +53,7 @@ def measure_file(path: Path | str, first: Pixel, second: Pixel) -> tuple[Length,
     record = read_provenance(path)
     if record.get("unit") != _UNIT or not isinstance(record.get("camera"), Mapping):
         raise InvalidValueError(
-            f"{path} is not in meters; `openmarigold metric` makes metric depth of a photo and something that is known"
+            f"{path} is not in meters; `openmarigold metric` makes metric depth of a photo and a known measurement"
         )
     camera = Camera.from_dict(record["camera"])
     depth = _read_depth(path)

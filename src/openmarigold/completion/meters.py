@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a prediction of depth to one in meters, by what is known about the photo."""
+"""Turns a prediction of depth into one in meters, from known measurements of the photo."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ KnownLength: TypeAlias = tuple[float | int, float | int, float | int, float | in
 
 MAX_ALIKE = 1.5
 """Lengths that give scales further apart than this factor contradict each other."""
-_HELPFUL = 0.9  # share of the error of the points' own median, above which the photo did not help
-_MISSED = 0.05  # of a known depth, from which on the miss is said
+_HELPFUL = 0.9  # error as a share of that of the points' median; above it, the photo did not help
+_MISSED = 0.05  # relative error of a known depth, above which a note reports it
 _ENOUGH_TO_DOUBT = 8  # points
 _MAX_FITTED = 4000  # points of another tool's map
-_STALE = ("quantity", "notes")  # of the relative prediction: others take their place
+_STALE = ("quantity", "notes")  # facts of the relative prediction that are replaced
 _OF_RELATIVE = {name: f"relative_{name}" for name in ("invariance", "shift", "shift_source")}
-"""Names that facts of the relative prediction have in a result in meters, whose own shift is that of the fit."""
+"""Names of facts of the relative prediction in a result in meters, where `shift` is the shift of the fit."""
 
 
 def to_meters(
@@ -57,7 +57,7 @@ def to_meters(
 
     Args:
         prediction: of depth, from a `Predictor`.
-        known_depth: depth at pixels. One gives the scale; of affine depth two give scale and shift; more are fitted
+        known_depth: depth at pixels. One gives the scale; for affine depth, two give scale and shift; more are fitted
             robustly.
         known_length: lengths between two pixels each.
         camera_height: height of the camera above the ground [m], which the photo shows.
@@ -65,11 +65,11 @@ def to_meters(
         metric_map: metric depth of another tool [m], NaN or 0 where there is none.
         method: for depths, points and maps: see `completion.methods`; "guided" needs `predictor`, on engine torch, and
             a prediction that holds its photo (`rgb`).
-        predictor: what made the prediction.
+        predictor: the predictor that made the prediction.
         guided: settings of guided denoising; None is the defaults.
 
     Raises:
-        InvalidValueError: a prediction of something else, nothing or too much is known, or it is not accepted.
+        InvalidValueError: a prediction without depth, no or several kinds of measurements, or a value not accepted.
         DataError: points that do not fix a scale, or no ground.
         MissingExtraError: a method without its extra.
     """
@@ -78,7 +78,7 @@ def to_meters(
     relative = relative_depth(prediction)
     at_pixels = bool(known_depth) or points is not None or metric_map is not None
     if bool(known_length) + (camera_height is not None) + at_pixels != 1:
-        raise InvalidValueError("give one kind of what is known: depths and points, lengths, or the camera's height")
+        raise InvalidValueError("give one kind of measurement: depths and points, lengths, or the camera's height")
     if not at_pixels and (panorama := prediction.settings.get("panorama")):
         raise InvalidValueError(
             f"the photo is a panorama ({panorama}), in which straight lines are bent: lengths and heights give no "
@@ -104,7 +104,7 @@ def to_meters(
 
 
 def _needed(predictor: Predictor | None, relative: RelativeDepth) -> Predictor:
-    """The predictor, where guided denoising can run.
+    """The predictor, if guided denoising can run.
 
     Raises:
         InvalidValueError: there is none, or no photo.
@@ -123,33 +123,33 @@ def relative_depth(prediction: Prediction) -> RelativeDepth:
 
 
 def _shift_of(prediction: Prediction, notes: list[str]) -> float:
-    """Shift of affine depth, as it was estimated or as is assumed."""
+    """Shift of affine depth, estimated or assumed."""
     stated = prediction.settings.get("shift")
     if stated is not None and prediction.settings.get("shift_source") != "assumed":
         return float(stated)
     shift = ASSUMED_SHIFT if stated is None else float(stated)
     notes.append(
-        "the model's depth is known up to scale and shift, and what is known gives the scale alone; a shift of "
-        f"{shift:g} is assumed: two depths find it" + (" or --estimate-camera" if stated is None else "")
+        "the model's depth is known up to scale and shift, and the measurement gives only the scale; a shift of "
+        f"{shift:g} is assumed: two known depths fix it" + (" or --estimate-camera" if stated is None else "")
     )
     return shift
 
 
 def _doubts(found: Completed, points: SparsePoints) -> list[str]:
-    """Whether the photo's content gives information about the points."""
+    """A note if the photo's content does not help to predict the points."""
     if found.errors is None:
         return []
     alone = float(np.abs(points.depth - np.median(points.depth)).mean())  # of their median, without the photo
     if found.errors.mean_m < _HELPFUL * alone or len(points) < _ENOUGH_TO_DOUBT:
         return []
     return [
-        f"the points hardly agree with the photo: left-out errors of {found.errors.mean_m:.3g} m, where the points' "
-        f"own median has {alone:.3g} m; check that they are of this photo, in the order x, y, depth, and planar"
+        f"the points hardly agree with the photo: left-out errors of {found.errors.mean_m:.3g} m, and {alone:.3g} m "
+        "for their median alone; check that they are of this photo, in the order x, y, depth, and planar"
     ]
 
 
 def _missed(found: Completed, known_depth: Sequence[KnownDepth]) -> list[str]:
-    """Known depths that the map does not have: a scale alone cannot meet two, and they may contradict each other."""
+    """A note on known depths that the map misses: a scale alone cannot meet two, and they may contradict each other."""
     shown = [depth_at(found.depth, (x, y)) for x, y, _ in known_depth]
     missed = [
         f"{depth:g} m at {x:g},{y:g} ({there:.3g} m in the result)"
@@ -173,13 +173,13 @@ def _joined(
     points: SparsePoints | None,
     metric_map: Float[np.ndarray, "h w"] | None,
 ) -> SparsePoints:
-    """All that is known at pixels."""
+    """All known depths at pixels."""
     parts: list[SparsePoints] = [] if points is None else [points]
     if known_depth:
         for x, y, depth in known_depth:
             if not depth > 0 or not np.isfinite(depth):
                 raise InvalidValueError(f"known_depth {depth:g} at {x:g},{y:g} is not accepted; give meters above 0")
-            depth_at(relative.depth + 1, (x, y))  # is it in the picture?
+            depth_at(relative.depth + 1, (x, y))  # raises an error outside of the picture
         table = np.array(known_depth, dtype=np.float64)
         parts.append(SparsePoints(pixels=table[:, :2], depth=table[:, 2], source="known depth"))
     if metric_map is not None:
@@ -188,7 +188,7 @@ def _joined(
 
 
 def _points_of_map(metric_map: Float[np.ndarray, "h w"], size: tuple[int, ...]) -> SparsePoints:
-    """Known pixels of a map, thinned evenly; of a map of another size and the same aspect, at their places."""
+    """Known pixels of a map, thinned evenly; a map of another size and the same aspect ratio is scaled to the photo."""
     height, width = metric_map.shape
     scale = size[0] / height, size[1] / width
     if abs(scale[0] / scale[1] - 1) > 0.02:
@@ -205,7 +205,7 @@ def _points_of_map(metric_map: Float[np.ndarray, "h w"], size: tuple[int, ...]) 
 
 
 def thinned(points: SparsePoints) -> SparsePoints:
-    """At most `_MAX_FITTED` of the points of a map, evenly: its neighbors say the same again."""
+    """At most `_MAX_FITTED` of the points of a map, evenly chosen: neighbors in a map add little."""
     chosen = np.unique(np.linspace(0, len(points) - 1, min(len(points), _MAX_FITTED)).astype(np.int64))
     return replace(points, pixels=points.pixels[chosen], depth=points.depth[chosen])
 

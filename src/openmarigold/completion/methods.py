@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The methods of completion, in steps of cost, and the baselines that they are compared with.
 
-A method fits (relative depth, points) and gives something that answers at any pixel and as a map. So every method is
-judged in the same way, by points that it did not see (`leave_out`), and the best one is chosen without ground truth.
+A method fits relative depth to points; the result gives depth at any pixel and as a map. So every method is judged in
+the same way, by points that it did not see (`leave_out`), and the best one is chosen without ground truth.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ Pixels = Float64[np.ndarray, "n 2"]
 
 
 class Fitted(Protocol):
-    """A method after it has seen the points."""
+    """A method that is fitted to points."""
 
     @property
     def fit(self) -> Fit | None:
-        """The global fit below it; None for a method without one."""
+        """Its global fit; None for a method without one."""
         ...
 
     @property
     def outliers(self) -> Bool[np.ndarray, " n"]:
-        """Points that contradict the others; all False where the method does not ask."""
+        """Points that contradict the others; all False if the method does not check this."""
         ...
 
     def at(self, pixels: Pixels) -> Float64[np.ndarray, " n"]:
@@ -46,15 +46,15 @@ class Fitted(Protocol):
         """Depth [m] of the picture."""
         ...
 
-    # It may also have `facts` (a mapping for provenance) and `notes` (lines for people).
+    # It may also have `facts` (a mapping for provenance) and `notes` (lines for the user).
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a call may state for all methods."""
+    """Options of a call, for all methods."""
 
     shift: float | None = None
-    """Shift of affine depth, in its own unit, if known or assumed: depth is proportional to `relative + shift`."""
+    """Shift of affine depth, if known or assumed: depth is proportional to `relative + shift`."""
     space: FitSpace | None = None
     """Space of the global fit; None: chosen by left-out errors."""
 
@@ -71,7 +71,7 @@ class Method:
     is_baseline: bool = False
     """Shown for comparison only: never chosen by "auto"."""
     folds: int = FOLDS
-    """In how many parts points are left out, at the most, to state its error: each runs the method once more."""
+    """Maximum number of parts in which points are left out to measure its error; each runs the method once more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class Row:
     method: str
     title: str
     errors: LeftOutErrors | None
-    """None where the method cannot run with these points, or too few can be left out."""
+    """None if the method cannot run with these points, or too few can be left out."""
     is_baseline: bool
     note: str = ""
     """Why there are no errors."""
@@ -160,13 +160,13 @@ _ALL = (
         is_baseline=True,
     ),
     Method(name="fit", title="robust fit of scale and shift", run=global_fit),
-    Method(name="field", title="fit and field of what is left over", run=_field, min_points=5),
+    Method(name="field", title="fit and field of its residuals", run=_field, min_points=5),
 )
 METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method in _ALL})
-"""By name, the cheapest first among those that are no baselines. A method of another module is a further row:
+"""By name; after the baselines, the cheapest method comes first. Methods of other modules can be added:
 `complete(..., methods={**METHODS, "guided": ...})`."""
 
-_GAIN = 0.98  # a dearer method must lower the left-out error to this share
+_GAIN = 0.98  # a more expensive method must lower the left-out error to this share
 
 
 def complete(
@@ -184,17 +184,17 @@ def complete(
     Multiplying the points' depths by a factor multiplies the map by it.
 
     Args:
-        relative: what the model gives.
-        points: what was measured.
+        relative: the model's depth.
+        points: the measured points.
         method: a name in `methods`, or "auto": the method (not a baseline) with the smallest left-out error.
-        options: what else is known.
-        exact: the pixels of points have the points' own depth, except for points that contradict the others.
+        options: options for all methods.
+        exact: pixels with points get the depth of their point, except for points that contradict the others.
         methods: the methods to choose from.
-        rows: what `compare` gave for the same arguments, so that it is not computed again.
+        rows: the result of `compare` for the same arguments, so that it is not computed again.
 
     Raises:
         InvalidValueError: an unknown method, a camera or points of another picture, too few points for the method, or
-            what `fit_points` refuses.
+            points that `fit_points` refuses.
         MissingExtraError: a method that needs an extra, asked for by its name.
     """
     options = options or Options()
@@ -236,7 +236,7 @@ def _completed(
     points: SparsePoints,
     notes: Sequence[str],
 ) -> Completed:
-    """The result, with what the method states about itself."""
+    """The result, with the facts and notes of the method."""
     fit = fitted.fit
     return Completed(
         depth=depth.astype(np.float32),
@@ -287,7 +287,7 @@ def compare(
 
 
 def _best(rows: Sequence[Row]) -> tuple[str, LeftOutErrors | None]:
-    """The row with the smallest left-out error; a later one only where it pays. Without errors, the first."""
+    """The row with the smallest left-out error; a later one must be better by `_GAIN`. Without errors, the first."""
     best = rows[0]
     for row in rows[1:]:
         if row.errors is not None and (best.errors is None or row.errors.mean_m < _GAIN * best.errors.mean_m):

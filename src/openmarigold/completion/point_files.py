@@ -66,7 +66,7 @@ class Cloud:
 
 
 def read(path: Path, *, depth_scale: float | None = None) -> Table | Cloud:
-    """What a file of points holds, by its suffix.
+    """The content of a file of points, read by its suffix.
 
     Raises:
         DataError: it is missing, damaged, too large, or not of a known kind.
@@ -115,7 +115,7 @@ def read_transform(path: Path) -> Float64[np.ndarray, "3 4"]:
     except (ValueError, TypeError) as error:
         raise DataError(f"{path} holds no 3x4 or 4x4 matrix of numbers; write one row a line") from error
     if abs(abs(np.linalg.det(rotation)) - 1.0) > 0.05:
-        raise DataError(f"{path}: the left 3x3 part of its matrix is not a rotation; give that to the camera's axes")
+        raise DataError(f"{path}: the left 3x3 part of its matrix is not a rotation; give one to the camera's axes")
     return matrix[:3]
 
 
@@ -231,7 +231,7 @@ def _of_array(path: Path, values: np.ndarray) -> Table:
 
 
 def _of_map(values: np.ndarray) -> Table:
-    """Pixels of a map that hold something; 0 and NaN are none."""
+    """Pixels of a map that have a value; 0 and NaN mean none."""
     with np.errstate(invalid="ignore"):
         rows, columns = np.nonzero((values != 0) & ~np.isnan(values.astype(np.float64, copy=False)))
     pixels = np.stack([columns, rows], axis=-1).astype(np.float64)
@@ -323,5 +323,5 @@ READERS: dict[str, Callable[..., Any]] = {
     ".xyz": _xyz,
     ".bin": _velodyne,
 }
-"""By suffix. Of the files of a photo in a folder, the first one that is there is taken."""
+"""Readers by suffix. If a folder has several files for a photo, the first suffix in this order is taken."""
 _CONTENTS = {_npy: "array", _npz: "archive of arrays", _png: "depth map", _ply: "PLY file of points"}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sparse points for one photo from any file that is usual for them, checked.
+"""Sparse points for one photo, read from any usual file and checked.
 
 Whatever the file, the points are pixels of the photo (x right, y down, centers at whole numbers) with planar depth [m].
-What a point cannot be is left out and counted in `notes`; what makes all points useless is one error.
+Invalid points are left out and counted in `notes`; a fault of all points is one error.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class PointOptions:
     """Facts that a file of points does not state itself."""
 
     unit: Unit | None = None
-    """Unit of depth. None: meters, unless it looks like millimeters, which is an error that asks."""
+    """Unit of depth. None: meters; values that look like millimeters are refused."""
     depth_scale: float | None = None
-    """Levels of a depth PNG for one `unit`. None: what the file's text `depth_scale` states."""
+    """Levels of a depth PNG for one `unit`. None: the file's text `depth_scale`."""
     image: str | None = None
     """Name of the photo in a COLMAP model; None: the only one there is."""
     transform: Path | str | None = None
@@ -43,13 +43,13 @@ class PointOptions:
     along_ray: bool = False
     """Depth in tables and maps is the distance along the ray, not planar."""
     remove_see_through: bool = False
-    """Leave out points that a surface before them hides from the camera (`see_through`)."""
+    """Leave out points that a nearer surface hides from the camera (`see_through`)."""
 
 
 def read_points(path: Path | str, *, camera: Camera, options: PointOptions | None = None) -> SparsePoints:
     """The sparse points of one photo.
 
-    | file | what it holds |
+    | file | content |
     |---|---|
     | .csv, .txt, .tsv | x, y, depth, in any order under a header such as `x,y,depth` or `u,v,z` |
     | .npy, .npz | `[n 3]` of x, y, depth, or a map `[h w]` of depth with 0 or NaN where there is none |
@@ -61,11 +61,11 @@ def read_points(path: Path | str, *, camera: Camera, options: PointOptions | Non
 
     Args:
         path: the file or folder.
-        camera: of the photo; a map of its shape in another size is scaled to it.
+        camera: of the photo; a map of another size and the same shape is scaled to the photo.
         options: facts that the file does not state.
 
     Raises:
-        DataError: a file that is missing, damaged or of another kind; no point is left; millimeters for meters.
+        DataError: a file that is missing, damaged or of another kind; no point is left; depths look like millimeters.
         InvalidValueError: an option that is not accepted or is missing for this file.
         MissingExtraError: an EXR file without the extra `exr`.
     """
@@ -101,7 +101,7 @@ def checked_points(points: SparsePoints, *, camera: Camera, check_unit: bool = T
         check_unit: refuse depths in meters that must be millimeters.
 
     Raises:
-        DataError: no point is left, or millimeters for meters.
+        DataError: no point is left, or depths look like millimeters.
     """
     if len(points) == 0:
         raise DataError(f"{points.source} holds no points; give at least one pixel with its depth in meters")
@@ -129,10 +129,10 @@ def checked_points(points: SparsePoints, *, camera: Camera, check_unit: bool = T
 
 
 def without_see_through(points: SparsePoints) -> SparsePoints:
-    """The points without those that a surface before them hides from the camera.
+    """The points without those that a nearer surface hides from the camera.
 
-    A sensor next to the camera sees past edges. A point is left out where another one within a window of 7x7 pixels
-    is more than 1.5 m nearer, as is usual for KITTI and DDAD.
+    A sensor next to the camera sees past edges. A point is left out if another one within a window of 7x7 pixels is
+    more than 1.5 m nearer, as is usual for KITTI and DDAD.
     """
     hidden = see_through(points)
     notes = list(points.notes)
@@ -156,7 +156,7 @@ def see_through(points: SparsePoints) -> Bool[np.ndarray, " n"]:
 
 
 def camera_ray_lengths(camera: Camera, pixels: Float64[np.ndarray, "n 2"]) -> Float64[np.ndarray, " n"]:
-    """Distance along the ray by planar depth at pixels (x, y)."""
+    """Distance along the ray divided by planar depth, at pixels (x, y)."""
     return np.linalg.norm(camera.unproject_at(pixels, np.ones(len(pixels))), axis=1)
 
 
@@ -230,7 +230,7 @@ def _shape_notes(pixels: Float64[np.ndarray, "n 2"]) -> list[str]:
         return []
     spread = np.linalg.svd(pixels - pixels.mean(axis=0), compute_uv=False)
     if spread[0] < 1e-6:
-        return [f"all {len(pixels)} points are at one pixel: they give a scale and no more"]
+        return [f"all {len(pixels)} points are at one pixel: they give only a scale"]
     if spread[1] < _ON_A_LINE * spread[0]:
-        return ["all points are on one line of the picture: away from it depth rests on the model alone"]
+        return ["all points are on one line of the picture: away from it, depth comes from the model alone"]
     return []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many photos to metric depth: `predict` with a finisher that knows something in meters."""
+"""Metric depth of many photos: `predict_files` with a finisher that uses known measurements."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def metric_files(
     """Metric depth of photos and all photos in folders: `predict_files`, with results in meters.
 
     A photo whose points are missing or do not fix a scale is reported and counted, and does not stop the others. Files
-    of points count by their bytes: changed ones make results new.
+    of points count by their hashes: photos with changed files are predicted again.
 
     Raises:
         OutputError, InvalidValueError, MissingExtraError, CheckpointError: see `predict_files`.
@@ -48,8 +48,8 @@ def metric_files(
     config = config or PredictConfig()
     if config.interval is not None:
         raise InvalidValueError(
-            f"interval={config.interval:g} is calibrated for depth up to scale, not for meters, whose scale has an "
-            "error of its own; leave it out (each result states the error at points left out), or use predict"
+            f"interval={config.interval:g} is calibrated for depth up to scale, not for meters, whose scale adds an "
+            "error; leave it out (each result states the error at points left out), or use predict"
         )
     if known.method == GUIDED:
         config = with_gradients(config)
@@ -123,7 +123,7 @@ class MetersFromKnown:
 
 
 def _file_for(given: Path | None, photo: Path, result: str) -> Path | None:
-    """The file of a photo: what was given, or the one of the photo's name in the given folder.
+    """The file of a photo: the given file, or the one with the photo's name in the given folder.
 
     Raises:
         DataError: the folder has none.

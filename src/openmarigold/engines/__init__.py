@@ -35,8 +35,8 @@ _log = quoted_logger(__name__)
 class Engine(Protocol):
     """Encodes images, denoises latents `[b C·t h w]` of a modality's t targets, and decodes them.
 
-    What the U-Net sees of an image is its condition, `[b K h w]`: the VAE's latent (then K = C), or what an image
-    encoder makes; in some checkpoints with channels of its camera after it (`joined`). `h = H / 8`, `w = W / 8`.
+    The U-Net sees an image as its condition, `[b K h w]`: the VAE's latent (then K = C) or the output of an image
+    encoder. In some checkpoints channels of the camera follow (`joined`). `h = H / 8`, `w = W / 8`.
     Several threads may call an engine at the same time; this does not change the results.
     """
 
@@ -46,14 +46,14 @@ class Engine(Protocol):
     """Precision of the networks; latents are always float32."""
     latent_channels: int
     max_batch_size: int | None
-    """Largest batch with bit for bit the results of single images; None where single images differ too."""
+    """Largest batch with the same bits as single images; None: no limit, since bits may differ anyway."""
 
     def encode(self, rgb: Float[np.ndarray, "b 3 H W"]) -> Latent:
         """Condition of images in [-1, 1], such as their scaled latent; `H`, `W` are multiples of 8. Paper: §3.2."""
         ...
 
     def joined(self, condition: Latent, more: Float[np.ndarray, "b r h w"]) -> Latent:
-        """The condition with more channels after its own."""
+        """The condition with more channels at its end."""
         ...
 
     def denoise(self, rgb_latent: Latent, noisy_latent: Latent, *, timestep: int) -> Latent:
@@ -65,7 +65,7 @@ class Engine(Protocol):
         ...
 
     def to_engine(self, array: Float[np.ndarray, "b C h w"]) -> Latent:
-        """The same values as the engine's own array type."""
+        """The same values in the engine's array type."""
         ...
 
     def from_engine(self, latent: Latent) -> Float[np.ndarray, "b C h w"]:
@@ -77,7 +77,7 @@ class Engine(Protocol):
         ...
 
     def fitting_batch_size(self, height: int, width: int) -> int:
-        """Images of this size [px] that fit into the memory at once; 1 on a CPU, where batches gain nothing."""
+        """Number of images of this size [px] that fit into memory at once; 1 on a CPU, where batches are no faster."""
         ...
 
 
@@ -88,10 +88,10 @@ class Linearized:
     prediction: Latent
     """The U-Net's raw output."""
     decoded: Float[np.ndarray, "b t k H W"]
-    """The preview, as `Engine.decode` gives it."""
+    """The preview, as `Engine.decode` returns it."""
     pullback: Callable[[Float[np.ndarray, "b t k H W"]], Latent]
-    """From the gradient of a scalar with respect to `decoded` to that with respect to the noisy latent. Once: it frees
-    what it needs."""
+    """Turns the gradient of a scalar with respect to `decoded` into that with respect to the noisy latent. Call it only
+    once: it frees its memory."""
 
 
 @runtime_checkable
@@ -107,21 +107,21 @@ class DifferentiableEngine(Engine, Protocol):
         preview: Callable[[Latent, Latent], Latent],
         save_memory: bool = False,
     ) -> Linearized:
-        """The decoded preview of a noisy latent, and the way back.
+        """The decoded preview of a noisy latent, and its derivative.
 
         Args:
             rgb_latent: the condition.
             noisy_latent: where the derivative is taken.
             timestep: its timestep.
-            preview: the latent to decode, made of the noisy latent and the U-Net's output by plain arithmetic.
-            save_memory: compute the networks' blocks again on the way back instead of keeping what is between them
+            preview: computes the latent to decode from the noisy latent and the U-Net's output, by plain arithmetic.
+            save_memory: compute the networks' blocks again in the backward pass instead of keeping their activations
                 (about a third more time, the same gradient).
         """
         ...
 
 
 def differentiable(engine: Engine, purpose: str) -> DifferentiableEngine:
-    """The engine, where it gives derivatives.
+    """The engine, if it gives derivatives.
 
     Raises:
         InvalidValueError: it does not.
@@ -147,7 +147,7 @@ def choose_engine(
     ONNX networks (on a CPU also those next to safetensors weights) run on ONNX Runtime; large ones and bfloat16 on
     OpenVINO. Safetensors weights alone run on torch on a GPU and if they are small; large ones on a CPU run on
     OpenVINO, which needs one conversion. In int8, small ones run on ONNX Runtime. ONNX networks that are in int8
-    already run on ONNX Runtime only, by which their layers were chosen.
+    already run on ONNX Runtime only: their layers were chosen for it.
 
     Raises:
         InvalidValueError: the engine cannot run this checkpoint.
@@ -194,8 +194,8 @@ def open_engine(
 ) -> Engine:
     """The engine for a checkpoint, with the networks loaded; see `choose_engine` for "auto".
 
-    `at_once` is about how many threads will call it at the same time. ONNX Runtime then divides the cores among the
-    calls instead of each call among the cores: more photos a second, each of them later, the same bytes.
+    `at_once` is about how many threads will call it at the same time. If they are as many as the cores, ONNX Runtime
+    runs each call on one core instead of all: more photos per second, a longer time for each, the same bytes.
 
     Raises:
         CheckpointError: a network file is damaged.
@@ -223,10 +223,10 @@ def open_engine(
 
 
 def _check_int8(checkpoint: Checkpoint, *, engine: EngineName, device: str, dtype: Dtype) -> None:
-    """Passes what int8 networks can run on.
+    """Checks the settings of int8 networks.
 
     Raises:
-        InvalidValueError: another engine or device, or another precision of networks in int8.
+        InvalidValueError: int8 networks do not run on this engine or device, or in this precision.
     """
     if checkpoint.quantization and dtype not in ("float32", "int8"):
         raise InvalidValueError(
@@ -235,7 +235,7 @@ def _check_int8(checkpoint: Checkpoint, *, engine: EngineName, device: str, dtyp
         )
     if checkpoint.quantization and checkpoint.weights == "onnx" and engine == "openvino":
         raise InvalidValueError(
-            f"engine='openvino' is not for int8 ONNX networks such as {checkpoint.name}, of which it may compute some "
+            f"engine='openvino' is not for int8 ONNX networks such as {checkpoint.name}: it may compute some of their "
             "layers wrong; use onnx or auto, or an int8 copy in the format openvino"
         )
     if dtype == "int8" and (engine == "torch" or device not in ("auto", "cpu")):
@@ -265,7 +265,7 @@ def _openvino_computes(dtype: Dtype) -> bool:
 
 
 def _has_gpu() -> bool:
-    """Whether torch finds a GPU; torch is imported only where a driver makes that possible."""
+    """Whether torch finds a GPU; torch is imported only if a driver makes that possible."""
     if sys.platform == "darwin":
         possible = True
     else:

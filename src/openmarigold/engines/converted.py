@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine of converted networks, and the file of each: the checkpoint's own, or one converted once and kept.
+"""The engine of converted networks, and their files: the checkpoint's own, or files that are converted once and kept.
 
 Converted networks lie in the user's cache folder (`files.user_cache_dir`). Each has a folder, named by a hash of its
 source files, so the same weights in another place are not converted again. Only the conversion needs torch.
@@ -32,7 +32,7 @@ from openmarigold.text_files import parse_json
 T = TypeVar("T")
 Run: TypeAlias = Callable[..., np.ndarray]
 LARGE_BYTES = 2**28
-"""Weights of a large network, at least: OpenVINO saves more time than its start costs, and memory matters."""
+"""Smallest size of a large network's weights: OpenVINO saves more time than its start costs, and memory matters."""
 _VERSION = 3  # raised whenever the same weights would be converted to something else
 _CONTENT_FILE = "content.json"
 _log = quoted_logger(__name__)
@@ -46,7 +46,7 @@ def network_paths(
     tiny_vae: TinyVae | None = None,
     renew: bool = False,
 ) -> dict[str, Path]:
-    """The file of each network in a format, converted where it is missing; OpenVINO also reads ONNX files.
+    """The file of each network in a format, converted if it is missing; OpenVINO also reads ONNX files.
 
     Args:
         dtype: how the weights of converted networks are stored.
@@ -158,7 +158,7 @@ def _converted(
 class ConvertedEngine:
     """An engine of converted networks, on NumPy arrays and the CPU. See `Engine`.
 
-    `run(name, **inputs)` gives the output of a network.
+    `run(name, **inputs)` returns the output of a network.
     """
 
     device = "cpu"
@@ -260,7 +260,7 @@ def _sources_of_network(checkpoint: Checkpoint, name: str, tiny_vae: TinyVae | N
         return [files_sha256(_sources(part_folder(directory, IMAGE_ENCODER), variant))]
     if name != "unet":
         folder, variant = (tiny_vae.directory, tiny_vae.variant) if tiny_vae else (directory / "vae", variant)
-        # One channel has been the only kind for long; its files in users' caches keep their names.
+        # Decoders of one channel came first: their files in users' caches keep their names.
         channels = checkpoint.modality.decoded_channels
         more = [f"{channels} channels"] if name == "vae_decoder" and channels != 1 else []
         return [files_sha256(_sources(folder, variant)), *more]
@@ -275,7 +275,7 @@ def _sources_of_network(checkpoint: Checkpoint, name: str, tiny_vae: TinyVae | N
 
 
 def _make_embedding(directory: Path, variant: str | None) -> None:
-    """Compute the empty prompt's embedding by the text encoder, and keep it."""
+    """Compute the empty prompt's embedding with the text encoder, and keep it."""
     with needs_extra("torch"):
         from openmarigold.networks.prompt import load_empty_prompt_embedding
     load_empty_prompt_embedding(directory, variant=variant)

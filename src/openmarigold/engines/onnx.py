@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """ONNX Runtime on the CPU: the engine of the embedded model, without torch.
 
-If safetensors weights are to run on this engine, they are converted once and kept (see `converted`).
+Safetensors weights are converted once for this engine and kept (see `converted`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def open_onnx(
 ) -> ConvertedEngine:
     """The engine of three ONNX Runtime sessions, which any number of threads may run at once.
 
-    Where `at_once` calls keep all cores busy, each has one thread, which waits for no other.
+    If `at_once` calls keep all cores busy, each call has one thread, which does not wait for others.
 
     Raises:
         CheckpointError: a network file is damaged.
@@ -68,11 +68,11 @@ def _open_all(paths: dict[str, Path], *, num_threads: int) -> dict[str, onnxrunt
 
 
 def _open_session(path: Path, num_threads: int) -> onnxruntime.InferenceSession:
-    """A session on so many threads, 0: as many as there are cores. Their number changes no byte of the results."""
+    """A session with `num_threads` threads, 0: one per core. Their number does not change the results."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = num_threads
-    # Each session has threads of its own. One that spins while it waits takes a core from the next network.
+    # Sessions do not share threads. A thread that spins while it waits takes a core from the next network.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -29,13 +29,13 @@ from openmarigold.files import some_home, user_cache_dir
 from openmarigold.printing import quoted_logger
 from openmarigold.privacy import openvino_without_reports
 
-with needs_extra("openvino"), some_home(), openvino_without_reports():  # a module of it ends without a home folder
+with needs_extra("openvino"), some_home(), openvino_without_reports():  # one of its modules fails without a home folder
     import openvino
 
 _MADV_DONTNEED = 4
-_KEPT_SHAPES = 4  # 4:3 and 3:2, lying and upright
+_KEPT_SHAPES = 4  # 4:3 and 3:2, landscape and portrait
 _BETWEEN_RETURNS_S = 0.1
-_SMALL = 8  # cells, the least that a U-Net which halves three times takes
+_SMALL = 8  # latent cells, the minimum for a U-Net that halves the size three times
 _log = quoted_logger(__name__)
 
 
@@ -165,7 +165,7 @@ class _Networks:
 
 
 class _NetworkBySize:
-    """A network with one input, compiled for each shape; the last ones are kept, one of them with its memory.
+    """A network with one input, compiled for each shape; the last ones are kept, only the one in use with its memory.
 
     For a known shape OpenVINO plans which activations share memory: a Stable Diffusion autoencoder needs half.
     """
@@ -176,7 +176,7 @@ class _NetworkBySize:
         self.requests: OrderedDict[tuple[int, ...], Any] = OrderedDict()  # the last one is in use
 
     def get_compiled_model(self) -> Any:
-        """The one in use."""
+        """The compiled network in use."""
         return self.requests[next(reversed(self.requests))].get_compiled_model()
 
     def infer(self, inputs: dict[str, np.ndarray], *, share_inputs: bool) -> Any:
@@ -199,7 +199,7 @@ class _NetworkBySize:
 
 @contextmanager
 def _returned_meanwhile(files: Iterable[Path]) -> Iterator[None]:
-    """While networks are packed, return the pages of their mapped weight files: else all weights are there twice."""
+    """While networks are packed, return the pages of their mapped weight files: else memory holds all weights twice."""
     files, done = list(files), threading.Event()
 
     def work() -> None:
@@ -243,10 +243,11 @@ def computes_in_bfloat16() -> bool:
 
 
 def _precision(dtype: str, large: bool = True, name: str = "") -> str:
-    """OpenVINO's name of a precision; of int8 networks, that of the layers that are not in int8.
+    """OpenVINO's name of a precision; for int8 networks, the precision of the layers that are not in int8.
 
-    These compute in bfloat16 in large networks, for speed; in small ones it costs more accuracy than int8 does. An
-    image encoder stays in float32: in bfloat16 it causes nine tenths of the error and saves a fifth of the time.
+    In large networks these layers compute in bfloat16, for speed; in small ones bfloat16 costs more accuracy than int8
+    does. With dtype bfloat16 an image encoder stays in float32: in bfloat16 it would cause nine tenths of the error and
+    save a fifth of the time.
     """
     if dtype == "bfloat16" and name == IMAGE_ENCODER:
         return "f32"

@@ -47,8 +47,8 @@ class TorchEngine:
     Weights and activations have the given precision; images, latents, the sampler and decoded depth are float32. The
     empty prompt's context is folded into the U-Net and, on a CPU, doublings into the VAE's convolutions (see
     `rewrites`). `plain` leaves both out, for comparison. A large image goes through the VAE in strips of rows (see
-    `strips`), which is exact: on a CPU from 2^20 pixels on, elsewhere where one pass does not fit into memory. A VAE of
-    an unknown kind goes in tiles with blended seams then, which changes the result. Threads take turns, because tiles,
+    `strips`), which is exact: on a CPU from 2^20 pixels on, elsewhere if one pass does not fit into memory. A VAE of an
+    unknown kind then runs in tiles with blended seams, which changes the result. Threads take turns, because tiles,
     recorded graphs and the measured peak of memory belong to the engine.
 
     Raises:
@@ -83,7 +83,7 @@ class TorchEngine:
         self._unet = self._placed(unet if plain else fold_constant_context(unet, embedding))
         self._empty_prompt_embedding = embedding.to(self.device, self._dtype)
         vaes = _load_vaes(checkpoint, tiny_vae, self._dtype)
-        if self.device == "cpu" and not plain:  # measured there alone
+        if self.device == "cpu" and not plain:  # measured only there
             vaes = {name: fold_upsampling(vae) for name, vae in vaes.items()}
         self._vaes = {name: self._placed(vae) for name, vae in vaes.items()}
         self._in_strips = {name: runs_in_strips(vae) for name, vae in vaes.items()}
@@ -132,7 +132,7 @@ class TorchEngine:
         save_memory: bool = False,
     ) -> Linearized:
         with self._gradients(), self._recomputed(save_memory):
-            # Clones: what was made in inference mode takes no part in derivatives.
+            # Clones: tensors made in inference mode take no part in derivatives.
             noisy = noisy_latent.detach().clone().requires_grad_(True)
             condition = rgb_latent.detach().clone().expand(len(noisy), -1, -1, -1)
             prediction = self._denoise(torch.cat([condition, noisy], dim=1), self._timestep(timestep))
@@ -185,7 +185,7 @@ class TorchEngine:
         return image.mean(dim=1, keepdim=True) if self._modality.decoded_channels == 1 else image
 
     def _placed(self, network: Any) -> Any:
-        """The network on the device; for tensor cores in their own memory layout."""
+        """The network on the device; in half precision on CUDA, in the memory layout of tensor cores."""
         network = network.to(self.device).requires_grad_(False)
         half_on_cuda = self.device.startswith("cuda") and self._dtype != torch.float32
         return network.to(memory_format=torch.channels_last) if half_on_cuda else network
@@ -197,8 +197,8 @@ class TorchEngine:
         return self._timesteps[timestep]
 
     def _retried(self, name: str, value: Tensor) -> Tensor:
-        """The output of an encoder or decoder. What does not fit into memory goes image by image, then an autoencoder's
-        in strips and, if it is of an unknown kind or they do not fit either, in tiles.
+        """The output of an encoder or decoder. If a batch does not fit into memory, its images run one by one. If one
+        image does not fit, an autoencoder runs in strips; if its kind is unknown or strips do not fit either, in tiles.
         """
         last = len(value) == 1 and name not in self._vaes
         if self._fits_in_one_pass(name, value):
@@ -217,7 +217,7 @@ class TorchEngine:
         return {"encode": self._encode, "decode": self._decode}[name](value)
 
     def _attempted(self, run: Callable[[], Tensor], *, last: bool = False) -> Tensor | None:
-        """The output of a network; None where memory does not suffice and this was not the last attempt."""
+        """The output of a network; None if memory does not suffice and this was not the last attempt."""
         try:
             return run()
         except RuntimeError as error:
@@ -228,7 +228,7 @@ class TorchEngine:
         return None
 
     def _fits_in_one_pass(self, name: str, value: Tensor) -> bool:
-        """Whether one pass is worth trying: always, where strips are not known or the networks are compiled."""
+        """Whether one pass is worth trying: always if strips are not possible or the networks are compiled."""
         if not self._in_strips.get(name) or self._compile != "off":
             return True
         if self.device == "cpu" and _num_pixels(name, value) >= _STRIPS_FROM:
@@ -237,7 +237,7 @@ class TorchEngine:
         return needed <= _MEMORY_SHARE * available_memory(self.device)
 
     def _strips_that_fit(self, name: str, value: Tensor) -> tuple[int, ...]:
-        """Ways to go in strips that are worth trying, the fastest first: see `encode_in_strips`."""
+        """Values of `num_whole` that are worth trying, the fastest first: see `encode_in_strips`."""
         if not self._in_strips.get(name):
             return ()
         needed = strips_bytes(self._half(name), _num_pixels(name, value), self._dtype, num_whole=2)
@@ -267,7 +267,7 @@ class TorchEngine:
 
     @contextmanager
     def _recomputed(self, wanted: bool) -> Iterator[None]:
-        """The networks' blocks keep no activations for the way back."""
+        """If `wanted`, the networks' blocks keep no activations for the backward pass."""
         networks: list[Any] = [self._unet, self._vaes["decode"]] if wanted else []
         with ExitStack() as stack:
             for network in networks:

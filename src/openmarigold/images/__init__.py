@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any picture file or array to upright sRGB, and back to processing size; no torch here."""
+"""Reads any picture file or array as upright sRGB, and resizes it for the networks; without torch."""

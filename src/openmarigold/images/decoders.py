@@ -45,10 +45,10 @@ def read_raw(path: Path, *, check_size: CheckSize) -> UInt8[np.ndarray, "h w 3"]
 
 
 def read_tiff(path: Path, *, page: int, check_size: CheckSize) -> Image.Image:
-    """A page of a TIFF file of any bits and kind of samples, with its profile and orientation still to be applied.
+    """A page of a TIFF file with any bit depth and sample type; its profile and orientation are not applied yet.
 
     Raises:
-        ImageError: the file is damaged, or its samples lie outside what can be a picture.
+        ImageError: the file is damaged, or its samples cannot be a picture.
         MissingExtraError: without the extra `formats`.
     """
     with _opened(path) as file:
@@ -62,7 +62,7 @@ def read_tiff(path: Path, *, page: int, check_size: CheckSize) -> Image.Image:
         colors = [names.index(name) for name in "RGB"] if {"R", "G", "B"} <= set(names) else [0]
         if len(colors) == 1 and spec.nchannels - (alpha >= 0) > 1 and spec.get_int_attribute(_PHOTOMETRIC, 1) > 1:
             raise ImageError(f"has the channels {', '.join(names)}; save it as RGB or gray with 8 or 16 bits")
-        # What is stored counts down from white; OpenImageIO turns around 8 bits only.
+        # The file stores white as 0; OpenImageIO inverts only 8-bit samples.
         inverted = spec.get_int_attribute(_PHOTOMETRIC, 1) == 0 and pixels.dtype != np.uint8
         levels = _levels(pixels[..., colors], inverted=inverted)
         opaque = _levels(pixels[..., [alpha]]) if alpha >= 0 else None
@@ -116,7 +116,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _named_in_utf_8(path: Path) -> Iterator[str]:
-    """A name of the file that OpenImageIO takes: a link in a temporary folder where the file's own is not UTF-8."""
+    """A name of the file that OpenImageIO accepts: a link in a temporary folder if the file's name is not UTF-8."""
     name = str(path)
     try:
         name.encode()
@@ -140,7 +140,7 @@ def _pixels(file: Any, page: int) -> np.ndarray:
 
 
 def _levels(pixels: np.ndarray, *, inverted: bool = False) -> UInt8[np.ndarray, "h w c"]:
-    """Samples of any kind as 0 … 255: the largest number that their bits can hold is white, of floats 1."""
+    """Samples of any type as 0 … 255; white is the largest value of the type, for floats 1."""
     if pixels.dtype.kind == "f":
         low, high = float(pixels.min()), float(pixels.max())
         if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # also for NaN
@@ -150,14 +150,14 @@ def _levels(pixels: np.ndarray, *, inverted: bool = False) -> UInt8[np.ndarray, 
         top = 1.0
     else:
         if pixels.dtype.kind == "i" and pixels.min() < 0:
-            raise ImageError("has negative samples, as no picture has; save it as RGB or gray with 8 or 16 bits")
+            raise ImageError("has negative samples, which no picture has; save it as RGB or gray with 8 or 16 bits")
         top = float(np.iinfo(pixels.dtype).max)  # OpenImageIO widens 12 bits to 16
     scaled = np.clip(pixels.astype(np.float64) * (255 / top), 0, 255)
     return np.rint(255 - scaled if inverted else scaled).astype(np.uint8)
 
 
 def _image(levels: np.ndarray, opaque: np.ndarray | None, *, multiplied: bool) -> Image.Image:
-    """A Pillow image of colors or grays and their alpha, with which the colors may be multiplied already."""
+    """A Pillow image of colors or grays and their alpha; `multiplied`: the colors are already multiplied by alpha."""
     if opaque is None:
         return Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels)
     if levels.shape[2] == 1 and not multiplied:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a photo's metadata state about its camera: the focal length (EXIF), and whether it is a panorama (XMP).
+"""The camera facts in a photo's metadata: the focal length (EXIF), and whether it is a panorama (XMP).
 
-Only headers are read, no pixels. Metadata come from strangers: a value that no camera has is left out with a note.
+Only headers are read, no pixels. Metadata are not trusted: a value that no camera has is ignored with a note.
 
-A focal length in terms of 35 mm film is converted by the diagonal, as makers of cameras do: a phone of 4032x3024 pixels
-of 1.4 µm and a focal length of 4.25 mm states 26 mm; the diagonal gives 26.1, the width 27.1. Also, the diagonal stays
-when a photo is turned. Source: Exif 3.0, tags 0x920A, 0xA20E and 0xA405; GPano.
+A focal length in terms of 35 mm film is converted by the diagonal, as camera makers do: a phone of 4032x3024 pixels of
+1.4 µm with a focal length of 4.25 mm states 26 mm; the diagonal gives 26.1, the width 27.1. Also, turning a photo does
+not change its diagonal. Source: Exif 3.0, tags 0x920A, 0xA20E and 0xA405; GPano.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _FOCAL, _FOCAL_35MM, _ZOOM = 0x920A, 0xA405, 0xA404
 _PLANE_X, _PLANE_Y, _PLANE_UNIT = 0xA20E, 0xA20F, 0xA210
 _WIDTH, _HEIGHT, _RENDERED = 0xA002, 0xA003, 0xA401
 _XMP_TAG = 700
-_MILLIMETERS = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}  # in the units of a resolution
+_MILLIMETERS = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}  # per unit of a resolution
 _STITCHED = 6  # of _RENDERED: a panorama of a phone
 _SENSOR_WIDTHS = (2.0, 70.0)  # [mm], from endoscopes to medium format
 _FOCAL_LENGTHS = (0.5, 5000.0)  # [mm]
@@ -48,24 +48,24 @@ _PROJECTION = re.compile(rb"GPano:ProjectionType\s*(?:=\s*[\"']|>)\s*([A-Za-z]{1
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoMetadata:
-    """What the metadata of a photo state about its camera."""
+    """The camera facts in a photo's metadata."""
 
     focal_by_diagonal: float | None = None
     """Focal length, divided by the diagonal of the picture as it was taken."""
     taken: tuple[int, int] | None = None
-    """The sides of the picture as it was taken [px], the longer one first; None where they are not stated."""
+    """The sides of the picture as it was taken [px], the longer one first; None if they are not stated."""
     panorama: str | None = None
     """None for a photo of a pinhole camera. "equirectangular", "cylindrical" or another projection of GPano; "stitched"
-    where only that is known."""
+    if only that is known."""
     source: str = ""
     """Where the focal length comes from, in words."""
     notes: tuple[str, ...] = ()
     """One text for each ignored fact; a message puts it after the photo's name."""
 
     def camera(self, size: tuple[int, int]) -> Camera | None:
-        """The camera of the upright photo of `size` (height, width); None where nothing usable is stated.
+        """The camera of the upright photo of `size` (height, width); None if the metadata state nothing usable.
 
-        A photo of another shape than it was taken in is taken for the largest part of that shape, in the middle.
+        If the photo's shape differs from the picture as it was taken, it counts as the largest crop from its middle.
         """
         if self.focal_by_diagonal is None or self.panorama is not None:
             return None
@@ -87,7 +87,7 @@ NOTHING = PhotoMetadata()
 
 @dataclass(frozen=True, kw_only=True)
 class Photo:
-    """A photo that is read: its pixels, and what its metadata state."""
+    """A photo: its pixels and its metadata."""
 
     rgb: UInt8[np.ndarray, "h w 3"]
     """Upright, sRGB."""
@@ -97,7 +97,7 @@ class Photo:
 def read_metadata(image: Any) -> PhotoMetadata:
     """The EXIF facts of a path, the bytes of a file, an open file (from its position), or a Pillow image.
 
-    An array or tensor states nothing, and so does a file that cannot be read: reading its pixels tells why.
+    An array or tensor has none. Damaged metadata give a note; whether a file is damaged shows when its pixels are read.
     """
     try:
         with quiet():
@@ -152,7 +152,7 @@ def _of_heif(file: Any) -> PhotoMetadata:
 
 
 def _png_chunks(file: Any) -> tuple[bytes | None, bytes | None]:
-    """EXIF and XMP of a PNG file. They may follow the pixels, which Pillow would have to decode first."""
+    """EXIF and XMP of a PNG file. They may follow the pixels; Pillow would have to decode these first."""
     exif, xmp = None, None
     file.seek(len(PNG_MAGIC))
     for _ in range(_MOST_CHUNKS):
@@ -196,7 +196,7 @@ def _parsed(content: Any) -> Image.Exif:
 
 
 def _stated(exif: Image.Exif, xmp: Any) -> PhotoMetadata:
-    """What the tags mean."""
+    """The facts that the tags state."""
     tags: dict[int, Any] = {**dict(exif), **(dict(exif.get_ifd(_EXIF_PART)) if _EXIF_PART in exif else {})}
     notes: list[str] = []
     taken = _taken(tags)
@@ -211,7 +211,7 @@ def _stated(exif: Image.Exif, xmp: Any) -> PhotoMetadata:
 
 
 def _from_35mm(tags: Mapping[int, Any], notes: list[str]) -> tuple[float | None, str]:
-    """The focal length by the diagonal, from that in terms of 35 mm film."""
+    """The focal length divided by the diagonal, from that in terms of 35 mm film; and its source, as text."""
     if (stored := tags.get(_FOCAL_35MM)) is None:
         return None, ""
     value = _number(stored)
@@ -225,9 +225,9 @@ def _from_35mm(tags: Mapping[int, Any], notes: list[str]) -> tuple[float | None,
 
 
 def _from_sensor(tags: Mapping[int, Any], taken: tuple[int, int] | None) -> tuple[float | None, str]:
-    """The focal length by the diagonal, from its length [mm] and the sensor's pixels per unit; None unless it is sure.
+    """The focal length divided by the diagonal, from its length [mm] and the sensor's pixels per unit; else None.
 
-    Needed are the picture's sides as it was taken, a size of the sensor that there is, and square pixels.
+    Needs the sides of the picture as it was taken, a plausible sensor size, and square pixels.
     """
     focal, along_x, along_y = (_number(tags.get(tag)) for tag in (_FOCAL, _PLANE_X, _PLANE_Y))
     unit = _MILLIMETERS.get(int(_number(tags.get(_PLANE_UNIT, 2)) or 0))
@@ -263,19 +263,19 @@ def _projection(xmp: Any) -> str | None:
 
 
 def _is_plausible(focal_by_diagonal: float) -> bool:
-    """Whether the angle of the diagonal is one of a pinhole camera."""
+    """Whether a pinhole camera can have this field of view along the diagonal."""
     return _FOV_RANGE[0] <= math.degrees(2 * math.atan(1 / (2 * focal_by_diagonal))) <= _FOV_RANGE[1]
 
 
 def _same_shape(first: tuple[int, int], second: tuple[int, int]) -> bool:
-    """Whether two pictures have sides in the same ratio, but for rounding."""
+    """Whether two pictures have the same aspect ratio, up to rounding."""
     one, other = first[0] / first[1], second[0] / second[1]
     rounding = 1 / min(*first, *second)
     return abs(one - other) <= max(_SAME_SHAPE, 2 * rounding) * one
 
 
 def _number(value: Any) -> float | None:
-    """A finite number that is not negative; None of all else, such as texts and fractions with 0 below."""
+    """A finite number that is not negative; None for anything else, such as texts and fractions with denominator 0."""
     only: Any = value[0] if isinstance(value, tuple) and len(value) == 1 else value
     if isinstance(only, (str, bytes, bool)) or only is None:
         return None

@@ -17,7 +17,7 @@ from openmarigold.images.quiet import unprinted
 
 
 def require_exr() -> None:
-    """Checks that the package is there.
+    """Checks that the package is installed.
 
     Raises:
         MissingExtraError: it is not.
@@ -26,7 +26,7 @@ def require_exr() -> None:
 
 
 def exr_size(path: Path) -> tuple[int, int]:
-    """Size (height, width) that the header announces, without reading a pixel.
+    """Size (height, width) that the header states; no pixels are read.
 
     Raises:
         ImageError: not an OpenEXR file, or a damaged one.
@@ -94,7 +94,7 @@ def write_exr(path: Path, channels: Mapping[str, Float[np.ndarray, "h w"]], head
 
 
 def _name(path: Path) -> str | bytes:
-    """The path as the binding takes it: bytes where it is not UTF-8."""
+    """The path in a form that the binding accepts: bytes if it is not UTF-8."""
     name = str(path)
     try:
         name.encode()
@@ -104,13 +104,13 @@ def _name(path: Path) -> str | bytes:
 
 
 def _channels(path: Path) -> dict[str, np.ndarray]:
-    """Channels of the first part as stored; of deep files an array of each pixel's samples."""
+    """Channels of the first part as stored; in deep files each pixel is an array of samples."""
     with _opened(path, separate_channels=True) as file:
         return {key: channel.pixels.copy() for key, channel in file.channels().items()}
 
 
 def _merged(channels: Mapping[str, np.ndarray]) -> dict[str, Float[np.ndarray, "h w"]]:
-    """Each pixel's samples laid over each other from front to back; those without alpha hide what is behind them.
+    """Each pixel's samples, composited from front to back; samples without alpha are opaque.
 
     OpenEXR: "Interpreting OpenEXR deep pixels", for samples without extent.
     """
@@ -152,9 +152,9 @@ def _opened(path: Path, **how: bool) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[str]:
-    """The name given to OpenEXR. OpenEXR writes it to stderr in its line about a damaged file.
+    """The name to give to OpenEXR, which prints it to stderr if the file is damaged.
 
-    A name with control characters, or of no encoding, is replaced by an open file's number.
+    A name with control characters or without a valid encoding is replaced by an open file's number.
     """
     if str(path).isprintable() or not os.path.isdir("/dev/fd"):
         yield str(path)

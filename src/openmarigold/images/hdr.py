@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures in linear light, OpenEXR and Radiance: read, and tone-mapped to what a camera would have shown.
+"""Pictures in linear light (OpenEXR and Radiance), read and tone-mapped to look like a camera's photo.
 
 Tone mapping: Reinhard et al., "Photographic tone reproduction for digital images", SIGGRAPH 2002, eqs. 1, 2 and 4.
 """
@@ -18,7 +18,7 @@ from openmarigold.images.exr import exr_size, read_exr_picture
 from openmarigold.images.kinds import EXR_MAGIC, HEAD_BYTES, is_radiance
 from openmarigold.images.pixels import encode_srgb
 
-_KEY = 0.18  # brightness of the middle gray that the log-average becomes; eq. 2
+_KEY = 0.18  # middle gray, to which the log-average is mapped; eq. 2
 _WHITE_QUANTILE = 0.99  # pixels above become white; eq. 4
 _LUMINANCE = np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)
 _STRIP_PIXELS = 2**20
@@ -26,7 +26,7 @@ _SAMPLES = 2**20  # pixels that set the exposure
 
 
 def is_linear_light(head: bytes) -> bool:
-    """Whether a file that begins like this is read here."""
+    """Whether a file that begins like this is OpenEXR or Radiance."""
     return head.startswith(EXR_MAGIC) or is_radiance(head)
 
 
@@ -62,7 +62,7 @@ def read_tone_mapped(
 
 
 def tone_map(linear: Float32[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Picture in sRGB of linear light in any unit: multiplying the light by a factor does not change it.
+    """Linear light in any unit as an sRGB picture; a constant factor on the light does not change the picture.
 
     Negative and undefined values are black, infinite ones white.
     """

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which kinds of picture files there are: by content, which decides how a file is read, and by suffix, which decides
-which files of a folder are looked at.
-"""
+"""Kinds of picture files: a file's content decides how it is read, its suffix whether it is read from a folder."""
 
 from __future__ import annotations
 
@@ -36,7 +34,7 @@ _PICTURE_MAGIC = (
 )
 HEAD_BYTES = 64  # of a file, enough to tell its kind
 
-# Of the schemes themselves too: a path loses one of the two slashes.
+# One slash or two after the scheme: `Path` removes one of them.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,2}(?=[^/])")
 
 
@@ -47,7 +45,7 @@ def image_suffixes() -> frozenset[str]:
 
 
 def looks_like_picture(path: Path) -> bool:
-    """Whether a file that is not looked for in folders may be a picture all the same: by its suffix or its content.
+    """Whether a file that is not read from folders may still be a picture, by its suffix or its content.
 
     Raises:
         OSError: the file cannot be read.
@@ -81,7 +79,7 @@ def is_raw(head: bytes) -> bool:
 
 
 def url_in(path: str | Path) -> str | None:
-    """The URL that was given in the place of a path; None where it is a path.
+    """The URL that was given instead of a path; None if it is a path.
 
     >>> url_in("https://example.com/a.jpg"), url_in("photos/a.jpg")
     ('https://example.com/a.jpg', None)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading photos, resizing and padding.
 
-Every photo becomes RGB uint8 [h w 3], upright, in sRGB, without alpha; the network's size is then reached by
-`processing_size`, `rgb_to_planes` and `pad_to_multiple`, and left again by `unpad` and `resize`. A large photo is
-resized in strips of rows with the same bytes as at once, so that no float copy of it is made.
+Every photo becomes RGB uint8 [h w 3], upright, in sRGB, without alpha. `processing_size`, `rgb_to_planes` and
+`pad_to_multiple` then bring it to the networks' size; `unpad` and `resize` bring maps back. A large photo is resized in
+strips of rows, with the same bytes as in one piece, so that no float copy of the whole is made.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from openmarigold.images.quiet import quiet
 from openmarigold.images.tiff import TiffPicture, examine_tiff
 from openmarigold.printing import quoted_logger
 
-MAX_ASPECT = 8  # of photos whose size is given by the shorter side; a strip must not need a lot of memory
-MAX_PROCESSING_PIXELS = 2**24  # the networks hold about a kilobyte a pixel
+MAX_ASPECT = 8  # for photos sized by the shorter side: a very long photo must not need a lot of memory
+MAX_PROCESSING_PIXELS = 2**24  # the networks need about a kilobyte per pixel
 
 _STRIP_PIXELS = 2**20
 
@@ -56,8 +56,8 @@ def read_rgb(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """RGB of a photo: upright (EXIF orientation applied), in sRGB (ICC profile applied), alpha over `background`.
 
-    16 bits are rescaled to 8, linear light (.exr, .hdr) is tone-mapped, raw photos are developed, and of several frames
-    the first is taken, which `note` is told.
+    16 bits are rescaled to 8, linear light (.exr, .hdr) is tone-mapped, and raw photos are developed. Of several frames
+    the first is taken; `note` is called with a line about it.
 
     Raises:
         ImageError: missing, empty, truncated, too large or not an image, or an extra is missing; the message is one
@@ -69,13 +69,13 @@ def read_rgb(
     head = b""
     try:
         head = read_head(path)
-        # Pillow warns above 89 megapixels, which medium-format photos have (it refuses above 179), and of damaged
-        # metadata, which the pixels may not share; libtiff talks to stderr.
+        # Pillow warns above 89 megapixels, which medium-format photos have (it refuses above 179), and about damaged
+        # metadata, although the pixels may be fine; libtiff prints to stderr.
         with quiet():
             rgb = _decode(path, head, color, note)
         if (brightest := int(rgb.max())) < _NEARLY_BLACK:
             note(
-                f"{path} is nearly black (up to {brightest} of 255); 10 or 12 bits stored in 16 are so until stretched"
+                f"{path} is nearly black (up to {brightest} of 255); 10 or 12 bits stored in 16 must be stretched first"
             )
         return rgb
     except MissingExtraError as error:
@@ -129,7 +129,7 @@ def as_rgb(image: Any, *, background: str = "white") -> UInt8[np.ndarray, "h w 3
 
 
 def read_photo(image: Any, *, background: str = "white") -> Photo:
-    """A picture in any form that `as_rgb` takes, with what its metadata state; a `Photo` as it is.
+    """A picture in any form that `as_rgb` accepts, with its metadata; a `Photo` is returned as it is.
 
     Raises as `as_rgb`.
     """
@@ -137,7 +137,7 @@ def read_photo(image: Any, *, background: str = "white") -> Photo:
         return image
     if callable(getattr(image, "read", None)):
         image = _content_of(image)
-    metadata = read_metadata(image)  # of a Pillow image before its pixels, after which its file may be closed
+    metadata = read_metadata(image)  # first: reading the pixels may close a Pillow image's file
     for note in metadata.notes:
         _logger.info(f"{image if isinstance(image, (str, os.PathLike)) else 'the photo'} {note}")
     return Photo(rgb=as_rgb(image, background=background), metadata=metadata)
@@ -146,8 +146,8 @@ def read_photo(image: Any, *, background: str = "white") -> Photo:
 def rgb_to_planes(rgb: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> Float32[np.ndarray, "3 ho wo"]:
     """The photo in [-1, 1], resized with anti-aliasing to `size` (height, width): what the networks see.
 
-    Equals `resize` of the whole: its filter works along rows first, each row on its own, so that strips change no byte.
-    (For photos a hundred times as high as wide Pillow takes columns first, which changes the last bit.)
+    Equals `resize` of the whole: its filter works along each row first, so strips do not change a byte. (For photos
+    a hundred times higher than wide, Pillow filters columns first, which changes the last bit.)
     """
     height, width = rgb.shape[:2]
     rows = max(1, _STRIP_PIXELS // width)
@@ -228,9 +228,9 @@ def processing_size(
 
 
 def pad_to_multiple(array: Shaped[np.ndarray, "*lead h w"], *, multiple: int = 8) -> Shaped[np.ndarray, "*lead hp wp"]:
-    """Array whose last two axes are multiples of `multiple`, the last row and column repeated to the bottom and right.
+    """The array with its last two axes padded to multiples of `multiple`, at the bottom and right.
 
-    Repeating keeps the padding from looking like an edge; zeros would.
+    The last row and column are repeated, since zeros would look like an edge.
     """
     height, width = array.shape[-2:]
     padding = [(0, 0)] * (array.ndim - 2) + [(0, -height % multiple), (0, -width % multiple)]
@@ -272,7 +272,7 @@ _TOO_LARGE = "has more pixels than can be read safely; make it smaller first"
 
 
 def _check_size(width: int, height: int) -> None:
-    """Refuses what Pillow refuses, for the formats that it does not open.
+    """Refuses sizes that Pillow would refuse, for formats that Pillow does not open.
 
     Raises:
         ImageError: more than twice Pillow's `MAX_IMAGE_PIXELS`.
@@ -285,7 +285,7 @@ def read_head(path: Path) -> bytes:
     """The first bytes of a photo's file.
 
     Raises:
-        ImageError: there is none, or it is empty.
+        ImageError: there is no such file, or it is empty.
     """
     if (url := url_in(path)) and not path.exists():
         raise ImageError(f"{url} is a URL; download the picture first, and give the path of the file")
@@ -306,7 +306,7 @@ def _decode(path: Path, head: bytes, color: Color, note: Callable[[str], object]
     if is_linear_light(head):
         return read_tone_mapped(path, background=color, check_size=_check_size, note=note)
     tiff = examine_tiff(path) if head[:4] in TIFF_MAGIC else None
-    renamed = head.startswith((JPEG_MAGIC, PNG_MAGIC, *TIFF_MAGIC))  # has the suffix of a raw photo only
+    renamed = head.startswith((JPEG_MAGIC, PNG_MAGIC, *TIFF_MAGIC))  # though it has a raw photo's suffix
     is_raw_file = is_raw(head) or (path.suffix.lower() in RAW_SUFFIXES and not renamed)
     if is_raw_file or (tiff is not None and tiff.decoder == "raw"):
         return read_raw(path, check_size=_check_size)
@@ -351,9 +351,9 @@ def _decode_by_pillow(
 
 
 def _without_end_marker(path: Path) -> Image.Image | None:
-    """A JPEG that lacks nothing but its end marker; None where pixels are missing too.
+    """The image of a JPEG that lacks only its end marker; None if pixels are missing too.
 
-    What the decoder would read next is made up in three ways: whole pixels do not depend on it.
+    Three different fillers take the place of the missing bytes: complete pixels do not depend on them.
     """
     content = path.read_bytes().rstrip(b"\xff")
     whole: list[Image.Image] = []
@@ -372,7 +372,7 @@ def _open(path: Path, head: bytes) -> Any:
         try:
             return Image.open(path)
         except UnidentifiedImageError:
-            # Pillow loads its plugins with the first photos, and passes over those that another thread just loads.
+            # Pillow loads its plugins with the first photos, and skips those that another thread is loading.
             Image.init()
             return Image.open(path)
     with needs_extra("heif", "pillow-heif"):
@@ -411,10 +411,10 @@ def _read_content(content: bytes, background: str) -> UInt8[np.ndarray, "h w 3"]
 
 
 def _as_array(image: Any) -> tuple[np.ndarray, bool]:
-    """An array of an array or tensor, and whether its kind puts channels first, as torch does.
+    """The NumPy array of an array or tensor, and whether its library puts channels first, as torch does.
 
     Raises:
-        InvalidValueError: of something else.
+        InvalidValueError: it is something else, or does not hold plain numbers.
     """
     if callable(getattr(image, "detach", None)):  # torch, which is not imported here
         try:
@@ -431,7 +431,7 @@ def _as_array(image: Any) -> tuple[np.ndarray, bool]:
             raise InvalidValueError(f"a dense tensor of plain numbers is accepted: {one_line(error)}") from error
     try:
         array = np.asarray(image)
-    except Exception as error:  # of other libraries' arrays, on devices and of kinds that NumPy does not have
+    except Exception as error:  # arrays of other libraries, on devices or of types that NumPy does not have
         raise InvalidValueError(
             f"{_ACCEPTED_KINDS}; {type(image).__name__} cannot be made one: {one_line(error)}"
         ) from error

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any Pillow image or array to RGB uint8 [h w 3]: upright, in sRGB, without alpha; linear light (IEC 61966-2-1).
+"""Any Pillow image or array as RGB uint8 [h w 3]: upright, in sRGB, without alpha. Also linear light (IEC 61966-2-1).
 
-A large image is converted in strips of rows straight into its result, so that next to Pillow's own 4 bytes a pixel only
-the result's 3 bytes a pixel are held.
+A large image is converted in strips of rows directly into its result: memory holds only Pillow's 4 bytes per pixel and
+the result's 3.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ROUNDING = 1e-3  # beyond [0, 1] of floats: a quarter of one level of 255, which
 
 _STRIP_PIXELS = 2**17  # small enough for the cache of a core
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
-# The space of an ICC profile: the mode that it describes, and the modes of images that are given in it.
+# The color space of an ICC profile: its Pillow mode, and the modes of images that it may belong to.
 _PROFILE_MODES = {
     "RGB": ("RGB", ("RGB", "RGBA", "RGBX", "P", "PA", "L", "LA", "1")),
     "GRAY": ("L", ("L", "LA", "1")),
@@ -71,9 +71,9 @@ def image_to_rgb(image: Image.Image, *, background: Color = WHITE) -> UInt8[np.n
 
 
 def keep_transparency(image: Image.Image) -> None:
-    """Makes the transparent color of a PNG image that is not loaded yet fit its pixels, which Pillow scales to 8 bits.
+    """Adapts the transparent color of a PNG image, not loaded yet, to its pixels, which Pillow scales to 8 bits.
 
-    Two colors of 16 bits can be one of 8, so that these images get an alpha channel.
+    Two colors of 16 bits may become the same color of 8 bits, so images of 16 bits get an alpha channel.
     """
     tiles = getattr(image, "tile", None)
     key = image.info.get("transparency")
@@ -100,10 +100,10 @@ def keep_transparency(image: Image.Image) -> None:
 def array_to_rgb(
     array: np.ndarray, channels_first: bool = False, *, background: Color = WHITE
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB of an array [h w], [h w c] or [c h w] with 1, 3 or 4 channels; see `image.as_rgb`.
+    """RGB of an array [h w], [h w c] or [c h w] with 1, 3 or 4 channels; see `photo.as_rgb`.
 
-    Where both ends of a shape may be channels, arrays are read as [h w c]; with `channels_first` (tensors) it is
-    refused.
+    If the first and the last axis may both be channels, an array is read as [h w c]; with `channels_first` (tensors) it
+    is refused.
 
     Raises:
         InvalidValueError: an array of another shape, type or range.
@@ -156,7 +156,7 @@ def _channels_last(array: np.ndarray, *, channels_first: bool) -> np.ndarray:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1 … 8, or 1 where the tag is absent or its block is damaged (the pixels may be fine)."""
+    """EXIF orientation 1 … 8, or 1 if the tag is absent or its block is damaged (the pixels may be fine)."""
     try:
         orientation = int(image.getexif().get(EXIF_ORIENTATION, 1))
     except Exception:  # noqa: BLE001 - Pillow raises many kinds for damaged tags
@@ -195,7 +195,7 @@ def _converter(image: Image.Image, background: Color) -> Callable[[Image.Image],
 
 
 def _profile_transform(image: Image.Image) -> Callable[[Image.Image], Image.Image] | None:
-    """Conversion of a strip to sRGB by the image's ICC profile; None without one, or where it is sRGB or of no use."""
+    """Conversion of a strip to sRGB by the image's ICC profile; None if there is none, or it is sRGB or unusable."""
     content = image.info.get("icc_profile")
     if not isinstance(content, bytes) or not content or b"sRGB IEC61966" in content:
         return None
@@ -216,7 +216,7 @@ def _profile_transform(image: Image.Image) -> Callable[[Image.Image], Image.Imag
             flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
         )
     except (ImageCms.PyCMSError, OSError, ValueError, KeyError):
-        return None  # a damaged profile must not cost the photo
+        return None  # a damaged profile must not make the photo unreadable
 
     def apply(strip: Image.Image) -> Image.Image:
         converted = ImageCms.applyTransform(strip if strip.mode == mode else strip.convert(mode), transform)
@@ -230,7 +230,7 @@ def _deep_converter(image: Image.Image, background: Color) -> Callable[[Image.Im
     """A function that turns a strip of a gray image of more than 8 bits into RGB; Pillow would clip it at 255.
 
     Raises:
-        ImageError: whole numbers that may be 8 or 16 bits.
+        ImageError: integers that may be 8 or 16 bits.
     """
     inverted = white_is_zero(image)
     key = image.info.get("transparency")  # in PNG, one gray level

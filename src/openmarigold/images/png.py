@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PNG files: with texts, with 16 bits a color, which Pillow does not write and halves when it reads, and fast."""
+"""PNG files, fast, with texts and 16 bits per color; Pillow does not write these, and reads only 8 of the bits."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def read_png(content: bytes) -> UInt8[np.ndarray, "h w *c"] | UInt16[np.ndarray,
             raise ValueError(f"Pillow mode {mode}, neither grays nor colors without alpha")
     if any(tile[3] != "RGB;16B" for tile in tiles):
         return upper
-    # Pillow keeps the upper byte of each level; as numbers whose bytes have the other order it keeps the lower one.
+    # Pillow keeps the upper byte of each level; read in the other byte order, it keeps the lower one.
     with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
         image.tile = [(*tile[:3], "RGB;16L") for tile in image.tile]  # pyright: ignore
         return upper.astype(np.uint16) << 8 | np.array(image)

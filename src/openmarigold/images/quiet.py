@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drop what Pillow, libtiff and OpenEXR remark on damaged files, in the thread that reads and in no other.
+"""Drop the messages of Pillow, libtiff and OpenEXR on damaged files, only in the thread that reads.
 
 Warning filters, `sys.stdout`, the file descriptors and libtiff's error handler belong to the whole process. So nothing
-is switched off: what is installed here asks which thread is speaking.
+is switched off: the filters installed here check which thread sends a message.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _ThisThread(threading.local):
 
 
 class _Printed:
-    """`sys.stdout`, but for threads whose prints are dropped."""
+    """`sys.stdout` that drops the output of some threads."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -47,7 +47,7 @@ _here = _ThisThread()
 _FILTER: Any = ("ignore", None, Warning, _here, 0)
 _unprinted_threads = 0
 _libtiff: tuple[Any, ...] | None = None
-"""Our handler and the one before it, kept alive; empty where Pillow does not expose libtiff."""
+"""Our handler and the one before it, kept alive; empty if Pillow does not expose libtiff."""
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def quiet() -> Iterator[None]:
     """Drop Python warnings and libtiff's messages of this thread."""
     with _installing:
         filters: Any = warnings.filters
-        if filters[:1] != [_FILTER]:  # others come before it, or whoever restores earlier filters has taken it out
+        if filters[:1] != [_FILTER]:  # others come before it, or restored filters lack it
             filters[:] = [_FILTER, *(other for other in filters if other != _FILTER)]
         _handle_libtiff_errors()
     _here.quiet += 1
@@ -67,7 +67,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def unprinted() -> Iterator[None]:
-    """Drop what this thread prints to Python's `sys.stdout`, where JSON may be awaited: OpenEXR prints there."""
+    """Drop this thread's output to Python's `sys.stdout`: OpenEXR prints there, which would damage JSON output."""
     global _unprinted_threads
     with _installing:
         _unprinted_threads += 1
@@ -85,7 +85,7 @@ def unprinted() -> Iterator[None]:
 
 
 def _handle_libtiff_errors() -> None:
-    """Have libtiff's errors pass through a function that drops those of quiet threads."""
+    """Route libtiff's errors through a function that drops those of quiet threads."""
     global _libtiff
     if _libtiff is not None:
         return

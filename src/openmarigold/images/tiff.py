@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kind of a TIFF file, by its tags: raw photo or picture, the page of the picture, and its decoder.
 
-Pillow opens more kinds than it decodes rightly (12 bits, signed samples, 16 bits in planes, white as zero), so that
-what it may decode is a list; everything else goes to OpenImageIO or is refused. TIFF 6.0; DNG 1.7, chapter 2.
+Pillow opens more kinds than it decodes correctly (it fails on 12 bits, signed samples, 16 bits in planes, white as
+zero). So it decodes only listed kinds; all others go to OpenImageIO or are refused. TIFF 6.0; DNG 1.7, chapter 2.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _PLANAR, _SUB_PAGES, _INK_SET, _EXTRA, _FORMAT, _DNG_VERSION = 284, 330, 332, 33
 _REDUCED, _MASK = 1, 4  # bits of _KIND
 _RAW_PHOTOMETRIC = (32803, 34892)  # color filter array, linear raw
 _RAW_COMPRESSION = (32767, 32769, 32770, 32867, 34713, 65000, 65535)  # of Sony, Epson, Samsung, Kodak, Nikon, Pentax
-_MAX_PAGES = 64  # that are looked at
+_MAX_PAGES = 64  # that are examined
 _MAX_CHANNELS = 32
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR, _LAB = 0, 1, 2, 3, 5, 6, 8
 _PHOTOMETRIC_NAMES = {4: "a transparency mask", 9: "ICC Lab", 10: "ITU Lab", 32844: "LogL", 32845: "LogLuv"}
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
-# Bits of samples that OpenImageIO decodes rightly.
+# Bits of samples that OpenImageIO decodes correctly.
 _WIDTHS = {_UNSIGNED: {*range(1, 17), 32}, _SIGNED: {8, 16, 32}, _FLOAT: {16, 32, 64}}
 
 Tags = Mapping[int, Any]
@@ -48,7 +48,7 @@ def examine_tiff(path: Path) -> TiffPicture:
     """The page of a TIFF file that is its picture, and the decoder for it.
 
     Raises:
-        ImageError: it holds previews only, or samples of a kind that are not a picture.
+        ImageError: it holds previews only, or samples that are not a picture.
     """
     with path.open("rb") as file:
         pages, whole = _read_pages(file)
@@ -58,7 +58,7 @@ def examine_tiff(path: Path) -> TiffPicture:
             return TiffPicture("raw")
     full = [index for index, tags in enumerate(pages) if not _is_preview(tags)]
     if not full and any(_SUB_PAGES in tags for tags in pages):
-        raise ImageError("holds only a preview on its pages; the picture lies within a page, where it is not read")
+        raise ImageError("holds only a preview on its pages; the picture is on a sub-page, which is not read")
     page = full[0] if full else 0
     notes = []
     if not full:
@@ -72,25 +72,25 @@ def examine_tiff(path: Path) -> TiffPicture:
 
 
 def check_tiff_image(image: Any) -> None:
-    """Refuses an opened Pillow image of a TIFF file that Pillow does not decode rightly; others pass.
+    """Refuses an opened Pillow image of a TIFF file that Pillow does not decode correctly; others pass.
 
     Raises:
-        ImageError: of a kind that is read by path only, or not at all.
+        ImageError: this kind of TIFF is read by path only, or not at all.
     """
     tags = getattr(image, "tag_v2", None)
     if tags is None or image.format != "TIFF":
         return
     if _is_raw(tags) or _DNG_VERSION in tags:
-        raise ImageError("is the preview of a raw photo; give the path of its file in the place of a Pillow image")
+        raise ImageError("is the preview of a raw photo; give the path of its file instead of a Pillow image")
     if _decoder(tags) != "pillow":
         raise ImageError(
-            f"is of a kind of TIFF that Pillow reads wrongly ({_described(tags)}); give the path of its file in the "
-            "place of a Pillow image"
+            f"is of a kind of TIFF that Pillow reads wrongly ({_described(tags)}); give the path of its file instead "
+            "of a Pillow image"
         )
 
 
 def white_is_zero(image: Any) -> bool:
-    """Whether the deep gray levels of a Pillow image count down from white, which Pillow leaves as they are."""
+    """Whether white is 0 in a TIFF image; Pillow does not invert its levels of more than 8 bits."""
     tags = getattr(image, "tag_v2", None)
     return tags is not None and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
 
@@ -148,10 +148,10 @@ def _is_preview(tags: Tags) -> bool:
 
 
 def _decoder(tags: Tags) -> Decoder:
-    """Who decodes a page rightly.
+    """The decoder that reads a page correctly.
 
     Raises:
-        ImageError: no decoder reads it rightly.
+        ImageError: no decoder reads it correctly.
     """
     photometric = _number(tags, _PHOTOMETRIC, _BLACK_IS_ZERO)
     types = set(_numbers(tags, _FORMAT, _UNSIGNED))
@@ -195,7 +195,7 @@ _ADVICE = "save it as RGB or gray with 8 or 16 bits"
 
 
 def _described(tags: Tags) -> str:
-    """The tags that decide, in words."""
+    """The tags that decide, as text."""
     names = {_UNSIGNED: "unsigned", _SIGNED: "signed", _FLOAT: "float"}
     name = names.get(_numbers(tags, _FORMAT, _UNSIGNED)[0], "unknown")
     bits = "/".join(str(value) for value in dict.fromkeys(_numbers(tags, _BITS, 1)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A large photo in overlapping tiles: how large they are, where they lie, how their maps blend, what stays of them.
+"""A large photo in overlapping tiles: their size and places, the weights that blend their maps, and filters for these.
 
 Coordinates are those of the photo: pixel centers at whole numbers.
 """
@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Float32, Float64, UInt8
 from openmarigold.images.photo import rgb_to_planes
 
 OVERLAP = 0.25
-"""Share of a tile's side that the next one covers too, at least."""
+"""Minimum share of a tile's side that the next tile covers too."""
 EMPTY_SHARE = 0.2
 """Share of the photo's pixels that may have no edge within reach of their tile (Boosting: R20)."""
 
@@ -49,7 +49,7 @@ class TilePlan:
 def plan_tiles(photo: tuple[int, int], tile: tuple[int, int], *, step: int = 8, overlap: float = OVERLAP) -> TilePlan:
     """The fewest tiles that cover a photo (height, width) with at least this overlap, evenly spread.
 
-    Starts are multiples of `step` [px], but for the last row and column, which end where the photo ends.
+    Starts are multiples of `step` [px], except for the last row and column, which end at the photo's edge.
     """
     tile = min(tile[0], photo[0]), min(tile[1], photo[1])
     tops, lefts = (_starts(*sides, step, overlap) for sides in zip(photo, tile, strict=True))
@@ -70,9 +70,9 @@ def _starts(length: int, tile: int, step: int, overlap: float) -> tuple[int, ...
 
 
 def axis_weights(starts: Sequence[int], tile: int, at: Float64[np.ndarray, " n"]) -> Float32[np.ndarray, "t n"]:
-    """Weight of each tile of an axis at some coordinates: raised cosines over the overlaps, 1 in sum, exactly.
+    """Weight of each tile of an axis at some coordinates: raised cosines over the overlaps, with a sum of exactly 1.
 
-    Weights are multiples of 2^-12, so that also the products of two axes sum to 1 in float32.
+    Weights are multiples of 2^-12, so that the products of two axes also sum to 1 in float32.
     """
     windows = np.ones((len(starts), len(at)))
     edges = [(start - 0.5, start + tile - 0.5) for start in starts]
@@ -91,7 +91,7 @@ def _rise(share: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
 
 
 def lowpass(stack: Float[np.ndarray, "c h w"], sigma: float) -> Float32[np.ndarray, "c h w"]:
-    """The stack, smoothed by a Gaussian of standard deviation `sigma` [px]; at borders by what is within."""
+    """The stack, smoothed by a Gaussian of standard deviation `sigma` [px]; at borders only pixels inside count."""
     rows, columns = (_gaussian(length, sigma) for length in stack.shape[1:])
     return (rows @ stack.astype(np.float64) @ columns.T).astype(np.float32)
 
@@ -105,7 +105,7 @@ def _gaussian(length: int, sigma: float) -> Float64[np.ndarray, "n n"]:
 def interpolate(
     stack: Float32[np.ndarray, "c h w"], rows: Float64[np.ndarray, " m"], columns: Float64[np.ndarray, " n"]
 ) -> Float32[np.ndarray, "c m n"]:
-    """Values between the pixels of a stack, bilinear; beyond its borders those of the border."""
+    """Values between the pixels of a stack, bilinear; outside, the values at the border."""
     down, below, low = _neighbors(stack.shape[1], rows)
     right, beside, far = _neighbors(stack.shape[2], columns)
     lines = stack[:, down] + (stack[:, below] - stack[:, down]) * low[:, None]

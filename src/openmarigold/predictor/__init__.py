@@ -42,7 +42,7 @@ from openmarigold.predictor.tiles import at_photos_size, check_tiles, crops_of
 from openmarigold.printing import quoted_logger
 from openmarigold.results.prediction import Prediction
 
-if TYPE_CHECKING:  # imported when asked for
+if TYPE_CHECKING:  # imported on first use
     from openmarigold.predictor.stream import StreamedFrame
     from openmarigold.temporal.settings import StreamConfig
 
@@ -69,7 +69,7 @@ class Predictor:
         self._warned = False
         self._estimator = CameraEstimator()
         self._intervals = Intervals()
-        self._opening: dict[str, Any] | None = None  # the arguments of `open_engine`, where it opened the engine
+        self._opening: dict[str, Any] | None = None  # arguments of `open_engine`; None: a given engine
 
     @classmethod
     def load(cls, checkpoint: Path | str | None = None, **options: Unpack[ModelOptions]) -> Predictor:
@@ -99,13 +99,13 @@ class Predictor:
         tiny_vae: TinyVae | None = None,
         at_once: int = 1,
     ) -> Predictor:
-        """The predictor for the settings of a model. Raises what `load` raises.
+        """The predictor for the settings of a model. Raises as `load`.
 
         Args:
             config: the settings.
             found: its checkpoint, if it was read before: a branch on the hub may change between two reads.
             tiny_vae: its small autoencoder, if it was read before.
-            at_once: about how many threads will call it at the same time, as `open_engine`.
+            at_once: about how many threads will call it at the same time; see `open_engine`.
         """
         found = found or read_configured(config)
         tiny_vae = tiny_vae or read_tiny_vae(config, found)
@@ -120,7 +120,7 @@ class Predictor:
         predictor._opening = {
             "checkpoint": replace(opened, directory=opened.directory.absolute()),  # found from any working folder
             "tiny_vae": its_vae and replace(its_vae, directory=its_vae.directory.absolute()),
-            # Not "auto": a copy in another process runs what runs here.
+            # Not "auto": a copy in another process must run the same engine.
             "engine": engine.name,
             "device": engine.device,
             **settings,
@@ -129,7 +129,7 @@ class Predictor:
 
     @property
     def modality(self) -> Modality:
-        """What is predicted."""
+        """The modality that the checkpoint predicts."""
         return self.checkpoint.predicts
 
     def __getstate__(self) -> dict[str, Any]:
@@ -183,10 +183,11 @@ class Predictor:
         Args:
             rgb: PIL image, path, the bytes of a file, or array or tensor: `[h w]`, `[h w c]` or `[c h w]`, uint8,
                 uint16, or float in [0, 1]; a `Photo`; a list or tuple of them, or a batch `[n c h w]` or `[n h w c]`.
-            camera: of the upright photo; for a list one for all, or one (or None) for each. None: see docs/camera.md.
+            camera: camera of the upright photo; for a list, one for all or one (or None) for each. None: see
+                docs/camera.md.
             latents: starting noise instead of the seed's, one per member, for a single photo.
-            guide: called with the noisy latents before each step; may change them, and may give the U-Net's output.
-                The networks then see the photo once, without processing_resolution at `one_pass_resolution`.
+            guide: called with the noisy latents before each step; may change them, and may return the U-Net's output.
+                The networks then see the photo once, at `one_pass_resolution` unless processing_resolution is given.
             options: the settings of `CallConfig`, such as ensemble_size.
 
         Returns:
@@ -221,12 +222,12 @@ class Predictor:
     def stream(
         self, frames: Iterable[Any], *, stream: StreamConfig | None = None, **options: Unpack[CallOptions]
     ) -> Iterator[StreamedFrame]:
-        """The frames of a clip, steady: in one gauge for each shot, smoothed along motion, in constant memory.
+        """The steady frames of a clip: one gauge for each shot, smoothed along motion, in constant memory.
 
         Args:
-            frames: of one size, each what a call takes for one photo.
+            frames: images of one size, each in a form that a call accepts for one photo.
             stream: how the clip is made steady.
-            options: the settings of `CallConfig`; without `num_inference_steps` one step a frame.
+            options: the settings of `CallConfig`; `num_inference_steps` is 1 by default.
 
         Raises:
             InvalidValueError: a setting that is not accepted, or a frame of another size.
@@ -259,7 +260,7 @@ class Predictor:
         return resolved
 
     def latent_shape(self, size: tuple[int, int], config: CallConfig) -> tuple[int, int, int]:
-        """Shape `C h w` of a member's latents for a photo of a size (height, width), as `latents` of a call has it."""
+        """Shape `C h w` of a member's latents in `latents` of a call, for a photo of `size` (height, width)."""
         resolution = config.processing_resolution
         assert resolution is not None
         seen = processing_size(*size, processing_resolution=resolution, side=self.checkpoint.processing_side)
@@ -277,7 +278,7 @@ class Predictor:
     def _groups(
         self, rgb: Iterable[Any], config: CallConfig, cameras: Sequence[Camera | None], *, one_pass: bool
     ) -> Iterator[dict[int, PreparedPhoto]]:
-        """Yields photos by their place in the list, in groups of one image shape, at most a batch each."""
+        """Yields groups of photos, by their place in the list; a group has one image shape and fits into a batch."""
         waiting: defaultdict[tuple[int, ...], dict[int, PreparedPhoto]] = defaultdict(dict)
         for place, one in enumerate(rgb):
             photo = self._prepare(one, config, None, cameras[place], one_pass=one_pass)
@@ -287,7 +288,7 @@ class Predictor:
             together = 1 if config.ensemble_tolerance is not None else self._batch_limit(photo.image.shape, config)
             if len(waiting[shape]) >= together:
                 yield waiting.pop(shape)
-            elif sum(map(len, waiting.values())) >= 2 * together:  # of many shapes: memory does not hold them all
+            elif sum(map(len, waiting.values())) >= 2 * together:  # many shapes: memory cannot hold them all
                 yield waiting.pop(max(waiting, key=lambda shape: len(waiting[shape])))
         yield from waiting.values()
 
@@ -300,7 +301,7 @@ class Predictor:
         *,
         one_pass: bool = False,
     ) -> PreparedPhoto:
-        # 1. and 2. What the networks see of the photo, its camera, and where its random numbers come from.
+        # 1. and 2. The networks' input, the camera, and the source of the random numbers.
         read = read_photo(one, background=config.background)
         camera = choose_camera(read, config, camera)
         return prepared(read, camera, config, self, latents=latents, one_pass=one_pass)
@@ -310,13 +311,13 @@ class Predictor:
     ) -> list[Prediction]:
         """The predictions for photos whose images have the same shape."""
         found = self._consensus(photos, config, guide)
-        # 6. Their maps, at the photo's size, with the details of tiles where those are asked for.
+        # 6. Their maps, at the photo's size, with the details of tiles if these are requested.
         return [self._finish(*pair, config, is_guided=guide is not None) for pair in zip(photos, found, strict=True)]
 
     def _consensus(
         self, photos: Sequence[PreparedPhoto], config: CallConfig, guide: Guide | None = None
     ) -> Iterator[Consensus]:
-        """Yields what the members of each photo agree on, at the processing size; their images have the same shape."""
+        """Yields the consensus of each photo's members, at the processing size; the images have the same shape."""
         # 3. Their latents, computed once for all members and steps.
         checks = FiniteChecks(checkpoint=self.checkpoint.name, dtype=self.engine.dtype)
         passes = [photos, [photo.coarse for photo in photos if photo.coarse is not None]]
@@ -331,7 +332,7 @@ class Predictor:
                 seen[-1].append(condition)
                 checks.add(self.engine.is_finite(condition), encoder)
 
-        # 4. Their members, photo after photo, in batches that neighbors fill.
+        # 4. Their members, photo after photo; a batch may hold members of several photos.
         members = self._members(seen, photos, config, checks, guide)
 
         # 5. One consensus of the members of each. Paper: §3.4.
@@ -343,7 +344,7 @@ class Predictor:
     def _crops(
         self, photo: PreparedPhoto, config: CallConfig, boxes: Sequence[tuple[slice, slice]]
     ) -> Iterator[tuple[int, Consensus]]:
-        """Yields the number and the consensus of parts of a photo (rows, columns), each seen as a photo of its own."""
+        """Yields number and consensus of each part (rows, columns) of a photo; parts are predicted as single photos."""
         own = replace(config, fov=None, focal_px=None, camera_file=None)  # the cameras are given
         crops, cameras = crops_of(photo, boxes)
         for group in self._groups(crops, own, cameras, one_pass=True):
@@ -357,7 +358,7 @@ class Predictor:
         checks: FiniteChecks,
         guide: Guide | None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields each member's maps `[c h w]` at the processing size, and its latents; all see `seen[member % n]`."""
+        """Yields each member's maps `[c h w]` at the processing size, and its latents; member m sees `seen[m % n]`."""
         pairs = [(row, member) for row in range(len(photos)) for member in range(config.ensemble_size)]
         while pairs:
             # Computed again each time: an engine learns from the first batch how much memory an image takes.
@@ -381,7 +382,7 @@ class Predictor:
                 # A value that is not finite stays so in later steps: one check at the end is enough.
                 checks.add(self.engine.is_finite(latent), "U-Net")
                 decoded = self.engine.decode(latent)
-                checks.add(bool(np.isfinite(decoded).all()), "VAE decoder")  # has waited for a GPU, if any
+                checks.add(bool(np.isfinite(decoded).all()), "VAE decoder")  # `decode` waits for a GPU
                 latents = self.engine.from_engine(latent)
                 for pair, member, its_latent in zip(part, decoded, latents, strict=True):
                     photo = photos[pair[0]]
@@ -393,7 +394,7 @@ class Predictor:
                 yield found.pop(pair)
 
     def _batch_limit(self, shape: Sequence[int], config: CallConfig) -> int:
-        """The number of images `[.. H W]` in a batch: as requested or as fits, if batching changes no result."""
+        """The number of images `[.. H W]` in a batch: requested, else fitting; at most what changes no result."""
         limit = config.batch_size or self.engine.fitting_batch_size(*shape[-2:])
         return min(limit, self.engine.max_batch_size or limit)
 

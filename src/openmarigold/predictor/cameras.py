@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which camera a photo has: given, stated by its file or its metadata, estimated, or assumed (docs/camera.md)."""
+"""The camera of a photo: given, read from a file or the photo's metadata, estimated, or assumed (docs/camera.md)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from openmarigold.predictor import Predictor
 
 ESTIMATION_SIDE = 512
-"""Longer side [px] at which depth and normals are compared, at most."""
+"""Maximum longer side [px] at which depth and normals are compared."""
 
 _log = quoted_logger(__name__)
 
@@ -37,14 +37,14 @@ def choose_camera(photo: Photo, config: CallConfig, given: Camera | None = None)
     """The camera of a photo, in its pixels: the first of these that is known.
 
     1. `given`; the file of the setting camera_file; focal_px; fov. Of these only one may be given.
-    2. What the photo's metadata state.
+    2. The camera in the photo's metadata.
     3. `Camera.assumed`.
 
     Raises:
         InvalidValueError: more than one is given, the file cannot be read, or it is not a camera of this photo.
     """
     height, width = size = photo.rgb.shape[0], photo.rgb.shape[1]
-    if given is None and config.camera_file is None and config.focal_px is None:  # as usual: no more is imported
+    if given is None and config.camera_file is None and config.focal_px is None:  # the usual case needs no more imports
         if config.fov is not None:
             return Camera.from_fov((height, width), config.fov)
         return photo.metadata.camera((height, width)) or Camera.assumed((height, width))
@@ -63,7 +63,7 @@ def choose_camera(photo: Photo, config: CallConfig, given: Camera | None = None)
 
 
 def camera_facts(config: CallConfig) -> dict[str, Any]:
-    """The settings about the camera that shape results, where they are given; files by their hashes.
+    """The given settings of the camera that affect results; for files their hashes.
 
     Raises:
         InvalidValueError: the camera's file cannot be read.
@@ -87,7 +87,7 @@ def cameras_of_list(given: Camera | Sequence[Camera | None] | None, count: int) 
     """One camera, or None, for each of `count` photos.
 
     Raises:
-        InvalidValueError: their number is another.
+        InvalidValueError: the number of cameras is not `count`.
     """
     if given is None or isinstance(given, Camera):
         return [given] * count
@@ -113,7 +113,7 @@ class CameraEstimator:
         config: CallConfig,
         device: str,
     ) -> tuple[Camera, Mapping[str, Any]]:
-        """The photo's camera, estimated from its maps where that is asked for, and what is to be stated about it."""
+        """The photo's camera, estimated from its maps if that is requested, and facts about it for provenance."""
         if not config.estimate_camera or modality.relief is None or photo.photo.metadata.panorama is not None:
             return photo.camera, {}
         return self.estimate(
@@ -135,17 +135,18 @@ class CameraEstimator:
         config: CallConfig,
         device: str,
     ) -> tuple[Camera, dict[str, Any]]:
-        """The camera of a photo, and for provenance camera_confidence and, for affine depth, shift.
+        """The camera of a photo, and facts for provenance: camera_confidence and, for affine depth, shift.
 
-        Nothing is estimated where both are known. What depth and normals do not tell stays assumed, and is stated so.
+        Nothing is estimated if camera and shift are known. If depth and normals do not determine one of them, it stays
+        assumed, and the facts state this.
 
         Args:
             relief: depth up to the invariance, of the photo at any size.
             rgb: the photo.
-            camera: what is known of it; what is assumed is replaced.
+            camera: the photo's camera; an assumed one is replaced.
             invariance: of the depth: "affine", "scale" or "absolute".
             config: names the model of normals.
-            device: where that runs.
+            device: device of that model.
         """
         if invariance != "affine" and not camera.is_assumed:
             return camera, {}
@@ -183,7 +184,7 @@ class CameraEstimator:
                 self._models[name] = Predictor.from_config(replace(_normals_model(config), device=own))
             return self._models[name]
 
-    def __reduce__(self) -> tuple[Any, ...]:  # models are loaded again
+    def __reduce__(self) -> tuple[Any, ...]:  # a copy loads the models again
         return CameraEstimator, ()
 
 
@@ -191,7 +192,7 @@ def _normals_model(config: CallConfig) -> ModelConfig:
     return ModelConfig(checkpoint=config.normals_checkpoint, modality=(NORMALS.name,))
 
 
-@cache  # once, however many photos there are
+@cache  # once, not for each photo
 def warn_of_no_relief(title: str) -> None:
     """Logs that a camera is not estimated, because no depth is predicted."""
     _log.warning("estimate_camera has no effect on %s: it needs predicted depth", title)

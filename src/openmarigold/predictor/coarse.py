@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two passes at a photo, for a checkpoint that was trained on small pictures.
 
-Its latents at a high resolution show more detail, but judge the whole worse. What is coarse in them is therefore taken
+At a high resolution its latents show more detail, but their coarse structure is worse. The coarse part therefore comes
 from a pass at the checkpoint's own resolution. The two are joined before they are decoded, so the decoder runs once.
 
-Source: Miangoleh et al. 2021 (Boosting Monocular Depth Estimation), whose networks merge two depth maps; here it is a
-Gaussian, and latents instead of maps. Measured in docs/experiments.md.
+Source: Miangoleh et al. 2021 (Boosting Monocular Depth Estimation). There, a network merges two depth maps; here, a
+Gaussian filter merges latents. Measured in docs/experiments.md.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from openmarigold.engines import Engine, Latent
 from openmarigold.images.tiles import interpolate, lowpass
 from openmarigold.predictor.sampling import Guide, PreparedPhoto, denoised
 
-_LOWPASS = 16  # the photo's shorter side by the standard deviation of what is coarse in it, as of tiles
+_LOWPASS = 16  # the photo's shorter side divided by the filter's standard deviation, as for tiles
 
 
 def denoised_twice(
@@ -33,14 +33,14 @@ def denoised_twice(
     guide: Guide | None,
     **settings: Any,
 ) -> Latent:
-    """Target latents `[b C·t h w]` as `denoised` returns them; of photos with a coarse pass, what both passes give.
+    """Target latents `[b C·t h w]` as `denoised` returns them; for photos with a coarse pass, both passes joined.
 
     Args:
-        conditions: of the photos, and of their coarse passes where they have them.
+        conditions: those of the photos, and those of their coarse passes, if they have any.
         photos: the photos; all or none have a coarse pass.
         batch: row of the photo and number of each member.
         engine: runs the networks.
-        guide: of the first pass.
+        guide: guides the first pass only.
         settings: the other arguments of `denoised`.
     """
     latent = denoised(conditions[0], photos, batch, engine=engine, guide=guide, **settings)
@@ -71,7 +71,7 @@ def with_coarse(
         fine: latents of a photo; they may cover padding below and to the right.
         coarse: latents of the same photo at a lower resolution, padded likewise.
         size: height and width that the networks saw, without padding [px].
-        coarse_size: the same of `coarse`.
+        coarse_size: the same for `coarse`.
     """
     places = (
         (np.arange(cells) + 0.5) * (below / seen) - 0.5

@@ -28,11 +28,11 @@ class Intervals:
     def __init__(self) -> None:
         self._known: dict[CallConfig, Interval | None] = {}
 
-    def __reduce__(self) -> tuple[Any, ...]:  # what is known is read again
+    def __reduce__(self) -> tuple[Any, ...]:  # a copy looks its intervals up again
         return Intervals, ()
 
     def chosen(self, config: CallConfig, parts: Parts, *, is_steered: bool = False) -> Interval | None:
-        """The interval that a resolved call asks for; None where it asks for none.
+        """The interval that a resolved call asks for; None if it asks for none.
 
         Raises:
             InvalidValueError, CheckpointError: see `choose_interval`; or a guide or latents are given.
@@ -41,8 +41,8 @@ class Intervals:
             return None
         if is_steered:
             raise InvalidValueError(
-                f"interval={config.interval:g} was given with guide or latents, for which nothing is calibrated; leave "
-                "one of them out"
+                f"interval={config.interval:g} was given with guide or latents, but intervals are not calibrated for "
+                "these; leave one of them out"
             )
         if config not in self._known:
             self._known[config] = choose_interval(parts.checkpoint, config, has_tiny_vae=parts.tiny_vae is not None)
@@ -52,7 +52,7 @@ class Intervals:
 def bounds_of(
     interval: Interval | None, found: Consensus, maps: Maps, photo: PreparedPhoto, config: CallConfig
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The maps of a photo's interval, float32 of its size, and what is to be stated; nothing without an interval.
+    """The bounds of a photo's maps, float32 at its size, and facts for provenance; both empty without an interval.
 
     Raises:
         InvalidValueError: the photo is so large that it is divided into tiles.
@@ -61,8 +61,8 @@ def bounds_of(
         return {}, {}
     if are_wanted(photo, config):
         raise InvalidValueError(
-            f"interval={interval.level:g}: the photo is so large that it is predicted in tiles, for which nothing is "
-            "calibrated; give tiles False (--no-tiles), or leave interval out"
+            f"interval={interval.level:g}: the photo is so large that it is predicted in tiles, but intervals are "
+            "not calibrated for these; give tiles False (--no-tiles), or leave interval out"
         )
     half = interval.half_width(found.stack, found.uncertainty)
     if photo.processing_size != photo.size:
@@ -75,7 +75,7 @@ def bounds_of(
 def signals_of(
     predictor: Predictor, rgb: UInt8[np.ndarray, "H W 3"], config: CallConfig, band: Band, names: Sequence[str]
 ) -> tuple[Maps, dict[str, Float32[np.ndarray, "H W"]]]:
-    """A photo's maps, and the signals of a band at the photo's size, each as an interval of weight 1 would have it."""
+    """A photo's maps, and the signals of a band at the photo's size, each as the half width for weight 1."""
     resolved = predictor.resolve(replace(config, interval=None, tiles=False))
     photo = predictor._prepare(rgb, resolved, None, None)
     found = next(predictor._consensus([photo], resolved))

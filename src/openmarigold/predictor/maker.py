@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run over many photos asks of whoever makes the results: a model here, or a server elsewhere.
+"""The interface between a run over many photos and the maker of its results: a model here, or a server elsewhere.
 
-A `Finisher` may follow a prediction before its files are written: the seam for rooms above, such as `completion`.
+A `Finisher` may change a prediction before its files are written. Packages above this one, such as `completion`,
+provide it.
 """
 
 from __future__ import annotations
@@ -35,21 +36,21 @@ class Maker(ABC):
     @property
     @abstractmethod
     def modality_name(self) -> str:
-        """What the files hold."""
+        """Name of the modality in the files."""
 
     @property
     @abstractmethod
     def request(self) -> dict[str, Any]:
-        """Every setting that shapes the results."""
+        """Every setting that affects the results."""
 
     @property
     @abstractmethod
     def engine(self) -> str | None:
-        """What runs the networks; None until a photo needs them."""
+        """Name of the engine that runs the networks; None until a photo needs them."""
 
     @cached_property
     def manifest(self) -> Manifest:
-        """The lines of the output folder's manifest that are of this modality."""
+        """This modality's lines in the output folder's manifest."""
         return Manifest(self.output_dir, self.modality_name)
 
     @cached_property
@@ -66,10 +67,10 @@ class Maker(ABC):
         """The files of a result (its path in the output folder, without suffixes)."""
 
     def request_of(self, photo: Path, result: str) -> dict[str, Any]:
-        """`request`, and what shapes the results of this photo alone.
+        """`request`, and the settings that affect this photo alone.
 
         Raises:
-            DataError: what is needed for this photo is missing.
+            DataError: data that this photo needs are missing.
         """
         return self.request
 
@@ -79,19 +80,19 @@ class Maker(ABC):
         return self.manifest.is_done(result, request=request, input_sha256=input_sha256, outputs=names)
 
     def share_cores(self, num_photos: int) -> int:
-        """How many of so many photos may be predicted at the same time; asked before the first one."""
+        """How many of `num_photos` photos may be predicted at the same time; called before the first one."""
         return 1
 
     def stop(self) -> None:  # noqa: B027 - makers that predict in one thread have nothing to stop
-        """Ends the predictions of other threads soon, by KeyboardInterrupt: the run is interrupted."""
+        """Ends the predictions of other threads soon, by KeyboardInterrupt, when the run is interrupted."""
 
     @abstractmethod
     def prepare(self, makers: Sequence[Maker]) -> None:
-        """Does what the first photo waits for, such as loading; `makers` are all of the run."""
+        """Prepares for the first photo, for example loads a model; `makers` are all makers of the run."""
 
     @abstractmethod
     def predict(self, photo: Any, path: Path, result: str) -> tuple[Any, list[str]]:
-        """The prediction for one photo (as the run's reader gave it), for `write`; and notes on it, with its name."""
+        """The prediction for one photo (as the run's reader returned it), for `write`; and notes with its name."""
 
     @abstractmethod
     def write(
@@ -103,7 +104,7 @@ class Maker(ABC):
         input_sha256: str | None,
         request: Mapping[str, Any],
     ) -> tuple[dict[str, Any], dict[str, int | None], bool]:
-        """Writes the results of a photo: their provenance, the valid files with their sizes, and whether others went.
+        """Writes the results of a photo; returns provenance, valid files with sizes, whether others were removed.
 
         Raises:
             OutputError: a file cannot be written or removed.
@@ -111,7 +112,7 @@ class Maker(ABC):
 
 
 def divide_cores(makers: Sequence[Maker], num_photos: int) -> int:
-    """How many photos are predicted at the same time: as many as all makers allow; each is told."""
+    """How many photos are predicted at the same time: the smallest number of all makers, which each maker gets."""
     at_once = min(maker.share_cores(num_photos) for maker in makers)
     for maker in makers:
         maker.at_once = at_once
@@ -120,7 +121,7 @@ def divide_cores(makers: Sequence[Maker], num_photos: int) -> int:
 
 @contextmanager
 def stopping(makers: Sequence[Maker]) -> Iterator[None]:
-    """On an interruption it stops the predictions of other threads, for which the end of a run would wait."""
+    """On an interruption, stops the predictions of other threads: the run would wait for them before it ends."""
     try:
         yield
     except (KeyboardInterrupt, GeneratorExit):
@@ -130,12 +131,12 @@ def stopping(makers: Sequence[Maker]) -> Iterator[None]:
 
 
 PhotoReader: TypeAlias = Callable[[Path, Sequence[Maker], Callable[[str], object]], tuple[Any, int]]
-"""Reads the photo at a path for these makers, and tells notes: what they predict from, and its number of pixels."""
+"""Reads the photo at a path for these makers, and reports notes; returns the makers' input and its number of pixels."""
 
 
 @runtime_checkable
 class Finisher(Protocol):
-    """Makes another prediction of a photo from the model's own."""
+    """Makes another prediction of a photo from the model's prediction."""
 
     @property
     def modality(self) -> Modality:
@@ -149,25 +150,25 @@ class Finisher(Protocol):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What shapes the results of every photo, of plain types: other settings make other results."""
+        """Settings that affect the results of every photo, as plain types."""
         ...
 
     def check(self, checkpoint: Checkpoint) -> None:
-        """Raises InvalidValueError or MissingExtraError for a checkpoint or settings that do not serve."""
+        """Raises InvalidValueError or MissingExtraError for a checkpoint or settings that cannot be used."""
         ...
 
     def facts_of(self, photo: Path, result: str) -> Mapping[str, Any]:
-        """What shapes the results of this photo, of plain types; `result` is its path in the output folder.
+        """Settings that affect this photo alone, as plain types; `result` is its path in the output folder.
 
         Raises:
-            DataError: what is needed for this photo is missing.
+            DataError: data that this photo needs are missing.
         """
         ...
 
     def finish(self, prediction: Prediction, photo: Path, result: str, predictor: Predictor) -> Prediction:
-        """The prediction that is written; `prediction` holds the photo (`rgb`) and its camera.
+        """The prediction to write; `prediction` holds the photo (`rgb`) and its camera.
 
         Raises:
-            DataError, InvalidValueError: of this photo alone.
+            DataError, InvalidValueError: this photo fails; others may succeed.
         """
         ...

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one model makes of the photos of a run: its settings, its lines in the manifest, its files."""
+"""The results of one model in a run over photos: its settings, its lines in the manifest, its files."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from openmarigold.results.prediction import Prediction
 from openmarigold.results.surfaces import check_uncertainty, space_facts
 from openmarigold.results.writers import check_output, needs_photo, result_paths, write_prediction
 
-_MOST_AT_ONCE = 4  # photos that a folder's run predicts at the same time
-_MOST_RESOLUTION = 384  # that the networks see of each [px]; each photo takes memory of its own
-# Settings that do not shape the results: where the model lies and how it runs. The checkpoint counts by its hash.
+_MOST_AT_ONCE = 4  # photos that a run predicts at the same time
+_MOST_RESOLUTION = 384  # of photos predicted at the same time [px], since each takes memory
+# Settings without effect on the results: where the model is and how it runs. The checkpoint counts by its hash.
 _WITHOUT_EFFECT = frozenset(
     {
         "checkpoint",
@@ -59,7 +59,7 @@ _WITHOUT_EFFECT = frozenset(
 
 
 def notes_on(prediction: Prediction, path: Path | str) -> list[str]:
-    """Notes of a prediction on the photo at `path`, and on changes to a camera read from a file."""
+    """Notes on the prediction of the photo at `path`, and on changes to a camera that was read from a file."""
     notes = [f"{path}: {note}" for note in prediction.settings.get("notes", ())]
     camera = prediction.camera
     if camera is not None and camera.source == "file" and camera.note:
@@ -86,12 +86,12 @@ class ModelRun(Maker):
 
     @property
     def writes(self) -> Modality:
-        """What the files hold."""
+        """The modality in the files."""
         return self.checkpoint.predicts if self.finisher is None else self.finisher.modality
 
     @property
     def modality_name(self) -> str:
-        """What the files hold."""
+        """Name of the modality in the files."""
         return self.writes.name
 
     @cached_property
@@ -106,7 +106,7 @@ class ModelRun(Maker):
 
     @cached_property
     def request(self) -> dict[str, Any]:
-        """Every setting that shapes the results; those left to the checkpoint have its defaults."""
+        """Every setting that affects the results, with the checkpoint's defaults filled in."""
         resolved = resolve_settings(self.config, self.checkpoint)
         names = [setting.name for setting in fields(resolved) if setting.name not in _WITHOUT_EFFECT]
         return {
@@ -126,29 +126,29 @@ class ModelRun(Maker):
         }
 
     def request_of(self, photo: Path, result: str) -> dict[str, Any]:
-        """`request`, and what shapes the results of this photo alone.
+        """`request`, and the settings that affect this photo alone.
 
         Raises:
-            DataError: what is needed for this photo is missing.
+            DataError: data that this photo needs are missing.
         """
         return self.request if self.finisher is None else {**self.request, **self.finisher.facts_of(photo, result)}
 
     @cached_property
     def interval(self) -> Interval | None:
-        """What bounds are made from, if the settings ask for them."""
+        """The calibrated interval for bounds, if the settings ask for them."""
         resolved = resolve_settings(self.config, self.checkpoint)
         return choose_interval(self.checkpoint, resolved, has_tiny_vae=self.tiny_vae is not None)
 
     @cached_property
     def _tiny_vae_settings(self) -> dict[str, str]:
-        """What a small autoencoder changes in the results, if there is one."""
+        """The entries of `request` about a small autoencoder, if there is one."""
         if self.tiny_vae is None:
             return {}
         return {"tiny_vae_sha256": tiny_vae_sha256(self.tiny_vae), "tiny_vae_for": self.tiny_vae.used_for}
 
     @property
     def engine(self) -> str | None:
-        """What runs the networks; None until a photo needs them."""
+        """Name of the engine that runs the networks; None until a photo needs them."""
         return None if self._predictor is None else self._predictor.engine.name
 
     def check(self) -> None:
@@ -160,7 +160,7 @@ class ModelRun(Maker):
         check_uncertainty(self.output, has_uncertainty=self.config.ensemble_size > 1)
 
     def load(self, others: Sequence[ModelRun] = ()) -> Predictor:
-        """The loaded model; its networks are those of one of the `others` that has the same checkpoint."""
+        """The loaded model; it shares the networks of a loaded one among `others` that has the same checkpoint."""
         if self._predictor is None:
             started = time.perf_counter()
             same = (other._predictor for other in others if other._shares_networks(self))
@@ -175,7 +175,7 @@ class ModelRun(Maker):
         return self._predictor
 
     def sibling(self, config: PredictConfig, output: OutputConfig, output_dir: Path) -> ModelRun:
-        """The same model with other settings of its calls, and other files: nothing is read or loaded again.
+        """The same model with other call settings and other files; nothing is read or loaded again.
 
         `config` must name the same model.
         """
@@ -202,7 +202,7 @@ class ModelRun(Maker):
         )
 
     def share_cores(self, num_photos: int) -> int:
-        """Several with small networks in ONNX Runtime: one on each core leaves fewer gaps than one on all cores."""
+        """Several with small networks in ONNX Runtime: a photo per core is faster than one photo on all cores."""
         at_once = min(os.cpu_count() or 1, _MOST_AT_ONCE)
         resolution = resolve_settings(self.config, self.checkpoint).processing_resolution
         is_low = resolution is not None and 0 < resolution <= _MOST_RESOLUTION
@@ -224,7 +224,7 @@ class ModelRun(Maker):
         self.load([other for other in makers if isinstance(other, ModelRun)])
 
     def predict(self, photo: Photo, path: Path, result: str) -> tuple[Prediction, list[str]]:
-        """The prediction for one photo, which lies at `path`, without the photo where no file needs it; and notes."""
+        """The prediction for the photo at `path`, without its pixels if no file needs them; and notes."""
         predictor = self.load()
         prediction = predictor(photo, **self.config.call_options)
         if self.finisher is not None:
@@ -241,7 +241,7 @@ class ModelRun(Maker):
         input_sha256: str | None,
         request: Mapping[str, Any],
     ) -> tuple[dict[str, Any], dict[str, int | None], bool]:
-        """Writes the results of a photo: their provenance, the valid files with their sizes, and whether others went.
+        """Writes the results of a photo; returns provenance, valid files with sizes, whether others were removed.
 
         Raises:
             OutputError: a file cannot be written or removed.
@@ -251,9 +251,9 @@ class ModelRun(Maker):
             modality, invariance = self.finisher.modality, self.finisher.invariance
         record = {
             "software": f"openmarigold {__version__}",
-            "quantity": modality.quantities.get(invariance),  # of derived maps, the prediction states its own
+            "quantity": modality.quantities.get(invariance),  # a prediction of derived maps overrides it
             "input_sha256": input_sha256,
-            "checkpoint": None,  # its name, in a place of its own
+            "checkpoint": None,  # sets the place of its name, which the prediction's settings hold
             **request,
             **prediction.settings,
         }

@@ -2,7 +2,8 @@
 """int8: a copy of a checkpoint whose networks were quantized on photos. It is a checkpoint like any other.
 
 `--dtype int8` makes the copy on first use, in the user's cache, from the photos that come with the package;
-`checkpoint export --dtype int8` makes it where asked, from the user's photos. Only making it needs torch, onnx or NNCF.
+`checkpoint export --dtype int8` makes it in a given folder, from the user's photos. Only making it needs torch, onnx or
+NNCF.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from openmarigold.printing import quoted_logger
 from openmarigold.text_files import parse_json
 
 MAX_RESOLUTION = 384
-"""Side of the photos that calibrate a network [px], at most: ranges do not depend on the size, time does."""
+"""Maximum side of the photos that calibrate a network [px]: the size affects the time, but not the ranges of values."""
 _VERSION = 4  # raised whenever the same checkpoint would be quantized to something else
 _MEASURED = 2  # photos on which single layers are measured, at a third of the side
 _LEAST = 64  # side of a photo [px]
@@ -65,9 +66,9 @@ def default_photos() -> list[Path]:
 
 
 def in_int8(checkpoint: Checkpoint, config: ModelConfig, tiny_vae: TinyVae | None = None) -> Checkpoint:
-    """The int8 copy of a checkpoint in the user's cache, which is made on first use. Raises what `export_int8` raises.
+    """The int8 copy of a checkpoint in the user's cache, which is made on first use. Raises as `export_int8`.
 
-    Its networks are those of the engine that the settings choose; a tiny autoencoder is part of it.
+    It is made for the engine that the settings choose; a tiny autoencoder is part of it.
     """
     chosen = choose_engine(checkpoint, engine=config.engine, device=config.device, dtype="int8", compile=config.compile)
     format: ConvertedFormat = "onnx" if chosen == "onnx" else "openvino"
@@ -85,7 +86,7 @@ def in_int8(checkpoint: Checkpoint, config: ModelConfig, tiny_vae: TinyVae | Non
             except CheckpointError as error:
                 _log.warning("the int8 copy of %s is damaged and is made again (%s)", checkpoint.name, error)
         _log.warning("%s is quantized to int8, once; kept in %s", checkpoint.name, folder)
-        shutil.rmtree(folder, ignore_errors=True)  # of a damaged copy any file may be missing
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged copy may lack any file
         try:
             export_int8(checkpoint, folder, format=format, photos=photos, tiny_vae=tiny_vae)
         except OutputError as error:
@@ -108,11 +109,11 @@ def export_int8(
     Its model_index.json states how it was quantized and which layers stayed in floating point.
 
     Args:
-        source: a checkpoint in float32; of converted ones, in the same format.
-        destination: folder to write; an exported checkpoint that is there is replaced.
+        source: a checkpoint in float32; a converted one must have the same format.
+        destination: folder to write; it may hold an older export, which is replaced.
         format: "onnx" (ONNX Runtime) or "openvino" (NNCF).
-        photos: what the ranges of values are measured on. Nothing: `default_photos`.
-        tiny_vae: an autoencoder that replaces the checkpoint's own, in the directions of its `used_for`.
+        photos: photos to measure the ranges of values on. Nothing: `default_photos`.
+        tiny_vae: an autoencoder that replaces the checkpoint's, in the directions of its `used_for`.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or in int8 already.
@@ -188,7 +189,7 @@ def _tool(format: ConvertedFormat) -> str:
 
 
 class _Recorder:
-    """Keeps what each network is given on photos, in files."""
+    """Records the inputs of each network on photos, in files."""
 
     def __init__(self, checkpoint: Checkpoint, format: ConvertedFormat, folder: Path) -> None:
         self._folder = folder

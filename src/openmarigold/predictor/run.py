@@ -30,13 +30,13 @@ from openmarigold.results.inputs import (
     photo_location,
 )
 
-MAX_PIXELS_ASIDE = 40_000_000  # of photos that are held while the next one is read: three of 12 megapixels
+MAX_PIXELS_ASIDE = 40_000_000  # of photos held while the next one is read: three of 12 megapixels
 _PHOTO_ERRORS = (OpenMarigoldError, MemoryError, OSError)
 
 
 @dataclass
 class BatchResult:
-    """What became of each photo, and the time it took."""
+    """The outcome of each photo, and the time it took."""
 
     written: list[Path] = field(default_factory=list)
     """Result files."""
@@ -55,11 +55,11 @@ class BatchResult:
     """Names of the results that this run made or found done: paths in the output folder, without suffixes."""
     num_predicted: int = 0
     engine: str | None = None
-    """What ran the networks; None where no photo needed them."""
+    """Name of the engine that ran the networks; None if no photo needed them."""
     load_s: float = 0.0
     """Time to load the checkpoint [s]."""
     predict_s: list[float] = field(default_factory=list)
-    """Time spent on each predicted photo: reading, predicting, writing [s]. Those of neighbors overlap."""
+    """Time spent on each predicted photo: reading, predicting, writing [s]. Neighboring photos overlap in time."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -103,8 +103,8 @@ def predict_files(
     `inputs` is one path or several. Results of a folder keep its layout: `folder/a/b.jpg` becomes
     `output_dir/a/b_depth.npy`. Results that the manifest lists as done for the same photo and settings are kept unless
     `overwrite`; others are made again. Results of another photo (another place and other bytes) are replaced only with
-    `overwrite`. Results of earlier predictions in a given folder are not photos, unless they are named themselves.
-    With a `finisher` its predictions are written, not the model's own.
+    `overwrite`. Results of earlier predictions in a given folder are not inputs, unless they are named themselves.
+    With a `finisher`, its predictions are written instead of the model's.
     Folders and settings are checked first; then the model is loaded for the first photo that can be read.
 
     Raises:
@@ -141,16 +141,16 @@ def make_results(
     overwrite: bool = False,
     report: Callable[[Event], object] = lambda event: None,
 ) -> BatchResult:
-    """`predict_files` by any makers, which are checked already, as is the output folder.
+    """`predict_files` with any makers. The caller has checked the makers and the output folder.
 
     Args:
         inputs: photos, and folders of photos.
         output_dir: where `makers` write.
         makers: one for each modality.
         read: called in one thread, for each photo in order.
-        ahead: photos that are read before the one at hand is done, at most.
-        overwrite: make again what is done, and replace results of other photos.
-        report: is told how far it is.
+        ahead: maximum number of photos that are read before the current one is predicted.
+        overwrite: repeat finished results, and replace results of other photos.
+        report: called with the progress.
     """
     run = _Run(makers, read, output_dir, overwrite, ahead)
     photos, problems = list_photos(inputs, output_dir, run.outcome.left_out, run.outcome.passed_over)
@@ -173,28 +173,28 @@ def make_results(
 
 @dataclass(kw_only=True)
 class _Part:
-    """What one model is to make of a photo."""
+    """One model's part in the job of a photo."""
 
     model: Maker
     paths: list[Path]
     request: Mapping[str, Any] = field(default_factory=dict)
-    """Every setting that shapes the results, of all photos and of this one."""
+    """Every setting that affects the results, of all photos and of this one."""
     is_wanted: bool = True
-    """False where it is done already."""
+    """False if it is done already."""
     prediction: Any = None
     error: str | None = None
 
 
 @dataclass(kw_only=True)
 class _Job:
-    """A photo on its way from reading over prediction to writing."""
+    """A photo to read, predict and write."""
 
     result: str
     photo: Path
     parts: list[_Part]
     input_sha256: str | None = None
     pixels: Any = None
-    """What the reader gives; None where the photo is done already or cannot be read."""
+    """The reader's result; None if the photo is done already or cannot be read."""
     num_pixels: int = 0
     """Number of pixels of the photo as it is read, predicted and written."""
     notes: list[str] = field(default_factory=list)
@@ -208,7 +208,7 @@ class _Job:
 
 
 class _Run:
-    """What all photos of one call share: settings, and the models from the first photo on."""
+    """The data that all photos of one call share: settings, models and the outcome."""
 
     def __init__(
         self, makers: Sequence[Maker], read: PhotoReader, output_dir: Path, overwrite: bool, ahead: int = 1
@@ -230,10 +230,10 @@ class _Run:
         keep the order of the photos.
 
         Raises:
-            OpenMarigoldError: a fault that every photo meets: the model cannot be loaded, or the manifest not written.
+            OpenMarigoldError: a fault that affects every photo: the model or the manifest cannot be used.
         """
         for model in self.models:
-            model.manifest.standing("")  # reads what is there, before two threads ask
+            model.manifest.standing("")  # reads the manifest, before two threads use it
         at_once = divide_cores(self.models, len(photos))
         pools = ThreadPoolExecutor(1), ThreadPoolExecutor(at_once), ThreadPoolExecutor(1)
         with pools[0] as reader, pools[1] as others, pools[2] as writer, stopping(self.models):
@@ -260,7 +260,7 @@ class _Run:
                     read_to(index + 1 + self.ahead)
                 self._load(job)
                 predicted = others.submit(self._predict, job) if at_once > 1 else None
-                if predicted is None:  # in this thread, which an interrupt ends
+                if predicted is None:  # in this thread, where an interrupt ends it
                     self._predict(job)
                 written = writer.submit(self._finish, job, predicted)
                 if is_aside:
@@ -326,7 +326,7 @@ class _Run:
     def _finish(self, job: _Job, predicted: Future[None] | None) -> tuple[str | None, str | None]:
         """Write the results of a photo and its lines in the manifest; return its error and note, if any.
 
-        `predicted` is what to wait for, where another thread predicts. After a fault that ends the run nothing is done.
+        `predicted`: what to wait for, if another thread predicts. After a fault has ended the run, this does nothing.
         """
         if self.is_over:
             return None, None
@@ -422,7 +422,7 @@ def _check_models(models: Sequence[ModelRun]) -> None:
     if len(own) > len(places):
         name = models[0].checkpoint.name
         raise InvalidValueError(
-            f"modality {', '.join(sorted(own))}: {name} predicts one of these, and its files do not say which; give one"
+            f"modality {', '.join(sorted(own))}: {name} predicts one of these, and its files do not name it; give one"
         )
 
 

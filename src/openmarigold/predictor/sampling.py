@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sampler: its inputs for one photo (image, noise of the members), the check for finite values, what the members
-agree on at the size that the networks see, and what a prediction states about how it was made.
+"""The sampler: its inputs for one photo (image, noise of the members), the check for finite values, the consensus of
+the members at the networks' size, and the settings that a prediction states.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class Step:
 
 
 Guide: TypeAlias = Callable[[Latent, Step], "Latent | tuple[Latent, Latent]"]
-"""Called before each denoising step with the noisy latents `[b C·t h w]` in the engine's own array type; returns those
-to continue with, of the same shape. A guide that has run the U-Net may return a pair, latents and the U-Net's output:
-then the sampler takes its step with both as they are and does not run the U-Net."""
+"""Called before each denoising step with the noisy latents `[b C·t h w]` in the engine's array type; returns the
+latents to continue with, of the same shape. A guide that has run the U-Net may return a pair, latents and the U-Net's
+output: the sampler then uses both for its step and does not run the U-Net."""
 
 
 @runtime_checkable
 class Parts(Protocol):
-    """What a predictor is made of."""
+    """The parts of a predictor."""
 
     checkpoint: Checkpoint
     engine: Engine
@@ -61,14 +61,14 @@ class Parts(Protocol):
 
 @dataclass(kw_only=True)
 class FiniteChecks:
-    """Whether the networks gave finite values for the photos of one call."""
+    """Checks that the networks gave finite values for the photos of one call."""
 
     checkpoint: str
     dtype: str
     answers: list[tuple[Any, str]] = field(default_factory=list)
 
     def add(self, finite: Any, stage: str) -> None:
-        """Raise NumericalError unless `finite`; answers that a GPU still computes are read with the next known one."""
+        """Raise NumericalError unless `finite`; an answer that a GPU still computes is checked with the next one."""
         self.answers.append((finite, stage))
         if not isinstance(finite, bool):
             return
@@ -86,7 +86,7 @@ class FiniteChecks:
 
 
 class MemberNoise:
-    """Random latents of a photo's members: at each step a function of seed, photo and member, and of nothing else."""
+    """Random latents of a photo's members: at each step they depend on seed, photo and member only."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class MemberNoise:
 
     @cached_property
     def _image_key(self) -> int:
-        """A hash of the photo; many members start from zeros and never ask."""
+        """A hash of the photo, computed on first use: members that start from zeros do not need it."""
         digest = hashlib.sha256(repr(self._rgb.shape).encode())
         digest.update(np.ascontiguousarray(self._rgb).data)
         return int.from_bytes(digest.digest()[:8], "little")
@@ -124,17 +124,17 @@ class MemberNoise:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedPhoto:
-    """What is kept of a photo until its prediction is done."""
+    """The data kept for a photo until its prediction is done."""
 
     photo: Photo
     camera: Camera
     processing_size: tuple[int, int]
-    """Without the padding of `image`."""
+    """Height and width [px] of `image` without padding."""
     image: Float32[np.ndarray, "n 3 H W"]
-    """The photo, and its mirror image where members see that too."""
+    """The photo, and its mirror image if members see that too."""
     noise: MemberNoise
     coarse: PreparedPhoto | None = None
-    """The same photo at the checkpoint's coarse resolution, where what is coarse comes from there."""
+    """The same photo at the checkpoint's coarse resolution; None without a coarse pass."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -156,7 +156,7 @@ def prepared(
     latents: np.ndarray | None = None,
     one_pass: bool = False,
 ) -> PreparedPhoto:
-    """The inputs of the sampler for a photo, with those of its coarse pass unless it gets one pass only.
+    """The inputs of the sampler for a photo, with those of its coarse pass unless `one_pass`.
 
     Raises:
         InvalidValueError: the latents have another shape, or the photo is too large.
@@ -195,7 +195,7 @@ def latent_shape(size: tuple[int, int], parts: Parts) -> tuple[int, int, int]:
 
 
 def rays_of(photos: Sequence[PreparedPhoto], *, mirrored: bool) -> Float32[np.ndarray, "b 3 h w"]:
-    """The rays of the photos, or of their mirror images, on the latent grid: what some checkpoints condition on."""
+    """The rays of the photos, or of their mirror images, on the latent grid: a condition of some checkpoints."""
     channels = []
     for photo in photos:
         camera = photo.camera.resized(photo.processing_size)
@@ -205,11 +205,10 @@ def rays_of(photos: Sequence[PreparedPhoto], *, mirrored: bool) -> Float32[np.nd
 
 
 def checked_guidance(guided: Any, latent: Latent) -> tuple[Latent, Latent | None]:
-    """Latents that a guide returned, where they can take the place of those that it got, and the U-Net's output, if
-    the guide gave that too.
+    """The latents that a guide returned, and the U-Net's output if the guide returned that too.
 
     Raises:
-        InvalidValueError: another type, shape or precision.
+        InvalidValueError: type, shape or precision differ from those of `latent`.
     """
     if isinstance(guided, tuple) and len(guided) == 2:
         return _checked(guided[0], latent), _checked(guided[1], latent)
@@ -229,7 +228,7 @@ def _checked(guided: Any, latent: Latent) -> Latent:
 def checked_latents(
     latents: np.ndarray, shape: tuple[int, int, int], config: CallConfig
 ) -> Float[np.ndarray, "n C h w"]:
-    """Given starting noise, if there is one of this shape for each member.
+    """The given starting noise as float32, with latents of `shape` for each member.
 
     Raises:
         InvalidValueError: it has another shape.
@@ -300,7 +299,7 @@ def stated_settings(photo: PreparedPhoto, config: CallConfig, parts: Parts, *, n
     return {
         "checkpoint": found.name,
         "invariance": found.invariance,
-        **({"quantity": derived[found.invariance]} if derived else {}),  # it holds the assumptions
+        **({"quantity": derived[found.invariance]} if derived else {}),  # it states the assumptions
         **{name: getattr(config, name) for name in names},
         "num_members": num_members,
         **found.facts_of_call(config),
@@ -317,11 +316,11 @@ def stated_settings(photo: PreparedPhoto, config: CallConfig, parts: Parts, *, n
 
 @dataclass(frozen=True, kw_only=True)
 class Consensus:
-    """The maps of one photo before they get its size."""
+    """The merged maps of one photo, at the networks' size."""
 
     stack: Float[np.ndarray, "c h w"]
     uncertainty: Float[np.ndarray, "u h w"] | None
-    """None of a single member."""
+    """None for a single member."""
     latent: Float32[np.ndarray, "n C hl wl"]
     """The denoised latents of the members."""
 
@@ -329,7 +328,7 @@ class Consensus:
 def merge_members(
     found: Iterable[tuple[np.ndarray, np.ndarray]], modality: Modality, invariance: str, config: CallConfig
 ) -> Consensus:
-    """The consensus of members, each a stack `[c h w]` and its latents; with a tolerance, of as many as it takes."""
+    """The consensus of members, each a stack `[c h w]` and its latents; a tolerance may stop before the last one."""
     reduction = config.ensemble_reduction or modality.reductions[0]
     members: list[np.ndarray] = []
     latents: list[np.ndarray] = []

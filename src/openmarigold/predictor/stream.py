@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A clip to steady maps, frame by frame, in constant memory.
+"""Steady maps of a clip, frame by frame, in constant memory.
 
-Each frame is predicted on its own, fitted to the gauge of its shot (`temporal.anchors`) and averaged with what it shows
-again (`temporal.smoothing`).
+Each frame is predicted by itself, fitted to the gauge of its shot (`temporal.anchors`), and averaged with the frames
+that show the same things (`temporal.smoothing`).
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Stream", "StreamedFrame"]
 
-_AHEAD = 2  # frames that are predicted at the same time as the one that is waited for
+_AHEAD = 2  # frames that are predicted while an earlier one is waited for
 _USUAL_SHARE = 0.1
-_CLIP_KEY = 0  # in the place of a photo's hash: the noise of a clip is the same in all its frames
+_CLIP_KEY = 0  # replaces a photo's hash, so that all frames of a clip have the same noise
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,19 +59,19 @@ class _Fitted:
     shift: float
     inliers: float
     is_new: bool
-    """Its gauge is its own: first frame of a shot, or the first one that shows something."""
+    """Whether it sets a new gauge: the first frame of a shot, or the first one that shows something."""
     is_cut: bool
 
 
 def share_of_previous(config: StreamConfig, call: CallConfig) -> float:
-    """Share of the previous frame's latent in the start noise; `call` has the checkpoint's defaults."""
+    """Share of the previous frame's latent in the start noise; `call` is resolved (`Predictor.resolve`)."""
     if config.previous_latent is None:
         return 0.0 if call.start_noise == "zeros" else _USUAL_SHARE
     return float(config.previous_latent)
 
 
 def frames_at_once(config: StreamConfig, call: CallConfig) -> int:
-    """Frames that `Stream.follow` predicts at the same time; `call` has the checkpoint's defaults."""
+    """Frames that `Stream.follow` predicts at the same time; `call` is resolved (`Predictor.resolve`)."""
     return 1 if share_of_previous(config, call) else _AHEAD + 1
 
 
@@ -129,12 +129,13 @@ class Stream:
         self._pending: deque[Pending] = deque()
 
     def follow(self, frames: Iterable[Any]) -> Iterator[list[StreamedFrame]]:
-        """For each frame what `push` gives, and at the end what `finish` gives, with the same bytes and in less time:
-        frames that do not depend on the one before are predicted at the same time. Between two of them, `state` is
-        that after as many frames as came out.
+        """Yields the result of `push` for each frame, and at the end that of `finish`.
 
-        Raises as `push`, after the frames before the one that cannot be read; those that wait for later ones are left
-        to `finish`.
+        The bytes are the same, in less time: frames that do not depend on the one before are predicted at the same
+        time. Between two results, `state` belongs to the frames whose results came out.
+
+        Raises as `push`, after it has yielded the frames before the one that cannot be read. Frames that then still
+        wait for later ones come from `finish`.
         """
         if self.previous_latent:
             for frame in frames:
@@ -180,7 +181,7 @@ class Stream:
         return [self._done() for _ in range(len(self._pending))]
 
     def _photos(self, frames: Iterable[Any]) -> Iterator[Photo | OpenMarigoldError]:
-        """The frames; in the place of the first one that cannot be read, why."""
+        """The frames; instead of the first one that cannot be read, its error."""
         try:
             for number, frame in enumerate(frames, start=self._number):
                 yield self._read(frame, number)
@@ -239,14 +240,14 @@ class Stream:
         return [self._done()] if len(self._pending) > self.config.look_ahead else []
 
     def _fitted(self, prediction: Prediction, look: Look, match: Match | None, cut: str) -> _Fitted:
-        """The frame's values in the gauge of its shot; of a new one where it starts one."""
+        """The frame's values in the gauge of its shot, or in a new gauge if it starts a shot."""
         modality, gauge = self._predictor.modality, self._gauge
         stack = modality.stack(prediction.maps)
         values = stack if gauge is None else gauge.to_space(stack)
         points = np.ascontiguousarray(look.points(values)[0])
         low, high = modality.maps[0].range
         raw = look.points(stack)[0]
-        known = np.isfinite(points) & (raw != low) & (raw != high)  # at the ends of its range a value was cut off
+        known = np.isfinite(points) & (raw != low) & (raw != high)  # a value at an end of the range was clipped
         scale, shift, inliers = 1.0, 0.0, 1.0
         is_new = match is None or cut == "yes"
         if gauge is not None and not is_new:
@@ -254,7 +255,7 @@ class Stream:
             fit: GaugeFit | None = self._anchors.fit(look, points, known, match, number=self._number)
             if cut == "maybe" and (fit is None or fit.correlation < SAME_SCENE):
                 is_new = True
-            elif fit is None:  # nothing to compare with, as in a black frame
+            elif fit is None:  # nothing to compare, as in a black frame
                 (scale, shift), inliers = self._last_fit, 0.0
             else:
                 scale, shift, inliers = fit.scale, fit.shift, fit.inliers
@@ -262,7 +263,7 @@ class Stream:
                 values = values * np.float32(scale) + np.float32(shift)
                 points = points * np.float32(scale) + np.float32(shift)
         elif cut == "maybe" and match is not None and match.share < DOUBTFUL / 2:
-            is_new = True  # no fit can tell
+            is_new = True  # there is no fit that could decide
         if is_new:
             self._anchors.clear()
         self._last_fit = (scale, shift)
@@ -339,9 +340,9 @@ class Stream:
         )
         if latent is not None:
             share = np.float32(self.previous_latent)
-            for member, previous in enumerate(latent):  # fewer where a tolerance stopped
+            for member, previous in enumerate(latent):  # fewer if a tolerance stopped early
                 level = np.sqrt(np.mean(previous.astype(np.float64) ** 2))
-                if level > 0:  # of variance 1 with the noise, which it does not depend on
+                if level > 0:  # the sum has variance 1, since the noise is independent
                     noise[member] = np.sqrt(1 - share * share) * noise[member] + share * (previous / np.float32(level))
         return noise * np.float32(self._predictor.checkpoint.noise_scale(self._resolved))
 
@@ -374,7 +375,7 @@ class Stream:
     def restored(
         cls, predictor: Predictor, config: StreamConfig, call: CallConfig, state: Mapping[str, np.ndarray]
     ) -> Stream:
-        """The stream that `state` is of, with the predictor and settings that it had.
+        """The stream that `state` was taken from; predictor and settings must be the same.
 
         Raises:
             InvalidValueError: the state is of another version, checkpoint or setting, or is not a state.
@@ -382,10 +383,10 @@ class Stream:
         stream = cls(predictor, config, call)
         made_by, wanted = state.get("made_by"), stream._made_by()
         if made_by is None or made_by.tobytes() != wanted.encode():
-            found = "nothing that is known" if made_by is None else made_by.tobytes().decode(errors="replace")
+            found = "an unknown source" if made_by is None else made_by.tobytes().decode(errors="replace")
             raise InvalidValueError(
-                f"the state of a stream was made by {found:.2000}, and this stream is {wanted}; give the settings that "
-                "it had, or start a new stream"
+                f"the state of a stream was made by {found:.2000}, and this stream is {wanted}; give the same "
+                "settings, or start a new stream"
             )
         stream._number, stream._shot, height, width = (int(count) for count in state["counts"])
         stream._size = (height, width) if height else None

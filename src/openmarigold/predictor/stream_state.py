@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a stream keeps between frames, as plain arrays and back."""
+"""The state of a stream between frames, converted to plain arrays and back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from openmarigold.temporal.smoothing import Smoothed
 from openmarigold.text_files import parse_json
 
 STATE_VERSION = 1
-"""Version of the arrays of a state; one more when earlier ones can no longer be read."""
+"""Version of the arrays of a state; increased when earlier ones can no longer be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +31,15 @@ class StreamedFrame:
     prediction: Prediction
     """Its maps in the gauge of its shot; depth may leave [0, 1] there."""
     scale: float
-    """From the frame's own map to the gauge of its shot, in the modality's gauge space; 1 where nothing is fitted."""
+    """From the frame's map to the gauge of its shot, in the modality's gauge space; 1 if nothing is fitted."""
     shift: float
-    """As `scale`; 0 where nothing is fitted."""
+    """As `scale`; 0 if nothing is fitted."""
     shot: int
-    """From 0, one more at each cut."""
+    """Number of the shot, from 0."""
     is_cut: bool
-    """First frame of a shot, but for frame 0."""
+    """Whether it is the first frame of a shot; False for frame 0."""
     bounds: tuple[float, float] | None
-    """Range of values to display, in that gauge; widens slowly. None: the maps have a range of their own."""
+    """Range of values to display, in that gauge; widens slowly. None: the maps have a fixed range."""
     inliers: float
     """Share of the compared samples that the fit describes, 0 to 1; 1 for the first frame of a shot."""
 
@@ -136,7 +136,7 @@ def pending_of(arrays: Mapping[str, np.ndarray]) -> Pending:
 
 
 def under(arrays: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
-    """The arrays whose keys begin with a name and a slash, by what follows."""
+    """The arrays whose keys begin with `name` and a slash, by the rest of the key."""
     return {key[len(name) + 1 :]: array for key, array in arrays.items() if key.startswith(f"{name}/")}
 
 

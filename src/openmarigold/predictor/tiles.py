@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The detail of a large photo: parts of it are predicted too, and what is fine in them joins the map of the whole.
+"""More detail for large photos: parts of the photo ("tiles") are predicted too, and their detail joins the whole map.
 
-The whole photo decides what is coarse, and parts of it ("tiles") what is fine: each tile's map is fitted to the map
-below it, loses what is coarse, and gets that of the map below. Where a photo is much larger than what the networks see,
-this is done level by level, with ever smaller tiles. Only maps at the size of the networks are kept; the map of the
-photo is put together in bands of rows.
+The coarse structure comes from the whole photo, the fine structure from the tiles: each tile's map is fitted to the map
+below it, and its coarse part is replaced by that of the map below. If a photo is much larger than the networks' input,
+this is done level by level, with ever smaller tiles. Only maps at the networks' size are kept; the map of the photo is
+composed in bands of rows.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ AUTOMATIC_PIXELS = 2**25
 """Photos with more pixels are divided unless `tiles` is False."""
 
 _ASPECT = 4 / 3  # of tiles, at most
-_LEVEL_RATIO = 3.0  # tiles are smaller by this from level to level, at most
-_SMALLEST_GAIN = 1.25  # where tiles would show less than this more than the whole photo, there are none
-_LOWPASS = 16  # a tile's shorter side by the standard deviation of what is coarse in it
+_LEVEL_RATIO = 3.0  # maximum ratio of tile sizes between two levels
+_SMALLEST_GAIN = 1.25  # minimum gain in resolution over the whole photo; below it there are no tiles
+_LOWPASS = 16  # a tile's shorter side divided by the filter's standard deviation
 _LOWEST_CORRELATION = 0.6
 _SAMPLES_PER_SIGMA = 4
 _BAND_ROWS = 64
@@ -50,7 +50,7 @@ Predict: TypeAlias = Callable[[Sequence[Box]], Iterable[tuple[int, Consensus]]]
 
 
 def check_tiles(config: CallConfig, *, is_steered: bool) -> None:
-    """Raises InvalidValueError where tiles are asked for together with a guide or latents."""
+    """Raises InvalidValueError if tiles are requested together with a guide or latents."""
     if config.tiles and is_steered:
         raise InvalidValueError(
             "tiles=True was given with guide or latents, which are for the photo as a whole; leave one of them out"
@@ -78,15 +78,15 @@ def at_photos_size(
     side: str,
     config: CallConfig,
 ) -> tuple[Float[np.ndarray, "c H W"], Float[np.ndarray, "u H W"] | None, dict[str, Any]]:
-    """Maps and uncertainties of the photo's size before `Modality.finish`, and what is to be stated about tiles.
+    """Maps and uncertainties at the photo's size before `Modality.finish`, and facts about tiles for provenance.
 
     Args:
-        found: of the whole photo.
+        found: consensus of the whole photo.
         photo: the photo.
-        predict: gives the consensus of parts of the photo; None: the photo stays whole.
-        modality: what is predicted.
-        invariance: what it is known up to.
-        side: the side of a picture that the processing resolution gives, "longer" or "shorter".
+        predict: returns the consensus of parts of the photo; None: no tiles.
+        modality: the predicted modality.
+        invariance: of the maps, such as "affine".
+        side: the side that the processing resolution sets, "longer" or "shorter".
         config: the resolved settings.
     """
     resolution = config.processing_resolution
@@ -107,7 +107,7 @@ def at_photos_size(
 
 
 def are_wanted(photo: PreparedPhoto, config: CallConfig) -> bool:
-    """Whether a photo is predicted in tiles, too."""
+    """Whether a photo is also predicted in tiles."""
     if config.tiles is not None:
         return config.tiles
     is_large = photo.size[0] * photo.size[1] > AUTOMATIC_PIXELS
@@ -115,7 +115,7 @@ def are_wanted(photo: PreparedPhoto, config: CallConfig) -> bool:
 
 
 def plan_levels(photo: PreparedPhoto, resolution: int, side: str) -> list[TilePlan]:
-    """The tiles of each level, the largest ones first; none where they would not show more than the whole photo.
+    """The tiles of each level, the largest ones first; none if they would not show more than the whole photo.
 
     The last level's tiles are the smallest with context (`smallest_tile`), but are not enlarged for the networks.
     """
@@ -137,7 +137,7 @@ def plan_levels(photo: PreparedPhoto, resolution: int, side: str) -> list[TilePl
 
 
 def seam_lines(tiles: dict[str, Any], size: tuple[int, int]) -> list[tuple[int, int]]:
-    """Where tiles begin and end within a photo, as `metrics.seam_energy` takes it: (axis, place).
+    """Where tiles begin and end within a photo, as pairs (axis, place) for `metrics.seam_energy`.
 
     Args:
         tiles: the entry `tiles` of a prediction's settings.
@@ -156,7 +156,7 @@ def seam_lines(tiles: dict[str, Any], size: tuple[int, int]) -> list[tuple[int, 
 
 
 def _tile_size(photo: tuple[int, int], reach: float, side: str) -> tuple[int, int]:
-    """Height and width of tiles with one side given, of the photo's shape unless that is longer than 4:3."""
+    """Height and width of tiles with one side given; they have the photo's aspect ratio, but at most 4:3."""
     aspect = min(max(photo) / min(photo), _ASPECT)
     short, long = (reach, reach * aspect) if side == "shorter" else (reach / aspect, reach)
     return (round(short), round(long)) if photo[0] <= photo[1] else (round(long), round(short))
@@ -173,7 +173,7 @@ class _Field:
     uncertainty: Float32[np.ndarray, "u h w"] | None
 
     def grid(self) -> tuple[Float64[np.ndarray, " h"], Float64[np.ndarray, " w"]]:
-        """Rows and columns of the photo, where the pixels of the stack lie."""
+        """The rows and columns of the stack's pixels in the photo."""
         rows, columns = (
             part.start + (np.arange(seen) + 0.5) * ((part.stop - part.start) / seen) - 0.5
             for part, seen in zip(self.box, self.stack.shape[1:], strict=True)
@@ -209,8 +209,8 @@ class _Detailed:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """For provenance: how many tiles were predicted, and of each level their size (height, width) [px], their first
-        rows and columns, and how many were rejected.
+        """For provenance: how many tiles were predicted, and for each level their size (height, width) [px], their
+        first rows and columns, and how many were rejected.
         """
         levels = [
             {
@@ -224,7 +224,7 @@ class _Detailed:
         return {"number": sum(plan.number for plan, _ in self._levels), "levels": levels}
 
     def add(self, plan: TilePlan, predict: Predict) -> None:
-        """One more level, fitted to those below. The order in which `predict` gives tiles changes nothing."""
+        """Adds a level, fitted to those below. The result does not depend on the order of tiles from `predict`."""
         boxes = list(plan.boxes())
         tiles: list[_Field | None] = [None] * plan.number
         for number, found in predict(boxes):
@@ -234,7 +234,7 @@ class _Detailed:
         _log.debug("%s tiles of %sx%s px, %s rejected", plan.number, *plan.tile[::-1], rejected)
 
     def compose(self) -> tuple[Float32[np.ndarray, "c H W"], Float32[np.ndarray, "u H W"] | None]:
-        """Maps and uncertainties of the photo's size, in bands of rows."""
+        """Maps and uncertainties at the photo's size, computed in bands of rows."""
         height, width = self._size
         columns = np.arange(width, dtype=np.float64)
         stack = np.empty((len(self._whole.stack), height, width), dtype=np.float32)
@@ -251,7 +251,7 @@ class _Detailed:
         return stack, uncertainty
 
     def _into_range(self, stack: np.ndarray, uncertainty: np.ndarray | None) -> None:
-        """Divides what is known up to a factor, where details go beyond the range: else the farthest would be cut."""
+        """Scales maps that are known up to a factor back into the range: else the farthest values would be clipped."""
         end = max(kind.range[1] for kind in self._modality.maps)
         if self._gauge is None or self._gauge.space != "log" or (factor := float(stack.max()) / end) <= 1:
             return
@@ -265,7 +265,7 @@ class _Detailed:
         return _Field(box=box, stack=stack.astype(np.float32, copy=False), uncertainty=uncertainty)
 
     def _fitted(self, found: Consensus, box: Box) -> _Field | None:
-        """A tile's maps with what is coarse in the maps below; None where both do not fit."""
+        """A tile's maps with the coarse part of the maps below; None if the two do not fit."""
         own, gauge = self._field(found, box), self._gauge
         sigma = min(own.stack.shape[1:]) / _LOWPASS
         coarse = lowpass(own.stack, sigma)
@@ -314,7 +314,7 @@ class _Detailed:
 def _fit(
     coarse: Float32[np.ndarray, "c h w"], coarse_below: Float32[np.ndarray, "c h w"], gauge: Gauge | None
 ) -> GaugeFit | None:
-    """Fit of a tile to what lies below. Without a gauge the scale is 1, and each channel counts around its own mean."""
+    """Fit of a tile to the maps below. Without a gauge the scale is 1, and each channel is centered at its mean."""
     if gauge is not None:
         return fit_gauge(coarse.ravel(), coarse_below.ravel(), with_scale=gauge.with_scale)
     centered = (values - values.mean(axis=(1, 2), keepdims=True) for values in (coarse, coarse_below))
@@ -324,7 +324,7 @@ def _fit(
 def _weights(
     starts: Sequence[int], tile: int, at: Float64[np.ndarray, " n"]
 ) -> list[tuple[int, slice, Float32[np.ndarray, " _"]]]:
-    """The tiles of an axis that count at some coordinates: their number, where, and how much."""
+    """The tiles of an axis that have weight at some coordinates: their number, the coordinates, and the weights."""
     found = []
     for number, weights in enumerate(axis_weights(starts, tile, at)):
         if (places := np.flatnonzero(weights)).size:

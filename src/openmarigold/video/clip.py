@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The clip as the other modules of `video` see it: its facts, and its frames one by one with exact times."""
+"""The interface of a clip: its facts, and its frames one by one with exact times."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 
 from openmarigold.video.settings import VideoConfig
 
-DEFAULT_RATE = 25  # frames a second of pictures and raw frames, as FFmpeg has it
+DEFAULT_RATE = 25  # frames per second of pictures and raw frames, as in FFmpeg
 _FINEST_RATE = 10**6  # denominator of a rate that was given as a decimal
 
 
@@ -30,12 +30,12 @@ class ClipFrame:
     rgb: UInt8[np.ndarray, "h w 3"]
     """Upright, sRGB."""
     pixel_aspect: Fraction = Fraction(1)
-    """Width of an upright pixel in shares of its height."""
+    """Width of an upright pixel divided by its height."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipFacts:
-    """What is known of a clip before its first frame."""
+    """Facts about a clip that are known before its first frame."""
 
     name: str
     """For messages and records."""
@@ -46,9 +46,9 @@ class ClipFacts:
     origin: int = 0
     """Time stamp of the clip's beginning, in units of `time_base`."""
     num_frames: int | None
-    """About how many frames are taken; None where it is not known in advance."""
+    """About how many frames are taken; None if it is not known in advance."""
     pixel_aspect: Fraction = Fraction(1)
-    """Width of a pixel as it is stored, in shares of its height."""
+    """Width of a stored pixel divided by its height."""
     sound: bool = False
     """Whether there is sound that can be read again."""
     stated: Mapping[str, Any]
@@ -61,13 +61,13 @@ class Clip(Protocol):
 
     facts: ClipFacts
     problem: str | None
-    """After the last frame: why the clip ended before its end; None where it did not."""
+    """After the last frame: why the clip ended early; None if it did not."""
 
     def frames(self, first: int = 0) -> Iterator[ClipFrame]:
         """Yields the frames that are taken, from number `first` on; those before are not converted.
 
         Raises:
-            ImageError: nothing can be read. What is damaged later ends the frames and is a `problem`.
+            ImageError: nothing can be read. Later damage ends the frames and is stated in `problem`.
         """
         ...
 
@@ -80,7 +80,7 @@ Note = Callable[[str], object]
 
 
 class Choice:
-    """Which frames are taken, by their times, one after the other."""
+    """Decides which frames are taken, by their times, one after the other."""
 
     def __init__(self, config: VideoConfig) -> None:
         self._start = exact(config.start or 0)
@@ -119,5 +119,5 @@ def about_how_many(config: VideoConfig, *, duration: float | None, rate: Fractio
 
 
 def exact(value: float | int) -> Fraction:
-    """A decimal number as it was meant, such as 29.97."""
+    """The exact fraction of a decimal number, such as 2997/100 for 29.97."""
     return Fraction(value).limit_denominator(_FINEST_RATE)

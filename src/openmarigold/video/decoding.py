@@ -18,9 +18,9 @@ from openmarigold.video.sequences import about_size
 from openmarigold.video.settings import VideoConfig
 
 _MICROSECOND = Fraction(1, 10**6)
-_SEEK_FROM_S = 10.0  # a start before this is decoded up to, from the beginning
-_MISSING_S = 0.5  # of a clip that is shorter than its container states
-_MISSING_OF_TRACK_S = 0.1  # where the length of the pictures themselves is stated
+_SEEK_FROM_S = 10.0  # for an earlier start, the clip is decoded from its beginning
+_MISSING_S = 0.5  # accepted error of the duration that a container states
+_MISSING_OF_TRACK_S = 0.1  # the same, if the duration of the pictures themselves is stated
 _TEXT_ART = frozenset({"tty", "bin", "xbin", "adf", "idf"})  # FFmpeg draws any text as pictures
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders of these read no alpha
 _PICTURE_OF_SOUND = 0x400  # FFmpeg's disposition of covers
@@ -39,7 +39,7 @@ def require_av() -> Any:
 
 
 class VideoClip:
-    """A clip that FFmpeg decodes: a file, or what is piped in."""
+    """A clip that FFmpeg decodes: a file or a pipe."""
 
     def __init__(
         self, source: Path | BinaryIO, *, name: str, config: VideoConfig, background: Color, note: Note
@@ -47,7 +47,7 @@ class VideoClip:
         """Opens the clip.
 
         Raises:
-            ImageError: it is not a video, has no pictures, or needs a codec that is not there.
+            ImageError: it is not a video, has no pictures, or needs a codec that is missing.
             MissingExtraError: without PyAV.
         """
         self._av = require_av()
@@ -106,7 +106,7 @@ class VideoClip:
             self._container.close()
 
     def _open(self) -> None:
-        options = {"protocol_whitelist": "file"}  # playlists of strangers fetch nothing
+        options = {"protocol_whitelist": "file"}  # a playlist must not fetch anything from a network
         demuxer: dict[str, Any] = {}
         if self._config.raw_size is not None:
             width, height = self._config.raw_width_height
@@ -133,7 +133,7 @@ class VideoClip:
                 if file.read(12)[4:8] == b"ftyp":
                     return (
                         f"{self._name} is cut off: an MP4 whose index (moov), which is at its end, is missing or "
-                        "damaged; copy it again, or have it repaired"
+                        "damaged; copy it again, or repair it"
                     )
         elif self._config.raw_size is not None:
             return f"{self._name}: raw frames of {self._config.raw_format} cannot be read ({one_line(error)})"
@@ -156,7 +156,7 @@ class VideoClip:
         return stream
 
     def _decoder_of_alpha(self) -> Any:
-        """A decoder that reads alpha too, where the stream has one that its own decoder leaves out; else None."""
+        """A decoder that also reads alpha, if the stream has alpha that its usual decoder ignores; else None."""
         codec = self._stream.codec_context
         name = _WITH_ALPHA.get(codec.name)
         if name is None or self._stream.metadata.get("alpha_mode") != "1":
@@ -208,7 +208,7 @@ class VideoClip:
         )
 
     def _stated_duration(self) -> tuple[float, float] | None:
-        """Duration of the pictures [s], as the file states it, and its largest error [s]; None where it states none."""
+        """Duration of the pictures [s], as the file states it, and its largest error [s]; None if it states none."""
         stream = self._stream
         if stream.duration:
             return float(stream.duration * stream.time_base), _MISSING_S
@@ -220,7 +220,7 @@ class VideoClip:
         return None
 
     def _seek(self) -> bool:
-        """Goes to a key frame before the start, where that is far; whether it did."""
+        """Seeks to a key frame before the start if that is far from the beginning; returns whether it did."""
         start = self._config.start or 0.0
         if start < _SEEK_FROM_S or not isinstance(self._source, Path):
             return False
@@ -237,7 +237,7 @@ class VideoClip:
         self._open()
 
     def _checked_start(self, frames: Iterator[Any]) -> Iterator[Any]:
-        """The frames; from the beginning where seeking went too far."""
+        """The frames; decoded from the beginning if seeking went too far."""
         first = next(frames, None)
         if self._seeked:
             start = exact(self._config.start or 0.0)
@@ -251,7 +251,7 @@ class VideoClip:
             yield from frames
 
     def _decoded(self) -> Iterator[Any]:
-        """Frames in order; what cannot be read ends them, what cannot be decoded is left out and counted."""
+        """Frames in order; a read error ends them, frames that cannot be decoded are left out and counted."""
         self._num_packets = self._num_damaged = self._num_marked = 0
         packets = self._container.demux(self._stream)
         while True:
@@ -287,7 +287,7 @@ class VideoClip:
             self._note(f"{self._name} has time stamps that do not increase; such frames get the next moment")
 
     def _why_short(self, end: Fraction, number: int) -> str | None:
-        """Why the frames ended, at a moment [s], before the clip's end; None where they did not."""
+        """Why the clip is incomplete, if its frames ended at `end` [s] or some are damaged; None if it is complete."""
         kept = f"; the {number} frames before are kept"
         if self._ended_by is not None:
             return f"{self._name} is cut off or damaged after {float(end):.3f} s ({self._ended_by}){kept}"
@@ -305,7 +305,7 @@ class VideoClip:
 
 
 class _Piped:
-    """A pipe as PyAV reads it: in order."""
+    """A pipe for PyAV, which can only read it in order."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -315,7 +315,7 @@ class _Piped:
 
 
 def _display_matrix(frame: Any) -> bytes | None:
-    """The rotation that a frame carries; None where it is upright."""
+    """The display matrix of a frame, which states its rotation; None if it is upright."""
     if not frame.rotation and "DISPLAYMATRIX" not in {one.type.name for one in frame.side_data}:
         return None
     found = frame.side_data.get("DISPLAYMATRIX")

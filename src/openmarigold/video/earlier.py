@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lies in an output folder from earlier runs: whose it is, whether it is done, what stays and what goes."""
+"""Results of earlier runs in an output folder: which clip they are of, whether they are done, and which are kept."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class Earlier:
     """The results of one name in a folder, as their record STEM.json states them."""
 
     def __init__(self, folder: Path, stem: str, request: Mapping[str, Any]) -> None:
-        """`request`: what is asked for now."""
+        """`request`: the settings and clip of the current run."""
         self.folder, self.stem, self.request = folder, stem, request
         self.record: dict[str, Any] | None = None
-        """None where there is none that can be read."""
+        """None if there is no readable record."""
         with suppress(OSError, DamagedTextError):
             found: Any = parse_json((folder / f"{stem}.json").read_bytes())
             self.record = found if isinstance(found, dict) else None
 
     @property
     def formats(self) -> list[str]:
-        """Formats of the earlier results, if these differ from the request in their formats alone; else none."""
+        """Formats of the earlier results, if nothing but the formats differs from the request; else empty."""
         stated = (self.record or {}).get("request")
         if self.request["input_sha256"] is None or not isinstance(stated, dict):
             return []
@@ -49,7 +49,7 @@ class Earlier:
         return bool(self.formats) and set(asked) <= set(self.formats) and all(self._is_whole(outputs, n) for n in names)
 
     def check_owner(self, source: Path, names: Sequence[str]) -> None:
-        """Refuses to replace what is not known to be of this clip.
+        """Refuses to replace files that are not known to be results of this clip.
 
         Raises:
             OutputError: results of another clip, or files without a record that do not state this clip.

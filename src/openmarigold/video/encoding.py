@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encoders: frames to a segment's file, and segments joined to a video without encoding again.
+"""Encodes frames into files of segments, and joins segments to a video without encoding again.
 
-A segment holds whole frames only: its first one is a key frame, and none refers to a later one, so that segments of any
+A segment needs no other segment: its first frame is a key frame, and no frame refers to a later one, so segments of any
 run can be joined. Every encoder has one thread, so that the same frames give the same bytes.
 """
 
@@ -28,7 +28,7 @@ _SEGMENT_FORMAT = "nut"  # keeps every time stamp
 _FULL, _LIMITED, _BT709 = 2, 1, 1
 _GLOBAL_HEADER = 1 << 22
 COPIED_SOUND = frozenset({"aac", "mp3", "mp3float", "ac3", "eac3", "opus", "libopus", "flac", "alac"})
-"""Codecs of sound that MP4 takes as they are."""
+"""Sound codecs that are copied into MP4 unchanged."""
 
 
 def check_encoders(tracks: Sequence[Track]) -> None:
@@ -92,7 +92,7 @@ class TrackEncoder:
             self._output.mux(self._stream.encode(frame))
 
     def close(self) -> None:
-        """Writes what is left.
+        """Writes the remaining packets.
 
         Raises:
             OutputError: the file cannot be written.
@@ -104,13 +104,13 @@ class TrackEncoder:
             self._output.close()
 
     def _opened(self, pixels: np.ndarray) -> tuple[Any, Any]:
-        """The container and its stream, for frames of the size of this one."""
+        """The container and its stream, for frames of the same size as `pixels`."""
         settings, h264 = self._settings, self._track.codec == "libx264"
         target = str(self._target) if isinstance(self._target, Path) else self._target
         output = self._av.open(target, "w", format=self._container_name, options=_exact(self._container_name))
         if self._comment is not None:
             output.metadata["comment"] = self._comment
-        # Without B-frames: times of decoding are those of showing, so that segments can be joined.
+        # Without B-frames, frames are decoded and shown in the same order, so that segments can be joined.
         private = f"threads=1{_without_avx512()}"
         options = (
             {"preset": "veryfast", "crf": str(settings["crf"]), "bf": "0", "threads": "1", "x264-params": private}
@@ -148,9 +148,10 @@ class TrackEncoder:
 
 
 def _without_avx512() -> str:
-    """A setting of x264 for CPUs with AVX-512, with which it gives other bytes in some runs of the same frames.
+    """A setting of x264 against AVX-512 code, which gives other bytes in some runs of the same frames.
 
-    Its macroblock trees are the cause (docs/experiments.md). Without them files are 1.7 times as large.
+    x264's macroblock trees are the cause (docs/experiments.md). If the CPU's features are not known, the setting turns
+    the trees off, which makes files 1.7 times as large.
     """
     for name in ("numpy._core._multiarray_umath", "numpy.core._multiarray_umath"):  # the latter before NumPy 2
         try:
@@ -164,7 +165,7 @@ def _without_avx512() -> str:
 def join(
     segments: Sequence[Path], target: Path, *, container: str, time_base: Fraction, comment: str, sound: Sound | None
 ) -> None:
-    """Writes the packets of segments, and sound, to one file; under another name until it is whole.
+    """Writes the packets of segments, and sound, to one file; under another name until it is complete.
 
     Raises:
         OutputError: it cannot be written.
@@ -220,17 +221,17 @@ def _in_order(one: Iterator[Any], other: Iterator[Any]) -> Iterator[Any]:
 
 
 class Sound:
-    """The sound of a clip, from a moment to another, with times from that moment on."""
+    """The sound of a clip between two moments, with times relative to the first one."""
 
     def __init__(self, source: Path, *, start: Fraction, end: Fraction | None, is_cut: bool) -> None:
-        """`start` and `end` [s] are in the clip's own time; `is_cut`: what is before the start is left out.
+        """`start` and `end` [s] are in the clip's time. If `is_cut`, packets before the start are left out.
 
-        Otherwise it is what decoders need before the first sound.
+        Otherwise they are kept: decoders need them before the first sound.
         """
         self._source, self._start, self._end, self._is_cut = source, start, end, is_cut
 
     def packets(self, output: Any) -> Iterator[Any]:
-        """Adds a stream to the output and yields its packets: as they are where MP4 takes the codec, else as AAC."""
+        """Adds a stream to the output and yields its packets: unchanged if MP4 accepts the codec, else as AAC."""
         av = require_av()
         clip = av.open(f"file:{self._source}", "r", options={"protocol_whitelist": "file"}, metadata_errors="replace")
         stream = next(one for one in clip.streams if one.type == "audio" and one.codec_context is not None)
@@ -244,7 +245,7 @@ class Sound:
         return self._copied(clip, stream, added) if copied else self._encoded(av, clip, stream, added)
 
     def _wanted(self, packets: Iterator[Any], unit: Fraction) -> Iterator[Any]:
-        """Packets between the moments, with times from the start on."""
+        """Packets between the two moments, with times relative to the start."""
         offset = round(self._start / unit)
         for packet in packets:
             if not packet.size or packet.pts is None:
@@ -279,7 +280,7 @@ def _aac_rate(rate: int) -> int:
 
 
 def clip_errors() -> type[Exception]:
-    """What PyAV raises for damaged packets: sound ends there."""
+    """The class of PyAV's errors for damaged packets; sound ends there."""
     error: type[Exception] = require_av().error.FFmpegError
     return error
 
@@ -291,11 +292,11 @@ def _exact(container: str) -> dict[str, str]:
 
 @contextmanager
 def written(target: Any, av: Any) -> Iterator[None]:
-    """Turns what FFmpeg raises while it writes into one line.
+    """Turns FFmpeg's errors during writing into one line.
 
     Raises:
         OutputError: the file cannot be written.
-        BrokenPipeError: the reader of a pipe has gone.
+        BrokenPipeError: the reader of a pipe closed it.
     """
     try:
         yield

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What predicts a clip, and what became of it."""
+"""The model that predicts a clip, and the outcome of a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from openmarigold.video.pipeline import FrameStream
 
 @dataclass(kw_only=True)
 class VideoResult:
-    """What became of a clip."""
+    """The outcome of a clip."""
 
     written: list[Path] = field(default_factory=list)
     """Result files; folders of files for each frame."""
@@ -32,14 +32,14 @@ class VideoResult:
     num_predicted: int = 0
     """Frames that this run predicted."""
     resumed_at: int | None = None
-    """Frames that an interrupted run had finished; None where there was none."""
+    """Frames that an interrupted run had finished; None if there was no such run."""
     cuts: list[int] = field(default_factory=list)
     """Numbers of the first frames of new shots."""
     problem: str | None = None
     """Why the clip ended before its end; what was read is in the results."""
     notes: list[str] = field(default_factory=list)
     engine: str | None = None
-    """What ran the networks; None where nothing was predicted."""
+    """Name of the engine that ran the networks; None if nothing was predicted."""
     load_s: float = 0.0
     """Time to load the checkpoint [s]."""
     predict_s: float = 0.0
@@ -66,16 +66,16 @@ class VideoEvent:
 
 @runtime_checkable
 class StreamModel(Protocol):
-    """What predicts the frames of a clip."""
+    """A model that predicts the frames of a clip."""
 
     @property
     def modality(self) -> Modality:
-        """What is predicted."""
+        """The predicted modality."""
         ...
 
     @property
     def request(self) -> Mapping[str, Any]:
-        """Every setting that shapes the results."""
+        """Every setting that affects the results."""
         ...
 
     def check(self) -> None:
@@ -109,12 +109,12 @@ class LoadedModel:
 
     @property
     def modality(self) -> Modality:
-        """What is predicted."""
+        """The predicted modality."""
         return self._run.writes
 
     @property
     def request(self) -> Mapping[str, Any]:
-        """Every setting that shapes the results."""
+        """Every setting that affects the results."""
         return {**self._run.request, "stream": asdict(self._stream)}
 
     @property
@@ -125,7 +125,7 @@ class LoadedModel:
 
     @property
     def engine(self) -> str | None:
-        """What runs the networks; None until a frame needs them."""
+        """Name of the engine that runs the networks; None until a frame needs them."""
         return self._run.engine
 
     @property

@@ -19,9 +19,9 @@ from openmarigold.images.pixels import Color, encode_srgb
 _MATRIX_709, _MATRIX_UNKNOWN, _MATRIX_601, _MATRIX_2020 = 1, 2, 5, 9
 _RANGE_FULL = 2
 PQ, HLG = 16, 18
-_HIGH_DEFINITION = 720  # rows from which a clip that states no matrix is taken for BT.709, as players do
+_HIGH_DEFINITION = 720  # rows, from which on a clip without a stated matrix counts as BT.709, as in players
 
-# Of FFmpeg's scaler: bilinear, exact rounding, chroma at every pixel, the same bytes on every processor.
+# Flags of FFmpeg's scaler: bilinear, exact rounding, chroma at every pixel, the same bytes on every processor.
 SCALER = 0x2 | 0x40000 | 0x2000 | 0x80000
 
 _REFERENCE_WHITE = 203.0  # cd/m²
@@ -33,11 +33,11 @@ _TO_709 = np.array(  # linear light, from the primaries of BT.2020
 _LUMINANCE_709 = np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)
 _LUMINANCE_2020 = np.array([0.2627, 0.6780, 0.0593], dtype=np.float32)
 _LEVELS = 4096
-_FIXED = 2**16  # what 1 is in a display matrix
+_FIXED = 2**16  # the value of 1 in a display matrix
 
 
 class UprightRgb:
-    """Turns decoded frames into upright RGB; `note` is told once of each thing that a viewer should know."""
+    """Turns decoded frames into upright RGB; `note` is called once with each remark for the user."""
 
     def __init__(self, *, background: Color, note: Callable[[str], object]) -> None:
         self._background = np.array(background, dtype=np.uint16)
@@ -54,7 +54,7 @@ class UprightRgb:
             matrix: its display matrix, nine 32-bit numbers; None: it is upright.
         """
         if frame.interlaced_frame:
-            self._tell("is interlaced; its frames are taken as they are, so that what moves has combs")
+            self._tell("is interlaced; its frames are taken as they are, so that moving things show combs")
         if transfer in (PQ, HLG):
             name = "PQ" if transfer == PQ else "HLG"
             self._tell(f"is HDR ({name}); it is tone-mapped to sRGB, {_PEAK:.0f} cd/m² becomes white")
@@ -112,12 +112,12 @@ def is_right_angled(matrix: bytes) -> bool:
 
 
 def swaps_sides(matrix: bytes | None) -> bool:
-    """Whether an upright picture is as wide as the stored one is high."""
+    """Whether the upright picture has the sides of the stored one, swapped."""
     return matrix is not None and is_right_angled(matrix) and _linear_part(matrix)[0] == 0
 
 
 def _linear_part(matrix: bytes) -> tuple[int, int, int, int]:
-    """a, b, c, d in units of 1 / 65536; what is below a thousandth is 0."""
+    """a, b, c, d in units of 1 / 65536; values below a thousandth of the largest one become 0."""
     numbers = np.frombuffer(matrix[:36], dtype="=i4")
     a, b, c, d = (int(numbers[place]) for place in (0, 1, 3, 4))
     largest = max(abs(a), abs(b), abs(c), abs(d), 1)
@@ -128,10 +128,10 @@ def _linear_part(matrix: bytes) -> tuple[int, int, int, int]:
 def tone_mapped(
     levels: UInt16[np.ndarray, "h w 3"], table: Float32[np.ndarray, " n"], transfer: int
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Picture in sRGB of HDR levels with the primaries of BT.2020.
+    """An sRGB picture of HDR levels with the primaries of BT.2020.
 
-    Each pixel by itself, with one curve for all frames, so that the exposure does not flicker: light up to half of
-    reference white stays as it is; above, it is compressed so that 1000 cd/m² becomes white.
+    All pixels of all frames have one curve, so that the exposure does not flicker: light up to half of reference white
+    is unchanged; brighter light is compressed so that 1000 cd/m² becomes white.
     """
     light = table[levels >> 4]
     if transfer == HLG:  # light of the scene becomes light of a display of 1000 cd/m², BT.2100 table 5
@@ -147,7 +147,7 @@ def tone_mapped(
 
 
 def pq_light(signal: Float32[np.ndarray, " n"]) -> Float32[np.ndarray, " n"]:
-    """Light in units of reference white of PQ signals in [0, 1]; SMPTE ST 2084."""
+    """Light of PQ signals in [0, 1], in units of reference white; SMPTE ST 2084."""
     m1, m2 = 2610 / 16384, 2523 / 4096 * 128
     c1, c2, c3 = 3424 / 4096, 2413 / 4096 * 32, 2392 / 4096 * 32
     root = signal.astype(np.float64) ** (1 / m2)
@@ -156,7 +156,7 @@ def pq_light(signal: Float32[np.ndarray, " n"]) -> Float32[np.ndarray, " n"]:
 
 
 def hlg_light(signal: Float32[np.ndarray, " n"]) -> Float32[np.ndarray, " n"]:
-    """Light of the scene in [0, 1] of HLG signals in [0, 1]; BT.2100 table 5."""
+    """Scene light, [0, 1], of HLG signals in [0, 1]; BT.2100 table 5."""
     a, b, c = 0.17883277, 0.28466892, 0.55991073
     values = signal.astype(np.float64)
     return np.where(values <= 0.5, values**2 / 3, (np.exp((values - c) / a) + b) / 12).astype(np.float32)

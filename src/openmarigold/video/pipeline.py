@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading, predicting and writing at the same time: a thread each, which hold a frame or two and never change order."""
+"""Reads, predicts and writes at the same time, in a thread each; the order of frames never changes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from openmarigold.video.work import Progress
 
 _HELD = 2  # frames between two threads
 _LOOK_S = 0.1
-_PATIENCE_S = 5.0  # for a thread of a run that is ended
+_PATIENCE_S = 5.0  # to wait for a thread at the end of a run
 _END = object()
 
 
@@ -26,7 +26,7 @@ class FrameStream(Protocol):
     """Predicts frames in order; `predictor.stream.Stream`."""
 
     def follow(self, frames: Iterable[Any]) -> Iterator[list[Any]]:
-        """Yields for each frame those that are ready after it, and at the end those that were still waited for."""
+        """Yields for each frame the frames that are ready after it, and at the end the remaining ones."""
         ...
 
     def state(self) -> dict[str, np.ndarray]:
@@ -37,9 +37,9 @@ class FrameStream(Protocol):
 def run_pipeline(
     clip: Clip, stream: FrameStream, sink: Sink, *, progress: Progress, segment: int, advance: Callable[[int], object]
 ) -> Progress:
-    """Predicts all frames of a clip, from `progress` on, and writes them; returns how far it came.
+    """Predicts all frames of a clip, from `progress` on, and writes them; returns the new progress.
 
-    `advance` is told how many frames are predicted. The stream is used in the calling thread.
+    `advance` is called with the number of predicted frames. The stream is used in the calling thread.
 
     Raises:
         ImageError: the clip cannot be read at all.
@@ -53,7 +53,7 @@ def run_pipeline(
         nonlocal given
         for frame in frames:
             waiting[frame.number] = frame
-            if frame.number >= progress.pushed:  # others the stream saw before the run was ended
+            if frame.number >= progress.pushed:  # the stream saw the others in the interrupted run
                 given += 1
                 yield frame.rgb
 
@@ -65,7 +65,7 @@ def run_pipeline(
                 writer.put(lambda frame=frame, item=item: sink.write(frame, item))
                 emitted += 1
                 advance(emitted)
-            if progress.pushed + index >= given:  # after the last frame: what was still waited for
+            if progress.pushed + index >= given:  # after the last frame: the remaining ones
                 continue
             pushed += 1
             if emitted - begun >= segment:
@@ -79,7 +79,7 @@ def run_pipeline(
 
 
 def copied(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A state that the stream no longer changes."""
+    """A copy of a state, which the stream does not change."""
     return {name: np.array(values) for name, values in state.items()}
 
 
@@ -117,7 +117,7 @@ class _Reader:
 
 
 class _Writer:
-    """Calls what it is given in a thread, in order."""
+    """Runs calls in a thread, in order."""
 
     def __init__(self) -> None:
         self._calls: queue.Queue[Any] = queue.Queue(_HELD)
@@ -130,7 +130,7 @@ class _Writer:
         return self
 
     def __exit__(self, error_type: object, error: object, trace: object) -> None:
-        """Writes what waits, also after an error: it may end a segment."""
+        """Runs the waiting calls, also after an error: they may end a segment."""
         patience = None if error is None else _PATIENCE_S
         _put(self._calls, _END, self._failed, patience_s=patience)
         self._thread.join(timeout=patience)
@@ -153,7 +153,7 @@ class _Writer:
 
 
 def _put(items: queue.Queue[Any], item: object, stop: threading.Event, *, patience_s: float | None = None) -> bool:
-    """Whether the item was taken; False where `stop` was set first, or patience ended."""
+    """Puts an item into a queue; False if `stop` was set or `patience_s` ended before."""
     until = None if patience_s is None else time.monotonic() + patience_s
     while not stop.is_set() and (until is None or time.monotonic() < until):
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a frame's maps become: colors, the clip next to its colors, 16-bit codes of a stated range, `_frames.npz`."""
+"""Products of a frame's maps: colors, the clip next to its colors, 16-bit codes of a stated range, `_frames.npz`."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from openmarigold.video.settings import VideoConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """What is shown of one frame."""
+    """The pictures and maps of one frame."""
 
     rgb: UInt8[np.ndarray, "h w 3"]
-    """The clip's own frame."""
+    """The frame of the clip."""
     maps: Maps
-    """As files of numbers hold them."""
+    """As stored in files of numbers."""
     colors: UInt8[np.ndarray, "h w 3"]
     ranges: Mapping[str, Range]
     """The values that codes 0 and 65535 stand for, by map."""
@@ -57,7 +57,7 @@ class Track:
 
 
 def tracks_of(modality: Modality, config: VideoConfig) -> list[Track]:
-    """The videos that are asked for."""
+    """The requested videos."""
     tracks = []
     h264 = partial(Track, codec="libx264", pixel_format="yuv420p", container="mp4")
     content, stem = f"{modality.title} in colors", f"_{modality.name}"
@@ -100,7 +100,7 @@ def picture_of(
     bounds: Range | None,
     colors: str,
 ) -> Picture:
-    """What is shown of a frame: `bounds` are those of its shot, so that neither colors nor codes flicker."""
+    """The pictures of a frame; `bounds` are those of its shot, so that neither colors nor codes flicker."""
     within = modality.picture_within
     shown = modality.picture(maps, colors) if within is None or bounds is None else within(maps, colors, bounds)
     ranges = {kind.name: code_range(exported[kind.name], kind, bounds) for kind in modality.maps}
@@ -130,7 +130,7 @@ def frame_record(frame: ClipFrame, item: StreamedFrame, ranges: Mapping[str, Ran
 
 
 def frame_arrays(segments: Iterable[Sequence[Mapping[str, Any]]]) -> dict[str, np.ndarray]:
-    """The records of all frames as arrays; docs/video.md lists them. Only one segment is held as it was read."""
+    """The records of all frames as arrays; docs/video.md lists them. Only one segment is read at a time."""
     parts = [_arrays(lines) for lines in segments if lines]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -149,7 +149,7 @@ def _arrays(lines: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
 def write_frames(
     path: Path, arrays: Mapping[str, np.ndarray], *, time_base: Fraction, record: Mapping[str, Any]
 ) -> None:
-    """Writes what `frame_arrays` gives, with the unit of `pts` and the record.
+    """Writes the arrays of `frame_arrays`, with the unit of `pts` and the record.
 
     Raises:
         OutputError: the file cannot be written.

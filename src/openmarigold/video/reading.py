@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opens what a user names: a video file, pictures in a folder, a pattern of their names, or `-` for a pipe."""
+"""Opens the clip that a user names: a video file, pictures in a folder, a pattern of their names, or `-` for a pipe."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def open_clip(source: Path, *, config: VideoConfig, background: str, note: Note)
             raise InvalidValueError("- reads a clip from a pipe, and nothing is piped in; give a file, or pipe one")
         return VideoClip(sys.stdin.buffer, name="the pipe", config=config, background=color, note=note)
     if config.raw_size is not None:
-        raise InvalidValueError("raw_size is of raw frames that are piped in; give - as the clip, or leave it out")
+        raise InvalidValueError("raw_size is for raw frames from a pipe; give - as the clip, or leave it out")
     if source.is_dir() or is_pattern(source):
         pictures = find_pictures(source)
         return PictureClip(pictures, name=str(source), config=config, background=background, note=note)
@@ -41,7 +41,7 @@ def open_clip(source: Path, *, config: VideoConfig, background: str, note: Note)
 
 
 def clip_sha256(source: Path) -> str | None:
-    """SHA-256 of a clip's bytes, of pictures of their names and bytes; None for a pipe.
+    """SHA-256 of a clip's bytes, for pictures of their names and bytes; None for a pipe.
 
     Raises:
         ImageError: it cannot be read.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A clip to its videos and files: `openmarigold video`. A killed run can be resumed and gives the same bytes."""
+"""Makes videos and files of a clip: `openmarigold video`. A killed run can be resumed and gives the same bytes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from openmarigold.video.settings import VideoConfig
 from openmarigold.video.sinks import FolderSink, PipeSink, Shown
 from openmarigold.video.work import Progress, Work
 
-# Settings that change no byte of what a finished segment holds.
+# Settings that do not change the bytes of a finished segment.
 _WITHOUT_EFFECT = frozenset({"segment", "pipe"})
 _MAX_NAME_BYTES = 255  # of a file name, on the usual file systems
 
@@ -51,16 +51,16 @@ def video_file(
     overwrite: bool = False,
     report: Callable[[VideoEvent], object] = lambda event: None,
 ) -> VideoResult:
-    """Predicts a clip frame by frame, in constant memory, and writes what `video.format` names into a folder.
+    """Predicts a clip frame by frame, in constant memory, and writes the files of `video.format` into a folder.
 
     Args:
         source: a video file, a folder of pictures, a pattern such as `frames/*.png`, or `-` for a pipe.
-        output_dir: made where it is missing; `-` writes one video to stdout.
+        output_dir: created if missing; `-` writes one video to stdout.
         config: the model and its settings.
         stream: how frames are joined; docs/video.md.
         video: which frames, and what is written.
-        overwrite: do again what is done, and replace results of another clip.
-        report: is told how far it is.
+        overwrite: repeat finished work, and replace results of another clip.
+        report: called with the progress.
 
     Raises:
         ImageError: a clip that cannot be read, or holds no frame.
@@ -117,7 +117,7 @@ def output_config(video: VideoConfig) -> OutputConfig:
 
 
 class _Run:
-    """One clip's way to its results."""
+    """One run over a clip."""
 
     def __init__(
         self,
@@ -158,11 +158,11 @@ class _Run:
     def _make(self, work: Work, request: Mapping[str, Any], tracks: Sequence[Track], before: Earlier) -> VideoResult:
         if request["input_sha256"] is None and work.segments:  # a pipe cannot be read again
             work.drop()
-            self._note("what an interrupted run read from a pipe cannot be continued; it starts anew")
+            self._note("an interrupted run from a pipe cannot be continued; it starts again")
         elif not work.segments and set(self.video.format) - set(before.formats) and before.formats:
-            self._note(f"{self.stem}: the clip is predicted again for other formats; those that are there stay")
+            self._note(f"{self.stem}: the clip is predicted again for other formats; existing ones stay")
         elif not work.segments and (before.record is not None or work.is_renewed):
-            self._note(f"{self.stem}: results of other settings or of another clip, or incomplete ones, are made anew")
+            self._note(f"{self.stem}: results of other settings or of another clip, or incomplete ones, are made again")
         if not work.segments:
             before.remove_frames()
         clip = open_clip(self.source, config=self.video, background=self.background, note=self._note)
@@ -335,7 +335,7 @@ class _Run:
 
 
 def _check_lengths(source: Path, names: Sequence[str]) -> None:
-    """Raises OutputError before anything is predicted where a name, hidden while it is written, would be too long."""
+    """Raises OutputError, before anything is predicted, if a temporary name of a result would be too long."""
     over = max(len(os.fsencode(name)) for name in names) - (_MAX_NAME_BYTES - len("..partial"))
     if over > 0:
         raise OutputError(

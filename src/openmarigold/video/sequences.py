@@ -20,7 +20,7 @@ _PLACE = re.compile(r"%(0?)(\d*)d")
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Sorts numbers in names by their value.
+    """Sort key that compares numbers in names by their value.
 
     >>> sorted(["f10.png", "f9.png", "f1.png"], key=natural_key)
     ['f1.png', 'f9.png', 'f10.png']
@@ -57,7 +57,7 @@ def find_pictures(path: Path) -> list[Path]:
 
 
 def _parts_of_pattern(name: str) -> list[tuple[bool, str]]:
-    """Texts, and places of a number (True), of a pattern."""
+    """The parts of a pattern: texts (False), and places of a number (True)."""
     parts, end = [], 0
     for match in _PLACE.finditer(name):
         parts += [(False, name[end : match.start()]), (True, "")]
@@ -111,7 +111,7 @@ class PictureClip:
 
 
 def about_gaps(pictures: list[Path]) -> str | None:
-    """Where the numbers at the end of names jump, as where pictures were lost; None where they do not.
+    """A note on jumps of the numbers at the end of names, as if pictures were lost; None without jumps.
 
     >>> about_gaps([Path(f"f{number}.png") for number in (0, 2, 4, 10, 12)])
     'numbers jump once, from f4.png to f10.png'
@@ -122,7 +122,7 @@ def about_gaps(pictures: list[Path]) -> str | None:
         return None
     usual = Counter(steps).most_common(1)[0]
     jumps = [place for place, step in enumerate(steps) if step > usual[0]]
-    if not jumps or 2 * usual[1] <= len(steps):  # such as times
+    if not jumps or 2 * usual[1] <= len(steps):  # irregular numbers, such as times
         return None
     times = "once" if len(jumps) == 1 else f"{len(jumps)} times, first"
     return f"numbers jump {times}, from {pictures[jumps[0]].name} to {pictures[jumps[0] + 1].name}"

@@ -19,39 +19,39 @@ _LARGEST_SIDE = 16384
 
 @dataclass(frozen=True, kw_only=True)
 class VideoConfig:
-    """Which frames of a clip are taken, and what they become.
+    """Which frames of a clip are taken, and which files are written.
 
     Raises:
         InvalidValueError: a value that is not accepted.
     """
 
     format: tuple[Product, ...] = ("colored", "sidebyside")
-    """What is written, one or more: colored (MP4), sidebyside (MP4 with the clip, its sound and the colors), ffv1
+    """Files to write, one or more: colored (MP4), sidebyside (MP4 with the clip, its sound and the colors), ffv1
     (lossless 16 bits in Matroska), and a file for each frame: npy, exr (extra `exr`), png (16 bits)."""
     color_map: str = "Spectral"
     """Colors: Spectral (near is red), or any color map of matplotlib (extra `plots`)."""
     start: float | None = None
     """First moment that is taken [s], from the clip's beginning."""
     end: float | None = None
-    """Moment before which frames are taken [s], from the clip's beginning."""
+    """End of the part that is taken [s], from the clip's beginning."""
     every: int = 1
     """Take every n-th frame."""
     fps: float | None = None
-    """Take at most so many frames a second. None: all."""
+    """Take at most this many frames per second. None: all."""
     crf: int = 18
-    """Quality of H.264: 0 is lossless, 18 hardly to be told from it, 51 the worst."""
+    """Quality of H.264: 0 is lossless, 18 looks nearly the same, 51 is the worst."""
     input_rate: float | None = None
-    """Frames a second of pictures in a folder, and of raw frames. None: 25."""
+    """Frames per second of pictures in a folder, and of raw frames. None: 25."""
     raw_size: str | None = None
-    """Width x height of raw frames that are piped in, such as 640x480."""
+    """Width x height of raw frames from a pipe, such as 640x480."""
     raw_format: str = "rgb24"
-    """Pixel format of raw frames that are piped in, by FFmpeg's name, such as yuv420p."""
+    """Pixel format of raw frames from a pipe, by FFmpeg's name, such as yuv420p."""
     pipe: PipeForm = "matroska"
-    """What is written to stdout where OUT is -: matroska, or raw frames (rgb24; of ffv1 gray16le)."""
+    """Format on stdout if OUT is -: matroska, or raw frames (rgb24; for ffv1 gray16le)."""
     segment: int = 64
-    """Frames after which an interrupted run continues, at most."""
+    """Frames per segment; an interrupted run continues after the last complete segment."""
     normal_frame: NormalFrame = "rub"
-    """Axes of written normals: rub, lub or opencv, as of `predict`."""
+    """Axes of written normals: rub, lub or opencv, as in `predict`."""
     green: Green = "gl"
     """Green of pictures of normals: gl (up) or dx (down)."""
 

@@ -39,12 +39,12 @@ class Sink(Protocol):
         ...
 
     def end_segment(self, progress: Progress, state: Mapping[str, np.ndarray] | None) -> None:
-        """Makes what was written so far finished."""
+        """Finishes the frames that were written so far."""
         ...
 
 
 class Shown:
-    """What all sinks make of a frame, and the times that they write."""
+    """Pictures and times of frames, as all sinks write them."""
 
     def __init__(self, *, modality: Modality, facts: ClipFacts, config: VideoConfig, output: OutputConfig) -> None:
         self.modality, self.facts, self.config, self.output = modality, facts, config, output
@@ -64,11 +64,11 @@ class Shown:
         )
 
     def pts(self, frame: ClipFrame) -> int:
-        """The frame's time in the files that are written: from the start that was asked for."""
+        """The frame's time in the written files: from the requested start."""
         return frame.pts - self._first
 
     def start_s(self) -> Fraction:
-        """The moment of the clip that is 0 in the files [s], in the clip's own time."""
+        """The clip's time [s] that is 0 in the files."""
         return self._first * self.facts.time_base
 
     def encoder(self, track: Track, target: Path | Any, frame: ClipFrame, **more: Any) -> TrackEncoder:
@@ -79,12 +79,12 @@ class Shown:
 
 
 class FolderSink:
-    """Segments of videos in the work's folder, and files of single frames in their own."""
+    """Writes segments of videos into the work folder, and files of single frames into another folder."""
 
     def __init__(
         self, shown: Shown, work: Work, *, frames_dir: Path, record_of: Callable[[StreamedFrame], dict[str, Any]]
     ) -> None:
-        """`record_of` gives the provenance of a frame's files."""
+        """`record_of` returns the provenance of a frame's files."""
         self._shown, self._work, self._frames_dir, self._record_of = shown, work, frames_dir, record_of
         self._numbers = tuple(name for name in ("npy", "exr") if name in shown.config.format)
         self._partial: Path | None = None
@@ -173,7 +173,7 @@ class PipeSink:
 
         Raises:
             OutputError: the pipe cannot be written.
-            BrokenPipeError: its reader has gone.
+            BrokenPipeError: its reader closed it.
         """
         picture = self._shown.picture(frame, item)
         name = self._track.map_name
@@ -192,7 +192,7 @@ class PipeSink:
             self._file.flush()
 
     def end_segment(self, progress: Progress, state: Mapping[str, np.ndarray] | None) -> None:
-        """See `Sink`: at the end of the clip the video is ended."""
+        """See `Sink`; at the end of the clip, the video is closed."""
         if progress.is_complete and self._encoder is not None:
             self._encoder.close()
             with written("the pipe", require_av()):
@@ -200,7 +200,7 @@ class PipeSink:
 
 
 class _Written:
-    """A pipe as PyAV writes it: in order."""
+    """A pipe for PyAV, which can only write it in order."""
 
     def __init__(self, file: Any) -> None:
         self._file = file

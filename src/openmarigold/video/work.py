@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hidden folder of a run that is not finished: segments of frames, each with the state to resume after it.
 
-A segment is a folder that appears by rename when all its files are whole. A killed run continues after the last one.
-What was asked for, and for which bytes, is in `request.json`; other work is never continued.
+A segment is a folder, which gets its final name when all its files are complete. A killed run continues after the last
+segment. `request.json` states the settings and the clip's hash; work of another request is never continued.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _REQUEST, _PROGRESS, _STATE, _FRAMES = "request.json", "progress.json", "state.n
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a run came."""
+    """The progress of a run."""
 
     pushed: int = 0
     """Frames that the stream has seen."""
@@ -43,10 +43,10 @@ class Work:
     """The folder of one run."""
 
     def __init__(self, folder: Path, request: Mapping[str, Any]) -> None:
-        """Makes the folder, empty unless it is of the same request.
+        """Creates the folder; work of another request in it is deleted.
 
         Raises:
-            OutputError: it cannot be made, or another run uses it.
+            OutputError: it cannot be created, or another run uses it.
         """
         self.folder = folder
         self.is_renewed = False
@@ -65,13 +65,13 @@ class Work:
             self.segments.append(segment)
 
     def progress(self) -> Progress:
-        """Where to resume."""
+        """The progress to resume from."""
         if not self.segments:
             return Progress()
         return Progress(**_read_json(self.segments[-1] / _PROGRESS))
 
     def state(self) -> dict[str, np.ndarray] | None:
-        """The state of the stream there; None at the beginning."""
+        """The stream's state at this progress; None at the beginning."""
         path = self.segments[-1] / _STATE if self.segments else None
         if path is None or not path.exists():
             return None
@@ -85,7 +85,7 @@ class Work:
             yield [parse_json(line) for line in text.splitlines()]
 
     def drop(self) -> None:
-        """Forgets the finished segments."""
+        """Deletes the finished segments."""
         for segment in self.segments:
             shutil.rmtree(segment, ignore_errors=True)
         self.segments = []
@@ -105,7 +105,7 @@ class Work:
         progress: Progress,
         state: Mapping[str, np.ndarray] | None,
     ) -> None:
-        """Makes a segment finished.
+        """Finishes a segment.
 
         Raises:
             OutputError: it cannot be written.
@@ -121,12 +121,12 @@ class Work:
         self.segments.append(final)
 
     def remove(self) -> None:
-        """Removes the folder: the results are there."""
+        """Removes the folder, when the results are complete."""
         self.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def close(self) -> None:
-        """Lets other runs use the folder. A segment that is not finished goes: nothing continues it."""
+        """Lets other runs use the folder. An unfinished segment is deleted: no run could continue it."""
         if self._lock is not None:
             self._remove_partial()
             os.close(self._lock)
@@ -151,7 +151,7 @@ class Work:
                     path.unlink()
 
     def _locked(self) -> int:
-        """An open file whose lock ends with its process."""
+        """An open, locked file; the lock ends with the process."""
         with writing(self.folder):
             descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         if not try_lock(descriptor):

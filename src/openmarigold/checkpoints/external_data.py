@@ -87,7 +87,7 @@ def _checked(path: Path, location: str, end: int) -> Path:
         )
     sibling = path.parent / location
     if not sibling.is_file():
-        raise CheckpointError(f"{sibling}, from which {path.name} reads weights, is missing; get the checkpoint again")
+        raise CheckpointError(f"{sibling} is missing; {path.name} reads weights from it; get the checkpoint again")
     if sibling.stat().st_size < end:
         raise CheckpointError(
             f"{sibling} is truncated ({sibling.stat().st_size} of {end} bytes at least); get the checkpoint again"

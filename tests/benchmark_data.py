@@ -7,12 +7,16 @@ import io
 import json
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from openmarigold.evaluation import Estimator
 from openmarigold.evaluation.scoring import Predicted, measure_sample
+from openmarigold.evaluation.specs import EstimatorSpec
 from openmarigold.modalities.protocol import BenchmarkSample, PredictionSpace, Protocol
 from tiny import make_photo
 
@@ -168,3 +172,20 @@ def pack(folder: Path, archive: Path, *, prefix: str = "") -> None:
     with tarfile.open(archive, "w:gz" if archive.suffix == ".gz" else "w") as packed:
         for path in files:
             packed.add(path, prefix + path.relative_to(folder).as_posix())
+
+
+def look(rgb: np.ndarray) -> np.ndarray:
+    """A stand-in for a model: some function of the photo."""
+    return rgb.astype(np.float32).mean(axis=2) / 255
+
+
+def spec(estimate: Callable[[np.ndarray], np.ndarray] = look, **settings: Any) -> EstimatorSpec:
+    return EstimatorSpec(
+        name="look", load=lambda: Estimator(estimate), invariance="affine_depth", settings={"model": "look", **settings}
+    )
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    content = json.loads((folder / "summary.json").read_text())
+    assert content.pop("times")["wall_s"] >= 0
+    return content

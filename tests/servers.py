@@ -45,6 +45,11 @@ def picture(width: int = 72, height: int = 56, *, kind: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
+def post(client: TestClient, photo: bytes | None = None, accept: str = "*/*", **data: Any) -> Any:
+    files = {"photo": ("cat.png", photo or picture())}
+    return client.post("/v1/predict", files=files, data=data, headers={"accept": accept})
+
+
 def until(condition: Callable[[], Any]) -> None:
     for _ in range(3000):
         if condition():

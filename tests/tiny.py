@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,14 @@ def add_text_encoder(directory: Path, *, width: int = 16) -> torch.Tensor:
 
 def edit_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def varied(source: Path, directory: Path, *, scheduler: dict[str, Any] | None = None, **index: Any) -> Path:
+    """A copy of a checkpoint with other settings in its scheduler and its model_index.json."""
+    shutil.copytree(source, directory)
+    edit_json(directory / "scheduler" / "scheduler_config.json", **(scheduler or {}))
+    edit_json(directory / "model_index.json", **index)
+    return directory
 
 
 def make_photo(height: int, width: int, *, seed: int = 0) -> np.ndarray:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches: inputs of every kind to shards, each photo once, the same bytes however they are made."""
+"""Batches: each photo once into shards, the same bytes however and wherever they are made."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import base64
 import hashlib
 import io
 import json
-import os
 import pickle
-import subprocess
 import sys
 import tarfile
 from collections.abc import Sequence
@@ -18,11 +16,9 @@ from typing import Any
 
 import fsspec
 import numpy as np
-import pyarrow as pa
 import pytest
-from PIL import Image
-from pyarrow import parquet
 
+from batch_data import CONFIG, NUM_PHOTOS, photo, records, write_photos
 from dying import DoomedWorker, DyingWorker
 from openmarigold import Predictor
 from openmarigold.batch.run import BatchOutcome, batch_files
@@ -34,30 +30,15 @@ from openmarigold.cli import run as run_cli
 from openmarigold.config import PredictConfig
 from openmarigold.data import units
 from openmarigold.data.units import ProcessEngine
-from openmarigold.errors import DataError, InvalidValueError, OutputError
+from openmarigold.errors import InvalidValueError, OutputError
 from openmarigold.images.png import read_png
 
-CONFIG = PredictConfig(processing_resolution=32)  # little work
-NUM_PHOTOS = 5
 SMALL = BatchConfig(shard_size=2)
-
-
-def photo(number: int, size: tuple[int, int] = (40, 32)) -> bytes:
-    """A picture of its own for each number."""
-    pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    for number in range(NUM_PHOTOS):
-        (folder / f"p{number}.png").write_bytes(photo(number, (40 + number, 32)))
-    (folder / ".hidden.png").write_bytes(photo(9))
-    (folder / "notes.md").write_text("not a photo")
-    return folder
+    return write_photos(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.fixture(scope="module")
@@ -74,18 +55,6 @@ def contents(folder: Path | str) -> dict[str, bytes]:
     system, path = fsspec.core.url_to_fs(str(folder))
     names = [name for name in system.ls(path, detail=False) if name.endswith((".tar", ".parquet"))]
     return {Path(name).name: system.cat_file(name) for name in names}
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    return [row for path in sorted(folder.glob("*.parquet")) for row in parquet.read_table(path).to_pylist()]
-
-
-def write_tar(path: Path, files: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
 
 
 def test_codes_are_the_predicted_maps(photos: Path, made: Path) -> None:
@@ -242,70 +211,6 @@ def test_another_input_or_setting_needs_another_folder(photos: Path, made: Path,
     assert contents(out) == contents(made)
 
 
-@pytest.mark.parametrize("name", ["{0..1}.tar", "*.tar", ""])
-def test_tars_keep_their_keys(name: str, tmp_path: Path) -> None:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for number in range(2):
-        files = {f"s{number}/x{place}.jpg": photo(place) for place in range(2)}
-        write_tar(folder / f"{number}.tar", {**files, f"s{number}/x0.json": b"{}", f"s{number}/x0.seg.png": photo(7)})
-    batch_files(f"{folder}/{name}", str(tmp_path / "out"), config=CONFIG)
-    rows = records(tmp_path / "out")
-    assert [row["key"] for row in rows] == ["s0/x0", "s0/x1", "s1/x0", "s1/x1"]
-    assert rows[3]["source"].endswith("1.tar#s1/x1.jpg") and rows[3]["status"] == "success"
-
-
-def test_a_damaged_tar_gives_failed_rows(tmp_path: Path) -> None:
-    write_tar(tmp_path / "a.tar", {f"x{place}.png": photo(place) for place in range(3)})
-    whole = (tmp_path / "a.tar").read_bytes()
-    end = 512 + -(-len(photo(0)) // 512) * 512  # of the first photo: header, content in whole blocks
-    (tmp_path / "a.tar").write_bytes(whole[: end + 512 + 100])  # cut within the second one
-    (tmp_path / "b.tar").write_bytes(b"no tar at all" * 100)
-    outcome = batch_files(f"{tmp_path}/*.tar", str(tmp_path / "out"), config=CONFIG)
-    rows = records(tmp_path / "out")
-    assert rows[0]["status"] == "success" and rows[0]["key"] == "x0"
-    assert {row["status"] for row in rows[1:]} == {"failed"}
-    assert outcome.failures == len(rows) - 1
-    assert "not a tar" in rows[-1]["error"] and rows[-1]["error_class"] == "DataError"
-
-
-@pytest.mark.parametrize("kind", ["bytes", "huggingface", "address"])
-def test_parquet_rows(kind: str, photos: Path, tmp_path: Path) -> None:
-    paths = sorted(photos.glob("p*.png"))
-    values: list[Any] = {
-        "bytes": [path.read_bytes() for path in paths],
-        "huggingface": [{"bytes": path.read_bytes(), "path": None} for path in paths],
-        "address": [str(path) for path in paths],
-    }[kind]
-    table = pa.table({"image": [*values, None], "key": [f"k.{place}" for place in range(6)]})
-    parquet.write_table(table, tmp_path / "in.parquet", row_group_size=4)
-    outcome = batch_files(
-        str(tmp_path / "in.parquet"), str(tmp_path / "out"), config=CONFIG, batch=BatchConfig(shard_size=3)
-    )
-    rows = records(tmp_path / "out")
-    assert (outcome.shards, outcome.failures) == (2, 1)
-    assert [row["key"] for row in rows] == [f"k_{place}" for place in range(6)]  # a dot would end a key
-    assert [row["width"] for row in rows] == [40, 41, 42, 43, 44, None]
-    assert "neither bytes nor an address" in rows[5]["error"] and rows[5]["source"].endswith("in.parquet#5")
-
-
-def test_equal_keys_fail_but_for_the_first(tmp_path: Path) -> None:
-    parquet.write_table(pa.table({"jpg": [photo(0), photo(1)], "key": ["a", "a"]}), tmp_path / "in.parquet")
-    batch_files(str(tmp_path / "in.parquet"), str(tmp_path / "out"), config=CONFIG)
-    rows = records(tmp_path / "out")
-    assert [row["status"] for row in rows] == ["success", "failed"] and rows[0]["key"] != rows[1]["key"]
-    assert "the key a is there already" in rows[1]["error"]
-
-
-def test_list_files_name_photos_from_their_own_folder(photos: Path, tmp_path: Path) -> None:
-    (tmp_path / "near.png").write_bytes(photo(3))
-    (tmp_path / "list.txt").write_text(f"# photos\nnear.png\n\n{photos}/p1.png\nmissing.png\n")
-    batch_files(str(tmp_path / "list.txt"), str(tmp_path / "out"), config=CONFIG)
-    rows = records(tmp_path / "out")
-    assert [row["status"] for row in rows] == ["success", "success", "failed"]
-    assert rows[2]["error"] == f"{tmp_path}/missing.png does not exist; check the name"
-
-
 def test_parquet_output_holds_the_maps(photos: Path, made: Path, tmp_path: Path) -> None:
     config = BatchConfig(shard_size=2, format="parquet")
     batch_files(str(photos), str(tmp_path), config=CONFIG, batch=config)
@@ -332,43 +237,6 @@ def test_uncertainties_are_maps_too(tmp_path: Path) -> None:
     assert np.abs(low + codes / 65535 * (high - low) - found).max() <= (high - low) / 65535
 
 
-@pytest.mark.parametrize(
-    ("given", "error", "text"),
-    [
-        ("missing", DataError, "missing does not exist; check the name"),
-        ("empty", DataError, "holds no photos, tars or Parquet files"),
-        ("*.nothing", DataError, "names no photo, tar, Parquet or list file; check the pattern"),
-        ("{5..1}.tar", InvalidValueError, "is not a range"),
-        ("mixed/*", InvalidValueError, "photos and tars; give files of one kind"),
-        ("bad.parquet", DataError, "is not a Parquet file that can be read"),
-        ("other.parquet", DataError, "has no column of photos; it has number"),
-        ("nothing://a/b", DataError, "cannot be read"),
-    ],
-)
-def test_bad_inputs(given: str, error: type[Exception], text: str, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "mixed").mkdir()
-    (tmp_path / "mixed" / "a.png").write_bytes(photo(0))
-    write_tar(tmp_path / "mixed" / "b.tar", {})
-    (tmp_path / "bad.parquet").write_bytes(b"PAR1 not really PAR1")
-    parquet.write_table(pa.table({"number": [1]}), tmp_path / "other.parquet")
-    with pytest.raises(error, match=text):
-        batch_files(given if "://" in given else f"{tmp_path}/{given}", str(tmp_path / "out"), config=CONFIG)
-
-
-@pytest.mark.parametrize(
-    ("settings", "text"),
-    [
-        ({"shard_size": 0}, "1 to 10000"),
-        ({"workers": True}, "whole number"),
-        ({"part": "3/2"}, "I/N"),
-    ],
-)
-def test_bad_settings(settings: dict[str, Any], text: str) -> None:
-    with pytest.raises(InvalidValueError, match=text):
-        BatchConfig(**settings)
-
-
 def test_damaged_statistics_are_named(photos: Path, made: Path, tmp_path: Path) -> None:
     out = copied(made, tmp_path)
     (out / "00001_stats.json").write_text("{")
@@ -386,37 +254,6 @@ def test_command_line(photos: Path, made: Path, tmp_path: Path, capsys: pytest.C
     assert "without --ray" in capsys.readouterr().err
     (tmp_path / "bad.png").write_bytes(b"nothing")
     assert run_cli(["batch", str(tmp_path / "bad.png"), str(tmp_path / "second")]) == 1
-
-
-@pytest.mark.slow
-def test_a_million_rows_start_within_bounds(tmp_path: Path) -> None:
-    """A resumed run of a million rows: under 10 s and 500 MB before the first photo."""
-    with (tmp_path / "list.txt").open("w") as listing:
-        listing.writelines(f"s3://bucket/some/folder/photo-{number:07d}.jpg\n" for number in range(1_000_000))
-    out = tmp_path / "out"
-    code = (
-        "import re, sys, time\n"
-        "from pathlib import Path\n"
-        "from openmarigold.batch import run\n"
-        "from openmarigold.config import PredictConfig\n"
-        "started = time.perf_counter()\n"
-        "def make(worker, shards, *, again):\n"
-        "    peak = re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]\n"
-        "    print(len(shards), time.perf_counter() - started, peak)\n"
-        "    return iter(())\n"
-        "run.batch_files(sys.argv[1], sys.argv[2], config=PredictConfig(), engine=make)\n"
-    )
-    stats = {"count": 1000, "successes": 1000, "failures": 0, "failed_by_class": {}, "started": 0.0, "seconds": 1.0}
-    text = json.dumps({**stats, "photo_seconds": [0.123456] * 1000, "engine": "onnx"})
-    out.mkdir()
-    for number in range(900):
-        (out / f"{number:05d}_stats.json").write_text(text)
-    command = [sys.executable, "-c", code, str(tmp_path / "list.txt"), str(out)]
-    for _ in range(2):  # the second one finds the plan
-        told = subprocess.run(command, check=True, capture_output=True, text=True, env=dict(os.environ)).stdout.split()
-        assert told[0] == "100"
-        assert float(told[1]) < 10
-        assert int(told[2]) < 500_000
 
 
 @pytest.mark.slow

@@ -1,16 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs: resumed, with workers, on saved predictions, with failures; their reports, pages and comparisons."""
+"""Runs: resumed, with workers, with failures; their reports, tables and pages."""
 
 from __future__ import annotations
 
 import csv
 import json
 import os
-import subprocess
-import sys
-import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,38 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmark_data import make_depth, make_folder_benchmark, make_kitti, make_nyuv2_extracted
+from benchmark_data import look, make_depth, make_folder_benchmark, make_nyuv2_extracted, spec, summary
 from openmarigold.cli import run
-from openmarigold.config import PredictConfig
 from openmarigold.errors import DataError, InvalidValueError, OutputError
-from openmarigold.evaluation import Estimator, evaluate, evaluate_benchmark, predictor_estimator
-from openmarigold.evaluation.benchmarks import open_benchmark, open_folder_benchmark
-from openmarigold.evaluation.compare import compare, compare_reports
-from openmarigold.evaluation.report import read_report, write_report
-from openmarigold.evaluation.specs import (
-    EstimatorSpec,
-    baseline_specs,
-    predictor_spec,
-    saved_spec,
-)
-from openmarigold.predictor import Predictor
-
-
-def look(rgb: np.ndarray) -> np.ndarray:
-    """A stand-in for a model: some function of the photo."""
-    return rgb.astype(np.float32).mean(axis=2) / 255
-
-
-def spec(estimate: Callable[[np.ndarray], np.ndarray] = look, **settings: Any) -> EstimatorSpec:
-    return EstimatorSpec(
-        name="look", load=lambda: Estimator(estimate), invariance="affine_depth", settings={"model": "look", **settings}
-    )
-
-
-def summary(folder: Path) -> dict[str, Any]:
-    content = json.loads((folder / "summary.json").read_text())
-    assert content.pop("times")["wall_s"] >= 0
-    return content
+from openmarigold.evaluation import Estimator, evaluate, evaluate_benchmark
+from openmarigold.evaluation.benchmarks import open_folder_benchmark
+from openmarigold.evaluation.compare import compare
+from openmarigold.evaluation.report import read_report
+from openmarigold.evaluation.specs import EstimatorSpec
 
 
 @pytest.fixture
@@ -218,19 +190,6 @@ def test_the_number_of_workers_does_not_matter(benchmark: Path, tmp_path: Path) 
         evaluate_benchmark(open_folder_benchmark(benchmark), spec(), num_workers=0)
 
 
-def test_an_estimator_sees_one_photo_at_a_time(benchmark: Path) -> None:
-    inside = threading.Semaphore(1)
-
-    def estimate(rgb: np.ndarray) -> np.ndarray:
-        assert inside.acquire(blocking=False)
-        try:
-            return look(rgb)
-        finally:
-            inside.release()
-
-    evaluate_benchmark(open_folder_benchmark(benchmark), spec(estimate), num_workers=4)
-
-
 class Interrupted:
     """An estimator during which the user presses Ctrl-C, at the third photo."""
 
@@ -281,50 +240,6 @@ def test_what_has_changed_is_scored_again(benchmark: Path, tmp_path: Path) -> No
     assert (run.protocol, run.times["images_from_earlier_runs"]) == ("log-ransac", 0)
 
 
-def save_predictions(benchmark: Path, folder: Path, estimate: Callable[[np.ndarray], np.ndarray]) -> Path:
-    opened = open_folder_benchmark(benchmark)
-    folder.mkdir()
-    for entry in opened.entries:
-        np.save(folder / f"{entry.name}_depth.npy", estimate(opened.sample(entry).rgb))
-    return folder
-
-
-def test_saved_predictions_score_like_the_model_live(benchmark: Path, tmp_path: Path, onnx_checkpoint: Path) -> None:
-    predictor = Predictor.load(onnx_checkpoint)
-    saved = save_predictions(benchmark, tmp_path / "saved", lambda rgb: predictor(rgb).depth)
-    evaluate_benchmark(
-        open_folder_benchmark(benchmark),
-        predictor_spec(PredictConfig(checkpoint=onnx_checkpoint)),
-        output_dir=tmp_path / "live",
-    )
-    for workers in (1, 2):
-        evaluate_benchmark(
-            open_folder_benchmark(benchmark),
-            saved_spec(saved, "affine_depth"),
-            output_dir=tmp_path / str(workers),
-            num_workers=workers,
-        )
-    assert summary(tmp_path / "1") == summary(tmp_path / "2")
-    live, from_files = summary(tmp_path / "live"), summary(tmp_path / "1")
-    differing = {key for key in live if live[key] != from_files[key]}
-    assert differing == {"settings", "provenance"}
-    assert live["settings"]["num_inference_steps"] == 2
-    assert len(live["settings"]["checkpoint_sha256"]) == 64
-    assert evaluate(benchmark, predictor_estimator(predictor)).kinds["all"].metrics == {
-        name: live["kinds"]["all"][name] for name in live["kinds"]["all"] if name not in NOT_METRICS
-    }
-
-    # A changed file is scored again, the others are not.
-    np.save(saved / "room-0_depth.npy", np.random.default_rng(0).random((24, 32)))
-    again = evaluate_benchmark(
-        open_folder_benchmark(benchmark), saved_spec(saved, "affine_depth"), output_dir=tmp_path / "1"
-    )
-    assert again.times["images_from_earlier_runs"] == 5
-
-
-NOT_METRICS = ("num_places", "num_images", "intervals_95")
-
-
 def test_one_bad_image_never_loses_the_others(benchmark: Path, tmp_path: Path) -> None:
     (benchmark / "room-1" / "depth.png").write_bytes(b"no image")
     notes: list[str] = []
@@ -348,85 +263,6 @@ def test_an_output_folder_that_is_a_file(benchmark: Path, tmp_path: Path) -> Non
         evaluate_benchmark(open_folder_benchmark(benchmark), spec(), output_dir=tmp_path / "file")
 
 
-def test_predictions_before_or_after_the_crop(tmp_path: Path) -> None:
-    depth = make_depth(375, 1242, low=3, high=60)
-    make_kitti(tmp_path / "kitti", [depth])
-    opened = open_benchmark("kitti", tmp_path, allow_partial=True)
-    (entry,) = opened.entries
-    sample = opened.sample(entry)
-    scores = []
-    for name, prediction in {"full": depth + 0.5, "cropped": (depth + 0.5)[sample.crop]}.items():
-        # Marigold's scripts write pred_<frame> next to the photo's path; ours write <frame>_depth.
-        path = tmp_path / name / f"{entry.name}_depth.npy"
-        path.parent.mkdir(parents=True)
-        np.save(path, prediction.astype(np.float32))
-        report = evaluate_benchmark(opened, saved_spec(tmp_path / name, "metric"), allow_partial=True)
-        scores.append(report.images[0].metrics)
-        assert (report.benchmark, report.expected, report.over_places) == ("kitti", 652, False)
-    assert scores[0] == scores[1]
-
-
-# --- Comparisons
-
-
-@pytest.fixture
-def runs(benchmark: Path, tmp_path: Path) -> tuple[Path, Path]:
-    opened = open_folder_benchmark(benchmark)
-    truths = {entry.name: opened.sample(entry).maps["depth"] for entry in opened.entries}
-    rng = np.random.default_rng(0)
-    for name, error in {"a": 0.6, "b": 0.05}.items():
-        folder = tmp_path / f"maps-{name}"
-        folder.mkdir()
-        for image, depth in truths.items():
-            np.save(folder / f"{image}.npy", depth + error * rng.normal(size=depth.shape))
-        evaluate_benchmark(opened, saved_spec(folder, "affine_depth"), output_dir=tmp_path / name)
-    return tmp_path / "a", tmp_path / "b"
-
-
-def test_compare(runs: tuple[Path, Path]) -> None:
-    a, b = runs
-    comparison = compare(a, b / "summary.json")
-    difference = comparison.differences["abs_rel"]
-    assert difference.difference == pytest.approx(difference.b - difference.a)
-    assert difference.a == read_report(a).kinds["all"].metrics["abs_rel"]
-    assert (comparison.verdict("abs_rel"), comparison.verdict("delta1")) == ("b", "b")
-    assert comparison.verdict("pixels_scored") == "undecided"
-    assert difference.share_below == {"images": 1.0, "places": 1.0}
-    turned = compare(b, a)
-    assert turned.verdict("abs_rel") == "a"
-    assert turned.differences["abs_rel"].difference == pytest.approx(-difference.difference)
-    assert json.loads(json.dumps(comparison.to_dict()))["differences"]["abs_rel"]["better"] == "b"
-    same = compare(a, a)
-    assert all(set(d.intervals.values()) == {(0.0, 0.0)} for d in same.differences.values())
-
-
-def test_few_images_name_no_winner(runs: tuple[Path, Path]) -> None:
-    a, b = (read_report(run) for run in runs)
-    assert len(a.images) == 6
-    for count in (1, 2, 5):
-        fewer = compare_reports(*(replace(run, images=run.images[:count]) for run in (a, b)))
-        assert {fewer.verdict(metric) for metric in fewer.differences} == {"too few images"}
-        assert fewer.to_dict()["differences"]["abs_rel"]["better"] == "too few images"
-    assert compare_reports(a, b).verdict("abs_rel") == "b"
-
-
-def test_compare_says_when_images_or_places_are_too_few(
-    runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def printed(count: int) -> str:
-        folders = [tmp_path / f"{name}{count}" for name in "ab"]
-        for folder, run_dir in zip(folders, runs, strict=True):
-            report = read_report(run_dir)
-            folder.mkdir()
-            write_report(replace(report, images=report.images[:count]), folder)
-        assert run(["compare", *map(str, folders)]) == 0
-        return " ".join(capsys.readouterr().out.split())
-
-    assert "one image decides nothing; score 6 images or more" in printed(1)
-    assert "5 are too few to name the better one; score 6" in printed(5)
-    assert "excludes 0; all images are from 3 places, so the result may not hold elsewhere" in printed(6)
-
-
 def test_the_table_names_what_was_scored(
     benchmark: Path, tmp_path: Path, onnx_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -445,28 +281,6 @@ def test_the_table_names_what_was_scored(
     assert "nyuv2: NYU Depth v2, Eigen test split" in shown and "1 of 654" in shown and "0.0 %" in shown
 
 
-def test_runs_that_cannot_be_compared(runs: tuple[Path, Path], benchmark: Path, tmp_path: Path) -> None:
-    a, _ = runs
-    opened = open_folder_benchmark(benchmark)
-    row = next(other for other in baseline_specs() if other.invariance == "disparity")
-    evaluate_benchmark(opened, row, output_dir=tmp_path / "row")
-    with pytest.raises(InvalidValueError, match="the runs have protocol marigold and disparity"):
-        compare(a, tmp_path / "row")
-    opened.entries.pop()
-    evaluate_benchmark(opened, spec(), output_dir=tmp_path / "fewer")
-    with pytest.raises(InvalidValueError, match="1 images, such as room-5, were scored in one run only"):
-        compare(a, tmp_path / "fewer")
-    Image.fromarray(np.zeros((24, 32, 3), np.uint8)).save(benchmark / "room-0" / "rgb.jpg")
-    evaluate_benchmark(open_folder_benchmark(benchmark), spec(), output_dir=tmp_path / "changed")
-    with pytest.raises(InvalidValueError, match="the files of 1 images, such as room-0, changed between the runs"):
-        compare(a, tmp_path / "changed")
-    with pytest.raises(DataError, match=r"summary\.json cannot be read \(No such file"):
-        compare(a, benchmark)
-    (tmp_path / "broken.json").write_text("{}")
-    with pytest.raises(DataError, match="is not a summary of"):
-        compare(a, tmp_path / "broken.json")
-
-
 def test_another_kind_of_place_has_another_range_and_is_scored_again(benchmark: Path, tmp_path: Path) -> None:
     evaluate_benchmark(open_folder_benchmark(benchmark), spec(), output_dir=tmp_path / "out")
     manifest = benchmark / "manifest.json"
@@ -475,44 +289,6 @@ def test_another_kind_of_place_has_another_range_and_is_scored_again(benchmark: 
     manifest.write_text(json.dumps(entries))
     again = evaluate_benchmark(open_folder_benchmark(benchmark), spec(), output_dir=tmp_path / "out")
     assert again.times["images_from_earlier_runs"] == 5
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_model_that_cannot_be_loaded_is_said_once(workers: int, benchmark: Path) -> None:
-    attempts: list[int] = []
-
-    def load() -> Estimator:
-        attempts.append(1)
-        raise InvalidValueError("device='cuda' is not available")
-
-    broken = EstimatorSpec(name="broken", load=load, invariance="affine_depth", settings={})
-    notes: list[str] = []
-    with pytest.raises(InvalidValueError, match="is not available"):
-        evaluate_benchmark(open_folder_benchmark(benchmark), broken, num_workers=workers, note=notes.append)
-    assert not notes and len(attempts) == 1
-
-
-def test_settings_without_use_and_those_of_model_index_are_known_before_loading(tiny_checkpoint: Path) -> None:
-    config = PredictConfig(checkpoint=tiny_checkpoint, start_noise="zeros", ensemble_size=2)
-    with pytest.raises(InvalidValueError, match="gains nothing"):
-        predictor_spec(config)
-    settings = predictor_spec(PredictConfig(checkpoint=tiny_checkpoint)).settings
-    assert (settings["invariance"], settings["processing_side"], settings["variant"]) == ("affine", "longer", None)
-
-
-def test_text_is_a_path_and_a_predictor_an_estimator(tmp_path: Path, onnx_checkpoint: Path) -> None:
-    benchmark = make_folder_benchmark(tmp_path / "benchmark")
-    predictor = Predictor.load(str(onnx_checkpoint))
-    report = evaluate(str(benchmark), predictor)
-    assert report == evaluate(benchmark, predictor_estimator(predictor))
-    with pytest.raises(InvalidValueError, match="the benchmark is empty"):
-        evaluate("", predictor)
-
-
-def test_what_is_no_estimator_is_refused(benchmark: Path) -> None:
-    code = f"import openmarigold; openmarigold.evaluate({str(benchmark)!r}, 5)"  # without the suite's checks of types
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "InvalidValueError: int is not an estimator; give a Predictor" in result.stderr
 
 
 def test_brackets_in_names_are_shown_as_they_are(

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Photos from files and arrays: every kind of pixel, profiles, transparency, damage, and bounds."""
+
 from __future__ import annotations
 
-import importlib.util
 import io
 import struct
 import sys
@@ -14,11 +15,8 @@ import pytest
 from PIL import Image
 
 from openmarigold.errors import ImageError, InvalidValueError, OpenMarigoldError
-from openmarigold.images import photo as image_module
 from openmarigold.images import pixels as pixels_module
-from openmarigold.images.exr import write_exr
-from openmarigold.images.hdr import tone_map
-from openmarigold.images.photo import as_rgb, pad_to_multiple, processing_size, read_rgb, resize, rgb_to_planes, unpad
+from openmarigold.images.photo import as_rgb, read_rgb
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
@@ -65,23 +63,6 @@ def icc_profile(gamma: float, *, space: bytes = b"RGB ") -> bytes:
     head = (head + fixed(0.9642, 1.0, 0.8249)).ljust(124, b"\0")
     body = head + struct.pack(">I", len(tags)) + table + data
     return struct.pack(">I", len(body) + 4) + body
-
-
-def radiance(rgbe: np.ndarray, *, runs: bool, order: str = "-Y {h} +X {w}") -> bytes:
-    """Radiance file of mantissas and exponents [h w 4], with run lengths or without."""
-    height, width, _ = rgbe.shape
-    content = f"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n{order.format(h=height, w=width)}\n".encode()
-    for line in rgbe:
-        if not runs:
-            content += line.tobytes()
-            continue
-        content += bytes([2, 2, width >> 8, width & 255])
-        for component in line.T:
-            content += bytes([128 + 5, component[0]])  # the first five are equal; then literally
-            for start in range(5, width, 100):
-                part = component[start : start + 100]
-                content += bytes([len(part)]) + part.tobytes()
-    return content
 
 
 @pytest.mark.parametrize("name", ["photo.png", "photo.webp", "photo.tif", "PHOTO.PNG"])
@@ -292,98 +273,6 @@ def test_float_tiff(tmp_path):
     assert read_rgb(path)[0, :, 1].tolist() == [0, 51, 255]
 
 
-LIGHT = np.random.default_rng(6).uniform(0.0, 1.0, (9, 12, 3)).astype(np.float32) ** 4
-
-
-@pytest.mark.parametrize("factor", [1e-6, 0.3, 1.0, 1e5])
-def test_tone_mapping_does_not_depend_on_the_unit_of_light(factor):
-    picture = tone_map(LIGHT)
-    assert picture.min() < 60
-    assert picture.max() == 255
-    np.testing.assert_allclose(tone_map(LIGHT * np.float32(factor)), picture, atol=1)
-
-
-def test_tone_mapping_keeps_the_order_of_grays_and_survives_anything():
-    ramp = np.repeat(np.geomspace(1e-3, 1e3, 64, dtype=np.float32)[None, :, None], 3, axis=2)
-    levels = tone_map(ramp)[0].astype(int)
-    assert (levels == levels[:, :1]).all()
-    assert (np.diff(levels[:, 0]) >= 0).all()
-    assert len(set(levels[:, 0])) > 40
-    assert not tone_map(np.zeros((2, 2, 3), np.float32)).any()
-    odd = LIGHT.copy()
-    odd[0, :4] = np.array([np.nan, np.inf, -np.inf, -1.0], np.float32)[:, None]
-    assert tone_map(odd)[0, :4, 0].tolist() == [0, 255, 0, 0]
-
-
-def test_exr_pictures(tmp_path):
-    colors = dict(zip("RGB", np.moveaxis(LIGHT, -1, 0), strict=True))
-    write_exr(tmp_path / "plain.exr", colors, {})
-    np.testing.assert_array_equal(read_rgb(tmp_path / "plain.exr"), tone_map(LIGHT))
-    layered = {f"beauty.{name}": values for name, values in colors.items()} | {"Z": LIGHT[..., 0]}
-    write_exr(tmp_path / "layered.exr", layered, {})
-    np.testing.assert_array_equal(read_rgb(tmp_path / "layered.exr"), tone_map(LIGHT))
-    write_exr(tmp_path / "gray.exr", {"Y": LIGHT[..., 0]}, {})
-    np.testing.assert_array_equal(read_rgb(tmp_path / "gray.exr"), tone_map(np.repeat(LIGHT[..., :1], 3, axis=2)))
-    alpha = np.ones(LIGHT.shape[:2], np.float32)
-    alpha[:4] = 0
-    premultiplied = {name: values * alpha for name, values in colors.items()}
-    write_exr(tmp_path / "alpha.exr", {**premultiplied, "A": alpha}, {})
-    assert (read_rgb(tmp_path / "alpha.exr", background="#102030")[:4] == [16, 32, 48]).all()
-    write_exr(tmp_path / "depth.exr", {"Z": LIGHT[..., 0]}, {})
-    with pytest.raises(ImageError, match=r"depth\.exr has the channels Z; a picture has R, G and B, or Y"):
-        read_rgb(tmp_path / "depth.exr")
-
-
-def test_damaged_exr_files_are_image_errors_and_print_nothing_to_stdout(tmp_path, capfd):
-    path = tmp_path / "light.exr"
-    write_exr(path, dict(zip("RGB", np.moveaxis(LIGHT, -1, 0), strict=True)), {})
-    content = path.read_bytes()
-    for length in (5, 100, 400, len(content) - 9):
-        path.write_bytes(content[:length])
-        with pytest.raises(ImageError, match=r"light\.exr is damaged or no OpenEXR file") as caught:
-            read_rgb(path)
-        assert "\n" not in str(caught.value)
-    captured = capfd.readouterr()
-    assert captured.out == ""
-    # OpenEXR's own lines are left: to drop them, stderr would have to be taken from all threads.
-    assert all(line.startswith(f"{path}: (EXR_ERR") for line in captured.err.splitlines())
-
-
-@pytest.mark.parametrize("runs", [False, True])
-def test_radiance_pictures(tmp_path, runs):
-    pytest.importorskip("OpenImageIO")
-    rgbe = np.random.default_rng(7).integers(0, 256, (6, 300, 4), dtype=np.uint8)
-    rgbe[:, :5] = rgbe[:, :1]
-    rgbe[..., 3] = 128 + rgbe[..., 3] % 4
-    rgbe[2, 7, 3] = 0  # darkness
-    linear = rgbe[..., :3] * np.exp2(rgbe[..., 3:].astype(np.float32) - 136)
-    linear[2, 7] = 0
-    path = tmp_path / "light.hdr"
-    path.write_bytes(radiance(rgbe, runs=runs))
-    np.testing.assert_array_equal(read_rgb(path), tone_map(linear.astype(np.float32)))
-    path.write_bytes(radiance(rgbe, runs=runs, order="+Y {h} -X {w}"))
-    np.testing.assert_array_equal(read_rgb(path), tone_map(linear.astype(np.float32))[::-1, ::-1])
-    path.write_bytes(radiance(rgbe, runs=runs, order="+X {h} -Y {w}"))
-    np.testing.assert_array_equal(read_rgb(path), tone_map(linear.astype(np.float32)).swapaxes(0, 1))
-    content = radiance(rgbe, runs=runs)
-    for damaged in (content[:200], content[:-1], content[:30], content.replace(b"-Y 6", b"-Q 6"), b"#?RADIANCE"):
-        path.write_bytes(damaged)
-        with pytest.raises(ImageError, match=r"light\.hdr is damaged"):
-            read_rgb(path)
-
-
-def test_bombs_of_linear_light_are_refused_before_decoding(tmp_path, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)  # refused above 80
-    write_exr(tmp_path / "bomb.exr", {"Y": LIGHT[..., 0]}, {})
-    names = ["bomb.exr"]
-    if importlib.util.find_spec("OpenImageIO") is not None:
-        names.append("bomb.hdr")
-        (tmp_path / "bomb.hdr").write_bytes(radiance(np.full((9, 12, 4), 128, dtype=np.uint8), runs=False))
-    for name in names:
-        with pytest.raises(ImageError, match=f"{name} has more pixels than can be read safely"):
-            read_rgb(tmp_path / name)
-
-
 def test_heic_and_avif(tmp_path, monkeypatch):
     import pillow_heif
 
@@ -400,13 +289,6 @@ def test_heic_and_avif(tmp_path, monkeypatch):
     with pytest.raises(ImageError, match=r'phone\.heic: pillow-heif is not installed.*openmarigold\[heif\]"$'):
         read_rgb(tmp_path / "phone.heic")
     np.testing.assert_allclose(read_rgb(tmp_path / "photo.avif"), smooth, atol=6)
-
-
-def test_exr_without_its_extra(tmp_path, monkeypatch):
-    write_exr(tmp_path / "light.exr", {"Y": LIGHT[..., 0]}, {})
-    monkeypatch.setitem(sys.modules, "OpenEXR", None)
-    with pytest.raises(ImageError, match=r'light\.exr: OpenEXR is not installed.*openmarigold\[exr\]"$'):
-        read_rgb(tmp_path / "light.exr")
 
 
 def test_the_first_of_several_frames(tmp_path):
@@ -508,95 +390,9 @@ def test_as_rgb_refuses_other_arrays(array, message):
         as_rgb(array)
 
 
-@pytest.mark.parametrize(
-    ("size", "processing_resolution", "expected"),
-    [
-        ((480, 640), 768, (576, 768)),
-        ((640, 480), 768, (768, 576)),
-        ((480, 640), 0, (480, 640)),
-        ((3, 5), 0, (3, 5)),
-        ((300, 400), 128, (96, 128)),
-        ((121, 160), 128, (96, 128)),  # 96.8 is rounded down
-        ((356, 500), 768, (546, 768)),
-        ((47, 47), 768, (768, 768)),  # float arithmetic of the published code gives 767
-        ((10, 10000), 768, (8, 768)),
-    ],
-)
-def test_processing_size(size, processing_resolution, expected):
-    assert processing_size(*size, processing_resolution=processing_resolution) == expected
-
-
-def test_longer_side_is_always_the_resolution():
-    assert all(max(processing_size(side, 5, processing_resolution=768)) == 768 for side in range(5, 4000))
-
-
-def test_padding_repeats_the_last_row_and_column():
-    array = np.arange(6, dtype=np.float32).reshape(1, 2, 3)
-    padded = pad_to_multiple(array, multiple=4)
-    assert padded.tolist() == [[[0, 1, 2, 2], [3, 4, 5, 5], [3, 4, 5, 5], [3, 4, 5, 5]]]
-    np.testing.assert_array_equal(unpad(padded, (2, 3)), array)
-
-
-def test_resize_to_the_same_size_is_a_copy():
-    array = np.random.default_rng(0).random((2, 3), dtype=np.float32)
-    same = resize(array, (2, 3), antialias=True)
-    np.testing.assert_array_equal(same, array)
-    assert not np.shares_memory(same, array)
-
-
-@pytest.mark.parametrize("antialias", [False, True])
-def test_doubling_by_hand(antialias):
-    doubled = resize(np.array([[0.0, 4.0]], dtype=np.float32), (2, 4), antialias=antialias)
-    np.testing.assert_allclose(doubled, [[0, 1, 3, 4]] * 2, atol=1e-6)
-
-
-def test_antialias_averages_what_plain_sampling_skips():
-    stripes = np.tile(np.array([0.0, 0.0, 0.0, 1.0], dtype=np.float32), (4, 16))
-    assert resize(stripes, (4, 8), antialias=True).mean() == pytest.approx(0.25, abs=0.02)
-    assert resize(stripes, (4, 8), antialias=False).max() == 0.5
-
-
-def test_resize_to_nothing_is_refused():
-    with pytest.raises(InvalidValueError, match="not at least 1x1"):
-        resize(np.zeros((4, 4), np.float32), (0, 4), antialias=True)
-
-
 def test_every_image_error_is_one_of_ours():
     assert issubclass(ImageError, OpenMarigoldError)
     assert issubclass(ImageError, ValueError)
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "expected"),
-    [(480, 640, (96, 128)), (640, 480, (128, 96)), (375, 1242, (96, 317)), (50, 5000, (8, 768)), (96, 96, (96, 96))],
-)
-def test_size_by_the_shorter_side(height, width, expected):
-    assert processing_size(height, width, processing_resolution=96, side="shorter") == expected
-
-
-@pytest.mark.parametrize(
-    "size", [((300, 400), (96, 128)), ((7, 5000), (8, 768)), ((600, 7), (768, 8)), ((30, 40), (96, 40))]
-)
-def test_large_photos_are_resized_in_strips_with_the_same_bytes(monkeypatch, size):
-    (height, width), target = size
-    rgb = np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    whole = resize(rgb.transpose(2, 0, 1).astype(np.float32) / np.float32(255) * 2 - 1, target, antialias=True)
-    np.testing.assert_array_equal(rgb_to_planes(rgb, target), whole)
-    enlarged = resize(whole, (height, width), antialias=False)
-    monkeypatch.setattr(image_module, "_STRIP_PIXELS", 1000)
-    np.testing.assert_array_equal(rgb_to_planes(rgb, target), whole)
-    np.testing.assert_array_equal(resize(whole, (height, width), antialias=False), enlarged)
-
-
-def test_a_native_size_that_would_need_too_much_memory_is_refused():
-    assert processing_size(4096, 4096, processing_resolution=0) == (4096, 4096)
-    with pytest.raises(InvalidValueError, match=r"processing_resolution=0 with a photo of 12000x8000 would need more"):
-        processing_size(8000, 12000, processing_resolution=0)
-
-
-def test_a_processing_resolution_that_would_need_too_much_memory_is_refused():
-    with pytest.raises(InvalidValueError, match=r"processing_resolution=65536 with a photo of 640x480 would need more"):
-        processing_size(480, 640, processing_resolution=65536)
 
 
 def test_damaged_tiff_is_refused_without_remarks_of_the_library(

@@ -7,8 +7,10 @@ keeps screenshots.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -22,7 +24,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from openmarigold.serving.page import PAGE_DIR
 
@@ -136,6 +140,12 @@ class Visit:
         if self.screenshots is not None:
             self.screenshots.mkdir(parents=True, exist_ok=True)
             self.page.screenshot(path=str(self.screenshots / f"{name}.png"))
+
+
+def map_pixels(page: Any) -> np.ndarray:
+    """What is painted over the photo, uint8 [h w 3]."""
+    data = page.evaluate("document.querySelector('#map').toDataURL('image/png')")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data.partition(",")[2]))).convert("RGB"))
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+from command_line import photo  # noqa: F401 - a fixture
 from tiny import (  # noqa: F401 - fixtures
     kl_checkpoint,
     kl_onnx_checkpoint,
@@ -6,3 +7,4 @@ from tiny import (  # noqa: F401 - fixtures
     photo_dir,
     tiny_checkpoint,
 )
+from trained import in_workspace, workspace  # noqa: F401 - fixtures

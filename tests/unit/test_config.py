@@ -84,7 +84,7 @@ CALLS: dict[str, dict[str, Any]] = {
 }
 # What is predicted, and the map that shows the effect, where it is not depth.
 SHOWN_BY = dict.fromkeys(("fov", "focal_px", "camera_file"), ("normals", "normals"))
-# In tests of their own: test_recomposition.py, test_cameras.py, test_tiles.py and e2e/test_calibration.py.
+# In tests of their own: test_recomposition.py, test_cameras.py, test_tiled_predictions.py and e2e/test_calibration.py.
 OTHERS = ("recompose", "estimate_camera", "normals_checkpoint", "tiles", "interval")
 
 

@@ -32,17 +32,13 @@ from openmarigold.networks.rewrites import (
 from openmarigold.predictor import Predictor
 from tiny import make_photo, make_unet, make_vae
 
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
 FOLDED = 1e-5  # float32 sums in another order, of networks whose values are about 1
 ENGINE = 1e-4  # other kernels
 # Of a bfloat16 network, whose numbers have 8 bits: of the standard deviation of what it computes.
 BFLOAT16 = 0.15
 SIZES = [(48, 64), (40, 56), (8, 24)]  # latents of 6x8, 5x7 and 1x3 cells; the U-Net halves twice
-
-
-@pytest.fixture(autouse=True)
-def shared_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One for all tests, so that each checkpoint is converted once."""
-    monkeypatch.setenv("OPENMARIGOLD_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture(params=["kl", "tiny"])

@@ -24,18 +24,7 @@ from openmarigold.networks.strips import decode_in_strips
 from openmarigold.predictor import Predictor
 from tiny import make_photo
 
-
-@pytest.fixture(autouse=True)
-def shared_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One for all tests, so that each checkpoint is converted once."""
-    monkeypatch.setenv("OPENMARIGOLD_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
-@pytest.fixture
-def cache(shared_cache: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A new one."""
-    monkeypatch.setenv("OPENMARIGOLD_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("shared_cache")
 
 
 def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,20 +28,9 @@ from openmarigold.predictor.run import predict_files
 from openmarigold.results.provenance import read_provenance
 from tiny import make_photo, make_vae
 
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
 PHOTO = Path(__file__).resolve().parents[2] / "examples" / "photos" / "hotel-room.jpg"
-
-
-@pytest.fixture(autouse=True)
-def shared_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One for all tests, so that each checkpoint is converted once."""
-    monkeypatch.setenv("OPENMARIGOLD_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
-@pytest.fixture
-def cache(shared_cache: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A new one."""
-    monkeypatch.setenv("OPENMARIGOLD_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 @pytest.fixture

@@ -33,6 +33,8 @@ from openmarigold.networks.conversion import export_checkpoint, export_shared
 from openmarigold.predictor import Predictor
 from tiny import edit_json, make_photo
 
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
 CONDITION = sum(CONDITION_CHANNELS)
 FLOAT32 = 1e-4  # sums in another order
 HALF = 2e-3  # folded weights in half precision
@@ -54,12 +56,6 @@ def shared(encoded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copied(encoded: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(encoded, tmp_path / "copied"))
-
-
-@pytest.fixture(autouse=True)
-def shared_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One for all tests, so that each checkpoint is converted once."""
-    monkeypatch.setenv("OPENMARIGOLD_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 def test_what_a_checkpoint_is(encoded: Path, tiny_checkpoint: Path) -> None:

@@ -28,6 +28,8 @@ from openmarigold.networks.conversion import export_checkpoint, export_shared
 from openmarigold.predictor import Predictor
 from tiny import edit_json, make_photo, make_unet
 
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
 OF_IMAGE = sum(CONDITION_CHANNELS)
 FLOAT32 = 1e-4
 HALF = 2e-3
@@ -36,12 +38,6 @@ HALF = 2e-3
 @pytest.fixture(scope="module")
 def rayed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_encoded_checkpoint(tmp_path_factory.mktemp("rayed") / "tiny-rayed", condition_on="rays")
-
-
-@pytest.fixture(autouse=True)
-def shared_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One for all tests, so that each checkpoint is converted once."""
-    monkeypatch.setenv("OPENMARIGOLD_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 def test_rays_of_a_known_camera() -> None:

@@ -34,12 +34,9 @@ from openmarigold.networks.backbone import save_checkpoint
 from openmarigold.predictor import Predictor
 from tiny import make_photo, make_vae
 
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
 NUM_THREADS = 6
-
-
-@pytest.fixture(autouse=True)
-def shared_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENMARIGOLD_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture

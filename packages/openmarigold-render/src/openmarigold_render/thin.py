@@ -101,13 +101,13 @@ def _fence_row(ground: Ground, side: float, away: float) -> None:
     """One kind of fence along the path, about parallel to it, now and then with a gap."""
     generator = ground.generator
     length = float(generator.uniform(1.6, 2.6))
-    pieces = [barriers.any_fence(generator, length)]
+    piece = barriers.any_fence(generator, length)
     turn, gap = float(generator.normal(0.0, 0.03)), 0.08 if generator.random() < 0.4 else 0.0
     for number in range(22):
         y = (number - 6) * length
         if number < 4 or generator.random() >= gap:
             x = side * away + math.sin(turn) * y
-            ground.add(pieces[0], x, y * math.cos(turn), 0.0, 0.5 * math.pi - turn)
+            ground.add(piece, x, y * math.cos(turn), 0.0, 0.5 * math.pi - turn)
     x = sorted((side * (away - 0.15), side * (away + 0.15)))
     ground.take((x[0], -6.0 * length, x[1], 16.0 * length))
 

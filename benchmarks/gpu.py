@@ -10,9 +10,10 @@ to float32 depth in main memory, and is the median of several calls after a warm
 the networks alone, by the GPU's clock, with their inputs on the GPU. FLOP are those of the plain networks, also where
 a rewritten one needs fewer. The ceilings are a matrix product of 8192 and a copy, measured at the start.
 
-What rows show: plain (rewritten layers off), channels_last (the default of ours), graphs (the same recorded as CUDA
-graphs), compiled (torch.compile), compiled+graphs (`compile="full"` of ours). The peer is diffusers as a user calls it,
-and in its documented recipe: half precision, a tiny autoencoder, torch.compile of the U-Net with "reduce-overhead".
+What rows show: channels_last (the default of ours), contiguous (the same in the memory layout of the peer), plain (that
+with rewritten layers off), graphs (channels_last recorded as CUDA graphs), compiled (torch.compile), compiled+graphs
+(`compile="full"` of ours). The peer is diffusers as a user calls it, and in its documented recipe: half precision, a
+tiny autoencoder, torch.compile of the U-Net with "reduce-overhead".
 
 Differences of a single prediction are to diffusers in float32 (without TF32), from zeros as starting noise, on the
 first photo of the batch. Those of an ensemble are to the first row of its kind: the two packages merge members by
@@ -51,12 +52,12 @@ class Setup:
     """full or tiny, both ways."""
     dtype: str
     way: str
-    """plain, channels_last, graphs, compiled, compiled+graphs (ours); plain, recipe (diffusers)."""
+    """channels_last, contiguous, plain, graphs, compiled, compiled+graphs (ours); plain, recipe (diffusers)."""
 
     @property
     def is_recorded(self) -> bool:
         """Whether the first calls record what later ones replay."""
-        return self.way not in ("plain", "channels_last")
+        return self.way not in ("plain", "contiguous", "channels_last")
 
     def name(self, case: tuple[int, int]) -> str:
         """A row's name."""
@@ -73,6 +74,8 @@ PLAN: list[tuple[Setup, tuple[tuple[int, int], ...]]] = [
     (Setup("diffusers", "full", "float16", "plain"), ALL),
     (Setup("ours", "tiny", "float16", "channels_last"), ALL),
     (Setup("diffusers", "tiny", "float16", "plain"), ALL),
+    (Setup("ours", "full", "float16", "contiguous"), (SIXTEEN, ONE)),
+    (Setup("ours", "tiny", "float16", "contiguous"), (SIXTEEN, FOUR)),
     (Setup("ours", "tiny", "float16", "graphs"), ALL),
     (Setup("ours", "full", "float16", "graphs"), (ONE, SIXTEEN)),
     (Setup("diffusers", "tiny", "float16", "recipe"), (ONE,)),
@@ -182,7 +185,7 @@ class Report:
         self.path, self.folder, self.rows, self.facts = path, folder, rows, facts
         self.at = "the start"
         self._stopped: str | None = None
-        self._lock = threading.Lock()
+        self._lock, self._writing = threading.Lock(), threading.Lock()
 
     def add(self, row: dict[str, Any]) -> None:
         """Keeps a row."""
@@ -198,12 +201,13 @@ class Report:
 
     def write(self) -> None:
         """Writes the file, whole or not at all."""
-        if self.path is None:
-            return
-        temporary = self.path.with_name(f".{self.path.name}.{threading.get_ident()}.part")
-        content = {**self.facts, "stopped_at": self._stopped, "rows": self.rows}
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(self.path)
+        with self._writing:  # the clock ends the process, and no half of a file may stay
+            if self.path is None:
+                return
+            temporary = self.path.with_name(f".{self.path.name}.part")
+            content = {**self.facts, "stopped_at": self._stopped, "rows": self.rows}
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            temporary.replace(self.path)
 
     def stop(self) -> None:
         """Ends the process where it stands; called by the clock."""
@@ -216,6 +220,8 @@ class Report:
         if not self._lock.acquire(blocking=False):
             return
         self.write()
+        with self._writing:
+            self.path = None
         print("\n" + "\n".join(table(self.facts, self.rows)), flush=True)
         if self._stopped is not None:
             print(f"\nStopped by the clock at {self._stopped}.", flush=True)

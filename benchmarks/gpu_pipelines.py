@@ -183,7 +183,7 @@ class Ours:
         options: dict[str, Any] = {"device": device, "dtype": self.dtype, "tiny_vae": tiny_vae}
         full = setup.way == "compiled+graphs" and on_gpu
         engine = TorchEngine(checkpoint, compile="full" if full else "off", plain=setup.way == "plain", **options)
-        if setup.way == "plain":
+        if setup.way in ("plain", "contiguous"):
             engine._unet.to(memory_format=torch.contiguous_format)
             for vae in engine._vaes.values():
                 vae.to(memory_format=torch.contiguous_format)

@@ -58,7 +58,7 @@ class LogAutoencoderTask:
 
         Raises:
             CheckpointError: `start` is damaged or missing.
-            DataError: data is missing, damaged or of several sizes.
+            DataError: data is missing, damaged or of several shapes.
             RecipeError: `start` holds an autoencoder of another shape.
         """
         self._recipe, self._target = recipe, target_of(recipe.modality)

@@ -74,6 +74,18 @@ def test_photos_become_samples_of_the_ensembles_depth(tmp_path: Path, capfd: pyt
     assert np.abs(stored[stored > 0] / wanted[stored > 0] - 1).max() < 0.001
 
 
+def test_a_resolution_of_its_own(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos")
+    (photos / "cut.jpg").unlink()
+    assert label(photos, tmp_path / "set", "--max-uncertainty", "1000", "--processing-resolution", "64") == 0
+    data = ShardedDataset(tmp_path / "set")
+    assert data.manifest["settings"]["processing_resolution"] == 64
+    assert "--processing-resolution 64" in data.manifest["command"]
+    found = Predictor.load()(photos / "high.jpg", ensemble_size=2, processing_resolution=64).depth
+    inside = np.median(found[40:110]) / np.median(found)  # the middle of 90x150
+    assert np.median(data.read(0).maps["depth"]) == pytest.approx(inside, rel=0.1)
+
+
 def test_an_interrupted_run_gives_the_same_bytes(tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos")
     (photos / "cut.jpg").unlink()

@@ -13,7 +13,16 @@ from typing import Annotated, Any
 import tyro
 
 from openmarigold.cli.engines import num_workers
-from openmarigold.cli.prepare import Label, Normals, Prepare, run_label, run_normals, run_prepare
+from openmarigold.cli.prepare import (
+    Label,
+    Normals,
+    Paste,
+    Prepare,
+    run_label,
+    run_normals,
+    run_paste,
+    run_prepare,
+)
 from openmarigold.cli.terminal import EXIT_SOME_FAILED, print_table, progress_bar, say
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.printing import printable
@@ -86,6 +95,7 @@ class Data:
         | Annotated[Prepare, tyro.conf.subcommand("prepare", prefix_name=False)]
         | Annotated[Normals, tyro.conf.subcommand("normals", prefix_name=False)]
         | Annotated[Label, tyro.conf.subcommand("label", prefix_name=False)]
+        | Annotated[Paste, tyro.conf.subcommand("paste", prefix_name=False)]
         | Annotated[Verify, tyro.conf.subcommand("verify", prefix_name=False)]
         | Annotated[Preview, tyro.conf.subcommand("preview", prefix_name=False)]
         | Annotated[Statistics, tyro.conf.subcommand("statistics", prefix_name=False)]
@@ -115,6 +125,8 @@ def run_data(command: Data) -> int:
         run_normals(chosen)
     elif isinstance(chosen, Label):
         return run_label(chosen)
+    elif isinstance(chosen, Paste):
+        run_paste(chosen)
     elif isinstance(chosen, Verify):
         return _verify(chosen)
     elif isinstance(chosen, Statistics):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`openmarigold data prepare`, `data normals` and `data label`: make data sets for training."""
+"""`openmarigold data prepare`, `data normals`, `data label` and `data paste`: make data sets for training."""
 
 from __future__ import annotations
 
@@ -223,11 +223,37 @@ def run_normals(command: Normals) -> None:
             facts={"command": shlex.join(words)},
             progress=progress,
         )
+    _say_made(prepared, command.dest)
+
+
+def run_paste(command: Paste) -> None:
+    """Prints what was made."""
+    from openmarigold.data.pasting import paste
+
+    words = ["openmarigold", "data", "paste", str(command.pictures), "DEST", *changed_options(command)]
+    workers = num_workers(command.workers)
+    with progress_bar("samples") as (progress, _):
+        prepared = paste(
+            command.pictures,
+            command.renders,
+            command.dest,
+            count=command.count,
+            seed=command.seed,
+            shard_size=command.shard_size,
+            workers=workers,
+            engine=ray_engine(command.ray, workers=workers),
+            facts={"command": shlex.join(words)},
+            progress=progress,
+        )
+    _say_made(prepared, command.dest)
+
+
+def _say_made(prepared: Prepared, dest: Path) -> None:
     counts = prepared.manifest["counts"]
     reused = f" ({prepared.num_shards_kept} kept from before)" if prepared.num_shards_kept else ""
     say(
         f"{counts['samples']} samples in {len(prepared.manifest['shards'])} shards{reused}, "
-        f"{sum(counts['left_out'].values())} left out: {command.dest}"
+        f"{sum(counts['left_out'].values())} left out: {dest}"
     )
 
 
@@ -286,7 +312,7 @@ def changed_options(command: Any) -> list[str]:
     words: list[str] = []
     for field in dataclasses.fields(command):
         value = getattr(command, field.name)
-        if field.name in ("source", "dest", "workers", "ray") or value == field.default:
+        if field.name in ("source", "pictures", "dest", "workers", "ray") or value == field.default:
             continue
         words += [f"--{field.name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
     return words
@@ -312,6 +338,9 @@ class Label:
     """Precision of its networks."""
     ensemble_size: int = 4
     """Number of its predictions for each photo, 2 or more."""
+    processing_resolution: int | None = None
+    """Resolution at which it sees a photo [px], as in `predict`; more shows finer things. None: as the checkpoint
+    says."""
     max_uncertainty: float = 0.1
     """Leave pixels unknown where members deviate from their median by more than this share of the depth."""
     min_valid: float = 0.5
@@ -329,6 +358,32 @@ class Label:
     """Processes, each with a separate model that uses all cores; 0 = one per CPU core."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Paste:
+    """Make a training set of pictures with things of renders in front of them, such as fences, lamps and branches.
+
+    The depth of a thing is that of the render, moved in front of what it covers. An interrupted run with the same
+    settings continues.
+    """
+
+    pictures: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURES")]
+    """Folder of a prepared data set with depth, such as photos that `data label` labeled."""
+    dest: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DEST")]
+    """Folder of the new data set, created if missing."""
+    renders: tuple[Path, ...]
+    """Folders of prepared data sets of renders, each drawn equally often."""
+    count: int = 6000
+    """Number of samples."""
+    seed: int = 2024
+    """Seed of all choices."""
+    shard_size: int = 256
+    """Samples per shard. A continued run keeps complete shards."""
+    workers: int = 0
+    """Processes; 0 = one per CPU core. The result does not depend on it."""
+    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
+    """Make the shards on a Ray cluster, as in `data prepare`."""
+
+
 def run_label(command: Label) -> int:
     """Prints what was made, and returns the exit status."""
     from openmarigold.batch.labels import FACTS, LabelReader
@@ -340,6 +395,7 @@ def run_label(command: Label) -> int:
         engine=command.engine,  # pyright: ignore[reportArgumentType] - it is checked
         dtype=command.dtype,  # pyright: ignore[reportArgumentType]
         ensemble_size=command.ensemble_size,
+        processing_resolution=command.processing_resolution,
     )
     reader = LabelReader(command.source, config, size=command.size, max_uncertainty=command.max_uncertainty)
     words = ["openmarigold", "data", "label", str(command.source), "DEST", *changed_options(command)]

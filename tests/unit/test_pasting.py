@@ -138,6 +138,21 @@ def test_the_same_bytes_with_any_number_of_processes_and_after_an_interruption(
     assert again.manifest["contents"] == first
 
 
+@pytest.mark.parametrize(
+    "encoding", [RELATIVE, MapEncoding(kind="linear", meters_per_unit=0.01), MapEncoding(kind="float32")]
+)
+def test_depth_that_the_pictures_encoding_cannot_hold_is_moved(encoding: MapEncoding, tmp_path: Path) -> None:
+    near = 0.0051 if encoding.kind == "log" else 0.011  # things are up to half as far
+    photos = write(tmp_path, "photos", [np.full((HEIGHT, WIDTH), near, dtype=np.float32)], encoding)
+    renders = write(tmp_path, "renders", [fence()[0]], METERS)
+    paste(photos, [renders], tmp_path / "pasted", count=6)
+    found = [ShardedDataset(tmp_path / "pasted").read(index).maps["depth"] for index in range(6)]
+    assert min(float(depth.min()) for depth in found) > 0
+    low = {"log": 0.005, "linear": 0.01, "float32": 0.0}[encoding.kind]
+    assert min(float(depth.min()) for depth in found) >= 0.999 * low
+    assert any(np.ptp(depth) > 0 for depth in found)
+
+
 def test_a_pair_that_does_not_fit_is_left_out(tmp_path: Path) -> None:
     photos = write(tmp_path, "photos", [np.full((HEIGHT, WIDTH), 1.0, dtype=np.float32)], RELATIVE)
     renders = write(tmp_path, "renders", [ground()], METERS)

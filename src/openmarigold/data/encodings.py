@@ -80,6 +80,17 @@ class MapEncoding:
         with Image.open(io.BytesIO(data)) as image:
             return self.meters(np.asarray(image).astype(np.uint16))
 
+    def within(self, depth: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
+        """The depth moved to the nearest one that can be stored; 0, which is unknown, stays."""
+        if self.suffix == "npy":
+            return depth
+        low, high = self.meters(np.array([[1, self._top]], dtype=np.uint16))[0]
+        return np.where(depth > 0, depth.clip(low, high), np.float32(0))
+
+    @property
+    def _top(self) -> int:
+        return _MAX_CODE if self.kind == "linear" else self.levels
+
     def codes(self, values: Float32[np.ndarray, "h w"] | Float32[np.ndarray, "h w c"]) -> UInt16[np.ndarray, "h w"]:
         """The 16-bit codes of a map of one channel, each the nearest one.
 
@@ -91,9 +102,10 @@ class MapEncoding:
         valid = values > 0
         z = np.where(valid, values, 1.0).astype(np.float64)
         if self.kind == "linear":
-            code, top = np.rint(z / self.meters_per_unit), _MAX_CODE
+            code = np.rint(z / self.meters_per_unit)
         else:
-            code, top = np.rint(np.log(z / self.near) / np.log(self.far / self.near) * self.levels), self.levels
+            code = np.rint(np.log(z / self.near) / np.log(self.far / self.near) * self.levels)
+        top = self._top
         if bool((valid & ((code < 1) | (code > top))).any()):
             low, high = self.meters(np.array([[1, top]], dtype=np.uint16))[0]
             raise DataError(

@@ -151,15 +151,12 @@ class _Task:
             if made is None:
                 continue
             rgb, depth = made
-            encoding = self.pictures.encodings[_DEPTH]
-            if encoding.kind == "log":  # a step from the ends, which rounding could leave
-                depth = np.where(depth > 0, depth.clip(1.01 * encoding.near, 0.99 * encoding.far), np.float32(0))
             return NewSample(
                 key=name,
                 kind=KIND,
                 scene=self.pictures.scenes[place],
                 rgb=rgb,
-                maps={_DEPTH: depth.astype(np.float32)},
+                maps={_DEPTH: self.pictures.encodings[_DEPTH].within(depth)},
                 info={
                     "picture": [self.pictures.name, self.pictures.keys[place]],
                     "render": [data.name, data.keys[index]],

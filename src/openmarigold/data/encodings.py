@@ -81,15 +81,11 @@ class MapEncoding:
             return self.meters(np.asarray(image).astype(np.uint16))
 
     def within(self, depth: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
-        """The depth moved to the nearest one that can be stored; 0, which is unknown, stays."""
+        """The depth moved into what can be stored, 1 % inside of the ends for rounding; 0, which is unknown, stays."""
         if self.suffix == "npy":
             return depth
-        low, high = self.meters(np.array([[1, self._top]], dtype=np.uint16))[0]
-        return np.where(depth > 0, depth.clip(low, high), np.float32(0))
-
-    @property
-    def _top(self) -> int:
-        return _MAX_CODE if self.kind == "linear" else self.levels
+        low, high = (self.near, self.far) if self.kind == "log" else np.array([1, _MAX_CODE]) * self.meters_per_unit
+        return np.where(depth > 0, depth.clip(1.01 * low, 0.99 * high), 0).astype(np.float32)
 
     def codes(self, values: Float32[np.ndarray, "h w"] | Float32[np.ndarray, "h w c"]) -> UInt16[np.ndarray, "h w"]:
         """The 16-bit codes of a map of one channel, each the nearest one.
@@ -102,10 +98,9 @@ class MapEncoding:
         valid = values > 0
         z = np.where(valid, values, 1.0).astype(np.float64)
         if self.kind == "linear":
-            code = np.rint(z / self.meters_per_unit)
+            code, top = np.rint(z / self.meters_per_unit), _MAX_CODE
         else:
-            code = np.rint(np.log(z / self.near) / np.log(self.far / self.near) * self.levels)
-        top = self._top
+            code, top = np.rint(np.log(z / self.near) / np.log(self.far / self.near) * self.levels), self.levels
         if bool((valid & ((code < 1) | (code > top))).any()):
             low, high = self.meters(np.array([[1, top]], dtype=np.uint16))[0]
             raise DataError(

@@ -2,8 +2,8 @@
 """Things of rendered pictures in front of other pictures, such as photos: thin things whose depth is known exactly.
 
 A model's own labels of photos lack thin things, and renders do not look like photos. A thing is a connected part of a
-render that is nearer than what is seen around it. Copying things between pictures
-is from instance segmentation (Ghiasi et al. 2021, "Simple Copy-Paste is a strong data augmentation method").
+render that is nearer than what is seen around it. Copying things between pictures is from instance segmentation (Ghiasi
+et al. 2021, "Simple Copy-Paste is a strong data augmentation method").
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def things(depth: Float32[np.ndarray, "h w"], *, widest: int) -> Bool[np.ndarray
     log_depth = np.log(np.where(depth > 0, depth, _UNKNOWN))
     # Outside is nearer than everything, so that what goes on there is not surrounded.
     padded = np.pad(log_depth, widest, constant_values=-math.inf)
-    # The farthest value within each window, and of all windows around a pixel the nearest such value.
+    # Each window has a farthest value; of all windows that hold a pixel, the nearest of those.
     surroundings = ndimage.grey_closing(padded, size=(widest, widest))[widest:-widest, widest:-widest]
     found = log_depth < surroundings - _NEARER
     parts, number = ndimage.label(found)

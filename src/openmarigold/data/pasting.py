@@ -85,19 +85,8 @@ def paste(
         raise InvalidValueError("renders is empty; give at least one data set whose things are pasted")
     if destination.resolve() in {folder.resolve() for folder in (pictures, *renders)}:
         raise DataError(f"{destination} is a source; choose another folder")
-    writer = ShardWriter(
-        destination,
-        name=destination.resolve().name,
-        split=str(behind.manifest["split"]),
-        encodings={_DEPTH: behind.encodings[_DEPTH]},
-        settings={
-            "pictures": behind.contents,
-            "renders": [data.contents for data in before],
-            "count": count,
-            "seed": seed,
-            "shard_size": shard_size,
-        },
-    )
+    settings = {"count": count, "seed": seed, "shard_size": shard_size}
+    writer = _writer(destination, behind, before, settings)
     writer.begin()
     units = [range(start, min(start + shard_size, count)) for start in range(0, count, shard_size)]
     todo = [number for number in range(len(units)) if not writer.is_done(number)]
@@ -120,6 +109,18 @@ def _opened(folder: Path) -> ShardedDataset:
             f"{folder} has {len(data)} samples with {', '.join(data.encodings) or 'no maps'}; depth is needed"
         )
     return data
+
+
+def _writer(
+    destination: Path, behind: ShardedDataset, before: Sequence[ShardedDataset], settings: Mapping[str, int]
+) -> ShardWriter:
+    return ShardWriter(
+        destination,
+        name=destination.resolve().name,
+        split=str(behind.manifest["split"]),
+        encodings={_DEPTH: behind.encodings[_DEPTH]},
+        settings={"pictures": behind.contents, "renders": [data.contents for data in before], **settings},
+    )
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ class _Task:
 def things(depth: Float32[np.ndarray, "h w"], *, widest: int) -> Bool[np.ndarray, "h w"]:
     """Pixels where each square window of side `widest` around them shows something at least 15 % farther.
 
-    Windows may lie half outside the picture, where nothing is farther: a lamp that hangs from above is a thing, the
+    Windows may lie partly outside the picture, where nothing is farther: a lamp that hangs from above is a thing, the
     ground at the lower border is not.
 
     Args:

@@ -22,7 +22,7 @@ from openmarigold.errors import DataError, InvalidValueError
 HEIGHT, WIDTH = 96, 128
 RELATIVE = MapEncoding(kind="log", near=0.005, far=200.0, levels=16383)  # as labels are stored
 METERS = MapEncoding(kind="log", near=0.05, far=400.0, levels=16383)
-RED = (200, 40, 40)
+RED, GREEN = (200, 40, 40), (40, 200, 40)
 
 
 def ground() -> np.ndarray:
@@ -47,8 +47,9 @@ def write(folder: Path, name: str, depths: list[np.ndarray], encoding: MapEncodi
     samples = []
     for number, depth in enumerate(depths):
         rgb = np.full((*depth.shape, 3), 90 + 30 * number % 90, dtype=np.uint8)
-        if name == "renders":
-            rgb[fence()[1]] = RED
+        if name == "renders":  # edges of things show what is behind them, as in photos
+            is_fence = fence()[1]
+            rgb[is_fence], rgb[is_fence & ~ndimage.binary_erosion(is_fence)] = RED, GREEN
         samples.append(
             NewSample(key=f"{name}-{number}", kind="any", scene=f"{name}-{number}", rgb=rgb, maps={"depth": depth})
         )
@@ -114,6 +115,7 @@ def test_pasted_depth_is_in_front_and_the_rest_is_the_picture(sources: tuple[Pat
         assert np.ptp(np.log(sample.maps["depth"][changed])) < 0.01  # the fence is of one depth, and stays so
         red = sample.rgb[..., 0].astype(int) - sample.rgb[..., 1]
         assert red[changed].mean() > 25
+        assert red.min() > -25  # the colors of edges are not taken along
         elsewhere = ~ndimage.binary_dilation(changed, iterations=17)  # JPEG stores color in blocks of 16 pixels
         assert np.abs(sample.rgb[elsewhere].astype(int) - before.rgb[elsewhere]).max(initial=0) <= 6
         unchanged += int(elsewhere.sum())

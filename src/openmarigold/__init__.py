@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from openmarigold.privacy import switch_off_reports
+from openmarigold.repeatability import fix_order_of_sums
 
 TYPE_CHECKING = False  # as in `typing`, whose import would take longer than all else here
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 switch_off_reports()  # before any import of the libraries that look for these switches
+fix_order_of_sums()
 
 __all__ = [
     "BatchResult",

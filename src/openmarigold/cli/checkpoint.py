@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`openmarigold checkpoint info|verify|save|export|push`: describe, check and copy a checkpoint."""
+"""`openmarigold checkpoint info|verify|save|average|export|push`: describe, check, copy and average checkpoints."""
 
 from __future__ import annotations
 
@@ -67,6 +67,24 @@ class Save:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Average:
+    """Write the mean of the weights of checkpoints that were trained from one start (extra `torch`).
+
+    The mean of a model and of the same one after fine-tuning keeps more of what it knew. Autoencoder and defaults are
+    those of the first checkpoint. Measure it and calibrate it anew.
+    """
+
+    checkpoints: tyro.conf.Positional[tuple[Path, ...]]
+    """Two or more checkpoint folders of one form."""
+    output_dir: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
+    """Folder to write; new or empty."""
+    shares: tuple[float, ...] = ()
+    """Share of each, with the sum 1. Nothing: equal ones."""
+    dtype: FloatDtype = "float32"
+    """How the networks' weights are stored."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportCheckpoint:
     """Write a folder of ONNX or OpenVINO networks that predicts without torch (extra `export` or `openvino`)."""
 
@@ -109,13 +127,14 @@ class Push:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointCommand:
-    """Look at a checkpoint, verify it, save a complete copy, export it to other engines, or upload it."""
+    """Look at a checkpoint, verify it, save a complete copy, average several, export to other engines, or upload."""
 
     action: tyro.conf.OmitArgPrefixes[
         tyro.conf.OmitSubcommandPrefixes[
             Annotated[Info, tyro.conf.subcommand("info")]
             | Annotated[Verify, tyro.conf.subcommand("verify")]
             | Annotated[Save, tyro.conf.subcommand("save")]
+            | Annotated[Average, tyro.conf.subcommand("average")]
             | Annotated[ExportCheckpoint, tyro.conf.subcommand("export")]
             | Annotated[Push, tyro.conf.subcommand("push")]
         ]
@@ -126,6 +145,8 @@ def run_checkpoint(command: CheckpointCommand) -> int:
     """Runs the action and returns the exit status."""
     if isinstance(command.action, Push):
         return _push(command.action)
+    if isinstance(command.action, Average):
+        return _average(command.action)
     action, source = command.action, command.action.source
     repository = _repository(source, fetch_again=isinstance(action, Verify) and action.fetch_again)
     if isinstance(action, Info):
@@ -258,6 +279,17 @@ def _save(action: Save, found: Checkpoint) -> int:
         from openmarigold.networks.backbone import save_complete_checkpoint
     save_complete_checkpoint(found, action.output_dir, dtype=action.dtype)
     say(f"checkpoint -> {action.output_dir}")
+    return 0
+
+
+def _average(action: Average) -> int:
+    from openmarigold.checkpoints.checkpoint import read_checkpoint
+
+    with needs_extra("torch"):
+        from openmarigold.networks.averaging import average_checkpoints
+    sources = [read_checkpoint(folder) for folder in action.checkpoints]
+    average_checkpoints(sources, action.output_dir, shares=action.shares, dtype=action.dtype)
+    say(f"mean of {len(sources)} checkpoints -> {action.output_dir}")
     return 0
 
 

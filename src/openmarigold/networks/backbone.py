@@ -320,20 +320,56 @@ def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: Fl
         CheckpointError: the source holds ONNX networks, or is damaged.
         OutputError: the destination holds files already, or cannot be written.
     """
-    if source.weights != "safetensors":
-        raise CheckpointError(f"{source.directory} holds ONNX networks; give the checkpoint that they were made from")
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise OutputError(f"{destination} exists and is not empty; choose a new folder, so that nothing is lost")
+    check_new_checkpoint(source, destination)
     if source.image_encoder:
         _log.warning(
             "%s has an image encoder, which no pipeline of diffusers runs: the copy is for openmarigold", source.name
         )
-    networks: dict[str, Callable[..., Any]] = {"unet": load_unet, "vae": load_vae}
-    if source.image_encoder:
-        networks[IMAGE_ENCODER] = load_image_encoder
-    loaded = {
-        name: load(part_folder(source.directory, name), variant=source.variant) for name, load in networks.items()
-    }
+
+    def add_documents(folder: Path) -> None:
+        for path in (*source.directory.glob("README.md"), *source.directory.glob("LICEN[SC]E*")):
+            shutil.copyfile(path, folder / path.name)
+        carry_calibration(source, read_calibration(source), folder, same_networks=True)
+
+    save_networks(source, load_networks(source), destination, dtype=dtype, documents=add_documents)
+
+
+def check_new_checkpoint(source: Checkpoint, destination: Path) -> None:
+    """Checks that a checkpoint has safetensors weights, and that a new one can be written without a loss.
+
+    Raises:
+        CheckpointError: the source holds ONNX networks alone.
+        OutputError: the destination holds files already.
+    """
+    if source.weights != "safetensors":
+        raise CheckpointError(f"{source.directory} holds ONNX networks; give the checkpoint that they were made from")
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise OutputError(f"{destination} exists and is not empty; choose a new folder, so that nothing is lost")
+
+
+def load_networks(source: Checkpoint) -> dict[str, Any]:
+    """All networks of a checkpoint, by their folders' names.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    loaders: dict[str, Callable[..., Any]] = {"unet": load_unet, "vae": load_vae, IMAGE_ENCODER: load_image_encoder}
+    return {name: loaders[name](part_folder(source.directory, name), variant=source.variant) for name in source.parts}
+
+
+def save_networks(
+    source: Checkpoint,
+    networks: Mapping[str, Any],
+    destination: Path,
+    *,
+    dtype: FloatDtype,
+    documents: Callable[[Path], object],
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a complete folder with networks of the form of `source`, and everything else as it is there.
+
+    `documents` writes model card, terms and calibration into the folder; `facts` join model_index.json.
+    """
     embedding = load_empty_prompt_embedding(source.directory, variant=source.variant)
     modality = modality_of_index(source.index) or DEPTH
     schedule = source.schedule
@@ -348,25 +384,24 @@ def save_complete_checkpoint(source: Checkpoint, destination: Path, *, dtype: Fl
         "default_denoising_steps": source.default_num_inference_steps,
         "default_processing_resolution": source.default_processing_resolution,
         "start_noise": source.default_start_noise,
+        **(facts or {}),
     }
 
-    def add_documents(folder: Path) -> None:
-        for path in (*source.directory.glob("README.md"), *source.directory.glob("LICEN[SC]E*")):
-            shutil.copyfile(path, folder / path.name)
-        carry_calibration(source, read_calibration(source), folder, same_networks=True)
+    def add_rest(folder: Path) -> None:
+        documents(folder)
         write_sums(folder)
 
     save_checkpoint(
         destination,
-        vae=loaded["vae"],
-        unet=loaded["unet"],
+        vae=networks["vae"],
+        unet=networks["unet"],
         empty_prompt_embedding=embedding,
         schedule=schedule,
         index=index,
         dtype=getattr(torch, dtype),
         text_encoder_of=source.directory,
-        image_encoder=loaded.get(IMAGE_ENCODER),
-        also=add_documents,
+        image_encoder=networks.get(IMAGE_ENCODER),
+        also=add_rest,
     )
 
 

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints whose weights are the mean of others'.
+
+Networks that were trained further from the same weights often can be averaged: the mean does what each does, sometimes
+better than any (Wortsman et al. 2022, "Model soups", arXiv 2203.05482). The mean of a network and of the same one after
+fine-tuning keeps more of what it knew (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", arXiv
+2109.01903). Of networks that were trained apart from each other the mean is noise.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openmarigold.checkpoints.checkpoint import Checkpoint
+from openmarigold.checkpoints.hashes import checkpoint_sha256
+from openmarigold.config import FloatDtype
+from openmarigold.errors import CheckpointError, InvalidValueError
+from openmarigold.networks.backbone import check_new_checkpoint, load_networks, save_networks
+from openmarigold.networks.prompt import load_empty_prompt_embedding
+
+AVERAGED = "averaged_from"
+"""Key in model_index.json: the share of each checkpoint, by its SHA-256."""
+_OF_INFERENCE: dict[str, Any] = {"timestep_spacing": "trailing", "steps_offset": 1, "set_alpha_to_one": True}
+"""What a schedule says about the way of denoising alone, in which checkpoints may differ."""
+_ROUNDING = 2.0**-8
+"""Values that differ by less of themselves are the same, once stored in 16 bits and once in 32."""
+
+
+def average_checkpoints(
+    sources: Sequence[Checkpoint], destination: Path, *, shares: Sequence[float] = (), dtype: FloatDtype = "float32"
+) -> None:
+    """Writes a checkpoint whose U-Net, and image encoder where there is one, is the weighted mean of several.
+
+    Autoencoder, scheduler, defaults and text encoder are those of the first one. There is no calibration, since those
+    of the sources do not hold; the model card lists the sources.
+
+    Args:
+        sources: two or more checkpoints of one form.
+        destination: folder to write, new or empty.
+        shares: of each source, from 0 up, with the sum 1; nothing: equal ones.
+        dtype: how the weights are stored. The mean is computed in float64.
+
+    Raises:
+        InvalidValueError: fewer than two sources, or shares that do not fit.
+        CheckpointError: the sources are not of one form, or have different autoencoders or prompts; or one holds ONNX
+            networks alone, or is damaged.
+        OutputError: the destination holds files already, or cannot be written.
+    """
+    shares = _checked(shares, len(sources))
+    for source in sources:
+        check_new_checkpoint(source, destination)
+    first, *others = sources
+    for other in others:
+        _check_alike(first, other)
+    networks = load_networks(first)
+    averaged = {name: network for name, network in networks.items() if name != "vae"}
+    sums = {name: _scaled(network.state_dict(), shares[0]) for name, network in averaged.items()}
+    for share, other in zip(shares[1:], others, strict=True):
+        found = load_networks(other)
+        for name, network in networks.items():
+            _check_config(name, first, network, other, found[name])
+        _check_same_latents(first, networks["vae"], other, found["vae"])
+        for name in averaged:
+            _add(sums[name], found[name].state_dict(), share)
+    for name, network in averaged.items():
+        mean = {key: value.float() for key, value in sums[name].items()}
+        network.load_state_dict({**network.state_dict(), **mean}, strict=True, assign=True)
+
+    def documents(folder: Path) -> None:
+        _copy_terms(sources, folder)
+        (folder / "README.md").write_text(_model_card(destination.resolve().name, sources, shares), encoding="utf-8")
+
+    facts = {"name": destination.resolve().name, AVERAGED: {}}
+    for share, source in zip(shares, sources, strict=True):
+        digest = checkpoint_sha256(source)
+        facts[AVERAGED][digest] = facts[AVERAGED].get(digest, 0.0) + share
+    save_networks(first, networks, destination, dtype=dtype, documents=documents, facts=facts)
+
+
+def _checked(shares: Sequence[float], count: int) -> list[float]:
+    if count < 2:
+        raise InvalidValueError(f"a mean needs two checkpoints or more; {count} given")
+    if not shares:
+        return [1 / count] * count
+    if len(shares) != count:
+        raise InvalidValueError(f"{len(shares)} shares for {count} checkpoints; give one for each")
+    if not all(math.isfinite(share) and share >= 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
+        text = " ".join(f"{share:g}" for share in shares)
+        raise InvalidValueError(f"shares {text} are not accepted; give values from 0 up whose sum is 1")
+    return list(shares)
+
+
+def _check_alike(first: Checkpoint, other: Checkpoint) -> None:
+    facts = [
+        {
+            "modality": one.modality.name,
+            "space": one.modality.space,
+            "invariance": one.invariance,
+            "latent channels": one.latent_channels,
+            "condition channels": one.condition_channels,
+            "condition": one.condition_on,
+            "noise": replace(one.schedule, **_OF_INFERENCE),
+        }
+        for one in (first, other)
+    ]
+    for what, value in facts[0].items():
+        if value != facts[1][what]:
+            raise CheckpointError(
+                f"{first.directory} and {other.directory} differ in {what} ({value} and {facts[1][what]}); only "
+                "checkpoints of one form can be averaged"
+            )
+    embeddings = [load_empty_prompt_embedding(one.directory, variant=one.variant).float() for one in (first, other)]
+    if embeddings[0].shape != embeddings[1].shape or not torch.allclose(*embeddings, rtol=_ROUNDING, atol=1e-2):
+        raise CheckpointError(
+            f"{first.directory} and {other.directory} have different embeddings of the empty prompt; only checkpoints "
+            "trained from the same start can be averaged"
+        )
+
+
+def _check_same_latents(first: Checkpoint, vae: Any, other: Checkpoint, others: Any) -> None:
+    """U-Nets whose latents mean different things have no mean."""
+    weights, others_weights = vae.state_dict(), others.state_dict()
+    if weights.keys() != others_weights.keys() or not all(
+        _is_same(value, others_weights[name]) for name, value in weights.items()
+    ):
+        raise CheckpointError(
+            f"{first.directory} and {other.directory} have different autoencoders, so that their latents differ in "
+            "meaning; only checkpoints trained from the same start can be averaged"
+        )
+
+
+def _is_same(value: Tensor, other: Tensor) -> bool:
+    return value.shape == other.shape and torch.allclose(value.float(), other.float(), rtol=_ROUNDING, atol=1e-6)
+
+
+def _check_config(name: str, first: Checkpoint, network: Any, other: Checkpoint, others: Any) -> None:
+    configs = [{key: value for key, value in dict(one.config).items() if key[0] != "_"} for one in (network, others)]
+    different = sorted(key for key in {*configs[0], *configs[1]} if configs[0].get(key) != configs[1].get(key))
+    if different:
+        raise CheckpointError(
+            f"{first.directory} and {other.directory}: {name}/config.json differs ({', '.join(different[:4])}); "
+            "only checkpoints of one form can be averaged"
+        )
+
+
+def _scaled(state: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    return {name: value.double() * share for name, value in state.items() if value.is_floating_point()}
+
+
+def _add(sums: Mapping[str, Tensor], state: Mapping[str, Tensor], share: float) -> None:
+    for name, value in sums.items():
+        value.add_(state[name].double(), alpha=share)
+
+
+def _copy_terms(sources: Sequence[Checkpoint], folder: Path) -> None:
+    """Every license file, each text once; those of the first source keep their names."""
+    texts: set[bytes] = set()
+    for number, source in enumerate(sources, start=1):
+        for path in sorted(source.directory.glob("LICEN[SC]E*")):
+            text = path.read_bytes()
+            if text not in texts:
+                name = path.name if number == 1 else f"{path.stem}-{number}{path.suffix}"
+                shutil.copyfile(path, folder / name)
+                texts.add(text)
+
+
+def _model_card(name: str, sources: Sequence[Checkpoint], shares: Sequence[float]) -> str:
+    rows = [
+        f"| {source.name} | {share:g} | `{checkpoint_sha256(source)}` |\n"
+        for source, share in zip(sources, shares, strict=True)
+    ]
+    return f"""# Model card: {name}
+
+The mean of the weights of these checkpoints (`openmarigold checkpoint average`). Their model cards say what each was
+trained on and under which terms; all of it holds for the mean, too. The command does not measure it, and it has no
+calibration.
+
+| checkpoint | share | SHA-256 (`openmarigold checkpoint info`) |
+|---|---|---|
+{"".join(rows)}"""

@@ -60,19 +60,15 @@ def average_checkpoints(
     first, *others = sources
     for other in others:
         _check_alike(first, other)
-    networks = load_networks(first)
-    averaged = {name: network for name, network in networks.items() if name != "vae"}
-    sums = {name: _scaled(network.state_dict(), shares[0]) for name, network in averaged.items()}
-    for share, other in zip(shares[1:], others, strict=True):
-        found = load_networks(other)
+    networks, *others_networks = (load_networks(source) for source in sources)
+    for other, found in zip(others, others_networks, strict=True):
         for name, network in networks.items():
             _check_config(name, first, network, other, found[name])
         _check_same_latents(first, networks["vae"], other, found["vae"])
-        for name in averaged:
-            _add(sums[name], found[name].state_dict(), share)
-    for name, network in averaged.items():
-        mean = {key: value.float() for key, value in sums[name].items()}
-        network.load_state_dict({**network.state_dict(), **mean}, strict=True, assign=True)
+    for name, network in networks.items():
+        if name != "vae":
+            states = [one[name].state_dict() for one in (networks, *others_networks)]
+            network.load_state_dict(_mean(states, shares), strict=True, assign=True)
 
     def documents(folder: Path) -> None:
         _copy_terms(sources, folder)
@@ -151,13 +147,19 @@ def _check_config(name: str, first: Checkpoint, network: Any, other: Checkpoint,
         )
 
 
-def _scaled(state: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    return {name: value.double() * share for name, value in state.items() if value.is_floating_point()}
+def _mean(states: Sequence[Mapping[str, Tensor]], shares: Sequence[float]) -> dict[str, Tensor]:
+    """Weight by weight, so that no whole network is in memory in float64; counters are those of the first."""
+    return {
+        name: _weighted([state[name] for state in states], shares) if value.is_floating_point() else value
+        for name, value in states[0].items()
+    }
 
 
-def _add(sums: Mapping[str, Tensor], state: Mapping[str, Tensor], share: float) -> None:
-    for name, value in sums.items():
-        value.add_(state[name].double(), alpha=share)
+def _weighted(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    total = torch.zeros_like(values[0], dtype=torch.float64)
+    for value, share in zip(values, shares, strict=True):
+        total += share * value.double()
+    return total.float()
 
 
 def _copy_terms(sources: Sequence[Checkpoint], folder: Path) -> None:

@@ -15,6 +15,9 @@ developer guide, "Obtaining Numerically Reproducible Results").
 
 
 def fix_order_of_sums() -> None:
-    """Sets the switch, in this process and in those it starts; a value that is set already stays."""
+    """Sets the switch, in this process and in those it starts; a value that is set already stays.
+
+    MKL reads it once, when it is first used: what a process multiplied before decides for all that follows.
+    """
     for name, value in _SWITCHES.items():
         os.environ.setdefault(name, value)

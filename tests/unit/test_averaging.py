@@ -18,7 +18,7 @@ from encoded import make_encoded_checkpoint
 from openmarigold.checkpoints.calibration import CALIBRATION_FILE
 from openmarigold.checkpoints.checkpoint import EMBEDDING_FILE, read_checkpoint
 from openmarigold.checkpoints.hashes import checkpoint_sha256
-from openmarigold.checkpoints.integrity import verify
+from openmarigold.checkpoints.integrity import stated_license, verify
 from openmarigold.cli import run
 from openmarigold.errors import CheckpointError, InvalidValueError, OutputError
 from openmarigold.networks.averaging import average_checkpoints
@@ -122,7 +122,7 @@ def test_what_does_not_fit_together_is_refused(start: Path, tiny_checkpoint: Pat
         "differ in space (log and linear)": tiny_checkpoint,
     }
     edit_json(tmp_path / "scaled" / "vae" / "config.json", scaling_factor=0.5)
-    others["differ in noise"] = Path(shutil.copytree(start, tmp_path / "sample"))
+    others["differ in prediction_type (v_prediction and sample)"] = Path(shutil.copytree(start, tmp_path / "sample"))
     edit_json(tmp_path / "sample" / "scheduler" / "scheduler_config.json", prediction_type="sample")
     for message, other in others.items():
         with pytest.raises(CheckpointError, match=re.escape(message)):
@@ -130,13 +130,61 @@ def test_what_does_not_fit_together_is_refused(start: Path, tiny_checkpoint: Pat
         assert not (tmp_path / "mean").exists()
 
 
+def test_a_network_of_another_form_is_refused(start: Path, tmp_path: Path) -> None:
+    """With other heads the weights have the same names and shapes and mean something else."""
+    other = Path(shutil.copytree(start, tmp_path / "other"))
+    edit_json(other / "unet" / "config.json", attention_head_dim=4)
+    with pytest.raises(CheckpointError, match=r"unet/config\.json differs \(attention_head_dim\)"):
+        average(start, other, to=tmp_path / "mean")
+
+
+def test_facts_of_denoising_and_of_size_may_differ(start: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(start, tmp_path / "other"))
+    edit_json(other / "scheduler" / "scheduler_config.json", _class_name="LCMScheduler", timestep_spacing="leading")
+    edit_json(other / "unet" / "config.json", sample_size=96)
+    average(start, other, to=tmp_path / "mean")
+
+
+def test_every_license_stays_once(start: Path, tmp_path: Path) -> None:
+    """In a mean of a mean, too, and those that only model cards and indices state."""
+    folders = {}
+    for number, text in enumerate(["one", "two", "one", "three"], start=1):
+        folders[number] = Path(shutil.copytree(start, tmp_path / f"model {number}"))
+        (folders[number] / "LICENSE.md").write_text(text)
+    average(folders[1], folders[2], folders[3], to=tmp_path / "mean")
+    average(tmp_path / "mean", folders[4], to=tmp_path / "both")
+    texts = [path.read_text() for path in (tmp_path / "both").glob("LICENSE*")]
+    assert sorted(texts) == ["one", "three", "two"]
+
+    (folders[1] / "LICENSE.md").unlink()
+    edit_json(folders[1] / "model_index.json", license="cc0-1.0", name="a|b\n<i>c")
+    (folders[2] / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    average(folders[1], folders[2], to=tmp_path / "stated")
+    card = (tmp_path / "stated" / "README.md").read_text()
+    assert r"| a\|b\\n\<i\>c | 0.5 | cc0-1.0 |" in card and "| model 2 | 0.5 | cc-by-nc-4.0 |" in card
+    assert stated_license(read_checkpoint(tmp_path / "stated")) == "see README.md"
+    average(folders[1], folders[1], to=tmp_path / "same")
+    assert stated_license(read_checkpoint(tmp_path / "same")) == "cc0-1.0"
+
+
+def test_a_share_of_what_is_not_finite_is_refused(start: Path, tmp_path: Path) -> None:
+    broken = changed(start, tmp_path / "broken", lambda value: value * float("nan"), UNET)
+    with pytest.raises(CheckpointError, match="not finite"):
+        average(start, broken, to=tmp_path / "mean", shares=(1.0, 0.0))
+    large = changed(start, tmp_path / "large", lambda value: value.float() + 1e6, UNET)
+    sources = [read_checkpoint(folder) for folder in (start, large)]
+    with pytest.raises(CheckpointError, match=r"too large for torch\.float16"):
+        average_checkpoints(sources, tmp_path / "mean", dtype="float16")
+    assert not (tmp_path / "mean").exists()
+
+
 @pytest.mark.parametrize(
     ("shares", "message"),
     [
         ((0.5,), "1 shares for 2 checkpoints"),
-        ((0.5, 0.6), "shares 0.5 0.6 are not accepted; give values from 0 up whose sum is 1"),
-        ((1.5, -0.5), "shares 1.5 -0.5 are not accepted"),
-        ((float("nan"), 1.0), "are not accepted"),
+        ((0.5, 0.6), "shares 0.5 0.6 have the sum 1.1; give values from 0 up whose sum is 1"),
+        ((1.5, -0.5), "shares 1.5 -0.5 have the sum 1; give values from 0 up"),
+        ((float("nan"), 1.0), "give values from 0 up"),
     ],
 )
 def test_shares_are_checked(start: Path, tmp_path: Path, shares: tuple[float, ...], message: str) -> None:
@@ -144,13 +192,26 @@ def test_shares_are_checked(start: Path, tmp_path: Path, shares: tuple[float, ..
         average(start, start, to=tmp_path / "mean", shares=shares)
 
 
-def test_files_that_are_there_stay(start: Path, onnx_checkpoint: Path, tmp_path: Path) -> None:
+def test_shares_may_be_rounded(start: Path, tmp_path: Path) -> None:
+    average(start, start, start, to=tmp_path / "mean", shares=(0.333, 0.333, 0.333))
+    index = json.loads((tmp_path / "mean" / "model_index.json").read_text())
+    assert list(index["averaged_from"].values()) == [pytest.approx(1.0, abs=1e-12)]
+
+
+def test_files_that_are_there_stay(
+    start: Path, onnx_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "mean").mkdir()
     (tmp_path / "mean" / "mine.txt").write_text("mine")
     with pytest.raises(OutputError, match="choose a new folder"):
         average(start, start, to=tmp_path / "mean")
+    assert [path.name for path in (tmp_path / "mean").iterdir()] == ["mine.txt"]
     with pytest.raises(CheckpointError, match="holds ONNX networks"):
         average(onnx_checkpoint, start, to=tmp_path / "other")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(OutputError, match="is the working folder"):
+        average(start, start, to=Path())
 
 
 def test_command(start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from openmarigold.data.shards import ShardedDataset
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.geometry import normals_from_depth
-from openmarigold_render.blender import Quality, Studio, require_bpy
+from openmarigold_render.blender import Quality, Studio, import_bpy, require_bpy
 from openmarigold_render.errors import MissingPackageError
 from openmarigold_render.maps import DEPTH, normals_picture
 from openmarigold_render.primitives import cushion, cylinder
@@ -161,8 +162,22 @@ def test_without_blender_the_message_says_what_to_install(tmp_path: Path) -> Non
         render_dataset(TINY, tmp_path / "none", workers=1)
 
 
-# With Blender: pytest --noconftest -m slow, in an environment with bpy and without torch. Workers come first: they do
-# not start from a process that has loaded bpy.
+def test_workers_of_a_process_with_blender_find_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They get its paths, where Blender's scripts with a `bpy` of their own come first."""
+    scripts, packages, others = (tmp_path / name for name in ("bpy/5.0/scripts/modules", "packages", "bpy/scripts"))
+    for folder, content in ((scripts, "raise ImportError('_bpy')"), (packages, "found = True"), (others, "")):
+        (folder / "bpy").mkdir(parents=True)
+        (folder / "bpy" / "__init__.py").write_text(content)
+    monkeypatch.setattr("sys.path", [str(scripts), str(packages), str(others), *sys.path])
+    monkeypatch.delitem(sys.modules, "bpy", raising=False)
+    try:
+        assert import_bpy().found
+    finally:
+        sys.modules.pop("bpy", None)
+    assert str(scripts) not in sys.path and str(others) in sys.path
+
+
+# With Blender: pytest --noconftest -m slow, in an environment with bpy and without torch.
 
 
 @needs_bpy

@@ -75,11 +75,11 @@ class Average:
     """
 
     checkpoints: tyro.conf.Positional[tuple[Path, ...]]
-    """Two or more checkpoint folders of one form."""
+    """Two or more checkpoints of one form: folders, or ids on the Hugging Face hub."""
     output_dir: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
     """Folder to write; new or empty."""
     shares: tuple[float, ...] = ()
-    """Share of each, with the sum 1. Nothing: equal ones."""
+    """Share of each, from 0 up, with the sum 1. Nothing: equal ones."""
     dtype: FloatDtype = "float32"
     """How the networks' weights are stored."""
 

@@ -10,9 +10,8 @@ fine-tuning keeps more of what it knew (Wortsman et al. 2022, "Robust fine-tunin
 from __future__ import annotations
 
 import math
-import shutil
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,21 @@ from torch import Tensor
 
 from openmarigold.checkpoints.checkpoint import Checkpoint
 from openmarigold.checkpoints.hashes import checkpoint_sha256
+from openmarigold.checkpoints.integrity import stated_license
 from openmarigold.config import FloatDtype
 from openmarigold.errors import CheckpointError, InvalidValueError
 from openmarigold.networks.backbone import check_new_checkpoint, load_networks, save_networks
 from openmarigold.networks.prompt import load_empty_prompt_embedding
+from openmarigold.printing import printable
 
 AVERAGED = "averaged_from"
 """Key in model_index.json: the share of each checkpoint, by its SHA-256."""
-_OF_INFERENCE: dict[str, Any] = {"timestep_spacing": "trailing", "steps_offset": 1, "set_alpha_to_one": True}
-"""What a schedule says about the way of denoising alone, in which checkpoints may differ."""
+_NOISE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type", "rescale_betas_zero_snr")
+"""What a U-Net has learned with; the rest of a schedule is about the way of denoising alone."""
+_NOT_OF_WEIGHTS = ("sample_size", "force_upcast")
+"""Keys of config.json that say nothing about what the weights mean."""
+_SUM = 2e-3
+"""How far the sum of shares may be from 1, as of three times 0.333."""
 _ROUNDING = 2.0**-8
 """Values that differ by less of themselves are the same, once stored in 16 bits and once in 32."""
 
@@ -68,13 +73,17 @@ def average_checkpoints(
     for name, network in networks.items():
         if name != "vae":
             states = [one[name].state_dict() for one in (networks, *others_networks)]
-            network.load_state_dict(_mean(states, shares), strict=True, assign=True)
+            mean = _mean(states, shares)
+            _check_finite(name, mean, getattr(torch, dtype), sources)
+            network.load_state_dict(mean, strict=True, assign=True)
 
     def documents(folder: Path) -> None:
         _copy_terms(sources, folder)
         (folder / "README.md").write_text(_model_card(destination.resolve().name, sources, shares), encoding="utf-8")
 
-    facts = {"name": destination.resolve().name, AVERAGED: {}}
+    facts: dict[str, Any] = {"name": printable(destination.resolve().name), AVERAGED: {}}
+    licenses = {stated_license(source) for source in sources}
+    facts["license"] = licenses.pop() if len(licenses) == 1 else "see README.md"
     for share, source in zip(shares, sources, strict=True):
         digest = checkpoint_sha256(source)
         facts[AVERAGED][digest] = facts[AVERAGED].get(digest, 0.0) + share
@@ -88,10 +97,11 @@ def _checked(shares: Sequence[float], count: int) -> list[float]:
         return [1 / count] * count
     if len(shares) != count:
         raise InvalidValueError(f"{len(shares)} shares for {count} checkpoints; give one for each")
-    if not all(math.isfinite(share) and share >= 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
+    total = sum(shares)
+    if not all(math.isfinite(share) and share >= 0 for share in shares) or abs(total - 1) > _SUM:
         text = " ".join(f"{share:g}" for share in shares)
-        raise InvalidValueError(f"shares {text} are not accepted; give values from 0 up whose sum is 1")
-    return list(shares)
+        raise InvalidValueError(f"shares {text} have the sum {total:g}; give values from 0 up whose sum is 1")
+    return [share / total for share in shares]
 
 
 def _check_alike(first: Checkpoint, other: Checkpoint) -> None:
@@ -103,7 +113,7 @@ def _check_alike(first: Checkpoint, other: Checkpoint) -> None:
             "latent channels": one.latent_channels,
             "condition channels": one.condition_channels,
             "condition": one.condition_on,
-            "noise": replace(one.schedule, **_OF_INFERENCE),
+            **{name: getattr(one.schedule, name) for name in _NOISE},
         }
         for one in (first, other)
     ]
@@ -138,7 +148,10 @@ def _is_same(value: Tensor, other: Tensor) -> bool:
 
 
 def _check_config(name: str, first: Checkpoint, network: Any, other: Checkpoint, others: Any) -> None:
-    configs = [{key: value for key, value in dict(one.config).items() if key[0] != "_"} for one in (network, others)]
+    configs = [
+        {key: value for key, value in dict(one.config).items() if key[0] != "_" and key not in _NOT_OF_WEIGHTS}
+        for one in (network, others)
+    ]
     different = sorted(key for key in {*configs[0], *configs[1]} if configs[0].get(key) != configs[1].get(key))
     if different:
         raise CheckpointError(
@@ -162,29 +175,48 @@ def _weighted(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     return total.float()
 
 
+def _check_finite(network: str, mean: Mapping[str, Tensor], dtype: torch.dtype, sources: Sequence[Checkpoint]) -> None:
+    for name, value in mean.items():
+        if not torch.isfinite(value.to(dtype)).all():
+            raise CheckpointError(
+                f"the mean of {' and '.join(str(source.directory) for source in sources)} has values in {network} "
+                f"({name}) that are not finite, or too large for {dtype}; look for the source with "
+                "`openmarigold checkpoint verify`, or give --dtype float32"
+            )
+
+
 def _copy_terms(sources: Sequence[Checkpoint], folder: Path) -> None:
     """Every license file, each text once; those of the first source keep their names."""
     texts: set[bytes] = set()
-    for number, source in enumerate(sources, start=1):
+    for source in sources:
         for path in sorted(source.directory.glob("LICEN[SC]E*")):
             text = path.read_bytes()
-            if text not in texts:
-                name = path.name if number == 1 else f"{path.stem}-{number}{path.suffix}"
-                shutil.copyfile(path, folder / name)
-                texts.add(text)
+            if text in texts:
+                continue
+            texts.add(text)
+            number, place = 1, folder / path.name
+            while place.exists():
+                number += 1
+                place = folder / f"{path.stem}-{number}{path.suffix}"
+            place.write_bytes(text)
 
 
 def _model_card(name: str, sources: Sequence[Checkpoint], shares: Sequence[float]) -> str:
     rows = [
-        f"| {source.name} | {share:g} | `{checkpoint_sha256(source)}` |\n"
+        f"| {_cell(source.name)} | {share:g} | {_cell(stated_license(source) or 'not stated')} | "
+        f"`{checkpoint_sha256(source)}` |\n"
         for source, share in zip(sources, shares, strict=True)
     ]
-    return f"""# Model card: {name}
+    return f"""# Model card: {_cell(name)}
 
 The mean of the weights of these checkpoints (`openmarigold checkpoint average`). Their model cards say what each was
-trained on and under which terms; all of it holds for the mean, too. The command does not measure it, and it has no
-calibration.
+trained on; the terms of all of them hold for the mean. The command does not measure it, and it has no calibration.
 
-| checkpoint | share | SHA-256 (`openmarigold checkpoint info`) |
-|---|---|---|
+| checkpoint | share | license, as stated there | SHA-256 (`openmarigold checkpoint info`) |
+|---|---|---|---|
 {"".join(rows)}"""
+
+
+def _cell(text: str) -> str:
+    """A stranger's text on one line of a table, without markup."""
+    return re.sub(r"([|<>`\\\[\]])", r"\\\1", printable(text))

@@ -343,6 +343,8 @@ def check_new_checkpoint(source: Checkpoint, destination: Path) -> None:
     """
     if source.weights != "safetensors":
         raise CheckpointError(f"{source.directory} holds ONNX networks; give the checkpoint that they were made from")
+    if destination.resolve() == Path.cwd():
+        raise OutputError("the output folder is the working folder, which cannot be replaced; give another one")
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise OutputError(f"{destination} exists and is not empty; choose a new folder, so that nothing is lost")
 

@@ -217,7 +217,7 @@ class Studio:
         cycles.caustics_reflective = cycles.caustics_refractive = False
         cycles.sample_clamp_indirect = 4.0
         cycles.light_sampling_threshold = 0.05
-        cycles.use_light_tree = False  # scenes have few lamps: a fifth slower, and no less noise
+        cycles.use_light_tree = False  # scenes have few lamps: a quarter slower, and no less noise
         cycles.texture_limit_render = "1024"
         cycles.use_auto_tile = False
         cycles.pixel_filter_type, cycles.filter_width = "BLACKMAN_HARRIS", 1.5

@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
-from glob import escape as glob_escape
 from pathlib import Path
 from typing import Any
 
@@ -262,9 +261,23 @@ def try_to_write(folder: Path) -> None:
 
 def remove_leftovers(path: Path) -> None:
     """Removes what processes that were killed while writing this file have left of it."""
-    with suppress(OSError):  # writing the file will report the error
-        for leftover in path.parent.glob(f".{glob_escape(_short_name(path))}.*.partial"):
-            leftover.unlink(missing_ok=True)
+    Leftovers().remove(path)
+
+
+class Leftovers:
+    """What processes that were killed while writing have left in folders. Each folder is searched once."""
+
+    def __init__(self) -> None:
+        self._found: dict[Path, list[Path]] = {}
+
+    def remove(self, path: Path) -> None:
+        """Removes what is left of a file."""
+        with suppress(OSError):  # writing the file will report the error
+            if path.parent not in self._found:
+                self._found[path.parent] = list(path.parent.glob(".*.partial"))
+            for leftover in self._found[path.parent]:
+                if leftover.name.startswith(f".{_short_name(path)}."):
+                    leftover.unlink(missing_ok=True)
 
 
 def _short_name(path: Path) -> str:

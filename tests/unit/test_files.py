@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from openmarigold.errors import OutputError
-from openmarigold.files import atomic_directory, concerns_every_file, user_cache_dir, write_atomically
+from openmarigold.files import Leftovers, atomic_directory, concerns_every_file, user_cache_dir, write_atomically
 
 
 def test_file_has_its_final_name_only_when_whole(tmp_path):
@@ -22,6 +22,18 @@ def test_file_has_its_final_name_only_when_whole(tmp_path):
     write_atomically(path, write)
     assert path.read_text() == "whole"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_leftovers_of_killed_processes_are_removed_after_one_search(tmp_path, monkeypatch):
+    own, other = tmp_path / ".a.npy.12-12.partial", tmp_path / ".b.npy.12-12.partial"
+    for path in (own, other):
+        path.write_text("half")
+    leftovers = Leftovers()
+    leftovers.remove(tmp_path / "a.npy")
+    assert not own.exists() and other.exists()
+    monkeypatch.setattr(Path, "glob", lambda *_: pytest.fail("the folder was searched again"))
+    leftovers.remove(tmp_path / "b.npy")
+    assert not other.exists()
 
 
 def test_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path):

@@ -25,6 +25,7 @@ from openmarigold.errors import InvalidValueError, OutputError
 from openmarigold.predictor.maker import divide_cores
 from openmarigold.predictor.model_run import ModelRun
 from openmarigold.predictor.run import Event, predict_files
+from openmarigold.results.inputs import make_output_dir
 from openmarigold.results.manifest import MANIFEST_NAME, Manifest
 from tiny import make_photo
 
@@ -157,6 +158,30 @@ def test_files_without_a_manifest_are_replaced_only_if_they_name_the_photo(
     assert "is there already, and there is no record that it is of this photo" in refused.failed[0][1]
     assert bytes_in(out) == before
     assert predict_files([first], output_dir=out, config=config).num_predicted == 1
+
+
+def test_a_name_of_dots_alone_has_no_results(tmp_path: Path, config: PredictConfig) -> None:
+    """The stem of `..jpg` is a dot, so that its results would lie next to the output folder."""
+    photos, out = tmp_path / "photos", tmp_path / "parent" / "out"
+    photos.mkdir()
+    for name in ("..jpg", "a.jpg"):
+        Image.fromarray(make_photo(24, 32)).save(photos / name, "JPEG")
+    out.parent.mkdir()
+    other = out.parent / "out_depth.npy"
+    other.write_text("of someone else")
+    result = predict_files(
+        [photos / "..jpg", photos / "a.jpg"], output_dir=out, config=config, output=NPY, overwrite=True
+    )
+    assert [error.split(": ")[1] for _, error in result.failed] == [
+        "its name has nothing before its suffix, so its results have no name; rename it"
+    ]
+    assert other.read_text() == "of someone else" and [path.name for path in result.written] == ["a_depth.npy"]
+
+
+def test_an_output_folder_that_is_a_dangling_link_is_named(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to("nowhere")
+    with pytest.raises(OutputError, match="out: it is a link to what does not exist; choose a folder"):
+        make_output_dir(tmp_path / "out")
 
 
 def test_text_is_a_path(cameras: tuple[Path, Path], tmp_path: Path, onnx_checkpoint: Path) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,14 @@ def test_lines_that_name_files_of_others_are_skipped(tmp_path, fields):
     again = Manifest(tmp_path)
     assert len(again.lines()) == 1
     assert again.standing("a/cat")["outputs"] == {"cat_depth.npy": 5, "cat_depth.png": 3}
+
+
+@pytest.mark.skipif(os.sep == "\\", reason="a backslash separates folders here")
+def test_a_backslash_is_a_letter_of_a_name(tmp_path):
+    (tmp_path / "a\\b_depth.npy").write_bytes(b"12345")
+    Manifest(tmp_path).append("a\\b", "done", request=REQUEST, input_sha256="00", outputs={"a\\b_depth.npy": 5})
+    known = Manifest(tmp_path)
+    assert known.is_done("a\\b", request=REQUEST, input_sha256="00", outputs=["a\\b_depth.npy"])
 
 
 def test_provenance_is_that_of_the_file_that_is_there(tmp_path):

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import trimesh
+from PIL import Image
 
-from openmarigold import Prediction
+from openmarigold import Prediction, Predictor
 from openmarigold.camera import Camera
 from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import InvalidValueError, OutputError
@@ -110,6 +111,28 @@ def test_depth_that_is_unknown_everywhere_writes_nothing(tmp_path: Path) -> None
     with pytest.raises(InvalidValueError, match="there are no points to write"):
         unknown.save(tmp_path, "a", output=replace(SPACE, format=("npy", "ply")))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("asked", [{"max_depth": 1e-9}, {"drop_far": 0.1}])
+def test_files_that_cannot_be_made_leave_those_of_an_earlier_run(
+    asked: dict[str, Any], photo_dir: Path, tmp_path: Path, config: PredictConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo, out = photo_dir / "a.png", tmp_path / "out"
+    if "drop_far" in asked:  # a panorama, which is refused before a network runs
+        text = 'GPano:ProjectionType="equirectangular"'
+        xmp = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description {text}/></x:xmpmeta>'
+        photo = tmp_path / "pano.jpg"
+        Image.open(photo_dir / "a.png").convert("RGB").save(photo, xmp=xmp.encode())
+    first = predict_files([photo], output_dir=out, config=config)
+    before = {path.name: path.read_bytes() for path in first.written}
+    output = OutputConfig(format=("npy", "png", "ply"), **asked)
+    if "drop_far" in asked:
+        monkeypatch.setattr(Predictor, "__call__", lambda *_, **__: pytest.fail("a network ran"))
+    result = predict_files([photo], output_dir=out, config=config, output=output)
+    assert len(result.failed) == 1 and result.written == []
+    assert {path.name: path.read_bytes() for path in first.written} == before
+    monkeypatch.undo()
+    assert predict_files([photo], output_dir=out, config=config).skipped == [photo]
 
 
 def test_affine_depth_takes_the_shift_that_is_known() -> None:

@@ -26,8 +26,8 @@ from openmarigold.predictor.cameras import camera_facts
 from openmarigold.predictor.maker import Finisher, Maker
 from openmarigold.results.manifest import file_size
 from openmarigold.results.prediction import Prediction
-from openmarigold.results.surfaces import check_uncertainty, space_facts
-from openmarigold.results.writers import check_output, needs_photo, result_paths, write_prediction
+from openmarigold.results.surfaces import check_is_plane, check_uncertainty, space_facts
+from openmarigold.results.writers import check_output, needs_photo, prediction_writers, result_paths, write_results
 
 _MOST_AT_ONCE = 4  # photos that a run predicts at the same time
 _MOST_RESOLUTION = 384  # of photos predicted at the same time [px], since each takes memory
@@ -225,6 +225,8 @@ class ModelRun(Maker):
 
     def predict(self, photo: Photo, path: Path, result: str) -> tuple[Prediction, list[str]]:
         """The prediction for the photo at `path`, without its pixels if no file needs them; and notes."""
+        if needs_photo(self.output):
+            check_is_plane(photo.metadata.panorama)
         predictor = self.load()
         prediction = predictor(photo, **self.config.call_options)
         if self.finisher is not None:
@@ -257,18 +259,16 @@ class ModelRun(Maker):
             **request,
             **prediction.settings,
         }
-        kept = self.files.make_room(result, photo, paths, input_sha256, request=request)
-        write_prediction(
+        of_suffix = prediction_writers(
             prediction.maps,
             prediction.uncertainties,
             prediction.bounds,
             modality=self.writes,
-            output_dir=(self.output_dir / result).parent,
-            stem=Path(result).name,
             output=self.output,
             provenance=record,
-            overwrite=True,
             camera=prediction.camera,
             rgb=prediction.rgb,
-        )
+        )  # first: files of an earlier run stay where these are refused
+        kept = self.files.make_room(result, photo, paths, input_sha256, request=request)
+        write_results(paths, Path(result).name, of_suffix, self.files.leftovers)
         return record, {**(kept or {}), **{path.name: file_size(path) for path in paths}}, kept is None

@@ -52,7 +52,7 @@ def list_photos(
                 accepted = ", ".join(sorted(image_suffixes()))
                 problems.append((path, f"{path} holds no photo{only}; looked for are {accepted}"))
         for photo in found:
-            if problem := _why_not_there(photo):
+            if problem := _why_not_there(photo) or _why_without_results(photo):
                 problems.append((photo, problem))
                 continue
             location = photo_location(photo)
@@ -66,6 +66,13 @@ def list_photos(
             photos.setdefault(result, photo)  # of two links with one stem the results are the same
             seen.add(location)
     return photos, problems
+
+
+def _why_without_results(photo: Path) -> str | None:
+    """Why the results of a photo have no name; None where they have one."""
+    if photo.stem.strip("."):
+        return None
+    return f"{photo}: its name has nothing before its suffix, so its results have no name; rename it"
 
 
 def check_output_dir(output_dir: Path, inputs: Sequence[Path]) -> None:
@@ -88,8 +95,10 @@ def make_output_dir(output_dir: Path) -> None:
         output_dir.mkdir(parents=True, exist_ok=True)
         try_to_write(output_dir)
     except OSError as error:
+        is_dangling = output_dir.is_symlink() and not output_dir.exists()
+        reason = "it is a link to what does not exist" if is_dangling else error.strerror
         raise OutputError(
-            f"cannot write to output folder {output_dir}: {error.strerror}; choose a folder that can be written"
+            f"cannot write to output folder {output_dir}: {reason}; choose a folder that can be written"
         ) from error
 
 

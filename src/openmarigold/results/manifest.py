@@ -78,7 +78,7 @@ class Manifest:
             os.close(descriptor)
 
     def _opened(self) -> int:
-        return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
+        return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
 
     def _learn(self) -> None:
         """Reads the lines that were added since the last read."""
@@ -181,8 +181,9 @@ def _is_entry(entry: object) -> bool:
     if not isinstance(outputs, dict) or not isinstance(replaces, list):
         return False
     beginning = f"{PurePosixPath(entry['result']).name}_"
+    separators = {"/", "\0", os.sep, os.altsep or "/"}  # a backslash is a letter where it separates nothing
     return all(
-        isinstance(name, str) and name.startswith(beginning) and not set(name) & {"/", "\\", "\0"}
+        isinstance(name, str) and name.startswith(beginning) and not set(name) & separators
         for name in (*outputs, *replaces)
     )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from openmarigold.errors import OutputError
+from openmarigold.files import Leftovers
 from openmarigold.results.inputs import photo_location
 from openmarigold.results.manifest import Manifest
 from openmarigold.results.provenance import stated_input
@@ -20,6 +21,7 @@ class ResultFiles:
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
+        self.leftovers = Leftovers()
 
     def check_owner(self, result: str, photo: Path, paths: Sequence[Path], input_sha256: str | None) -> None:
         """Check that files with the names of the results do not belong to another photo.

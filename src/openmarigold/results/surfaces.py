@@ -41,6 +41,15 @@ def check_uncertainty(output: OutputConfig, *, has_uncertainty: bool) -> None:
         )
 
 
+def check_is_plane(panorama: str | None) -> None:
+    """Raises InvalidValueError for a panorama (its projection, None: none), which gives no points or mesh."""
+    if panorama:
+        raise InvalidValueError(
+            f"the photo is a panorama ({panorama}), in which straight lines are bent: its depth gives no points "
+            "or mesh; leave out ply and glb, or cut it into views (docs/points.md, Panoramas)"
+        )
+
+
 def space_facts(output: OutputConfig, modality: Modality) -> dict[str, Any]:
     """Settings of points and meshes that differ from the defaults. Other values make other files."""
     if modality.surface is None:
@@ -67,11 +76,7 @@ def surface_arguments(
         raise InvalidValueError(
             f"{modality.title} alone gives no points or mesh; predict depth, or metric depth, for these"
         )
-    if panorama := settings.get("panorama"):
-        raise InvalidValueError(
-            f"the photo is a panorama ({panorama}), in which straight lines are bent: its depth gives no points "
-            "or mesh; leave out ply and glb, or cut it into views (docs/points.md, Panoramas)"
-        )
+    check_is_plane(settings.get("panorama"))
     surface = modality.surface(maps, settings)
     return {
         "depth": surface.depth,

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from openmarigold.camera import Camera
 from openmarigold.config import OutputConfig
 from openmarigold.errors import InvalidValueError, OutputError
-from openmarigold.files import as_path, remove_leftovers, write_atomically
+from openmarigold.files import Leftovers, as_path, make_directory, write_atomically
 from openmarigold.images.exr import require_exr, write_exr
 from openmarigold.images.png import save_png
 from openmarigold.modalities import DEPTH, Modality
@@ -21,7 +21,7 @@ from openmarigold.modalities.modality import Maps, Picture
 from openmarigold.results.provenance import RECORD_NAME, to_json
 from openmarigold.results.surfaces import SPACE_FORMATS, check_space_formats, space_writers
 
-_Writer: TypeAlias = Callable[[Path], object]
+Writer: TypeAlias = Callable[[Path], object]
 
 
 def result_paths(
@@ -107,12 +107,13 @@ def write_prediction(
         OutputError: a file exists and `overwrite` is off, or the folder cannot be written.
     """
     output_dir = as_path(output_dir, "output_dir")
-    if not stem or Path(stem).name != stem:
-        raise InvalidValueError(f"stem={stem!r} is not a plain file name; give it without a folder")
     output = output or OutputConfig()
+    shown: dict[str, Any] = {"output": output, "modality": modality}
+    _check_stem(stem)
     check_output(output, modality)
-    shown: dict[str, Any] = {"output": output, "modality": modality, "settings": provenance}
-    paths = result_paths(output_dir, stem, uncertainty=bool(uncertainties), bounds=tuple(bounds or ()), **shown)
+    paths = result_paths(
+        output_dir, stem, uncertainty=bool(uncertainties), bounds=tuple(bounds or ()), settings=provenance, **shown
+    )
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         existing = [path for path in paths if path.exists()]
@@ -120,16 +121,56 @@ def write_prediction(
         raise OutputError(f"cannot write to {output_dir}: {error.strerror or error}; choose another folder") from error
     if existing and not overwrite:
         raise OutputError(f"{existing[0]} exists; allow overwriting or choose another folder")
+    of_suffix = prediction_writers(maps, uncertainties, bounds, provenance=provenance, camera=camera, rgb=rgb, **shown)
+    write_results(paths, stem, of_suffix)
+    return paths
+
+
+def prediction_writers(
+    maps: Maps,
+    uncertainties: Maps | None = None,
+    bounds: Maps | None = None,
+    *,
+    output: OutputConfig,
+    provenance: Mapping[str, Any] | None = None,
+    modality: Modality = DEPTH,
+    camera: Camera | None = None,
+    rgb: UInt8[np.ndarray, "h w 3"] | None = None,
+) -> dict[str, Writer]:
+    """What writes each file of a prediction, by the end of its name; nothing is written yet.
+
+    Points and meshes are made here, so what they refuse is known before a file is replaced.
+
+    Raises:
+        InvalidValueError: points or meshes of what shows none: another modality, a panorama, depth that is unknown
+            everywhere.
+    """
     record = {**provenance, **modality.output_facts(output)} if provenance else {}
     maps, uncertainties, bounds = (_as_float32(values or {}) for values in (maps, uncertainties, bounds))
-    writers = {
+    return {
         **_writers(maps, uncertainties, bounds, output, record, modality),
         **space_writers(maps, uncertainties, modality=modality, output=output, settings=record, camera=camera, rgb=rgb),
     }
+
+
+def write_results(
+    paths: Iterable[Path], stem: str, of_suffix: Mapping[str, Writer], leftovers: Leftovers | None = None
+) -> None:
+    """Writes files of one prediction, each whole or not at all; `leftovers` is for a run that writes many.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    leftovers = leftovers or Leftovers()
     for path in paths:
-        remove_leftovers(path)
-        write_atomically(path, writers[path.name.removeprefix(stem)])
-    return paths
+        make_directory(path.parent)
+        leftovers.remove(path)
+        write_atomically(path, of_suffix[path.name.removeprefix(stem)])
+
+
+def _check_stem(stem: str) -> None:
+    if not stem or "\0" in stem or Path(stem).name != stem:
+        raise InvalidValueError(f"stem={stem!r} is not a plain file name; give it without a folder")
 
 
 def _as_float32(maps: Maps) -> dict[str, np.ndarray]:
@@ -143,10 +184,10 @@ def _writers(
     output: OutputConfig,
     provenance: Mapping[str, Any],
     modality: Modality,
-) -> dict[str, _Writer]:
+) -> dict[str, Writer]:
     """The writer of each kind of file, by the end of its name. Pictures are made when they are written."""
 
-    def png(picture: Picture) -> _Writer:
+    def png(picture: Picture) -> Writer:
         def save(file: BinaryIO) -> None:
             shown = bounds if picture.of_interval else uncertainties if picture.of_uncertainty else maps
             content = picture.content if isinstance(picture.content, str) else picture.content(shown)
@@ -156,7 +197,7 @@ def _writers(
 
         return with_open_file(save)
 
-    def npy(values: np.ndarray) -> _Writer:
+    def npy(values: np.ndarray) -> Writer:
         return with_open_file(lambda file: np.save(file, values))
 
     numbers = modality.exported(maps, output)
@@ -183,7 +224,7 @@ def _exr_channels(maps: Maps, others: Maps, modality: Modality) -> dict[str, np.
     return {**channels, **others}
 
 
-def with_open_file(writer: Callable[[BinaryIO], object]) -> _Writer:
+def with_open_file(writer: Callable[[BinaryIO], object]) -> Writer:
     """A writer of paths from a writer of open files: NumPy and Pillow choose suffixes and formats by a path's name."""
 
     def write(path: Path) -> None:

@@ -17,13 +17,14 @@ from PIL import Image
 
 from openmarigold.config import ModelConfig, OutputConfig, PredictConfig
 from openmarigold.errors import ImageError, InvalidValueError, ServerError
-from openmarigold.files import as_path, make_directory, remove_leftovers, write_atomically
+from openmarigold.files import as_path
 from openmarigold.images.pixels import parse_color
 from openmarigold.images.quiet import quiet
 from openmarigold.predictor.maker import Maker, PhotoReader
 from openmarigold.predictor.run import MAX_PIXELS_ASIDE, BatchResult, Event, make_results
 from openmarigold.results.inputs import check_output_dir, listed
 from openmarigold.results.manifest import file_size
+from openmarigold.results.writers import Writer, write_results
 from openmarigold.serving.client import Client, Received, check_sendable, content_of
 from openmarigold.serving.formats import UPLOAD
 
@@ -176,11 +177,10 @@ class RemoteRun(Maker):
         if missing := [path for path in paths if path.name.removeprefix(stem) not in prediction.files]:
             raise ImageError(f"{photo}: the server's answer lacks {missing[0].name}")
         kept = self.files.make_room(result, photo, paths, input_sha256, request=request)
-        make_directory((self.output_dir / result).parent)
-        for path in paths:
-            content = prediction.files[path.name.removeprefix(stem)]
-            remove_leftovers(path)
-            write_atomically(path, lambda file, content=content: file.write_bytes(content))
+        of_suffix: dict[str, Writer] = {
+            end: lambda file, content=content: file.write_bytes(content) for end, content in prediction.files.items()
+        }
+        write_results(paths, stem, of_suffix, self.files.leftovers)
         sizes = {**(kept or {}), **{path.name: file_size(path) for path in paths}}
         return prediction.record, sizes, kept is None
 

@@ -153,7 +153,7 @@ class Work:
     def _locked(self) -> int:
         """An open, locked file; the lock ends with the process."""
         with writing(self.folder):
-            descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         if not try_lock(descriptor):
             os.close(descriptor)
             raise OutputError(

@@ -158,6 +158,11 @@ def test_what_is_far_deep_or_uncertain_is_left_out() -> None:
     assert (number, far) == (14400, 3.0) and near == pytest.approx(1.5, abs=0.02)
     constant = points_from_depth(np.ones((4, 5)), Camera.assumed((4, 5)), choice=PixelChoice(drop_far=0.5))
     assert len(constant) == 20  # nothing is farther than the rest
+    sky = depth.copy()
+    sky[:36] = 3.0  # 30 % of the rows share the largest depth
+    for share in (0.1, 0.29):
+        left = points_from_depth(sky, CAMERA, choice=PixelChoice(drop_far=share, cut_edges=False))
+        assert len(left) == 0.7 * sky.size - 1  # the deepest of the other pixels is as deep
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1), (2, 2), (3, 2)])

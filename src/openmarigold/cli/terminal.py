@@ -34,17 +34,25 @@ def say(text: object, *, error: bool = False) -> None:
     if error:
         workers.say(printable(text))
         return
+    _print(printable(text))
+
+
+def print_json(content: object) -> None:
+    """Prints a value as JSON.
+
+    Raises:
+        OutputError: stdout cannot be written.
+    """
+    _print(json.dumps(content, indent=2))
+
+
+def _print(text: str) -> None:
     try:
-        print(printable(text))
+        print(text, flush=True)
     except BrokenPipeError:
         raise
     except OSError as failure:
         raise OutputError(f"cannot write to stdout: {failure.strerror}") from failure
-
-
-def print_json(content: object) -> None:
-    """Prints a value as JSON."""
-    print(json.dumps(content, indent=2))
 
 
 def print_table(table: Table, *, width: int = 100) -> None:

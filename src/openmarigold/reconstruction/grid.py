@@ -128,12 +128,20 @@ def _chosen(
         if choice.max_depth is not None:
             chosen &= depth <= choice.max_depth
         if choice.drop_far:
-            chosen &= depth <= _quantile(depth, known, 1.0 - choice.drop_far)
+            chosen &= _nearer(depth, known, 1.0 - choice.drop_far)
         if choice.drop_uncertain and uncertainty is not None:
             chosen &= uncertainty <= _quantile(
                 uncertainty, known & np.isfinite(uncertainty), 1.0 - choice.drop_uncertain
             )
     return chosen
+
+
+def _nearer(depth: Float[np.ndarray, "h w"], known: Bool[np.ndarray, "h w"], share: float) -> Bool[np.ndarray, "h w"]:
+    """The nearest share of the pixels, without those of a plateau that goes beyond it, such as a sky at depth 1."""
+    limit = _quantile(depth, known, share)
+    nearer = depth < limit
+    is_plateau = not (depth[known] > limit).any() and (nearer & known).any()
+    return nearer if is_plateau else depth <= limit
 
 
 def _quantile(values: Float[np.ndarray, "h w"], known: Bool[np.ndarray, "h w"], share: float) -> float:

@@ -27,6 +27,7 @@ _TRIES = 4
 _FIRST_PAUSE_S = 0.5  # doubled with every try
 _CONNECT_S, _ANSWER_S = 10.0, 600.0
 _LONGEST_WAIT_S = 60.0  # of one pause that the server asks for
+_LONGEST_MESSAGE = 1000
 _PHOTO_STATUSES = (413, 422, 504)
 
 
@@ -49,7 +50,7 @@ class Reply:
     def message(self) -> str:
         """The message of an error, on one line."""
         text = (self._object() or {}).get("error")
-        return one_line(text) if isinstance(text, str) and text else f"status {self.status}"
+        return " ".join(text.split())[:_LONGEST_MESSAGE] if isinstance(text, str) and text else f"status {self.status}"
 
     def json(self) -> dict[str, Any]:
         """The JSON object of an answer.

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -115,6 +116,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.checkpoint is not None:
             object.__setattr__(self, "checkpoint", as_path(self.checkpoint, "checkpoint"))
+        if isinstance(self.modality, str):
+            object.__setattr__(self, "modality", (self.modality,))
         if isinstance(self.tiny_vae, Path):
             object.__setattr__(self, "tiny_vae", str(self.tiny_vae))
         _make_plain(self)
@@ -202,7 +205,8 @@ class CallConfig:
         if self.num_inference_steps is not None:
             check_whole("num_inference_steps", self.num_inference_steps, most=MAX_INFERENCE_STEPS)
         check_whole("ensemble_size", self.ensemble_size)
-        if self.ensemble_tolerance is not None and not 0 < self.ensemble_tolerance < 1:
+        tolerance = self.ensemble_tolerance
+        if tolerance is not None and not (is_number(tolerance) and 0 < tolerance < 1):
             raise InvalidValueError(
                 f"ensemble_tolerance={self.ensemble_tolerance!r} is not accepted; give a number between 0 and 1, such "
                 "as 0.005"
@@ -305,10 +309,14 @@ class OutputConfig:
 
     def __post_init__(self) -> None:
         _make_plain(self)
+        if isinstance(self.format, str):
+            object.__setattr__(self, "format", (self.format,))
         known = get_args(FileFormat)
         if not self.format or not set(self.format) <= set(known):
             given = ", ".join(map(repr, self.format)) or "nothing"
             raise InvalidValueError(f"format: {given} is not known; give one or more of {', '.join(known)}")
+        if not isinstance(self.color_map, str):
+            raise InvalidValueError(f"color_map={self.color_map!r} is not accepted; give a name, such as Spectral")
         check_choice("normal_frame", self.normal_frame, get_args(NormalFrame))
         check_choice("green", self.green, get_args(Green))
         check_choice("ply", self.ply, get_args(SpaceContent))
@@ -347,7 +355,7 @@ def check_processing_resolution(value: object) -> None:
 
 def check_fov(fov: object) -> None:
     """Accepts a field of view [deg] of a pinhole camera."""
-    if not isinstance(fov, (int, float)) or not 1 <= fov <= 170:
+    if not is_number(fov) or not 1 <= fov <= 170:
         raise InvalidValueError(f"fov={fov!r} is not accepted; give degrees from 1 to 170, along the longer side")
 
 
@@ -379,13 +387,13 @@ def check_whole(name: str, value: object, *, least: int = 1, most: int | None = 
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a value is a number; True and False are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether a value is a number, also one of NumPy's; True and False are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def is_integer(value: object) -> TypeGuard[int]:
-    """Whether a value is a whole number; True and False are none."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Whether a value is a whole number, also one of NumPy's; True and False are none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def check_choice(name: str, value: object, accepted: tuple[object, ...]) -> None:

@@ -7,6 +7,7 @@ their frame is "rub": x right, y up, z backward, so that a wall that faces the c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import get_args
 
 import numpy as np
@@ -111,7 +112,7 @@ def normals_from_depth(
         InvalidValueError: a map of fewer than 3x3 pixels, a focal length that is not above 0, or another support.
     """
     height, width = depth.shape
-    fx, fy = (focal, focal) if isinstance(focal, (int, float)) else focal
+    fx, fy = focal if isinstance(focal, Sequence) else (focal, focal)
     _check_arguments(depth.shape, (fx, fy), support)
     x0, y0 = center or ((width - 1) / 2, (height - 1) / 2)
     known = np.isfinite(depth) & (depth > 0) & (True if valid_mask is None else valid_mask)

@@ -37,7 +37,6 @@ _OLD_KEYS = {
     "colour_map": "color_map",
 }
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
-_KINDS_OF_MANY = {tuple: "a list", dict: "a table"}
 _Target = TypeVar("_Target")
 _NUL = re.compile(r"\0|(?<!\\)(?:\\\\)*\\u0000")
 
@@ -169,11 +168,27 @@ def _converted(hint: Any, value: Any, *, where: str, error: type[OpenMarigoldErr
         return float(value)
     if hint in (bool, int, str) and type(value) is hint:
         return value
+    raise error(f"{where}: {name}={value!r} is not accepted; it must be {_described(hint)}")
+
+
+def _described(hint: Any) -> str:
+    """What is accepted for a type, in words.
+
+    >>> _described(tuple[str, ...]), _described(tuple[int, int]), _described(dict[str, float])
+    ('a list, each a text', 'a list of a whole number and a whole number', 'a table, each value a number')
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        accepted = f"one of {', '.join(map(repr, arguments))}"
-    else:
-        accepted = _KINDS.get(hint) or f"{_KINDS_OF_MANY[origin]} of this form: {hint}"
-    raise error(f"{where}: {name}={value!r} is not accepted; it must be {accepted}")
+        return f"one of {', '.join(map(repr, arguments))}"
+    if origin is types.UnionType:
+        return " or ".join(_described(argument) for argument in arguments if argument is not types.NoneType)
+    if origin is tuple and Ellipsis in arguments:
+        return f"a list, each {_described(arguments[0])}"
+    if origin is tuple:
+        return f"a list of {' and '.join(map(_described, arguments))}"
+    if origin is dict:
+        return f"a table, each value {_described(arguments[1])}"
+    return _KINDS.get(hint) or "a table"
 
 
 def _text(content: bytes | str) -> str:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import itertools
 import pickle
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from openmarigold.camera import Camera
-from openmarigold.config import PredictConfig
+from openmarigold.config import CallConfig, PredictConfig
 from openmarigold.errors import ImageError, InvalidValueError, NumericalError, OutputError
-from openmarigold.predictor import Predictor
+from openmarigold.predictor import Predictor, intervals
 from openmarigold.predictor.pipeline import pipeline
 from openmarigold.predictor.run import predict_files
 from openmarigold.predictor.sampling import Step
@@ -172,6 +174,8 @@ def test_refuses(predictor: Predictor, onnx_checkpoint: Path, tmp_path: Path) ->
         predictor(rgb, processing_resolution=770)
     with pytest.raises(InvalidValueError, match=r"latents has shape \[1, 4, 6, 8\]; .* it is \[1, 8, 6, 8\]"):
         predictor(rgb, latents=np.zeros((1, 4, 6, 8), np.float32))
+    with pytest.raises(InvalidValueError, match="latents holds values that are not finite"):
+        predictor(rgb, latents=np.full((1, 8, 6, 8), np.nan))
     with pytest.raises(InvalidValueError, match="latents was given with a list"):
         predictor([rgb], latents=np.zeros((1, 8, 6, 8), np.float32))
     with pytest.raises(ImageError, match="does not exist"):
@@ -335,6 +339,61 @@ def test_from_pretrained_is_load(onnx_checkpoint: Path) -> None:
 def test_a_guide_that_returns_something_else_is_refused(predictor: Predictor, wrong: Any) -> None:
     with pytest.raises(InvalidValueError, match=r"the guide returned .* is needed"):
         predictor(make_photo(24, 32), guide=lambda latent, step: wrong(latent))
+
+
+def test_types_that_annotations_do_not_know(onnx_checkpoint: Path) -> None:
+    """In a process of its own: here annotations are checked. NumPy's numbers are accepted, other things refused."""
+    code = """
+import sys
+import numpy as np
+from openmarigold import Predictor
+from openmarigold.camera import Camera
+from openmarigold.config import CallConfig, OutputConfig, PredictConfig
+from openmarigold.errors import InvalidValueError
+from openmarigold.geometry import normals_from_depth
+
+predictor = Predictor.load(sys.argv[1])
+rgb = np.zeros((48, 64, 3), np.uint8)
+prediction = predictor(rgb, ensemble_size=np.int64(1), seed=np.int32(2), latents=np.zeros((1, 8, 6, 8)).tolist())
+assert len(prediction.points(max_points=np.int64(9), drop_far=np.float32(0.1))) <= 9
+assert abs(Camera.from_fov((48, 64), np.float32(70)).fx - Camera.from_fov((48, 64), 70.0).fx) < 1e-3
+assert len(normals_from_depth(np.ones((48, 64)), focal=np.float32(50))) == 2
+assert OutputConfig(format="npy").format == ("npy",) and PredictConfig(modality="normals").modality == ("normals",)
+shape = predictor.latent_shape((48, 64), CallConfig(seed=3))
+assert shape == predictor.latent_shape((48, 64), predictor.resolve(CallConfig())) == (8, 6, 8)
+for name, refused in {
+    "fov=True": lambda: Camera.from_fov((48, 64), True),
+    "latents is no array of numbers": lambda: predictor(rgb, latents="noise"),
+    "background=None": lambda: predictor(rgb, background=None),
+    "background=(255, 255, 255)": lambda: predictor(rgb, background=(255, 255, 255)),
+    "ensemble_tolerance='0.1'": lambda: predictor(rgb, ensemble_size=2, ensemble_tolerance="0.1"),
+    "camera={'fx': 1}": lambda: predictor(rgb, camera={"fx": 1}),
+    "camera=3": lambda: predictor([rgb, rgb], camera=[None, 3]),
+    "modality=3": lambda: Predictor.load(sys.argv[1], modality=3),
+    "color_map=3": lambda: OutputConfig(color_map=3),
+}.items():
+    try:
+        refused()
+    except InvalidValueError as error:
+        assert str(error).startswith(name), error
+    else:
+        raise SystemExit(f"{name} is accepted")
+"""
+    done = subprocess.run([sys.executable, "-c", code, onnx_checkpoint], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_intervals_are_looked_up_once_for_all_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = Predictor.load()
+    looked_up: list[CallConfig] = []
+
+    def choose(checkpoint: object, config: CallConfig, **_: object) -> None:
+        looked_up.append(config)
+
+    monkeypatch.setattr(intervals, "choose_interval", choose)
+    for seed in range(3):
+        predictor(make_photo(48, 64), interval=0.9, seed=seed)
+    assert len(looked_up) == 1
 
 
 def test_a_prediction_becomes_a_dict(predictor: Predictor) -> None:

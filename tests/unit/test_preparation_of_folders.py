@@ -247,7 +247,7 @@ def test_other_photos_become_png_and_keys_are_unique(tmp_path: Path) -> None:
         ("fx = 'wide'", "fx='wide' is not accepted; it must be a number"),
         ("max_depth = true", "max_depth=True is not accepted; it must be a number"),
         ("scene = 3", "scene=3 is not accepted; it must be a text"),
-        ("invalid = 4", "invalid=4 is not accepted; it must be a list of this form: tuple[float, ...]"),
+        ("invalid = 4", "invalid=4 is not accepted; it must be a list, each a number"),
         ("depth_is = 'sideways'", "must be planar or distance"),
         ("depth_is = 'distance'", "fx is needed"),
         ("encoding = 'log'", "needs max_depth"),

@@ -172,7 +172,7 @@ def test_tables_become_dataclasses() -> None:
     for change, message in (
         (
             {"part": {"size": [2]}},
-            r"w: part\.size=\[2\] is not accepted; it must be a list of this form: tuple",
+            r"w: part\.size=\[2\] is not accepted; it must be a list of a whole number and a whole",
         ),
         ({"part": {"sise": [2, 3]}}, r"w: unknown key part\.sise; did you mean part\.size\?"),
         ({"part": {}}, r"w: part\.size is missing"),

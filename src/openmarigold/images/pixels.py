@@ -45,7 +45,7 @@ def parse_color(name: str) -> Color:
     """
     try:
         return ImageColor.getrgb(name)[:3]
-    except ValueError as error:
+    except (AttributeError, TypeError, ValueError) as error:  # the first two: no text
         raise InvalidValueError(
             f"background={name!r} is not a color; use a name as in CSS (white, black, gray) or #rrggbb"
         ) from error

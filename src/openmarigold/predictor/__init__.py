@@ -85,8 +85,10 @@ class Predictor:
             MissingExtraError: the engine is not installed, or a hub id without the extra `torch`.
         """
         modality = options.pop("modality", None) or ()
+        if not isinstance(modality, (str, tuple, list)):
+            raise InvalidValueError(f"modality={modality!r} is not accepted; give a name, such as depth")
         config = ModelConfig(checkpoint=checkpoint, **options)  # pyright: ignore[reportArgumentType]
-        return cls.from_config(replace(config, modality=(modality,) if isinstance(modality, str) else modality))
+        return cls.from_config(replace(config, modality=(modality,) if isinstance(modality, str) else tuple(modality)))
 
     from_pretrained = load
 
@@ -261,7 +263,7 @@ class Predictor:
 
     def latent_shape(self, size: tuple[int, int], config: CallConfig) -> tuple[int, int, int]:
         """Shape `C h w` of a member's latents in `latents` of a call, for a photo of `size` (height, width)."""
-        resolution = config.processing_resolution
+        resolution = resolve_settings(config, self.checkpoint).processing_resolution
         assert resolution is not None
         seen = processing_size(*size, processing_resolution=resolution, side=self.checkpoint.processing_side)
         return latent_shape(seen, self)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -87,13 +87,19 @@ def cameras_of_list(given: Camera | Sequence[Camera | None] | None, count: int) 
     """One camera, or None, for each of `count` photos.
 
     Raises:
-        InvalidValueError: the number of cameras is not `count`.
+        InvalidValueError: the number of cameras is not `count`, or something else than a `Camera` was given.
     """
     if given is None or isinstance(given, Camera):
         return [given] * count
-    if len(given) != count:
-        raise InvalidValueError(f"{len(given)} cameras were given for {count} photos; give one each, or one for all")
-    return list(given)
+    known: list[Any] = [given] if isinstance(given, Mapping) or not isinstance(given, Iterable) else list(given)
+    if other := [one for one in known if one is not None and not isinstance(one, Camera)]:
+        raise InvalidValueError(
+            f"camera={other[0]!r} is not accepted; give a Camera: Camera.from_dict makes one from a record, "
+            "Camera.from_fov from an angle"
+        )
+    if len(known) != count:
+        raise InvalidValueError(f"{len(known)} cameras were given for {count} photos; give one each, or one for all")
+    return known
 
 
 class CameraEstimator:

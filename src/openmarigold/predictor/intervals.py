@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from openmarigold.checkpoints.calibration import Interval, choose_interval, weighted_sum
+from openmarigold.checkpoints.calibration import Interval, choose_interval, settings_of, weighted_sum
 from openmarigold.config import CallConfig
 from openmarigold.errors import InvalidValueError
 from openmarigold.images.photo import resize
@@ -26,7 +26,7 @@ class Intervals:
     """The intervals of a predictor's calls, looked up once for each choice of settings."""
 
     def __init__(self) -> None:
-        self._known: dict[CallConfig, Interval | None] = {}
+        self._known: dict[tuple[Any, ...], Interval | None] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:  # a copy looks its intervals up again
         return Intervals, ()
@@ -44,9 +44,11 @@ class Intervals:
                 f"interval={config.interval:g} was given with guide or latents, but intervals are not calibrated for "
                 "these; leave one of them out"
             )
-        if config not in self._known:
-            self._known[config] = choose_interval(parts.checkpoint, config, has_tiny_vae=parts.tiny_vae is not None)
-        return self._known[config]
+        has_tolerance = config.ensemble_tolerance is not None
+        key = (config.interval, config.tiles, has_tolerance, settings_of(config, parts.checkpoint))  # not the seed
+        if key not in self._known:
+            self._known[key] = choose_interval(parts.checkpoint, config, has_tiny_vae=parts.tiny_vae is not None)
+        return self._known[key]
 
 
 def bounds_of(

@@ -21,7 +21,7 @@ from openmarigold.checkpoints.configured import TinyVae
 from openmarigold.config import LATENT_FACTOR, CallConfig
 from openmarigold.diffusion import NoiseSchedule, member_noise
 from openmarigold.engines import Engine, Latent
-from openmarigold.errors import InvalidValueError, NumericalError
+from openmarigold.errors import InvalidValueError, NumericalError, one_line
 from openmarigold.images.exif import Photo
 from openmarigold.images.photo import pad_to_multiple, processing_size, rgb_to_planes
 from openmarigold.modalities import Modality
@@ -225,21 +225,25 @@ def _checked(guided: Any, latent: Latent) -> Latent:
     return guided.detach() if getattr(guided, "requires_grad", False) else guided
 
 
-def checked_latents(
-    latents: np.ndarray, shape: tuple[int, int, int], config: CallConfig
-) -> Float[np.ndarray, "n C h w"]:
-    """The given starting noise as float32, with latents of `shape` for each member.
+def checked_latents(latents: Any, shape: tuple[int, int, int], config: CallConfig) -> Float[np.ndarray, "n C h w"]:
+    """The given starting noise (an array, or what NumPy makes one of) as float32, with latents of `shape` a member.
 
     Raises:
-        InvalidValueError: it has another shape.
+        InvalidValueError: it has another shape, or holds what is not a finite number.
     """
     expected = (config.ensemble_size, *shape)
+    try:
+        latents = np.asarray(latents, dtype=np.float32)
+    except (TypeError, ValueError, RuntimeError) as error:  # the last: a tensor with gradients
+        raise InvalidValueError(f"latents is no array of numbers ({one_line(error)}); give one") from error
     if latents.shape != expected:
         raise InvalidValueError(
             f"latents has shape {list(latents.shape)}; for this photo, checkpoint and ensemble_size it is "
             f"{list(expected)}"
         )
-    return latents.astype(np.float32, copy=False)
+    if not np.isfinite(latents).all():
+        raise InvalidValueError("latents holds values that are not finite; give Gaussian noise")
+    return latents
 
 
 def denoised(

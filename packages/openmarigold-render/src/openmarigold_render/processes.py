@@ -13,6 +13,9 @@ from typing import Any, TypeVar
 
 from openmarigold_render.core import DataError
 
+JOBS_OF_A_PROCESS = 32
+"""Jobs after which processes are replaced: what Blender and the caches of a process hold grows with its scenes."""
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -25,7 +28,7 @@ def in_processes(
     workers: int,
     each_second: Callable[[], None] | None = None,
 ) -> Iterator[tuple[Job, Result]]:
-    """Jobs and their results as they are finished.
+    """Jobs and their results as they are finished. Processes are replaced after `JOBS_OF_A_PROCESS` jobs each.
 
     Args:
         start: called once in each process, with a queue of ranks for `settle`.
@@ -37,8 +40,19 @@ def in_processes(
     Raises:
         DataError: a process ended without a result.
     """
-    if not jobs:
-        return
+    for first in range(0, len(jobs), workers * JOBS_OF_A_PROCESS):
+        some = jobs[first : first + workers * JOBS_OF_A_PROCESS]
+        yield from _in_new_processes(start, work, some, workers=workers, each_second=each_second)
+
+
+def _in_new_processes(
+    start: Callable[[Any], None],
+    work: Callable[[Job], Result],
+    jobs: Sequence[Job],
+    *,
+    workers: int,
+    each_second: Callable[[], None] | None,
+) -> Iterator[tuple[Job, Result]]:
     context = multiprocessing.get_context("spawn")
     ranks = context.Queue()
     for rank in range(workers):

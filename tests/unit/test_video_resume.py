@@ -215,3 +215,29 @@ def test_memory_does_not_grow_with_the_clip(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _MEMORY, str(tmp_path), "32"]
     grown = int(subprocess.run(command, env=environment, capture_output=True, check=True, text=True).stdout)
     assert grown < 10 * 320 * 240 * 7
+
+
+def test_a_run_resumed_where_the_size_changes_keeps_what_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    pictures, out = tmp_path / "pictures", tmp_path / "out"
+    pictures.mkdir()
+    for number, width in enumerate((24, 24, 24, 24, 30, 30)):
+        Image.new("RGB", (width, 16), (number, 0, 0)).save(pictures / f"{number}.png")
+    commit = Work.commit
+
+    def stopping(self: Work, *given: Any, **more: Any) -> None:
+        if len(self.segments) == 2:
+            raise KeyboardInterrupt
+        commit(self, *given, **more)
+
+    settings = VideoConfig(format=("colored",), segment=2)
+    monkeypatch.setattr(Work, "commit", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        make_video(pictures, out, model=GrayModel(), video=settings)
+    monkeypatch.undo()
+    result = make_video(pictures, out, model=GrayModel(), video=settings)
+    assert result.resumed_at == result.num_frames == 4
+    assert result.problem is not None and "from 24x16 to 30x16 at frame 4" in result.problem

@@ -91,7 +91,7 @@ class PictureClip:
                 return
             if not choice.takes(time):
                 continue
-            if number >= first:
+            if number >= first or size is None:  # the first picture gives the size, also to a resumed run
                 try:
                     rgb = read_rgb(path, background=self._background, note=self._note)
                 except ImageError as error:
@@ -103,7 +103,8 @@ class PictureClip:
                     self.problem = about_size(f"{path}", (size[0], size[1]), (rgb.shape[0], rgb.shape[1]), number, time)
                     return
                 size = rgb.shape
-                yield ClipFrame(number=number, pts=place, time=time, rgb=rgb)
+                if number >= first:
+                    yield ClipFrame(number=number, pts=place, time=time, rgb=rgb)
             number += 1
 
     def close(self) -> None:

@@ -139,6 +139,18 @@ def test_sound_that_mp4_does_not_take_is_encoded(tmp_path: Path) -> None:
     assert np.argmax(spectrum) * 16000 / 4000 == pytest.approx(440, abs=8)
 
 
+@pytest.mark.parametrize("number", [7, 14])
+def test_sound_with_segments_of_seven_frames(tmp_path: Path, number: int) -> None:
+    """FFmpeg reads no decoding time of the first packet of such a segment."""
+    source = write_clip(
+        tmp_path / "talk.mp4", patterns(number), codec="libx264", pixel_format="yuv420p", tone_s=number / 25
+    )
+    made(source, tmp_path, segment=7)
+    pts, _, unit = decoded(tmp_path / "talk_depth_sidebyside.mp4")
+    assert [place * unit for place in pts] == [Fraction(place, 25) for place in range(number)]
+    assert sound_of(tmp_path / "talk_depth_sidebyside.mp4")[1] == sound_of(source)[1]
+
+
 def test_start_shifts_pictures_and_sound_alike(tmp_path: Path) -> None:
     source = write_clip(tmp_path / "talk.mp4", patterns(25), codec="libx264", pixel_format="yuv420p", tone_s=1.0)
     made(source, tmp_path, start=0.4, end=0.8)

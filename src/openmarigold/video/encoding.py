@@ -204,6 +204,8 @@ def _packets(av: Any, segments: Sequence[Path], stream: Any) -> Iterator[Any]:
         with av.open(str(segment), "r") as part:
             for packet in part.demux(part.streams.video[0]):
                 if packet.size:
+                    if packet.dts is None:  # as FFmpeg reads NUT files of 7 frames; without B-frames both are equal
+                        packet.dts = packet.pts
                     packet.stream = stream
                     yield packet
 

@@ -151,6 +151,18 @@ def test_sound_with_segments_of_seven_frames(tmp_path: Path, number: int) -> Non
     assert sound_of(tmp_path / "talk_depth_sidebyside.mp4")[1] == sound_of(source)[1]
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5), (4, 1)])
+def test_ffv1_of_a_line(tmp_path: Path, height: int, width: int) -> None:
+    from PIL import Image
+
+    line = tmp_path / "line"
+    line.mkdir()
+    for number in range(2):
+        Image.new("RGB", (width, height), (90, 90, number)).save(line / f"{number}.png")
+    made(line, tmp_path, format=("ffv1",))
+    assert decoded(tmp_path / "line_depth.mkv", pixel_format="gray16le")[1][0].shape == (height, width)
+
+
 def test_start_shifts_pictures_and_sound_alike(tmp_path: Path) -> None:
     source = write_clip(tmp_path / "talk.mp4", patterns(25), codec="libx264", pixel_format="yuv420p", tone_s=1.0)
     made(source, tmp_path, start=0.4, end=0.8)

@@ -115,7 +115,7 @@ class TrackEncoder:
         options = (
             {"preset": "veryfast", "crf": str(settings["crf"]), "bf": "0", "threads": "1", "x264-params": private}
             if h264
-            else {"level": "3", "slices": "4", "slicecrc": "1", "g": "1", "threads": "1"}
+            else {"level": "3", "slices": "4" if min(pixels.shape[:2]) > 1 else "1", "slicecrc": "1", "g": "1", "threads": "1"}
         )
         stream = output.add_stream(self._track.codec, rate=settings["rate"], options=options)
         shown = to_even(pixels) if h264 else pixels

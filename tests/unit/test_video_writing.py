@@ -151,6 +151,25 @@ def test_sound_with_segments_of_seven_frames(tmp_path: Path, number: int) -> Non
     assert sound_of(tmp_path / "talk_depth_sidebyside.mp4")[1] == sound_of(source)[1]
 
 
+@pytest.mark.parametrize("tone_codec", ["aac", "mp2"])  # copied, and encoded
+def test_sound_of_a_joined_clip_stays_with_its_pictures(tmp_path: Path, tone_codec: str) -> None:
+    import av
+
+    video = {"codec": "libx264", "pixel_format": "yuv420p", "container": "mpegts"}
+    part = write_clip(tmp_path / "part.ts", patterns(25), tone_s=1.0, tone_codec=tone_codec, **video)
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(part.read_bytes() * 2)
+    made(joined, tmp_path)
+    path = tmp_path / "joined_depth_sidebyside.mp4"
+    pts, _, unit = decoded(path)
+    assert [(place - pts[0]) * unit for place in pts] == [Fraction(place, 25) for place in range(50)]
+    with av.open(str(path)) as file:
+        stream: Any = file.streams.audio[0]
+        times = [float(packet.pts * stream.time_base) for packet in file.demux(stream) if packet.size]
+    assert times == sorted(set(times)) and max(np.diff(times)) < 0.2
+    assert times[-1] == pytest.approx(2.0, abs=0.15) and len(times) == pytest.approx(2 / (1024 / 16000), abs=4)
+
+
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5), (4, 1)])
 def test_ffv1_of_a_line(tmp_path: Path, height: int, width: int) -> None:
     from PIL import Image

@@ -16,6 +16,7 @@ from openmarigold.video.clip import DEFAULT_RATE, Choice, ClipFacts, ClipFrame, 
 from openmarigold.video.pictures import HLG, PQ, UprightRgb, swaps_sides
 from openmarigold.video.sequences import about_size
 from openmarigold.video.settings import VideoConfig
+from openmarigold.video.time_stamps import IncreasingTimes, step_of
 
 _MICROSECOND = Fraction(1, 10**6)
 _SEEK_FROM_S = 10.0  # for an earlier start, the clip is decoded from its beginning
@@ -38,6 +39,11 @@ def require_av() -> Any:
     return av
 
 
+def pictures_in(container: Any) -> list[Any]:
+    """The streams of pictures in an open file, without covers of sound. The first one is the clip."""
+    return [one for one in container.streams if one.type == "video" and not int(one.disposition) & _PICTURE_OF_SOUND]
+
+
 class VideoClip:
     """A clip that FFmpeg decodes: a file or a pipe."""
 
@@ -58,6 +64,7 @@ class VideoClip:
         self.facts = self._facts()
         self._num_packets = self._num_damaged = self._num_marked = 0
         self._ended_by: str | None = None
+        self._told_disorder = False
         if self.facts.pixel_aspect != 1:
             note(
                 f"{name} has pixels that are not square ({self.facts.pixel_aspect}); maps have its pixels, and players "
@@ -66,14 +73,13 @@ class VideoClip:
 
     def frames(self, first: int = 0) -> Iterator[ClipFrame]:
         """See `Clip`."""
-        choice, number, size, last, end = Choice(self._config), 0, None, None, Fraction(0)
+        choice, number, size, end = Choice(self._config), 0, None, Fraction(0)
+        times = IncreasingTimes(step_of(self.facts.rate, self.facts.time_base))
         self._seeked = self._seek()
         for frame in self._checked_start(self._decoded()):
-            pts = self._pts_of(frame, last)
-            if last is not None and pts <= last:
-                self._tell_disorder()
-                pts = last + 1
-            last, time = pts, (pts - self._origin) * self.facts.time_base
+            pts = times.next(frame.pts, origin=self._origin)
+            self._tell_disorder(times)
+            time = (pts - self._origin) * self.facts.time_base
             end = time + (int(frame.duration or 0) * self.facts.time_base or 1 / self.facts.rate)
             self._num_marked += bool(frame.is_corrupt)
             if choice.is_over(time):
@@ -97,7 +103,7 @@ class VideoClip:
                 yield ClipFrame(number=number, pts=pts, time=time, rgb=rgb, pixel_aspect=aspect)
             number += 1
         self.problem = self._why_short(end, number)
-        if last is None:
+        if times.last is None:
             raise ImageError(f"{self._name} holds no frame that can be decoded; {_WHAT_TO_GIVE}")
 
     def close(self) -> None:
@@ -142,10 +148,9 @@ class VideoClip:
     def _video_stream(self) -> Any:
         if self._container.format.name in _TEXT_ART:
             raise ImageError(f"{self._name} is text, not a video; {_WHAT_TO_GIVE}")
-        streams = list(self._container.streams)
-        found = [one for one in streams if one.type == "video" and not int(one.disposition) & _PICTURE_OF_SOUND]
+        found = pictures_in(self._container)
         if not found:
-            has = ", ".join(f"{one.type}" for one in streams) or "no stream at all"
+            has = ", ".join(f"{one.type}" for one in self._container.streams) or "no stream at all"
             raise ImageError(f"{self._name} has no video, only {has}; {_WHAT_TO_GIVE}")
         stream = found[0]
         if stream.codec_context is None:
@@ -210,6 +215,8 @@ class VideoClip:
     def _stated_duration(self) -> tuple[float, float] | None:
         """Duration of the pictures [s], as the file states it, and its largest error [s]; None if it states none."""
         stream = self._stream
+        if self._counts_dropped and stream.frames:
+            return float(stream.frames * stream.time_base), _MISSING_S
         if stream.duration:
             return float(stream.duration * stream.time_base), _MISSING_S
         match = re.match(r"(\d+):(\d+):([\d.]+)$", stream.metadata.get("DURATION", ""))  # Matroska
@@ -218,6 +225,11 @@ class VideoClip:
         if len(self._container.streams) == 1 and self._container.duration:
             return float(self._container.duration * _MICROSECOND), _MISSING_S
         return None
+
+    @property
+    def _counts_dropped(self) -> bool:
+        """Whether the number of frames that the file states includes frames that were dropped and have no bytes."""
+        return bool(self._container.format.name == "avi")
 
     def _seek(self) -> bool:
         """Seeks to a key frame before the start if that is far from the beginning; returns whether it did."""
@@ -275,14 +287,13 @@ class VideoClip:
             else:
                 self._num_damaged += bool(packet.size and packet.is_corrupt)
 
-    def _pts_of(self, frame: Any, last: int | None) -> int:
-        if frame.pts is not None:
-            return int(frame.pts)
-        step = max(1, round(1 / (self.facts.rate * self.facts.time_base)))
-        return self._origin if last is None else last + step
-
-    def _tell_disorder(self) -> None:
-        if not getattr(self, "_told_disorder", False):
+    def _tell_disorder(self, times: IncreasingTimes) -> None:
+        if times.went_back:
+            seconds = float(times.went_back * self.facts.time_base)
+            self._note(
+                f"{self._name} has time stamps that go back by {seconds:.3f} s; what follows is moved to the end"
+            )
+        elif times.is_disordered and not self._told_disorder:
             self._told_disorder = True
             self._note(f"{self._name} has time stamps that do not increase; such frames get the next moment")
 
@@ -291,7 +302,7 @@ class VideoClip:
         kept = f"; the {number} frames before are kept"
         if self._ended_by is not None:
             return f"{self._name} is cut off or damaged after {float(end):.3f} s ({self._ended_by}){kept}"
-        if not self._seeked and (listed := self._stream.frames):
+        if not self._seeked and not self._counts_dropped and (listed := self._stream.frames):
             if self._num_packets < listed:
                 found = f"its index lists {listed} frames, of which {self._num_packets} are there"
                 return f"{self._name} is cut off: {found}{kept}"

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ import numpy as np
 from jaxtyping import Shaped
 
 from openmarigold.errors import InvalidValueError, OutputError, one_line
-from openmarigold.video.decoding import require_av
+from openmarigold.video.decoding import pictures_in, require_av
 from openmarigold.video.pictures import SCALER
 from openmarigold.video.products import Track, to_even
+from openmarigold.video.time_stamps import FEW_FRAMES, nearest_shift, shifts_of, step_of
 
 _SEGMENT_FORMAT = "nut"  # keeps every time stamp
 _FULL, _LIMITED, _BT709 = 2, 1, 1
@@ -115,7 +117,13 @@ class TrackEncoder:
         options = (
             {"preset": "veryfast", "crf": str(settings["crf"]), "bf": "0", "threads": "1", "x264-params": private}
             if h264
-            else {"level": "3", "slices": "4" if min(pixels.shape[:2]) > 1 else "1", "slicecrc": "1", "g": "1", "threads": "1"}
+            else {
+                "level": "3",
+                "slices": "4" if min(pixels.shape[:2]) > 1 else "1",
+                "slicecrc": "1",
+                "g": "1",
+                "threads": "1",
+            }
         )
         stream = output.add_stream(self._track.codec, rate=settings["rate"], options=options)
         shown = to_even(pixels) if h264 else pixels
@@ -225,17 +233,18 @@ def _in_order(one: Iterator[Any], other: Iterator[Any]) -> Iterator[Any]:
 class Sound:
     """The sound of a clip between two moments, with times relative to the first one."""
 
-    def __init__(self, source: Path, *, start: Fraction, end: Fraction | None, is_cut: bool) -> None:
-        """`start` and `end` [s] are in the clip's time. If `is_cut`, packets before the start are left out.
+    def __init__(self, source: Path, *, start: Fraction, end: Fraction | None, rate: Fraction, is_cut: bool) -> None:
+        """`start` and `end` [s] are in the clip's time, `rate` is that of its frames.
 
-        Otherwise they are kept: decoders need them before the first sound.
+        If `is_cut`, packets before the start are left out. Otherwise they are kept: decoders need them before the first
+        sound.
         """
-        self._source, self._start, self._end, self._is_cut = source, start, end, is_cut
+        self._source, self._start, self._end, self._rate, self._is_cut = source, start, end, rate, is_cut
 
     def packets(self, output: Any) -> Iterator[Any]:
         """Adds a stream to the output and yields its packets: unchanged if MP4 accepts the codec, else as AAC."""
         av = require_av()
-        clip = av.open(f"file:{self._source}", "r", options={"protocol_whitelist": "file"}, metadata_errors="replace")
+        clip = self._opened()
         stream = next(one for one in clip.streams if one.type == "audio" and one.codec_context is not None)
         copied = stream.codec_context.name in COPIED_SOUND
         if copied:
@@ -247,18 +256,43 @@ class Sound:
         return self._copied(clip, stream, added) if copied else self._encoded(av, clip, stream, added)
 
     def _wanted(self, packets: Iterator[Any], unit: Fraction) -> Iterator[Any]:
-        """Packets between the two moments, with times relative to the start."""
-        offset = round(self._start / unit)
-        for packet in packets:
-            if not packet.size or packet.pts is None:
-                continue
+        """Packets between the two moments, with times relative to the start, which increase."""
+        offset, last = round(self._start / unit), None
+        for packet in self._in_clip_time(packets, unit):
             time = packet.pts * unit
             if self._end is not None and time >= self._end:
                 return
-            if time >= self._start or not self._is_cut:
+            if (time >= self._start or not self._is_cut) and (last is None or packet.pts > last):
+                last = packet.pts
                 packet.pts -= offset
                 packet.dts = packet.pts
                 yield packet
+
+    def _in_clip_time(self, packets: Iterator[Any], unit: Fraction) -> Iterator[Any]:
+        """Packets that hold sound; where their times begin again, those of the pictures say how far they are moved."""
+        shift, before, end = Fraction(0), None, Fraction(0)
+        for packet in packets:
+            if not packet.size or packet.pts is None:
+                continue
+            stated = packet.pts * unit
+            if before is not None and before - stated > FEW_FRAMES / self._rate:
+                shift = nearest_shift(self._shifts, end - stated)
+            before, end = stated, stated + shift + (packet.duration or 0) * unit
+            packet.pts += round(shift / unit)
+            yield packet
+
+    @cached_property
+    def _shifts(self) -> list[Fraction]:
+        """How far [s] the pictures are moved where their time stamps begin again."""
+        with self._opened() as clip, suppress(clip_errors()):
+            stream = pictures_in(clip)[0]
+            step = step_of(self._rate, stream.time_base)
+            return [shift * stream.time_base for shift in shifts_of(clip.demux(stream), step=step)]
+        return []
+
+    def _opened(self) -> Any:
+        options = {"protocol_whitelist": "file"}
+        return require_av().open(f"file:{self._source}", "r", options=options, metadata_errors="replace")
 
     def _copied(self, clip: Any, stream: Any, added: Any) -> Iterator[Any]:
         with clip, suppress(clip_errors()):

@@ -237,7 +237,8 @@ class _Run:
         end = None if self.video.end is None else begin + exact(self.video.end)
         if progress.problem is not None:
             end = last * shown.facts.time_base + 1 / shown.facts.rate
-        return Sound(self.source, start=shown.start_s(), end=end, is_cut=bool(self.video.start))
+        rate, is_cut = shown.facts.rate, bool(self.video.start)
+        return Sound(self.source, start=shown.start_s(), end=end, rate=rate, is_cut=is_cut)
 
     # Into a pipe
 

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time stamps that increase, for clips whose own time stamps begin again, such as MPEG-TS files that were joined."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import Any
+
+FEW_FRAMES = 4  # time stamps that go back by more begin again; by less, frames are only out of order
+
+
+def step_of(rate: Fraction, time_base: Fraction) -> int:
+    """The usual time between two frames, in units of `time_base` [s], at `rate` frames a second.
+
+    >>> step_of(Fraction(25), Fraction(1, 90000))
+    3600
+    """
+    return max(1, round(1 / (rate * time_base)))
+
+
+class IncreasingTimes:
+    """The time stamps of a stream's frames, in the order in which they are shown, so that each is above the last."""
+
+    def __init__(self, step: int) -> None:
+        """`step` is the usual time between two frames, in units of the time stamps."""
+        self._step = step
+        self._shift = 0
+        self.last: int | None = None
+        """The time stamp of the last frame."""
+        self.is_disordered = False
+        """Whether the last frame came out of order: it got the next moment."""
+        self.went_back = 0
+        """By how much the stated time stamps went back at the last frame: it follows the one before by one step."""
+
+    def next(self, stated: int | None, *, origin: int = 0) -> int:
+        """The time stamp of the next frame; `origin` is that of a first frame that states none."""
+        self.is_disordered, self.went_back = False, 0
+        if stated is None:
+            time = origin if self.last is None else self.last + self._step
+        else:
+            time = stated + self._shift
+            if self.last is not None and time <= self.last:
+                time = self._after(self.last, time)
+        self.last = time
+        return time
+
+    def _after(self, last: int, time: int) -> int:
+        if last - time <= FEW_FRAMES * self._step:
+            self.is_disordered = True
+            return last + 1
+        self.went_back = last - time
+        self._shift += last + self._step - time
+        return last + self._step
+
+
+def shifts_of(packets: Iterable[Any], *, step: int) -> list[int]:
+    """The shifts that `IncreasingTimes` finds in a stream of pictures, from its packets alone.
+
+    Args:
+        packets: of one stream, in the order of the file, which need not be the order in which they are shown.
+        step: the usual time between two frames, in units of the time stamps.
+    """
+    shifts: list[int] = []
+    last_decoded = last_shown = None
+    for packet in packets:
+        if not packet.size or packet.pts is None:
+            continue
+        decoded = packet.pts if packet.dts is None else packet.dts
+        if last_decoded is not None and last_decoded - decoded > FEW_FRAMES * step:
+            shifts.append(last_shown + step - packet.pts)
+        last_decoded = decoded
+        shown = packet.pts + (shifts[-1] if shifts else 0)
+        last_shown = shown if last_shown is None else max(last_shown, shown)
+    return shifts
+
+
+def nearest_shift(shifts: Iterable[Fraction], own: Fraction) -> Fraction:
+    """The shift [s] of the pictures that a jump of the sound belongs to; `own`, which leaves no gap, without one."""
+    near = [shift for shift in shifts if abs(shift - own) < 1]
+    return min(near, key=lambda shift: abs(shift - own), default=own)

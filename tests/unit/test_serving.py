@@ -217,8 +217,28 @@ def test_a_picture_of_too_many_pixels_is_413_before_it_is_decoded() -> None:
     with running(max_pixels=1_000_000) as client:
         answer = post(client, buffer.getvalue())
         assert answer.status_code == 413
-        assert "megapixels" in answer.json()["error"]
+        told = "the photo has 5000x5000 pixels, 25.0 megapixels; 1.0 megapixels at most are accepted"
+        assert told in answer.json()["error"]
         assert post(client, picture()).status_code == 200
+
+
+@pytest.mark.parametrize("suffix", ["exr", "hdr", "heic"])
+def test_pixels_of_every_kind_of_photo_are_bounded(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"photo.{suffix}"
+    if suffix == "exr":
+        openexr: Any = pytest.importorskip("OpenEXR")
+        channels = {"RGB": np.zeros((120, 100, 3), np.float32)}
+        openexr.File({"compression": openexr.ZIP_COMPRESSION, "type": openexr.scanlineimage}, channels).write(str(path))
+    elif suffix == "hdr":
+        pytest.importorskip("OpenImageIO")
+        path.write_bytes(b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 120 +X 100\n" + bytes(4 * 100 * 120))
+    else:
+        heif: Any = pytest.importorskip("pillow_heif")
+        heif.from_pillow(Image.new("RGB", (100, 120), "gray")).save(str(path))
+    with running(max_pixels=10_000) as client:
+        answer = client.post("/v1/predict", files={"photo": (path.name, path.read_bytes())})
+        assert answer.status_code == 413, answer.text
+        assert "the photo has 100x120 pixels" in answer.json()["error"]
 
 
 def test_a_strip_is_predicted(client: TestClient) -> None:

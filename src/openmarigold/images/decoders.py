@@ -20,8 +20,29 @@ from openmarigold.errors import ImageError, needs_extra, one_line
 from openmarigold.images.pixels import EXIF_ORIENTATION, ROUNDING, as_stored
 
 CheckSize = Callable[[int, int], None]
+TOO_LARGE = "has more pixels than can be read safely; make it smaller first"
 
 _PHOTOMETRIC = "tiff:PhotometricInterpretation"
+
+
+class TooManyPixelsError(ImageError):
+    """A photo with more pixels than are accepted."""
+
+
+def check_pixels(width: int, height: int, *, most: int | None = None) -> None:
+    """Checks the size of a photo [px] before its pixels are read; also for formats that Pillow does not open.
+
+    Raises:
+        TooManyPixelsError: more pixels than `most`, or than twice Pillow's `MAX_IMAGE_PIXELS`, which Pillow refuses.
+    """
+    pixels = width * height
+    if most is not None and pixels > most:
+        raise TooManyPixelsError(
+            f"has {width}x{height} pixels, {pixels / 1e6:.1f} megapixels; {most / 1e6:.1f} megapixels at most are "
+            "accepted: make it smaller first"
+        )
+    if Image.MAX_IMAGE_PIXELS is not None and pixels > 2 * Image.MAX_IMAGE_PIXELS:
+        raise TooManyPixelsError(TOO_LARGE)
 
 
 def read_raw(path: Path, *, check_size: CheckSize) -> UInt8[np.ndarray, "h w 3"]:

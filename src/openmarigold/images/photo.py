@@ -13,6 +13,7 @@ import io
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 
 from openmarigold.errors import ImageError, InvalidValueError, MissingExtraError, OutputError, needs_extra, one_line
 from openmarigold.files import as_path
-from openmarigold.images.decoders import read_raw, read_tiff
+from openmarigold.images.decoders import TOO_LARGE, CheckSize, TooManyPixelsError, check_pixels, read_raw, read_tiff
 from openmarigold.images.exif import Photo, read_metadata
 from openmarigold.images.hdr import is_linear_light, read_tone_mapped
 from openmarigold.images.kinds import (
@@ -52,7 +53,11 @@ _logger = quoted_logger(__name__)
 
 
 def read_rgb(
-    path: Path | str, *, background: str = "white", note: Callable[[str], object] = _logger.info
+    path: Path | str,
+    *,
+    background: str = "white",
+    note: Callable[[str], object] = _logger.info,
+    max_pixels: int | None = None,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """RGB of a photo: upright (EXIF orientation applied), in sRGB (ICC profile applied), alpha over `background`.
 
@@ -60,6 +65,7 @@ def read_rgb(
     the first is taken; `note` is called with a line about it.
 
     Raises:
+        TooManyPixelsError: an ImageError; more than `max_pixels`, or than is safe. It is raised before decoding.
         ImageError: missing, empty, truncated, too large or not an image, or an extra is missing; the message is one
             line.
         InvalidValueError: a background that is not a color.
@@ -72,7 +78,7 @@ def read_rgb(
         # Pillow warns above 89 megapixels, which medium-format photos have (it refuses above 179), and about damaged
         # metadata, although the pixels may be fine; libtiff prints to stderr.
         with quiet():
-            rgb = _decode(path, head, color, note)
+            rgb = _decode(path, head, color, note, partial(check_pixels, most=max_pixels))
         if (brightest := int(rgb.max())) < _NEARLY_BLACK:
             note(
                 f"{path} is nearly black (up to {brightest} of 255); 10 or 12 bits stored in 16 must be stretched first"
@@ -83,13 +89,13 @@ def read_rgb(
     except ImageError as error:
         if str(path) in str(error) or url_in(path):
             raise
-        raise ImageError(f"{path}{'' if str(error).startswith(_VERBS) else ':'} {error}") from error
+        raise type(error)(f"{path}{'' if str(error).startswith(_VERBS) else ':'} {error}") from error
     except UnidentifiedImageError as error:
         if begins_like_picture(head):
             raise ImageError(f"{path} begins like a picture but is damaged, or of a kind that is not read") from error
         raise ImageError(f"{path} is not an image that can be read; {_accepted()}") from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{path} {_TOO_LARGE}") from error
+        raise TooManyPixelsError(f"{path} {TOO_LARGE}") from error
     except MemoryError as error:
         raise ImageError(f"{path} does not fit into memory; make it smaller first") from error
     except Exception as error:
@@ -268,19 +274,6 @@ def _interpolate(planes: Float32[np.ndarray, "n h w"], length: int, *, axis: int
     return out
 
 
-_TOO_LARGE = "has more pixels than can be read safely; make it smaller first"
-
-
-def _check_size(width: int, height: int) -> None:
-    """Refuses sizes that Pillow would refuse, for formats that Pillow does not open.
-
-    Raises:
-        ImageError: more than twice Pillow's `MAX_IMAGE_PIXELS`.
-    """
-    if Image.MAX_IMAGE_PIXELS is not None and width * height > 2 * Image.MAX_IMAGE_PIXELS:
-        raise ImageError(_TOO_LARGE)
-
-
 def read_head(path: Path) -> bytes:
     """The first bytes of a photo's file.
 
@@ -301,20 +294,23 @@ def read_head(path: Path) -> bytes:
         return file.read(HEAD_BYTES)
 
 
-def _decode(path: Path, head: bytes, color: Color, note: Callable[[str], object]) -> UInt8[np.ndarray, "h w 3"]:
+def _decode(
+    path: Path, head: bytes, color: Color, note: Callable[[str], object], check_size: CheckSize
+) -> UInt8[np.ndarray, "h w 3"]:
     """RGB of a file, by the decoder for its kind."""
     if is_linear_light(head):
-        return read_tone_mapped(path, background=color, check_size=_check_size, note=note)
+        return read_tone_mapped(path, background=color, check_size=check_size, note=note)
     tiff = examine_tiff(path) if head[:4] in TIFF_MAGIC else None
     renamed = head.startswith((JPEG_MAGIC, PNG_MAGIC, *TIFF_MAGIC))  # though it has a raw photo's suffix
     is_raw_file = is_raw(head) or (path.suffix.lower() in RAW_SUFFIXES and not renamed)
     if is_raw_file or (tiff is not None and tiff.decoder == "raw"):
-        return read_raw(path, check_size=_check_size)
+        return read_raw(path, check_size=check_size)
     if tiff is not None and tiff.note is not None:
         note(f"{path} {tiff.note}")
     if tiff is not None and tiff.decoder == "openimageio":
-        return image_to_rgb(read_tiff(path, page=tiff.page, check_size=_check_size), background=color)
-    with _open(path, head) as image:
+        return image_to_rgb(read_tiff(path, page=tiff.page, check_size=check_size), background=color)
+    with _open(path, head, check_size) as image:
+        check_size(*image.size)
         if image.format is not None and image.format not in PILLOW_FORMATS:  # None: made from HEIF
             raise ImageError(f"{path} is of format {image.format}; {_accepted()}")
         return _decode_by_pillow(image, path, tiff, color, note)
@@ -366,7 +362,7 @@ def _without_end_marker(path: Path) -> Image.Image | None:
     return whole[0]
 
 
-def _open(path: Path, head: bytes) -> Any:
+def _open(path: Path, head: bytes, check_size: CheckSize) -> Any:
     """The file as a Pillow image, not yet decoded; HEIF through its own package."""
     if not is_heif(head):
         try:
@@ -379,7 +375,7 @@ def _open(path: Path, head: bytes) -> Any:
         import pillow_heif
     with path.open("rb") as stream:
         file = pillow_heif.open_heif(stream, convert_hdr_to_8bit=True)
-        _check_size(*file.size)
+        check_size(*file.size)
         return file.to_pillow()
 
 

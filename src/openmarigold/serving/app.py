@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from openmarigold import __version__
 from openmarigold.errors import ImageError, InvalidValueError, MissingExtraError, OpenMarigoldError
+from openmarigold.images.decoders import TooManyPixelsError
 from openmarigold.serving import documentation
 from openmarigold.serving.bodies import body_of, formats_of, is_true, unpacked
 from openmarigold.serving.clips import make_clip_request
@@ -43,7 +44,6 @@ from openmarigold.serving.service import (
     QueueFullError,
     Service,
     StoppingError,
-    TooManyPixelsError,
     about_model,
 )
 from openmarigold.serving.settings import ServeConfig

@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, create_model
 
 from openmarigold.config import CallConfig
 from openmarigold.errors import ImageError, InvalidValueError, needs_extra
+from openmarigold.images.decoders import TooManyPixelsError
 from openmarigold.serving.requests import check_limits, check_resolved, offered, part, validated
-from openmarigold.serving.service import Service, TooManyPixelsError
+from openmarigold.serving.service import Service
 from openmarigold.serving.settings import ServeConfig
 from openmarigold.temporal.settings import StreamConfig
 from openmarigold.text_files import parse_json
@@ -151,7 +152,9 @@ def _check_size(source: Path, limits: ServeConfig) -> None:
     except (OSError, ValueError):  # of which PyAV's errors are kinds
         return  # reading the whole file reports the problem
     if max(sizes, default=0) > limits.max_pixels:
-        raise TooManyPixelsError(f"the clip's frames have more than {limits.max_pixels / 1e6:.0f} megapixels")
+        raise TooManyPixelsError(
+            f"the clip's frames have more than {limits.max_pixels / 1e6:.1f} megapixels; make it smaller"
+        )
 
 
 def _is_video(content: bytes) -> bool:

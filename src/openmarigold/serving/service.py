@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import shutil
 import tempfile
@@ -19,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import ImageError, InvalidValueError, OpenMarigoldError, one_line
+from openmarigold.images.decoders import TooManyPixelsError
 from openmarigold.images.exif import Photo, read_metadata
 from openmarigold.images.photo import read_rgb
-from openmarigold.images.quiet import quiet
 from openmarigold.predictor.model_run import ModelRun, notes_on
 from openmarigold.printing import quoted_logger
 from openmarigold.results.prediction import Prediction
@@ -58,10 +56,6 @@ class LoadingError(OpenMarigoldError):
 
 class NoModelError(OpenMarigoldError):
     """The models cannot be loaded."""
-
-
-class TooManyPixelsError(ImageError):
-    """A photo that is larger than the server takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +255,6 @@ class Service:
         for item in items:
             try:
                 run = self._checked_run(item.request)
-                self._check_size(item.request.photo)
                 photos.append((item, *self._read(item.request, run.config.background)))
             except BaseException as error:  # noqa: BLE001 - the waiting caller gets it
                 _settle(item.future, error=_told(error))
@@ -286,28 +279,12 @@ class Service:
             path = Path(folder) / f"{STEM}{request.suffix}"
             path.write_bytes(request.photo)
             try:
-                rgb = read_rgb(path, background=background, note=notes.append)
+                rgb = read_rgb(path, background=background, note=notes.append, max_pixels=self.limits.max_pixels)
                 metadata = read_metadata(path)
             except ImageError as error:
-                raise ImageError(str(error).replace(str(path), UPLOAD)) from error
+                raise type(error)(str(error).replace(str(path), UPLOAD)) from error
             notes += [f"{path} {note}" for note in metadata.notes]
         return Photo(rgb=rgb, metadata=metadata), [note.replace(str(path), UPLOAD) for note in notes]
-
-    def _check_size(self, photo: bytes) -> None:
-        try:
-            with quiet(), Image.open(io.BytesIO(photo)) as image:
-                pixels = image.width * image.height
-        except UnidentifiedImageError:
-            return  # of another kind; its reader has bounds of its own
-        except Image.DecompressionBombError:
-            pixels = math.inf
-        except Exception:  # noqa: BLE001 - reading it whole tells what is wrong
-            return
-        if pixels > self.limits.max_pixels:
-            raise TooManyPixelsError(
-                f"the photo has {pixels / 1e6:.0f} megapixels; this server takes {self.limits.max_pixels / 1e6:.0f} "
-                "at most; make it smaller first"
-            )
 
     def model(self, modality: str | None) -> ModelRun:
         """The loaded model of a modality; of the first one where none is named.

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 import re
 import zipfile
 from collections.abc import Iterator
@@ -278,7 +279,36 @@ def test_another_host_needs_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         read_token(ServeConfig())
 
 
+@pytest.mark.parametrize("origin", ["http://[", "http://[::1", "//", "nonsense"])
+def test_origins_that_are_not_urls_are_refused(client: TestClient, origin: str) -> None:
+    answer = client.get("/v1/models", headers={"origin": origin})
+    assert answer.status_code == 403 and "other sites" in answer.json()["error"]
+
+
 # ------------------------------------------------------------------------------------------------- bounds of the body
+
+
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=x"])
+@pytest.mark.parametrize("path", ["/v1/predict", "/v1/jobs"])
+def test_a_client_that_leaves_during_its_body_is_one_line(
+    path: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = ServeConfig()
+    app = create_app(Service(PredictConfig(), config), config)
+    messages = [{"type": "http.request", "body": b"--x", "more_body": True}]
+    headers = {"host": "localhost", "content-type": kind, "content-length": "100"}
+    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": "POST", "path": path, "headers": encoded, "query_string": b"", "root_path": ""}
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop() if messages else {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        del message
+
+    asyncio.run(app(scope, receive, send))
+    line = json.loads(capsys.readouterr().err)
+    assert (line["event"], line["status"]) == ("request", 499)
 
 
 async def _ask(messages: list[tuple[float, bytes, bool]], headers: dict[str, str], **limits: Any) -> int:

@@ -96,7 +96,7 @@ class Guard:
             # A page of another site may have made its own name point here.
             return 421, f"the host {host!r:.80} is not this server; use localhost"
         origin = headers.get("origin")
-        if origin is not None and origin != "null" and urlsplit(origin).netloc != host:
+        if origin is not None and origin != "null" and _host_of(origin) != host:
             return 403, "requests of other sites' pages are not answered"
         if origin == "null" and scope["method"] not in ("GET", "HEAD"):
             return 403, "requests of pages without an origin are not answered"
@@ -176,6 +176,14 @@ async def respond(
 
 def _own_headers(request_id: str) -> list[tuple[bytes, bytes]]:
     return [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
+
+
+def _host_of(origin: str) -> str | None:
+    """The host of an Origin header, with the port; None if it is not a URL."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def _name_of(host: str) -> str:

@@ -6,9 +6,10 @@ from __future__ import annotations
 import io
 import json
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from starlette.testclient import TestClient
 from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import InvalidValueError
 from openmarigold.serving.app import create_app
+from openmarigold.serving.bodies import unpacked
 from openmarigold.serving.clips import make_clip_request
 from openmarigold.serving.jobs import Jobs, photos_of_zip
 from openmarigold.serving.requests import PredictRequest
@@ -219,6 +221,32 @@ def test_photos_of_jobs_are_bounded_in_memory() -> None:
     jobs.add({str(number): REQUEST for number in range(8)})  # there is room again
     jobs.stop()
     service.stop(5.0)
+
+
+def test_archives_are_unpacked_one_at_a_time_and_only_if_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("a.png", picture())
+    at_once, most = [0], []
+
+    def slowly(*given: Any) -> list[tuple[str, bytes]]:
+        at_once[0] += 1
+        most.append(at_once[0])
+        time.sleep(0.05)
+        at_once[0] -= 1
+        return unpacked(*given)
+
+    monkeypatch.setattr("openmarigold.serving.app.unpacked", slowly)
+    config = ServeConfig(threads=1, max_jobs=3)
+    service = Blocked(config)
+    with TestClient(create_app(service, config), base_url="http://localhost") as client:
+        until(lambda: client.get("/readyz").status_code == 200)
+        files = {"photo": ("a.zip", packed.getvalue())}
+        with ThreadPoolExecutor(6) as pool:
+            answers = list(pool.map(lambda _: client.post("/v1/jobs", files=files).status_code, range(6)))
+        service.go.set()
+    assert sorted(answers) == [202, 202, 202, 429, 429, 429]
+    assert most == [1, 1, 1]
 
 
 def test_a_job_without_photos_and_unknown_jobs(client: TestClient) -> None:

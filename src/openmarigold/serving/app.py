@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from openmarigold import __version__
+from openmarigold.config import FileFormat
 from openmarigold.errors import ImageError, InvalidValueError, MissingExtraError, OpenMarigoldError
 from openmarigold.images.decoders import TooManyPixelsError
 from openmarigold.serving import documentation
@@ -189,6 +190,8 @@ def _named(name: str) -> dict[str, str]:
 
 
 def _add_jobs(app: FastAPI, service: Service, jobs: Jobs, limits: ServeConfig) -> None:
+    unpacking = asyncio.Semaphore(1)  # small archives may hold much: one is unpacked at a time, if there is room for it
+
     @app.post(
         "/v1/jobs",
         summary="Start the prediction of many photos, or of a clip",
@@ -208,13 +211,10 @@ def _add_jobs(app: FastAPI, service: Service, jobs: Jobs, limits: ServeConfig) -
             job = jobs.add_clip(result_names([name or "clip"])[0], clip)
         else:
             formats = formats_of(given, ZIP)
-            photos = await run_in_threadpool(unpacked, body.photos, limits.max_bytes)
-            check_number(len(photos))
-            names = result_names(name for name, _ in photos)
-            requests = [
-                make_request(content, given, formats, limits, name, is_json=body.is_json) for name, content in photos
-            ]
-            job = jobs.add(dict(zip(names, requests, strict=True)))
+            async with unpacking:
+                jobs.check_room(sum(len(content) for _, content in body.photos))
+                photos = await run_in_threadpool(unpacked, body.photos, limits.max_bytes)
+                job = jobs.add(_photos_of_job(photos, given, formats, limits, is_json=body.is_json))
         return JSONResponse(job.to_dict(), 202, {"location": f"/v1/jobs/{job.id}"})
 
     @app.get("/v1/jobs/{job_id}", operation_id="show_job", summary="How far a job is", responses=documentation.NO_JOB)
@@ -231,6 +231,21 @@ def _add_jobs(app: FastAPI, service: Service, jobs: Jobs, limits: ServeConfig) -
     async def delete_job(job_id: str) -> Response:
         jobs.cancel(_found(jobs, job_id))
         return Response(status_code=204)
+
+
+def _photos_of_job(
+    photos: Sequence[tuple[str, bytes]],
+    given: Mapping[str, Any],
+    formats: tuple[FileFormat, ...],
+    limits: ServeConfig,
+    *,
+    is_json: bool,
+) -> dict[str, PredictRequest]:
+    """The request of each photo, by what its results begin with."""
+    check_number(len(photos))
+    names = result_names(name for name, _ in photos)
+    requests = [make_request(content, given, formats, limits, name, is_json=is_json) for name, content in photos]
+    return dict(zip(names, requests, strict=True))
 
 
 def _found(jobs: Jobs, job_id: str) -> Job:

@@ -107,15 +107,25 @@ class Jobs:
         """
         return self._add(Job(id=secrets.token_urlsafe(12), names=[name]), request)
 
-    def _add(self, job: Job, work: deque[PredictRequest] | ClipRequest) -> Job:
+    def check_room(self, size: int) -> None:
+        """Checks that one more job whose uploads have `size` bytes would be taken now.
+
+        Raises:
+            QueueFullError, StoppingError: see `add_clip`.
+        """
         with self._changed:
             if self._stopping:
                 raise StoppingError("the server is stopping; try another one, or later")
-            self._forget()
-            size = _size(work)
+            unfinished = sum(job.ended is None for job in self._jobs.values())
             is_too_much = self._held > 0 and self._held + size > _MOST_HELD * self._limits.max_bytes
-            if len(self._jobs) >= self._limits.max_jobs or is_too_much:
+            if unfinished >= self._limits.max_jobs or is_too_much:
                 raise QueueFullError(60)
+
+    def _add(self, job: Job, work: deque[PredictRequest] | ClipRequest) -> Job:
+        with self._changed:
+            size = _size(work)
+            self.check_room(size)
+            self._forget()
             self._held += size
             self._jobs[job.id] = job
             self._requests[job.id] = work

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from openmarigold.files import as_path, make_directory, remove_leftovers, write_
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]+(::|://)")
 _LOCAL = re.compile(r"(file|local)://")
 _WILD = re.compile(r"[*?\[]")
+_END_BYTES = 65536
 _ATTEMPTS = 3
 """At a file whose temporary one another run on the same folder removes."""
 
@@ -82,6 +84,21 @@ def is_file(address: str) -> bool:
     """
     with _reading_from(address) as (system, path):
         return system.isfile(path)
+
+
+def fingerprint(address: str) -> str | None:
+    """Size of a file, and a hash of its first and last 64 KiB: another one at its place has another fingerprint.
+
+    None: it is missing, or cannot be read.
+    """
+    try:
+        with _reading_from(address) as (system, path):
+            size = int(system.info(path)["size"])
+            ends = [(0, min(size, _END_BYTES)), (max(0, size - _END_BYTES), size)]
+            digest = hashlib.sha256(b"".join(system.cat_file(path, start=start, end=end) for start, end in ends))
+    except DataError:
+        return None
+    return f"{size} bytes, {digest.hexdigest()[:32]}"
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from pyarrow import parquet
 from openmarigold import Predictor
 from openmarigold.addresses import OutputFolder
 from openmarigold.batch import shard_files
-from openmarigold.batch.run import batch_files
+from openmarigold.batch.run import BatchOutcome, batch_files
 from openmarigold.batch.settings import BatchConfig
 from openmarigold.batch.shard_files import FAILED, Entry, Spool, read_shard, write_shard
 from openmarigold.batch.sources import shards_of
@@ -225,6 +226,64 @@ def test_a_retry_that_is_killed_leaves_no_whole_shard(tmp_path: Path, monkeypatc
             batch_files(str(tmp_path / "list.txt"), str(tmp_path / "out"), config=CONFIG, batch=BatchConfig(retry=True))
     outcome = batch_files(str(tmp_path / "list.txt"), str(tmp_path / "out"), config=CONFIG)
     assert (outcome.predicted, outcome.failures) == (1, 0)
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_an_input_file_that_was_replaced_is_noticed(kind: str, tmp_path: Path) -> None:
+    given, out, fresh = tmp_path / f"x.{kind}", tmp_path / "out", tmp_path / "fresh"
+
+    def put(photos: list[bytes]) -> None:
+        if kind == "tar":
+            given.write_bytes(tar_of({f"{number}.png": content for number, content in enumerate(photos)}))
+        else:
+            parquet.write_table(pa.table({"png": photos}), given)
+
+    def run(folder: Path, **batch: Any) -> BatchOutcome:
+        return batch_files(str(given), str(folder), config=CONFIG, batch=BatchConfig(**batch))
+
+    put([photo(0), photo(1), photo(2)])
+    run(out)
+    assert run(out).done_before == 1
+    put([photo(0), photo(7), photo(2)])
+    with pytest.raises(InvalidValueError, match=rf"x\.{kind} has changed since .*00000 was made of it; do its changed"):
+        run(out)
+    before = {row["key"]: row["input_sha256"] for row in records(out)}
+    assert run(out, retry=True).predicted == 3
+    after = {row["key"]: row["input_sha256"] for row in records(out)}
+    assert [before[key] == after[key] for key in before] == [True, False, True]
+    assert run(out).done_before == 1
+    run(fresh)
+    for name in ("00000.tar", "00000.parquet"):
+        assert (fresh / name).read_bytes() == (out / name).read_bytes()
+    stats = json.loads((out / "00000_stats.json").read_text())
+    del stats["input_file"]  # as of shards that were made before it was stated
+    (out / "00000_stats.json").write_text(json.dumps(stats))
+    put([photo(3)] * 3)
+    assert run(out).done_before == 1
+
+
+def test_a_retry_does_photos_again_that_were_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name, content in {"a": photo(0), "b": b"bad", "c": photo(2), "d": photo(3)}.items():
+        (folder / f"{name}.png").write_bytes(content)
+    batch_files(str(folder), str(out), config=CONFIG)
+    old = records(out)
+    (folder / "a.png").write_bytes(photo(5))
+    (folder / "b.png").write_bytes(photo(1))
+    read = Path.read_bytes
+
+    def reading(self: Path) -> bytes:
+        if self.name == "d.png":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", reading)
+    outcome = batch_files(str(folder), str(out), config=CONFIG, batch=BatchConfig(retry=True))
+    assert outcome.failures == 0
+    monkeypatch.undo()
+    same = [row["input_sha256"] == before["input_sha256"] for row, before in zip(records(out), old, strict=True)]
+    assert same == [False, False, True, True]  # d cannot be read now; what it gave is kept
 
 
 def test_runs_that_remove_each_others_temporary_files_go_on(tmp_path: Path) -> None:

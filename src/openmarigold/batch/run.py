@@ -8,11 +8,12 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from openmarigold import __version__
-from openmarigold.addresses import OutputFolder, located
+from openmarigold.addresses import OutputFolder, fingerprint, located
 from openmarigold.batch.settings import BatchConfig
 from openmarigold.batch.shard_files import STATS_END, ShardStats, names_of_maps, read_stats
 from openmarigold.batch.sources import Shard, shards_of
@@ -127,18 +128,34 @@ def batch_files(
 def _open_shards(
     shards: Sequence[Shard], folder: OutputFolder, present: set[str], batch: BatchConfig, outcome: BatchOutcome
 ) -> tuple[list[Shard], list[Shard]]:
-    """Missing shards, and shards whose failed photos must be done again; the others are counted."""
+    """Missing shards, and shards with photos that must be done again; the others are counted.
+
+    Raises:
+        InvalidValueError: a shard was made of another file than the one that is there now, without `batch.retry`.
+    """
     missing, again = [], []
+    current = cache(fingerprint)
     for shard in shards:
         if f"{shard.stem}{STATS_END}" not in present:
             missing.append(shard)
             continue
         stats = read_stats(folder, shard.stem)
-        if batch.retry and stats.failures:
+        is_changed = _is_changed(stats, None if shard.source.file is None else current(shard.source.file))
+        if is_changed and not batch.retry:
+            raise InvalidValueError(
+                f"{shard.source.file} has changed since {folder.address}/{shard.stem} was made of it; do its changed "
+                "photos again with --retry, or choose another folder"
+            )
+        if batch.retry and (stats.failures or is_changed):
             again.append(shard)
         else:
             outcome.add(stats, is_new=False)
     return missing, again
+
+
+def _is_changed(stats: ShardStats, now: str | None) -> bool:
+    """Whether the input file of a shard is another one now; not where one of the two is not known."""
+    return stats.input_file is not None and now is not None and stats.input_file != now
 
 
 def _plan(shards: Sequence[Shard], batch: BatchConfig, model: ModelRun) -> dict[str, Any]:

@@ -294,6 +294,8 @@ class ShardStats:
     photo_seconds: tuple[float, ...]
     """Seconds of each photo in order: reading, predicting and encoding, which overlap with neighbors'."""
     engine: str
+    input_file: str | None = None
+    """Fingerprint of the tar or table that it was made of; None for photos that are files of their own."""
 
     @property
     def failures(self) -> int:

@@ -42,6 +42,11 @@ class Files:
 
     addresses: tuple[str, ...]
 
+    @property
+    def file(self) -> None:
+        """There is no single file that holds the photos."""
+        return None
+
     @contextmanager
     def rows(self, prefix: str) -> Iterator[Iterator[Row]]:
         """The photos, keys from the shard's number and their place."""
@@ -57,6 +62,11 @@ class Tar:
     """A webdataset tar: files of one name up to its first dot are one sample, whose picture is the photo."""
 
     address: str
+
+    @property
+    def file(self) -> str:
+        """The file that holds the photos."""
+        return self.address
 
     def rows(self, prefix: str) -> AbstractContextManager[Iterator[Row]]:
         """The photos in the tar's order, with their keys in the tar; the rows of a damaged tar hold errors.
@@ -107,6 +117,11 @@ class Table:
     column: str
     key: str | None
     """Column of the keys; None: they are made from the shard's number and the place."""
+
+    @property
+    def file(self) -> str:
+        """The file that holds the photos, or their addresses."""
+        return self.address
 
     def rows(self, prefix: str) -> AbstractContextManager[Iterator[Row]]:
         """The photos of the rows."""

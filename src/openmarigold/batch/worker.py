@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from openmarigold.addresses import OutputFolder
+from openmarigold.addresses import OutputFolder, fingerprint
 from openmarigold.batch.settings import BatchConfig
 from openmarigold.batch.shard_files import (
     FAILED,
@@ -51,6 +51,8 @@ class _Work:
     sha256: str | None = None
     photo: Photo | None = None
     error: Exception | None = None
+    kept: Entry | None = None
+    """The entry of a finished shard, if it was made of the same bytes."""
     seconds: float = 0.0
 
 
@@ -77,7 +79,7 @@ class ShardWorker:
 
         Args:
             shard: what it is made of.
-            again: keep the maps that a finished shard has, and do its failed photos again.
+            again: keep the maps that a finished shard has of the same bytes, and do its other photos again.
 
         Raises:
             OutputError: it cannot be written.
@@ -86,6 +88,7 @@ class ShardWorker:
         predictor = self.load()
         started, began = time.time(), time.perf_counter()
         maps = names_of_maps(predictor.checkpoint, self.config)
+        input_file = None if shard.source.file is None else fingerprint(shard.source.file)
         entries, seconds = [], []
         with self.folder.writing():
             spool = Spool(self.folder)
@@ -109,13 +112,14 @@ class ShardWorker:
             seconds=round(time.perf_counter() - began, 3),
             photo_seconds=tuple(seconds),
             engine=predictor.engine.name,
+            input_file=input_file,
         )
         stats.write(self.folder, shard.stem)
         return stats
 
     def entry(self, row: Row) -> Entry:
         """What becomes of one photo; errors of it are part of the entry."""
-        work = self._read(_Work(row=row, key=row.key), is_kept=False)
+        work = self._read(_Work(row=row, key=row.key))
         return self._encode(work, self._predict(work))[0]
 
     def _entries(self, shard: Shard, kept: dict[str, Entry]) -> Iterator[tuple[Entry, float]]:
@@ -124,8 +128,8 @@ class ShardWorker:
             encoding: deque[Future[tuple[Entry, float]]] = deque()
             ahead = _AHEAD
             for work in self._read_ahead(reader, shard, kept):
-                if work.key in kept:
-                    encoding.append(encoder.submit(lambda one=kept[work.key]: (one, 0.0)))
+                if work.kept is not None:
+                    encoding.append(encoder.submit(lambda one=work.kept: (one, 0.0)))
                 else:
                     prediction = self._predict(work)
                     encoding.append(encoder.submit(self._encode, work, prediction))
@@ -146,19 +150,23 @@ class ShardWorker:
                     work.error = DataError(f"{row.source}: the key {work.key} is there already")
                     work.key = f"{shard.stem}-again-{len(taken):04d}"
                 taken.add(work.key)
-                reading.append(reader.submit(self._read, work, is_kept=work.key in kept))
+                reading.append(reader.submit(self._read, work, kept.get(work.key)))
                 while len(reading) > _AHEAD or (reading and reading[0].done()):
                     yield reading.popleft().result()
             while reading:
                 yield reading.popleft().result()
 
-    def _read(self, work: _Work, *, is_kept: bool) -> _Work:
+    def _read(self, work: _Work, before: Entry | None = None) -> _Work:
+        """Reads a photo, unless `before` was made of the same bytes, or they cannot be read any more."""
         started = time.perf_counter()
-        if work.error is None and not is_kept:
+        work.kept = before
+        if work.error is None:
             try:
                 content = work.row.read()
                 work.sha256 = hashlib.sha256(content).hexdigest()
-                work.photo = read_photo(content, background=self.config.background)
+                if before is None or before.input_sha256 != work.sha256:
+                    work.kept = None
+                    work.photo = read_photo(content, background=self.config.background)
             except _PHOTO_ERRORS as error:
                 work.error = error
         work.seconds += time.perf_counter() - started

@@ -26,8 +26,18 @@ _ATTEMPTS = 3
 
 
 def is_remote(address: str) -> bool:
-    """Whether an address names a protocol, and is not a path of this machine."""
-    return _REMOTE.match(address) is not None
+    """Whether an address names a protocol, and is not a path of this machine.
+
+    Names with "::" are paths if such a file exists, or if no protocol has the name before it.
+    """
+    found = _REMOTE.match(address)
+    if found is None or "://" in address:
+        return found is not None
+    if os.path.lexists(address):
+        return False
+    with needs_extra("batch"):
+        from fsspec import available_protocols
+    return found[0].removesuffix("::") in available_protocols()
 
 
 def located(address: str, what: str) -> str:

@@ -22,7 +22,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from openmarigold import Predictor
-from openmarigold.addresses import OutputFolder
+from openmarigold.addresses import OutputFolder, is_remote
 from openmarigold.batch import shard_files
 from openmarigold.batch.run import BatchOutcome, batch_files
 from openmarigold.batch.settings import BatchConfig
@@ -80,6 +80,26 @@ def test_names_that_exist_are_no_patterns(folder: str, tmp_path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"")
     assert sources(path.parent) == sources(path) == [str(path)]
+
+
+def test_names_with_two_colons_are_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative ones look like a chain of protocols."""
+    monkeypatch.chdir(tmp_path)
+    Path("cam::d").mkdir()
+    for name in ("ab::b.png", "cam::d/a.png", "zip::c.png"):
+        Path(name).write_bytes(photo(0))
+    Path("list.txt").write_text("ab::b.png\ncam::d/a.png\n")
+    for given, found in (
+        ("ab::b.png", ["ab::b.png"]),
+        ("cam::d", ["cam::d/a.png"]),
+        ("zip::c.png", ["zip::c.png"]),
+        ("list.txt", ["ab::b.png", "cam::d/a.png"]),
+    ):
+        outcome = batch_files(given, f"out::{given}", config=CONFIG)
+        assert (outcome.photos, outcome.failures) == (len(found), 0)
+        rows = records(tmp_path / f"out::{given}")
+        assert [row["source"] for row in rows] == [str(tmp_path / name) for name in found]
+    assert is_remote("simplecache::memory://a") and is_remote("filecache::a") and is_remote("s3://a::b")
 
 
 def test_patterns_give_what_folders_give(tmp_path: Path) -> None:

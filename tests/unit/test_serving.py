@@ -91,6 +91,21 @@ def test_json_in_and_out(client: TestClient) -> None:
     assert told["maps"]["depth"]["max"] == pytest.approx(float(np.load(io.BytesIO(same.content)).max()))
 
 
+def test_base64_may_have_line_breaks(client: TestClient) -> None:
+    photo = base64.encodebytes(picture()).decode()
+    assert photo.count("\n") > 1
+    for text in (photo, f"data:image/png;base64,{photo}"):
+        assert client.post("/v1/predict", json={"photo": text}).status_code == 200
+
+
+def test_a_format_that_accept_does_not_choose_is_refused(client: TestClient) -> None:
+    answer = post(client, format="exr")
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("format='exr' is not what Accept chooses, image/png; send Accept")
+    assert post(client, accept="image/png", format="npy,png").status_code == 400
+    assert post(client, accept="application/x-npy", format="npy").status_code == 200
+
+
 def test_a_zip_holds_the_formats_that_are_asked_for(client: TestClient) -> None:
     answer = post(client, accept="application/zip", format="npy,glb")
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:

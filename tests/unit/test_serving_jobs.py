@@ -196,6 +196,13 @@ def test_a_job_of_photos_and_a_zip(client: TestClient) -> None:
     assert client.get(f"/v1/jobs/{told['id']}").status_code == 404
 
 
+def test_a_job_takes_no_choice_of_a_file(client: TestClient) -> None:
+    answer = client.post("/v1/jobs", files={"photo": ("a.png", picture())}, data={"file": "nonsense"})
+    assert answer.status_code == 400 and "a job's zip holds all files" in answer.json()["error"]
+    body = client.get("/openapi.json").json()["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]
+    assert all("file" not in content["schema"]["properties"] for content in body.values())
+
+
 def test_many_jobs_are_bounded() -> None:
     config = ServeConfig(threads=1, max_jobs=2)
     service = Blocked(config)

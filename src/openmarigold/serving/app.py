@@ -243,6 +243,8 @@ def _photos_of_job(
 ) -> dict[str, PredictRequest]:
     """The request of each photo, by what its results begin with."""
     check_number(len(photos))
+    if given.get("file"):
+        raise InvalidValueError(f"file={given['file']!r:.80} was given, but a job's zip holds all files; leave it out")
     names = result_names(name for name, _ in photos)
     requests = [make_request(content, given, formats, limits, name, is_json=is_json) for name, content in photos]
     return dict(zip(names, requests, strict=True))

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from openmarigold.config import FileFormat
 from openmarigold.errors import InvalidValueError
-from openmarigold.serving.formats import JSON, MEDIA_TYPES
+from openmarigold.serving.formats import JSON, MEDIA_TYPES, ZIP
 from openmarigold.serving.jobs import photos_of_zip
 from openmarigold.serving.requests import photo_of_json
 from openmarigold.text_files import DamagedTextError, parse_json
@@ -93,6 +93,10 @@ def formats_of(given: dict[str, Any], media: str) -> tuple[FileFormat, ...]:
     if not isinstance(words, list) or not words or not all(word in known for word in words):
         raise InvalidValueError(f"format={stated!r:.80} is not known; give one or more of {', '.join(known)}")
     if media in MEDIA_TYPES:
+        if stated is not None and words != [MEDIA_TYPES[media]]:
+            raise InvalidValueError(
+                f"format={stated!r:.80} is not what Accept chooses, {media}; send Accept: {ZIP}, or that of one format"
+            )
         return (MEDIA_TYPES[media],)
     return tuple(dict.fromkeys(words))  # pyright: ignore[reportReturnType] - known, as was checked
 

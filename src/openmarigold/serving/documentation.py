@@ -112,6 +112,8 @@ def job_body() -> dict[str, Any]:
     }
     of_clips = ClipSettings.model_json_schema()["properties"]
     form["properties"] = {**of_clips, **form["properties"], "clip": _BINARY, "format": formats}
+    for content in body["requestBody"]["content"].values():
+        del content["schema"]["properties"]["file"]
     form["anyOf"] = [{"required": form.pop("required")}, {"required": ["clip"]}]
     return body
 

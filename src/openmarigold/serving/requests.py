@@ -165,7 +165,8 @@ def photo_of_json(body: Mapping[str, Any]) -> bytes:
     text = body.get("photo")
     if not isinstance(text, str) or not text:
         raise InvalidValueError("photo is missing; give the bytes of a picture's file in base64")
+    content = text.partition("base64,")[2] if text.startswith("data:") else text
     try:
-        return base64.b64decode(text.partition("base64,")[2] if text.startswith("data:") else text, validate=True)
+        return base64.b64decode("".join(content.split()), validate=True)  # `base64` breaks lines
     except (binascii.Error, ValueError):
         raise InvalidValueError("photo is not base64; give the bytes of a picture's file in base64") from None

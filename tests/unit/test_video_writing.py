@@ -155,7 +155,7 @@ def test_sound_with_segments_of_seven_frames(tmp_path: Path, number: int) -> Non
 def test_sound_of_a_joined_clip_stays_with_its_pictures(tmp_path: Path, tone_codec: str) -> None:
     import av
 
-    video = {"codec": "libx264", "pixel_format": "yuv420p", "container": "mpegts"}
+    video: dict[str, Any] = {"codec": "libx264", "pixel_format": "yuv420p", "container": "mpegts"}
     part = write_clip(tmp_path / "part.ts", patterns(25), tone_s=1.0, tone_codec=tone_codec, **video)
     joined = tmp_path / "joined.ts"
     joined.write_bytes(part.read_bytes() * 2)

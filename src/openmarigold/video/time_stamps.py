@@ -62,16 +62,17 @@ def shifts_of(packets: Iterable[Any], *, step: int) -> list[int]:
         step: the usual time between two frames, in units of the time stamps.
     """
     shifts: list[int] = []
-    last_decoded = last_shown = None
+    last_decoded: int | None = None
+    last_shown = 0
     for packet in packets:
         if not packet.size or packet.pts is None:
             continue
         decoded = packet.pts if packet.dts is None else packet.dts
         if last_decoded is not None and last_decoded - decoded > FEW_FRAMES * step:
             shifts.append(last_shown + step - packet.pts)
-        last_decoded = decoded
         shown = packet.pts + (shifts[-1] if shifts else 0)
-        last_shown = shown if last_shown is None else max(last_shown, shown)
+        last_shown = shown if last_decoded is None else max(last_shown, shown)
+        last_decoded = decoded
     return shifts
 
 

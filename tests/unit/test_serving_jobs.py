@@ -20,11 +20,12 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from clips import write_clip
 from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import InvalidValueError
 from openmarigold.serving.app import create_app
 from openmarigold.serving.bodies import unpacked
-from openmarigold.serving.clips import make_clip_request
+from openmarigold.serving.clips import make_clip_request, predict_clip
 from openmarigold.serving.jobs import Jobs, photos_of_zip
 from openmarigold.serving.requests import PredictRequest
 from openmarigold.serving.service import NoModelError, QueueFullError, Service, StoppingError
@@ -312,8 +313,41 @@ def test_a_clip_gives_the_files_of_video(client: TestClient, clip_file: Path, tm
     record = json.loads(found.pop("walk_depth.json"))
     assert record["num_frames"] == 2
     assert "/" not in record["input"] and "input_path" not in record
+    assert {name.partition("/")[0] for name in found} == set(record["outputs"])
+    assert (told["problem"], told["notes"]) == (None, [])
     wanted.pop("walk_depth.json")
     assert found == wanted
+
+
+def test_a_clip_that_is_cut_off_is_told(client: TestClient, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (30, 48, 64, 3), dtype=np.uint8)
+    whole = write_clip(tmp_path / "a.mkv", list(noise)).read_bytes()
+    files = {"clip": ("a.mkv", whole[: len(whole) // 3])}
+    told = _ended(client, client.post("/v1/jobs", files=files, data={"format": "png"}).json())
+    assert told["state"] == "done" and told["problem"].startswith("the clip is cut off"), told
+
+
+def test_frames_that_are_only_decoded_are_bounded_and_can_be_cancelled(tmp_path: Path) -> None:
+    gray = np.full((48, 64, 3), 90, np.uint8)
+    clip = write_clip(tmp_path / "a.mkv", [gray] * 100, codec="libx264", pixel_format="yuv420p").read_bytes()
+    request = make_clip_request(clip, "a.mkv", {"every": "100000", "format": "png"}, ServeConfig())
+    with running(max_frames=4) as client:
+        files = {"clip": ("a.mkv", clip)}
+        told = _ended(client, client.post("/v1/jobs", files=files, data={"every": "100000"}).json())
+        assert told["state"] == "failed"
+        assert told["failed"][0]["error"].startswith("more than 80 frames of the clip must be decoded; give end")
+    with blocked() as service:
+        until(lambda: service.is_ready)
+        decoded = []
+
+        def check() -> None:
+            decoded.append(1)
+            if len(decoded) == 50:
+                raise InterruptedError
+
+        with pytest.raises(InterruptedError):
+            predict_clip(request, service, tmp_path, "a", report=lambda done, total: None, check=check)
+    assert len(decoded) == 50
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from openmarigold.video.settings import Product, VideoConfig
 _STEM = "clip"
 _OF_PIPES = ("input_rate", "raw_size", "raw_format", "pipe", "segment")
 _MOST_AHEAD = 16  # frames that are held at full size
+_DECODED_FOR_ONE = 20  # decoded frames for each one that may be predicted; decoding takes a hundredth of the time
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,5}")
 
 _CALL, _VIDEO, _STREAM = offered(CallConfig), offered(VideoConfig, without=_OF_PIPES), offered(StreamConfig)
@@ -96,48 +97,81 @@ def make_clip_request(content: bytes, name: str, given: Mapping[str, Any], limit
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClipAnswer:
+    """The results of a clip."""
+
+    files: list[tuple[str, Path]]
+    """Each with what follows the clip's name in its own."""
+    problem: str | None
+    """Why the clip ended before its end."""
+    notes: list[str]
+    """What was remarkable about the clip."""
+
+
 def predict_clip(
-    request: ClipRequest, service: Service, folder: Path, report: Callable[[int, int | None], object]
-) -> list[tuple[str, Path]]:
-    """The result files in `folder`, each with what follows the clip's name in its own; `report` may raise to end it.
+    request: ClipRequest,
+    service: Service,
+    folder: Path,
+    name: str,
+    *,
+    report: Callable[[int, int | None], object],
+    check: Callable[[], object],
+) -> ClipAnswer:
+    """Predicts a clip into files in `folder`.
+
+    Args:
+        request: the clip and its settings.
+        service: its models and bounds.
+        folder: of this clip alone.
+        name: what the results are to begin with.
+        report: called with the frames that are done, and how many there are; it may raise to end.
+        check: called after each decoded frame, in another thread; it may raise to end.
 
     Raises:
         OpenMarigoldError: what `video_file` raises.
     """
     source, target = folder / f"{_STEM}{request.suffix}", folder / "out"
     source.write_bytes(request.content)
-    _check_size(source, service.limits)
+    limits = service.limits
+    _check_size(source, limits)
     base = service.model(request.modality)
     config = replace(base.config, **request.call)
     run = base.sibling(config, output_config(request.video), target)
-    check_resolved(request.call, run.request, service.limits)
+    check_resolved(request.call, run.request, limits)
     model = LoadedModel(config, request.stream, output_config(request.video), target, run=run)
 
     def told(event: VideoEvent) -> None:
         if event.note is None:
-            if event.done > service.limits.max_frames:
-                raise InvalidValueError(
-                    f"the clip has more than {service.limits.max_frames} frames; give end, every or fps"
-                )
+            if event.done > limits.max_frames:
+                raise InvalidValueError(f"the clip has more than {limits.max_frames} frames; give end, every or fps")
             report(event.done, event.total)
 
+    def watch(decoded: int) -> None:
+        check()
+        if decoded > (most := _DECODED_FOR_ONE * limits.max_frames):
+            raise InvalidValueError(f"more than {most} frames of the clip must be decoded; give end, or cut it")
+
+    shared: dict[str, Any] = {"background": config.background, "report": told, "watch": watch}
     try:
-        make_video(source, target, model=model, video=request.video, background=config.background, report=told)
+        result = make_video(source, target, model=model, video=request.video, **shared)
     except ImageError as error:
-        raise ImageError(str(error).replace(str(source), "the clip")) from error
-    _forget_paths(target / f"{_STEM}_{model.modality.name}.json", source)
-    return [
-        (path.relative_to(target).as_posix().removeprefix(_STEM), path)
-        for path in sorted(target.rglob("*"))
-        if path.is_file()
-    ]
+        raise type(error)(str(error).replace(str(source), "the clip")) from error
+    _rename(target / f"{_STEM}_{model.modality.name}.json", source, PurePosixPath(name).name)
+    files = [path for path in sorted(target.rglob("*")) if path.is_file()]
+    return ClipAnswer(
+        files=[(path.relative_to(target).as_posix().removeprefix(_STEM), path) for path in files],
+        problem=None if result.problem is None else result.problem.replace(str(source), "the clip"),
+        notes=[note.replace(str(source), "the clip") for note in result.notes],
+    )
 
 
-def _forget_paths(record: Path, source: Path) -> None:
-    """Takes the places of temporary files out of a record."""
+def _rename(record: Path, source: Path, name: str) -> None:
+    """Takes the places of temporary files out of a record, and gives the results the names that they get."""
     found = parse_json(record.read_bytes())
     found["input"] = "the clip"
     found.pop("input_path", None)
+    found["outputs"] = {name + output.removeprefix(_STEM): size for output, size in found["outputs"].items()}
     if found.get("problem"):
         found["problem"] = found["problem"].replace(str(source), "the clip")
     record.write_text(json.dumps(found, indent=2) + "\n", encoding="ascii")

@@ -46,6 +46,10 @@ class Job:
     state: State = "waiting"
     done: int = 0
     failed: list[dict[str, str]] = field(default_factory=list)
+    problem: str | None = None
+    """Of a clip: why it ended before its end."""
+    notes: list[str] = field(default_factory=list)
+    """Of a clip: what was remarkable about it."""
     started: float = field(default_factory=time.monotonic)
     ended: float | None = None
     result: Path | None = None
@@ -65,6 +69,8 @@ class Job:
             "total": self.total,
             "done": self.done,
             "failed": self.failed,
+            "problem": self.problem,
+            "notes": self.notes,
             "seconds": round(spent, 3),
             "seconds_left": None if left is None else round(left, 1),
         }
@@ -229,9 +235,12 @@ class Jobs:
         folder = self._folder / job.id / "work"
         folder.mkdir()
 
-        def advance(done: int, total: int | None) -> None:
+        def check() -> None:
             if self._ends(job):
                 raise _CancelledError
+
+        def advance(done: int, total: int | None) -> None:
+            check()
             if done % _FRAMES_BETWEEN_CHECKS == 0:
                 self._check_size(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
             job.done, job.total = done, total if total is None else max(done, total)
@@ -239,9 +248,12 @@ class Jobs:
 
         try:
             with self._archive(job) as add:
-                for name, path in predict_clip(request, self._service, folder, advance):
-                    add(job.names[0] + name, path)
+                name = job.names[0]
+                answer = predict_clip(request, self._service, folder, name, report=advance, check=check)
+                for end, path in answer.files:
+                    add(name + end, path)
                     path.unlink()
+            job.problem, job.notes = answer.problem, answer.notes
             job.total = job.done
             self._set(job, "done")
         except _CancelledError:

@@ -77,6 +77,7 @@ class Clip(Protocol):
 
 
 Note = Callable[[str], object]
+Watch = Callable[[int], object]
 
 
 class Choice:

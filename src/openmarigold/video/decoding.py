@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from openmarigold.errors import ImageError, needs_extra, one_line
 from openmarigold.images.pixels import Color
-from openmarigold.video.clip import DEFAULT_RATE, Choice, ClipFacts, ClipFrame, Note, about_how_many, exact
+from openmarigold.video.clip import DEFAULT_RATE, Choice, ClipFacts, ClipFrame, Note, Watch, about_how_many, exact
 from openmarigold.video.pictures import HLG, PQ, UprightRgb, swaps_sides
 from openmarigold.video.sequences import about_size
 from openmarigold.video.settings import VideoConfig
@@ -48,9 +48,16 @@ class VideoClip:
     """A clip that FFmpeg decodes: a file or a pipe."""
 
     def __init__(
-        self, source: Path | BinaryIO, *, name: str, config: VideoConfig, background: Color, note: Note
+        self,
+        source: Path | BinaryIO,
+        *,
+        name: str,
+        config: VideoConfig,
+        background: Color,
+        note: Note,
+        watch: Watch = lambda number: None,
     ) -> None:
-        """Opens the clip.
+        """Opens the clip. `watch` is called with the number of frames decoded so far; what it raises ends them.
 
         Raises:
             ImageError: it is not a video, has no pictures, or needs a codec that is missing.
@@ -58,6 +65,7 @@ class VideoClip:
         """
         self._av = require_av()
         self._source, self._name, self._config, self._note = source, name, config, note
+        self._watch = watch
         self._rgb_of = UprightRgb(background=background, note=lambda text: note(f"{name} {text}"))
         self._open()
         self.problem: str | None = None
@@ -76,7 +84,8 @@ class VideoClip:
         choice, number, size, end = Choice(self._config), 0, None, Fraction(0)
         times = IncreasingTimes(step_of(self.facts.rate, self.facts.time_base))
         self._seeked = self._seek()
-        for frame in self._checked_start(self._decoded()):
+        for decoded, frame in enumerate(self._checked_start(self._decoded()), start=1):
+            self._watch(decoded)
             pts = times.next(frame.pts, origin=self._origin)
             self._tell_disorder(times)
             time = (pts - self._origin) * self.facts.time_base

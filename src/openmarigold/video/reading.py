@@ -10,7 +10,7 @@ from openmarigold.errors import ImageError, InvalidValueError
 from openmarigold.files import files_sha256, remembered_sha256
 from openmarigold.images.kinds import url_in
 from openmarigold.images.pixels import parse_color
-from openmarigold.video.clip import Clip, Note
+from openmarigold.video.clip import Clip, Note, Watch
 from openmarigold.video.decoding import VideoClip
 from openmarigold.video.sequences import PictureClip, find_pictures, is_pattern
 from openmarigold.video.settings import VideoConfig
@@ -18,8 +18,10 @@ from openmarigold.video.settings import VideoConfig
 PIPE = Path("-")
 
 
-def open_clip(source: Path, *, config: VideoConfig, background: str, note: Note) -> Clip:
-    """The clip at a path.
+def open_clip(
+    source: Path, *, config: VideoConfig, background: str, note: Note, watch: Watch = lambda number: None
+) -> Clip:
+    """The clip at a path; `watch` is called as by `VideoClip`.
 
     Raises:
         ImageError: there is none, or it cannot be read.
@@ -37,7 +39,7 @@ def open_clip(source: Path, *, config: VideoConfig, background: str, note: Note)
         pictures = find_pictures(source)
         return PictureClip(pictures, name=str(source), config=config, background=background, note=note)
     _check_file(source)
-    return VideoClip(source, name=str(source), config=config, background=color, note=note)
+    return VideoClip(source, name=str(source), config=config, background=color, note=note, watch=watch)
 
 
 def clip_sha256(source: Path) -> str | None:

@@ -25,7 +25,7 @@ from openmarigold.results.manifest import file_size
 from openmarigold.results.provenance import to_json
 from openmarigold.temporal.settings import StreamConfig
 from openmarigold.text_files import parse_json
-from openmarigold.video.clip import Clip, exact
+from openmarigold.video.clip import Clip, Watch, exact
 from openmarigold.video.earlier import Earlier
 from openmarigold.video.encoding import Sound, check_encoders, join
 from openmarigold.video.model import LoadedModel, StreamModel, VideoEvent, VideoResult
@@ -97,14 +97,19 @@ def make_video(
     background: str = "white",
     overwrite: bool = False,
     report: Callable[[VideoEvent], object] = lambda event: None,
+    watch: Watch = lambda number: None,
 ) -> VideoResult:
-    """`video_file` with any model."""
+    """`video_file` with any model.
+
+    `watch` is called, in a thread, with the number of frames that are decoded, whether taken or not. What it raises
+    ends the run.
+    """
     if "exr" in video.format:
         require_exr()
     model.check()
     tracks = tracks_of(model.modality, video)
     check_encoders(tracks)
-    run = _Run(source, output_dir, model, video, background, report)
+    run = _Run(source, output_dir, model, video, background, report, watch)
     return run.to_pipe(tracks) if output_dir == PIPE else run.to_folder(tracks, overwrite=overwrite)
 
 
@@ -127,9 +132,10 @@ class _Run:
         video: VideoConfig,
         background: str,
         report: Callable[[VideoEvent], object],
+        watch: Watch,
     ) -> None:
         self.source, self.output_dir, self.model, self.video = source, output_dir, model, video
-        self.background, self.report = background, report
+        self.background, self.report, self.watch = background, report, watch
         self.result = VideoResult()
         self.stem = f"{stem_of(source)}_{model.modality.name}"
         self.total: int | None = None
@@ -165,7 +171,7 @@ class _Run:
             self._note(f"{self.stem}: results of other settings or of another clip, or incomplete ones, are made again")
         if not work.segments:
             before.remove_frames()
-        clip = open_clip(self.source, config=self.video, background=self.background, note=self._note)
+        clip = self._opened()
         try:
             self.total = clip.facts.num_frames
             progress = work.progress()
@@ -251,7 +257,7 @@ class _Run:
             )
         if sys.stdout.isatty():
             raise InvalidValueError("- writes a video to stdout, which is a terminal; pipe it, or give a folder")
-        clip = open_clip(self.source, config=self.video, background=self.background, note=self._note)
+        clip = self._opened()
         try:
             self.total = clip.facts.num_frames
             sink = PipeSink(self._shown(clip), sys.stdout.buffer, self._note)
@@ -264,6 +270,9 @@ class _Run:
         return self.result
 
     # Both
+
+    def _opened(self) -> Clip:
+        return open_clip(self.source, config=self.video, background=self.background, note=self._note, watch=self.watch)
 
     def _predict(
         self, clip: Clip, sink: FolderSink | PipeSink, progress: Progress, state: dict[str, np.ndarray] | None

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from openmarigold.checkpoints.integrity import write_sums
@@ -64,7 +65,7 @@ num_workers = {workers}
 name = "tiny-v1"
 num_inference_steps = 4
 processing_resolution = 48
-final_step = "reference"
+final_step = "{final_step}"
 """
 
 
@@ -81,7 +82,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_recipe(workspace: Path, name: str, **values: Any) -> Path:
     settings = {"base": workspace / "sd", "cache": "true", "steps": 8, "micro": 2, "workers": 2, "more": ""}
-    settings |= {"modality": "depth", "objective": ""} | values
+    settings |= {"modality": "depth", "objective": "", "final_step": "reference"} | values
     path = workspace / f"{name}.toml"
     path.write_text(RECIPE.format(**settings))
     return path
@@ -138,6 +139,22 @@ def test_diffusers_loads_and_runs_what_comes_out(reference: Path) -> None:
     scheduler = json.loads((reference / "checkpoint" / "scheduler" / "scheduler_config.json").read_text())
     assert scheduler["timestep_spacing"] == "trailing" and scheduler["rescale_betas_zero_snr"] is True
     assert (reference / "checkpoint" / "text_encoder" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("final_step", ["reference", "clean"])
+def test_a_trained_checkpoint_gives_the_same_depth_in_diffusers(
+    workspace: Path, reference: Path, final_step: str
+) -> None:
+    from diffusers import MarigoldDepthPipeline
+
+    folder = reference if final_step == "reference" else run(workspace, "clean", steps=1, final_step="clean")
+    pipeline = MarigoldDepthPipeline.from_pretrained(folder / "checkpoint")
+    pipeline.set_progress_bar_config(disable=True)
+    rgb, latents = make_photo(32, 48), np.random.default_rng(5).standard_normal((1, 4, 4, 6)).astype(np.float32)
+    for steps in (1, 4):
+        theirs = pipeline(Image.fromarray(rgb), num_inference_steps=steps, latents=torch.from_numpy(latents))
+        ours = Predictor.load(folder / "checkpoint", device="cpu")(rgb, num_inference_steps=steps, latents=latents)
+        np.testing.assert_allclose(ours.depth, theirs.prediction[0, :, :, 0], rtol=0, atol=1e-5)
 
 
 def test_latents_from_the_cache_train_as_latents_made_anew(workspace: Path, reference: Path) -> None:

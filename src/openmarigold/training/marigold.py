@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +236,9 @@ class MarigoldTask:
     def save(self, directory: Path, *, final: bool = True) -> None:
         """Writes the checkpoint; the `final` one is complete, with a text encoder for other programs.
 
-        Low-rank updates are merged into it; they are also saved alone, in its folder `adapter/`.
+        Low-rank updates are merged into it; they are also saved alone, in its folder `adapter/`. Where the last step
+        returns the denoised latent (`final_step` "clean"), the scheduler says so (`set_alpha_to_one`), so that diffusers
+        gives the same maps.
         """
         assert isinstance(self.model, UNet2DConditionModel)
         defaults, unet, lora = self._recipe.checkpoint, self.model, self._lora
@@ -247,7 +250,9 @@ class MarigoldTask:
             vae=self._vae,
             unet=unet,
             empty_prompt_embedding=self._embedding,
-            schedule=self._schedule,
+            schedule=replace(self._schedule, set_alpha_to_one=True)
+            if defaults.final_step == "clean"
+            else self._schedule,
             index={
                 "_class_name": self._modality.pipeline_classes[0],
                 "name": defaults.name,

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from benchmark_data import kitti_paths, make_depth, make_kitti, make_nyuv2_extra
 from openmarigold.data.preparation import prepare
 from openmarigold.data.readers.hypersim import HypersimReader
 from openmarigold.data.shards import ShardedDataset
-from openmarigold.errors import CheckpointError, RecipeError
+from openmarigold.errors import CheckpointError, DataError, ImageError, MissingExtraError, RecipeError
 from openmarigold.modalities import DEPTH
 from openmarigold.predictor import Predictor
-from openmarigold.training import dry_run, train
+from openmarigold.training import dry_run, loop, train
 from openmarigold.training.packed import read_ids
-from openmarigold.training.recipe import parse_recipe, read_recipe
+from openmarigold.training.recipe import ValidationConfig, parse_recipe, read_recipe
 from openmarigold.training.settings import DataConfig
+from openmarigold.training.state import latest_state
 from openmarigold.training.validation import Validation, ValidationPaths
 from openmarigold.training.views import Mixture
 from own_pictures import NUM_FRAMES, prepare_own_pictures
@@ -107,6 +109,93 @@ def test_best_last_and_numbered_checkpoints(whole: Path) -> None:
     for name in ("checkpoint", "checkpoint-best", "checkpoints/step-00000003"):
         assert (whole / name / "text_encoder" / "model.safetensors").is_file()
         assert np.ptp(Predictor.load(whole / name)(np.zeros((48, 64, 3), np.uint8)).depth) >= 0
+
+
+@pytest.mark.parametrize("place", ["Validation.scores", "keep_checkpoint"])
+def test_what_an_interrupted_run_did_not_finish_is_made_up(
+    workspace: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Interrupted in the validation of step 2, or while the checkpoint of step 3 is kept; both states are saved."""
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    interrupted, output = Validation if place == "Validation.scores" else loop, f"interrupted-in-{place}"
+    with monkeypatch.context() as context:
+        if interrupted is Validation:
+            context.setattr(Validation, "scores", interrupt)
+        else:
+            context.setattr(loop, "best_step", lambda *_, **__: None)  # nothing is kept before step 3
+            context.setattr(loop, "keep_checkpoint", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(workspace, "whole", output=output)
+    assert latest_state(workspace / output / "states") == workspace / output / "states" / (
+        "step-00000002" if interrupted is Validation else "step-00000003"
+    )
+    folder = run(workspace, "whole", output=output)
+    assert rows(folder, "validation.jsonl") == rows(whole, "validation.jsonl")
+    (numbered,) = (folder / "checkpoints").iterdir()
+    unet = "unet/diffusion_pytorch_model.safetensors"
+    for name in ("checkpoint", f"checkpoints/{numbered.name}"):
+        assert (folder / name / unet).read_bytes() == (whole / name / unet).read_bytes(), name
+
+
+def test_an_error_in_a_validation_loses_no_step(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise DataError("a damaged picture")
+
+    monkeypatch.setattr(Validation, "scores", fail)
+    with pytest.raises(DataError, match="a damaged picture"):
+        run(workspace, "failing", run={"save_period_s": 1e6})
+    assert latest_state(workspace / "failing" / "states") == workspace / "failing" / "states" / "step-00000002"
+
+
+def test_what_a_validation_cannot_use_is_refused_before_the_first_step(workspace: Path, tmp_path: Path) -> None:
+    table = {**RECIPE, "base": "x", "validation": {"seed": -1}}
+    with pytest.raises(RecipeError, match="seed=-1 must be 0 or more"):
+        parse_recipe(table, where="test")
+    picture = (workspace / "raw" / "den" / "color" / "000.jpg").read_bytes()
+    (tmp_path / "good.jpg").write_bytes(picture)
+    (tmp_path / "short.jpg").write_bytes(picture[: len(picture) // 2])
+    with pytest.raises(ImageError, match=r"short\.jpg.*remove it from the folder of --photos, or replace it"):
+        Validation(ValidationConfig(), ValidationPaths(photos_dir=tmp_path), device="cpu", modality=DEPTH)
+
+
+def test_the_command_of_a_finished_run_given_again_changes_nothing(workspace: Path, whole: Path) -> None:
+    again = workspace / "again"
+    shutil.copytree(whole, again)
+    for name in ("checkpoint", "checkpoint-best", "checkpoints/step-00000003"):
+        (again / name / "calibration.json").write_text("{}")
+        (again / name / "LICENSE").write_text("mine")
+        (again / name / "README.md").unlink()  # which was a link to that of another checkpoint
+        (again / name / "README.md").write_text("edited")
+    before = {path: path.read_bytes() for path in again.rglob("*") if path.is_file()}
+    run(workspace, "whole", output="again")
+    assert {path: path.read_bytes() for path in again.rglob("*") if path.is_file()} == before
+    run(workspace, "more", output="again", optimization={"num_steps": 5}, run={"validation_period": 0})
+    kept = again / "checkpoints" / "step-00000003"
+    assert (kept / "calibration.json").read_text() == "{}" and (kept / "LICENSE").read_text() == "mine"
+    assert (kept / "README.md").read_text() == "edited"
+    assert not (again / "checkpoint" / "calibration.json").exists(), "another checkpoint"
+
+
+def test_no_resume_forgets_nothing_before_the_last_check(
+    workspace: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = workspace / "kept"
+    shutil.copytree(whole, kept)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    recipe = write_recipe(workspace, "eight", optimization={"optimizer": "adamw_8bit"})
+    settings: dict[str, Any] = {"data_dir": workspace / "data", "output_dir": kept, "device": "cpu", "resume": False}
+    with pytest.raises(MissingExtraError, match=r"openmarigold\[eight-bit\]"):
+        train(recipe, **settings)
+    with pytest.raises(RecipeError, match=r"run\.patience needs a validation score"):
+        train(write_recipe(workspace, "impatient", data={"held_out": 0.0}, run={"patience": 1}), **settings)
+    names = ("states/step-00000004", "checkpoint-best", "checkpoints/step-00000003", "finished.json", "metrics.jsonl")
+    assert all((kept / name).exists() for name in names)
+    train(write_recipe(workspace, "whole"), **settings, stop_after_steps=1)
+    assert [name for name in names if (kept / name).exists()] == ["metrics.jsonl"]
+    assert len(rows(kept, "metrics.jsonl")) == 1
 
 
 def test_a_finished_run_goes_on_as_one_that_had_more_steps(workspace: Path, whole: Path) -> None:

@@ -142,10 +142,12 @@ def test_a_completed_checkpoint_keeps_what_was_trained(tmp_path: Path) -> None:
         (folder / "vae" / "config.json").write_text("{}")
     (last / "text_encoder").mkdir()
     (last / "text_encoder" / "w").write_text("last")
+    (kept / "notes").mkdir()
+    (kept / "notes" / "mine").write_text("added")
     keep_checkpoint(last, kept, trained_of=kept)
     found = {path.relative_to(kept).as_posix(): path.read_text() for path in kept.rglob("*") if path.is_file()}
     trained = {f"{name}/w": "first" for name in ("unet", "vae", "image_encoder")}
-    assert found == {**trained, "vae/config.json": "{}", "text_encoder/w": "last"}
+    assert found == {**trained, "vae/config.json": "{}", "text_encoder/w": "last", "notes/mine": "added"}
     assert (kept / "vae" / "config.json").samefile(last / "vae" / "config.json")
 
 

@@ -30,16 +30,19 @@ from openmarigold.training.batches import Batches, BatchPlan, plan_batches
 from openmarigold.training.dry_runs import describe_run, launched_alone
 from openmarigold.training.keeping import (
     BEST_DIR,
+    LAST_DIR,
     NUMBERED_DIR,
     best_step,
     forget_checkpoints,
+    is_finished,
     keep_checkpoint,
     kept_checkpoints,
+    mark_finished,
     scores_of,
     validations_since_best,
 )
 from openmarigold.training.memory import check_fit
-from openmarigold.training.monitor import Monitor, keep_lines, open_boards
+from openmarigold.training.monitor import Board, Monitor, keep_lines, open_boards
 from openmarigold.training.settings import OptimizationConfig, RunConfig
 from openmarigold.training.state import StateWriter, check_recipe, latest_state
 from openmarigold.training.task import Task
@@ -150,10 +153,12 @@ def run_training(
 
     Writes to `output_dir`: `checkpoint/` (the last one), `checkpoint-best/` where validation has a score,
     `checkpoints/` if requested, `states/` (to resume), `metrics.jsonl` (one line a step), `validation.jsonl`,
-    `recipe.json`, and if requested `pictures/`, `tensorboard/` and `wandb/`. Only the main process writes.
+    `recipe.json`, and if requested `pictures/`, `tensorboard/` and `wandb/`. Only the main process writes. A finished
+    run (`finished.json`) stays as it is.
 
     Args:
-        resume: continue from the newest state; without it older states and logs are removed.
+        resume: continue from the newest state; without it older states and logs are removed, once nothing but the
+            first step is left to go wrong.
         stop_after_steps: stop early, with the state saved, when so many steps are done; a later run resumes.
         watch: called with a `monitor.Progress` now and then.
 
@@ -169,19 +174,29 @@ def run_training(
     main = accelerator.is_main_process
     states_dir = output_dir / "states"
     if main:
-        _prepare_folder(output_dir, forget=None if resume else states_dir)
+        _prepare_folder(output_dir)
         _say_what_follows(task, recipe, plan, accelerator)
     if run.check_memory:
         check_fit(task, optimization, accelerator, num_samples=plan.micro_batch_size)
+    _check_patience(task, run)
     accelerator.wait_for_everyone()
 
     trainer = Trainer(task, optimization, plan, accelerator)
-    step, state = 0, latest_state(states_dir)
+    step, state = 0, latest_state(states_dir) if resume else None
     if state is not None:
         check_recipe(state, recipe)
         step = trainer.restore(state)
+        if _agreed(accelerator, is_finished(output_dir, _facts(task, step, recipe))):
+            LOGGER.info("%s is finished at step %d; nothing is left to do", output_dir, step)
+            return output_dir / LAST_DIR
         LOGGER.info("resuming %s at step %d", output_dir, step)
-    monitor = _open_monitor(output_dir, step, recipe, optimization, run, accelerator, watch) if main else None
+    monitor = None
+    if main:
+        boards = open_boards(output_dir, run, recipe, step=step)
+        if not resume:
+            forget_checkpoints(output_dir)
+            shutil.rmtree(states_dir, ignore_errors=True)
+        monitor = _open_monitor(output_dir, step, recipe, optimization, boards, accelerator, watch)
     writer = StateWriter(states_dir, keep=run.keep_states)
     session = _Session(task, trainer, recipe, optimization, run, output_dir, accelerator, monitor, writer)
     return session.go(plan, step, min(optimization.num_steps, stop_after_steps or optimization.num_steps))
@@ -220,6 +235,8 @@ class _Session:
     def go(self, plan: BatchPlan, step: int, last: int) -> Path | None:
         """Trains from `step` to `last`, and writes what `run_training` does; returns what that returns."""
         num_steps, device = self.optimization.num_steps, self.accelerator.device
+        if 0 < step < num_steps:
+            self.make_up(step)
         ended = self.is_out_of_patience()
         if not ended:
             span = {"start": step, "stop": last}
@@ -250,34 +267,39 @@ class _Session:
             self.writer.check()
             period = self.run.save_period_s
             period = max(period, self.writer.seconds / MOST_TIME_FOR_STATES) if period else 0.0
-            if step < last and _agreed(self.accelerator, time.monotonic() - saved_at > period):
+            validate, number = self.due(step)
+            is_due = (validate or number) and step < self.optimization.num_steps
+            if is_due or (step < last and _agreed(self.accelerator, time.monotonic() - saved_at > period)):
                 self.save(step)
                 saved_at = time.monotonic()
-            periods = (self.run.validation_period, self.run.checkpoint_period)
-            validate, number = (bool(period) and step % period == 0 for period in periods)
-            if (validate or number) and step < self.optimization.num_steps:
+            if is_due:
+                self.writer.wait()  # an error in a validation must not cost the steps before it
                 self.publish(step, final=False, validate=validate)
                 if validate and (ended := self.is_out_of_patience()):
                     break
         return step, ended
 
-    def is_out_of_patience(self) -> bool:
-        """Whether the recipe ends the run by now, because its last validations were no better than one before.
+    def due(self, step: int) -> tuple[bool, bool]:
+        """Whether a validation, and a numbered checkpoint, belong to a step."""
+        periods = (self.run.validation_period, self.run.checkpoint_period)
+        validate, number = (bool(period) and step % period == 0 for period in periods)
+        return validate, number
 
-        Raises:
-            RecipeError: the recipe counts validations, and there is nothing that they could measure.
-        """
+    def make_up(self, step: int) -> None:
+        """Validates and keeps the checkpoint of a step at which the run was interrupted before this was done."""
+        validate, number = self.due(step)
+        validate = validate and not scores_of(self.output_dir / "validation.jsonl", step)
+        number = number and not (self.output_dir / NUMBERED_DIR / f"step-{step:08d}").is_dir()
+        validate, number = (_agreed(self.accelerator, wanted) for wanted in (validate, number))
+        if validate or number:
+            self.publish(step, final=False, validate=validate)
+
+    def is_out_of_patience(self) -> bool:
+        """Whether the recipe ends the run by now, because its last validations were no better than one before."""
         if not self.run.patience:
             return False
-        if self.run.patience_of == "score":
-            measured = self.validation and self.validation.main_score
-        else:
-            measured = getattr(self.task, "validation_loss", None)
-        if measured is None:
-            raise RecipeError(
-                f"run.patience needs a validation {self.run.patience_of}, and this run has none; hold out scenes "
-                "(data.held_out), give --benchmark, or set run.patience = 0"
-            )
+        measured = _measured_by_patience(self.task, self.run)
+        assert measured is not None
         name, higher_is_better = measured
         log = self.output_dir / "validation.jsonl"
         count = validations_since_best(log, name, higher_is_better=higher_is_better)
@@ -298,22 +320,25 @@ class _Session:
 
     def publish(self, step: int, *, final: bool, validate: bool = True) -> Path:
         """Writes and validates the checkpoint, with averaged weights where there are any; the model stays as it was."""
-        directory = self.output_dir / "checkpoint"
+        directory = self.output_dir / LAST_DIR
         with self.trainer.whole_weights():
             if self.monitor is not None:
                 self.monitor.flush()
+                mark_finished(self.output_dir, None)
                 self.task.save(directory, final=final)
                 scores = self.task.validate(directory) if validate else {}
                 folder, shown = self.output_dir / "pictures" / f"step-{step:08d}", {}
                 if validate and self.validation is not None:
                     shown = self.validation.pictures(directory, folder)
-                if scores:
-                    line = json.dumps({"step": step, **scores})
-                    LOGGER.info("validation %s", line)
-                    append_text(self.output_dir / "validation.jsonl", line + "\n")
+                line = {"step": step, **scores}
                 self._write_card(directory, step, scores)
-                self._keep(directory, step, final=final)
+                self._keep(directory, line, final=final)
+                if scores:  # last, because a step with a line is complete
+                    LOGGER.info("validation %s", json.dumps(line))
+                    append_text(self.output_dir / "validation.jsonl", json.dumps(line) + "\n")
                 self.monitor.validated(step, scores, shown)
+                if final:
+                    mark_finished(self.output_dir, _facts(self.task, step, self.recipe))
         self.accelerator.wait_for_everyone()
         return directory
 
@@ -324,8 +349,12 @@ class _Session:
             text = make(step, dict(scores) or scores_of(self.output_dir / "validation.jsonl", step))
             write_atomically(directory / CARD, lambda partial: partial.write_text(text, encoding="utf-8"))
 
-    def _keep(self, directory: Path, step: int, *, final: bool) -> None:
-        """Keeps the checkpoint of this step where it is the best or numbered; the last one makes all complete."""
+    def _keep(self, directory: Path, line: Mapping[str, Any], *, final: bool) -> None:
+        """Keeps the checkpoint of a step, given as its line of scores, where it is the best or numbered.
+
+        The last one makes all complete.
+        """
+        step = line["step"]
         if final:
             for kept in kept_checkpoints(self.output_dir):
                 keep_checkpoint(directory, kept, trained_of=kept)
@@ -333,23 +362,44 @@ class _Session:
             keep_checkpoint(directory, self.output_dir / NUMBERED_DIR / f"step-{step:08d}")
         if self.validation is not None and self.validation.main_score is not None:
             name, higher_is_better = self.validation.main_score
-            best = best_step(self.output_dir / "validation.jsonl", name, higher_is_better=higher_is_better)
+            log = self.output_dir / "validation.jsonl"
+            best = best_step(log, name, higher_is_better=higher_is_better, newest=line)
             if best == step:
                 keep_checkpoint(directory, self.output_dir / BEST_DIR)
             if final and best is not None:
                 LOGGER.info("the best checkpoint by %s is that of step %d: %s", name, best, BEST_DIR)
 
 
-def _prepare_folder(output_dir: Path, *, forget: Path | None) -> None:
+def _measured_by_patience(task: Task, run: RunConfig) -> tuple[str, bool] | None:
+    """Name of what `run.patience` looks at, and whether higher is better; None where a task does not measure it."""
+    if run.patience_of == "loss":
+        return getattr(task, "validation_loss", None)
+    validation = getattr(task, "validation", None)
+    return None if validation is None else validation.main_score
+
+
+def _check_patience(task: Task, run: RunConfig) -> None:
+    if run.patience and _measured_by_patience(task, run) is None:
+        raise RecipeError(
+            f"run.patience needs a validation {run.patience_of}, and this run has none; hold out scenes "
+            "(data.held_out), give --benchmark, or set run.patience = 0"
+        )
+
+
+def _facts(task: Task, step: int, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What the last checkpoint, its card, scores and pictures follow from."""
+    validation = getattr(task, "validation", None)
+    validated = [] if validation is None else [*validation.described, *validation.photos]
+    return {"step": step, "recipe": recipe, "validated": validated}
+
+
+def _prepare_folder(output_dir: Path) -> None:
     make_directory(output_dir)
     for left in (
         *output_dir.glob(".checkpoint*"),
         *output_dir.glob(f"{NUMBERED_DIR}/.step-*"),
     ):  # a partly written checkpoint of a killed run
         shutil.rmtree(left, ignore_errors=True)
-    if forget is not None:
-        forget_checkpoints(output_dir)
-        shutil.rmtree(forget, ignore_errors=True)
 
 
 def _open_monitor(
@@ -357,18 +407,18 @@ def _open_monitor(
     step: int,
     recipe: Mapping[str, Any],
     optimization: OptimizationConfig,
-    run: RunConfig,
+    boards: list[Board],
     accelerator: Accelerator,
     watch: Any,
 ) -> Monitor:
-    """Writes the recipe and opens the logs, without the lines of steps that are made again."""
+    """Writes the recipe and opens the logs, next to `boards`, without the lines of steps that are made again."""
     monitor = Monitor(
         output_dir,
         step=step,
         num_steps=optimization.num_steps,
         batch_size=optimization.batch_size,
         num_train_timesteps=NUM_TRAIN_TIMESTEPS,
-        boards=open_boards(output_dir, run, recipe, step=step),
+        boards=boards,
         device=accelerator.device,
         watch=watch or (lambda progress: LOGGER.info("%s", progress)),
     )

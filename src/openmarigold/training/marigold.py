@@ -236,9 +236,8 @@ class MarigoldTask:
     def save(self, directory: Path, *, final: bool = True) -> None:
         """Writes the checkpoint; the `final` one is complete, with a text encoder for other programs.
 
-        Low-rank updates are merged into it; they are also saved alone, in its folder `adapter/`. Where the last step
-        returns the denoised latent (`final_step` "clean"), the scheduler says so (`set_alpha_to_one`), so that diffusers
-        gives the same maps.
+        Low-rank updates are merged into it; they are also saved alone, in its folder `adapter/`. Where `final_step` is
+        "clean", the scheduler says so (`set_alpha_to_one`), so that diffusers gives the same maps.
         """
         assert isinstance(self.model, UNet2DConditionModel)
         defaults, unet, lora = self._recipe.checkpoint, self.model, self._lora

@@ -123,7 +123,7 @@ class ValidationConfig:
     """None: the checkpoint's own; 0: each photo's own size."""
 
     def __post_init__(self) -> None:
-        require_each(self, lambda value: value >= 0, "0 or more", "num_images")
+        require_each(self, lambda value: value >= 0, "0 or more", "num_images", "seed")
         require(all(count >= 0 for count in self.sources.values()), "every number in sources must be 0 or more")
         require_each(self, lambda value: value >= 1, "at least 1", "ensemble_size")
         require(

@@ -15,7 +15,7 @@ from PIL import Image
 
 from openmarigold.data.remote import DataFolder
 from openmarigold.data.sources import Source
-from openmarigold.errors import DataError, RecipeError
+from openmarigold.errors import DataError, ImageError, RecipeError
 from openmarigold.evaluation import Estimator, baseline_estimators, predictor_estimator, score_benchmark
 from openmarigold.evaluation.benchmark import Benchmark
 from openmarigold.evaluation.benchmark_readers import Entry
@@ -69,7 +69,7 @@ class Validation:
         data_dir: DataFolder | None = None,
         limits: Callable[[str, Source], tuple[float, float]] | None = None,
     ) -> None:
-        """Open the benchmarks and list the photos, so that a wrong folder is found before the first step.
+        """Open the benchmarks and decode each photo once, so that what is wrong is found before the first step.
 
         Args:
             held_out: scenes of the training sources that are not trained on; empty ones do not count.
@@ -78,6 +78,7 @@ class Validation:
 
         Raises:
             DataError: a benchmark is missing, damaged or incomplete, or the folder holds no photos.
+            ImageError: a photo cannot be read.
             RecipeError: named benchmarks without the folder of their data.
         """
         self._config, self._device, self._modality, self._limits = config, device, modality, limits
@@ -110,6 +111,8 @@ class Validation:
                 self._photos = sorted(p for p in paths.photos_dir.iterdir() if p.suffix.lower() in SUFFIXES)
             if not self._photos:
                 raise DataError(f"{paths.photos_dir} holds no photos ({', '.join(SUFFIXES)}); give another --photos")
+        for photo in self._photos:
+            _read_photo(photo)
 
     def _add(self, name: str, benchmark: Benchmark, count: int, keys: frozenset[str] | None = None) -> None:
         entries = [entry for entry in benchmark.entries if keys is None or entry.name in keys]
@@ -138,6 +141,11 @@ class Validation:
     def described(self) -> list[str]:
         """Name and number of images of each set."""
         return [f"{one.name or 'the folder'}: {len(one.entries)} images" for one in self._sets]
+
+    @property
+    def photos(self) -> list[str]:
+        """Names of the photos whose maps are shown."""
+        return [photo.name for photo in self._photos]
 
     def loss_samples(self) -> list[tuple[Source, int]]:
         """Samples of held-out scenes for the validation loss, evenly spread."""
@@ -205,7 +213,7 @@ class Validation:
         predictor = Predictor.load(checkpoint, engine="torch", device=self._device)
         folder.mkdir(parents=True, exist_ok=True)
         for photo in self._photos:
-            rgb = read_rgb(photo)
+            rgb = _read_photo(photo)
             prediction = predictor(rgb, **self._settings())
             maps = {kind.name: prediction.maps[kind.name] for kind in self._modality.maps}
             pair = np.concatenate([rgb, self._modality.picture(maps, COLOR_MAP)], axis=1)
@@ -215,6 +223,13 @@ class Validation:
             write_atomically(path, lambda temporary, picture=picture: picture.save(temporary, "JPEG", quality=90))
             found[photo.stem] = np.asarray(picture)
         return found
+
+
+def _read_photo(path: Path) -> np.ndarray:
+    try:
+        return read_rgb(path)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}; remove it from the folder of --photos, or replace it") from error
 
 
 def _label(name: str, kind: str, metric: str) -> str:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from openmarigold.data.augmentation import random_appearance, random_view
+from openmarigold.data.encodings import MapEncoding
+from openmarigold.data.shard_writer import NewSample, ShardWriter
 from openmarigold.data.sources import Sample, Source
 from openmarigold.errors import DataError, RecipeError
 from openmarigold.modalities import DEPTH
@@ -121,6 +123,29 @@ def test_depths_beyond_the_limit_of_their_kind_do_not_count(data_dir: Path) -> N
         assert view.target is None or view.target.bounds[1] < limit
         expected = (original > 0) & (original < limit)
         assert any(np.array_equal(view.valid_mask, mask) for mask in (expected, expected[:, ::-1]))
+
+
+def test_unknown_pixels_of_labels_are_not_learned_as_far(tmp_path: Path) -> None:
+    """A set says what its pixels without depth are, and `invalid_is_far` keeps to it; such views get other rows."""
+    depth = np.add.outer(np.linspace(1, 2, 48), np.zeros(64)).astype(np.float32)
+    depth[:, :16] = 0
+    for name, is_far in (("renders", True), ("labels", False)):
+        encodings = {"depth": MapEncoding(kind="float32")}
+        writer = ShardWriter(tmp_path / name, name=name, split="train", encodings=encodings, settings={})
+        writer.begin()
+        rgb = np.zeros((48, 64, 3), np.uint8)
+        writer.write(0, [NewSample(key="a", kind="rooms", scene="s", rgb=rgb, maps={"depth": depth})])
+        writer.finish(1, {"unknown_is_far": is_far})
+    valid, identities = {}, {}
+    for far in (True, False):
+        config = DataConfig(sources={"renders": 0.5, "labels": 0.5}, size=(48, 64), invalid_is_far=far)
+        mixture = Mixture(config, data_dir=tmp_path, seed=0)
+        for number, source in enumerate(mixture.sources):
+            valid[far, source.name] = mixture.view(number).valid_mask.mean()
+            identities[far, source.name] = mixture.identity(number)
+    assert valid == {(True, "renders"): 1, (True, "labels"): 0.75, (False, "renders"): 0.75, (False, "labels"): 0.75}
+    assert identities[True, "renders"] == identities[False, "renders"], "as in earlier versions"
+    assert identities[True, "labels"] != identities[False, "labels"]
 
 
 def test_mixture_draws_sources_in_their_shares(data_dir: Path) -> None:

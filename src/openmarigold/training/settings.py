@@ -171,7 +171,8 @@ class DataConfig:
     """How pixels without depth are encoded: as the far plane, or by their stored values, as in the published code (0,
     which becomes the near plane)."""
     invalid_is_far: bool = False
-    """Learn pixels without depth as the far plane instead of masking them: right where they are all sky."""
+    """Learn pixels without depth as the far plane instead of masking them: right where they are all sky. A prepared set
+    whose manifest states `unknown_is_far = false` is masked all the same."""
     min_depth: float = 1e-5
     """Smallest depth that counts [m], excluded. Paper code: 1e-5."""
     max_depth: dict[str, float] = field(default_factory=dict)

@@ -208,6 +208,8 @@ class Mixture:
         config, (number, sample_index, variant) = self.config, self._place(index)
         source = self.sources[number]
         identity = source.identity(sample_index, (kind.name for kind in self.modality.maps))
+        if config.invalid_is_far and not self._learns_far(source):
+            identity = (*identity, "unknown is masked")  # earlier versions kept rows in which it counted as far
         limits = self.limits(source.kinds[sample_index], source)
         if self._is_plain(source, sample_index, self.size_of(number)):
             return (*identity, *map(str, limits), variant % 2)
@@ -274,7 +276,11 @@ class Mixture:
             target = self.modality.to_target(sample.maps, valid_mask, config.invalid)
         except DataError:  # no valid target, such as a single plane
             return nothing
-        return View(image, target, np.ones_like(valid_mask) if config.invalid_is_far else valid_mask)
+        return View(image, target, np.ones_like(valid_mask) if self._learns_far(source) else valid_mask)
+
+    def _learns_far(self, source: Source) -> bool:
+        """Whether pixels without depth are learned as far; in a source where they may be anything they never are."""
+        return self.config.invalid_is_far and source.unknown_is_far
 
     def random_sample(self, rng: np.random.Generator) -> tuple[Sample, Bool[np.ndarray, "h w"] | None]:
         """A view of a random sample of a random source, without changes of color, and which of its pixels count."""

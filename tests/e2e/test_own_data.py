@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +101,52 @@ def test_each_picture_keeps_its_shape(data_dir: Path) -> None:
 def test_buckets_of_real_sizes() -> None:
     photos = {(3024, 4032): 500, (4032, 3024): 200, (1080, 1920): 90, (1081, 1920): 2, (600, 600): 1}
     buckets = choose_buckets(photos)
-    assert buckets == [(480, 640), (640, 480), (416, 736)]
-    assert all(height * width <= 1.02 * LARGEST_AREA for height, width in buckets)
+    assert buckets == [(480, 640), (640, 480), (408, 736)]
+    for size in [*photos, (243, 1338), (480, 640), (1201, 1999)]:
+        assert np.prod(choose_buckets({size: 9})[0]) <= LARGEST_AREA
+    assert choose_buckets({(40, 62): 9}) == [(40, 56)], "not enlarged"
     assert len(choose_buckets({(100 + 8 * i, 400): 10 for i in range(30)})) == 6
     assert choose_buckets({(48, 64): 1}) == [(48, 64)]
+
+
+def write_split(data_dir: Path, name: str, split: str) -> None:
+    """A copy of the prepared set `mine` that states another split."""
+    shutil.copytree(data_dir / "mine", data_dir / name)
+    manifest = json.loads((data_dir / name / "manifest.json").read_text())
+    (data_dir / name / "manifest.json").write_text(json.dumps(manifest | {"split": split}))
+
+
+def test_splits_for_validation_are_scored_and_not_trained_on(tmp_path: Path) -> None:
+    data_dir = prepare_own_pictures(tmp_path / "raw", tmp_path / "data")
+    write_split(data_dir, "others", "train")
+    write_split(data_dir, "mine/val", "val")
+    table = make_recipe(data_dir)
+    assert table["data"]["sources"] == {"mine": 0.5, "others": 0.5} and table["data"]["held_out"] == 0.0
+    assert table["validation"]["sources"] == {"mine/val": 100}
+    write_recipe(data_dir, tmp_path / "mine.toml")
+    assert read_recipe(tmp_path / "mine.toml") == parse_recipe(table, where="made")
+    named = make_recipe(data_dir, ['data.sources={ "mine/val" = 1.0 }'])
+    assert named["data"]["sources"] == {"mine/val": 1.0} and "sources" not in named["validation"]
+    shutil.rmtree(data_dir / "others")
+    (data_dir / "mine" / "val").rename(data_dir / "val")
+    shutil.rmtree(data_dir / "mine")
+    with pytest.raises(DataError, match=r"only sets for validation \(val\); prepare one with `--split train`"):
+        make_recipe(data_dir)
+
+
+def test_a_benchmark_next_to_prepared_sets_is_in_nobodys_way(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data_dir = prepare_own_pictures(tmp_path / "raw", tmp_path / "data")
+    (data_dir / "benchmark").mkdir()
+    (data_dir / "benchmark" / "manifest.json").write_text('[{"name": "a", "kind": "rooms", "place": "here"}]')
+    assert make_recipe(data_dir)["data"]["sources"] == {"mine": 1.0}
+    for command in ("verify", "statistics", "preview"):
+        more = ["--output", str(tmp_path / "sheet.jpg")] if command == "preview" else []
+        assert run(["data", command, str(data_dir / "benchmark"), *more]) != 0
+        said = " ".join(capsys.readouterr().err.split())
+        assert "is a benchmark's list of images, not the manifest of a prepared set; give the folder" in said
+        assert "delete" not in said
 
 
 def test_schedule_and_rate_follow_steps_and_base(data_dir: Path, tmp_path: Path) -> None:

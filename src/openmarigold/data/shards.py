@@ -308,6 +308,11 @@ def read_json(path: DataFolder) -> dict[str, Any]:
         raise
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({one_line(error)}); delete it and prepare the data again") from error
+    if isinstance(content, list) and str(path).endswith(MANIFEST_FILE):
+        raise DataError(
+            f"{path} is a benchmark's list of images, not the manifest of a prepared set; give the folder that "
+            "`openmarigold data prepare` wrote"
+        )
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no JSON object; delete it and prepare the data again")
     return content

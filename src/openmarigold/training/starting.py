@@ -16,7 +16,7 @@ from typing import Any
 
 from openmarigold.checkpoints.single_file import is_single_file, read_single_file
 from openmarigold.data.remote import DataFolder, RemoteFolder
-from openmarigold.data.shards import MANIFEST_FILE, ShardedDataset, is_prepared
+from openmarigold.data.shards import INDEX_FILE, MANIFEST_FILE, ShardedDataset, is_prepared
 from openmarigold.errors import DataError, OutputError
 from openmarigold.files import write_atomically
 from openmarigold.modalities import find_modality
@@ -28,6 +28,10 @@ DEFAULT_BASE = "prs-eth/marigold-depth-v1-1"
 LARGEST_AREA = 480 * 640  # px of a view, as published
 MOST_BUCKETS = 6
 LEAST_IN_BUCKET = 4
+VALIDATION_SPLITS = ("val", "test")
+"""What the manifest of a prepared set that is not for training states."""
+_VALIDATED = 100  # pictures of each of these sets
+_HELD_OUT = 0.1  # of the scenes where there is no such set
 _BATCH_SIZE, _MICRO_BATCH_SIZE = 16, 2
 _PASSES = 40  # over the data, within these numbers of steps
 _LEAST_STEPS, _MOST_STEPS = 400, 20_000
@@ -37,6 +41,7 @@ _COMMENTS = {
     "data.buckets": "height and width of views; each picture takes the one that is nearest to its shape",
     "data.draws": "so that other recipes can share the latents of --cache-dir",
     "data.held_out": "share of the scenes that are for validation",
+    "validation.sources": "sets for validation, and how many of their pictures are scored",
     "optimization.num_steps": "may grow later: the run continues",
     "optimization.learning_rate": "by the rule of docs/training.md; ten times as high for low-rank updates (lora.rank)",
     "optimization.batch_size": "over all processes",
@@ -49,14 +54,16 @@ _COMMENTS = {
 def find_sets(data_dir: DataFolder, modality: str) -> dict[str, ShardedDataset]:
     """The prepared sets in a folder, or one level further down, that have the maps of a modality; by name.
 
+    A folder with another manifest.json, such as a benchmark, does not count.
+
     Raises:
         DataError: there is none, or one is damaged.
     """
     if isinstance(data_dir, RemoteFolder):
-        names = data_dir.folders_with(MANIFEST_FILE)
+        names = sorted(set(data_dir.folders_with(MANIFEST_FILE)) & set(data_dir.folders_with(INDEX_FILE)))
     else:
         folders = sorted(path for depth in ("*", "*/*") for path in data_dir.glob(depth) if is_prepared(path))
-        names = [folder.relative_to(data_dir).as_posix() for folder in folders]
+        names = [path.relative_to(data_dir).as_posix() for path in folders if (path / INDEX_FILE).is_file()]
     sets = {name: ShardedDataset(data_dir / name) for name in names}
     needed = {kind.name for kind in find_modality(modality).maps}
     fitting = {name: data for name, data in sets.items() if needed <= data.encodings.keys() and len(data)}
@@ -72,8 +79,8 @@ def find_sets(data_dir: DataFolder, modality: str) -> dict[str, ShardedDataset]:
 def choose_buckets(sizes: Mapping[tuple[int, int], int]) -> list[tuple[int, int]]:
     """Heights and widths of views for pictures of these sizes (with their numbers), the most frequent one first.
 
-    Each keeps the shape of its pictures up to sides that are multiples of 8, none is larger than `LARGEST_AREA`, and
-    pictures are not enlarged. Rare shapes join the nearest.
+    Each keeps the shape of its pictures up to sides that are rounded down to multiples of 8: none is larger than
+    `LARGEST_AREA`, and pictures are not enlarged. Rare shapes join the nearest.
     """
     counts: Counter[tuple[int, int]] = Counter()
     for (height, width), count in sizes.items():
@@ -97,10 +104,11 @@ def shape_distance(size: tuple[int, int], other: tuple[int, int]) -> tuple[float
 def make_recipe(data_dir: DataFolder, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The table of a recipe that fine-tunes a Marigold on all prepared sets of a folder.
 
-    What follows from other values (the schedule from the number of steps, the rate from the base) follows `overrides`.
+    Those of `VALIDATION_SPLITS` are validated on, unless `overrides` name them in data.sources. What follows from other
+    values (the schedule from the number of steps, the rate from the base) follows `overrides`.
 
     Raises:
-        DataError: no prepared set with the maps.
+        DataError: no prepared set with the maps, or none that is for training.
         RecipeError: an override that is not accepted.
     """
     given = with_overrides({}, overrides)
@@ -108,8 +116,14 @@ def make_recipe(data_dir: DataFolder, overrides: Sequence[str] = ()) -> dict[str
     sets = find_sets(data_dir, modality)
     section = given.get("data")
     wanted = section.get("sources") if isinstance(section, dict) else None
-    if isinstance(wanted, dict) and set(wanted) & sets.keys():
-        sets = {name: data for name, data in sets.items() if name in wanted}
+    named = set(wanted) & sets.keys() if isinstance(wanted, dict) else set()
+    validated = [n for n, data in sets.items() if data.manifest.get("split") in VALIDATION_SPLITS and n not in named]
+    sets = {name: data for name, data in sets.items() if name in (named or sets.keys() - set(validated))}
+    if not sets:
+        raise DataError(
+            f"{data_dir} holds only sets for validation ({', '.join(validated)}); prepare one with `--split train`, or "
+            f"name what to train on with --set 'data.sources={{ \"{validated[0]}\" = 1.0 }}'"
+        )
     sizes: Counter[tuple[int, int]] = Counter()
     for data in sets.values():
         sizes.update((int(height), int(width)) for height, width in data.sizes.tolist())
@@ -130,10 +144,16 @@ def make_recipe(data_dir: DataFolder, overrides: Sequence[str] = ()) -> dict[str
             "mirror": "both",
             "num_variants": 2,
             "draws": "sample",
-            "held_out": 0.1,
+            "held_out": 0.0 if validated else _HELD_OUT,
         },
         **_schedule(given, base, steps),
-        "validation": {"num_images": 100, "num_inference_steps": 1, "spacing": "trailing", "ensemble_size": 1},
+        "validation": {
+            **({"sources": dict.fromkeys(validated, _VALIDATED)} if validated else {}),
+            "num_images": 100,
+            "num_inference_steps": 1,
+            "spacing": "trailing",
+            "ensemble_size": 1,
+        },
         "run": {"validation_period": max(1, steps // 10)},
         "checkpoint": {
             "name": f"marigold-{next(iter(sets)).replace('/', '-')}",
@@ -236,7 +256,8 @@ def _toml(value: Any) -> str:
 
 
 def _side(length: float) -> int:
-    return max(8, round(length / 8) * 8)
+    """The largest multiple of 8 within a length, but for rounding errors of the length itself."""
+    return max(8, math.floor(length / 8 + 1e-6) * 8)
 
 
 def _facts_of_base(base: str) -> tuple[bool, bool]:

@@ -161,6 +161,9 @@ def test_png_folder_keeps_codes_and_jpeg_files(tmp_path: Path) -> None:
     assert data.member(0, "rgb") == (source / "hall" / "color" / "0.jpg").read_bytes()
     listed = prepare_folder(source, tmp_path / "listed", listed=["hall/color/2.jpg hall/depth/2.png"])
     assert listed.keys == ["hall-2"]
+    lines = ["kitchen 1/color/0.jpg", "kitchen 1/color/2.jpg\tkitchen 1/depth/2.png", "hall/color/1.jpg more words"]
+    spaced = prepare_folder(source, tmp_path / "spaced", listed=lines)
+    assert spaced.keys == ["kitchen-1-0", "kitchen-1-2", "hall-1"]
 
 
 def test_distances_become_planar_and_float32(tmp_path: Path) -> None:

@@ -155,6 +155,9 @@ def test_lists_and_scenes_of_interiorverse(tmp_path: Path) -> None:
     source = write_interiorverse(tmp_path / "raw")
     line = "scenes_85/L3D2/012_im.exr scenes_85/L3D2/012_albedo.exr"
     assert [frame.key for frame in InteriorVerseReader(source, listed=[line]).list_frames().frames] == ["L3D2-012"]
+    (source / "scenes 85").symlink_to(source / "scenes_85")
+    spaced = InteriorVerseReader(source, listed=[line.replace("_85", " 85", 1)])
+    assert [frame.key for frame in spaced.list_frames().frames] == ["L3D2-012"]
     assert [frame.key for frame in InteriorVerseReader(source, scenes=("L3D2",)).list_frames().frames] == ["L3D2-012"]
     with pytest.raises(DataError, match="names no frame"):
         InteriorVerseReader(source, listed=["012.png"]).list_frames()

@@ -15,7 +15,7 @@ import threading
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -77,6 +77,22 @@ def open_archive(path: Path) -> Archive:
 def missing(location: DataFolder, name: str) -> DataError:
     """The error for a file that is not there."""
     return DataError(f"{location} holds no {name}; get it again, or leave it out of the list")
+
+
+def first_named(line: str, names: Container[str]) -> str:
+    """The file that a line of a list begins with: the longest beginning, up to a space, that is among `names`.
+
+    Where none is, it is the first word.
+
+    >>> first_named("living room/0.jpg living room/0.png", {"living room/0.jpg"})
+    'living room/0.jpg'
+    """
+    end = len(line)
+    while end > 0:
+        if (beginning := line[:end].rstrip()) in names:
+            return beginning
+        end = max(line.rfind(space, 0, end) for space in " \t")
+    return line.split()[0]
 
 
 def read_file(path: Path) -> bytes:

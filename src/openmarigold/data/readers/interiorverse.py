@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from openmarigold.data.archives import Archive, open_archive
+from openmarigold.data.archives import Archive, first_named, open_archive
 from openmarigold.data.encodings import MapEncoding
 from openmarigold.data.preparation import (
     FrameDefectError,
@@ -139,8 +139,9 @@ class InteriorVerseReader:
 
     def _listed_places(self) -> list[_Place]:
         places = []
+        names = self._archive.names if self._archive is not None else ()
         for line in self.listed or ():
-            match = _FILE.search(line.split()[0])
+            match = _FILE.search(first_named(line, names))
             if match is None:
                 raise DataError(f"--list: {line!r:.100} names no frame; each line begins with <scene>/000_im.exr")
             places.append((match[1], int(match[2])))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from openmarigold.data.archives import Archive, open_archive
+from openmarigold.data.archives import Archive, first_named, open_archive
 from openmarigold.data.arrays import UnexpectedArrayError, load_npy
 from openmarigold.data.encodings import MapEncoding
 from openmarigold.data.preparation import (
@@ -178,7 +178,7 @@ class FolderReader:
         if self.listed is None:
             names = sorted(name for name in archive.names if pattern.fullmatch(name))
         else:
-            names = list(dict.fromkeys(line.split()[0] for line in self.listed))
+            names = list(dict.fromkeys(first_named(line, archive.names) for line in self.listed))
         if not names:
             examples = ", ".join([*sorted(archive.names)[:3], "..."]) if archive.names else "nothing"
             reasons = "".join(f"; {what}" for what in list(archive.damage.values())[:1])

@@ -115,6 +115,10 @@ def test_a_change_in_full_is_an_exact_update(shape: tuple[int, ...]) -> None:
 
 def test_unknown_layers_are_refused(base: Any) -> None:
     with pytest.raises(
+        InvalidValueError, match=r"names only what is trained in full anyway \(conv_in\); name other lay"
+    ):
+        LoraUNet(base, rank=2, alpha=2.0, targets=("conv_in",), in_full=("conv_in",), seed=5)
+    with pytest.raises(
         InvalidValueError, match=r"lora\.targets names to_x, which no layer of this U-Net ends with; su"
     ):
         LoraUNet(base, rank=2, alpha=2.0, targets=("to_q", "to_x"), in_full=("conv_in",), seed=5)

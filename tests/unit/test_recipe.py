@@ -8,6 +8,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,9 @@ import openmarigold.training.nano.recipes as nano_recipes
 import openmarigold.training.recipe as recipe_module
 import openmarigold.training.settings as settings_module
 from openmarigold.errors import RecipeError
+from openmarigold.training.lite.recipes import DistributionLossConfig, LiteRecipe, LogAutoencoderRecipe
 from openmarigold.training.recipe import MarigoldRecipe, parse_recipe, read_recipe, to_table
+from openmarigold.training.settings import DataConfig, OptimizationConfig, TimestepConfig
 from training_data import AUTOENCODER, DEPTH, GENERATOR
 
 REPOSITORY = Path(__file__).parents[2]
@@ -81,6 +84,17 @@ def test_depth_recipe_defaults_are_the_papers() -> None:
             "num_variants = 2, kind_weights = { rooms = -1 }",
             "every kind_weights must be 0 or above",
         ),
+        ("{ synthetic = 1.0 }", "{ synthetic = inf }", "every share in sources must be above 0, and at most 1e"),
+        (
+            "num_variants = 2",
+            "num_variants = 2, kind_weights = { rooms = inf }",
+            "kind_weights must be 0 or above, and",
+        ),
+        ("num_variants = 2", "num_variants = 1000000000000", "num_variants=1000000000000 must be 1 to 10000"),
+        ("num_variants = 2", "latent_noise = inf", "latent_noise=inf must be finite, 0 or above"),
+        ("num_variants = 2", "aspect_jitter = inf", "aspect_jitter=inf must be finite, 0 or above"),
+        ("[32, 48]", "[80000, 48]", r"size=\[80000, 48\]: 80000 is above 8192 pixels"),
+        ("last_share = 0.25", 'spacing = "leading"', "where the result is the starting noise; set spacing"),
         (
             'mixed_precision = "bf16"',
             "mixed_precision = 'fp8'",
@@ -94,6 +108,49 @@ def test_mistakes_are_named(tmp_path: Path, old: str, new: str, message: str) ->
         read_recipe(write(tmp_path, DEPTH.replace(old, new)))
     assert str(error.value).startswith(str(tmp_path / "recipe.toml"))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("modality", "section", "values", "message"),
+    [
+        ("normals", "data", {"aspect_jitter": 0.1}, r"data\.aspect_jitter=0\.1 makes surface normals wrong"),
+        ("normals", "objective", {"error": "relative"}, 'error="relative" is for depth, not for surface normals'),
+        ("lighting", "objective", {"error": "meters"}, 'error="meters" is for depth, not for'),
+        ("depth", "objective", {"error": "meters"}, ""),
+        ("depth", "data", {"aspect_jitter": 0.1}, ""),
+    ],
+)
+def test_settings_that_make_a_modality_wrong_are_refused(
+    modality: str, section: str, values: dict[str, object], message: str
+) -> None:
+    table: dict[str, Any] = {
+        "kind": "depth",
+        "modality": modality,
+        "base": "x",
+        "data": {"sources": {"a": 1}, "size": [48, 64]},
+        "optimization": {"num_steps": 1, "batch_size": 1, "learning_rate": 1e-3},
+        "checkpoint": {"name": "x"},
+        "objective": {"kind": "end_to_end"},
+    }
+    table[section] = table[section] | values
+    if not message:
+        parse_recipe(table, where="test")
+        return
+    with pytest.raises(RecipeError, match=message):
+        parse_recipe(table, where="test")
+
+
+def test_settings_that_make_a_small_model_wrong_are_refused() -> None:
+    data = DataConfig(sources={"a": 1.0}, size=(48, 64), aspect_jitter=0.1)
+    optimization = OptimizationConfig(num_steps=1, batch_size=1, learning_rate=1e-3)
+    LogAutoencoderRecipe(kind="log_autoencoder", data=data, optimization=optimization)
+    with pytest.raises(RecipeError, match="makes surface normals wrong"):
+        LogAutoencoderRecipe(kind="log_autoencoder", data=data, optimization=optimization, modality="normals")
+    settings: dict[str, Any] = {"kind": "lite", "autoencoder": Path("x"), "data": data, "optimization": optimization}
+    leading = TimestepConfig(spacing="leading")
+    LiteRecipe(**settings, timesteps=leading, loss=DistributionLossConfig(objective="denoising"))
+    with pytest.raises(RecipeError, match=r'timesteps\.spacing="leading" has no effect'):
+        LiteRecipe(**settings, timesteps=leading)
 
 
 @pytest.mark.parametrize("content", [b"", b"kind = ", b"\xff\xfe\x00"])

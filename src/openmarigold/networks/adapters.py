@@ -65,7 +65,7 @@ class LoraUNet:
             seed: of the matrices A, which start at random; B starts at 0.
 
         Raises:
-            InvalidValueError: a target that no linear or convolutional layer has.
+            InvalidValueError: a target that no linear or convolutional layer has, or none but layers in full.
             MissingExtraError: peft is not installed.
         """
         with needs_extra("train"):
@@ -77,6 +77,11 @@ class LoraUNet:
             raise InvalidValueError(
                 f"lora.targets names {', '.join(unknown)}, which no layer of this U-Net ends with; such as "
                 f"{', '.join(sorted({name.rsplit('.')[-1] for name in names})[:12])}"
+            )
+        if not chosen:
+            raise InvalidValueError(
+                f"lora.targets names only what is trained in full anyway ({', '.join(in_full)}); name other layers, "
+                "such as to_q"
             )
         unet.requires_grad_(False)
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=chosen), unet, _NAME)  # pyright: ignore

@@ -27,6 +27,7 @@ from openmarigold.training.settings import (
     OptimizationConfig,
     RunConfig,
     TimestepConfig,
+    check_shapes_kept,
     require,
     require_each,
 )
@@ -165,6 +166,18 @@ class MarigoldRecipe:
         require(
             not self.lora.half_base or (self.lora.rank > 0 and self.optimization.mixed_precision != "no"),
             'lora.half_base needs lora.rank above 0 and optimization.mixed_precision = "bf16" or "fp16"',
+        )
+        check_shapes_kept(self.data, self.modality)
+        require(
+            self.objective.error == "absolute" or MODALITIES[self.modality].pixel_loss == "affine_invariant",
+            f'objective.error="{self.objective.error}" is for depth, not for {MODALITIES[self.modality].title}; use '
+            '"absolute"',
+        )
+        require(
+            self.timesteps.spacing == "trailing" or self.checkpoint.num_inference_steps > 1,
+            'timesteps.spacing="leading" with checkpoint.num_inference_steps=1 makes a checkpoint whose only step '
+            'begins at timestep 1, where the result is the starting noise; set spacing = "trailing" or '
+            "num_inference_steps = 10",
         )
         if self.objective.kind == "end_to_end":
             unused = [] if self.noise == NoiseConfig() else ["[noise]"]

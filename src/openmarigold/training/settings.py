@@ -3,13 +3,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from openmarigold.errors import RecipeError
+from openmarigold.modalities import MODALITIES
 
 DEFAULT_MODALITY = "depth"
+LARGEST_SIDE = 8192
+"""Of a view [px]."""
+MOST_VARIANTS = 10_000
+_LARGEST_SHARE = 1e9  # shares are relative; their sum must stay finite
 
 
 def require(condition: bool, message: str) -> None:
@@ -28,6 +34,22 @@ def require_each(settings: object, accepted: Callable[[Any], bool], bounds: str,
 def is_share(value: float) -> bool:
     """Whether a value is in [0, 1]."""
     return 0 <= value <= 1
+
+
+def check_sides(name: str, size: tuple[int, int]) -> None:
+    """Raises `RecipeError` unless height and width of the setting `name` are multiples of 8, up to `LARGEST_SIDE`."""
+    for side in size:
+        require(side > 0 and side % 8 == 0, f"{name}={list(size)}: {side} is not a multiple of 8")
+        require(side <= LARGEST_SIDE, f"{name}={list(size)}: {side} is above {LARGEST_SIDE} pixels")
+
+
+def check_shapes_kept(data: DataConfig, modality: str) -> None:
+    """Raises `RecipeError` if views with pixels that are not square make the maps of a modality wrong."""
+    require(
+        MODALITIES[modality].pixel_loss != "angular" or data.aspect_jitter == 0,
+        f"data.aspect_jitter={data.aspect_jitter} makes {MODALITIES[modality].title} wrong: where pixels are not "
+        "square, a surface faces another way; set it to 0",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,12 +211,17 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.sources), "sources is empty; name at least one, such as { synthetic = 1.0 }")
-        require(all(share > 0 for share in self.sources.values()), "every share in sources must be above 0")
-        require(all(weight >= 0 for weight in self.kind_weights.values()), "every kind_weights must be 0 or above")
+        require(
+            all(0 < share <= _LARGEST_SHARE for share in self.sources.values()),
+            f"every share in sources must be above 0, and at most {_LARGEST_SHARE:g}",
+        )
+        require(
+            all(0 <= weight <= _LARGEST_SHARE for weight in self.kind_weights.values()),
+            f"every kind_weights must be 0 or above, and at most {_LARGEST_SHARE:g}",
+        )
         named = {"size": self.size, **{f"sizes.{name}": size for name, size in self.sizes.items()}}
         for name, size in [*named.items(), *(("buckets", size) for size in self.buckets)]:
-            for side in size:
-                require(side > 0 and side % 8 == 0, f"{name}={list(size)}: {side} is not a multiple of 8")
+            check_sides(name, size)
         for name in ("sizes", "num_samples"):
             unknown = sorted(getattr(self, name).keys() - self.sources.keys())
             require(not unknown, f"{name} names {', '.join(unknown)}, which sources does not")
@@ -217,8 +244,8 @@ class DataConfig:
         require(self.held_out is None or 0 <= self.held_out < 1, f"held_out={self.held_out} must be in [0, 1)")
         require_each(self, lambda value: 0 < value <= 1, "in (0, 1]", "min_scale")
         jitters = ("aspect_jitter", "appearance", "latent_noise")
-        require_each(self, lambda value: value >= 0, "0 or above", *jitters, "min_depth")
-        require_each(self, lambda value: value >= 1, "at least 1", "num_variants")
+        require_each(self, lambda value: 0 <= value < math.inf, "finite, 0 or above", *jitters, "min_depth")
+        require_each(self, lambda value: 1 <= value <= MOST_VARIANTS, f"1 to {MOST_VARIANTS}", "num_variants")
         for name, (low, high) in self.valid_range.items():
             require(0 <= low < high, f"valid_range of {name} = {[low, high]} must be two numbers, 0 <= low < high")
         require(

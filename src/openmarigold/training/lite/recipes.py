@@ -17,6 +17,8 @@ from openmarigold.training.settings import (
     OptimizationConfig,
     RunConfig,
     TimestepConfig,
+    check_shapes_kept,
+    check_sides,
     is_share,
     require,
     require_each,
@@ -40,8 +42,7 @@ class ViewConfig:
 
     def __post_init__(self) -> None:
         for size in self.other_sizes:
-            for side in size:
-                require(side > 0 and side % 8 == 0, f"other_sizes has {list(size)}: {side} is not a multiple of 8")
+            check_sides("other_sizes", size)
         require_each(self, is_share, "in [0, 1]", "other_share", "rotated_share")
         require(not self.other_share or bool(self.other_sizes), "other_share needs other_sizes")
         require(0 <= self.rotation <= 45, f"rotation={self.rotation} must be 0 to 45 degrees")
@@ -208,10 +209,12 @@ class LiteRecipe:
         else:
             unused = [] if self.noise == NoiseConfig() else ["[noise]"]
             unused += ["timesteps.last_share"] if self.timesteps.last_share else []
+            unused += ['timesteps.spacing="leading"'] if self.timesteps.spacing == "leading" else []
             require(not unused, f'{" and ".join(unused)} has no effect with loss.objective "end_to_end"; leave it out')
 
 
 def _check_data(data: DataConfig, modality: str) -> None:
     require(modality in MODALITIES, f"modality={modality!r} is not accepted here; use one of {', '.join(MODALITIES)}")
+    check_shapes_kept(data, modality)
     require(data.mixture == "sample", 'data.mixture must be "sample"')
     require(data.num_variants == 1, "data.num_variants must be 1: every view is drawn anew")

@@ -17,5 +17,5 @@ def generator_for(seed: int, what: str, *index: int) -> np.random.Generator:
     >>> bool(a.random() == b.random())
     True
     """
-    entropy = [seed & (2**64 - 1), zlib.crc32(what.encode()), *(i & (2**64 - 1) for i in index)]
+    entropy = [seed & (2**64 - 1), zlib.crc32(what.encode(errors="surrogatepass")), *(i & (2**64 - 1) for i in index)]
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))

@@ -375,6 +375,20 @@ def test_broken_folders(tmp_path: Path) -> None:
         sample()
 
 
+def test_kinds_that_cannot_be_reported_are_refused(tmp_path: Path) -> None:
+    folder = make_folder_benchmark(tmp_path / "folder", count=2)
+    entries = json.loads((folder / "manifest.json").read_text())
+    for kind, message in (("all", "which is the name of the scores over all kinds"), ("\ud800", "which no text has")):
+        entries[0]["kind"] = kind
+        (folder / "manifest.json").write_text(json.dumps(entries))
+        with pytest.raises(DataError, match=message):
+            open_folder_benchmark(folder)
+    for entry in entries:
+        entry["kind"] = "all"
+    (folder / "manifest.json").write_text(json.dumps(entries))
+    assert len(open_folder_benchmark(folder).entries) == 2, "the only kind, so its scores are those of all"
+
+
 def test_data_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="diode does not exist; `openmarigold data where diode` lists"):
         open_benchmark("diode", tmp_path)

@@ -8,13 +8,14 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmark_data import look, make_depth, make_folder_benchmark, make_kitti, spec, summary
 from openmarigold.config import PredictConfig
-from openmarigold.errors import InvalidValueError
+from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.evaluation import Estimator, evaluate, evaluate_benchmark, predictor_estimator
 from openmarigold.evaluation.benchmarks import open_benchmark, open_folder_benchmark
 from openmarigold.evaluation.specs import EstimatorSpec, predictor_spec, saved_spec
@@ -131,6 +132,14 @@ def test_text_is_a_path_and_a_predictor_an_estimator(tmp_path: Path, onnx_checkp
     assert report == evaluate(benchmark, predictor_estimator(predictor))
     with pytest.raises(InvalidValueError, match="the benchmark is empty"):
         evaluate("", predictor)
+
+
+@pytest.mark.parametrize("dtype", [object, str, "datetime64[s]"])
+def test_what_holds_no_numbers_is_refused(benchmark: Path, dtype: Any) -> None:
+    with pytest.raises(DataError, match=r"room-0: the estimate holds .* values; real numbers are needed"):
+        evaluate_benchmark(
+            open_folder_benchmark(benchmark), spec(lambda rgb: np.zeros(rgb.shape[:2], int).astype(dtype))
+        )
 
 
 def test_what_is_no_estimator_is_refused(benchmark: Path) -> None:

@@ -352,6 +352,24 @@ def test_statistics_of_photos_alone(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "has a depth map" in capsys.readouterr().out
 
 
+def test_a_set_without_samples_has_nothing_to_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    writer = new_writer(tmp_path / "empty")
+    writer.begin()
+    writer.write(0, [Rejection(name="x", reason="too dark", is_error=False)])
+    writer.finish(1, {})
+    assert run(["data", "preview", str(tmp_path / "empty"), "--output", str(tmp_path / "sheet.jpg")]) != 0
+    assert "holds no samples, so there is nothing to show" in " ".join(capsys.readouterr().err.split())
+
+
+def test_names_that_no_text_has_are_damage(tmp_path: Path) -> None:
+    write_five(tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest["counts"]["kinds"] = dict.fromkeys(["\ud800", *list(manifest["counts"]["kinds"])[1:]], 1)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"missing or damaged \(UnicodeEncodeError"):
+        ShardedDataset(tmp_path)
+
+
 def test_opening_many_samples_is_quick(tmp_path: Path) -> None:
     writer = new_writer(tmp_path)
     writer.begin()

@@ -379,6 +379,7 @@ def test_generators_differ_by_every_part_of_their_name() -> None:
         for arguments in ((1, "a", 0), (2, "a", 0), (1, "b", 0), (1, "a", 1), (1, "a", 2), (-1, "a", 0), (1, "a", 0, 1))
     }
     assert len(draws) == 7
+    assert generator_for(1, "\udce9").random() not in draws, "a name that is not UTF-8 is one too"
     assert np.array_equal(generator_for(5, "x", 3).random(4), generator_for(5, "x", 3).random(4))
 
 

@@ -29,7 +29,7 @@ def write_preview(folder: Path, output: Path, *, count: int = 24, columns: int =
     value.
 
     Raises:
-        DataError: no prepared data set, or a damaged sample.
+        DataError: no prepared data set, one without samples, or a damaged sample.
         InvalidValueError: an output that is neither .jpg nor .png, or a count below 1.
         OutputError: the picture cannot be written.
     """
@@ -39,6 +39,10 @@ def write_preview(folder: Path, output: Path, *, count: int = 24, columns: int =
     if count < 1:
         raise InvalidValueError(f"count={count} must be at least 1")
     data = ShardedDataset(folder)
+    if not len(data):
+        raise DataError(
+            f"{folder} holds no samples, so there is nothing to show; its manifest.json says what was left out"
+        )
     count = min(count, len(data))
     cells = [_cell(data, round(number)) for number in np.linspace(0, len(data) - 1, count)]
     data.close()

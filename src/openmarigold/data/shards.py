@@ -86,6 +86,7 @@ class ShardedDataset:
             if any(Path(name).name != name for name in self._shards):
                 raise ValueError("a shard outside the folder")
             kinds, scenes = (list(self.manifest["counts"][name]) for name in ("kinds", "scenes"))
+            "".join([*kinds, *scenes]).encode(errors="surrogateescape")  # names that no file can have are refused
             self.encodings = {name: MapEncoding(**record) for name, record in self.manifest["maps"].items()}
             self._roles = roles(self.encodings)
             table = folder / INDEX_FILE

@@ -18,6 +18,7 @@ from openmarigold.data.archives import Archive
 from openmarigold.data.arrays import load_npy
 from openmarigold.errors import DataError, ImageError, MissingExtraError, one_line
 from openmarigold.evaluation.benchmark_readers import Decoder, Entry, Lister
+from openmarigold.evaluation.statistics import ALL_KINDS
 from openmarigold.images.photo import as_rgb
 from openmarigold.modalities import DEPTH
 from openmarigold.modalities.modality import Modality
@@ -91,7 +92,8 @@ class Benchmark:
         """Lists the images.
 
         Raises:
-            DataError: there are more or fewer than the row expects (unless `allow_partial`), or none.
+            DataError: there are more or fewer than the row expects (unless `allow_partial`), none, or some of a
+                kind with a reserved name.
         """
         self.row, self.archive = row, archive
         listing = row.list_entries(archive)
@@ -99,6 +101,12 @@ class Benchmark:
         names = {entry.name for entry in self.entries}
         if len(names) < len(self.entries):
             raise DataError(f"{archive.location} holds images twice, extracted and in an archive; keep one of the two")
+        kinds = {entry.kind for entry in self.entries}
+        if ALL_KINDS in kinds and len(kinds) > 1:
+            raise DataError(
+                f"{archive.location} has images of the kind {ALL_KINDS!r}, which is the name of the scores over all "
+                "kinds; give this kind another name"
+            )
         count, expected = len(self.entries), row.expected_count
         self.is_complete = expected is None or count == expected
         absent = f" ({len(listing.missing)} files are missing, such as {listing.missing[0]})" if listing.missing else ""

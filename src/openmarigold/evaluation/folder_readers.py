@@ -116,6 +116,12 @@ def parse_manifest(archive: Archive) -> list[dict[str, Any]]:
     ):
         raise DataError(f"{path} is not a list of objects with name, kind and place; get the benchmark again")
     names = [entry["name"] for entry in entries]
+    try:
+        "".join(entry[key] for entry in entries for key in needed).encode(errors="surrogateescape")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{path} holds {error.object[error.start]!r}, which no text has; get the benchmark again"
+        ) from None
     outside = [name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
     if outside:
         raise DataError(f"{path} names {outside[0]!r:.100}, which lies outside the benchmark; get the benchmark again")

@@ -248,8 +248,8 @@ def _by_name(sample: BenchmarkSample, predicted: Predicted) -> dict[str, np.ndar
 
 def _fitting(sample: BenchmarkSample, name: str, values: np.ndarray) -> np.ndarray:
     """One predicted map, cropped like the photo, of the measured map's size."""
-    if np.iscomplexobj(values):
-        raise InvalidValueError(f"{sample.name}: the estimate holds complex numbers; real ones are needed")
+    if values.dtype.kind not in "biuf":
+        raise InvalidValueError(f"{sample.name}: the estimate holds {values.dtype} values; real numbers are needed")
     if sample.crop is not None and values.shape[:2] == sample.full_size:
         values = values[sample.crop]
     measured = sample.maps[name]

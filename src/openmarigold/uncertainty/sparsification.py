@@ -39,7 +39,9 @@ def sparsification(
     """AUSE and AURG, in the unit of the error: areas over the share of pixels that is left out.
 
     AUSE: between the curve of the uncertainty and that of the errors themselves; 0 is the best. AURG: between no curve
-    (pixels left out at random) and that of the uncertainty; above 0 is better than chance.
+    (pixels left out at random) and that of the uncertainty; above 0 is better than chance. All curves end at 0, where
+    nothing remains. Poggi et al. let the random one end at the mean error, so their AURG is higher by this error / (2
+    `steps`).
     """
     curve, oracle = (remaining_error(error, by, steps=steps) for by in (uncertainty, error))
     flat = np.r_[np.full(steps, float(np.mean(error))), 0.0]

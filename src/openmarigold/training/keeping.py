@@ -41,11 +41,17 @@ def keep_checkpoint(checkpoint: Path, kept: Path, *, trained_of: Path | None = N
                 own = trained_of / place  # earlier versions did not write every file, such as the card
                 origin = own if own.is_file() and not filecmp.cmp(own, path, shallow=False) else path
             _link(origin, folder / place)
-        for path in sorted(trained_of.rglob("*")) if trained_of is not None else ():
-            place = folder / path.relative_to(trained_of)
-            if path.is_file() and not place.exists():  # what its owner added, such as a calibration
-                place.parent.mkdir(parents=True, exist_ok=True)
-                _link(path, place)
+        if trained_of is not None:
+            _link_further_files(trained_of, folder)
+
+
+def _link_further_files(origin: Path, folder: Path) -> None:
+    """Links the files that only `origin` has, which its owner added, such as a calibration."""
+    for path in sorted(origin.rglob("*")):
+        place = folder / path.relative_to(origin)
+        if path.is_file() and not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _link(path, place)
 
 
 def _link(origin: Path, place: Path) -> None:

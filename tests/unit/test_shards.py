@@ -269,6 +269,7 @@ def test_processes_and_threads_share_a_data_set(tmp_path: Path, method: str) -> 
     for thread in threads:
         thread.join()
     process.join()
+    assert process.exitcode == 0
     found.append(results.get())
     assert found == [expected] * 5
     data.close()

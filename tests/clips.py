@@ -13,6 +13,11 @@ import numpy as np
 from openmarigold.modalities import DEPTH
 from openmarigold.predictor.stream_state import StreamedFrame
 from openmarigold.results.prediction import Prediction
+from openmarigold.video.clip import Clip, ClipFrame
+from openmarigold.video.model import VideoResult
+from openmarigold.video.reading import open_clip
+from openmarigold.video.run import make_video
+from openmarigold.video.settings import VideoConfig
 
 HEIGHT, WIDTH = 32, 48
 
@@ -174,3 +179,30 @@ def decoded(path: Path, *, pixel_format: str = "rgb24") -> tuple[list[int], list
         frames = [(int(frame.pts or 0), frame.to_ndarray(format=pixel_format)) for frame in clip.decode(stream)]
         assert stream.time_base is not None
         return [pts for pts, _ in frames], [pixels for _, pixels in frames], stream.time_base
+
+
+def opened(path: Path | str, background: str = "white", **settings: Any) -> tuple[Clip, list[ClipFrame], list[str]]:
+    """A clip that was read to its end, its frames, and what was said about it."""
+    notes: list[str] = []
+    clip = open_clip(Path(path), config=VideoConfig(**settings), background=background, note=notes.append)
+    frames = list(clip.frames())
+    clip.close()
+    return clip, frames, notes
+
+
+def made(source: Path, out: Path, *, late: int = 0, overwrite: bool = False, **video: Any) -> VideoResult:
+    """What becomes of a clip, in segments of 4 frames."""
+    settings = VideoConfig(**{"segment": 4, **video})
+    return make_video(source, out, model=GrayModel(late=late), video=settings, overwrite=overwrite)
+
+
+def sound_of(path: Path) -> tuple[str, list[bytes], float]:
+    """Codec, packets and first moment [s] of the sound."""
+    import av
+
+    with av.open(str(path)) as file:
+        stream = file.streams.audio[0]
+        packets = [packet for packet in file.demux(stream) if packet.size]
+        first = packets[0]
+        assert first.pts is not None and stream.time_base is not None
+        return stream.codec_context.name, [bytes(packet) for packet in packets], float(first.pts * stream.time_base)

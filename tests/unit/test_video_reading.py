@@ -10,33 +10,22 @@ import threading
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from clips import HEIGHT, WIDTH, patterns, turn, write_clip, yuv_frame
+from clips import HEIGHT, WIDTH, opened, patterns, turn, write_clip, yuv_frame
 from openmarigold.errors import ImageError, InvalidValueError
-from openmarigold.video.clip import Clip, ClipFrame
 from openmarigold.video.pictures import hlg_light, pq_light
 from openmarigold.video.reading import clip_sha256, open_clip
 from openmarigold.video.sequences import about_gaps
 from openmarigold.video.settings import VideoConfig
-from openmarigold.video.time_stamps import IncreasingTimes, nearest_shift, shifts_of
 
 pytest.importorskip("av")
 RGB_FRAMES = patterns(8)
 LOSSLESS = {"codec": "libx264", "pixel_format": "yuv444p", "options": {"qp": "0"}}
-
-
-def opened(path: Path | str, background: str = "white", **settings: Any) -> tuple[Clip, list[ClipFrame], list[str]]:
-    notes: list[str] = []
-    clip = open_clip(Path(path), config=VideoConfig(**settings), background=background, note=notes.append)
-    frames = list(clip.frames())
-    clip.close()
-    return clip, frames, notes
 
 
 def first_pixel(path: Path, **settings: Any) -> list[int]:
@@ -321,45 +310,6 @@ def test_avi_with_dropped_frames_is_whole(tmp_path: Path) -> None:
     whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     clip, frames, _ = opened(whole)
     assert clip.problem is not None and "is cut off: it states 2.000 s" in clip.problem and len(frames) < 40
-
-
-def test_times_that_begin_again_follow_those_before(tmp_path: Path) -> None:
-    path = write_clip(tmp_path / "a.ts", patterns(12), codec="libx264", pixel_format="yuv420p", container="mpegts")
-    joined = tmp_path / "joined.ts"
-    joined.write_bytes(path.read_bytes() * 3)
-    clip, frames, notes = opened(joined)
-    assert [frame.time for frame in frames] == [Fraction(number, 25) for number in range(36)]
-    assert clip.problem is None
-    assert notes == [f"{joined} has time stamps that go back by 0.440 s; what follows is moved to the end"] * 2
-    assert [frame.time for frame in opened(joined, start=0.6, end=0.8)[1]] == [
-        Fraction(place, 25) for place in range(15, 20)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("stated", "times"),
-    [
-        ([0, 10, 20, 30], [0, 10, 20, 30]),
-        ([None, None, 90, None], [5, 15, 90, 100]),
-        ([0, 10, 20, 20, 15, 30], [0, 10, 20, 21, 22, 30]),  # a little out of order
-        ([0, 10, 90, 0, 10, 200, 0], [0, 10, 90, 100, 110, 300, 310]),
-    ],
-)
-def test_increasing_times(stated: list[int | None], times: list[int]) -> None:
-    increasing = IncreasingTimes(10)
-    assert [increasing.next(time, origin=5) for time in stated] == times
-
-
-def test_shifts_from_packets_are_those_of_frames() -> None:
-    decoded = [-20, -10, 0, 10, 20, 30]
-    shown = [0, 40, 20, 10, 30, 50]  # with B-frames
-    packets = [SimpleNamespace(size=1, pts=pts, dts=dts) for pts, dts in zip(shown, decoded, strict=True)] * 3
-    increasing = IncreasingTimes(10)
-    for time in sorted(shown) * 3:
-        increasing.next(time)
-    assert shifts_of(packets, step=10) == [60, 120] and increasing.last == 170
-    assert nearest_shift([Fraction(1), Fraction(2)], Fraction(19, 10)) == 2
-    assert nearest_shift([Fraction(1)], Fraction(5)) == 5
 
 
 def test_size_that_changes(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clips import HEIGHT, WIDTH, GrayModel, decoded, patterns, turn, write_clip
+from clips import HEIGHT, WIDTH, GrayModel, decoded, made, patterns, sound_of, turn, write_clip
 from openmarigold.errors import ImageError, InvalidValueError, OutputError
 from openmarigold.modalities import find_modality
 from openmarigold.modalities.codes import LARGEST_CODE, code_range, to_codes
@@ -29,11 +29,6 @@ from openmarigold.video.settings import VideoConfig
 pytest.importorskip("av")
 FRAMES = patterns(10)
 DEPTH_KIND = MapKind(name="depth", channels=1, range=(0.0, 1.0), unit="", space="linear", exr_channels=("Y",))
-
-
-def made(source: Path, out: Path, *, late: int = 0, overwrite: bool = False, **video: Any) -> VideoResult:
-    settings = VideoConfig(**{"segment": 4, **video})
-    return make_video(source, out, model=GrayModel(late=late), video=settings, overwrite=overwrite)
 
 
 def gray_depth(picture: np.ndarray, number: int) -> np.ndarray:
@@ -102,18 +97,6 @@ def test_side_by_side_of_odd_and_turned_clips(tmp_path: Path) -> None:
     assert decoded(tmp_path / "turned_depth_sidebyside.mp4")[1][0].shape == (WIDTH, 2 * HEIGHT, 3)
 
 
-def sound_of(path: Path) -> tuple[str, list[bytes], float]:
-    """Codec, packets and first moment [s] of the sound."""
-    import av
-
-    with av.open(str(path)) as file:
-        stream = file.streams.audio[0]
-        packets = [packet for packet in file.demux(stream) if packet.size]
-        first = packets[0]
-        assert first.pts is not None and stream.time_base is not None
-        return stream.codec_context.name, [bytes(packet) for packet in packets], float(first.pts * stream.time_base)
-
-
 def test_sound_is_copied(tmp_path: Path) -> None:
     source = write_clip(tmp_path / "talk.mp4", FRAMES, codec="libx264", pixel_format="yuv420p", tone_s=0.4)
     made(source, tmp_path)
@@ -137,37 +120,6 @@ def test_sound_that_mp4_does_not_take_is_encoded(tmp_path: Path) -> None:
         wave = np.concatenate([frame.to_ndarray()[0] for frame in file.decode(audio=0)])
     spectrum = np.abs(np.fft.rfft(wave[2000:6000]))
     assert np.argmax(spectrum) * 16000 / 4000 == pytest.approx(440, abs=8)
-
-
-@pytest.mark.parametrize("number", [7, 14])
-def test_sound_with_segments_of_seven_frames(tmp_path: Path, number: int) -> None:
-    """FFmpeg reads no decoding time of the first packet of such a segment."""
-    source = write_clip(
-        tmp_path / "talk.mp4", patterns(number), codec="libx264", pixel_format="yuv420p", tone_s=number / 25
-    )
-    made(source, tmp_path, segment=7)
-    pts, _, unit = decoded(tmp_path / "talk_depth_sidebyside.mp4")
-    assert [place * unit for place in pts] == [Fraction(place, 25) for place in range(number)]
-    assert sound_of(tmp_path / "talk_depth_sidebyside.mp4")[1] == sound_of(source)[1]
-
-
-@pytest.mark.parametrize("tone_codec", ["aac", "mp2"])  # copied, and encoded
-def test_sound_of_a_joined_clip_stays_with_its_pictures(tmp_path: Path, tone_codec: str) -> None:
-    import av
-
-    video: dict[str, Any] = {"codec": "libx264", "pixel_format": "yuv420p", "container": "mpegts"}
-    part = write_clip(tmp_path / "part.ts", patterns(25), tone_s=1.0, tone_codec=tone_codec, **video)
-    joined = tmp_path / "joined.ts"
-    joined.write_bytes(part.read_bytes() * 2)
-    made(joined, tmp_path)
-    path = tmp_path / "joined_depth_sidebyside.mp4"
-    pts, _, unit = decoded(path)
-    assert [(place - pts[0]) * unit for place in pts] == [Fraction(place, 25) for place in range(50)]
-    with av.open(str(path)) as file:
-        stream: Any = file.streams.audio[0]
-        times = [float(packet.pts * stream.time_base) for packet in file.demux(stream) if packet.size]
-    assert times == sorted(set(times)) and max(np.diff(times)) < 0.2
-    assert times[-1] == pytest.approx(2.0, abs=0.15) and len(times) == pytest.approx(2 / (1024 / 16000), abs=4)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5), (4, 1)])

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clips whose time stamps begin again or are out of order, with their sound."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clips import decoded, made, opened, patterns, sound_of, write_clip
+from openmarigold.video.time_stamps import IncreasingTimes, nearest_shift, shifts_of
+
+pytest.importorskip("av")
+
+
+def test_times_that_begin_again_follow_those_before(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.ts", patterns(12), codec="libx264", pixel_format="yuv420p", container="mpegts")
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(path.read_bytes() * 3)
+    clip, frames, notes = opened(joined)
+    assert [frame.time for frame in frames] == [Fraction(number, 25) for number in range(36)]
+    assert clip.problem is None
+    assert notes == [f"{joined} has time stamps that go back by 0.440 s; what follows is moved to the end"] * 2
+    assert [frame.time for frame in opened(joined, start=0.6, end=0.8)[1]] == [
+        Fraction(place, 25) for place in range(15, 20)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stated", "times"),
+    [
+        ([0, 10, 20, 30], [0, 10, 20, 30]),
+        ([None, None, 90, None], [5, 15, 90, 100]),
+        ([0, 10, 20, 20, 15, 30], [0, 10, 20, 21, 22, 30]),  # a little out of order
+        ([0, 10, 90, 0, 10, 200, 0], [0, 10, 90, 100, 110, 300, 310]),
+    ],
+)
+def test_increasing_times(stated: list[int | None], times: list[int]) -> None:
+    increasing = IncreasingTimes(10)
+    assert [increasing.next(time, origin=5) for time in stated] == times
+
+
+def test_shifts_from_packets_are_those_of_frames() -> None:
+    decoded = [-20, -10, 0, 10, 20, 30]
+    shown = [0, 40, 20, 10, 30, 50]  # with B-frames
+    packets = [SimpleNamespace(size=1, pts=pts, dts=dts) for pts, dts in zip(shown, decoded, strict=True)] * 3
+    increasing = IncreasingTimes(10)
+    for time in sorted(shown) * 3:
+        increasing.next(time)
+    assert shifts_of(packets, step=10) == [60, 120] and increasing.last == 170
+    assert nearest_shift([Fraction(1), Fraction(2)], Fraction(19, 10)) == 2
+    assert nearest_shift([Fraction(1)], Fraction(5)) == 5
+
+
+@pytest.mark.parametrize("tone_codec", ["aac", "mp2"])  # copied, and encoded
+def test_sound_of_a_joined_clip_stays_with_its_pictures(tmp_path: Path, tone_codec: str) -> None:
+    import av
+
+    video: dict[str, Any] = {"codec": "libx264", "pixel_format": "yuv420p", "container": "mpegts"}
+    part = write_clip(tmp_path / "part.ts", patterns(25), tone_s=1.0, tone_codec=tone_codec, **video)
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(part.read_bytes() * 2)
+    made(joined, tmp_path)
+    path = tmp_path / "joined_depth_sidebyside.mp4"
+    pts, _, unit = decoded(path)
+    assert [(place - pts[0]) * unit for place in pts] == [Fraction(place, 25) for place in range(50)]
+    with av.open(str(path)) as file:
+        stream: Any = file.streams.audio[0]
+        times = [float(packet.pts * stream.time_base) for packet in file.demux(stream) if packet.size]
+    assert times == sorted(set(times)) and max(np.diff(times)) < 0.2
+    assert times[-1] == pytest.approx(2.0, abs=0.15) and len(times) == pytest.approx(2 / (1024 / 16000), abs=4)
+
+
+@pytest.mark.parametrize("number", [7, 14])
+def test_sound_with_segments_of_seven_frames(tmp_path: Path, number: int) -> None:
+    """FFmpeg reads no decoding time of the first packet of such a segment."""
+    source = write_clip(
+        tmp_path / "talk.mp4", patterns(number), codec="libx264", pixel_format="yuv420p", tone_s=number / 25
+    )
+    made(source, tmp_path, segment=7)
+    pts, _, unit = decoded(tmp_path / "talk_depth_sidebyside.mp4")
+    assert [place * unit for place in pts] == [Fraction(place, 25) for place in range(number)]
+    assert sound_of(tmp_path / "talk_depth_sidebyside.mp4")[1] == sound_of(source)[1]

@@ -78,10 +78,10 @@ def mark_finished(output_dir: Path, facts: Mapping[str, Any] | None) -> None:
 def is_finished(output_dir: Path, facts: Mapping[str, Any]) -> bool:
     """Whether the last checkpoint is there, complete, and was made with the same facts."""
     try:
-        found = parse_json((output_dir / FINISHED_FILE).read_bytes())
+        found, wanted = parse_json((output_dir / FINISHED_FILE).read_bytes()), parse_json(json.dumps(facts))
     except (OSError, DamagedTextError):
         return False
-    return (output_dir / LAST_DIR).is_dir() and found == json.loads(json.dumps(facts))
+    return (output_dir / LAST_DIR).is_dir() and found == wanted
 
 
 def kept_checkpoints(output_dir: Path) -> list[Path]:

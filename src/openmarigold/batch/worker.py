@@ -38,7 +38,7 @@ _MAX_PIXELS_AHEAD = 2**25
 """Most pixels of a photo whose maps may wait; those of larger ones are encoded before another is predicted."""
 _LONGEST_TEXT = 1000
 """Characters of an error's text in a record."""
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_NOT_OF_KEYS = re.compile(r"[.\x00-\x1f\x7f]")
 _PHOTO_ERRORS = (OpenMarigoldError, MemoryError, OSError)
 
 
@@ -213,14 +213,8 @@ def _is_large(prediction: Any) -> bool:
 
 
 def _clean_key(key: str) -> str:
-    """A key that is a relative name in a tar, and that no dot ends; dots of folders stay.
-
-    >>> _clean_key("v1.0/a.b"), _clean_key("/../a"), _clean_key("")
-    ('v1.0/a_b', '__/a', '_')
-    """
-    *folders, name = _CONTROL.sub("_", _storable(key)).strip("/").split("/")
-    parts = [part if part.strip(".") else "_" * len(part) for part in folders]  # neither . nor ..
-    return "/".join([*parts, name.replace(".", "_")]) or "_"
+    """A key that is a relative name in a tar, and that no dot ends."""
+    return _NOT_OF_KEYS.sub("_", _storable(key)).strip("/") or "_"
 
 
 def _storable(text: str) -> str:

@@ -6,11 +6,9 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,13 +69,10 @@ def running(token: str | None = None, **limits: Any) -> Iterator[TestClient]:
 
 
 @contextmanager
-def listening(token: str | None = None, *, own: Mapping[str, Any] | None = None, **limits: Any) -> Iterator[str]:
-    """The URL of a server on loopback; `own` are the server's own settings of calls."""
+def listening(token: str | None = None, **limits: Any) -> Iterator[str]:
+    """The URL of a server on loopback."""
     config = ServeConfig(port=0, **limits)
     service = with_model(Service(PredictConfig(), config))
-    if own is not None:
-        (base,) = service._bases
-        service._bases = [base.sibling(replace(base.config, **own), base.output, Path())]
     with _listen(config) as listener:
         settings = uvicorn.Config(create_app(service, config, token), log_config=None, access_log=False)
         server = uvicorn.Server(settings)

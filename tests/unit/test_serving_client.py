@@ -87,22 +87,8 @@ def test_files_manifest_and_errors_are_those_of_predict(url: str, photos: Path, 
     assert (again.num_predicted, len(again.skipped), len(again.failed)) == (0, 8, 3)
 
 
-def test_settings_of_the_server_do_not_change_the_files(tmp_path: Path) -> None:
-    """Also those whose default is None."""
-    (tmp_path / "a.png").write_bytes(picture())
-    with listening(own={"fov": 70.0, "final_step": "reference", "ensemble_size": 3}) as url:
-        shared: dict[str, Any] = {"config": HERE, "output": OutputConfig(format=("npy", "ply"), max_points=100)}
-        predict_files([tmp_path / "a.png"], output_dir=tmp_path / "here", **shared)
-        predict_on_server([tmp_path / "a.png"], server=url, output_dir=tmp_path / "there", **shared)
-        assert _files(tmp_path / "there") == _files(tmp_path / "here")
-        own, nothing = ({"processing_resolution": str(SIDE)} | more for more in ({}, {"final_step": "null"}))
-        assert Connection(url).get("/v1/models/depth", own).json()["request"]["final_step"] == "reference"
-        assert Connection(url).get("/v1/models/depth", nothing).json()["request"]["final_step"] == "clean"
-
-
 def test_the_command_line(url: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    side = ["--processing-resolution", str(SIDE)]
-    words = ["predict", str(photos / "0.png"), "-o", str(tmp_path / "out"), *side, "--server", url]
+    words = ["predict", str(photos / "0.png"), "-o", str(tmp_path / "out"), "--server", url]
     assert cli.run(words) == 0
     assert "1 predicted, 0 skipped, 0 failed in" in capsys.readouterr().out
     predict_files([photos / "0.png"], output_dir=tmp_path / "here", config=HERE)
@@ -157,7 +143,7 @@ def test_a_prediction_is_that_of_a_predictor(url: str, tmp_path: Path) -> None:
     pixels = np.asarray(Image.open(io.BytesIO(picture())))
     client = Client(url)
     for photo in (tmp_path / "a.png", str(tmp_path / "a.png"), picture(), io.BytesIO(picture()), pixels):
-        got = client.predict(photo, ensemble_size=2, processing_resolution=SIDE, fov=40.0)
+        got = client.predict(photo, ensemble_size=2, fov=40.0)
         assert np.array_equal(got.depth, wanted.depth)
         assert got.uncertainty is not None and wanted.uncertainty is not None
         assert np.array_equal(got.uncertainty, wanted.uncertainty)

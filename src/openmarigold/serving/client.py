@@ -221,11 +221,10 @@ def _call_of(settings: Mapping[str, Any]) -> CallConfig:
 
 
 def _sent(call: CallConfig | None, output: OutputConfig | None) -> dict[str, str]:
-    """All settings as fields, including defaults and None, so that they replace the server's own settings."""
-    call = call or CallConfig()
-    check_sendable(call)
-    settings = {name: value for name, value in asdict(call).items() if name not in _HERE_ONLY}
-    return as_fields(settings) | as_fields({**asdict(output or OutputConfig())}, with_none=False)
+    """All settings as fields, including defaults, so that they replace the server's own settings."""
+    if call is not None:
+        check_sendable(call)
+    return as_fields({**asdict(call or CallConfig()), **asdict(output or OutputConfig())})
 
 
 def _maps_of(got: Received) -> dict[str, np.ndarray]:

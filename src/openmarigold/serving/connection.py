@@ -268,15 +268,15 @@ def form(fields: Mapping[str, str], photo: bytes, file_name: str) -> tuple[bytes
     return b"".join([*parts, f"--{boundary}--\r\n".encode()]), f"multipart/form-data; boundary={boundary}"
 
 
-def as_fields(settings: Mapping[str, Any], *, with_none: bool = True) -> dict[str, str]:
-    """Settings as the text of fields; None is `null`, or left out."""
-    return {name: _text(value) for name, value in settings.items() if with_none or value is not None}
+def as_fields(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Settings as the text of fields; None is left out."""
+    return {name: _text(value) for name, value in settings.items() if value is not None}
 
 
 def _text(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ",".join(str(one) for one in value)
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+    return json.dumps(value) if isinstance(value, bool) else str(value)
 
 
 def _why(error: Exception) -> str:

@@ -25,7 +25,7 @@ _DEFAULT_RESOLUTION = 0
 
 
 def offered(settings_type: type, *, without: Collection[str] = ()) -> dict[str, Any]:
-    """The fields of a dataclass of settings, for pydantic; see `validated` for None."""
+    """The fields of a dataclass of settings, for pydantic; None keeps the default."""
     hints = get_type_hints(settings_type)
     return {
         setting.name: (hints[setting.name] | None, Field(default=None))
@@ -35,8 +35,6 @@ def offered(settings_type: type, *, without: Collection[str] = ()) -> dict[str, 
 
 
 _CALL, _OUTPUT = offered(CallConfig), offered(OutputConfig)
-_NULLABLE = frozenset(setting.name for setting in fields(CallConfig) if setting.default is None) & _CALL.keys()
-_NULL = "null"  # None in a form
 
 Settings: type[BaseModel] = create_model(
     "Settings",
@@ -88,12 +86,10 @@ def part(stated: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
 def validated(model: type[BaseModel], given: Mapping[str, Any], *, is_json: bool = False) -> dict[str, Any]:
     """The settings that are stated; those of JSON have to be of the right types, others are texts.
 
-    `null` is None for settings of a call whose default is None, whatever the server's own is; else it is not stated.
-
     Raises:
         InvalidValueError: a name or value that is not accepted.
     """
-    stated = {name: None if value == _NULL else value for name, value in given.items() if value != ""}
+    stated = {name: value for name, value in given.items() if value != ""}
     try:
         found = model.model_validate_json(json.dumps(stated), strict=True) if is_json else model.model_validate(stated)
     except ValidationError as error:
@@ -101,8 +97,7 @@ def validated(model: type[BaseModel], given: Mapping[str, Any], *, is_json: bool
         name = ".".join(str(part) for part in first["loc"][:1])
         known = "" if first["type"] != "extra_forbidden" else f"; known are {', '.join(model.model_fields)}"
         raise InvalidValueError(f"{name:.80}: {one_line(first['msg'].lower())}{known}") from None
-    nothing = {name: None for name in found.model_fields_set & _NULLABLE if getattr(found, name) is None}
-    return nothing | found.model_dump(exclude_none=True)
+    return found.model_dump(exclude_none=True)
 
 
 def check_limits(call: CallConfig, limits: ServeConfig) -> None:

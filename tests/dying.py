@@ -27,9 +27,9 @@ class DyingWorker(ShardWorker):
     number = 1
     always = False
 
-    def _entries(self, shard: Shard, kept: dict[str, Entry]) -> Iterator[tuple[Entry, float]]:
+    def _entries(self, shard: Shard, kept: dict[str, Entry], *, compares: bool) -> Iterator[tuple[Entry, float]]:
         marker = Path(self.folder.address) / "died"
-        for place, entry in enumerate(super()._entries(shard, kept)):
+        for place, entry in enumerate(super()._entries(shard, kept, compares=compares)):
             if shard.number == self.number and place == 1 and (self.always or not marker.exists()):
                 marker.touch()
                 os.kill(os.getpid(), signal.SIGKILL)

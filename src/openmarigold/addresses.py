@@ -97,14 +97,21 @@ def is_file(address: str) -> bool:
 
 
 def fingerprint(address: str) -> str | None:
-    """Size of a file, and a hash of its first and last 64 KiB: another one at its place has another fingerprint.
+    """Size of a file, and a hash of its first and last 64 KiB: it differs if one of these does.
 
-    None: it is missing, or cannot be read.
+    Over HTTP, where a part may cost the whole file, it is the size and what the server states as `ETag`. None: the file
+    is missing, or cannot be read.
     """
     try:
         with _reading_from(address) as (system, path):
-            size = int(system.info(path)["size"])
-            ends = [(0, min(size, _END_BYTES)), (max(0, size - _END_BYTES), size)]
+            facts = system.info(path)
+            if facts.get("size") is None:
+                return None
+            size, ends = int(facts["size"]), [(0, _END_BYTES)]
+            if address.startswith(("http://", "https://")):
+                return f"{size} bytes, {facts.get('ETag', '')}"
+            if size > _END_BYTES:
+                ends.append((max(_END_BYTES, size - _END_BYTES), size))
             digest = hashlib.sha256(b"".join(system.cat_file(path, start=start, end=end) for start, end in ends))
     except DataError:
         return None

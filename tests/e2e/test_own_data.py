@@ -134,9 +134,7 @@ def test_splits_for_validation_are_scored_and_not_trained_on(tmp_path: Path) -> 
         make_recipe(data_dir)
 
 
-def test_a_benchmark_next_to_prepared_sets_is_in_nobodys_way(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_benchmark_next_to_prepared_sets_is_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data_dir = prepare_own_pictures(tmp_path / "raw", tmp_path / "data")
     (data_dir / "benchmark").mkdir()
     (data_dir / "benchmark" / "manifest.json").write_text('[{"name": "a", "kind": "rooms", "place": "here"}]')

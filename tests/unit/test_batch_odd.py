@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from openmarigold import Predictor
+from openmarigold import Predictor, addresses
 from openmarigold.addresses import OutputFolder, is_remote
 from openmarigold.batch import shard_files
 from openmarigold.batch.run import BatchOutcome, batch_files
@@ -282,28 +282,39 @@ def test_an_input_file_that_was_replaced_is_noticed(kind: str, tmp_path: Path) -
     assert run(out).done_before == 1
 
 
-def test_a_retry_does_photos_again_that_were_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_retry_reads_no_photo_that_has_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Photos that are files of their own may lie far away."""
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
-    for name, content in {"a": photo(0), "b": b"bad", "c": photo(2), "d": photo(3)}.items():
+    for name, content in {"a": photo(0), "b": b"bad", "c": photo(2)}.items():
         (folder / f"{name}.png").write_bytes(content)
     batch_files(str(folder), str(out), config=CONFIG)
     old = records(out)
-    (folder / "a.png").write_bytes(photo(5))
-    (folder / "b.png").write_bytes(photo(1))
-    read = Path.read_bytes
+    for name, number in {"a": 5, "b": 1}.items():
+        (folder / f"{name}.png").write_bytes(photo(number))
+    read, names = Path.read_bytes, []
 
     def reading(self: Path) -> bytes:
-        if self.name == "d.png":
-            raise PermissionError(errno.EACCES, "Permission denied")
+        names.append(self.name)
         return read(self)
 
     monkeypatch.setattr(Path, "read_bytes", reading)
     outcome = batch_files(str(folder), str(out), config=CONFIG, batch=BatchConfig(retry=True))
-    assert outcome.failures == 0
-    monkeypatch.undo()
+    assert outcome.failures == 0 and [name for name in names if name.endswith(".png")] == ["b.png"]
+    assert [row["status"] for row in old] == ["success", FAILED, "success"]
     same = [row["input_sha256"] == before["input_sha256"] for row, before in zip(records(out), old, strict=True)]
-    assert same == [False, False, True, True]  # d cannot be read now; what it gave is kept
+    assert same == [True, False, True]
+
+
+def test_fingerprints_over_http_take_no_content(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that gives no parts would send the whole file."""
+    system = fsspec.filesystem("memory")
+    system.pipe_file("/x.tar", b"12345")
+    facts = {"size": 5, "ETag": '"v1"'}
+    monkeypatch.setattr(type(system), "info", lambda self, path, **_: facts)
+    monkeypatch.setattr(type(system), "cat_file", lambda *_, **__: pytest.fail("content was read"))
+    monkeypatch.setattr("fsspec.core.url_to_fs", lambda address: (system, "/x.tar"))
+    assert addresses.fingerprint("http://localhost/x.tar") == '5 bytes, "v1"'
 
 
 def test_runs_that_remove_each_others_temporary_files_go_on(tmp_path: Path) -> None:

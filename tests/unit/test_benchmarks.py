@@ -378,7 +378,10 @@ def test_broken_folders(tmp_path: Path) -> None:
 def test_kinds_that_cannot_be_reported_are_refused(tmp_path: Path) -> None:
     folder = make_folder_benchmark(tmp_path / "folder", count=2)
     entries = json.loads((folder / "manifest.json").read_text())
-    for kind, message in (("all", "which is the name of the scores over all kinds"), ("\ud800", "which no text has")):
+    for kind, message in (
+        ("all", "which is the name of the scores over all kinds"),
+        ("\ud800", "which is not valid Unicode"),
+    ):
         entries[0]["kind"] = kind
         (folder / "manifest.json").write_text(json.dumps(entries))
         with pytest.raises(DataError, match=message):

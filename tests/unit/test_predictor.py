@@ -363,7 +363,7 @@ shape = predictor.latent_shape((48, 64), CallConfig(seed=3))
 assert shape == predictor.latent_shape((48, 64), predictor.resolve(CallConfig())) == (8, 6, 8)
 for name, refused in {
     "fov=True": lambda: Camera.from_fov((48, 64), True),
-    "latents is no array of numbers": lambda: predictor(rgb, latents="noise"),
+    "latents must be an array of numbers": lambda: predictor(rgb, latents="noise"),
     "background=None": lambda: predictor(rgb, background=None),
     "background=(255, 255, 255)": lambda: predictor(rgb, background=(255, 255, 255)),
     "ensemble_tolerance='0.1'": lambda: predictor(rgb, ensemble_size=2, ensemble_tolerance="0.1"),

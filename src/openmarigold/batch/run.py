@@ -7,15 +7,15 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from openmarigold import __version__
 from openmarigold.addresses import OutputFolder, fingerprint, located
 from openmarigold.batch.settings import BatchConfig
-from openmarigold.batch.shard_files import STATS_END, ShardStats, names_of_maps, read_stats
+from openmarigold.batch.shard_files import STATS_END, ShardStats, is_changed, names_of_maps, read_stats
 from openmarigold.batch.sources import Shard, shards_of
 from openmarigold.batch.worker import ShardWorker
 from openmarigold.config import OutputConfig, PredictConfig
@@ -27,6 +27,7 @@ from openmarigold.text_files import DamagedTextError, parse_json
 
 FORMAT = "openmarigold-batch-1"
 PLAN = "_batch.json"
+_AT_ONCE = 16  # requests to the store of finished shards and inputs
 
 
 @dataclass
@@ -133,29 +134,25 @@ def _open_shards(
     Raises:
         InvalidValueError: a shard was made of another file than the one that is there now, without `batch.retry`.
     """
-    missing, again = [], []
-    current = cache(fingerprint)
-    for shard in shards:
-        if f"{shard.stem}{STATS_END}" not in present:
-            missing.append(shard)
-            continue
-        stats = read_stats(folder, shard.stem)
-        is_changed = _is_changed(stats, None if shard.source.file is None else current(shard.source.file))
-        if is_changed and not batch.retry:
+    missing = [shard for shard in shards if f"{shard.stem}{STATS_END}" not in present]
+    finished = [shard for shard in shards if f"{shard.stem}{STATS_END}" in present]
+    files = list(dict.fromkeys(shard.source.file for shard in finished if shard.source.file is not None))
+    again = []
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        now = dict(zip(files, pool.map(fingerprint, files), strict=True))
+        known = pool.map(lambda shard: read_stats(folder, shard.stem), finished)
+    for shard, stats in zip(finished, known, strict=True):
+        is_other = shard.source.file is not None and is_changed(stats, now[shard.source.file])
+        if is_other and not batch.retry:
             raise InvalidValueError(
                 f"{shard.source.file} has changed since {folder.address}/{shard.stem} was made of it; do its changed "
                 "photos again with --retry, or choose another folder"
             )
-        if batch.retry and (stats.failures or is_changed):
+        if batch.retry and (stats.failures or is_other):
             again.append(shard)
         else:
             outcome.add(stats, is_new=False)
     return missing, again
-
-
-def _is_changed(stats: ShardStats, now: str | None) -> bool:
-    """Whether the input file of a shard is another one now; not where one of the two is not known."""
-    return stats.input_file is not None and now is not None and stats.input_file != now
 
 
 def _plan(shards: Sequence[Shard], batch: BatchConfig, model: ModelRun) -> dict[str, Any]:

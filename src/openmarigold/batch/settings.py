@@ -33,8 +33,7 @@ class BatchConfig:
     part: str = "1/1"
     """I/N: only each N-th shard, from the I-th on, for N machines that share the output folder."""
     retry: bool = False
-    """Do failed photos of finished shards again, and photos of which the bytes have changed where their shard has a
-    failed one or its tar or table has changed."""
+    """Do failed photos of finished shards again, and photos of a tar or table that have changed in it."""
     column: str | None = None
     """Column of the photos' bytes or addresses in a Parquet input. None: image, jpg, png, bytes, url, address or path,
     whichever is there first."""

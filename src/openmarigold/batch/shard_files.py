@@ -312,6 +312,11 @@ class ShardStats:
         folder.write(f"{stem}{STATS_END}", lambda path: path.write_text(text, encoding="ascii"))
 
 
+def is_changed(stats: ShardStats, now: str | None) -> bool:
+    """Whether the input file of a shard is another one now, by its fingerprint; not where one of the two is unknown."""
+    return stats.input_file is not None and now is not None and stats.input_file != now
+
+
 def read_stats(folder: OutputFolder, stem: str) -> ShardStats:
     """The statistics of a finished shard.
 

@@ -21,8 +21,10 @@ from openmarigold.batch.shard_files import (
     ShardStats,
     Spool,
     encoded,
+    is_changed,
     names_of_maps,
     read_shard,
+    read_stats,
     write_shard,
 )
 from openmarigold.batch.sources import Row, Shard
@@ -79,7 +81,8 @@ class ShardWorker:
 
         Args:
             shard: what it is made of.
-            again: keep the maps that a finished shard has of the same bytes, and do its other photos again.
+            again: keep the maps that a finished shard has, and do its failed photos again. If its tar or table has
+                changed, do the photos again whose bytes have changed, too.
 
         Raises:
             OutputError: it cannot be written.
@@ -94,10 +97,12 @@ class ShardWorker:
             spool = Spool(self.folder)
         with spool:
             kept: dict[str, Entry] = {}
+            compares = False
             if again:
                 before = read_shard(self.folder, shard.stem, maps, self.batch)
                 kept = {one.key: spool.put(one) for one in before if one.status != FAILED}
-            for entry, spent in self._entries(shard, kept):
+                compares = is_changed(read_stats(self.folder, shard.stem), input_file)
+            for entry, spent in self._entries(shard, kept, compares=compares):
                 entries.append(spool.put(entry))
                 seconds.append(round(spent, 4))
             if again:  # a run that is killed from here on leaves files of which some are new
@@ -122,12 +127,12 @@ class ShardWorker:
         work = self._read(_Work(row=row, key=row.key))
         return self._encode(work, self._predict(work))[0]
 
-    def _entries(self, shard: Shard, kept: dict[str, Entry]) -> Iterator[tuple[Entry, float]]:
-        """The entries of a shard in order, with the time of each [s]."""
+    def _entries(self, shard: Shard, kept: dict[str, Entry], *, compares: bool) -> Iterator[tuple[Entry, float]]:
+        """The entries of a shard in order, with the time of each [s]; see `_read` for `compares`."""
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as encoder:
             encoding: deque[Future[tuple[Entry, float]]] = deque()
             ahead = _AHEAD
-            for work in self._read_ahead(reader, shard, kept):
+            for work in self._read_ahead(reader, shard, kept, compares=compares):
                 if work.kept is not None:
                     encoding.append(encoder.submit(lambda one=work.kept: (one, 0.0)))
                 else:
@@ -140,7 +145,9 @@ class ShardWorker:
             while encoding:
                 yield encoding.popleft().result()
 
-    def _read_ahead(self, reader: ThreadPoolExecutor, shard: Shard, kept: dict[str, Entry]) -> Iterator[_Work]:
+    def _read_ahead(
+        self, reader: ThreadPoolExecutor, shard: Shard, kept: dict[str, Entry], *, compares: bool
+    ) -> Iterator[_Work]:
         reading: deque[Future[_Work]] = deque()
         taken: set[str] = set()
         with shard.source.rows(shard.stem) as rows:
@@ -150,17 +157,20 @@ class ShardWorker:
                     work.error = DataError(f"{row.source}: the key {work.key} is there already")
                     work.key = f"{shard.stem}-again-{len(taken):04d}"
                 taken.add(work.key)
-                reading.append(reader.submit(self._read, work, kept.get(work.key)))
+                reading.append(reader.submit(self._read, work, kept.get(work.key), compares=compares))
                 while len(reading) > _AHEAD or (reading and reading[0].done()):
                     yield reading.popleft().result()
             while reading:
                 yield reading.popleft().result()
 
-    def _read(self, work: _Work, before: Entry | None = None) -> _Work:
-        """Reads a photo, unless `before` was made of the same bytes, or they cannot be read any more."""
+    def _read(self, work: _Work, before: Entry | None = None, *, compares: bool = False) -> _Work:
+        """Reads a photo, unless there is an entry `before` that stays.
+
+        It stays if `compares` is off, if it was made of the same bytes, or if they cannot be read any more.
+        """
         started = time.perf_counter()
-        work.kept = before
-        if work.error is None:
+        work.kept = None if before is None else replace(before, source=_storable(work.row.source))
+        if work.error is None and (before is None or compares):
             try:
                 content = work.row.read()
                 work.sha256 = hashlib.sha256(content).hexdigest()

@@ -82,7 +82,7 @@ def missing(location: DataFolder, name: str) -> DataError:
 def first_named(line: str, names: Container[str]) -> str:
     """The file that a line of a list begins with: the longest beginning, up to a space, that is among `names`.
 
-    Where none is, it is the first word.
+    Without a match it is the first word.
 
     >>> first_named("living room/0.jpg living room/0.png", {"living room/0.jpg"})
     'living room/0.jpg'

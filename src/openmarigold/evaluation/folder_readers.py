@@ -120,7 +120,7 @@ def parse_manifest(archive: Archive) -> list[dict[str, Any]]:
         "".join(entry[key] for entry in entries for key in needed).encode(errors="surrogateescape")
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{path} holds {error.object[error.start]!r}, which no text has; get the benchmark again"
+            f"{path} holds {error.object[error.start]!r}, which is not valid Unicode; get the benchmark again"
         ) from None
     outside = [name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
     if outside:

@@ -65,7 +65,8 @@ class LoraUNet:
             seed: of the matrices A, which start at random; B starts at 0.
 
         Raises:
-            InvalidValueError: a target that no linear or convolutional layer has, or none but layers in full.
+            InvalidValueError: a target that no linear or convolutional layer has, or only layers that are trained in
+                full.
             MissingExtraError: peft is not installed.
         """
         with needs_extra("train"):

@@ -235,7 +235,7 @@ def checked_latents(latents: Any, shape: tuple[int, int, int], config: CallConfi
     try:
         latents = np.asarray(latents, dtype=np.float32)
     except (TypeError, ValueError, RuntimeError) as error:  # the last: a tensor with gradients
-        raise InvalidValueError(f"latents is no array of numbers ({one_line(error)}); give one") from error
+        raise InvalidValueError(f"latents must be an array of numbers ({one_line(error)})") from error
     if latents.shape != expected:
         raise InvalidValueError(
             f"latents has shape {list(latents.shape)}; for this photo, checkpoint and ensemble_size it is "

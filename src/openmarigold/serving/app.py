@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -21,7 +21,7 @@ from openmarigold.config import FileFormat
 from openmarigold.errors import ImageError, InvalidValueError, MissingExtraError, OpenMarigoldError
 from openmarigold.images.decoders import TooManyPixelsError
 from openmarigold.serving import documentation
-from openmarigold.serving.bodies import body_of, formats_of, is_true, unpacked
+from openmarigold.serving.bodies import body_of, formats_of, is_true, is_zip, unpacked
 from openmarigold.serving.clips import make_clip_request
 from openmarigold.serving.documentation import add_docs
 from openmarigold.serving.formats import (
@@ -211,8 +211,10 @@ def _add_jobs(app: FastAPI, service: Service, jobs: Jobs, limits: ServeConfig) -
             job = jobs.add_clip(result_names([name or "clip"])[0], clip)
         else:
             formats = formats_of(given, ZIP)
-            async with unpacking:
-                jobs.check_room(sum(len(content) for _, content in body.photos))
+            size = sum(len(content) for _, content in body.photos)
+            jobs.check_room(size)  # nothing waits for the archives of others in vain
+            async with unpacking if any(is_zip(content) for _, content in body.photos) else nullcontext():
+                jobs.check_room(size)
                 photos = await run_in_threadpool(unpacked, body.photos, limits.max_bytes)
                 job = jobs.add(_photos_of_job(photos, given, formats, limits, is_json=body.is_json))
         return JSONResponse(job.to_dict(), 202, {"location": f"/v1/jobs/{job.id}"})
@@ -331,7 +333,7 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(ClientDisconnect)
     async def left(request: Request, error: ClientDisconnect) -> JSONResponse:
         del error
-        return reply(request, 499, "the client has gone before its body had come")
+        return reply(request, 499, "the client disconnected before its body was complete")
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:

@@ -101,11 +101,16 @@ def formats_of(given: dict[str, Any], media: str) -> tuple[FileFormat, ...]:
     return tuple(dict.fromkeys(words))  # pyright: ignore[reportReturnType] - known, as was checked
 
 
+def is_zip(content: bytes) -> bool:
+    """Whether a file is a zip archive, by its first bytes."""
+    return content[:4] in (b"PK\x03\x04", b"PK\x05\x06")
+
+
 def unpacked(uploads: list[tuple[str, bytes]], max_bytes: int) -> list[tuple[str, bytes]]:
     """Photos, and those in archives of at most four times `max_bytes` together. Raises what `photos_of_zip` raises."""
     photos: list[tuple[str, bytes]] = []
     for name, content in uploads:
-        if content[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
+        if is_zip(content):
             photos += photos_of_zip(content, 4 * max_bytes)
         else:
             photos.append((name, content))

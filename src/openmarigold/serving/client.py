@@ -221,7 +221,7 @@ def _call_of(settings: Mapping[str, Any]) -> CallConfig:
 
 
 def _sent(call: CallConfig | None, output: OutputConfig | None) -> dict[str, str]:
-    """All settings as fields, including defaults, so that they replace the server's own settings."""
+    """All settings as fields, including defaults, so that they replace the server's own settings; None leaves these."""
     if call is not None:
         check_sendable(call)
     return as_fields({**asdict(call or CallConfig()), **asdict(output or OutputConfig())})

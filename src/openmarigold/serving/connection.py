@@ -27,7 +27,7 @@ _TRIES = 4
 _FIRST_PAUSE_S = 0.5  # doubled with every try
 _CONNECT_S, _ANSWER_S = 10.0, 600.0
 _LONGEST_WAIT_S = 60.0  # of one pause that the server asks for
-_LONGEST_MESSAGE = 1000
+_LONGEST_MESSAGE = 1500  # as of the server
 _PHOTO_STATUSES = (413, 422, 504)
 
 

@@ -162,6 +162,7 @@ def photo_of_json(body: Mapping[str, Any]) -> bytes:
         raise InvalidValueError("photo is missing; give the bytes of a picture's file in base64")
     content = text.partition("base64,")[2] if text.startswith("data:") else text
     try:
-        return base64.b64decode("".join(content.split()), validate=True)  # `base64` breaks lines
+        stored = content.encode("ascii").translate(None, b" \t\r\n")  # `base64` breaks lines
+        return base64.b64decode(stored, validate=True)
     except (binascii.Error, ValueError):
         raise InvalidValueError("photo is not base64; give the bytes of a picture's file in base64") from None

@@ -62,7 +62,7 @@ def _link(origin: Path, place: Path) -> None:
 
 
 def mark_finished(output_dir: Path, facts: Mapping[str, Any] | None) -> None:
-    """Writes what the complete last checkpoint was made with (JSON-ready); None: it is no longer, or not yet, complete.
+    """Writes what the complete last checkpoint was made with (JSON-ready); None: it is incomplete.
 
     Raises:
         OutputError: it cannot be written.
@@ -81,7 +81,8 @@ def is_finished(output_dir: Path, facts: Mapping[str, Any]) -> bool:
         found, wanted = parse_json((output_dir / FINISHED_FILE).read_bytes()), parse_json(json.dumps(facts))
     except (OSError, DamagedTextError):
         return False
-    return (output_dir / LAST_DIR).is_dir() and found == wanted
+    last = output_dir / LAST_DIR
+    return found == wanted and (last / "model_index.json").is_file() and any(last.glob("unet/*.safetensors"))
 
 
 def kept_checkpoints(output_dir: Path) -> list[Path]:

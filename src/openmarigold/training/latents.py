@@ -176,6 +176,8 @@ class Latents:
             if (value := getattr(config, name)) != getattr(type(config), name):
                 settings[f"data.{name}"] = value
         settings |= self.mixture.described_limits
+        if masked := self.mixture.masked_sources:  # earlier versions learned them as far
+            settings["the sources that data.invalid_is_far leaves out"] = masked
         sources = [
             [source.name, source.contents, *config.size_of(source.name), *map(str, source.valid_range)]
             for source in self.mixture.sources

@@ -236,7 +236,7 @@ class _Session:
         """Trains from `step` to `last`, and writes what `run_training` does; returns what that returns."""
         num_steps, device = self.optimization.num_steps, self.accelerator.device
         if 0 < step < num_steps:
-            self.make_up(step)
+            self.publish_again(step)
         ended = self.is_out_of_patience()
         if not ended:
             span = {"start": step, "stop": last}
@@ -285,7 +285,7 @@ class _Session:
         validate, number = (bool(period) and step % period == 0 for period in periods)
         return validate, number
 
-    def make_up(self, step: int) -> None:
+    def publish_again(self, step: int) -> None:
         """Validates and keeps the checkpoint of a step at which the run was interrupted before this was done."""
         validate, number = self.due(step)
         validate = validate and not scores_of(self.output_dir / "validation.jsonl", step)

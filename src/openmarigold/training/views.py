@@ -278,6 +278,11 @@ class Mixture:
             return nothing
         return View(image, target, np.ones_like(valid_mask) if self._learns_far(source) else valid_mask)
 
+    @property
+    def masked_sources(self) -> list[str]:
+        """The sources whose pixels without depth are masked in spite of `data.invalid_is_far`."""
+        return [source.name for source in self.sources if self.config.invalid_is_far and not source.unknown_is_far]
+
     def _learns_far(self, source: Source) -> bool:
         """Whether pixels without depth are learned as far; in a source where they may be anything they never are."""
         return self.config.invalid_is_far and source.unknown_is_far

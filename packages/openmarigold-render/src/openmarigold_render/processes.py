@@ -28,7 +28,7 @@ def in_processes(
     workers: int,
     each_second: Callable[[], None] | None = None,
 ) -> Iterator[tuple[Job, Result]]:
-    """Jobs and their results as they are finished. Processes are replaced after `JOBS_OF_A_PROCESS` jobs each.
+    """Jobs and their results as they are finished. Processes are replaced after `JOBS_OF_A_PROCESS` jobs on average.
 
     Args:
         start: called once in each process, with a queue of ranks for `settle`.
@@ -53,6 +53,7 @@ def _in_new_processes(
     workers: int,
     each_second: Callable[[], None] | None,
 ) -> Iterator[tuple[Job, Result]]:
+    others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")
     ranks = context.Queue()
     for rank in range(workers):
@@ -76,7 +77,7 @@ def _in_new_processes(
         ) from error
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
+        for process in set(multiprocessing.active_children()) - others:
             process.terminate()
 
 

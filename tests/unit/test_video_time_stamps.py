@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from clips import decoded, made, opened, patterns, sound_of, write_clip
-from openmarigold.video.time_stamps import IncreasingTimes, nearest_shift, shifts_of
+from openmarigold.video.encoding import Sound
+from openmarigold.video.time_stamps import IncreasingTimes, nearest_shift, shifts_of, with_next
 
 pytest.importorskip("av")
 
@@ -24,7 +25,8 @@ def test_times_that_begin_again_follow_those_before(tmp_path: Path) -> None:
     clip, frames, notes = opened(joined)
     assert [frame.time for frame in frames] == [Fraction(number, 25) for number in range(36)]
     assert clip.problem is None
-    assert notes == [f"{joined} has time stamps that go back by 0.440 s; what follows is moved to the end"] * 2
+    told = "timestamps that restart 2 times (back by 0.880 s in total); what follows is moved to the end"
+    assert notes == [f"{joined} has {told}"]
     assert [frame.time for frame in opened(joined, start=0.6, end=0.8)[1]] == [
         Fraction(place, 25) for place in range(15, 20)
     ]
@@ -37,11 +39,35 @@ def test_times_that_begin_again_follow_those_before(tmp_path: Path) -> None:
         ([None, None, 90, None], [5, 15, 90, 100]),
         ([0, 10, 20, 20, 15, 30], [0, 10, 20, 21, 22, 30]),  # a little out of order
         ([0, 10, 90, 0, 10, 200, 0], [0, 10, 90, 100, 110, 300, 310]),
+        ([0, 10, 20, 30, 40, 50, 60, 0, 80, 90], [0, 10, 20, 30, 40, 50, 60, 61, 80, 90]),  # one bad timestamp
+        ([0, 90, 0, 10, 70, 0, 90, 100], [0, 90, 100, 110, 170, 171, 190, 200]),
     ],
 )
 def test_increasing_times(stated: list[int | None], times: list[int]) -> None:
     increasing = IncreasingTimes(10)
-    assert [increasing.next(time, origin=5) for time in stated] == times
+    pairs = with_next(stated)
+    assert [increasing.next(time, following=following, origin=5) for time, following in pairs] == times
+
+
+def test_one_bad_timestamp_moves_only_its_frame(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mkv", patterns(60))
+    content = path.read_bytes()
+    cluster = content.rindex(b"\x1f\x43\xb6\x75")
+    bad = content.index(b"\x81" + (2000 - 1920).to_bytes(2, "big"), cluster) + 1  # frame 50, from the cluster's 1.92 s
+    path.write_bytes(content[:bad] + (-1920).to_bytes(2, "big", signed=True) + content[bad + 2 :])
+    clip, frames, notes = opened(path)
+    expected = [Fraction(number, 25) for number in range(60)]
+    expected[50] = expected[49] + Fraction(1, 1000)
+    assert [frame.time for frame in frames] == expected and clip.problem is None
+    assert notes == [f"{path} has timestamps that do not increase; such frames get the next moment"]
+
+
+def test_many_restarts_give_one_note(tmp_path: Path) -> None:
+    part = write_clip(tmp_path / "a.ts", patterns(6), codec="libx264", pixel_format="yuv420p", container="mpegts")
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(part.read_bytes() * 20)
+    notes = opened(joined)[2]
+    assert len(notes) == 1 and "restart 19 times" in notes[0]
 
 
 def test_shifts_from_packets_are_those_of_frames() -> None:
@@ -54,6 +80,19 @@ def test_shifts_from_packets_are_those_of_frames() -> None:
     assert shifts_of(packets, step=10) == [60, 120] and increasing.last == 170
     assert nearest_shift([Fraction(1), Fraction(2)], Fraction(19, 10)) == 2
     assert nearest_shift([Fraction(1)], Fraction(5)) == 5
+
+
+def test_one_bad_timestamp_of_a_packet_is_no_shift() -> None:
+    packets = [SimpleNamespace(size=1, pts=time, dts=time) for time in [0, 10, 20, 30, 40, 50, 60, 0, 80, 90]]
+    assert shifts_of(packets, step=10) == []
+    assert shifts_of(packets * 2, step=10) == [100]
+
+
+def test_one_bad_timestamp_of_sound_moves_only_its_packet(tmp_path: Path) -> None:
+    unit, times = Fraction(1, 1000), [*range(0, 1000, 20), 0, *range(1020, 2000, 20)]
+    sound = Sound(tmp_path / "none", start=Fraction(0), end=None, rate=Fraction(25), is_cut=False)
+    packets = [SimpleNamespace(size=1, pts=time, dts=time, duration=20) for time in times]
+    assert [packet.pts for packet in sound._wanted(iter(packets), unit)] == list(range(0, 2000, 20))
 
 
 @pytest.mark.parametrize("tone_codec", ["aac", "mp2"])  # copied, and encoded

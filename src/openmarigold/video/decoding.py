@@ -16,7 +16,7 @@ from openmarigold.video.clip import DEFAULT_RATE, Choice, ClipFacts, ClipFrame, 
 from openmarigold.video.pictures import HLG, PQ, UprightRgb, swaps_sides
 from openmarigold.video.sequences import about_size
 from openmarigold.video.settings import VideoConfig
-from openmarigold.video.time_stamps import IncreasingTimes, step_of
+from openmarigold.video.time_stamps import IncreasingTimes, step_of, with_next
 
 _MICROSECOND = Fraction(1, 10**6)
 _SEEK_FROM_S = 10.0  # for an earlier start, the clip is decoded from its beginning
@@ -81,13 +81,19 @@ class VideoClip:
 
     def frames(self, first: int = 0) -> Iterator[ClipFrame]:
         """See `Clip`."""
-        choice, number, size, end = Choice(self._config), 0, None, Fraction(0)
         times = IncreasingTimes(step_of(self.facts.rate, self.facts.time_base))
+        yield from self._taken(first, times)
+        self._tell_restarts(times)
+
+    def _taken(self, first: int, times: IncreasingTimes) -> Iterator[ClipFrame]:
+        choice, number, size, end = Choice(self._config), 0, None, Fraction(0)
         self._seeked = self._seek()
-        for decoded, frame in enumerate(self._checked_start(self._decoded()), start=1):
+        for decoded, (frame, after) in enumerate(with_next(self._checked_start(self._decoded())), start=1):
             self._watch(decoded)
-            pts = times.next(frame.pts, origin=self._origin)
-            self._tell_disorder(times)
+            pts = times.next(frame.pts, following=None if after is None else after.pts, origin=self._origin)
+            if times.is_disordered and not self._told_disorder:
+                self._told_disorder = True
+                self._note(f"{self._name} has timestamps that do not increase; such frames get the next moment")
             time = (pts - self._origin) * self.facts.time_base
             end = time + (int(frame.duration or 0) * self.facts.time_base or 1 / self.facts.rate)
             self._num_marked += bool(frame.is_corrupt)
@@ -296,15 +302,15 @@ class VideoClip:
             else:
                 self._num_damaged += bool(packet.size and packet.is_corrupt)
 
-    def _tell_disorder(self, times: IncreasingTimes) -> None:
-        if times.went_back:
+    def _tell_restarts(self, times: IncreasingTimes) -> None:
+        """One note on all restarts, however many there are."""
+        if times.num_restarts:
+            often = "restart once" if times.num_restarts == 1 else f"restart {times.num_restarts} times"
             seconds = float(times.went_back * self.facts.time_base)
             self._note(
-                f"{self._name} has time stamps that go back by {seconds:.3f} s; what follows is moved to the end"
+                f"{self._name} has timestamps that {often} (back by {seconds:.3f} s in total); what follows is moved "
+                "to the end"
             )
-        elif times.is_disordered and not self._told_disorder:
-            self._told_disorder = True
-            self._note(f"{self._name} has time stamps that do not increase; such frames get the next moment")
 
     def _why_short(self, end: Fraction, number: int) -> str | None:
         """Why the clip is incomplete, if its frames ended at `end` [s] or some are damaged; None if it is complete."""

@@ -24,7 +24,7 @@ from openmarigold.errors import InvalidValueError, OutputError, one_line
 from openmarigold.video.decoding import pictures_in, require_av
 from openmarigold.video.pictures import SCALER
 from openmarigold.video.products import Track, to_even
-from openmarigold.video.time_stamps import FEW_FRAMES, nearest_shift, shifts_of, step_of
+from openmarigold.video.time_stamps import FEW_FRAMES, nearest_shift, shifts_of, step_of, with_next
 
 _SEGMENT_FORMAT = "nut"  # keeps every time stamp
 _FULL, _LIMITED, _BT709 = 2, 1, 1
@@ -271,11 +271,13 @@ class Sound:
     def _in_clip_time(self, packets: Iterator[Any], unit: Fraction) -> Iterator[Any]:
         """Packets that hold sound; where their times begin again, those of the pictures say how far they are moved."""
         shift, before, end = Fraction(0), None, Fraction(0)
-        for packet in packets:
-            if not packet.size or packet.pts is None:
-                continue
+        for packet, following in with_next(packet for packet in packets if packet.size and packet.pts is not None):
             stated = packet.pts * unit
             if before is not None and before - stated > FEW_FRAMES / self._rate:
+                if following is not None and following.pts * unit > before:  # one bad time stamp
+                    packet.pts = round(end / unit)
+                    yield packet
+                    continue
                 shift = nearest_shift(self._shifts, end - stated)
             before, end = stated, stated + shift + (packet.duration or 0) * unit
             packet.pts += round(shift / unit)

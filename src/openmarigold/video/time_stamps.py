@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from itertools import chain, pairwise
 from typing import Any
 
 FEW_FRAMES = 4  # time stamps that go back by more begin again; by less, frames are only out of order
@@ -19,6 +20,15 @@ def step_of(rate: Fraction, time_base: Fraction) -> int:
     return max(1, round(1 / (rate * time_base)))
 
 
+def with_next(items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """Each item with the one after it, which is None after the last.
+
+    >>> list(with_next("ab"))
+    [('a', 'b'), ('b', None)]
+    """
+    return pairwise(chain(items, (None,)))
+
+
 class IncreasingTimes:
     """The time stamps of a stream's frames, in the order in which they are shown, so that each is above the last."""
 
@@ -30,26 +40,36 @@ class IncreasingTimes:
         """The time stamp of the last frame."""
         self.is_disordered = False
         """Whether the last frame came out of order: it got the next moment."""
+        self.num_restarts = 0
+        """How often the stated time stamps began again: such a frame follows the one before by one step."""
         self.went_back = 0
-        """By how much the stated time stamps went back at the last frame: it follows the one before by one step."""
+        """By how much they went back, in total."""
 
-    def next(self, stated: int | None, *, origin: int = 0) -> int:
-        """The time stamp of the next frame; `origin` is that of a first frame that states none."""
-        self.is_disordered, self.went_back = False, 0
+    def next(self, stated: int | None, *, following: int | None = None, origin: int = 0) -> int:
+        """The time stamp of the next frame.
+
+        Args:
+            stated: its own, None if it states none.
+            following: that of the frame after it. It tells one bad time stamp from those that begin again.
+            origin: the time stamp of a first frame that states none.
+        """
+        self.is_disordered = False
         if stated is None:
             time = origin if self.last is None else self.last + self._step
         else:
             time = stated + self._shift
             if self.last is not None and time <= self.last:
-                time = self._after(self.last, time)
+                time = self._after(self.last, time, following)
         self.last = time
         return time
 
-    def _after(self, last: int, time: int) -> int:
-        if last - time <= FEW_FRAMES * self._step:
+    def _after(self, last: int, time: int, following: int | None) -> int:
+        is_single = following is not None and following + self._shift > last
+        if is_single or last - time <= FEW_FRAMES * self._step:
             self.is_disordered = True
             return last + 1
-        self.went_back = last - time
+        self.num_restarts += 1
+        self.went_back += last - time
         self._shift += last + self._step - time
         return last + self._step
 
@@ -64,16 +84,20 @@ def shifts_of(packets: Iterable[Any], *, step: int) -> list[int]:
     shifts: list[int] = []
     last_decoded: int | None = None
     last_shown = 0
-    for packet in packets:
-        if not packet.size or packet.pts is None:
-            continue
-        decoded = packet.pts if packet.dts is None else packet.dts
+    for packet, following in with_next(packet for packet in packets if packet.size and packet.pts is not None):
+        decoded = _decoding_time(packet)
         if last_decoded is not None and last_decoded - decoded > FEW_FRAMES * step:
+            if following is not None and _decoding_time(following) > last_decoded:  # one bad time stamp
+                continue
             shifts.append(last_shown + step - packet.pts)
         shown = packet.pts + (shifts[-1] if shifts else 0)
         last_shown = shown if last_decoded is None else max(last_shown, shown)
         last_decoded = decoded
     return shifts
+
+
+def _decoding_time(packet: Any) -> int:
+    return packet.pts if packet.dts is None else packet.dts
 
 
 def nearest_shift(shifts: Iterable[Fraction], own: Fraction) -> Fraction:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -93,6 +95,27 @@ def test_one_bad_timestamp_of_sound_moves_only_its_packet(tmp_path: Path) -> Non
     sound = Sound(tmp_path / "none", start=Fraction(0), end=None, rate=Fraction(25), is_cut=False)
     packets = [SimpleNamespace(size=1, pts=time, dts=time, duration=20) for time in times]
     assert [packet.pts for packet in sound._wanted(iter(packets), unit)] == list(range(0, 2000, 20))
+
+
+def test_a_read_error_keeps_the_shifts_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import av
+
+    part = write_clip(tmp_path / "a.ts", patterns(12), codec="libx264", pixel_format="yuv420p", container="mpegts")
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(part.read_bytes() * 2)
+
+    @contextmanager
+    def damaged() -> Iterator[Any]:
+        def packets(stream: Any) -> Iterator[Any]:
+            yield from file.demux(stream)
+            raise av.error.InvalidDataError(1, "damaged")
+
+        with av.open(str(joined)) as file:
+            yield SimpleNamespace(streams=file.streams, demux=packets)
+
+    sound = Sound(joined, start=Fraction(0), end=None, rate=Fraction(25), is_cut=False)
+    monkeypatch.setattr(sound, "_opened", damaged)
+    assert sound._shifts == [Fraction(12, 25)]
 
 
 @pytest.mark.parametrize("tone_codec", ["aac", "mp2"])  # copied, and encoded

@@ -286,11 +286,10 @@ class Sound:
     @cached_property
     def _shifts(self) -> list[Fraction]:
         """How far [s] the pictures are moved where their time stamps begin again."""
-        with self._opened() as clip, suppress(clip_errors()):
+        with self._opened() as clip:
             stream = pictures_in(clip)[0]
             step = step_of(self._rate, stream.time_base)
-            return [shift * stream.time_base for shift in shifts_of(clip.demux(stream), step=step)]
-        return []
+            return [shift * stream.time_base for shift in shifts_of(_readable(clip, stream), step=step)]
 
     def _opened(self) -> Any:
         options = {"protocol_whitelist": "file"}
@@ -298,18 +297,24 @@ class Sound:
 
     def _copied(self, clip: Any, stream: Any, added: Any) -> Iterator[Any]:
         with clip, suppress(clip_errors()):
-            for packet in self._wanted(clip.demux(stream), stream.time_base):
+            for packet in self._wanted(_readable(clip, stream), stream.time_base):
                 packet.stream = added
                 yield packet
 
     def _encoded(self, av: Any, clip: Any, stream: Any, added: Any) -> Iterator[Any]:
         resampler = av.AudioResampler(format="fltp", layout=added.layout.name, rate=added.rate)
         with clip, suppress(clip_errors()):
-            for packet in self._wanted(clip.demux(stream), stream.time_base):
+            for packet in self._wanted(_readable(clip, stream), stream.time_base):
                 for frame in packet.decode():
                     for ready in resampler.resample(frame):
                         yield from added.encode(ready)
         yield from added.encode(None)
+
+
+def _readable(clip: Any, stream: Any) -> Iterator[Any]:
+    """The packets of a stream; a read error ends them, those before it are kept."""
+    with suppress(clip_errors()):
+        yield from clip.demux(stream)
 
 
 def _aac_rate(rate: int) -> int:

@@ -231,7 +231,8 @@ class VideoClip:
         """Duration of the pictures [s], as the file states it, and its largest error [s]; None if it states none."""
         stream = self._stream
         if self._counts_dropped and stream.frames:
-            return float(stream.frames * stream.time_base), _MISSING_S
+            is_whole = isinstance(self._source, Path) and _is_whole_riff(self._source)
+            return float(stream.frames * stream.time_base), _MISSING_S if is_whole else 0.0
         if stream.duration:
             return float(stream.duration * stream.time_base), _MISSING_S
         match = re.match(r"(\d+):(\d+):([\d.]+)$", stream.metadata.get("DURATION", ""))  # Matroska
@@ -338,6 +339,22 @@ class _Piped:
 
     def read(self, size: int) -> bytes:
         return self._file.read(size)
+
+
+def _is_whole_riff(path: Path) -> bool:
+    """Whether a RIFF file, such as an AVI, is as long as the sizes in it say; then frames at its end were dropped."""
+    try:
+        size, begin = path.stat().st_size, 0
+        with path.open("rb") as file:
+            while begin < size:  # an AVI above 1 GiB has several parts
+                file.seek(begin)
+                header = file.read(8)
+                if header[:4] != b"RIFF":
+                    return begin > 0
+                begin += 8 + int.from_bytes(header[4:], "little")
+    except OSError:
+        return False
+    return begin == size
 
 
 def _display_matrix(frame: Any) -> bytes | None:

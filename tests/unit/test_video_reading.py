@@ -336,6 +336,20 @@ def test_matroska_from_a_pipe(tmp_path: Path, piped: Callable[[bytes], None]) ->
     assert clip.problem is None and clip_sha256(Path("-")) is None
 
 
+def test_frames_of_all_kinds_are_watched(tmp_path: Path, piped: Callable[[bytes], None]) -> None:
+    path = write_clip(tmp_path / "a.mkv", RGB_FRAMES)
+    piped(path.read_bytes())
+    (tmp_path / "pictures").mkdir()
+    for number, rgb in enumerate(RGB_FRAMES):
+        Image.fromarray(rgb).save(tmp_path / "pictures" / f"{number}.png")
+    for source in (path, Path("-"), tmp_path / "pictures"):
+        seen: list[int] = []
+        config = VideoConfig(every=4)
+        clip = open_clip(source, config=config, background="white", note=print, watch=seen.append)
+        assert len(list(clip.frames())) == 2 and seen == list(range(1, 9))
+        clip.close()
+
+
 def test_raw_frames_from_a_pipe(piped: Callable[[bytes], None]) -> None:
     piped(b"".join(picture.tobytes() for picture in RGB_FRAMES))
     frames = opened("-", raw_size=f"{WIDTH}x{HEIGHT}", input_rate=50.0)[1]

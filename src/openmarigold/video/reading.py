@@ -21,7 +21,7 @@ PIPE = Path("-")
 def open_clip(
     source: Path, *, config: VideoConfig, background: str, note: Note, watch: Watch = lambda number: None
 ) -> Clip:
-    """The clip at a path; `watch` is called as by `VideoClip`.
+    """The clip at a path; `watch` is called with the number of frames read so far; what it raises ends them.
 
     Raises:
         ImageError: there is none, or it cannot be read.
@@ -32,12 +32,12 @@ def open_clip(
     if source == PIPE:
         if sys.stdin is None or sys.stdin.isatty():
             raise InvalidValueError("- reads a clip from a pipe, and nothing is piped in; give a file, or pipe one")
-        return VideoClip(sys.stdin.buffer, name="the pipe", config=config, background=color, note=note)
+        return VideoClip(sys.stdin.buffer, name="the pipe", config=config, background=color, note=note, watch=watch)
     if config.raw_size is not None:
         raise InvalidValueError("raw_size is for raw frames from a pipe; give - as the clip, or leave it out")
     if source.is_dir() or is_pattern(source):
         pictures = find_pictures(source)
-        return PictureClip(pictures, name=str(source), config=config, background=background, note=note)
+        return PictureClip(pictures, name=str(source), config=config, background=background, note=note, watch=watch)
     _check_file(source)
     return VideoClip(source, name=str(source), config=config, background=color, note=note, watch=watch)
 

@@ -101,8 +101,8 @@ def make_video(
 ) -> VideoResult:
     """`video_file` with any model.
 
-    `watch` is called, in a thread, with the number of frames that are decoded, whether taken or not. What it raises
-    ends the run.
+    `watch` is called, in a thread, with the number of frames that were read, whether taken or not, of a file, a
+    pipe or pictures. What it raises ends the run.
     """
     if "exr" in video.format:
         require_exr()

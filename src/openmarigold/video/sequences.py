@@ -13,7 +13,7 @@ from pathlib import Path
 from openmarigold.errors import ImageError
 from openmarigold.images.kinds import image_suffixes
 from openmarigold.images.photo import read_rgb
-from openmarigold.video.clip import DEFAULT_RATE, Choice, ClipFacts, ClipFrame, Note, about_how_many, exact
+from openmarigold.video.clip import DEFAULT_RATE, Choice, ClipFacts, ClipFrame, Note, Watch, about_how_many, exact
 from openmarigold.video.settings import VideoConfig
 
 _PLACE = re.compile(r"%(0?)(\d*)d")
@@ -68,8 +68,19 @@ def _parts_of_pattern(name: str) -> list[tuple[bool, str]]:
 class PictureClip:
     """Pictures of one size as a clip of a fixed rate."""
 
-    def __init__(self, pictures: list[Path], *, name: str, config: VideoConfig, background: str, note: Note) -> None:
+    def __init__(
+        self,
+        pictures: list[Path],
+        *,
+        name: str,
+        config: VideoConfig,
+        background: str,
+        note: Note,
+        watch: Watch = lambda number: None,
+    ) -> None:
+        """`watch` is called with the number of pictures so far; what it raises ends them."""
         self._pictures, self._config, self._background, self._note = pictures, config, background, note
+        self._watch = watch
         if (told := about_gaps(pictures)) is not None:
             note(f"{name}: {told}; pictures follow each other at one rate")
         rate = exact(config.input_rate or DEFAULT_RATE)
@@ -86,6 +97,7 @@ class PictureClip:
         """See `Clip`. Pictures that cannot be read, or are of another size, end the clip."""
         choice, number, size = Choice(self._config), 0, None
         for place, path in enumerate(self._pictures):
+            self._watch(place + 1)
             time = Fraction(place) / self.facts.rate
             if choice.is_over(time):
                 return

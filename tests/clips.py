@@ -48,7 +48,7 @@ def write_clip(
     tone_s: float = 0.0,
     tone_codec: str = "aac",
 ) -> Path:
-    """Writes RGB arrays, or frames of PyAV, with these time stamps, and a tone of 440 Hz of `tone_s` seconds."""
+    """Writes RGB arrays, or frames of PyAV, with these timestamps, and a tone of 440 Hz of `tone_s` seconds."""
     import av
 
     with av.open(str(path), "w", format=container) as output:
@@ -171,7 +171,7 @@ class GrayModel:
 
 
 def decoded(path: Path, *, pixel_format: str = "rgb24") -> tuple[list[int], list[np.ndarray], Fraction]:
-    """Time stamps and pixels of a video, and its unit of time."""
+    """Timestamps and pixels of a video, and its unit of time."""
     import av
 
     with av.open(str(path)) as clip:

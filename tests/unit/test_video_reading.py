@@ -240,7 +240,7 @@ def test_folder_without_pictures(tmp_path: Path) -> None:
 
 def test_size_that_changes(tmp_path: Path) -> None:
     parts = b""
-    for height in (32, 48):  # MPEG-TS can be joined by its bytes
+    for height in (32, 48):  # MPEG-TS can be concatenated
         frames = patterns(5, height=height)
         path = tmp_path / f"{height}.ts"
         write_clip(path, frames, codec="mpeg2video", pixel_format="yuv420p", container="mpegts")

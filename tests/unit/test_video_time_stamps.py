@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clips whose time stamps begin again or are out of order, with their sound."""
+"""Clips whose timestamps restart or are out of order, with their sound."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from openmarigold.video.time_stamps import IncreasingTimes, nearest_shift, shift
 pytest.importorskip("av")
 
 
-def test_times_that_begin_again_follow_those_before(tmp_path: Path) -> None:
+def test_times_that_restart_follow_those_before(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "a.ts", patterns(12), codec="libx264", pixel_format="yuv420p", container="mpegts")
     joined = tmp_path / "joined.ts"
     joined.write_bytes(path.read_bytes() * 3)

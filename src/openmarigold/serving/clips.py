@@ -106,7 +106,7 @@ class ClipAnswer:
     problem: str | None
     """Why the clip ended before its end."""
     notes: list[str]
-    """What was remarkable about the clip."""
+    """Warnings about the clip."""
 
 
 def predict_clip(

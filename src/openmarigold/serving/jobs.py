@@ -49,7 +49,7 @@ class Job:
     problem: str | None = None
     """Of a clip: why it ended before its end."""
     notes: list[str] = field(default_factory=list)
-    """Of a clip: what was remarkable about it."""
+    """Of a clip: warnings about it."""
     started: float = field(default_factory=time.monotonic)
     ended: float | None = None
     result: Path | None = None

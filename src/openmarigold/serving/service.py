@@ -68,7 +68,7 @@ class Answer:
     """The provenance that they carry."""
     prediction: Prediction
     notes: list[str]
-    """What was remarkable about the photo, in sentences that begin with "the photo"."""
+    """Warnings about the photo, in sentences that begin with "the photo"."""
     seconds: float
     """From the photo's bytes to the files' bytes."""
 

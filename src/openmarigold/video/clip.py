@@ -40,11 +40,11 @@ class ClipFacts:
     name: str
     """For messages and records."""
     time_base: Fraction
-    """Unit of time stamps [s]."""
+    """Unit of timestamps [s]."""
     rate: Fraction
     """Frames a second, on average."""
     origin: int = 0
-    """Time stamp of the clip's beginning, in units of `time_base`."""
+    """Timestamp of the clip's beginning, in units of `time_base`."""
     num_frames: int | None
     """About how many frames are taken; None if it is not known in advance."""
     pixel_aspect: Fraction = Fraction(1)

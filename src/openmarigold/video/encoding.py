@@ -26,7 +26,7 @@ from openmarigold.video.pictures import SCALER
 from openmarigold.video.products import Track, to_even
 from openmarigold.video.time_stamps import FEW_FRAMES, nearest_shift, shifts_of, step_of, with_next
 
-_SEGMENT_FORMAT = "nut"  # keeps every time stamp
+_SEGMENT_FORMAT = "nut"  # keeps every timestamp
 _FULL, _LIMITED, _BT709 = 2, 1, 1
 _GLOBAL_HEADER = 1 << 22
 COPIED_SOUND = frozenset({"aac", "mp3", "mp3float", "ac3", "eac3", "opus", "libopus", "flac", "alac"})
@@ -269,12 +269,12 @@ class Sound:
                 yield packet
 
     def _in_clip_time(self, packets: Iterator[Any], unit: Fraction) -> Iterator[Any]:
-        """Packets that hold sound; where their times begin again, those of the pictures say how far they are moved."""
+        """Packets that hold sound; where their timestamps restart, those of the pictures say how far they are moved."""
         shift, before, end = Fraction(0), None, Fraction(0)
         for packet, following in with_next(packet for packet in packets if packet.size and packet.pts is not None):
             stated = packet.pts * unit
             if before is not None and before - stated > FEW_FRAMES / self._rate:
-                if following is not None and following.pts * unit > before:  # one bad time stamp
+                if following is not None and following.pts * unit > before:  # one bad timestamp
                     packet.pts = round(end / unit)
                     yield packet
                     continue
@@ -285,7 +285,7 @@ class Sound:
 
     @cached_property
     def _shifts(self) -> list[Fraction]:
-        """How far [s] the pictures are moved where their time stamps begin again."""
+        """How far [s] the pictures are moved where their timestamps restart."""
         with self._opened() as clip:
             stream = pictures_in(clip)[0]
             step = step_of(self._rate, stream.time_base)

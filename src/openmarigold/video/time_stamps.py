@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time stamps that increase, for clips whose own time stamps begin again, such as MPEG-TS files that were joined."""
+"""Timestamps that increase, for clips whose own timestamps restart, such as concatenated MPEG-TS files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fractions import Fraction
 from itertools import chain, pairwise
 from typing import Any
 
-FEW_FRAMES = 4  # time stamps that go back by more begin again; by less, frames are only out of order
+FEW_FRAMES = 4  # timestamps that go back by more restart; by less, frames are only out of order
 
 
 def step_of(rate: Fraction, time_base: Fraction) -> int:
@@ -30,28 +30,28 @@ def with_next(items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
 
 
 class IncreasingTimes:
-    """The time stamps of a stream's frames, in the order in which they are shown, so that each is above the last."""
+    """The timestamps of a stream's frames, in the order in which they are shown, so that each is above the last."""
 
     def __init__(self, step: int) -> None:
-        """`step` is the usual time between two frames, in units of the time stamps."""
+        """`step` is the usual time between two frames, in units of the timestamps."""
         self._step = step
         self._shift = 0
         self.last: int | None = None
-        """The time stamp of the last frame."""
+        """The timestamp of the last frame."""
         self.is_disordered = False
         """Whether the last frame came out of order: it got the next moment."""
         self.num_restarts = 0
-        """How often the stated time stamps began again: such a frame follows the one before by one step."""
+        """How often the stated timestamps restarted: such a frame follows the one before by one step."""
         self.went_back = 0
         """By how much they went back, in total."""
 
     def next(self, stated: int | None, *, following: int | None = None, origin: int = 0) -> int:
-        """The time stamp of the next frame.
+        """The timestamp of the next frame.
 
         Args:
             stated: its own, None if it states none.
-            following: that of the frame after it. It tells one bad time stamp from those that begin again.
-            origin: the time stamp of a first frame that states none.
+            following: that of the frame after it. It tells one bad timestamp from timestamps that restart.
+            origin: the timestamp of a first frame that states none.
         """
         self.is_disordered = False
         if stated is None:
@@ -79,7 +79,7 @@ def shifts_of(packets: Iterable[Any], *, step: int) -> list[int]:
 
     Args:
         packets: of one stream, in the order of the file, which need not be the order in which they are shown.
-        step: the usual time between two frames, in units of the time stamps.
+        step: the usual time between two frames, in units of the timestamps.
     """
     shifts: list[int] = []
     last_decoded: int | None = None
@@ -87,7 +87,7 @@ def shifts_of(packets: Iterable[Any], *, step: int) -> list[int]:
     for packet, following in with_next(packet for packet in packets if packet.size and packet.pts is not None):
         decoded = _decoding_time(packet)
         if last_decoded is not None and last_decoded - decoded > FEW_FRAMES * step:
-            if following is not None and _decoding_time(following) > last_decoded:  # one bad time stamp
+            if following is not None and _decoding_time(following) > last_decoded:  # one bad timestamp
                 continue
             shifts.append(last_shown + step - packet.pts)
         shown = packet.pts + (shifts[-1] if shifts else 0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TUM RGB-D: rgb.txt, depth.txt and groundtruth.txt, joined by time stamps.
+"""TUM RGB-D: rgb.txt, depth.txt and groundtruth.txt, joined by timestamps.
 
 Depth is 16-bit PNG, 5000 levels a meter, registered to the photos. The camera is ROS's default, fx = fy = 525, center
 (319.5, 239.5) at 640x480, which the data set's authors recommend for the photos as they are.
@@ -33,7 +33,7 @@ _LISTS = ("rgb.txt", "depth.txt", "groundtruth.txt")
 
 
 def _rows(path: Path, words: int) -> list[tuple[float, list[str]]]:
-    """Time stamps and the words after them, in the order of time."""
+    """Timestamps and the words after them, in the order of time."""
     rows = []
     for number, line in enumerate(read_bytes(path).decode("utf-8", errors="replace").splitlines(), start=1):
         parts = line.replace(",", " ").split()

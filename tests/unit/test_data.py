@@ -140,6 +140,7 @@ def test_unknown_pixels_of_labels_are_not_learned_as_far(tmp_path: Path) -> None
     for far in (True, False):
         config = DataConfig(sources={"renders": 0.5, "labels": 0.5}, size=(48, 64), invalid_is_far=far)
         mixture = Mixture(config, data_dir=tmp_path, seed=0)
+        assert mixture.masked_sources == (["labels"] if far else [])  # a run resumes with the same ones
         for number, source in enumerate(mixture.sources):
             valid[far, source.name] = mixture.view(number).valid_mask.mean()
             identities[far, source.name] = mixture.identity(number)

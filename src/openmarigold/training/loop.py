@@ -171,8 +171,7 @@ def run_training(
     """
     plan = plan_batches(optimization, num_processes=accelerator.num_processes, process_index=accelerator.process_index)
     task.mixture.check_batch(plan.drawn_together)
-    main = accelerator.is_main_process
-    states_dir = output_dir / "states"
+    main, states_dir = accelerator.is_main_process, output_dir / "states"
     if main:
         _prepare_folder(output_dir)
         _say_what_follows(task, recipe, plan, accelerator)
@@ -180,7 +179,6 @@ def run_training(
         check_fit(task, optimization, accelerator, num_samples=plan.micro_batch_size)
     _check_patience(task, run)
     accelerator.wait_for_everyone()
-
     trainer = Trainer(task, optimization, plan, accelerator)
     step, state = 0, latest_state(states_dir) if resume else None
     if state is not None:
@@ -194,12 +192,17 @@ def run_training(
     if main:
         boards = open_boards(output_dir, run, recipe, step=step)
         if not resume:
-            forget_checkpoints(output_dir)
-            shutil.rmtree(states_dir, ignore_errors=True)
+            _forget(output_dir, states_dir)
         monitor = _open_monitor(output_dir, step, recipe, optimization, boards, accelerator, watch)
     writer = StateWriter(states_dir, keep=run.keep_states)
     session = _Session(task, trainer, recipe, optimization, run, output_dir, accelerator, monitor, writer)
     return session.go(plan, step, min(optimization.num_steps, stop_after_steps or optimization.num_steps))
+
+
+def _forget(output_dir: Path, states_dir: Path) -> None:
+    """Removes what an earlier run left."""
+    forget_checkpoints(output_dir)
+    shutil.rmtree(states_dir, ignore_errors=True)
 
 
 def _say_what_follows(task: Task, recipe: Mapping[str, Any], plan: BatchPlan, accelerator: Accelerator) -> None:

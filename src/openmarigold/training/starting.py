@@ -113,17 +113,7 @@ def make_recipe(data_dir: DataFolder, overrides: Sequence[str] = ()) -> dict[str
     """
     given = with_overrides({}, overrides)
     modality, base = str(given.get("modality", DEFAULT_MODALITY)), str(given.get("base", DEFAULT_BASE))
-    sets = find_sets(data_dir, modality)
-    section = given.get("data")
-    wanted = section.get("sources") if isinstance(section, dict) else None
-    named = set(wanted) & sets.keys() if isinstance(wanted, dict) else set()
-    validated = [n for n, data in sets.items() if data.manifest.get("split") in VALIDATION_SPLITS and n not in named]
-    sets = {name: data for name, data in sets.items() if name in (named or sets.keys() - set(validated))}
-    if not sets:
-        raise DataError(
-            f"{data_dir} holds only sets for validation ({', '.join(validated)}); prepare one with `--split train`, or "
-            f"name what to train on with --set 'data.sources={{ \"{validated[0]}\" = 1.0 }}'"
-        )
+    sets, validated = _divided(find_sets(data_dir, modality), data_dir, given)
     sizes: Counter[tuple[int, int]] = Counter()
     for data in sets.values():
         sizes.update((int(height), int(width)) for height, width in data.sizes.tolist())
@@ -164,6 +154,27 @@ def make_recipe(data_dir: DataFolder, overrides: Sequence[str] = ()) -> dict[str
     table = with_overrides(table, overrides)
     parse_recipe(table, where="--set")
     return table
+
+
+def _divided(
+    sets: dict[str, ShardedDataset], data_dir: DataFolder, given: Mapping[str, Any]
+) -> tuple[dict[str, ShardedDataset], list[str]]:
+    """The sets to train on, and the names of those to validate on; `given` are the overrides.
+
+    Raises:
+        DataError: none is for training.
+    """
+    section = given.get("data")
+    wanted = section.get("sources") if isinstance(section, dict) else None
+    named = set(wanted) & sets.keys() if isinstance(wanted, dict) else set()
+    validated = [n for n, data in sets.items() if data.manifest.get("split") in VALIDATION_SPLITS and n not in named]
+    trained = {name: data for name, data in sets.items() if name in (named or sets.keys() - set(validated))}
+    if not trained:
+        raise DataError(
+            f"{data_dir} holds only sets for validation ({', '.join(validated)}); prepare one with `--split train`, or "
+            f"name what to train on with --set 'data.sources={{ \"{validated[0]}\" = 1.0 }}'"
+        )
+    return trained, validated
 
 
 def _schedule(given: Mapping[str, Any], base: str, num_steps: int) -> dict[str, dict[str, Any]]:

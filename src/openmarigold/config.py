@@ -219,7 +219,10 @@ class CallConfig:
         check_choice("final_step", self.final_step, (None, *get_args(FinalStep)))
         check_choice("start_noise", self.start_noise, (None, *get_args(StartNoise)))
         check_choice("timestep_spacing", self.timestep_spacing, (None, *get_args(TimestepSpacing)))
-        check_choice("tiles", self.tiles, (None, False, True))
+        for name in ("tiles", "ensemble_mirror"):
+            check_choice(name, getattr(self, name), (None, False, True))
+        for name in ("estimate_camera", "recompose"):
+            check_choice(name, getattr(self, name), (False, True))
         if self.interval is not None and not (is_number(self.interval) and 0 < self.interval < 1):
             raise InvalidValueError(
                 f"interval={self.interval!r} is not accepted; give a share between 0 and 1, such as 0.9"
@@ -399,5 +402,5 @@ def is_integer(value: object) -> TypeGuard[int]:
 def check_choice(name: str, value: object, accepted: tuple[object, ...]) -> None:
     """Raises InvalidValueError unless the value is one of those accepted."""
     if value not in accepted:
-        choices = " or ".join(str(choice) for choice in accepted if choice)
+        choices = " or ".join(str(choice) for choice in accepted if choice or choice is False)
         raise InvalidValueError(f"{name}={value!r} is not known; use {choices}")

@@ -8,9 +8,11 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
@@ -28,6 +30,7 @@ _MAX_NAME_BYTES = 255  # of a file name, on the usual file systems
 _ROOM_BYTES = 40  # what a temporary name adds: dots, the ids of process and thread, and "partial"
 _PROBE_BYTES = 2**20
 _BLOCK_BYTES = 2**20
+_NEW_S = 5.0
 
 # Errors of a single name, which the next file may not meet: too long, not allowed, something else in its place.
 _OF_ONE_NAME = frozenset(
@@ -321,16 +324,39 @@ def append_text(path: Path, text: str) -> None:
         file.write(text)
 
 
+def check_can_be_replaced(path: Path) -> None:
+    """Passes unless a folder is one that the system cannot rename, or should not.
+
+    Raises:
+        OutputError: it is the working folder, or the place where a disk is mounted.
+    """
+    folder = path.resolve()
+    if folder == Path.cwd():
+        raise OutputError("the output folder is the working folder, which cannot be replaced; give another one")
+    if folder.is_dir() and os.path.ismount(folder):
+        raise OutputError(f"{path} is a mount point, which cannot be replaced; give a folder inside it")
+
+
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder that becomes `path`, replacing what was there, if the block succeeds."""
-    with writing(path, "choose another folder"):
+    """Yields a temporary folder that becomes `path`, replacing what was there, if the block succeeds.
+
+    If `path` is a link, what it leads to is replaced. What processes that were killed in here have left is removed.
+    """
+    with writing(path, "choose another folder"), ExitStack() as held:
+        path = path.resolve() if path.is_symlink() else path
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftover_folders(path)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
         temporary.chmod(0o755)
+        with suppress(OSError):  # Windows opens no folders
+            descriptor = os.open(temporary, os.O_RDONLY)
+            held.callback(os.close, descriptor)
+            try_lock(descriptor)
+        held = held.pop_all()
     retired = temporary.with_suffix(".old")
     try:
-        with writing(path):
+        with held, writing(path):
             yield temporary
             if path.exists():
                 os.replace(path, retired)
@@ -343,3 +369,40 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(retired, ignore_errors=True)
+
+
+def _remove_leftover_folders(path: Path) -> None:
+    """Removes the temporary folders of processes that were killed in `atomic_directory` of this path.
+
+    A process that was killed after it had moved the former folder away has lost nothing: it is moved back.
+    """
+    pattern = re.compile(re.escape(f".{path.name}.") + r"[a-z0-9_]+\.(partial|old)")
+    with suppress(OSError):  # what cannot be removed stays
+        found = [folder for folder in path.parent.iterdir() if pattern.fullmatch(folder.name)]
+        for folder in sorted(found):  # ".old" before ".partial"
+            if not (_is_left(folder) and _is_left(folder.with_suffix(".partial"))):
+                continue
+            if folder.suffix == ".old" and not path.exists():
+                os.replace(folder, path)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_left(folder: Path) -> bool:
+    """Whether no process holds a temporary folder. New ones count as held: a folder is made, then locked."""
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return True
+    except (ImportError, OSError):
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held, or a file system without locks
+        return False
+    else:
+        return time.time() - os.fstat(descriptor).st_mtime > _NEW_S
+    finally:
+        os.close(descriptor)

@@ -154,3 +154,37 @@ def test_a_file_that_cannot_be_written_into_a_new_folder_is_named_once(tmp_path:
     assert str(caught.value).count("cannot write") == 1
     assert str(caught.value).endswith("No space left on device; check the folder and free space")
     assert not list(tmp_path.iterdir())
+
+
+def test_folders_of_killed_processes_are_removed_or_moved_back(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    old = [tmp_path / name for name in (".model.aaaaaaaa.partial", ".model.bbbbbbbb.old")]
+    others = [
+        tmp_path / name for name in (".model.x.aaaaaaaa.partial", ".other.aaaaaaaa.partial", ".model.cccccccc.partial")
+    ]
+    for folder in (*old, *others):
+        folder.mkdir()
+        (folder / "file").write_text(folder.name)
+        if folder != others[-1]:  # which is new
+            os.utime(folder, (0, 0))
+    with atomic_directory(path) as folder:
+        assert (path / "file").read_text() == ".model.bbbbbbbb.old"  # the process was killed between its two moves
+        (folder / "file").write_text("new")
+        with atomic_directory(path) as second:  # does not remove what another one holds
+            os.utime(folder, (0, 0))
+            (second / "file").write_text("second")
+        assert folder.is_dir()
+    assert (path / "file").read_text() == "new"
+    assert sorted(tmp_path.iterdir()) == sorted([*others, path])
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to("real")
+    (tmp_path / "dangling").symlink_to("elsewhere")
+    for path in (link, tmp_path / "dangling"):
+        with atomic_directory(path) as folder:
+            (folder / "file").write_text("new")
+        assert path.is_symlink() and (path / "file").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "elsewhere", "link", "real"]

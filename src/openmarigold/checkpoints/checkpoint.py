@@ -25,11 +25,12 @@ from openmarigold.checkpoints.empty_prompt import (
     text_encoder_files,
     text_encoder_weights,
 )
-from openmarigold.checkpoints.known import check_family, modality_of
+from openmarigold.checkpoints.known import check_family, modality_of, recognized
 from openmarigold.checkpoints.network_configs import say_where_links_lead
 from openmarigold.checkpoints.safetensors_header import check_not_a_pointer, read_header
 from openmarigold.checkpoints.weight_files import (
     EMBEDDING_FILE,
+    ENCODER_OF,
     GRAPH_FILES,
     NETWORK_FILES,
     QUANTIZATION,
@@ -47,7 +48,7 @@ from openmarigold.checkpoints.weight_files import (
 from openmarigold.config import CallConfig, ConvertedFormat, FinalStep, Invariance, StartNoise
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, one_line
-from openmarigold.modalities import Modality
+from openmarigold.modalities import Modality, find_modality, modality_of_index
 from openmarigold.printing import quoted_logger
 
 EMBEDDED_DIR = WEIGHTS_DIR / "marigold-lite"
@@ -142,6 +143,13 @@ class Checkpoint:
         return merged if self.derived is None else {**merged, "derived_from": self.modality.name}
 
     @property
+    def facts_of_index(self) -> dict[str, Any]:
+        """Facts for results that model_index.json alone states, which is not part of the hash; empty for usual ones."""
+        usual = self.modality.space == find_modality(self.modality.name).space
+        facts: dict[str, Any] = {} if usual else {"space": self.modality.space}
+        return facts | ({"coarse_resolution": self.coarse_resolution} if self.coarse_resolution else {})
+
+    @property
     def one_pass_resolution(self) -> int:
         """The processing resolution of calls that take one pass only: clips, and calls with a guide."""
         return self.coarse_resolution or self.default_processing_resolution
@@ -150,6 +158,29 @@ class Checkpoint:
     def quantization(self) -> Mapping[str, Any]:
         """How its networks were quantized to int8, from model_index.json; empty if they were not."""
         return self.index.get(QUANTIZATION) or {}
+
+    @property
+    def full_index(self) -> dict[str, Any]:
+        """Content of model_index.json for a copy, which has another name.
+
+        What is known of this checkpoint by its name, or was asked for, stands in it too.
+        """
+        known = {
+            **self.modality.index_facts,
+            "prediction_type": self.modality.prediction_type,
+            "default_denoising_steps": self.default_num_inference_steps,
+            "default_processing_resolution": self.default_processing_resolution,
+            "start_noise": self.default_start_noise,
+        }
+        left_out = (ENCODER_OF, "requires_safety_checker")  # another folder's, and an image generator's
+        index = {key: value for key, value in self.index.items() if value is not None and key not in left_out}
+        claimed = modality_of_index(index)
+        if claimed is None or claimed.name != self.modality.name:
+            index |= {
+                "_class_name": self.modality.pipeline_classes[0],
+                "prediction_type": self.modality.prediction_type,
+            }
+        return index | {key: value for key, value in known.items() if key not in index}
 
     @property
     def networks(self) -> tuple[str, str, str]:
@@ -232,7 +263,6 @@ def _read(
     scheduler_path, unet_path = directory / "scheduler" / "scheduler_config.json", directory / "unet" / "config.json"
     scheduler_config, unet_config = read_json(scheduler_path), read_json(unet_path) if unet_path.is_file() else None
     known = check_family(index, index_path, name=name, scheduler=scheduler_config, unet=unet_config, wanted=wanted)
-    modality = modality_of(index, index_path, known)
     image_encoder = has_image_encoder(index, index_path)
     extra = condition_on(index, index_path)
     networks = networks_of(image_encoder=image_encoder)
@@ -240,6 +270,8 @@ def _read(
         schedule = NoiseSchedule.from_config(scheduler_config)
     except CheckpointError as error:
         raise CheckpointError(f"{scheduler_path}: {error}") from error
+    known = known or recognized(index, schedule)
+    modality = modality_of(index, index_path, known)
     if known is not None and known.timestep_spacing is not None:
         schedule = replace(schedule, timestep_spacing=known.timestep_spacing)
 
@@ -326,7 +358,7 @@ def _locate(checkpoint: Path | str | None, *, revision: str | None, local_files_
             "owner/name of one on the Hugging Face hub, or none for the embedded model"
         )
     _warn_of_unused(given, f"the folder {directory}")
-    return directory, directory.resolve().name
+    return directory, hub.id_of_cached(directory) or directory.resolve().name
 
 
 @cache  # once, not with every read

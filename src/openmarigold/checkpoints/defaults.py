@@ -47,7 +47,7 @@ def recommended(index: Mapping[str, Any], path: Path, schedule: NoiseSchedule, k
     )
     coarse = whole_number(index, path, "coarse_resolution", 0, most=MAX_PROCESSING_RESOLUTION)
     final_step = index.get("default_final_step") or "reference"
-    start_noise = index.get("start_noise") or _start_noise(known, index, schedule, steps)
+    start_noise = index.get("start_noise") or (known and known.start_noise) or "gaussian"
     ensemble_start_noise = index.get("ensemble_start_noise") or start_noise
     ensemble_mirror, noise_scale = index.get("ensemble_mirror"), index.get("ensemble_noise_scale")
     noise_scale = 1.0 if noise_scale is None else noise_scale
@@ -111,24 +111,3 @@ def invariance(index: Mapping[str, Any], path: Path, accepted: Iterable[str]) ->
             "true), known up to its scale (scale_invariant only), or absolute (both false)"
         )
     return _INVARIANCE_OF[pair]
-
-
-def _start_noise(known: Known | None, index: Mapping[str, Any], schedule: NoiseSchedule, steps: int) -> StartNoise:
-    """The start of a checkpoint without the key `start_noise`: a known fact, else inferred.
-
-    Checkpoints fine-tuned end to end (E2E-FT) start from zeros, and their files do not state it. Among published
-    checkpoints only these ask for one trailing DDIM step without zero terminal SNR: v1-0 asks for ten leading steps,
-    v1-1 has zero terminal SNR and asks for four, LCM has its own scheduler. Checkpoints trained by this package state
-    `default_final_step` and start from noise.
-    """
-    if known is not None and known.start_noise is not None:
-        return known.start_noise
-    end_to_end = (
-        schedule.sampler == "ddim"
-        and schedule.timestep_spacing == "trailing"
-        and not schedule.rescale_betas_zero_snr
-        and steps == 1
-        and index.get("default_denoising_steps") == 1
-        and "default_final_step" not in index
-    )
-    return "zeros" if end_to_end else "gaussian"

@@ -34,7 +34,7 @@ from openmarigold.files import file_sha256, some_home, write_atomically
 from openmarigold.printing import quoted_logger
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_PAGE = re.compile(r"(?:https?:/+)?(?:huggingface\.co|hf\.co)/([^/]+/[^/]+)/?")
+_HUB_PAGE = re.compile(r"(?:https?:/+)?(?:huggingface\.co|hf\.co)/([^/]+/[^/]+)(?:/tree/main)?/?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DEFAULT_REVISION = "main"
 _LARGE_BYTES = 1 << 20  # larger files are announced, and their downloads are resumed
@@ -95,6 +95,13 @@ def as_hub_id(checkpoint: Path) -> str | None:
     page = _HUB_PAGE.fullmatch(text)
     text = page.group(1) if page else text
     return text if _HUB_ID.fullmatch(text) and not checkpoint.exists() else None
+
+
+def id_of_cached(folder: Path) -> str | None:
+    """The hub id of a folder within the hub's cache (models--OWNER--NAME/snapshots/COMMIT); None for other folders."""
+    path = folder.resolve()
+    kind, *words = path.parent.parent.name.split("--")
+    return "/".join(words) if path.parent.name == "snapshots" and kind == "models" and len(words) == 2 else None
 
 
 def find_repository(

@@ -15,6 +15,7 @@ from typing import Any
 
 from openmarigold import modalities
 from openmarigold.config import StartNoise
+from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, InvalidValueError
 from openmarigold.modalities import MODALITIES, Modality, find_modality, modality_of_index
 from openmarigold.printing import quoted_logger
@@ -185,6 +186,21 @@ def check_family(
             f"{path}: prediction_type is {index['prediction_type']!r}; a {pipeline} has {claimed.prediction_type!r}"
         )
     return known
+
+
+def recognized(index: Mapping[str, Any], schedule: NoiseSchedule) -> Known | None:
+    """What the files of a checkpoint do not state if it was fine-tuned end to end (E2E-FT); None for all others.
+
+    Such checkpoints start from zeros, and their normals have another frame. Among published checkpoints only these ask
+    for one trailing DDIM step without zero terminal SNR: v1-0 asks for ten leading steps, v1-1 has zero terminal SNR
+    and asks for four, LCM has its own scheduler. Checkpoints trained by this package state `default_final_step`.
+    """
+    is_one_step = schedule.sampler == "ddim" and index.get("default_denoising_steps") == 1
+    is_trailing = schedule.timestep_spacing == "trailing" and not schedule.rescale_betas_zero_snr
+    if not (is_one_step and is_trailing) or "default_final_step" in index:
+        return None
+    claimed = modality_of_index(index)
+    return _END_TO_END_BY_MODALITY.get(claimed and claimed.name, _END_TO_END)
 
 
 def modality_of(index: Mapping[str, Any], path: Path, known: Known | None) -> Modality:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -30,6 +30,14 @@ class Source:
     """Branch, tag or commit of a checkpoint on the hub."""
     local_files_only: tyro.conf.FlagCreatePairsOff[bool] = False
     """Use a hub checkpoint that was downloaded before, without the network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceToCopy(Source):
+    """The checkpoint to copy."""
+
+    modality: Literal["depth", "normals"] | None = None
+    """What it predicts, for checkpoints of E2E-FT's training script, whose files do not state it. None: depth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +67,7 @@ class Save:
     diffusers cannot run a checkpoint with an image encoder: only this package can use such a copy.
     """
 
-    source: tyro.conf.OmitArgPrefixes[Source] = field(default_factory=Source)
+    source: tyro.conf.OmitArgPrefixes[SourceToCopy] = field(default_factory=SourceToCopy)
     output_dir: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
     """Folder to write; new or empty."""
     dtype: FloatDtype = "float32"
@@ -88,7 +96,7 @@ class Average:
 class ExportCheckpoint:
     """Write a folder of ONNX or OpenVINO networks that predicts without torch (extra `export` or `openvino`)."""
 
-    source: tyro.conf.OmitArgPrefixes[Source] = field(default_factory=Source)
+    source: tyro.conf.OmitArgPrefixes[SourceToCopy] = field(default_factory=SourceToCopy)
     output_dir: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
     """Folder to write; it may hold an older export, which is replaced."""
     format: ConvertedFormat = "onnx"
@@ -168,9 +176,15 @@ def _push(action: Push) -> int:
 def _read(source: Source, repository: Repository | None) -> Checkpoint:
     from openmarigold.checkpoints.checkpoint import read_checkpoint, read_repository
 
+    settings = dict(vars(source))
+    wanted = settings.pop("modality", None)
     if repository is not None:
-        return read_repository(repository, variant=source.variant)
-    return read_checkpoint(**vars(source))
+        found = read_repository(repository, variant=source.variant, wanted=wanted)
+    else:
+        found = read_checkpoint(**settings, wanted=wanted)
+    if wanted not in (None, found.modality.name):
+        raise InvalidValueError(f"modality {wanted}: {found.name} predicts {found.modality.title}; leave modality out")
+    return found
 
 
 def _repository(source: Source, *, fetch_again: bool) -> Repository | None:
@@ -302,9 +316,10 @@ def _export(action: ExportCheckpoint, found: Checkpoint) -> int:
     if action.photos and action.dtype != "int8":
         raise InvalidValueError(f"photos are for dtype int8, not {action.dtype}; leave them out")
     if action.shared_weights:
-        if action.format != "onnx" or action.tiny_vae is not None:
+        if action.format != "onnx" or action.tiny_vae is not None or action.dtype != "float16":
             raise InvalidValueError(
-                "shared-weights is for ONNX networks of the checkpoint's own weights; leave out tiny-vae and format"
+                "shared-weights is for ONNX networks of the checkpoint's own weights, as they are stored; leave out "
+                "tiny-vae, format and dtype"
             )
         export_shared(found, action.output_dir)
         say(f"checkpoint with ONNX networks -> {action.output_dir}")

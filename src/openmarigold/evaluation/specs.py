@@ -105,6 +105,7 @@ def predictor_spec(config: PredictConfig, *, at_once: int = 1) -> EstimatorSpec:
             "checkpoint_sha256": checkpoint_sha256(checkpoint),
             "invariance": checkpoint.invariance,
             "processing_side": checkpoint.processing_side,
+            **checkpoint.facts_of_index,
             "variant": loaded_variant(checkpoint),
             "engine": engine,
             **loading,

@@ -385,7 +385,10 @@ def _content_of(file: Any) -> bytes:
     Raises:
         InvalidValueError: it is opened as text, or gives no bytes.
     """
-    content = file.read()
+    try:
+        content = file.read()
+    except ValueError as error:  # it is closed, or cannot be read
+        raise InvalidValueError(f"an open file cannot be read ({one_line(error)}); give one that is open") from error
     if not isinstance(content, bytes):
         raise InvalidValueError(f"an open file that gives {type(content).__name__} is not accepted; open it with 'rb'")
     return content

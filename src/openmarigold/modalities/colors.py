@@ -129,6 +129,8 @@ def _matplotlib_colors(name: str) -> Float[np.ndarray, "n 3"]:
             import matplotlib
     except ModuleNotFoundError as error:
         raise MissingExtraError("matplotlib", "plots") from error
+    if not isinstance(name, str):
+        raise InvalidValueError(f"color_map={name!r:.60} is not a text; give the name of a color map, such as Spectral")
     if name not in matplotlib.colormaps:
         near = difflib.get_close_matches(name, ["Spectral", *matplotlib.colormaps], n=3, cutoff=0.5)
         hint = ", ".join(near) or "Spectral, viridis or another map of matplotlib"

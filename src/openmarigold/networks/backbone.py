@@ -30,14 +30,13 @@ with hidden("transformers", "peft", only_ours=True):  # diffusers imports them (
 
 from openmarigold.checkpoints.calibration import carry_calibration, read_calibration
 from openmarigold.checkpoints.channels import IMAGE_ENCODER_CLASS
-from openmarigold.checkpoints.checkpoint import EMBEDDING_FILE, Checkpoint
+from openmarigold.checkpoints.checkpoint import EMBEDDING_FILE, TITLES, Checkpoint
 from openmarigold.checkpoints.integrity import write_sums
-from openmarigold.checkpoints.weight_files import ENCODER_OF, IMAGE_ENCODER, part_folder, weight_files
+from openmarigold.checkpoints.weight_files import IMAGE_ENCODER, part_folder, weight_files
 from openmarigold.config import FloatDtype
 from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, OutputError, one_line
-from openmarigold.files import atomic_directory
-from openmarigold.modalities import DEPTH, modality_of_index
+from openmarigold.files import atomic_directory, check_can_be_replaced
 from openmarigold.networks.image_encoder import EfficientNetLiteEncoder
 from openmarigold.networks.prompt import (
     copy_text_encoder,
@@ -342,9 +341,10 @@ def check_new_checkpoint(source: Checkpoint, destination: Path) -> None:
         OutputError: the destination holds files already.
     """
     if source.weights != "safetensors":
-        raise CheckpointError(f"{source.directory} holds ONNX networks; give the checkpoint that they were made from")
-    if destination.resolve() == Path.cwd():
-        raise OutputError("the output folder is the working folder, which cannot be replaced; give another one")
+        raise CheckpointError(
+            f"{source.directory} holds {TITLES[source.weights]} networks; give the checkpoint that they were made from"
+        )
+    check_can_be_replaced(destination)
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise OutputError(f"{destination} exists and is not empty; choose a new folder, so that nothing is lost")
 
@@ -373,21 +373,11 @@ def save_networks(
     `documents` writes model card, terms and calibration into the folder; `facts` join model_index.json.
     """
     embedding = load_empty_prompt_embedding(source.directory, variant=source.variant)
-    modality = modality_of_index(source.index) or DEPTH
     schedule = source.schedule
     if source.default_final_step == "clean" and schedule.sampler == "ddim":
         schedule = replace(schedule, set_alpha_to_one=True)
-    index = {key: value for key, value in source.index.items() if not isinstance(value, list)}
-    index.pop("requires_safety_checker", None)  # of an image generator's pipeline
-    index.pop(ENCODER_OF, None)
-    index |= {
-        "_class_name": modality.pipeline_classes[0],
-        "prediction_type": modality.prediction_type,
-        "default_denoising_steps": source.default_num_inference_steps,
-        "default_processing_resolution": source.default_processing_resolution,
-        "start_noise": source.default_start_noise,
-        **(facts or {}),
-    }
+    index = {key: value for key, value in source.full_index.items() if not isinstance(value, list)}
+    index |= {"_class_name": source.modality.pipeline_classes[0], **(facts or {})}
 
     def add_rest(folder: Path) -> None:
         documents(folder)

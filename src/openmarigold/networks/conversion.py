@@ -20,11 +20,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from openmarigold.checkpoints.calibration import carry_calibration, read_calibration
+from openmarigold.checkpoints.calibration import CALIBRATION_FILE, carry_calibration, read_calibration
 from openmarigold.checkpoints.checkpoint import EMBEDDING_FILE, TITLES, Checkpoint
 from openmarigold.checkpoints.configured import TinyVae
 from openmarigold.checkpoints.empty_prompt import stored_embedding_path
-from openmarigold.checkpoints.integrity import count_parameters
+from openmarigold.checkpoints.integrity import SUMS_FILE, count_parameters
 from openmarigold.checkpoints.weight_files import (
     ENCODER_OF,
     GRAPH_FILES,
@@ -36,11 +36,14 @@ from openmarigold.checkpoints.weight_files import (
     graph_sources,
     networks_of,
     part_folder,
+    parts_of,
+    read_json,
     weight_files,
 )
 from openmarigold.config import LATENT_FACTOR, ConvertedFormat, StoredDtype
+from openmarigold.diffusion import NoiseSchedule
 from openmarigold.errors import CheckpointError, OutputError, needs_extra
-from openmarigold.files import atomic_directory
+from openmarigold.files import atomic_directory, check_can_be_replaced
 from openmarigold.images.quiet import quiet
 from openmarigold.networks.backbone import (
     Vae,
@@ -94,7 +97,7 @@ def export_checkpoint(
             f"{source.directory} holds {TITLES[source.weights]} networks already; copy the folder, or give one "
             "with safetensors weights"
         )
-    check_replaceable(destination)
+    check_replaceable(destination, source)
     calibration = read_calibration(source)
     with atomic_directory(destination) as folder:
         for name in source.networks:
@@ -102,7 +105,7 @@ def export_checkpoint(
             write_network(source, name, folder / name, format=format, dtype=dtype, tiny_vae=tiny_vae)
         (folder / "scheduler").mkdir()
         write_json(folder / "scheduler" / "scheduler_config.json", source.schedule.to_config())
-        kept = {key: value for key, value in source.index.items() if not isinstance(value, list) and key != ENCODER_OF}
+        kept = {key: value for key, value in source.full_index.items() if not isinstance(value, list)}
         runtime = {"onnx": "onnxruntime", "openvino": "openvino"}[format]
         components = {name: [runtime, "OnnxModel" if format == "onnx" else "Model"] for name in source.networks}
         components["scheduler"] = ["diffusers", source.schedule.class_name]
@@ -132,15 +135,17 @@ def export_shared(source: Checkpoint, destination: Path) -> None:
         raise CheckpointError(
             f"{source.directory} holds {TITLES[source.weights]} networks; give a checkpoint with safetensors weights"
         )
-    check_replaceable(destination)
+    check_replaceable(destination, source, shared=True)
     calibration = read_calibration(source)
     with atomic_directory(destination) as folder:
         other = _sibling_with_encoder(source, destination)
-        index = {key: value for key, value in source.index.items() if key != ENCODER_OF}
-        write_json(folder / "model_index.json", index | ({ENCODER_OF: other.name} if other else {}))
+        write_json(folder / "model_index.json", source.full_index | ({ENCODER_OF: other.name} if other else {}))
         (folder / "scheduler").mkdir()
         config = Path("scheduler", "scheduler_config.json")
-        shutil.copyfile(source.directory / config, folder / config)
+        if source.schedule == NoiseSchedule.from_config(read_json(source.directory / config)):
+            shutil.copyfile(source.directory / config, folder / config)
+        else:  # the timesteps that its authors use
+            write_json(folder / config, source.schedule.to_config())
         embedding = stored_embedding_path(source.directory, variant=source.variant)
         if embedding.is_file():
             shutil.copyfile(embedding, folder / EMBEDDING_FILE)
@@ -288,19 +293,46 @@ def _inputs(source: Checkpoint, name: str, h: int, w: int) -> dict[str, Tensor]:
     return {"sample": torch.zeros(1, 3, LATENT_FACTOR * h, LATENT_FACTOR * w)}
 
 
-def check_replaceable(destination: Path) -> None:
-    """Raise OutputError if writing to `destination` would delete anything other than an exported checkpoint."""
+def check_replaceable(destination: Path, source: Checkpoint, *, shared: bool = False) -> None:
+    """Checks that a folder can be written, and that nothing is lost but an older export.
+
+    Args:
+        shared: whether the new export is one of `export_shared`, which holds all that such an export holds.
+
+    Raises:
+        OutputError: it is the working folder or a mount point, or holds something else.
+    """
+    check_can_be_replaced(destination)
     if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
         return
+    if not _is_export(destination, shared=shared):
+        raise OutputError(
+            f"{destination} exists and is not an exported checkpoint; choose a new folder, so that nothing is lost"
+        )
+    if destination.resolve() == source.directory.resolve() and not shared:
+        raise OutputError(f"{destination} is the checkpoint itself, which would be lost; choose a new folder")
+    written = {"model_index.json", "scheduler", EMBEDDING_FILE, SUMS_FILE}
+    for image_encoder in (False, True):
+        written |= {*networks_of(image_encoder=image_encoder), *parts_of(image_encoder=image_encoder)}
+    written |= {path.name for path in _documents(destination)} if shared else set()
+    written |= {CALIBRATION_FILE} if read_calibration(source) else set()
+    others = sorted(path.name for path in destination.iterdir() if path.name not in written)
+    if others:
+        raise OutputError(
+            f"{destination} holds {others[0]}, which this export would not hold; move it, or choose a new folder, so "
+            "that nothing is lost"
+        )
+
+
+def _is_export(folder: Path, *, shared: bool) -> bool:
     for image_encoder in (False, True):
         networks = networks_of(image_encoder=image_encoder)
-        layouts = [[destination / files[name] for name in networks] for files in NETWORK_FILES.values()]
-        layouts.append([graph_file(destination, name) for name in networks])
-        if any(all(path.is_file() for path in (destination / "model_index.json", *files)) for files in layouts):
-            return
-    raise OutputError(
-        f"{destination} exists and is not an exported checkpoint; choose a new folder, so that nothing is lost"
-    )
+        layouts = [[folder / files[name] for name in networks] for files in NETWORK_FILES.values()]
+        if shared:
+            layouts.append([graph_file(folder, name) for name in networks])
+        if any(all(path.is_file() for path in (folder / "model_index.json", *files)) for files in layouts):
+            return True
+    return False
 
 
 def _write_graph(source: Checkpoint, name: str, path: Path) -> None:

@@ -119,6 +119,7 @@ class Predictor:
             opened, its_vae = in_int8(found, config, tiny_vae), None
         engine = open_engine(opened, engine=config.engine, device=config.device, tiny_vae=its_vae, **settings)
         predictor = cls(engine, found, tiny_vae=tiny_vae)
+        predictor._estimator = CameraEstimator(local_files_only=config.local_files_only)
         predictor._opening = {
             "checkpoint": replace(opened, directory=opened.directory.absolute()),  # found from any working folder
             "tiny_vae": its_vae and replace(its_vae, directory=its_vae.directory.absolute()),
@@ -201,6 +202,8 @@ class Predictor:
             NumericalError: the networks returned values that are not finite.
         """
         config = CallConfig(**options)
+        if guide is not None and not callable(guide):
+            raise InvalidValueError(f"guide is {guide!r:.60}; give a function that is called before each step, or None")
         if guide is not None and config.processing_resolution is None:
             config = replace(config, processing_resolution=self.checkpoint.one_pass_resolution)
         config = self.resolve(config)

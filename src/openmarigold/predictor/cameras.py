@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,7 +78,8 @@ def camera_facts(config: CallConfig) -> dict[str, Any]:
         read_intrinsics(config.camera_file)  # raises an error that names the problem
         facts["camera_file_sha256"] = file_sha256(config.camera_file)  # pyright: ignore[reportArgumentType] - a path
     if config.estimate_camera:
-        found = read_configured(_normals_model(config))
+        offline = isinstance(config, ModelConfig) and config.local_files_only
+        found = read_configured(_normals_model(config, local_files_only=offline))
         facts |= {"estimate_camera": True, "normals_checkpoint_sha256": checkpoint_sha256(found)}
     return facts
 
@@ -105,7 +106,9 @@ def cameras_of_list(given: Camera | Sequence[Camera | None] | None, count: int) 
 class CameraEstimator:
     """Estimates cameras from depth and normals; loads the model of normals when it is first needed."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, local_files_only: bool = False) -> None:
+        """`local_files_only`: never ask the hub for the model of normals."""
+        self._local_files_only = local_files_only
         self._models: dict[str, Predictor] = {}
         self._loading = threading.Lock()
 
@@ -187,15 +190,18 @@ class CameraEstimator:
             name = str(config.normals_checkpoint)
             if name not in self._models:
                 own = "auto" if config.normals_checkpoint is None else device  # the embedded one runs on a CPU
-                self._models[name] = Predictor.from_config(replace(_normals_model(config), device=own))
+                model = _normals_model(config, local_files_only=self._local_files_only)
+                self._models[name] = Predictor.from_config(replace(model, device=own))
             return self._models[name]
 
     def __reduce__(self) -> tuple[Any, ...]:  # a copy loads the models again
-        return CameraEstimator, ()
+        return partial(CameraEstimator, local_files_only=self._local_files_only), ()
 
 
-def _normals_model(config: CallConfig) -> ModelConfig:
-    return ModelConfig(checkpoint=config.normals_checkpoint, modality=(NORMALS.name,))
+def _normals_model(config: CallConfig, *, local_files_only: bool) -> ModelConfig:
+    return ModelConfig(
+        checkpoint=config.normals_checkpoint, modality=(NORMALS.name,), local_files_only=local_files_only
+    )
 
 
 @cache  # once, not for each photo

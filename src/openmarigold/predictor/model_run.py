@@ -113,6 +113,7 @@ class ModelRun(Maker):
             "checkpoint_sha256": self.checkpoint_sha256,
             "invariance": self.checkpoint.invariance,
             "processing_side": self.checkpoint.processing_side,
+            **self.checkpoint.facts_of_index,
             **{name: getattr(resolved, name) for name in names},
             "variant": loaded_variant(self.checkpoint),
             "color_map": self.output.color_map,

@@ -127,7 +127,7 @@ def export_int8(
     with needs_extra(_EXTRAS[format]):
         from openmarigold.networks.conversion import check_replaceable
     quantize = _quantizer(format)
-    check_replaceable(destination)
+    check_replaceable(destination, source)
     with atomic_directory(destination) as folder, tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         plain = _in_format(source, Path(scratch, "plain"), format, tiny_vae)
         shutil.copytree(plain.directory / "scheduler", folder / "scheduler")

@@ -169,7 +169,7 @@ def write_results(
 
 
 def _check_stem(stem: str) -> None:
-    if not stem or "\0" in stem or Path(stem).name != stem:
+    if not isinstance(stem, str) or not stem or "\0" in stem or Path(stem).name != stem:
         raise InvalidValueError(f"stem={stem!r} is not a plain file name; give it without a folder")
 
 

@@ -16,12 +16,16 @@ from PIL import Image
 
 from benchmark_data import look, make_depth, make_folder_benchmark, make_nyuv2_extracted, spec, summary
 from openmarigold.cli import run
+from openmarigold.data.encodings import MapEncoding
+from openmarigold.data.shard_writer import NewSample, ShardWriter
 from openmarigold.errors import DataError, InvalidValueError, OutputError
 from openmarigold.evaluation import Estimator, evaluate, evaluate_benchmark
 from openmarigold.evaluation.benchmarks import open_folder_benchmark
 from openmarigold.evaluation.compare import compare
 from openmarigold.evaluation.report import read_report
 from openmarigold.evaluation.specs import EstimatorSpec
+
+LINEAR = MapEncoding(kind="linear")
 
 
 @pytest.fixture
@@ -238,6 +242,38 @@ def test_what_has_changed_is_scored_again(benchmark: Path, tmp_path: Path) -> No
     assert reused() == 5
     run = evaluate_benchmark(open_folder_benchmark(benchmark), spec(), output_dir=out, protocol="log-ransac")
     assert (run.protocol, run.times["images_from_earlier_runs"]) == ("log-ransac", 0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest["maps"]["depth"].update(meters_per_unit=0.002),
+        lambda manifest: manifest.update(valid_range=[0.0, 4.0]),
+    ],
+)
+def test_a_prepared_set_that_states_another_depth_is_scored_again(
+    change: Callable[[dict[str, Any]], object], tmp_path: Path
+) -> None:
+    folder, outs = tmp_path / "set", [tmp_path / "before", tmp_path / "after"]
+    writer = ShardWriter(folder, name="set", split="train", encodings={"depth": LINEAR}, settings={})
+    writer.begin()
+    depth, rgb = make_depth(24, 32).astype(np.float32), np.zeros((24, 32, 3), np.uint8)
+    writer.write(0, [NewSample(key="a", kind="rooms", scene="s", rgb=rgb, maps={"depth": depth})])
+    writer.finish(1, {})
+
+    def reused(out: Path) -> int:
+        run = evaluate_benchmark(open_folder_benchmark(folder), spec(), output_dir=out)
+        return run.times["images_from_earlier_runs"]
+
+    assert [reused(outs[0]), reused(outs[0])] == [0, 1]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert reused(outs[1]) == 0
+    with pytest.raises(InvalidValueError, match="changed between the runs"):
+        compare(*outs)
+    assert reused(outs[0]) == 0, "bytes and name are those of before"
+
 
 
 def test_one_bad_image_never_loses_the_others(benchmark: Path, tmp_path: Path) -> None:

@@ -70,6 +70,9 @@ class BenchmarkRow:
     """The owner's file of the data set. It is read instead of the folder that holds it."""
     open_official: Callable[[Path], Archive] | None = None
     """Opens that file."""
+    stored: str = ""
+    """How the maps' files are decoded and which values count, where the set states it outside of an image's files. It
+    counts in their hash."""
     reveal: Reveal | None = None
     """What estimators get besides the photo, for depth completion."""
     protocol: str | None = None
@@ -133,6 +136,10 @@ class Benchmark:
                 raise DataError(f"{self._path(name)} is missing or damaged; get the benchmark again")
             contents[role] = self.archive.read(name)
         return contents
+
+    def hash_of(self, files: Mapping[str, bytes]) -> str:
+        """SHA-256 over the content of an image's files, and over what the set states about them elsewhere."""
+        return hash_of_files(files, self.row.stored)
 
     def sample(self, entry: Entry, files: Mapping[str, bytes] | None = None) -> BenchmarkSample:
         """One image with its measured maps, from its files' content where that has been read already.
@@ -263,10 +270,11 @@ def _measured_file(entry: Entry) -> str:
     return next(name for role, name in entry.files.items() if role not in ("rgb", "mask", "meta"))
 
 
-def hash_of_files(files: Mapping[str, bytes]) -> str:
-    """SHA-256 over the content of an image's files."""
+def hash_of_files(files: Mapping[str, bytes], stored: str = "") -> str:
+    """SHA-256 over the content of an image's files, and over how they are stored (`BenchmarkRow.stored`)."""
     digest = hashlib.sha256()
     for role in sorted(files):
         digest.update(f"{role} {len(files[role])}\n".encode())
         digest.update(files[role])
+    digest.update(stored.encode())
     return digest.hexdigest()

@@ -39,6 +39,7 @@ from openmarigold.evaluation.folder_readers import (
     decode_shards,
     list_folder,
     list_shards,
+    stored_shards,
 )
 from openmarigold.files import as_path
 from openmarigold.modalities import DEPTH
@@ -104,6 +105,7 @@ def open_folder_benchmark(path: Path | str | RemoteFolder, modality: Modality = 
             max_value=high,
             max_value_by_kind=MappingProxyType({}),
             valid_range=None,
+            stored=stored_shards(dataset, modality),
         )
         return Benchmark(row, ShardArchive(dataset))
     return Benchmark(row, open_archive(path))

@@ -22,7 +22,7 @@ from openmarigold.checkpoints.checkpoint import Checkpoint
 from openmarigold.checkpoints.configured import read_configured, read_tiny_vae, resolve_settings
 from openmarigold.config import PredictConfig
 from openmarigold.errors import DataError, InvalidValueError
-from openmarigold.evaluation.benchmark import Benchmark, hash_of_files
+from openmarigold.evaluation.benchmark import Benchmark
 from openmarigold.evaluation.benchmark_readers import Entry
 from openmarigold.modalities.modality import Band
 from openmarigold.predictor import Predictor
@@ -167,7 +167,7 @@ def _observe(
     """
     files = benchmark.files(listed)
     sample = benchmark.sample(listed, files)
-    line = f"{listed.name} {hash_of_files(files)}\n"
+    line = f"{listed.name} {benchmark.hash_of(files)}\n"
     maps, found = signals_of(predictor, sample.rgb, config.call, band, names)
     chosen = sample.valid_mask & _grid(sample.valid_mask.shape)
     if not chosen.any():

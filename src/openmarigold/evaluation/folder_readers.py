@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -239,3 +240,11 @@ def decode_shards(dataset: ShardedDataset, modality: Modality) -> Decoder:
         return maps, None
 
     return decode
+
+
+def stored_shards(dataset: ShardedDataset, modality: Modality) -> str:
+    """What a prepared set's manifest states about the maps of a modality: how they are stored, and which values
+    count.
+    """
+    encodings = {kind.name: dataset.encodings[kind.name].record() for kind in modality.maps}
+    return json.dumps({"maps": encodings, "valid_range": dataset.valid_range}, sort_keys=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 from openmarigold.data.units import UnitEngine
 from openmarigold.errors import InvalidValueError, OpenMarigoldError, OutputError
-from openmarigold.evaluation.benchmark import Benchmark, hash_of_files
+from openmarigold.evaluation.benchmark import Benchmark
 from openmarigold.evaluation.benchmark_readers import Entry
 from openmarigold.evaluation.estimators import MapEstimator, SavedPredictions, estimate_sample
 from openmarigold.evaluation.report import version_of
@@ -74,7 +74,7 @@ class ImageRun:
             OpenMarigoldError: it cannot be scored; with `load_error` no image can.
         """
         files = self.benchmark.files(entry)
-        input_hash = hash_of_files(files)
+        input_hash = self.benchmark.hash_of(files)
         parts = [self._context, entry.name, str(entry.kind), input_hash]  # the kind sets the range
         saved = self._saved_predictions()
         if saved is not None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import threading
@@ -13,7 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmark_data import look, make_depth, make_folder_benchmark, make_kitti, spec, summary
+from benchmark_data import (
+    add_folder_image,
+    look,
+    make_depth,
+    make_folder_benchmark,
+    make_kitti,
+    npy,
+    spec,
+    summary,
+    write,
+)
 from openmarigold.config import PredictConfig
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.evaluation import Estimator, evaluate, evaluate_benchmark, predictor_estimator
@@ -146,3 +158,58 @@ def test_what_is_no_estimator_is_refused(benchmark: Path) -> None:
     code = f"import openmarigold; openmarigold.evaluate({str(benchmark)!r}, 5)"  # without the suite's checks of types
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "InvalidValueError: int is not an estimator; give a Predictor" in result.stderr
+
+
+def test_one_file_is_not_the_prediction_of_two_images(tmp_path: Path) -> None:
+    folder, saved = tmp_path / "benchmark", tmp_path / "saved"
+    saved.mkdir()
+    for name in ("a/1", "a_1", "rgb_2", "2"):
+        add_folder_image(folder, name, "room", name, make_depth(24, 32))
+    opened, one = open_folder_benchmark(folder), make_depth(24, 32)
+    for file, owners in (("a_1", "a/1 and of a_1"), ("pred_2", "rgb_2 and of 2")):
+        np.save(saved / f"{file}.npy", one)
+        with pytest.raises(DataError, match=rf"{file}\.npy is the prediction of {owners}; give each image"):
+            evaluate_benchmark(opened, saved_spec(saved), allow_partial=True)
+        (saved / f"{file}.npy").unlink()
+    for name in ("a/1", "a_1", "rgb_2", "2"):
+        write(saved / f"{name}.npy", npy(one))
+    assert not evaluate_benchmark(opened, saved_spec(saved)).failed
+
+
+def refuse(path: Path, monkeypatch: pytest.MonkeyPatch, *methods: str) -> None:
+    """Makes a path unreadable, also for the superuser."""
+    for method in methods:
+        usual = getattr(Path, method)
+
+        def refused(self: Path, *, usual: Callable[[Path], Any] = usual) -> Any:
+            if self.is_relative_to(path):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+            return usual(self)
+
+        monkeypatch.setattr(Path, method, refused)
+
+
+@pytest.mark.parametrize("method", ["read_bytes", "is_file"])
+def test_an_unreadable_prediction_stops_no_other(
+    method: str, benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = save_predictions(benchmark, tmp_path / "saved", look)
+    (saved / "room-1_depth.npy").rename(saved / "room-1.npy")
+    refuse(saved / "room-1.npy", monkeypatch, method)
+    report = evaluate_benchmark(open_folder_benchmark(benchmark), saved_spec(saved), allow_partial=True)
+    assert len(report.images) == 5
+    assert report.failed == {"room-1": f"{saved}/room-1.npy cannot be read: Permission denied; check its permissions"}
+
+
+def test_a_flat_name_that_is_too_long_for_a_file(tmp_path: Path) -> None:
+    folder, name, saved = tmp_path / "benchmark", "/".join(["scene" * 30] * 2), tmp_path / "saved"
+    add_folder_image(folder, name, "room", "place", make_depth(24, 32))
+    saved.mkdir()
+    with pytest.raises(DataError, match="holds no prediction"):
+        evaluate_benchmark(open_folder_benchmark(folder), saved_spec(saved))
+
+
+def test_an_unreadable_benchmark(benchmark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(benchmark / "index.npy", monkeypatch, "is_file")
+    with pytest.raises(DataError, match=r"manifest.json cannot be read \(Permission denied\)"):
+        open_folder_benchmark(benchmark)

@@ -275,7 +275,6 @@ def test_a_prepared_set_that_states_another_depth_is_scored_again(
     assert reused(outs[0]) == 0, "bytes and name are those of before"
 
 
-
 def test_one_bad_image_never_loses_the_others(benchmark: Path, tmp_path: Path) -> None:
     (benchmark / "room-1" / "depth.png").write_bytes(b"no image")
     notes: list[str] = []

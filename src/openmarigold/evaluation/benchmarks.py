@@ -74,11 +74,7 @@ def open_folder_benchmark(path: Path | str | RemoteFolder, modality: Modality = 
         InvalidValueError: an empty path.
     """
     path = path if isinstance(path, RemoteFolder) else as_path(path, "the benchmark")
-    if not (is_prepared(path) if isinstance(path, RemoteFolder) else path.exists()):
-        raise DataError(
-            f"{path / 'manifest.json'} cannot be read (No such file or directory); a benchmark is a folder with "
-            "manifest.json and one folder an image"
-        )
+    has_shards = _has_shards(path)
     row = BENCHMARKS["folder"]
     if {kind.name for kind in row.modality.maps} == {kind.name for kind in modality.maps}:  # the same files and ranges
         row = replace(row, modality=modality)
@@ -94,7 +90,7 @@ def open_folder_benchmark(path: Path | str | RemoteFolder, modality: Modality = 
             max_value_by_kind=MappingProxyType({}),
             valid_range=None,
         )
-    if isinstance(path, RemoteFolder) or (path / INDEX_FILE).is_file():
+    if isinstance(path, RemoteFolder) or has_shards:
         dataset = ShardedDataset(path)
         low, high = dataset.valid_range
         row = replace(
@@ -109,6 +105,24 @@ def open_folder_benchmark(path: Path | str | RemoteFolder, modality: Modality = 
         )
         return Benchmark(row, ShardArchive(dataset))
     return Benchmark(row, open_archive(path))
+
+
+def _has_shards(path: Path | RemoteFolder) -> bool:
+    """Whether a benchmark is a prepared set.
+
+    Raises:
+        DataError: there is none, or its folder cannot be read.
+    """
+    why = "No such file or directory"
+    try:
+        if is_prepared(path) if isinstance(path, RemoteFolder) else path.exists():
+            return isinstance(path, RemoteFolder) or (path / INDEX_FILE).is_file()
+    except OSError as error:
+        why = error.strerror or str(error)
+    raise DataError(
+        f"{path / 'manifest.json'} cannot be read ({why}); a benchmark is a folder with manifest.json and one folder "
+        "an image"
+    )
 
 
 def open_benchmark(name: str, data_dir: Path | str, *, allow_partial: bool = False) -> Benchmark:

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -143,11 +144,37 @@ class SavedPredictions:
         return {kind.name: read_map(found[kind.name], kind) for kind in self.modality.maps}
 
     def hash_of(self, name: str) -> str:
-        """SHA-256 of an image's files."""
+        """SHA-256 of an image's files.
+
+        Raises:
+            DataError: one is missing or cannot be read.
+        """
         digest = hashlib.sha256()
         for path in self.find(name).values():
-            digest.update(path.read_bytes())
+            try:
+                digest.update(path.read_bytes())
+            except OSError as error:
+                raise _unreadable(path, error) from error
         return digest.hexdigest()
+
+    def check_names(self, names: Iterable[str]) -> None:
+        """Checks that no file would serve two images.
+
+        Raises:
+            DataError: one would; such as `pred_1.npy` for both `1` and `rgb_1`.
+        """
+        owners: dict[Path, str] = {}
+        for name in names:
+            try:
+                found = self.find(name)
+            except DataError:  # of this image alone, which fails when it is scored
+                continue
+            for path in found.values():
+                if (owner := owners.setdefault(path, name)) != name:
+                    raise DataError(
+                        f"{path} is the prediction of {owner} and of {name}; give each image a file of its own name, "
+                        f"such as {name}.npy"
+                    )
 
     @cached_property
     def _records(self) -> dict[Path, dict[str, Any]]:
@@ -163,10 +190,23 @@ class SavedPredictions:
         for stem in _stems(name, kind, is_alone=len(self.modality.maps) == 1):
             for suffix in SAVED_SUFFIXES:
                 path = self.directory / f"{stem}{suffix}"
-                if path.is_file():
+                if _is_file(path):
                     return path
         what = name if len(self.modality.maps) == 1 else f"{name}_{kind.file_name}"
         raise DataError(f"{self.directory} holds no prediction {what} ({', '.join(SAVED_SUFFIXES)}); predict it")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # of a flat name, whose parts fit as folders
+            return False
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path} cannot be read: {error.strerror}; check its permissions")
 
 
 def _stems(name: str, kind: MapKind, *, is_alone: bool) -> Iterator[str]:

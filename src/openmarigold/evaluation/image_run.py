@@ -67,6 +67,12 @@ class ImageRun:
         chosen = choose_protocol(row.modality, protocol or row.protocol, spec.invariance)
         return cls(benchmark, spec, chosen.with_seams() if spec.has_seams else chosen)
 
+    def check_predictions(self) -> None:
+        """Checks that no saved prediction would be scored for two images. Raises a DataError."""
+        saved = self._saved_predictions()
+        if saved is not None:
+            saved.check_names(self._entries)
+
     def scored(self, entry: Entry, known: Container[str] = ()) -> Scored:
         """Scores of an image whose key is not `known`.
 

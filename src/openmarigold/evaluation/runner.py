@@ -171,6 +171,7 @@ def evaluate_benchmark(
     output_dir = None if output_dir is None else as_path(output_dir, "output_dir")
     row = benchmark.row
     run = ImageRun.of(benchmark, spec, protocol)
+    run.check_predictions()
     started, wall = datetime.now(UTC), time.perf_counter()
     with _Log(output_dir, run.protocol, interval_score_names(spec.band)) as log:
         images, failed = _score_all(run, log, elsewhere or num_workers, progress, note)

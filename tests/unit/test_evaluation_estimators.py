@@ -31,6 +31,7 @@ from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.evaluation import Estimator, evaluate, evaluate_benchmark, predictor_estimator
 from openmarigold.evaluation.benchmarks import open_benchmark, open_folder_benchmark
 from openmarigold.evaluation.specs import EstimatorSpec, predictor_spec, saved_spec
+from openmarigold.modalities import METRIC
 from openmarigold.predictor import Predictor
 
 
@@ -213,3 +214,19 @@ def test_an_unreadable_benchmark(benchmark: Path, monkeypatch: pytest.MonkeyPatc
     refuse(benchmark / "index.npy", monkeypatch, "is_file")
     with pytest.raises(DataError, match=r"manifest.json cannot be read \(Permission denied\)"):
         open_folder_benchmark(benchmark)
+
+
+def test_scores_that_are_not_finite_are_failures(benchmark: Path, tmp_path: Path) -> None:
+    """They ended the run when its summary was written."""
+    opened, saved = open_folder_benchmark(benchmark, METRIC), tmp_path / "saved"
+    for entry in opened.entries:
+        write(saved / f"{entry.name}.npy", npy(np.full((24, 32), 1e200 if entry.name == "room-1" else 2.0)))
+    report = evaluate_benchmark(
+        opened,
+        saved_spec(saved, modality=METRIC),
+        protocol="completion",
+        output_dir=tmp_path / "out",
+        allow_partial=True,
+    )
+    assert len(report.images) == 5 and len(report.failed) == 1
+    assert "rmse is inf, since the prediction or the measured map holds values" in report.failed["room-1"]

@@ -181,10 +181,11 @@ def measure_sample(
     With a band also the scores of its interval, whose maps are among those predicted.
 
     Raises:
-        InvalidValueError, DataError: see `align_sample`.
+        InvalidValueError, DataError: see `align_sample`; also a DataError for values too large to be scored.
     """
     aligned, usable = _align(sample, predicted, protocol, space)
-    found = {**aligned.scores, **protocol.score(sample, aligned.maps, usable)}
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
+        found = {**aligned.scores, **protocol.score(sample, aligned.maps, usable)}
     found[PIXELS_SCORED.name] = np.count_nonzero(usable) / np.count_nonzero(sample.valid_mask)
     if SEAM_ENERGY in protocol.scores:
         found[SEAM_ENERGY.name] = _worst_seam(predicted)
@@ -198,6 +199,11 @@ def measure_sample(
             bounds = {name: values[sample.crop] for name, values in bounds.items()}
         assert all(values.shape[:2] == shape for values in bounds.values())
         metrics |= interval_scores(band, sample, maps, bounds, usable)
+    if infinite := [name for name, value in metrics.items() if not np.isfinite(value)]:
+        raise DataError(
+            f"{sample.name}: {infinite[0]} is {metrics[infinite[0]]}, since the prediction or the measured map holds "
+            "values that are too large; check both"
+        )
     return Measured(metrics=metrics, tally=tally)
 
 

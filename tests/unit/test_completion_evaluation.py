@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,34 @@ def test_too_few_points_for_a_method(pairs: Path) -> None:
     sample = benchmark.sample(benchmark.entries[0])
     with pytest.raises(InvalidValueError, match="method field needs 5 points, and there are 3"):
         field.load().estimate_given(sample.rgb, sample.given)  # pyright: ignore
+
+
+def test_a_baseline_that_fails_does_not_hide_the_others(
+    pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One point fixes no scale and shift."""
+    command = ["evaluate", "--benchmark", str(pairs), "--points", "1", "--processing-resolution", "64"]
+    assert run([*command, "--json"]) == 1
+    printed = capsys.readouterr()
+    assert list(json.loads(printed.out)) == ["marigold-lite, auto", "nearest", "linear"]
+    assert "error: least squares: 6 of 6 images could not be scored (room-0: " in printed.err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "scipy", None)
+        patch.setitem(sys.modules, "scipy.interpolate", None)
+        patch.setitem(sys.modules, "scipy.spatial", None)
+        assert run([*command[:3], "--points", "9", "--predictions", str(saved(pairs, tmp_path / "maps"))]) == 1
+    printed = capsys.readouterr()
+    assert "│ maps " in printed.out and "│ linear " not in printed.out
+    assert 'pip install "openmarigold[metric]"' in printed.err
+
+
+def saved(pairs: Path, folder: Path) -> Path:
+    """Perfect maps in meters."""
+    benchmark = open_folder_benchmark(pairs)
+    for entry in benchmark.entries:
+        depth = benchmark.sample(entry).maps["depth"]
+        write(folder / f"{entry.name}.npy", npy(np.where(depth > 0, depth, 1.0)))
+    return folder
 
 
 def test_each_photo_is_predicted_once() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from openmarigold import workers
 from openmarigold.cli.engines import MOST_WORKERS, OnRay, ray_engine
 from openmarigold.cli.terminal import (
     EXIT_SOME_FAILED,
@@ -22,7 +23,7 @@ from openmarigold.cli.terminal import (
     share_without_number,
 )
 from openmarigold.config import PredictConfig
-from openmarigold.errors import InvalidValueError
+from openmarigold.errors import InvalidValueError, OpenMarigoldError, OutputError
 
 if TYPE_CHECKING:
     from openmarigold.data.units import UnitEngine
@@ -86,9 +87,6 @@ class Evaluate(OnRay):
 
 def run_evaluate(command: Evaluate) -> int:
     """Scores, prints a table or JSON, and returns the exit status."""
-    from openmarigold.evaluation.image_run import Elsewhere
-    from openmarigold.evaluation.runner import evaluate_benchmark
-
     benchmark, specs = _what_runs(command)
     engine = _engine(command)
     modality = benchmark.row.modality
@@ -97,25 +95,12 @@ def run_evaluate(command: Evaluate) -> int:
         say(f"warning: not used with{'' if command.predictions else 'out'} --predictions: {options}", error=True)
     reports: dict[str, Report] = {}
     for place, chosen in enumerate(specs):
-        # Some estimators need another protocol: the image row is disparity.
-        named = modality.protocols.get(command.protocol or "")
-        protocol = command.protocol if place == 0 or (named and chosen.invariance in named.accepts) else None
-        folder = command.output_dir
-        if folder is not None and place > 0:
-            folder = folder / chosen.name.rpartition(", ")[2].replace(" ", "-")
-        with progress_bar(chosen.name) as (advance, note):
-            reports[chosen.name] = evaluate_benchmark(
-                benchmark,
-                chosen,
-                protocol=protocol,
-                output_dir=folder,
-                num_workers=command.num_workers,
-                elsewhere=None if engine is None else Elsewhere(engine=engine, opened=partial(_opened, command, place)),
-                allow_partial=command.allow_partial,
-                page_images=command.page_images,
-                progress=advance,
-                note=note,
-            )
+        try:
+            reports[chosen.name] = _report(command, benchmark, chosen, place, engine)
+        except OpenMarigoldError as error:
+            if place == 0 or isinstance(error, OutputError) or workers.interrupted_by() is not None:
+                raise
+            say(f"error: {chosen.name}: {error}", error=True)  # what was scored before is shown without it
     if command.json:
         print_json({name: report.to_dict() for name, report in reports.items()})
     else:
@@ -123,7 +108,36 @@ def run_evaluate(command: Evaluate) -> int:
         _print_tables(reports, modality, command.benchmark.name if row.name == "folder" else f"{row.name}: {row.title}")
         if command.output_dir is not None:
             say(f"summary.json, images.csv, page.html -> {command.output_dir}")
-    return EXIT_SOME_FAILED if any(report.failed for report in reports.values()) else 0
+    some_failed = len(reports) < len(specs) or any(report.failed for report in reports.values())
+    return EXIT_SOME_FAILED if some_failed else 0
+
+
+def _report(
+    command: Evaluate, benchmark: Benchmark, spec: EstimatorSpec, place: int, engine: UnitEngine | None
+) -> Report:
+    """The scores of the estimator at index `place`. Raises what `evaluate_benchmark` raises."""
+    from openmarigold.evaluation.image_run import Elsewhere
+    from openmarigold.evaluation.runner import evaluate_benchmark
+
+    # Some estimators need another protocol: the image row is disparity.
+    named = benchmark.row.modality.protocols.get(command.protocol or "")
+    protocol = command.protocol if place == 0 or (named and spec.invariance in named.accepts) else None
+    folder = command.output_dir
+    if folder is not None and place > 0:
+        folder = folder / spec.name.rpartition(", ")[2].replace(" ", "-")
+    with progress_bar(spec.name) as (advance, note):
+        return evaluate_benchmark(
+            benchmark,
+            spec,
+            protocol=protocol,
+            output_dir=folder,
+            num_workers=command.num_workers,
+            elsewhere=None if engine is None else Elsewhere(engine=engine, opened=partial(_opened, command, place)),
+            allow_partial=command.allow_partial,
+            page_images=command.page_images,
+            progress=advance,
+            note=note,
+        )
 
 
 def _engine(command: Evaluate) -> UnitEngine | None:

@@ -26,6 +26,7 @@ _NORMALIZED_BELOW = 10.0  # focal lengths; in pixels, a picture of 30 pixels or 
 _SAME_ASPECT = 0.01
 _FOV_RANGE = (1.0, 170.0)
 _MATRIX_KEYS = ("K", "k", "camera_matrix", "intrinsics", "intrinsic", "intrinsic_matrix", "matrix")
+_SIZE_KEYS = (("height", "width"), ("image_height", "image_width"), ("h", "w"))
 # Parameters of COLMAP's models: focal lengths, center, distortion.
 _COLMAP = {
     "SIMPLE_PINHOLE": (1, 0),
@@ -346,12 +347,15 @@ def _check_guessed_size(cx: float, cy: float, size: tuple[int, int]) -> None:
 
 
 def _size_of(content: Mapping[str, Any]) -> tuple[int, int] | None:
-    for names in (("height", "width"), ("image_height", "image_width"), ("h", "w")):
+    for names in _SIZE_KEYS:
         if all(name in content for name in names):
             sides = _numbers([content[name] for name in names])
             if not all(side >= 1 and side == int(side) for side in sides):
                 raise InvalidValueError(f"{names[1]} and {names[0]} are {sides[1]:g} and {sides[0]:g}; give pixels")
             return int(sides[0]), int(sides[1])
+    for one, other in (pair[::step] for pair in _SIZE_KEYS for step in (1, -1)):
+        if one in content:
+            raise InvalidValueError(f"{one} is given without {other}; give both, or none for the photo's size")
     return None
 
 

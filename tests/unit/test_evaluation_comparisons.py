@@ -17,8 +17,9 @@ from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.evaluation import evaluate_benchmark
 from openmarigold.evaluation.benchmarks import open_folder_benchmark
 from openmarigold.evaluation.compare import compare, compare_reports
-from openmarigold.evaluation.report import read_report, write_report
+from openmarigold.evaluation.report import Report, read_report, write_report
 from openmarigold.evaluation.specs import baseline_specs, saved_spec
+from openmarigold.modalities.protocol import Score
 
 
 @pytest.fixture
@@ -58,6 +59,21 @@ def test_compare(runs: tuple[Path, Path]) -> None:
     assert json.loads(json.dumps(comparison.to_dict()))["differences"]["abs_rel"]["better"] == "b"
     same = compare(a, a)
     assert all(set(d.intervals.values()) == {(0.0, 0.0)} for d in same.differences.values())
+
+
+def test_scores_of_intervals_name_a_winner_only_where_one_is_better(runs: tuple[Path, Path]) -> None:
+    values = {"interval_coverage": 0.9, "interval_half_width": 0.1, "interval_ause": 0.1, "interval_aurg": 0.1}
+    a, b = (read_report(run) for run in runs)
+
+    def with_intervals(run: Report, times: float) -> Report:
+        found = {name: times * value for name, value in values.items()}
+        images = [replace(image, metrics={**image.metrics, **found}) for image in run.images]
+        return replace(run, images=images, scores=(*run.scores, *(Score(name=name) for name in values)))
+
+    compared = compare_reports(with_intervals(a, 1.0), with_intervals(b, 0.5))
+    assert [compared.verdict(name) for name in values] == [None, None, "b", "a"]
+    written = json.loads(json.dumps(compared.to_dict()))["differences"]
+    assert written["interval_coverage"]["better"] is None and written["delta1"]["better"] == "b"
 
 
 def test_few_images_name_no_winner(runs: tuple[Path, Path]) -> None:

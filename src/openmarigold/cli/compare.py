@@ -71,6 +71,6 @@ def _print_table(comparison: Comparison) -> None:
             *(score.text(value, plain) for value in (difference.a, difference.b)),
             score.text(difference.difference, signed),
             *(f"{score.text(low, signed)} … {score.text(high, signed)}" for low, high in difference.intervals.values()),
-            comparison.verdict(score.name),
+            comparison.verdict(score.name) or "–",
         )
     print_table(table, width=110)

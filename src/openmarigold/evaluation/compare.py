@@ -10,6 +10,7 @@ from typing import Any
 
 from openmarigold.errors import InvalidValueError
 from openmarigold.evaluation.report import Report, read_report
+from openmarigold.evaluation.scoring import INTERVAL_DIRECTIONS, INTERVAL_PREFIX
 from openmarigold.evaluation.statistics import Difference, paired_differences
 from openmarigold.modalities import find_modality
 from openmarigold.modalities.protocol import Score
@@ -32,20 +33,28 @@ class Comparison:
     """Images of one place resemble each other. Where places are not known, each image has its own."""
     differences: Mapping[str, Difference]
 
-    def verdict(self, metric: str) -> str:
+    def verdict(self, metric: str) -> str | None:
         """Who is better: "a" or "b" where every interval of the difference excludes 0, else "undecided".
 
-        Fewer than `MIN_IMAGES` images decide nothing: "too few images".
+        Fewer than `MIN_IMAGES` images decide nothing: "too few images". None: of this score neither more nor less is
+        better, such as the coverage of intervals.
         """
+        higher_is_better = self._higher_is_better(metric)
+        if higher_is_better is None:
+            return None
         if self.num_images < MIN_IMAGES:
             return TOO_FEW
         intervals = self.differences[metric].intervals.values()
-        higher_is_better = metric in self.scores and self.scores[metric].higher_is_better
         if all(high < 0 for _, high in intervals):
             return "a" if higher_is_better else "b"
         if all(low > 0 for low, _ in intervals):
             return "b" if higher_is_better else "a"
         return "undecided"
+
+    def _higher_is_better(self, metric: str) -> bool | None:
+        if metric in self.scores and not metric.startswith(INTERVAL_PREFIX):
+            return self.scores[metric].higher_is_better
+        return INTERVAL_DIRECTIONS.get(metric)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -34,6 +35,11 @@ from openmarigold.uncertainty.sparsification import sparsification
 WIDTHS = tuple(f"width_{number}" for number in range(1, 5))
 """The quarters of a picture's pixels by the width of their intervals, the narrowest first."""
 _NO_FIT = 1.0  # an error in the place of an infinite one, where areas of errors are summed
+INTERVAL_PREFIX = "interval_"
+"""The beginning of the names of intervals' scores."""
+INTERVAL_DIRECTIONS: Mapping[str, bool] = MappingProxyType({"interval_ause": False, "interval_aurg": True})
+"""The scores of intervals of which more (True) or less (False) is better. The best coverage is the stated level, and
+narrow intervals are better only if they cover as much."""
 _OVERALL = ("coverage", "half_width", "ause", "aurg")
 
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ from openmarigold.completion.evidence import SparsePoints
 from openmarigold.completion.known import KnownConfig
 from openmarigold.completion.measured import measure, measure_file
 from openmarigold.completion.meters import to_meters
+from openmarigold.completion.points import read_points
 from openmarigold.completion.run import metric_files
-from openmarigold.config import PredictConfig
+from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import InvalidValueError
 from openmarigold.results.manifest import Manifest
 from openmarigold.results.prediction import Prediction
@@ -349,6 +352,32 @@ def test_a_file_of_another_tools_map_is_thinned(tmp_path: Path) -> None:
     assert not metric_files(photo, output_dir=tmp_path / "out", known=known).failed
     line = Manifest(tmp_path / "out", "metric").standing("wide")
     assert line is not None and line["provenance"]["num_points"] == 4000  # of 12,288 pixels
+
+
+@pytest.mark.parametrize("far", [2.5, 70.0])
+def test_results_are_metric_maps_of_the_next_run(far: float, photos: Path, tmp_path: Path) -> None:
+    """A 16-bit picture states its steps, and a folder of results has the photos' names with an end."""
+    first, known = tmp_path / "first", KnownConfig(known_depth=(f"30,20={far}",))
+    assert not metric_files(photos, output_dir=first, known=known, output=OutputConfig(format=("png",))).failed
+    (first / "b_metric.png").rename(first / "b_metric.PNG")
+    depth = read_points(first / "a_metric.png", camera=Camera.assumed((48, 64))).depth
+    assert np.abs(depth - far).min() < 0.01 * far
+    for given in (first, first / "a_metric.png"):
+        known = KnownConfig(metric_map=given, method="fit", unit="m")
+        assert not metric_files(photos, output_dir=tmp_path / given.name, known=known).failed
+    assert np.load(tmp_path / "first" / "a_metric.npy")[20, 30] == pytest.approx(far, rel=0.02)
+
+
+def test_the_file_that_cannot_be_read_is_named(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_points(tmp_path / "points.csv")
+
+    def refused(path: Path) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr("openmarigold.completion.run.file_sha256", refused)
+    known = KnownConfig(points=tmp_path / "points.csv")
+    failed = metric_files(photos / "a.png", output_dir=tmp_path / "out", known=known).failed
+    assert failed[0][1].endswith(f"{tmp_path}/points.csv cannot be read: Permission denied; check its permissions")
 
 
 @pytest.mark.parametrize("errors", [{"relative_90": None}, {"relative_90": "?"}, {}, "?", None])

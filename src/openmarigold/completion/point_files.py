@@ -21,6 +21,9 @@ from openmarigold.data.arrays import load_npy
 from openmarigold.errors import DataError, ImageError, InvalidValueError, one_line
 from openmarigold.images.exr import read_exr
 from openmarigold.images.png import read_png
+from openmarigold.modalities.metric import steps_of_content
+from openmarigold.results.provenance import RECORD_NAME
+from openmarigold.text_files import DamagedTextError, parse_json
 
 _MOST_ROWS = 5_000_000
 _NAMES = (
@@ -242,7 +245,7 @@ def _of_map(values: np.ndarray) -> Table:
 def _png(path: Path, content: bytes, depth_scale: float | None) -> Table:
     levels = read_png(content)
     with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-        stated = image.info.get("depth_scale")
+        stated = image.info.get("depth_scale") or _steps_of_result(image.info.get(RECORD_NAME))
     if levels.dtype != np.uint16 or levels.ndim != 2:
         raise DataError(f"{path} has {8 * levels.dtype.itemsize} bits and {levels.ndim} axes; depth has 16 bits, gray")
     try:
@@ -255,6 +258,15 @@ def _png(path: Path, content: bytes, depth_scale: float | None) -> Table:
         ) from error
     found = _of_map(levels)
     return Table(pixels=found.pixels, depth=found.depth / scale, map_size=found.map_size)
+
+
+def _steps_of_result(record: object) -> int | None:
+    """Steps per meter that the record of our own metric depth states."""
+    try:
+        content = parse_json(record) if isinstance(record, str) else None
+    except DamagedTextError:
+        return None
+    return steps_of_content(content.get("content")) if isinstance(content, dict) else None
 
 
 def _exr(path: Path, content: bytes) -> Table:

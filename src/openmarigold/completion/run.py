@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,7 +18,7 @@ from openmarigold.completion.meters import KnownDepth, relative_depth, thinned, 
 from openmarigold.completion.point_files import READERS
 from openmarigold.completion.points import PointOptions, camera_ray_lengths, read_points
 from openmarigold.config import Invariance, OutputConfig, PredictConfig
-from openmarigold.errors import DataError, InvalidValueError
+from openmarigold.errors import DataError, InvalidValueError, OpenMarigoldError
 from openmarigold.files import file_sha256
 from openmarigold.modalities import Modality
 from openmarigold.modalities.metric import METRIC
@@ -84,13 +84,18 @@ class MetersFromKnown:
                 raise InvalidValueError(f"{name}: {path} does not exist; check the name")
 
     def facts_of(self, photo: Path, result: str) -> Mapping[str, Any]:
-        files = {name: _file_for(getattr(self.known, name), photo, result) for name in ("points", "metric_map")}
-        files["transform"] = self.known.transform
-        return {f"{name}_sha256": _sha256(path) for name, path in files.items() if path is not None}
+        try:
+            files = self._files(photo, result)
+            files["transform"] = self.known.transform
+            return {f"{name}_sha256": _sha256(path) for name, path in files.items() if path is not None}
+        except OSError as error:
+            if isinstance(error, OpenMarigoldError) or error.filename is None:
+                raise
+            raise DataError(f"{error.filename} cannot be read: {error.strerror}; check its permissions") from error
 
     def finish(self, prediction: Prediction, photo: Path, result: str, predictor: Predictor) -> Prediction:
         camera = relative_depth(prediction).camera
-        points, metric_map = (_file_for(getattr(self.known, name), photo, result) for name in ("points", "metric_map"))
+        points, metric_map = self._files(photo, result).values()
         read = [] if points is None else [self._read(points, camera, photo)]
         read += [] if metric_map is None else [thinned(self._read(metric_map, camera, photo))]
         return to_meters(
@@ -103,6 +108,13 @@ class MetersFromKnown:
             predictor=predictor,
             guided=self._guided,
         )
+
+    def _files(self, photo: Path, result: str) -> dict[str, Path | None]:
+        """The photo's files of points and of metric depth."""
+        return {
+            "points": _file_for(self.known.points, photo, result),
+            "metric_map": _file_for(self.known.metric_map, photo, result, ends=("", f"_{METRIC.maps[0].file_name}")),
+        }
 
     def _read(self, path: Path, camera: Camera, photo: Path) -> SparsePoints:
         known = self.known
@@ -122,8 +134,8 @@ class MetersFromKnown:
         return x, y, depth
 
 
-def _file_for(given: Path | None, photo: Path, result: str) -> Path | None:
-    """The file of a photo: the given file, or the one with the photo's name in the given folder.
+def _file_for(given: Path | None, photo: Path, result: str, *, ends: Sequence[str] = ("",)) -> Path | None:
+    """The file of a photo: the given file, or the one with the photo's name, and one of the ends, in the given folder.
 
     Raises:
         DataError: the folder has none.
@@ -131,11 +143,11 @@ def _file_for(given: Path | None, photo: Path, result: str) -> Path | None:
     if given is None or not given.is_dir() or _is_model(given):
         return given
     stems = dict.fromkeys((result, PurePosixPath(result).name, photo.stem))
-    for stem in stems:
+    for name in (f"{stem}{end}" for end in ends for stem in stems):
         for suffix in READERS:
-            path = given / f"{stem}{suffix}"
-            if path.is_file():
-                return path
+            for path in (given / f"{name}{suffix}", given / f"{name}{suffix.upper()}"):
+                if path.is_file():
+                    return path
     raise DataError(
         f"{photo}: {given} holds no file of its points, {photo.stem}{{{','.join(READERS)}}}; add it, or leave "
         "the photo out"

@@ -107,9 +107,18 @@ def to_uint16(depth: Float[np.ndarray, "h w"]) -> UInt16[np.ndarray, "h w"]:
     return out
 
 
-def _content(maps: Maps) -> str:
-    unit = "millimeters" if steps_per_meter(maps["depth"]) == MILLIMETERS else f"1/{FAR_STEPS} m"
-    return f"planar depth in {unit}, 0 is unknown"
+_CONTENTS: Mapping[int, str] = MappingProxyType(
+    {
+        MILLIMETERS: "planar depth in millimeters, 0 is unknown",
+        FAR_STEPS: f"planar depth in 1/{FAR_STEPS} m, 0 is unknown",
+    }
+)
+"""The content of a 16-bit picture in its record, by steps per meter."""
+
+
+def steps_of_content(content: object) -> int | None:
+    """Steps per meter of a 16-bit picture whose record states `content`; None: it is no such picture."""
+    return next((steps for steps, known in _CONTENTS.items() if known == content), None)
 
 
 def _shown(depth: Float[np.ndarray, "h w"], color_map: str) -> UInt8[np.ndarray, "h w 3"]:
@@ -179,7 +188,11 @@ METRIC = replace(
     finish=lambda stack: stack,
     picture=lambda maps, color_map: _shown(maps["depth"], color_map),
     pictures=(
-        Picture(suffix="_metric.png", content=_content, make=lambda maps, output: to_uint16(maps["depth"])),
+        Picture(
+            suffix="_metric.png",
+            content=lambda maps: _CONTENTS[steps_per_meter(maps["depth"])],
+            make=lambda maps, output: to_uint16(maps["depth"]),
+        ),
         Picture(
             suffix="_metric_colored.png",
             content="the logarithm of depth in colors, gray where it is unknown",

@@ -36,6 +36,12 @@ def _is_as_given(points):
         "3 4 1.5\n30.5  12 2.25\n\n39 19 4",
         '"u"\t"v"\t"name"\t"z"\n3\t4\t\t1.5\n30.5\t12\t\t2.25\n39\t19\t\t4\n',
         "\ufeffcol,row,depth_m\n3,4,1.5\n30.5,12,2.25\n39,19,4\n",
+        "# 3 points\n# depth x y\n1.5 3 4\n2.25 30.5 12\n4 39 19\n# x y depth\n",  # as of numpy.savetxt
+        "#v,u,z\n4,3,1.5\n12,30.5,2.25\n19,39,4\n",
+        "# y x depth\n4,3,1.5\n12,30.5,2.25\n19,39,4\n",
+        "# depth x y\n# measured at noon\n3 4 1.5\n30.5 12 2.25\n39 19 4\n",
+        "# depth at x y\n3 4 1.5\n30.5 12 2.25\n39 19 4\n",
+        "# depth x y\nx y depth\n3 4 1.5\n30.5 12 2.25\n39 19 4\n",
     ],
 )
 def test_tables(tmp_path, text):
@@ -95,6 +101,12 @@ def test_png(tmp_path):
     info.add_text("depth_scale", "256")
     Image.fromarray(levels).save(tmp_path / "stated.png", pnginfo=info)
     np.testing.assert_allclose(read_points(tmp_path / "stated.png", camera=CAMERA).depth, DEPTH)
+    for options in (PointOptions(depth_scale=256.0, unit="mm"), PointOptions(unit="mm")):
+        with pytest.raises(
+            InvalidValueError, match=r"leave the unit out, and give depth_scale, such as 1000 for levels"
+        ):
+            read_points(tmp_path / "stated.png", camera=CAMERA, options=options)
+    read_points(tmp_path / "stated.png", camera=CAMERA, options=PointOptions(unit="m"))
     Image.fromarray(levels.astype(np.uint8)).save(tmp_path / "8.png")
     with pytest.raises(DataError, match="8 bits"):
         read_points(tmp_path / "8.png", camera=CAMERA, options=PointOptions(depth_scale=256.0))

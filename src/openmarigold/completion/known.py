@@ -49,7 +49,8 @@ class KnownConfig:
     metric_map: Path | None = None
     """Metric depth of another tool: npy, EXR, 16-bit PNG; or a folder of such files, with the photos' names."""
     unit: Unit | None = None
-    """Unit of all known values. None: meters; values that look like millimeters are refused."""
+    """Unit of all known values but PNGs, which have a depth scale. None: meters; values that look like millimeters are
+    refused."""
     measured: Measured = "planar"
     """Kind of known depths and points: planar (along the optical axis) or ray (distance from the camera)."""
     depth_scale: float | None = None
@@ -77,6 +78,8 @@ class KnownConfig:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
                 raise InvalidValueError(f"{name}={value!r} is not accepted; give a number above 0")
+        if self.depth_scale is not None:
+            check_no_second_scale(self.unit, f"depth_scale={self.depth_scale:g}")
         _ = self.depths, self.lengths
         if self.camera_height is not None:
             self._check_unit("camera_height", self.camera_height, f"{self.camera_height:g}")
@@ -144,6 +147,19 @@ class KnownConfig:
             for name, value in ((name, getattr(self, name)) for name in names)
             if value not in (None, (), [], False)
         }
+
+
+def check_no_second_scale(unit: Unit | None, what: str) -> None:
+    """Checks that `what`, a PNG or its scale, which give meters, comes without another unit.
+
+    Raises:
+        InvalidValueError: it does not.
+    """
+    if unit not in (None, "m"):
+        raise InvalidValueError(
+            f"{what} and unit={unit!r}: levels of a PNG become meters by depth_scale alone; leave the unit out, and "
+            f"give depth_scale, such as {1 / METERS[unit]:.4g} for levels of 1 {unit}"
+        )
 
 
 _SOURCES = ("known_depth", "known_length", "camera_height", "points", "metric_map")

@@ -7,7 +7,7 @@ import io
 import re
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,11 +141,13 @@ def _text(path: Path, content: bytes) -> str:
 
 def _rows(path: Path, content: bytes) -> tuple[list[str], Float64[np.ndarray, "n c"]]:
     """Names of the columns, if a header states them, and the numbers."""
-    lines = [
-        (number, line)
-        for number, line in enumerate(_text(path, content).splitlines(), start=1)
-        if line.strip() and not line.lstrip().startswith("#")
-    ]
+    remark = ""  # the last one before the numbers
+    lines: list[tuple[int, str]] = []
+    for number, line in enumerate(_text(path, content).splitlines(), start=1):
+        if line.lstrip().startswith("#"):
+            remark = remark if lines else line
+        elif line.strip():
+            lines.append((number, line))
     if not lines:
         return [], np.empty((0, 3))
     if len(lines) > _MOST_ROWS:
@@ -153,11 +155,12 @@ def _rows(path: Path, content: bytes) -> tuple[list[str], Float64[np.ndarray, "n
     first = lines[0][1]
     separator = next((mark for mark in (";", "\t", ",") if mark in first), None)
     comma_is_point = separator in (";", "\t")
-    names: list[str] = []
     cells = _cells(first, separator, comma_is_point)
     if any(_number(cell) is None for cell in cells):
-        names = [cell.strip("\"' ").lower() for cell in cells]
+        names = _names(cells)
         lines = lines[1:]
+    else:
+        names = _names_in_remark(remark, separator, len(cells))
     width = len(cells)
     table = np.empty((len(lines), width))
     for row, (number, line) in enumerate(lines):
@@ -170,6 +173,20 @@ def _rows(path: Path, content: bytes) -> tuple[list[str], Float64[np.ndarray, "n
                 raise DataError(f"{path}, line {number}: {cell[:40]!r} is not a number")
             table[row, column] = value
     return names, table
+
+
+def _names(cells: Sequence[str]) -> list[str]:
+    return [cell.strip("\"' ").lower() for cell in cells]
+
+
+def _names_in_remark(remark: str, separator: str | None, width: int) -> list[str]:
+    """Names of the columns in a header behind `#`, as NumPy's savetxt writes it; none where it is another remark."""
+    text = remark.strip().lstrip("#").strip()
+    for cells in (_cells(text, separator, False), re.split(r"[;,\s]+", text)):
+        names = _names(cells)
+        if len(names) == width and all(any(name in names for name in accepted) for accepted in _NAMES):
+            return names
+    return []
 
 
 def _cells(line: str, separator: str | None, comma_is_point: bool) -> list[str]:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float64
 from openmarigold.camera import Camera
 from openmarigold.completion import colmap, point_files
 from openmarigold.completion.evidence import SparsePoints
-from openmarigold.completion.known import FARTHEST_USUAL, METERS, Unit
+from openmarigold.completion.known import FARTHEST_USUAL, METERS, Unit, check_no_second_scale
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.files import as_path
 
@@ -32,9 +32,10 @@ class PointOptions:
     """Facts that a file of points does not state itself."""
 
     unit: Unit | None = None
-    """Unit of depth. None: meters; values that look like millimeters are refused."""
+    """Unit of depth, but of PNGs, whose `depth_scale` gives meters. None: meters; values that look like millimeters are
+    refused."""
     depth_scale: float | None = None
-    """Levels of a depth PNG for one `unit`. None: the file's text `depth_scale`."""
+    """Levels of a depth PNG for one meter. None: the file's text `depth_scale`, or the steps that our results state."""
     image: str | None = None
     """Name of the photo in a COLMAP model; None: the only one there is."""
     transform: Path | str | None = None
@@ -75,6 +76,8 @@ def read_points(path: Path | str, *, camera: Camera, options: PointOptions | Non
     if path.is_dir():
         found = colmap.observed_points(path, image=options.image, size=camera.size)
         return checked_points(found, camera=camera, check_unit=False)
+    if path.suffix.lower() == ".png":
+        check_no_second_scale(options.unit, str(path))
     found = point_files.read(path, depth_scale=options.depth_scale)
     notes: list[str] = []
     if isinstance(found, point_files.Cloud):

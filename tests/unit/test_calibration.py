@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from benchmark_data import make_folder_benchmark
 from openmarigold.checkpoints.calibration import weighted_sum
-from openmarigold.config import OutputConfig
+from openmarigold.config import OutputConfig, PredictConfig
 from openmarigold.errors import DataError
-from openmarigold.evaluation.calibration import Observed, Rule, fit_calibration, fit_weights
+from openmarigold.evaluation.benchmarks import open_folder_benchmark
+from openmarigold.evaluation.calibration import Observed, Rule, calibrate, fit_calibration, fit_weights
 from openmarigold.evaluation.scoring import interval_score_names, interval_scores, summary_of
 from openmarigold.modalities import DEPTH, NORMALS
 from openmarigold.modalities.bands import AFFINE, DEPTH_PICTURES, NORMALS_BAND, UP_TO_SCALE, largest_change
@@ -183,3 +187,18 @@ def test_widths_are_nowhere_zero() -> None:
     one = Observed(scene=("rooms", "0"), error=edges, signals=signals)
     constant, slope = fit_weights([one], ["constant", "edges"])
     assert constant == pytest.approx(0.05 * 0.5, rel=0.01) and slope == pytest.approx(1.0, rel=0.02)
+
+
+def test_missing_pictures_are_named_before_the_first_prediction(tmp_path: Path) -> None:
+    folder = make_folder_benchmark(tmp_path / "pairs")
+    for name in ("room-1/rgb.jpg", "outdoor-3/depth.png"):
+        (folder / name).unlink()
+    with pytest.raises(DataError, match=r"lacks 2 files of 6 pictures: room-1/rgb.jpg, outdoor-3/depth.png; get them"):
+        calibrate(
+            open_folder_benchmark(folder),
+            PredictConfig(),
+            signals=("constant",),
+            levels=(0.5,),
+            rule=Rule(name="conformal"),
+            progress=lambda done, total: pytest.fail("a picture was predicted"),
+        )

@@ -34,6 +34,7 @@ LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 MAX_PIXELS = 8192
 """Most pixels that a picture contributes, on a grid. More pixels add no information, and all pixels of many pictures
 would not fit into memory."""
+_MOST_SHOWN = 5  # missing files that an error names
 _SHARE_FOR_WEIGHTS = 0.25
 _ROUNDED_UP = 1 + 2e-6  # predictions compute in float32
 _LEAST_CONSTANT = 0.05  # of the mean error: an interval is nowhere of no width
@@ -103,6 +104,7 @@ def calibrate(
     _check_call(config, checkpoint, levels, rule)
     entries = _of_first_scenes(benchmark.entries, max_scenes)
     _check_scenes(len({(entry.kind, entry.place) for entry in entries}), names, levels, rule)
+    _check_files(benchmark, entries)
     predictor = Predictor.from_config(config, found=checkpoint)
     observed, hashes = [], []
     for done, listed in enumerate(entries, start=1):
@@ -144,6 +146,17 @@ def _check_scenes(number: int, names: Sequence[str], levels: Sequence[float], ru
         allowed_loss(1.0 - level, left, rule=rule.name, delta=rule.delta) is not None for level in levels if left
     ):
         raise _too_few(left, levels)
+
+
+def _check_files(benchmark: Benchmark, entries: Sequence[Entry]) -> None:
+    """Raise a DataError before the first prediction if files of the pictures are missing."""
+    absent = [file for entry in entries for file in entry.files.values() if file not in benchmark.archive.names]
+    if absent:
+        shown = ", ".join(absent[:_MOST_SHOWN]) + (", ..." if len(absent) > _MOST_SHOWN else "")
+        raise DataError(
+            f"{benchmark.archive.location} lacks {len(absent)} files of {len(entries)} pictures: {shown}; get them, or "
+            "leave their pictures out of manifest.json"
+        )
 
 
 def _num_for_weights(number: int, names: Sequence[str]) -> int:

@@ -14,7 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmark_data import look, make_depth, make_folder_benchmark, make_nyuv2_extracted, spec, summary
+from benchmark_data import (
+    add_folder_image,
+    look,
+    make_depth,
+    make_folder_benchmark,
+    make_nyuv2_extracted,
+    spec,
+    summary,
+)
 from openmarigold.cli import run
 from openmarigold.data.encodings import MapEncoding
 from openmarigold.data.shard_writer import NewSample, ShardWriter
@@ -324,6 +332,21 @@ def test_another_kind_of_place_has_another_range_and_is_scored_again(benchmark: 
     manifest.write_text(json.dumps(entries))
     again = evaluate_benchmark(open_folder_benchmark(benchmark), spec(), output_dir=tmp_path / "out")
     assert again.times["images_from_earlier_runs"] == 5
+
+
+def test_far_pixels_of_a_kind_with_a_small_range_are_pointed_out(tmp_path: Path) -> None:
+    far = make_depth(24, 32, low=15.0, high=60.0)
+    for name, kind in (("a", "garden"), ("b", "Outdoor"), ("c", "room")):
+        add_folder_image(tmp_path / "far", name, kind, name, far if kind != "room" else make_depth(24, 32))
+    notes: list[str] = []
+    opened = open_folder_benchmark(tmp_path / "far")
+    evaluate_benchmark(opened, spec(), note=notes.append)
+    assert notes == [
+        "note: in 1 images more than 1 % of the measured pixels lie beyond 20 m, to which predictions are clipped; "
+        "outdoor images need another kind, such as 'outdoor' (80 m)"
+    ]
+    evaluate_benchmark(opened, spec(), protocol="log-ransac", note=notes.append)
+    assert len(notes) == 1, "not clipped to the range"
 
 
 def test_brackets_in_names_are_shown_as_they_are(

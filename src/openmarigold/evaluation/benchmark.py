@@ -82,6 +82,11 @@ class BenchmarkRow:
     files: str
     """Where the files come from and what to put where, with {root} for the folder of the data."""
 
+    def max_value_of(self, kind: str) -> float:
+        """The upper end of the range for images of a kind, whose capitals do not count."""
+        by_kind = self.max_value_by_kind
+        return by_kind.get(kind, by_kind.get(kind.casefold(), self.max_value))
+
     @property
     def given_facts(self) -> Mapping[str, object]:
         """Facts in reports about what estimators may know."""
@@ -166,7 +171,7 @@ class Benchmark:
             rgb = np.ascontiguousarray(rgb[crop])
             maps = {name: np.ascontiguousarray(values[crop]) for name, values in maps.items()}
             mask = None if mask is None else mask[crop]
-        max_value = row.max_value_by_kind.get(entry.kind, row.max_value)
+        max_value = row.max_value_of(entry.kind)
         valid_mask = row.modality.valid_mask(maps, row.valid_range or (row.min_value, max_value))
         if mask is not None:
             valid_mask = valid_mask & mask

@@ -213,6 +213,9 @@ def _kitti(name: str, title: str, list_name: str, count: int) -> BenchmarkRow:
     )
 
 
+_FOLDER_FARTHEST = 20.0
+_OUTDOORS = MappingProxyType({kind: limit for kind, limit in DEPTH.usual_limits.items() if limit > _FOLDER_FARTHEST})
+
 _ROWS = (
     _nyuv2("nyuv2", "NYU Depth v2, Eigen test split", "test", 654),
     _kitti("kitti", "KITTI, Eigen test split", _KITTI_LIST, 652),
@@ -287,8 +290,8 @@ or the repacked copy:
         decode=decode_folder(DEPTH),
         unit=".npy [m]; 16-bit PNG, values per meter in meta.json",
         min_value=1e-3,
-        max_value=20.0,
-        max_value_by_kind=MappingProxyType({"outdoor": 80.0}),
+        max_value=_FOLDER_FARTHEST,
+        max_value_by_kind=_OUTDOORS,
         valid_range=(0.0, np.inf),
         expected_count=None,
         average_over_places=True,
@@ -299,7 +302,8 @@ Your own pairs, given as `evaluate --benchmark DIR` (a folder, tar or zip) witho
   DIR/<name>/depth.png         (16 bits, planar depth = value / depth_scale meters, 0 = none)
   DIR/<name>/meta.json         {"depth_scale": 1000}
   DIR/<name>/depth.npy         (instead of these two: meters, 0 = none)
-Depth is clipped to [0.001, 20] m, to 80 m for the kind "outdoor". Images of a place count together.""",
+Depth is clipped to [0.001, 20] m, to 80 m for the kinds outdoor(s), street(s), driving and landscape(s). Images of a
+place count together.""",
     ),
 )
 BENCHMARKS: Mapping[str, BenchmarkRow] = MappingProxyType({row.name: row for row in _ROWS})

@@ -14,6 +14,8 @@ from collections.abc import Callable, Container, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from openmarigold.data.units import UnitEngine
 from openmarigold.errors import InvalidValueError, OpenMarigoldError, OutputError
 from openmarigold.evaluation.benchmark import Benchmark
@@ -24,6 +26,9 @@ from openmarigold.evaluation.scoring import Measured, Predicted, align_sample, c
 from openmarigold.evaluation.specs import EstimatorSpec
 from openmarigold.modalities.protocol import BenchmarkSample, Maps, Protocol
 
+MAX_BEYOND = 0.01
+"""Share of an image's valid pixels beyond the range to which predictions are clipped; of more, the user is told."""
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -32,6 +37,8 @@ class Scored:
     key: str
     input_hash: str
     found: Measured | None
+    is_beyond: bool = False
+    """Whether much of it lies beyond the range of its kind, and another kind has a larger range."""
 
 
 class ImageRun:
@@ -91,7 +98,15 @@ class ImageRun:
         sample = self.benchmark.sample(entry, files)
         predicted, space = self._predict(sample), self.spec.invariance
         found = measure_sample(sample, predicted, self.protocol, space, band=self.spec.band)
-        return Scored(key, input_hash, found)
+        return Scored(key, input_hash, found, self._is_beyond(sample))
+
+    def _is_beyond(self, sample: BenchmarkSample) -> bool:
+        limits = self.benchmark.row.max_value_by_kind
+        if not self.protocol.clips or sample.max_value >= max(limits.values(), default=-np.inf):
+            return False
+        far = np.logical_or.reduce([values > sample.max_value for values in sample.maps.values()])
+        valid = sample.valid_mask
+        return bool(np.count_nonzero(far & valid) > MAX_BEYOND * np.count_nonzero(valid))
 
     def attempt(self, entry: Entry, known: Container[str] = ()) -> Scored | str:
         """The result of `scored`, or why the image cannot be scored. Raises errors that concern all images, such as a

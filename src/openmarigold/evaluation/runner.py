@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from openmarigold.errors import DataError, InvalidValueError, OutputError
-from openmarigold.evaluation.benchmark import Benchmark
+from openmarigold.evaluation.benchmark import Benchmark, BenchmarkRow
 from openmarigold.evaluation.benchmark_readers import Entry
 from openmarigold.evaluation.benchmarks import open_folder_benchmark
 from openmarigold.evaluation.estimators import MapEstimator, estimate_sample, predictor_estimator
 from openmarigold.evaluation.folder_readers import parse_manifest
-from openmarigold.evaluation.image_run import Elsewhere, ImageRun, Scored, scored_elsewhere
+from openmarigold.evaluation.image_run import MAX_BEYOND, Elsewhere, ImageRun, Scored, scored_elsewhere
 from openmarigold.evaluation.report import (
     USUAL_IMAGES,
     ImageScore,
@@ -175,6 +175,8 @@ def evaluate_benchmark(
     started, wall = datetime.now(UTC), time.perf_counter()
     with _Log(output_dir, run.protocol, interval_score_names(spec.band)) as log:
         images, failed = _score_all(run, log, elsewhere or num_workers, progress, note)
+    if log.num_beyond:
+        note(_note_beyond(log.num_beyond, row))
     _check_failures(failed, len(benchmark.entries), allow_partial)
     report = _report(
         benchmark,
@@ -198,6 +200,16 @@ def evaluate_benchmark(
         page = output_dir / PAGE_NAME
         write_page(report, row.modality, run.aligned, page, title=title, num_images=page_images)
     return report
+
+
+def _note_beyond(count: int, row: BenchmarkRow) -> str:
+    """The note on images whose kind has too small a range."""
+    kind, limit = max(row.max_value_by_kind.items(), key=lambda item: (item[1], item[0] == "outdoor"))
+    return (
+        f"note: in {count} images more than {100 * MAX_BEYOND:g} % of the measured pixels lie beyond "
+        f"{row.max_value:g} m, to which predictions are clipped; outdoor images need another kind, such as {kind!r} "
+        f"({limit:g} m)"
+    )
 
 
 def _check_settings(benchmark: Benchmark, spec: EstimatorSpec, *, num_workers: int, page_images: int) -> None:
@@ -267,7 +279,7 @@ class _Log:
 
     def __init__(self, output_dir: Path | None, protocol: Protocol, more: Sequence[str] = ()) -> None:
         """`more` are names of scores besides those of the protocol."""
-        self.num_found = 0
+        self.num_found = self.num_beyond = 0
         self._found: dict[str, Measured] = {}
         self._keys: defaultdict[str, list[str]] = defaultdict(list)
         self._lock = threading.Lock()
@@ -305,6 +317,8 @@ class _Log:
                 self.num_found += 1
         else:
             self._add(scored.key, entry.name, found)
+            with self._lock:
+                self.num_beyond += scored.is_beyond
         return ImageScore(
             name=entry.name,
             kind=entry.kind,

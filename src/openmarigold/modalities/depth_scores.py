@@ -257,6 +257,7 @@ def _protocol(
         scores=_EDGE_SCORES if edges else SCORES,
         score=_score_edges if edges else _score,
         align=align,
+        clips=clip_to_range,
         convert=convert,
         pooled=_POOLED_EDGES if edges else None,
         headline=("de_auc",) if edges else (),

@@ -63,6 +63,7 @@ COMPLETION = Protocol(
     ),
     score=_score,
     align=_at_least_smallest,
+    clips=False,
     headline=("mae", "rmse"),
 )
 

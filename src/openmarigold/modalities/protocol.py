@@ -136,6 +136,8 @@ class Protocol:
     """Fits a prediction to the measured maps on the pixels that are True. Pages show the result."""
     convert: Mapping[PredictionSpace, Callable[[Maps, Bool[np.ndarray, "h w"]], Maps]] = field(default_factory=dict)
     """Predictions of a space as `align` takes them, given the pixels that are True; of others as they are."""
+    clips: bool = True
+    """Whether `align` clips to the range of measured values, where these have one."""
     pooled: Pooling | None = None
     """How the scores of a set come from all of its pixels; None: they are means over images or places."""
     headline: tuple[str, ...] = ()

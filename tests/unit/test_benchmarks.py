@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -366,6 +368,9 @@ def test_broken_folders(tmp_path: Path) -> None:
         (folder / "room-0" / "meta.json").write_text(meta)
         with pytest.raises(DataError, match=r"meta\.json has no number depth_scale"):
             sample()
+    (folder / "room-0" / "meta.json").write_text('{"depth_scale": ')
+    with pytest.raises(DataError, match=r"room-0/meta\.json is not valid JSON .*; get the benchmark again"):
+        sample()
     (folder / "room-0" / "meta.json").unlink()
     with pytest.raises(DataError, match=r"meta\.json is missing or damaged"):
         sample()
@@ -373,6 +378,39 @@ def test_broken_folders(tmp_path: Path) -> None:
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) * 2))
     with pytest.raises(DataError, match="lists an image twice"):
         sample()
+
+
+def test_a_tar_that_is_cut_off_is_said_to_be(tmp_path: Path) -> None:
+    folder = make_folder_benchmark(tmp_path / "folder", count=1)
+    with tarfile.open(tmp_path / "cut.tar", "w") as tar:
+        for name in ("room-0/rgb.jpg", "room-0/depth.png", "room-0/meta.json", "manifest.json"):
+            tar.add(folder / name, arcname=name)
+    with tarfile.open(tmp_path / "cut.tar") as tar:
+        within_depth = tar.getmembers()[1].offset_data + 20
+    os.truncate(tmp_path / "cut.tar", within_depth)
+    with pytest.raises(DataError, match=r"manifest\.json cannot be read \(No such file or directory\) \(.*cut\.tar "):
+        open_folder_benchmark(tmp_path / "cut.tar")
+
+
+def test_photos_without_a_map_are_named(tmp_path: Path) -> None:
+    """Photos in a folder without a manifest; pictures that belong to a photo are not photos."""
+    for name in ("a.jpg", "sub/b_1.jpg", "c.png", "sub/d.jpg", "a_depth_colored.png", "a_edges.png", "sub/b_1_x.png"):
+        write(tmp_path / name, image_bytes(np.zeros((4, 5, 3), np.uint8), "PNG"))
+    for name in ("a", "sub/b_1"):
+        write(tmp_path / f"{name}_depth.npy", npy(np.ones((4, 5))))
+    opened = open_folder_benchmark(tmp_path)
+    assert [entry.name for entry in opened.entries] == ["a", "sub/b_1"]
+    assert opened.notes == ("2 photos have no depth map: c.png, sub/d.jpg; left out",)
+    write(tmp_path / "c_depth.npy", npy(np.ones((4, 5))))
+    assert open_folder_benchmark(tmp_path).notes == ("1 photo has no depth map: sub/d.jpg; left out",)
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit"),
+    [("room", 20.0), ("tabletop", 20.0), ("outdoor", 80.0), ("Street", 80.0), ("landscapes", 80.0), ("cave", 20.0)],
+)
+def test_kinds_of_a_folder_have_ranges(kind: str, limit: float) -> None:
+    assert BENCHMARKS["folder"].max_value_of(kind) == limit
 
 
 def test_kinds_that_cannot_be_reported_are_refused(tmp_path: Path) -> None:

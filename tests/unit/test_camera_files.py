@@ -185,8 +185,16 @@ def test_a_camera_of_another_size_of_the_same_shape_is_scaled(tmp_path: Path) ->
             "is that of a picture of about 320x240, and the photo has 640x",
         ),
         ("k.json", '{"fx": 500, "width": 0, "height": 480}', "width and height are 0 and 480; give pixels"),
-        ("k.json", '{"fx": 500, "width": 320}', "width is given without height; give both, or none for the photo's size"),
-        ("k.json", '{"K": [500, 500, 9, 9], "image_height": 480}', "image_height is given without image_width; give both"),
+        (
+            "k.json",
+            '{"fx": 500, "width": 320}',
+            "width is given without height; give both, or none for the photo's size",
+        ),
+        (
+            "k.json",
+            '{"K": [500, 500, 9, 9], "image_height": 480}',
+            "image_height is given without image_width; give both",
+        ),
         ("k.json", '{"focal": 500}', "has neither fx nor K, k, camera_matrix; give a camera as JSON"),
         ("k.json", '{"fx": 500', "is not valid JSON"),
         ("k.json", "3", "is not a camera; give a camera as JSON"),

@@ -79,6 +79,8 @@ def run_calibrate(command: Calibrate) -> int:
             f"{benchmark.row.name} measures {benchmark.row.modality.title}, and {checkpoint.name} predicts "
             f"{checkpoint.predicts.title}; give pictures with measured maps of the same kind"
         )
+    for line in benchmark.notes:
+        say(f"note: {line}", error=True)
     folder = command.output_dir or checkpoint.directory
     make_directory(folder)
     try:

@@ -93,6 +93,8 @@ def run_evaluate(command: Evaluate) -> int:
     if ignored := _without_effect(command):
         options = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
         say(f"warning: not used with{'' if command.predictions else 'out'} --predictions: {options}", error=True)
+    for line in benchmark.notes:
+        say(f"note: {line}", error=True)
     reports: dict[str, Report] = {}
     for place, chosen in enumerate(specs):
         try:

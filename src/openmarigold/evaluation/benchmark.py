@@ -106,6 +106,7 @@ class Benchmark:
         self.row, self.archive = row, archive
         listing = row.list_entries(archive)
         self.entries: list[Entry] = listing.entries
+        self.notes: tuple[str, ...] = tuple(listing.notes)
         names = {entry.name for entry in self.entries}
         if len(names) < len(self.entries):
             raise DataError(f"{archive.location} holds images twice, extracted and in an archive; keep one of the two")

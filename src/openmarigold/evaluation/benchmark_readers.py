@@ -41,10 +41,11 @@ class Entry:
 
 @dataclass
 class Listing:
-    """What a lister found, and the listed files that are not there."""
+    """What a lister found, the listed files that are not there, and notes for the user."""
 
     entries: list[Entry] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 Lister: TypeAlias = Callable[[Archive], Listing]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -22,6 +22,7 @@ from openmarigold.modalities.protocol import Maps
 from openmarigold.text_files import DamagedTextError, parse_json
 
 _MANIFEST = "manifest.json"
+_MOST_SHOWN = 5  # photos without a map that a note names
 _PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".JPG", ".JPEG", ".PNG")
 
 
@@ -36,8 +37,8 @@ def list_folder(modality: Modality) -> Lister:
     """
 
     def list_entries(archive: Archive) -> Listing:
-        if _MANIFEST not in archive.names and (entries := _beside_photos(archive, modality)):
-            return Listing(entries=entries)
+        if _MANIFEST not in archive.names and (listing := _beside_photos(archive, modality)).entries:
+            return listing
         listing = Listing()
         for item in parse_manifest(archive):
             files = {"rgb": f"{item['name']}/rgb.jpg", **_map_files(archive, item["name"], modality)}
@@ -74,9 +75,9 @@ def _files_of(archive: Archive, name: str, modality: Modality) -> dict[str, str]
     return files
 
 
-def _beside_photos(archive: Archive, modality: Modality) -> list[Entry]:
-    """Photos that have all maps of the modality next to them; the folder is the place."""
-    entries = []
+def _beside_photos(archive: Archive, modality: Modality) -> Listing:
+    """Photos that have all maps of the modality next to them, with a note on the others; the folder is the place."""
+    listing, without = Listing(), []
     for photo in sorted(archive.names):
         path = PurePosixPath(photo)
         if path.suffix not in _PHOTO_SUFFIXES:
@@ -89,8 +90,23 @@ def _beside_photos(archive: Archive, modality: Modality) -> list[Entry]:
         files |= {mark: file for mark in modality.marks if (file := f"{stem}_{mark}.png") in archive.names}
         if all(files.values()):
             place = stem if path.parent == PurePosixPath() else str(path.parent)
-            entries.append(Entry(name=stem, kind="image", place=place, files=files))
-    return entries
+            listing.entries.append(Entry(name=stem, kind="image", place=place, files=files))
+        else:
+            without.append(photo)
+    photos = {entry.name for entry in listing.entries}
+    without = [photo for photo in without if not _belongs_to(photo, photos)]
+    if without:
+        count = "1 photo has" if len(without) == 1 else f"{len(without)} photos have"
+        shown = ", ".join(without[:_MOST_SHOWN]) + (", ..." if len(without) > _MOST_SHOWN else "")
+        listing.notes.append(f"{count} no {' or '.join(kind.name for kind in modality.maps)} map: {shown}; left out")
+    return listing
+
+
+def _belongs_to(picture: str, photos: Container[str]) -> bool:
+    """Whether a picture is a map, a mark or a result of a photo: `a_depth_colored.png` of `a`."""
+    stem = str(PurePosixPath(picture).with_suffix(""))
+    start = stem.rfind("/") + 1
+    return any(stem[:end] in photos for end, sign in enumerate(stem) if sign == "_" and end > start)
 
 
 def parse_manifest(archive: Archive) -> list[dict[str, Any]]:
@@ -101,9 +117,10 @@ def parse_manifest(archive: Archive) -> list[dict[str, Any]]:
     """
     path = archive.location / _MANIFEST
     if _MANIFEST not in archive.names:
+        damage = next((f" ({what})" for what in archive.damage.values()), "")
         raise DataError(
-            f"{path} cannot be read (No such file or directory); a benchmark is a folder with manifest.json and one "
-            "folder an image"
+            f"{path} cannot be read (No such file or directory){damage}; a benchmark is a folder with manifest.json "
+            "and one folder an image"
         )
     try:
         entries = parse_json(archive.read(_MANIFEST))
@@ -135,7 +152,10 @@ def decode_folder(modality: Modality) -> Decoder:
     """The maps of a modality in the generic layout; see `list_folder`."""
 
     def decode(files: Mapping[str, bytes], size: tuple[int, int]) -> Decoded:
-        facts: Any = parse_json(files["meta"]) if "meta" in files else {}
+        try:
+            facts: Any = parse_json(files["meta"]) if "meta" in files else {}
+        except DamagedTextError as error:
+            raise DataError(f"is not valid JSON ({error}); get the benchmark again") from error
         facts = facts if isinstance(facts, dict) else {}
         if all(kind.name in files for kind in modality.maps):
             return modality.imported(_decoded(files, modality, facts), facts), None

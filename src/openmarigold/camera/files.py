@@ -353,7 +353,7 @@ def _size_of(content: Mapping[str, Any]) -> tuple[int, int] | None:
             if not all(side >= 1 and side == int(side) for side in sides):
                 raise InvalidValueError(f"{names[1]} and {names[0]} are {sides[1]:g} and {sides[0]:g}; give pixels")
             return int(sides[0]), int(sides[1])
-    for one, other in (pair[::step] for pair in _SIZE_KEYS for step in (1, -1)):
+    for one, other in (pair[::step] for pair in _SIZE_KEYS[:2] for step in (1, -1)):  # "w" may be of a rotation
         if one in content:
             raise InvalidValueError(f"{one} is given without {other}; give both, or none for the photo's size")
     return None

@@ -30,7 +30,7 @@ _MAX_NAME_BYTES = 255  # of a file name, on the usual file systems
 _ROOM_BYTES = 40  # what a temporary name adds: dots, the ids of process and thread, and "partial"
 _PROBE_BYTES = 2**20
 _BLOCK_BYTES = 2**20
-_NEW_S = 5.0
+_LEFT_S = 3600.0
 
 # Errors of a single name, which the next file may not meet: too long, not allowed, something else in its place.
 _OF_ONE_NAME = frozenset(
@@ -341,7 +341,8 @@ def check_can_be_replaced(path: Path) -> None:
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Yields a temporary folder that becomes `path`, replacing what was there, if the block succeeds.
 
-    If `path` is a link, what it leads to is replaced. What processes that were killed in here have left is removed.
+    If `path` is a link, what it leads to is replaced. What processes that were killed in here left more than an hour
+    ago is removed, on systems with locks of files.
     """
     with writing(path, "choose another folder"), ExitStack() as held:
         path = path.resolve() if path.is_symlink() else path
@@ -352,7 +353,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         with suppress(OSError):  # Windows opens no folders
             descriptor = os.open(temporary, os.O_RDONLY)
             held.callback(os.close, descriptor)
-            try_lock(descriptor)
+            wait_for_lock(descriptor)  # of another process that looks at it
         held = held.pop_all()
     retired = temporary.with_suffix(".old")
     try:
@@ -389,20 +390,25 @@ def _remove_leftover_folders(path: Path) -> None:
 
 
 def _is_left(folder: Path) -> bool:
-    """Whether no process holds a temporary folder. New ones count as held: a folder is made, then locked."""
+    """Whether no process holds a temporary folder, in which nothing has changed for an hour.
+
+    The time is for folders between making and locking, and for processes on other machines, whose locks may be unknown.
+    """
     try:
         import fcntl
 
+        times = [path.stat().st_mtime for path in (folder, *folder.rglob("*"))]
+        if time.time() - max(times) < _LEFT_S:
+            return False
         descriptor = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:
-        return True
+        return not folder.exists()
     except (ImportError, OSError):
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:  # held, or a file system without locks
         return False
-    else:
-        return time.time() - os.fstat(descriptor).st_mtime > _NEW_S
     finally:
         os.close(descriptor)
+    return True

@@ -394,14 +394,16 @@ def test_a_tar_that_is_cut_off_is_said_to_be(tmp_path: Path) -> None:
 
 def test_photos_without_a_map_are_named(tmp_path: Path) -> None:
     """Photos in a folder without a manifest; pictures that belong to a photo are not photos."""
-    for name in ("a.jpg", "sub/b_1.jpg", "c.png", "sub/d.jpg", "a_depth_colored.png", "a_edges.png", "sub/b_1_x.png"):
+    results = ("a_depth_colored.png", "a_edges.png", "sub/b_1_uncertainty.png")
+    for name in ("a.jpg", "sub/b_1.jpg", "c.png", "sub/d.jpg", "a_left.jpg", *results):
         write(tmp_path / name, image_bytes(np.zeros((4, 5, 3), np.uint8), "PNG"))
     for name in ("a", "sub/b_1"):
         write(tmp_path / f"{name}_depth.npy", npy(np.ones((4, 5))))
     opened = open_folder_benchmark(tmp_path)
     assert [entry.name for entry in opened.entries] == ["a", "sub/b_1"]
-    assert opened.notes == ("2 photos have no depth map: c.png, sub/d.jpg; left out",)
+    assert opened.notes == ("3 photos have no depth map: a_left.jpg, c.png, sub/d.jpg; left out",)
     write(tmp_path / "c_depth.npy", npy(np.ones((4, 5))))
+    (tmp_path / "a_left.jpg").unlink()
     assert open_folder_benchmark(tmp_path).notes == ("1 photo has no depth map: sub/d.jpg; left out",)
 
 

@@ -4,6 +4,7 @@
 import io
 import struct
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from openmarigold.camera import Camera
 from openmarigold.completion.evidence import SparsePoints
+from openmarigold.completion.known import KnownConfig
 from openmarigold.completion.points import PointOptions, checked_points, read_points, see_through
 from openmarigold.errors import DataError, InvalidValueError, OpenMarigoldError
 
@@ -364,3 +366,13 @@ def test_any_bytes_give_points_or_one_error(tmp_path_factory, content, suffix):
         read_points(path, camera=CAMERA)
     except OpenMarigoldError as error:
         assert "\n" not in str(error)
+
+
+def test_a_unit_beside_a_png_is_of_the_other_values():
+    depth, png = ("3,4=250",), Path("d.png")
+    for known, expected in (
+        (KnownConfig(known_depth=depth, points=png, unit="cm", depth_scale=1000.0), True),
+        (KnownConfig(points=Path("d.csv"), metric_map=png, unit="mm", depth_scale=1000.0), True),
+        (KnownConfig(points=png, unit="mm", depth_scale=1000.0), False),
+    ):
+        assert known.has_other_than_pngs is expected

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from command_line import run
 from openmarigold.checkpoints.checkpoint import Checkpoint, read_checkpoint
@@ -75,6 +76,8 @@ def test_an_export_replaces_an_older_one_alone(tiny_checkpoint: Path, tmp_path: 
     export_shared(source, shared)
     export_shared(read_checkpoint(shared), shared)
     before = {path.name for path in shared.iterdir()}
+    (folder / ".DS_Store").touch()
+    export_checkpoint(source, folder, format="onnx")
     (folder / "notes.txt").write_text("mine")
     for destination, message in (
         (folder, "export holds notes.txt, which this export would not hold"),
@@ -117,8 +120,25 @@ def test_settings_without_effect_are_refused(
     assert not (tmp_path / "x").exists()
 
 
-def test_what_the_index_alone_states_is_part_of_results(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_what_the_index_alone_states_is_part_of_results(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert read_checkpoint(tiny_checkpoint).facts_of_index == {}
     folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "log"))
     edit_json(folder / "model_index.json", space="log", shift_invariant=False, coarse_resolution=16)
     assert read_checkpoint(folder).facts_of_index == {"space": "log", "coarse_resolution": 16}
+    Image.fromarray(make_photo(24, 32)).save(tmp_path / "photo.png")
+    words = [
+        "predict",
+        str(tmp_path / "photo.png"),
+        "-o",
+        str(tmp_path / "out"),
+        "--checkpoint",
+        str(folder),
+        "--device",
+        "cpu",
+    ]
+    for coarse, expected in ((16, "1 predicted, 0 skipped"), (16, "0 predicted, 1 skipped"), (8, "1 predicted")):
+        edit_json(folder / "model_index.json", coarse_resolution=coarse)
+        assert run([*words, "--processing-resolution", "32"]) == 0
+        assert expected in capsys.readouterr().out

@@ -166,12 +166,14 @@ def test_folders_of_killed_processes_are_removed_or_moved_back(tmp_path: Path) -
         folder.mkdir()
         (folder / "file").write_text(folder.name)
         if folder != others[-1]:  # which is new
-            os.utime(folder, (0, 0))
+            for changed in (folder / "file", folder):
+                os.utime(changed, (0, 0))
     with atomic_directory(path) as folder:
         assert (path / "file").read_text() == ".model.bbbbbbbb.old"  # the process was killed between its two moves
         (folder / "file").write_text("new")
         with atomic_directory(path) as second:  # does not remove what another one holds
-            os.utime(folder, (0, 0))
+            for changed in (folder / "file", folder):
+                os.utime(changed, (0, 0))
             (second / "file").write_text("second")
         assert folder.is_dir()
     assert (path / "file").read_text() == "new"

@@ -84,7 +84,8 @@ closed.close()
 switches = ("estimate_camera", "recompose", "ensemble_mirror", "tiles")
 calls = [lambda name=name: CallConfig(**{name: "no"}) for name in switches]
 calls += [lambda: predictor(photo, guide=5), lambda: made.save("nowhere", 5), lambda: made.picture(5)]
-for call in [*calls, lambda: predictor(closed)]:
+as_text = open(__import__("openmarigold").__file__, encoding="ascii")
+for call in [*calls, lambda: predictor(closed), lambda: predictor(as_text)]:
     try:
         call()
     except InvalidValueError as error:
@@ -102,4 +103,5 @@ def test_wrong_types_are_named() -> None:
         "stem=5 is not a plain file name; give it without a folder",
         "color_map=5 is not a text; give the name of a color map, such as Spectral",
         "an open file cannot be read (ValueError: I/O operation on closed file.); give one that is open",
+        "an open file that gives str is not accepted; open it with 'rb'",
     ]

@@ -78,8 +78,6 @@ class KnownConfig:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
                 raise InvalidValueError(f"{name}={value!r} is not accepted; give a number above 0")
-        if self.depth_scale is not None:
-            check_no_second_scale(self.unit, f"depth_scale={self.depth_scale:g}")
         _ = self.depths, self.lengths
         if self.camera_height is not None:
             self._check_unit("camera_height", self.camera_height, f"{self.camera_height:g}")
@@ -101,6 +99,13 @@ class KnownConfig:
             raise InvalidValueError(
                 f"method={self.method!r} is for points; {given[0]} gives a scale alone: leave it out"
             )
+
+    @property
+    def has_other_than_pngs(self) -> bool:
+        """Whether something else is known than in PNG files, which `unit` does not concern."""
+        files = [path for path in (self.points, self.metric_map) if path is not None]
+        values = self.known_depth, self.known_length, self.camera_height
+        return any(values) or any(path.suffix.lower() != ".png" for path in files)
 
     @property
     def depths(self) -> list[tuple[float, float, float]]:

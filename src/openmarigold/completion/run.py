@@ -118,8 +118,9 @@ class MetersFromKnown:
 
     def _read(self, path: Path, camera: Camera, photo: Path) -> SparsePoints:
         known = self.known
+        concerns_others = path.suffix.lower() == ".png" and known.has_other_than_pngs
         options = PointOptions(
-            unit=known.unit,
+            unit=None if concerns_others else known.unit,
             depth_scale=known.depth_scale,
             image=photo.name,
             transform=known.transform,

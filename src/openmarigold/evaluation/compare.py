@@ -106,7 +106,8 @@ def compare_reports(a: Report, b: Report) -> Comparison:
     changed = [image.name for image in a.images if image.input_hash != by_name[image.name].input_hash]
     if changed:
         raise InvalidValueError(
-            f"the files of {len(changed)} images, such as {changed[0]}, changed between the runs; evaluate both again"
+            f"the files of {len(changed)} images, such as {changed[0]}, or what their set states about them, changed "
+            "between the runs, or one run is of an earlier version; evaluate both again"
         )
     ordered = [by_name[name] for name in names]
     return Comparison(

@@ -23,6 +23,11 @@ from openmarigold.text_files import DamagedTextError, parse_json
 
 _MANIFEST = "manifest.json"
 _MOST_SHOWN = 5  # photos without a map that a note names
+_RESULTS = tuple(
+    f"_{name}_"
+    for modality in MODALITIES.values()
+    for name in (*(kind.file_name for kind in modality.maps), *modality.marks, "uncertainty")
+)
 _PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".JPG", ".JPEG", ".PNG")
 
 
@@ -106,7 +111,8 @@ def _belongs_to(picture: str, photos: Container[str]) -> bool:
     """Whether a picture is a map, a mark or a result of a photo: `a_depth_colored.png` of `a`."""
     stem = str(PurePosixPath(picture).with_suffix(""))
     start = stem.rfind("/") + 1
-    return any(stem[:end] in photos for end, sign in enumerate(stem) if sign == "_" and end > start)
+    ends = (end for end, sign in enumerate(stem) if sign == "_" and end > start)
+    return any(stem[:end] in photos and f"{stem[end:]}_".startswith(_RESULTS) for end in ends)
 
 
 def parse_manifest(archive: Archive) -> list[dict[str, Any]]:

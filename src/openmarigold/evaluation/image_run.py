@@ -88,7 +88,10 @@ class ImageRun:
         """
         files = self.benchmark.files(entry)
         input_hash = self.benchmark.hash_of(files)
-        parts = [self._context, entry.name, str(entry.kind), input_hash]  # the kind sets the range
+        row = self.benchmark.row
+        parts = [self._context, entry.name, str(entry.kind), input_hash]
+        if (limit := row.max_value_of(entry.kind)) != row.max_value:
+            parts.append(f"{limit:g}")
         saved = self._saved_predictions()
         if saved is not None:
             parts.append(saved.hash_of(entry.name))

@@ -205,10 +205,10 @@ def evaluate_benchmark(
 def _note_beyond(count: int, row: BenchmarkRow) -> str:
     """The note on images whose kind has too small a range."""
     kind, limit = max(row.max_value_by_kind.items(), key=lambda item: (item[1], item[0] == "outdoor"))
+    images = "1 image" if count == 1 else f"{count} images"
     return (
-        f"note: in {count} images more than {100 * MAX_BEYOND:g} % of the measured pixels lie beyond "
-        f"{row.max_value:g} m, to which predictions are clipped; outdoor images need another kind, such as {kind!r} "
-        f"({limit:g} m)"
+        f"note: in {images} more than {100 * MAX_BEYOND:g} % of the measured pixels lie beyond {row.max_value:g} m, to "
+        f"which predictions are clipped; outdoor images need another kind, such as {kind!r} ({limit:g} m)"
     )
 
 

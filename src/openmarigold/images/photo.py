@@ -387,7 +387,9 @@ def _content_of(file: Any) -> bytes:
     """
     try:
         content = file.read()
-    except ValueError as error:  # it is closed, or cannot be read
+    except (UnicodeDecodeError, io.UnsupportedOperation) as error:
+        raise InvalidValueError("an open file that gives no bytes is not accepted; open it with 'rb'") from error
+    except ValueError as error:  # it is closed
         raise InvalidValueError(f"an open file cannot be read ({one_line(error)}); give one that is open") from error
     if not isinstance(content, bytes):
         raise InvalidValueError(f"an open file that gives {type(content).__name__} is not accepted; open it with 'rb'")

@@ -67,6 +67,7 @@ from openmarigold.privacy import openvino_without_reports
 _TRACED_SIZE = (9, 7)
 _MIN_STORED_IN_HALF = 256  # values; smaller tensors, such as epsilons and biases of narrow layers, cost nothing
 _EXTERNAL_FROM_BYTES = 2**30  # a protocol buffer holds 2 GiB at most
+_OF_SYSTEMS = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what file browsers leave in folders
 _PACKAGES = {"onnx": ("onnx", "export"), "openvino": ("openvino", "openvino")}
 
 
@@ -97,8 +98,8 @@ def export_checkpoint(
             f"{source.directory} holds {TITLES[source.weights]} networks already; copy the folder, or give one "
             "with safetensors weights"
         )
-    check_replaceable(destination, source)
     calibration = read_calibration(source)
+    check_replaceable(destination, source, is_calibrated=calibration is not None and tiny_vae is None)
     with atomic_directory(destination) as folder:
         for name in source.networks:
             (folder / name).mkdir()
@@ -135,8 +136,8 @@ def export_shared(source: Checkpoint, destination: Path) -> None:
         raise CheckpointError(
             f"{source.directory} holds {TITLES[source.weights]} networks; give a checkpoint with safetensors weights"
         )
-    check_replaceable(destination, source, shared=True)
     calibration = read_calibration(source)
+    check_replaceable(destination, source, shared=True, is_calibrated=calibration is not None)
     with atomic_directory(destination) as folder:
         other = _sibling_with_encoder(source, destination)
         write_json(folder / "model_index.json", source.full_index | ({ENCODER_OF: other.name} if other else {}))
@@ -293,11 +294,14 @@ def _inputs(source: Checkpoint, name: str, h: int, w: int) -> dict[str, Tensor]:
     return {"sample": torch.zeros(1, 3, LATENT_FACTOR * h, LATENT_FACTOR * w)}
 
 
-def check_replaceable(destination: Path, source: Checkpoint, *, shared: bool = False) -> None:
+def check_replaceable(
+    destination: Path, source: Checkpoint, *, shared: bool = False, is_calibrated: bool = False
+) -> None:
     """Checks that a folder can be written, and that nothing is lost but an older export.
 
     Args:
         shared: whether the new export is one of `export_shared`, which holds all that such an export holds.
+        is_calibrated: whether the new export has a calibration.
 
     Raises:
         OutputError: it is the working folder or a mount point, or holds something else.
@@ -315,8 +319,8 @@ def check_replaceable(destination: Path, source: Checkpoint, *, shared: bool = F
     for image_encoder in (False, True):
         written |= {*networks_of(image_encoder=image_encoder), *parts_of(image_encoder=image_encoder)}
     written |= {path.name for path in _documents(destination)} if shared else set()
-    written |= {CALIBRATION_FILE} if read_calibration(source) else set()
-    others = sorted(path.name for path in destination.iterdir() if path.name not in written)
+    written |= {CALIBRATION_FILE} if is_calibrated else set()
+    others = sorted(path.name for path in destination.iterdir() if path.name not in (written | _OF_SYSTEMS))
     if others:
         raise OutputError(
             f"{destination} holds {others[0]}, which this export would not hold; move it, or choose a new folder, so "

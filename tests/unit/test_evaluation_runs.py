@@ -342,7 +342,7 @@ def test_far_pixels_of_a_kind_with_a_small_range_are_pointed_out(tmp_path: Path)
     opened = open_folder_benchmark(tmp_path / "far")
     evaluate_benchmark(opened, spec(), note=notes.append)
     assert notes == [
-        "note: in 1 images more than 1 % of the measured pixels lie beyond 20 m, to which predictions are clipped; "
+        "note: in 1 image more than 1 % of the measured pixels lie beyond 20 m, to which predictions are clipped; "
         "outdoor images need another kind, such as 'outdoor' (80 m)"
     ]
     evaluate_benchmark(opened, spec(), protocol="log-ransac", note=notes.append)

@@ -183,10 +183,9 @@ class Ours:
         options: dict[str, Any] = {"device": device, "dtype": self.dtype, "tiny_vae": tiny_vae}
         full = setup.way == "compiled+graphs" and on_gpu
         engine = TorchEngine(checkpoint, compile="full" if full else "off", plain=setup.way == "plain", **options)
-        if setup.way in ("plain", "contiguous"):
-            engine._unet.to(memory_format=torch.contiguous_format)
-            for vae in engine._vaes.values():
-                vae.to(memory_format=torch.contiguous_format)
+        if setup.way == "channels_last":
+            for network in (engine._unet, *engine._vaes.values()):
+                network.to(memory_format=torch.channels_last)
         elif "compiled" in setup.way and not full:  # on a CPU without a compiler, to try it out
             backend = "inductor" if on_gpu else "eager"
             compiled = {

@@ -34,7 +34,7 @@ def test_every_way_of_both_pipelines_runs(tmp_path: Path) -> None:
     assert {(row["who"], row["way"]) for row in rows} == {
         ("diffusers", "plain"),
         ("diffusers", "recipe"),
-        *(("ours", way) for way in ("plain", "contiguous", "channels_last", "graphs", "compiled", "compiled+graphs")),
+        *(("ours", way) for way in ("plain", "default", "channels_last", "graphs", "compiled", "compiled+graphs")),
     }
     assert {(row["photos"], row["members"]) for row in rows} == {(1, 1), (4, 1), (16, 1), (1, 10)}
     assert printed.count("\n| ours") + printed.count("\n| diffusers") == len(rows)

@@ -185,10 +185,8 @@ class TorchEngine:
         return image.mean(dim=1, keepdim=True) if self._modality.decoded_channels == 1 else image
 
     def _placed(self, network: Any) -> Any:
-        """The network on the device; in half precision on CUDA, in the memory layout of tensor cores."""
-        network = network.to(self.device).requires_grad_(False)
-        half_on_cuda = self.device.startswith("cuda") and self._dtype != torch.float32
-        return network.to(memory_format=torch.channels_last) if half_on_cuda else network
+        """The network on the device, in the default memory layout: group norms on CUDA return that from any."""
+        return network.to(self.device).requires_grad_(False)
 
     def _timestep(self, timestep: int) -> Tensor:
         """The timestep as a tensor, kept on the device: making a new one waits for the GPU."""

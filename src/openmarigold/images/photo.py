@@ -158,7 +158,8 @@ def rgb_to_planes(rgb: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> Flo
     height, width = rgb.shape[:2]
     rows = max(1, _STRIP_PIXELS // width)
     if rows >= height:
-        return resize(_planes(rgb), size, antialias=True)
+        planes = _planes(rgb)
+        return planes if size == (height, width) else resize(planes, size, antialias=True)
     narrowed = np.empty((3, height, size[1]), dtype=np.float32)
     for top in range(0, height, rows):
         planes = _planes(rgb[top : top + rows])
@@ -234,11 +235,13 @@ def processing_size(
 
 
 def pad_to_multiple(array: Shaped[np.ndarray, "*lead h w"], *, multiple: int = 8) -> Shaped[np.ndarray, "*lead hp wp"]:
-    """The array with its last two axes padded to multiples of `multiple`, at the bottom and right.
+    """The array with its last two axes padded to multiples of `multiple`, at the bottom and right; itself if they are.
 
     The last row and column are repeated, since zeros would look like an edge.
     """
     height, width = array.shape[-2:]
+    if height % multiple == 0 and width % multiple == 0:
+        return array
     padding = [(0, 0)] * (array.ndim - 2) + [(0, -height % multiple), (0, -width % multiple)]
     return np.pad(array, padding, mode="edge")
 

@@ -167,8 +167,8 @@ def prepared(
     # 1. The photo in [-1, 1], at the size that the networks see, padded to whole latent cells.
     size = processing_size(*camera.size, processing_resolution=resolution, side=found.processing_side)
     planes = rgb_to_planes(photo.rgb, size)
-    seen = [planes, planes[..., ::-1]] if config.ensemble_mirror else [planes]
-    image = np.stack([pad_to_multiple(one, multiple=LATENT_FACTOR) for one in seen])
+    seen = np.stack([planes, planes[..., ::-1]]) if config.ensemble_mirror else planes[None]
+    image = pad_to_multiple(seen, multiple=LATENT_FACTOR)
 
     # 2. Where the random numbers come from: seed, photo, member and step, or the given latents.
     shape = latent_shape(size, parts)

@@ -71,8 +71,11 @@ def fit_disparity(pred_disparity: Map, gt: Map, valid_mask: Mask) -> tuple[float
 
     Raises what `align_disparity` raises.
     """
+    valid_mask = valid_mask.astype(bool, copy=False)  # 0 and 1 of another type would choose pixels by number
     if (gt[valid_mask] <= 0).any():
         raise DataError("the ground truth is not positive on valid pixels; mark them invalid")
+    if not np.isfinite(gt[valid_mask]).all():
+        raise DataError("the ground truth is not finite on valid pixels; mark them invalid")
     gt_disparity = np.zeros(gt.shape)
     gt_disparity[valid_mask] = 1.0 / gt[valid_mask].astype(np.float64)
     return fit_scale_shift(pred_disparity, gt_disparity, valid_mask)
@@ -103,7 +106,7 @@ def at_least_smallest_positive(pred: Map, valid_mask: Mask) -> Float64[np.ndarra
 
     Without a positive value on a valid pixel it is 1 there, a constant.
     """
-    positive = pred[valid_mask & (pred > 0)]
+    positive = pred[valid_mask.astype(bool, copy=False) & (pred > 0)]
     floor = float(positive.min()) if positive.size else 1.0
     return np.maximum(pred.astype(np.float64), floor)  # keeps NaN
 
@@ -118,6 +121,7 @@ def fit_log(pred: Map, gt: Map, valid_mask: Mask) -> tuple[Float64[np.ndarray, "
         DataError: ground truth that is not positive on a valid pixel; else see `fit_scale_shift`.
         InvalidValueError: see `fit_scale_shift`.
     """
+    valid_mask = valid_mask.astype(bool, copy=False)
     _, valid_gt = _valid_pixels(pred, gt, valid_mask)
     if valid_gt.min() <= 0:
         raise DataError("the ground truth is not positive on valid pixels; mark them invalid")
@@ -191,6 +195,7 @@ def _ransac_line(
 
 def _valid_pixels(pred: Map, gt: Map, valid_mask: Mask) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
     """Valid pixels of both maps in float64, all finite."""
+    valid_mask = valid_mask.astype(bool, copy=False)  # 0 and 1 of another type would choose pixels by number
     valid_pred = pred[valid_mask].astype(np.float64)
     valid_gt = gt[valid_mask].astype(np.float64)
     if valid_gt.size == 0:

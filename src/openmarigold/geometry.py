@@ -118,6 +118,8 @@ def normals_from_depth(
     known = np.isfinite(depth) & (depth > 0) & (True if valid_mask is None else valid_mask)
     with np.errstate(divide="ignore", invalid="ignore"):
         disparity = np.where(known, 1.0 / depth.astype(np.float64), np.nan)
+    if known.any():  # by a power of two, which changes no digit: the unit of depth must not decide what is tiny
+        disparity = np.ldexp(disparity, -round(np.log2(np.median(disparity[known]))))
     value = disparity
     if support:
         value, along_x, along_y, rough = _fitted_planes(disparity, support // 2)

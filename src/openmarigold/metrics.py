@@ -301,6 +301,7 @@ def _valid_pixels(pred: Map, gt: Map, valid_mask: Mask) -> _Pixels:
 
     A negative prediction must not pass: its ratios are below any threshold, so `delta` would count it as correct.
     """
+    valid_mask = valid_mask.astype(bool, copy=False)  # 0 and 1 of another type would choose pixels by number
     p, d = pred[valid_mask].astype(np.float64), gt[valid_mask].astype(np.float64)
     if d.size == 0:
         raise DataError("the ground truth has no valid pixel; leave this image out")

@@ -8,6 +8,7 @@ from openmarigold.alignment import (
     align_depth,
     align_disparity,
     at_least_smallest_positive,
+    fit_disparity,
     fit_log,
     fit_log_ransac,
     fit_scale_median,
@@ -131,3 +132,10 @@ def test_maps_that_cannot_be_aligned_are_refused():
         fit_scale_shift(pred * np.float32(np.nan), gt, EVERYWHERE)
     with pytest.raises(DataError, match="ground truth is not finite"):
         fit_scale_shift(pred, gt * np.inf, EVERYWHERE)
+
+
+def test_infinite_truth_is_refused_in_disparity_too() -> None:
+    truth = np.ones((4, 5))
+    truth[0, 0] = np.inf
+    with pytest.raises(DataError, match="not finite on valid pixels"):
+        fit_disparity(np.random.default_rng(0).random((4, 5)), truth, np.ones((4, 5), dtype=bool))

@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from openmarigold.camera import Camera
 from openmarigold.completion.evidence import SparsePoints
 from openmarigold.completion.known import KnownConfig
+from openmarigold.completion.point_files import read_transform
 from openmarigold.completion.points import PointOptions, checked_points, read_points, see_through
 from openmarigold.errors import DataError, InvalidValueError, OpenMarigoldError
 
@@ -376,3 +377,41 @@ def test_a_unit_beside_a_png_is_of_the_other_values():
         (KnownConfig(points=png, unit="mm", depth_scale=1000.0), False),
     ):
         assert known.has_other_than_pngs is expected
+
+
+def test_colmap_in_another_unit_and_behind_other_points(tmp_path):
+    _write_colmap(tmp_path, binary=True)
+    points = read_points(tmp_path, camera=CAMERA, options=PointOptions(image="1.jpg", unit="cm"))
+    np.testing.assert_allclose(points.depth, DEPTH / 100)
+    whole = checked_points(SparsePoints(pixels=PIXELS, depth=DEPTH), camera=CAMERA, check_unit=False)
+    seen = read_points(tmp_path, camera=CAMERA, options=PointOptions(image="1.jpg", remove_see_through=True))
+    np.testing.assert_allclose(seen.depth, DEPTH[~see_through(whole)])
+
+
+def test_colmap_of_a_photo_that_was_turned(tmp_path):
+    _write_colmap(tmp_path, binary=True)
+    turned = Camera.from_fov((40, 20), 60.0)
+    with pytest.raises(DataError, match=r"is 40x20 and the photo 20x40 .* EXIF orientation: save them upright"):
+        read_points(tmp_path, camera=turned, options=PointOptions(image="1.jpg"))
+
+
+def test_a_newer_camera_model_is_no_damage(tmp_path):
+    _write_colmap(tmp_path, binary=True)
+    (tmp_path / "cameras.bin").write_bytes(struct.pack("<QIiQQ4d", 1, 7, 12, 40, 20, 50, 50, 20.5, 10.5))
+    with pytest.raises(DataError, match=r"a camera of model 12, .*export the model as text"):
+        read_points(tmp_path, camera=CAMERA, options=PointOptions(image="1.jpg"))
+
+
+def test_an_array_of_four_columns_is_no_map(tmp_path):
+    np.save(tmp_path / "p.npy", np.full((2, 4), 3.0))
+    with pytest.raises(DataError, match=r"shape \[2, 4\]; points are \[n 3\]"):
+        read_points(tmp_path / "p.npy", camera=Camera.from_fov((20, 40), 60.0))
+
+
+def test_lines_that_end_as_on_windows_empty_ones_and_accents(tmp_path):
+    (tmp_path / "calibration.txt").write_bytes(b"P0: 1 2\r\nTr: 1 0 0 0 0 1 0 0 0 0 1 0\r\n")
+    np.testing.assert_array_equal(read_transform(tmp_path / "calibration.txt"), np.eye(4)[:3])
+    head, rows = _ply("ascii").split(b"end_header\n")
+    head = head.replace(b"comment x", "comment caf\u00e9".encode())
+    (tmp_path / "c.ply").write_bytes(head + b"end_header\n" + rows.replace(b"\n", b"\n\n", 1))
+    np.testing.assert_allclose(read_points(tmp_path / "c.ply", camera=CAMERA).depth, DEPTH, rtol=1e-6)

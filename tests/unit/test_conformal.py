@@ -143,3 +143,10 @@ def test_sparsification_by_hand() -> None:
     assert ause == pytest.approx((0.0 + 1.0 + 2.0 + 3.0 + 0.0) / 4)
     assert aurg == pytest.approx(-(0.5 + 1.0 + 1.5) / 4)
     assert sparsification(error, np.ones(4), steps=4)[1] == pytest.approx(0.0)
+
+
+def test_no_scenes_give_no_scale_and_unknown_uncertainty_is_the_largest() -> None:
+    assert fit_scale([], 0.1) is None
+    error = np.array([0.1, 0.2, 0.3, 0.4])
+    known, unknown = np.array([0.1, 0.2, 0.9, 0.9]), np.array([0.1, 0.2, np.nan, np.nan])
+    np.testing.assert_array_equal(remaining_error(error, unknown), remaining_error(error, known))

@@ -18,7 +18,8 @@ from openmarigold.data.normals import add_normals
 from openmarigold.data.shard_writer import NewSample, ShardWriter
 from openmarigold.data.shards import ShardedDataset
 from openmarigold.data.verification import verify
-from openmarigold.errors import DataError, InvalidValueError
+from openmarigold.errors import DataError, InvalidValueError, OutputError
+from openmarigold.files import only_run
 from openmarigold.geometry import normals_from_depth
 
 HEIGHT, WIDTH, FOCAL = 96, 128, 140.0
@@ -272,3 +273,27 @@ def test_statistics_do_not_count_unknown_vectors(tmp_path: Path, capsys: pytest.
     data = ShardedDataset(tmp_path / "new")
     shares = [1 - data.read(index).maps["normals"].any(axis=-1).mean() for index in (0, 1)]
     assert found["invalid_share"] == pytest.approx(np.mean(shares)) and found["invalid_share"] > 0.1
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1e7])
+def test_the_unit_of_depth_does_not_matter(scale: float) -> None:
+    depth, _ = room()
+    found, smooth = normals_from_depth(depth * scale, focal=FOCAL)
+    expected, also = normals_from_depth(depth, focal=FOCAL)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_array_equal(smooth, also)
+
+
+def test_advice_on_a_field_of_view_can_be_followed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_set(tmp_path / "set", camera=None)
+    words = ["data", "normals", str(tmp_path / "set"), str(tmp_path / "out")]
+    assert run(words) == 2
+    assert "give --fov" in capfd.readouterr().err
+    assert run([*words, "--fov", "60"]) == 0
+
+
+def test_a_folder_that_another_run_writes(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    write_set(tmp_path / "set")
+    with only_run(tmp_path / "out"), pytest.raises(OutputError, match="another run is writing"):
+        add_normals(tmp_path / "set", tmp_path / "out")

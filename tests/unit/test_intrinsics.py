@@ -321,3 +321,14 @@ def test_recomposing_something_else_is_warned_about(
     assert "recompose" not in found.settings
     assert "recompose has no effect on albedo, roughness and metallicity: a photo" in caplog.text
     assert found.picture().size == (SIZE[1], SIZE[0])
+
+
+def test_uncertainties_of_light_have_the_unit_of_their_maps(checkpoints: dict[str, Path]) -> None:
+    predictor = Predictor.load(checkpoints["lighting"], device="cpu")
+    settings: Any = {"num_inference_steps": 1, "processing_resolution": 48, "ensemble_size": 3}
+    plain, recomposed = (predictor(make_photo(*SIZE), recompose=on, **settings) for on in (False, True))
+    scale = recomposed.settings["recomposition_scale"]
+    assert scale != pytest.approx(1.0, rel=1e-3)
+    for name, factor in (("lighting_albedo", 1.0), ("shading", scale), ("residual", scale)):
+        found, before = (one.uncertainties[f"{name}_uncertainty"] for one in (recomposed, plain))
+        np.testing.assert_allclose(found, before * factor, rtol=1e-3)

@@ -21,7 +21,7 @@ from openmarigold import Predictor
 from openmarigold.batch.labels import LabelReader
 from openmarigold.cli import run
 from openmarigold.config import PredictConfig
-from openmarigold.data.preparation import FrameDefectError
+from openmarigold.data.decoding import FrameDefectError
 from openmarigold.data.shards import ShardedDataset
 from openmarigold.data.sources import Source
 from openmarigold.data.verification import verify

@@ -17,9 +17,10 @@ from openmarigold.camera import Camera
 from openmarigold.cli import run
 from openmarigold.completion import guided_settings
 from openmarigold.completion.evidence import SparsePoints
+from openmarigold.completion.fits import line_and_slope
 from openmarigold.completion.known import KnownConfig
 from openmarigold.completion.measured import measure, measure_file
-from openmarigold.completion.meters import to_meters
+from openmarigold.completion.meters import thinned, to_meters
 from openmarigold.completion.points import read_points
 from openmarigold.completion.run import metric_files
 from openmarigold.config import OutputConfig, PredictConfig
@@ -182,7 +183,7 @@ def test_the_spread_of_members_becomes_meters() -> None:
         ({"known_depth": [(80, 1, 2.0)]}, "outside of the picture of 80x60"),
         ({"known_depth": [(1, 1, -2.0)]}, "-2 at 1,1 is not accepted; give meters above 0"),
         ({"known_length": [(1, 1, 5, 5, 0.0)]}, "give meters above 0"),
-        ({"known_length": [(1, 1, 1, 1, 2.0)]}, "show the same point"),
+        ({"known_length": [(1, 1, 1, 1, 2.0)]}, "show the same pixel"),
         ({"camera_height": 0.0}, "give meters above 0"),
         ({"metric_map": np.ones((60, 60))}, "must show the same part of the scene"),
         ({"metric_map": np.zeros((60, 80))}, "no pixel above 0"),
@@ -385,3 +386,38 @@ def test_a_damaged_error_of_a_record_is_not_known(errors: Any) -> None:
     found = to_meters(predicted(), known_depth=[(40, 5, 4.0)])
     found.settings["left_out_errors"] = errors
     assert measure(found, (10, 5), (70, 5)).low is None
+
+
+@pytest.mark.parametrize("size", [(1000, 1000), (2000, 3000)])
+def test_points_of_a_map_lie_everywhere(size: tuple[int, int]) -> None:
+    """Steps of one length through a map's pixels give points on a few diagonals."""
+    rows, columns = (values.ravel() for values in np.indices(size))
+    pixels = np.stack([columns, rows], axis=-1).astype(np.float64)
+    kept = thinned(SparsePoints(pixels=pixels, depth=np.ones(len(pixels))))
+    assert len(kept) == 4000 and len(np.unique(kept.pixels, axis=0)) == 4000
+    cells = np.histogram2d(*kept.pixels.T, bins=20)[0]
+    assert cells.min() >= 1 and cells.max() <= 30
+
+
+@pytest.mark.parametrize("space", ["depth", "log", "disparity"])
+def test_uncertainty_in_meters_is_the_slope_of_the_fit(space: Any) -> None:
+    relative, step = np.linspace(0.1, 1.0, 9), 1e-6
+    meters, slope = line_and_slope(space, 2.0, 0.5, relative)
+    after, _ = line_and_slope(space, 2.0, 0.5, relative + step)
+    np.testing.assert_allclose(slope, (after - meters) / step, rtol=1e-4)
+
+
+def test_the_nearest_value_of_a_scale_model_is_left_out() -> None:
+    prediction = predicted()
+    prediction.maps["depth"][50, 40] = 0.0
+    found = to_meters(prediction, metric_map=room())
+    np.testing.assert_allclose(found.depth[:50], room()[:50], rtol=1e-3)
+    assert "1 of 4000 points lie where the model gives no depth above 0" in " ".join(found.settings["notes"])
+
+
+def test_many_points_are_compared_by_some_of_them() -> None:
+    rows, columns = np.indices((60, 80)).reshape(2, -1)
+    pixels = np.stack([columns, rows], axis=-1).astype(np.float64)
+    points = SparsePoints(pixels=pixels, depth=room()[rows, columns])
+    found = to_meters(predicted(), points=points, method="fit")
+    assert found.settings["num_points"] == 4800 and found.settings["left_out_errors"]["num_points"] <= 4000

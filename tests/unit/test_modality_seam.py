@@ -19,8 +19,9 @@ from brightness import BRIGHTNESS, maps_of
 from openmarigold.checkpoints.checkpoint import read_checkpoint
 from openmarigold.cli import run
 from openmarigold.data.augmentation import random_view
+from openmarigold.data.decoding import FrameDefectError
 from openmarigold.data.encodings import MapEncoding
-from openmarigold.data.preparation import FrameDefectError, FrameFilter
+from openmarigold.data.preparation import FrameFilter
 from openmarigold.data.shard_writer import NewSample, ShardWriter
 from openmarigold.data.sources import Sample
 from openmarigold.diffusion import NoiseSchedule

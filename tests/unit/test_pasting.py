@@ -17,7 +17,8 @@ from openmarigold.data.shard_writer import NewSample, ShardWriter
 from openmarigold.data.shards import ShardedDataset
 from openmarigold.data.sources import Source
 from openmarigold.data.verification import verify
-from openmarigold.errors import DataError, InvalidValueError
+from openmarigold.errors import DataError, InvalidValueError, OutputError
+from openmarigold.files import only_run
 
 HEIGHT, WIDTH = 96, 128
 RELATIVE = MapEncoding(kind="log", near=0.005, far=200.0, levels=16383)  # as labels are stored
@@ -188,3 +189,15 @@ def test_what_is_refused(sources: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no maps"):
         paste(tmp_path / "plain", [renders], tmp_path / "new", count=1)
     assert not (tmp_path / "new").exists()
+
+
+def test_terms_of_all_sets_a_moved_folder_and_another_run(tmp_path: Path) -> None:
+    pictures = write(tmp_path, "pictures", [ground()], RELATIVE, license="CC BY 4.0", attribution=["me"])
+    renders = write(tmp_path, "renders", [fence()[0]], METERS, license="CC0", attribution="you")
+    found = paste(pictures, [renders], tmp_path / "one", count=1)
+    assert found.manifest["license"] == "CC BY 4.0; CC0" and found.manifest["attribution"] == ["me", "you"]
+    (tmp_path / "one").rename(tmp_path / "two")
+    assert paste(pictures, [renders], tmp_path / "two", count=1).num_shards_kept == 1
+    pytest.importorskip("fcntl")
+    with only_run(tmp_path / "two"), pytest.raises(OutputError, match="another run is writing"):
+        paste(pictures, [renders], tmp_path / "two", count=1)

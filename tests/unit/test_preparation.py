@@ -16,13 +16,15 @@ from PIL import Image
 
 from dying import DyingOnceReader
 from openmarigold.cli.prepare import PrepareHypersim, _filter
-from openmarigold.data.preparation import PUBLISHED_FILTER, FrameDefectError, FrameFilter, plane_depth, prepare
+from openmarigold.data import preview
+from openmarigold.data.decoding import FrameDefectError, plane_depth
+from openmarigold.data.preparation import PUBLISHED_FILTER, FrameFilter, prepare
 from openmarigold.data.preview import write_preview
 from openmarigold.data.readers.hypersim import FOCAL_PX, SPLIT_CSV, HypersimReader, millimeters, tone_map
 from openmarigold.data.shards import ShardedDataset
 from openmarigold.data.units import ProcessEngine, UnitEngine
 from openmarigold.data.verification import verify
-from openmarigold.errors import DataError, InvalidValueError, OpenMarigoldError
+from openmarigold.errors import DataError, InvalidValueError, OpenMarigoldError, OutputError
 from raw_data import FOCAL_PX as SMALL_FOCAL_PX
 from raw_data import (
     HYPERSIM_DEFECTS,
@@ -318,6 +320,13 @@ def test_preview(hypersim: Path, tmp_path: Path) -> None:
         write_preview(tmp_path / "set", tmp_path / "sheet.gif")
     with pytest.raises(InvalidValueError, match="count=0"):
         write_preview(tmp_path / "set", tmp_path / "sheet.jpg", count=0)
+    with pytest.raises(OutputError, match=r"sheet\.jpg exists"):
+        write_preview(tmp_path / "set", tmp_path / "sheet.jpg")
+    assert write_preview(tmp_path / "set", tmp_path / "sheet.jpg", count=1, overwrite=True) == 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preview, "_MOST_JPEG_ROWS", 300)
+        with pytest.raises(InvalidValueError, match=r"at most 300 rows, and 5 samples need"):
+            write_preview(tmp_path / "set", tmp_path / "more.jpg")
 
 
 def test_the_result_does_not_depend_on_the_processes(hypersim: Path, tmp_path: Path) -> None:

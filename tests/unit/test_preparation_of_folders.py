@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -295,3 +296,42 @@ def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
     prepared = prepare_folder(source, tmp_path / "out")
     assert len(prepared) == 6
     assert "caf\\udce9" in (tmp_path / "out" / "meta.csv").read_text(encoding="utf-8")
+
+
+def test_changed_and_repaired_files_are_read_again(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "in", PNG)
+    first, second = (source / place / "depth" / "0.png" for place in ("hall", "kitchen 1"))
+    good = first.read_bytes()
+    first.write_bytes(good[:40])
+    reader = FolderReader(source, read_config(source / "dataset.toml"))
+    assert prepare(reader, tmp_path / "out", shard_size=2).manifest["counts"]["defective"] == {"damaged": 1}
+    assert prepare(reader, tmp_path / "out", shard_size=2).num_shards_kept == 3
+    first.write_bytes(good)
+    later = time.time() + 10
+    os.utime(first, (later, later))
+    found = prepare(reader, tmp_path / "out", shard_size=2)
+    assert found.num_shards_kept == 2 and found.manifest["counts"]["defective"] == {}
+    Image.fromarray(np.full((12, 16), 500, np.uint16) + np.arange(16, dtype=np.uint16)).save(second)
+    os.utime(second, (later + 10, later + 10))
+    os.utime(tmp_path / "out" / "shard-00000.json", (later + 10, later + 10))
+    assert prepare(reader, tmp_path / "out", shard_size=2).num_shards_kept == 2
+    assert ShardedDataset(tmp_path / "out").read(3).maps["depth"].max() < 1.1
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_depth_of_a_photo_that_is_turned_is_not_guessed(orientation: int, tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "in", PNG)
+    photo = source / "hall" / "color" / "1.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with Image.open(photo) as image:
+        image.load()
+        image.save(photo, exif=exif)
+    data = prepare_folder(source, tmp_path / "out")
+    (rejection,) = rejections(tmp_path / "out")
+    assert rejection["reason"] == "turned" and "save both upright" in rejection["detail"]
+    assert "hall-1" not in data.keys
+    codes = np.asarray(Image.open(source / "hall" / "depth" / "1.png"))
+    Image.fromarray(np.rot90(codes, -1).copy()).save(source / "hall" / "depth" / "1.png")
+    if orientation == 6:  # now its depth has the upright photo's shape
+        assert prepare_folder(source, tmp_path / "again").read(1).rgb.shape == (16, 12, 3)

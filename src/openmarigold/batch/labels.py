@@ -20,15 +20,9 @@ from PIL import Image
 from openmarigold.checkpoints.hashes import checkpoint_sha256
 from openmarigold.config import PredictConfig
 from openmarigold.data.archives import Archive, open_archive
+from openmarigold.data.decoding import FrameDefectError, read_member
 from openmarigold.data.encodings import MapEncoding
-from openmarigold.data.preparation import (
-    FrameDefectError,
-    Listing,
-    RawFrame,
-    RawSample,
-    damaged_archives,
-    read_member,
-)
+from openmarigold.data.preparation import Listing, RawFrame, RawSample, damaged_archives
 from openmarigold.data.readers.rgbd_folder import with_unique_keys
 from openmarigold.errors import CheckpointError, DataError, ImageError, InvalidValueError, MissingExtraError, one_line
 from openmarigold.images.kinds import image_suffixes
@@ -133,7 +127,8 @@ class LabelReader:
             raise DataError(f"{self.source} holds no photo; give a folder, tar or zip of photos")
         frames = [_frame(name) for name in names]
         notes = [*archive.notes, *archive.damage.values()]
-        return Listing(frames=with_unique_keys(frames), rejected=damaged_archives(archive), notes=notes)
+        rejected = damaged_archives(archive)
+        return Listing(frames=with_unique_keys(frames), rejected=rejected, notes=notes, archive=archive)
 
     def read(self, frame: RawFrame) -> RawSample:
         content = read_member(self._archive, frame.name)

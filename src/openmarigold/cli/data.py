@@ -73,6 +73,8 @@ class Preview:
     """The picture, .jpg or .png."""
     count: int = 24
     """Number of samples, evenly spread over the data set."""
+    overwrite: bool = False
+    """Replace the picture if it exists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +162,7 @@ def _verify(command: Verify) -> int:
 def _preview(command: Preview) -> None:
     from openmarigold.data.preview import write_preview
 
-    count = write_preview(command.folder, command.output, count=command.count)
+    count = write_preview(command.folder, command.output, count=command.count, overwrite=command.overwrite)
     say(f"{count} samples: {command.output}")
 
 

@@ -116,7 +116,9 @@ def _print_fit(name: str, record: dict[str, Any]) -> None:
         say(f"note: {note}")
     if not any(row["left_out_errors"] for row in record["compared"] or ()):
         return
-    table = Table("method", "error at points left out [m]", title="each tenth of the points left out in turn")
+    table = Table(
+        "method", "error at points left out [m]", title="a tenth of the points (of few points one) left out in turn"
+    )
     for row in record["compared"]:
         errors = row["left_out_errors"]
         table.add_row(cell(row["method"]), row.get("note", "–") if errors is None else f"{errors['mean_m']:.4g}")

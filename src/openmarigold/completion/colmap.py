@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float64
 
-from openmarigold.completion.evidence import SparsePoints
+from openmarigold.completion.evidence import SAME_ASPECT, SparsePoints
 from openmarigold.data.archives import read_file
 from openmarigold.errors import DataError, one_line
 
@@ -69,6 +69,12 @@ def observed_points(folder: Path, *, image: str | None, size: tuple[int, int]) -
     pixels = np.array([pixel for pixel, _ in seen])
     depth = np.array([place for _, place in seen]) @ found.rotation[2] + found.translation[2]
     width, height = sizes[found.camera]
+    if abs(np.log(size[1] * height / (size[0] * width))) > SAME_ASPECT:
+        raise DataError(
+            f"{folder}: the model's image {found.name} is {width}x{height} and the photo {size[1]}x{size[0]} (width x "
+            "height); both must have one shape. COLMAP does not turn photos by their EXIF orientation: save them "
+            "upright before it runs"
+        )
     pixels = pixels * (size[1] / width, size[0] / height) - 0.5
     notes = ["depths are in COLMAP's own unit, which is meters only if the model was scaled to meters"]
     if (height, width) != size:
@@ -191,7 +197,10 @@ def _binary_cameras(content: bytes) -> dict[int, tuple[int, int]]:
     for _ in range(count):
         number, model, width, height = struct.unpack_from("<IiQQ", content, place)
         if not 0 <= model < len(_NUM_PARAMETERS):
-            raise ValueError(f"a camera of model {model}")
+            raise DataError(
+                f"cameras.bin has a camera of model {model}, which is not known; export the model as text (colmap "
+                "model_converter --output_type TXT)"
+            )
         sizes[number] = _size(width, height)
         place += 24 + 8 * _NUM_PARAMETERS[model]
     return sizes

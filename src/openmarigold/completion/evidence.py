@@ -16,6 +16,8 @@ from openmarigold.errors import InvalidValueError
 FitSpace: TypeAlias = Literal["depth", "log", "disparity"]
 """Space in which a fit is affine: meters = scale * d + shift; log(meters) = scale * log(d) + shift; 1 / meters =
 scale / d + shift."""
+SAME_ASPECT = 0.005
+"""How far the logarithms of two pictures' aspect ratios may be apart for one to be the other in another size."""
 
 
 @dataclass(frozen=True, kw_only=True)

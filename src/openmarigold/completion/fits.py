@@ -40,6 +40,7 @@ _KEPT = 0.85  # share of the left-out errors, the smallest ones, that decides be
 _GAIN = 0.98  # a second parameter must lower the left-out error to this share
 _FLOOR = 0.25  # of the nearest point: fitted depth is never nearer than this
 _CEILING = 10.0  # times the farthest point: fitted depth is never farther than this
+_NEAREST = 1e-6  # relative depth below which the slope of a line in log depth or disparity is not followed
 _SAME = 1e-6  # relative spread of depth that counts as none
 
 
@@ -179,6 +180,18 @@ def _line_depth(
     if space == "log":
         return np.exp(np.clip(scale * np.log(np.maximum(depth, tiny)) + shift, -700.0, 700.0))
     return 1.0 / np.maximum(scale / np.maximum(depth, tiny) + shift, tiny)
+
+
+def line_and_slope(
+    space: FitSpace, scale: float, shift: float, depth: Float[np.ndarray, "*shape"]
+) -> tuple[Float64[np.ndarray, "*shape"], Float64[np.ndarray, "*shape"]]:
+    """Depth on the line of a fit without its limits, above 0, and its derivative by relative depth."""
+    relative = depth.astype(np.float64)
+    meters = np.maximum(_line_depth(space, scale, shift, relative), np.finfo(np.float64).tiny)
+    if space == "depth":
+        return meters, np.full_like(meters, scale)
+    relative = np.maximum(relative, _NEAREST)
+    return meters, scale * (meters / relative if space == "log" else np.square(meters / relative))
 
 
 def _residuals(space: FitSpace, line: tuple[float, float], x: Values, z: Values) -> Values:

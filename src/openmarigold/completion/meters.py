@@ -12,6 +12,7 @@ from jaxtyping import Float, Float32
 
 from openmarigold.camera import Camera
 from openmarigold.completion.evidence import Completed, RelativeDepth, SparsePoints, joined
+from openmarigold.completion.fits import line_and_slope
 from openmarigold.completion.guided import guided_method
 from openmarigold.completion.guided_settings import GUIDED, GuidedSettings
 from openmarigold.completion.known import MethodName
@@ -24,6 +25,7 @@ from openmarigold.predictor import Predictor
 from openmarigold.reconstruction.ground import find_ground
 from openmarigold.reconstruction.measure import depth_at, length_between
 from openmarigold.results.prediction import Prediction
+from openmarigold.seeding import generator_for
 
 KnownDepth: TypeAlias = tuple[float | int, float | int, float | int]
 """x, y [px], planar depth [m]."""
@@ -35,7 +37,8 @@ MAX_ALIKE = 1.5
 _HELPFUL = 0.9  # error as a share of that of the points' median; above it, the photo did not help
 _MISSED = 0.05  # relative error of a known depth, above which a note reports it
 _ENOUGH_TO_DOUBT = 8  # points
-_MAX_FITTED = 4000  # points of another tool's map
+_MAX_FITTED = 4000  # points of another tool's map, and points that methods are compared by
+_LARGEST_FACTOR = 4.0
 _STALE = ("quantity", "notes")  # facts of the relative prediction that are replaced
 _OF_RELATIVE = {name: f"relative_{name}" for name in ("invariance", "shift", "shift_source")}
 """Names of facts of the relative prediction in a result in meters, where `shift` is the shift of the fit."""
@@ -96,7 +99,7 @@ def to_meters(
         if relative.invariance == "affine" and len(np.unique(sparse.pixels, axis=0)) == 1:  # one place gives no shift
             options = Options(shift=_shift_of(prediction, notes))
         own = {GUIDED: guided_method(_needed(predictor, relative), guided)} if method == GUIDED else {}
-        compared = compare(relative, sparse, options=options)
+        compared = compare(relative, thinned(sparse), options=options)
         found = complete(relative, sparse, method=method, options=options, methods={**METHODS, **own}, rows=compared)
         rows = [_compared(row) for row in compared]
         notes += _missed(found, known_depth) + _doubts(found, sparse)
@@ -188,7 +191,7 @@ def _joined(
 
 
 def _points_of_map(metric_map: Float[np.ndarray, "h w"], size: tuple[int, ...]) -> SparsePoints:
-    """Known pixels of a map, thinned evenly; a map of another size and the same aspect ratio is scaled to the photo."""
+    """Known pixels of a map, thinned; a map of another size and the same aspect ratio is scaled to the photo."""
     height, width = metric_map.shape
     scale = size[0] / height, size[1] / width
     if abs(scale[0] / scale[1] - 1) > 0.02:
@@ -205,8 +208,14 @@ def _points_of_map(metric_map: Float[np.ndarray, "h w"], size: tuple[int, ...]) 
 
 
 def thinned(points: SparsePoints) -> SparsePoints:
-    """At most `_MAX_FITTED` of the points of a map, evenly chosen: neighbors in a map add little."""
-    chosen = np.unique(np.linspace(0, len(points) - 1, min(len(points), _MAX_FITTED)).astype(np.int64))
+    """At most `_MAX_FITTED` of the points, drawn from all of them alike: neighbors in a map add little.
+
+    Steps of one length through a map's pixels would give points on a few lines.
+    """
+    if len(points) <= _MAX_FITTED:
+        return points
+    drawn = generator_for(0, "completion-thinned", len(points)).permutation(len(points))[:_MAX_FITTED]
+    chosen = np.sort(drawn)
     return replace(points, pixels=points.pixels[chosen], depth=points.depth[chosen])
 
 
@@ -217,8 +226,8 @@ def _from_lengths(relative: RelativeDepth, known: Sequence[KnownLength]) -> Comp
         if not meters > 0 or not np.isfinite(meters):
             raise InvalidValueError(f"known_length {meters:g} is not accepted; give meters above 0")
         shown = length_between(relative.depth, relative.camera, (x1, y1), (x2, y2)).value
-        if shown <= 0:
-            raise InvalidValueError(f"known_length: {x1:g},{y1:g} and {x2:g},{y2:g} show the same point; give two")
+        if shown <= 0 or np.hypot(x2 - x1, y2 - y1) < 1:
+            raise InvalidValueError(f"known_length: {x1:g},{y1:g} and {x2:g},{y2:g} show the same pixel; give two")
         scales.append(meters / shown)
     scale = float(np.median(scales))
     notes = []
@@ -288,7 +297,7 @@ def _uncertainties(
     spread = prediction.uncertainty
     if spread is None:
         return {}
-    if found.space == "depth":
-        return {METRIC.uncertainties[0]: (abs(found.scale) * spread).astype(np.float32)}
-    share = spread / np.maximum(relative.depth, np.float32(1e-6))
-    return {METRIC.uncertainties[0]: (share * found.depth).astype(np.float32)}
+    meters, slope = line_and_slope(found.space, found.scale, found.shift, relative.depth)
+    # The field multiplies the line, by factors near 1.
+    factor = np.clip(found.depth / meters, 1 / _LARGEST_FACTOR, _LARGEST_FACTOR) if found.method == "field" else 1.0
+    return {METRIC.uncertainties[0]: (np.abs(slope) * factor * spread).astype(np.float32)}

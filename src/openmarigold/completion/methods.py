@@ -303,10 +303,14 @@ def _usable(relative: RelativeDepth, points: SparsePoints) -> SparsePoints:
     """
     relative.camera.check_map(relative.depth)
     points.check_inside(relative.depth.shape)
-    known = np.isfinite(relative.depth[pixel_indices(points.pixels, relative.depth.shape)])
+    at_points = relative.depth[pixel_indices(points.pixels, relative.depth.shape)]
+    known = np.isfinite(at_points)
+    if relative.invariance != "affine":  # the nearest value that a model can give; it has no logarithm
+        known &= at_points > 0
     if known.all():
         return points
     if not known.any():
         raise InvalidValueError("the model gives no depth at any of the points; give points elsewhere")
-    note = f"{int((~known).sum())} of {len(known)} points lie where the model gives no depth and were left out"
+    above = "" if relative.invariance == "affine" else " above 0"
+    note = f"{int((~known).sum())} of {len(known)} points lie where the model gives no depth{above} and were left out"
     return replace(points, pixels=points.pixels[known], depth=points.depth[known], notes=(*points.notes, note))

@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ _PLY_TYPES = {
     **dict.fromkeys(("double", "float64"), "f8"),
 }
 _LONGEST_HEADER = 1 << 16
+_FEWEST_COLUMNS = 8  # of a map
 _OF_DAMAGE = (
     *(ValueError, LookupError, ArithmeticError, OSError, EOFError, SyntaxError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error, Image.DecompressionBombError),
@@ -100,7 +102,7 @@ def read_transform(path: Path) -> Float64[np.ndarray, "3 4"]:
     text = _text(path, _content(path))
     named = {
         match[1].lower(): match[2].split()
-        for match in re.finditer(r"(?m)^\s*([A-Za-z]\w*)\s*:\s*([-+.\deE \t]*)$", text)
+        for match in re.finditer(r"(?m)^\s*([A-Za-z]\w*)\s*:\s*([-+.\deE \t\r]*)$", text)
     }
     try:
         if named:
@@ -247,6 +249,11 @@ def _of_array(path: Path, values: np.ndarray) -> Table:
     if values.shape[1] == 3:
         rows = values.astype(np.float64)
         return Table(pixels=rows[:, :2], depth=rows[:, 2])
+    if values.shape[1] < _FEWEST_COLUMNS:
+        raise DataError(
+            f"{path} has shape {list(values.shape)}; points are [n 3] of x, y, depth (more columns: as a table), or "
+            "a map [h w]"
+        )
     return _of_map(values)
 
 
@@ -314,7 +321,7 @@ def _ply_places(content: bytes) -> Float64[np.ndarray, "n 3"]:
     match = re.search(rb"\bend_header\r?\n", content[:_LONGEST_HEADER])
     if not content.startswith(b"ply") or match is None:
         raise ValueError("no header")
-    lines = [line.split() for line in content[: match.start()].decode("ascii").splitlines()]
+    lines = [line.split() for line in content[: match.start()].decode("latin-1").splitlines()]
     encoding = next((line[1] for line in lines if line and line[0] == "format"), None)
     if encoding is None:
         raise ValueError("its header states no format")
@@ -328,7 +335,8 @@ def _ply_places(content: bytes) -> Float64[np.ndarray, "n 3"]:
     columns = [names.index(name) for name in "xyz"]
     body = content[match.end() :]
     if encoding == "ascii":
-        rows = [line.split() for line in body.decode("ascii").splitlines()[:count]]
+        lines_of_body = (line.split() for line in body.decode("latin-1").splitlines())
+        rows = list(islice(filter(None, lines_of_body), max(0, count)))
         if len(rows) < count:
             raise ValueError(f"{count} vertices announced, {len(rows)} there")
         return np.array([[float(row[column]) for column in columns] for row in rows]).reshape(-1, 3)

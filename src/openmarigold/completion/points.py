@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float64
 
 from openmarigold.camera import Camera
 from openmarigold.completion import colmap, point_files
-from openmarigold.completion.evidence import SparsePoints
+from openmarigold.completion.evidence import SAME_ASPECT, SparsePoints
 from openmarigold.completion.known import FARTHEST_USUAL, METERS, Unit, check_no_second_scale
 from openmarigold.errors import DataError, InvalidValueError
 from openmarigold.files import as_path
@@ -23,7 +23,6 @@ from openmarigold.files import as_path
 _MAYBE_CENTIMETERS = 50.0
 _WINDOW = 7
 _BEHIND = 1.5
-_SAME_ASPECT = 0.005
 _ON_A_LINE = 1e-3  # width by length of the cloud of pixels
 
 
@@ -75,7 +74,9 @@ def read_points(path: Path | str, *, camera: Camera, options: PointOptions | Non
     _check(options)
     if path.is_dir():
         found = colmap.observed_points(path, image=options.image, size=camera.size)
-        return checked_points(found, camera=camera, check_unit=False)
+        found = replace(found, depth=found.depth * METERS[options.unit or "m"])
+        points = checked_points(found, camera=camera, check_unit=False)
+        return without_see_through(points) if options.remove_see_through else points
     if path.suffix.lower() == ".png":
         check_no_second_scale(options.unit, str(path))
     found = point_files.read(path, depth_scale=options.depth_scale)
@@ -204,7 +205,7 @@ def _scaled(
         return pixels, []
     factors = np.array([camera.width / size[1], camera.height / size[0]])
     sizes = f"{size[1]}x{size[0]} and the photo {camera.width}x{camera.height} (width x height)"
-    if abs(np.log(factors[0] / factors[1])) > _SAME_ASPECT:
+    if abs(np.log(factors[0] / factors[1])) > SAME_ASPECT:
         raise DataError(f"{path} is {sizes}; a sparse map must have the photo's shape")
     return (pixels + 0.5) * factors - 0.5, [f"the map is {sizes}; its pixels were scaled"]
 

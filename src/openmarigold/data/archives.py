@@ -60,6 +60,10 @@ class Archive(Protocol):
         """
         ...
 
+    def file_of(self, name: str) -> DataFolder:
+        """The file on disk that holds a file of the set."""
+        ...
+
 
 def open_archive(path: Path) -> Archive:
     """The files of a folder (and of the tars and zips directly in it), of a tar or of a zip.
@@ -192,6 +196,9 @@ class _Folder:
         except OSError as error:
             raise DataError(f"{self.location / name} cannot be read: {error.strerror}; check it") from error
 
+    def file_of(self, name: str) -> Path:
+        return self.location / name if name in self._own else Path(f"{self._inner[name].location}")
+
 
 def _identity(path: str) -> tuple[int, int]:
     """Device and inode of a folder: the same for all its names."""
@@ -238,6 +245,9 @@ class TarArchive:
             raise DataError(f"{self.location} ends within {name}; get it again")
         return content
 
+    def file_of(self, name: str) -> DataFolder:
+        return self.location
+
     def close(self) -> None:
         """Closes the file; reading opens it again."""
         if hasattr(self, "_file"):
@@ -280,6 +290,9 @@ class _Zip:
                 return file.read(member.file_size + 1)
         except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, RuntimeError) as error:
             raise DataError(f"{self.location}: {name} is damaged ({one_line(error)}); get it again") from error
+
+    def file_of(self, name: str) -> DataFolder:
+        return self.location
 
     def __del__(self) -> None:
         if hasattr(self, "_archive"):

@@ -124,3 +124,7 @@ class Hdf5Archive:
         content = io.BytesIO()
         np.save(content, make(values))
         return content.getvalue()
+
+    def file_of(self, name: str) -> Path:
+        """The file that holds all arrays."""
+        return self.location

@@ -20,6 +20,7 @@ from openmarigold.data.shards import ShardedDataset, decode_rgb
 from openmarigold.data.statistics import write_meta
 from openmarigold.data.units import UnitEngine, run_units
 from openmarigold.errors import DataError, InvalidValueError
+from openmarigold.files import only_run
 from openmarigold.geometry import normals_from_depth
 
 SUPPORT = 5
@@ -61,7 +62,7 @@ def add_normals(
         DataError: no prepared data set, one without depth or with normals, a damaged sample, or one that states no
             intrinsics, without `fov`.
         InvalidValueError: a setting that is not accepted.
-        OutputError: the destination cannot be written.
+        OutputError: the destination cannot be written, or another run writes it.
     """
     _check_settings(fov=fov, support=support, min_valid=min_valid, workers=workers)
     data = _with_depth(source)
@@ -75,17 +76,18 @@ def add_normals(
         encodings={**data.encodings, _NORMALS: MapEncoding(kind="float16")},
         settings={**settings, "normal_frame": "rub", "of_source": data.manifest["settings"]},
     )
-    writer.begin()
-    num_shards = len(data.manifest["shards"])
-    todo = [number for number in range(num_shards) if not writer.is_done(number)]
-    left = int(np.isin(data.shard_numbers, todo).sum())
-    kept = len(data) - left
-    progress(kept, len(data))
-    task = _Task(data, writer, fov, support, min_valid)
-    run_units(task, todo, workers=workers, engine=engine, progress=lambda done: progress(kept + done, len(data)))
-    inherited = {key: value for key, value in data.manifest.items() if key not in _OF_THE_RUN}
-    manifest = writer.finish(num_shards, {**inherited, **(facts or {})})
-    write_meta(destination)
+    with only_run(destination):
+        writer.begin()
+        num_shards = len(data.manifest["shards"])
+        todo = [number for number in range(num_shards) if not writer.is_done(number)]
+        left = int(np.isin(data.shard_numbers, todo).sum())
+        kept = len(data) - left
+        progress(kept, len(data))
+        task = _Task(data, writer, fov, support, min_valid)
+        run_units(task, todo, workers=workers, engine=engine, progress=lambda done: progress(kept + done, len(data)))
+        inherited = {key: value for key, value in data.manifest.items() if key not in _OF_THE_RUN}
+        manifest = writer.finish(num_shards, {**inherited, **(facts or {})})
+        write_meta(destination)
     data.close()
     return Prepared(manifest=manifest, num_shards_kept=num_shards - len(todo))
 

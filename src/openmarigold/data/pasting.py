@@ -9,6 +9,7 @@ et al. 2021, "Simple Copy-Paste is a strong data augmentation method").
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from openmarigold.data.shards import Sample, ShardedDataset
 from openmarigold.data.statistics import write_meta
 from openmarigold.data.units import UnitEngine, run_units
 from openmarigold.errors import DataError, InvalidValueError, needs_extra
+from openmarigold.files import only_run
 from openmarigold.seeding import generator_for
 
 KIND = "pasted"
@@ -75,7 +77,7 @@ def paste(
         DataError: no prepared data set, one without depth or without samples, or a damaged sample.
         InvalidValueError: a setting that is not accepted.
         MissingExtraError: scipy is not installed.
-        OutputError: the destination cannot be written.
+        OutputError: the destination cannot be written, or another run writes it.
     """
     if min(count, shard_size, workers) < 1:
         raise InvalidValueError(f"count={count}, shard_size={shard_size} and workers={workers} must be at least 1")
@@ -87,19 +89,34 @@ def paste(
         raise DataError(f"{destination} is a source; choose another folder")
     settings = {"count": count, "seed": seed, "shard_size": shard_size}
     writer = _writer(destination, behind, before, settings)
-    writer.begin()
-    units = [range(start, min(start + shard_size, count)) for start in range(0, count, shard_size)]
-    todo = [number for number in range(len(units)) if not writer.is_done(number)]
-    kept = count - sum(len(units[number]) for number in todo)
-    progress(kept, count)
-    task = _Task(behind, tuple(before), writer, seed, tuple(units))
-    run_units(task, todo, workers=workers, engine=engine, progress=lambda done: progress(kept + done, count))
-    inherited = {name: behind.manifest[name] for name in ("valid_range", "unknown_is_far") if name in behind.manifest}
-    manifest = writer.finish(len(units), {**inherited, **(facts or {})})
-    write_meta(destination)
+    with only_run(destination):
+        writer.begin()
+        units = [range(start, min(start + shard_size, count)) for start in range(0, count, shard_size)]
+        todo = [number for number in range(len(units)) if not writer.is_done(number)]
+        kept = count - sum(len(units[number]) for number in todo)
+        progress(kept, count)
+        task = _Task(behind, tuple(before), writer, seed, tuple(units))
+        run_units(task, todo, workers=workers, engine=engine, progress=lambda done: progress(kept + done, count))
+        manifest = writer.finish(len(units), {**_inherited(behind, before), **(facts or {})})
+        write_meta(destination)
     for data in (behind, *before):
         data.close()
     return Prepared(manifest=manifest, num_shards_kept=len(units) - len(todo))
+
+
+def _inherited(behind: ShardedDataset, before: Sequence[ShardedDataset]) -> dict[str, Any]:
+    """Facts of the pictures' manifest that hold for the set, and the terms of all the sets that it is made of."""
+    found = {name: behind.manifest[name] for name in ("valid_range", "unknown_is_far") if name in behind.manifest}
+    sets = [behind, *before]
+    licenses = dict.fromkeys(str(data.manifest["license"]) for data in sets if data.manifest.get("license"))
+    names = dict.fromkeys(itertools.chain.from_iterable(_lines(data.manifest.get("attribution")) for data in sets))
+    found |= {"license": "; ".join(licenses)} if licenses else {}
+    return found | ({"attribution": list(names)} if names else {})
+
+
+def _lines(stated: Any) -> list[str]:
+    """An attribution as lines: prepared sets state one line, sets of others also a list."""
+    return [str(line) for line in stated] if isinstance(stated, list) else [str(stated)] if stated else []
 
 
 def _opened(folder: Path) -> ShardedDataset:

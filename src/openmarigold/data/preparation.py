@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import itertools
-import tempfile
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, UInt8, UInt16
-from PIL import Image
+from jaxtyping import UInt8
 
-from openmarigold.data.archives import LARGEST_FILE, Archive
+from openmarigold.data.archives import Archive
+from openmarigold.data.decoding import FrameDefectError, decode_image, size_text
 from openmarigold.data.encodings import MapEncoding
 from openmarigold.data.shard_writer import NewSample, Rejection, ShardWriter
 from openmarigold.data.statistics import write_meta
@@ -29,14 +28,12 @@ from openmarigold.data.units import UnitEngine, run_units
 from openmarigold.errors import (
     CheckpointError,
     DataError,
-    ImageError,
     InvalidValueError,
     MissingExtraError,
     OutputError,
     one_line,
 )
 from openmarigold.files import only_run
-from openmarigold.images.exr import exr_size, read_exr
 from openmarigold.modalities import DEPTH, find_modality
 from openmarigold.modalities.modality import Maps, Modality
 
@@ -81,16 +78,18 @@ class Listing:
     frames: list[RawFrame]
     rejected: list[Rejection] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    archive: Archive | None = None
+    """What the frames' files are in, by which shards older than their files are made again; None: they are kept."""
 
-
-class FrameDefectError(Exception):
-    """A frame that does not become a sample, and why."""
-
-    def __init__(self, reason: str, detail: str, *, is_error: bool = True) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-        self.is_error = is_error
+    def changed_at(self, frame: RawFrame) -> float:
+        """When a file of the frame was last changed, in seconds since 1970; 0 if that is not known."""
+        if self.archive is None:
+            return 0.0
+        times = [0.0]
+        for name in {frame.name, *frame.files.values()} & self.archive.names:
+            with contextlib.suppress(OSError):
+                times.append(os.stat(f"{self.archive.file_of(name)}").st_mtime)
+        return max(times)
 
 
 RawSample = tuple[UInt8[np.ndarray, "h w 3"] | bytes, Maps, dict[str, Any]]
@@ -166,7 +165,7 @@ class FrameFilter:
         """
         for name, values in maps.items():
             if rgb.shape[:2] != values.shape[:2]:
-                raise FrameDefectError("wrong size", f"rgb is {_size(rgb)}, {name} {_size(values)}")
+                raise FrameDefectError("wrong size", f"rgb is {size_text(rgb)}, {name} {size_text(values)}")
         if int(rgb.min()) == int(rgb.max()):
             raise FrameDefectError("constant color", f"every value is {rgb.min()}")
         valid, title = modality.valid_mask(maps, limits), modality.title
@@ -270,7 +269,7 @@ def prepare(
     with only_run(destination):
         writer.begin()
         units = _units(frames, listing.rejected, shard_size)
-        todo = [unit for unit in units if not writer.is_done(unit.number)]
+        todo = [unit for unit in units if not _is_done(unit, writer, listing)]
         total, kept = len(frames), len(frames) - sum(len(unit.frames) for unit in todo)
         progress(kept, total)
         task = _Task(reader, writer, frame_filter)
@@ -280,6 +279,13 @@ def prepare(
         manifest = writer.finish(len(units), {"valid_range": valid_range, **(facts or {})})
         write_meta(destination)
     return Prepared(manifest=manifest, num_shards_kept=len(units) - len(todo))
+
+
+def _is_done(unit: _Unit, writer: ShardWriter, listing: Listing) -> bool:
+    """Whether a shard is there, whole, and not older than the files that it was made from."""
+    return writer.is_done(unit.number) and all(
+        listing.changed_at(frame) <= writer.done_at(unit.number) for frame in unit.frames
+    )
 
 
 def _units(frames: Sequence[RawFrame], rejected: list[Rejection], shard_size: int) -> list[_Unit]:
@@ -317,102 +323,6 @@ def damaged_archives(archive: Archive) -> list[Rejection]:
     return [
         Rejection(name=name, reason="damaged archive", detail=what) for name, what in sorted(archive.damage.items())
     ]
-
-
-def decode_image(data: bytes, what: str) -> Image.Image:
-    """A decoded Pillow image.
-
-    Raises:
-        FrameDefectError: damaged or cut.
-    """
-    try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except Exception as error:  # Pillow's decoders raise many kinds for damaged bytes
-        raise damaged(what, error) from error
-    return image
-
-
-def decode_codes(data: bytes, what: str) -> UInt16[np.ndarray, "h w"]:
-    """Codes of a 16-bit gray image.
-
-    Raises:
-        FrameDefectError: damaged, cut, in color, or of 8 bits: such a file is a picture of depth, without a unit.
-    """
-    image = decode_image(data, what)
-    if image.mode == "L":
-        raise FrameDefectError("wrong format", f"{what} has 8 bits; depth is stored in 16-bit grays")
-    if not image.mode.startswith("I"):
-        raise FrameDefectError("wrong format", f"{what} has Pillow mode {image.mode}, not 16-bit grays")
-    codes = np.asarray(image)
-    if codes.min(initial=0) < 0 or codes.max(initial=0) > 65535:
-        raise FrameDefectError("wrong format", f"{what} has values outside 16 bits")
-    return codes.astype(np.uint16)
-
-
-def decode_exr(data: bytes, what: str) -> dict[str, np.ndarray]:
-    """The channels of an OpenEXR file, by name.
-
-    Raises:
-        FrameDefectError: damaged, cut, or with more pixels than a file may have.
-        OutputError: not enough space for a temporary file, which the library needs.
-        MissingExtraError: without the extra `exr`.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            file = stack.enter_context(tempfile.NamedTemporaryFile(suffix=".exr"))
-            file.write(data)
-            file.flush()
-        except OSError as error:
-            raise OutputError(f"cannot write a temporary file: {error.strerror or error}; free some space") from error
-        try:
-            height, width = exr_size(Path(file.name))
-            if height * width * 4 > LARGEST_FILE:
-                raise FrameDefectError("wrong format", f"{what}: the header announces {height}x{width} pixels")
-            return read_exr(Path(file.name))
-        except ImageError as error:
-            raise FrameDefectError("damaged", f"{what} is damaged or not an OpenEXR file") from error
-
-
-def read_member(archive: Archive | None, name: str) -> bytes:
-    """The content of a file of a reader's archive, which `list_frames` has opened.
-
-    Raises:
-        FrameDefectError: missing or damaged.
-    """
-    assert archive is not None
-    try:
-        return archive.read(name)
-    except DataError as error:
-        raise damaged(name, error) from error
-
-
-def damaged(what: str, error: BaseException) -> FrameDefectError:
-    """The defect for a decoder's error."""
-    text = one_line(error)
-    is_cut = isinstance(error, EOFError) or any(sign in text.lower() for sign in ("truncated", "ends within", " eof"))
-    return FrameDefectError("truncated" if is_cut else "damaged", f"{what}: {text}")
-
-
-def check_size(pixels: np.ndarray, size: tuple[int, int], what: str) -> None:
-    """Raises FrameDefectError unless height and width are `size`."""
-    if pixels.shape[:2] != size:
-        raise FrameDefectError("wrong size", f"{what} is {_size(pixels)}, not {size[0]}x{size[1]}")
-
-
-def plane_depth(
-    distance: Float32[np.ndarray, "h w"], *, fx: float, fy: float, cx: float, cy: float
-) -> Float32[np.ndarray, "h w"]:
-    """Planar depth of distances along the rays; the center of the first pixel lies at (0.5, 0.5)."""
-    height, width = distance.shape
-    x = (np.arange(width) + 0.5 - cx) / fx
-    y = (np.arange(height) + 0.5 - cy) / fy
-    ray = np.sqrt(x**2 + (y**2 + 1.0)[:, None])
-    return (distance / ray).astype(np.float32)
-
-
-def _size(pixels: np.ndarray) -> str:
-    return "x".join(map(str, pixels.shape[:2]))
 
 
 @dataclass(frozen=True)

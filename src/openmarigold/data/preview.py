@@ -10,7 +10,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from openmarigold.data.shards import ShardedDataset
-from openmarigold.errors import DataError, InvalidValueError
+from openmarigold.errors import DataError, InvalidValueError, OutputError
 from openmarigold.files import write_atomically
 from openmarigold.modalities.colors import colorize
 from openmarigold.modalities.depth import depth_range
@@ -18,10 +18,11 @@ from openmarigold.modalities.depth import depth_range
 _WIDTH = 288
 _GAP = 6
 _TEXT_HEIGHT = 30
+_MOST_JPEG_ROWS = 65500  # of libjpeg
 _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 
 
-def write_preview(folder: Path, output: Path, *, count: int = 24, columns: int = 2) -> int:
+def write_preview(folder: Path, output: Path, *, count: int = 24, columns: int = 2, overwrite: bool = False) -> int:
     """Writes a picture of `count` samples, evenly spread over the data set; returns how many there were.
 
     A map of one channel, such as depth, is colored from its 2 % (red) to its 98 % quantile (violet) in the range that
@@ -30,14 +31,16 @@ def write_preview(folder: Path, output: Path, *, count: int = 24, columns: int =
 
     Raises:
         DataError: no prepared data set, one without samples, or a damaged sample.
-        InvalidValueError: an output that is neither .jpg nor .png, or a count below 1.
-        OutputError: the picture cannot be written.
+        InvalidValueError: an output that is neither .jpg nor .png, a count below 1, or more rows than a JPEG has.
+        OutputError: the picture cannot be written, or it exists and `overwrite` is False.
     """
     kind = _FORMATS.get(output.suffix.lower())
     if kind is None:
         raise InvalidValueError(f"output={output} must end in .jpg or .png")
     if count < 1:
         raise InvalidValueError(f"count={count} must be at least 1")
+    if output.exists() and not overwrite:
+        raise OutputError(f"{output} exists; choose another name, or overwrite it (--overwrite)")
     data = ShardedDataset(folder)
     if not len(data):
         raise DataError(
@@ -47,6 +50,11 @@ def write_preview(folder: Path, output: Path, *, count: int = 24, columns: int =
     cells = [_cell(data, round(number)) for number in np.linspace(0, len(data) - 1, count)]
     data.close()
     sheet = _sheet(cells, min(columns, count), (1 + len(data.encodings)) * _WIDTH)
+    if kind == "JPEG" and sheet.height > _MOST_JPEG_ROWS:
+        raise InvalidValueError(
+            f"a JPEG has at most {_MOST_JPEG_ROWS} rows, and {count} samples need {sheet.height}; give fewer, "
+            "or an output that ends in .png"
+        )
     write_atomically(output, lambda temporary: sheet.save(temporary, kind, quality=90))
     return count
 

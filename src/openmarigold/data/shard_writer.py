@@ -140,7 +140,10 @@ class ShardWriter:
         earlier = self._earlier_plan()
         if earlier is None and found - partial.keys():
             raise DataError(f"{self.folder} is not empty and holds no prepared data; choose a new folder")
-        if earlier is not None and earlier != self._plan:
+        if earlier is not None and PLAN_FILE in found and not any(name.startswith("shard-") for name in found):
+            earlier = None  # nothing was made by it
+            found.discard(PLAN_FILE)
+        if earlier is not None and {**earlier, "name": self._plan["name"]} != self._plan:  # a name changes no sample
             raise DataError(
                 f"{self.folder} was prepared with other settings ({', '.join(_differences(earlier, self._plan))}); "
                 "use the same, choose another folder, or delete this one"
@@ -159,6 +162,10 @@ class ShardWriter:
             return self._read_index(number)["bytes"] == shard.stat().st_size
         except (OSError, DataError):
             return False
+
+    def done_at(self, number: int) -> float:
+        """When shard `number` was finished, in seconds since 1970."""
+        return self._paths(number)[1].stat().st_mtime
 
     def write(self, number: int, items: Iterable[NewSample | Rejection]) -> dict[str, Any]:
         """Write shard `number` (over an unfinished or damaged one) and its index, which is returned.
@@ -380,6 +387,8 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str
 
 
 def _is_alive(pid: int) -> bool:
+    if os.name == "nt":  # there a signal ends the process
+        return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

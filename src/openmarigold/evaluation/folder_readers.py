@@ -228,6 +228,10 @@ class ShardArchive:
             raise missing(self.location, name)
         return self.dataset.member(*self._places[name])
 
+    def file_of(self, name: str) -> Any:
+        """Where the file lies: the whole set."""
+        return self.location
+
 
 def list_shards(dataset: ShardedDataset, modality: Modality) -> Lister:
     """The samples of a prepared set; a scene is a place.

@@ -353,12 +353,15 @@ def _lighting(order: Sequence[str], albedo_space: _ColorSpace, up_to_scale: bool
         return _unit_range(decoded[places]).reshape(9, *decoded.shape[2:])
 
     def complete(
-        maps: Maps, rgb: UInt8[np.ndarray, "h w 3"], config: CallConfig
+        maps: Maps, uncertainties: Maps, rgb: UInt8[np.ndarray, "h w 3"], config: CallConfig
     ) -> tuple[Maps, Mapping[str, float | bool]]:
         parts = (rgb, *(maps[name] for name in named))
         fit = fit_to_photo(*parts, up_to_scale=up_to_scale, albedo_in_srgb=in_srgb)
         if config.recompose:
             recompose(*parts, scale=fit.scale, albedo_in_srgb=in_srgb)
+            for kind in (shading, residual):
+                if (spread := uncertainties.get(f"{kind.file_name}_uncertainty")) is not None:
+                    spread *= np.float32(fit.scale)
         return maps, {"recomposition_error": round(fit.error, 6), "recomposition_scale": round(fit.scale, 6)}
 
     return _modality(

@@ -223,7 +223,9 @@ class Modality:
     """What a folder to score on may hold besides the maps: pictures `<mark>.png` that are white where people drew."""
     output_facts: Callable[[OutputConfig], Mapping[str, Any]] = lambda output: {}
     """What files state about settings of `exported` and `pictures`; other facts make other results."""
-    complete: Callable[[Maps, UInt8[np.ndarray, "h w 3"], CallConfig], tuple[Maps, Mapping[str, Any]]] | None = None
+    complete: Callable[[Maps, Maps, UInt8[np.ndarray, "h w 3"], CallConfig], tuple[Maps, Mapping[str, Any]]] | None = (
+        None
+    )
     """The maps, compared or made consistent with their photo (sRGB) in place, and what is to be stated about it; None:
     they stay."""
     derivations: Mapping[str, Callable[[Modality, str, Camera], Modality]] = field(default_factory=dict)

@@ -127,6 +127,8 @@ def _measured_from_depth(maps: Maps, facts: Mapping[str, Any]) -> Maps:
     except (KeyError, TypeError, ValueError) as error:
         raise DataError("has no intrinsics_px [fx, fy, cx, cy], without which depth gives no normals") from error
     depth = maps["depth"]
+    if min(depth.shape) < 3:
+        raise DataError(f"has {depth.shape[0]}x{depth.shape[1]} pixels; depth gives normals from 3x3")
     support = min(_SENSOR_SUPPORT, (min(depth.shape) - 1) // 2 * 2 + 1)
     center = (x - 0.5, y - 0.5)  # there the first pixel's center lies at (0, 0)
     normals, smooth = normals_from_depth(depth, focal=(fx, fy), center=center, support=support)

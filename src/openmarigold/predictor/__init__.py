@@ -417,7 +417,7 @@ class Predictor:
         maps: Maps = modality.split(modality.finish(stack).astype(np.float32, copy=False))
         facts: Mapping[str, Any] = {}
         if modality.complete:
-            maps, facts = modality.complete(maps, photo.photo.rgb, config)
+            maps, facts = modality.complete(maps, uncertainties, photo.photo.rgb, config)
         bounds, interval_facts = bounds_of(self._intervals.chosen(config, self), found, maps, photo, config)
         return Prediction(
             maps=dict(maps),

@@ -94,6 +94,8 @@ def allowed_loss(alpha: float, number: int, *, rule: str = "conformal", delta: f
     0.0909
     """
     check_rule(rule, alpha, delta)
+    if number < 1:
+        return None
     if rule == "conformal":
         allowed = (alpha * (number + 1) - 1.0) / number
         return allowed if allowed >= -1e-12 else None

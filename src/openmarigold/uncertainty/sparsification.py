@@ -19,11 +19,12 @@ def remaining_error(
     """The mean error of what remains when 0, 1, .. `steps` parts of the pixels are left out, the most uncertain first.
 
     The last of the `steps + 1` values is 0: nothing remains. Pixels that are equally uncertain count with the mean
-    error of their kind, so that their order does not matter.
+    error of their kind, so that their order does not matter. NaN is the largest uncertainty.
     """
     order = np.argsort(uncertainty, kind="stable")
     sorted_error, levels = error[order].astype(np.float64), uncertainty[order]
-    first = np.r_[True, levels[1:] > levels[:-1]]  # of pixels that are equally uncertain
+    unknown = np.isnan(levels)  # sorted last: the most uncertain
+    first = np.r_[True, (levels[1:] > levels[:-1]) | (unknown[1:] & ~unknown[:-1])]  # of equally uncertain pixels
     group = np.cumsum(first) - 1
     sums = np.bincount(group, weights=sorted_error)
     shared = (sums / np.bincount(group))[group]

@@ -23,17 +23,9 @@ from jaxtyping import Bool, Float, Float32, UInt8, UInt16
 
 from openmarigold.data.archives import open_archive, read_file
 from openmarigold.data.arrays import UnexpectedArrayError, hdf5_dataset, hdf5_values
+from openmarigold.data.decoding import FrameDefectError, check_size, damaged, plane_depth
 from openmarigold.data.encodings import MapEncoding
-from openmarigold.data.preparation import (
-    FrameDefectError,
-    Listing,
-    RawDataSet,
-    RawFrame,
-    RawSample,
-    check_size,
-    damaged,
-    plane_depth,
-)
+from openmarigold.data.preparation import Listing, RawDataSet, RawFrame, RawSample
 from openmarigold.data.shard_writer import Rejection
 from openmarigold.errors import DataError, needs_extra
 from openmarigold.modalities.modality import Maps

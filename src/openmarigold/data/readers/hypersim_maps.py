@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
+from openmarigold.data.decoding import FrameDefectError
 from openmarigold.data.encodings import MapEncoding
-from openmarigold.data.preparation import FrameDefectError
 from openmarigold.data.readers.hypersim import Context, HypersimMaps, RawFile, final, geometry, tone_map
 from openmarigold.geometry import unit_vectors
 from openmarigold.modalities.modality import Maps

@@ -15,18 +15,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from openmarigold.data.archives import Archive, first_named, open_archive
+from openmarigold.data.decoding import FrameDefectError, check_size, decode_exr, read_member
 from openmarigold.data.encodings import MapEncoding
-from openmarigold.data.preparation import (
-    FrameDefectError,
-    Listing,
-    RawDataSet,
-    RawFrame,
-    RawSample,
-    check_size,
-    damaged_archives,
-    decode_exr,
-    read_member,
-)
+from openmarigold.data.preparation import Listing, RawDataSet, RawFrame, RawSample, damaged_archives
 from openmarigold.data.shard_writer import Rejection
 from openmarigold.errors import DataError
 from openmarigold.images.exr import require_exr
@@ -112,7 +103,8 @@ class InteriorVerseReader:
                 continue
             key = f"{re.sub(r'[^A-Za-z0-9_-]', '_', scene)[:_MAX_SCENE]}-{number:03d}"
             frames.append(RawFrame(name=name, key=key, kind="rooms", scene=scene, files=files))
-        return Listing(frames=frames, rejected=rejected, notes=[*archive.notes, *archive.damage.values()])
+        notes = [*archive.notes, *archive.damage.values()]
+        return Listing(frames=frames, rejected=rejected, notes=notes, archive=archive)
 
     def read(self, frame: RawFrame) -> RawSample:
         parts = {part: self._colors(frame.files[part]) for part in _PARTS}

@@ -17,20 +17,17 @@ from jaxtyping import Float32
 
 from openmarigold.data.archives import Archive, first_named, open_archive
 from openmarigold.data.arrays import UnexpectedArrayError, load_npy
-from openmarigold.data.encodings import MapEncoding
-from openmarigold.data.preparation import (
+from openmarigold.data.decoding import (
     FrameDefectError,
-    Listing,
-    RawFrame,
-    RawSample,
     damaged,
-    damaged_archives,
     decode_codes,
     decode_exr,
     decode_image,
     plane_depth,
     read_member,
 )
+from openmarigold.data.encodings import MapEncoding
+from openmarigold.data.preparation import Listing, RawFrame, RawSample, damaged_archives
 from openmarigold.data.shard_writer import Rejection
 from openmarigold.errors import DataError, ImageError, InvalidValueError
 from openmarigold.images.exr import require_exr
@@ -195,22 +192,26 @@ class FolderReader:
             else:
                 frames.append(frame)
         notes = [*archive.notes, *archive.damage.values()]
-        return Listing(frames=with_unique_keys(frames), rejected=rejected, notes=notes)
+        return Listing(frames=with_unique_keys(frames), rejected=rejected, notes=notes, archive=archive)
 
     def read(self, frame: RawFrame) -> RawSample:
-        rgb = self._rgb(frame.files["rgb"])
+        rgb, turned = self._rgb(frame.files["rgb"])
         depth, intrinsics = self._depth(frame.files["depth"])
+        if turned == depth.shape:
+            detail = "its EXIF orientation turns it, and its depth may be turned or not; save both upright"
+            raise FrameDefectError("turned", f"{frame.files['rgb']}: {detail}")
         info = {"source": frame.name, **frame.fields}
         return rgb, {"depth": depth}, {**info, "intrinsics": intrinsics} if intrinsics else info
 
-    def _rgb(self, name: str) -> Any:
+    def _rgb(self, name: str) -> tuple[Any, tuple[int, int] | None]:
+        """The upright picture, and its stored height and width if it was not."""
         data = read_member(self._archive, name)
         image = decode_image(data, name)
-        is_plain = image.format == "JPEG" and image.mode == "RGB" and image.getexif().get(EXIF_ORIENTATION, 1) == 1
-        if is_plain and "icc_profile" not in image.info:
-            return data
+        is_upright = image.getexif().get(EXIF_ORIENTATION, 1) not in range(2, 9)
+        if is_upright and image.format == "JPEG" and image.mode == "RGB" and "icc_profile" not in image.info:
+            return data, None
         try:
-            return image_to_rgb(image)
+            return image_to_rgb(image), None if is_upright else (image.height, image.width)
         except (ImageError, InvalidValueError) as error:
             raise FrameDefectError("wrong format", f"{name}: {error}") from error
 

@@ -14,18 +14,9 @@ from typing import Any
 import numpy as np
 
 from openmarigold.data.archives import Archive, open_archive
+from openmarigold.data.decoding import check_size, decode_codes, decode_image, read_member
 from openmarigold.data.encodings import MapEncoding
-from openmarigold.data.preparation import (
-    Listing,
-    RawDataSet,
-    RawFrame,
-    RawSample,
-    check_size,
-    damaged_archives,
-    decode_codes,
-    decode_image,
-    read_member,
-)
+from openmarigold.data.preparation import Listing, RawDataSet, RawFrame, RawSample, damaged_archives
 from openmarigold.data.shard_writer import Rejection
 from openmarigold.errors import DataError, InvalidValueError
 
@@ -162,7 +153,7 @@ class VirtualKitti2Reader:
                 rejected.append(Rejection(name=_rgb_path(place), reason="missing file", detail=detail))
             else:
                 frames.append(_frame(place, files))
-        return Listing(frames=frames, rejected=rejected, notes=notes)
+        return Listing(frames=frames, rejected=rejected, notes=notes, archive=archive)
 
     def read(self, frame: RawFrame) -> RawSample:
         data = read_member(self._archive, frame.files["rgb"])

@@ -111,7 +111,7 @@ class ModelConfig:
     compile: CompileMode = "off"
     """Engine torch, for many photos of one size: full compiles the networks (a minute or two for each new size)."""
     modality: tuple[str, ...] = ()
-    """What to predict, one or more of depth, normals, appearance, lighting. Nothing: what the checkpoint predicts."""
+    """What to predict: depth, normals, appearance, lighting (`predict`: one or more). Nothing: what the checkpoint does."""
 
     def __post_init__(self) -> None:
         if self.checkpoint is not None:
@@ -291,7 +291,7 @@ class OutputConfig:
     inverted: bool = False
     """Also write 16 bits with near = white, far = black, as ControlNet and its kin expect."""
     uncertainty_picture: bool = False
-    """Also write the uncertainty as a picture, white where it is largest."""
+    """Also write the uncertainty of an ensemble as a picture, white where it is largest."""
     normal_frame: NormalFrame = "rub"
     """Axes of written normals: rub (x right, y up, z backward; Marigold, OpenGL), lub (x left; DSINE, E2E-FT, Lotus) or
     opencv (right, down, forward)."""

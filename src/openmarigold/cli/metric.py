@@ -22,7 +22,7 @@ class Metric:
     """Depth in meters, from photos and known lengths or depths. `--help-all` lists the rare settings too.
 
     For each photo: STEM_metric.npy (float32, planar depth in meters), STEM_metric.png (16 bits, millimeters, or 1/256 m
-    if anything is beyond 65 m), STEM_metric_colored.png. Each file states camera, scale, shift and error. Give
+    if anything is beyond 65.5 m), STEM_metric_colored.png. Each file states camera, scale, shift and error. Give
     one of --known-depth, --known-length, --camera-height, --points, --metric-map. An interrupted run resumes.
     """
 

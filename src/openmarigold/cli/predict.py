@@ -21,8 +21,8 @@ class Predict:
     """Predict depth or normals of photos. `--help-all` lists the rare settings too.
 
     For each photo: STEM_depth.npy (float32, 0 near to 1 far), STEM_depth.png (16 bits), STEM_depth_colored.png (near is
-    red); with ensemble-size above 1 also STEM_uncertainty.npy; for normals the same. An interrupted run resumes. Exit
-    status: 0 all done, 1 some photos failed, 2 an error, 130 interrupted.
+    red); with ensemble-size above 1 also STEM_uncertainty.npy; for normals STEM_normals.npy and others. An interrupted
+    run resumes. Exit status: 0 all done, 1 some photos failed, 2 an error, 130 interrupted.
     """
 
     inputs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="INPUT...", help_behavior_hint="")]

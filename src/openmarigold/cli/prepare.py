@@ -346,7 +346,7 @@ class Label:
     min_valid: float = 0.5
     """Leave out photos with a smaller share of known pixels."""
     size: tuple[int, int] = (288, 384)
-    """Height and width of the samples [px]: the middle of each photo, in this shape. All sources of a recipe need the
+    """Height, then width of the samples [px]: the middle of each photo, in this shape. All sources of a recipe need the
     same size."""
     license: str = ""
     """Terms of the photos, for the manifest."""

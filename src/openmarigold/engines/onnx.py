@@ -38,9 +38,10 @@ def open_onnx(
             'safetensors weights and install "openmarigold[torch]"'
         )
     if dtype not in ("float32", "int8"):
+        more = "or use engine torch on a GPU" if dtype == "float16" else "or use engine openvino"
         raise InvalidValueError(
-            f"dtype={dtype!r} is not for ONNX networks, which compute in float32 or int8; leave it out, or use "
-            'engine openvino (pip install "openmarigold[openvino]")'
+            f"dtype={dtype!r} is not for ONNX networks, which compute in float32 or int8; leave it out, {more} (extra "
+            f"{'torch' if dtype == 'float16' else 'openvino'})"
         )
     num_threads = 1 if at_once >= (os.cpu_count() or 1) else 0
     open_all = partial(_open_all, num_threads=num_threads)

@@ -39,7 +39,7 @@ def only_modality(names: Sequence[str]) -> Modality | None:
         InvalidValueError: several names, or one that is not known.
     """
     if len(names) > 1:
-        raise InvalidValueError(f"modality {', '.join(names)}: only `predict` takes several at once; give one")
+        raise InvalidValueError(f"modality {', '.join(names)}: only `predict` and `serve` take several; give one")
     return find_modality(names[0]) if names else None
 
 

@@ -33,7 +33,7 @@ class StreamConfig:
     smoothing: float = 0.8
     """Share of the noise that is averaged over time where nothing changed, from 0 (nothing) to below 1."""
     detect_cuts: bool = True
-    """Find cuts; each starts a new gauge."""
+    """Find cuts, each of which starts a new gauge; without, a clip is one shot."""
 
     def __post_init__(self) -> None:
         check_choice("correspondence", self.correspondence, get_args(Correspondence))

@@ -111,7 +111,7 @@ class ModelConfig:
     compile: CompileMode = "off"
     """Engine torch, for many photos of one size: full compiles the networks (a minute or two for each new size)."""
     modality: tuple[str, ...] = ()
-    """What to predict: depth, normals, appearance, lighting (`predict`: one or more). Nothing: what the checkpoint does."""
+    """What to predict: depth, normals, appearance, lighting (`predict`: several). Nothing: the checkpoint's own."""
 
     def __post_init__(self) -> None:
         if self.checkpoint is not None:

@@ -259,7 +259,7 @@ def test_what_a_checkpoint_cannot_give_is_refused(tiny_checkpoint: Path, tmp_pat
     assert read_checkpoint(folder).modality is NORMALS and read_checkpoint(folder).invariance == "absolute"
     with pytest.raises(InvalidValueError, match="predicts surface normals, from which depth cannot be computed"):
         read_configured(ModelConfig(checkpoint=folder, modality=("depth",)))
-    with pytest.raises(InvalidValueError, match="only `predict` takes several at once"):
+    with pytest.raises(InvalidValueError, match="only `predict` and `serve` take several"):
         read_configured(ModelConfig(checkpoint=folder, modality=("depth", "normals")))
 
 

@@ -286,7 +286,7 @@ def test_the_command_scores_normals(tmp_path: Path, capsys: pytest.CaptureFixtur
     page = (tmp_path / "out" / "page.html").read_text()
     assert "predicted normals" in page and "angular error, 0 to 60°" in page
     assert run([*arguments, "--modality", "normals", "depth"]) == 2
-    assert "only `predict` takes several at once" in capsys.readouterr().err
+    assert "only `predict` and `serve` take several" in capsys.readouterr().err
 
 
 def test_a_model_of_depth_is_scored_with_derived_normals(

@@ -17,7 +17,7 @@ from openmarigold.camera import Camera
 from openmarigold.cli import run
 from openmarigold.completion import guided_settings
 from openmarigold.completion.evidence import SparsePoints
-from openmarigold.completion.fits import line_and_slope
+from openmarigold.completion.fits import line_depth, slope_of_line
 from openmarigold.completion.known import KnownConfig
 from openmarigold.completion.measured import measure, measure_file
 from openmarigold.completion.meters import thinned, to_meters
@@ -402,9 +402,20 @@ def test_points_of_a_map_lie_everywhere(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("space", ["depth", "log", "disparity"])
 def test_uncertainty_in_meters_is_the_slope_of_the_fit(space: Any) -> None:
     relative, step = np.linspace(0.1, 1.0, 9), 1e-6
-    meters, slope = line_and_slope(space, 2.0, 0.5, relative)
-    after, _ = line_and_slope(space, 2.0, 0.5, relative + step)
-    np.testing.assert_allclose(slope, (after - meters) / step, rtol=1e-4)
+    meters, after = (line_depth(space, 2.0, 0.5, depth) for depth in (relative, relative + step))
+    np.testing.assert_allclose(slope_of_line(space, 2.0, relative, meters), (after - meters) / step, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["fit", "field"])
+def test_uncertainty_in_meters_is_finite_where_a_fit_is_clipped(method: Any) -> None:
+    prediction = predicted()
+    prediction.maps["depth"][:3] = 1e-7
+    prediction.uncertainties["uncertainty"] = np.full(SIZE, 0.01, dtype=np.float32)
+    rows, columns = np.indices((SIZE[0] - 3, SIZE[1])).reshape(2, -1)
+    pixels = np.stack([columns, rows + 3], axis=-1)[::50].astype(np.float64)
+    points = SparsePoints(pixels=pixels, depth=room()[rows + 3, columns][::50] ** 1.3)
+    found = to_meters(prediction, points=points, method=method)
+    assert np.isfinite(found.uncertainties["metric_uncertainty"]).all()
 
 
 def test_the_nearest_value_of_a_scale_model_is_left_out() -> None:

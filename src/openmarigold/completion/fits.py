@@ -63,7 +63,7 @@ class Fit:
     def __call__(self, depth: Float[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
         """Meters of relative depth."""
         return np.clip(
-            _line_depth(self.space, self.scale, self.shift, depth.astype(np.float64)), self.floor, self.ceiling
+            line_depth(self.space, self.scale, self.shift, depth.astype(np.float64)), self.floor, self.ceiling
         )
 
 
@@ -170,7 +170,7 @@ def _coordinates(space: FitSpace, values: Float64[np.ndarray, "*shape"]) -> Floa
     return np.log(values) if space == "log" else 1.0 / values
 
 
-def _line_depth(
+def line_depth(
     space: FitSpace, scale: float, shift: float, depth: Float64[np.ndarray, "*shape"]
 ) -> Float64[np.ndarray, "*shape"]:
     """Depth on the line; outside the line's valid range it is 0 or less, or infinite."""
@@ -182,21 +182,17 @@ def _line_depth(
     return 1.0 / np.maximum(scale / np.maximum(depth, tiny) + shift, tiny)
 
 
-def line_and_slope(
-    space: FitSpace, scale: float, shift: float, depth: Float[np.ndarray, "*shape"]
-) -> tuple[Float64[np.ndarray, "*shape"], Float64[np.ndarray, "*shape"]]:
-    """Depth on the line of a fit without its limits, above 0, and its derivative by relative depth."""
-    relative = depth.astype(np.float64)
-    meters = np.maximum(_line_depth(space, scale, shift, relative), np.finfo(np.float64).tiny)
-    if space == "depth":
-        return meters, np.full_like(meters, scale)
-    relative = np.maximum(relative, _NEAREST)
-    return meters, scale * (meters / relative if space == "log" else np.square(meters / relative))
+def slope_of_line(
+    space: FitSpace, scale: float, depth: Float[np.ndarray, "*shape"], meters: Float[np.ndarray, "*shape"]
+) -> Float64[np.ndarray, "*shape"]:
+    """The derivative by relative depth of a line that has the values `meters` at these relative depths."""
+    ratio = meters.astype(np.float64) / np.maximum(depth, _NEAREST)
+    return {"depth": np.full_like(ratio, scale), "log": scale * ratio, "disparity": scale * np.square(ratio)}[space]
 
 
 def _residuals(space: FitSpace, line: tuple[float, float], x: Values, z: Values) -> Values:
     """log(measured / fitted depth); large where the line has no valid depth."""
-    return np.log(z / np.clip(_line_depth(space, *line, x), *_bounds(z)))
+    return np.log(z / np.clip(line_depth(space, *line, x), *_bounds(z)))
 
 
 def _bounds(z: Values) -> tuple[float, float]:
@@ -302,7 +298,7 @@ def _left_out(space: FitSpace, count: int, line: tuple[float, float], x: Values,
     for fold in range(folds):
         out = fold_of == fold
         fitted = _robust_line(space, count, x[~out], z[~out], line if len(x) > 3 * _FOLDS else None) or line
-        errors[out] = np.abs(np.clip(_line_depth(space, *fitted, x[out]), *_bounds(z)) - z[out])
+        errors[out] = np.abs(np.clip(line_depth(space, *fitted, x[out]), *_bounds(z)) - z[out])
     kept = max(1, round(_KEPT * len(x)))
     return float(np.sort(errors)[:kept].mean())
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, Float32
 
 from openmarigold.camera import Camera
 from openmarigold.completion.evidence import Completed, RelativeDepth, SparsePoints, joined
-from openmarigold.completion.fits import line_and_slope
+from openmarigold.completion.fits import line_depth, slope_of_line
 from openmarigold.completion.guided import guided_method
 from openmarigold.completion.guided_settings import GUIDED, GuidedSettings
 from openmarigold.completion.known import MethodName
@@ -297,7 +297,9 @@ def _uncertainties(
     spread = prediction.uncertainty
     if spread is None:
         return {}
-    meters, slope = line_and_slope(found.space, found.scale, found.shift, relative.depth)
-    # The field multiplies the line, by factors near 1.
-    factor = np.clip(found.depth / meters, 1 / _LARGEST_FACTOR, _LARGEST_FACTOR) if found.method == "field" else 1.0
-    return {METRIC.uncertainties[0]: (np.abs(slope) * factor * spread).astype(np.float32)}
+    line = found.depth.astype(np.float64)
+    if found.method == "field":  # which multiplies the line, by factors near 1
+        line = line_depth(found.space, found.scale, found.shift, relative.depth.astype(np.float64))
+        line = np.clip(line, found.depth / _LARGEST_FACTOR, found.depth * _LARGEST_FACTOR)
+    slope = np.abs(slope_of_line(found.space, found.scale, relative.depth, line)) * (found.depth / line)
+    return {METRIC.uncertainties[0]: (slope * spread).astype(np.float32)}

@@ -383,9 +383,15 @@ def test_colmap_in_another_unit_and_behind_other_points(tmp_path):
     _write_colmap(tmp_path, binary=True)
     points = read_points(tmp_path, camera=CAMERA, options=PointOptions(image="1.jpg", unit="cm"))
     np.testing.assert_allclose(points.depth, DEPTH / 100)
-    whole = checked_points(SparsePoints(pixels=PIXELS, depth=DEPTH), camera=CAMERA, check_unit=False)
-    seen = read_points(tmp_path, camera=CAMERA, options=PointOptions(image="1.jpg", remove_see_through=True))
-    np.testing.assert_allclose(seen.depth, DEPTH[~see_through(whole)])
+    places = PLACES.copy()
+    places[1] = places[0] * 3  # behind the first one, in the same pixel
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "PLACES", places)
+        patch.setitem(globals(), "PIXELS", np.stack([PIXELS[0], PIXELS[0], PIXELS[2]]))
+        _write_colmap(tmp_path, binary=True)
+    for remove in (False, True):
+        seen = read_points(tmp_path, camera=CAMERA, options=PointOptions(image="1.jpg", remove_see_through=remove))
+        np.testing.assert_allclose(seen.depth, places[[0, 2] if remove else [0, 1, 2], 2])
 
 
 def test_colmap_of_a_photo_that_was_turned(tmp_path):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from openmarigold.camera import Camera
 from openmarigold.cli import run
-from openmarigold.completion import guided_settings
+from openmarigold.completion import guided_settings, meters
 from openmarigold.completion.evidence import SparsePoints
 from openmarigold.completion.fits import line_depth, slope_of_line
 from openmarigold.completion.known import KnownConfig
@@ -402,20 +402,36 @@ def test_points_of_a_map_lie_everywhere(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("space", ["depth", "log", "disparity"])
 def test_uncertainty_in_meters_is_the_slope_of_the_fit(space: Any) -> None:
     relative, step = np.linspace(0.1, 1.0, 9), 1e-6
-    meters, after = (line_depth(space, 2.0, 0.5, depth) for depth in (relative, relative + step))
-    np.testing.assert_allclose(slope_of_line(space, 2.0, relative, meters), (after - meters) / step, rtol=1e-4)
+    before, after = (line_depth(space, 2.0, 0.5, depth) for depth in (relative, relative + step))
+    np.testing.assert_allclose(slope_of_line(space, 2.0, relative, before), (after - before) / step, rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["fit", "field"])
-def test_uncertainty_in_meters_is_finite_where_a_fit_is_clipped(method: Any) -> None:
+@pytest.mark.parametrize("space", ["depth", "log", "disparity"])
+def test_uncertainty_in_meters_is_bounded_where_a_fit_is_clipped(space: Any, method: Any) -> None:
+    """Near pixels lie below the fit's floor, where lines in log depth and disparity are steep or not defined."""
     prediction = predicted()
-    prediction.maps["depth"][:3] = 1e-7
+    relative = prediction.maps["depth"]
+    relative[:] = np.linspace(0.1, 1.0, SIZE[1])
+    relative[:3], relative[3] = 0.0, 1e-4
     prediction.uncertainties["uncertainty"] = np.full(SIZE, 0.01, dtype=np.float32)
-    rows, columns = np.indices((SIZE[0] - 3, SIZE[1])).reshape(2, -1)
-    pixels = np.stack([columns, rows + 3], axis=-1)[::50].astype(np.float64)
-    points = SparsePoints(pixels=pixels, depth=room()[rows + 3, columns][::50] ** 1.3)
-    found = to_meters(prediction, points=points, method=method)
-    assert np.isfinite(found.uncertainties["metric_uncertainty"]).all()
+    rows, columns = np.indices((SIZE[0] - 4, SIZE[1])).reshape(2, -1)[:, ::37]
+    pixels = np.stack([columns, rows + 4], axis=-1).astype(np.float64)
+    there = relative[rows + 4, columns].astype(np.float64)
+    true = {"depth": 5 * there + 1, "log": 5 * there**0.7, "disparity": 1 / (0.2 / there + 0.3)}[space]
+    found = to_meters(prediction, points=SparsePoints(pixels=pixels, depth=true), method=method)
+    assert found.settings["fit_space"] == space
+    spread = found.uncertainties["metric_uncertainty"]
+    assert np.isfinite(spread).all() and (spread <= np.maximum(found.depth, 0.06)).all()
+
+
+@pytest.mark.parametrize("known", [{"known_length": [(10, 5, 70, 5, 3.0)]}, {"camera_height": 1.5}])
+def test_uncertainty_of_lengths_and_heights_is_finite_at_depth_0(known: dict[str, Any]) -> None:
+    prediction = predicted()
+    prediction.maps["depth"][50, 40] = 0.0
+    prediction.uncertainties["uncertainty"] = np.full(SIZE, 0.01, dtype=np.float32)
+    found = to_meters(prediction, **known)
+    np.testing.assert_allclose(found.uncertainties["metric_uncertainty"], 0.01 * found.settings["scale"], rtol=1e-5)
 
 
 def test_the_nearest_value_of_a_scale_model_is_left_out() -> None:
@@ -430,5 +446,14 @@ def test_many_points_are_compared_by_some_of_them() -> None:
     rows, columns = np.indices((60, 80)).reshape(2, -1)
     pixels = np.stack([columns, rows], axis=-1).astype(np.float64)
     points = SparsePoints(pixels=pixels, depth=room()[rows, columns])
-    found = to_meters(predicted(), points=points, method="fit")
-    assert found.settings["num_points"] == 4800 and found.settings["left_out_errors"]["num_points"] <= 4000
+    seen: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        whole = meters.compare
+
+        def counting(relative: Any, some: SparsePoints, **more: Any) -> Any:
+            seen.append(len(some))
+            return whole(relative, some, **more)
+
+        patch.setattr(meters, "compare", counting)
+        found = to_meters(predicted(), points=points, method="fit")
+    assert seen == [4000] and found.settings["num_points"] == 4800

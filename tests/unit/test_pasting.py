@@ -193,9 +193,10 @@ def test_what_is_refused(sources: tuple[Path, Path], tmp_path: Path) -> None:
 
 def test_terms_of_all_sets_a_moved_folder_and_another_run(tmp_path: Path) -> None:
     pictures = write(tmp_path, "pictures", [ground()], RELATIVE, license="CC BY 4.0", attribution=["me"])
-    renders = write(tmp_path, "renders", [fence()[0]], METERS, license="CC0", attribution="you")
+    row = {"asset": "a", "creator": "you", "license": "CC0"}  # as the renderer states them
+    renders = write(tmp_path, "renders", [fence()[0]], METERS, attribution=[row, dict(row)])
     found = paste(pictures, [renders], tmp_path / "one", count=1)
-    assert found.manifest["license"] == "CC BY 4.0; CC0" and found.manifest["attribution"] == ["me", "you"]
+    assert found.manifest["license"] == "CC BY 4.0; CC0" and found.manifest["attribution"] == ["me", row]
     (tmp_path / "one").rename(tmp_path / "two")
     assert paste(pictures, [renders], tmp_path / "two", count=1).num_shards_kept == 1
     pytest.importorskip("fcntl")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from openmarigold.data import preparation
 from openmarigold.data.preparation import prepare
 from openmarigold.data.readers.rgbd_folder import FolderReader, read_config
 from openmarigold.data.readers.vkitti2 import VirtualKitti2Reader, choose_variants
@@ -28,7 +30,8 @@ def rejections(folder: Path) -> list[dict[str, Any]]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    """The files without what shards state about the files on disk that they were made from."""
+    return {path.name: re.sub(rb'"sources": "\w+",', b"", path.read_bytes()) for path in sorted(folder.iterdir())}
 
 
 # --- Virtual KITTI 2
@@ -301,21 +304,34 @@ def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
 def test_changed_and_repaired_files_are_read_again(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "in", PNG)
     first, second = (source / place / "depth" / "0.png" for place in ("hall", "kitchen 1"))
-    good = first.read_bytes()
+    good, before = first.read_bytes(), first.stat()
     first.write_bytes(good[:40])
+    future = time.time() + 1e6  # as of a camera with a wrong clock
+    os.utime(source / "hall" / "color" / "1.jpg", (future, future))
     reader = FolderReader(source, read_config(source / "dataset.toml"))
     assert prepare(reader, tmp_path / "out", shard_size=2).manifest["counts"]["defective"] == {"damaged": 1}
     assert prepare(reader, tmp_path / "out", shard_size=2).num_shards_kept == 3
     first.write_bytes(good)
-    later = time.time() + 10
-    os.utime(first, (later, later))
+    os.utime(first, ns=(before.st_atime_ns, before.st_mtime_ns))  # as unpacking an archive does
     found = prepare(reader, tmp_path / "out", shard_size=2)
     assert found.num_shards_kept == 2 and found.manifest["counts"]["defective"] == {}
     Image.fromarray(np.full((12, 16), 500, np.uint16) + np.arange(16, dtype=np.uint16)).save(second)
-    os.utime(second, (later + 10, later + 10))
-    os.utime(tmp_path / "out" / "shard-00000.json", (later + 10, later + 10))
+    with pytest.MonkeyPatch.context() as patch:  # a run that ends in between leaves no finished set
+        patch.setattr(preparation, "run_units", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(reader, tmp_path / "out", shard_size=2)
+    with pytest.raises(DataError):
+        ShardedDataset(tmp_path / "out")
     assert prepare(reader, tmp_path / "out", shard_size=2).num_shards_kept == 2
     assert ShardedDataset(tmp_path / "out").read(3).maps["depth"].max() < 1.1
+
+
+def test_damaged_exif_is_no_orientation(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "in", PNG.replace(".jpg", ".png"))
+    for photo in source.glob("*/color/*.jpg"):
+        with Image.open(photo) as image:
+            image.save(photo.with_suffix(".png"), exif=b"Exif\0\0garbage!garbage!")
+    assert len(prepare_folder(source, tmp_path / "out")) == 6 and not rejections(tmp_path / "out")
 
 
 @pytest.mark.parametrize("orientation", [3, 6])

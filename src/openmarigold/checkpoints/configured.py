@@ -15,7 +15,6 @@ from openmarigold.checkpoints.weight_files import read_json, weight_files
 from openmarigold.config import CallConfig, ModelConfig, TimestepSpacing, TinyVaeUse
 from openmarigold.errors import CheckpointError, InvalidValueError
 from openmarigold.modalities import only_modality
-from openmarigold.modalities.metric import METRIC
 from openmarigold.printing import quoted_logger
 
 _log = quoted_logger(__name__)
@@ -57,10 +56,9 @@ def read_configured(config: ModelConfig) -> Checkpoint:
         return found
     if found.modality.name not in wanted.derivations:
         which = "the embedded model" if config.checkpoint is None else str(config.checkpoint)
-        more = ", or use `openmarigold metric` with a known length or depth" if wanted is METRIC else ""
         raise InvalidValueError(
             f"modality={wanted.name!r}: {which} predicts {found.modality.title}, from which {wanted.title} cannot be "
-            f"computed; give a checkpoint for {wanted.title}{more}"
+            f"computed; give a checkpoint for {wanted.title}"
         )
     return replace(found, derived=wanted)
 

@@ -40,7 +40,6 @@ _KEPT = 0.85  # share of the left-out errors, the smallest ones, that decides be
 _GAIN = 0.98  # a second parameter must lower the left-out error to this share
 _FLOOR = 0.25  # of the nearest point: fitted depth is never nearer than this
 _CEILING = 10.0  # times the farthest point: fitted depth is never farther than this
-_NEAREST = 1e-6  # relative depth below which the slope of a line in log depth or disparity is not followed
 _SAME = 1e-6  # relative spread of depth that counts as none
 
 
@@ -185,8 +184,8 @@ def line_depth(
 def slope_of_line(
     space: FitSpace, scale: float, depth: Float[np.ndarray, "*shape"], meters: Float[np.ndarray, "*shape"]
 ) -> Float64[np.ndarray, "*shape"]:
-    """The derivative by relative depth of a line that has the values `meters` at these relative depths."""
-    ratio = meters.astype(np.float64) / np.maximum(depth, _NEAREST)
+    """The derivative by relative depth of a line that has the values `meters` at these relative depths, above 0."""
+    ratio = meters.astype(np.float64) / depth
     return {"depth": np.full_like(ratio, scale), "log": scale * ratio, "disparity": scale * np.square(ratio)}[space]
 
 

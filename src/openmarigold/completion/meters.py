@@ -39,6 +39,7 @@ _MISSED = 0.05  # relative error of a known depth, above which a note reports it
 _ENOUGH_TO_DOUBT = 8  # points
 _MAX_FITTED = 4000  # points of another tool's map, and points that methods are compared by
 _LARGEST_FACTOR = 4.0
+_NEAREST = 1e-6  # relative depth
 _STALE = ("quantity", "notes")  # facts of the relative prediction that are replaced
 _OF_RELATIVE = {name: f"relative_{name}" for name in ("invariance", "shift", "shift_source")}
 """Names of facts of the relative prediction in a result in meters, where `shift` is the shift of the fit."""
@@ -297,9 +298,13 @@ def _uncertainties(
     spread = prediction.uncertainty
     if spread is None:
         return {}
-    line = found.depth.astype(np.float64)
+    depth = np.maximum(relative.depth.astype(np.float64), _NEAREST)
+    line = line_depth(found.space, found.scale, found.shift, depth)
+    line = np.minimum(line, _LARGEST_FACTOR * np.nanmax(found.depth))  # it may be infinite where the fit is not
+    slope = np.abs(slope_of_line(found.space, found.scale, depth, line))
     if found.method == "field":  # which multiplies the line, by factors near 1
-        line = line_depth(found.space, found.scale, found.shift, relative.depth.astype(np.float64))
-        line = np.clip(line, found.depth / _LARGEST_FACTOR, found.depth * _LARGEST_FACTOR)
-    slope = np.abs(slope_of_line(found.space, found.scale, relative.depth, line)) * (found.depth / line)
-    return {METRIC.uncertainties[0]: (slope * spread).astype(np.float32)}
+        with np.errstate(divide="ignore", invalid="ignore"):
+            factor = found.depth / line
+        slope *= np.where((factor > 1 / _LARGEST_FACTOR) & (factor < _LARGEST_FACTOR), factor, 1.0)
+    bound = np.inf if found.space == "depth" else found.depth  # the slope of a logarithm has none
+    return {METRIC.uncertainties[0]: np.minimum(slope * spread, bound).astype(np.float32)}

@@ -80,6 +80,7 @@ def add_normals(
         writer.begin()
         num_shards = len(data.manifest["shards"])
         todo = [number for number in range(num_shards) if not writer.is_done(number)]
+        writer.reopen(bool(todo))
         left = int(np.isin(data.shard_numbers, todo).sum())
         kept = len(data) - left
         progress(kept, len(data))

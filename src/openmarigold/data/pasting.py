@@ -9,7 +9,7 @@ et al. 2021, "Simple Copy-Paste is a strong data augmentation method").
 from __future__ import annotations
 
 import io
-import itertools
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -93,6 +93,7 @@ def paste(
         writer.begin()
         units = [range(start, min(start + shard_size, count)) for start in range(0, count, shard_size)]
         todo = [number for number in range(len(units)) if not writer.is_done(number)]
+        writer.reopen(bool(todo))
         kept = count - sum(len(units[number]) for number in todo)
         progress(kept, count)
         task = _Task(behind, tuple(before), writer, seed, tuple(units))
@@ -108,15 +109,17 @@ def _inherited(behind: ShardedDataset, before: Sequence[ShardedDataset]) -> dict
     """Facts of the pictures' manifest that hold for the set, and the terms of all the sets that it is made of."""
     found = {name: behind.manifest[name] for name in ("valid_range", "unknown_is_far") if name in behind.manifest}
     sets = [behind, *before]
-    licenses = dict.fromkeys(str(data.manifest["license"]) for data in sets if data.manifest.get("license"))
-    names = dict.fromkeys(itertools.chain.from_iterable(_lines(data.manifest.get("attribution")) for data in sets))
+    rows = {json.dumps(row, sort_keys=True): row for data in sets for row in _rows(data.manifest.get("attribution"))}
+    stated = [data.manifest.get("license") for data in sets]
+    stated += [row.get("license") for row in rows.values() if isinstance(row, Mapping)]  # of a rendered set's assets
+    licenses = dict.fromkeys(str(one) for one in stated if one)
     found |= {"license": "; ".join(licenses)} if licenses else {}
-    return found | ({"attribution": list(names)} if names else {})
+    return found | ({"attribution": list(rows.values())} if rows else {})
 
 
-def _lines(stated: Any) -> list[str]:
-    """An attribution as lines: prepared sets state one line, sets of others also a list."""
-    return [str(line) for line in stated] if isinstance(stated, list) else [str(stated)] if stated else []
+def _rows(stated: Any) -> list[Any]:
+    """An attribution as a list: prepared sets state one line, rendered ones a row for each asset."""
+    return stated if isinstance(stated, list) else [stated] if stated else []
 
 
 def _opened(folder: Path) -> ShardedDataset:

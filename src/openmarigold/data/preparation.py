@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -79,17 +79,19 @@ class Listing:
     rejected: list[Rejection] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     archive: Archive | None = None
-    """What the frames' files are in, by which shards older than their files are made again; None: they are kept."""
+    """What the frames' files are in, by which shards whose files changed are made again; None: they are kept."""
 
-    def changed_at(self, frame: RawFrame) -> float:
-        """When a file of the frame was last changed, in seconds since 1970; 0 if that is not known."""
+    def files_sha256(self, frames: Iterable[RawFrame]) -> str | None:
+        """A hash over sizes and times of the files on disk that frames are in; None if these are not known."""
         if self.archive is None:
-            return 0.0
-        times = [0.0]
-        for name in {frame.name, *frame.files.values()} & self.archive.names:
+            return None
+        names = {name for frame in frames for name in (frame.name, *frame.files.values())} & self.archive.names
+        lines = []
+        for path in sorted({f"{self.archive.file_of(name)}" for name in names}):
             with contextlib.suppress(OSError):
-                times.append(os.stat(f"{self.archive.file_of(name)}").st_mtime)
-        return max(times)
+                found = os.stat(path)
+                lines.append(f"{Path(path).name} {found.st_size} {found.st_mtime_ns}\n")
+        return hashlib.sha256("".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 RawSample = tuple[UInt8[np.ndarray, "h w 3"] | bytes, Maps, dict[str, Any]]
@@ -268,8 +270,9 @@ def prepare(
     writer = ShardWriter(destination, **about, settings=settings)
     with only_run(destination):
         writer.begin()
-        units = _units(frames, listing.rejected, shard_size)
-        todo = [unit for unit in units if not _is_done(unit, writer, listing)]
+        units = _units(frames, listing, shard_size)
+        todo = [unit for unit in units if not writer.is_done(unit.number, unit.sources)]
+        writer.reopen(bool(todo))
         total, kept = len(frames), len(frames) - sum(len(unit.frames) for unit in todo)
         progress(kept, total)
         task = _Task(reader, writer, frame_filter)
@@ -281,18 +284,12 @@ def prepare(
     return Prepared(manifest=manifest, num_shards_kept=len(units) - len(todo))
 
 
-def _is_done(unit: _Unit, writer: ShardWriter, listing: Listing) -> bool:
-    """Whether a shard is there, whole, and not older than the files that it was made from."""
-    return writer.is_done(unit.number) and all(
-        listing.changed_at(frame) <= writer.done_at(unit.number) for frame in unit.frames
-    )
-
-
-def _units(frames: Sequence[RawFrame], rejected: list[Rejection], shard_size: int) -> list[_Unit]:
+def _units(frames: Sequence[RawFrame], listing: Listing, shard_size: int) -> list[_Unit]:
     """One unit for each shard; the first one also has the missing frames."""
+    parts = [list(frames[start : start + shard_size]) for start in range(0, len(frames), shard_size)]
     return [
-        _Unit(number, list(frames[start : start + shard_size]), rejected if number == 0 else [])
-        for number, start in enumerate(range(0, len(frames), shard_size))
+        _Unit(number, part, [] if number else listing.rejected, listing.files_sha256(part))
+        for number, part in enumerate(parts)
     ]
 
 
@@ -330,6 +327,8 @@ class _Unit:
     number: int
     frames: list[RawFrame]
     rejected: list[Rejection]
+    sources: str | None
+    """Hash of the files that it is made from, before they are read."""
 
 
 @dataclass(frozen=True)
@@ -339,7 +338,7 @@ class _Task:
     frame_filter: FrameFilter
 
     def run(self, unit: _Unit, tick: Callable[[], None]) -> None:
-        self.writer.write(unit.number, itertools.chain(unit.rejected, self._items(unit, tick)))
+        self.writer.write(unit.number, itertools.chain(unit.rejected, self._items(unit, tick)), unit.sources)
 
     def _items(self, unit: _Unit, tick: Callable[[], None]) -> Iterator[NewSample | Rejection]:
         for frame in unit.frames:

@@ -140,9 +140,9 @@ class ShardWriter:
         earlier = self._earlier_plan()
         if earlier is None and found - partial.keys():
             raise DataError(f"{self.folder} is not empty and holds no prepared data; choose a new folder")
-        if earlier is not None and PLAN_FILE in found and not any(name.startswith("shard-") for name in found):
+        is_running = any(_is_alive(int(match[1])) for match in partial.values())
+        if PLAN_FILE in found and not is_running and not any(name.startswith("shard-") for name in found):
             earlier = None  # nothing was made by it
-            found.discard(PLAN_FILE)
         if earlier is not None and {**earlier, "name": self._plan["name"]} != self._plan:  # a name changes no sample
             raise DataError(
                 f"{self.folder} was prepared with other settings ({', '.join(_differences(earlier, self._plan))}); "
@@ -155,22 +155,34 @@ class ShardWriter:
                 with suppress(OSError):
                     (self.folder / name).unlink()
 
-    def is_done(self, number: int) -> bool:
-        """Whether shard `number` is there, whole."""
+    def is_done(self, number: int, sources: str | None = None) -> bool:
+        """Whether shard `number` is there, whole, and states these sources or none."""
         shard, _ = self._paths(number)
         try:
-            return self._read_index(number)["bytes"] == shard.stat().st_size
+            index = self._read_index(number)
+            return index["bytes"] == shard.stat().st_size and (
+                sources is None or index.get("sources", sources) == sources
+            )
         except (OSError, DataError):
             return False
 
-    def done_at(self, number: int) -> float:
-        """When shard `number` was finished, in seconds since 1970."""
-        return self._paths(number)[1].stat().st_mtime
+    def reopen(self, is_needed: bool = True) -> None:
+        """Makes a finished set an unfinished one before its shards are replaced, which its index would misread.
 
-    def write(self, number: int, items: Iterable[NewSample | Rejection]) -> dict[str, Any]:
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        if is_needed and (self.folder / MANIFEST_FILE).exists():
+            _write_json(self.folder / PLAN_FILE, self._plan)
+            for name in (MANIFEST_FILE, INDEX_FILE):
+                with suppress(FileNotFoundError):
+                    (self.folder / name).unlink()
+
+    def write(self, number: int, items: Iterable[NewSample | Rejection], sources: str | None = None) -> dict[str, Any]:
         """Write shard `number` (over an unfinished or damaged one) and its index, which is returned.
 
-        If `items` raises, nothing of the unit is kept.
+        `sources` stands for the files that it is made from; `is_done` compares it. If `items` raises, nothing of the
+        unit is kept.
 
         Raises:
             DataError: a sample whose key, size or depth cannot be stored.
@@ -178,6 +190,7 @@ class ShardWriter:
         """
         shard, index = self._paths(number)
         content: dict[str, Any] = {"format": FORMAT, "shard": shard.name}
+        content |= {} if sources is None else {"sources": sources}
         for path in (index, shard):
             with suppress(FileNotFoundError):
                 path.unlink()

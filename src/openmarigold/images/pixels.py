@@ -59,7 +59,7 @@ def image_to_rgb(image: Image.Image, *, background: Color = WHITE) -> UInt8[np.n
     """
     check_tiff_image(image)
     width, height = image.size
-    orientation = _orientation(image)
+    orientation = exif_orientation(image)
     rgb = np.empty((height, width, 3) if orientation < 5 else (width, height, 3), dtype=np.uint8)
     stored = as_stored(rgb, orientation)
     convert = _converter(image, background)
@@ -155,13 +155,13 @@ def _channels_last(array: np.ndarray, *, channels_first: bool) -> np.ndarray:
     )
 
 
-def _orientation(image: Image.Image) -> int:
+def exif_orientation(image: Image.Image) -> int:
     """EXIF orientation 1 … 8, or 1 if the tag is absent or its block is damaged (the pixels may be fine)."""
     try:
-        orientation = int(image.getexif().get(EXIF_ORIENTATION, 1))
+        stated = int(image.getexif().get(EXIF_ORIENTATION, 1))
     except Exception:  # noqa: BLE001 - Pillow raises many kinds for damaged tags
         return 1
-    return orientation if 1 <= orientation <= 8 else 1
+    return stated if 1 <= stated <= 8 else 1
 
 
 def as_stored(rgb: Shaped[np.ndarray, "h w 3"], orientation: int) -> Shaped[np.ndarray, "hs ws 3"]:

@@ -31,7 +31,7 @@ from openmarigold.data.preparation import Listing, RawFrame, RawSample, damaged_
 from openmarigold.data.shard_writer import Rejection
 from openmarigold.errors import DataError, ImageError, InvalidValueError
 from openmarigold.images.exr import require_exr
-from openmarigold.images.pixels import EXIF_ORIENTATION, image_to_rgb
+from openmarigold.images.pixels import exif_orientation, image_to_rgb
 from openmarigold.text_files import DamagedTextError, from_table, parse_toml, with_current_keys
 
 CONFIG_FILE = "dataset.toml"
@@ -207,7 +207,7 @@ class FolderReader:
         """The upright picture, and its stored height and width if it was not."""
         data = read_member(self._archive, name)
         image = decode_image(data, name)
-        is_upright = image.getexif().get(EXIF_ORIENTATION, 1) not in range(2, 9)
+        is_upright = exif_orientation(image) == 1
         if is_upright and image.format == "JPEG" and image.mode == "RGB" and "icc_profile" not in image.info:
             return data, None
         try:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Shaped
+from jaxtyping import Bool, Float, Float32, Float64, Shaped
 
 from openmarigold.config import NormalFrame
 from openmarigold.errors import InvalidValueError
@@ -116,10 +116,7 @@ def normals_from_depth(
     _check_arguments(depth.shape, (fx, fy), support)
     x0, y0 = center or ((width - 1) / 2, (height - 1) / 2)
     known = np.isfinite(depth) & (depth > 0) & (True if valid_mask is None else valid_mask)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        disparity = np.where(known, 1.0 / depth.astype(np.float64), np.nan)
-    if known.any():  # by a power of two, which changes no digit: the unit of depth must not decide what is tiny
-        disparity = np.ldexp(disparity, -round(np.log2(np.median(disparity[known]))))
+    disparity = _scaled_disparity(depth, known)
     value = disparity
     if support:
         value, along_x, along_y, rough = _fitted_planes(disparity, support // 2)
@@ -137,6 +134,13 @@ def normals_from_depth(
     with np.errstate(invalid="ignore"):
         smooth = rough < largest * disparity
     return normals, usable & smooth
+
+
+def _scaled_disparity(depth: Float[np.ndarray, "h w"], known: Bool[np.ndarray, "h w"]) -> Float64[np.ndarray, "h w"]:
+    """1 / depth times a power of two, which changes no digit: the unit of depth must not decide what is tiny."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        disparity = np.where(known, 1.0 / depth.astype(np.float64), np.nan)
+    return np.ldexp(disparity, -round(np.log2(np.median(disparity[known])))) if known.any() else disparity
 
 
 def _check_arguments(size: tuple[int, int], focal: tuple[float, float], support: int) -> None:

@@ -335,6 +335,13 @@ def lighting_target(
     return _as_target({name: _shares(maps[name], valid_mask, invalid, white) for name, white in whites.items()}, order)
 
 
+def _scale(uncertainties: Maps, kinds: Sequence[MapKind], scale: float) -> None:
+    """Scales the uncertainties of maps in place, where there are any, as the maps were scaled."""
+    for kind in kinds:
+        if (spread := uncertainties.get(f"{kind.file_name}_uncertainty")) is not None:
+            spread *= np.float32(scale)
+
+
 def _lighting(order: Sequence[str], albedo_space: _ColorSpace, up_to_scale: bool) -> Modality:
     named = {
         "albedo": _Stated(albedo_space),
@@ -359,9 +366,7 @@ def _lighting(order: Sequence[str], albedo_space: _ColorSpace, up_to_scale: bool
         fit = fit_to_photo(*parts, up_to_scale=up_to_scale, albedo_in_srgb=in_srgb)
         if config.recompose:
             recompose(*parts, scale=fit.scale, albedo_in_srgb=in_srgb)
-            for kind in (shading, residual):
-                if (spread := uncertainties.get(f"{kind.file_name}_uncertainty")) is not None:
-                    spread *= np.float32(fit.scale)
+            _scale(uncertainties, (shading, residual), fit.scale)
         return maps, {"recomposition_error": round(fit.error, 6), "recomposition_scale": round(fit.scale, 6)}
 
     return _modality(

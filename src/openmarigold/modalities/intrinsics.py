@@ -343,11 +343,8 @@ def _scale(uncertainties: Maps, kinds: Sequence[MapKind], scale: float) -> None:
 
 
 def _lighting(order: Sequence[str], albedo_space: _ColorSpace, up_to_scale: bool) -> Modality:
-    named = {
-        "albedo": _Stated(albedo_space),
-        "shading": _Stated("linear", up_to_scale),
-        "residual": _Stated("linear", up_to_scale),
-    }
+    light_is = _Stated("linear", up_to_scale)
+    named = {"albedo": _Stated(albedo_space), "shading": light_is, "residual": light_is}
     targets = {name: named[name] for name in order}
     light = "light, up to a scale that shading and residual share" if up_to_scale else "light, white paper being 1"
     albedo = _color_map("albedo", albedo_space, "share of reflected light", file_name="lighting_albedo")

@@ -226,8 +226,8 @@ class Modality:
     complete: Callable[[Maps, Maps, UInt8[np.ndarray, "h w 3"], CallConfig], tuple[Maps, Mapping[str, Any]]] | None = (
         None
     )
-    """The maps, compared or made consistent with their photo (sRGB) in place, with their uncertainties, and what is to be
-    stated about it; None: they stay."""
+    """The maps, compared or made consistent with their photo (sRGB) in place, with their uncertainties, and what is to
+    be stated about it; None: they stay."""
     derivations: Mapping[str, Callable[[Modality, str, Camera], Modality]] = field(default_factory=dict)
     """By name of another modality: this one, decoded from what a model of that modality (of an invariance) gives for a
     picture of this camera."""
